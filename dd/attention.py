@@ -1,0 +1,56 @@
+"""From attention to class heat maps (Dataset Diffusion, sections on class-prompt attention and self-attention
+exponentiation). Pure functions on tensors; the hooks that feed them live in :mod:`dd.diffusion`.
+
+Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of a head, K classes, P powers.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def split_heads(x_BNC: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, N, H*D] -> [B, H, N, D]."""
+    batch, length, width = x_BNC.shape
+    return x_BNC.view(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def mean_attention(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float) -> torch.Tensor:
+    """Mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row sums to 1. One head at a time, so that the
+    head dimension is never held in memory."""
+    heads = q_BHND.shape[1]
+    total = None
+    for h in range(heads):
+        logits = torch.bmm(q_BHND[:, h].float() * scale, k_BHTD[:, h].float().transpose(1, 2))
+        probs = logits.softmax(-1)
+        total = probs if total is None else total.add_(probs)
+    return total.div_(heads)
+
+
+def class_maps(cross_NT: torch.Tensor, spans: list[list[int]]) -> torch.Tensor:
+    """One map per class = mean over the tokens of its words: [N, T], K lists of positions -> [K, N]."""
+    return torch.stack([cross_NT[:, positions].mean(1) for positions in spans])
+
+
+def resize_maps(maps_KN: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Bicubic resize of square maps [K, r*r] to [K, resolution**2]."""
+    side = int(maps_KN.shape[1] ** 0.5)
+    if side == resolution:
+        return maps_KN
+    grid = maps_KN.view(1, -1, side, side)
+    return F.interpolate(grid, size=(resolution, resolution), mode="bicubic", align_corners=False).flatten(2)[0]
+
+
+def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -> torch.Tensor:
+    """(A_S)^k A_C for k = 0 ... max_power as [K, P, N]: k products with thin matrices, never a matrix power."""
+    column_NK, powers = maps_KN.T, [maps_KN]
+    for _ in range(max_power):
+        column_NK = self_NN @ column_NK
+        powers.append(column_NK.T)
+    return torch.stack(powers, 1)
+
+
+def heat_maps(cross_NT: torch.Tensor, self_NN: torch.Tensor, spans: list[list[int]], max_power: int) -> torch.Tensor:
+    """Refined heat of one sample at the self-attention's resolution r: [K, P, r, r]."""
+    side = int(self_NN.shape[0] ** 0.5)
+    maps_KN = resize_maps(class_maps(cross_NT, spans), side)
+    return exponentiate(self_NN, maps_KN, max_power).unflatten(-1, (side, side))

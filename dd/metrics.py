@@ -1,0 +1,41 @@
+"""mIoU from one integer confusion matrix over the whole set, as PASCAL VOC defines it."""
+
+import torch
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from dd.taxonomy import IGNORE
+
+
+def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
+    """A metric that counts pixels [true class, predicted class]; pixels whose label is 255 are left out."""
+    return MulticlassConfusionMatrix(num_classes=num_classes, ignore_index=IGNORE, validate_args=False)
+
+
+def iou(confusion: torch.Tensor) -> list[float | None]:
+    """IoU of each class in percent; None for a class that neither labels nor predictions hold."""
+    hit = confusion.diag().double()
+    union = confusion.sum(0).double() + confusion.sum(1).double() - hit
+    return [float(100 * h / u) if u else None for h, u in zip(hit, union, strict=True)]
+
+
+def miou(confusion: torch.Tensor) -> float:
+    """Mean of :func:`iou` over the classes that occur, background counted. ValueError for an empty matrix."""
+    present = [v for v in iou(confusion) if v is not None]
+    if not present:
+        raise ValueError("the confusion matrix is empty: no pixel was scored (are all labels 255?)")
+    return sum(present) / len(present)
+
+
+def pixel_accuracy(confusion: torch.Tensor) -> float:
+    """Share of scored pixels that are right, in percent."""
+    return float(100 * confusion.diag().sum().double() / confusion.sum().double())
+
+
+def summarise(confusion: torch.Tensor, class_names) -> dict:
+    """The measured part of metrics.json; ``class_names`` with background first."""
+    return {
+        "miou": miou(confusion),
+        "iou": dict(zip(class_names, iou(confusion), strict=True)),
+        "pixel_accuracy": pixel_accuracy(confusion),
+        "confusion": confusion.tolist(),
+    }

@@ -1,0 +1,103 @@
+"""Who made this and from what: hashes, versions, atomic files. No torch."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
+
+
+def sha256(data: bytes | Path) -> str:
+    """Hexadecimal SHA-256 of bytes, or of a file read in pieces."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    with open(data, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(value) -> str:
+    """SHA-256 of a plain value through canonical JSON: equal values, equal fingerprints."""
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: temporary name in the same folder, sync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: str | Path, value) -> None:
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path):
+    """Parse a JSON file; FileNotFoundError or ValueError name the file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str:
+    """Commit of the working directory's checkout, with ``+`` when files differ from it; empty outside a checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+
+
+def made_by() -> dict:
+    """Versions, commit and command of this process: what run.json carries beside its settings."""
+    return {"versions": versions(), "git_commit": git_commit(), "command": " ".join(sys.argv)}
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every differing leaf of two nested dictionaries."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def refuse_other(path: str | Path, identity: dict, what: str) -> None:
+    """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other settings; nothing is changed."""
+    if not Path(path).exists():
+        return
+    lines = differences(read_json(path).get("identity", {}), identity)
+    if lines:
+        raise FileExistsError(
+            f"{what} {Path(path).parent} was made with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nNothing was changed. Choose another name (name=...), or remove the folder to make it anew."
+        )

@@ -1,0 +1,65 @@
+"""Stage: mIoU of a trained run on real data, and the audit of a synthetic set's masks by such a run."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dd import metrics
+from dd.datamodule import whole_loader
+from dd.datasets import SegmentationFolder
+from dd.provenance import read_json, write_json
+from dd.segmentation import count
+
+
+def evaluate(
+    path, run: dict, segmenter, data: SegmentationFolder, transform, batch_size: int = 16, device: str = "cpu", weights="ema"
+) -> dict:
+    """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to ``path``.
+
+    ``run`` is the run's run.json. One integer confusion matrix at original image size, 255 left out. A file that is there
+    for the same checkpoint, data and protocol is kept. ValueError if the run's classes are not the data's.
+    """
+    theirs = run["taxonomy"]["names"]
+    if list(data.taxonomy.names) != theirs:
+        raise ValueError(
+            f"the run was trained for the classes {theirs}, data {data.root.name!r} has {list(data.taxonomy.names)}: "
+            "a run is evaluated on data with its own classes"
+        )
+    head = {
+        "data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data),
+        "checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": run["checkpoint_sha256"], "weights": weights,
+        "protocol": {"scales": [1.0], "flip": False, "resize": transform.short_side},
+        "supervision": run["supervision"], "trained_on": run["trained_on"],
+    }  # fmt: skip
+    if Path(path).exists():
+        there = read_json(path)
+        if {k: there.get(k) for k in head} == head:
+            return there
+    segmenter = segmenter.to(device).eval()
+    confusion = metrics.confusion_matrix(len(data.taxonomy)).to(device)
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"evaluate on {data.root.name}/{data.split}", total=len(data))
+        autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
+        with autocast:
+            loader = whole_loader(data, transform, batch_size)
+            counted = count(segmenter, loader, confusion, device, lambda n: bar.advance(task, n))
+    result = {**head, **metrics.summarise(counted.cpu(), data.taxonomy.all_names)}
+    write_json(path, result)
+    return result
+
+
+def print_table(results: dict[str, dict], title: str) -> None:
+    """Per-class IoU and mIoU of several results, one column each."""
+    table = Table(title=title)
+    table.add_column("class")
+    for name in results:
+        table.add_column(name, justify="right")
+    for class_name in next(iter(results.values()))["iou"]:
+        values = [r["iou"].get(class_name) for r in results.values()]
+        table.add_row(class_name, *("-" if v is None else f"{v:.1f}" for v in values))
+    table.add_section()
+    table.add_row("mIoU", *(f"[bold]{r['miou']:.1f}[/bold]" for r in results.values()))
+    Console().print(table)

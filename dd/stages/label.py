@@ -1,0 +1,116 @@
+"""Stage: stored heat maps -> a mask set. Cheap: another threshold or power never touches the generator."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from dd.datasets import encode_image, encode_mask, read_image, read_mask
+from dd.masks import MaskSettings, to_mask
+from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
+from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
+from dd.samples import Sample, read_plan, read_records
+from dd.taxonomy import IGNORE, voc_palette
+
+DEFAULT_SET = "SegmentationClass"
+
+
+def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarray:
+    """Stored heat float16 [classes, powers, r, r] of a sample; errors name the file and the way out."""
+    path = Path(folder) / "heat" / f"{sample.id}.safetensors"
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no heat {path}; run generate.py again to make what is missing") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and its record, and run generate.py again") from None
+    if source not in tensors:
+        raise ValueError(
+            f"masks.source={source} is not stored in {folder}: it holds {', '.join(tensors)}. "
+            "Generate with diffusion.full_prompt=true"
+        )
+    return tensors[source]
+
+
+def image_file(folder, sample: Sample) -> Path:
+    return next((Path(folder) / "JPEGImages").glob(f"{sample.id}.*"))
+
+
+def label(folder, settings: MaskSettings, mask_set: str | None = None) -> Path:
+    """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``; returns that folder.
+
+    ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set that is complete with
+    the same settings and heat is left alone, one with others is made anew. The default set also renews the data card.
+    """
+    folder = Path(folder)
+    plan, records = read_plan(folder), read_records(folder)
+    missing = [s.id for s in plan if s.id not in records]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet; run generate.py first")
+    target = folder / DEFAULT_SET if mask_set in (None, DEFAULT_SET) else folder / "masks" / mask_set
+    identity = {"settings": asdict(settings), "heat": fingerprint([records[s.id]["heat_sha256"] for s in plan])}
+    done = target / "masks.json"
+    if done.exists():
+        if not differences(read_json(done)["identity"], identity):
+            return target
+        done.unlink()
+    hashes, pixels = {}, {}
+    for sample in plan:
+        size = read_image(image_file(folder, sample)).shape[:2]
+        mask = to_mask(read_heat(folder, sample, settings.source), sample.class_ids, size, settings)
+        data = encode_mask(mask)
+        write_atomic(target / f"{sample.id}.png", data)
+        hashes[sample.id] = sha256(data)
+        for value, number in zip(*np.unique(mask, return_counts=True), strict=True):
+            pixels[int(value)] = pixels.get(int(value), 0) + int(number)
+    write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes})
+    if target.name == DEFAULT_SET:
+        write_card(folder, plan, pixels, settings)
+    return target
+
+
+def write_card(folder, plan, pixels, settings):
+    """README.md and a picture: what is in the data set, how it was made, what to keep in mind."""
+    run = read_json(folder / "run.json")
+    identity, names = run["identity"], ["background", *run["identity"]["taxonomy"]["names"]]
+    palette, rows = voc_palette(), []
+    for sample in plan[:8]:
+        image = read_image(image_file(folder, sample))
+        maps, mask = read_heat(folder, sample, settings.source), read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
+        strongest = maps[:, min(settings.power, maps.shape[1] - 1)].astype(np.float32)
+        rows.append([image, heat(image, strongest[0]), colour_mask(mask, palette), overlay(image, mask, palette)])
+    write_atomic(folder / "card.png", encode_image(contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0])), ".png"))
+    total, images = sum(pixels.values()), dict.fromkeys(names, 0)
+    for sample in plan:
+        for name in sample.classes:
+            images[name] += 1
+    table = "\n".join(
+        f"| {name} | {images[name] if i else len(plan)} | {100 * pixels.get(i, 0) / total:.1f} % |"
+        for i, name in enumerate(names)
+    )
+    generator = identity["generator"]
+    text = f"""# Synthetic segmentation data set
+
+{len(plan)} images made by a text-to-image model, with masks read from its attention (Dataset Diffusion, NeurIPS 2023). No
+human label was used. PASCAL VOC layout: `JPEGImages/`, `SegmentationClass/` (palette PNG, 255 = uncertain), `ImageSets/`.
+
+![image, heat of the first class, mask, overlay](card.png)
+
+Image, heat map of the first class, mask, overlay.
+
+| class | images that asked for it | pixels |
+|---|---|---|
+{table}
+| uncertain (255) | | {100 * pixels.get(IGNORE, 0) / total:.1f} % |
+
+- Generator: `{generator["model"]}`, revision `{generator["revision"]}`, weights sha256 `{generator["weights_sha256"]}`;
+  {generator["scheduler"] or "its own scheduler"}, {generator["steps"]} steps, guidance {generator["guidance"]}.
+- Masks: power {settings.power}, threshold {settings.threshold}, uncertainty band {settings.band}, source {settings.source}.
+- Made by: `{run["command"]}`, commit `{run["git_commit"] or "unknown"}`. `run.json` and `plan.jsonl` make it again.
+- Licence: that of the generator's weights governs its outputs; check it before you publish the images.
+- Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where the model *attended* to a word
+  even if the object is missing, and objects that were not asked for are background.
+"""
+    write_atomic(folder / "README.md", text)

@@ -1,0 +1,67 @@
+"""Stage: how good is a generator's attention? Real scenes with exact masks are noised and shown to it, the attention is
+read as in generation, and the masks are compared: the quickest honest measure, no image is generated."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dd import metrics
+from dd.datasets import SegmentationFolder, read_captions
+from dd.masks import MaskSettings, to_mask
+from dd.prompts import make_prompt
+from dd.provenance import write_json
+from dd.samples import Sample
+
+
+def real_heat(generator, data: SegmentationFolder, timesteps, batch_size: int = 32, append: bool = True, limit=None) -> list:
+    """Heat of the real images of ``data`` (by source), noised to ``timesteps``, with their own captions as prompts."""
+    captions, heat = read_captions(data.root), []
+    names = data.ids[:limit]
+    for first in range(0, len(names), batch_size):
+        samples, images = [], []
+        for i, name in enumerate(names[first : first + batch_size], first):
+            prompt = make_prompt(captions[name]["caption"], captions[name]["classes"], append)
+            ids = tuple(data.taxonomy.ids(prompt.classes))
+            samples.append(Sample(name, prompt.text, prompt.class_prompt, prompt.classes, ids, seed=i, unit=0))
+            images.append(data[i][0])
+        for sample, maps in zip(samples, generator.read_real(np.stack(images), samples, timesteps), strict=True):
+            heat.append((sample, maps))
+    return heat
+
+
+def score(heat, data: SegmentationFolder, settings: MaskSettings) -> torch.Tensor:
+    """Confusion of masks read from ``heat`` with the exact ones. Uncertain pixels count as background: nothing is hidden."""
+    certain = MaskSettings(settings.power, settings.threshold, 0.0, settings.source)
+    confusion = metrics.confusion_matrix(len(data.taxonomy))
+    for i, (sample, maps) in enumerate(heat):
+        truth = data[i][1]
+        mask = to_mask(maps[settings.source], sample.class_ids, truth.shape, certain)
+        confusion.update(torch.from_numpy(mask.astype(np.int64))[None], torch.from_numpy(truth.astype(np.int64))[None])
+    return confusion.compute()
+
+
+def probe(
+    path, generator, data: SegmentationFolder, settings: MaskSettings, timesteps, append: bool = True, limit=None
+) -> dict:
+    """Measure ``settings`` on ``data`` and, for choosing them on a tune split, a grid of powers and thresholds around them.
+
+    Writes ``path`` (JSON) with the mask mIoU and returns its content.
+    """
+    heat = real_heat(generator, data, timesteps, append=append, limit=limit)
+    confusion = score(heat, data, settings)
+    result = {
+        "data": data.root.name, "split": data.split, "num_images": len(heat), "timesteps": list(timesteps),
+        "masks": {"power": settings.power, "threshold": settings.threshold, "source": settings.source},
+        "generator": generator.identity(), **metrics.summarise(confusion, data.taxonomy.all_names),
+    }  # fmt: skip
+    if data.split == "tune":
+        result["grid"] = {
+            f"power={power},threshold={threshold}": metrics.miou(
+                score(heat, data, MaskSettings(power, threshold, 0.0, settings.source))
+            )
+            for power in range(heat[0][1][settings.source].shape[1])
+            for threshold in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+        }
+    write_json(Path(path), result)
+    return result

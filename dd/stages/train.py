@@ -1,0 +1,64 @@
+"""Stage: train a segmenter on a synthetic or a real set, from scratch or from an earlier run."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from dd.provenance import made_by, read_json, refuse_other, sha256, write_json
+
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+
+
+def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
+    """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw`` (the ablation).
+
+    FileNotFoundError if the run is not finished; weights only, no pickled code.
+    """
+    path = Path(run) / CHECKPOINT
+    if not path.is_file() or not (Path(run) / "run.json").is_file():
+        raise FileNotFoundError(f"{run} is not a finished training run (no run.json or {CHECKPOINT}); train it with train.py")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    state = checkpoint.get("current_model_state", checkpoint["state_dict"]) if weights == "raw" else checkpoint["state_dict"]
+    return {k.removeprefix("segmenter."): v for k, v in state.items() if k.startswith("segmenter.")}
+
+
+def train(folder, module, data, trainer, identity: dict, record: dict, init_from=None) -> dict:
+    """Fit ``module`` (:class:`dd.segmentation.Segmentation`) on ``data`` and return what run.json holds.
+
+    ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and is left alone, one with
+    another identity is refused. An interrupted run goes on from its last checkpoint. ``init_from``: a finished run whose
+    averaged weights are the start. ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
+    """
+    folder = Path(folder)
+    started_with = folder / "settings.json"
+    for file in (folder / "run.json", started_with):
+        refuse_other(file, identity, "run")
+    if (folder / "run.json").exists():
+        return read_json(folder / "run.json")
+    if init_from is not None:
+        missing = module.segmenter.load_state_dict(_same_classes(init_from, record), strict=False)
+        if missing.missing_keys or missing.unexpected_keys:
+            raise ValueError(
+                f"init_from={init_from}: its segmenter is another one (missing {missing.missing_keys[:3]}, "
+                f"unexpected {missing.unexpected_keys[:3]}). Use the same segmenter=..."
+            )
+    write_json(started_with, {"identity": identity})
+    last, started = folder / CHECKPOINT, time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    if trainer.interrupted or trainer.global_step < trainer.max_steps:
+        raise KeyboardInterrupt(f"training stopped at step {trainer.global_step} of {trainer.max_steps}")
+    done = {
+        "identity": identity, **record, "steps": trainer.global_step,
+        "seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by(),
+    }  # fmt: skip
+    write_json(folder / "run.json", done)
+    return done
+
+
+def _same_classes(init_from, record) -> dict:
+    weights = load_weights(init_from)
+    theirs, ours = read_json(Path(init_from) / "run.json")["taxonomy"], record["taxonomy"]
+    if theirs != ours:
+        raise ValueError(f"init_from={init_from} was trained for the classes {theirs['names']}, this run has {ours['names']}")
+    return weights

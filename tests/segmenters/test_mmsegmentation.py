@@ -1,0 +1,395 @@
+import importlib.util
+import pickle
+import sys
+import urllib.error
+from pathlib import Path
+
+import mmcv
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from dd.segmenters import _compiled_ops, mmsegmentation
+from dd.segmenters.mmsegmentation import DeepLabV3, deeplabv3_config, load_pretrained, read_weights
+
+# mmseg after the placeholder for compiled operations, which dd.segmenters installs
+import mmseg  # isort: skip
+from mmengine.config import Config  # isort: skip
+from mmengine.logging import HistoryBuffer  # isort: skip
+from mmengine.structures import PixelData  # isort: skip
+from mmseg.registry import MODELS  # isort: skip
+from mmseg.structures import SegDataSample  # isort: skip
+
+CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
+SHIPPED = {
+    18: CONFIGS / "deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py",
+    50: CONFIGS / "_base_/models/deeplabv3_r50-d8.py",
+    101: CONFIGS / "deeplabv3/deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512.py",
+}
+
+
+def shipped_config(depth, num_classes):
+    """mmsegmentation's own file, with plain batch norm and our number of classes."""
+    config = Config.fromfile(SHIPPED[depth]).model
+    config.pretrained = None
+    for part in ("backbone", "decode_head", "auxiliary_head"):
+        config[part].norm_cfg.type = "BN"
+    config.decode_head.num_classes = config.auxiliary_head.num_classes = num_classes
+    config.data_preprocessor.type = "mmseg.SegDataPreProcessor"
+    return config
+
+
+def batch(num_classes=4, size=(64, 72), seed=0, ignored=True):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (2, 3, *size), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, num_classes, (2, *size), generator=generator)
+    if ignored:
+        labels[:, : size[0] // 3] = 255
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return DeepLabV3(4, depth=18)
+
+
+# The placeholder for compiled operations
+
+
+@pytest.fixture
+def without_extension():
+    before = sys.modules.pop(_compiled_ops.NAME, None)
+    yield
+    sys.modules.pop(_compiled_ops.NAME, None)
+    if before is not None:
+        sys.modules[_compiled_ops.NAME] = before
+
+
+def test_placeholder_raises_when_called(without_extension, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    _compiled_ops.install_placeholder()
+    extension = importlib.import_module(_compiled_ops.NAME)
+    with pytest.raises(RuntimeError, match=r"deform_conv_forward .* full mmcv 2\.1\.0"):
+        extension.deform_conv_forward(1, output=2)
+    with pytest.raises(AttributeError):
+        _ = extension.__file__
+
+
+def test_placeholder_steps_aside_for_full_mmcv(without_extension, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    _compiled_ops.install_placeholder()
+    assert _compiled_ops.NAME not in sys.modules
+
+
+@pytest.mark.skipif(
+    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder), reason="full mmcv is installed"
+)
+def test_an_operation_of_mmcv_raises_clearly():
+    assert importlib.util.find_spec(_compiled_ops.NAME).loader is None
+    with pytest.raises(RuntimeError, match="nms is one of mmcv's compiled operations"):
+        mmcv.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([1.0]), 0.5)
+
+
+# The architecture
+
+
+@pytest.mark.parametrize("depth", [18, 50, 101])
+def test_config_is_the_one_mmsegmentation_ships(depth):
+    expected = shipped_config(depth, 21).to_dict()
+    del expected["data_preprocessor"], expected["pretrained"]
+    config = deeplabv3_config(21, depth)
+    for head in ("decode_head", "auxiliary_head"):
+        assert config[head].pop("out_channels") == 21  # defaults of mmsegmentation, written out
+        assert config[head].pop("ignore_index") == 255
+        assert config[head]["loss_decode"].pop("avg_non_ignore") is False
+    assert config == expected
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(50, 68_114_570), (101, 87_106_698)])
+def test_large_models_on_the_meta_device(depth, parameters):
+    with torch.device("meta"), mmsegmentation._quiet_construction():
+        net = MODELS.build(deeplabv3_config(21, depth))
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert net.backbone.layer4[1].conv2.dilation == (4, 4)
+    assert [branch.conv.dilation[0] for branch in net.decode_head.aspp_modules] == [1, 12, 24, 36]
+
+
+def test_building_is_silent(recwarn, capfd):
+    DeepLabV3(2, depth=18)
+    assert not recwarn.list
+    assert capfd.readouterr() == ("", "")
+
+
+def test_random_weights_are_mmsegmentations(model):
+    assert 0.005 < model.decode_head.conv_seg.weight.std() < 0.015
+    assert all(block.norm2.weight.abs().max() == 0 for block in model.backbone.layer3)  # zero_init_residual
+
+
+def test_sync_bn_everywhere_or_nowhere():
+    kinds = {type(m) for m in DeepLabV3(2, depth=18, sync_bn=True).modules() if "BatchNorm" in type(m).__name__}
+    assert len(kinds) == 1 and issubclass(kinds.pop(), torch.nn.SyncBatchNorm)
+    kinds = {type(m) for m in DeepLabV3(2, depth=18).modules() if "BatchNorm" in type(m).__name__}
+    assert kinds == {torch.nn.BatchNorm2d}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 21, "depth": 34}, "depth=34.*18, 50, 101"),
+        ({"num_classes": 1, "depth": 18}, "num_classes=1.*background included"),
+        ({"num_classes": 256, "depth": 18}, "ignore_index=255 is also one of the 256 classes"),
+        ({"num_classes": 4, "depth": 18, "auxiliary_weight": -1}, "auxiliary_weight=-1"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DeepLabV3(**arguments)
+
+
+# Forward
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (70, 51)])
+def test_logits_have_the_size_of_the_input(model, size):
+    images, _ = batch(size=size)
+    with torch.no_grad():
+        logits = model.eval()(images)
+        assert logits.shape == (2, 4, *size)
+        assert torch.equal(logits, model(images.float()))
+        torch.testing.assert_close(model(images[:1]), logits[:1], rtol=1e-4, atol=1e-5)  # one image is fine in eval
+
+
+def test_channels_are_normalised_in_rgb_order(model):
+    assert not any(name in model.state_dict() for name in ("mean", "std"))
+    seen = []
+    handle = model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1).expand(2, 3, 64, 64)
+    step = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        model.eval()(mean + step * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1))
+    handle.remove()
+    torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_wrong_images(model):
+    with pytest.raises(ValueError, match=r"\(2, 64, 64, 3\): expected \[B, 3, H, W\]"):
+        model(torch.zeros(2, 64, 64, 3))
+    with pytest.raises(ValueError, match="one image in training mode"):
+        model.train()(torch.zeros(1, 3, 64, 64))
+
+
+# Loss
+
+
+def test_losses_equal_those_of_mmsegmentation(model):
+    config = shipped_config(18, 4)
+    config.data_preprocessor.size = (64, 72)
+    with mmsegmentation._quiet_construction():
+        reference = MODELS.build(config)
+    reference.load_state_dict(model.state_dict())  # strict: the same keys
+    images, labels = batch()
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None])) for label in labels]
+    bgr = list(images.flip(1))
+    data = reference.data_preprocessor({"inputs": bgr, "data_samples": samples}, training=True)
+    torch.manual_seed(3)  # dropout
+    expected = reference.train()(**data, mode="loss")
+    torch.manual_seed(3)
+    losses = model.train().loss(images, labels)
+    assert set(losses) == {"decode.loss_ce", "aux.loss_ce", "loss"}
+    assert torch.equal(losses["decode.loss_ce"], expected["decode.loss_ce"])
+    assert torch.equal(losses["aux.loss_ce"], expected["aux.loss_ce"])
+    assert torch.equal(losses["loss"], expected["decode.loss_ce"] + expected["aux.loss_ce"])
+
+
+@pytest.mark.parametrize("avg_non_ignore", [False, True])
+@pytest.mark.parametrize("auxiliary_weight", [0.4, 0.0])
+def test_how_ignored_pixels_enter_the_average(avg_non_ignore, auxiliary_weight):
+    torch.manual_seed(0)
+    model = DeepLabV3(4, depth=18, avg_non_ignore=avg_non_ignore, auxiliary_weight=auxiliary_weight).eval()
+    images, labels = batch()
+    valid = labels != 255
+    pixels = valid.sum() if avg_non_ignore else labels.numel()
+    with torch.no_grad():
+        losses = model.loss(images, labels)
+        features = model.backbone((images - model.mean) / model.std)
+        for name, head, weight in (
+            ("decode", model.decode_head, 1),
+            ("aux", model.auxiliary_head, auxiliary_weight),
+        ):
+            logits = F.interpolate(head(features), size=labels.shape[1:], mode="bilinear")
+            log_p = logits.log_softmax(1).permute(0, 2, 3, 1)[valid]
+            nll = -log_p.gather(1, labels[valid][:, None]).double().sum()
+            torch.testing.assert_close(losses[f"{name}.loss_ce"].double(), weight * nll / pixels, rtol=1e-5, atol=0)
+        assert model.loss(images, torch.full_like(labels, 255))["loss"] == 0
+
+
+def test_another_ignore_index():
+    model = DeepLabV3(4, depth=18, ignore_index=-1).eval()
+    images, labels = batch(ignored=False)
+    labels[:, :10] = -1
+    assert model.loss(images, labels)["loss"] > 0
+    labels[0, 0, 0] = 255
+    with pytest.raises(ValueError, match=r"\[255\]; allowed: 0..3, and -1"):
+        model.loss(images, labels)
+
+
+def test_wrong_labels(model):
+    images, labels = batch()
+    labels[0, -1, -1], labels[1, -1, -1] = 7, -2
+    with pytest.raises(ValueError, match=r"values \[-2, 7\]; allowed: 0..3, and 255"):
+        model.loss(images, labels)
+    with pytest.raises(ValueError, match=r"int64 \(2, 64, 72\), got torch.uint8"):
+        model.loss(images, labels.byte())
+    with pytest.raises(ValueError, match=r"got torch.int64 \(2, 64, 71\)"):
+        model.loss(images, labels[:, :, 1:])
+
+
+def test_parameter_groups_hold_every_parameter_once(model):
+    groups = model.parameter_groups(1e-4, 1e-2)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(1e-5 if name.startswith("backbone.") else 1e-4), name
+    assert {group["weight_decay"] for group in groups} == {1e-2}
+    assert model.parameter_groups(1e-4, 0, backbone_multiplier=0.5)[0]["lr"] == pytest.approx(5e-5)
+
+
+def test_a_few_steps_learn_a_colour():
+    torch.manual_seed(0)
+    model = DeepLabV3(2, depth=18)
+    images = torch.full((2, 3, 64, 64), 40.0)
+    labels = torch.zeros(2, 64, 64, dtype=torch.int64)
+    images[:, 0, :, 32:], labels[:, :, 32:] = 220.0, 1  # the right half is red
+    optimizer = torch.optim.AdamW(model.parameter_groups(2e-3, 1e-4))
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = model.loss(images, labels)["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None for p in model.parameters())
+    assert losses[-1] < 0.5 * losses[0], losses
+
+
+# Weights
+
+
+def backbone_file(path, depth=18, **extra):
+    weights = {**DeepLabV3(2, depth=depth).backbone.state_dict(), **extra}
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights, path)
+    return weights
+
+
+@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth"])
+def test_backbone_from_a_file(tmp_path, name):
+    weights = backbone_file(tmp_path / name, **{"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)})
+    model = DeepLabV3(4, depth=18, pretrained=str(tmp_path / name))
+    assert all(torch.equal(w, weights[k]) for k, w in model.backbone.state_dict().items())
+
+
+def test_backbone_from_a_runner_checkpoint_with_its_log(tmp_path):
+    """What mmengine's Runner saves, which torch.load refuses: HistoryBuffer, numpy arrays, getattr."""
+    backbone = DeepLabV3(2, depth=18).backbone.state_dict()
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    checkpoint = {
+        "state_dict": {f"module.backbone.{k}": w for k, w in backbone.items()},
+        "message_hub": {"log_scalars": {"train/loss": history}, "runtime_info": {"iter": 3}},
+    }
+    torch.save(checkpoint, tmp_path / "iter_3.pth")
+    allowed = torch.serialization.get_safe_globals()
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "iter_3.pth", weights_only=True)
+    model = DeepLabV3(4, depth=18, pretrained=str(tmp_path / "iter_3.pth"))
+    assert all(torch.equal(w, backbone[k]) for k, w in model.backbone.state_dict().items())
+    assert set(torch.serialization.get_safe_globals()) == set(allowed)
+
+
+def test_whole_model_from_a_file(tmp_path, caplog):
+    source = DeepLabV3(3, depth=18)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "whole.pth")
+    same = DeepLabV3(3, depth=18, pretrained=str(tmp_path / "whole.pth"))
+    assert all(torch.equal(w, source.state_dict()[k]) for k, w in same.state_dict().items())
+
+    other = DeepLabV3(5, depth=18)
+    left = load_pretrained(other, str(tmp_path / "whole.pth"))
+    assert sorted(left) == [f"{h}.conv_seg.{p}" for h in ("auxiliary_head", "decode_head") for p in ("bias", "weight")]
+    assert "made for another number of classes" in caplog.text
+    assert all(torch.equal(w, source.state_dict()[k]) for k, w in other.state_dict().items() if k not in left)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    weights = backbone_file(tmp_path / "resnet18.pth")
+    with pytest.raises(ValueError, match="does not fit a ResNetV1c of depth 50: .*missing.*resnet50_v1c"):
+        load_pretrained(DeepLabV3(2, depth=50), str(tmp_path / "resnet18.pth"))
+    model = DeepLabV3(2, depth=18)
+    before = {k: w.clone() for k, w in model.state_dict().items()}
+    for wrong, message in (
+        ({**weights, "layer9.0.conv1.weight": torch.zeros(1)}, r"1 unexpected \(layer9"),
+        ({**weights, "layer1.0.conv1.weight": torch.zeros(1)}, r"1 of another shape \(layer1.0.conv1.weight"),
+        ({k: w for k, w in weights.items() if k != "stem.0.weight"}, r"1 missing in the file \(stem.0.weight"),
+    ):
+        torch.save(wrong, tmp_path / "wrong.pth")
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(model, str(tmp_path / "wrong.pth"))
+    assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items())
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("content", ["attack", "module", "list", "text", "safetensors"])
+def test_other_content_is_refused_and_never_executed(tmp_path, content):
+    file, trace = (
+        tmp_path / ("weights.safetensors" if content == "safetensors" else "weights.pth"),
+        tmp_path / "executed",
+    )
+    if content in ("text", "safetensors"):
+        file.write_text("<html>404</html>")
+    else:
+        torch.save({"attack": {"state_dict": Attack(trace)}, "module": torch.nn.ReLU(), "list": [1]}[content], file)
+    with pytest.raises(ValueError, match="weights.*: refused.*as .safetensors instead"):
+        read_weights(str(file))
+    assert not trace.exists()
+
+
+def test_unknown_sources(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file; allowed: a .safetensors or .pth file, open-mmlab://"):
+        read_weights(str(tmp_path / "absent.pth"))
+    with pytest.raises(ValueError, match="did you mean .*resnet50_v1c"):
+        read_weights("open-mmlab://resnet50_v1x")
+
+
+def test_hub_name_is_downloaded_once(tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, target, progress):
+        asked.append(url)
+        backbone_file(Path(target))
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        DeepLabV3(2, depth=18, pretrained="open-mmlab://resnet18_v1c")
+    assert len(asked) == 1
+    assert asked[0].startswith("https://") and "resnet18_v1c" in asked[0]
+
+
+def test_without_network_the_error_names_the_file_to_bring(tmp_path, monkeypatch):
+    def download(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with pytest.raises(ConnectionError, match=r"no route to host.*pretrained=/path/to/resnet50_v1c-\w+\.pth"):
+        DeepLabV3(2, depth=50, pretrained="open-mmlab://resnet50_v1c")
