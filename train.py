@@ -12,9 +12,7 @@ def run(cfg) -> None:
     if cfg.stage == "text_to_image":
         parts = {k: config.plain(cfg[k]) for k in ("models", "autoencoder", "text_to_image")}
         trainer = config.trainer_factory(cfg)
-        model = train_text_to_image(
-            folder, trainer, **parts, batch_size=cfg.batch_size, num_workers=cfg.num_workers, seed=cfg.seed
-        )
+        model = train_text_to_image(folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed)
         return print(f"generator in {model}")
     if cfg.stage != "segmenter":
         raise ValueError(f"stage={cfg.stage!r}; allowed: segmenter, text_to_image")

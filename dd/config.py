@@ -7,19 +7,22 @@ mistyped override is answered with the names that exist before any work starts.
 import os
 import sys
 from difflib import get_close_matches
+from glob import glob
 from pathlib import Path
 
 import hydra
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dd import taxonomy as taxonomies
 from dd.datasets import SegmentationFolder
 from dd.provenance import read_json
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about optional packages at import
 
 CONF = Path(__file__).parent.parent / "conf"
 ALLOWED = (
@@ -41,7 +44,12 @@ def instantiate(node, **kwargs):
     ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
     """
     _check_targets(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)
-    return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, USER_ERRORS):
+            raise error.__cause__ from None
+        raise
 
 
 def _check_targets(node):
@@ -90,12 +98,20 @@ def swept_name(cfg, overrides: list[str]) -> str:
     """The run's name, followed in a multirun by what was swept (``shots=16,seed=0``), so that jobs never share a folder."""
     parsed = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
     swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
-    parts = [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept]
+    parts = [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept and o not in cfg.name]
     return "/".join([cfg.name, ",".join(parts)]) if parts else cfg.name
+
+
+def quoted(argument: str) -> str:
+    """Run folders are named ``shots=16,seed=0``; in an override Hydra wants such a value in quotes: ``run="..."``."""
+    key, _, value = argument.partition("=")
+    bare = "=" in value and not argument.startswith("-") and not any(c in value for c in "\"'[]()")
+    return f'{key}="{value}"' if bare else argument
 
 
 def main(config_name: str, run):
     """Entry point of a root script: compose ``conf/<config_name>.yaml``, call ``run(cfg)``, answer errors on one screen."""
+    sys.argv[1:] = [quoted(a) for a in sys.argv[1:]]
     overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra."))]
     code = 0
     try:
@@ -162,6 +178,7 @@ def _explain(config_name, overrides, error) -> str:
         node, path = base, []
         for part in key.split("."):
             names = [str(k) for k in node] if isinstance(node, DictConfig) else []
+            names += [] if path else sorted(groups.keys() - set(names))
             if part not in names:
                 where = f"in {'.'.join(path)}" if path else "at the top level"
                 return f"{override!r}: no key {part!r} {where}; allowed: {', '.join(names)}{_nearest(part, names)}"
@@ -225,6 +242,17 @@ def training_record(cfg, images) -> tuple[dict, dict]:
     return identity, record
 
 
+def report_arguments(cfg) -> dict:
+    """What the report stage takes, from an evaluate configuration; ``runs`` is a glob of run folders."""
+    runs = sorted(Path(p).parent for p in glob(f"{cfg.runs}/**/run.json", recursive=True)) if cfg.runs else []
+    if not runs:
+        raise FileNotFoundError(f"runs={cfg.runs}: no finished training run below it (a folder with run.json)")
+    return {
+        "folder": f"{cfg.output_root}/{cfg.name}", "runs": runs, "data_root": cfg.data_root, "synthetic": cfg.synthetic,
+        "taxonomy": taxonomy(cfg), "domains": list(cfg.domains), "title": f"Dataset Diffusion: {cfg.name}",
+    }  # fmt: skip
+
+
 def trainer(cfg, validate: bool):
     """Lightning's trainer with the chosen callbacks and loggers; without a tune set nothing is validated or called best."""
     node = plain(cfg.trainer)
@@ -238,13 +266,13 @@ def trainer(cfg, validate: bool):
 
 
 def trainer_factory(cfg):
-    """``make(max_steps, default_root_dir)`` for a training of several parts: each with its own folder, callbacks and log."""
+    """``make(max_steps, default_root_dir, average)`` for a training of several parts, each with its own folder and log."""
 
-    def make(max_steps, default_root_dir):
-        node = plain(cfg.trainer)
-        callbacks = [instantiate(v) for v in node.pop("callbacks").values() if v]
+    def make(max_steps, default_root_dir, average):
+        node = plain(cfg.trainer) | {"max_steps": max_steps, "default_root_dir": str(default_root_dir)}
+        parts = {k: v for k, v in node.pop("callbacks").items() if v and (average or k != "ema")}
+        parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")
         loggers = [instantiate({**v, "save_dir": str(default_root_dir)}) for v in plain(cfg.logger).values()]
-        root = {"max_steps": max_steps, "default_root_dir": str(default_root_dir)}
-        return instantiate({**node, **root}, callbacks=callbacks, logger=loggers)
+        return instantiate(node, callbacks=[instantiate(v) for v in parts.values()], logger=loggers)
 
     return make

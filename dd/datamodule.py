@@ -3,26 +3,26 @@
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class Schedule(Dataset):
     """A fixed number of draws from ``data`` as one long epoch: every image once per pass, each pass in its own order.
 
-    Position p belongs to pass p // n; its sample and augmentation seed depend on (seed, p) alone, so a resumed run
-    continues at ``first`` with exactly the draws that were left. An item is (image [3, h, w], label [h, w]).
+    Position p belongs to pass p // n; its sample and augmentation seed depend on (seed, p) alone. Process ``offset`` of
+    ``stride`` takes every stride-th position. An item is (image [3, h, w], label [h, w]).
     """
 
-    def __init__(self, data, transform, length: int, seed: int, first: int = 0, stride: int = 1, offset: int = 0):
+    def __init__(self, data, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
         self.data, self.transform, self.length, self.seed = data, transform, length, seed
-        self.first, self.stride, self.offset = first, stride, offset
+        self.stride, self.offset = stride, offset
 
     def __len__(self) -> int:
-        return max(0, self.length - self.first)
+        return self.length
 
     def draw(self, index: int) -> tuple[int, int]:
         """(sample, augmentation seed) of a position counted over all processes."""
-        position = (self.first + index) * self.stride + self.offset
+        position = index * self.stride + self.offset
         lap, place = divmod(position, len(self.data))
         order = np.random.default_rng([self.seed, 4, lap]).permutation(len(self.data))
         return int(order[place]), int(np.random.default_rng([self.seed, 5, position]).integers(2**32))
@@ -33,6 +33,20 @@ class Schedule(Dataset):
         sample, seed = self.draw(index)
         image, mask = self.data[sample]
         return self.transform(image, mask, seed)
+
+
+class Onward(Sampler):
+    """Positions ``first`` to ``length - 1``: the draws that a resumed training has left. Its length stays ``length``, because
+    Lightning counts the batches of a resumed epoch from the epoch's start."""
+
+    def __init__(self, length: int, first: int):
+        self.length, self.first = length, first
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        return iter(range(self.first, self.length))
 
 
 class Whole(Dataset):
@@ -72,12 +86,12 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self):
         trainer = self.trainer
+        length, done = trainer.max_steps * self.batch_size, trainer.global_step * self.batch_size
         schedule = Schedule(
-            self.train, self.train_transform, trainer.max_steps * self.batch_size, self.seed,
-            first=trainer.global_step * self.batch_size, stride=trainer.world_size, offset=trainer.global_rank,
+            self.train, self.train_transform, length, self.seed, stride=trainer.world_size, offset=trainer.global_rank
         )  # fmt: skip
         return DataLoader(
-            schedule, self.batch_size, num_workers=self.num_workers, drop_last=True,
+            schedule, self.batch_size, sampler=Onward(length, done), num_workers=self.num_workers, drop_last=True,
             pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -27,6 +28,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dd import attention
 from dd.prompts import appended_from, token_spans
 from dd.provenance import sha256
+
+# Advice of the libraries about optional packages, and their bars for loading a few files.
+diffusers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
 
 EMBEDDED = Path(__file__).parent / "assets" / "shapes_stable_diffusion"
 
@@ -280,7 +287,7 @@ def _load(model, revision, dtype: str) -> StableDiffusionPipeline:
         raise ValueError(f"diffusion.dtype={dtype!r}; allowed: float32, float16, bfloat16")
     try:
         return StableDiffusionPipeline.from_pretrained(
-            model, revision=revision, torch_dtype=getattr(torch, dtype), use_safetensors=True,
+            model, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True,
             safety_checker=None, requires_safety_checker=False,
         )  # fmt: skip
     except OSError as error:
@@ -369,7 +376,7 @@ def training_scheduler(prediction_type: str) -> DDPMScheduler:
     """Stable Diffusion's noise schedule (scaled linear, 1,000 steps)."""
     return DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type,
-        clip_sample=False,
+        clip_sample=False, steps_offset=1,
     )  # fmt: skip
 
 

@@ -63,13 +63,14 @@ def predict(segmenter, images: list[torch.Tensor], sizes: list[tuple[int, int]])
 
 @torch.no_grad()
 def count(segmenter, loader, confusion, device="cpu", on_batch=None) -> torch.Tensor:
-    """Run a segmenter over a loader of :func:`dd.datamodule.whole_loader` and return the confusion matrix."""
+    """Confusion matrix of a segmenter over a loader of :func:`dd.datamodule.whole_loader`; ``on_batch`` gets each batch's
+    predictions."""
     for images, masks in loader:
         predictions = predict(segmenter, [i.to(device) for i in images], [tuple(m.shape) for m in masks])
         for prediction, mask in zip(predictions, masks, strict=True):
             confusion.update(prediction, mask.to(device))
         if on_batch:
-            on_batch(len(images))
+            on_batch(predictions)
     return confusion.compute()
 
 

@@ -4,6 +4,8 @@ Two LightningModules, one after the other: :class:`Autoencoder` (the VAE), then 
 encoder on the frozen VAE's latents). The models themselves are built and saved by :mod:`dd.diffusion`.
 """
 
+import math
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -16,7 +18,7 @@ from dd.shapes import scene
 class CaptionedScenes(Dataset):
     """Scenes of the generator's own split as (image float [3, H, W] in [-1, 1], caption, class words).
 
-    ``first`` moves the window, so that a resumed or a second run sees fresh scenes.
+    ``first`` moves the window.
     """
 
     def __init__(self, length: int, domain: str = "shapes", seed: int = 0, first: int = 0):
@@ -32,9 +34,17 @@ class CaptionedScenes(Dataset):
         return torch.from_numpy(s.image).permute(2, 0, 1).float() / 127.5 - 1, s.caption, " ".join(s.classes)
 
 
-def caption_loader(length, batch_size, num_workers=0, **kwargs) -> DataLoader:
-    """Batches of :class:`CaptionedScenes`; the index alone decides the scene, so no shuffling is needed."""
-    return DataLoader(CaptionedScenes(length, **kwargs), batch_size, num_workers=num_workers, drop_last=True)
+class CaptionedData(pl.LightningDataModule):
+    """Batches of :class:`CaptionedScenes` from scene ``first`` on, each scene once; a resumed training takes the next ones."""
+
+    def __init__(self, batch_size: int, num_workers: int = 0, seed: int = 0, first: int = 0):
+        super().__init__()
+        self.batch_size, self.num_workers, self.seed, self.first = batch_size, num_workers, seed, first
+
+    def train_dataloader(self):
+        done = self.trainer.global_step * self.batch_size
+        scenes = CaptionedScenes(self.trainer.max_steps * self.batch_size, seed=self.seed, first=self.first + done)
+        return DataLoader(scenes, self.batch_size, num_workers=self.num_workers, drop_last=True)
 
 
 def _warmup_cosine(optimizer, warmup: int, total: int, floor: float = 0.05):
@@ -42,7 +52,7 @@ def _warmup_cosine(optimizer, warmup: int, total: int, floor: float = 0.05):
         if step < warmup:
             return (step + 1) / warmup
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * progress))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
 
@@ -82,7 +92,7 @@ def prompt_variant(caption: str, class_words: str, rng: np.random.Generator, dro
 class TextToImage(pl.LightningModule):
     """Denoising training of ``unet`` and ``text_encoder`` on the latents of a frozen ``vae``.
 
-    The loss is the scheduler's own target (epsilon or v) with min-SNR weights (Hang et al. 2023, gamma 5).
+    The loss is the squared error of the scheduler's own target (epsilon or v), all timesteps alike.
     ``hide_after_end``: share of the samples in which the text's hidden states from the end token on are set to zero. A
     causal text encoder writes the whole sentence into the end and padding positions too, and a small UNet then reads
     the objects from there instead of from their own words; hiding them teaches the words. Training only.
@@ -99,11 +109,10 @@ class TextToImage(pl.LightningModule):
         warmup: int = 150,
         caption_dropout: float = 0.1,
         hide_after_end: float = 0.8,
-        min_snr_gamma: float = 5.0,
         seed: int = 0,
     ):
         super().__init__()
-        self.save_hyperparameters("learning_rate", "warmup", "caption_dropout", "hide_after_end", "min_snr_gamma", "seed")
+        self.save_hyperparameters("learning_rate", "warmup", "caption_dropout", "hide_after_end", "seed")
         self.unet, self.text_encoder = unet, text_encoder
         self._frozen = {"vae": vae.requires_grad_(False).eval()}  # not a sub-module: neither saved nor averaged
         self.tokenizer, self.scheduler = tokenizer, scheduler
@@ -134,10 +143,7 @@ class TextToImage(pl.LightningModule):
         v_prediction = self.scheduler.config.prediction_type == "v_prediction"
         target = self.scheduler.get_velocity(latents, noise, t) if v_prediction else noise
         prediction = self.unet(noisy, t, self.encode_text(prompts, rng)).sample
-        alpha = self.scheduler.alphas_cumprod.to(latents.device)[t]
-        snr = alpha / (1 - alpha)
-        weight = snr.clamp(max=self.hparams.min_snr_gamma) / (snr + 1 if v_prediction else snr)
-        loss = (F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3)) * weight).mean()
+        loss = F.mse_loss(prediction.float(), target)
         self.log("text_to_image/loss", loss, prog_bar=True)
         return loss
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -9,9 +10,11 @@ from rich.table import Table
 
 from dd import metrics
 from dd.datamodule import whole_loader
-from dd.datasets import SegmentationFolder
-from dd.provenance import read_json, write_json
+from dd.datasets import SegmentationFolder, encode_mask
+from dd.provenance import read_json, write_atomic, write_json
 from dd.segmentation import count
+
+EXAMPLES = 8  # predictions of the first images are kept as pictures
 
 
 def evaluate(
@@ -45,7 +48,15 @@ def evaluate(
         autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
         with autocast:
             loader = whole_loader(data, transform, batch_size)
-            counted = count(segmenter, loader, confusion, device, lambda n: bar.advance(task, n))
+            shown = []
+
+            def after(predictions):
+                bar.advance(task, len(predictions))
+                shown.extend(p.cpu() for p in predictions[: EXAMPLES - len(shown)])
+
+            counted = count(segmenter, loader, confusion, device, after)
+    for name, prediction in zip(data.ids, shown, strict=False):
+        write_atomic(Path(path).parent / "examples" / f"{name}.png", encode_mask(prediction.numpy().astype(np.uint8)))
     result = {**head, **metrics.summarise(counted.cpu(), data.taxonomy.all_names)}
     write_json(path, result)
     return result

@@ -1,0 +1,27 @@
+# make demo   sets everything up and runs the embedded benchmark once
+# make test   sets everything up and runs every check
+# make study  the embedded benchmark in full: three seeds, label budgets, ablations (hours on a CPU)
+PYTHON ?= python3
+PY := .venv/bin/python
+export OMP_WAIT_POLICY ?= PASSIVE
+export PYTHONWARNINGS ?= ignore::FutureWarning
+
+.venv/.ready: requirements.lock
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+.PHONY: demo test test-full study
+demo: .venv/.ready
+	PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/demo.sh
+
+study: .venv/.ready
+	PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/shapes.sh
+
+test: .venv/.ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest -m "not full"
+
+test-full: .venv/.ready
+	$(PY) -m pytest

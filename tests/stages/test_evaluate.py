@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+
+from dd import metrics
+from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, write_split
+from dd.provenance import read_json, write_json
+from dd.segmenters.transforms import EvalTransform
+from dd.stages.evaluate import evaluate, print_table
+from dd.taxonomy import Taxonomy
+
+PETS = Taxonomy("pets", ["cat", "dog"])
+RUN = {
+    "taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "checkpoint_sha256": "0" * 64, "supervision": "A",
+    "trained_on": {"source": "synthetic"},
+}  # fmt: skip
+SIZES = [(12, 9), (7, 15), (8, 8), (12, 9)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    root, rng = tmp_path / "pets", np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir(parents=True)
+    for i, size in enumerate(SIZES):
+        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        (root / "JPEGImages" / f"{i}.png").write_bytes(encode_image(image, ".png"))
+        mask = rng.choice(np.array([0, 1, 2, 255], np.uint8), size)
+        (root / "SegmentationClass" / f"{i}.png").write_bytes(encode_mask(mask))
+    write_split(root, "test", [str(i) for i in range(len(SIZES))])
+    return SegmentationFolder(root, "test", PETS)
+
+
+@pytest.fixture
+def score(tmp_path, data, tiny_segmenter):
+    def call(run=RUN, seed=0, **kwargs):
+        where = tmp_path / "run/eval/pets/metrics.json"
+        return evaluate(where, run, tiny_segmenter(seed=seed), data, EvalTransform(16), **{"batch_size": 2, **kwargs})
+
+    return call
+
+
+def by_hand(data, segmenter):
+    """One image at a time: short side 16, logits back to the original size, argmax, count."""
+    confusion, segmenter = np.zeros((3, 3), int), segmenter.eval()
+    for image, mask in (data[i] for i in range(len(data))):
+        with torch.no_grad():
+            logits = segmenter(EvalTransform(16)(image)[None])
+        logits = torch.nn.functional.interpolate(logits, size=mask.shape, mode="bilinear")
+        np.add.at(confusion, (mask[mask != 255], logits[0].argmax(0).numpy()[mask != 255]), 1)
+    return confusion
+
+
+def test_metrics_are_those_of_the_whole_set(score, data, tiny_segmenter, tmp_path):
+    result = score()
+    confusion = by_hand(data, tiny_segmenter())
+    assert result["confusion"] == confusion.tolist() and confusion.sum() > 200
+    assert result["miou"] == pytest.approx(metrics.miou(torch.from_numpy(confusion)))
+    assert list(result["iou"]) == ["background", "cat", "dog"]
+    assert result == read_json(tmp_path / "run/eval/pets/metrics.json")
+
+
+def test_metrics_say_what_was_measured(score):
+    expected = {
+        "data": "pets", "split": "test", "num_images": 4, "checkpoint_sha256": "0" * 64, "weights": "ema", "supervision": "A",
+        "protocol": {"scales": [1.0], "flip": False, "resize": 16}, "trained_on": {"source": "synthetic"},
+    }  # fmt: skip
+    assert expected.items() <= score().items()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_batch_size_decides_nothing(score, data, tiny_segmenter, batch_size):
+    assert score(batch_size=batch_size)["confusion"] == by_hand(data, tiny_segmenter()).tolist()
+
+
+def test_a_result_is_kept_for_the_same_checkpoint_alone(score):
+    first = score()
+    assert score(seed=1) == first  # the same hash: not measured again
+    other = score({**RUN, "checkpoint_sha256": "1" * 64}, seed=1)
+    assert other["confusion"] != first["confusion"]
+    assert score({**RUN, "checkpoint_sha256": "1" * 64}, seed=1, weights="raw")["weights"] == "raw"
+
+
+def test_masks_that_were_made_anew_are_measured_anew(score, data):
+    done = data.root / data.masks / "masks.json"
+    write_json(done, {"identity": {"settings": {"power": 4}}})
+    first = score()
+    for name in data.ids:
+        path = data.root / data.masks / f"{name}.png"
+        path.write_bytes(encode_mask(np.zeros_like(read_mask(path))))
+    write_json(done, {"identity": {"settings": {"power": 0}}})
+    assert score()["confusion"] != first["confusion"]
+
+
+def test_other_classes_are_refused(score, tmp_path):
+    other = {**RUN, "taxonomy": {"name": "farm", "names": ["cow", "pig"]}}
+    with pytest.raises(ValueError, match=r"classes \['cow', 'pig'\], data 'pets' has \['cat', 'dog'\]"):
+        score(other)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_table_shows_every_class(score, capsys):
+    result = score()
+    print_table({"one": result, "two": {**result, "iou": {**result["iou"], "dog": None}}}, "IoU")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("background", "cat", "dog", "mIoU", "one", "two", f"{result['miou']:.1f}", "-"))

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from dd.datasets import SegmentationFolder
+from dd.masks import MaskSettings
+from dd.provenance import read_json
+from dd.stages.prepare import prepare_shapes
+from dd.stages.probe import probe, real_heat, score
+from dd.taxonomy import taxonomy
+
+SHAPES = taxonomy("shapes")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return prepare_shapes(tmp_path_factory.mktemp("data"), {"train": 1, "tune": 5, "test": 5})[0]
+
+
+class Knowing:
+    """A generator whose 'attention' is the exact mask (power 1), and noise (power 0)."""
+
+    def __init__(self, data):
+        self.masks = {data[i][0].tobytes(): data[i][1] for i in range(len(data))}
+        self.prompts, self.batches = [], []
+
+    def identity(self):
+        return {"model": "knowing"}
+
+    def read_real(self, images, samples, timesteps):
+        self.batches.append(len(images))
+        self.prompts += [s.prompt for s in samples]
+        heat = []
+        for image, sample in zip(images, samples, strict=True):
+            mask, rng = self.masks[image.tobytes()], np.random.default_rng(sample.seed)
+            exact = np.stack([mask == value for value in sample.class_ids])
+            heat.append({"class_prompt": np.stack([rng.random(exact.shape), exact], 1).astype(np.float16)})
+        return heat
+
+
+def test_exact_attention_scores_100_and_noise_does_not(root, tmp_path):
+    data = SegmentationFolder(root, "test", SHAPES)
+    found = {p: probe(tmp_path / f"{p}.json", Knowing(data), data, MaskSettings(p, 0.5, 0.1), [50]) for p in (0, 1)}
+    assert found[1]["miou"] == 100.0 and found[0]["miou"] < 50
+    assert found[1] == read_json(tmp_path / "1.json")
+    assert found[1]["num_images"] == 5 and found[1]["timesteps"] == [50] and found[1]["split"] == "test"
+
+
+def test_settings_are_searched_on_the_tune_split_alone(root, tmp_path):
+    results = {}
+    for split in ("tune", "test"):
+        data = SegmentationFolder(root, split, SHAPES)
+        results[split] = probe(tmp_path / "p.json", Knowing(data), data, MaskSettings(1, 0.5, 0.1), [50])
+    assert "grid" not in results["test"]
+    grid = results["tune"]["grid"]
+    assert {k.split(",")[0] for k in grid} == {"power=0", "power=1"} and grid["power=1,threshold=0.5"] == 100.0
+
+
+def test_uncertain_pixels_are_not_hidden(root):
+    data = SegmentationFolder(root, "test", SHAPES)
+    heat = real_heat(Knowing(data), data, [50])
+    wide, narrow = (score(heat, data, MaskSettings(0, 0.6, band)) for band in (0.5, 0.0))
+    assert wide.tolist() == narrow.tolist() and int(wide.sum()) == 5 * 64 * 64
+
+
+def test_the_images_are_shown_with_their_own_captions(root):
+    data, generator = SegmentationFolder(root, "test", SHAPES), None
+    for append in (True, False):
+        generator = Knowing(data)
+        heat = real_heat(generator, data, [50], batch_size=2, append=append, limit=3)
+        assert generator.batches == [2, 1] and [s.id for s, _ in heat] == data.ids[:3]
+        assert all((";" in prompt) == append for prompt in generator.prompts)

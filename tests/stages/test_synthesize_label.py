@@ -1,0 +1,379 @@
+import hashlib
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from dd.datasets import SegmentationFolder, read_image, read_mask, read_split
+from dd.masks import MaskSettings, to_mask
+from dd.prompts import TemplatePrompts
+from dd.provenance import read_json
+from dd.samples import read_plan, read_records
+from dd.stages import label as label_stage
+from dd.stages import synthesize as synthesize_stage
+from dd.stages.label import label
+from dd.stages.synthesize import synthesize
+from dd.taxonomy import taxonomy
+
+SHAPES = taxonomy("shapes")
+PROMPTS = TemplatePrompts(["a photo of {things}"], {}, [0.4, 0.4, 0.2])
+
+
+class FakeGenerator:
+    """Random images and heat. As with a real one, what a sample gets depends on the samples it is made together with."""
+
+    def __init__(self, crash_at=None, sources=("class_prompt",), **settings):
+        self.crash_at, self.sources, self.units = crash_at, sources, []
+        self.settings = {
+            "model": "fake", "revision": None, "weights_sha256": "0" * 64, "scheduler": None, "steps": 2, "guidance": 3.0,
+            **settings,
+        }  # fmt: skip
+
+    def identity(self):
+        return self.settings
+
+    def spans(self, sample):
+        return {source: [[1]] * len(sample.classes) for source in self.sources}
+
+    def generate(self, samples):
+        if len(self.units) == self.crash_at:
+            raise RuntimeError("out of memory")
+        self.units.append([s.id for s in samples])
+        together = sum(s.seed for s in samples) % 2**32
+        images, heat = [], []
+        for sample in samples:
+            rng = np.random.default_rng([sample.seed, together])
+            images.append(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
+            heat.append({s: rng.random((len(sample.classes), 3, 8, 8)).astype(np.float16) for s in self.sources})
+        return np.stack(images), heat
+
+
+def make(folder, generator=None, **kwargs):
+    settings = {"num_images": 7, "seed": 1, "unit_size": 3, "image_format": "png", **kwargs}
+    return synthesize(folder, generator or FakeGenerator(), settings.pop("prompts", PROMPTS), SHAPES, **settings)
+
+
+def contents(folder):
+    """Bytes of every file, but for the seconds in the records and the versions in run.json."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".jsonl" and path.parent.name == "records":
+            continue
+        found[name] = read_json(path)["identity"] if name == "run.json" else path.read_bytes()
+    records = read_records(folder)
+    return found | {"records": {k: {**r, "seconds": None} for k, r in records.items()}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make(tmp_path / "set")
+    return tmp_path / "set"
+
+
+# Synthesis
+
+
+def test_everything_that_is_promised_is_there(tmp_path):
+    folder, generator = tmp_path / "set", FakeGenerator()
+    done = make(folder, generator)
+    assert (done["images"], done["made_now"]) == (7, 7) and done["seconds"] > 0
+    plan, records, run = read_plan(folder), read_records(folder), read_json(folder / "run.json")
+    assert [[s.id for s in plan if s.unit == u] for u in range(3)] == generator.units
+    assert read_split(folder, "train") == [s.id for s in plan] == list(records)
+    assert {p.name for p in (folder / "JPEGImages").iterdir()} == {f"{s.id}.png" for s in plan}
+    assert {p.name for p in (folder / "heat").iterdir()} == {f"{s.id}.safetensors" for s in plan}
+    assert run["identity"]["generator"] == generator.identity()
+    assert run["identity"]["plan_sha256"] == hashlib.sha256((folder / "plan.jsonl").read_bytes()).hexdigest()
+    assert {"versions", "git_commit", "command"} <= run.keys()
+
+
+def test_files_hold_what_was_generated_and_records_their_hashes(folder):
+    plan, records = read_plan(folder), read_records(folder)
+    images, heat = FakeGenerator().generate(plan[3:6])
+    for sample, image, maps in zip(plan[3:6], images, heat, strict=True):
+        paths = [folder / "JPEGImages" / f"{sample.id}.png", folder / "heat" / f"{sample.id}.safetensors"]
+        assert np.array_equal(read_image(paths[0]), image)
+        assert np.array_equal(load_file(paths[1])["class_prompt"], maps["class_prompt"])
+        hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
+        record = records[sample.id]
+        assert [record["image_sha256"], record["heat_sha256"]] == hashes
+        assert record["unit"] == sample.unit == 1
+        with safe_open(paths[1], "numpy") as file:
+            described = " ".join(file.metadata().values())
+        assert all(name in described for name in sample.classes) and "3" in described  # classes and number of powers
+
+
+def test_prompts_and_classes_of_the_plan_come_from_the_prompts(folder):
+    for sample, prompt in zip(read_plan(folder), PROMPTS(SHAPES, 7, 1), strict=True):
+        assert (sample.prompt, sample.class_prompt, sample.classes) == (prompt.text, prompt.class_prompt, prompt.classes)
+        assert list(sample.class_ids) == SHAPES.ids(prompt.classes)
+
+
+def test_the_same_heat_is_the_same_file(tmp_path, folder):
+    make(tmp_path / "other")
+    for path in (folder / "heat").iterdir():
+        assert (tmp_path / "other/heat" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("crash_at", [0, 1, 2])
+def test_a_resumed_synthesis_is_byte_identical(tmp_path, folder, crash_at):
+    other = tmp_path / "other"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make(other, FakeGenerator(crash_at))
+    assert len(read_records(other)) == 3 * crash_at
+    assert not (other / "ImageSets").exists()
+    rest = FakeGenerator()
+    assert make(other, rest)["made_now"] == 7 - 3 * crash_at
+    assert len(rest.units) == 3 - crash_at
+    assert contents(other) == contents(folder)
+
+
+def test_a_crash_before_the_record_makes_the_unit_again(tmp_path, folder, monkeypatch):
+    other, append = tmp_path / "other", synthesize_stage.append_records
+
+    def crash(where, worker, records):
+        if records[0]["unit"] == 1:
+            raise KeyboardInterrupt
+        append(where, worker, records)
+
+    monkeypatch.setattr(synthesize_stage, "append_records", crash)
+    with pytest.raises(KeyboardInterrupt):
+        make(other)
+    monkeypatch.undo()
+    assert len(list((other / "JPEGImages").iterdir())) == 6 and len(read_records(other)) == 3
+    assert make(other)["made_now"] == 4
+    assert contents(other) == contents(folder)
+
+
+def test_a_torn_record_makes_its_whole_unit_again(tmp_path, folder):
+    other = tmp_path / "other"
+    make(other)
+    path = other / "records/0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    rest = FakeGenerator()
+    assert make(other, rest)["made_now"] == 4
+    assert rest.units == [["000003", "000004", "000005"], ["000006"]]
+    assert contents(other) == contents(folder)
+
+
+def test_a_finished_set_is_left_alone(folder):
+    before, generator = contents(folder), FakeGenerator(crash_at=0)
+    assert make(folder, generator)["made_now"] == 0
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"generator": FakeGenerator(guidance=4.0)}, ["generator.guidance: 3.0 -> 4.0"]),
+        ({"seed": 2}, ["seed: 1 -> 2", "plan_sha256: "]),
+        ({"num_images": 8}, ["num_images: 7 -> 8", "plan_sha256: "]),
+        ({"unit_size": 2}, ["unit_size: 3 -> 2", "plan_sha256: "]),
+        ({"image_format": "jpg"}, ["image_format: .png -> .jpg"]),
+        ({"prompts": TemplatePrompts(["{things}"], {}, [1])}, ["plan_sha256: "]),
+    ],
+)
+def test_other_settings_are_refused_and_nothing_changes(folder, change, named):
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(FileExistsError, match="data set .*set was made with other settings") as error:
+        make(folder, **change)
+    lines = [line.strip() for line in str(error.value).splitlines()[1:-1]]
+    assert len(lines) == len(named) and all(any(line.startswith(n) for line in lines) for n in named)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_prompt_that_cannot_be_used_stops_before_any_work(tmp_path):
+    class Picky(FakeGenerator):
+        def spans(self, sample):
+            if sample.id == "000005":
+                raise ValueError("class 'tire' is cut off")
+
+    with pytest.raises(ValueError, match="cut off"):
+        make(tmp_path / "set", Picky())
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("change", [{"num_images": 0}, {"unit_size": 0}])
+def test_impossible_numbers(tmp_path, change):
+    with pytest.raises(ValueError, match="num_images and unit_size must be at least 1"):
+        make(tmp_path / "set", **change)
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_unknown_image_format_stops_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match=r"allowed: \.jpg, \.png"):
+        make(tmp_path / "set", image_format="jpeg")
+    assert not (tmp_path / "set").exists()
+
+
+# Labels
+
+
+def stored(folder, sample):
+    return load_file(folder / "heat" / f"{sample.id}.safetensors")["class_prompt"]
+
+
+SETTINGS = MaskSettings(power=1, threshold=0.7, band=0.2)
+
+
+def test_masks_are_those_of_the_stored_heat(folder):
+    target = label(folder, SETTINGS)
+    assert target == folder / "SegmentationClass"
+    for sample in read_plan(folder):
+        path = target / f"{sample.id}.png"
+        assert np.array_equal(read_mask(path), to_mask(stored(folder, sample), sample.class_ids, (16, 20), SETTINGS))
+        with Image.open(path) as image:
+            assert image.mode == "P"
+    data = SegmentationFolder(folder, "train", SHAPES)
+    assert [data[i][1].shape for i in range(7)] == [(16, 20)] * 7
+
+
+def test_masks_json_holds_settings_hashes_and_pixels(folder):
+    target = label(folder, SETTINGS)
+    done = read_json(target / "masks.json")
+    assert done["identity"]["settings"] == {"power": 1, "threshold": 0.7, "band": 0.2, "source": "class_prompt"}
+    ids = [s.id for s in read_plan(folder)]
+    assert done["sha256"] == {i: hashlib.sha256((target / f"{i}.png").read_bytes()).hexdigest() for i in ids}
+    values, counts = np.unique(np.concatenate([read_mask(target / f"{i}.png").ravel() for i in ids]), return_counts=True)
+    assert done["pixels"] == {str(v): int(n) for v, n in zip(values, counts, strict=True)}
+
+
+def test_uncertain_pixels_come_from_the_band_alone(folder):
+    def pixels(settings, name):
+        return read_json(label(folder, settings, name) / "masks.json")["pixels"]
+
+    with_band, without = pixels(SETTINGS, "a"), pixels(replace(SETTINGS, band=0.0), "b")
+    assert with_band["255"] > 0 and "255" not in without
+    assert without["0"] == with_band["0"] + with_band["255"]
+    assert {k: v for k, v in without.items() if k != "0"} == {k: v for k, v in with_band.items() if k not in ("0", "255")}
+
+
+def test_labelling_twice_does_nothing(folder, monkeypatch):
+    label(folder, SETTINGS)
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+    monkeypatch.setattr(label_stage, "to_mask", None)
+    assert label(folder, MaskSettings(1, 0.7, 0.2)) == folder / "SegmentationClass"
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_other_settings_make_the_set_anew(folder):
+    first = read_json(label(folder, SETTINGS) / "masks.json")
+    second = read_json(label(folder, MaskSettings(2, 0.7, 0.2)) / "masks.json")
+    assert second["identity"]["settings"]["power"] == 2
+    assert first["sha256"].keys() == second["sha256"].keys() and first["sha256"] != second["sha256"]
+    assert label(folder, SETTINGS) and read_json(folder / "SegmentationClass/masks.json") == first
+
+
+def test_a_second_set_stands_beside_the_first(folder):
+    label(folder, SETTINGS)
+    first = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    target = label(folder, MaskSettings(0), "power=0")
+    assert target == folder / "masks/power=0" and len(list(target.glob("*.png"))) == 7
+    assert {p: p.read_bytes() for p in first} == first  # the data card too
+    data = SegmentationFolder(folder, "train", SHAPES, "masks/power=0")
+    sample = read_plan(folder)[2]
+    assert np.array_equal(data[2][1], to_mask(stored(folder, sample), sample.class_ids, (16, 20), MaskSettings(0)))
+
+
+def test_the_default_set_by_its_name(folder):
+    assert label(folder, SETTINGS, "SegmentationClass") == folder / "SegmentationClass"
+
+
+def test_other_heat_makes_the_masks_anew(folder):
+    before = read_json(label(folder, SETTINGS) / "masks.json")
+    path = folder / "records/0.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["heat_sha256"] = "f" * 64
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    after = read_json(label(folder, SETTINGS) / "masks.json")
+    assert after["identity"]["settings"] == before["identity"]["settings"]
+    assert after["identity"]["heat"] != before["identity"]["heat"]
+
+
+def test_an_interrupted_labelling_is_not_complete(folder, monkeypatch):
+    calls = []
+
+    def crash(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return to_mask(*arguments)
+
+    monkeypatch.setattr(label_stage, "to_mask", crash)
+    with pytest.raises(KeyboardInterrupt):
+        label(folder, SETTINGS)
+    assert not (folder / "SegmentationClass/masks.json").exists()
+    monkeypatch.undo()
+    assert len(read_json(label(folder, SETTINGS) / "masks.json")["sha256"]) == 7
+
+
+def test_the_data_card(folder):
+    label(folder, SETTINGS)
+    text = (folder / "README.md").read_text()
+    plan, pixels = read_plan(folder), read_json(folder / "SegmentationClass/masks.json")["pixels"]
+    assert "7 images" in text and "Licence" in text and "Known biases" in text
+    assert "power 1, threshold 0.7, uncertainty band 0.2" in text
+    for i, name in enumerate(SHAPES.all_names):
+        asked = sum(name in s.classes for s in plan) if i else 7
+        assert f"| {name} | {asked} | {100 * pixels.get(str(i), 0) / (7 * 320):.1f} % |" in text
+    assert f"| uncertain (255) | | {100 * pixels['255'] / (7 * 320):.1f} % |" in text
+    assert read_image(folder / "card.png").std() > 0
+
+
+# What can go wrong with labels
+
+
+def test_an_unfinished_set_is_not_labelled(tmp_path):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make(tmp_path / "set", FakeGenerator(crash_at=2))
+    with pytest.raises(ValueError, match="1 of 7 samples are not generated yet; run generate.py first"):
+        label(tmp_path / "set", SETTINGS)
+    with pytest.raises(FileNotFoundError, match="is not a synthetic data set"):
+        label(tmp_path / "nothing", SETTINGS)
+
+
+def test_a_source_that_is_not_stored(folder):
+    with pytest.raises(ValueError, match="masks.source=full_prompt is not stored .*it holds class_prompt. Generate with"):
+        label(folder, replace(SETTINGS, source="full_prompt"))
+
+
+def test_the_full_prompt_can_be_the_source(tmp_path):
+    make(tmp_path / "set", FakeGenerator(sources=("class_prompt", "full_prompt")))
+    target = label(tmp_path / "set", replace(SETTINGS, source="full_prompt"))
+    sample = read_plan(tmp_path / "set")[0]
+    heat = load_file(tmp_path / "set/heat" / f"{sample.id}.safetensors")["full_prompt"]
+    assert np.array_equal(read_mask(target / f"{sample.id}.png"), to_mask(heat, sample.class_ids, (16, 20), SETTINGS))
+
+
+@pytest.mark.parametrize("impossible", [replace(SETTINGS, power=3), replace(SETTINGS, source="full_prompt")])
+def test_impossible_settings_leave_the_set_that_is_there(folder, impossible):
+    label(folder, SETTINGS)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="is not stored"):
+        label(folder, impossible)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_damaged_heat_is_named(folder):
+    path = folder / "heat/000003.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(
+        ValueError, match=r"000003\.safetensors is damaged .*remove it and its record, and run generate.py again"
+    ):
+        label(folder, SETTINGS)
+
+
+@pytest.mark.parametrize("lost", ["heat/000003.safetensors", "JPEGImages/000003.png"])
+def test_a_lost_file_is_named_and_made_again(folder, lost):
+    whole = contents(folder)
+    (folder / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*000003.*run generate\.py again to make what is missing"):
+        label(folder, SETTINGS)
+    assert make(folder)["made_now"] == 3
+    assert whole.items() <= contents(folder).items()

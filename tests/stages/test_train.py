@@ -1,0 +1,200 @@
+import hashlib
+import signal
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from dd.provenance import read_json, write_json
+from dd.segmentation import EMA, LastCheckpoint, Segmentation
+from dd.stages.train import load_weights, train
+
+RECORD = {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "supervision": "A", "scale": 8}
+
+
+class Raise(pl.Callback):
+    """Something happens at the end of a step, after the checkpoint."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise self.what
+
+
+class Start(pl.Callback):
+    """Keeps step and weights as the training begins."""
+
+    def on_train_start(self, trainer, module):
+        self.step = trainer.global_step
+        self.weights = {k: v.clone() for k, v in module.segmenter.state_dict().items()}
+
+
+@pytest.fixture
+def run(tmp_path, tiny_segmenter, toy_data, make_trainer):
+    """``run(name, steps=4, callbacks=(), identity={...}, record=RECORD, width=4, init_from=None)``."""
+
+    def start(name, steps=4, callbacks=(), identity=None, record=RECORD, width=4, seed=0, init_from=None):
+        folder = tmp_path / name
+        module = Segmentation(tiny_segmenter(width=width, seed=seed), ["background", "cat", "dog"], learning_rate=0.05)
+        trainer = make_trainer(folder, steps, [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks])
+        identity = {"seed": seed, "trainer": {"max_steps": steps}} if identity is None else identity
+        return train(folder, module, toy_data(), trainer, identity, record, init_from=init_from)
+
+    return start
+
+
+def files(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_finished_run_says_what_it_is(run, tmp_path):
+    done = run("first")
+    assert done == read_json(tmp_path / "first/run.json")
+    assert done["identity"] == {"seed": 0, "trainer": {"max_steps": 4}} and done["steps"] == 4
+    assert RECORD.items() <= done.items()
+    checkpoint = (tmp_path / "first/checkpoints/last.ckpt").read_bytes()
+    assert done["checkpoint_sha256"] == hashlib.sha256(checkpoint).hexdigest()
+    assert {"versions", "git_commit", "command", "seconds"} <= done.keys()
+
+
+def test_a_finished_run_is_left_alone(run, tmp_path):
+    done = run("first")
+    before = files(tmp_path / "first")
+    assert run("first", callbacks=[Raise(1, RuntimeError("trained again"))]) == done
+    assert files(tmp_path / "first") == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_and_nothing_changes(run, tmp_path, finished):
+    if finished:
+        run("first")
+    else:
+        with pytest.raises(RuntimeError):
+            run("first", callbacks=[Raise(3, RuntimeError("crash"))])
+    before = files(tmp_path / "first")
+    with pytest.raises(
+        FileExistsError, match=r"run .*first was made with other settings:\n  seed: 0 -> 1\n  trainer\.max_steps: 4 -> 5\n"
+    ):
+        run("first", steps=5, seed=1)
+    assert files(tmp_path / "first") == before
+
+
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(run, tmp_path):
+    with pytest.raises(RuntimeError, match="crash"):
+        run("first", steps=6, callbacks=[Raise(5, RuntimeError("crash"))])
+    assert not (tmp_path / "first/run.json").exists()
+    start = Start()
+    assert run("first", steps=6, callbacks=[start])["steps"] == 6
+    assert start.step == 4
+    run("second", steps=6)
+    assert same(load_weights(tmp_path / "first"), load_weights(tmp_path / "second"))
+
+
+def test_a_stopped_training_is_reported_as_stopped(run, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="training stopped at step 3 of 4"):
+            run("first", callbacks=[Raise(3, KeyboardInterrupt())])
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from the first one on
+    assert not (tmp_path / "first/run.json").exists()
+    assert run("first")["steps"] == 4
+
+
+def test_a_training_that_ends_early_is_not_finished(run, tmp_path):
+    class Enough(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 2
+
+    with pytest.raises(KeyboardInterrupt, match="training stopped at step 2 of 4"):
+        run("first", callbacks=[Enough()])
+    assert not (tmp_path / "first/run.json").exists()
+
+
+# Weights of a run
+
+
+def test_averaged_and_raw_weights(run, tmp_path):
+    run("first")
+    checkpoint = torch.load(tmp_path / "first/checkpoints/last.ckpt", weights_only=True)
+    average, raw = load_weights(tmp_path / "first"), load_weights(tmp_path / "first", "raw")
+    assert average.keys() == raw.keys() and all(k.startswith(("backbone.", "head.")) for k in average)
+    assert same(average, {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()})
+    assert same(raw, {k.removeprefix("segmenter."): v for k, v in checkpoint["current_model_state"].items()})
+    assert not same(average, raw)
+
+
+def test_an_unfinished_run_has_no_weights(run, tmp_path):
+    with pytest.raises(RuntimeError):
+        run("first", callbacks=[Raise(3, RuntimeError("crash"))])
+    for name in ("first", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=rf"{name} is not a finished training run .*train it with train\.py"):
+            load_weights(tmp_path / name)
+
+
+# Fine-tuning
+
+
+def test_fine_tuning_begins_with_the_averaged_weights(run, tmp_path):
+    run("first")
+    start = Start()
+    run("second", seed=1, callbacks=[start], init_from=tmp_path / "first")
+    assert start.step == 0
+    assert same(start.weights, load_weights(tmp_path / "first"))
+    assert not same(load_weights(tmp_path / "second"), load_weights(tmp_path / "first"))
+
+
+def test_an_interrupted_fine_tuning_goes_on_with_its_own_weights(run, tmp_path):
+    run("first")
+    with pytest.raises(RuntimeError):
+        run("second", seed=1, callbacks=[Raise(3, RuntimeError("crash"))], init_from=tmp_path / "first")
+    start = Start()
+    run("second", seed=1, callbacks=[start], init_from=tmp_path / "first")
+    assert start.step == 2 and not same(start.weights, load_weights(tmp_path / "first"))
+
+
+def test_a_run_with_other_classes_is_no_start(run, tmp_path):
+    run("first")
+    other = {**RECORD, "taxonomy": {"name": "farm", "names": ["cow", "pig"]}}
+    with pytest.raises(ValueError, match=r"trained for the classes \['cat', 'dog'\], this run has \['cow', 'pig'\]"):
+        run("second", record=other, init_from=tmp_path / "first")
+    assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("change", ["a layer more", "a wider layer"])
+def test_another_segmenter_is_no_start(run, tmp_path, change):
+    run("first")
+    path = tmp_path / "first/checkpoints/last.ckpt"
+    if change == "a layer more":
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["state_dict"]["segmenter.head.extra"] = torch.zeros(1)
+        torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"init_from=.*its segmenter is another one.*Use the same segmenter="):
+        run("second", width=4 if change == "a layer more" else 5, init_from=tmp_path / "first")
+    assert not (tmp_path / "second/run.json").exists()
+
+
+def test_an_unfinished_run_is_no_start(run, tmp_path):
+    write_json(tmp_path / "first/run.json", RECORD)
+    with pytest.raises(FileNotFoundError, match="first is not a finished training run"):
+        run("second", init_from=tmp_path / "first")
+
+
+def test_a_checkpoint_cannot_run_code(run, tmp_path):
+    run("first")
+    path, reached = tmp_path / "first/checkpoints/last.ckpt", tmp_path / "reached"
+
+    class Evil:
+        def __reduce__(self):
+            return reached.write_text, ("code ran",)
+
+    torch.save({"state_dict": Evil()}, path)
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        load_weights(tmp_path / "first")
+    assert not reached.exists()

@@ -1,0 +1,131 @@
+"""The whole chain once at small size, with the embedded generator: prompts to metrics.json, report and summary."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parent.parent
+SMALL_SEGMENTER = ["batch_size=2", "scale=64", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
+
+
+def run(command: str, *overrides: str):
+    """One root script in this process, with its configuration composed as on the command line."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        module = __import__(command)
+    finally:
+        sys.path.remove(str(ROOT))
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = hydra.compose(command, overrides=list(overrides))
+    OmegaConf.set_struct(cfg, True)
+    return module.run(cfg)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Folder in which every stage of the demo ran once, at small size."""
+    from dd.stages.prepare import prepare_shapes
+
+    root = tmp_path_factory.mktemp("chain")
+    where = [f"data_root={root}/data", f"output_root={root}/outputs"]
+    prepare_shapes(root / "data", sizes={"train": 6, "tune": 4, "test": 5})
+    small = ["experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=2"]
+    run("generate", *small, *where)
+    run("generate", *small, *where, "stage=label", "mask_set=power0", "masks.power=0")
+    run("generate", "experiment=shapes", *where, "stage=probe", "probe.split=test", "probe.limit=3")
+    run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=2")
+    run("train", "experiment=shapes_finetune", "shots=4", *SMALL_SEGMENTER, *where, "trainer.max_steps=1")
+    run("train", "experiment=shapes_real", "shots=4", *SMALL_SEGMENTER, *where, "trainer.max_steps=3")
+    for data in ("shapes", "shapes_shift"):
+        run("evaluate", f"run={root}/outputs/shapes/*/*", f"data={data}", *where)
+    run("evaluate", "stage=audit", f'run="{root}/outputs/shapes/real_shapes/*"', *where)
+    run("evaluate", "stage=report", f"runs={root}/outputs", "name=shapes", "domains=[shapes,shapes_shift]", *where)
+    return root
+
+
+def test_summary_has_every_number_of_the_demo(chain):
+    summary = json.loads((chain / "outputs/shapes/summary.json").read_text())
+    assert summary["shots_from"] == "shapes"
+    assert set(summary["seconds"]) >= {"generate", "train_synthetic_only", "train_finetuned", "train_real_only"}
+    for value in (
+        summary["mask_miou"],
+        *summary["synthetic_only"].values(),
+        *summary["finetuned"]["4"].values(),
+        *summary["real_only"]["4"].values(),
+    ):
+        assert 0 <= value <= 100
+    assert set(summary["synthetic_only"]) == {"shapes", "shapes_shift"}
+
+
+def test_metrics_agree_with_their_own_confusion_matrix(chain):
+    files = sorted(chain.glob("outputs/shapes/*/*/eval/*/metrics.json"))
+    assert len(files) == 6
+    for file in files:
+        m = json.loads(file.read_text())
+        assert sum(map(sum, m["confusion"])) == m["num_images"] * 64 * 64
+        ious = []
+        for c, row in enumerate(m["confusion"]):
+            union = sum(row) + sum(r[c] for r in m["confusion"]) - row[c]
+            if union:
+                ious.append(100 * row[c] / union)
+        assert m["miou"] == pytest.approx(sum(ious) / len(ious))
+
+
+def test_supervision_and_history_are_recorded(chain):
+    finetuned = json.loads((chain / "outputs/shapes/finetune_shapes/shots=4,seed=0/run.json").read_text())
+    assert finetuned["supervision"] == "A"
+    assert finetuned["trained_on"]["shots"] == 4
+    assert finetuned["trained_on"]["after"]["source"] == "synthetic"
+    real = json.loads((chain / "outputs/shapes/real_shapes/shots=4,seed=0/run.json").read_text())
+    assert real["supervision"] == "real" and real["trained_on"]["after"] is None
+
+
+def test_report_is_one_self_contained_file(chain):
+    html = (chain / "outputs/shapes/report.html").read_text()
+    assert "synthetic only" in html and "shapes_shift" in html
+    assert "<script" not in html and 'src="http' not in html
+
+
+def test_everything_again_changes_nothing(chain):
+    where = [f"data_root={chain}/data", f"output_root={chain}/outputs"]
+    kept = {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file() and p.suffix in (".png", ".safetensors", ".ckpt")}
+    run("generate", "experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=2", *where)
+    run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=2")
+    run("evaluate", f"run={chain}/outputs/shapes/*/*", *where)
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+
+
+def test_other_settings_are_refused_and_named(chain):
+    where = [f"data_root={chain}/data", f"output_root={chain}/outputs"]
+    with pytest.raises(FileExistsError, match=r"generator\.steps: 2 -> 3"):
+        run("generate", "experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=3", *where)
+    with pytest.raises(FileExistsError, match="max_steps"):
+        run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=4")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["generate.py", "experiment=shapes", "masks.powr=3"], "Did you mean 'power'"),
+        (["train.py", "experiment=shapes_syntetic"], "Did you mean 'shapes_synthetic'"),
+        (["evaluate.py", "run=outputs/nowhere"], "no finished training run"),
+        (["generate.py", "experiment=shapes", "diffusion.model=./missing"], "no such folder"),
+        (["train.py", "experiment=shapes_real", "data_root=nowhere"], "python -m dd prepare shapes"),
+    ],
+)
+def test_bad_input_is_answered_on_one_screen(tmp_path, command, expected):
+    script, *overrides = command
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *overrides, f"output_root={tmp_path}/outputs"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert expected in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 24

@@ -1,0 +1,503 @@
+"""Every file in conf/ composes and builds; what is mistyped or not allowed is refused before any work starts."""
+
+import inspect
+import json
+import logging
+import re
+import sys
+
+import hydra
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from dd import config
+from dd.masks import MaskSettings
+from dd.prompts import CaptionFile, TemplatePrompts
+from dd.provenance import write_json
+from dd.segmentation import EMA, LastCheckpoint, Segmentation
+from dd.segmenters.mmsegmentation import DeepLabV3
+from dd.segmenters.transforms import TrainTransform
+from dd.stages.prepare import prepare_shapes
+
+CONF = config.CONF
+ROOTS = {"generate", "train", "evaluate"}
+FILLED = {  # what is ??? in a file, as its header says to give it
+    "train": ["name=a_run"],
+    "prompts=file": ["prompts.path=prompts.json"],
+    "diffusion=paper": ["diffusion.model=a_folder"],
+}
+
+
+def compose(root, *overrides, **kwargs):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(root, overrides=list(overrides), **kwargs)
+
+
+def groups_of(root):
+    """Groups in the defaults list of a root config, but for ``experiment``."""
+    entries = (e for e in OmegaConf.load(CONF / f"{root}.yaml").defaults if isinstance(e, DictConfig))
+    return {key for entry in entries for key in entry} - {"experiment"}
+
+
+def header_command(path):
+    """(root, overrides) of the line ``# python <root>.py experiment=...`` in an experiment file."""
+    found = re.search(r"^# python (\w+)\.py (.*)$", path.read_text(), re.MULTILINE)
+    if found is None:  # what several experiments share
+        return "train", [f"experiment={path.stem}"]
+    values = re.findall(r"([\w.]+)=(<[^>]*>|\S+)", found[2])
+    return found[1], [f"{key}={'a_folder' if value.startswith('<') else value}" for key, value in values]
+
+
+CHOICES = [
+    (root, [f"{group}={file.stem}", *FILLED.get(root, []), *FILLED.get(f"{group}={file.stem}", [])])
+    for root in sorted(ROOTS)
+    for group in sorted(groups_of(root))
+    for file in sorted((CONF / group).glob("*.yaml"))
+]
+EXPERIMENTS = [header_command(file) for file in sorted((CONF / "experiment").glob("*.yaml"))]
+EVERY = [*((root, FILLED.get(root, [])) for root in sorted(ROOTS)), *CHOICES, *EXPERIMENTS]
+
+
+def targets(node):
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+# Composition
+
+
+def test_every_group_belongs_to_a_command():
+    used = {"experiment"}.union(*(groups_of(root) for root in ROOTS))
+    assert used == {p.name for p in CONF.iterdir() if p.is_dir()}
+    assert {p.stem for p in CONF.glob("*.yaml")} == ROOTS | {"base"}
+
+
+def test_every_experiment_names_its_command():
+    for (root, overrides), file in zip(EXPERIMENTS, sorted((CONF / "experiment").glob("*.yaml")), strict=True):
+        assert root in ROOTS and overrides[0] == f"experiment={file.stem}"
+
+
+@pytest.mark.parametrize(("root", "overrides"), EVERY, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+def test_every_file_composes_and_fits_the_constructors(root, overrides):
+    config.check_overrides(root, overrides)
+    cfg = compose(root, *overrides)
+    assert not OmegaConf.missing_keys(cfg)
+    nodes = list(targets(config.plain(cfg)))
+    assert nodes or root == "evaluate"
+    config._check_targets(nodes)
+    for node in nodes:
+        arguments = {k: v for k, v in node.items() if k != "_target_"}
+        inspect.signature(hydra.utils.get_object(node["_target_"])).bind_partial(**arguments)
+    assert len(config.taxonomy(cfg)) > 1
+    assert {"name", "data_root", "output_root", "seed", "device"} <= cfg.keys()
+
+
+@pytest.mark.parametrize(("root", "overrides"), EVERY, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+def test_every_node_that_needs_no_weights_is_built(root, overrides, tmp_path, tiny_segmenter):
+    cfg = compose(root, *overrides, f"output_root={tmp_path}", "device=cpu")
+    if root == "generate":
+        assert isinstance(config.instantiate(cfg.masks), MaskSettings)
+        assert isinstance(config.instantiate(cfg.prompts), TemplatePrompts | CaptionFile)
+    if root == "train":
+        assert isinstance(config.instantiate(cfg.transform), TrainTransform)
+        task = config.instantiate(cfg.optimizer, segmenter=tiny_segmenter(), class_names=["background", "a", "b"])
+        assert isinstance(task, Segmentation) and task.hparams.learning_rate == cfg.optimizer.learning_rate
+        if "default_root_dir" in cfg.trainer:
+            trainer = config.trainer(cfg, validate=False)
+            assert trainer.max_steps == cfg.trainer.max_steps
+        else:
+            trainer = config.trainer_factory(cfg)(max_steps=3, default_root_dir=tmp_path / "part", average=True)
+            assert trainer.max_steps == 3 and trainer.default_root_dir == str(tmp_path / "part")
+        assert {type(logger).__name__ for logger in trainer.loggers} >= {"CSVLogger"}
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "segmenter").glob("*.yaml")))
+def test_every_segmenter_is_built(file):
+    cfg = compose("train", f"segmenter={file}", "segmenter.pretrained=null", "name=a_run")
+    segmenter = config.instantiate(cfg.segmenter, num_classes=21)
+    assert isinstance(segmenter, DeepLabV3) and segmenter.num_classes == 21
+    assert segmenter.backbone.depth == cfg.segmenter.depth == int(file.rpartition("_r")[2])
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "logger").glob("*.yaml")))
+def test_every_logger_is_built(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    offline = ["logger.wandb.offline=true"] if file == "wandb" else []
+    cfg = compose("train", f"logger={file}", f"output_root={tmp_path}", "name=a_run", *offline)
+    loggers = [config.instantiate(node) for node in config.plain(cfg.logger).values()]
+    names = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
+    assert {type(logger).__name__ for logger in loggers} == {names["csv"], names[file]}
+    assert all(str(logger.save_dir) == str(tmp_path / "a_run") for logger in loggers)
+    assert loggers[0].log_dir.rstrip("/") == str(tmp_path / "a_run")  # metrics.csv beside run.json
+
+
+def test_prompts_of_the_templates_know_the_world_of_the_taxonomy():
+    cfg = compose("generate", "prompts=shapes", "data=shapes")
+    prompts = config.instantiate(cfg.prompts)(config.taxonomy(cfg), 5, 0)
+    assert all("background" in p.text and "light" in p.text and ";" in p.text for p in prompts)
+
+
+def test_the_papers_settings():
+    cfg = compose("generate", "experiment=voc", *FILLED["prompts=file"], *FILLED["diffusion=paper"])
+    assert config.instantiate(cfg.masks) == MaskSettings(4, 0.6, 0.1)
+    assert (cfg.diffusion.steps, cfg.diffusion.guidance, cfg.diffusion.scheduler, cfg.diffusion.size) == (100, 7.5, None, 512)
+    assert cfg.diffusion.negative_prompt.startswith("ugly, tiling, ") and "\n" not in cfg.diffusion.negative_prompt
+    cfg = compose("train", "experiment=voc_synthetic")
+    assert (cfg.trainer.max_steps, cfg.batch_size, cfg.trainer.gradient_clip_val) == (20000, 8, 0.01)
+    assert (cfg.optimizer.learning_rate, cfg.optimizer.backbone_multiplier, cfg.optimizer.poly_power) == (1e-4, 0.1, 0.9)
+
+
+def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
+    from dd.diffusion import AttentionRecorder, build_text_and_unet, build_vae
+
+    _, overrides = header_command(CONF / "experiment/shapes_text_to_image.yaml")
+    recipe, read = config.plain(compose("train", *overrides).models), compose("generate", "diffusion=embedded").diffusion
+
+    class Sizes:  # of a tokenizer: all that the builder asks for
+        model_max_length, bos_token_id, eos_token_id, pad_token_id = recipe["max_length"], 0, 1, 1
+
+        def __len__(self):
+            return 600
+
+    with torch.device("meta"):  # shapes without numbers
+        build_vae(**recipe["vae"])
+        _, unet = build_text_and_unet(Sizes(), recipe["text_encoder"], recipe["unet"])
+        states = torch.zeros(2, recipe["max_length"], recipe["text_encoder"]["hidden_size"])
+        side = recipe["unet"]["sample_size"]
+        with AttentionRecorder(unet, states, read.cross_resolution, read.self_resolution) as recorder:
+            unet(torch.zeros(2, recipe["unet"]["in_channels"], side, side), torch.zeros(2), states)
+    recorder.check()
+
+
+# The trainer
+
+
+def test_callbacks_average_first_and_save_afterwards(tmp_path):
+    cfg = compose("train", "experiment=shapes_synthetic", f"output_root={tmp_path}", "device=cpu")
+    kinds = [type(c) for c in config.trainer(cfg, validate=False).callbacks]
+    assert kinds.index(EMA) < kinds.index(LastCheckpoint)
+    assert (tmp_path / cfg.name / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_only_a_validated_run_has_a_best_checkpoint(tmp_path, validate):
+    cfg = compose("train", "name=a_run", f"output_root={tmp_path}", "device=cpu")
+    trainer = config.trainer(cfg, validate)
+    assert [c.monitor for c in trainer.callbacks if isinstance(c, pl.callbacks.ModelCheckpoint)] == ["tune/miou"] * validate
+    assert trainer.limit_val_batches == (1.0 if validate else 0)
+
+
+def test_a_numbered_device_is_the_one_that_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "instantiate", lambda node, **_: node)
+    cfg = compose("train", "name=a_run", f"output_root={tmp_path}", "device=cuda:1")
+    assert config.device(cfg) == "cuda:1"
+    node = config.trainer(cfg, validate=False)
+    assert (node["accelerator"], node["devices"]) == ("cuda", [1])
+
+
+def test_devices():
+    cfg = OmegaConf.create({"device": "auto"})
+    assert config.device(cfg) == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert config.device(OmegaConf.create({"device": "cpu"})) == "cpu"
+
+
+# What may be instantiated
+
+
+def allowed_are_named(error):
+    return all(prefix in str(error.value) for prefix in config.ALLOWED)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system", "torch.load", "torch.hub.load", "builtins.eval", "subprocess.Popen", "pathlib.Path",
+        "dd.masks.to_mask", "dd.diffusion.train_tokenizer",  # functions, though of an allowed module
+        "dd.diffusion.sha256", "dd.diffusion.Path", "dd.masks.torch.load", "dd.diffusion.StableDiffusionPipeline",  # aliases
+        "dd.masks.MaskSettings.__init__", "dd.diffusion.StableDiffusion.generate",
+        "pytorch_lightning.trainer.trainer.Trainer.fit", "pytorch_lightning.LightningModule", "dd.masks",
+    ],
+)  # fmt: skip
+def test_other_targets_are_refused(target):
+    with pytest.raises(ValueError, match=re.escape(f"_target_ {target!r}")) as error:
+        config.instantiate({"_target_": target})
+    assert allowed_are_named(error)
+
+
+CALL = {"_target_": "os.getcwd"}  # harmless, and its result betrays that it ran
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "dd.prompts.CaptionFile", "path": CALL},
+        {"_target_": "dd.prompts.CaptionFile", "path": {"deep": [[CALL]]}},
+        {"_target_": "dd.prompts.CaptionFile", "path": (CALL,)},
+        {"_target_": "dd.prompts.CaptionFile", "path": OmegaConf.create(CALL)},
+        {"_target_": "dd.prompts.CaptionFile", "path": [OmegaConf.create([CALL])]},
+        OmegaConf.create({"_target_": "dd.prompts.CaptionFile", "path": CALL}),
+        OmegaConf.create({"call": CALL, "_target_": "dd.prompts.CaptionFile", "path": "${call}"}),
+        [CALL],
+        OmegaConf.create([CALL]),
+    ],
+    ids=str,
+)
+def test_a_call_cannot_hide_in_a_node(node):
+    with pytest.raises(ValueError, match="_target_ 'os.getcwd'"):
+        config.instantiate(node)
+
+
+def test_a_call_cannot_come_with_the_arguments():
+    with pytest.raises(ValueError, match="_target_ 'os.getcwd'"):
+        config.instantiate({"_target_": "dd.prompts.CaptionFile"}, path=CALL)
+
+
+def test_a_mistyped_target_names_what_is_allowed():
+    with pytest.raises(ValueError, match=r"dd\.masks\.MaskSetting\b") as error:
+        config.instantiate({"_target_": "dd.masks.MaskSetting"})
+    assert allowed_are_named(error)
+
+
+def test_allowed_targets_get_plain_containers():
+    prompts = config.instantiate(
+        OmegaConf.create(
+            {"_target_": "dd.prompts.TemplatePrompts", "templates": ["{things}"], "conditions": {"a": ["b"]}, "counts": [1]}
+        )
+    )
+    assert type(prompts.templates) is list and type(prompts.conditions) is dict and type(prompts.conditions["a"]) is list
+
+
+def test_the_segmenter_of_a_run():
+    node = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "pretrained": "open-mmlab://never_fetched"}
+    segmenter = config.segmenter_of({"segmenter": node, "taxonomy": {"names": ["cat", "dog"]}})
+    assert isinstance(segmenter, DeepLabV3) and segmenter.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    "node",
+    [{}, CALL, {"_target_": "dd.segmentation.EMA"}, {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": CALL}],
+)
+def test_a_run_cannot_name_anything_else(node):
+    with pytest.raises(ValueError, match="is not one of dd.segmenters with plain values"):
+        config.segmenter_of({"segmenter": node, "taxonomy": {"names": ["cat"]}})
+
+
+# Mistyped overrides
+
+
+@pytest.mark.parametrize(
+    ("root", "override", "parts"),
+    [
+        ("generate", "num_image=3", ["no key 'num_image' at the top level", "num_images", "Did you mean 'num_images'?"]),
+        ("generate", "sede=3", ["no key 'sede' at the top level", "name, ", "Did you mean 'seed'?"]),
+        ("generate", "masks=papre", ["no such masks; allowed: paper, shapes", "Did you mean 'paper'?"]),
+        ("generate", "mask=paper", ["no key 'mask' at the top level", "Did you mean 'masks'?"]),
+        ("generate", "masks.treshold=0.5", ["no key 'treshold' in masks", "threshold, band", "Did you mean 'threshold'?"]),
+        ("generate", "probe.splitt=tune", ["no key 'splitt' in probe", "split, timesteps, limit", "Did you mean 'split'?"]),
+        ("generate", "experiment=shape", ["no such experiment; allowed: ", "Did you mean 'shapes'?"]),
+        ("train", "segmenter=deeplabv3_r5", ["no such segmenter; allowed: deeplabv3_r101, deeplabv3_r18, deeplabv3_r50"]),
+        ("train", "trainer.callbacks.ema.decy=0.9", ["no key 'decy' in trainer.callbacks.ema", "Did you mean 'decay'?"]),
+        ("train", "segmenter.depth.x=1", ["no key 'x' in segmenter.depth"]),
+        ("evaluate", "dta=voc", ["no key 'dta' at the top level", "Did you mean 'data'?"]),
+    ],
+)  # fmt: skip
+def test_mistyped_overrides_are_answered_with_the_names_there_are(root, override, parts):
+    with pytest.raises(ValueError) as error:
+        config.check_overrides(root, [*FILLED.get(root, []), override])
+    assert str(error.value).startswith(f"{override!r}: ")
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_keys_of_an_experiment_are_known():
+    config.check_overrides("train", ["experiment=shapes_text_to_image", "models.tokenizer_merges=50"])
+    with pytest.raises(ValueError, match="no key 'tokenizer_merge' in models; .*Did you mean 'tokenizer_merges'"):
+        config.check_overrides("train", ["experiment=shapes_text_to_image", "models.tokenizer_merge=50"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=shapes_real", "shots=16,64", "seed=0,1,2"], ["segmenter=deeplabv3_r18,deeplabv3_r50", "name=a"],
+        ["name=a", "seed=range(0,3)"], ["name=a", "segmenter=glob(*)"], ["name=a", "+trainer.accumulate_grad_batches=2"],
+        ["name=a", "~trainer.callbacks.best"],
+    ],
+)  # fmt: skip
+def test_good_overrides_pass(overrides):
+    config.check_overrides("train", overrides)
+
+
+@pytest.mark.parametrize("override", ["experiment=shapes_real,shapes_rael", "segmenter=deeplabv3_r18,deeplabv3_r5"])
+def test_each_choice_of_a_sweep_must_exist(override):
+    with pytest.raises(ValueError, match="no such (experiment|segmenter); allowed"):
+        config.check_overrides("train", ["name=a", override])
+
+
+# The command line
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """``command(run, *arguments)`` -> exit status of a root script with this ``run``, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DD_TRACEBACK", raising=False)
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    def call(run, *arguments):
+        monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit) as stop:
+            config.main("generate", run)
+        return stop.value.code
+
+    yield call
+    logging.root.handlers[:], logging.root.level = handlers, level
+    torch.set_flush_denormal(False)
+    GlobalHydra.instance().clear()
+
+
+def test_a_command_gets_its_configuration(command):
+    seen = []
+    assert command(lambda cfg: seen.append((cfg.name, cfg.seed, cfg.masks.power)), "seed=3", "masks=paper") == 0
+    assert seen == [("shapes", 3, 4)]
+
+
+def test_a_command_writes_no_files_of_its_own(command, tmp_path):
+    assert command(lambda cfg: None) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("too small"), FileNotFoundError("nowhere"), FileExistsError("other settings")])
+def test_an_error_is_one_screen(command, capsys, error):
+    def run(cfg):
+        raise error
+
+    assert command(run) == 2
+    assert capsys.readouterr().err == f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)\n"
+
+
+def test_a_mistyped_override_ends_before_the_run(command, capsys):
+    assert command(pytest.fail, "masks.treshold=0.5") == 2
+    assert "Did you mean 'threshold'?" in capsys.readouterr().err
+
+
+def test_an_interruption_says_how_to_go_on(command, capsys):
+    def run(cfg):
+        raise KeyboardInterrupt
+
+    assert command(run) == 130
+    assert "The same command goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "job", "name"),
+    [
+        (["seed=3"], ["seed=3"], "a_run"),
+        (["-m", "shots=16,64", "seed=0,1", "batch_size=4"], ["shots=16", "seed=0", "batch_size=4"], "a_run/shots=16,seed=0"),
+        (["-m", "segmenter=deeplabv3_r18,deeplabv3_r50"], ["segmenter=deeplabv3_r50"], "a_run/segmenter=deeplabv3_r50"),
+        (["-m", "seed=range(0,3)"], ["seed=2"], "a_run/seed=2"),
+        (["-m", "+shots=1,2"], ["+shots=1"], "a_run/+shots=1"),
+    ],
+)
+def test_swept_jobs_have_their_own_folders(monkeypatch, arguments, job, name):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert config.swept_name(OmegaConf.create({"name": "a_run"}), job) == name
+
+
+def test_a_name_that_holds_what_is_swept_is_kept(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1"])
+    assert config.swept_name(OmegaConf.create({"name": "a_run/seed=1"}), ["seed=1"]) == "a_run/seed=1"
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("run=outputs/a/shots=16,seed=0", 'run="outputs/a/shots=16,seed=0"'),
+        ("run='outputs/a/seed=0'", "run='outputs/a/seed=0'"),
+        ("seed=0", "seed=0"), ("shots=16,64", "shots=16,64"), ("--multirun", "--multirun"),
+        ("domains=[a=1,b]", "domains=[a=1,b]"),
+    ],
+)  # fmt: skip
+def test_names_of_run_folders_are_quoted_for_hydra(argument, expected):
+    assert config.quoted(argument) == expected
+
+
+# What a run is made from
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    prepare_shapes(root, {"train": 5, "tune": 2, "test": 1})
+    return root
+
+
+def training(data_root, *overrides):
+    return compose("train", "experiment=shapes_real", f"data_root={data_root}", "shots=3", *overrides)
+
+
+def test_real_training_sets(data_root):
+    images, tune = config.training_sets(training(data_root))
+    assert (images.split, len(images), tune) == ("train", 3, None)
+    for everything in ("shots=all", "shots=null"):
+        assert len(config.training_sets(training(data_root, everything))[0]) == 5
+    _, tune = config.training_sets(training(data_root, "trainer.limit_val_batches=1.0"))
+    assert (tune.split, len(tune)) == ("tune", 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["source=reel"], "source='reel'; allowed: synthetic, real"),
+        (["source=synthetic"], "shots=3 has no effect with source=synthetic"),
+    ],
+)
+def test_training_sets_that_make_no_sense(data_root, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        config.training_sets(training(data_root, *overrides))
+
+
+def test_the_identity_of_a_run_is_what_decides_its_weights(data_root):
+    def identity(*overrides):
+        cfg = training(data_root, *overrides)
+        found, record = config.training_record(cfg, config.training_sets(cfg)[0])
+        assert json.loads(json.dumps([found, record])) == [found, record]
+        return found
+
+    first = identity()
+    for same in ("num_workers=3", "logger=tensorboard", "output_root=elsewhere", "device=cpu", "trainer.log_every_n_steps=5"):
+        assert identity(same) == first, same
+    for other in (
+        "seed=1", "shots=2", "batch_size=4", "scale=64", "optimizer.learning_rate=0.5", "trainer.max_steps=7",
+        "trainer.callbacks.ema.decay=0.5", "trainer.precision=32-true", "segmenter.depth=50", "transform.flip=0.0",
+    ):  # fmt: skip
+        assert identity(other) != first, other
+
+
+def test_the_record_of_a_real_run(data_root):
+    cfg = training(data_root)
+    images, _ = config.training_sets(cfg)
+    _, record = config.training_record(cfg, images)
+    assert record["supervision"] == "real" and record["taxonomy"]["names"] == list(images.taxonomy.names)
+    assert record["trained_on"] == {
+        "source": "real", "root": "shapes", "split": "train", "masks": "SegmentationClass", "images": 3, "shots": 3, "seed": 0,
+        "after": None,
+    }  # fmt: skip
+
+
+def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):
+    before = {"trained_on": {"source": "synthetic"}, "supervision": "A", "checkpoint_sha256": "0" * 64}
+    write_json(tmp_path / "run.json", before)
+    cfg = training(data_root, f"init_from={tmp_path}")
+    identity, record = config.training_record(cfg, config.training_sets(cfg)[0])
+    assert record["trained_on"]["after"] == before["trained_on"]
+    assert identity["init_from_sha256"] == "0" * 64

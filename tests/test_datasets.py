@@ -1,0 +1,235 @@
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dd.datasets import (
+    SegmentationFolder,
+    choose_shots,
+    encode_image,
+    encode_mask,
+    read_captions,
+    read_image,
+    read_mask,
+    read_split,
+    write_split,
+)
+from dd.taxonomy import Taxonomy, voc_palette
+
+PETS = Taxonomy("pets", ["cat", "dog"])
+SIZES = [(12, 9), (7, 15), (8, 8), (5, 11), (9, 9)]
+
+
+def picture(i):
+    rng, size = np.random.default_rng(i), SIZES[i]
+    return rng.integers(0, 256, (*size, 3), dtype=np.uint8), rng.choice(np.array([0, 1, 2, 255], np.uint8), size)
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "pets"
+    for folder in ("JPEGImages", "SegmentationClass", "masks/other"):
+        (root / folder).mkdir(parents=True)
+    for i in range(len(SIZES)):
+        image, mask = picture(i)
+        (root / "JPEGImages" / f"pet_{i}.png").write_bytes(encode_image(image, ".png"))
+        (root / "SegmentationClass" / f"pet_{i}.png").write_bytes(encode_mask(mask))
+        (root / "masks/other" / f"pet_{i}.png").write_bytes(encode_mask(np.zeros_like(mask)))
+    write_split(root, "train", [f"pet_{i}" for i in range(len(SIZES))])
+    write_split(root, "val", ["pet_1"])
+    return root
+
+
+# Files
+
+
+def test_mask_ids_survive_the_palette_png(tmp_path):
+    mask = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    (tmp_path / "mask.png").write_bytes(encode_mask(mask))
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+    with Image.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P" and image.getpalette() == voc_palette()
+
+
+def test_masks_of_other_tools_are_read(tmp_path):
+    mask = np.array([[0, 1], [2, 255]], np.uint8)
+    Image.fromarray(mask).save(tmp_path / "grey.png")
+    few = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8))
+    few.putpalette([0, 0, 0, 128, 0, 0])
+    few.save(tmp_path / "one_bit.png", bits=1)
+    assert np.array_equal(read_mask(tmp_path / "grey.png"), mask)
+    assert read_mask(tmp_path / "one_bit.png").tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_masks_without_class_ids_are_refused(tmp_path, mode):
+    Image.new(mode, (4, 4)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=r"mask .*mask\.png has mode .*one class id per pixel"):
+        read_mask(tmp_path / "mask.png")
+
+
+def test_images_survive_png_and_nearly_jpeg(tmp_path):
+    image = np.repeat(np.repeat(picture(0)[0], 8, 0), 8, 1)
+    for suffix, tolerance in ((".png", 0), (".jpg", 12)):
+        (tmp_path / f"i{suffix}").write_bytes(encode_image(image, suffix))
+        assert np.abs(read_image(tmp_path / f"i{suffix}").astype(int) - image).max() <= tolerance
+    with Image.open(io.BytesIO(encode_image(image, ".jpg"))) as stored:
+        assert stored.format == "JPEG" and stored.layer == [(1, 1, 1, 0), (2, 1, 1, 1), (3, 1, 1, 1)]  # no subsampling
+    assert encode_image(image, ".jpg") == encode_image(image, ".jpg")
+
+
+def test_grey_images_become_rgb(tmp_path):
+    Image.new("L", (3, 2), 7).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png").tolist() == [[[7] * 3] * 3] * 2
+
+
+def test_other_image_formats_are_refused():
+    with pytest.raises(ValueError, match=r"image format '\.bmp'; allowed: \.jpg, \.png"):
+        encode_image(picture(0)[0], ".bmp")
+
+
+def test_an_interrupted_split_leaves_the_old_one(root, monkeypatch):
+    path, before = root / "ImageSets/Segmentation/train.txt", read_split(root, "train")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for split in ("train", "new"):
+        with pytest.raises(KeyboardInterrupt):
+            write_split(root, split, ["other"])
+    assert read_split(root, "train") == before
+    assert not path.with_name("new.txt").exists()
+
+
+# Folders
+
+
+def test_pictures_come_in_the_order_of_the_split(root):
+    data = SegmentationFolder(root, "train", PETS)
+    assert len(data) == len(SIZES) and data.ids == [f"pet_{i}" for i in range(len(SIZES))]
+    for i in range(len(SIZES)):
+        for read, written in zip(data[i], picture(i), strict=True):
+            assert read.dtype == np.uint8 and np.array_equal(read, written)
+    assert data.fingerprint() == {"root": "pets", "split": "train", "masks": "SegmentationClass", "images": 5}
+
+
+def test_another_mask_set_beside_the_default_one(root):
+    assert not SegmentationFolder(root, "val", PETS, "masks/other")[0][1].any()
+    assert SegmentationFolder(root, "val", PETS)[0][1].any()
+
+
+def test_jpeg_images_are_found(root):
+    image, _ = picture(1)
+    (root / "JPEGImages/pet_1.png").unlink()
+    (root / "JPEGImages/pet_1.jpg").write_bytes(encode_image(image, ".jpg"))
+    assert SegmentationFolder(root, "val", PETS)[0][0].shape == image.shape
+
+
+def test_class_lines_of_the_devkit_are_read(root):
+    (root / "ImageSets/Segmentation/cat_train.txt").write_text("pet_0  1\npet_3 -1\n\n")
+    assert read_split(root, "cat_train") == ["pet_0", "pet_3"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shots_are_nested_and_chosen_by_the_seed(seed):
+    ids = [f"{i:03d}" for i in range(50)]
+    all_of_them = choose_shots(ids, 50, seed)
+    assert sorted(all_of_them) == ids and all_of_them != ids
+    for shots in (1, 2, 16, 49):
+        assert choose_shots(ids, shots, seed) == all_of_them[:shots]
+    assert choose_shots(ids, 5, seed) != choose_shots(ids, 5, seed + 1)
+    assert choose_shots(ids, None, seed) == ids
+
+
+@pytest.mark.parametrize("shots", [0, -1, 6])
+def test_impossible_numbers_of_shots(root, shots):
+    with pytest.raises(ValueError, match=rf"shots={shots}, but the split holds 5 images; choose 1 to 5"):
+        SegmentationFolder(root, "train", PETS, shots=shots)
+
+
+def test_a_folder_of_shots(root):
+    data = SegmentationFolder(root, "train", PETS, shots=2, seed=3)
+    assert data.ids == choose_shots([f"pet_{i}" for i in range(5)], 2, 3)
+    assert data.fingerprint()["images"] == len(data) == 2
+
+
+# Errors
+
+
+def test_a_missing_data_set(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no data set at .*nowhere.*python -m dd prepare shapes.*data\.root"):
+        SegmentationFolder(tmp_path / "nowhere", "train", PETS)
+
+
+def test_a_missing_split_is_answered_with_those_that_are_there(root):
+    with pytest.raises(FileNotFoundError, match=r"has no split 'test' .*splits there: train, val"):
+        SegmentationFolder(root, "test", PETS)
+
+
+def test_missing_masks(root):
+    with pytest.raises(FileNotFoundError, match=r"has no masks in masks/nothing\..*stage=label"):
+        SegmentationFolder(root, "train", PETS, "masks/nothing")
+
+
+@pytest.mark.parametrize("name", ["../pet_0", "a/../../pet_0", "/etc/pet_0", "..\\pet_0"])
+def test_ids_that_leave_the_folder_are_refused(root, name):
+    write_split(root, "train", ["pet_0", name])
+    with pytest.raises(ValueError, match=r"train\.txt: id .* would leave the data set's folder"):
+        SegmentationFolder(root, "train", PETS)
+
+
+def test_an_empty_split(root):
+    write_split(root, "train", [])
+    with pytest.raises(ValueError, match=r"train\.txt is empty"):
+        SegmentationFolder(root, "train", PETS)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("JPEGImages", "no image pet_1 "), ("SegmentationClass", r"no mask .*pet_1\.png")]
+)
+def test_missing_files_are_named(root, folder, message):
+    (root / folder / "pet_1.png").unlink()
+    with pytest.raises(FileNotFoundError, match=f"{message}.*listed in split 'val'"):
+        SegmentationFolder(root, "val", PETS)[0]
+
+
+def test_a_mask_of_another_size(root):
+    (root / "SegmentationClass/pet_1.png").write_bytes(encode_mask(np.zeros((3, 4), np.uint8)))
+    with pytest.raises(ValueError, match=r"pet_1\.png is 4x3, its image 15x7"):
+        SegmentationFolder(root, "val", PETS)[0]
+
+
+def test_mask_values_outside_the_classes(root):
+    mask = picture(1)[1]
+    mask[0, :4] = 3, 7, 254, 255
+    (root / "SegmentationClass/pet_1.png").write_bytes(encode_mask(mask))
+    with pytest.raises(ValueError, match=r"values \[3, 7, 254\] outside the 3 classes of taxonomy 'pets' \(0 to 2, 255"):
+        SegmentationFolder(root, "val", PETS)[0]
+
+
+def test_a_colour_mask(root):
+    Image.new("RGB", (15, 7)).save(root / "SegmentationClass/pet_1.png")
+    with pytest.raises(ValueError, match="mode RGB"):
+        SegmentationFolder(root, "val", PETS)[0]
+
+
+def test_nothing_is_written_by_reading(root):
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    (root / "SegmentationClass/pet_1.png").write_bytes(b"no png")
+    data = SegmentationFolder(root, "train", PETS)
+    with pytest.raises(OSError, match=r"pet_1\.png"):
+        data[1]
+    data[0]
+    assert {p for p in root.rglob("*") if p.is_file()} == before.keys()
+
+
+# Captions
+
+
+def test_captions_by_id(root):
+    (root / "captions.jsonl").write_text('{"id": "pet_0", "caption": "a cat", "classes": ["cat"]}\n')
+    assert read_captions(root) == {"pet_0": {"id": "pet_0", "caption": "a cat", "classes": ["cat"]}}
+
+
+def test_a_data_set_without_captions(root):
+    with pytest.raises(FileNotFoundError, match="has no captions.jsonl"):
+        read_captions(root)

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dd.masks import MaskSettings, normalise, scores, to_mask
+
+
+def heat(classes=3, powers=5, side=8, seed=0):
+    return np.random.default_rng(seed).random((classes, powers, side, side)).astype(np.float16)
+
+
+def loop_mask(stored, class_ids, size, settings):
+    """The paper's steps, one pixel at a time."""
+    maps = stored[:, settings.power].astype(np.float32)
+    maps = np.stack([(m - m.min()) / (m.max() - m.min()) for m in maps])
+    large = F.interpolate(torch.from_numpy(maps)[None], size=size, mode="bicubic", align_corners=False)[0].numpy()
+    mask = np.zeros(size, np.uint8)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            column = list(large[:, y, x])
+            best = max(column)
+            if best >= settings.threshold:
+                mask[y, x] = class_ids[column.index(best)]
+            elif best >= settings.threshold - settings.band:
+                mask[y, x] = 255
+    return mask
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (13, 21)])
+@pytest.mark.parametrize(
+    "settings", [MaskSettings(), MaskSettings(0, 0.75, 0.25), MaskSettings(2, 0.9, 0.0), MaskSettings(1, 1.0)]
+)
+def test_masks_against_a_loop(size, settings):
+    stored, ids = heat(), (7, 2, 254)
+    mask = to_mask(stored, ids, size, settings)
+    expected = loop_mask(stored, ids, size, settings)
+    assert mask.dtype == np.uint8 and mask.shape == size
+    assert np.array_equal(mask, expected)
+    assert len(np.unique(expected)) > 1
+
+
+def test_the_defaults_are_the_papers():
+    assert MaskSettings() == MaskSettings(power=4, threshold=0.6, band=0.1, source="class_prompt")
+
+
+def ramp(*values):
+    """One class whose normalised heat is ``values`` (they must hold 0 and 1), side 1 x len: no resizing."""
+    return np.asarray(values, np.float32).reshape(1, 1, 1, -1)
+
+
+def test_threshold_and_band_include_their_lower_end():
+    values = (0.0, 0.25, 0.49, 0.5, 0.74, 0.75, 1.0)
+    mask = to_mask(ramp(*values), [9], (1, 7), MaskSettings(0, 0.75, 0.25))
+    assert mask.tolist() == [[0, 0, 0, 255, 255, 9, 9]]
+
+
+def test_no_band_means_no_uncertain_pixel():
+    settings = MaskSettings(0, 0.75, 0.0)
+    assert to_mask(ramp(0, 0.7, 0.75, 1), [9], (1, 4), settings).tolist() == [[0, 0, 9, 9]]
+    assert 255 not in to_mask(heat(), (1, 2, 3), (32, 32), settings)
+
+
+def test_ties_go_to_the_first_class_of_the_prompt():
+    one = heat(classes=1)
+    for ids in [(3, 5), (5, 3)]:
+        mask = to_mask(np.concatenate([one, one]), ids, (8, 8), MaskSettings(0))
+        assert set(np.unique(mask)) == {0, 255, ids[0]}
+
+
+def test_the_order_of_the_classes_decides_nothing_else():
+    stored = heat()
+    mask = to_mask(stored, (4, 5, 6), (24, 24), MaskSettings(1))
+    assert np.array_equal(mask, to_mask(stored[[2, 0, 1]], (6, 4, 5), (24, 24), MaskSettings(1)))
+
+
+def test_a_constant_map_is_background():
+    flat = np.full((1, 1, 8, 8), 0.3, np.float16)
+    assert not to_mask(flat, [1], (16, 16), MaskSettings(0)).any()
+    both = np.concatenate([flat, heat(1, 1)])
+    assert set(np.unique(to_mask(both, (1, 2), (16, 16), MaskSettings(0)))) == {0, 2, 255}
+
+
+def test_each_class_is_normalised_on_its_own():
+    stored = heat()
+    scaled = stored.astype(np.float32) * np.array([1, 0.01, 30])[:, None, None, None] + 5
+    found = normalise(torch.from_numpy(stored[:, 0].astype(np.float32)))
+    assert torch.equal(found.amin((1, 2)), torch.zeros(3)) and torch.equal(found.amax((1, 2)), torch.ones(3))
+    torch.testing.assert_close(normalise(torch.from_numpy(scaled[:, 0].astype(np.float32))), found, atol=2e-4, rtol=0)
+
+
+def test_powers_are_not_mixed_up():
+    stored = heat()
+    for power in range(5):
+        expected = normalise(torch.from_numpy(stored[:, power].astype(np.float32)))
+        torch.testing.assert_close(scores(stored, power, (8, 8)), expected)
+
+
+def test_a_power_that_is_not_stored_is_answered_with_those_that_are():
+    with pytest.raises(ValueError, match=r"masks\.power=5 is not stored.*powers 0 to 4\. .*diffusion\.max_power"):
+        to_mask(heat(powers=5), (1, 2, 3), (8, 8), MaskSettings(5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"power": -1}, "whole number >= 0, got -1"),
+        ({"power": 1.5}, "whole number >= 0, got 1.5"),
+        ({"power": "4"}, "whole number >= 0, got '4'"),
+        ({"threshold": 0}, "0 < threshold <= 1"),
+        ({"threshold": 1.1}, "0 < threshold <= 1"),
+        ({"band": -0.1}, "0 <= band < threshold"),
+        ({"band": 0.6}, "0 <= band < threshold"),
+        ({"threshold": float("nan")}, "0 < threshold <= 1"),
+        ({"source": "caption"}, "must be class_prompt or full_prompt, got 'caption'"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MaskSettings(**settings)

@@ -1,0 +1,266 @@
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+
+from dd import metrics
+from dd.datamodule import whole_loader
+from dd.segmentation import EMA, LastCheckpoint, Segmentation, count, ema_average, predict
+
+NAMES = ["background", "cat", "dog"]
+
+
+class Watch(pl.Callback):
+    """Keeps the raw weights and the learning rates of every step."""
+
+    def __init__(self):
+        self.weights, self.rates = [], []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.weights.append({k: v.clone() for k, v in module.state_dict().items()})
+
+
+class Stop(pl.Callback):
+    """The crash of a training at the end of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("the lights went out")
+
+
+@pytest.fixture
+def fit(tmp_path, tiny_segmenter, toy_data, make_trainer):
+    """``fit(steps, callbacks, data={}, module={}, resume=None, **trainer)`` -> (module, trainer)."""
+
+    def run(steps, callbacks=(), data=None, module=None, resume=None, **kwargs):
+        settings = {"learning_rate": 0.05, "backbone_multiplier": 0.5, **(module or {})}
+        task = Segmentation(tiny_segmenter(), NAMES, **settings)
+        trainer = make_trainer(tmp_path, steps, callbacks, **kwargs)
+        trainer.fit(task, datamodule=toy_data(**(data or {})), ckpt_path=resume, weights_only=True)
+        return task, trainer
+
+    return run
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+# The average of the weights
+
+
+def test_the_decay_warms_up():
+    average = ema_average(0.9)
+    old, new = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 5.0])
+    for steps, decay in ((0, 1 / 10), (1, 2 / 11), (20, 21 / 30), (80, 0.9), (10**6, 0.9)):
+        found = average(old, new, torch.tensor(steps))
+        torch.testing.assert_close(found, decay * old + (1 - decay) * new)
+    assert ema_average(0.05)(old, new, torch.tensor(0)).tolist() == pytest.approx((0.05 * old + 0.95 * new).tolist())
+
+
+def test_counters_are_copied_and_not_averaged():
+    assert ema_average(0.9)(torch.tensor(3), torch.tensor(8), torch.tensor(5)) == 8
+
+
+def test_a_checkpoint_holds_the_average_and_the_raw_weights(fit, tmp_path):
+    watch = Watch()
+    task, _ = fit(6, [watch, EMA(0.7), LastCheckpoint(str(tmp_path / "checkpoints"), 4)])
+    checkpoint = read(tmp_path / "checkpoints/last.ckpt")
+    raw, average = checkpoint["current_model_state"], checkpoint["state_dict"]
+    assert checkpoint["global_step"] == 6
+    assert raw.keys() == average.keys() == watch.weights[-1].keys()
+    for name, values in ((n, [w[n] for w in watch.weights]) for n in raw):
+        assert torch.equal(raw[name], values[-1])
+        expected = values[0].double()
+        for step, value in enumerate(values[1:], 1):
+            decay = min(0.7, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * value
+        if values[0].is_floating_point():
+            torch.testing.assert_close(average[name].double(), expected, rtol=1e-5, atol=1e-7)
+            assert not torch.equal(average[name], raw[name])
+        else:
+            assert average[name] == raw[name] == 6  # batches that batch norm has seen
+        assert torch.equal(task.state_dict()[name], average[name])  # what a validation after training would see
+
+
+def test_hyper_parameters_are_plain(fit, tmp_path):
+    fit(1, [EMA(0.7), LastCheckpoint(str(tmp_path))], module={"warmup": 2, "betas": [0.8, 0.9]})
+    stored = read(tmp_path / "last.ckpt")["hyper_parameters"]
+    assert stored == {
+        "learning_rate": 0.05, "weight_decay": 1e-4, "backbone_multiplier": 0.5, "betas": [0.8, 0.9], "poly_power": 0.9,
+        "warmup": 2, "channels_last": False,
+    }  # fmt: skip
+
+
+# Checkpoints
+
+
+def test_checkpoints_come_every_n_steps_and_at_the_end(fit, tmp_path):
+    class Seen(pl.Callback):
+        steps = []
+
+        def on_train_batch_end(self, trainer, *_):
+            path = tmp_path / "checkpoints/last.ckpt"
+            self.steps.append(read(path)["global_step"] if path.exists() else None)
+
+    fit(7, [LastCheckpoint(str(tmp_path / "checkpoints"), 3), Seen()])
+    assert Seen.steps == [None, None, 3, 3, 3, 6, 7]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_an_interrupted_write_leaves_the_checkpoint_before(fit, tmp_path, monkeypatch):
+    write = pl.Trainer.save_checkpoint
+
+    def crash(self, path, *arguments, **kwargs):
+        write(self, path, *arguments, **kwargs)
+        if self.global_step == 4:
+            path.write_bytes(path.read_bytes()[:100])
+            raise RuntimeError("no space left on device")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", crash)
+    with pytest.raises(RuntimeError, match="no space"):
+        fit(6, [LastCheckpoint(str(tmp_path), 2)])
+    assert read(tmp_path / "last.ckpt")["global_step"] == 2
+
+
+@pytest.mark.parametrize("stop", [2, 3, 5, 7])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(fit, tmp_path, stop):
+    straight = Watch()
+    fit(8, [straight, EMA(0.7), LastCheckpoint(str(tmp_path / "straight"), 1)])
+    with pytest.raises(RuntimeError, match="lights went out"):
+        fit(8, [EMA(0.7), LastCheckpoint(str(tmp_path / "resumed"), 1), Stop(stop)])
+    assert read(tmp_path / "resumed/last.ckpt")["global_step"] == stop
+    rest = Watch()
+    task, trainer = fit(
+        8, [rest, EMA(0.7), LastCheckpoint(str(tmp_path / "resumed"), 1)], resume=tmp_path / "resumed/last.ckpt"
+    )
+    assert trainer.global_step == 8
+    assert rest.rates == straight.rates[stop:]
+    one, other = (read(tmp_path / name / "last.ckpt") for name in ("straight", "resumed"))
+    for part in ("state_dict", "current_model_state"):
+        for name, value in one[part].items():
+            assert torch.equal(value, other[part][name]), (part, name)
+
+
+def test_a_resumed_training_is_still_validated(fit, tmp_path):
+    every_third = {"limit_val_batches": 1.0, "val_check_interval": 3, "check_val_every_n_epoch": None, "data": {"tune": 3}}
+
+    class Looks(pl.Callback):
+        def __init__(self):
+            self.steps = []
+
+        def on_validation_end(self, trainer, *_):
+            self.steps.append(trainer.global_step)
+
+    straight, rest = Looks(), Looks()
+    fit(8, [straight], **every_third)
+    assert straight.steps == [3, 6]
+    with pytest.raises(RuntimeError, match="lights went out"):
+        fit(8, [LastCheckpoint(str(tmp_path), 1), Stop(5)], **every_third)
+    fit(8, [rest], resume=tmp_path / "last.ckpt", **every_third)
+    assert rest.steps == [6]
+
+
+# The schedule
+
+
+@pytest.mark.parametrize(("power", "warmup"), [(0.9, 0), (1.0, 0), (0.9, 3)])
+def test_the_polynomial_schedule(fit, power, warmup):
+    watch = Watch()
+    fit(10, [watch], module={"poly_power": power, "warmup": warmup})
+    for step, rates in enumerate(watch.rates):
+        factor = (1 - step / 10) ** power * min(1, (step + 1) / (warmup + 1))
+        assert rates == pytest.approx([0.05 * 0.5 * factor, 0.05 * factor])
+    assert len(watch.rates) == 10 and watch.rates[0][1] == pytest.approx(0.05 / (warmup + 1))
+
+
+def test_the_optimiser_is_adamw_with_the_segmenters_groups(fit):
+    _, trainer = fit(1, module={"weight_decay": 0.01, "betas": [0.8, 0.95]})
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is torch.optim.AdamW
+    assert [g["name"] for g in optimizer.param_groups] == ["backbone", "heads"]
+    assert all(g["weight_decay"] == 0.01 and g["betas"] == (0.8, 0.95) for g in optimizer.param_groups)
+
+
+def test_training_lowers_the_loss(fit, toy_data):
+    task, _ = fit(60, module={"learning_rate": 0.05, "backbone_multiplier": 1.0})
+    images, masks = map(list, zip(*(toy_data().train[i] for i in range(7)), strict=True))
+    images = torch.stack([torch.from_numpy(i.transpose(2, 0, 1)) for i in images])
+    labels = torch.from_numpy(np.stack(masks).astype(np.int64))
+    with torch.no_grad():
+        assert float(task.segmenter.eval().loss(images, labels)["loss"]) < 0.7 * np.log(3)
+
+
+def test_channels_last_is_a_layout_and_nothing_else(fit):
+    plain, _ = fit(2)
+    last, _ = fit(2, module={"channels_last": True})
+    assert last.segmenter.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(last.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+# Prediction
+
+
+class Corners(torch.nn.Module):
+    """Logits that do not depend on the batch: the channels themselves."""
+
+    def forward(self, images):
+        return images.half()
+
+
+@pytest.mark.parametrize("sizes", [[(7, 5), (7, 5)], [(1, 1), (31, 17)], [(64, 3), (9, 50)]])
+@pytest.mark.parametrize("shapes", [[(8, 8), (8, 8)], [(8, 8), (5, 13)]])
+def test_predictions_are_at_original_size(sizes, shapes):
+    images = [torch.randn(4, *shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    found = predict(Corners(), images, sizes)
+    for image, size, ids in zip(images, sizes, found, strict=True):
+        assert ids.shape == size and ids.dtype == torch.int64
+        logits = F.interpolate(image.half().float()[None], size=size, mode="bilinear", align_corners=False)
+        assert torch.equal(ids, logits[0].argmax(0))
+
+
+def test_predictions_of_a_batch_and_of_single_images_agree(tiny_segmenter, toy_data):
+    segmenter, pictures = tiny_segmenter().eval(), toy_data().train
+    images = [torch.from_numpy(pictures[i][0].transpose(2, 0, 1).copy()) for i in range(4)]
+    with torch.no_grad():
+        together = predict(segmenter, images, [(8, 10)] * 4)
+        for image, ids in zip(images, together, strict=True):
+            assert torch.equal(predict(segmenter, [image], [(8, 10)])[0], ids)
+
+
+def test_counting_over_a_loader(tiny_segmenter, toy_data):
+    segmenter, data, seen = tiny_segmenter().eval(), toy_data(tune=5), []
+    loader = whole_loader(data.tune, data.eval_transform, batch_size=2)
+    counted = count(segmenter, loader, metrics.confusion_matrix(3), on_batch=seen.append)
+    expected = np.zeros((3, 3), int)
+    with torch.no_grad():
+        for i in range(5):
+            image, mask = data.tune[i]
+            ids = segmenter(data.eval_transform(image)[None])[0].argmax(0).numpy()
+            for truth, answer in zip(mask.ravel(), ids.ravel(), strict=True):
+                if truth != 255:
+                    expected[truth, answer] += 1
+    assert counted.tolist() == expected.tolist()
+    assert [len(batch) for batch in seen] == [2, 2, 1]
+
+
+def test_validation_scores_the_averaged_weights_over_the_whole_set(fit, tmp_path, tiny_segmenter, toy_data):
+    every_second = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None, "data": {"tune": 5}}
+    _, trainer = fit(4, [EMA(0.7), LastCheckpoint(str(tmp_path), 4)], **every_second)
+    segmenter, data = tiny_segmenter().eval(), toy_data(tune=5)
+    state = read(tmp_path / "last.ckpt")["state_dict"]
+    segmenter.load_state_dict({k.removeprefix("segmenter."): v for k, v in state.items()})
+    confusion = count(segmenter, whole_loader(data.tune, data.eval_transform), metrics.confusion_matrix(3))
+    logged = trainer.logged_metrics
+    assert float(logged["tune/miou"]) == pytest.approx(metrics.miou(confusion), rel=1e-5)
+    for name, value in zip(NAMES, metrics.iou(confusion), strict=True):
+        assert float(logged[f"tune/iou/{name}"]) == pytest.approx(value, rel=1e-5)
+    assert {"train/loss", "train/decode.loss_ce"} <= logged.keys()
