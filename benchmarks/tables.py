@@ -1,7 +1,7 @@
 """Rewrite the result tables of README.md from benchmarks/results/shapes.json (made by runs/shapes.sh).
 
-    python benchmarks/tables.py            # rewrites README.md between its markers
-    python benchmarks/tables.py --check    # exit 1 if README.md does not hold the numbers of the file
+python benchmarks/tables.py            # rewrites README.md between its markers
+python benchmarks/tables.py --check    # exit 1 if README.md does not hold the numbers of the file
 """
 
 import json

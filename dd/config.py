@@ -5,6 +5,7 @@ mistyped override is answered with the names that exist before any work starts.
 """
 
 import os
+import re
 import sys
 from difflib import get_close_matches
 from glob import glob
@@ -43,7 +44,7 @@ def instantiate(node, **kwargs):
 
     ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
     """
-    _check_targets(OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node)
+    _check_targets([node, kwargs])
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -53,9 +54,14 @@ def instantiate(node, **kwargs):
 
 
 def _check_targets(node):
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
     if isinstance(node, dict):
         if "_target_" in node:
-            target = hydra.utils.get_object(node["_target_"])
+            try:
+                target = hydra.utils.get_object(node["_target_"])
+            except Exception:
+                target = None
             name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
             if not isinstance(target, type) or not any(name == a or (a.endswith(".") and name.startswith(a)) for a in ALLOWED):
                 raise ValueError(
@@ -63,7 +69,7 @@ def _check_targets(node):
                 )
         for value in node.values():
             _check_targets(value)
-    elif isinstance(node, list):
+    elif isinstance(node, list | tuple):
         for value in node:
             _check_targets(value)
 
@@ -98,7 +104,7 @@ def swept_name(cfg, overrides: list[str]) -> str:
     """The run's name, followed in a multirun by what was swept (``shots=16,seed=0``), so that jobs never share a folder."""
     parsed = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
     swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
-    parts = [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept and o not in cfg.name]
+    parts = [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept and o not in re.split("[/,]", cfg.name)]
     return "/".join([cfg.name, ",".join(parts)]) if parts else cfg.name
 
 
@@ -151,17 +157,24 @@ def _guarded(run):
 
 def check_overrides(config_name: str, overrides: list[str]) -> None:
     """ValueError for an override whose key or group value does not exist, with the allowed names."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    single = [o.input_line for o in parsed if not o.is_sweep_override()]
-    for o in parsed:  # of a sweep, each choice of a group must exist; values are checked when they are used
-        if o.is_sweep_override():
-            single.append(f"{o.key_or_group}={next(iter(o.sweep_string_iterator()))}")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            hydra.compose(config_name, overrides=single)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ValueError(_explain(config_name, single, error)) from None
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        choices = [
+            [f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
+            for o in parsed
+        ]
+        groups = {p.name for p in CONF.iterdir() if p.is_dir()}
+        tries = [[c[0] for c in choices]]
+        for i, each in enumerate(choices):  # each choice of a swept group must exist; values are checked when used
+            if each[0].partition("=")[0] in groups:
+                tries += [[*tries[0][:i], choice, *tries[0][i + 1 :]] for choice in each[1:]]
+        for single in tries:
+            try:
+                hydra.compose(config_name, overrides=single)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ValueError(_explain(config_name, single, error)) from None
 
 
 def _explain(config_name, overrides, error) -> str:
@@ -260,7 +273,11 @@ def trainer(cfg, validate: bool):
     node |= {} if validate else {"limit_val_batches": 0, "val_check_interval": None, "check_val_every_n_epoch": None}
     Path(node["default_root_dir"]).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, Path(node["default_root_dir"]) / "config.yaml", resolve=True)
-    node["accelerator"] = torch.device(device(cfg)).type if cfg.device != "auto" else node["accelerator"]
+    node["enable_checkpointing"] = "best" in callbacks  # otherwise Lightning adds a ModelCheckpoint of its own
+    if cfg.device != "auto":
+        chosen = torch.device(cfg.device)
+        node["accelerator"] = chosen.type
+        node["devices"] = node["devices"] if chosen.index is None else [chosen.index]
     loggers = [instantiate(v) for v in plain(cfg.logger).values()]
     return instantiate(node, callbacks=[instantiate(v) for v in callbacks.values()], logger=loggers)
 

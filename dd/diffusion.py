@@ -330,8 +330,12 @@ def train_tokenizer(captions, merges: int, folder: str | Path, max_length: int =
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = len(alphabet) * 2  # every byte, inside a word and at its end
     bpe.train_from_iterator(
-        captions, trainers.BpeTrainer(vocab_size=base + merges, initial_alphabet=alphabet, end_of_word_suffix="</w>")
-    )
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=base + merges, initial_alphabet=alphabet, end_of_word_suffix="</w>",
+            special_tokens=[*alphabet, *(c + "</w>" for c in alphabet)],  # fixed ids, so that ties are broken alike every time
+        ),
+    )  # fmt: skip
     learned = json.loads(bpe.to_str())["model"]["merges"][:merges]
     pairs = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned]
     words = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(p) for p in pairs), START, END]
@@ -395,6 +399,7 @@ def save_pipeline(folder, vae, text_encoder, tokenizer, unet, training_scheduler
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.save_pretrained(folder, safe_serialization=True)
+    tokenizer.backend_tokenizer.model.save(str(Path(folder) / "tokenizer"))  # vocab.json and merges.txt beside tokenizer.json
 
 
 def load_vae(folder) -> AutoencoderKL:

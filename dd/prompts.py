@@ -4,8 +4,8 @@ Dataset Diffusion, section on text prompts: ``"<caption>; <class> <class> ..."``
 alone.
 """
 
-import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def make_prompt(caption: str, classes, append: bool = True) -> Prompt:
         raise ValueError(f"a prompt needs a caption and at least one class, got caption {caption!r}, classes {classes}")
     words = " ".join(classes)
     head, semicolon, tail = caption.rpartition(";")
-    appended = bool(semicolon) and tail.split() != [] and set(tail.split()) <= set(words.split())
+    appended = bool(semicolon) and set(tail.split()) == set(words.split())
     if append:
         return Prompt(caption if appended else f"{caption}; {words}", words, classes)
     return Prompt(head.strip() if appended else caption, words, classes)
@@ -43,33 +43,21 @@ def make_prompt(caption: str, classes, append: bool = True) -> Prompt:
 def find_words(text: str, classes, start: int = 0) -> list[tuple[int, int]]:
     """Character span of each class name in ``text``, searched as whole words from ``start`` on, each after the one
     before it when possible. ValueError names the classes that the text does not hold."""
-    lowered, spans, missing, position = text.lower(), [], [], start
+    spans, missing, position = [], [], start
     for name in classes:
-        for begin_at in (position, start):
-            at = _whole_word(lowered, name.lower(), begin_at)
-            if at >= 0:
-                break
-        if at < 0:
+        word = re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", re.IGNORECASE)
+        found = word.search(text, position) or word.search(text, start)
+        if found is None:
             missing.append(name)
             continue
-        position = at + len(name)
-        spans.append((at, position))
+        position = found.end()
+        spans.append(found.span())
     if missing:
         raise ValueError(
             f"class {missing} is missing from its prompt {text!r}. Append the class words (prompts.append=true), or name "
             "the class in the caption"
         )
     return spans
-
-
-def _whole_word(text: str, word: str, start: int) -> int:
-    at = text.find(word, start)
-    while at >= 0:
-        end = at + len(word)
-        if (at == 0 or not text[at - 1].isalnum()) and (end == len(text) or not text[end].isalnum()):
-            return at
-        at = text.find(word, at + 1)
-    return -1
 
 
 def token_spans(text: str, classes, offsets, start: int = 0) -> list[list[int]]:
@@ -92,7 +80,8 @@ def token_spans(text: str, classes, offsets, start: int = 0) -> list[list[int]]:
 
 def appended_from(text: str, class_prompt: str) -> int:
     """Where the appended class words begin in a prompt, 0 if they were not appended."""
-    return len(text) - len(class_prompt) if text.endswith("; " + class_prompt) else 0
+    head, separator, tail = text.rpartition("; ")
+    return len(head + separator) if separator and set(tail.split()) == set(class_prompt.split()) else 0
 
 
 def check_classes(prompts: list[Prompt], taxonomy) -> list[Prompt]:
@@ -124,13 +113,15 @@ class TemplatePrompts:
     def __call__(self, taxonomy, number: int, seed: int) -> list[Prompt]:
         rng = np.random.default_rng([seed, 1])
         weights = np.asarray(self.counts, float) / sum(self.counts)
-        decks = itertools.chain.from_iterable(rng.permutation(taxonomy.names).tolist() for _ in itertools.count())
-        prompts = []
+        deck, prompts = [], []
         for _ in range(number):
             wanted, classes = int(rng.choice(len(weights), p=weights)) + 1, []
             while len(classes) < min(wanted, len(taxonomy.names)):
-                name = next(decks)
-                if name not in classes:
+                name = next((n for n in deck if n not in classes), None)
+                if name is None:
+                    deck += rng.permutation(taxonomy.names).tolist()
+                else:  # a name that this prompt has already stays in the deck for the next one
+                    deck.remove(name)
                     classes.append(name)
             things = [("an " if c[0] in "aeiou" else "a ") + c for c in classes]
             listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
@@ -167,8 +158,11 @@ class CaptionFile:
         for i, row in enumerate(rows):
             if not isinstance(row, dict) or "caption" not in row or not row.keys() & {"classes", "class_prompt"}:
                 raise ValueError(f"{path}, entry {i}: need 'caption' and 'classes' (or 'class_prompt'), got {row!r:.200}")
-            classes = row["classes"] if "classes" in row else split_class_prompt(row["class_prompt"], taxonomy)
-            prompts.append(make_prompt(row["caption"], classes, self.append))
+            try:
+                classes = row["classes"] if "classes" in row else split_class_prompt(row["class_prompt"], taxonomy)
+                prompts.append(make_prompt(row["caption"], classes, self.append))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path}, entry {i}: {error}") from None
         check_classes(prompts, taxonomy)
         order = np.random.default_rng([seed, 2]).permutation(len(prompts))
         return [prompts[order[i % len(order)]] for i in range(number)]

@@ -10,8 +10,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dd.provenance import write_atomic
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -47,16 +45,12 @@ def plan_text(plan: list[Sample]) -> str:
     return "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in plan)
 
 
-def write_plan(folder: str | Path, plan: list[Sample]) -> None:
-    write_atomic(Path(folder) / "plan.jsonl", plan_text(plan))
-
-
 def read_plan(folder: str | Path) -> list[Sample]:
     """The frozen plan of a data set; FileNotFoundError says how to make one."""
     path = Path(folder) / "plan.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]  # splitlines() knows more ends
     return [Sample(**{**r, "classes": tuple(r["classes"]), "class_ids": tuple(r["class_ids"])}) for r in rows]
 
 

@@ -75,7 +75,7 @@ def count(segmenter, loader, confusion, device="cpu", on_batch=None) -> torch.Te
 
 
 class Segmentation(pl.LightningModule):
-    """AdamW with a smaller backbone rate, polynomial decay to ``final_factor``, validation mIoU over the whole tune set.
+    """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole tune set.
 
     ``segmenter`` offers ``loss(images, labels)``, ``forward(images)`` and ``parameter_groups(...)``.
     """

@@ -40,7 +40,7 @@ def compose(root, *overrides, **kwargs):
 def groups_of(root):
     """Groups in the defaults list of a root config, but for ``experiment``."""
     entries = (e for e in OmegaConf.load(CONF / f"{root}.yaml").defaults if isinstance(e, DictConfig))
-    return {key for entry in entries for key in entry} - {"experiment"}
+    return {key for entry in entries for key in entry if not key.startswith("override ")} - {"experiment"}
 
 
 def header_command(path):

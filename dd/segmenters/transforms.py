@@ -108,6 +108,7 @@ class EvalTransform:
     def __init__(self, short_side: int, max_long: int = 2048):
         if not 1 <= short_side <= max_long:
             raise ValueError(f"short_side={short_side}, max_long={max_long}: expected 1 <= short_side <= max_long")
+        self.short_side = short_side
         self.resize = Resize(scale=(max_long, short_side), keep_ratio=True)
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:

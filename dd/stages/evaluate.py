@@ -35,7 +35,7 @@ def evaluate(
         "data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data),
         "checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": run["checkpoint_sha256"], "weights": weights,
         "protocol": {"scales": [1.0], "flip": False, "resize": transform.short_side},
-        "supervision": run["supervision"], "trained_on": run["trained_on"],
+        "supervision": run["supervision"], "trained_on": run["trained_on"], "masks_made_with": _made_with(data),
     }  # fmt: skip
     if Path(path).exists():
         there = read_json(path)
@@ -60,6 +60,11 @@ def evaluate(
     result = {**head, **metrics.summarise(counted.cpu(), data.taxonomy.all_names)}
     write_json(path, result)
     return result
+
+
+def _made_with(data):
+    path = data.root / data.masks / "masks.json"
+    return read_json(path)["identity"] if path.is_file() else None
 
 
 def print_table(results: dict[str, dict], title: str) -> None:

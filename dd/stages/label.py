@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dd.datasets import encode_image, encode_mask, read_image, read_mask
-from dd.masks import MaskSettings, to_mask
+from dd.masks import MaskSettings, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.samples import Sample, read_plan, read_records
@@ -35,7 +35,9 @@ def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarra
 
 
 def image_file(folder, sample: Sample) -> Path:
-    return next((Path(folder) / "JPEGImages").glob(f"{sample.id}.*"))
+    for path in (Path(folder) / "JPEGImages").glob(f"{sample.id}.*"):
+        return path
+    raise FileNotFoundError(f"no image {sample.id} in {folder}; run generate.py again to make what is missing")
 
 
 def label(folder, settings: MaskSettings, mask_set: str | None = None) -> Path:
@@ -55,6 +57,7 @@ def label(folder, settings: MaskSettings, mask_set: str | None = None) -> Path:
     if done.exists():
         if not differences(read_json(done)["identity"], identity):
             return target
+        scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))  # impossible settings touch nothing
         done.unlink()
     hashes, pixels = {}, {}
     for sample in plan:

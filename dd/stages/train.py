@@ -37,15 +37,20 @@ def train(folder, module, data, trainer, identity: dict, record: dict, init_from
     if (folder / "run.json").exists():
         return read_json(folder / "run.json")
     if init_from is not None:
-        missing = module.segmenter.load_state_dict(_same_classes(init_from, record), strict=False)
-        if missing.missing_keys or missing.unexpected_keys:
+        try:
+            module.segmenter.load_state_dict(_same_classes(init_from, record))
+        except RuntimeError as error:
+            listed = "\n".join(str(error).splitlines()[1:4])
             raise ValueError(
-                f"init_from={init_from}: its segmenter is another one (missing {missing.missing_keys[:3]}, "
-                f"unexpected {missing.unexpected_keys[:3]}). Use the same segmenter=..."
-            )
+                f"init_from={init_from}: its segmenter is another one. Use the same segmenter=...\n{listed}"
+            ) from None
     write_json(started_with, {"identity": identity})
     last, started = folder / CHECKPOINT, time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if not trainer.interrupted:
+            raise
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
         raise KeyboardInterrupt(f"training stopped at step {trainer.global_step} of {trainer.max_steps}")
     done = {
