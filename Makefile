@@ -21,7 +21,7 @@ study: .venv/.ready
 test: .venv/.ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -m "not full"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not full"
 
 test-full: .venv/.ready
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest
