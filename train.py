@@ -1,5 +1,7 @@
 """Train a segmenter on synthetic or real images, or the embedded generator.   python train.py experiment=shapes_synthetic"""
 
+from functools import partial
+
 from dd import config
 from dd.datamodule import SegmentationData
 from dd.segmenters.transforms import EvalTransform
@@ -25,8 +27,8 @@ def run(cfg) -> None:
         images, tune, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed
     )
     identity, record = config.training_record(cfg, images)
-    trainer = config.trainer(cfg, validate=tune is not None)
-    done = train(folder, module, data, trainer, identity, record, init_from=cfg.init_from)
+    make_trainer = partial(config.trainer, cfg, validate=tune is not None)
+    done = train(folder, module, data, make_trainer, identity, record, init_from=cfg.init_from)
     print(f"{folder}: {done['steps']} steps in {done['seconds']:.0f} s")
 
 

@@ -4,9 +4,11 @@ Nothing outside an allow-list of prefixes is instantiated, checked on the resolv
 mistyped override is answered with the names that exist before any work starts.
 """
 
+import logging
 import os
 import re
 import sys
+import warnings
 from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
@@ -141,6 +143,9 @@ def _guarded(run):
         from hydra.core.hydra_config import HydraConfig
 
         torch.set_flush_denormal(True)
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # neither hardware lists nor advertisements
+        warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # it holds config.yaml
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own, for every run
         OmegaConf.set_struct(cfg, False)
         cfg.name = swept_name(cfg, list(HydraConfig.get().overrides.task))
         OmegaConf.set_struct(cfg, True)
@@ -273,6 +278,7 @@ def trainer(cfg, validate: bool):
     node |= {} if validate else {"limit_val_batches": 0, "val_check_interval": None, "check_val_every_n_epoch": None}
     Path(node["default_root_dir"]).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, Path(node["default_root_dir"]) / "config.yaml", resolve=True)
+    _keep_log(Path(node["default_root_dir"]) / "metrics.csv")
     node["enable_checkpointing"] = "best" in callbacks  # otherwise Lightning adds a ModelCheckpoint of its own
     if cfg.device != "auto":
         chosen = torch.device(cfg.device)
@@ -282,12 +288,19 @@ def trainer(cfg, validate: bool):
     return instantiate(node, callbacks=[instantiate(v) for v in callbacks.values()], logger=loggers)
 
 
+def _keep_log(path: Path) -> None:
+    """Lightning's CSV logger removes the metrics.csv it finds: an interrupted run's goes on as metrics.1.csv, 2, ..."""
+    if path.exists():
+        path.rename(next(p for i in range(1, 10**6) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
+
+
 def trainer_factory(cfg):
     """``make(max_steps, default_root_dir, average)`` for a training of several parts, each with its own folder and log."""
 
     def make(max_steps, default_root_dir, average):
         node = plain(cfg.trainer) | {"max_steps": max_steps, "default_root_dir": str(default_root_dir)}
         parts = {k: v for k, v in node.pop("callbacks").items() if v and (average or k != "ema")}
+        _keep_log(Path(default_root_dir) / "metrics.csv")
         parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")
         loggers = [instantiate({**v, "save_dir": str(default_root_dir)}) for v in plain(cfg.logger).values()]
         return instantiate(node, callbacks=[instantiate(v) for v in parts.values()], logger=loggers)

@@ -70,9 +70,11 @@ def _made_with(data):
 def print_table(results: dict[str, dict], title: str) -> None:
     """Per-class IoU and mIoU of several results, one column each."""
     table = Table(title=title)
-    table.add_column("class")
-    for name in results:
-        table.add_column(name, justify="right")
+    table.add_column("class", no_wrap=True)
+    folders = [Path(name).parts for name in results]
+    shared = 0 if len(folders) == 1 else next(i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
+    for parts in folders:
+        table.add_column("/".join(parts[shared:]).replace("/", "/ ").replace(",", ", "), justify="right", overflow="fold")
     for class_name in next(iter(results.values()))["iou"]:
         values = [r["iou"].get(class_name) for r in results.values()]
         table.add_row(class_name, *("-" if v is None else f"{v:.1f}" for v in values))

@@ -23,12 +23,13 @@ def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     return {k.removeprefix("segmenter."): v for k, v in state.items() if k.startswith("segmenter.")}
 
 
-def train(folder, module, data, trainer, identity: dict, record: dict, init_from=None) -> dict:
+def train(folder, module, data, make_trainer, identity: dict, record: dict, init_from=None) -> dict:
     """Fit ``module`` (:class:`dd.segmentation.Segmentation`) on ``data`` and return what run.json holds.
 
-    ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and is left alone, one with
-    another identity is refused. An interrupted run goes on from its last checkpoint. ``init_from``: a finished run whose
-    averaged weights are the start. ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
+    ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and is left alone, one
+    with another identity is refused. An interrupted run goes on from its last checkpoint. ``init_from``: a finished
+    run whose averaged weights are the start. ``make_trainer()`` gives the Lightning trainer; it is called when
+    nothing is refused any more. ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
     """
     folder = Path(folder)
     started_with = folder / "settings.json"
@@ -45,6 +46,7 @@ def train(folder, module, data, trainer, identity: dict, record: dict, init_from
                 f"init_from={init_from}: its segmenter is another one. Use the same segmenter=...\n{listed}"
             ) from None
     write_json(started_with, {"identity": identity})
+    trainer = make_trainer()
     last, started = folder / CHECKPOINT, time.perf_counter()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)

@@ -40,7 +40,7 @@ def run(tmp_path, tiny_segmenter, toy_data, make_trainer):
         module = Segmentation(tiny_segmenter(width=width, seed=seed), ["background", "cat", "dog"], learning_rate=0.05)
         trainer = make_trainer(folder, steps, [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks])
         identity = {"seed": seed, "trainer": {"max_steps": steps}} if identity is None else identity
-        return train(folder, module, toy_data(), trainer, identity, record, init_from=init_from)
+        return train(folder, module, toy_data(), lambda: trainer, identity, record, init_from=init_from)
 
     return start
 
