@@ -14,7 +14,7 @@ python generate.py experiment=shapes stage=probe probe.split=tune
 python generate.py experiment=shapes stage=probe probe.split=tune prompts.append=false
 python generate.py experiment=shapes stage=probe probe.split=test
 
-# Main arms. The learning rates in conf/experiment/ were chosen on the tune split (LOG.md).
+# Main arms. All runs use the learning rates of conf/experiment/; LOG.md says how they came about.
 python train.py -m experiment=shapes_synthetic seed=$SEEDS
 for domain in shapes shapes_shift; do
   python train.py -m experiment=shapes_finetune data=$domain shots=$SHOTS seed=$SEEDS
@@ -23,7 +23,7 @@ done
 
 # Ablations: other mask sets from the same stored heat, and one data set generated without class-prompt appending.
 label() { python generate.py experiment=shapes stage=label mask_set="$1" "${@:2}"; }
-label power=0 masks.power=0
+label power=1 masks.power=1
 label power=2 masks.power=2
 label power=4 masks.power=4
 label power=8 masks.power=8
@@ -31,7 +31,7 @@ label band=off masks.band=0
 label attention=full_prompt masks.source=full_prompt
 label paper masks=paper
 python generate.py experiment=shapes name=shapes_no_append prompts.append=false
-for set in power=0 power=2 power=4 power=8 band=off attention=full_prompt paper; do
+for set in power=1 power=2 power=4 power=8 band=off attention=full_prompt paper; do
   python train.py -m experiment=shapes_synthetic name="shapes/ablation/$set/seed=\${seed}" synthetic_masks=masks/$set seed=$SEEDS
 done
 python train.py -m experiment=shapes_synthetic name="shapes/ablation/append=off/seed=\${seed}" synthetic=data/synthetic/shapes_no_append seed=$SEEDS
