@@ -110,9 +110,11 @@ def write_card(folder: Path, vae_steps: int, steps: int, batch_size: int, seed: 
     images, _ = diffusion.StableDiffusion(str(model), guidance=3.0).generate(samples, capture=False)
     rows = [list(images[i : i + 8]) for i in range(0, len(images), 8)]
     write_atomic(model / "samples.png", encode_image(contact_sheet(rows, scale=2), ".png"))
-    with open(folder / "training" / "metrics.csv") as file:
-        logged = [(int(r["step"]), float(r["text_to_image/loss"])) for r in csv.DictReader(file) if r["text_to_image/loss"]]
-    bins = [b for b in np.array_split(np.array(logged), min(24, len(logged))) if len(b)]
+    logged = {}  # an interrupted training left metrics.1.csv, metrics.2.csv, ...; of a step made twice either will do
+    for path in (folder / "training").glob("metrics*.csv"):
+        with open(path) as file:
+            logged |= {int(r["step"]): float(r["text_to_image/loss"]) for r in csv.DictReader(file) if r["text_to_image/loss"]}
+    bins = [b for b in np.array_split(np.array(sorted(logged.items())), min(24, len(logged))) if len(b)]
     series = {"loss": ([int(b[-1, 0]) + 1 for b in bins], [float(b[:, 1].mean()) for b in bins], None)}
     write_atomic(model / "loss.svg", str(line_chart_svg(series, "step", "denoising loss")))
     seconds = read_json(folder / "seconds.json")
