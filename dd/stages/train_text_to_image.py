@@ -31,18 +31,64 @@ def _images(count: int, seed: int) -> torch.Tensor:
 
 
 def train_text_to_image(
-    folder, trainer, models: dict, autoencoder: dict, text_to_image: dict, num_workers: int, seed: int
+    folder, trainer, models: dict, autoencoder: dict, text_to_image: dict, num_workers: int, seed: int, init_from=None
 ) -> Path:
     """Tokenizer, VAE, then UNet with text encoder; writes ``folder/model``, a complete Stable Diffusion folder.
 
     ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged weights or without.
     ``models`` holds the sizes, ``autoencoder`` and ``text_to_image`` settings, ``max_steps`` and ``batch_size`` of each.
-    An interrupted run goes on from its last checkpoint; a finished part is not trained again.
+    ``init_from``: a Stable Diffusion folder whose tokenizer and VAE are kept and whose UNet and text encoder are trained
+    further; ``text_to_image.first_scene`` then says which scenes are new to it. An interrupted run goes on from its last
+    checkpoint; a finished part is not trained again.
     """
     folder = Path(folder)
     vae_settings, t2i_settings = dict(autoencoder), dict(text_to_image)
     vae_steps, t2i_steps = vae_settings.pop("max_steps"), t2i_settings.pop("max_steps")
     vae_batch, batch_size = vae_settings.pop("batch_size"), t2i_settings.pop("batch_size")
+    first_scene = t2i_settings.pop("first_scene", None) or vae_steps * vae_batch
+    if init_from is not None:
+        start = diffusion.StableDiffusion(init_from)
+        history = start.checkpoint.folder / "training.json"
+        parts = read_json(history) if history.is_file() else []
+        start = start.pipe
+        vae, tokenizer, unet, text_encoder = start.vae, start.tokenizer, start.unet, start.text_encoder
+        unet.train(), text_encoder.train()
+    else:
+        vae, tokenizer = _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_workers, seed)
+        text_encoder, unet = diffusion.build_text_and_unet(tokenizer, models["text_encoder"], models["unet"])
+
+    scheduler = diffusion.training_scheduler(models["prediction_type"])
+    module = TextToImage(unet, text_encoder, vae, tokenizer, scheduler, seed=seed, **t2i_settings)
+    fit = trainer(max_steps=t2i_steps, default_root_dir=folder / "training", average=True)
+    data = CaptionedData(batch_size, num_workers, seed, first=first_scene)
+    with _timed(folder, "text_to_image"):
+        fit.fit(module, data, ckpt_path=_last(fit), weights_only=True)
+    if fit.global_step < t2i_steps:
+        raise KeyboardInterrupt(f"training stopped at step {fit.global_step} of {t2i_steps}")
+    # the averaged weights; the module itself holds the raw ones when a finished training was only opened again
+    module.load_state_dict(torch.load(_last(fit), map_location="cpu", weights_only=True)["state_dict"])
+    diffusion.save_pipeline(folder / "model", vae, text_encoder, tokenizer, unet, scheduler)
+    seconds, hardware = read_json(folder / "seconds.json"), _hardware()
+    if init_from is None:
+        parts = [{"part": "VAE", "steps": vae_steps, "batch": vae_batch, "seconds": seconds["vae"], "hardware": hardware}]
+    settings = {
+        "steps": t2i_steps,
+        "batch": batch_size,
+        "learning_rate": t2i_settings["learning_rate"],
+        "from_scene": first_scene,
+    }
+    parts.append({"part": "UNet and text encoder", **settings, "seconds": seconds["text_to_image"], "hardware": hardware})
+    write_json(folder / "model" / "training.json", parts)
+    write_card(folder, parts, seed)
+    return folder / "model"
+
+
+def _hardware() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
+
+
+def _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_workers, seed):
+    """(trained VAE, tokenizer), from disk where they are finished."""
     tokenizer = diffusion.train_tokenizer(
         _captions(3000, seed), models["tokenizer_merges"], folder / "tokenizer", models["max_length"]
     )
@@ -58,20 +104,7 @@ def train_text_to_image(
         vae.register_to_config(scaling_factor=diffusion.latent_scale(vae, _images(256, seed)))
         vae.save_pretrained(folder / "vae.tmp")
         (folder / "vae.tmp").rename(vae_done)
-    vae = diffusion.load_vae(vae_done)
-
-    text_encoder, unet = diffusion.build_text_and_unet(tokenizer, models["text_encoder"], models["unet"])
-    scheduler = diffusion.training_scheduler(models["prediction_type"])
-    module = TextToImage(unet, text_encoder, vae, tokenizer, scheduler, seed=seed, **t2i_settings)
-    fit = trainer(max_steps=t2i_steps, default_root_dir=folder / "training", average=True)
-    data = CaptionedData(batch_size, num_workers, seed, first=vae_steps * vae_batch)
-    with _timed(folder, "text_to_image"):
-        fit.fit(module, data, ckpt_path=_last(fit), weights_only=True)
-    if fit.global_step < t2i_steps:
-        raise KeyboardInterrupt(f"training stopped at step {fit.global_step} of {t2i_steps}")
-    diffusion.save_pipeline(folder / "model", vae, text_encoder, tokenizer, unet, scheduler)
-    write_card(folder, vae_steps, t2i_steps, batch_size, seed)
-    return folder / "model"
+    return diffusion.load_vae(vae_done), tokenizer
 
 
 def _last(trainer) -> str | None:
@@ -104,10 +137,10 @@ def _samples(count: int) -> list[Sample]:
     return samples
 
 
-def write_card(folder: Path, vae_steps: int, steps: int, batch_size: int, seed: int) -> None:
-    """The model card beside the weights: README.md, samples.png, loss.svg."""
+def write_card(folder: Path, parts: list[dict], seed: int) -> None:
+    """The model card beside the weights: README.md, samples.png, loss.svg (of the last part of the training)."""
     model, samples = folder / "model", _samples(32)
-    images, _ = diffusion.StableDiffusion(str(model), guidance=3.0).generate(samples, capture=False)
+    images, _, _ = diffusion.StableDiffusion(str(model), guidance=3.0).generate(samples, capture=False)
     rows = [list(images[i : i + 8]) for i in range(0, len(images), 8)]
     write_atomic(model / "samples.png", encode_image(contact_sheet(rows, scale=2), ".png"))
     logged = {}  # an interrupted training left metrics.1.csv, metrics.2.csv, ...; of a step made twice either will do
@@ -117,12 +150,11 @@ def write_card(folder: Path, vae_steps: int, steps: int, batch_size: int, seed: 
     bins = [b for b in np.array_split(np.array(sorted(logged.items())), min(24, len(logged))) if len(b)]
     series = {"loss": ([int(b[-1, 0]) + 1 for b in bins], [float(b[:, 1].mean()) for b in bins], None)}
     write_atomic(model / "loss.svg", str(line_chart_svg(series, "step", "denoising loss")))
-    seconds = read_json(folder / "seconds.json")
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
     size = sum(f.stat().st_size for f in model.rglob("*.safetensors")) / 2**20
-    write_atomic(
-        model / "README.md", CARD.format(**locals(), vae_minutes=seconds["vae"] / 60, minutes=seconds["text_to_image"] / 60)
+    rows = "\n".join(
+        f"| {p['part']} | {p['steps']:,} | {p['batch']} | {p['hardware']} | {p['seconds'] / 60:.0f} minutes |" for p in parts
     )
+    write_atomic(model / "README.md", CARD.format(size=size, seed=seed, parts=rows))
 
 
 CARD = """# Embedded text-to-image model
@@ -138,15 +170,21 @@ Captions of the `tune` split, class words appended, DPM-Solver++ 25 steps, guida
 
 - **Data**: scenes of `dd.shapes` (split `generator`, seed {seed}) as image-caption pairs; no mask was read. The
   scenes are never used for training or testing a segmenter.
-- **Training**: VAE {vae_steps} steps, UNet and text encoder {steps} steps, batch {batch_size}, every scene new.
-  Captions plain, with the class words appended, class words alone, or empty (10 %, classifier-free guidance). In 80 %
-  of the samples the text's hidden states from the end token on are set to zero (training only), so that objects are
-  read from their own words. v-prediction, averaged weights.
-- **Recipe**: `python train.py experiment=shapes_text_to_image`
-- **Hardware and time**: {hardware}; VAE {vae_minutes:.0f} minutes, UNet and text encoder {minutes:.0f} minutes.
+- **Training**: every scene new. Captions plain, with the class words appended, class words alone, or empty (10 %,
+  classifier-free guidance). In 80 % of the samples the text's hidden states from the end token on are set to zero
+  (training only), so that objects are read from their own words. v-prediction, averaged weights.
+
+| part | steps | batch | hardware | time, with interruptions and beside other work |
+|---|---|---|---|---|
+{parts}
+
+- **Recipe**: `python train.py experiment=shapes_text_to_image`, then
+  `python train.py experiment=shapes_text_to_image_more`, which goes on from its result.
 - **Licence**: Apache-2.0, as the package. The training images are drawn by the package itself.
 - **Limits**: it knows eight things, six colours of background and three lights; everything else in a prompt is noise
   to it.
+
+Loss of the last part:
 
 ![loss](loss.svg)
 """
