@@ -1,15 +1,20 @@
 """From heat maps to masks with an uncertainty band (Dataset Diffusion, section on mask generation).
 
-Shape letters: K classes, P powers, r side of the heat map, H W image size.
+Shape letters: K classes of a sample, P powers, r side of the heat map, H W image size; C classes of the taxonomy with
+background, S settings.
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from dd.taxonomy import IGNORE
+
+# How a generator's attention is read: mask settings that were chosen for one reading fit no other.
+READING = ("cross_resolution", "self_resolution", "cross_layers", "cross_heads")
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,56 @@ def to_mask(heat_KPrr, class_ids, size: tuple[int, int], settings: MaskSettings)
     mask[best < settings.threshold] = IGNORE
     mask[best < settings.threshold - settings.band] = 0
     return mask.numpy()
+
+
+def settings_grid(powers, thresholds, bands, sources) -> tuple[list[MaskSettings], int]:
+    """All combinations in order, and the number left out because their band is not below their threshold.
+
+    ValueError names an empty list or the value that no mask can be made with.
+    """
+    values = {"power": powers, "threshold": thresholds, "band": bands, "source": sources}
+    for key, given in values.items():
+        if isinstance(given, str) or not given:
+            raise ValueError(f"sweep.{key}={given!r}: expected a list of at least one value, as sweep.{key}=[...]")
+        for value in given:
+            alone = {"threshold": {"band": 0.0}, "band": {"threshold": 1.0}}.get(key, {})
+            if key in ("threshold", "band") and type(value) not in (int, float):
+                raise ValueError(f"sweep.{key}: expected numbers from 0 to 1, got {value!r}")
+            try:
+                MaskSettings(**{key: value, **alone})
+            except ValueError as error:
+                raise ValueError(f"sweep.{key}={list(given)}: {error}") from None
+    combinations = list(product(*(dict.fromkeys(given) for given in values.values())))
+    possible = [MaskSettings(p, float(t), float(b), s) for p, t, b, s in combinations if b < t]
+    if not possible:
+        raise ValueError(f"sweep: no band of {list(bands)} is below a threshold of {list(thresholds)}; nothing to try")
+    return possible, len(combinations) - len(possible)
+
+
+def count_grid(heat, class_ids, reference_HW: np.ndarray, settings: list[MaskSettings], num_classes: int) -> np.ndarray:
+    """Pixels int64 [S, C, C + 1] of each setting: [class in the reference, class in the mask], the last column counts the
+    uncertain ones. Pixels whose reference is 255 are left out.
+
+    ``heat``: {source: [K, P, r, r]}; ``reference_HW``: uint8 class ids below ``num_classes``, or 255. The numbers are those of
+    :func:`to_mask`, but maps are resized once for each power and source: all thresholds and bands are read off one joint
+    histogram of reference, strongest class and the interval its score falls into.
+    """
+    counts = np.zeros((len(settings), num_classes, num_classes + 1), np.int64)
+    truth_HW = torch.from_numpy(np.where(reference_HW == IGNORE, num_classes, reference_HW).astype(np.int64))
+    for source, power in dict.fromkeys((s.source, s.power) for s in settings):
+        chosen = [i for i, s in enumerate(settings) if (s.source, s.power) == (source, power)]
+        best_HW, which_HW = scores(heat[source], power, reference_HW.shape).max(0)
+        lower = [settings[i].threshold - settings[i].band for i in chosen]
+        values = np.array([settings[i].threshold for i in chosen] + lower, np.float32)  # as torch compares them
+        edges, place = np.unique(values, return_inverse=True)
+        bins_HW = torch.bucketize(best_HW, torch.from_numpy(edges), right=True)  # number of edges that are reached
+        shape = (num_classes + 1, len(class_ids), len(edges) + 1)
+        cells = (truth_HW * shape[1] + which_HW) * shape[2] + bins_HW
+        joint = torch.bincount(cells.flatten(), minlength=int(np.prod(shape))).view(shape)[:num_classes].numpy()
+        reached = joint[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]  # [C, K, edges]: pixels whose score reaches an edge
+        sure, known = np.split(reached[..., place], 2, axis=-1)  # [C, K, chosen]: class given; not background
+        for k, value in enumerate(class_ids):
+            counts[chosen, :, value] += sure[:, k].T
+        counts[chosen, :, -1] = (known - sure).sum(1).T
+        counts[chosen, :, 0] += (joint.sum((1, 2))[:, None] - known.sum(1)).T
+    return counts

@@ -26,6 +26,23 @@ def miou(confusion: torch.Tensor) -> float:
     return sum(present) / len(present)
 
 
+def with_uncertain(counts: torch.Tensor) -> dict:
+    """Scores of masks with uncertain pixels, from integer counts [C, C + 1] [true class, class in the mask] whose last
+    column holds the uncertain ones.
+
+    ``miou``: uncertain pixels count as background, so that none is hidden; ``miou_certain``: they are left out (None if
+    nothing is certain); ``uncertain``: their share in percent. ValueError if no pixel was counted.
+    """
+    certain, uncertain = counts[:, :-1], counts[:, -1]
+    shown = certain.clone()
+    shown[:, 0] += uncertain
+    return {
+        "miou": miou(shown),
+        "miou_certain": miou(certain) if certain.any() else None,
+        "uncertain": float(100 * uncertain.sum().double() / counts.sum().double()),
+    }
+
+
 def pixel_accuracy(confusion: torch.Tensor) -> float:
     """Share of scored pixels that are right, in percent."""
     return float(100 * confusion.diag().sum().double() / confusion.sum().double())

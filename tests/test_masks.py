@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.masks import MaskSettings, normalise, scores, to_mask
+from dd.masks import MaskSettings, count_grid, normalise, scores, settings_grid, to_mask
 
 
 def heat(classes=3, powers=5, side=8, seed=0):
@@ -118,3 +118,66 @@ def test_a_power_that_is_not_stored_is_answered_with_those_that_are():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         MaskSettings(**settings)
+
+
+# Many settings at once
+
+
+def slow_counts(stored, class_ids, reference, settings, num_classes):
+    """One mask for each setting, counted one by one."""
+    found = np.zeros((len(settings), num_classes, num_classes + 1), np.int64)
+    for i, s in enumerate(settings):
+        mask = to_mask(stored[s.source], class_ids, reference.shape, s).astype(int)
+        mask[mask == 255] = num_classes
+        kept = reference != 255
+        np.add.at(found[i], (reference[kept], mask[kept]), 1)
+    return found
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 24), (13, 21)])
+@pytest.mark.parametrize("class_ids", [(3,), (5, 1, 2)])
+def test_a_grid_is_counted_as_mask_by_mask(size, class_ids):
+    stored = {s: heat(len(class_ids), 3, seed=i) for i, s in enumerate(("class_prompt", "full_prompt"))}
+    reference = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 5, 255], size).astype(np.uint8)
+    settings, left_out = settings_grid([0, 2], [0.1, 0.3, 0.55, 0.7, 1.0], [0.0, 0.1, 0.3], list(stored))
+    assert len(settings) + left_out == 60 and left_out == 2 * 2 * 3  # 0.1 with 0.1 and 0.3, 0.3 with 0.3
+    counts = count_grid(stored, class_ids, reference, settings, 6)
+    assert counts.dtype == np.int64 and counts.shape == (len(settings), 6, 7)
+    assert np.array_equal(counts, slow_counts(stored, class_ids, reference, settings, 6))
+    assert (counts.sum((1, 2)) == (reference != 255).sum()).all() and counts[..., -1].any()
+
+
+def test_a_grid_counts_scores_on_the_edge_as_a_mask_does():
+    values = np.float32([0, 0.1, 0.2, 0.3, 0.3 - 0.1, 0.6, 0.6 - 0.1, 0.7, 0.7 - 0.1, 0.8, 1])
+    values = np.concatenate([values, np.nextafter(values, np.float32(0)), np.nextafter(values, np.float32(1))])
+    stored = {"class_prompt": ramp(*values)}
+    reference = np.arange(len(values), dtype=np.uint8)[None] % 3
+    settings, _ = settings_grid([0], [0.1, 0.2, 0.3, 0.6, 0.7, 0.8, 1.0], [0.0, 0.1, 0.2], ["class_prompt"])
+    assert np.array_equal(count_grid(stored, [2], reference, settings, 3), slow_counts(stored, [2], reference, settings, 3))
+
+
+def test_settings_come_in_the_order_given_and_once():
+    found, left_out = settings_grid([2, 0, 2], [0.5], [0, 0.1], ["class_prompt"])
+    assert [(s.power, s.threshold, s.band) for s in found] == [(2, 0.5, 0.0), (2, 0.5, 0.1), (0, 0.5, 0.0), (0, 0.5, 0.1)]
+    assert left_out == 0 and all(type(s.band) is float for s in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"powers": []}, r"sweep\.power=\[\]: expected a list of at least one value"),
+        ({"powers": [0, -1]}, r"sweep\.power=\[0, -1\]: .*whole number >= 0, got -1"),
+        ({"thresholds": [0.5, 1.2]}, r"sweep\.threshold=\[0.5, 1.2\]: .*threshold <= 1"),
+        ({"thresholds": [0]}, r"sweep\.threshold=\[0\]: .*0 < threshold"),
+        ({"thresholds": ["high"]}, r"sweep\.threshold: expected numbers from 0 to 1, got 'high'"),
+        ({"bands": [-0.1]}, r"sweep\.band=\[-0.1\]: .*0 <= band"),
+        ({"bands": [1.0]}, r"sweep\.band=\[1.0\]: .*band < threshold"),
+        ({"sources": ["caption"]}, "must be class_prompt or full_prompt, got 'caption'"),
+        ({"sources": "class_prompt"}, r"sweep\.source='class_prompt': expected a list"),
+        ({"bands": [0.5, 0.6]}, "no band of .* is below a threshold"),
+    ],
+)
+def test_impossible_grids_are_refused(change, message):
+    grid = {"powers": [0], "thresholds": [0.5], "bands": [0.1], "sources": ["class_prompt"], **change}
+    with pytest.raises(ValueError, match=message):
+        settings_grid(**grid)

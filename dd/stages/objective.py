@@ -1,0 +1,36 @@
+"""Stage: the number by which runs are chosen, mIoU of the last averaged weights on the tune split."""
+
+from pathlib import Path
+
+import torch
+
+from dd import metrics
+from dd.datamodule import whole_loader
+from dd.provenance import read_json, write_json
+from dd.segmentation import count
+
+
+def objective(folder, segmenter, data, views, batch_size: int = 16, device: str = "cpu", bf16=False, num_workers=0) -> float:
+    """mIoU in percent of a finished run on ``data``, the tune split or the images held out; written to ``objective.json`` and
+    read from there the next time.
+
+    ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views`` (:class:`dd.segmentation.Views`) is how it
+    looks at an image.
+    """
+    path, run = Path(folder) / "objective.json", read_json(Path(folder) / "run.json")
+    head = {
+        "metric": "tune/miou", "checkpoint_sha256": run["checkpoint_sha256"], "data": data.root.name, "split": data.split,
+        "num_images": len(data), "protocol": views.protocol,
+    }  # fmt: skip
+    if path.exists():
+        there = read_json(path)
+        if {k: there.get(k) for k in head} == head:
+            return there["objective"]
+    segmenter.to(device).eval()
+    confusion = metrics.confusion_matrix(len(data.taxonomy)).to(device)
+    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
+        loader = whole_loader(data, views, batch_size, num_workers)
+        counted = count(segmenter, loader, confusion, device, None, views.predict)
+    value = metrics.miou(counted.cpu())
+    write_json(path, {**head, "objective": value})
+    return value

@@ -1,0 +1,69 @@
+"""Stage: a segmenter's predictions for the images of a synthetic set, made once: what a sweep compares masks with."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from dd.datasets import encode_mask, read_image, synthetic_image
+from dd.provenance import fingerprint, read_json, sha256, write_atomic, write_json
+from dd.samples import append_records, read_plan, read_records
+from dd.segmentation import to_device
+
+
+def predict(
+    folder, run: dict, segmenter, views, limit: int | None = None, weights: str = "ema", batch_size: int = 16,
+    device: str = "cpu",
+) -> Path:  # fmt: skip
+    """Predictions of ``segmenter`` (weights loaded) for the first ``limit`` samples of the synthetic set ``folder``, in
+    ``sweeps/predictions/<checkpoint's hash>-<hash of all else>``; returns that folder.
+
+    ``run`` is the run's run.json, ``views`` (:class:`dd.segmentation.Views`) how it looks at an image. What is there is
+    not made again; a batch is always the same samples, so neither ``limit`` nor an interruption changes a pixel. ValueError
+    for a run with other classes.
+    """
+    folder = Path(folder)
+    plan, records = read_plan(folder), read_records(folder)
+    missing = [s.id for s in plan if s.id not in records]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet; run generate.py first")
+    classes, theirs = read_json(folder / "run.json")["identity"]["taxonomy"]["names"], run["taxonomy"]["names"]
+    if classes != theirs:
+        raise ValueError(
+            f"the run was trained for the classes {theirs}, the synthetic set {folder} has {classes}: masks are compared with "
+            "the predictions of a run with the same classes"
+        )
+    identity = {
+        "settings": {**views.protocol, "weights": weights, "batch_size": batch_size},
+        "images": fingerprint([records[s.id]["image_sha256"] for s in plan]),
+        "teacher": {k: run[k] for k in ("checkpoint_sha256", "supervision", "trained_on")},
+    }
+    target = folder / "sweeps" / "predictions" / f"{run['checkpoint_sha256'][:12]}-{fingerprint(identity)[:8]}"
+    write_json(target / "settings.json", {"identity": identity})
+    batches = [plan[i : i + batch_size] for i in range(0, len(plan[:limit]), batch_size)]
+    done = _done(target)
+    todo = [batch for batch in batches if any(s.id not in done for s in batch)]
+    segmenter = segmenter.to(device).eval()
+    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
+    with Progress(transient=True) as bar, torch.no_grad(), autocast:
+        task = bar.add_task(f"predict {folder.name}", total=len(batches), completed=len(batches) - len(todo))
+        for batch in todo:
+            images = [read_image(synthetic_image(folder, s.id)) for s in batch]
+            shown = to_device([views(image) for image in images], device)
+            predictions = views.predict(segmenter, shown, [image.shape[:2] for image in images])
+            append_records(target, "0", [_write(target, *pair) for pair in zip(batch, predictions, strict=True)])
+            bar.advance(task)
+    return target
+
+
+def _write(target, sample, prediction) -> dict:
+    data = encode_mask(prediction.cpu().numpy().astype(np.uint8))
+    write_atomic(target / f"{sample.id}.png", data)
+    return {"id": sample.id, "sha256": sha256(data)}
+
+
+def _done(target) -> set[str]:
+    """Ids whose prediction is as it was written."""
+    files = {name: (target / f"{name}.png", record["sha256"]) for name, record in read_records(target).items()}
+    return {name for name, (path, written) in files.items() if path.is_file() and sha256(path) == written}

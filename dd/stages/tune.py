@@ -1,0 +1,71 @@
+"""Stage: search hyper-parameters with Optuna. Each trial is a run of its own, judged by its mIoU on the tune split."""
+
+from contextlib import ExitStack
+
+import yaml
+
+from dd.provenance import write_atomic
+from dd.search import Study, overrides
+
+FAILURES = 3  # trials in a row that end in an error of the training before the study does
+
+
+def _train(study: Study, trial, train_trial) -> None:
+    """Train one trial and tell the study how it ended. Errors of the training itself (out of memory, a loss that is not a
+    number) fail the trial; other errors and interruptions are raised, an interrupted trial is trained on the next time."""
+    states, known = study.optuna.trial.TrialState, set(study.trials()[trial.number].intermediate_values)
+
+    def report(step, value, last):
+        if step not in known:  # a resumed training validates again
+            trial.report(value, step)
+            known.add(step)
+        if not last and trial.should_prune():
+            raise study.optuna.TrialPruned
+
+    try:
+        study.study.tell(trial, train_trial(trial.number, dict(trial.params), report))
+    except study.optuna.TrialPruned:
+        study.study.tell(trial, state=states.PRUNED)
+    except Exception as error:
+        trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
+        study.study.tell(trial, state=states.FAIL)
+        if not isinstance(error, RuntimeError | ArithmeticError):
+            raise
+
+
+def tune(
+    folder, train_trial, identity: dict, space: dict, trials: int, sampler="tpe", pruner="median", pruner_settings=None, seed=0
+):
+    """Run trials until ``trials`` of them are complete or pruned; returns what best.yaml holds of the best one.
+
+    ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step, mIoU, last)`` may end it by
+    an exception. The same command goes on with a study, in several processes at once if wanted. ``identity``: the settings
+    that all trials share; a study with others is refused (FileExistsError).
+    """
+    if type(trials) is not int or trials < 1:
+        raise ValueError(f"tune.trials={trials!r}: expected a whole number above 0")
+    study, failed = Study(folder, identity, space, sampler, pruner, pruner_settings or {}, seed), 0
+    while True:
+        with ExitStack() as held:
+            trial = study.next(trials, held)
+            if trial is None:
+                break
+            _train(study, trial, train_trial)
+            ended = study.trials()[trial.number]
+        write_atomic(study.folder / "trials.csv", study.table())
+        print(f"trial {ended.number} {ended.state.name.lower()}: {ended.value} {ended.params}")
+        failed = failed + 1 if ended.state.name == "FAIL" else 0
+        if failed == FAILURES:
+            raise ValueError(f"{FAILURES} trials in a row failed; the last one: {ended.user_attrs['error']}")
+    if not study.trials("COMPLETE"):
+        raise ValueError(
+            f"no trial of {folder} is complete yet; other workers are at it, or all were pruned: raise tune.trials"
+        )
+    best = study.study.best_trial
+    found = {
+        "objective": best.value, "metric": "mIoU on tune, averaged weights of the last step", "trial": best.number,
+        "run": f"{folder}/trial={best.number}", "overrides": overrides(best.params, study.space),
+        "trials": {s: len(study.trials(s.upper())) for s in ("complete", "pruned", "fail", "running")},
+    }  # fmt: skip
+    write_atomic(study.folder / "best.yaml", yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
+    return found

@@ -1,0 +1,73 @@
+"""What a training tells its loggers beyond numbers: pictures of the tune set, and each validation to whoever searches."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from dd import metrics
+from dd.taxonomy import IGNORE
+from dd.tracking.loggers import tell
+
+
+@dataclass
+class Sample:
+    """One validated image: uint8 [H, W, 3], its true and predicted class ids [H, W], its own mIoU (None: all is 255)."""
+
+    id: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    miou: float | None
+
+
+def image_miou(truth: torch.Tensor, prediction: torch.Tensor, num_classes: int) -> float | None:
+    """mIoU in percent of one image over the classes that it or its prediction holds; None if every pixel is 255."""
+    kept = truth != IGNORE
+    pairs = truth[kept].long() * num_classes + prediction[kept].long()
+    confusion = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return metrics.miou(confusion) if kept.any() else None
+
+
+class Samples(pl.Callback):
+    """Shows the first ``count`` images of the tune set with truth and prediction at each validation, and a table of them at
+    the end, in the loggers that can. ``validation_step`` returns its batch's predictions."""
+
+    def __init__(self, count: int = 8):
+        self.count, self.shown = count, []
+
+    def on_validation_epoch_start(self, trainer, module):
+        self.shown = []
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        able = any(hasattr(type(getattr(logger, "logger", None)), "show") for logger in trainer.loggers)
+        if not able or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        data, classes = trainer.datamodule.tune, len(module.class_names)
+        for prediction, mask in list(zip(outputs, batch[1], strict=True))[: self.count - len(self.shown)]:
+            index = len(self.shown)
+            name = str(getattr(data, "ids", range(index + 1))[index])
+            truth, found = mask.cpu().numpy().astype(np.uint8), prediction.cpu().numpy().astype(np.uint8)
+            self.shown.append(Sample(name, data[index][0], truth, found, image_miou(mask, prediction, classes)))
+
+    def on_validation_end(self, trainer, module):
+        if self.shown:
+            tell(trainer, "show", self.shown, module.class_names, trainer.global_step)
+
+    def on_train_end(self, trainer, module):
+        if self.shown:
+            tell(trainer, "table", self.shown, module.class_names, trainer.global_step)
+
+
+class Report(pl.Callback):
+    """Hands each validation to ``report(step, mIoU on tune, last)``, which may raise to end the training; ``last``: the
+    training is over anyway."""
+
+    def __init__(self, report):
+        self.report = report
+
+    def on_validation_end(self, trainer, module):
+        value = trainer.callback_metrics.get("tune/miou")
+        if value is not None and not trainer.sanity_checking:
+            self.report(trainer.global_step, float(value), trainer.global_step >= trainer.max_steps)
