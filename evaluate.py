@@ -1,4 +1,4 @@
-"""mIoU of trained runs, audits, reports.   python evaluate.py run=outputs/shapes/synthetic data=shapes"""
+"""mIoU of trained runs, audits, self-training, reports.   python evaluate.py run=outputs/shapes/synthetic data=shapes"""
 
 from glob import glob
 from pathlib import Path
@@ -6,12 +6,14 @@ from pathlib import Path
 from dd import config
 from dd.datasets import SegmentationFolder
 from dd.provenance import read_json
-from dd.segmenters.transforms import EvalTransform
+from dd.segmentation import Views
 from dd.stages.evaluate import evaluate, print_table
 from dd.stages.report import report
+from dd.stages.self_train import self_train
 from dd.stages.train import load_weights
+from dd.tracking.wandb import log_evaluation
 
-STAGES = ("evaluate", "audit", "report")
+STAGES = ("evaluate", "audit", "self_train", "report")
 
 
 def run(cfg) -> float | None:
@@ -22,26 +24,42 @@ def run(cfg) -> float | None:
     folders = sorted(f for f in glob(str(cfg.run)) if Path(f, "run.json").exists()) if cfg.run else []
     if not folders:
         raise FileNotFoundError(f"run={cfg.run}: no finished training run there (a folder with run.json)")
-    taxonomy, results = config.taxonomy(cfg), {}
+    how = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")} | {"device": config.device(cfg)}
+    if cfg.stage == "self_train":
+        if len(folders) > 1:
+            raise ValueError(f"run={cfg.run}: a mask set has one teacher, got {len(folders)} runs; name one of them")
+        masks = self_train(cfg.synthetic, *_loaded(cfg, folders[0]), cfg.mask_set, cfg.confidence, **how)
+        return print(f"masks in {masks}")
+    (data, name), results = _data(cfg), {}
     for folder in folders:
-        trained = read_json(Path(folder) / "run.json")
-        if cfg.stage == "audit":
-            data = SegmentationFolder(cfg.synthetic, "train", taxonomy, cfg.masks)
-            path = Path(folder, "audit", Path(cfg.synthetic).name, Path(cfg.masks).name, "metrics.json")
-        else:
-            data = SegmentationFolder(cfg.data.root, cfg.split, taxonomy, cfg.data.masks)
-            part = "" if cfg.split == cfg.data.test_split else f"-{cfg.split}"
-            raw = "" if cfg.weights == "ema" else f"-{cfg.weights}"
-            path = Path(folder, "eval", f"{cfg.data.name}{part}{raw}", "metrics.json")
-        segmenter = config.segmenter_of(trained)
-        segmenter.load_state_dict(load_weights(folder, cfg.weights))
-        transform = EvalTransform(trained["scale"])
-        results[folder] = evaluate(
-            path, trained, segmenter, data, transform, cfg.batch_size, config.device(cfg), cfg.weights
-        )  # fmt: skip
+        trained, segmenter, views = _loaded(cfg, folder)
+        path = Path(folder, name, views.name, "metrics.json")  # augmented results lie below those of one view
+        results[folder] = evaluate(path, trained, segmenter, data, views, **how)
+        if cfg.wandb:
+            log_evaluation(folder, path.parent.relative_to(folder).as_posix(), results[folder])
     what = f"{cfg.synthetic} masks" if cfg.stage == "audit" else f"{cfg.data.name}/{cfg.split}"
-    print_table(results, f"IoU on {what} ({data.split}, {len(data)} images)")
+    print_table(results, f"IoU on {what} ({data.split}, {len(data)} images{views.name and ', '}{views.name})")
     return next(iter(results.values()))["miou"]
+
+
+def _loaded(cfg, folder) -> tuple:
+    """(run.json, segmenter with its weights, how it looks at an image) of a finished run."""
+    trained = read_json(Path(folder) / "run.json")
+    views = Views(trained["scale"], config.plain(cfg)["scales"], cfg.flip)
+    segmenter = config.segmenter_of(trained, cfg.trusted)
+    segmenter.load_state_dict(load_weights(folder, cfg.weights))
+    return trained, segmenter, views
+
+
+def _data(cfg) -> tuple[SegmentationFolder, str]:
+    """(images and masks to score, folder of the result within the run)."""
+    taxonomy = config.taxonomy(cfg)
+    if cfg.stage == "audit":
+        data = SegmentationFolder(cfg.synthetic, "train", taxonomy, cfg.masks)
+        return data, f"audit/{Path(cfg.synthetic).name}/{Path(cfg.masks).name}"
+    part = "" if cfg.split == cfg.data.test_split else f"-{cfg.split}"
+    raw = "" if cfg.weights == "ema" else f"-{cfg.weights}"
+    return config.real_data(cfg, cfg.split), f"eval/{cfg.data.name}{part}{raw}"
 
 
 if __name__ == "__main__":

@@ -1,35 +1,65 @@
 """Prompts -> Stable Diffusion images, heat maps and masks.   python generate.py experiment=shapes"""
 
 from dd import config
-from dd.datasets import SegmentationFolder
-from dd.stages.label import label
+from dd.stages.calibrate import calibrate
+from dd.stages.caption import caption
+from dd.stages.label import check_calibration, label
+from dd.stages.predict import predict
 from dd.stages.probe import probe
+from dd.stages.sweep import print_best, sweep
 from dd.stages.synthesize import synthesize
 
-STAGES = ("all", "synthesize", "label", "probe")
+STAGES = ("caption", "all", "synthesize", "label", "probe", "sweep", "calibrate")
 
 
 def run(cfg) -> float | None:
     if cfg.stage not in STAGES:
         raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(STAGES)}")
+    if cfg.stage == "caption":
+        captioner = config.instantiate(cfg.captioner, device=config.device(cfg))
+        done = caption(cfg.caption.folder, captioner, cfg.caption.images, cfg.caption.batch_size)
+        lost = f"; {len(done['unreadable'])} images cannot be read (unreadable.txt there)" if done["unreadable"] else ""
+        print(f"{done['captions']} captions in {cfg.caption.folder}/captions.jsonl, {done['made_now']} made now{lost}")
+        return None
+    calibration = config.masks_from(cfg)
     masks, taxonomy = config.instantiate(cfg.masks), config.taxonomy(cfg)
     if cfg.stage in ("all", "synthesize"):
         generator = config.instantiate(cfg.diffusion, device=config.device(cfg))
+        if calibration is not None:
+            check_calibration(calibration, generator.identity())
         prompts = config.instantiate(cfg.prompts)
         done = synthesize(
-            cfg.folder, generator, prompts, taxonomy, cfg.num_images, cfg.seed, cfg.unit_size, cfg.image_format
+            cfg.folder, generator, prompts, taxonomy, cfg.num_images, cfg.seed, cfg.unit_size, cfg.image_format,
+            cfg.prompts_over_limit, cfg.redraw,
         )  # fmt: skip
         print(f"{done['images']} images in {cfg.folder}, {done['made_now']} made now in {done['seconds']:.0f} s")
+        if done["drawn_again"] or done["failed"]:
+            print(f"bad images: {done['drawn_again']} drawn again, {done['failed']} left out (faults in records/)")
     if cfg.stage in ("all", "label"):
-        print(f"masks in {label(cfg.folder, masks, cfg.mask_set)}")
+        print(f"masks in {label(cfg.folder, masks, cfg.mask_set, calibration)}")
     if cfg.stage == "probe":
         generator = config.instantiate(cfg.diffusion, device=config.device(cfg))
-        data = SegmentationFolder(cfg.data.root, cfg.probe.split, taxonomy, cfg.data.masks)
+        data = config.real_data(cfg, cfg.probe.split)
         path = f"{cfg.output_root}/{cfg.name}/probe_{cfg.data.name}_{cfg.probe.split}.json"
         append = cfg.prompts.append
         result = probe(path, generator, data, masks, cfg.probe.timesteps, append, cfg.probe.limit)
         print(f"mask mIoU on {result['num_images']} noised real images of {cfg.probe.split}: {result['miou']:.2f} ({path})")
         return result["miou"]
+    if cfg.stage == "sweep":
+        arguments = config.sweep_arguments(cfg)
+        if cfg.sweep.run is not None:
+            how = {"limit": cfg.sweep.limit, "device": config.device(cfg)}
+            arguments["reference"] = predict(cfg.folder, *config.trained_run(cfg.sweep.run), **how)
+        result = sweep(cfg.folder, **arguments)
+        print_best(result)
+        print(f"all in {cfg.folder}/sweeps/{arguments['name']}.json; masks_from=... makes masks with the best")
+        return result["sweep"]["table"][0]["miou"]
+    if cfg.stage == "calibrate":
+        path, arguments = config.calibrate_arguments(cfg)
+        result = calibrate(path, **arguments)
+        found = result["calibration"]
+        print(f"{result['masks']} fit {found['shots']} labelled images best: mIoU {found['miou']:.2f} (masks_from={path})")
+        return found["miou"]
 
 
 if __name__ == "__main__":

@@ -1,35 +1,83 @@
 """Train a segmenter on synthetic or real images, or the embedded generator.   python train.py experiment=shapes_synthetic"""
 
-from functools import partial
-
 from dd import config
 from dd.datamodule import SegmentationData
+from dd.search import corners, overrides
+from dd.segmentation import Views
 from dd.segmenters.transforms import EvalTransform
-from dd.stages.train import train
+from dd.stages.objective import objective
+from dd.stages.train import load_weights, train
 from dd.stages.train_text_to_image import train_text_to_image
+from dd.stages.tune import tune
+from dd.tracking.callbacks import Report
+from dd.tracking.loggers import is_main_process, tell
+
+STAGES = ("segmenter", "text_to_image", "tune")
 
 
-def run(cfg) -> None:
-    folder = f"{cfg.output_root}/{cfg.name}"
+def run(cfg) -> float | None:
+    if cfg.stage not in STAGES:
+        raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(STAGES)}")
     if cfg.stage == "text_to_image":
         parts = {k: config.plain(cfg[k]) for k in ("models", "autoencoder", "text_to_image")}
-        trainer = config.trainer_factory(cfg)
-        model = train_text_to_image(folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed)
+        folder, trainer = f"{cfg.output_root}/{cfg.name}", config.trainer_factory(cfg)
+        model = train_text_to_image(
+            folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from
+        )
         return print(f"generator in {model}")
-    if cfg.stage != "segmenter":
-        raise ValueError(f"stage={cfg.stage!r}; allowed: segmenter, text_to_image")
+    return search(cfg) if cfg.stage == "tune" else segmenter(cfg)
 
-    images, tune = config.training_sets(cfg)
+
+def segmenter(cfg, report=None) -> float | None:
+    """Train a segmenter; returns its objective, mIoU on the tune split. ``report`` hears of each validation."""
+    folder, trainers, failed = f"{cfg.output_root}/{cfg.name}", [], True
+    images, tuning = config.training_sets(cfg)
+    judging = config.judging_set(cfg, tuning)
     config.seed_everything(cfg.seed)
-    segmenter = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
-    module = config.instantiate(cfg.optimizer, segmenter=segmenter, class_names=list(images.taxonomy.all_names))
+    network = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
+    module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names))
     data = SegmentationData(
-        images, tune, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed
+        images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed
     )
-    identity, record = config.training_record(cfg, images)
-    make_trainer = partial(config.trainer, cfg, validate=tune is not None)
-    done = train(folder, module, data, make_trainer, identity, record, init_from=cfg.init_from)
-    print(f"{folder}: {done['steps']} steps in {done['seconds']:.0f} s")
+    identity, record = config.training_record(cfg, images, tuning)
+
+    def make_trainer():
+        trainers.append(config.trainer(cfg, tuning is not None, [Report(report)] if report else []))
+        tell(trainers[0], "begin", config.plain(cfg), record["trained_on"], cfg.init_from)
+        return trainers[0]
+
+    try:
+        done, value = train(folder, module, data, make_trainer, identity, record, init_from=cfg.init_from), None
+        print(f"{folder}: {done['steps']} steps in {done['seconds']:.0f} s")
+        if judging is not None and is_main_process():
+            network.load_state_dict(load_weights(folder))
+            how = {"device": config.device(cfg), "bf16": record["bf16"], "num_workers": cfg.num_workers}
+            value = objective(folder, network, judging, Views(cfg.scale), cfg.batch_size, **how)
+            print(f"{folder}: mIoU {value:.2f} on {judging.split}, the objective")
+        for trainer in trainers:
+            tell(trainer, "end", done, value)
+        failed = False
+    finally:
+        for trainer in trainers:
+            tell(trainer, "finish", failed)
+    return value
+
+
+def search(cfg) -> float:
+    """Hyper-parameters that give the best mIoU on the tune split."""
+    config.check_tuning(cfg)
+    space, folder = config.search_space(cfg), f"{cfg.output_root}/{cfg.name}"
+    for corner in corners(space):
+        config.trial(cfg, "trial=0", corner, check_only=True)
+    how = {k: v for k, v in config.plain(cfg.tune).items() if k != "space"}
+    identity = config.study_identity(cfg, space)
+
+    def train_trial(number, settings, report):
+        return segmenter(config.trial(cfg, f"trial={number}", overrides(settings, space)), report)
+
+    best = tune(folder, train_trial, identity, space, **how, seed=cfg.seed)
+    print(f"{folder}/best.yaml: mIoU {best['objective']:.2f} on tune with {' '.join(best['overrides'])}")
+    return best["objective"]
 
 
 if __name__ == "__main__":

@@ -1,25 +1,128 @@
-"""``python -m dd prepare shapes``: commands that need no configuration."""
+"""``python -m dd prepare shapes|voc|voc_aug|coco|own``: commands that need no configuration."""
 
 import argparse
 import sys
 
+from dd.downloads import Archive
+from dd.stages import prepare_coco as coco
+from dd.stages import prepare_voc as voc
 from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_own import prepare_own
+
+KINDS = {
+    "shapes": "both domains of the embedded world",
+    "voc": "PASCAL VOC 2012: train, val, trainval",
+    "voc_aug": "VOC 2012 with the masks of SBD: train_aug",
+    "coco": "COCO 2017: 80 things and background",
+    "own": "your own images, with masks or a COCO JSON",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="write a data set to disk in PASCAL VOC layout")
-    prepare.add_argument("data", choices=["shapes"], help="shapes: both domains of the embedded world")
-    prepare.add_argument("--root", default="data", help="folder to write to (default: data)")
+    kinds = prepare.add_subparsers(dest="data", required=True)
+    parsers = {name: kinds.add_parser(name, help=text, description=text) for name, text in KINDS.items()}
+    for name, one in parsers.items():
+        one.add_argument(
+            "--root", default="data", help="folder to write below (default: data); data_root of the other commands"
+        )
+        if name in ("voc_aug", "coco", "own"):
+            one.add_argument("--workers", type=int, help="processes that make masks (default: one for each core, at most 8)")
+    for name, archives in (("voc", ["trainval"]), ("voc_aug", voc.ARCHIVES), ("coco", coco.ARCHIVES)):
+        _web_options(parsers[name], list(archives))
+    parsers["voc_aug"].add_argument("--sbd", help="an existing copy of SBD: the folder with cls, train.txt and val.txt")
+    parsers["coco"].add_argument("--splits", nargs="+", default=["val", "train"], choices=["val", "train"])
+    _own_options(parsers["own"])
     options = parser.parse_args(arguments)
     try:
-        for folder in prepare_shapes(options.root):
+        for folder, notes in _prepare(options):
+            for note in notes:
+                print(f"warning: {note}", file=sys.stderr)
             print(f"ready: {folder}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 130
     return 0
+
+
+def _prepare(options) -> list:
+    """[(folder, warnings)] of the chosen command."""
+    if options.data == "shapes":
+        return [(folder, []) for folder in prepare_shapes(options.root)]
+    if options.data == "own":
+        return [_own(options)]
+    known = coco.ARCHIVES if options.data == "coco" else voc.ARCHIVES
+    archives = _archives(known, _pairs("--url", options.url), _pairs("--checksum", options.checksum))
+    if options.data == "voc":
+        return [voc.prepare_voc(options.root, archives, options.existing)]
+    if options.data == "voc_aug":
+        return [voc.prepare_voc_aug(options.root, archives, options.existing, options.sbd, options.workers)]
+    return [coco.prepare_coco(options.root, archives, options.existing, options.splits, options.workers)]
+
+
+def _web_options(parser, names) -> None:
+    parser.add_argument("--existing", help="an existing copy, read where it lies (never written to)")
+    what = f"of an archive ({', '.join(names)})"
+    parser.add_argument("--url", action="append", default=[], metavar="ARCHIVE=URL", help=f"another address {what}")
+    parser.add_argument(
+        "--checksum", action="append", default=[], metavar="ARCHIVE=md5:...|sha256:...",
+        help=f"checksum {what}; with --url alone it is recorded at the first download and compared later",
+    )  # fmt: skip
+
+
+def _own_options(parser) -> None:
+    add = parser.add_argument
+    add("--taxonomy", required=True, help="YAML file of names, synonyms and colours, or voc, coco, shapes")
+    add("--name", default="own", help="folder below the root (default: own)")
+    add("--images", help="folder of images; never written to")
+    add("--masks", help="folder of masks with the images' stems: class ids (palette or grey PNG) or the taxonomy's colours")
+    add("--mask-ending", default="", help="what the stems of masks have more than those of images, such as _mask")
+    add("--coco", help="COCO JSON, such as labelme, CVAT and Label Studio export")
+    add("--voc", help="instead of these: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation")
+    add("--split", action="append", default=[], metavar="SPLIT=FILE", help="text file with one image a line")
+    add("--share", action="append", default=[], metavar="SPLIT=PART", help="part drawn by --seed; default val=0.2")
+    add("--seed", type=int, default=0)
+    add("--map", action="append", default=[], metavar="CATEGORY=CLASS", help="CLASS may be ignore (255) or background")
+    add("--crowds", choices=["ignore", "objects"], default="ignore", help="what iscrowd=1 means (default: 255)")
+
+
+def _own(options):
+    shares = {}
+    for split, part in _pairs("--share", options.share).items():
+        try:
+            shares[split] = float(part)
+        except ValueError:
+            raise ValueError(f"--share {split}={part}: expected a part of 1, such as val=0.2") from None
+    return prepare_own(
+        options.root, options.taxonomy, options.name, options.images, options.masks, options.coco, options.voc,
+        options.mask_ending, _pairs("--split", options.split), shares, options.seed, _pairs("--map", options.map),
+        options.crowds == "ignore", options.workers,
+    )  # fmt: skip
+
+
+def _pairs(option: str, values: list[str]) -> dict[str, str]:
+    wrong = [v for v in values if not all(v.partition("=")[::2])]
+    if wrong:
+        raise ValueError(f"{option} {wrong[0]}: expected NAME=VALUE")
+    return dict(v.split("=", 1) for v in values)
+
+
+def _archives(known: dict[str, Archive], urls: dict[str, str], checksums: dict[str, str]) -> dict[str, Archive]:
+    """The official archives, or others: another address comes without the official checksum."""
+    unknown = sorted((urls.keys() | checksums.keys()) - known.keys())
+    if unknown:
+        raise ValueError(f"no archive {unknown[0]!r}; allowed: {', '.join(known)}")
+    return {
+        name: Archive(
+            urls.get(name, one.url), checksums.get(name, None if name in urls else one.checksum), one.max_bytes
+        )
+        for name, one in known.items()
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

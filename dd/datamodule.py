@@ -1,9 +1,14 @@
 """Training and validation batches. The order of samples and their augmentation are functions of (seed, position)."""
 
+from copy import copy
+from fractions import Fraction
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dd.samples import sample_seed
 
 
 class Schedule(Dataset):
@@ -35,6 +40,71 @@ class Schedule(Dataset):
         return self.transform(image, mask, seed)
 
 
+class Mixture(Dataset):
+    """Real and synthetic images of one training: ``real`` first, then ``synthetic``, both indexable (image, mask) data.
+
+    ``real_share``: the part of the draws that are real, strictly between 0 and 1 (ValueError).
+    """
+
+    def __init__(self, real, synthetic, real_share: float):
+        if type(real_share) is not float or not 0 < real_share < 1:
+            raise ValueError(
+                f"real_share={real_share!r}: a mixed training draws real and synthetic images; expected a number between 0 "
+                "and 1, neither of them (source=synthetic and source=real are the two ends)"
+            )
+        if real.taxonomy != synthetic.taxonomy:
+            raise ValueError(f"real images have the classes {real.taxonomy.names}, synthetic ones {synthetic.taxonomy.names}")
+        self.real, self.synthetic, self.real_share, self.taxonomy = real, synthetic, real_share, real.taxonomy
+
+    def __len__(self) -> int:
+        return len(self.real) + len(self.synthetic)
+
+    def __getitem__(self, index: int):
+        return self.real[index] if index < len(self.real) else self.synthetic[index - len(self.real)]
+
+    def fingerprint(self) -> dict:
+        """What a run records of its data."""
+        return {"real_share": self.real_share, "real": self.real.fingerprint(), "synthetic": self.synthetic.fingerprint()}
+
+
+class MixedSchedule(Schedule):
+    """Draws from a :class:`Mixture`: of the first n draws of each process, floor(n * real_share) are real, evenly spread. A
+    batch therefore holds ``real_share`` of real images, to less than one image.
+
+    Each part goes through its own passes as in :class:`Schedule`, with a seed of its own, undisturbed by the other part.
+    """
+
+    def __init__(self, data: Mixture, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
+        super().__init__(data, transform, length, seed, stride, offset)
+        self.real, self.synthetic = (
+            Schedule(part, transform, length, sample_seed(seed, name), stride, offset)
+            for name, part in (("real", data.real), ("synthetic", data.synthetic))
+        )
+        self.share = Fraction(str(data.real_share))  # exact: 0.29 of 100 draws are 29
+
+    def draw(self, index: int) -> tuple[int, int]:
+        before = index * self.share // 1  # real draws of this process so far
+        if (index + 1) * self.share // 1 > before:
+            return self.real.draw(before)
+        sample, seed = self.synthetic.draw(index - before)
+        return len(self.data.real) + sample, seed
+
+
+def hold_out(data, number: int, seed: int) -> tuple:
+    """(the images to train on, the ``number`` images held out of them for validation): copies of ``data`` with other
+    ``ids``, chosen by seed, in the order of ``data``. ValueError if none would be left."""
+    if type(number) is not int or not 1 <= number < len(data):
+        raise ValueError(
+            f"hold_out={number!r}, but the training set holds {len(data)} images and must keep one: "
+            f"choose 1 to {len(data) - 1}, or null to hold out none"
+        )
+    chosen = set(np.random.default_rng([seed, 6]).permutation(len(data))[:number].tolist())
+    rest, held = copy(data), copy(data)
+    rest.ids = [name for i, name in enumerate(data.ids) if i not in chosen]
+    held.ids = [name for i, name in enumerate(data.ids) if i in chosen]
+    return rest, held
+
+
 class Onward(Sampler):
     """Positions ``first`` to ``length - 1``: the draws that a resumed training has left. Its length stays ``length``, because
     Lightning counts the batches of a resumed epoch from the epoch's start."""
@@ -50,7 +120,7 @@ class Onward(Sampler):
 
 
 class Whole(Dataset):
-    """Every image once for evaluation: (resized image [3, h, w], mask [H, W] at original size)."""
+    """Every image once for evaluation: (what ``transform`` makes of it: [3, h, w] or a list of views, mask [H, W])."""
 
     def __init__(self, data, transform):
         self.data, self.transform = data, transform
@@ -64,7 +134,7 @@ class Whole(Dataset):
 
 
 def whole_loader(data, transform, batch_size: int = 16, num_workers: int = 0) -> DataLoader:
-    """Batches (list of images, list of masks); sizes may differ within a batch."""
+    """Batches (list of images or of lists of views, list of masks at original size); sizes may differ within a batch."""
     return DataLoader(
         Whole(data, transform),
         batch_size,
@@ -74,7 +144,8 @@ def whole_loader(data, transform, batch_size: int = 16, num_workers: int = 0) ->
 
 
 class SegmentationData(pl.LightningDataModule):
-    """``train`` for ``max_steps`` batches, ``tune`` (or None) for validation; both are indexable (image, mask) data."""
+    """``train`` (a :class:`Mixture` for mixed training) for ``max_steps`` batches, ``tune`` (or None) for validation; both
+    are indexable (image, mask) data."""
 
     def __init__(self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0):
         super().__init__()
@@ -87,7 +158,8 @@ class SegmentationData(pl.LightningDataModule):
     def train_dataloader(self):
         trainer = self.trainer
         length, done = trainer.max_steps * self.batch_size, trainer.global_step * self.batch_size
-        schedule = Schedule(
+        kind = MixedSchedule if isinstance(self.train, Mixture) else Schedule
+        schedule = kind(
             self.train, self.train_transform, length, self.seed, stride=trainer.world_size, offset=trainer.global_rank
         )  # fmt: skip
         return DataLoader(

@@ -6,11 +6,16 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from dd.provenance import write_atomic
-from dd.taxonomy import IGNORE, voc_palette
+from dd.provenance import read_json, write_atomic
+from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
-IMAGE_SUFFIXES = (".jpg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
+READ_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+READ_SUFFIXES += tuple(suffix.upper() for suffix in READ_SUFFIXES)
+RECORD = "dataset.json"  # of a prepared data set, written last: where its images lie, what its masks were made from
 JPEG_QUALITY = 95
 
 
@@ -26,10 +31,10 @@ def encode_image(pixels: np.ndarray, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def encode_mask(mask: np.ndarray) -> bytes:
-    """Mask uint8 [H, W] as a palette PNG with VOC's colours."""
+def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
+    """Mask uint8 [H, W] as a palette PNG, with VOC's colours unless others are given."""
     image = Image.fromarray(mask)
-    image.putpalette(voc_palette())
+    image.putpalette(palette or voc_palette())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
@@ -49,19 +54,55 @@ def read_mask(path: str | Path) -> np.ndarray:
         return np.asarray(image)
 
 
+def read_coloured_mask(path: str | Path, taxonomy: Taxonomy) -> np.ndarray:
+    """Class ids uint8 [H, W] of a mask: palette and grey PNGs hold them, colours are those of the taxonomy.
+
+    ValueError names the colours that no class, background or 255 has.
+    """
+    with Image.open(path) as image:
+        if image.mode not in ("RGB", "RGBA"):
+            return read_mask(path)
+        pixels = np.asarray(image).astype(np.int32)
+    if pixels.shape[2] == 4 and (pixels[..., 3] != 255).any():
+        raise ValueError(f"mask {path} is transparent in places; a colour mask must be opaque")
+    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    ids = {tuple(taxonomy.palette[3 * i : 3 * i + 3]): i for i in (*range(len(taxonomy)), IGNORE)}
+    found, inverse = np.unique(codes, return_inverse=True)
+    colours = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
+    unknown = [list(c) for c in colours if c not in ids]
+    if unknown:
+        raise ValueError(
+            f"mask {path} has {len(unknown)} colours that no class of taxonomy {taxonomy.name!r} has, such as {unknown[:5]}; "
+            "give the classes their colours in the taxonomy file"
+        )
+    return np.array([ids[c] for c in colours], np.uint8)[inverse].reshape(codes.shape)
+
+
+def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
+    """ValueError names the file and its values that are neither a class nor 255."""
+    outside = sorted(set(np.unique(mask).tolist()) - set(range(len(taxonomy))) - {IGNORE})
+    if outside:
+        raise ValueError(
+            f"{path} holds values {outside[:10]} outside the {len(taxonomy)} classes of taxonomy "
+            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for other classes?"
+        )
+
+
 def read_split(root: str | Path, split: str) -> list[str]:
     """Ids of a split in ``ImageSets/Segmentation``. Errors name the splits there are; no id leaves the folder."""
     folder = Path(root) / "ImageSets" / "Segmentation"
     path = folder / f"{split}.txt"
     if not Path(root).is_dir():
         raise FileNotFoundError(
-            f"no data set at {root}. The embedded ones are made by: python -m dd prepare shapes. "
-            "Synthetic ones are made by generate.py; for your own, set data.root"
+            f"no data set at {root}. Real ones are made by: python -m dd prepare shapes (or voc, voc_aug, coco, own; see "
+            "docs/data.md), synthetic ones by generate.py; another folder in VOC layout: set data.root"
         )
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    whole = (Path(root) / RECORD).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
+    ids = lines if whole else [line.split()[0] for line in lines]
     bad = [i for i in ids if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i]
     if bad:
         raise ValueError(f"{path}: id {bad[0]!r} would leave the data set's folder")
@@ -80,17 +121,30 @@ def choose_shots(ids: list[str], shots: int | None, seed: int) -> list[str]:
     return [ids[i] for i in order[:shots]]
 
 
+def image_folders(root: str | Path) -> list[Path]:
+    """Where the images of a data set lie: ``JPEGImages``, then the folders of its record, which are never written to."""
+    path, own = Path(root) / RECORD, Path(root) / "JPEGImages"
+    recorded = [Path(root) / folder for folder in read_json(path)["images"]] if path.is_file() else []
+    return [own, *recorded] if own.is_dir() or not recorded else recorded
+
+
 class SegmentationFolder:
     """Images and masks of one split of a VOC-layout folder.
 
     ``data[i]`` is (image uint8 [H, W, 3], mask uint8 [H, W]); mask values are class ids of ``taxonomy`` or 255. ``masks``
-    names the mask folder (``SegmentationClass``, or ``masks/<set>`` of a synthetic set). FileNotFoundError for missing parts,
-    ValueError for a mask of another size than its image or with values outside the classes.
+    names the mask folder (``SegmentationClass``, or ``masks/<set>`` of a synthetic set), ``images`` the folder or folders of
+    the images (None = :func:`image_folders`). FileNotFoundError for missing parts, ValueError for a mask of another size than
+    its image or with values outside the classes.
     """
 
-    def __init__(self, root, split: str, taxonomy, masks: str = "SegmentationClass", shots: int | None = None, seed: int = 0):
+    def __init__(
+        self, root, split: str, taxonomy, masks: str = "SegmentationClass", shots: int | None = None, seed: int = 0,
+        images: str | Path | list | None = None,
+    ):  # fmt: skip
         self.root, self.split, self.taxonomy, self.masks = Path(root), split, taxonomy, masks
         self.ids = choose_shots(read_split(root, split), shots, seed)
+        given = [images] if isinstance(images, str | Path) else images
+        self.images = image_folders(root) if given is None else [Path(f) for f in given]
         if not (self.root / masks).is_dir():
             raise FileNotFoundError(
                 f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label; for real "
@@ -101,12 +155,13 @@ class SegmentationFolder:
         return len(self.ids)
 
     def image_path(self, name: str) -> Path:
-        for suffix in IMAGE_SUFFIXES:
-            path = self.root / "JPEGImages" / (name + suffix)
-            if path.is_file():
-                return path
+        for folder in self.images:
+            for suffix in READ_SUFFIXES:
+                path = folder / (name + suffix)
+                if path.is_file():
+                    return path
         raise FileNotFoundError(
-            f"no image {name} (.jpg or .png) in {self.root / 'JPEGImages'}, listed in split {self.split!r}"
+            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, listed in split {self.split!r}"
         )
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,12 +172,7 @@ class SegmentationFolder:
         mask = read_mask(path)
         if mask.shape != image.shape[:2]:
             raise ValueError(f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}")
-        outside = sorted(set(np.unique(mask).tolist()) - set(range(len(self.taxonomy))) - {IGNORE})
-        if outside:
-            raise ValueError(
-                f"{path} holds values {outside[:10]} outside the {len(self.taxonomy)} classes of taxonomy "
-                f"{self.taxonomy.name!r} (0 to {len(self.taxonomy) - 1}, {IGNORE} = ignored). Is it made for other classes?"
-            )
+        check_values(mask, self.taxonomy, path)
         return image, mask
 
     def fingerprint(self) -> dict:
@@ -140,3 +190,33 @@ def read_captions(root: str | Path) -> dict[str, dict]:
     if not path.is_file():
         raise FileNotFoundError(f"data set {root} has no captions.jsonl: its images cannot be shown to the generator")
     return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def synthetic_image(folder: str | Path, name: str) -> Path:
+    """The image of a sample of a synthetic set, whichever format it was written in."""
+    for suffix in IMAGE_SUFFIXES:
+        path = Path(folder) / "JPEGImages" / (name + suffix)
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no image {name} in {folder}; run generate.py again to make what is missing")
+
+
+def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
+    """Stored heat of a sample by source, float16 [classes, powers, r, r]; errors name the file and the way out."""
+    path = Path(folder) / "heat" / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no heat {path}; run generate.py again to make what is missing") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and its record, and run generate.py again") from None
+
+
+def choose_source(heat: dict[str, np.ndarray], source: str, folder) -> np.ndarray:
+    """The maps of one source (``class_prompt``, ``full_prompt``). ValueError names those that are stored."""
+    if source not in heat:
+        raise ValueError(
+            f"masks.source={source} is not stored in {folder}: it holds {', '.join(heat)}. "
+            "Generate with diffusion.full_prompt=true"
+        )
+    return heat[source]

@@ -4,12 +4,9 @@ Dataset Diffusion, section on text prompts: ``"<caption>; <class> <class> ..."``
 alone.
 """
 
-import json
 import re
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -22,6 +19,15 @@ class Prompt:
     text: str
     class_prompt: str
     classes: tuple[str, ...]
+
+
+class Prompts(list):
+    """A list of :class:`Prompt`, with what happened on the way to it: ``dropped`` [{"reason", "filename", "caption"}], the
+    captions that were left out, and how many were ``trimmed``."""
+
+    def __init__(self, prompts=(), dropped=(), trimmed: int = 0):
+        super().__init__(prompts)
+        self.dropped, self.trimmed = list(dropped), trimmed
 
 
 def make_prompt(caption: str, classes, append: bool = True) -> Prompt:
@@ -98,76 +104,6 @@ def check_classes(prompts: list[Prompt], taxonomy) -> list[Prompt]:
     return prompts
 
 
-class TemplatePrompts:
-    """Prompts from templates over the class list, every class equally often.
-
-    ``templates`` hold ``{things}`` and any name of ``conditions`` ({name: list of words}); ``counts`` are the relative
-    weights of prompts with 1, 2, 3 ... different classes.
-    """
-
-    def __init__(self, templates: list[str], conditions: dict[str, list[str]], counts: list[float], append: bool = True):
-        if not templates or not counts:
-            raise ValueError("prompts: templates and counts must not be empty")
-        self.templates, self.conditions, self.counts, self.append = templates, conditions, counts, append
-
-    def __call__(self, taxonomy, number: int, seed: int) -> list[Prompt]:
-        rng = np.random.default_rng([seed, 1])
-        weights = np.asarray(self.counts, float) / sum(self.counts)
-        deck, prompts = [], []
-        for _ in range(number):
-            wanted, classes = int(rng.choice(len(weights), p=weights)) + 1, []
-            while len(classes) < min(wanted, len(taxonomy.names)):
-                name = next((n for n in deck if n not in classes), None)
-                if name is None:
-                    deck += rng.permutation(taxonomy.names).tolist()
-                else:  # a name that this prompt has already stays in the deck for the next one
-                    deck.remove(name)
-                    classes.append(name)
-            things = [("an " if c[0] in "aeiou" else "a ") + c for c in classes]
-            listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
-            words = {name: values[rng.integers(len(values))] for name, values in self.conditions.items()}
-            template = self.templates[rng.integers(len(self.templates))]
-            try:
-                caption = template.format(things=listed, **words)
-            except KeyError as error:
-                known = ", ".join(["things", *self.conditions])
-                raise ValueError(f"prompts: template {template!r} asks for {error}; known: {known}") from None
-            prompts.append(make_prompt(caption, classes, self.append))
-        return check_classes(prompts, taxonomy)
-
-
-class CaptionFile:
-    """Prompts from a JSON list or JSON lines of ``{"caption", "classes": [...]}``; the file format in circulation for the
-    method, ``{"filename", "caption", "class_prompt"}`` with the classes already appended, is read too."""
-
-    def __init__(self, path: str, append: bool = True):
-        self.path, self.append = path, append
-
-    def __call__(self, taxonomy, number: int, seed: int) -> list[Prompt]:
-        path = Path(self.path)
-        if not path.is_file():
-            raise FileNotFoundError(f"prompts.path: no file {path}")
-        text = path.read_text().strip()
-        try:
-            rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from None
-        if not rows:
-            raise ValueError(f"{path} holds no prompts")
-        prompts = []
-        for i, row in enumerate(rows):
-            if not isinstance(row, dict) or "caption" not in row or not row.keys() & {"classes", "class_prompt"}:
-                raise ValueError(f"{path}, entry {i}: need 'caption' and 'classes' (or 'class_prompt'), got {row!r:.200}")
-            try:
-                classes = row["classes"] if "classes" in row else split_class_prompt(row["class_prompt"], taxonomy)
-                prompts.append(make_prompt(row["caption"], classes, self.append))
-            except (ValueError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}, entry {i}: {error}") from None
-        check_classes(prompts, taxonomy)
-        order = np.random.default_rng([seed, 2]).permutation(len(prompts))
-        return [prompts[order[i % len(order)]] for i in range(number)]
-
-
 def split_class_prompt(words: str, taxonomy) -> list[str]:
     """Class names out of a class prompt such as ``"person dining table"``, the longest name first. ValueError for a word
     that begins no class."""
@@ -180,3 +116,36 @@ def split_class_prompt(words: str, taxonomy) -> list[str]:
         found.append(" ".join(match))
         i += len(match)
     return found
+
+
+def repeats(captions: list[tuple[str, ...]], at_least: int) -> list[int]:
+    """How often each caption, given by its classes, is repeated so that each class has ``at_least`` prompts.
+
+    The paper's balancing: ``max over its classes k of ceil(at_least / n_k)``, n_k = number of captions with class k.
+    """
+    number = Counter(name for classes in captions for name in set(classes))
+    return [max(-(-at_least // number[name]) for name in classes) for classes in captions]
+
+
+def trim_caption(prompt: Prompt, fits) -> Prompt | None:
+    """The prompt with words taken off the end of its caption until ``fits(text)``; appended class words stay.
+
+    None if one word of caption is still too much, or if a class that only the caption names would go.
+    """
+    start = appended_from(prompt.text, prompt.class_prompt)
+    caption, appended = (prompt.text[: start - 2], prompt.text[start - 2 :]) if start else (prompt.text, "")
+    kept = [] if appended else [name for name in prompt.classes if _names(caption, name)]
+    for end in reversed([word.end() for word in re.finditer(r"\S+", caption)][:-1]):
+        shorter = caption[:end].rstrip(" ,;:-")
+        if not shorter or not all(_names(shorter, name) for name in kept):
+            return None
+        if fits(shorter + appended):
+            return Prompt(shorter + appended, prompt.class_prompt, prompt.classes)
+    return None
+
+
+def _names(text: str, name: str) -> bool:
+    try:
+        return bool(find_words(text, [name]))
+    except ValueError:
+        return False

@@ -46,12 +46,28 @@ def plan_text(plan: list[Sample]) -> str:
 
 
 def read_plan(folder: str | Path) -> list[Sample]:
-    """The frozen plan of a data set; FileNotFoundError says how to make one."""
+    """The frozen plan of a data set without the samples that failed (:func:`failed`): each has, or will have, an image.
+
+    FileNotFoundError says how to make one; ValueError if every sample failed.
+    """
     path = Path(folder) / "plan.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]  # splitlines() knows more ends
-    return [Sample(**{**r, "classes": tuple(r["classes"]), "class_ids": tuple(r["class_ids"])}) for r in rows]
+    left_out = failed(read_records(folder))
+    plan = [
+        Sample(**{**r, "classes": tuple(r["classes"]), "class_ids": tuple(r["class_ids"])})
+        for r in rows
+        if r["id"] not in left_out
+    ]
+    if rows and not plan:
+        raise ValueError(f"{folder}: each of its {len(rows)} images stayed bad, however often drawn; records/ says why")
+    return plan
+
+
+def failed(records: dict[str, dict]) -> set[str]:
+    """Ids whose image stayed bad however often it was drawn: their record names no files."""
+    return {name for name, record in records.items() if record.get("failed")}
 
 
 def append_records(folder: str | Path, worker: str, records: list[dict]) -> None:

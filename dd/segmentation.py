@@ -1,4 +1,4 @@
-"""Training a segmenter: the LightningModule, its schedule and the average of its weights."""
+"""Training a segmenter (the LightningModule, its schedule, the average of its weights) and predicting with it."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import WeightAveraging
 
 from dd import metrics
+from dd.segmenters.transforms import EvalTransform
+from dd.taxonomy import IGNORE
+
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the paper's test-time augmentation, which also mirrors
+MAX_LONG = 2048  # of the long side at scale 1, mmsegmentation's
 
 
 def ema_average(decay: float):
@@ -49,29 +54,95 @@ class LastCheckpoint(pl.Callback):
         self._saved = step
 
 
-def predict(segmenter, images: list[torch.Tensor], sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
-    """Class ids [H, W] per image: logits resized bilinearly to the original size (H, W), then argmax."""
+def _logits(segmenter, images, sizes, mirrored=False):
+    """Logits [K, H, W] of one image after the other, resized bilinearly to the original size; images of one shape are
+    shown together. ``mirrored``: the images are, and the logits are turned back."""
     if len({i.shape for i in images}) == 1:
         logits = list(segmenter(torch.stack(images)).float())
     else:
         logits = [segmenter(i[None])[0].float() for i in images]
-    return [
-        F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0].argmax(0)
-        for x, size in zip(logits, sizes, strict=True)
-    ]
+    for x, size in zip(logits, sizes, strict=True):
+        x = x.flip(-1) if mirrored else x
+        yield F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def predict(segmenter, images: list[torch.Tensor], sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
+    """Class ids [H, W] per image: logits resized bilinearly to the original size (H, W), then argmax."""
+    return [logits.argmax(0) for logits in _logits(segmenter, images, sizes)]
+
+
+class Views:
+    """What a segmenter is shown of a whole image: its short side at ``short_side`` pixels times each of ``scales``, and
+    mirrored too with ``flip``. More than one view is test-time augmentation.
+
+    ``views(image)`` turns uint8 [H, W, 3] into one uint8 [3, h, w] per scale: a transform for
+    :func:`dd.datamodule.whole_loader`. ValueError for scales that are not positive, or repeated.
+    """
+
+    def __init__(self, short_side: int, scales=(1.0,), flip: bool = False):
+        numbers = isinstance(scales, list | tuple) and all(type(s) in (int, float) and s > 0 for s in scales)
+        if not numbers or not scales or len(set(scales)) < len(scales):
+            raise ValueError(f"scales={scales}: expected different numbers above 0, as [1.0] or {list(PAPER_SCALES)}")
+        if not isinstance(flip, bool):
+            raise ValueError(f"flip={flip!r}: expected true or false")
+        self.short_side, self.scales, self.flip = short_side, tuple(sorted(map(float, scales))), flip
+        self.resize = [EvalTransform(max(1, round(short_side * s)), max(1, round(MAX_LONG * s))) for s in self.scales]
+
+    @property
+    def protocol(self) -> dict:
+        """What metrics.json and masks.json record."""
+        return {"scales": list(self.scales), "flip": self.flip, "resize": self.short_side}
+
+    @property
+    def name(self) -> str:
+        """A folder for results of this protocol: empty for one view at scale 1, ``ms_flip`` for the paper's augmentation."""
+        parts = ["ms"] if self.scales == PAPER_SCALES else ["scales", "-".join(f"{s:g}" for s in self.scales)]
+        return "_".join((parts if self.scales != (1.0,) else []) + ["flip"] * self.flip)
+
+    def __call__(self, image) -> list[torch.Tensor]:
+        return [resize(image) for resize in self.resize]
+
+    def probabilities(self, segmenter, images: list[list[torch.Tensor]], sizes) -> list[torch.Tensor]:
+        """Mean over the views of the class probabilities [K, H, W] at original size, as mmsegmentation's ``SegTTAModel``
+        averages them: the softmax of each view's resized logits."""
+        total, number = [0.0] * len(images), len(self.scales) * (1 + self.flip)
+        for scaled in zip(*images, strict=True):
+            for mirrored in (False, True)[: 1 + self.flip]:
+                shown = [i.flip(-1) for i in scaled] if mirrored else list(scaled)
+                for k, logits in enumerate(_logits(segmenter, shown, sizes, mirrored)):
+                    total[k] = total[k] + logits.softmax(0)
+        return [t / number for t in total]
+
+    def predict(
+        self, segmenter, images: list[list[torch.Tensor]], sizes, confidence: float | None = None
+    ) -> list[torch.Tensor]:
+        """Class ids [H, W] per image: the argmax of the logits of one view, or of the mean probabilities of several.
+        ``confidence``: pixels whose strongest class has a smaller probability are 255."""
+        if len(self.scales) == 1 and not self.flip and confidence is None:
+            return predict(segmenter, [i for (i,) in images], sizes)
+        found = []
+        for probabilities in self.probabilities(segmenter, images, sizes):
+            best, ids = probabilities.max(0)
+            found.append(ids if confidence is None else ids.masked_fill(best < confidence, IGNORE))
+        return found
 
 
 @torch.no_grad()
-def count(segmenter, loader, confusion, device="cpu", on_batch=None) -> torch.Tensor:
+def count(segmenter, loader, confusion, device="cpu", on_batch=None, predict=predict) -> torch.Tensor:
     """Confusion matrix of a segmenter over a loader of :func:`dd.datamodule.whole_loader`; ``on_batch`` gets each batch's
-    predictions."""
+    predictions. ``predict`` fits the loader's transform: the method of the :class:`Views` that resized its images."""
     for images, masks in loader:
-        predictions = predict(segmenter, [i.to(device) for i in images], [tuple(m.shape) for m in masks])
+        predictions = predict(segmenter, to_device(images, device), [tuple(m.shape) for m in masks])
         for prediction, mask in zip(predictions, masks, strict=True):
             confusion.update(prediction, mask.to(device))
         if on_batch:
             on_batch(predictions)
     return confusion.compute()
+
+
+def to_device(images, device):
+    """Images, or lists of views, of a batch moved to ``device``."""
+    return [i.to(device) if isinstance(i, torch.Tensor) else to_device(i, device) for i in images]
 
 
 class Segmentation(pl.LightningModule):
@@ -109,8 +180,10 @@ class Segmentation(pl.LightningModule):
 
     def validation_step(self, batch, _):
         images, masks = batch
-        for prediction, mask in zip(predict(self.segmenter, images, [m.shape for m in masks]), masks, strict=True):
+        predictions = predict(self.segmenter, images, [m.shape for m in masks])
+        for prediction, mask in zip(predictions, masks, strict=True):
             self.confusion.update(prediction, mask)
+        return predictions  # for callbacks that show them
 
     def on_validation_epoch_end(self):
         confusion = self.confusion.compute().cpu()

@@ -1,6 +1,10 @@
-"""Classes and their colours: the vocabulary shared by prompts, masks, segmenters and metrics."""
+"""Classes, their words and colours: the vocabulary shared by prompts, masks, segmenters and metrics."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
 
 BACKGROUND = "background"
 IGNORE = 255  # "uncertain" in a mask: no loss, no score
@@ -10,6 +14,26 @@ VOC_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
     "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
 )  # fmt: skip
+# Caption nouns behind them in the authors' prompt list, read off the published prompts.
+VOC_SYNONYMS = {
+    "aeroplane": ("plane", "jet", "airplane"), "bicycle": ("bike",), "bird": ("duck", "owl", "parrot", "swan"),
+    "boat": ("ship", "canoe", "kayak", "sailboat", "ferry"), "car": ("van", "jeep", "suv"), "cat": ("kitten",),
+    "chair": ("stool",), "cow": ("bull", "cattle", "ox"), "dining table": ("table",), "dog": ("puppy",), "horse": ("pony",),
+    "motorbike": ("motorcycle", "dirt bike"), "person": ("man", "woman", "people", "boy", "girl", "baby", "child", "rider"),
+    "potted plant": ("plant",), "sheep": ("lamb",), "sofa": ("couch",), "train": ("tram", "train car"),
+    "tv monitor": ("television", "tv", "monitor", "screen"),
+}  # fmt: skip
+# The 80 thing categories of COCO 2017 in the order of their ids (1 to 90 with ten gaps).
+COCO_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
+    "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra",
+    "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork",
+    "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut",
+    "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
+    "hair drier", "toothbrush",
+)  # fmt: skip
 SHAPES_NAMES = ("apple", "banana", "leaf", "brick", "tire", "gold ring", "heart", "pine tree")
 
 
@@ -17,25 +41,32 @@ SHAPES_NAMES = ("apple", "banana", "leaf", "brick", "tire", "gold ring", "heart"
 class Taxonomy:
     """Object classes in mask order: class ``i`` of ``names`` is pixel value ``i + 1``, background is 0, ignored is 255.
 
-    Raises ValueError for an empty or repeated name and for more than 254 classes (PNG masks hold one byte).
+    ``synonyms``: {class: singular nouns that mean it}. ``colours``: {class, "background" or 255: (r, g, b)}; a class
+    without one has VOC's. Raises ValueError for an empty or repeated name, for more than 254 classes (PNG masks hold one
+    byte), for a word of two classes and for a colour of two.
     """
 
     name: str
     names: tuple[str, ...]
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
+    colours: Mapping[str | int, tuple[int, int, int]] | None = field(default=None, hash=False)
     all_names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names or any(not n.strip() for n in self.names):
             raise ValueError(f"taxonomy {self.name!r}: got an empty list of classes or an empty class name")
-        if len(set(self.names)) != len(self.names):
-            twice = sorted({n for n in self.names if self.names.count(n) > 1})
+        lower = [n.lower() for n in self.names]
+        if len(set(lower)) != len(lower):
+            twice = sorted({n for n in self.names if lower.count(n.lower()) > 1})
             raise ValueError(f"taxonomy {self.name!r}: class names must be unique, got {twice} more than once")
         if BACKGROUND in self.names:
             raise ValueError(f"taxonomy {self.name!r}: {BACKGROUND!r} is always class 0; leave it out of the names")
         if len(self.names) > 254:
             raise ValueError(f"taxonomy {self.name!r}: got {len(self.names)} classes, a mask holds at most 254")
         object.__setattr__(self, "all_names", (BACKGROUND, *self.names))
+        object.__setattr__(self, "synonyms", _synonyms(self))
+        object.__setattr__(self, "colours", _colours(self))
 
     def __len__(self) -> int:
         """Number of segmenter outputs, background included."""
@@ -48,15 +79,125 @@ class Taxonomy:
             raise ValueError(f"unknown class {unknown} in taxonomy {self.name!r}; allowed: {', '.join(self.names)}")
         return [self.all_names.index(n) for n in names]
 
+    @property
+    def words(self) -> dict[str, str]:
+        """{lower-case noun: class} of all names and synonyms."""
+        return {word.lower(): name for name in self.names for word in (name, *self.synonyms.get(name, ()))}
 
-TAXONOMIES = {t.name: t for t in (Taxonomy("voc", VOC_NAMES), Taxonomy("shapes", SHAPES_NAMES))}
+    @property
+    def palette(self) -> list[int]:
+        """256 colours as a flat list ``[r, g, b, ...]``: the taxonomy's own over VOC's."""
+        flat = voc_palette()
+        for key, colour in (self.colours or {}).items():
+            i = key if key == IGNORE else self.all_names.index(key)
+            flat[3 * i : 3 * i + 3] = colour
+        return flat
 
 
-def taxonomy(name: str) -> Taxonomy:
-    """A built-in taxonomy by name."""
-    if name not in TAXONOMIES:
-        raise ValueError(f"unknown taxonomy {name!r}; allowed: {', '.join(TAXONOMIES)}")
-    return TAXONOMIES[name]
+def _synonyms(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
+    """Checked synonyms. Two classes never share a word, however it is written."""
+    taxonomy.ids(taxonomy.synonyms)
+    owner, checked = {name.lower(): name for name in taxonomy.names}, {}
+    for name, words in taxonomy.synonyms.items():
+        if not isinstance(words, list | tuple) or any(not isinstance(w, str) or not w.strip() for w in words):
+            raise ValueError(f"taxonomy {taxonomy.name!r}: synonyms of {name!r} must be a list of words, got {words!r}")
+        for word in words:
+            if owner.setdefault(word.lower(), name) != name:
+                raise ValueError(
+                    f"taxonomy {taxonomy.name!r}: the word {word!r} means both {owner[word.lower()]!r} and {name!r}; "
+                    "take it from one of them"
+                )
+        checked[name] = tuple(words)
+    return checked
+
+
+def _colours(taxonomy: Taxonomy) -> dict | None:
+    """Checked colours: bytes, and no two of the classes, background and 255 alike."""
+    if not taxonomy.colours:
+        return None
+    colours = {key: tuple(colour) for key, colour in taxonomy.colours.items()}
+    taxonomy.ids(key for key in colours if key not in (BACKGROUND, IGNORE))
+    for key, colour in colours.items():
+        if len(colour) != 3 or any(type(c) is not int or not 0 <= c <= 255 for c in colour):
+            raise ValueError(
+                f"taxonomy {taxonomy.name!r}: colour of {key!r} must be [red, green, blue], 0 to 255; got {list(colour)}"
+            )
+    voc, seen = voc_palette(), {}
+    for i, key in [*enumerate(taxonomy.all_names), (IGNORE, IGNORE)]:
+        colour = colours.get(key, tuple(voc[3 * i : 3 * i + 3]))
+        if colour in seen:
+            raise ValueError(
+                f"taxonomy {taxonomy.name!r}: {seen[colour]!r} and {key!r} have the same colour {list(colour)} "
+                "(a class without one has VOC's); give one of them another"
+            )
+        seen[colour] = key
+    return colours
+
+
+TAXONOMIES = {
+    t.name: t
+    for t in (Taxonomy("voc", VOC_NAMES, VOC_SYNONYMS), Taxonomy("coco", COCO_NAMES), Taxonomy("shapes", SHAPES_NAMES))
+}
+
+
+def taxonomy(name_or_path: str | Path) -> Taxonomy:
+    """A built-in taxonomy by name, or one read from a YAML file (:func:`read_taxonomy`)."""
+    if str(name_or_path) in TAXONOMIES:
+        return TAXONOMIES[str(name_or_path)]
+    if Path(name_or_path).suffix in (".yaml", ".yml"):
+        return read_taxonomy(name_or_path)
+    raise ValueError(f"unknown taxonomy {str(name_or_path)!r}; allowed: {', '.join(TAXONOMIES)}, or the path of a YAML file")
+
+
+def read_taxonomy(path: str | Path) -> Taxonomy:
+    """``name`` and ``classes`` (names, or mappings of name, synonyms, colour) of a YAML file.
+
+    ``background_colour`` and ``ignored_colour`` may stand beside them. FileNotFoundError, or ValueError with the file and
+    what was expected.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no taxonomy file {path}; docs/data.md shows one")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    kinds = {"name": str, "classes": list}
+    if not isinstance(content, dict) or any(not isinstance(content.get(k), kind) for k, kind in kinds.items()):
+        raise ValueError(f"{path}: a taxonomy has the keys name (text) and classes (a list); docs/data.md shows one")
+    _allow(path, "the file", content, ("name", "classes", "background_colour", "ignored_colour"))
+    classes = [row if isinstance(row, dict) else {"name": row} for row in content["classes"]]
+    for row in classes:
+        _allow(path, f"class {row.get('name')!r}", row, ("name", "synonyms", "colour"))
+        if not isinstance(row.get("name"), str):
+            raise ValueError(f"{path}: a class name must be text, got {row.get('name')!r} (put yes, no, on, off, 1 in quotes)")
+    colours = {row["name"]: row["colour"] for row in classes if row.get("colour") is not None}
+    others = {BACKGROUND: "background_colour", IGNORE: "ignored_colour"}
+    colours |= {k: content[key] for k, key in others.items() if key in content}
+    wrong = [key for key, colour in colours.items() if not isinstance(colour, list)]
+    if wrong:
+        raise ValueError(f"{path}: colour of {wrong[0]!r} must be a list [red, green, blue], got {colours[wrong[0]]!r}")
+    synonyms = {row["name"]: row["synonyms"] for row in classes if row.get("synonyms")}
+    try:
+        return Taxonomy(content["name"], tuple(row["name"] for row in classes), synonyms, colours or None)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def taxonomy_yaml(taxonomy: Taxonomy) -> str:
+    """The text of a file that :func:`read_taxonomy` reads as an equal taxonomy."""
+    colours = {key: list(colour) for key, colour in (taxonomy.colours or {}).items()}
+    content = {"name": taxonomy.name, "classes": []}
+    for name in taxonomy.names:
+        row = {"name": name, "synonyms": list(taxonomy.synonyms.get(name, ())), "colour": colours.get(name)}
+        content["classes"].append({k: v for k, v in row.items() if v})
+    content |= {k: colours[i] for i, k in ((BACKGROUND, "background_colour"), (IGNORE, "ignored_colour")) if i in colours}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _allow(path, where, mapping, keys):
+    unknown = [k for k in mapping if k not in keys]
+    if unknown:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r} in {where}; allowed: {', '.join(keys)}")
 
 
 def voc_palette(n: int = 256) -> list[int]:

@@ -1,10 +1,18 @@
 """Small fakes that several tests share."""
 
+import sys
+from pathlib import Path
+
+import hydra
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parent.parent
 
 
 class TinySegmenter(torch.nn.Module):
@@ -93,3 +101,107 @@ def toy_data():
 @pytest.fixture
 def make_trainer():
     return quiet_trainer
+
+
+class WebFiles:
+    """What a local server holds and how it behaves: ``files`` {path: bytes}, ``cuts`` = bytes after which it hangs up."""
+
+    def __init__(self):
+        self.files, self.cuts, self.asked, self.ranges, self.etag, self.status = {}, [], [], True, '"1"', None
+        self.address = None
+
+    def url(self, path):
+        return f"{self.address}/{path}"
+
+
+@pytest.fixture
+def web():
+    """A web server on this machine: :class:`WebFiles` with ETag, Range and If-Range."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    files = WebFiles()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            wanted = self.headers.get("Range")
+            files.asked.append((self.path, wanted))
+            data = files.files.get(self.path.lstrip("/"))
+            if data is None or files.status:
+                return self.send_error(files.status or 404)
+            begin = 0
+            if files.ranges and wanted and self.headers.get("If-Range", files.etag) == files.etag:
+                begin = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if begin and begin >= len(data):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(data)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            self.send_response(206 if begin else 200)
+            if begin:
+                self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - begin))
+            if files.etag:
+                self.send_header("ETag", files.etag)
+            self.end_headers()
+            self.wfile.write(data[begin : begin + files.cuts.pop(0)] if files.cuts else data[begin:])
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    files.address = f"http://127.0.0.1:{server.server_port}"
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield files
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def run():
+    """``run(command, *overrides)``: a root script in this process, with its configuration composed as on the command line."""
+
+    def run(command: str, *overrides: str):
+        sys.path.insert(0, str(ROOT))
+        try:
+            module = __import__(command)
+        finally:
+            sys.path.remove(str(ROOT))
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            cfg = hydra.compose(command, overrides=list(overrides))
+        OmegaConf.set_struct(cfg, True)
+        return module.run(cfg)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_blip():
+    """``make(folder, seed=0)``: a BLIP in the format of the hub (safetensors), tiny, random weights. It speaks in nouns."""
+
+    def make(folder, seed=0):
+        from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
+        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "dog", "cat", "man", "sofa", "bus", "horse", "bird"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+        BertTokenizer.from_pretrained(folder).save_pretrained(folder)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        text = {**sizes, "vocab_size": len(words), "bos_token_id": 5, "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3,
+                "max_position_embeddings": 40, "encoder_hidden_size": 16}  # fmt: skip
+        torch.manual_seed(seed)
+        vision = {**sizes, "image_size": 32, "patch_size": 8}
+        model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=16))
+        for weights in model.parameters():  # BLIP starts so small that every image gets the same words
+            torch.nn.init.normal_(weights, std=0.4)
+        torch.nn.init.constant_(model.text_decoder.cls.predictions.bias[:6], -100)
+        model.save_pretrained(folder)
+        processor = BlipImageProcessorPil(
+            size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+        )  # fmt: skip
+        processor.save_pretrained(folder)
+        return folder
+
+    return make

@@ -5,31 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 SMALL_SEGMENTER = ["batch_size=2", "scale=64", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
 
 
-def run(command: str, *overrides: str):
-    """One root script in this process, with its configuration composed as on the command line."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        module = __import__(command)
-    finally:
-        sys.path.remove(str(ROOT))
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = hydra.compose(command, overrides=list(overrides))
-    OmegaConf.set_struct(cfg, True)
-    return module.run(cfg)
-
-
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory):
+def chain(tmp_path_factory, run):
     """Folder in which every stage of the demo ran once, at small size."""
     from dd.stages.prepare import prepare_shapes
 
@@ -93,7 +76,7 @@ def test_report_is_one_self_contained_file(chain):
     assert "<script" not in html and 'src="http' not in html
 
 
-def test_everything_again_changes_nothing(chain):
+def test_everything_again_changes_nothing(chain, run):
     where = [f"data_root={chain}/data", f"output_root={chain}/outputs"]
     kept = {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file() and p.suffix in (".png", ".safetensors", ".ckpt")}
     run("generate", "experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=2", *where)
@@ -102,7 +85,7 @@ def test_everything_again_changes_nothing(chain):
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
-def test_other_settings_are_refused_and_named(chain):
+def test_other_settings_are_refused_and_named(chain, run):
     where = [f"data_root={chain}/data", f"output_root={chain}/outputs"]
     with pytest.raises(FileExistsError, match=r"generator\.steps: 2 -> 3"):
         run("generate", "experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=3", *where)

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from dd import config
 from dd.masks import MaskSettings
-from dd.prompts import CaptionFile, TemplatePrompts
 from dd.provenance import write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation
+from dd.segmenters.base import Segmenter
 from dd.segmenters.mmsegmentation import DeepLabV3
 from dd.segmenters.transforms import TrainTransform
 from dd.stages.prepare import prepare_shapes
@@ -28,6 +28,7 @@ FILLED = {  # what is ??? in a file, as its header says to give it
     "train": ["name=a_run"],
     "prompts=file": ["prompts.path=prompts.json"],
     "diffusion=paper": ["diffusion.model=a_folder"],
+    "data=own": ["data.taxonomy=voc"],  # its own file is made by prepare
 }
 
 
@@ -79,7 +80,7 @@ def targets(node):
 def test_every_group_belongs_to_a_command():
     used = {"experiment"}.union(*(groups_of(root) for root in ROOTS))
     assert used == {p.name for p in CONF.iterdir() if p.is_dir()}
-    assert {p.stem for p in CONF.glob("*.yaml")} == ROOTS | {"base"}
+    assert {p.stem for p in CONF.glob("*.yaml")} == ROOTS | {"base", "wandb_sweep"}
 
 
 def test_every_experiment_names_its_command():
@@ -107,7 +108,7 @@ def test_every_node_that_needs_no_weights_is_built(root, overrides, tmp_path, ti
     cfg = compose(root, *overrides, f"output_root={tmp_path}", "device=cpu")
     if root == "generate":
         assert isinstance(config.instantiate(cfg.masks), MaskSettings)
-        assert isinstance(config.instantiate(cfg.prompts), TemplatePrompts | CaptionFile)
+        assert callable(config.instantiate(cfg.prompts))
     if root == "train":
         assert isinstance(config.instantiate(cfg.transform), TrainTransform)
         task = config.instantiate(cfg.optimizer, segmenter=tiny_segmenter(), class_names=["background", "a", "b"])
@@ -118,27 +119,36 @@ def test_every_node_that_needs_no_weights_is_built(root, overrides, tmp_path, ti
         else:
             trainer = config.trainer_factory(cfg)(max_steps=3, default_root_dir=tmp_path / "part", average=True)
             assert trainer.max_steps == 3 and trainer.default_root_dir == str(tmp_path / "part")
-        assert {type(logger).__name__ for logger in trainer.loggers} >= {"CSVLogger"}
+        assert {type(logger.logger).__name__ for logger in trainer.loggers} >= {"CSVLogger"}
 
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "segmenter").glob("*.yaml")))
 def test_every_segmenter_is_built(file):
     cfg = compose("train", f"segmenter={file}", "segmenter.pretrained=null", "name=a_run")
     segmenter = config.instantiate(cfg.segmenter, num_classes=21)
-    assert isinstance(segmenter, DeepLabV3) and segmenter.num_classes == 21
-    assert segmenter.backbone.depth == cfg.segmenter.depth == int(file.rpartition("_r")[2])
+    assert isinstance(segmenter, Segmenter) and segmenter.num_classes == 21
+    if "depth" in cfg.segmenter:
+        assert cfg.segmenter.depth == int(file.rpartition("_r")[2])
+    run = {"segmenter": config.plain(cfg.segmenter), "taxonomy": {"names": ["a"] * 20}}
+    assert type(config.segmenter_of(run)) is type(segmenter)
 
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "logger").glob("*.yaml")))
 def test_every_logger_is_built(file, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    offline = ["logger.wandb.offline=true"] if file == "wandb" else []
-    cfg = compose("train", f"logger={file}", f"output_root={tmp_path}", "name=a_run", *offline)
-    loggers = [config.instantiate(node) for node in config.plain(cfg.logger).values()]
-    names = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger"}
-    assert {type(logger).__name__ for logger in loggers} == {names["csv"], names[file]}
+    cfg = compose("train", f"logger={file}", f"output_root={tmp_path}", "name=a_run")
+    loggers = config.loggers(cfg)
+    names = {"csv": ["CSVLogger"], "tensorboard": ["TensorBoard"], "wandb": ["Wandb"], "mlflow": ["MLflow"]}
+    names["many"] = [names[key][0] for key in ("tensorboard", "mlflow", "wandb")]
+    assert {type(logger.logger).__name__ for logger in loggers} == {"CSVLogger", *names[file]}
+    assert not (tmp_path / "a_run").exists()  # nothing begins before the training
     assert all(str(logger.save_dir) == str(tmp_path / "a_run") for logger in loggers)
     assert loggers[0].log_dir.rstrip("/") == str(tmp_path / "a_run")  # metrics.csv beside run.json
+
+
+def test_several_loggers_at_once(tmp_path):
+    cfg = compose("train", "logger=[tensorboard,wandb]", f"output_root={tmp_path}", "name=a_run")
+    assert [type(logger.logger).__name__ for logger in config.loggers(cfg)] == ["CSVLogger", "TensorBoard", "Wandb"]
 
 
 def test_prompts_of_the_templates_know_the_world_of_the_taxonomy():
@@ -155,6 +165,29 @@ def test_the_papers_settings():
     cfg = compose("train", "experiment=voc_synthetic")
     assert (cfg.trainer.max_steps, cfg.batch_size, cfg.trainer.gradient_clip_val) == (20000, 8, 0.01)
     assert (cfg.optimizer.learning_rate, cfg.optimizer.backbone_multiplier, cfg.optimizer.poly_power) == (1e-4, 0.1, 0.9)
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "diffusion").glob("*.yaml")))
+def test_every_generator_is_built_from_a_local_folder(file):
+    """Of the tiny checkpoint of the package, at its own size: what is left of the settings is that of the file."""
+    own = [f"diffusion.{key}=null" for key in ("size", "cross_resolution", "self_resolution")]
+    cfg = compose("generate", f"diffusion={file}", "diffusion.model=embedded", *own)
+    generator = config.instantiate(cfg.diffusion)
+    assert generator.terms["licence"] and (generator.terms["link"] or file == "embedded")
+    assert generator.settings["steps"] == cfg.diffusion.steps
+    assert generator.pipe.unet.dtype == getattr(torch, cfg.diffusion.dtype)
+
+
+@pytest.mark.parametrize("file", ["sd21", "paper"])
+def test_stable_diffusion_2_asks_for_its_model(file):
+    with pytest.raises(ValueError, match="diffusion.model is not set.*withdrawn in November 2025.*stable-diffusion-v1-5"):
+        config.instantiate(compose("generate", f"diffusion={file}").diffusion)
+
+
+def test_the_papers_experiment_asks_for_a_commit():
+    cfg = compose("generate", "experiment=voc", *FILLED["prompts=file"], "diffusion.model=someone/model")
+    with pytest.raises(ValueError, match="diffusion.revision=None: .*give diffusion.revision=<commit>"):
+        config.instantiate(cfg.diffusion)
 
 
 def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
@@ -198,7 +231,7 @@ def test_only_a_validated_run_has_a_best_checkpoint(tmp_path, validate):
 
 
 def test_a_numbered_device_is_the_one_that_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "instantiate", lambda node, **_: node)
+    monkeypatch.setattr(config, "_trainer", lambda node, *_: node)
     cfg = compose("train", "name=a_run", f"output_root={tmp_path}", "device=cuda:1")
     assert config.device(cfg) == "cuda:1"
     node = config.trainer(cfg, validate=False)
@@ -223,7 +256,8 @@ def allowed_are_named(error):
     [
         "os.system", "torch.load", "torch.hub.load", "builtins.eval", "subprocess.Popen", "pathlib.Path",
         "dd.masks.to_mask", "dd.diffusion.train_tokenizer",  # functions, though of an allowed module
-        "dd.diffusion.sha256", "dd.diffusion.Path", "dd.masks.torch.load", "dd.diffusion.StableDiffusionPipeline",  # aliases
+        "dd.diffusion.loading.sha256", "dd.diffusion.loading.Path", "dd.masks.torch.load",  # aliases
+        "dd.diffusion.from_scratch.StableDiffusionPipeline",
         "dd.masks.MaskSettings.__init__", "dd.diffusion.StableDiffusion.generate",
         "pytorch_lightning.trainer.trainer.Trainer.fit", "pytorch_lightning.LightningModule", "dd.masks",
     ],
@@ -240,13 +274,13 @@ CALL = {"_target_": "os.getcwd"}  # harmless, and its result betrays that it ran
 @pytest.mark.parametrize(
     "node",
     [
-        {"_target_": "dd.prompts.CaptionFile", "path": CALL},
-        {"_target_": "dd.prompts.CaptionFile", "path": {"deep": [[CALL]]}},
-        {"_target_": "dd.prompts.CaptionFile", "path": (CALL,)},
-        {"_target_": "dd.prompts.CaptionFile", "path": OmegaConf.create(CALL)},
-        {"_target_": "dd.prompts.CaptionFile", "path": [OmegaConf.create([CALL])]},
-        OmegaConf.create({"_target_": "dd.prompts.CaptionFile", "path": CALL}),
-        OmegaConf.create({"call": CALL, "_target_": "dd.prompts.CaptionFile", "path": "${call}"}),
+        {"_target_": "dd.prompt_sources.captions.CaptionFile", "path": CALL},
+        {"_target_": "dd.prompt_sources.captions.CaptionFile", "path": {"deep": [[CALL]]}},
+        {"_target_": "dd.prompt_sources.captions.CaptionFile", "path": (CALL,)},
+        {"_target_": "dd.prompt_sources.captions.CaptionFile", "path": OmegaConf.create(CALL)},
+        {"_target_": "dd.prompt_sources.captions.CaptionFile", "path": [OmegaConf.create([CALL])]},
+        OmegaConf.create({"_target_": "dd.prompt_sources.captions.CaptionFile", "path": CALL}),
+        OmegaConf.create({"call": CALL, "_target_": "dd.prompt_sources.captions.CaptionFile", "path": "${call}"}),
         [CALL],
         OmegaConf.create([CALL]),
     ],
@@ -259,7 +293,7 @@ def test_a_call_cannot_hide_in_a_node(node):
 
 def test_a_call_cannot_come_with_the_arguments():
     with pytest.raises(ValueError, match="_target_ 'os.getcwd'"):
-        config.instantiate({"_target_": "dd.prompts.CaptionFile"}, path=CALL)
+        config.instantiate({"_target_": "dd.prompt_sources.captions.CaptionFile"}, path=CALL)
 
 
 def test_a_mistyped_target_names_what_is_allowed():
@@ -271,7 +305,12 @@ def test_a_mistyped_target_names_what_is_allowed():
 def test_allowed_targets_get_plain_containers():
     prompts = config.instantiate(
         OmegaConf.create(
-            {"_target_": "dd.prompts.TemplatePrompts", "templates": ["{things}"], "conditions": {"a": ["b"]}, "counts": [1]}
+            {
+                "_target_": "dd.prompt_sources.templates.TemplatePrompts",
+                "templates": ["{things}"],
+                "conditions": {"a": ["b"]},
+                "counts": [1],
+            }
         )
     )
     assert type(prompts.templates) is list and type(prompts.conditions) is dict and type(prompts.conditions["a"]) is list
@@ -308,6 +347,8 @@ def test_a_run_cannot_name_anything_else(node):
         ("train", "segmenter=deeplabv3_r5", ["no such segmenter; allowed: deeplabv3_r101, deeplabv3_r18, deeplabv3_r50"]),
         ("train", "trainer.callbacks.ema.decy=0.9", ["no key 'decy' in trainer.callbacks.ema", "Did you mean 'decay'?"]),
         ("train", "segmenter.depth.x=1", ["no key 'x' in segmenter.depth"]),
+        ("train", "hydra/launcher=ray", ["no such hydra/launcher; installed: basic, ", 'pip install -e ".[sweeps]"']),
+        ("train", "hydra/sweeper=optuna", ["no such hydra/sweeper; installed: basic; ", "train.py stage=tune"]),
         ("evaluate", "dta=voc", ["no key 'dta' at the top level", "Did you mean 'data'?"]),
     ],
 )  # fmt: skip
@@ -329,7 +370,8 @@ def test_keys_of_an_experiment_are_known():
     [
         ["experiment=shapes_real", "shots=16,64", "seed=0,1,2"], ["segmenter=deeplabv3_r18,deeplabv3_r50", "name=a"],
         ["name=a", "seed=range(0,3)"], ["name=a", "segmenter=glob(*)"], ["name=a", "+trainer.accumulate_grad_batches=2"],
-        ["name=a", "~trainer.callbacks.best"],
+        ["name=a", "~trainer.callbacks.best"], ["name=a", "hydra/launcher=joblib"],
+        ["name=a", "hydra/launcher=submitit_slurm", "seed=0,1"],
     ],
 )  # fmt: skip
 def test_good_overrides_pass(overrides):
@@ -501,3 +543,75 @@ def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):
     identity, record = config.training_record(cfg, config.training_sets(cfg)[0])
     assert record["trained_on"]["after"] == before["trained_on"]
     assert identity["init_from_sha256"] == "0" * 64
+
+
+# Mixed training, images held out
+
+
+@pytest.fixture(scope="module")
+def synthetic_set(data_root):
+    """The real training images as a synthetic set: its mask set is finished."""
+    write_json(data_root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}})
+    return f"synthetic={data_root}/shapes"
+
+
+def test_mixed_training_sets(data_root, synthetic_set):
+    cfg = training(data_root, "source=mixed", "real_share=0.25", synthetic_set)
+    images, tune = config.training_sets(cfg)
+    assert (len(images.real), len(images.synthetic), images.real_share, tune) == (3, 5, 0.25, None)
+    identity, record = config.training_record(cfg, images, tune)
+    trained_on = record["trained_on"]
+    assert trained_on["real_share"] == 0.25 and trained_on["shots"] == 3 and record["supervision"] == "B"
+    assert trained_on["real"]["images"] == 3 and trained_on["synthetic"]["mask_settings"] == {"settings": {"power": 4}}
+    for other in ("real_share=0.5", "shots=2", "source=real"):
+        cfg = training(data_root, "source=mixed", "real_share=0.25", synthetic_set, other)
+        assert config.training_record(cfg, config.training_sets(cfg)[0])[0] != identity, other
+    with pytest.raises(ValueError, match="real_share=1.0"):
+        config.training_sets(training(data_root, "source=mixed", "real_share=1.0", synthetic_set))
+
+
+VALIDATED = "trainer.limit_val_batches=1.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "shots", "sizes"), [("real", 5, (3, 2)), ("synthetic", "all", (3, 2)), ("mixed", 4, (2 + 5, 2))]
+)
+def test_images_are_held_out_for_validation_alone(data_root, synthetic_set, source, shots, sizes):
+    given = (f"source={source}", f"shots={shots}", synthetic_set, "hold_out=2")
+    cfg = training(data_root, *given, VALIDATED)
+    images, tune = config.training_sets(cfg)
+    assert (len(images), len(tune)) == sizes and tune.split == "train"
+    trained_ids = images.real.ids if source == "mixed" else images.ids
+    assert set(tune.ids).isdisjoint(trained_ids)
+    _, record = config.training_record(cfg, images, tune)
+    assert record["trained_on"]["hold_out"] == 2 and record["validated_on"]["ids"] == tune.ids
+    unvalidated = training(data_root, *given)  # limit_val_batches: 0
+    images, tune = config.training_sets(unvalidated)
+    assert (len(images), tune) == (sum(sizes), None)
+    assert "hold_out" not in config.training_record(unvalidated, images)[1]["trained_on"]
+
+
+def test_an_unfinished_mask_set_is_not_trained_on(data_root):
+    (data_root / "shapes/masks/half").mkdir(parents=True)
+    cfg = training(data_root, "source=synthetic", "shots=null", f"synthetic={data_root}/shapes", "synthetic_masks=masks/half")
+    with pytest.raises(FileNotFoundError, match="masks.half is not finished"):
+        config.training_record(cfg, config.training_sets(cfg)[0])
+
+
+# Images that lie elsewhere
+
+
+def test_real_images_are_found_where_the_data_group_says(data_root, tmp_path):
+    places = f"data.images=[{tmp_path},{data_root}/shapes/JPEGImages]"
+    images = config.real_data(training(data_root, places), "train")
+    assert images.image_path(images.ids[0]).parent == data_root / "shapes/JPEGImages"
+    images, _ = config.training_sets(training(data_root, f"data.images={tmp_path}"))
+    with pytest.raises(FileNotFoundError, match="no image train_"):
+        images[0]
+
+
+def test_your_own_data_bring_their_classes(data_root):
+    (data_root / "site").mkdir(exist_ok=True)
+    (data_root / "site/taxonomy.yaml").write_text("name: site\nclasses: [scratch, dent]\n")
+    cfg = compose("evaluate", "data=own", "data.name=site", f"data_root={data_root}")
+    assert config.taxonomy(cfg).names == ("scratch", "dent") and cfg.data.root == f"{data_root}/site"

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dd.datamodule import Onward, Schedule, SegmentationData, Whole, whole_loader
+from dd.datamodule import MixedSchedule, Mixture, Onward, Schedule, SegmentationData, Whole, hold_out, whole_loader
+from dd.taxonomy import Taxonomy
 
 
 class Pictures:
@@ -100,8 +101,9 @@ def test_whole_loader_takes_pictures_of_different_sizes():
     assert len({m.shape for m in masks}) > 2
 
 
-def module(max_steps=4, global_step=0, world_size=1, global_rank=0, tune=None, **kwargs):
-    data = SegmentationData(Pictures(7), tune, train_transform, eval_transform, batch_size=3, seed=3, **kwargs)
+def module(max_steps=4, global_step=0, world_size=1, global_rank=0, tune=None, train=None, batch_size=3, **kwargs):
+    train = train or Pictures(7)
+    data = SegmentationData(train, tune, train_transform, eval_transform, batch_size=batch_size, seed=3, **kwargs)
     data.trainer = SimpleNamespace(
         max_steps=max_steps, global_step=global_step, world_size=world_size, global_rank=global_rank
     )
@@ -142,3 +144,119 @@ def test_no_tune_set_means_no_validation():
 def test_an_empty_training_set_is_refused():
     with pytest.raises(ValueError, match="training set is empty"):
         SegmentationData(Pictures(0), None, train_transform, eval_transform, 2)
+
+
+# Mixed training
+
+
+class Named(Pictures):
+    """Pictures of a data set: with classes, ids and a fingerprint."""
+
+    def __init__(self, count, name="real", classes=("cat", "dog")):
+        super().__init__(count)
+        self.taxonomy, self.ids, self.name = Taxonomy("pets", classes), [f"{name}{i}" for i in range(count)], name
+
+    def __len__(self):
+        return len(self.ids)
+
+    def fingerprint(self):
+        return {"root": self.name, "images": len(self)}
+
+
+def mixture(share=0.5, real=5, synthetic=9):
+    return Mixture(Named(real), Named(synthetic, "synthetic"), share)
+
+
+def mixed_draws(share=0.5, length=48, seed=3, real=5, synthetic=9, **kwargs):
+    schedule = MixedSchedule(mixture(share, real, synthetic), train_transform, length, seed, **kwargs)
+    return [schedule.draw(i) for i in range(length)]
+
+
+def test_a_mixture_holds_both():
+    data = mixture()
+    assert len(data) == 14 and data.taxonomy.names == ("cat", "dog")
+    assert [int(data[i][0][0, 0, 0]) for i in range(14)] == [*range(5), *range(9)]
+    assert data.fingerprint() == {
+        "real_share": 0.5, "real": {"root": "real", "images": 5}, "synthetic": {"root": "synthetic", "images": 9},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("share", "batch", "real"), [(0.5, 8, 4), (0.25, 8, 2), (0.29, 100, 29), (0.9, 10, 9), (0.1, 30, 3)])
+def test_each_batch_has_the_stated_share(share, batch, real):
+    found = [sample < 5 for sample, _ in mixed_draws(share, 6 * batch)]
+    assert [sum(found[i : i + batch]) for i in range(0, len(found), batch)] == [real] * 6
+
+
+def test_a_share_that_fits_no_batch_is_met_on_the_whole():
+    found = [sample < 5 for sample, _ in mixed_draws(0.3, 80)]
+    batches = [sum(found[i : i + 8]) for i in range(0, 80, 8)]
+    assert sum(batches) == 24 and set(batches) == {2, 3}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_part_goes_through_its_own_passes(ranks):
+    length = 90 // ranks
+    parts = [mixed_draws(length=length, stride=ranks, offset=rank) for rank in range(ranks)]
+    for part in parts:  # each process sees the share
+        assert sum(sample < 5 for sample, _ in part) == length // 2
+    order = [sample for step in zip(*parts, strict=True) for sample, _ in step]
+    real, synthetic = [s for s in order if s < 5], [s - 5 for s in order if s >= 5]
+    for samples, count in ((real, 5), (synthetic, 9)):
+        laps = [samples[i : i + count] for i in range(0, len(samples) - count + 1, count)]
+        assert len(laps) > 3 and all(sorted(lap) == list(range(count)) for lap in laps)
+        assert len({tuple(lap) for lap in laps}) > 1
+    seeds = [seed for part in parts for _, seed in part]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_part_does_not_depend_on_the_other():
+    def part(of_real, **kwargs):
+        n = kwargs.get("real", 5)
+        return [(s if of_real else s - n, seed) for s, seed in mixed_draws(**kwargs) if (s < n) is of_real]
+
+    assert part(True, synthetic=9) == part(True, synthetic=20)
+    assert part(False, real=5) == part(False, real=2)
+    few, many = part(True, share=0.25, length=40), part(True, share=0.75, length=40)
+    assert many[:10] == few and len(many) == 30
+    assert part(True, seed=3) != part(True, seed=4) and part(False, seed=3) != part(False, seed=4)
+    first = mixed_draws(length=90, real=9, synthetic=9)  # parts of one size are not drawn in step
+    assert [s for s, _ in first if s < 9] != [s - 9 for s, _ in first if s >= 9]
+
+
+def test_mixed_batches_are_a_function_of_seed_and_step():
+    whole = batches(module(max_steps=6, train=mixture(), batch_size=4))
+    np.random.seed(5)
+    assert batches(module(max_steps=6, train=mixture(), batch_size=4)) == whole
+    assert batches(module(max_steps=6, train=mixture(), batch_size=4, num_workers=1)) == whole
+    assert batches(module(max_steps=6, train=mixture(), batch_size=4, global_step=4)) == whole[4:]  # resumed
+    schedule = MixedSchedule(mixture(), train_transform, 24, 3)
+    assert [seed for b in whole for _, seed in b] == [schedule.draw(i)[1] for i in range(24)]
+
+
+@pytest.mark.parametrize("share", [0, 1, 0.0, 1.0, -0.5, 1.5, None, "0.5", True, float("nan")])
+def test_a_share_of_nothing_or_all_is_refused(share):
+    with pytest.raises(ValueError, match=r"real_share=.*between 0 and 1, neither of them"):
+        mixture(share)
+
+
+def test_parts_with_other_classes_are_refused():
+    with pytest.raises(ValueError, match="real images have the classes .*'cat', 'dog'.*synthetic ones .*'cow'"):
+        Mixture(Named(3), Named(3, "synthetic", ("cow",)), 0.5)
+
+
+# Images held out for validation
+
+
+def test_held_out_images_are_not_trained_on():
+    data = Named(20)
+    rest, held = hold_out(data, 6, seed=1)
+    assert len(rest) == 14 and len(held) == 6 and len(data) == 20
+    assert set(rest.ids).isdisjoint(held.ids) and sorted(rest.ids + held.ids) == sorted(data.ids)
+    assert rest.ids == [i for i in data.ids if i in rest.ids] and held.ids == [i for i in data.ids if i in held.ids]
+    assert hold_out(Named(20), 6, seed=1)[1].ids == held.ids != hold_out(data, 6, seed=2)[1].ids
+
+
+@pytest.mark.parametrize("number", [0, 20, 21, -1, 2.5, "3", True])
+def test_something_must_be_left_to_train_on(number):
+    with pytest.raises(ValueError, match=r"hold_out=.*holds 20 images .*choose 1 to 19, or null"):
+        hold_out(Named(20), number, 0)

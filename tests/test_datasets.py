@@ -1,4 +1,5 @@
 import io
+import json
 import os
 
 import numpy as np
@@ -11,6 +12,7 @@ from dd.datasets import (
     encode_image,
     encode_mask,
     read_captions,
+    read_coloured_mask,
     read_image,
     read_mask,
     read_split,
@@ -19,6 +21,7 @@ from dd.datasets import (
 from dd.taxonomy import Taxonomy, voc_palette
 
 PETS = Taxonomy("pets", ["cat", "dog"])
+COLOURED = Taxonomy("pets", ["cat", "dog"], colours={"dog": (7, 8, 9)})
 SIZES = [(12, 9), (7, 15), (8, 8), (5, 11), (9, 9)]
 
 
@@ -233,3 +236,48 @@ def test_captions_by_id(root):
 def test_a_data_set_without_captions(root):
     with pytest.raises(FileNotFoundError, match="has no captions.jsonl"):
         read_captions(root)
+
+
+# Images elsewhere, masks in colours
+
+
+def test_images_apart_from_the_root(root, tmp_path):
+    (tmp_path / "a").mkdir()
+    (root / "JPEGImages").rename(tmp_path / "images")
+    (tmp_path / "images/pet_1.png").rename(tmp_path / "a/pet_1.png")
+    for images in ([tmp_path / "images", str(tmp_path / "a")], None):
+        if images is None:
+            record = {"images": ["../images", str((tmp_path / "a").resolve())]}
+            (root / "dataset.json").write_text(json.dumps(record))
+        data = SegmentationFolder(root, "train", PETS, images=images)
+        assert all(np.array_equal(data[i][0], picture(i)[0]) for i in range(len(data)))
+    assert SegmentationFolder(root, "val", PETS, images=str(tmp_path / "a"))[0][0].shape == picture(1)[0].shape
+    with pytest.raises(FileNotFoundError, match=r"no image pet_0 .* in .*a, listed in split 'train'"):
+        SegmentationFolder(root, "train", PETS, images=str(tmp_path / "a"))[0]
+
+
+def test_our_own_copies_come_before_the_recorded_folders(root, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/pet_1.jpg").write_bytes(encode_image(np.zeros((7, 15, 3), np.uint8), ".jpg"))
+    (root / "dataset.json").write_text(json.dumps({"images": ["../real"]}))
+    assert SegmentationFolder(root, "val", PETS)[0][0].any()
+
+
+def test_ids_with_blanks_in_prepared_lists(root):
+    write_split(root, "blanks", ["photo 1", "photo 2"])
+    assert read_split(root, "blanks") == ["photo", "photo"]  # the devkit's class lists: id and -1, 0 or 1
+    (root / "dataset.json").write_text(json.dumps({"images": []}))
+    assert read_split(root, "blanks") == ["photo 1", "photo 2"]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_masks_in_the_colours_of_the_taxonomy(tmp_path, mode):
+    mask = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
+    (tmp_path / "ids.png").write_bytes(encode_mask(mask, COLOURED.palette))
+    with Image.open(tmp_path / "ids.png") as image:
+        assert image.convert("RGB").getpixel((2, 0)) == (7, 8, 9)
+        image.convert(mode).save(tmp_path / "colours.png")
+    for name in ("ids", "colours"):
+        assert np.array_equal(read_coloured_mask(tmp_path / f"{name}.png", COLOURED), mask)
+    with pytest.raises(ValueError, match=r"has 1 colours that no class of taxonomy 'pets' has, such as \[\[7, 8, 9\]\]"):
+        read_coloured_mask(tmp_path / "colours.png", PETS)

@@ -9,18 +9,35 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
     0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
-    1: {"dd.prompts", "dd.attention", "dd.masks", "dd.metrics", "dd.shapes"},
-    2: {"dd.diffusion", "dd.segmenters.*", "dd.datasets", "dd.captioner", "dd.quality", "dd.exports", "dd.executors"},
-    3: {"dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.report.*"},
+    1: {"dd.prompts", "dd.attention", "dd.masks", "dd.metrics", "dd.shapes", "dd.budget", "dd.nouns", "dd.duplicates"},
+    2: {
+        "dd.coco",
+        "dd.downloads",
+        "dd.folders",
+        "dd.sbd",
+        "dd.diffusion.*",
+        "dd.segmenters.*",
+        "dd.datasets",
+        "dd.captioner",
+        "dd.prompt_sources.*",
+        "dd.prompt_check",
+        "dd.quality",
+        "dd.search",
+        "dd.exports",
+        "dd.executors",
+    },
+    3: {"dd.conversion", "dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.tracking.*", "dd.report.*"},
     4: {"dd.stages.*"},
     5: {"dd.config"},
     6: {"dd.__main__", *SCRIPTS},  # the doors: nothing imports them
 }
-ROOMS = ("dd.segmenters", "dd.report")  # inside them modules may import each other
+# inside them modules may import each other
+ROOMS = ("dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.tracking", "dd.report")
 ADAPTERS = {  # library: the only modules that may import it
-    "diffusers": ["dd.diffusion"],
-    "transformers": ["dd.diffusion", "dd.captioner", "dd.quality", "dd.segmenters.huggingface"],
-    "tokenizers": ["dd.diffusion"],
+    "diffusers": ["dd.diffusion.*"],
+    "transformers": ["dd.diffusion.*", "dd.captioner", "dd.quality", "dd.segmenters.huggingface"],
+    "tokenizers": ["dd.diffusion.*"],
+    "huggingface_hub": ["dd.diffusion.*"],
     "mmseg": ["dd.segmenters.*"],
     "mmcv": ["dd.segmenters.*"],
     "mmengine": ["dd.segmenters.*"],
@@ -28,8 +45,14 @@ ADAPTERS = {  # library: the only modules that may import it
     "hydra": ["dd.config", *SCRIPTS],
     "omegaconf": ["dd.config", *SCRIPTS],
     "ray": ["dd.executors"],
-    "pycocotools": ["dd.exports"],
+    "optuna": ["dd.search"],
+    "wandb": ["dd.tracking.wandb"],
+    "mlflow": ["dd.tracking.loggers"],
+    "tensorboard": ["dd.tracking.loggers"],
+    "pycocotools": ["dd.coco", "dd.exports"],
+    "pooch": ["dd.downloads"],
     "torchmetrics": ["dd.metrics"],
+    "scipy": ["dd.segmenters.mask_loss", "dd.sbd"],
     "matplotlib": ["dd.report.*"],
     "jinja2": ["dd.report.*"],
 }

@@ -13,7 +13,7 @@ from mmseg.evaluation.metrics import IoUMetric  # noqa: E402
 def pairs(num_classes, absent=(), ignored=True, seed=0):
     """(labels, predictions) of several images of odd, differing sizes."""
     rng, there = np.random.default_rng(seed), [c for c in range(num_classes) if c not in absent]
-    for size in [(7, 5), (1, 13), (31, 17), (64, 3)]:
+    for size in [(7, 5), (1, 13), (31, 17), (64, 3), (333, 500), (427, 641)]:
         label = rng.choice(there, size)
         predicted = np.where(rng.random(size) < 0.5, label, rng.choice(there, size))
         if ignored:
@@ -44,6 +44,7 @@ CASES = [
     (9, (0,), True),
     (9, (1, 2, 3, 4, 5, 6, 7, 8), True),
     (81, (), False),
+    (81, (0, 5, 44, 80), True),
 ]
 
 
@@ -61,14 +62,20 @@ def test_against_numpy(num_classes, absent, ignored):
 
 @pytest.mark.parametrize(("num_classes", "absent", "ignored"), CASES)
 def test_against_mmsegmentation(num_classes, absent, ignored):
+    """Shares of 1 from IoUMetric as its Runner feeds it, before its rounding: equal to 1e-6."""
     data = list(pairs(num_classes, absent, ignored, seed=1))
-    areas = [IoUMetric.intersect_and_union(p, label, num_classes, 255) for label, p in data]
-    theirs = IoUMetric.total_area_to_metrics(*(sum(area) for area in zip(*areas, strict=True)), metrics=["mIoU"])
+    metric = IoUMetric(ignore_index=255)
+    metric.dataset_meta = {"classes": [str(c) for c in range(num_classes)]}
+    samples = [{"pred_sem_seg": {"data": p[None]}, "gt_sem_seg": {"data": label[None]}} for label, p in data]
+    metric.process({}, samples)
+    areas = [sum(area) for area in zip(*metric.results, strict=True)]
+    theirs = IoUMetric.total_area_to_metrics(*areas, metrics=["mIoU"])
     found = confusion(data, num_classes)
-    ours = [np.nan if v is None else v for v in metrics.iou(found)]
-    np.testing.assert_allclose(ours, 100 * theirs["IoU"], atol=1e-6, rtol=1e-6)
-    assert metrics.miou(found) == pytest.approx(100 * np.nanmean(theirs["IoU"]), abs=1e-6 * 100)
-    assert metrics.pixel_accuracy(found) == pytest.approx(100 * float(theirs["aAcc"]), abs=1e-4)
+    ours = np.array([np.nan if v is None else v for v in metrics.iou(found)]) / 100
+    np.testing.assert_allclose(ours, theirs["IoU"], atol=1e-6, rtol=0)
+    assert [int(c) for c in np.flatnonzero(np.isnan(ours))] == sorted(absent)
+    assert metrics.miou(found) / 100 == pytest.approx(np.nanmean(theirs["IoU"]), abs=1e-6)
+    assert metrics.pixel_accuracy(found) / 100 == pytest.approx(float(theirs["aAcc"]), abs=1e-6)
 
 
 def test_it_is_one_matrix_over_the_set_and_no_mean_over_images():

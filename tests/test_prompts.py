@@ -1,4 +1,3 @@
-import json
 from collections import Counter
 
 import numpy as np
@@ -6,15 +5,15 @@ import pytest
 
 from dd.diffusion import train_tokenizer
 from dd.prompts import (
-    CaptionFile,
     Prompt,
-    TemplatePrompts,
     appended_from,
     check_classes,
     find_words,
     make_prompt,
+    repeats,
     split_class_prompt,
     token_spans,
+    trim_caption,
 )
 from dd.taxonomy import Taxonomy, taxonomy
 
@@ -167,141 +166,7 @@ def test_a_class_cut_off_by_the_limit_is_refused(tokenizer):
     assert len(token_spans(text, ["gold ring"], whole)[0]) >= 2
 
 
-# Template prompts
-
-
-def template_prompts(**kwargs):
-    settings = {
-        "templates": ["a photo of {things} in {light} light", "{things}, {light}"],
-        "conditions": {"light": ["dark", "bright"]},
-        "counts": [0.4, 0.4, 0.2],
-    }
-    return TemplatePrompts(**{**settings, **kwargs})
-
-
-def test_templates_name_their_classes_and_conditions():
-    prompts = template_prompts()(SHAPES, 60, 0)
-    assert len(prompts) == 60
-    for prompt in prompts:
-        find_words(prompt.text.rpartition(";")[0], prompt.classes)
-        assert prompt.text.endswith("; " + " ".join(prompt.classes))
-        assert ("dark" in prompt.text) != ("bright" in prompt.text)
-        assert "an apple" in prompt.text or "apple" not in prompt.classes
-    assert {"photo" in p.text for p in prompts} == {True, False}
-
-
-def test_template_prompts_follow_the_seed():
-    assert template_prompts()(SHAPES, 20, 1) == template_prompts()(SHAPES, 20, 1)
-    assert template_prompts()(SHAPES, 20, 1) != template_prompts()(SHAPES, 20, 2)
-    assert template_prompts()(SHAPES, 50, 1)[:20] == template_prompts()(SHAPES, 20, 1)
-
-
-@pytest.mark.parametrize("counts", [[1.0], [0.4, 0.4, 0.2], [0, 0, 1]])
-def test_every_class_is_asked_for_equally_often(counts):
-    for seed in range(5):
-        prompts = template_prompts(counts=counts)(SHAPES, 400, seed)
-        asked = Counter(name for prompt in prompts for name in prompt.classes)
-        assert asked.keys() == set(SHAPES.names)
-        assert max(asked.values()) - min(asked.values()) <= 2
-
-
-def test_numbers_of_classes_follow_their_weights():
-    numbers = Counter(len(p.classes) for p in template_prompts(counts=[2, 2, 1])(SHAPES, 1000, 0))
-    np.testing.assert_allclose([numbers[n] for n in (1, 2, 3)], [400, 400, 200], atol=60)
-
-
-def test_more_classes_than_there_are():
-    prompts = template_prompts(counts=[0, 0, 1])(Taxonomy("two", ["cat", "dog"]), 5, 0)
-    assert all(sorted(p.classes) == ["cat", "dog"] for p in prompts)
-
-
-def test_without_appending_the_template_stands_alone():
-    assert all(";" not in p.text for p in template_prompts(append=False)(SHAPES, 10, 0))
-
-
-@pytest.mark.parametrize("empty", ["templates", "counts"])
-def test_empty_template_settings_are_refused(empty):
-    with pytest.raises(ValueError, match="templates and counts must not be empty"):
-        template_prompts(**{empty: []})
-
-
-def test_a_mistyped_placeholder_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'\{thing\} in \{light\}' asks for 'thing'; known: things, light"):
-        template_prompts(templates=["{thing} in {light}"])(SHAPES, 1, 0)
-
-
-# Prompt files
-
-
-def caption_file(tmp_path, content, **kwargs):
-    path = tmp_path / "prompts.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return CaptionFile(str(path), **kwargs)
-
-
-ROWS = [
-    {"caption": "a man at a table", "classes": ["person", "dining table"]},
-    {"caption": "a brown dog", "classes": ["dog"]},
-    {"filename": "x.jpg", "caption": "two men on a sofa; person person sofa", "class_prompt": "person person sofa"},
-]
-READ = {
-    Prompt("a man at a table; person dining table", "person dining table", ("person", "dining table")),
-    Prompt("a brown dog; dog", "dog", ("dog",)),
-    Prompt("two men on a sofa; person person sofa", "person sofa", ("person", "sofa")),
-}
-
-
-def test_a_list_and_lines_are_read_alike(tmp_path):
-    as_list = caption_file(tmp_path, ROWS)(VOC, 3, 0)
-    as_lines = caption_file(tmp_path, "\n".join(json.dumps(row) for row in ROWS) + "\n")(VOC, 3, 0)
-    assert as_list == as_lines and set(as_list) == READ
-
-
-def test_a_file_is_drawn_from_round_and_round_in_an_order_of_the_seed(tmp_path):
-    prompts = caption_file(tmp_path, ROWS)
-    assert Counter(prompts(VOC, 7, 0)).most_common()[0][1] == 3
-    assert set(Counter(prompts(VOC, 6, 0)).values()) == {2}
-    assert prompts(VOC, 7, 0)[:3] == prompts(VOC, 3, 0) == prompts(VOC, 6, 0)[3:]
-    assert len({tuple(prompts(VOC, 3, seed)) for seed in range(8)}) > 1
-
-
-def test_a_file_without_appending(tmp_path):
-    assert {p.text for p in caption_file(tmp_path, ROWS, append=False)(VOC, 3, 0)} == {
-        "a man at a table", "a brown dog", "two men on a sofa"
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "holds no prompts"),
-        ("[]", "holds no prompts"),
-        ("[1, 2", "neither a JSON list nor JSON lines"),
-        ('{"caption": "a dog", "classes": ["dog"]}\nnot json', "neither a JSON list nor JSON lines"),
-        ("[1, 2]", "entry 0: need 'caption' and 'classes'"),
-        ([ROWS[1], {"caption": "a dog"}], "entry 1: need 'caption' and 'classes' .*got .*a dog"),
-        ([{"classes": ["dog"]}], "entry 0: need 'caption'"),
-        ([ROWS[1], {"caption": "a cow and a unicorn", "classes": ["cow", "unicorn"]}],
-         r"prompt 1 .*unknown class \['unicorn'\]; taxonomy 'voc' allows: aeroplane, "),
-        ([{"caption": "a unicorn", "class_prompt": "cow unicorn"}], "unknown class at 'unicorn'; allowed: aeroplane, "),
-        ([{"caption": "a dog", "classes": []}], "at least one class"),
-        ([{"caption": "a dog", "class_prompt": ""}], "at least one class"),
-    ],
-)  # fmt: skip
-def test_files_that_cannot_be_read(tmp_path, content, message):
-    with pytest.raises(ValueError, match=message):
-        caption_file(tmp_path, content)(VOC, 1, 0)
-
-
-@pytest.mark.parametrize("row", [{"caption": 5, "classes": ["dog"]}, {"caption": "a dog", "class_prompt": None}])
-def test_values_of_another_kind_name_their_entry(tmp_path, row):
-    with pytest.raises(ValueError, match="entry 1"):
-        caption_file(tmp_path, [ROWS[1], row])(VOC, 1, 0)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"prompts\.path: no file .*nowhere\.json"):
-        CaptionFile(str(tmp_path / "nowhere.json"))(VOC, 1, 0)
+# Class prompts, lists of prompts
 
 
 def test_class_prompts_are_split_by_the_longest_name():
@@ -320,3 +185,65 @@ def test_class_prompts_are_split_by_the_longest_name():
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="no prompts"):
         check_classes([], VOC)
+
+
+# Balancing
+
+
+def test_captions_are_repeated_by_the_rarest_of_their_classes():
+    captions = [("person",)] * 5 + [("person", "sofa")] * 2 + [("sofa",)] + [("dog",)]
+    # n: person 7, sofa 3, dog 1; ceil(10 / n): 2, 4, 10
+    assert repeats(captions, 10) == [2] * 5 + [4] * 2 + [4] + [10]
+    assert repeats(captions, 1) == [1] * 9
+    assert repeats([], 10) == []
+
+
+def test_every_class_gets_its_number():
+    rng = np.random.default_rng(0)
+    captions = [tuple(rng.choice(VOC.names, rng.integers(1, 4), replace=False)) for _ in range(300)]
+    times = repeats(captions, 50)
+    asked = Counter(name for classes, n in zip(captions, times, strict=True) for name in classes * n)
+    assert min(asked[name] for name in VOC.names) >= 50
+    number = Counter(name for classes in captions for name in classes)
+    for classes, n in zip(captions, times, strict=True):  # no more than the rarest class asks for
+        assert (n - 1) * min(number[c] for c in classes) < 50 <= n * min(number[c] for c in classes)
+
+
+# Trimming
+
+
+def words_up_to(limit):
+    return lambda text: len(text.split()) <= limit
+
+
+@pytest.mark.parametrize("limit", range(4, 12))
+def test_a_trimmed_caption_keeps_its_classes(limit):
+    prompt = make_prompt("a man, a boy and a dog - at a table", ["person", "dining table"])
+    trimmed = trim_caption(prompt, words_up_to(limit))
+    assert trimmed.text.endswith("; person dining table") and len(trimmed.text.split()) <= limit
+    assert prompt.text.startswith(trimmed.text.partition(";")[0])
+    assert (trimmed.classes, trimmed.class_prompt) == (prompt.classes, prompt.class_prompt)
+
+
+def test_no_comma_and_no_half_word_is_left():
+    prompt = make_prompt("a man, a table", ["person"])
+    assert trim_caption(prompt, words_up_to(4)).text == "a man, a; person"
+    assert trim_caption(prompt, words_up_to(3)).text == "a man; person"
+    assert trim_caption(prompt, lambda text: len(text) <= 15).text == "a man; person"
+
+
+def test_what_cannot_be_trimmed():
+    prompt = make_prompt("a man at a table", ["person", "dining table"])
+    assert trim_caption(prompt, words_up_to(3)) is None
+    assert trim_caption(make_prompt("x", ["person"]), words_up_to(1)) is None
+
+
+def test_without_appending_a_class_of_the_caption_stays():
+    prompt = make_prompt("a dog sits beside a cat on the grass", ["dog", "cat"], append=False)
+    assert trim_caption(prompt, words_up_to(7)).text == "a dog sits beside a cat on"
+    assert trim_caption(prompt, words_up_to(5)) is None
+
+
+def test_repeated_class_words_are_class_words():
+    prompt = make_prompt("two men on a long couch; person person sofa", ["person", "person", "sofa"])
+    assert trim_caption(prompt, words_up_to(6)).text == "two men on; person person sofa"

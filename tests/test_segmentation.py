@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -6,7 +8,7 @@ import torch.nn.functional as F
 
 from dd import metrics
 from dd.datamodule import whole_loader
-from dd.segmentation import EMA, LastCheckpoint, Segmentation, count, ema_average, predict
+from dd.segmentation import EMA, PAPER_SCALES, LastCheckpoint, Segmentation, Views, count, ema_average, predict
 
 NAMES = ["background", "cat", "dog"]
 
@@ -264,3 +266,122 @@ def test_validation_scores_the_averaged_weights_over_the_whole_set(fit, tmp_path
     for name, value in zip(NAMES, metrics.iou(confusion), strict=True):
         assert float(logged[f"tune/iou/{name}"]) == pytest.approx(value, rel=1e-5)
     assert {"train/loss", "train/decode.loss_ce"} <= logged.keys()
+
+
+# Test-time augmentation
+
+
+def pictures(sizes=((12, 9), (7, 15), (12, 9))):
+    return [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(sizes)]
+
+
+class Colours(torch.nn.Module):
+    """The brightest channel is the class, but class 1 has the left side and 2 the right: a mirror that is not undone shows."""
+
+    def forward(self, images):
+        side = torch.linspace(1, -1, images.shape[3]).expand(len(images), images.shape[2], -1)
+        return (images.float() - 128) / 32 + torch.stack([0 * side, side, -side], 1)
+
+
+def show(views, segmenter, images, **kwargs):
+    with torch.no_grad():
+        return views.predict(segmenter, [views(i) for i in images], [i.shape[:2] for i in images], **kwargs)
+
+
+def test_one_view_is_the_prediction_without_augmentation():
+    views, images = Views(16), pictures()
+    with torch.no_grad():
+        plain = predict(Colours(), [views(i)[0] for i in images], [i.shape[:2] for i in images])
+    assert all(torch.equal(a, b) for a, b in zip(show(views, Colours(), images), plain, strict=True))
+    assert views.protocol == {"scales": [1.0], "flip": False, "resize": 16} and views.name == ""
+
+
+def mmsegmentation_merges(segmenter, image, short_side, scales, flip):
+    """Mean probabilities' class ids by mmsegmentation: its post-processing of each view, its test-time model's merging."""
+    from mmseg.datasets.transforms.transforms import Resize
+    from mmseg.models.segmentors import EncoderDecoder
+    from mmseg.models.segmentors.seg_tta import SegTTAModel
+    from mmseg.structures import SegDataSample
+
+    module = torch.nn.Module()
+    module.out_channels, module.test_step = 3, None
+    samples = []
+    for scale in scales:
+        for mirrored in (False, True)[: 1 + flip]:
+            view = Resize(scale=(int(2048 * scale), int(short_side * scale)), keep_ratio=True)({"img": image})["img"]
+            view = view[:, ::-1] if mirrored else view
+            with torch.no_grad():
+                logits = segmenter(torch.from_numpy(view.transpose(2, 0, 1).copy())[None])
+            meta = {"ori_shape": image.shape[:2], "flip": mirrored, "flip_direction": "horizontal", "img_path": ""}
+            sample = [SegDataSample(metainfo=meta)]
+            samples += EncoderDecoder.postprocess_result(SimpleNamespace(align_corners=False), logits, sample)
+    (merged,) = SegTTAModel(module=module).merge_preds([samples])
+    return merged.pred_sem_seg.data[0]
+
+
+@pytest.mark.parametrize(("scales", "flip"), [(PAPER_SCALES, True), (PAPER_SCALES, False), ((0.5, 1.0), True), ((1.0,), True)])
+def test_augmented_predictions_are_those_of_mmsegmentation(scales, flip):
+    images = pictures()
+    found = show(Views(16, scales, flip), Colours(), images)
+    expected = [mmsegmentation_merges(Colours(), i, 16, scales, flip) for i in images]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    single = show(Views(16), Colours(), images)
+    assert any(not torch.equal(a, b) for a, b in zip(found, single, strict=True))
+    assert {int(v) for ids in found for v in ids.unique()} == {0, 1, 2}
+
+
+def test_augmented_probabilities_sum_to_one():
+    views, images = Views(16, [0.5, 1.5], True), pictures()
+    with torch.no_grad():
+        found = views.probabilities(Colours(), [views(i) for i in images], [i.shape[:2] for i in images])
+    for image, probabilities in zip(images, found, strict=True):
+        assert probabilities.shape == (3, *image.shape[:2])
+        torch.testing.assert_close(probabilities.sum(0), torch.ones(image.shape[:2]))
+
+
+def test_uncertain_pixels_are_255():
+    images = pictures()
+    for views in (Views(16), Views(16, [0.5, 1.0], True)):
+        sure, ids = show(views, Colours(), images, confidence=0.0), show(views, Colours(), images)
+        assert all(torch.equal(a, b) for a, b in zip(sure, ids, strict=True))
+        with torch.no_grad():
+            found = views.probabilities(Colours(), [views(i) for i in images], [i.shape[:2] for i in images])
+        for kept, plain, probabilities in zip(show(views, Colours(), images, confidence=0.6), ids, found, strict=True):
+            weak = (probabilities < 0.6).all(0)
+            assert weak.any() and not weak.all()
+            assert (kept[weak] == 255).all() and torch.equal(kept[~weak], plain[~weak])
+
+
+def test_views_are_of_the_scaled_short_side():
+    views = Views(16, [1.5, 0.5], True)
+    assert views.scales == (0.5, 1.5)  # in order: the same set of scales is the same protocol
+    assert [tuple(v.shape) for v in views(np.zeros((20, 30, 3), np.uint8))] == [(3, 8, 12), (3, 24, 36)]
+
+
+def test_protocols_have_their_own_names():
+    names = [Views(16, *a).name for a in (
+        [PAPER_SCALES, True], [PAPER_SCALES], [[1.0], True], [[1], False], [[0.5, 1], True], [[0.5, 2], True]
+    )]  # fmt: skip
+    assert names == ["ms_flip", "ms", "flip", "", "scales_0.5-1_flip", "scales_0.5-2_flip"]
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [-1.0], [1.0, 1], 1.0, None, ["1"], [True]])
+def test_impossible_scales_are_refused(scales):
+    with pytest.raises(ValueError, match=r"scales=.*expected different numbers above 0"):
+        Views(16, scales)
+
+
+def test_flip_is_a_switch():
+    with pytest.raises(ValueError, match="flip='yes'"):
+        Views(16, [1.0], "yes")
+
+
+def test_counting_with_views(toy_data):
+    views, data = Views(16, [0.5, 1.0], True), toy_data(tune=5).tune
+    counted = count(Colours(), whole_loader(data, views, 2), metrics.confusion_matrix(3), predict=views.predict)
+    expected = np.zeros((3, 3), int)
+    for i in range(5):
+        image, mask = data[i]
+        (ids,) = show(views, Colours(), [image])
+        np.add.at(expected, (mask[mask != 255], ids.numpy()[mask != 255]), 1)
+    assert counted.tolist() == expected.tolist()

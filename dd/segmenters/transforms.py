@@ -14,7 +14,7 @@ from mmcv.transforms import RandomResize  # noqa: E402
 from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop  # noqa: E402
 from mmseg.datasets.transforms.transforms import RandomFlip, Resize  # noqa: E402
 
-from dd.segmenters.mmsegmentation import MEAN  # noqa: E402
+from dd.segmenters.base import MEAN  # noqa: E402
 
 
 @contextmanager

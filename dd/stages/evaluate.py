@@ -18,12 +18,14 @@ EXAMPLES = 8  # predictions of the first images are kept as pictures
 
 
 def evaluate(
-    path, run: dict, segmenter, data: SegmentationFolder, transform, batch_size: int = 16, device: str = "cpu", weights="ema"
-) -> dict:
+    path, run: dict, segmenter, data: SegmentationFolder, views, batch_size: int = 16, device: str = "cpu", weights="ema",
+    num_workers: int = 0,
+) -> dict:  # fmt: skip
     """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to ``path``.
 
-    ``run`` is the run's run.json. One integer confusion matrix at original image size, 255 left out. A file that is there
-    for the same checkpoint, data and protocol is kept. ValueError if the run's classes are not the data's.
+    ``run`` is the run's run.json, ``views`` (:class:`dd.segmentation.Views`) the protocol: single scale, or test-time
+    augmentation. One integer confusion matrix at original image size, 255 left out. A file that is there for the same
+    checkpoint, data and protocol is kept. ValueError if the run's classes are not the data's.
     """
     theirs = run["taxonomy"]["names"]
     if list(data.taxonomy.names) != theirs:
@@ -34,7 +36,7 @@ def evaluate(
     head = {
         "data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data),
         "checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": run["checkpoint_sha256"], "weights": weights,
-        "protocol": {"scales": [1.0], "flip": False, "resize": transform.short_side},
+        "protocol": views.protocol,
         "supervision": run["supervision"], "trained_on": run["trained_on"], "masks_made_with": _made_with(data),
     }  # fmt: skip
     if Path(path).exists():
@@ -47,14 +49,14 @@ def evaluate(
         task = bar.add_task(f"evaluate on {data.root.name}/{data.split}", total=len(data))
         autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
         with autocast:
-            loader = whole_loader(data, transform, batch_size)
+            loader = whole_loader(data, views, batch_size, num_workers)
             shown = []
 
             def after(predictions):
                 bar.advance(task, len(predictions))
                 shown.extend(p.cpu() for p in predictions[: EXAMPLES - len(shown)])
 
-            counted = count(segmenter, loader, confusion, device, after)
+            counted = count(segmenter, loader, confusion, device, after, views.predict)
     for name, prediction in zip(data.ids, shown, strict=False):
         write_atomic(Path(path).parent / "examples" / f"{name}.png", encode_mask(prediction.numpy().astype(np.uint8)))
     result = {**head, **metrics.summarise(counted.cpu(), data.taxonomy.all_names)}

@@ -4,47 +4,29 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from dd.datasets import encode_image, encode_mask, read_image, read_mask
+from dd.datasets import choose_source, encode_image, encode_mask, read_image, read_mask, stored_heat, synthetic_image
 from dd.masks import MaskSettings, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
-from dd.samples import Sample, read_plan, read_records
+from dd.samples import Sample, failed, read_plan, read_records
 from dd.taxonomy import IGNORE, voc_palette
 
 DEFAULT_SET = "SegmentationClass"
 
 
 def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarray:
-    """Stored heat float16 [classes, powers, r, r] of a sample; errors name the file and the way out."""
-    path = Path(folder) / "heat" / f"{sample.id}.safetensors"
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no heat {path}; run generate.py again to make what is missing") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and its record, and run generate.py again") from None
-    if source not in tensors:
-        raise ValueError(
-            f"masks.source={source} is not stored in {folder}: it holds {', '.join(tensors)}. "
-            "Generate with diffusion.full_prompt=true"
-        )
-    return tensors[source]
+    """Stored heat float16 [classes, powers, r, r] of a sample, of one source."""
+    return choose_source(stored_heat(folder, sample.id), source, folder)
 
 
-def image_file(folder, sample: Sample) -> Path:
-    for path in (Path(folder) / "JPEGImages").glob(f"{sample.id}.*"):
-        return path
-    raise FileNotFoundError(f"no image {sample.id} in {folder}; run generate.py again to make what is missing")
-
-
-def label(folder, settings: MaskSettings, mask_set: str | None = None) -> Path:
+def label(folder, settings: MaskSettings, mask_set: str | None = None, calibration: dict | None = None) -> Path:
     """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``; returns that folder.
 
     ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set that is complete with
     the same settings and heat is left alone, one with others is made anew. The default set also renews the data card.
+    ``calibration``: what guided the choice of ``settings`` (labelled images, a run); it is recorded, since labels that guide
+    a choice are used labels. ValueError if they were chosen for attention that was read in another way than this set's.
     """
     folder = Path(folder)
     plan, records = read_plan(folder), read_records(folder)
@@ -53,6 +35,9 @@ def label(folder, settings: MaskSettings, mask_set: str | None = None) -> Path:
         raise ValueError(f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet; run generate.py first")
     target = folder / DEFAULT_SET if mask_set in (None, DEFAULT_SET) else folder / "masks" / mask_set
     identity = {"settings": asdict(settings), "heat": fingerprint([records[s.id]["heat_sha256"] for s in plan])}
+    if calibration is not None:
+        check_calibration(calibration, read_json(folder / "run.json")["identity"]["generator"])
+        identity["calibration"] = calibration
     done = target / "masks.json"
     if done.exists():
         if not differences(read_json(done)["identity"], identity):
@@ -61,7 +46,7 @@ def label(folder, settings: MaskSettings, mask_set: str | None = None) -> Path:
         done.unlink()
     hashes, pixels = {}, {}
     for sample in plan:
-        size = read_image(image_file(folder, sample)).shape[:2]
+        size = read_image(synthetic_image(folder, sample.id)).shape[:2]
         mask = to_mask(read_heat(folder, sample, settings.source), sample.class_ids, size, settings)
         data = encode_mask(mask)
         write_atomic(target / f"{sample.id}.png", data)
@@ -70,17 +55,29 @@ def label(folder, settings: MaskSettings, mask_set: str | None = None) -> Path:
             pixels[int(value)] = pixels.get(int(value), 0) + int(number)
     write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes})
     if target.name == DEFAULT_SET:
-        write_card(folder, plan, pixels, settings)
+        write_card(folder, plan, pixels, settings, calibration)
     return target
 
 
-def write_card(folder, plan, pixels, settings):
+def check_calibration(calibration: dict, generator: dict) -> None:
+    """ValueError if mask settings were chosen for other attention than that of ``generator``, an identity as in run.json."""
+    lines = differences({k: generator.get(k) for k in calibration["generator"]}, calibration["generator"])
+    if lines:
+        raise ValueError(
+            "the mask settings of masks_from were chosen for other attention (this generator -> theirs):\n  "
+            + "\n  ".join(lines)
+            + "\nUse the generator they were chosen for (masks_from sets how its attention is read; an older set keeps its "
+            "own, so take another name=...), or choose settings anew"
+        )
+
+
+def write_card(folder, plan, pixels, settings, calibration=None):
     """README.md and a picture: what is in the data set, how it was made, what to keep in mind."""
     run = read_json(folder / "run.json")
     identity, names = run["identity"], ["background", *run["identity"]["taxonomy"]["names"]]
     palette, rows = voc_palette(), []
     for sample in plan[:8]:
-        image = read_image(image_file(folder, sample))
+        image = read_image(synthetic_image(folder, sample.id))
         maps, mask = read_heat(folder, sample, settings.source), read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
         strongest = maps[:, min(settings.power, maps.shape[1] - 1)].astype(np.float32)
         rows.append([image, heat(image, strongest[0]), colour_mask(mask, palette), overlay(image, mask, palette)])
@@ -93,11 +90,15 @@ def write_card(folder, plan, pixels, settings):
         f"| {name} | {images[name] if i else len(plan)} | {100 * pixels.get(i, 0) / total:.1f} % |"
         for i, name in enumerate(names)
     )
-    generator = identity["generator"]
+    generator, terms, records = identity["generator"], run.get("terms") or {}, read_records(folder)
+    licence = terms.get("licence") or "not stated, ask the owner of the weights"
+    again, left_out = sum(bool(records[s.id].get("faults")) for s in plan), len(failed(records))
+    chosen = "Labelled images or a trained run chose the mask settings: see `calibration` in `masks.json`."
+    labels = "No human label was used." if calibration is None else chosen
     text = f"""# Synthetic segmentation data set
 
-{len(plan)} images made by a text-to-image model, with masks read from its attention (Dataset Diffusion, NeurIPS 2023). No
-human label was used. PASCAL VOC layout: `JPEGImages/`, `SegmentationClass/` (palette PNG, 255 = uncertain), `ImageSets/`.
+{len(plan)} images made by a text-to-image model, with masks read from its attention (Dataset Diffusion, NeurIPS 2023).
+{labels} PASCAL VOC layout: `JPEGImages/`, `SegmentationClass/` (palette PNG, 255 = uncertain), `ImageSets/`.
 
 ![image, heat of the first class, mask, overlay](card.png)
 
@@ -109,10 +110,12 @@ Image, heat map of the first class, mask, overlay.
 | uncertain (255) | | {100 * pixels.get(IGNORE, 0) / total:.1f} % |
 
 - Generator: `{generator["model"]}`, revision `{generator["revision"]}`, weights sha256 `{generator["weights_sha256"]}`;
-  {generator["scheduler"] or "its own scheduler"}, {generator["steps"]} steps, guidance {generator["guidance"]}.
+  {generator["scheduler"] or "its own scheduler"}, {generator["steps"]} steps, guidance {generator["guidance"]}, safety
+  checker {generator.get("safety_checker", "off")}. Bad images: {again} drawn again, {left_out} samples left out (`records/`).
 - Masks: power {settings.power}, threshold {settings.threshold}, uncertainty band {settings.band}, source {settings.source}.
 - Made by: `{run["command"]}`, commit `{run["git_commit"] or "unknown"}`. `run.json` and `plan.jsonl` make it again.
-- Licence: that of the generator's weights governs its outputs; check it before you publish the images.
+- Licence of the generator's weights: {licence}{f" ({terms['link']})" if terms.get("link") else ""}. It governs what may be
+  done with the images; check it before you publish them.
 - Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where the model *attended* to a word
   even if the object is missing, and objects that were not asked for are background.
 """

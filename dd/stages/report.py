@@ -1,24 +1,34 @@
 """Stage: gather finished runs into summary.json and one self-contained page that compares them."""
 
+from collections import Counter
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from dd.datasets import SegmentationFolder, read_image, read_mask
+from dd.datasets import read_image, read_mask
 from dd.provenance import read_json, write_json
 from dd.report import page, pictures
+from dd.report.published import reproduction
 from dd.samples import read_plan, read_records
 from dd.taxonomy import Taxonomy, voc_palette
 
-ARMS = {"synthetic_only": "synthetic only", "finetuned": "synthetic, then {k} real", "real_only": "{k} real only"}
+ARMS = {
+    "synthetic_only": "synthetic only",
+    "self_training": "synthetic, self-training",
+    "finetuned": "synthetic, then {k} real",
+    "mixed": "synthetic and {k} real",
+    "real_only": "{k} real only",
+}
 
 
 def arm_of(trained_on: dict) -> str:
-    """``synthetic_only``, ``finetuned`` (synthetic, then real images) or ``real_only``."""
+    """A key of ARMS: what a run was trained on, in which order."""
+    if trained_on["source"] == "mixed":
+        return "mixed"
     if trained_on["source"] == "synthetic":
-        return "synthetic_only"
+        return "self_training" if "teacher" in trained_on["mask_settings"] else "synthetic_only"
     return "finetuned" if trained_on["after"] else "real_only"
 
 
@@ -30,14 +40,28 @@ def collect(folders) -> list[dict]:
             continue
         trained_on = run["trained_on"]
         metrics = {p.parent.name: read_json(p) for p in sorted(folder.glob("eval/*/metrics.json"))}
+        augmented = {p.parts[-3]: read_json(p) for p in sorted(folder.glob("eval/*/ms_flip/metrics.json"))}
         audits = {p.parent.name: read_json(p) for p in sorted(folder.glob("audit/*/*/metrics.json"))}
         ablation = folder.parts[folder.parts.index("ablation") + 1] if "ablation" in folder.parts else None
         entries.append(
             {"folder": folder, "arm": arm_of(trained_on), "shots": trained_on["shots"] and str(trained_on["shots"]),
-             "shots_from": trained_on["root"] if trained_on["source"] == "real" else None, "seed": trained_on["seed"],
-             "ablation": ablation, "metrics": metrics, "audits": audits, "seconds": run["seconds"]}
+             "shots_from": trained_on.get("real", trained_on).get("root") if trained_on["shots"] else None,
+             "seed": trained_on["seed"], "segmenter": segmenter_name(run["segmenter"]), "ablation": ablation,
+             "supervision": run["supervision"], "metrics": metrics, "augmented": augmented, "audits": audits,
+             "seconds": run["seconds"]}
         )  # fmt: skip
     return sorted(entries, key=lambda e: e["seed"])
+
+
+def segmenter_name(settings: dict) -> str:
+    """A run's segmenter as tables name it: "DeepLabV3 R101", "Mask2Former R50", "SegFormer B0"."""
+    kind = settings["_target_"].rsplit(".", 1)[1]
+    if kind == "Mask2Former":
+        return "Mask2Former R50"
+    if "depth" in settings:
+        return f"{kind} R{settings['depth']}"
+    parts = [str(settings[k]).upper() if k == "size" else settings[k] for k in ("size", "config") if k in settings]
+    return " ".join([kind, *parts])
 
 
 def _values(entries, data: str) -> float | list[float] | None:
@@ -97,8 +121,10 @@ def _cell(value):
     return value
 
 
-def report(folder, runs, data_root, synthetic, taxonomy: Taxonomy, domains: list[str], title: str) -> Path:
+def report(folder, runs, tests: dict, synthetic, taxonomy: Taxonomy, domains: list[str], title: str) -> Path:
     """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs`` (folders); returns the page.
+
+    ``tests``: the test images of each domain that is at hand, for the galleries.
 
     ValueError if none of them is finished and evaluated.
     """
@@ -106,15 +132,18 @@ def report(folder, runs, data_root, synthetic, taxonomy: Taxonomy, domains: list
     entries = [e for e in collect(runs) if e["metrics"]]
     if not entries:
         raise ValueError(f"report: none of {[str(r) for r in runs][:5]} is a finished run with an evaluation")
-    summary = summarise(entries, folder, domains, synthetic)
+    main = Counter(e["segmenter"] for e in entries).most_common(1)[0][0]
+    alike = [e for e in entries if e["segmenter"] == main]  # curves and class tables are about one segmenter
+    summary = summarise(alike, folder, domains, synthetic)
     write_json(folder / "summary.json", summary)
     sections = [
-        _headline(summary, domains),
+        _headline(entries, domains),
+        *(section for d in domains for section in reproduction(d, _measured(entries, d))),
         *_learning_curves(summary, domains),
-        *_class_tables(entries, domains, taxonomy),
+        *_class_tables(alike, domains, taxonomy),
         *_ablation_table(summary, domains),
         *_synthetic_gallery(synthetic, taxonomy),
-        *_real_galleries(entries, Path(data_root), domains, taxonomy),
+        *_real_galleries(alike, tests, taxonomy),
     ]
     facts = {
         "Runs": str(len(entries)),
@@ -126,23 +155,39 @@ def report(folder, runs, data_root, synthetic, taxonomy: Taxonomy, domains: list
     return page.write(folder / "report.html", page.render(title, subtitle, sections, facts))
 
 
-def _arm_rows(summary) -> list[tuple[str, str, dict]]:
-    rows = [(ARMS["synthetic_only"], "–", summary["synthetic_only"])]
-    origins = [(summary["shots_from"], summary)]
-    origins += [(k.removeprefix("shots_from_"), v) for k, v in summary.items() if k.startswith("shots_from_")]
-    for origin, part in origins:
-        for k in part["real_only"] | part["finetuned"]:
-            rows += [(ARMS[a].format(k=k), origin, part[a][k]) for a in ("finetuned", "real_only") if k in part[a]]
-    return rows
+def _headline(entries, domains):
+    """One row per (segmenter, arm, shots, origin of the shots), several seeds as mean and standard deviation."""
+    groups = {}
+    for e in (e for e in entries if not e["ablation"]):
+        shots = -1 if e["shots"] is None else 10**9 if e["shots"] == "all" else int(e["shots"])
+        key = (e["segmenter"], e["shots_from"] or "", shots, list(ARMS).index(e["arm"]))
+        groups.setdefault(key, []).append(e)
+    several, rows = len({key[0] for key in groups}) > 1, []
+    for (segmenter, origin, _, _), found in sorted(groups.items()):
+        name = ARMS[found[0]["arm"]].format(k=found[0]["shots"])
+        cells = (_cell(_values(found, d)) for d in domains)
+        rows.append([f"{segmenter}: {name}" if several else name, origin or "–", found[0]["supervision"], *cells])
+    columns = ["trained on", "real images from", "supervision", *(f"mIoU on {d}" for d in domains)]
+    note = (
+        "mIoU in percent on the held-out test split, single scale, background counted. Supervision: what made the synthetic "
+        "images (A: image-text pairs only, B: a few real masks), real: no synthetic image, or whole real splits."
+    )
+    seeds = sorted({e["seed"] for e in entries})
+    if len(seeds) > 1:
+        note += f" Mean ± standard deviation over seeds {seeds}."
+    return page.Table("Results", columns, rows, note=note, bars=tuple(columns[3:]))
 
 
-def _headline(summary, domains):
-    rows = [[name, origin, *(_cell(values[d]) for d in domains)] for name, origin, values in _arm_rows(summary)]
-    columns = ["trained on", "real images from", *(f"mIoU on {d}" for d in domains)]
-    note = "mIoU in percent on the held-out test split, background counted. Controls have the same total number of steps."
-    if len(summary["seeds"]) > 1:
-        note += f" Mean ± standard deviation over seeds {summary['seeds']}."
-    return page.Table("Results", columns, rows, note=note, bars=tuple(columns[2:]))
+def _measured(entries, data) -> list[dict]:
+    """Results of full data (no shots) as the reproduction table takes them."""
+    arms = {"synthetic_only": "synthetic", "real_only": "real"}
+    return [
+        {"segmenter": e["segmenter"], "arm": arms.get(e["arm"], e["arm"]), "tta": tta, "seed": e["seed"],
+         "miou": results[data]["miou"], "supervision": e["supervision"]}
+        for e in entries
+        for tta, results in ((False, e["metrics"]), (True, e["augmented"]))
+        if not e["ablation"] and data in results and e["shots"] in (None, "all")
+    ]  # fmt: skip
 
 
 def _learning_curves(summary, domains):
@@ -204,20 +249,20 @@ def _synthetic_gallery(synthetic, taxonomy, count=8):
     yield page.Gallery("Synthetic images", columns, rows, "Made by the generator; no human label.", legend)
 
 
-def _real_galleries(entries, data_root, domains, taxonomy, count=8):
+def _real_galleries(entries, tests, taxonomy, count=8):
     palette = voc_palette()
     legend = pictures.legend(taxonomy.all_names, palette)
     chosen = {}
     for e in entries:
-        if not e["ablation"] and e["shots_from"] in (None, domains[0]):
+        if not e["ablation"] and e["shots_from"] in (None, next(iter(tests), None)):
             chosen.setdefault(ARMS[e["arm"]].format(k=e["shots"]), e["folder"])
-    for domain in domains:
+    for domain, data in tests.items():
         folders = {
             n: f / "eval" / domain / "examples" for n, f in chosen.items() if (f / "eval" / domain / "examples").is_dir()
         }
-        if not folders or not (data_root / domain).is_dir():
+        if not folders:
             continue
-        data, rows = SegmentationFolder(data_root / domain, "test", taxonomy), []
+        rows = []
         for i, name in enumerate(data.ids[:count]):
             image, truth = data[i]
             shown = [image, pictures.colour_mask(truth, palette)]

@@ -1,22 +1,18 @@
 import importlib.util
-import pickle
 import sys
-import urllib.error
 from pathlib import Path
 
 import mmcv
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from dd.segmenters import _compiled_ops, mmsegmentation
-from dd.segmenters.mmsegmentation import DeepLabV3, deeplabv3_config, load_pretrained, read_weights
+from dd.segmenters.mmsegmentation import DeepLabV3, deeplabv3_config
 
 # mmseg after the placeholder for compiled operations, which dd.segmenters installs
 import mmseg  # isort: skip
 from mmengine.config import Config  # isort: skip
-from mmengine.logging import HistoryBuffer  # isort: skip
 from mmengine.structures import PixelData  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
@@ -109,7 +105,7 @@ def test_config_is_the_one_mmsegmentation_ships(depth):
 
 @pytest.mark.parametrize(("depth", "parameters"), [(50, 68_114_570), (101, 87_106_698)])
 def test_large_models_on_the_meta_device(depth, parameters):
-    with torch.device("meta"), mmsegmentation._quiet_construction():
+    with torch.device("meta"), mmsegmentation.quiet_construction():
         net = MODELS.build(deeplabv3_config(21, depth))
     assert sum(p.numel() for p in net.parameters()) == parameters
     assert net.backbone.layer4[1].conv2.dilation == (4, 4)
@@ -128,10 +124,23 @@ def test_random_weights_are_mmsegmentations(model):
 
 
 def test_sync_bn_everywhere_or_nowhere():
-    kinds = {type(m) for m in DeepLabV3(2, depth=18, sync_bn=True).modules() if "BatchNorm" in type(m).__name__}
-    assert len(kinds) == 1 and issubclass(kinds.pop(), torch.nn.SyncBatchNorm)
-    kinds = {type(m) for m in DeepLabV3(2, depth=18).modules() if "BatchNorm" in type(m).__name__}
-    assert kinds == {torch.nn.BatchNorm2d}
+    for sync_bn, kind in (("auto", torch.nn.SyncBatchNorm), (True, torch.nn.SyncBatchNorm), (False, torch.nn.BatchNorm2d)):
+        model = DeepLabV3(2, depth=18, sync_bn=sync_bn)
+        assert {type(m) for m in model.modules() if "BatchNorm" in type(m).__name__} == {kind}
+    with pytest.raises(ValueError, match="sync_bn='never'; allowed: auto .*, false"):
+        DeepLabV3(2, depth=18, sync_bn="never")
+
+
+def test_synchronised_batch_norm_is_the_plain_one_in_one_process(model):
+    other = DeepLabV3(4, depth=18, sync_bn="auto")
+    other.load_state_dict(model.state_dict())  # the same keys
+    images, labels = batch()
+    losses = []
+    for net in (model, other):
+        torch.manual_seed(3)
+        losses.append(net.train().loss(images, labels)["loss"])
+    assert torch.equal(*losses)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -176,8 +185,9 @@ def test_channels_are_normalised_in_rgb_order(model):
 def test_wrong_images(model):
     with pytest.raises(ValueError, match=r"\(2, 64, 64, 3\): expected \[B, 3, H, W\]"):
         model(torch.zeros(2, 64, 64, 3))
-    with pytest.raises(ValueError, match="one image in training mode"):
-        model.train()(torch.zeros(1, 3, 64, 64))
+    for net in (model, DeepLabV3(4, depth=18, sync_bn="auto")):
+        with pytest.raises(ValueError, match="one image in training mode.*two or more on each GPU"):
+            net.train()(torch.zeros(1, 3, 64, 64))
 
 
 # Loss
@@ -186,7 +196,7 @@ def test_wrong_images(model):
 def test_losses_equal_those_of_mmsegmentation(model):
     config = shipped_config(18, 4)
     config.data_preprocessor.size = (64, 72)
-    with mmsegmentation._quiet_construction():
+    with mmsegmentation.quiet_construction():
         reference = MODELS.build(config)
     reference.load_state_dict(model.state_dict())  # strict: the same keys
     images, labels = batch()
@@ -272,124 +282,3 @@ def test_a_few_steps_learn_a_colour():
         losses.append(loss.item())
     assert all(p.grad is not None for p in model.parameters())
     assert losses[-1] < 0.5 * losses[0], losses
-
-
-# Weights
-
-
-def backbone_file(path, depth=18, **extra):
-    weights = {**DeepLabV3(2, depth=depth).backbone.state_dict(), **extra}
-    if path.suffix == ".safetensors":
-        save_file(weights, path)
-    else:
-        torch.save(weights, path)
-    return weights
-
-
-@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth"])
-def test_backbone_from_a_file(tmp_path, name):
-    weights = backbone_file(tmp_path / name, **{"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)})
-    model = DeepLabV3(4, depth=18, pretrained=str(tmp_path / name))
-    assert all(torch.equal(w, weights[k]) for k, w in model.backbone.state_dict().items())
-
-
-def test_backbone_from_a_runner_checkpoint_with_its_log(tmp_path):
-    """What mmengine's Runner saves, which torch.load refuses: HistoryBuffer, numpy arrays, getattr."""
-    backbone = DeepLabV3(2, depth=18).backbone.state_dict()
-    history = HistoryBuffer([1.0, 2.0], [1, 1])
-    checkpoint = {
-        "state_dict": {f"module.backbone.{k}": w for k, w in backbone.items()},
-        "message_hub": {"log_scalars": {"train/loss": history}, "runtime_info": {"iter": 3}},
-    }
-    torch.save(checkpoint, tmp_path / "iter_3.pth")
-    allowed = torch.serialization.get_safe_globals()
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / "iter_3.pth", weights_only=True)
-    model = DeepLabV3(4, depth=18, pretrained=str(tmp_path / "iter_3.pth"))
-    assert all(torch.equal(w, backbone[k]) for k, w in model.backbone.state_dict().items())
-    assert set(torch.serialization.get_safe_globals()) == set(allowed)
-
-
-def test_whole_model_from_a_file(tmp_path, caplog):
-    source = DeepLabV3(3, depth=18)
-    torch.save({"state_dict": source.state_dict()}, tmp_path / "whole.pth")
-    same = DeepLabV3(3, depth=18, pretrained=str(tmp_path / "whole.pth"))
-    assert all(torch.equal(w, source.state_dict()[k]) for k, w in same.state_dict().items())
-
-    other = DeepLabV3(5, depth=18)
-    left = load_pretrained(other, str(tmp_path / "whole.pth"))
-    assert sorted(left) == [f"{h}.conv_seg.{p}" for h in ("auxiliary_head", "decode_head") for p in ("bias", "weight")]
-    assert "made for another number of classes" in caplog.text
-    assert all(torch.equal(w, source.state_dict()[k]) for k, w in other.state_dict().items() if k not in left)
-
-
-def test_weights_that_do_not_fit(tmp_path):
-    weights = backbone_file(tmp_path / "resnet18.pth")
-    with pytest.raises(ValueError, match="does not fit a ResNetV1c of depth 50: .*missing.*resnet50_v1c"):
-        load_pretrained(DeepLabV3(2, depth=50), str(tmp_path / "resnet18.pth"))
-    model = DeepLabV3(2, depth=18)
-    before = {k: w.clone() for k, w in model.state_dict().items()}
-    for wrong, message in (
-        ({**weights, "layer9.0.conv1.weight": torch.zeros(1)}, r"1 unexpected \(layer9"),
-        ({**weights, "layer1.0.conv1.weight": torch.zeros(1)}, r"1 of another shape \(layer1.0.conv1.weight"),
-        ({k: w for k, w in weights.items() if k != "stem.0.weight"}, r"1 missing in the file \(stem.0.weight"),
-    ):
-        torch.save(wrong, tmp_path / "wrong.pth")
-        with pytest.raises(ValueError, match=message):
-            load_pretrained(model, str(tmp_path / "wrong.pth"))
-    assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items())
-
-
-class Attack:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-@pytest.mark.parametrize("content", ["attack", "module", "list", "text", "safetensors"])
-def test_other_content_is_refused_and_never_executed(tmp_path, content):
-    file, trace = (
-        tmp_path / ("weights.safetensors" if content == "safetensors" else "weights.pth"),
-        tmp_path / "executed",
-    )
-    if content in ("text", "safetensors"):
-        file.write_text("<html>404</html>")
-    else:
-        torch.save({"attack": {"state_dict": Attack(trace)}, "module": torch.nn.ReLU(), "list": [1]}[content], file)
-    with pytest.raises(ValueError, match="weights.*: refused.*as .safetensors instead"):
-        read_weights(str(file))
-    assert not trace.exists()
-
-
-def test_unknown_sources(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file; allowed: a .safetensors or .pth file, open-mmlab://"):
-        read_weights(str(tmp_path / "absent.pth"))
-    with pytest.raises(ValueError, match="did you mean .*resnet50_v1c"):
-        read_weights("open-mmlab://resnet50_v1x")
-
-
-def test_hub_name_is_downloaded_once(tmp_path, monkeypatch):
-    asked = []
-
-    def download(url, target, progress):
-        asked.append(url)
-        backbone_file(Path(target))
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    for _ in range(2):
-        DeepLabV3(2, depth=18, pretrained="open-mmlab://resnet18_v1c")
-    assert len(asked) == 1
-    assert asked[0].startswith("https://") and "resnet18_v1c" in asked[0]
-
-
-def test_without_network_the_error_names_the_file_to_bring(tmp_path, monkeypatch):
-    def download(*args, **kwargs):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(ConnectionError, match=r"no route to host.*pretrained=/path/to/resnet50_v1c-\w+\.pth"):
-        DeepLabV3(2, depth=50, pretrained="open-mmlab://resnet50_v1c")

@@ -5,6 +5,7 @@ import torch
 from dd import metrics
 from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, write_split
 from dd.provenance import read_json, write_json
+from dd.segmentation import Views
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.evaluate import evaluate, print_table
 from dd.taxonomy import Taxonomy
@@ -31,11 +32,20 @@ def data(tmp_path):
     return SegmentationFolder(root, "test", PETS)
 
 
+class Colours(torch.nn.Module):
+    """The brightest channel is the class, but class 1 has the left side and 2 the right: a mirror that is not undone shows."""
+
+    def forward(self, images):
+        side = torch.linspace(1, -1, images.shape[3]).expand(len(images), images.shape[2], -1)
+        return (images.float() - 128) / 32 + torch.stack([0 * side, side, -side], 1)
+
+
 @pytest.fixture
 def score(tmp_path, data, tiny_segmenter):
-    def call(run=RUN, seed=0, **kwargs):
-        where = tmp_path / "run/eval/pets/metrics.json"
-        return evaluate(where, run, tiny_segmenter(seed=seed), data, EvalTransform(16), **{"batch_size": 2, **kwargs})
+    def call(run=RUN, seed=0, views=None, segmenter=None, **kwargs):
+        views, segmenter = views or Views(16), segmenter or tiny_segmenter(seed=seed)
+        where = tmp_path / "run/eval/pets" / views.name / "metrics.json"
+        return evaluate(where, run, segmenter, data, views, **{"batch_size": 2, **kwargs})
 
     return call
 
@@ -71,6 +81,29 @@ def test_metrics_say_what_was_measured(score):
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_the_batch_size_decides_nothing(score, data, tiny_segmenter, batch_size):
     assert score(batch_size=batch_size)["confusion"] == by_hand(data, tiny_segmenter()).tolist()
+
+
+def test_augmentation_is_measured_beside_the_single_scale(score, data, tmp_path):
+    single = score(segmenter=Colours())
+    before = (tmp_path / "run/eval/pets/metrics.json").read_bytes()
+    result = score(views=Views(16, [0.5, 1.0], True), segmenter=Colours())
+    assert result["protocol"] == {"scales": [0.5, 1.0], "flip": True, "resize": 16}
+    assert result == read_json(tmp_path / "run/eval/pets/scales_0.5-1_flip/metrics.json")
+    assert (tmp_path / "run/eval/pets/metrics.json").read_bytes() == before
+    assert sorted((tmp_path / "run/eval").glob("*/metrics.json")) == [tmp_path / "run/eval/pets/metrics.json"]  # the report's
+    segmenter, confusion = Colours(), np.zeros((3, 3), int)
+    for image, mask in (data[i] for i in range(len(data))):
+        mean = np.zeros((3, *mask.shape))
+        for side in (8, 16):
+            view = EvalTransform(side)(image)[None]
+            for mirrored in (False, True):
+                with torch.no_grad():
+                    logits = segmenter(view.flip(3) if mirrored else view)
+                logits = torch.nn.functional.interpolate(logits, size=mask.shape, mode="bilinear")
+                logits = logits.flip(3) if mirrored else logits
+                mean += logits[0].softmax(0).double().numpy() / 4
+        np.add.at(confusion, (mask[mask != 255], mean.argmax(0)[mask != 255]), 1)
+    assert result["confusion"] == confusion.tolist() != single["confusion"]
 
 
 def test_a_result_is_kept_for_the_same_checkpoint_alone(score):

@@ -10,9 +10,10 @@ from safetensors.numpy import load_file
 
 from dd.datasets import SegmentationFolder, read_image, read_mask, read_split
 from dd.masks import MaskSettings, to_mask
-from dd.prompts import TemplatePrompts
+from dd.prompt_sources.templates import TemplatePrompts
+from dd.prompts import Prompts, make_prompt
 from dd.provenance import read_json
-from dd.samples import read_plan, read_records
+from dd.samples import read_plan, read_records, sample_seed
 from dd.stages import label as label_stage
 from dd.stages import synthesize as synthesize_stage
 from dd.stages.label import label
@@ -24,10 +25,17 @@ PROMPTS = TemplatePrompts(["a photo of {things}"], {}, [0.4, 0.4, 0.2])
 
 
 class FakeGenerator:
-    """Random images and heat. As with a real one, what a sample gets depends on the samples it is made together with."""
+    """Random images and heat. As with a real one, what a sample gets depends on the samples it is made together with.
 
-    def __init__(self, crash_at=None, sources=("class_prompt",), **settings):
+    ``bad``: {id: number of its first attempts that are bad}.
+    """
+
+    token_limit = 77
+    terms = {"licence": "Apache-2.0", "link": "https://example.org/terms"}
+
+    def __init__(self, crash_at=None, sources=("class_prompt",), bad=None, **settings):
         self.crash_at, self.sources, self.units = crash_at, sources, []
+        self.bad_seeds = {sample_seed(1, name, attempt) for name, n in (bad or {}).items() for attempt in range(n)}
         self.settings = {
             "model": "fake", "revision": None, "weights_sha256": "0" * 64, "scheduler": None, "steps": 2, "guidance": 3.0,
             **settings,
@@ -35,6 +43,9 @@ class FakeGenerator:
 
     def identity(self):
         return self.settings
+
+    def token_count(self, text):
+        return len(text.split()) + 2
 
     def spans(self, sample):
         return {source: [[1]] * len(sample.classes) for source in self.sources}
@@ -49,7 +60,7 @@ class FakeGenerator:
             rng = np.random.default_rng([sample.seed, together])
             images.append(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
             heat.append({s: rng.random((len(sample.classes), 3, 8, 8)).astype(np.float16) for s in self.sources})
-        return np.stack(images), heat
+        return np.stack(images), heat, ["safety checker" if s.seed in self.bad_seeds else None for s in samples]
 
 
 def make(folder, generator=None, **kwargs):
@@ -94,7 +105,7 @@ def test_everything_that_is_promised_is_there(tmp_path):
 
 def test_files_hold_what_was_generated_and_records_their_hashes(folder):
     plan, records = read_plan(folder), read_records(folder)
-    images, heat = FakeGenerator().generate(plan[3:6])
+    images, heat, _ = FakeGenerator().generate(plan[3:6])
     for sample, image, maps in zip(plan[3:6], images, heat, strict=True):
         paths = [folder / "JPEGImages" / f"{sample.id}.png", folder / "heat" / f"{sample.id}.safetensors"]
         assert np.array_equal(read_image(paths[0]), image)
@@ -199,6 +210,46 @@ def test_a_prompt_that_cannot_be_used_stops_before_any_work(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+class Long:
+    """Five prompts, two of them too long for a limit of 9 words, and a caption that was left out."""
+
+    def __call__(self, taxonomy, number, seed):
+        captions = [
+            "a red thing",
+            "a photo of something that is on a table",
+            "a red thing",
+            "a long row of things on a floor",
+            "x",
+        ]
+        dropped = [{"reason": "names no class", "filename": "b.jpg", "caption": "a blue sky"}]
+        return Prompts([make_prompt(c, ["apple", "tire"]) for c in captions][: number or None], dropped)
+
+
+class ShortSighted(FakeGenerator):
+    token_limit = 11
+
+
+def test_prompts_over_the_token_limit_stop_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="2 of 5 prompts .* longer than the 11 tokens") as error:
+        make(tmp_path / "set", ShortSighted(), prompts=Long(), num_images=None)
+    assert "a photo of something" in str(error.value) and "a long row" in str(error.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_captions_are_trimmed_when_asked_for_and_all_prompts_are_used(tmp_path, capsys):
+    make(tmp_path / "set", ShortSighted(), prompts=Long(), num_images=None, prompts_over_limit="trim")
+    plan = read_plan(tmp_path / "set")
+    assert [s.prompt for s in plan] == [
+        "a red thing; apple tire", "a photo of something that is on; apple tire", "a red thing; apple tire",
+        "a long row of things on a; apple tire", "x; apple tire",
+    ]  # fmt: skip
+    assert read_json(tmp_path / "set/run.json")["identity"]["num_images"] == 5
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "caption trimmed to the limit 2" in printed and "captions left out 1: names no class" in printed
+    dropped = [json.loads(line) for line in (tmp_path / "set/dropped_captions.jsonl").read_text().splitlines()]
+    assert dropped == [{"reason": "names no class", "filename": "b.jpg", "caption": "a blue sky"}]
+
+
 @pytest.mark.parametrize("change", [{"num_images": 0}, {"unit_size": 0}])
 def test_impossible_numbers(tmp_path, change):
     with pytest.raises(ValueError, match="num_images and unit_size must be at least 1"):
@@ -210,6 +261,85 @@ def test_an_unknown_image_format_stops_before_any_work(tmp_path):
     with pytest.raises(ValueError, match=r"allowed: \.jpg, \.png"):
         make(tmp_path / "set", image_format="jpeg")
     assert not (tmp_path / "set").exists()
+
+
+# Bad images
+
+
+BAD = {"000001": 2, "000002": 1, "000004": 9}  # of unit 0 two are drawn again, of unit 1 one stays bad
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """A set in which two images were drawn again and one sample was left out."""
+    make(tmp_path / "spoilt", FakeGenerator(bad=BAD))
+    return tmp_path / "spoilt"
+
+
+def test_a_bad_image_is_drawn_again_alone_from_the_seed_of_the_attempt(tmp_path, folder, spoilt):
+    generator = FakeGenerator(bad=BAD)
+    done = make(tmp_path / "other", generator)
+    units = [["000000", "000001", "000002"], ["000001"], ["000001"], ["000002"], ["000003", "000004", "000005"]]
+    assert generator.units == [*units, *[["000004"]] * 3, ["000006"]]
+    assert (done["images"], done["drawn_again"], done["failed"], done["made_now"]) == (6, 2, 1, 7)
+    records = read_records(tmp_path / "other")
+    assert {i: r["attempt"] for i, r in records.items() if r["attempt"]} == {"000001": 2, "000002": 1, "000004": 3}
+    assert {i: len(r["faults"]) for i, r in records.items() if "faults" in r} == {"000001": 2, "000002": 1, "000004": 4}
+    assert set(records["000001"]["faults"]) == {"safety checker"}
+    (again,) = (s for s in read_plan(tmp_path / "other") if s.id == "000001")
+    images, _, _ = FakeGenerator().generate([replace(again, seed=sample_seed(1, "000001", attempt=2))])
+    assert np.array_equal(read_image(tmp_path / "other/JPEGImages/000001.png"), images[0])
+    for name in ("000000", "000003", "000005", "000006"):  # the good ones of the same units are as they were
+        assert records[name] == {**read_records(folder)[name], "seconds": records[name]["seconds"]}
+
+
+def test_a_sample_that_stays_bad_is_left_out_of_everything_but_plan_and_records(spoilt):
+    ids = [f"{i:06d}" for i in (0, 1, 2, 3, 5, 6)]
+    record = read_records(spoilt)["000004"]
+    assert record["failed"] and record["faults"] == ["safety checker"] * 4 and "image_sha256" not in record
+    assert '"000004"' in (spoilt / "plan.jsonl").read_text()
+    assert [s.id for s in read_plan(spoilt)] == read_split(spoilt, "train") == ids
+    assert not list(spoilt.rglob("000004.*"))
+    target = label(spoilt, SETTINGS)
+    assert sorted(read_json(target / "masks.json")["sha256"]) == sorted(p.stem for p in target.glob("*.png")) == ids
+    assert len(SegmentationFolder(spoilt, "train", SHAPES)) == 6
+    text = (spoilt / "README.md").read_text()
+    assert "6 images made by" in text and "Bad images: 2 drawn again, 1 samples left out" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("crash_at", range(9))
+def test_a_resumed_synthesis_with_bad_images_is_byte_identical(tmp_path, spoilt, crash_at):
+    other = tmp_path / "other"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make(other, FakeGenerator(crash_at, bad=BAD))
+    make(other, FakeGenerator(bad=BAD))
+    assert contents(other) == contents(spoilt)
+
+
+def test_a_finished_set_with_samples_left_out_is_left_alone(spoilt):
+    before = contents(spoilt)
+    assert make(spoilt, FakeGenerator(crash_at=0, bad=BAD))["made_now"] == 0
+    assert contents(spoilt) == before
+
+
+def test_the_number_of_attempts_is_a_setting_and_part_of_the_identity(tmp_path, folder, spoilt):
+    generator = FakeGenerator(bad=BAD)
+    done = make(tmp_path / "once", generator, redraw=1)
+    assert (done["images"], done["drawn_again"], done["failed"]) == (5, 1, 2)
+    assert make(tmp_path / "none", FakeGenerator(bad=BAD), redraw=0)["failed"] == 3
+    with pytest.raises(FileExistsError, match=r"redraw: \(absent\) -> 1"):
+        make(spoilt, FakeGenerator(bad=BAD), redraw=1)
+    with pytest.raises(ValueError, match="redraw=-1: .*must be 0 or more"):
+        make(tmp_path / "nothing", redraw=-1)
+    assert not (tmp_path / "nothing").exists()
+    assert "redraw" not in read_json(folder / "run.json")["identity"]  # as in sets made before it was a setting
+
+
+def test_a_set_without_a_good_image_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="each of its 7 images stayed bad, however often drawn"):
+        make(tmp_path / "set", FakeGenerator(bad={f"{i:06d}": 9 for i in range(7)}))
+    with pytest.raises(ValueError, match="each of its 7 images stayed bad"):
+        label(tmp_path / "set", SETTINGS)
 
 
 # Labels
@@ -324,6 +454,19 @@ def test_the_data_card(folder):
         assert f"| {name} | {asked} | {100 * pixels.get(str(i), 0) / (7 * 320):.1f} % |" in text
     assert f"| uncertain (255) | | {100 * pixels['255'] / (7 * 320):.1f} % |" in text
     assert read_image(folder / "card.png").std() > 0
+    flat = " ".join(text.split())
+    assert "Licence of the generator's weights: Apache-2.0 (https://example.org/terms)." in flat
+    assert "safety checker off. Bad images: 0 drawn again, 0 samples left out" in flat
+
+
+@pytest.mark.parametrize("terms", [None, {"licence": None, "link": None}])
+def test_a_card_without_a_licence_says_whom_to_ask(folder, terms):
+    run = read_json(folder / "run.json")
+    run["terms"] = terms
+    (folder / "run.json").write_text(json.dumps(run if terms else {k: v for k, v in run.items() if k != "terms"}))
+    label(folder, SETTINGS)
+    text = " ".join((folder / "README.md").read_text().split())
+    assert "Licence of the generator's weights: not stated, ask the owner of the weights. It governs" in text
 
 
 # What can go wrong with labels

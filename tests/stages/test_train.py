@@ -7,7 +7,7 @@ import torch
 
 from dd.provenance import read_json, write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation
-from dd.stages.train import load_weights, train
+from dd.stages.train import load_weights, supervision, train
 
 RECORD = {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "supervision": "A", "scale": 8}
 
@@ -198,3 +198,43 @@ def test_a_checkpoint_cannot_run_code(run, tmp_path):
     with pytest.raises(Exception, match="(?i)weights.only"):
         load_weights(tmp_path / "first")
     assert not reached.exists()
+
+
+# What a run is called
+
+
+def trained(source, shots=None, after=None, teacher=None, **more):
+    masks = {"settings": {}, "heat": "", **({"teacher": {"trained_on": teacher}} if teacher else {})}
+    where = {"synthetic": {"mask_settings": masks}} if source == "mixed" else {"mask_settings": masks}
+    return {"source": source, "shots": shots, "after": after, **({} if source == "real" else where), **more}
+
+
+SYNTHETIC, FEW, ALL = trained("synthetic"), trained("real", 16), trained("real", "all")
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "before", "expected"),
+    [
+        (SYNTHETIC, None, "A"),
+        (trained("synthetic", after=SYNTHETIC), "A", "A"),
+        (trained("synthetic", teacher=SYNTHETIC), None, "A"),
+        (trained("synthetic", teacher=trained("synthetic", teacher=SYNTHETIC)), None, "A"),
+        (FEW, None, "real"),
+        (ALL, None, "real"),
+        (trained("real", 16, after=SYNTHETIC), "A", "A"),  # fine-tuned: the class of the synthetic set
+        (trained("real", 16, after=trained("mixed", 8)), "B", "B"),
+        (trained("real", "all", after=trained("mixed", 8)), "B", "real"),
+        (trained("mixed", 16), None, "B"),
+        (trained("mixed", "all"), None, "real"),
+        (trained("mixed", 16, teacher=ALL), None, "real"),
+        (trained("synthetic", after=FEW), "real", "B"),
+        (trained("synthetic", teacher=FEW), None, "B"),
+        (trained("synthetic", teacher=ALL), None, "real"),
+        # a teacher that was fine-tuned is of class A itself, but saw real labels
+        (trained("synthetic", teacher=trained("real", 16, after=SYNTHETIC)), None, "B"),
+        (trained("synthetic", teacher=trained("synthetic", teacher=trained("mixed", 16))), None, "B"),
+        (trained("synthetic", after=trained("synthetic", teacher=ALL)), "real", "real"),
+    ],
+)
+def test_only_a_run_that_no_real_label_reached_is_of_class_a(trained_on, before, expected):
+    assert supervision(trained_on, before) == expected

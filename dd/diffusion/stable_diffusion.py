@@ -1,0 +1,239 @@
+"""The generator: prompts in, images and the heat maps of their classes out."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+
+from dd import attention
+from dd.diffusion import loading
+from dd.diffusion.recorder import AttentionRecorder, attention_sides, choose_side
+from dd.prompts import appended_from, token_spans
+
+SWITCH = {"on": True, "off": False, True: True, False: False}  # YAML reads a bare on as true
+
+
+class StableDiffusion:
+    """A Stable Diffusion checkpoint (1.x, 2.x, XL, or the embedded one) that makes images and the heat maps of their classes.
+
+    ``model``: ``embedded``, a local folder in diffusers format, or a hub id (with ``revision``, a commit if
+    ``require_revision``); safetensors only, of ``variant`` (``fp16`` where a folder holds nothing else). ``scheduler``: a
+    diffusers scheduler class name, or None for the checkpoint's own. ``size``: side of the image in pixels, None for the
+    checkpoint's own. ``cross_resolution`` and ``self_resolution``: side of the attention maps that are read, None for a
+    quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px: 32 and 64); heat has the side of the latter.
+    ``max_power``: heat is kept for the powers 0 ... max_power; ``full_prompt``: keep the maps of the full prompt too
+    (ablation). ``cross_layers`` and ``cross_heads``: the cross-attention layers (by the beginning of their names) and heads
+    that are read, None for all of that resolution. ``safety_checker``: the checkpoint's own, ``on`` or ``off``.
+    ``vae_slicing`` and ``offload`` (``none`` or ``model``) save GPU memory. ``licence`` and ``link``: of the weights, for
+    the data card.
+    """
+
+    def __init__(
+        self,
+        model: str | None = "embedded",
+        revision: str | None = None,
+        variant: str | None = None,
+        require_revision: bool = False,
+        device: str = "cpu",
+        dtype: str = "float32",
+        steps: int = 25,
+        guidance: float = 7.5,
+        negative_prompt: str = "",
+        scheduler: str | None = "DPMSolverMultistepScheduler",
+        size: int | None = None,
+        cross_resolution: int | None = None,
+        self_resolution: int | None = None,
+        max_power: int = 8,
+        full_prompt: bool = False,
+        cross_layers: list[str] | None = None,
+        cross_heads: list[int] | None = None,
+        safety_checker: bool | str = "off",
+        vae_slicing: bool = False,
+        offload: str = "none",
+        licence: str | None = None,
+        link: str | None = None,
+    ):
+        if safety_checker not in SWITCH:
+            raise ValueError(f"diffusion.safety_checker={safety_checker!r}; allowed: on, off")
+        if offload not in ("none", "model"):
+            raise ValueError(f"diffusion.offload={offload!r}; allowed: none, model")
+        if steps < 1 or max_power < 0:
+            raise ValueError(f"diffusion: need steps >= 1 and max_power >= 0, got steps={steps}, max_power={max_power}")
+        checker = SWITCH[safety_checker]
+        self.device, self.steps, self.guidance, self.negative_prompt = device, steps, guidance, negative_prompt
+        self.max_power, self.full_prompt = max_power, full_prompt
+        self.cross_layers, self.cross_heads = cross_layers, cross_heads
+        self.terms = {"licence": licence, "link": link}
+        self.checkpoint = loading.find(model, revision, variant, checker, require_revision)
+        self.pipe = loading.load(self.checkpoint, dtype, variant, checker)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.unet, self.vae = self.pipe.unet, self.pipe.vae
+        self.tokenizers = [t for t in (self.pipe.tokenizer, getattr(self.pipe, "tokenizer_2", None)) if t is not None]
+        if scheduler is not None:
+            self.pipe.scheduler = loading.choose_scheduler(scheduler, self.pipe.scheduler)
+        factor = self.pipe.vae_scale_factor
+        self.size = size or self.unet.config.sample_size * factor
+        if self.size % max(8, factor) or self.size < 0:
+            raise ValueError(f"diffusion.size={size}: must be a multiple of {max(8, factor)}")
+        latent = self.size // factor
+        sides = attention_sides(self.unet, latent)
+        self.cross_resolution = choose_side("cross", cross_resolution, sides["cross"], latent)
+        self.self_resolution = choose_side("self", self_resolution, sides["self"], latent)
+        self.settings = {
+            "model": model, "revision": self.checkpoint.commit or revision, "dtype": dtype, "steps": steps,
+            "guidance": guidance, "negative_prompt": negative_prompt, "scheduler": scheduler, "size": size,
+            "cross_resolution": self.cross_resolution, "self_resolution": self.self_resolution, "max_power": max_power,
+            "full_prompt": full_prompt,
+        }  # fmt: skip
+        # Younger settings are named only where they change something: sets made before they existed can be gone on with.
+        self.settings |= {"safety_checker": "on"} if checker else {}
+        self.settings |= {"vae_slicing": True} if vae_slicing else {}
+        self.settings |= {"cross_layers": cross_layers} if cross_layers is not None else {}
+        self.settings |= {"cross_heads": cross_heads} if cross_heads is not None else {}
+        if vae_slicing:
+            self.vae.enable_slicing()
+        if offload == "model":
+            self.pipe.enable_model_cpu_offload(device=device)
+        else:
+            self.pipe.to(device)
+
+    def identity(self) -> dict:
+        """What decides a pixel or a heat value, for run.json: the settings, the weights' hash, device type, threads."""
+        device = {"device": torch.device(self.device).type, "threads": torch.get_num_threads()}
+        scheduler = loading.plain(self.pipe.scheduler.config)
+        return {**self.settings, "scheduler_config": scheduler, "weights_sha256": self.checkpoint.sha256(), **device}
+
+    # ---------------------------------------------------------------------------------------------------------- prompts
+
+    @property
+    def token_limit(self) -> int:
+        """Tokens that a prompt may have, special ones included."""
+        return min(t.model_max_length for t in self.tokenizers)
+
+    def token_count(self, text: str) -> int:
+        """Tokens of a prompt, special ones included, nothing cut off."""
+        return max(len(t(text).input_ids) for t in self.tokenizers)
+
+    def _offsets(self, text: str):
+        """Character span of each token; ValueError if two tokenizers differ, since their states are joined by position."""
+        limit = {"truncation": True, "max_length": self.token_limit}
+        each = [t(text, return_offsets_mapping=True, **limit).offset_mapping for t in self.tokenizers]
+        if any(offsets != each[0] for offsets in each):
+            raise ValueError(f"the two tokenizers of this model split {text!r} differently: no token is one word's alone")
+        return each[0]
+
+    def spans(self, sample) -> dict[str, list[list[int]]]:
+        """Token positions of each class of a sample, in its class prompt and, if captured, in its full prompt.
+
+        ValueError for a class word that is missing or cut off by the token limit.
+        """
+        spans = {"class_prompt": token_spans(sample.class_prompt, sample.classes, self._offsets(sample.class_prompt))}
+        if self.full_prompt:
+            start = appended_from(sample.prompt, sample.class_prompt)
+            offsets = self._offsets(sample.prompt)
+            spans["full_prompt"] = token_spans(sample.prompt, sample.classes, offsets, start)
+        return spans
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States [B, T, C] of the text encoders as the pipeline computes them for its own prompts (XL: those of both, joined
+        along C), and XL's pooled state [B, D]."""
+        found = self.pipe.encode_prompt(
+            list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return found[0], found[2] if len(found) > 2 else None
+
+    # --------------------------------------------------------------------------------------------------------- attention
+
+    def _recorder(self, samples):
+        states, _ = self.encode([s.class_prompt for s in samples])
+        return AttentionRecorder(
+            self.unet, states, self.cross_resolution, self.self_resolution, self.full_prompt, self.cross_layers,
+            self.cross_heads,
+        )  # fmt: skip
+
+    def _heat(self, recorder, spans) -> list[dict[str, np.ndarray]]:
+        recorder.check()
+        cross, self_attention = recorder.cross, recorder.self_attention
+        return [
+            {
+                source: attention.heat_maps(cross[source][i], self_attention[i], positions, self.max_power)
+                .to(torch.float16).cpu().numpy()
+                for source, positions in spans[i].items()
+            }
+            for i in range(len(spans))
+        ]  # fmt: skip
+
+    # -------------------------------------------------------------------------------------------------------- generation
+
+    def generate(self, samples, capture: bool = True):
+        """(images uint8 [B, size, size, 3]; per sample, heat float16 [K, P, r, r] by source (``class_prompt``,
+        ``full_prompt``), nothing without ``capture``; per sample, what is wrong with its image or None, see
+        :func:`faults`). Noise comes from each sample's own seed."""
+        spans = [self.spans(s) for s in samples]
+        recorder = self._recorder(samples) if capture else nullcontext()
+
+        def after_step(pipe, step, timestep, tensors):
+            if capture and step == 0:
+                recorder.check()
+            return tensors
+
+        with recorder:
+            made = self.pipe(
+                prompt=[s.prompt for s in samples],
+                # None and not "": XL's own setting for an empty prompt is zeros, not the states of an empty text
+                negative_prompt=[self.negative_prompt] * len(samples) if self.negative_prompt else None,
+                generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
+                num_inference_steps=self.steps, guidance_scale=self.guidance, height=self.size, width=self.size,
+                output_type="np", callback_on_step_end=after_step,
+            )  # fmt: skip
+        heat = self._heat(recorder, spans) if capture else []
+        bad = faults(made.images, heat, getattr(made, "nsfw_content_detected", None))
+        return (np.nan_to_num(made.images) * 255).round().astype(np.uint8), heat, bad
+
+    @torch.no_grad()
+    def read_real(self, images: np.ndarray, samples, timesteps: list[int], seed: int = 0) -> list[dict[str, np.ndarray]]:
+        """Heat of *real* images uint8 [B, size, size, 3]: noised to each timestep (0 ... 999), shown to the UNet with their
+        prompt, attention read as in generation. Compared with exact masks it measures a generator's attention."""
+        spans = [self.spans(s) for s in samples]
+        latents = self._latents(torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device))
+        noiser = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        states, pooled = self.encode([s.prompt for s in samples])
+        added = None
+        if pooled is not None:  # XL is told the size of the picture and where it was cropped
+            times = torch.tensor([[self.size, self.size, 0, 0, self.size, self.size]] * len(samples)).to(pooled)
+            added = {"text_embeds": pooled, "time_ids": times}
+        generator = torch.Generator().manual_seed(seed)
+        with self._recorder(samples) as recorder:
+            for t in timesteps:
+                noise = torch.randn(latents.shape, generator=generator).to(latents)
+                step = torch.full((len(samples),), t, device=self.device)
+                self.unet(noiser.add_noise(latents, noise, step), step, states, added_cond_kwargs=added)
+        return self._heat(recorder, spans)
+
+    def _latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Scaled latents of images uint8 [B, 3, H, W]; in float32 where the VAE overflows in half precision."""
+        half = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if half:
+            self.vae.to(torch.float32)
+        latents = self.vae.encode(pixels.to(self.vae.dtype) / 127.5 - 1).latent_dist.mean * self.vae.config.scaling_factor
+        if half:
+            self.vae.to(torch.float16)
+        return latents.to(self.unet.dtype)
+
+
+def faults(images: np.ndarray, heat, flagged) -> list[str | None]:
+    """What is wrong with each image [B, H, W, 3] in [0, 1] (or None): ``safety checker`` blacked it out, ``not finite`` (a
+    pixel or a heat value, overflow in half precision), ``constant`` (one colour)."""
+    found = []
+    for i, image in enumerate(images):
+        whole = np.isfinite(image).all() and all(np.isfinite(m).all() for m in (heat[i].values() if heat else ()))
+        if flagged is not None and flagged[i]:
+            found.append("safety checker")
+        elif not whole:
+            found.append("not finite")
+        else:
+            pixels = (image * 255).round()
+            found.append("constant" if (pixels == pixels[0, 0]).all() else None)
+    return found

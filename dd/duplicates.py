@@ -1,0 +1,60 @@
+"""Captions that say the same: equal but for case and punctuation, or of nearly the same words."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from itertools import combinations
+
+KEY_WORDS = 4  # more: fewer comparisons, more keys in memory
+
+
+def normalised(text: str) -> str:
+    """Lower-case words, without punctuation and spaces between."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def similar_to(texts: list[str], threshold: float) -> list[int | None]:
+    """For each text the index of an earlier, kept one that it resembles, or None: then it is kept itself.
+
+    ``threshold`` 1: equal after :func:`normalised`. Below: Jaccard index of the word sets, ``|a & b| / |a | b|``, at least
+    the threshold. Only texts with a common key are compared (:func:`_keys`). ValueError for a threshold outside [0.5, 1].
+    """
+    if not 0.5 <= threshold <= 1:
+        raise ValueError(f"drop_similar={threshold}: a similarity from 0.5 to 1 (equal but for case and punctuation), or null")
+    plain = [normalised(t) for t in texts]
+    if threshold == 1:
+        first: dict[str, int] = {}
+        return [None if first.setdefault(text, i) == i else first[text] for i, text in enumerate(plain)]
+    sets = [frozenset(text.split()) for text in plain]
+    number = Counter(word for words in sets for word in words)
+    rarity = {word: i for i, word in enumerate(sorted(number, key=lambda w: (number[w], w)))}
+    kept, index, answers = {}, defaultdict(list), []
+    for i, words in enumerate(sets):
+        near = kept.get(words)
+        if near is None:
+            keys = _keys(sorted(rarity[word] for word in words), threshold)
+            candidates = {j for key in keys for j in index.get(key, ())}
+            near = next((j for j in sorted(candidates) if _jaccard(words, sets[j]) >= threshold - 1e-9), None)
+        answers.append(near)
+        if near is None:
+            kept[words] = i
+            for key in keys:
+                index[key].append(i)
+    return answers
+
+
+def _keys(ranks: list[int], threshold: float) -> list[int]:
+    """Keys of a word set, given by ``ranks`` from rare to frequent: two similar sets have one in common.
+
+    Sets that share n words, at least ``m = ceil(threshold * size)`` of each, find the first ``k = min(n, KEY_WORDS)`` of
+    these among their first ``size - m + k`` words; combinations of k words are the keys (prefix filtering, Bayardo, Ma,
+    Srikant, WWW 2007, with longer prefixes as in Wang, Li, Feng, SIGMOD 2012).
+    """
+    m = math.ceil(threshold * len(ranks) - 1e-9)
+    sizes = range(min(m, KEY_WORDS), KEY_WORDS + 1)
+    return [hash(key) for n in sizes for key in combinations(ranks[: len(ranks) - m + n], n)]
+
+
+def _jaccard(a: frozenset, b: frozenset) -> float:
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)

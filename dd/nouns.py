@@ -1,0 +1,77 @@
+"""Class names in captions: nouns -> classes through the synonyms of a taxonomy, and their plurals.
+
+Words are compared as they are spelled: no tagger tells "men train in a gym" from "a train". Phrases that hold a class word
+and mean something else (a hot dog) are given as ``other_meanings``.
+"""
+
+import re
+
+IRREGULAR = {
+    "man": ("men",), "person": ("people", "persons"), "child": ("children",), "ox": ("oxen",), "mouse": ("mice", "mouses"),
+    "louse": ("lice",), "goose": ("geese",), "foot": ("feet",), "tooth": ("teeth",), "die": ("dice",),
+}  # fmt: skip
+LIKE_MAN = re.compile(r"(?<!hu)(?<!ger)(?<!ro)(?<!otto)(?<!sha)(?<!talis)(?<!cai)man$")  # policeman, but not human
+TO_VES = ("knife", "leaf", "loaf", "wolf", "calf", "shelf", "half", "wife", "life", "scarf", "hoof", "thief", "elf")
+TO_OES = ("potato", "tomato", "buffalo", "mosquito", "mango", "volcano", "torpedo", "cargo", "hero", "domino")
+SAME = ("sheep", "deer", "fish", "moose", "bison", "salmon", "aircraft", "spacecraft", "hovercraft", "series", "species")
+PLURAL_ONLY = (
+    "skis", "scissors", "people", "cattle", "stairs", "trousers", "jeans", "shorts", "goggles", "tongs", "pliers", "headphones"
+)  # fmt: skip
+SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
+
+
+def plurals(noun: str) -> tuple[str, ...]:
+    """Plural forms of an English noun, the usual one first; of a name of several words its last word is inflected."""
+    *before, word = re.split(r"(?<=[\s_-])(?=[^\s_-])", noun)
+    head, low = "".join(before), word.lower()
+    if low in SAME or low in PLURAL_ONLY:
+        forms = (word,)
+    elif low in IRREGULAR:
+        forms = IRREGULAR[low]
+    elif LIKE_MAN.search(low):
+        forms = (word[:-2] + "en",)
+    elif low.endswith(TO_VES):
+        forms = (re.sub("fe?$", "ves", word), word + "s")
+    elif low.endswith(TO_OES):
+        forms = (word + "es", word + "s")
+    elif re.search("[^aeiou]y$", low):
+        forms = (word[:-1] + "ies",)
+    elif re.search("(s|x|z|ch|sh)$", low):
+        forms = (word + "es", word + "ses") if low in ("bus", "gas") else (word + "es",)
+    else:
+        forms = (word + "s",)
+    return tuple(head + form for form in forms)
+
+
+class ClassNouns:
+    """``find(caption)``: the classes of a taxonomy that a caption names, in caption order, each once.
+
+    Names, synonyms and their plurals are found as whole words in any case, the longest first: in "a train car" the synonym
+    "train car" hides "car". ``other_meanings``: phrases that name no class, found in the same way. ValueError for such a
+    phrase that is a class's own word.
+    """
+
+    def __init__(self, taxonomy, other_meanings=()):
+        own = {_spelling(word): name for word, name in taxonomy.words.items()}
+        self.classes: dict[str, str | None] = dict(own)
+        for phrase in other_meanings:
+            if _spelling(phrase) in own:
+                raise ValueError(
+                    f"other_meanings: {phrase!r} is a word of class {own[_spelling(phrase)]!r} of taxonomy {taxonomy.name!r}; "
+                    "take it from one of them"
+                )
+            self.classes |= dict.fromkeys(map(_spelling, (phrase, *plurals(phrase))))
+        for word, name in own.items():  # a name that is another's plural stays what it is
+            for form in plurals(word):
+                self.classes.setdefault(_spelling(form), name)
+        words = sorted(self.classes, key=len, reverse=True)
+        either = "|".join(re.escape(w).replace(r"\ ", SEPARATOR) for w in words)
+        self._words = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)  # no part of "man-made" is a word
+
+    def find(self, caption: str) -> tuple[str, ...]:
+        found = (self.classes[_spelling(match.group())] for match in self._words.finditer(caption))
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+
+def _spelling(word: str) -> str:
+    return re.sub(SEPARATOR, " ", word.strip()).lower()

@@ -1,0 +1,80 @@
+"""Published results beside measured ones: the reproduction table.
+
+The published numbers are data (``published.json``) with their sources and what the method was shown (supervision class):
+A image-text pairs only, B a few real masks, C all real masks, D a foundation labeller, real = real masks train the
+segmenter. What was not run stays empty.
+"""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+from dd.report.page import Cell, Section, Table
+
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+TRAINED_ON = {
+    "synthetic": "synthetic",
+    "self_training": "synthetic, self-training",
+    "mixed": "real + synthetic",
+    "real": "real",
+}
+
+
+def reproduction(data: str, measured: list[dict]) -> list[Section]:
+    """The reproduction table of ``data`` (``voc``, ``coco``) and the other published results; [] for other data.
+
+    ``measured``: one entry per run and protocol: ``segmenter`` (as "DeepLabV3 R101"), ``arm`` (a key of TRAINED_ON, or another
+    name as it is), ``tta`` (multi-scale and flip), ``seed``, ``miou`` in percent, ``supervision``. Several seeds become mean ±
+    standard deviation; the difference is single scale minus published.
+    """
+    published = [r for r in PUBLISHED["results"] if r["data"] == data]
+    if not published:
+        return []
+    groups = {}
+    for entry in measured:
+        groups.setdefault((entry["segmenter"], entry["arm"]), []).append(entry)
+    rows = [_row(r["segmenter"], r["arm"], r, groups.pop((r["segmenter"], r["arm"]), [])) for r in published]
+    rows += [_row(segmenter, arm, None, found) for (segmenter, arm), found in sorted(groups.items())]
+    columns = [
+        "segmenter", "trained on", "saw", "published", "published for", "measured", "difference",
+        "measured, multi-scale + flip", "seeds",
+    ]  # fmt: skip
+    sources = {r["source"] for r in published}
+    note = (
+        "mIoU in percent; a dash: not run. Saw: "
+        + "; ".join(f"{k} = {v}" for k, v in PUBLISHED["supervision"].items())
+        + ". Sources: "
+        + "; ".join(f"{PUBLISHED['sources'][s]} ({_which(published, s)})" for s in sorted(sources))
+        + ". Whether the published figures include self-training or test-time augmentation is not known."
+    )
+    table = Table(f"Reproduction: {data}", columns, rows, note=note, digits={"difference": 1})
+    others = [r for r in PUBLISHED["others"] if r["data"] == data]
+    if not others:
+        return [table]
+    cells = [[r["method"], r["segmenter"], r["images"], r["supervision"], str(r["miou"]), _source(r)] for r in others]
+    names = ["method", "segmenter", "images", "saw", "mIoU", "source"]
+    return [table, Table(f"Other published results: {data}", names, cells, note="Not measured here.")]
+
+
+def _row(segmenter, arm, published, found) -> list[Cell]:
+    single, augmented = ([e["miou"] for e in found if e["tta"] is tta] for tta in (False, True))
+    saw = published["supervision"] if published else "/".join(sorted({e["supervision"] for e in found}))
+    value = published and published["miou"]
+    difference = mean(single) - value if single and value is not None else None
+    seeds = ", ".join(str(s) for s in sorted({e["seed"] for e in found}))
+    images = published["images"] if published else ""
+    return [segmenter, TRAINED_ON.get(arm, arm), saw, value, images, _cell(single), difference, _cell(augmented), seeds]
+
+
+def _cell(values: list[float]) -> Cell:
+    if not values:
+        return None
+    return (mean(values), stdev(values)) if len(values) > 1 else values[0]
+
+
+def _which(rows, source) -> str:
+    return ", ".join(sorted({TRAINED_ON[r["arm"]] for r in rows if r["source"] == source}))
+
+
+def _source(row) -> str:
+    return PUBLISHED["sources"].get(row["source"], row["source"])

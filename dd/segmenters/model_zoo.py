@@ -1,0 +1,201 @@
+"""Any segmenter of mmsegmentation's model zoo, by the name of its configuration file, without its Runner."""
+
+import difflib
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from dd.segmenters._compiled_ops import NAME, install_placeholder
+
+install_placeholder()  # before the first import of mmseg
+
+import mmseg  # noqa: E402
+from mmengine.config import Config, ConfigDict  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
+from mmengine.structures import PixelData  # noqa: E402
+from mmseg.models.backbones import ResNet  # noqa: E402
+from mmseg.registry import MODELS  # noqa: E402
+from mmseg.structures import SegDataSample  # noqa: E402
+
+from dd.segmenters.base import Segmenter, parameter_groups, synchronise  # noqa: E402
+from dd.segmenters.mmsegmentation import quiet_construction  # noqa: E402
+from dd.segmenters.weights import load_pretrained, local_file, read_weights  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
+KINDS = ("EncoderDecoder", "CascadeEncoderDecoder")
+PACKAGES = "(mmdet, mmpretrain and full mmcv are no part of this package)"
+
+
+def config_file(name: str, trusted: bool = False) -> Path:
+    """The configuration called ``<model>/<file>`` (the folder and ``.py`` may be left out) among those that came with
+    mmsegmentation; another file only if ``trusted``, because reading a configuration executes it."""
+    known = {f"{path.parent.name}/{path.stem}": path for path in sorted(CONFIGS.glob("[!_]*/*.py"))}
+    wanted = str(name).removesuffix(".py")
+    found = [path for key, path in known.items() if wanted in (key, key.partition("/")[2])]
+    if len(found) == 1:
+        return found[0]
+    if Path(name).is_file():
+        if trusted:
+            return Path(name)
+        raise ValueError(
+            f"config={name!r} is a file outside mmsegmentation, and reading a configuration executes it as Python. If you "
+            "have read it and trust it, add trusted=true"
+        )
+    near = [key for key in known if key.startswith(f"{wanted}/")] or difflib.get_close_matches(wanted, known, n=5, cutoff=0.3)
+    raise ValueError(
+        f"config={name!r}: mmsegmentation {mmseg.__version__} has no such configuration among its {len(known)}; "
+        f"near: {', '.join(near[:5]) or 'none'}. Names are <model>/<file>; models: "
+        f"{', '.join(sorted({key.partition('/')[0] for key in known}))}"
+    )
+
+
+def read_config(name: str, trusted: bool = False) -> dict:
+    """The ``model`` part of a configuration as a plain dictionary. ValueError for one that this package cannot run."""
+    try:
+        config = Config.fromfile(config_file(name, trusted))
+    except ImportError as error:
+        what = str(error).partition(", the current")[0]
+        raise ValueError(f"config={name!r} needs a package that is not installed: {what} {PACKAGES}") from error
+    model = config.get("model")
+    kind = model and model.get("type")
+    if kind not in KINDS:
+        raise ValueError(f"config={name!r} describes a model of type {kind!r}; allowed: {', '.join(KINDS)}")
+    if isinstance(model.decode_head, dict) and model.decode_head.get("type") == "PIDHead":
+        raise ValueError(f"config={name!r} is trained on edge maps beside the masks (PIDHead), which data here do not have")
+    return model.to_dict()
+
+
+def _dictionaries(node):
+    """Every dictionary inside ``node``, itself included."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from _dictionaries(child)
+
+
+def for_classes(model: dict, num_classes: int) -> None:
+    """Write ``num_classes`` into every head, whether one, a list or nested, in place. Weights of the classes of another
+    data set are dropped."""
+    heads = [model.get("decode_head"), model.get("auxiliary_head")]
+    for node in _dictionaries(heads):
+        if "num_classes" in node:
+            node["num_classes"] = num_classes
+            if node.get("type", "").endswith("Head") and node.get("out_channels") == 1:  # binary, with a threshold
+                node.update(out_channels=num_classes, threshold=None)
+        weights = node.get("class_weight")
+        if isinstance(weights, list | tuple) and len(weights) != num_classes:
+            log.warning("class_weight of %d other classes dropped", len(weights))
+            node["class_weight"] = None
+
+
+def take_weights(model: dict) -> str | None:
+    """Remove every mention of pre-trained weights, in place; returns those of the backbone, or None."""
+    nodes = [model, *_dictionaries(model.get("backbone"))]
+    named = [node["pretrained"] for node in nodes if isinstance(node.get("pretrained"), str)]
+    for node in _dictionaries(model):
+        if "pretrained" in node:
+            node["pretrained"] = None
+        inits = node.get("init_cfg") or []
+        inits = inits if isinstance(inits, list | tuple) else [inits]
+        loaded = [init for init in inits if init.get("type") == "Pretrained"]
+        if loaded:
+            node["init_cfg"] = [init for init in inits if init not in loaded] or None
+            named += [init["checkpoint"] for init in loaded if any(node is n for n in nodes)]
+    return named[0] if named else None
+
+
+def _build(name: str, model: dict, num_classes: int):
+    with quiet_construction(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="For binary segmentation", category=UserWarning)
+        try:
+            with DefaultScope.overwrite_default_scope("mmseg"):  # for the parts that mmcv builds
+                net = MODELS.build(ConfigDict(model))
+        except (KeyError, ImportError, AssertionError) as error:
+            raise ValueError(f"config={name!r} cannot be built: {error} {PACKAGES}") from error
+    heads = net.decode_head if isinstance(net.decode_head, torch.nn.ModuleList) else [net.decode_head]
+    if heads[-1].out_channels != num_classes:
+        raise ValueError(
+            f"config={name!r} has {heads[-1].out_channels} outputs for {num_classes} classes, and one is needed each"
+        )
+    if sys.modules[NAME].__spec__.loader is None:  # the placeholder
+        compiled = {type(m).__name__ for m in net.modules() if hasattr(sys.modules[type(m).__module__], "ext_module")}
+        if compiled:
+            raise ValueError(
+                f"config={name!r} uses {', '.join(sorted(compiled))}, of mmcv's compiled operations, and mmcv-lite has none "
+                "of them. To use it, install full mmcv 2.1.0 in place of mmcv-lite 2.1.0"
+            )
+    return net
+
+
+class ModelZoo(Segmenter):
+    """A model of mmsegmentation's zoo with our classes; its colours, heads and losses are those of its configuration.
+
+    ``config``: a name as ``pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512``, see :func:`config_file`, also for ``trusted``.
+    ``pretrained``: None for random weights, ``config`` for the backbone's weights that the configuration names, else a
+    source of :func:`dd.segmenters.weights.load_pretrained`. ``sync_bn``: see :func:`dd.segmenters.base.synchronise`; on
+    one device every synchronised batch norm of the configuration is a plain one. Its schedule, optimiser and
+    augmentation are not used, and 255 is ignored.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        config: str,
+        pretrained: str | None = None,
+        sync_bn: bool | str = "auto",
+        trusted: bool = False,
+    ):
+        with quiet_construction():
+            model = read_config(config, trusted)
+        colours = model.pop("data_preprocessor", None) or {}
+        bgr = not colours.get("bgr_to_rgb", False)
+        mean, std = (list(colours.get(k) or [v] * 3) for k, v in (("mean", 0.0), ("std", 1.0)))
+        super().__init__(num_classes, mean=mean[::-1] if bgr else mean, std=std[::-1] if bgr else std)
+        self.bgr = bgr
+        for_classes(model, num_classes)
+        source = take_weights(model)
+        for node in _dictionaries(model):
+            if node.get("type") == "SyncBN":
+                node["type"] = "BN"
+        net = _build(config, model, num_classes)
+        if pretrained == "config":
+            if source is None:
+                raise ValueError(f"pretrained='config': config={config!r} names no weights; use null or a file")
+            pretrained = source
+            if not isinstance(net.backbone, ResNet):  # transformers convert their checkpoints while they load them
+                read_weights(source)
+                net.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(local_file(source))}
+                pretrained = None
+        with quiet_construction():
+            net.init_weights()
+        if pretrained is not None:
+            load_pretrained(net, pretrained)
+        self.net = synchronise(net, sync_bn)
+
+    def _inputs(self, images: torch.Tensor) -> torch.Tensor:
+        images = self.normalise(images)
+        return images.flip(1) if self.bgr else images
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images [B, 3, H, W], RGB, 0..255 -> logits [B, num_classes, H, W], by sliding windows where the file says so."""
+        size = images.shape[2:]
+        meta = {"ori_shape": size, "img_shape": size, "pad_shape": size, "padding_size": [0] * 4}
+        return self.net.inference(self._inputs(images), [dict(meta) for _ in images])
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The configuration's own losses by mmsegmentation's names (``decode.loss_ce``, ...), and ``loss``, their sum."""
+        self.check_labels(images, labels)
+        size = tuple(images.shape[2:])
+        meta = {"ori_shape": size, "img_shape": size, "pad_shape": size}
+        samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None]), metainfo=meta) for label in labels]
+        total, named = self.net.parse_losses(self.net.loss(self._inputs(images), samples))
+        return {**named, "loss": total}
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1) -> list[dict]:
+        """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the rate of the rest."""
+        return parameter_groups(self, self.net.backbone, learning_rate, weight_decay, backbone_multiplier)

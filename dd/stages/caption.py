@@ -1,0 +1,97 @@
+"""Stage: a folder of unlabelled images -> one caption each, in a file that prompts are made from. Resumable."""
+
+import json
+import os
+from pathlib import Path
+
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dd.datasets import READ_SUFFIXES, read_image
+from dd.provenance import made_by, refuse_other, write_atomic, write_json
+
+CAPTIONS = "captions.jsonl"
+UNREADABLE = "unreadable.txt"
+
+
+def caption(folder, captioner, images, batch_size: int) -> dict:
+    """Caption every image below the folder ``images`` into ``folder``; returns counts and the unreadable images.
+
+    ``captions.jsonl`` holds {"filename" (below ``images``), "caption"}, appended batch by batch and sorted at the end; a line
+    torn by a crash is made again. Images that cannot be read are passed over and listed in ``unreadable.txt`` with the
+    reason. ``images`` is never written to. FileNotFoundError for no images; ValueError if none can be read; FileExistsError
+    if the captions there are another captioner's.
+    """
+    if images is None:
+        raise ValueError("caption.images: the folder of images to caption is missing; give caption.images=<folder>")
+    folder, images = Path(folder), Path(images)
+    if batch_size < 1:
+        raise ValueError(f"caption.batch_size={batch_size}: 1 or more images at a time")
+    if not images.is_dir():
+        raise FileNotFoundError(f"caption.images={images}: no such folder")
+    if folder.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"caption.folder={folder} lies in {images}, which is only read; choose another caption.folder")
+    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*") if p.suffix in READ_SUFFIXES and p.is_file())
+    if not names:
+        kinds = ", ".join(sorted({suffix.lower() for suffix in READ_SUFFIXES}))
+        raise FileNotFoundError(f"caption.images={images} holds no images ({kinds})")
+    identity = {"captioner": captioner.identity(), "images": str(images)}
+    refuse_other(folder / "run.json", identity, "captions in")
+    if not (folder / "run.json").exists():
+        write_json(folder / "run.json", {"identity": identity, **made_by()})
+
+    found = _read(folder / CAPTIONS)
+    _write(folder / CAPTIONS, found)  # without what a crash tore
+    todo, unreadable = [name for name in names if name not in found], {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar, open(folder / CAPTIONS, "a", encoding="utf-8") as file:
+        task = bar.add_task("caption", total=len(names), completed=len(names) - len(todo))
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            pixels, reasons = _pixels(images, batch)
+            unreadable |= reasons
+            rows = dict(zip(pixels, captioner(list(pixels.values())) if pixels else [], strict=True))
+            file.write("".join(map(_line, rows.items())))
+            file.flush()
+            os.fsync(file.fileno())
+            found |= rows
+            bar.advance(task, len(batch))
+    _write(folder / CAPTIONS, dict(sorted(found.items())))
+    (folder / UNREADABLE).unlink(missing_ok=True)
+    if unreadable:
+        write_atomic(folder / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()))
+    if not found:
+        name, reason = next(iter(unreadable.items()))
+        raise ValueError(f"none of the {len(names)} images in {images} can be read, such as {name}: {reason}")
+    return {"captions": len(found), "made_now": len(todo) - len(unreadable), "unreadable": list(unreadable)}
+
+
+def _pixels(images: Path, names: list[str]) -> tuple[dict, dict[str, str]]:
+    """({name: image uint8 [H, W, 3]}, {name of an image that cannot be read: reason})."""
+    pixels, reasons = {}, {}
+    for name in names:
+        try:
+            pixels[name] = read_image(images / name)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            reasons[name] = " ".join(str(error).split())
+    return pixels, reasons
+
+
+def _line(row: tuple[str, str]) -> str:
+    return json.dumps({"filename": row[0], "caption": row[1]}, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, captions: dict[str, str]) -> None:
+    write_atomic(path, "".join(map(_line, captions.items())))
+
+
+def _read(path: Path) -> dict[str, str]:
+    """{file name: caption} of the whole lines of a caption file."""
+    found = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []:
+        try:
+            row = json.loads(line)
+            found[row["filename"]] = row["caption"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return found

@@ -1,0 +1,291 @@
+"""Images, heat and prompts of the generator, for a checkpoint of Stable Diffusion and one of XL."""
+
+import json
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from dd.diffusion import StableDiffusion
+from dd.diffusion.stable_diffusion import faults
+from dd.prompts import make_prompt
+from dd.samples import make_plan
+from dd.taxonomy import taxonomy
+
+
+def test_images_and_heat_have_their_form(made, samples, sides):
+    images, heat, bad = made
+    assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8 and images.std() > 5
+    assert len(heat) == 3 and bad == [None] * 3
+    for sample, maps in zip(samples, heat, strict=True):
+        assert maps.keys() == {"class_prompt", "full_prompt"}
+        for stored in maps.values():
+            assert stored.shape == (len(sample.classes), 4, sides[1], sides[1]) and stored.dtype == np.float16
+            assert np.isfinite(stored).all() and (stored[:, 0].max((1, 2)) > stored[:, 0].min((1, 2))).all()
+
+
+def test_capture_does_not_change_a_bit_of_the_image(model, made, samples):
+    images, heat, bad = model.generate(samples, capture=False)
+    assert images.tobytes() == made[0].tobytes()
+    assert (heat, bad) == ([], [None] * 3)
+
+
+def test_the_same_seeds_give_the_same_bytes(model, made, samples):
+    torch.manual_seed(99)
+    images, heat, _ = model.generate(samples)
+    assert images.tobytes() == made[0].tobytes()
+    for a, b in zip(heat, made[1], strict=True):
+        assert all(a[source].tobytes() == b[source].tobytes() for source in a)
+
+
+def test_each_sample_has_its_own_noise(model, made, captions):
+    twins = make_plan([make_prompt(*captions[0])] * 2, taxonomy("shapes"), 5, 2)
+    images, _, _ = model.generate(twins)
+    assert np.abs(images[0].astype(int) - images[1]).mean() > 1
+    np.testing.assert_allclose(images[0].astype(int), made[0][0], atol=2)  # id 000000 in both plans
+
+
+def test_a_sample_does_not_depend_on_its_place_in_the_batch(model, made, samples):
+    for order in ([2, 0, 1], [1]):
+        images, heat, _ = model.generate([samples[i] for i in order])
+        for place, i in enumerate(order):
+            np.testing.assert_allclose(images[place].astype(int), made[0][i], atol=2)
+            for source, stored in heat[place].items():
+                np.testing.assert_allclose(stored, made[1][i][source], rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 0.0])
+def test_without_guidance_the_batch_is_not_doubled(changed, samples, guidance):
+    model, sizes = changed(guidance=guidance), []
+    handle = model.pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    images, heat, _ = model.generate(samples)
+    handle.remove()
+    assert sizes == [3, 3]
+    assert images.shape == (3, 32, 32, 3) and [len(h["class_prompt"]) for h in heat] == [2, 1, 3]
+
+
+def test_a_negative_prompt_reaches_the_image(changed, made, samples):
+    images, _, _ = changed(negative_prompt="a brick").generate(samples)
+    assert np.abs(images.astype(int) - made[0]).mean() > 0.1
+
+
+def test_an_empty_negative_prompt_is_the_models_own_nothing(model, samples, kind):
+    """Of XL zeros, as its model_index.json says; of Stable Diffusion the states of an empty text."""
+    seen = []
+    handle = model.pipe.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    model.generate(samples, capture=False)
+    handle.remove()
+    nothing = torch.zeros(3, 77, 72) if kind == "xl" else model.encode([""] * 3)[0]
+    assert torch.equal(seen[0][:3], nothing)
+
+
+# Bad images
+
+
+def test_faults():
+    rng = np.random.default_rng(0)
+    good, one_colour, broken = rng.random((4, 4, 3)), np.full((4, 4, 3), 0.2), rng.random((4, 4, 3))
+    broken[1, 2, 0] = np.nan
+    images = np.stack([good, one_colour, broken, good])
+    assert faults(images, [], None) == [None, "constant", "not finite", None]
+    assert faults(images, [], [False, False, False, True]) == [None, "constant", "not finite", "safety checker"]
+    heat = [{"class_prompt": np.full((1, 2, 4, 4), value, np.float16)} for value in (0.5, 0.5, 0.5, np.inf)]
+    assert faults(images, heat, None) == [None, "constant", "not finite", "not finite"]
+    assert faults(good[None] * 1e-4, [], None) == ["constant"]  # black after rounding
+
+
+def test_overflow_and_constant_images_are_named(model, made, samples, monkeypatch):
+    decode = model.pipe.vae.decode
+
+    def broken(latents, **kwargs):
+        (images,) = decode(latents, **kwargs)
+        images[1], images[2] = float("nan"), 0.3
+        return (images,)
+
+    monkeypatch.setattr(model.pipe.vae, "decode", broken)
+    images, heat, bad = model.generate(samples)
+    assert bad == [None, "not finite", "constant"] and len(heat) == 3
+    assert images.dtype == np.uint8 and images[0].tobytes() == made[0][0].tobytes()
+
+
+# Memory
+
+
+@pytest.mark.parametrize("saving", [{"vae_slicing": True}, {"offload": "model"}])
+def test_saving_memory_does_not_change_the_image(folder, settings, saving, made, samples):
+    model = StableDiffusion(str(folder), **settings, full_prompt=True, **saving)
+    images, heat, _ = model.generate(samples)
+    np.testing.assert_allclose(images.astype(int), made[0], atol=1)
+    for a, b in zip(heat, made[1], strict=True):
+        assert all(a[source].tobytes() == b[source].tobytes() for source in a)
+    assert model.pipe.vae.use_slicing == ("vae_slicing" in saving)
+    assert all(hasattr(part, "_hf_hook") == ("offload" in saving) for part in (model.pipe.unet, model.pipe.vae))
+    again = model.read_real(images, samples, [50])
+    assert again[0]["class_prompt"].dtype == np.float16
+
+
+# Real images
+
+
+def test_heat_of_real_images(model, samples, sides, hooks):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    heat = model.read_real(images, samples, [50, 350])
+    for sample, maps in zip(samples, heat, strict=True):
+        assert maps.keys() == {"class_prompt", "full_prompt"}
+        shape = (len(sample.classes), 4, sides[1], sides[1])
+        assert all(m.shape == shape and m.dtype == np.float16 for m in maps.values())
+    again = model.read_real(images, samples, [50, 350])
+    assert all(a["class_prompt"].tobytes() == b["class_prompt"].tobytes() for a, b in zip(heat, again, strict=True))
+    other = model.read_real(images[::-1].copy(), samples, [50, 350])
+    assert np.abs(other[0]["class_prompt"].astype(float) - heat[0]["class_prompt"]).max() > 1e-4
+    assert hooks() == 0
+
+
+def test_real_images_are_shown_under_the_conditions_of_generation(model, samples):
+    """What the UNet is told beside the latents is the same when it draws and when it looks."""
+    told = []
+    handle = model.pipe.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append((args, kwargs)), with_kwargs=True)
+    model.generate(samples, capture=False)
+    model.read_real(np.zeros((3, 32, 32, 3), np.uint8), samples, [50])
+    handle.remove()
+    drawn, shown = told[0][1], told[-1]
+    assert torch.equal(drawn["encoder_hidden_states"][3:], shown[0][2])
+    for name, value in (shown[1]["added_cond_kwargs"] or {}).items():
+        assert torch.equal(drawn["added_cond_kwargs"][name][3:], value), name
+
+
+def test_half_precision_latents_of_real_images_do_not_overflow(folder, settings):
+    model = StableDiffusion(str(folder), **settings, dtype="float16")
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    latents = model._latents(images)
+    assert latents.dtype == model.pipe.vae.dtype == torch.float16
+    vae = StableDiffusion(str(folder), **settings).pipe.vae
+    with torch.no_grad():
+        exact = vae.encode(images / 127.5 - 1).latent_dist.mean * vae.config.scaling_factor
+    torch.testing.assert_close(latents.float(), exact, rtol=2e-3, atol=2e-3)
+
+
+# Prompts
+
+
+def test_spans_point_at_the_class_words(model, samples):
+    for sample in samples:
+        for text, positions in zip((sample.class_prompt, sample.prompt), model.spans(sample).values(), strict=True):
+            ids = model.pipe.tokenizer(text).input_ids
+            spelled = [model.pipe.tokenizer.decode([ids[p] for p in span]).strip() for span in positions]
+            assert spelled == list(sample.classes)
+        assert model.spans(sample)["full_prompt"][0][0] > len(model.pipe.tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
+
+
+def sample_of(caption, classes, append=True):
+    return make_plan([make_prompt(caption, classes, append)], taxonomy("shapes"), 0, 1)[0]
+
+
+def test_a_class_missing_from_the_full_prompt(model, changed, sides):
+    sample = sample_of("a round thing", ["tire"], append=False)
+    with pytest.raises(ValueError, match=r"class \['tire'\] is missing from its prompt 'a round thing'"):
+        model.generate([sample])
+    there = model.generate([sample_of("a round tire", ["tire"], append=False)])[1][0]
+    assert there["full_prompt"].shape == (1, 4, sides[1], sides[1])
+    changed(full_prompt=False)
+    assert model.generate([sample])[1][0].keys() == {"class_prompt"}  # the class prompt alone has the word
+
+
+def test_a_class_beyond_the_token_limit(model):
+    with pytest.raises(ValueError, match=r"class 'tire' is cut off: .*text encoder's 77 tokens. Shorten"):
+        model.generate([sample_of("a photo of a " + "very " * 80 + "round thing", ["tire"])])
+
+
+def test_tokens_are_counted_with_start_and_end_and_nothing_is_cut_off(model):
+    assert model.token_limit == 77 and model.token_count("") == 2
+    words = "apple " * 100
+    pieces = len(model.pipe.tokenizer.tokenize("apple"))
+    assert model.token_count(words) == 2 + 100 * pieces
+
+
+class Words:
+    """A tokenizer whose tokens are pieces of ``size`` letters."""
+
+    def __init__(self, size, limit):
+        self.size, self.model_max_length = size, limit
+
+    def __call__(self, text, return_offsets_mapping=False, truncation=False, max_length=None):
+        starts = range(0, len(text), self.size)
+        offsets = [(0, 0), *((a, min(a + self.size, len(text))) for a in starts), (0, 0)]
+        ids = list(chain([1], starts, [2]))
+
+        class Encoded:
+            input_ids, offset_mapping = ids, offsets
+
+        return Encoded
+
+
+def test_of_two_tokenizers_the_stricter_one_counts(changed, samples):
+    model = changed(tokenizers=[Words(3, 77), Words(2, 60)])
+    assert model.token_limit == 60
+    assert model.token_count("abcdef") == 2 + 3
+    with pytest.raises(ValueError, match=f"two tokenizers of this model split {samples[0].class_prompt!r} differently"):
+        model.spans(samples[0])
+
+
+# Settings
+
+
+def test_settings_reach_the_pipeline(folder, settings):
+    other = {"cross_resolution": None, "self_resolution": None, "size": 48, "dtype": "bfloat16"}
+    model = StableDiffusion(str(folder), **{**settings, **other}, scheduler="EulerDiscreteScheduler")
+    assert type(model.pipe.scheduler).__name__ == "EulerDiscreteScheduler"
+    own = StableDiffusion(str(folder), scheduler=None)
+    assert model.pipe.scheduler.config.prediction_type == own.pipe.scheduler.config.prediction_type
+    assert model.pipe.unet.dtype == model.pipe.vae.dtype == torch.bfloat16
+    assert (model.size, own.size) == (48, 32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "need steps >= 1 and max_power >= 0, got steps=0"),
+        ({"max_power": -1}, "got steps=2, max_power=-1"),
+        ({"size": 34}, "diffusion.size=34: must be a multiple of 8"),
+        ({"size": -8}, "diffusion.size=-8: must be"),
+        ({"safety_checker": "maybe"}, "diffusion.safety_checker='maybe'; allowed: on, off"),
+        ({"offload": "disk"}, "diffusion.offload='disk'; allowed: none, model"),
+        ({"dtype": "half"}, "diffusion.dtype='half'; allowed: float32, float16, bfloat16"),
+        ({"scheduler": "DDIM"}, r"diffusion\.scheduler='DDIM'; allowed for this model: .*DDIMScheduler, .*EulerDiscreteSch"),
+        ({"cross_resolution": 32}, r"diffusion\.cross_resolution=32: this model has no cross-attention there; it has \["),
+        ({"self_resolution": 5}, r"diffusion\.self_resolution=5: this model has no self-attention there; it has \["),
+        ({"safety_checker": "on"}, r"diffusion\.safety_checker=on, but .* has none"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(folder, settings, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        StableDiffusion(str(folder), **{**settings, **wrong})
+
+
+def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
+    identity = model.identity()
+    assert json.loads(json.dumps(identity)) == identity  # what run.json gives back is equal
+    assert identity == model.identity()
+    assert {"steps": 2, "guidance": 3.0, "device": "cpu", "threads": torch.get_num_threads()}.items() <= identity.items()
+    same = {"offload": "model", "licence": "some", "link": "somewhere", "require_revision": True}
+    assert StableDiffusion(str(folder), **settings, full_prompt=True, **same).identity() == identity
+    other = StableDiffusion(str(folder), **{**settings, "guidance": 4.0}, full_prompt=True).identity()
+    assert {k for k in identity if identity[k] != other[k]} == {"guidance"}
+    sliced = StableDiffusion(str(folder), **settings, full_prompt=True, vae_slicing=True).identity()
+    assert sliced == {**identity, "vae_slicing": True}
+
+
+def test_the_identity_names_the_sides_that_were_chosen(folder, settings, kind):
+    free = {**settings, "cross_resolution": None, "self_resolution": None}
+    identity = StableDiffusion(str(folder), **free).identity()
+    # latents of 16: 4 and 8 are wanted; sd has attention at 16 and 8 only
+    assert (identity["cross_resolution"], identity["self_resolution"]) == ((8, 8) if kind == "sd" else (4, 8))
+
+
+def test_the_terms_of_the_weights_are_kept_for_the_data_card(folder):
+    model = StableDiffusion(str(folder), licence="Apache-2.0", link="https://example.org")
+    assert model.terms == {"licence": "Apache-2.0", "link": "https://example.org"}
+    assert StableDiffusion(str(folder)).terms == {"licence": None, "link": None}

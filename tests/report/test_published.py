@@ -1,0 +1,71 @@
+"""The reproduction table: published numbers with sources, measured ones beside them, empty where nothing was run."""
+
+import json
+from statistics import stdev
+
+import pytest
+
+from dd.report import page, published
+
+
+def entry(segmenter, arm, miou, seed=0, tta=False, supervision="A"):
+    return {"segmenter": segmenter, "arm": arm, "miou": miou, "seed": seed, "tta": tta, "supervision": supervision}
+
+
+def row(table, segmenter, trained_on):
+    (found,) = [r for r in table.rows if r[0] == segmenter and r[1] == trained_on]
+    return dict(zip(table.columns, found, strict=True))
+
+
+def test_every_published_number_has_a_source_and_a_supervision_class():
+    for result in published.PUBLISHED["results"]:
+        assert result["source"] in published.PUBLISHED["sources"]
+        assert result["supervision"] in published.PUBLISHED["supervision"]
+        assert 0 < result["miou"] < 100 and result["arm"] in published.TRAINED_ON
+    for result in published.PUBLISHED["others"]:
+        assert result["source"] and result["supervision"] in published.PUBLISHED["supervision"]
+
+
+def test_the_papers_three_segmenters_stand_in_the_table_of_both_data_sets():
+    for data, expected in {"voc": (61.6, 64.8, 60.2), "coco": (32.4, 34.2, 31.0)}.items():
+        table = published.reproduction(data, [])[0]
+        names = ("DeepLabV3 R50", "DeepLabV3 R101", "Mask2Former R50")
+        assert tuple(row(table, n, "synthetic")["published"] for n in names) == expected
+
+
+def test_what_was_not_run_is_empty():
+    table = published.reproduction("voc", [])[0]
+    for cells in table.rows:
+        line = dict(zip(table.columns, cells, strict=True))
+        assert line["measured"] is None and line["difference"] is None and line["seeds"] == ""
+
+
+def test_one_run_shows_its_difference_and_three_show_mean_and_deviation():
+    one = published.reproduction("voc", [entry("DeepLabV3 R101", "synthetic", 62.8)])[0]
+    assert row(one, "DeepLabV3 R101", "synthetic")["difference"] == pytest.approx(-2.0)
+    runs = [entry("DeepLabV3 R101", "synthetic", m, s) for s, m in enumerate((62.0, 63.0, 65.0))]
+    line = row(published.reproduction("voc", runs)[0], "DeepLabV3 R101", "synthetic")
+    assert line["measured"] == pytest.approx((190 / 3, stdev((62.0, 63.0, 65.0))))
+    assert line["difference"] == pytest.approx(190 / 3 - 64.8) and line["seeds"] == "0, 1, 2"
+
+
+def test_test_time_augmentation_never_mixes_with_single_scale():
+    runs = [entry("DeepLabV3 R50", "synthetic", 60.0), entry("DeepLabV3 R50", "synthetic", 70.0, tta=True)]
+    line = row(published.reproduction("voc", runs)[0], "DeepLabV3 R50", "synthetic")
+    assert (line["measured"], line["measured, multi-scale + flip"]) == (60.0, 70.0)
+
+
+def test_runs_without_a_published_twin_get_rows_of_their_own():
+    runs = [entry("SegFormer B0", "synthetic", 58.0), entry("DeepLabV3 R50", "self_training", 63.0)]
+    table = published.reproduction("voc", runs)[0]
+    assert row(table, "SegFormer B0", "synthetic")["published"] is None
+    assert row(table, "DeepLabV3 R50", "synthetic, self-training")["measured"] == 63.0
+
+
+def test_other_data_has_no_reproduction_table():
+    assert published.reproduction("shapes", [entry("DeepLabV3 R18", "synthetic", 60.0)]) == []
+
+
+def test_the_page_shows_the_table():
+    html = page.render("t", "s", published.reproduction("voc", [entry("DeepLabV3 R101", "synthetic", 62.8)]))
+    assert "64.8" in html and "62.8" in html and "−2.0" in html and "never" not in json.dumps(published.PUBLISHED)

@@ -1,0 +1,91 @@
+import pytest
+
+from dd.datasets import READ_SUFFIXES
+from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_files_by_stem_with_their_folders(tmp_path):
+    touch(tmp_path, "b c.JPG", "day/a.jpeg", "night/a.png", "notes.txt", "a.v2.tif")
+    found = index(tmp_path, IMAGES)
+    assert list(found) == ["a.v2", "b c", "day/a", "night/a"] and found["b c"] == tmp_path / "b c.JPG"
+
+
+def test_endings_of_masks(tmp_path):
+    touch(tmp_path, "a_mask.png", "b_mask.png", "b.png", "c.jpg")
+    assert list(index(tmp_path, MASKS, "_mask")) == ["a", "b"]
+
+
+def test_what_is_found_can_be_read():
+    assert {*IMAGES, *(s.upper() for s in IMAGES)} <= {*READ_SUFFIXES}
+    assert ".jpg" not in MASKS
+
+
+def test_folders_without_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        index(tmp_path / "nowhere", IMAGES)
+    with pytest.raises(FileNotFoundError, match=r"no file \*_mask with \.png, \.bmp, \.tif, \.tiff in"):
+        index(touch(tmp_path, "a.png"), MASKS, "_mask")
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png have the same stem"):
+        index(touch(tmp_path, "a.jpg"), IMAGES)
+
+
+def test_names_as_others_write_them():
+    find = Finder(["a", "day/b", "night/b", "day/c.v2", "d e"])
+    for written, found in {
+        "a": "a", "a.jpg": "a",
+        "a.JPG": "a", "JPEGImages/a.jpg": "a", "c:\\x\\a.png": "a", " a.jpg\n": "a",
+        "day/b.png": "day/b",        "day\\b.png": "day/b", "c.v2": "day/c.v2", "c.v2.jpg": "day/c.v2", "d e.jpg": "d e",
+        "f": None, "c": None,
+        "../../a.gif": None,
+    }.items():  # fmt: skip
+        assert find(written) == found, written
+    with pytest.raises(ValueError, match="'b.jpg' may be any of day/b, night/b"):
+        find("b.jpg")
+
+
+def test_splits_from_lists(tmp_path):
+    (tmp_path / "train.txt").write_text("a.jpg\n\nx/b.jpg\na\n")
+    (tmp_path / "val.txt").write_text("c\n")
+    files = {"train": tmp_path / "train.txt", "val": tmp_path / "val.txt"}
+    splits, notes = listed_splits(files, ["a", "b", "c", "d"])
+    assert splits == {"train": ["a", "b"], "val": ["c"]} and notes == ["1 labelled images are in no split"]
+    assert listed_splits(files, ["a", "b", "c"])[1] == []
+    (tmp_path / "val.txt").write_text("c\nb\n")
+    with pytest.raises(ValueError, match=r"splits train and val share 1 images, such as \['b'\]"):
+        listed_splits(files, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"split train \(.*\): 2 of 3 lines name no labelled image, such as \['a.jpg', 'a'\]"):
+        listed_splits(files, ["b", "c"])
+    (tmp_path / "val.txt").write_text("\n")
+    with pytest.raises(ValueError, match="split val .* is empty"):
+        listed_splits(files, ["a", "b", "c"])
+    with pytest.raises(FileNotFoundError, match="split test: no file"):
+        listed_splits({"test": tmp_path / "test.txt"}, ["a"])
+
+
+def test_splits_by_share_are_disjoint_and_seeded():
+    ids = [f"{i:03d}" for i in range(100)]
+    splits = shared_splits({"val": 0.2, "tune": 0.1}, ids, 0)
+    assert {k: len(v) for k, v in splits.items()} == {"train": 70, "val": 20, "tune": 10}
+    assert sorted(sum(splits.values(), [])) == ids
+    assert shared_splits({"val": 0.2, "tune": 0.1}, ids[::-1], 0) == splits
+    assert shared_splits({"val": 0.2}, ids, 1)["val"] != shared_splits({"val": 0.2}, ids, 0)["val"] == splits["val"]
+    more = shared_splits({"val": 0.2}, [*ids, "100"], 0)["val"]
+    assert len(set(more) ^ set(splits["val"])) <= 2
+
+
+@pytest.mark.parametrize("shares", [{"val": 0}, {"val": 1}, {"val": 0.6, "test": 0.4}, {"train": 0.5}, {"val": -0.1}])
+def test_shares_that_make_no_sense(shares):
+    with pytest.raises(ValueError, match="expected parts of 1"):
+        shared_splits(shares, ["a", "b", "c"], 0)
+
+
+def test_too_few_images_for_the_shares():
+    with pytest.raises(ValueError, match="2 labelled images are too few"):
+        shared_splits({"val": 0.2, "tune": 0.1}, ["a", "b"], 0)
