@@ -54,6 +54,9 @@ def read_coco(path: str | Path) -> dict:
             missing = [k for k in needed if k not in row]
             if missing:
                 raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {str(row)[:100]}")
+            odd = [k for k in needed if k not in ("height", "width") and not isinstance(row[k], int | str)]
+            if odd:
+                raise ValueError(f"{path}: {odd[0]} of an entry of {part} must be a number or a text: {str(row)[:100]}")
     odd = [i for i in content["images"] if any(type(i[k]) is not int or not 0 < i[k] < 2**16 for k in ("height", "width"))]
     if odd:
         raise ValueError(f"{path}: height and width of an image must be whole numbers of pixels: {str(odd[0])[:100]}")

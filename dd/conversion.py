@@ -32,14 +32,29 @@ class MaskJob:
     draw: Callable[[], np.ndarray]
 
 
-def finished(root: str | Path, part: str, identity: dict) -> dict | None:
-    """The record of a finished part, or None; FileExistsError if it was made from something else, or holds other data."""
+KINDS = ({"train", "val"}, {"train_aug"}, {"all"})  # parts of COCO, of augmented VOC, of own data: never in one folder
+
+
+def finished(root: str | Path, part: str, identity: dict, images: tuple[Path, ...] = ()) -> dict | None:
+    """The record of a finished part, or None; FileExistsError if it was made from something else, or holds other data.
+
+    ``images``: where the images lie now; recorded folders that are gone are replaced by them.
+    """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()) and not any(root.glob("settings_*.json")):
         raise FileExistsError(f"{root} holds other data, which is not written to: move it, or prepare below another --root")
     record = read_json(root / RECORD) if (root / RECORD).is_file() else {"parts": {}}
+    strangers = record["parts"].keys() - next(kind for kind in KINDS if part in kind)
+    if strangers:
+        raise FileExistsError(
+            f"{root} is another data set (it holds {', '.join(sorted(strangers))}). Choose another --name or --root"
+        )
     if part in record["parts"]:
         refuse_other(root / f"settings_{part}.json", identity, "data set")
+        there = [f for f in record["images"] if (root / f).is_dir()]
+        if images and len(there) < len(record["images"]):
+            record["images"] = there + [f for f in (_relative(i, root) for i in images) if f not in there]
+            write_json(root / RECORD, record)
     return record["parts"].get(part)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dd.provenance import read_json, write_atomic
+from dd.provenance import fingerprint, read_json, sha256, write_atomic
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -145,10 +145,11 @@ class SegmentationFolder:
         self.ids = choose_shots(read_split(root, split), shots, seed)
         given = [images] if isinstance(images, str | Path) else images
         self.images = image_folders(root) if given is None else [Path(f) for f in given]
+        _check_classes(self.root, taxonomy)
         if not (self.root / masks).is_dir():
             raise FileNotFoundError(
-                f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label; for real "
-                "data check data.root and data.masks"
+                f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label (masks of "
+                "self-training: evaluate.py stage=self_train); for real data check data.root and data.masks"
             )
 
     def __len__(self) -> int:
@@ -176,8 +177,31 @@ class SegmentationFolder:
         return image, mask
 
     def fingerprint(self) -> dict:
-        """What a run records of its data: folder name, split, masks and number of images."""
-        return {"root": self.root.name, "split": self.split, "masks": self.masks, "images": len(self)}
+        """What a run records of its data: folder name, split, masks, number of images, and a hash of ids and masks."""
+        names = {"root": self.root.name, "split": self.split, "masks": self.masks, "images": len(self)}
+        return {**names, "content": self.content()}
+
+    def content(self) -> str:
+        """SHA-256 over the ids and the bytes of their masks: corrected masks are other data."""
+        done = self.root / self.masks / "masks.json"
+        known = read_json(done).get("sha256", {}) if done.is_file() else {}
+        files = {name: self.root / self.masks / f"{name}.png" for name in self.ids}
+        hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
+        return fingerprint([self.ids, hashes])
+
+
+def _check_classes(root: Path, taxonomy) -> None:
+    """ValueError if the data set says that it was made for other classes: its mask values would mean something else."""
+    made = [(root / "run.json", ("identity", "taxonomy", "names")), (root / RECORD, ("taxonomy", "names"))]
+    for path, keys in made:
+        names = read_json(path) if path.is_file() else {}
+        for key in keys:
+            names = names.get(key, {})
+        if names and list(names) != list(taxonomy.names):
+            raise ValueError(
+                f"data set {root} was made for the classes {list(names)}, these are {list(taxonomy.names)} (taxonomy "
+                f"{taxonomy.name!r}). Choose its own data group, or make it anew"
+            )
 
 
 def write_split(root: str | Path, split: str, ids: list[str]) -> None:

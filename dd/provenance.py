@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -28,16 +29,21 @@ def fingerprint(value) -> str:
     return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: temporary name in the same folder, sync, rename."""
+def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
+    """Write a whole file or nothing: temporary name in the same folder, sync, rename. ``data`` may come in pieces."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            for piece in [data] if isinstance(data, bytes | str) else data:
+                file.write(piece.encode() if isinstance(piece, str) else piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a full disk, a signal: nothing half-written stays
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: str | Path, value) -> None:
@@ -63,11 +69,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str:
-    """Commit of the working directory's checkout, with ``+`` when files differ from it; empty outside a checkout."""
+def git_commit(folder: str | Path = Path(__file__).parent) -> str:
+    """Commit of the checkout of ``folder`` (this package), with ``+`` when files differ from it; empty outside one."""
+    here = ["git", "-C", str(folder)]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+        head = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run([*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""

@@ -60,8 +60,12 @@ class Taxonomy:
         if len(set(lower)) != len(lower):
             twice = sorted({n for n in self.names if lower.count(n.lower()) > 1})
             raise ValueError(f"taxonomy {self.name!r}: class names must be unique, got {twice} more than once")
-        if BACKGROUND in self.names:
-            raise ValueError(f"taxonomy {self.name!r}: {BACKGROUND!r} is always class 0; leave it out of the names")
+        reserved = [n for n in self.names if n.lower() in (BACKGROUND, "_background_", "__ignore__")]
+        if reserved:
+            raise ValueError(
+                f"taxonomy {self.name!r}: {BACKGROUND!r} is always class 0 and ignored pixels are {IGNORE}; leave "
+                f"{reserved[0]!r} out of the names"
+            )
         if len(self.names) > 254:
             raise ValueError(f"taxonomy {self.name!r}: got {len(self.names)} classes, a mask holds at most 254")
         object.__setattr__(self, "all_names", (BACKGROUND, *self.names))
@@ -156,7 +160,7 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
     what was expected.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no taxonomy file {path}; docs/data.md shows one")
+        raise FileNotFoundError(f"no taxonomy file {path}; python -m dd prepare own writes it (docs/data.md shows one)")
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,13 +6,15 @@
 # Expected mIoU, synthetic only: R50 61.6, R101 64.8, Mask2Former R50 60.2. Nobody has reproduced 64.8 in public yet.
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides, as TRAIN="trainer.devices=2 batch_size=4".
 set -euo pipefail
+MODEL=$([ -e "${MODEL:-}" ] && realpath "$MODEL" || echo "${MODEL:-}")    # a path from where you stand
+DATA=$(realpath -m "${DATA:-$(dirname "$0")/../data}")
 cd "$(dirname "$0")/.."
 : "${MODEL:?give MODEL=<Stable Diffusion 2.1 base: a folder, or a hub id with REVISION=<commit>>}"
-DATA=${DATA:-data}; GENERATE=${GENERATE:-}; TRAIN=${TRAIN:-}
+GENERATE=${GENERATE:-}; TRAIN=${TRAIN:-}
 SHOTS=${SHOTS:-92,183,366,732}; TOTAL=24000    # 20,000 synthetic and 4,000 real iterations
 
 python -m dd prepare voc --root "$DATA"
 python -m dd prepare voc_aug --root "$DATA"
-python generate.py stage=caption data=voc caption.images="$DATA/VOCdevkit/VOC2012/JPEGImages" data_root="$DATA" $GENERATE
+python generate.py experiment=voc stage=caption caption.images="$DATA/VOCdevkit/VOC2012/JPEGImages" data_root="$DATA" $GENERATE
 python generate.py experiment=voc diffusion.model="$MODEL" diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
 data=voc; source runs/table.sh

@@ -112,7 +112,8 @@ def test_pictures_come_in_the_order_of_the_split(root):
     for i in range(len(SIZES)):
         for read, written in zip(data[i], picture(i), strict=True):
             assert read.dtype == np.uint8 and np.array_equal(read, written)
-    assert data.fingerprint() == {"root": "pets", "split": "train", "masks": "SegmentationClass", "images": 5}
+    named = {"root": "pets", "split": "train", "masks": "SegmentationClass", "images": 5}
+    assert data.fingerprint() == {**named, "content": data.content()}
 
 
 def test_another_mask_set_beside_the_default_one(root):
@@ -281,3 +282,19 @@ def test_masks_in_the_colours_of_the_taxonomy(tmp_path, mode):
         assert np.array_equal(read_coloured_mask(tmp_path / f"{name}.png", COLOURED), mask)
     with pytest.raises(ValueError, match=r"has 1 colours that no class of taxonomy 'pets' has, such as \[\[7, 8, 9\]\]"):
         read_coloured_mask(tmp_path / "colours.png", PETS)
+
+
+def test_a_data_set_of_other_classes_is_refused(root):
+    """The same number of classes in another order would train, with every label shifted."""
+    (root / "run.json").write_text(json.dumps({"identity": {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}}}))
+    assert len(SegmentationFolder(root, "train", PETS)) == len(SIZES)
+    with pytest.raises(ValueError, match=r"made for the classes \['cat', 'dog'\], these are \['dog', 'cat'\]"):
+        SegmentationFolder(root, "train", Taxonomy("pets", ["dog", "cat"]))
+
+
+def test_corrected_masks_are_other_data(root):
+    data = SegmentationFolder(root, "train", PETS)
+    before = data.fingerprint()
+    assert data.fingerprint() == before
+    (root / "SegmentationClass/pet_0.png").write_bytes(encode_mask(np.ones(SIZES[0], np.uint8)))
+    assert data.fingerprint() != before

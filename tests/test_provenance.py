@@ -97,7 +97,7 @@ def test_the_commit_carries_a_mark_when_files_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.delenv("GIT_DIR", raising=False)
-    assert provenance.git_commit() == ""
+    assert provenance.git_commit(tmp_path) == ""
 
     def git(*arguments):
         who = ["-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "commit.gpgsign=false"]
@@ -108,11 +108,11 @@ def test_the_commit_carries_a_mark_when_files_differ(tmp_path, monkeypatch):
     git("add", "file")
     git("commit", "--quiet", "-m", "one")
     head = git("rev-parse", "HEAD")
-    assert provenance.git_commit() == head
+    assert provenance.git_commit(tmp_path) == head
     (tmp_path / "untracked").write_text("x")
-    assert provenance.git_commit() == head
+    assert provenance.git_commit(tmp_path) == head
     (tmp_path / "file").write_text("two")
-    assert provenance.git_commit() == head + "+"
+    assert provenance.git_commit(tmp_path) == head + "+"
 
 
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):

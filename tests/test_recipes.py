@@ -2,9 +2,14 @@
 
 import json
 
+import hydra
 import numpy as np
 import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
 
+from dd import config
+from dd.datamodule import SegmentationData
 from dd.datasets import encode_image, encode_mask
 from dd.stages.prepare_coco import prepare_coco
 from dd.taxonomy import COCO_NAMES
@@ -134,3 +139,36 @@ def test_the_report_holds_published_and_measured_numbers(table):
     html = (root / f"outputs/{name}/report.html").read_text()
     assert {"voc": "64.8", "coco": "34.2"}[name] in html
     assert f"Reproduction: {name}" in html and "DeepLabV3 R18" in html and "synthetic, self-training" in html
+
+
+RECIPES = [f"{data}_{arm}" for data in ("voc", "coco") for arm in ARMS]
+
+
+class TwoPictures:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        mask = rng.integers(0, 21, (12, 16)).repeat(40, 0).repeat(40, 1).astype(np.uint8)
+        mask[:40] = 255
+        return rng.integers(0, 256, (480, 640, 3), dtype=np.uint8), mask
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_takes_a_step_at_full_size(recipe, tmp_path, make_trainer):
+    """512 px, batch 2, the model of the recipe with random weights, its transform, optimiser, schedule and clipping."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=[f"experiment={recipe}", "segmenter.pretrained=null"])
+    classes = config.taxonomy(cfg)
+    segmenter = config.instantiate(cfg.segmenter, num_classes=len(classes))
+    module = config.instantiate(cfg.optimizer, segmenter=segmenter, class_names=list(classes.all_names))
+    before = segmenter.decode_head.conv_seg.weight.detach().clone()
+    data = SegmentationData(TwoPictures(), None, config.instantiate(cfg.transform), None, 2, 0, 0)
+    trainer = make_trainer(tmp_path, 1, gradient_clip_val=cfg.trainer.gradient_clip_val)
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 1 and segmenter.num_classes == {"voc": 21, "coco": 81}[classes.name]
+    after = segmenter.decode_head.conv_seg.weight
+    assert torch.isfinite(after).all() and not torch.equal(before, after)

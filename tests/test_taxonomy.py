@@ -35,6 +35,8 @@ def test_a_taxonomy_is_a_value():
         (["cat", "  "], "empty"),
         (["cat", "dog", "cat"], r"unique, got \['cat'\]"),
         (["cat", "background"], "always class 0"),
+        (["Background", "cat"], "always class 0"),
+        (["_background_", "cat"], "always class 0"),
         ([f"class {i}" for i in range(255)], "255 classes, a mask holds at most 254"),
     ],
 )

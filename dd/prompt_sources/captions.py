@@ -28,7 +28,7 @@ def read_rows(path: str | Path) -> list[dict]:
     """Entries of a JSON list or of JSON lines, each with a ``caption``; FileNotFoundError, or ValueError with the entry."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"prompts.path: no file {path}")
+        raise FileNotFoundError(f"prompts.path: no file {path}. generate.py stage=caption makes captions of unlabelled images")
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
         rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]

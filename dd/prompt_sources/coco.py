@@ -16,7 +16,8 @@ def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no file {path}. COCO 2017 has captions_train2017.json and instances_train2017.json in one archive "
-            "(python -m dd prepare coco); prompts.captions and prompts.instances say where they lie"
+            "(python -m dd prepare coco); prompts.captions and prompts.instances say where they lie (prompts=paper_coco: "
+            "prompts.sources.captions.captions and prompts.sources.captions.instances)"
         ) from None
     for part, keys in needed.items():
         if not isinstance(content, dict) or not isinstance(content.get(part), list):

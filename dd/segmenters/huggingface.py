@@ -62,8 +62,8 @@ def load_encoder(kind, config, source: str, revision: str | None = None):
         where = "in this folder" if Path(source).is_dir() else "on the hub, and this machine may be offline"
         raise FileNotFoundError(
             f"pretrained={source!r}: config.json and model.safetensors were not found {where} ({first}). Pass a local folder "
-            "that holds both, pretrained=/path/to/folder; a model with pytorch_model.bin only is converted by transformers' "
-            "save_pretrained; pretrained=null starts from random weights"
+            "that holds both, segmenter.pretrained=/path/to/folder; a model with pytorch_model.bin only is converted by "
+            "transformers' save_pretrained; pretrained=null starts from random weights"
         ) from error
     if missing := sorted(k for k in loaded["missing_keys"] if not k.endswith("num_batches_tracked")):
         raise ValueError(f"pretrained={source!r} lacks {len(missing)} tensors of this model ({', '.join(missing[:3])}, ...)")

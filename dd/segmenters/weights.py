@@ -69,7 +69,7 @@ def local_file(source: str) -> Path:
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([0-9a-f]{8,})\.\w+$", target.name)
-        by_hand = f"bring the file there yourself and pass its path, pretrained=/path/to/{target.name}"
+        by_hand = f"bring the file there yourself and pass its path, segmenter.pretrained=/path/to/{target.name}"
         try:
             torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest[1], progress=False)
         except OSError as error:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from dd import coco
 from dd.conversion import MaskJob, finished, write_part
+from dd.datasets import RECORD
 from dd.downloads import GB, Archive, obtain
-from dd.provenance import sha256
+from dd.provenance import read_json, sha256
 from dd.taxonomy import taxonomy
 
 # The site publishes no checksums; these are in use in public repositories (PaddlePaddle's and MLPerf's among them).
@@ -33,6 +34,8 @@ def prepare_coco(
     if unknown or not splits:
         raise ValueError(f"splits {list(splits)}; allowed: {', '.join(EXPECTED)}")
     source, root, notes = Path(existing or Path(data_root) / "coco2017"), Path(data_root) / "coco", []
+    if existing is None and not source.is_dir() and (record := _ready(root, splits)):  # made from a copy elsewhere
+        return root, [f"{s}: {note}" for s in splits for note in record["parts"][s]["notes"]]
     for split in splits:
         folders = {}
         for key, name in (("annotations", "annotations"), (split, f"{split}2017")):
@@ -46,11 +49,19 @@ def prepare_coco(
         if not path.is_file():
             raise FileNotFoundError(f"no {path}: is {folders['annotations']} that of COCO 2017 (instances)?")
         identity = {"annotations_sha256": sha256(path), "rule": "large to small, crowds 255"}
-        done = finished(root, split, identity) or _write(root, split, identity, path, folders[split], workers)
+        done = finished(root, split, identity, (folders[split],)) or _write(
+            root, split, identity, path, folders[split], workers
+        )
         if done["images"] != EXPECTED[split]:
             done["notes"].append(f"{split} holds {done['images']} images, the published data {EXPECTED[split]}")
         notes += [f"{split}: {note}" for note in done["notes"]]
     return root, notes
+
+
+def _ready(root, splits) -> dict | None:
+    """The record of a prepared folder that holds all ``splits`` and whose images are where they were."""
+    record = read_json(root / RECORD) if (root / RECORD).is_file() else {"parts": {}, "images": []}
+    return record if set(splits) <= record["parts"].keys() and all((root / f).is_dir() for f in record["images"]) else None
 
 
 def _write(root, split, identity, path, folder, workers):

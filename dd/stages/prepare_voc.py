@@ -68,7 +68,7 @@ def prepare_voc_aug(
     jobs = [_job(i, folders, voc / "SegmentationClass" / f"{i}.png", read_mask) for i in sorted(theirs)]
     jobs += [_job(i, folders, source / "cls" / f"{i}.mat", read_sbd_mask) for i in extra]
     root, identity = Path(data_root) / "voc_aug", {"lists_sha256": {s: fingerprint(ids) for s, ids in splits.items()}}
-    done = finished(root, "train_aug", identity) or write_part(
+    done = finished(root, "train_aug", identity, tuple(folders)) or write_part(
         root, "train_aug", identity, jobs, splits, folders, taxonomy("voc"), workers
     )
     return root, [*notes, *done["notes"], *_counts({"train_aug": len(splits["train_aug"])})]

@@ -178,7 +178,7 @@ def test_brushed_masks_that_are_marked_as_crowds(site):
     root, notes = own(site, coco_file=path)
     assert notes[-1].endswith("--crowds objects paints them as objects")
     other, notes = own(site, coco_file=path, crowds=False, name="objects")
-    masks = [SegmentationFolder(r, "train", taxonomy("voc")) for r in (root, other)]
+    masks = [SegmentationFolder(r, "train", taxonomy(root / "taxonomy.yaml")) for r in (root, other)]
     assert notes == ["1 images have no object: background"]
     values = [{int(v) for i in range(len(m)) for v in np.unique(m[i][1])} for m in masks]
     assert 255 not in values[1] and (255 in values[0]) == ("photo 2" in masks[0].ids)
