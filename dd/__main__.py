@@ -1,13 +1,17 @@
-"""``python -m dd prepare shapes|voc|voc_aug|coco|own``: commands that need no configuration."""
+"""``python -m dd prepare|verify|merge``: commands that need no configuration."""
 
 import argparse
 import sys
 
 from dd.downloads import Archive
+from dd.executors import CANNOT_WRITE, EXIT
+from dd.locks import Busy
 from dd.stages import prepare_coco as coco
 from dd.stages import prepare_voc as voc
+from dd.stages.merge import merge
 from dd.stages.prepare import prepare_shapes
 from dd.stages.prepare_own import prepare_own
+from dd.stages.verify import print_problems, verify
 
 KINDS = {
     "shapes": "both domains of the embedded world",
@@ -35,15 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
     parsers["voc_aug"].add_argument("--sbd", help="an existing copy of SBD: the folder with cls, train.txt and val.txt")
     parsers["coco"].add_argument("--splits", nargs="+", default=["val", "train"], choices=["val", "train"])
     _own_options(parsers["own"])
+    _synthetic_options(commands)
     options = parser.parse_args(arguments)
     try:
+        if options.command != "prepare":
+            return _verify(options) if options.command == "verify" else _merge(options)
         for folder, notes in _prepare(options):
             for note in notes:
                 print(f"warning: {note}", file=sys.stderr)
             print(f"ready: {folder}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        if isinstance(error, Busy):
+            return EXIT["busy"]
+        return EXIT["cannot write"] if getattr(error, "errno", None) in CANNOT_WRITE else 2
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         return 130
@@ -63,6 +72,31 @@ def _prepare(options) -> list:
     if options.data == "voc_aug":
         return [voc.prepare_voc_aug(options.root, archives, options.existing, options.sbd, options.workers)]
     return [coco.prepare_coco(options.root, archives, options.existing, options.splits, options.workers)]
+
+
+def _synthetic_options(commands) -> None:
+    check = commands.add_parser("verify", help="read every file of a synthetic data set; exit code 1 if something is wrong")
+    check.add_argument("folder", help="such as data/synthetic/shapes")
+    check.add_argument("--repair", action="store_true", help="let generate.py make the damaged units again, and only these")
+    check.add_argument("--workers", type=int, help="threads (default: one for each core, at most 8)")
+    join = commands.add_parser("merge", help="join shards of one synthetic data set that were made in different places")
+    join.add_argument("sources", nargs="+", metavar="FOLDER")
+    join.add_argument("--into", required=True, metavar="FOLDER", help="a new folder, or one with the same settings")
+
+
+def _verify(options) -> int:
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: expected a number from 1 on")
+    problems = verify(options.folder, options.repair, options.workers)
+    print_problems(options.folder, problems, options.repair)
+    return 1 if problems else 0
+
+
+def _merge(options) -> int:
+    done = merge(options.sources, options.into)
+    print(f"{done['copied']} of {done['samples']} samples copied to {options.into}, {done['missing']} are not made yet")
+    print(f"what is missing, and the masks: the command of the shards, in that folder (python {done['command']})")
+    return 0
 
 
 def _web_options(parser, names) -> None:

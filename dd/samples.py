@@ -7,11 +7,12 @@ sample's record is appended after its image and heat are in place. Resume = the 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image to make. ``classes`` in prompt order, without repeats; ``class_ids`` their pixel values."""
 
@@ -41,8 +42,47 @@ def make_plan(prompts, taxonomy, run_seed: int, unit_size: int) -> list[Sample]:
     ]  # fmt: skip
 
 
+def plan_lines(plan: list[Sample]) -> Iterator[str]:
+    """The lines of ``plan.jsonl``, one at a time: a plan may have a million."""
+    for s in plan:
+        row = {
+            "id": s.id, "prompt": s.prompt, "class_prompt": s.class_prompt, "classes": s.classes, "class_ids": s.class_ids,
+            "seed": s.seed, "unit": s.unit,
+        }  # fmt: skip
+        yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
 def plan_text(plan: list[Sample]) -> str:
-    return "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in plan)
+    return "".join(plan_lines(plan))
+
+
+def plan_sha256(plan: list[Sample]) -> str:
+    """Hash of the frozen plan's file."""
+    digest = hashlib.sha256()
+    for line in plan_lines(plan):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def read_whole_plan(folder: str | Path) -> list[Sample]:
+    """The frozen plan of a data set; FileNotFoundError says how to make one, ValueError names a line that is damaged."""
+    path = Path(folder) / "plan.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py")
+    plan, same = [], {}  # texts and classes repeat: one object each
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:  # str.splitlines() knows more ends
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                for key in ("classes", "class_ids"):
+                    row[key] = tuple(row[key])
+                row |= {k: same.setdefault(row[k], row[k]) for k in ("prompt", "class_prompt", "classes", "class_ids")}
+                plan.append(Sample(**row))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                raise ValueError(
+                    f"{path}, line {number} is damaged; remove the file, and generate.py writes it again"
+                ) from None
+    return plan
 
 
 def read_plan(folder: str | Path) -> list[Sample]:
@@ -50,52 +90,82 @@ def read_plan(folder: str | Path) -> list[Sample]:
 
     FileNotFoundError says how to make one; ValueError if every sample failed.
     """
-    path = Path(folder) / "plan.jsonl"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]  # splitlines() knows more ends
-    left_out = failed(read_records(folder))
-    plan = [
-        Sample(**{**r, "classes": tuple(r["classes"]), "class_ids": tuple(r["class_ids"])})
-        for r in rows
-        if r["id"] not in left_out
-    ]
-    if rows and not plan:
-        raise ValueError(f"{folder}: each of its {len(rows)} images stayed bad, however often drawn; records/ says why")
-    return plan
+    return without_failed(read_whole_plan(folder), outcomes(folder), folder)
+
+
+def without_failed(plan: list[Sample], found: dict[str, str], folder) -> list[Sample]:
+    """The samples that have, or will have, an image, by :func:`outcomes`. ValueError if there are none."""
+    left = [s for s in plan if found.get(s.id) not in ("failed", "quarantined")]
+    if plan and not left:
+        raise ValueError(f"{folder}: each of its {len(plan)} images stayed bad, however often drawn; records/ says why")
+    return left
 
 
 def failed(records: dict[str, dict]) -> set[str]:
-    """Ids whose image stayed bad however often it was drawn: their record names no files."""
+    """Ids whose image stayed bad however often it was drawn, or whose unit was quarantined: their record names no files."""
     return {name for name, record in records.items() if record.get("failed")}
 
 
 def append_records(folder: str | Path, worker: str, records: list[dict]) -> None:
-    """Append lines to ``records/<worker>.jsonl`` in one write and sync it; a torn last line is closed first."""
+    """Append lines to ``records/<worker>.jsonl`` in one write and sync it; a torn last line is closed first. What could not
+    be written whole (a full disk) is taken back."""
     path = Path(folder) / "records" / f"{worker}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with open(path, "ab") as file:
-        file.write((b"\n" if torn else b"") + "".join(json.dumps(r) + "\n" for r in records).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    data = "".join(json.dumps(r) + "\n" for r in records).encode()
+    with open(path, "a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            data = data if file.read(1) == b"\n" else b"\n" + data
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def each_record(path: str | Path) -> Iterator[dict]:
+    """The records of one file, in order; a line torn by a crash is ignored."""
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+                if isinstance(record["id"], str):
+                    yield record
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+
+
+def _records(folder) -> Iterator[dict]:
+    for path in sorted((Path(folder) / "records").glob("*.jsonl")):
+        yield from each_record(path)
 
 
 def read_records(folder: str | Path) -> dict[str, dict]:
-    """The last record of every finished sample, by id; a line torn by a crash is ignored."""
+    """The last record of every finished sample, by id; that of a quarantined unit only if there is no other."""
     found = {}
-    for path in sorted((Path(folder) / "records").glob("*.jsonl")):
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-                found[record["id"]] = record
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
+    for record in _records(folder):
+        if "error" not in record or "error" in found.get(record["id"], record):
+            found[record["id"]] = record
     return found
 
 
-def open_units(plan: list[Sample], records: dict[str, dict]) -> list[list[Sample]]:
-    """The units that still have to be generated, each whole: composition never depends on what is done already."""
+def outcomes(folder: str | Path) -> dict[str, str]:
+    """What the records say of each sample, without keeping them: ``good``, ``drawn again`` (good in the end), ``failed``
+    (bad however often drawn) or ``quarantined`` (its unit failed with an error)."""
+    found = {}
+    for record in _records(folder):
+        if "error" in record:
+            found.setdefault(record["id"], "quarantined")
+        else:
+            found[record["id"]] = "failed" if record.get("failed") else "drawn again" if record.get("faults") else "good"
+    return found
+
+
+def open_units(plan: list[Sample], records) -> list[list[Sample]]:
+    """The units with samples that are not in ``records``, each whole: composition never depends on what is done already."""
     units: dict[int, list[Sample]] = {}
     for sample in plan:
         units.setdefault(sample.unit, []).append(sample)

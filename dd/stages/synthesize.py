@@ -2,40 +2,38 @@
 
 import json
 import time
-from dataclasses import replace
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.numpy import save as safetensors_bytes
-
-from dd.datasets import IMAGE_SUFFIXES, encode_image, write_split
+from dd.datasets import IMAGE_SUFFIXES, write_split
+from dd.executors import Local
+from dd.locks import Lock
+from dd.progress import Progress
 from dd.prompt_check import check_spans, print_summary, summarise, within_limit
 from dd.provenance import made_by, refuse_other, sha256, write_atomic, write_json
-from dd.samples import append_records, failed, make_plan, open_units, plan_text, read_plan, read_records, sample_seed
+from dd.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, without_failed
+from dd.units import drop_records, make_unit, open_tools, present, sweep, worker_died
 
 
 def synthesize(
-    folder,
-    generator,
-    prompts,
-    taxonomy,
-    num_images: int | None,
-    seed: int,
-    unit_size: int,
-    image_format: str = "jpg",
-    prompts_over_limit: str = "refuse",
-    redraw: int = 3,
-) -> dict:
-    """Make (or go on with) the synthetic data set in ``folder``; returns counts and seconds.
+    folder, generator, prompts, taxonomy, num_images: int | None, seed: int, unit_size: int, image_format: str = "jpg",
+    prompts_over_limit: str = "refuse", redraw: int = 3, clip=None, executor=None, build=None,
+) -> dict:  # fmt: skip
+    """Make (or go on with) the synthetic data set in ``folder``; returns counts, seconds and whether it is ``complete``.
 
     ``generator`` makes images and heat of a unit (:class:`dd.diffusion.StableDiffusion`), ``prompts(taxonomy, number,
     seed)`` gives the prompts (``num_images`` None: all that the source has); ``prompts_over_limit``: what happens to those
     longer than the text encoder reads (:func:`dd.prompt_check.within_limit`); ``redraw``: how often a bad image (blacked out,
-    not finite, constant) is drawn again before its sample is left out of the split and of every mask set. The plan is written
-    first and never changes; each sample's record is appended after its files are in place. FileExistsError if the folder was
-    made with other settings: nothing is touched then. ValueError if no image is good.
+    not finite, constant) is drawn again before its sample is left out of the split and of every mask set; ``clip``
+    (:class:`dd.quality.ClipScore`): scores images for the quality signals of their records. ``executor``
+    (:mod:`dd.executors`): who makes the units, None = this process; ``build(device)`` gives (generator, clip) to a worker.
+
+    The plan is written first and never changes; each sample's record is appended after its files are in place. FileExistsError
+    if the folder was made with other settings: nothing is touched then; Busy if another run writes it; UnitsFailed if too many
+    units failed; ValueError if no image is good.
     """
-    folder, suffix = Path(folder), "." + image_format.lstrip(".")
+    folder, suffix, executor = Path(folder), "." + image_format.lstrip("."), executor or Local()
     if (num_images is not None and num_images < 1) or unit_size < 1:
         raise ValueError(f"num_images and unit_size must be at least 1, got {num_images} and {unit_size}")
     if redraw < 0:
@@ -44,77 +42,63 @@ def synthesize(
         raise ValueError(f"image_format={image_format!r}; allowed: {', '.join(IMAGE_SUFFIXES)}")
     wanted = within_limit(prompts(taxonomy, num_images, seed), generator, prompts_over_limit)
     plan = make_plan(wanted, taxonomy, seed, unit_size)
-    check_spans(plan, generator)  # a missing class word is found here, not in the middle of the run
     identity = {
         "generator": generator.identity(),
-        "plan_sha256": sha256(plan_text(plan).encode()),
+        "plan_sha256": plan_sha256(plan),
         "num_images": len(plan), "seed": seed, "unit_size": unit_size, "image_format": suffix,
         "taxonomy": {"name": taxonomy.name, "names": list(taxonomy.names)},
     }  # fmt: skip
     identity |= {} if redraw == 3 else {"redraw": redraw}  # sets made before it was a setting can be gone on with
     refuse_other(folder / "run.json", identity, "data set")
-    print_summary(summarise(wanted, taxonomy, generator))
-    write_atomic(folder / "plan.jsonl", plan_text(plan))
-    if wanted.dropped:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in wanted.dropped)
-        write_atomic(folder / "dropped_captions.jsonl", "".join(lines))
     if not (folder / "run.json").exists():
-        write_json(folder / "run.json", {"identity": identity, "terms": generator.terms, **made_by()})
-
-    done = {
-        i for i, r in read_records(folder).items() if r.get("failed") or all(p.is_file() for p in _files(folder, i, suffix))
-    }
-    todo, started = open_units(plan, done), time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("generate", total=len(plan), completed=len(plan) - sum(map(len, todo)))
-        for unit in todo:
-            _make_unit(folder, generator, unit, suffix, seed, redraw)
-            bar.advance(task, len(unit))
-    good, records = read_plan(folder), read_records(folder)
-    write_split(folder, "train", [s.id for s in good])
+        check_spans(plan, generator)  # a missing class word is found here, not in the middle of the run
+        print_summary(summarise(wanted, taxonomy, generator))
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder, executor.shard) as lock:
+        refuse_other(folder / "run.json", identity, "data set")  # another run may have been quicker
+        _freeze(folder, plan, wanted.dropped, identity, generator.terms)
+        mine = executor.share(open_units(plan, ()))
+        todo = _unfinished(folder, mine, suffix, executor)
+        work, died = partial(make_unit, folder, suffix, seed, redraw), partial(worker_died, folder, suffix)
+        build, started = build and partial(open_tools, build, json.loads(json.dumps(identity["generator"]))), time.monotonic()
+        planned, device = sum(map(len, mine)), getattr(generator, "device", "cpu")
+        with Progress("generate", planned, planned - sum(map(len, todo))) as progress:
+            lost = executor.run(todo, len(mine), work, (generator, clip), build, died, progress, device, lock)
+        for number, error in lost.items():
+            rows = [{"id": s.id, "unit": s.unit, "failed": True, "seconds": 0.0, "error": error[:1000]} for s in todo[number]]
+            append_records(folder, executor.name(0), rows)
+        found = outcomes(folder)
+        complete, good = all(s.id in found for s in plan), without_failed(plan, found, folder)
+        if complete:
+            write_split(folder, "train", [s.id for s in good])
+        if lock.alone():
+            sweep(folder)
+    counts = Counter(found[s.id] for s in plan if s.id in found)
     return {
-        "images": len(good), "made_now": sum(map(len, todo)), "seconds": time.perf_counter() - started,
-        "drawn_again": sum(bool(records[s.id].get("faults")) for s in good), "failed": len(failed(records)),
+        "images": counts["good"] + counts["drawn again"], "made_now": sum(map(len, todo)), "planned": len(plan),
+        "seconds": time.monotonic() - started, "drawn_again": counts["drawn again"], "failed": counts["failed"],
+        "quarantined": counts["quarantined"], "complete": complete,
     }  # fmt: skip
 
 
-def _files(folder, name, suffix):
-    return folder / "JPEGImages" / f"{name}{suffix}", folder / "heat" / f"{name}.safetensors"
+def _freeze(folder, plan, dropped, identity, terms) -> None:
+    """Write what says what is made: plan.jsonl, dropped captions, and last run.json, unless they are there."""
+    path = folder / "plan.jsonl"
+    if not path.is_file() or sha256(path) != identity["plan_sha256"]:
+        write_atomic(path, plan_lines(plan))
+    if dropped:
+        write_atomic(folder / "dropped_captions.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in dropped))
+    if not (folder / "run.json").exists():
+        write_json(folder / "run.json", {"identity": identity, "terms": terms, **made_by()})
 
 
-def _draw(generator, unit, seed, redraw):
-    """(sample, image, heat, faults of its bad attempts) of a unit; the image is None if every attempt was bad. Another attempt
-    is drawn alone, with the attempt's own seed: it depends on nothing but the sample."""
-    images, heat, faults = generator.generate(unit)
-    for sample, image, maps, fault in zip(unit, images, heat, faults, strict=True):
-        seen = []
-        while fault is not None:
-            seen.append(fault)
-            if len(seen) > redraw:
-                image = None
-                break
-            again = replace(sample, seed=sample_seed(seed, sample.id, attempt=len(seen)))
-            (image,), (maps,), (fault,) = generator.generate([again])
-        yield sample, image, maps, seen
-
-
-def _make_unit(folder, generator, unit, suffix, seed, redraw):
-    started = time.perf_counter()
-    drawn, records = list(_draw(generator, unit, seed, redraw)), []
-    each = round((time.perf_counter() - started) / len(unit), 4)
-    for sample, image, maps, faults in drawn:
-        record = {"id": sample.id, "unit": sample.unit, "attempt": min(len(faults), redraw)}
-        record |= {"faults": faults} if faults else {}
-        if image is None:
-            records.append({**record, "failed": True, "seconds": each})
-            continue
-        description = {"classes": sample.classes, "powers": maps["class_prompt"].shape[1]}
-        metadata = {"description": json.dumps(description)}  # one key: safetensors writes several in a random order
-        contents = encode_image(image, suffix), safetensors_bytes(maps, metadata)
-        files = dict(zip(_files(folder, sample.id, suffix), contents, strict=True))
-        for path, data in files.items():
-            write_atomic(path, data)
-        image_hash, heat_hash = (sha256(data) for data in files.values())
-        records.append({**record, "image_sha256": image_hash, "heat_sha256": heat_hash, "seconds": each})
-    append_records(folder, "0", records)
+def _unfinished(folder, units, suffix, executor) -> list:
+    """The units that are not finished; what killed processes have left of them is swept."""
+    found, there = outcomes(folder), present(folder, suffix)
+    done = {name for name, how in found.items() if how == "failed" or (how != "quarantined" and name in there)}
+    todo = [unit for unit in units if any(s.id not in done for s in unit)]
+    names, alone = {s.id for unit in todo for s in unit}, executor.shard is None
+    sweep(folder, None if alone else names)
+    if any(name in found for name in names):
+        drop_records(folder, names, "*.jsonl" if alone else f"{executor.name(0)}*.jsonl")
+    return todo

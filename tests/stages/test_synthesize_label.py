@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from dd import units
 from dd.datasets import SegmentationFolder, read_image, read_mask, read_split
 from dd.masks import MaskSettings, to_mask
 from dd.prompt_sources.templates import TemplatePrompts
@@ -15,7 +16,6 @@ from dd.prompts import Prompts, make_prompt
 from dd.provenance import read_json
 from dd.samples import read_plan, read_records, sample_seed
 from dd.stages import label as label_stage
-from dd.stages import synthesize as synthesize_stage
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
 from dd.taxonomy import taxonomy
@@ -145,14 +145,14 @@ def test_a_resumed_synthesis_is_byte_identical(tmp_path, folder, crash_at):
 
 
 def test_a_crash_before_the_record_makes_the_unit_again(tmp_path, folder, monkeypatch):
-    other, append = tmp_path / "other", synthesize_stage.append_records
+    other, append = tmp_path / "other", units.append_records
 
     def crash(where, worker, records):
         if records[0]["unit"] == 1:
             raise KeyboardInterrupt
         append(where, worker, records)
 
-    monkeypatch.setattr(synthesize_stage, "append_records", crash)
+    monkeypatch.setattr(units, "append_records", crash)
     with pytest.raises(KeyboardInterrupt):
         make(other)
     monkeypatch.undo()

@@ -1,0 +1,305 @@
+"""Who makes the units of a plan: this process, worker processes of this machine, or one of several shards.
+
+An executor knows nothing of images. ``work(tools, unit, worker)`` makes one unit and records it; ``build(device)`` gives a
+worker process its ``tools`` (both picklable). The same plan and the same records serve every executor.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+EXIT = {"units failed": 3, "cannot write": 4, "busy": 5, "terminated": 143}  # beside 0, 2 (wrong input) and 130 (Ctrl-C)
+SHOWN = 3
+
+
+class UnitsFailed(RuntimeError):
+    """More units failed than the run may lose."""
+
+
+class Local:
+    """Worker processes on this machine: one for each device of ``devices`` (None: every GPU, or the CPU), or ``workers``
+    spread over them; a single one is this process itself unless ``spawn``.
+
+    A worker that dies is started again; a unit is tried ``attempts`` times in all, then quarantined. UnitsFailed as soon as
+    more than ``max_failed`` (a share) of the units are. ``threads``: CPU threads of each worker, None for the process's own.
+    """
+
+    def __init__(
+        self, workers: int | None = None, devices: list[str] | None = None, attempts: int = 3, max_failed: float = 0.01,
+        threads: int | None = None, spawn: bool = False,
+    ):  # fmt: skip
+        for name, value in (("workers", workers), ("threads", threads), ("attempts", attempts)):
+            if (value is not None or name == "attempts") and (type(value) is not int or value < 1):
+                raise ValueError(f"executor.{name}={value!r}: expected a whole number from 1 on")
+        if type(max_failed) not in (int, float) or not 0 <= max_failed <= 1:
+            raise ValueError(f"executor.max_failed={max_failed!r}: expected a share of the units from 0 to 1")
+        if devices is not None and (not devices or isinstance(devices, str)):
+            raise ValueError(f"executor.devices={devices!r}: expected a list such as [cuda:0, cuda:1], or null")
+        self.workers, self.devices, self.attempts, self.max_failed = workers, devices, attempts, max_failed
+        self.threads, self.spawn, self.shard = threads, spawn, None
+
+    def places(self, device: str) -> list[str]:
+        """The device of each worker; ``device`` is what the run was given (``cuda`` = every GPU)."""
+        devices = self.devices or [device]
+        if devices == ["cuda"]:
+            import torch  # here, since workers of other generators do without it
+
+            devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.device_count() > 1 else ["cuda"]
+        return [devices[i % len(devices)] for i in range(self.workers or len(devices))]
+
+    def share(self, units: list) -> list:
+        """The units that this driver makes."""
+        return units
+
+    def name(self, worker: int) -> str:
+        """Of a worker, and of its file of records."""
+        return str(worker)
+
+    def run(self, units, total: int, work, tools, build, died, progress, device: str = "cpu", lock=None) -> dict:
+        """Make ``units`` of ``total``; returns {position in ``units``: error} of those that are quarantined.
+
+        ``tools``: this process's own, ``build(device)`` those of a worker process; ``died(unit, worker, pid)`` tidies up after
+        a worker that died and says whether the unit is done all the same. OSError for a disk that takes no more.
+        """
+        places, state = self.places(device), _State(units, self, total, progress)
+        with stopped_by_signal():
+            if len(places) == 1 and not self.spawn:
+                self._run_here(state, work, tools)
+            elif units:
+                if build is None:
+                    raise ValueError("several workers need a way to build the generator in each of them: give build")
+                _Pool(state, places[: len(units)], self, work, build, died, lock).run()
+        return state.failed
+
+    def _run_here(self, state, work, tools):
+        while state.queue:
+            number = state.queue.popleft()
+            try:
+                work(tools, state.units[number], self.name(0))
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+                    raise
+                state.lost(number, f"{type(error).__name__}: {error}", error)
+            else:
+                state.made(number)
+
+
+class Shard(Local):
+    """Every ``count``-th unit, from ``index`` on: one of several drivers that share the plan, on one machine or many.
+
+    Without ``index`` and ``count`` they are those of a SLURM array task or of a process started by torchrun; with ``count``
+    alone the SLURM task's own number is the index (some tasks of an array again).
+    """
+
+    def __init__(self, index: int | None = None, count: int | None = None, **settings):
+        super().__init__(**settings)
+        found, self.local_rank = _place(count), None
+        index, count = found[0] if index is None else index, found[1] if count is None else count
+        if type(index) is not int or type(count) is not int or not 0 <= index < count:
+            raise ValueError(
+                f"executor.index={index}, executor.count={count}: expected 0 <= index < count. Give both, or start it as a "
+                "SLURM array task (SLURM_ARRAY_TASK_ID) or with torchrun (RANK, WORLD_SIZE)"
+            )
+        self.shard = index, count
+        if "SLURM_ARRAY_TASK_ID" not in os.environ:
+            self.local_rank = os.environ.get("LOCAL_RANK")
+
+    def places(self, device: str) -> list[str]:
+        if device == "cuda" and self.local_rank is not None and self.devices is None:  # torchrun: a process for each GPU
+            device = f"cuda:{self.local_rank}"
+        return super().places(device)
+
+    def share(self, units: list) -> list:
+        return units[self.shard[0] :: self.shard[1]]
+
+    def name(self, worker: int) -> str:
+        return "{}of{}".format(*self.shard) + (f"-{worker}" if worker else "")
+
+
+def _place(count) -> tuple:
+    """(index, count) that the environment names, or Nones."""
+    get = lambda key, default=None: int(os.environ[key]) if os.environ.get(key, "").isdecimal() else default  # noqa: E731
+    task = get("SLURM_ARRAY_TASK_ID")
+    if task is None:
+        return get("RANK"), get("WORLD_SIZE")
+    if count is not None:
+        return task, count
+    return (task - get("SLURM_ARRAY_TASK_MIN", 0)) // get("SLURM_ARRAY_TASK_STEP", 1), get("SLURM_ARRAY_TASK_COUNT")
+
+
+class _State:
+    """What is still to do and what has gone wrong."""
+
+    def __init__(self, units, settings, total, progress):
+        self.units, self.settings, self.total, self.progress = units, settings, total, progress
+        self.queue, self.tries, self.failed = deque(range(len(units))), {}, {}
+
+    def made(self, number):
+        self.progress.advance(len(self.units[number]))
+
+    def lost(self, number, error, cause=None):
+        """A unit failed once more: again later, or quarantined."""
+        self.tries[number] = self.tries.get(number, 0) + 1
+        again = self.tries[number] < self.settings.attempts
+        self.progress.fail(f"unit {self.units[number][0].unit}, attempt {self.tries[number]}: {error}")
+        if again:
+            return self.queue.append(number)
+        self.failed[number] = error
+        if len(self.failed) > self.settings.max_failed * self.total:
+            shown = [f"unit {self.units[n][0].unit}: {text[:500]}" for n, text in list(self.failed.items())[:SHOWN]]
+            raise UnitsFailed(
+                f"{len(self.failed)} of {self.total} units failed {self.settings.attempts} times, more than "
+                f"executor.max_failed={self.settings.max_failed} allows:\n  "
+                + "\n  ".join(shown)
+                + "\nEverything else is kept; the same command tries them again"
+            ) from cause
+
+
+class _Pool:
+    """Worker processes, each with a pipe; a pipe that breaks is a worker that died."""
+
+    def __init__(self, state, places, executor, work, build, died, lock):
+        self.state, self.places, self.died, self.executor = state, places, died, executor
+        self.task, self.workers, self.starts, self.context = (work, build, lock), {}, {}, get_context("spawn")
+
+    def run(self):
+        try:
+            for slot in range(len(self.places)):
+                self._start(slot)
+            while self.workers:
+                for channel in wait(list(self.workers)):
+                    if channel in self.workers:
+                        self._hear(channel)
+        finally:
+            self._stop()
+
+    def _start(self, slot):
+        ours, theirs = self.context.Pipe()
+        name = self.executor.name(slot)
+        process = self.context.Process(target=_worker, args=(*self.task, self.places[slot], name, theirs), daemon=True)
+        process.start()
+        theirs.close()  # so that the pipe breaks when the worker dies
+        self.workers[ours] = [process, slot, None]
+
+    def _hear(self, channel):
+        process, slot, number = self.workers[channel]
+        try:
+            kind, content = channel.recv()
+        except (EOFError, OSError):
+            return self._bury(channel)
+        if kind == "cannot write":
+            raise OSError(*content)
+        if kind == "cannot start":
+            raise ValueError(f"a worker on {self.places[slot]} could not start: {content}")
+        self.workers[channel][2] = None
+        if kind == "ready":
+            self.starts[slot] = 0
+        elif kind == "done":
+            self.state.made(number)
+        else:
+            self.state.lost(number, content)
+        self._next(channel)
+
+    def _next(self, channel):
+        if self.state.queue:
+            number = self.workers[channel][2] = self.state.queue.popleft()
+            with suppress(OSError):  # it is dead, which the pipe will say too
+                channel.send(self.state.units[number])
+        elif not any(number is not None for _, _, number in self.workers.values()):
+            for idle in list(self.workers):
+                process = self.workers.pop(idle)[0]
+                idle.close()
+                process.join(10)
+
+    def _bury(self, channel):
+        process, slot, number = self.workers.pop(channel)
+        channel.close()
+        process.join()
+        self.starts[slot] = self.starts.get(slot, 0) + 1
+        how = f"worker {self.executor.name(slot)} died (exit code {process.exitcode}: {_how(process.exitcode)})"
+        if number is None:
+            self.state.progress.fail(how)
+            if self.starts[slot] >= self.executor.attempts:
+                raise UnitsFailed(f"{how} {self.starts[slot]} times before its first unit")
+        elif self.died(self.state.units[number], self.executor.name(slot), process.pid):
+            self.state.made(number)
+        else:
+            self.state.lost(number, how)
+        if self.state.queue:
+            self._start(slot)
+        elif self.workers and all(number is None for _, _, number in self.workers.values()):
+            self._next(next(iter(self.workers)))  # nothing is under way: let the idle ones go
+
+    def _stop(self):
+        for process, *_ in self.workers.values():
+            process.terminate()
+        for channel, (process, *_) in self.workers.items():
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            channel.close()
+
+
+def _how(code) -> str:
+    try:
+        return signal.Signals(-code).name if code < 0 else "out of memory, or a crash in a library?"
+    except ValueError:
+        return "a signal"
+
+
+def _worker(work, build, lock, place, name, channel):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT["terminated"]))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        tools = build(place)
+    except Exception as error:
+        return channel.send(("cannot start", f"{type(error).__name__}: {error}"))
+    channel.send(("ready", None))
+    while True:
+        try:
+            unit = channel.recv()
+        except EOFError:
+            return
+        try:
+            work(tools, unit, name)
+            channel.send(("done", None))
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+                channel.send(("cannot write", (error.errno, error.strerror, error.filename)))
+                return
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            channel.send(("failed", f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"))
+
+
+def _end_with_parent():
+    """A driver that was killed cannot stop its workers: they stop themselves, so that the next driver is alone."""
+    wait([parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def stopped_by_signal():
+    """SIGTERM (a batch system's end of time) drops the unit under way like Ctrl-C does, with exit code 143."""
+
+    def stop(*_):
+        print("terminated: what is finished is kept. The same command goes on from here.", file=sys.stderr, flush=True)
+        sys.exit(EXIT["terminated"])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,78 @@
+"""How far a long run is: one bar on a terminal, plain lines in a log file."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+
+class _State(ProgressColumn):
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+
+    def render(self, task):
+        return Text(self.text())
+
+
+class Progress:
+    """``with Progress("generate", total, done) as progress: progress.advance(n)``: images done, images/s, time left, failures.
+
+    On a terminal a bar; elsewhere (a log file, a batch system) a line now and then, at most one in ``every`` seconds, and one
+    at the end. Rates are those of this run: what was ``done`` before does not count. A clock that is set back changes nothing.
+    """
+
+    def __init__(self, description: str, total: int, done: int = 0, every: float = 30.0, stream=None):
+        self.description, self.total, self.done, self.before, self.every = description, total, done, done, every
+        self.failures, self.stream = 0, stream or sys.stdout
+        self.start = self.last = time.monotonic()
+        console = Console(file=self.stream)
+        self.bar = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _State(self.state))
+            self.bar = Bar(*columns, console=console)
+            self.task = self.bar.add_task(description, total=total, completed=done)
+
+    def __enter__(self):
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_):
+        if self.bar:
+            self.bar.stop()
+        elif self.done > self.before or self.failures:
+            self.line()
+
+    def advance(self, number: int) -> None:
+        self.done += number
+        if self.bar:
+            self.bar.update(self.task, completed=self.done)
+        elif self.done < self.total and time.monotonic() - self.last >= self.every:
+            self.line()
+
+    def fail(self, what: str) -> None:
+        """Count a failed attempt, and say what happened."""
+        self.failures += 1
+        (self.bar.console.print if self.bar else self._print)(f"{self.description}: {what}")
+
+    def state(self) -> str:
+        seconds, made = time.monotonic() - self.start, self.done - self.before
+        rate = made / seconds if seconds > 0 else 0.0
+        left = "?" if not made else _clock((self.total - self.done) / rate)
+        return f"{rate:.2f} images/s, {left} left, {self.failures} failed attempts"
+
+    def line(self) -> None:
+        self.last = time.monotonic()
+        self._print(f"{self.description}: {self.done} of {self.total} images, {self.state()}")
+
+    def _print(self, text):
+        print(text, file=self.stream, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,160 @@
+"""One unit of a synthetic data set on disk: made, found finished, taken back. What every executor's worker does."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.numpy import save as safetensors_bytes
+
+from dd.datasets import IMAGE_SUFFIXES, encode_image, read_image
+from dd.provenance import differences, read_json, sha256, write_atomic
+from dd.quality import sample_signals
+from dd.samples import Sample, append_records, each_record, sample_seed
+
+FOLDERS = ("JPEGImages", "heat")
+
+
+IDENTITY = {"generator": dict, "plan_sha256": str, "image_format": str, "taxonomy": dict}  # what its readers rely on
+
+
+def read_run(folder: str | Path) -> dict:
+    """run.json of a synthetic data set; FileNotFoundError or ValueError say what is wrong with it."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a synthetic data set: no run.json. Make one with generate.py")
+    run = read_json(path)
+    identity = run.get("identity") if isinstance(run, dict) else None
+    whole = isinstance(identity, dict) and all(isinstance(identity.get(k), kind) for k, kind in IDENTITY.items())
+    if not whole or identity["image_format"] not in IMAGE_SUFFIXES or not isinstance(identity["taxonomy"].get("names"), list):
+        raise ValueError(f"{path} is damaged: it does not say what the data set is. Restore it from a copy")
+    return run
+
+
+def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
+    """Where image and heat of a sample lie."""
+    return Path(folder) / "JPEGImages" / f"{name}{suffix}", Path(folder) / "heat" / f"{name}.safetensors"
+
+
+def make_unit(folder: Path, suffix: str, seed: int, redraw: int, tools: tuple, unit: list[Sample], worker: str) -> None:
+    """Generate a unit and write image, heat and, last, the records of its samples. ``tools``: (generator, CLIP model or None);
+    the other arguments are those of :func:`dd.stages.synthesize.synthesize`."""
+    started, (generator, clip) = time.perf_counter(), tools
+    drawn, records = list(_draw(generator, unit, seed, redraw)), []
+    each = round((time.perf_counter() - started) / len(unit), 4)
+    for sample, image, maps, faults in drawn:
+        record = {"id": sample.id, "unit": sample.unit, "attempt": min(len(faults), redraw)}
+        record |= {"faults": faults} if faults else {}
+        if image is None:
+            records.append({**record, "failed": True, "seconds": each})
+            continue
+        description = {"classes": sample.classes, "powers": maps["class_prompt"].shape[1]}
+        metadata = {"description": json.dumps(description)}  # one key: safetensors writes several in a random order
+        contents = encode_image(image, suffix), safetensors_bytes(maps, metadata)
+        files = dict(zip(unit_files(folder, sample.id, suffix), contents, strict=True))
+        for path, data in files.items():
+            write_atomic(path, data)
+        image_hash, heat_hash = (sha256(data) for data in files.values())
+        record |= {"image_sha256": image_hash, "heat_sha256": heat_hash, "seconds": each}
+        stored = clip and read_image(unit_files(folder, sample.id, suffix)[0])  # as it will be seen by who comes later
+        records.append({**record, "signals": sample_signals(sample, maps, clip, stored)})
+    for name in FOLDERS:
+        _sync(folder / name)  # the names too are on the disk before a record speaks of them
+    append_records(folder, worker, records)
+
+
+def _draw(generator, unit, seed, redraw):
+    """(sample, image, heat, faults of its bad attempts) of a unit; the image is None if every attempt was bad. Another attempt
+    is drawn alone, with the attempt's own seed: it depends on nothing but the sample."""
+    images, heat, faults = generator.generate(unit)
+    for sample, image, maps, fault in zip(unit, images, heat, faults, strict=True):
+        seen = []
+        while fault is not None:
+            seen.append(fault)
+            if len(seen) > redraw:
+                image = None
+                break
+            again = replace(sample, seed=sample_seed(seed, sample.id, attempt=len(seen)))
+            (image,), (maps,), (fault,) = generator.generate([again])
+        yield sample, image, maps, seen
+
+
+def _sync(folder):
+    if folder.is_dir():
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_tools(build, identity: dict, device: str) -> tuple:
+    """``build(device=device)`` for a worker process; ValueError unless its generator is the one the run was begun with."""
+    generator, clip = build(device=device)
+    lines = differences(identity, json.loads(json.dumps(generator.identity())))
+    if lines:
+        raise ValueError("the worker's generator is another one than the driver's:\n  " + "\n  ".join(lines))
+    return generator, clip
+
+
+def worker_died(folder: Path, suffix: str, unit: list[Sample], worker: str, pid: int) -> bool:
+    """Whether the unit was recorded before its worker died; if not, what is left of it is taken away."""
+    names, path = {s.id for s in unit}, folder / "records" / f"{worker}.jsonl"
+    if path.is_file() and names <= {r["id"] for r in each_record(path) if "error" not in r}:
+        return True
+    drop_records(folder, names, f"{worker}.jsonl")
+    for name in names:
+        for file in unit_files(folder, name, suffix):
+            file.with_name(f".{file.name}.{pid}.tmp").unlink(missing_ok=True)
+    return False
+
+
+def drop_records(folder: str | Path, names: set[str], pattern: str = "*.jsonl") -> None:
+    """Take the records of these samples, and torn lines, out of the files that hold some. Nobody may be writing them."""
+    for path in sorted((Path(folder) / "records").glob(pattern)):
+        with open(path, "rb") as file:
+            lines = sum(1 for _ in file)
+        kept = sum(record["id"] not in names for record in each_record(path))
+        if kept < lines:
+            write_atomic(path, (json.dumps(r) + "\n" for r in each_record(path) if r["id"] not in names))
+        if not kept:
+            path.unlink()
+
+
+def present(folder: str | Path, suffix: str) -> set[str]:
+    """Ids whose image and heat are both there."""
+    images, heat = (
+        {e.name.removesuffix(end) for e in _entries(Path(folder) / name) if e.name.endswith(end)}
+        for name, end in zip(FOLDERS, (suffix, ".safetensors"), strict=True)
+    )
+    return images & heat
+
+
+def temporary_files(folder: str | Path) -> list[Path]:
+    """What writers that were killed have left: ``.<name>.<process>.tmp`` wherever the data set has files."""
+    folder = Path(folder)
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if _is_temporary(name)]
+
+
+def sweep(folder: str | Path, names: set[str] | None = None) -> None:
+    """Remove temporary files: all, or those of the images and heat of ``names`` while others are at work."""
+    if names is None:
+        for path in temporary_files(folder):
+            path.unlink(missing_ok=True)
+        return
+    for place in FOLDERS:
+        for entry in _entries(Path(folder) / place):
+            if _is_temporary(entry.name) and entry.name[1:].partition(".")[0] in names:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp") and name.split(".")[-2].isdecimal()
+
+
+def _entries(folder: Path):
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as found:
+        yield from found

@@ -1,0 +1,184 @@
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dd.__main__ import main
+from dd.locks import Lock
+from dd.masks import MaskSettings
+from dd.provenance import read_json
+from dd.stages.label import label
+from dd.stages.merge import merge
+from dd.stages.synthesize import synthesize
+from dd.stages.verify import verify
+from dd.taxonomy import Taxonomy
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
+import fake
+
+from dd.executors import Shard
+from runs import contents
+
+PETS = Taxonomy("pets", ["cat", "dog", "cow"])
+
+
+def make(folder, executor=None, **settings):
+    generator = fake.FakeGenerator(**settings)
+    return synthesize(folder, generator, fake.prompts, PETS, 9, 1, 2, "png", executor=executor, build=partial(fake.build))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make(tmp_path / "set")
+    label(tmp_path / "set", MaskSettings(1, 0.5, 0.1))
+    return tmp_path / "set"
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_whole_set_has_no_problems(folder, capsys):
+    before = contents(folder)
+    assert verify(folder) == verify(folder, repair=True) == []
+    assert main(["verify", str(folder)]) == 0 and "whole" in capsys.readouterr().out
+    assert contents(folder) == before
+
+
+DAMAGE = {
+    "image": lambda f: flip(f / "JPEGImages/000003.png"),
+    "heat": lambda f: flip(f / "heat/000008.safetensors"),
+    "image ": lambda f: (f / "JPEGImages/000000.png").unlink(),
+    "image  ": lambda f: (f / "JPEGImages/000000.png").write_bytes(b""),
+    "heat ": lambda f: (f / "heat/000001.safetensors").unlink(),
+    "mask": lambda f: flip(f / "SegmentationClass/000002.png"),
+    "mask ": lambda f: (f / "SegmentationClass/000002.png").unlink(),
+    "mask set": lambda f: (f / "SegmentationClass/masks.json").write_text("{"),
+    "split": lambda f: (f / "ImageSets/Segmentation/train.txt").write_text("000001\n"),
+    "split ": lambda f: (f / "ImageSets/Segmentation/train.txt").write_text("../x\n"),
+    "record": lambda f: (f / "records/0.jsonl").write_bytes((f / "records/0.jsonl").read_bytes()[:-40]),
+    "plan": lambda f: flip(f / "plan.jsonl"),
+    "plan ": lambda f: (f / "plan.jsonl").unlink(),
+    "temporary file": lambda f: (f / "heat/.000001.safetensors.77.tmp").write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found_named_and_healed(folder, kind, capsys):
+    before = contents(folder)
+    DAMAGE[kind](folder)
+    damaged = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    found = verify(folder)
+    assert {p["kind"] for p in found} == {kind.strip()} and all(p["heals"] for p in found)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == damaged  # looking changes nothing
+    assert main(["verify", str(folder), "--repair"]) == 1
+    assert "ready to be healed by: python " in capsys.readouterr().out
+    make(folder)
+    label(folder, MaskSettings(1, 0.5, 0.1))
+    assert verify(folder) == [] and contents(folder) == before
+
+
+def test_only_the_damaged_unit_is_made_again(folder):
+    flip(folder / "JPEGImages/000003.png")
+    verify(folder, repair=True)
+    assert make(folder)["made_now"] == 2
+
+
+def test_masks_that_are_wrong_in_spite_of_their_hash(folder):
+    target, done = folder / "SegmentationClass", read_json(folder / "SegmentationClass/masks.json")
+    for name, pixels in (("000001", np.full((16, 20), 4, np.uint8)), ("000004", np.zeros((8, 20), np.uint8))):
+        Image.fromarray(pixels).save(target / f"{name}.png")
+    Image.new("RGB", (20, 16)).save(target / "000005.png")
+    import hashlib
+
+    for name in ("000001", "000004", "000005"):
+        done["sha256"][name] = hashlib.sha256((target / f"{name}.png").read_bytes()).hexdigest()
+    (target / "masks.json").write_text(json.dumps(done))
+    whys = {p["file"][-10:-4]: p["why"] for p in verify(folder)}
+    assert "ids [4] of no class" in whys["000001"] and "(8, 20), its image (16, 20)" in whys["000004"]
+    assert "mode RGB" in whys["000005"]
+
+
+def test_files_of_no_sample_are_named_and_left(folder):
+    extra = folder / "JPEGImages/holiday.png"
+    extra.write_bytes(b"mine")
+    (problem,) = verify(folder, repair=True)
+    assert problem["kind"] == "orphan" and "holiday.png" in problem["file"] and extra.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"identity": {}}', '{"identity": 3}'])
+def test_a_damaged_run_json_is_one_line(folder, text, capsys):
+    (folder / "run.json").write_text(text)
+    assert main(["verify", str(folder)]) == 2
+    assert "run.json" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_set(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "no run.json. Make one with generate.py" in capsys.readouterr().err
+
+
+def test_a_set_that_is_being_written_is_not_repaired(folder, capsys):
+    with Lock(folder):
+        assert verify(folder) == []
+        assert main(["verify", str(folder), "--repair"]) == 5
+    assert "is being written by process" in capsys.readouterr().err
+
+
+# merge
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for i in range(2):
+        make(tmp_path / f"shard{i}", Shard(i, 2))
+    return [tmp_path / "shard0", tmp_path / "shard1"]
+
+
+def test_merged_shards_are_the_set_that_was_made_at_once(tmp_path, folder, shards):
+    done = merge(shards, tmp_path / "both")
+    assert (done["samples"], done["copied"], done["missing"]) == (9, 9, 0)
+    label(tmp_path / "both", MaskSettings(1, 0.5, 0.1))
+    ours, theirs = contents(tmp_path / "both"), contents(folder)
+    assert ours.keys() == theirs.keys()
+    assert {k for k in ours if ours[k] != theirs[k]} <= {"README.md"}  # the card names no other thing than the command
+    assert verify(tmp_path / "both") == []
+    assert merge(shards, tmp_path / "both")["copied"] == 0
+
+
+def test_half_a_set_is_merged_and_finished_later(tmp_path, folder, shards, capsys):
+    assert main(["merge", str(shards[1]), "--into", str(tmp_path / "both")]) == 0
+    assert "4 of 9 samples copied" in capsys.readouterr().out
+    assert {p["kind"] for p in verify(tmp_path / "both")} == {"record", "split"}
+    assert make(tmp_path / "both")["made_now"] == 5
+    assert merge([shards[0]], tmp_path / "both")["copied"] == 0
+    assert verify(tmp_path / "both") == []
+
+
+def test_shards_of_other_settings_are_refused_by_name(tmp_path, shards):
+    make(tmp_path / "other", Shard(0, 2), guidance=4.0)
+    with pytest.raises(ValueError, match="(?s)cannot be merged:.*generator.guidance: 3.0 -> 4.0"):
+        merge([shards[0], tmp_path / "other"], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_conflicts_are_named_before_anything_is_written(tmp_path, folder, shards):
+    path = folder / "records/0.jsonl"
+    text = path.read_text()
+    record = json.loads(text.splitlines()[1])
+    path.write_text(text.replace(record["image_sha256"], "1" * 64))
+    with pytest.raises(ValueError, match="(?s)1 samples differ between sources.*000001: "):
+        merge([*shards, folder], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_damaged_file_is_not_merged(tmp_path, shards):
+    flip(shards[0] / "heat/000000.safetensors")
+    with pytest.raises(ValueError, match="000000.safetensors is not what its record says; python -m dd verify"):
+        merge(shards, tmp_path / "both")
