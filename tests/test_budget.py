@@ -1,4 +1,4 @@
-"""Bootstrap intervals, skipped images and costs against cases computed by hand."""
+"""Bootstrap intervals, skipped images and costs against cases computed by hand; plans of a study."""
 
 import math
 from itertools import product
@@ -6,7 +6,21 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dd.budget import Prices, bootstrap, cost, images_for, images_skipped
+from dd.budget import (
+    ARMS,
+    Plan,
+    Prices,
+    bootstrap,
+    check_targets,
+    cost,
+    curves,
+    images_for,
+    images_skipped,
+    means,
+    skipped,
+    target_cost,
+    target_costs,
+)
 
 
 def image(hit0, miss0, hit1, miss1):
@@ -95,3 +109,131 @@ def test_costs_by_hand():
         Prices(minutes_per_image=math.inf)
     with pytest.raises(ValueError, match="empty"):
         images_for({}, 1.0)
+
+
+# The plan
+
+RATES = {"synthetic": 1e-3, "finetune": 3e-4, "mixed": 1e-3, "real": 1e-3, "real_short": 1e-3}
+
+
+def plan(**changes):
+    given = {"shots": [0, 16, "all"], "seeds": [0, 1], "domains": {"here": 100, "there": 50}, "arms": list(ARMS),
+             "synthetic_steps": 240, "finetune_steps": 60, "own_rates": RATES, "learning_rates": {},
+             "choose": {"shots": 16, "seed": 0}, "judged_on": "12 images of here/tune"}  # fmt: skip
+    return Plan(**{**given, **changes})
+
+
+def test_arms_take_equal_steps_and_the_same_images():
+    for k, steps in ((0, {"finetune": 300, "mixed": 300}), (16, dict.fromkeys(ARMS, 300) | {"real_short": 60})):
+        jobs = {arm: plan().job(arm, "there", k, 1, RATES) for arm in ARMS}
+        assert {arm: job.total_steps for arm, job in jobs.items() if job} == steps
+    assert {(j.domain, j.shots, j.seed) for j in jobs.values()} == {("there", 16, 1)}
+    assert (jobs["finetune"].steps, jobs["finetune"].after.steps, jobs["finetune"].after.seed) == (60, 240, 1)
+    assert all(jobs[arm].after is None for arm in ("mixed", "real", "real_short"))
+    alone = plan().job("finetune", "here", 0, 1, RATES)
+    assert alone == plan().job("mixed", "there", 0, 1, RATES) and alone.domain is None and alone.recipe == "synthetic"
+
+
+def test_without_a_learning_rate_there_is_no_job():
+    assert plan().job("finetune", "here", 16, 0, {"finetune": 1e-3}) is None
+    assert plan().job("real", "here", 16, 0, {"real": 1e-3}).learning_rate == 1e-3
+
+
+def test_candidates_are_trained_at_one_place_only():
+    study = plan(learning_rates={"finetune": [1e-4, 1e-3], "real": None, "mixed": [0.5]}, choose={"shots": "all", "seed": 7})
+    job = study.candidate("finetune", 1e-4, {"synthetic": 2e-3})
+    assert (job.domain, job.shots, job.seed, job.learning_rate, job.steps) == ("here", "all", 7, 1e-4, 60)
+    assert (job.after.learning_rate, job.after.seed, job.after.steps) == (2e-3, 7, 240)
+    assert study.candidates("finetune") == [1e-4, 1e-3] and study.candidates("real") == [1e-3]
+    nothing = plan(learning_rates={"finetune": [1e-4, 1e-3], "mixed": [0.5]}, judged_on=None)
+    assert nothing.candidates("finetune") == [3e-4] and nothing.candidates("mixed") == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shots": []}, r"budget.shots=\[\]"), ({"shots": [16, 16]}, "without repetition"), ({"shots": [-1]}, "budget.shots"),
+        ({"shots": [True]}, "budget.shots"), ({"shots": 16}, "budget.shots=16"), ({"shots": [64]}, "of there holds 50"),
+        ({"shots": [50, "all"]}, "50 and all are the same images of there"), ({"seeds": [0, 0]}, "budget.seeds"),
+        ({"seeds": ["0"]}, "whole numbers"), ({"arms": ["fine"]}, "finetune, mixed, real, real_short"),
+        ({"arms": ["real"]}, "holds 0, synthetic images alone"), ({"domains": {}}, "budget.domains"),
+        ({"choose": {"shots": 0, "seed": 0}}, "budget.choose"), ({"choose": {}}, "budget.choose"),
+        ({"choose": {"shots": 51, "seed": 0}}, "51 shots, but the training split of there holds 50"),
+        ({"learning_rates": {"real": [0]}}, r"learning_rates.real=\[0\]"), ({"learning_rates": {"real": 1e-3}}, "list"),
+        ({"learning_rates": {"real": [1e-3, 1e-3]}}, "different"), ({"learning_rates": {"fine": [1e-3]}}, "recipes"),
+    ],
+)  # fmt: skip
+def test_plans_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**changes)
+
+
+# What a study found
+
+FOUND = {
+    "finetune": {"0": {"d": [40.0, 60.0]}, "16": {"d": [59.0, 61.0]}, "all": {"d": [72.0, 74.0]}},
+    "real": {"16": {"d": [38.0, 42.0]}, "64": {"d": [60.0, 60.0]}, "all": {"d": [70.0, None]}},
+}
+SIZES = {"d": 256}
+
+
+def test_curves_have_the_mean_and_the_spread_of_the_seeds_that_are_there():
+    fine, real = curves(FOUND, SIZES)
+    assert (fine["k"], fine["mean"], fine["label"]) == ([0, 16, 256], [50, 60, 73], "synthetic, then real")
+    assert fine["sd"] == pytest.approx([math.sqrt(200), math.sqrt(2), math.sqrt(2)])
+    assert (real["k"], real["sd"], real["seeds"]) == ([16, 64, 256], [pytest.approx(math.sqrt(8)), 0, None], [2, 2, 1])
+
+
+def test_a_point_without_all_seeds_is_not_compared():
+    assert means(FOUND["real"], "d", 256) == {16: 40, 64: 60}
+    assert means({"16": {}}, "d", 256) == {}
+
+
+def test_skipped_images_of_a_study_by_hand():
+    found = skipped(FOUND, SIZES)
+    assert list(found) == ["finetune"] and list(found["finetune"]) == ["real"]
+    at = found["finetune"]["real"]["d"]
+    assert at[0] == {"needed": pytest.approx(32), "skipped": pytest.approx(32)}  # 50 is half-way from 40 to 60: sqrt(16 * 64)
+    assert at[16]["skipped"] == pytest.approx(48)
+    assert at[256] == {"needed": None, "skipped": None, "at_least": -192}  # 64 is the last complete point of the control
+    assert skipped({"real": FOUND["real"]}, SIZES) == {} and skipped({"finetune": FOUND["finetune"]}, SIZES) == {
+        "finetune": {}
+    }
+
+
+def test_the_cost_of_a_target_by_hand():
+    prices, seconds = Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=3.6), {16: 1000.0, 64: 2000.0}
+    at = target_cost(50.0, {16: 40.0, 64: 60.0}, seconds, prices)
+    assert at == {
+        "images": 32,
+        "gpu_seconds": 2000.0,
+        "labelling": 96.0,
+        "computing": pytest.approx(2.0),
+        "total": pytest.approx(98),
+    }
+    assert target_cost(40.0, {16: 40.0, 64: 60.0}, seconds, prices)["gpu_seconds"] == 1000
+    assert target_cost(50.1, {16: 40.0, 64: 60.0}, seconds, prices)["images"] == 33  # whole images, rounded up
+    assert target_cost(61.0, {16: 40.0, 64: 60.0}, seconds, prices) == {"images": None, "more_than": 64}
+
+
+def test_targets_are_what_the_control_reaches():
+    seconds = {arm: {k: {"d": [100.0, 300.0]} for k in values} for arm, values in FOUND.items()}
+    rows = target_costs(FOUND, seconds, SIZES, Prices(60, 1.0, 0.0))["d"]
+    assert [(r["target"], r["why"]) for r in rows] == [
+        (40, "real only, equal total steps, 16 images"), (60, "real only, equal total steps, 64 images")
+    ]  # fmt: skip
+    assert [{arm: at["images"] for arm, at in r["arms"].items()} for r in rows] == [
+        {"finetune": 0, "real": 16}, {"finetune": 16, "real": 64}
+    ]  # fmt: skip
+    assert rows[1]["arms"]["real"] == {"images": 64, "gpu_seconds": 200, "labelling": 64.0, "computing": 0, "total": 64.0}
+    (row,) = target_costs(FOUND, seconds, SIZES, Prices(), [80.0])["d"]
+    assert row["arms"] == {"finetune": {"images": None, "more_than": 256}, "real": {"images": None, "more_than": 64}}
+    assert target_costs({"real": {"16": {"d": [None]}}}, {"real": {"16": {"d": [None]}}}, SIZES, Prices()) == {"d": []}
+
+
+def test_targets_are_a_list_of_numbers():
+    with pytest.raises(ValueError, match="budget.targets=60"):
+        check_targets(60)
+    with pytest.raises(ValueError, match="budget.targets"):
+        check_targets(["60"])
+    check_targets(None)

@@ -20,15 +20,18 @@ def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarra
     return choose_source(stored_heat(folder, sample.id), source, folder)
 
 
-def label(folder, settings: MaskSettings, mask_set: str | None = None, calibration: dict | None = None) -> Path:
+def label(
+    folder, settings: MaskSettings, mask_set: str | None = None, calibration: dict | None = None, absent: dict | None = None
+) -> Path:
     """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``; returns that folder.
 
     ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set that is complete with
     the same settings and heat is left alone, one with others is made anew. The default set also renews the data card.
     ``calibration``: what guided the choice of ``settings`` (labelled images, a run); it is recorded, since labels that guide
     a choice are used labels. ValueError if they were chosen for attention that was read in another way than this set's.
+    ``absent``: {"rules", "classes": {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
     """
-    folder = Path(folder)
+    folder, not_drawn = Path(folder), absent["classes"] if absent else {}
     plan, records = read_plan(folder), read_records(folder)
     missing = [s.id for s in plan if s.id not in records]
     if missing:
@@ -38,6 +41,8 @@ def label(folder, settings: MaskSettings, mask_set: str | None = None, calibrati
     if calibration is not None:
         check_calibration(calibration, read_json(folder / "run.json")["identity"]["generator"])
         identity["calibration"] = calibration
+    if absent is not None:
+        identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(not_drawn)}
     done = target / "masks.json"
     if done.exists():
         if not differences(read_json(done)["identity"], identity):
@@ -47,16 +52,23 @@ def label(folder, settings: MaskSettings, mask_set: str | None = None, calibrati
     hashes, pixels = {}, {}
     for sample in plan:
         size = read_image(synthetic_image(folder, sample.id)).shape[:2]
-        mask = to_mask(read_heat(folder, sample, settings.source), sample.class_ids, size, settings)
+        mask = _mask(read_heat(folder, sample, settings.source), sample, not_drawn.get(sample.id, ()), size, settings)
         data = encode_mask(mask)
         write_atomic(target / f"{sample.id}.png", data)
         hashes[sample.id] = sha256(data)
         for value, number in zip(*np.unique(mask, return_counts=True), strict=True):
             pixels[int(value)] = pixels.get(int(value), 0) + int(number)
-    write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes})
+    write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes, **({"absent": not_drawn} if absent else {})})
     if target.name == DEFAULT_SET:
-        write_card(folder, plan, pixels, settings, calibration)
+        write_card(folder, plan, pixels, settings, calibration, sum(map(len, not_drawn.values())))
     return target
+
+
+def _mask(heat_KPrr, sample, not_drawn, size, settings) -> np.ndarray:
+    drawn = [k for k, name in enumerate(sample.classes) if name not in not_drawn]
+    if not drawn:
+        return np.zeros(size, np.uint8)
+    return to_mask(heat_KPrr[drawn], [sample.class_ids[k] for k in drawn], size, settings)
 
 
 def check_calibration(calibration: dict, generator: dict) -> None:
@@ -71,7 +83,7 @@ def check_calibration(calibration: dict, generator: dict) -> None:
         )
 
 
-def write_card(folder, plan, pixels, settings, calibration=None):
+def write_card(folder, plan, pixels, settings, calibration=None, not_drawn=0):
     """README.md and a picture: what is in the data set, how it was made, what to keep in mind."""
     run = read_json(folder / "run.json")
     identity, names = run["identity"], ["background", *run["identity"]["taxonomy"]["names"]]
@@ -94,7 +106,7 @@ def write_card(folder, plan, pixels, settings, calibration=None):
     licence = terms.get("licence") or "not stated, ask the owner of the weights"
     again, left_out = sum(bool(records[s.id].get("faults")) for s in plan), len(failed(records))
     chosen = "Labelled images or a trained run chose the mask settings: see `calibration` in `masks.json`."
-    labels = "No human label was used." if calibration is None else chosen
+    labels = "No human mask was used." if calibration is None else chosen
     text = f"""# Synthetic segmentation data set
 
 {len(plan)} images made by a text-to-image model, with masks read from its attention (Dataset Diffusion, NeurIPS 2023).
@@ -113,6 +125,7 @@ Image, heat map of the first class, mask, overlay.
   {generator["scheduler"] or "its own scheduler"}, {generator["steps"]} steps, guidance {generator["guidance"]}, safety
   checker {generator.get("safety_checker", "off")}. Bad images: {again} drawn again, {left_out} samples left out (`records/`).
 - Masks: power {settings.power}, threshold {settings.threshold}, uncertainty band {settings.band}, source {settings.source}.
+  Classes that rules called absent and that were not drawn: {not_drawn} (`masks.json`).
 - Made by: `{run["command"]}`, commit `{run["git_commit"] or "unknown"}`. `run.json` and `plan.jsonl` make it again.
 - Licence of the generator's weights: {licence}{f" ({terms['link']})" if terms.get("link") else ""}. It governs what may be
   done with the images; check it before you publish them.
