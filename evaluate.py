@@ -9,6 +9,7 @@ from dd.provenance import read_json
 from dd.segmentation import Views
 from dd.stages.evaluate import evaluate, print_table
 from dd.stages.report import report
+from dd.stages.report_dataset import report_dataset
 from dd.stages.self_train import self_train
 from dd.stages.train import load_weights
 from dd.tracking.wandb import log_evaluation
@@ -19,6 +20,8 @@ STAGES = ("evaluate", "audit", "self_train", "report")
 def run(cfg) -> float | None:
     if cfg.stage not in STAGES:
         raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(STAGES)}")
+    if cfg.stage == "report" and cfg.runs is None:
+        return print(f"report in {report_dataset(cfg.synthetic, cfg.masks, cfg.gallery)}")
     if cfg.stage == "report":
         return print(f"report in {report(**config.report_arguments(cfg))}")
     folders = sorted(f for f in glob(str(cfg.run)) if Path(f, "run.json").exists()) if cfg.run else []
@@ -30,6 +33,7 @@ def run(cfg) -> float | None:
             raise ValueError(f"run={cfg.run}: a mask set has one teacher, got {len(folders)} runs; name one of them")
         masks = self_train(cfg.synthetic, *_loaded(cfg, folders[0]), cfg.mask_set, cfg.confidence, **how)
         return print(f"masks in {masks}")
+    how["per_image"] = cfg.stage == "evaluate"  # an audit may be of a whole synthetic set
     (data, name), results = _data(cfg), {}
     for folder in folders:
         trained, segmenter, views = _loaded(cfg, folder)

@@ -3,13 +3,14 @@
 from dd import config
 from dd.stages.calibrate import calibrate
 from dd.stages.caption import caption
+from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import check_calibration, label
 from dd.stages.predict import predict
 from dd.stages.probe import probe
 from dd.stages.sweep import print_best, sweep
 from dd.stages.synthesize import synthesize
 
-STAGES = ("caption", "all", "synthesize", "label", "probe", "sweep", "calibrate")
+STAGES = ("caption", "all", "synthesize", "label", "probe", "sweep", "calibrate", "filter")
 
 
 def run(cfg) -> float | None:
@@ -23,20 +24,32 @@ def run(cfg) -> float | None:
         return None
     calibration = config.masks_from(cfg)
     masks, taxonomy = config.instantiate(cfg.masks), config.taxonomy(cfg)
+    rules, clip = config.quality(cfg)
     if cfg.stage in ("all", "synthesize"):
-        generator = config.instantiate(cfg.diffusion, device=config.device(cfg))
+        executor = config.executor(cfg)
+        generator = config.instantiate(cfg.diffusion, device=executor.places(config.device(cfg))[0])
         if calibration is not None:
             check_calibration(calibration, generator.identity())
         prompts = config.instantiate(cfg.prompts)
         done = synthesize(
             cfg.folder, generator, prompts, taxonomy, cfg.num_images, cfg.seed, cfg.unit_size, cfg.image_format,
-            cfg.prompts_over_limit, cfg.redraw,
+            cfg.prompts_over_limit, cfg.redraw, clip, executor, config.worker_build(cfg, clip),
         )  # fmt: skip
         print(f"{done['images']} images in {cfg.folder}, {done['made_now']} made now in {done['seconds']:.0f} s")
         if done["drawn_again"] or done["failed"]:
             print(f"bad images: {done['drawn_again']} drawn again, {done['failed']} left out (faults in records/)")
+        if done["quarantined"]:
+            print(f"{done['quarantined']} samples of units that failed are left out (errors in records/); try again")
+        if not done["complete"]:
+            print(f"the rest of the {done['planned']} images is the work of other shards: the last one makes the masks")
+            return None
     if cfg.stage in ("all", "label"):
-        print(f"masks in {label(cfg.folder, masks, cfg.mask_set, calibration)}")
+        absent = find_absent(cfg.folder, rules, masks, clip, cfg.quality.max_share)
+        print(f"masks in {label(cfg.folder, masks, cfg.mask_set, calibration, absent)}")
+    if cfg.stage == "filter" or (cfg.stage == "all" and any(r.action == "drop" for r in rules)):
+        result = filter_samples(cfg.folder, rules, cfg.mask_set, cfg.quality.split, clip, cfg.quality.max_share)
+        print_counts(result)
+        print(f"train.py synthetic_split={cfg.quality.split} trains on them; reasons in {cfg.folder}/quality")
     if cfg.stage == "probe":
         generator = config.instantiate(cfg.diffusion, device=config.device(cfg))
         data = config.real_data(cfg, cfg.probe.split)

@@ -1,10 +1,16 @@
 """Train a segmenter on synthetic or real images, or the embedded generator.   python train.py experiment=shapes_synthetic"""
 
+from pathlib import Path
+
 from dd import config
+from dd.budget import Prices
 from dd.datamodule import SegmentationData
+from dd.provenance import read_json
 from dd.search import corners, overrides
 from dd.segmentation import Views
 from dd.segmenters.transforms import EvalTransform
+from dd.stages.budget import budget
+from dd.stages.evaluate import evaluate
 from dd.stages.objective import objective
 from dd.stages.train import load_weights, train
 from dd.stages.train_text_to_image import train_text_to_image
@@ -12,7 +18,7 @@ from dd.stages.tune import tune
 from dd.tracking.callbacks import Report
 from dd.tracking.loggers import is_main_process, tell
 
-STAGES = ("segmenter", "text_to_image", "tune")
+STAGES = ("segmenter", "text_to_image", "tune", "budget")
 
 
 def run(cfg) -> float | None:
@@ -25,7 +31,7 @@ def run(cfg) -> float | None:
             folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from
         )
         return print(f"generator in {model}")
-    return search(cfg) if cfg.stage == "tune" else segmenter(cfg)
+    return {"tune": search, "budget": label_budget, "segmenter": segmenter}[cfg.stage](cfg)
 
 
 def segmenter(cfg, report=None) -> float | None:
@@ -78,6 +84,32 @@ def search(cfg) -> float:
     best = tune(folder, train_trial, identity, space, **how, seed=cfg.seed)
     print(f"{folder}/best.yaml: mIoU {best['objective']:.2f} on tune with {' '.join(best['overrides'])}")
     return best["objective"]
+
+
+def label_budget(cfg) -> None:
+    """mIoU against the number of real labelled images, with and without synthetic ones."""
+    plan, identity = config.budget_plan(cfg)
+    given, how = config.plain(cfg.budget), {"device": config.device(cfg), "num_workers": cfg.num_workers}
+
+    def train_job(job):
+        part = config.budget_run(cfg, job)
+        folder = Path(part.output_root, part.name)
+        segmenter(part)
+        return {"run": folder, **{k: v for k, v in read_json(folder / "run.json").items() if k in ("seconds", "steps")}}
+
+    def judge(job):
+        return segmenter(config.budget_run(cfg, job, judged=True))
+
+    def score(job, domain):
+        part = config.budget_run(cfg, job)
+        folder, trusted = Path(part.output_root, part.name), part.segmenter.get("trusted", False)
+        trained, network, views = config.trained_run(folder, trusted)
+        path = folder / "eval" / domain / "metrics.json"
+        return evaluate(path, trained, network, config.budget_test(cfg, domain), views, **how)["miou"]
+
+    money, spent = Prices(**(given["prices"] or {})), config.generation_seconds(cfg)
+    budget(f"{cfg.output_root}/{cfg.name}", plan, train_job, judge, score, identity, money, given["targets"], spent)
+    print(f"{cfg.output_root}/{cfg.name}/budget.json")
 
 
 if __name__ == "__main__":

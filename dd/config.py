@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from difflib import get_close_matches
+from functools import partial
 from glob import glob
 from pathlib import Path
 
@@ -28,11 +29,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dd import search
 from dd import taxonomy as taxonomies
+from dd.budget import RECIPES, Job, Plan
 from dd.datamodule import Mixture, hold_out
-from dd.datasets import SegmentationFolder
+from dd.datasets import SegmentationFolder, read_split
+from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed
+from dd.locks import Busy
 from dd.masks import READING, MaskSettings
-from dd.provenance import read_json
+from dd.provenance import fingerprint, read_json
+from dd.quality import CLIP, read_rules
+from dd.samples import read_records
 from dd.segmentation import Views
 from dd.stages.train import load_weights, supervision
 from dd.tracking.loggers import Guarded
@@ -41,7 +48,9 @@ CONF = Path(__file__).parent.parent / "conf"
 ALLOWED = (
     "dd.prompt_sources.",
     "dd.captioner.",
+    "dd.executors.",
     "dd.masks.",
+    "dd.quality.",
     "dd.diffusion.",
     "dd.segmenters.",
     "dd.segmentation.",
@@ -103,6 +112,27 @@ def device(cfg) -> str:
     if cfg.device != "auto":
         return cfg.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def executor(cfg):
+    """Who makes the units; its number of threads becomes this process's too, since it is part of the identity."""
+    chosen = instantiate(cfg.executor)
+    if chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)
+    return chosen
+
+
+def worker_tools(diffusion: dict, clip: dict | None, threads: int, device: str) -> tuple:
+    """(generator, CLIP model or None) of a worker process, with the numerics of the driver's process."""
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+    return instantiate(diffusion, device=device), clip and instantiate(clip, device=device)
+
+
+def worker_build(cfg, clip):
+    """``build(device)`` of the stage synthesize: what a worker process needs, as plain values."""
+    model = clip and plain(cfg.quality)["clip"]
+    return partial(worker_tools, plain(cfg.diffusion), model, torch.get_num_threads())
 
 
 def segmenter_of(run: dict, trusted: bool = False):
@@ -167,13 +197,25 @@ def _guarded(run):
         OmegaConf.set_struct(cfg, True)
         try:
             return run(cfg)
-        except USER_ERRORS as error:
-            if os.environ.get("DD_TRACEBACK"):
+        except (*USER_ERRORS, OSError, UnitsFailed, Busy) as error:
+            code = exit_code(error)
+            if os.environ.get("DD_TRACEBACK") or code is None:
                 raise
             print(f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(code)
 
     return task
+
+
+def exit_code(error: Exception) -> int | None:
+    """Of an error that is answered on one screen (docs/scale.md); None for others."""
+    if isinstance(error, UnitsFailed):
+        return EXIT["units failed"]
+    if isinstance(error, Busy):
+        return EXIT["busy"]
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in CANNOT_WRITE):
+        return EXIT["cannot write"]
+    return 2 if isinstance(error, USER_ERRORS) else None
 
 
 def check_overrides(config_name: str, overrides: list[str]) -> None:
@@ -263,7 +305,7 @@ def training_sets(cfg):
     if cfg.source != "synthetic":
         real = real_data(cfg, cfg.data.train_split, None if cfg.shots in (None, "all") else cfg.shots)
     if cfg.source != "real":
-        synthetic = SegmentationFolder(cfg.synthetic, "train", taxonomy(cfg), cfg.synthetic_masks)
+        synthetic = SegmentationFolder(cfg.synthetic, cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks)
     if _holds_out(cfg) and real is not None:
         real, tune = hold_out(real, cfg.hold_out, cfg.seed)
     elif _holds_out(cfg):
@@ -285,6 +327,19 @@ def _mask_settings(images) -> dict:
     return read_json(path)["identity"]
 
 
+def _chosen_list(images) -> dict:
+    """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if a filter wrote it, how."""
+    if images.split == "train":
+        return {}
+    path, ids = images.root / "quality" / images.split / "filter.json", fingerprint(read_split(images.root, images.split))
+    if not path.is_file():
+        return {"filter": {"ids": ids}}
+    identity = read_json(path)["identity"]
+    if identity["ids"] != ids:
+        raise ValueError(f"split {images.split} is not the list that {path} tells of; run generate.py stage=filter again")
+    return {"filter": identity}
+
+
 def training_record(cfg, images, tune=None) -> tuple[dict, dict]:
     """(identity, record) of a training run: what makes it another run, and what evaluation must know of it."""
     shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
@@ -293,10 +348,12 @@ def training_record(cfg, images, tune=None) -> tuple[dict, dict]:
         "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,
         "after": before and before["trained_on"],
     }  # fmt: skip
+    if cfg.source != "synthetic":
+        trained_on["data"] = cfg.data.name  # the name that reports know it by; "root" may be any folder
     if cfg.source == "synthetic":
-        trained_on["mask_settings"] = _mask_settings(images)
+        trained_on |= {"mask_settings": _mask_settings(images), **_chosen_list(images)}
     if cfg.source == "mixed":
-        trained_on["synthetic"]["mask_settings"] = _mask_settings(images.synthetic)
+        trained_on["synthetic"] |= {"mask_settings": _mask_settings(images.synthetic), **_chosen_list(images.synthetic)}
     if _holds_out(cfg):
         trained_on["hold_out"] = cfg.hold_out
     trainer_keys = ("max_steps", "precision", "gradient_clip_val", "callbacks")
@@ -322,6 +379,7 @@ def report_arguments(cfg) -> dict:
     return {
         "folder": f"{cfg.output_root}/{cfg.name}", "runs": runs, "tests": test_sets(cfg), "synthetic": cfg.synthetic,
         "taxonomy": taxonomy(cfg), "domains": list(cfg.domains), "title": f"Dataset Diffusion: {cfg.name}",
+        "baseline": cfg.baseline, "budgets": sorted(glob(f"{cfg.runs}/**/budget.json", recursive=True)),
     }  # fmt: skip
 
 
@@ -360,12 +418,27 @@ def masks_from(cfg) -> dict | None:
     return calibration
 
 
-def trained_run(folder) -> tuple:
+def quality(cfg) -> tuple:
+    """(rules, CLIP model or None) of the quality group for the stages that use them; ([], None) for the others."""
+    if cfg.stage not in ("all", "synthesize", "label", "filter"):
+        return [], None
+    rules, model = read_rules(plain(cfg.quality)["rules"]), cfg.quality.clip.model
+    if cfg.stage == "filter" and not any(r.action == "drop" for r in rules):
+        raise ValueError(
+            "stage=filter needs a rule of action drop: quality=default, or one of your own such as "
+            "+quality.rules.uncertain='{action: drop, signal: uncertain, above: 0.5}' (docs/quality.md)"
+        )
+    if cfg.stage == "all" and model is None and any(r.signal in CLIP for r in rules):
+        raise ValueError("a rule of quality reads CLIP scores: give quality.clip.model=<folder, or hub id with a revision>")
+    return rules, None if model is None else instantiate(cfg.quality.clip, device=device(cfg))
+
+
+def trained_run(folder, trusted: bool = False) -> tuple:
     """(run.json, segmenter with its averaged weights, one view at the run's own scale) of a finished run."""
     if not (Path(folder) / "run.json").is_file():
         raise FileNotFoundError(f"{folder}: no finished training run there (a folder with run.json); train it with train.py")
     run = read_json(Path(folder) / "run.json")
-    segmenter = segmenter_of(run)
+    segmenter = segmenter_of(run, trusted)
     segmenter.load_state_dict(load_weights(folder))
     return run, segmenter, Views(run["scale"])
 
@@ -498,9 +571,13 @@ def check_tuning(cfg) -> None:
             "trainer.limit_val_batches=0 validates nothing, and trials are judged by validation: add "
             "trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
         )
+    _one_device(cfg, "a trial trains on one device; start the same command once for each")
+
+
+def _one_device(cfg, why: str) -> None:
     devices = cfg.trainer.devices
     if devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
-        raise ValueError(f"trainer.devices={devices}: a trial trains on one device; start the same command once for each")
+        raise ValueError(f"trainer.devices={devices}: {why}")
 
 
 def search_space(cfg) -> dict:
@@ -511,7 +588,7 @@ def search_space(cfg) -> dict:
             raise FileNotFoundError(f"tune.space={space}: no such file")
         space = OmegaConf.to_container(OmegaConf.load(space))
     for key in space if isinstance(space, dict) else ():
-        if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "hydra"):
+        if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra"):
             raise ValueError(f"tune.space: {key} is not searched: it decides what is compared, not how well it trains")
     return space
 
@@ -519,7 +596,7 @@ def search_space(cfg) -> dict:
 def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
-    node = {k: v for k, v in plain(cfg).items() if k not in elsewhere}
+    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget")}
     loose = ("default_root_dir", "callbacks", "accelerator", "devices", "log_every_n_steps", "enable_progress_bar")
     node["trainer"] = {k: v for k, v in node["trainer"].items() if k not in loose}
     node["trainer"]["ema"] = cfg.trainer.callbacks.get("ema") and plain(cfg.trainer.callbacks.ema)
@@ -536,3 +613,128 @@ def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("train", together)
+
+
+# ------------------------------------------------------------------------------------------------- the label-budget study
+
+SET_BY_STUDY = ("seed", "shots", "source", "init_from", "optimizer.learning_rate")
+SHARED = r"(data_root|output_root|device|num_workers|logger.*|trainer\.(devices|accelerator|enable_progress_bar))$"
+JUDGED = ("trainer.limit_val_batches=1.0", "trainer.val_check_interval=null", "trainer.check_val_every_n_epoch=1")
+
+
+def _given() -> dict[str, str]:
+    """{key: override} of this command, without those that say which study it is."""
+    keys = {o.lstrip("+~").partition("=")[0]: o for o in HydraConfig.get().overrides.task}
+    return {k: o for k, o in keys.items() if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")}
+
+
+def _budget_part(cfg, recipe: str, domain: str, more=()):
+    """The configuration of a recipe of the study on a domain, but for its name: the recipe's experiment, then the overrides of
+    this command, then ``more``. ValueError for an experiment or a domain that does not exist."""
+    experiment = plain(cfg.budget)["experiments"]["real" if recipe == "real_short" else recipe]
+    known = {kind: sorted(p.stem for p in (CONF / kind).glob("*.yaml")) for kind in ("experiment", "data")}
+    if experiment not in known["experiment"]:
+        raise ValueError(f"budget.experiments: {recipe}: {experiment!r}; allowed: {', '.join(known['experiment'])}")
+    own = domain == cfg.data.name
+    if not own and domain not in known["data"]:
+        raise ValueError(f"budget.domains: {domain!r} is neither {cfg.data.name!r} nor one of {', '.join(known['data'])}")
+    given = {k: o for k, o in _given().items() if k != "data"}
+    if not own and (detail := [o for k, o in given.items() if k.startswith("data.")]):
+        raise ValueError(f"{', '.join(detail)} would change every domain; write a file in conf/data for each of them")
+    data = HydraConfig.get().runtime.choices["data"] if own else domain
+    fixed = [f"experiment={experiment}", f"data={data}", "stage=segmenter", "hold_out=null"]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [*given.values(), *fixed, search.override("synthetic", cfg.synthetic), *more])
+
+
+def budget_plan(cfg) -> tuple[Plan, dict]:
+    """(plan, settings that all runs of the study share). Data and settings are checked; nothing is trained or written."""
+    _one_device(cfg, "a run of the study trains on one device")
+    if found := [o for k, o in _given().items() if k in SET_BY_STUDY]:
+        raise ValueError(f"{', '.join(found)}: stage=budget sets this for each run; see the keys of budget")
+    given = plain(cfg.budget)
+    if not isinstance(given["domains"], list) or not given["domains"]:
+        raise ValueError(f"budget.domains={given['domains']!r}: expected a list of data sets, such as [{cfg.data.name}]")
+    needed = [r for r in RECIPES if r in ("synthetic", "finetune") or r in (given["arms"] or ())]
+    parts = {recipe: _budget_part(cfg, recipe, given["domains"][0]) for recipe in needed}
+    domains = {domain: _budget_part(cfg, "finetune", domain) for domain in given["domains"]}
+    for domain, part in domains.items():
+        if part.data.tune_split == part.data.test_split:
+            raise ValueError(
+                f"data {domain!r} has its test split as tune split, and nothing is ever chosen on the test split; "
+                "set data.tune_split=null, or to other images"
+            )
+        if taxonomy(part) != taxonomy(cfg):
+            raise ValueError(f"budget.domains: {domain!r} has other classes than {cfg.data.name!r}")
+    plan = Plan(
+        **{k: given[k] for k in ("shots", "seeds", "arms")}, choose=given["choose"] or {},
+        learning_rates=given["learning_rates"] or {},
+        domains={domain: len(real_data(part, part.data.train_split)) for domain, part in domains.items()},
+        synthetic_steps=parts["synthetic"].trainer.max_steps, finetune_steps=parts["finetune"].trainer.max_steps,
+        own_rates={recipe: part.optimizer.learning_rate for recipe, part in parts.items()},
+        judged_on=_judged_on(cfg, next(iter(domains.values()))),
+    )  # fmt: skip
+    if "synthetic" in plan.recipes():
+        training_sets(parts["synthetic"])
+    settings = {**given, "hold_out": cfg.hold_out, "images": plan.domains, "judged_on": plan.judged_on}
+    for loose in ("prices", "targets", "generation_seconds"):  # what is made of the runs, not what they are
+        settings.pop(loose)
+    identity = {"budget": settings, "recipes": {r: _shared(p) for r, p in parts.items() if r in plan.recipes()}}
+    return plan, identity | {"data": {domain: plain(part.data) for domain, part in domains.items()}}
+
+
+def _judged_on(cfg, first) -> str | None:
+    """The images on which learning rates are compared: those held out, the tune split, or none."""
+    if cfg.hold_out is not None:
+        images = plain(cfg.budget)["choose"]["shots"]
+        if type(cfg.hold_out) is not int or cfg.hold_out < 1 or (type(images) is int and cfg.hold_out >= images):
+            raise ValueError(f"hold_out={cfg.hold_out}: expected a number of images below budget.choose.shots={images}")
+        return f"{cfg.hold_out} images held out of the training set"
+    if first.data.tune_split is None:
+        return None
+    return f"{len(real_data(first, first.data.tune_split))} images of {first.data.name}/{first.data.tune_split}"
+
+
+def _shared(part) -> dict:
+    each = ("tune", "seed", "shots", "init_from", "data", "data_root", "hold_out")
+    return {k: v for k, v in study_identity(part, {}).items() if k not in each}
+
+
+def budget_run(cfg, job: Job, judged: bool = False):
+    """The configuration of a job. One that is its experiment's own, with nothing changed but data, shots and seed, has the
+    folder that ``train.py -m experiment=...`` gives it, and is shared with it; all others lie below the study's folder."""
+    domain = job.domain or cfg.budget.domains[0]
+    held = judged and cfg.hold_out is not None
+    more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]
+    part = _budget_part(cfg, job.recipe, domain, more + ["trainer.callbacks.best=null"] * judged)
+    after = job.after and budget_run(cfg, job.after)
+    init_from = after and f"{after.output_root}/{after.name}"
+    changes = [f"max_steps={job.steps}"] * (job.steps != part.trainer.max_steps)
+    changes += [f"learning_rate={job.learning_rate:g}"] * (job.learning_rate != part.optimizer.learning_rate)
+    changes += [f"hold_out={cfg.hold_out}"] * held
+    points = [f"shots={job.shots}"] * (job.domain is not None) + [f"seed={job.seed}"]
+    own = not changes and init_from == part.init_from and (job.domain or "") in part.name
+    if not own or any(not re.match(SHARED, k) for k in _given()):
+        where = "_".join([job.recipe, *([job.domain] if job.domain else [])])
+        part.name = f"{cfg.name}/{where}/{','.join(points + changes)}"
+    else:
+        rest = [p for p in points if p not in re.split("[/,]", part.name)]
+        part.name = "/".join([part.name, ",".join(rest)]) if rest else part.name
+    part.init_from, part.trainer.max_steps, part.optimizer.learning_rate = init_from, job.steps, job.learning_rate
+    part.hold_out = cfg.hold_out if held else None
+    return part
+
+
+def budget_test(cfg, domain: str) -> SegmentationFolder:
+    """The test images of a domain of the study."""
+    part = _budget_part(cfg, "finetune", domain)
+    return real_data(part, part.data.test_split)
+
+
+def generation_seconds(cfg) -> float:
+    """Seconds that drawing the synthetic set took, by its records, or as given."""
+    given = cfg.budget.generation_seconds
+    if given is not None and not (type(given) in (int, float) and given >= 0):
+        raise ValueError(f"budget.generation_seconds={given!r}: expected a number of 0 or more, or null for the records' own")
+    return round(sum(r["seconds"] for r in read_records(cfg.synthetic).values()), 1) if given is None else given

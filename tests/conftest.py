@@ -205,3 +205,35 @@ def tiny_blip():
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """``make(folder, seed=0)``: a CLIP in the format of the hub (safetensors), tiny, random weights, 32-px images."""
+
+    def make(folder, seed=0):
+        from transformers import CLIPConfig, CLIPModel
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        from dd.diffusion import train_tokenizer
+
+        folder.mkdir(parents=True, exist_ok=True)
+        words = train_tokenizer(["a photo of an apple", "a gold ring and a pine tree"] * 10, 30, folder)
+        words.save_pretrained(folder)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        text = {**sizes, "vocab_size": len(words), "max_position_embeddings": 24, "bos_token_id": words.bos_token_id,
+                "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}  # fmt: skip
+        torch.manual_seed(seed)
+        vision = {**sizes, "image_size": 32, "patch_size": 8}
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+        for weights in model.parameters():  # CLIP starts so small that every text gets the same embedding
+            torch.nn.init.normal_(weights, std=0.4)
+        torch.nn.init.normal_(model.text_model.embeddings.token_embedding.weight, std=2)
+        model.visual_projection.weight.data.neg_()  # seed 0 would give every image a negative cosine, a score of 0
+        model.save_pretrained(folder)
+        CLIPImageProcessorPil(
+            size={"shortest_edge": 32}, crop_size=32, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+        ).save_pretrained(folder)
+        return folder
+
+    return make

@@ -531,8 +531,7 @@ def test_the_record_of_a_real_run(data_root):
     _, record = config.training_record(cfg, images)
     assert record["supervision"] == "real" and record["taxonomy"]["names"] == list(images.taxonomy.names)
     assert record["trained_on"] == {
-        "source": "real", "root": "shapes", "split": "train", "masks": "SegmentationClass", "images": 3, "shots": 3, "seed": 0,
-        "after": None,
+        "source": "real", "data": "shapes", **images.fingerprint(), "shots": 3, "seed": 0, "after": None,
     }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
     0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
-    1: {"dd.prompts", "dd.attention", "dd.masks", "dd.metrics", "dd.shapes", "dd.budget", "dd.nouns", "dd.duplicates"},
+    1: {"dd.prompts", "dd.attention", "dd.masks", "dd.metrics", "dd.shapes", "dd.budget", "dd.nouns", "dd.duplicates"}
+    | {"dd.locks", "dd.progress"},
     2: {
         "dd.coco",
         "dd.downloads",
@@ -26,7 +27,7 @@ FLOORS = {
         "dd.exports",
         "dd.executors",
     },
-    3: {"dd.conversion", "dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.tracking.*", "dd.report.*"},
+    3: {"dd.units", "dd.conversion", "dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.tracking.*", "dd.report.*"},
     4: {"dd.stages.*"},
     5: {"dd.config"},
     6: {"dd.__main__", *SCRIPTS},  # the doors: nothing imports them

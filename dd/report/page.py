@@ -1,11 +1,13 @@
-"""A report as one HTML file that needs nothing else: no scripts, no requests; for desktop, phone, dark mode and paper.
+"""A report as one HTML file that needs nothing else: no requests; for desktop, phone, dark mode and paper.
 
-Build sections (:class:`Text`, :class:`Table`, :class:`Chart`, :class:`Gallery`), :func:`render` them, :func:`write` the
-page. All text is escaped; only a Markup chart is taken as it is. The page's own content security policy makes a browser
-refuse whatever is not inline.
+Build sections (:class:`Text`, :class:`Table`, :class:`Chart`, :class:`Gallery`, and those of :mod:`dd.report.explore`),
+:func:`render` them, :func:`write` the page. All text is escaped; only a Markup chart is taken as it is. The page's own content
+security policy makes a browser refuse whatever is not inline, and every script but ``filter.js``, which it knows by its hash.
 """
 
 import base64
+import hashlib
+import io
 import os
 import re
 from dataclasses import dataclass, field
@@ -15,8 +17,10 @@ from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
-PNG_PREFIX = "data:image/png;base64,"
+from dd.report.explore import SCRIPT, Matrix, Samples, check_legend, check_picture
+
 PIXEL_ART = 168  # CSS pixels, the widest a gallery shows a picture: smaller ones are enlarged, with hard pixel edges
 MISSING = "–"
 
@@ -105,7 +109,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of pictures: ``rows`` of (label, one PNG data URI per column), ``legend`` of (name, "#rrggbb")."""
+    """Rows of pictures: ``rows`` of (label, one data URI per column), ``legend`` of (name, "#rrggbb")."""
 
     kind: ClassVar[str] = "gallery"
     title: str
@@ -120,14 +124,12 @@ class Gallery:
                 raise ValueError(
                     f"gallery {self.title!r}: {len(self.columns)} columns, but {len(pictures)} pictures in {label!r}"
                 )
-            if not all(p.startswith(PNG_PREFIX) for p in pictures):
-                raise ValueError(f"gallery {self.title!r}: pictures are PNG data URIs (png_data_uri), row {label!r}")
-        for name, colour in self.legend:
-            if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
-                raise ValueError(f"gallery {self.title!r}: the colour of {name!r} must be #rrggbb, got {colour!r}")
+            for picture in pictures:
+                check_picture(picture, f"gallery {self.title!r}, row {label!r}")
+        check_legend(self.legend, f"gallery {self.title!r}")
 
 
-Section = Text | Table | Chart | Gallery
+Section = Text | Table | Chart | Gallery | Matrix | Samples
 
 
 def render(title: str, subtitle: str, sections: list[Section], facts: dict[str, str] | None = None) -> str:
@@ -140,13 +142,16 @@ def render(title: str, subtitle: str, sections: list[Section], facts: dict[str, 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["png_size"] = png_size
+    environment.filters["picture_size"] = picture_size
+    script = Markup(SCRIPT.read_text(encoding="utf-8")) if any(isinstance(s, Samples) for s in sections) else None
     return environment.get_template("page.html.j2").render(
         title=title,
         subtitle=subtitle,
         sections=list(zip(_anchors(sections), sections, _widths(sections), strict=True)),
         facts=facts or {},
         pixel_art=PIXEL_ART,
+        script=script,
+        script_hash=script and base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -163,10 +168,10 @@ def write(path: str | Path, html: str) -> Path:
     return path
 
 
-def png_size(uri: str) -> tuple[int, int]:
-    """(width, height) of a PNG data URI, from its first chunk."""
-    header = base64.b64decode(uri[len(PNG_PREFIX) :][:32])
-    return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+def picture_size(uri: str) -> tuple[int, int]:
+    """(width, height) of a picture's data URI, from its header."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return image.size
 
 
 def _is_number(cell: Cell) -> bool:

@@ -1,5 +1,6 @@
 """Stage: mIoU of a trained run on real data, and the audit of a synthetic set's masks by such a run."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,62 @@ from rich.table import Table
 from dd import metrics
 from dd.datamodule import whole_loader
 from dd.datasets import SegmentationFolder, encode_mask
-from dd.provenance import read_json, write_atomic, write_json
+from dd.provenance import read_json, sha256, write_atomic, write_json
 from dd.segmentation import count
 
-EXAMPLES = 8  # predictions of the first images are kept as pictures
+EXAMPLES = 8  # predictions of the first images are kept as pictures,
+EXTREMES = 4  # and of those with the best and with the worst mIoU
+PER_IMAGE = "per_image.npz"
+
+
+class PerImage:
+    """A confusion matrix that also keeps each image's own: ``images``, uint32 [C, C] each."""
+
+    def __init__(self, num_classes: int, device: str = "cpu"):
+        self.metric, self.images = metrics.confusion_matrix(num_classes).to(device), []
+        self.total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def update(self, prediction, mask) -> None:
+        self.metric.update(prediction, mask)
+        own = self.metric.compute().cpu()
+        self.metric.reset()
+        self.total += own
+        self.images.append(own.numpy().astype(np.uint32))
+
+    def compute(self) -> torch.Tensor:
+        return self.total
+
+
+class Shown:
+    """Predictions worth a look: of the first images, and of those with the lowest and the highest mIoU of their own."""
+
+    def __init__(self):
+        self.first, self.ranked, self.seen = [], [], 0
+
+    def add(self, prediction, confusion) -> None:
+        if self.seen < EXAMPLES:
+            self.first.append((self.seen, prediction.cpu()))
+        if confusion.any():  # else each pixel is 255
+            self.ranked.append((metrics.miou(torch.from_numpy(confusion.astype(np.int64))), self.seen, prediction.cpu()))
+            self.ranked.sort(key=lambda row: row[:2])
+            del self.ranked[EXTREMES:-EXTREMES]
+        self.seen += 1
+
+    def predictions(self) -> dict:
+        """{position: prediction}."""
+        return dict(self.first) | {position: prediction for _, position, prediction in self.ranked}
 
 
 def evaluate(
     path, run: dict, segmenter, data: SegmentationFolder, views, batch_size: int = 16, device: str = "cpu", weights="ema",
-    num_workers: int = 0,
+    num_workers: int = 0, per_image: bool = True,
 ) -> dict:  # fmt: skip
     """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to ``path``.
 
     ``run`` is the run's run.json, ``views`` (:class:`dd.segmentation.Views`) the protocol: single scale, or test-time
     augmentation. One integer confusion matrix at original image size, 255 left out. A file that is there for the same
-    checkpoint, data and protocol is kept. ValueError if the run's classes are not the data's.
+    checkpoint, data and protocol is kept. ``per_image``: each image's own matrix goes to per_image.npz beside it
+    (``confusion`` uint32 [N, C, C], ``ids``). ValueError if the run's classes are not the data's.
     """
     theirs = run["taxonomy"]["names"]
     if list(data.taxonomy.names) != theirs:
@@ -34,34 +76,49 @@ def evaluate(
             "a run is evaluated on data with its own classes"
         )
     head = {
-        "data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data),
+        "data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data), "content": data.content(),
         "checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": run["checkpoint_sha256"], "weights": weights,
         "protocol": views.protocol,
         "supervision": run["supervision"], "trained_on": run["trained_on"], "masks_made_with": _made_with(data),
     }  # fmt: skip
     if Path(path).exists():
         there = read_json(path)
-        if {k: there.get(k) for k in head} == head:
+        whole = not per_image or ("per_image" in there and Path(path).with_name(PER_IMAGE).is_file())
+        if whole and {k: there.get(k) for k in head} == head:
             return there
     segmenter = segmenter.to(device).eval()
-    confusion = metrics.confusion_matrix(len(data.taxonomy)).to(device)
+    confusion = PerImage(len(data.taxonomy), device)
     with Progress(transient=True) as bar:
         task = bar.add_task(f"evaluate on {data.root.name}/{data.split}", total=len(data))
         autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
         with autocast:
             loader = whole_loader(data, views, batch_size, num_workers)
-            shown = []
+            shown = Shown()
 
             def after(predictions):
                 bar.advance(task, len(predictions))
-                shown.extend(p.cpu() for p in predictions[: EXAMPLES - len(shown)])
+                for prediction, own in zip(predictions, confusion.images[-len(predictions) :], strict=True):
+                    shown.add(prediction, own)
+                if not per_image:
+                    confusion.images.clear()  # of 80,000 images with 81 classes they would fill 2 GB
 
             counted = count(segmenter, loader, confusion, device, after, views.predict)
-    for name, prediction in zip(data.ids, shown, strict=False):
-        write_atomic(Path(path).parent / "examples" / f"{name}.png", encode_mask(prediction.numpy().astype(np.uint8)))
-    result = {**head, **metrics.summarise(counted.cpu(), data.taxonomy.all_names)}
+    for position, prediction in shown.predictions().items():
+        target = Path(path).parent / "examples" / f"{data.ids[position]}.png"
+        write_atomic(target, encode_mask(prediction.numpy().astype(np.uint8)))
+    result = {**head, **metrics.summarise(counted, data.taxonomy.all_names)}
+    if per_image:
+        result["per_image"] = {"file": PER_IMAGE, "sha256": _write_per_image(path, confusion.images, data.ids)}
     write_json(path, result)
     return result
+
+
+def _write_per_image(path, images, ids) -> str:
+    """Write per_image.npz beside metrics.json; returns its hash."""
+    stream = BytesIO()
+    np.savez_compressed(stream, confusion=np.stack(images), ids=np.array(ids, np.str_))
+    write_atomic(Path(path).with_name(PER_IMAGE), stream.getvalue())
+    return sha256(stream.getvalue())
 
 
 def _made_with(data):

@@ -12,7 +12,8 @@ from dd import diffusion
 from dd.datasets import encode_image
 from dd.prompts import make_prompt
 from dd.provenance import read_json, write_atomic, write_json
-from dd.report.pictures import contact_sheet, line_chart_svg
+from dd.report.charts import line_chart_svg
+from dd.report.pictures import contact_sheet
 from dd.samples import Sample, sample_seed
 from dd.shapes import scene
 from dd.text_to_image import Autoencoder, CaptionedData, TextToImage

@@ -1,3 +1,6 @@
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -5,12 +8,12 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from dd.report import page, pictures
+from dd.report import charts, explore, page, pictures
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 SMALL = pictures.png_data_uri(np.zeros((48, 64, 3), np.uint8))
 LARGE = pictures.png_data_uri(np.zeros((300, 400, 3), np.uint8))
-CHART = pictures.bar_chart_svg({EVIL: [(EVIL, 50.0, 1.0)]}, EVIL)
+CHART = charts.bar_chart_svg({EVIL: [(EVIL, 50.0, 1.0)]}, EVIL)
 
 
 def sections():
@@ -30,7 +33,7 @@ def html():
 class Elements(HTMLParser):
     """All start tags as (name, attributes); fails on an end tag that closes nothing."""
 
-    VOID = {"meta", "link", "img"}
+    VOID = {"meta", "link", "img", "input"}
 
     def __init__(self, html):
         super().__init__()
@@ -51,7 +54,7 @@ class Elements(HTMLParser):
 
 
 def test_everything_written_by_others_is_escaped(html):
-    assert "<script" not in html.lower()
+    assert "<script" not in html.lower()  # a page without a filter has none at all
     assert html.count("&lt;script&gt;") >= 15
     assert not any(tag == "script" or any(a.startswith("on") for a in attrs) for tag, attrs in Elements(html).found)
 
@@ -78,7 +81,7 @@ def test_navigation_reaches_every_section_once(html):
     ids = [attrs["id"] for tag, attrs in elements if tag == "section"]
     links = [attrs["href"] for tag, attrs in elements if tag == "a"]
     assert len(set(ids)) == len(ids) == 4
-    assert links == [f"#{i}" for i in ids]
+    assert links == ["#content", *(f"#{i}" for i in ids)]  # the first one skips the navigation
 
 
 def test_page_is_deterministic(html):
@@ -126,13 +129,62 @@ def test_neighbouring_charts_share_a_row():
         (lambda: page.Table("T", ["a"], [], best=("z",)), ValueError, r"no column \['z'\]; columns: \['a'\]"),
         (lambda: page.Chart("C", "<svg></svg>"), TypeError, "must be Markup.*got str"),
         (lambda: page.Gallery("G", ["a"], [("x", [])]), ValueError, "1 columns, but 0 pictures"),
-        (lambda: page.Gallery("G", ["a"], [("x", ["https://a.example/x.png"])]), ValueError, "PNG data URIs"),
+        (lambda: page.Gallery("G", ["a"], [("x", ["https://a.example/x.png"])]), ValueError, "PNG or JPEG data URIs"),
+        (lambda: explore.Samples("S", [explore.Shown("1", "", [], [("x", "javascript:1")])]), ValueError, "'1': pictures are"),
+        (lambda: explore.Matrix("M", "", ["a"], ["b"], [[1, 2]]), ValueError, "1 rows and 1 columns are named"),
         (lambda: page.Gallery("G", [], [], legend=[("x", "red;background:url(x)")]), ValueError, "#rrggbb"),
     ],
 )
 def test_sections_name_what_is_wrong(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+MATRIX = explore.Matrix(EVIL, EVIL, [EVIL, "b"], ["x", EVIL], [[0.0, 100.0], [None, 50.0]], EVIL)
+SAMPLES = explore.Samples(
+    EVIL,
+    [explore.Shown("7", EVIL, [EVIL, "it's"], [(EVIL, SMALL)], [EVIL], {"seed": "12345"}),
+     explore.Shown("8", "Plain", ["it's"], [("image", SMALL)])],
+    EVIL, [(EVIL, "#00ff7f")],
+)  # fmt: skip
+
+
+def test_the_only_script_is_ours_and_the_policy_knows_its_hash():
+    html = page.render(EVIL, "", [SAMPLES, MATRIX])
+    elements = Elements(html).found
+    assert [tag for tag, _ in elements].count("script") == 1
+    assert not any(name.startswith("on") for _, attrs in elements for name in attrs)
+    policy = next(attrs["content"] for _, attrs in elements if "http-equiv" in attrs)
+    script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert re.search(r"script-src ([^;]*)", policy)[1].split() == [f"'sha256-{digest}'"]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in re.search(r"script-src ([^;]*)", policy)[1]
+    assert not re.search(r"innerHTML|eval|fetch|XMLHttp|import", script)
+
+
+def test_samples_carry_what_the_filter_looks_for():
+    elements = Elements(page.render("", "", [SAMPLES])).found
+    first, second = (attrs for tag, attrs in elements if attrs.get("class") == "sample")
+    assert json.loads(first["data-classes"]) == [EVIL, "it's"] and json.loads(first["data-missing"]) == [EVIL]
+    assert json.loads(second["data-classes"]) == ["it's"] and json.loads(second["data-missing"]) == []
+    assert first["data-text"] == f"7 {EVIL} 12345".lower()
+    options = [attrs["value"] for tag, attrs in elements if tag == "option"]
+    assert options == ["", EVIL, "it's"]
+    labelled = {attrs["for"] for tag, attrs in elements if tag == "label" and "for" in attrs}
+    controls = {attrs["id"] for tag, attrs in elements if tag in ("select", "input") and "id" in attrs}
+    assert controls == labelled and len(controls) == 2
+    form = next(attrs for tag, attrs in elements if tag == "form")
+    assert "hidden" in form  # it appears with the script that it needs
+    assert any(attrs.get("role") == "status" for _, attrs in elements)
+
+
+def test_a_matrix_is_shaded_between_its_limits():
+    cells = MATRIX.cells()
+    assert [[c["shade"] for c in row] for row in cells] == [[0, 100], [0, 50]]
+    assert [[c["text"] for c in row] for row in cells] == [["0", "100"], ["", "50"]]
+    html = page.render("", "", [MATRIX])
+    assert html.count('scope="row"') == 2 and html.count('scope="col"') == 3
+    assert [c["shade"] for c in explore.Matrix("", "", ["a"], ["b"], [[3.0]]).cells()[0]] == [0]
 
 
 def test_a_chart_is_the_one_thing_not_escaped():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.report import pictures
+from dd.report import charts, pictures
 from dd.taxonomy import voc_palette
 
 PALETTE = voc_palette()
@@ -15,8 +15,13 @@ BARS = {"Synthetic": [("cat & <dog>", 62.1, 0.4), ("$bus$", 30.0, None)], "Real"
 LINES = {"Real": ([400, 25], [70.0, 50.0], [0.5, None]), "Synthetic": ([0, 25], [52.0, None], None)}
 
 
-def charts():
-    return pictures.bar_chart_svg(BARS, "mIoU (%)"), pictures.line_chart_svg(LINES, "real images", "mIoU (%)")
+def drawn():
+    return (
+        charts.bar_chart_svg(BARS, "mIoU (%)"),
+        charts.line_chart_svg(LINES, "real images", "mIoU (%)"),
+        charts.curves_svg({"a": (list(range(1000)), list(range(1000))), "<b>": ([0, 9], [3.0, 4.0])}, "step", "mIoU (%)"),
+        charts.histogram_svg([1, 2, 2, 40], "mIoU (%)"),
+    )
 
 
 def decode(uri):
@@ -125,10 +130,10 @@ def test_contact_sheet_refuses_labels_that_do_not_fit():
 
 
 def test_charts_are_deterministic():
-    assert charts() == charts()
+    assert drawn() == drawn()
 
 
-@pytest.mark.parametrize("svg", charts(), ids=["bar", "line"])
+@pytest.mark.parametrize("svg", drawn(), ids=["bar", "line", "curves", "histogram"])
 def test_chart_is_one_self_contained_svg_element(svg):
     root = ElementTree.fromstring(svg)  # well-formed, one root
     assert root.tag.endswith("}svg") and root.get("viewBox") and "mIoU (%)" in root.get("aria-label")
@@ -139,23 +144,52 @@ def test_chart_is_one_self_contained_svg_element(svg):
 
 
 def test_bar_chart_writes_labels_numbers_and_leaves_gaps():
-    texts = ["".join(e.itertext()) for e in ElementTree.fromstring(charts()[0]).iter() if e.tag.endswith("}text")]
+    texts = ["".join(e.itertext()) for e in ElementTree.fromstring(drawn()[0]).iter() if e.tag.endswith("}text")]
     assert {"cat & <dog>", "$bus$", "62.1 ± 0.4", "30.0", "Synthetic", "Real"} <= set(texts)
     assert sum("." in text for text in texts) == 2  # two bars; the missing ones have no number
 
 
 def test_line_chart_sorts_numeric_labels_over_all_series():
-    texts = ["".join(e.itertext()) for e in ElementTree.fromstring(charts()[1]).iter() if e.tag.endswith("}text")]
+    texts = ["".join(e.itertext()) for e in ElementTree.fromstring(drawn()[1]).iter() if e.tag.endswith("}text")]
     assert [text for text in texts if text in ("0", "25", "400")] == ["0", "25", "400"]
 
 
 def test_bar_chart_of_differences_goes_both_ways():
-    svg = pictures.bar_chart_svg({"gain": [("a", -3.2, 0.5), ("b", 4.1, None), ("c", 0.0, None)]}, "points")
+    svg = charts.bar_chart_svg({"gain": [("a", -3.2, 0.5), ("b", 4.1, None), ("c", 0.0, None)]}, "points")
     assert "−3.2 ± 0.5" in svg and "4.1" in svg
 
 
+def test_a_long_curve_is_thinned_and_a_short_one_is_whole():
+    svg = charts.curves_svg({"a": (list(range(10_000)), list(range(10_000)))}, "step", "loss")
+    assert len(svg) < 30_000
+    assert charts.curves_svg({"a": ([0, 5, 9], [1.0, 2.0, 3.0])}, "euro", "mIoU", points=True).count("<use ") >= 3
+
+
+def test_a_histogram_says_what_it_holds():
+    svg = charts.histogram_svg([1, 2, 2, 40], "share", limits=(0, 50))
+    assert "4 values, median 2, 1 to 40" in svg and "median 2" in svg
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")]])
+def test_a_histogram_of_nothing_is_refused(values):
+    with pytest.raises(ValueError, match="needs finite numbers"):
+        charts.histogram_svg(values, "share")
+
+
+def test_large_pictures_are_shrunk_and_masks_keep_their_colours():
+    noise = np.random.default_rng(0).integers(0, 256, (600, 300, 3), dtype=np.uint8)
+    uri = pictures.small_data_uri(noise)
+    assert uri.startswith("data:image/jpeg;base64,") and decode(uri).shape == (224, 112, 3)
+    mask = pictures.colour_mask(np.tile(np.array([[0, 1], [2, 255]], np.uint8), (300, 300)), PALETTE)
+    small = decode(pictures.small_data_uri(mask, 100, photo=False))
+    assert small.shape == (100, 100, 3) and {tuple(c) for c in small.reshape(-1, 3)} <= {tuple(c) for c in mask.reshape(-1, 3)}
+    assert (decode(pictures.small_data_uri(noise[:64, :64])) == noise[:64, :64]).all()  # a small one is left as it is
+
+
 def test_charts_refuse_to_show_nothing():
-    with pytest.raises(ValueError, match="at least one mean"):
-        pictures.bar_chart_svg({"a": [("x", None, None)]}, "mIoU")
     with pytest.raises(ValueError, match="at least one point"):
-        pictures.line_chart_svg({}, "x", "y")
+        charts.curves_svg({"a": ([], [])}, "x", "y")
+    with pytest.raises(ValueError, match="at least one mean"):
+        charts.bar_chart_svg({"a": [("x", None, None)]}, "mIoU")
+    with pytest.raises(ValueError, match="at least one point"):
+        charts.line_chart_svg({}, "x", "y")

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_mask
 from dd.provenance import read_json, write_json
 from dd.segmentation import Views
 from dd.segmenters.transforms import EvalTransform
-from dd.stages.evaluate import evaluate, print_table
+from dd.stages.evaluate import Shown, evaluate, print_table
 from dd.taxonomy import Taxonomy
 
 PETS = Taxonomy("pets", ["cat", "dog"])
@@ -123,6 +125,42 @@ def test_masks_that_were_made_anew_are_measured_anew(score, data):
         path.write_bytes(encode_mask(np.zeros_like(read_mask(path))))
     write_json(done, {"identity": {"settings": {"power": 0}}})
     assert score()["confusion"] != first["confusion"]
+
+
+def test_each_image_keeps_its_own_matrix(score, data, tiny_segmenter, tmp_path):
+    result, folder = score(), tmp_path / "run/eval/pets"
+    with np.load(folder / "per_image.npz", allow_pickle=False) as stored:
+        confusion, ids = stored["confusion"], stored["ids"].tolist()
+    assert confusion.dtype == np.uint32 and confusion.shape == (4, 3, 3) and ids == data.ids
+    assert confusion.sum(0).tolist() == result["confusion"]
+    assert confusion.sum((1, 2)).tolist() == [int((data[i][1] != 255).sum()) for i in range(4)]
+    alone = by_hand([data[2]], tiny_segmenter())
+    assert (confusion[2] == alone).all()
+    digest = hashlib.sha256((folder / "per_image.npz").read_bytes()).hexdigest()
+    assert result["per_image"] == {"file": "per_image.npz", "sha256": digest}
+
+
+def test_a_result_without_its_images_is_measured_again(score, tmp_path):
+    first, path = score(), tmp_path / "run/eval/pets/per_image.npz"
+    path.unlink()
+    assert score() == first and path.is_file()
+
+
+def test_an_audit_keeps_no_matrix_of_each_image(score, tmp_path):
+    whole, result = score(views=Views(16)), score({**RUN, "checkpoint_sha256": "1" * 64}, per_image=False)
+    assert "per_image" not in result and result["confusion"] == whole["confusion"]
+
+
+def test_predictions_of_the_first_the_best_and_the_worst_images_are_kept():
+    shown = Shown()
+    for i in range(40):
+        right = (i * 7) % 40  # all different; the image itself says which one it is
+        shown.add(torch.tensor([i]), np.array([[right + 1, 40 - right], [0, 0]]))
+    shown.add(torch.tensor([40]), np.zeros((2, 2), int))  # nothing but 255: neither good nor bad
+    kept = shown.predictions()
+    ranked = sorted(range(40), key=lambda i: (i * 7) % 40)
+    assert set(kept) == {*range(8), *ranked[:4], *ranked[-4:]}
+    assert all(int(p) == i for i, p in kept.items())
 
 
 def test_other_classes_are_refused(score, tmp_path):

@@ -1,0 +1,49 @@
+"""Stage: one self-contained page about one synthetic data set."""
+
+from pathlib import Path
+
+from dd.provenance import read_json
+from dd.report import dataset, origins, page, studies
+from dd.samples import read_plan, read_records
+from dd.taxonomy import Taxonomy
+
+LIMIT = 20_000_000  # bytes of a page
+
+
+def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 60) -> Path:
+    """Write ``report.html`` (``report_<mask set>.html`` for a further mask set) into the synthetic set ``folder``: class
+    balance, areas, uncertainty, quality signals, ``gallery`` samples to filter and search, how it was made. Returns the page.
+
+    FileNotFoundError if it is no synthetic set or has no such finished mask set; ValueError for a number of samples below 1.
+    """
+    folder = Path(folder)
+    if type(gallery) is not int or gallery < 1:
+        raise ValueError(f"gallery={gallery!r}: expected a number of samples to show, 1 or more")
+    plan, masks = read_plan(folder), folder / mask_set
+    if not (masks / "masks.json").is_file():
+        there = sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json"))
+        raise FileNotFoundError(
+            f"{folder} has no finished mask set {mask_set}; there: {', '.join(there) or 'none, make one with stage=label'}"
+        )
+    run, made, records = read_json(folder / "run.json"), read_json(masks / "masks.json"), read_records(folder)
+    names = Taxonomy(run["identity"]["taxonomy"]["name"], run["identity"]["taxonomy"]["names"]).all_names
+    settings = made["identity"].get("settings", {})
+    power, source = settings.get("power"), settings.get("source", "class_prompt")
+    found = dataset.statistics(plan, masks)
+    signals = [records[s.id]["signals"] for s in plan if "signals" in records.get(s.id, {})]
+    head = [*dataset.balance(found, names), *dataset.histograms(found, signals, power, source)]
+    tail = [*studies.sweep_sections(folder), *origins.made_section(run, made)]
+    seconds = sum(r["seconds"] for r in records.values() if "seconds" in r)
+    facts = {
+        "Images": f"{len(plan):,}", "Classes": str(len(names) - 1), "Masks": mask_set,
+        "Generator": str(run["identity"]["generator"].get("model")), "Seconds to generate": f"{seconds:,.0f}",
+        "Images that lack a class": f"{len(found.missing):,}",
+        "Licence": str(run.get("terms", {}).get("licence") or "not stated"),
+    }  # fmt: skip
+    name = "report" if mask_set == "SegmentationClass" else f"report_{Path(mask_set).name}"
+    while True:  # pictures are what makes a page large
+        shown = dataset.gallery(folder, masks, dataset.choose(plan, gallery), found, names, power, source)
+        html = page.render(f"Synthetic data: {folder.name}", "Images without a human label.", [*head, shown, *tail], facts)
+        if len(html.encode()) < LIMIT or gallery == 1:
+            return page.write(folder / f"{name}.html", html)
+        gallery //= 2

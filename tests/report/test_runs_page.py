@@ -1,0 +1,132 @@
+"""The page that compares runs, from files on disk to HTML."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from dd.datasets import SegmentationFolder
+from dd.stages.report import report
+
+
+@pytest.fixture(scope="module")
+def make(study):
+    """``make(root, **more)``: the report about the runs below ``root``/outputs, or of the study itself."""
+
+    def make(root, **more):
+        from dd.taxonomy import taxonomy
+
+        shapes = taxonomy("shapes")
+        domains = [n for n in ("shapes", "shapes_shift") if (study / f"data/{n}").is_dir()]
+        tests = {n: SegmentationFolder(study / f"data/{n}", "test", shapes) for n in domains}
+        runs = sorted(p.parent for p in (root / "outputs").glob("**/run.json"))
+        budgets = sorted((root / "outputs").glob("**/budget.json"))
+        synthetic = study / "data/synthetic/shapes"
+        given = {"tests": tests, "taxonomy": shapes, "budgets": budgets, **more}
+        return report(root / "out", runs, synthetic=synthetic, domains=domains, title="Study", **given)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def html(study, make):
+    return make(study).read_text()
+
+
+@pytest.fixture
+def copy(study, tmp_path):
+    shutil.copytree(study / "outputs", tmp_path / "outputs")
+    return tmp_path
+
+
+def titles(html):
+    return re.findall(r"<h2>(.*?)</h2>", html)
+
+
+def section(html, title):
+    found = re.search(rf"<h2>{re.escape(title)}</h2>(.*?)</section>", html, re.DOTALL)
+    return found[1] if found else ""
+
+
+def test_the_page_answers_every_question(html):
+    expected = {
+        "Results", "Differences on shapes", "Differences on shapes_shift", "IoU per class on shapes", "IoU bars on shapes",
+        "Confusions on shapes", "Worst predictions on shapes", "Best predictions on shapes", "Predictions on shapes",
+        "Learning curves: training loss", "Learning curves: mIoU on tune (%)", "Label budget: shapes", "Synthetic images",
+        "shapes_budget: how much labelling on shapes", "shapes_budget: what it costs on shapes",
+        "shapes_budget: real images you can skip on shapes", "shapes_budget: price of a target on shapes",
+        "Mask sweep: human", "Settings that differ", "Versions", "Commands",
+    }  # fmt: skip
+    assert expected <= set(titles(html)) and "Not compared" not in titles(html)
+    assert len(html) < 20_000_000 and 'src="http' not in html
+
+
+def test_what_others_wrote_is_escaped(html):
+    assert "<script" not in html.lower() and "train.py &lt;script&gt;" in section(html, "Commands")
+
+
+def test_settings_that_differ_are_named(html):
+    text = section(html, "Settings that differ")
+    assert "trainer.max_steps" in text and "trained_on.shots" in text and "segmenter.depth" not in text
+
+
+def test_best_and_worst_are_those_of_the_images_themselves(html, study, builder):
+    worst, best = (
+        [float(v) for v in re.findall(r"mIoU ([\d.]+)</div>", section(html, f"{which} predictions on shapes"))]
+        for which in ("Worst", "Best")
+    )
+    assert len(worst) == len(best) == 4 and worst == sorted(worst) and best == sorted(best, reverse=True)
+    assert max(worst) < min(best)
+
+
+def test_rows_of_the_confusion_matrix_add_up(html):
+    rows = re.findall(r'<th scope="row">.*?</tr>', section(html, "Confusions on shapes"), re.DOTALL)
+    sums = [sum(int(v) for v in re.findall(r">(\d+)</td>", row)) for row in rows]
+    assert len(sums) == 9 and all(97 <= s <= 103 for s in sums)  # rounded
+
+
+def test_summary_keeps_its_form(study, html):
+    summary = json.loads((study / "out/summary.json").read_text())
+    assert set(summary) == {"mask_miou", "synthetic_only", "finetuned", "real_only", "shots_from", "seconds", "seeds"}
+    assert set(summary["finetuned"]) == {"16", "64"} and len(summary["synthetic_only"]["shapes"]) == 2
+
+
+def test_the_baseline_can_be_chosen(copy, make):
+    text = section(make(copy, baseline=copy / "outputs/shapes/real/shots=16,seed=0").read_text(), "Differences on shapes")
+    assert "difference to real/shots=16,seed=0" in text
+    with pytest.raises(ValueError, match="baseline=nowhere: none of the evaluated runs, which are"):
+        make(copy, baseline="nowhere")
+
+
+def test_an_edited_result_is_kept_apart_with_the_reason(copy, make, capsys):
+    path = copy / "outputs/shapes/synthetic/seed=0/eval/shapes/metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "miou": 99.9}))
+    html = make(copy).read_text()
+    assert "99.9" not in html and "it was edited or damaged" in section(html, "Not compared")
+    assert "not compared" in capsys.readouterr().err
+    assert not isinstance(json.loads((copy / "out/summary.json").read_text())["synthetic_only"]["shapes"], list)
+
+
+def test_a_result_on_other_data_is_kept_apart(copy, make, builder, study):
+    data = SegmentationFolder(study / "data/shapes", "test", builder.shapes)
+    builder.result(copy / "outputs/shapes/synthetic/seed=1/eval/shapes", data, 0.3, 0, split="tune")
+    html = make(copy).read_text()
+    assert "synthetic/seed=1 on shapes" in section(html, "Not compared")
+    assert "split: test -&gt; tune" in section(html, "Not compared")
+    assert "synthetic/seed=1" not in section(html, "Differences on shapes")
+    assert "synthetic/seed=1" in section(html, "Differences on shapes_shift")
+
+
+def test_nothing_left_to_compare_is_an_error_with_the_reasons(copy, make):
+    for path in copy.glob("outputs/**/metrics.json"):
+        path.write_text("{}")
+    with pytest.raises(ValueError, match=r"none of .* is a finished run with an evaluation\n.*another version wrote it"):
+        make(copy)
+
+
+def test_another_taxonomy_is_refused(study, make):
+    from dd.taxonomy import Taxonomy
+
+    with pytest.raises(ValueError, match="was evaluated with the classes .*give the report the data of the runs"):
+        make(study, taxonomy=Taxonomy("pets", ["cat", "dog"]))
