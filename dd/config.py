@@ -343,6 +343,10 @@ def _chosen_list(images) -> dict:
 def training_record(cfg, images, tune=None) -> tuple[dict, dict]:
     """(identity, record) of a training run: what makes it another run, and what evaluation must know of it."""
     shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
+    if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
+        raise FileNotFoundError(
+            f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
+        )
     before = read_json(Path(cfg.init_from) / "run.json") if cfg.init_from else None
     trained_on = {
         "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,

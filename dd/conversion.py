@@ -77,7 +77,8 @@ def write_part(
     for split, ids in splits.items():
         write_split(root, split, ids)
     absent = [name for name in taxonomy.names if not counts["classes"][name]["images"]]
-    notes = [*notes, f"{len(absent)} classes are in no mask: {', '.join(absent)}"] if absent else list(notes)
+    listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
+    notes = [*notes, f"{len(absent)} classes are in no mask: {listed}"] if absent else list(notes)
     if counts["upright"]:
         notes.append(f"{counts['upright']} images carry an EXIF rotation: upright copies lie in {root / 'JPEGImages'}")
     record = read_json(root / RECORD) if (root / RECORD).is_file() else {"images": [], "parts": {}}

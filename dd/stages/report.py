@@ -59,7 +59,9 @@ def report(
     facts = {
         "Runs": str(len(entries)),
         "Seeds": ", ".join(map(str, summary["seeds"])),
-        "Mask mIoU on noised real test scenes": "–" if summary["mask_miou"] is None else f"{summary['mask_miou']:.1f}",
+        **(
+            {"Mask mIoU on noised real test scenes": f"{summary['mask_miou']:.1f}"} if summary["mask_miou"] is not None else {}
+        ),
         "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v),
     }
     return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, facts))
