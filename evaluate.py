@@ -5,13 +5,10 @@ from pathlib import Path
 
 from dd import config
 from dd.datasets import SegmentationFolder
-from dd.provenance import read_json
-from dd.segmentation import Views
 from dd.stages.evaluate import evaluate, print_table
 from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
 from dd.stages.self_train import self_train
-from dd.stages.train import load_weights
 from dd.tracking.wandb import log_evaluation
 
 STAGES = ("evaluate", "audit", "self_train", "report")
@@ -27,16 +24,17 @@ def run(cfg) -> float | None:
     folders = sorted(f for f in glob(str(cfg.run)) if Path(f, "run.json").exists()) if cfg.run else []
     if not folders:
         raise FileNotFoundError(f"run={cfg.run}: no finished training run there (a folder with run.json)")
+    seen = cfg.trusted, cfg.weights, config.plain(cfg)["scales"], cfg.flip
     how = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")} | {"device": config.device(cfg)}
     if cfg.stage == "self_train":
         if len(folders) > 1:
             raise ValueError(f"run={cfg.run}: a mask set has one teacher, got {len(folders)} runs; name one of them")
-        masks = self_train(cfg.synthetic, *_loaded(cfg, folders[0]), cfg.mask_set, cfg.confidence, **how)
+        masks = self_train(cfg.synthetic, *config.trained_run(folders[0], *seen), cfg.mask_set, cfg.confidence, **how)
         return print(f"masks in {masks}")
     how["per_image"] = cfg.stage == "evaluate"  # an audit may be of a whole synthetic set
     (data, name), results = _data(cfg), {}
     for folder in folders:
-        trained, segmenter, views = _loaded(cfg, folder)
+        trained, segmenter, views = config.trained_run(folder, *seen)
         path = Path(folder, name, views.name, "metrics.json")  # augmented results lie below those of one view
         results[folder] = evaluate(path, trained, segmenter, data, views, **how)
         if cfg.wandb:
@@ -44,15 +42,6 @@ def run(cfg) -> float | None:
     what = f"{cfg.synthetic} masks" if cfg.stage == "audit" else f"{cfg.data.name}/{cfg.split}"
     print_table(results, f"IoU on {what} ({data.split}, {len(data)} images{views.name and ', '}{views.name})")
     return next(iter(results.values()))["miou"]
-
-
-def _loaded(cfg, folder) -> tuple:
-    """(run.json, segmenter with its weights, how it looks at an image) of a finished run."""
-    trained = read_json(Path(folder) / "run.json")
-    views = Views(trained["scale"], config.plain(cfg)["scales"], cfg.flip)
-    segmenter = config.segmenter_of(trained, cfg.trusted)
-    segmenter.load_state_dict(load_weights(folder, cfg.weights))
-    return trained, segmenter, views
 
 
 def _data(cfg) -> tuple[SegmentationFolder, str]:

@@ -46,6 +46,12 @@ def read_image(path: str | Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image, from its header."""
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
 def read_mask(path: str | Path) -> np.ndarray:
     """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image, whose ids are lost."""
     with Image.open(path) as image:

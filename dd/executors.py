@@ -126,7 +126,10 @@ class Shard(Local):
 
 def _place(count) -> tuple:
     """(index, count) that the environment names, or Nones."""
-    get = lambda key, default=None: int(os.environ[key]) if os.environ.get(key, "").isdecimal() else default  # noqa: E731
+
+    def get(key, default=None):
+        return int(os.environ[key]) if os.environ.get(key, "").isdecimal() else default
+
     task = get("SLURM_ARRAY_TASK_ID")
     if task is None:
         return get("RANK"), get("WORLD_SIZE")

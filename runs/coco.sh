@@ -5,12 +5,7 @@
 # Cost by operation count at 100 TFLOP/s: 36 GPU-hours for the images; each DeepLabV3 1.4 (R50) or 1.9 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 32.4, R101 34.2, Mask2Former R50 31.0.
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=100. GENERATE and TRAIN hold further overrides.
-set -euo pipefail
-MODEL=$([ -e "${MODEL:-}" ] && realpath "$MODEL" || echo "${MODEL:-}")    # a path from where you stand
-DATA=$(realpath -m "${DATA:-$(dirname "$0")/../data}")
-cd "$(dirname "$0")/.."
-: "${MODEL:?give MODEL=<Stable Diffusion 2.1 base: a folder, or a hub id with REVISION=<commit>>}"
-GENERATE=${GENERATE:-}; TRAIN=${TRAIN:-}
+source "$(dirname "$0")/setup.sh"
 SHOTS=${SHOTS:-100,400,1600}; TOTAL=44000      # 40,000 synthetic and 4,000 real iterations
 
 python -m dd prepare coco --root "$DATA"

@@ -5,12 +5,7 @@
 # Cost by operation count at 100 TFLOP/s: 18 GPU-hours for the images; each DeepLabV3 0.7 (R50) or 0.9 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 61.6, R101 64.8, Mask2Former R50 60.2. Nobody has reproduced 64.8 in public yet.
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides, as TRAIN="trainer.devices=2 batch_size=4".
-set -euo pipefail
-MODEL=$([ -e "${MODEL:-}" ] && realpath "$MODEL" || echo "${MODEL:-}")    # a path from where you stand
-DATA=$(realpath -m "${DATA:-$(dirname "$0")/../data}")
-cd "$(dirname "$0")/.."
-: "${MODEL:?give MODEL=<Stable Diffusion 2.1 base: a folder, or a hub id with REVISION=<commit>>}"
-GENERATE=${GENERATE:-}; TRAIN=${TRAIN:-}
+source "$(dirname "$0")/setup.sh"
 SHOTS=${SHOTS:-92,183,366,732}; TOTAL=24000    # 20,000 synthetic and 4,000 real iterations
 
 python -m dd prepare voc --root "$DATA"

@@ -95,7 +95,7 @@ def test_every_file_composes_and_fits_the_constructors(root, overrides):
     assert not OmegaConf.missing_keys(cfg)
     nodes = list(targets(config.plain(cfg)))
     assert nodes or root == "evaluate"
-    config._check_targets(nodes)
+    config.objects._check_targets(nodes)
     for node in nodes:
         arguments = {k: v for k, v in node.items() if k != "_target_"}
         inspect.signature(hydra.utils.get_object(node["_target_"])).bind_partial(**arguments)
@@ -231,7 +231,7 @@ def test_only_a_validated_run_has_a_best_checkpoint(tmp_path, validate):
 
 
 def test_a_numbered_device_is_the_one_that_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "_trainer", lambda node, *_: node)
+    monkeypatch.setattr(config.training, "_trainer", lambda node, *_: node)
     cfg = compose("train", "name=a_run", f"output_root={tmp_path}", "device=cuda:1")
     assert config.device(cfg) == "cuda:1"
     node = config.trainer(cfg, validate=False)

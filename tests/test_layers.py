@@ -29,11 +29,11 @@ FLOORS = {
     },
     3: {"dd.units", "dd.conversion", "dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.tracking.*", "dd.report.*"},
     4: {"dd.stages.*"},
-    5: {"dd.config"},
+    5: {"dd.config.*"},
     6: {"dd.__main__", *SCRIPTS},  # the doors: nothing imports them
 }
 # inside them modules may import each other
-ROOMS = ("dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.tracking", "dd.report")
+ROOMS = ("dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.tracking", "dd.report", "dd.config")
 ADAPTERS = {  # library: the only modules that may import it
     "diffusers": ["dd.diffusion.*"],
     "transformers": ["dd.diffusion.*", "dd.captioner", "dd.quality", "dd.segmenters.huggingface"],
@@ -42,9 +42,9 @@ ADAPTERS = {  # library: the only modules that may import it
     "mmseg": ["dd.segmenters.*"],
     "mmcv": ["dd.segmenters.*"],
     "mmengine": ["dd.segmenters.*"],
-    "pytorch_lightning": [*FLOORS[3], "dd.config"],
-    "hydra": ["dd.config", *SCRIPTS],
-    "omegaconf": ["dd.config", *SCRIPTS],
+    "pytorch_lightning": [*FLOORS[3], "dd.config.*"],
+    "hydra": ["dd.config.*", *SCRIPTS],
+    "omegaconf": ["dd.config.*", *SCRIPTS],
     "ray": ["dd.executors"],
     "optuna": ["dd.search"],
     "wandb": ["dd.tracking.wandb"],

@@ -80,7 +80,10 @@ def table(request, tmp_path_factory, run):
     name, root = request.param, tmp_path_factory.mktemp(request.param)
     where = [f"data_root={root}/data", f"output_root={root}/outputs"]
     (voc_devkit if name == "voc" else coco_tree)(root / "data")
-    trained = lambda recipe, *more: run("train", f"experiment={name}_{recipe}", *SMALL, *where, *more)  # noqa: E731
+
+    def trained(recipe, *more):
+        run("train", f"experiment={name}_{recipe}", *SMALL, *where, *more)
+
     run("generate", f"experiment={name}", *where, "diffusion=embedded", "diffusion.steps=2", "num_images=4", "unit_size=2",
         "device=cpu")  # fmt: skip
     trained("synthetic")

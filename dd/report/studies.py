@@ -54,6 +54,13 @@ def _points(values: dict, domain: str) -> dict[str, list[float]]:
     return {k: v for k, v in found.items() if v}
 
 
+def _shots_label(k: str, size: int | None) -> int | str:
+    """A place on the axis of label budgets; ``size``: how many images "all" are, if that is known."""
+    if k != "all":
+        return int(k)
+    return f"all ({size})" if size else k
+
+
 def budget_sections(study: dict, name: str):
     """Curves of a label-budget study, what they save and what they cost, from budget.json (:mod:`dd.stages.budget`)."""
     arms = study["arms"]
@@ -66,11 +73,10 @@ def budget_sections(study: dict, name: str):
         if not any(points.values()):
             continue
         size = (study.get("domains") or {}).get(domain)
-        label = lambda k, size=size: f"all ({size})" if k == "all" and size else k if k == "all" else int(k)  # noqa: E731
         shots = {k for p in points.values() for k in p}
         order = sorted(shots, key=lambda k: (k == "all", int(k) if k != "all" else 0))
         series = {
-            names[a]: ([label(k) for k in order], [mean(p[k]) if k in p else None for k in order],
+            names[a]: ([_shots_label(k, size) for k in order], [mean(p[k]) if k in p else None for k in order],
                        [stdev(p[k]) if len(p.get(k, ())) > 1 else None for k in order])
             for a, p in points.items() if p
         }  # fmt: skip

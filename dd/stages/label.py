@@ -5,7 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dd.datasets import choose_source, encode_image, encode_mask, read_image, read_mask, stored_heat, synthetic_image
+from dd.datasets import (
+    choose_source,
+    encode_image,
+    encode_mask,
+    image_size,
+    read_image,
+    read_mask,
+    stored_heat,
+    synthetic_image,
+)
 from dd.masks import MaskSettings, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
@@ -43,6 +52,8 @@ def label(
         identity["calibration"] = calibration
     if absent is not None:
         identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(not_drawn)}
+    if (target / "settings.json").is_file():
+        raise FileExistsError(f"{target} holds the masks of self-training, costly to make; choose another mask_set=...")
     done = target / "masks.json"
     if done.exists():
         if not differences(read_json(done)["identity"], identity):
@@ -51,7 +62,7 @@ def label(
         done.unlink()
     hashes, pixels = {}, {}
     for sample in plan:
-        size = read_image(synthetic_image(folder, sample.id)).shape[:2]
+        size = image_size(synthetic_image(folder, sample.id))
         mask = _mask(read_heat(folder, sample, settings.source), sample, not_drawn.get(sample.id, ()), size, settings)
         data = encode_mask(mask)
         write_atomic(target / f"{sample.id}.png", data)

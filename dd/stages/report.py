@@ -59,12 +59,10 @@ def report(
     facts = {
         "Runs": str(len(entries)),
         "Seeds": ", ".join(map(str, summary["seeds"])),
-        **(
-            {"Mask mIoU on noised real test scenes": f"{summary['mask_miou']:.1f}"} if summary["mask_miou"] is not None else {}
-        ),
+        "Mask mIoU on noised real test scenes": summary["mask_miou"] and f"{summary['mask_miou']:.1f}",
         "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v),
     }
-    return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, facts))
+    return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, {k: v for k, v in facts.items() if v}))
 
 
 def _given(entries, baseline) -> dict:

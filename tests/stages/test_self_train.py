@@ -1,18 +1,13 @@
 """Self-training: a trained segmenter labels the synthetic images again, and what a run trained on these labels is called."""
 
 import json
-import sys
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 from PIL import Image
 
-from dd import config
 from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_image, read_mask, write_split
 from dd.provenance import read_json, sha256, write_json
 from dd.samples import append_records
@@ -246,21 +241,7 @@ def test_what_is_not_a_finished_synthetic_set_is_refused(label_again, synthetic)
 # The whole chain on the embedded world
 
 
-def run(command, *overrides):
-    """One root script in this process, with its configuration composed as on the command line."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        module = __import__(command)
-    finally:
-        sys.path.remove(str(ROOT))
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = hydra.compose(command, overrides=list(overrides))
-    OmegaConf.set_struct(cfg, True)
-    return module.run(cfg)
-
-
-def test_teacher_student_and_mixed_training(tmp_path):
+def test_teacher_student_and_mixed_training(tmp_path, run):
     from dd.stages.prepare import prepare_shapes
 
     where = [f"data_root={tmp_path}/data", f"output_root={tmp_path}/out"]
@@ -293,6 +274,9 @@ def test_teacher_student_and_mixed_training(tmp_path):
     for name in runs:
         for folder, flip in (("eval/shapes", False), ("eval/shapes/scales_0.5-1_flip", True)):
             assert read_json(tmp_path / "out" / name / folder / "metrics.json")["protocol"]["flip"] is flip
+    again = ["experiment=shapes", "num_images=2", "unit_size=2", "diffusion.steps=1", "stage=label", *where]
+    with pytest.raises(FileExistsError, match="masks of self-training"):
+        run("generate", *again, "mask_set=self_training")
     with pytest.raises(ValueError, match="a mask set has one teacher, got 3 runs"):
         run("evaluate", f"run={tmp_path}/out/*", *teach)
     run("evaluate", f"run={tmp_path}/out/mixed", *teach, "mask_set=from_mixed")

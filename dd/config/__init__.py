@@ -1,0 +1,83 @@
+"""From a Hydra configuration to plain objects: the only importer of Hydra beside the root scripts.
+
+Nothing outside an allow-list of prefixes is instantiated, checked on the resolved object's own module and name, and a
+mistyped override is answered with the names that exist before any work starts.
+"""
+
+import os
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
+
+from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
+from dd.config.evaluation import report_arguments, test_sets
+from dd.config.generation import (
+    calibrate_arguments,
+    executor,
+    masks_from,
+    quality,
+    sweep_arguments,
+    worker_build,
+    worker_tools,
+)
+from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, budget_run, budget_test, generation_seconds
+from dd.config.objects import ALLOWED, USER_ERRORS, device, instantiate, plain, real_data, segmenter_of, taxonomy, trained_run
+from dd.config.training import (
+    SOURCES,
+    holds_out,
+    loggers,
+    seed_everything,
+    trainer,
+    trainer_factory,
+    training_record,
+    training_sets,
+)
+from dd.config.tuning import FIXED, check_tuning, judging_set, one_device, search_space, study_identity, trial
+
+__all__ = [
+    "ALLOWED",
+    "CONF",
+    "FIXED",
+    "JUDGED",
+    "SET_BY_STUDY",
+    "SHARED",
+    "SOURCES",
+    "USER_ERRORS",
+    "budget_plan",
+    "budget_run",
+    "budget_test",
+    "calibrate_arguments",
+    "check_overrides",
+    "check_tuning",
+    "device",
+    "executor",
+    "exit_code",
+    "generation_seconds",
+    "holds_out",
+    "instantiate",
+    "judging_set",
+    "loggers",
+    "main",
+    "masks_from",
+    "one_device",
+    "plain",
+    "quality",
+    "quoted",
+    "real_data",
+    "report_arguments",
+    "search_space",
+    "seed_everything",
+    "segmenter_of",
+    "study_identity",
+    "sweep_arguments",
+    "swept_name",
+    "taxonomy",
+    "test_sets",
+    "trained_run",
+    "trainer",
+    "trainer_factory",
+    "training_record",
+    "training_sets",
+    "trial",
+    "worker_build",
+    "worker_tools",
+]

@@ -1,0 +1,154 @@
+"""The command line: compose a configuration, answer mistyped overrides with the names that exist, and errors on one screen."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from difflib import get_close_matches
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dd.config.objects import USER_ERRORS
+from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed
+from dd.locks import Busy
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def swept_name(cfg, overrides: list[str]) -> str:
+    """The run's name, followed in a multirun by what was swept (``shots=16,seed=0``), so that jobs never share a folder."""
+    parsed = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
+    swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
+    parts = [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept and o not in re.split("[/,]", cfg.name)]
+    return "/".join([cfg.name, ",".join(parts)]) if parts else cfg.name
+
+
+def quoted(argument: str) -> str:
+    """Run folders are named ``shots=16,seed=0``; in an override Hydra wants such a value in quotes: ``run="..."``."""
+    key, _, value = argument.partition("=")
+    bare = "=" in value and not argument.startswith("-") and not any(c in value for c in "\"'[]()")
+    return f'{key}="{value}"' if bare else argument
+
+
+def main(config_name: str, run):
+    """Entry point of a root script: compose ``conf/<config_name>.yaml``, call ``run(cfg)``, answer errors on one screen."""
+    sys.argv[1:] = [quoted(a) for a in sys.argv[1:]]
+    overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra."))]
+    code = 0
+    try:
+        check_overrides(config_name, overrides)
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_guarded(run))()
+    except USER_ERRORS as error:
+        if os.environ.get("DD_TRACEBACK"):
+            raise
+        code = 2
+        print(f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        code = 130
+        print(f"stopped: {stop or 'interrupted'}. The same command goes on from here.", file=sys.stderr)
+    sys.exit(code)
+
+
+def _guarded(run):
+    """Hydra prints a traceback of its own for an exception inside a job: carry ours past it."""
+    command = list(sys.argv)
+
+    def task(cfg):
+        sys.argv = list(command)  # a launcher's worker has another one; it names what is swept
+        torch.set_flush_denormal(True)
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # neither hardware lists nor advertisements
+        warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # it holds config.yaml
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own, for every run
+        OmegaConf.set_struct(cfg, False)
+        cfg.name = swept_name(cfg, list(HydraConfig.get().overrides.task))
+        OmegaConf.set_struct(cfg, True)
+        try:
+            return run(cfg)
+        except (*USER_ERRORS, OSError, UnitsFailed, Busy) as error:
+            code = exit_code(error)
+            if os.environ.get("DD_TRACEBACK") or code is None:
+                raise
+            print(f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+            sys.exit(code)
+
+    return task
+
+
+def exit_code(error: Exception) -> int | None:
+    """Of an error that is answered on one screen (docs/scale.md); None for others."""
+    if isinstance(error, UnitsFailed):
+        return EXIT["units failed"]
+    if isinstance(error, Busy):
+        return EXIT["busy"]
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in CANNOT_WRITE):
+        return EXIT["cannot write"]
+    return 2 if isinstance(error, USER_ERRORS) else None
+
+
+def check_overrides(config_name: str, overrides: list[str]) -> None:
+    """ValueError for an override whose key or group value does not exist, with the allowed names."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        choices = [
+            [f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
+            for o in parsed
+        ]
+        groups = {p.name for p in CONF.iterdir() if p.is_dir()}
+        tries = [[c[0] for c in choices]]
+        for i, each in enumerate(choices):  # each choice of a swept group must exist; values are checked when used
+            if each[0].partition("=")[0] in groups:
+                tries += [[*tries[0][:i], choice, *tries[0][i + 1 :]] for choice in each[1:]]
+        for single in tries:
+            try:
+                hydra.compose(config_name, overrides=single)
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ValueError(_explain(config_name, single, error)) from None
+
+
+def _explain(config_name, overrides, error) -> str:
+    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
+    base = hydra.compose(config_name)
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.startswith("hydra/"):
+            there = GlobalHydra.instance().config_loader().get_group_options(key)
+            if value not in there:
+                more = ""
+                if key == "hydra/launcher":
+                    more = '; joblib, submitit_local and submitit_slurm are installed by: pip install -e ".[sweeps]"'
+                elif key == "hydra/sweeper":
+                    more = "; Optuna is used directly: python train.py stage=tune"
+                return f"{override!r}: no such {key}; installed: {', '.join(there)}{more}"
+            continue
+        if key in groups:
+            if value not in groups[key] and value != "null":
+                return f"{override!r}: no such {key}; allowed: {', '.join(groups[key])}{_nearest(value, groups[key])}"
+            if key == "experiment" and value != "null":
+                base = hydra.compose(config_name, overrides=[override])
+            continue
+        node, path = base, []
+        for part in key.split("."):
+            names = [str(k) for k in node] if isinstance(node, DictConfig) else []
+            names += [] if path else sorted(groups.keys() - set(names))
+            if part not in names:
+                where = f"in {'.'.join(path)}" if path else "at the top level"
+                return f"{override!r}: no key {part!r} {where}; allowed: {', '.join(names)}{_nearest(part, names)}"
+            path.append(part)
+            node = node._get_node(part)
+    return str(error)
+
+
+def _nearest(word, names) -> str:
+    close = get_close_matches(word, names, 1)
+    return f". Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,138 @@
+"""The label-budget study: its plan and the configuration of each of its runs."""
+
+import re
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from dd import search
+from dd.budget import RECIPES, Job, Plan
+from dd.config.command import CONF
+from dd.config.objects import plain, real_data, taxonomy
+from dd.config.training import training_sets
+from dd.config.tuning import one_device, study_identity
+from dd.datasets import SegmentationFolder
+from dd.samples import read_records
+
+SET_BY_STUDY = ("seed", "shots", "source", "init_from", "optimizer.learning_rate")
+SHARED = r"(data_root|output_root|device|num_workers|logger.*|trainer\.(devices|accelerator|enable_progress_bar))$"
+JUDGED = ("trainer.limit_val_batches=1.0", "trainer.val_check_interval=null", "trainer.check_val_every_n_epoch=1")
+
+
+def _given() -> dict[str, str]:
+    """{key: override} of this command, without those that say which study it is."""
+    keys = {o.lstrip("+~").partition("=")[0]: o for o in HydraConfig.get().overrides.task}
+    return {k: o for k, o in keys.items() if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")}
+
+
+def _budget_part(cfg, recipe: str, domain: str, more=()):
+    """The configuration of a recipe of the study on a domain, but for its name: the recipe's experiment, then the overrides of
+    this command, then ``more``. ValueError for an experiment or a domain that does not exist."""
+    experiment = plain(cfg.budget)["experiments"]["real" if recipe == "real_short" else recipe]
+    known = {kind: sorted(p.stem for p in (CONF / kind).glob("*.yaml")) for kind in ("experiment", "data")}
+    if experiment not in known["experiment"]:
+        raise ValueError(f"budget.experiments: {recipe}: {experiment!r}; allowed: {', '.join(known['experiment'])}")
+    own = domain == cfg.data.name
+    if not own and domain not in known["data"]:
+        raise ValueError(f"budget.domains: {domain!r} is neither {cfg.data.name!r} nor one of {', '.join(known['data'])}")
+    given = {k: o for k, o in _given().items() if k != "data"}
+    if not own and (detail := [o for k, o in given.items() if k.startswith("data.")]):
+        raise ValueError(f"{', '.join(detail)} would change every domain; write a file in conf/data for each of them")
+    data = HydraConfig.get().runtime.choices["data"] if own else domain
+    fixed = [f"experiment={experiment}", f"data={data}", "stage=segmenter", "hold_out=null"]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [*given.values(), *fixed, search.override("synthetic", cfg.synthetic), *more])
+
+
+def budget_plan(cfg) -> tuple[Plan, dict]:
+    """(plan, settings that all runs of the study share). Data and settings are checked; nothing is trained or written."""
+    one_device(cfg, "a run of the study trains on one device")
+    if found := [o for k, o in _given().items() if k in SET_BY_STUDY]:
+        raise ValueError(f"{', '.join(found)}: stage=budget sets this for each run; see the keys of budget")
+    given = plain(cfg.budget)
+    if not isinstance(given["domains"], list) or not given["domains"]:
+        raise ValueError(f"budget.domains={given['domains']!r}: expected a list of data sets, such as [{cfg.data.name}]")
+    needed = [r for r in RECIPES if r in ("synthetic", "finetune") or r in (given["arms"] or ())]
+    parts = {recipe: _budget_part(cfg, recipe, given["domains"][0]) for recipe in needed}
+    domains = {domain: _budget_part(cfg, "finetune", domain) for domain in given["domains"]}
+    for domain, part in domains.items():
+        if part.data.tune_split == part.data.test_split:
+            raise ValueError(
+                f"data {domain!r} has its test split as tune split, and nothing is ever chosen on the test split; "
+                "set data.tune_split=null, or to other images"
+            )
+        if taxonomy(part) != taxonomy(cfg):
+            raise ValueError(f"budget.domains: {domain!r} has other classes than {cfg.data.name!r}")
+    plan = Plan(
+        **{k: given[k] for k in ("shots", "seeds", "arms")}, choose=given["choose"] or {},
+        learning_rates=given["learning_rates"] or {},
+        domains={domain: len(real_data(part, part.data.train_split)) for domain, part in domains.items()},
+        synthetic_steps=parts["synthetic"].trainer.max_steps, finetune_steps=parts["finetune"].trainer.max_steps,
+        own_rates={recipe: part.optimizer.learning_rate for recipe, part in parts.items()},
+        judged_on=_judged_on(cfg, next(iter(domains.values()))),
+    )  # fmt: skip
+    if "synthetic" in plan.recipes():
+        training_sets(parts["synthetic"])
+    settings = {**given, "hold_out": cfg.hold_out, "images": plan.domains, "judged_on": plan.judged_on}
+    for loose in ("prices", "targets", "generation_seconds"):  # what is made of the runs, not what they are
+        settings.pop(loose)
+    identity = {"budget": settings, "recipes": {r: _shared(p) for r, p in parts.items() if r in plan.recipes()}}
+    return plan, identity | {"data": {domain: plain(part.data) for domain, part in domains.items()}}
+
+
+def _judged_on(cfg, first) -> str | None:
+    """The images on which learning rates are compared: those held out, the tune split, or none."""
+    if cfg.hold_out is not None:
+        images = plain(cfg.budget)["choose"]["shots"]
+        if type(cfg.hold_out) is not int or cfg.hold_out < 1 or (type(images) is int and cfg.hold_out >= images):
+            raise ValueError(f"hold_out={cfg.hold_out}: expected a number of images below budget.choose.shots={images}")
+        return f"{cfg.hold_out} images held out of the training set"
+    if first.data.tune_split is None:
+        return None
+    return f"{len(real_data(first, first.data.tune_split))} images of {first.data.name}/{first.data.tune_split}"
+
+
+def _shared(part) -> dict:
+    each = ("tune", "seed", "shots", "init_from", "data", "data_root", "hold_out")
+    return {k: v for k, v in study_identity(part, {}).items() if k not in each}
+
+
+def budget_run(cfg, job: Job, judged: bool = False):
+    """The configuration of a job. One that is its experiment's own, with nothing changed but data, shots and seed, has the
+    folder that ``train.py -m experiment=...`` gives it, and is shared with it; all others lie below the study's folder."""
+    domain = job.domain or cfg.budget.domains[0]
+    held = judged and cfg.hold_out is not None
+    more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]
+    part = _budget_part(cfg, job.recipe, domain, more + ["trainer.callbacks.best=null"] * judged)
+    after = job.after and budget_run(cfg, job.after)
+    init_from = after and f"{after.output_root}/{after.name}"
+    changes = [f"max_steps={job.steps}"] * (job.steps != part.trainer.max_steps)
+    changes += [f"learning_rate={job.learning_rate:g}"] * (job.learning_rate != part.optimizer.learning_rate)
+    changes += [f"hold_out={cfg.hold_out}"] * held
+    points = [f"shots={job.shots}"] * (job.domain is not None) + [f"seed={job.seed}"]
+    own = not changes and init_from == part.init_from and (job.domain or "") in part.name
+    if not own or any(not re.match(SHARED, k) for k in _given()):
+        where = "_".join([job.recipe, *([job.domain] if job.domain else [])])
+        part.name = f"{cfg.name}/{where}/{','.join(points + changes)}"
+    else:
+        rest = [p for p in points if p not in re.split("[/,]", part.name)]
+        part.name = "/".join([part.name, ",".join(rest)]) if rest else part.name
+    part.init_from, part.trainer.max_steps, part.optimizer.learning_rate = init_from, job.steps, job.learning_rate
+    part.hold_out = cfg.hold_out if held else None
+    return part
+
+
+def budget_test(cfg, domain: str) -> SegmentationFolder:
+    """The test images of a domain of the study."""
+    part = _budget_part(cfg, "finetune", domain)
+    return real_data(part, part.data.test_split)
+
+
+def generation_seconds(cfg) -> float:
+    """Seconds that drawing the synthetic set took, by its records, or as given."""
+    given = cfg.budget.generation_seconds
+    if given is not None and not (type(given) in (int, float) and given >= 0):
+        raise ValueError(f"budget.generation_seconds={given!r}: expected a number of 0 or more, or null for the records' own")
+    return round(sum(r["seconds"] for r in read_records(cfg.synthetic).values()), 1) if given is None else given

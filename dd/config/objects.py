@@ -1,0 +1,111 @@
+"""Configuration nodes as objects: what may be instantiated, and what several commands ask for."""
+
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dd import taxonomy as taxonomies
+from dd.datasets import SegmentationFolder
+from dd.provenance import read_json
+from dd.segmentation import Views
+from dd.stages.train import load_weights
+
+ALLOWED = (
+    "dd.prompt_sources.",
+    "dd.captioner.",
+    "dd.executors.",
+    "dd.masks.",
+    "dd.quality.",
+    "dd.diffusion.",
+    "dd.segmenters.",
+    "dd.segmentation.",
+    "dd.tracking.",
+    "pytorch_lightning.trainer.trainer.Trainer",
+    "pytorch_lightning.loggers.",
+    "pytorch_lightning.callbacks.",
+)
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, HydraException, OmegaConfBaseException)
+
+
+def instantiate(node, **kwargs):
+    """``hydra.utils.instantiate`` for allowed targets only, with plain lists and dictionaries inside.
+
+    ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
+    """
+    _check_targets([node, kwargs])
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, USER_ERRORS):
+            raise error.__cause__ from None
+        raise
+
+
+def _check_targets(node):
+    if OmegaConf.is_config(node):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, dict):
+        if "_target_" in node:
+            try:
+                target = hydra.utils.get_object(node["_target_"])
+            except Exception:
+                target = None
+            name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+            if not isinstance(target, type) or not any(name == a or (a.endswith(".") and name.startswith(a)) for a in ALLOWED):
+                raise ValueError(
+                    f"_target_ {node['_target_']!r} (really {name}) is not allowed; allowed: {', '.join(ALLOWED)}"
+                )
+        for value in node.values():
+            _check_targets(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            _check_targets(value)
+
+
+def plain(node) -> dict:
+    """A configuration node as resolved plain containers."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def taxonomy(cfg) -> taxonomies.Taxonomy:
+    return taxonomies.taxonomy(cfg.data.taxonomy)
+
+
+def device(cfg) -> str:
+    """``auto`` means the GPU when there is one."""
+    if cfg.device != "auto":
+        return cfg.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def real_data(cfg, split: str, shots: int | None = None) -> SegmentationFolder:
+    """Images and masks of one split of the data group."""
+    images = plain(cfg.data).get("images")  # a folder, a list of them, or null: where the data set itself says
+    return SegmentationFolder(cfg.data.root, split, taxonomy(cfg), cfg.data.masks, shots, cfg.seed, images)
+
+
+def segmenter_of(run: dict, trusted: bool = False):
+    """The segmenter of a run.json with its number of classes: our own classes with plain values, nothing else. A run.json
+    cannot declare a configuration file ``trusted``, because that file is executed: whoever rebuilds the segmenter does."""
+    node = dict(run["segmenter"])
+    if "trusted" in node:
+        node["trusted"] = trusted
+    if not str(node.get("_target_", "")).startswith("dd.segmenters.") or any(
+        isinstance(x, dict | list) for v in node.values() for x in (v if isinstance(v, list) else [v])
+    ):
+        raise ValueError(f"run.json names a segmenter {node!r} that is not one of dd.segmenters with plain values")
+    return instantiate({**node, "pretrained": None}, num_classes=1 + len(run["taxonomy"]["names"]))
+
+
+def trained_run(folder, trusted: bool = False, weights: str = "ema", scales=(1.0,), flip: bool = False) -> tuple:
+    """(run.json, segmenter with its weights, how it looks at an image around the run's own scale) of a finished run."""
+    if not (Path(folder) / "run.json").is_file():
+        raise FileNotFoundError(f"{folder}: no finished training run there (a folder with run.json); train it with train.py")
+    run = read_json(Path(folder) / "run.json")
+    segmenter = segmenter_of(run, trusted)
+    segmenter.load_state_dict(load_weights(folder, weights))
+    return run, segmenter, Views(run["scale"], scales, flip)

@@ -1,0 +1,151 @@
+"""What train.py needs: images, the record of a run, Lightning's trainer."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from dd.config.objects import instantiate, plain, real_data, taxonomy
+from dd.datamodule import Mixture, hold_out
+from dd.datasets import SegmentationFolder, read_split
+from dd.provenance import fingerprint, read_json
+from dd.stages.train import supervision
+from dd.tracking.loggers import Guarded
+
+SOURCES = ("synthetic", "real", "mixed")
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds of the weights' initial values and of everything that is not a function of the sample."""
+    from pytorch_lightning import seed_everything as seed_all
+
+    seed_all(seed, verbose=False)
+
+
+def training_sets(cfg):
+    """(training set, tune set or None) of a train configuration. The tune set is ``hold_out`` images of the training set
+    (of its real part in mixed training), or the data's tune split; nothing is held out when nothing is validated."""
+    if cfg.source not in SOURCES:
+        raise ValueError(f"source={cfg.source!r}; allowed: {', '.join(SOURCES)}")
+    if cfg.source == "synthetic" and cfg.shots not in (None, "all"):
+        raise ValueError(f"shots={cfg.shots} has no effect with source=synthetic; use source=real or source=mixed")
+    real = synthetic = tune = None
+    if cfg.source != "synthetic":
+        real = real_data(cfg, cfg.data.train_split, None if cfg.shots in (None, "all") else cfg.shots)
+    if cfg.source != "real":
+        synthetic = SegmentationFolder(cfg.synthetic, cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks)
+    if holds_out(cfg) and real is not None:
+        real, tune = hold_out(real, cfg.hold_out, cfg.seed)
+    elif holds_out(cfg):
+        synthetic, tune = hold_out(synthetic, cfg.hold_out, cfg.seed)
+    elif cfg.data.tune_split is not None and cfg.trainer.get("limit_val_batches") != 0:
+        tune = real_data(cfg, cfg.data.tune_split)
+    return (Mixture(real, synthetic, cfg.real_share) if real and synthetic else real or synthetic), tune
+
+
+def holds_out(cfg) -> bool:
+    return cfg.hold_out is not None and cfg.trainer.get("limit_val_batches") != 0
+
+
+def _mask_settings(images) -> dict:
+    """What the masks of a synthetic set were made with: settings, heat, and the teacher of self-training."""
+    path = images.root / images.masks / "masks.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"mask set {path.parent} is not finished (no masks.json); run the stage that makes it again")
+    return read_json(path)["identity"]
+
+
+def _chosen_list(images) -> dict:
+    """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if a filter wrote it, how."""
+    if images.split == "train":
+        return {}
+    path, ids = images.root / "quality" / images.split / "filter.json", fingerprint(read_split(images.root, images.split))
+    if not path.is_file():
+        return {"filter": {"ids": ids}}
+    identity = read_json(path)["identity"]
+    if identity["ids"] != ids:
+        raise ValueError(f"split {images.split} is not the list that {path} tells of; run generate.py stage=filter again")
+    return {"filter": identity}
+
+
+def training_record(cfg, images, tune=None) -> tuple[dict, dict]:
+    """(identity, record) of a training run: what makes it another run, and what evaluation must know of it."""
+    shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
+    if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
+        raise FileNotFoundError(
+            f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
+        )
+    before = read_json(Path(cfg.init_from) / "run.json") if cfg.init_from else None
+    trained_on = {
+        "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,
+        "after": before and before["trained_on"],
+    }  # fmt: skip
+    if cfg.source != "synthetic":
+        trained_on["data"] = cfg.data.name  # the name that reports know it by; "root" may be any folder
+    if cfg.source == "synthetic":
+        trained_on |= {"mask_settings": _mask_settings(images), **_chosen_list(images)}
+    if cfg.source == "mixed":
+        trained_on["synthetic"] |= {"mask_settings": _mask_settings(images.synthetic), **_chosen_list(images.synthetic)}
+    if holds_out(cfg):
+        trained_on["hold_out"] = cfg.hold_out
+    trainer_keys = ("max_steps", "precision", "gradient_clip_val", "callbacks")
+    chosen = {k: plain(cfg)[k] for k in ("segmenter", "optimizer", "transform", "batch_size", "scale", "seed")}
+    trainer_settings = {k: v for k, v in plain(cfg)["trainer"].items() if k in trainer_keys}
+    trainer_settings["callbacks"] = {"ema": (trainer_settings.get("callbacks") or {}).get("ema")}
+    identity = {**chosen, "trainer": trainer_settings, "trained_on": trained_on}
+    identity["init_from_sha256"] = before and before["checkpoint_sha256"]
+    record = {
+        "segmenter": plain(cfg.segmenter), "taxonomy": {"name": images.taxonomy.name, "names": list(images.taxonomy.names)},
+        "scale": cfg.scale, "bf16": cfg.trainer.precision == "bf16-mixed", "trained_on": trained_on,
+        "supervision": supervision(trained_on, before and before["supervision"]),
+        "validated_on": tune and {**tune.fingerprint(), **({"ids": tune.ids} if holds_out(cfg) else {})},
+    }  # fmt: skip
+    return identity, record
+
+
+def loggers(cfg, **more) -> list[Guarded]:
+    """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of the training."""
+    nodes = plain(cfg.logger)
+    return [Guarded(instantiate({**nodes[k], **more})) for k in sorted(nodes, key=lambda name: name != "csv")]
+
+
+def trainer(cfg, validate: bool, more_callbacks=()):
+    """Lightning's trainer with the chosen callbacks and loggers; without a tune set nothing is validated or called best."""
+    node = plain(cfg.trainer)
+    callbacks = {k: v for k, v in node.pop("callbacks").items() if v and (validate or k != "best")}
+    node |= {} if validate else {"limit_val_batches": 0, "val_check_interval": None, "check_val_every_n_epoch": None}
+    Path(node["default_root_dir"]).mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, Path(node["default_root_dir"]) / "config.yaml", resolve=True)
+    _keep_log(Path(node["default_root_dir"]) / "metrics.csv")
+    node["enable_checkpointing"] = "best" in callbacks  # otherwise Lightning adds a ModelCheckpoint of its own
+    if cfg.device != "auto":
+        chosen = torch.device(cfg.device)
+        node["accelerator"] = chosen.type
+        node["devices"] = node["devices"] if chosen.index is None else [chosen.index]
+    chosen = [*(instantiate(v) for v in callbacks.values()), *more_callbacks]
+    return _trainer(node, chosen, loggers(cfg))
+
+
+def _trainer(node, callbacks, loggers):
+    """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see them."""
+    return instantiate({**node, "_partial_": True})(callbacks=callbacks, logger=loggers)
+
+
+def _keep_log(path: Path) -> None:
+    """Lightning's CSV logger removes the metrics.csv it finds: an interrupted run's goes on as metrics.1.csv, 2, ..."""
+    if path.exists():
+        path.rename(next(p for i in range(1, 10**6) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
+
+
+def trainer_factory(cfg):
+    """``make(max_steps, default_root_dir, average)`` for a training of several parts, each with its own folder and log."""
+
+    def make(max_steps, default_root_dir, average):
+        node = plain(cfg.trainer) | {"max_steps": max_steps, "default_root_dir": str(default_root_dir)}
+        parts = {k: v for k, v in node.pop("callbacks").items() if v and (average or k != "ema")}
+        _keep_log(Path(default_root_dir) / "metrics.csv")
+        parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")
+        chosen = [instantiate(v) for v in parts.values()]
+        return _trainer(node, chosen, loggers(cfg, save_dir=str(default_root_dir)))
+
+    return make

@@ -1,0 +1,81 @@
+"""Choosing by the tune split: objectives, search spaces, trials."""
+
+import re
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import ListConfig, OmegaConf
+
+from dd.config.command import CONF, check_overrides
+from dd.config.objects import plain, real_data
+
+FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
+
+
+def judging_set(cfg, tune):
+    """What a run's objective is measured on: the ``tune`` set of its training; in a multirun without validation the data's
+    tune split, if it has one; else None. Never the test split."""
+    if tune is not None or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return tune
+    split = cfg.data.tune_split
+    return None if split in (None, cfg.data.test_split) else real_data(cfg, split)
+
+
+def check_tuning(cfg) -> None:
+    """ValueError for a study without a tune split, without validation on the way, or on several devices."""
+    if cfg.hold_out is None and cfg.data.tune_split in (None, cfg.data.test_split):
+        what = "no tune split" if cfg.data.tune_split is None else f"the test split {cfg.data.test_split!r} as tune split"
+        raise ValueError(
+            f"data {cfg.data.name!r} has {what}, and nothing is ever chosen on the test split; keep training images back "
+            "with hold_out=<number>, or set data.tune_split"
+        )
+    if cfg.trainer.get("limit_val_batches") == 0:
+        raise ValueError(
+            "trainer.limit_val_batches=0 validates nothing, and trials are judged by validation: add "
+            "trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
+        )
+    one_device(cfg, "a trial trains on one device; start the same command once for each")
+
+
+def one_device(cfg, why: str) -> None:
+    devices = cfg.trainer.devices
+    if devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
+        raise ValueError(f"trainer.devices={devices}: {why}")
+
+
+def search_space(cfg) -> dict:
+    """``tune.space``, or what the YAML file says that it names; ValueError for a key that a search must not touch."""
+    space = plain(cfg.tune)["space"]
+    if isinstance(space, str):
+        if not Path(space).is_file():
+            raise FileNotFoundError(f"tune.space={space}: no such file")
+        space = OmegaConf.to_container(OmegaConf.load(space))
+    for key in space if isinstance(space, dict) else ():
+        if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra"):
+            raise ValueError(f"tune.space: {key} is not searched: it decides what is compared, not how well it trains")
+    return space
+
+
+def study_identity(cfg, space: dict) -> dict:
+    """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
+    elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
+    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget")}
+    loose = ("default_root_dir", "callbacks", "accelerator", "devices", "log_every_n_steps", "enable_progress_bar")
+    node["trainer"] = {k: v for k, v in node["trainer"].items() if k not in loose}
+    node["trainer"]["ema"] = cfg.trainer.callbacks.get("ema") and plain(cfg.trainer.callbacks.ema)
+    node["tune"] = {**{k: v for k, v in node["tune"].items() if k != "trials"}, "space": space}
+    return node
+
+
+def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
+    """The configuration of one trial: the overrides of this command, then the trial's own."""
+    given = [o for o in HydraConfig.get().overrides.task if not re.match(r"[+~]*(name|stage|tune)\b", o)]
+    together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]
+    if check_only:
+        return check_overrides("train", together)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", together)
