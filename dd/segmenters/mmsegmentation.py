@@ -31,13 +31,24 @@ def deeplabv3_config(
     ignore_index: int = 255,
     avg_non_ignore: bool = False,
     auxiliary_weight: float = 0.4,
+    base_channels: int = 64,
+    dilations: tuple[int, ...] = (1, 12, 24, 36),
 ) -> dict:
-    """mmsegmentation's ``_base_/models/deeplabv3_r50-d8.py`` (18: its r18-d8 files) with our classes and batch norm."""
+    """mmsegmentation's ``_base_/models/deeplabv3_r50-d8.py`` (18: its r18-d8 files) with our classes and batch norm.
+
+    ``base_channels``: of the backbone's first stage, mmsegmentation's name; with another number than the 64 of the
+    published networks every layer, the heads' too, is scaled by ``base_channels / 64``. ``dilations``: of the ASPP module's
+    branches, in cells of 8 pixels; where they exceed the feature map, all but the centre of a 3x3 kernel looks at padding.
+    """
     if depth not in CHANNELS:
         raise ValueError(f"depth={depth!r}: there is DeepLabV3 with a ResNet of depth {', '.join(map(str, CHANNELS))}")
     if auxiliary_weight < 0:
         raise ValueError(f"auxiliary_weight={auxiliary_weight}: it multiplies a loss; use 0 or more (the paper: 0.4)")
-    decode_in, decode_channels, auxiliary_in, auxiliary_channels = CHANNELS[depth]
+    if type(base_channels) is not int or base_channels < 8 or base_channels % 8:
+        raise ValueError(f"base_channels={base_channels!r}: expected a multiple of 8, as 32 or the published 64")
+    if not dilations or any(type(d) is not int or d < 1 for d in dilations):
+        raise ValueError(f"dilations={dilations!r}: expected whole numbers of 1 or more, as the published [1, 12, 24, 36]")
+    decode_in, decode_channels, auxiliary_in, auxiliary_channels = (n * base_channels // 64 for n in CHANNELS[depth])
     norm = {"type": "BN", "requires_grad": True}
 
     def head(loss_weight: float, **kwargs) -> dict:
@@ -66,9 +77,10 @@ def deeplabv3_config(
             "norm_eval": False,
             "style": "pytorch",
             "contract_dilation": True,
+            **({} if base_channels == 64 else {"stem_channels": base_channels, "base_channels": base_channels}),
         },
         "decode_head": head(
-            1.0, type="ASPPHead", in_channels=decode_in, in_index=3, channels=decode_channels, dilations=(1, 12, 24, 36)
+            1.0, type="ASPPHead", in_channels=decode_in, in_index=3, channels=decode_channels, dilations=tuple(dilations)
         ),
         "auxiliary_head": head(
             auxiliary_weight,
@@ -111,7 +123,8 @@ class DeepLabV3(Segmenter):
     ``pretrained``: None for random weights, else see :func:`dd.segmenters.weights.load_pretrained`; the paper starts
     from ``open-mmlab://resnet50_v1c`` (``resnet101_v1c`` for 101).
     ``sync_bn``: see :func:`dd.segmenters.base.synchronise`. ``ignore_index``: the label without a loss.
-    ``avg_non_ignore``: see :meth:`loss`.
+    ``avg_non_ignore``: see :meth:`loss`. ``base_channels`` and ``dilations``: see
+    :func:`deeplabv3_config`.
     """
 
     def __init__(
@@ -123,9 +136,11 @@ class DeepLabV3(Segmenter):
         ignore_index: int = 255,
         avg_non_ignore: bool = False,
         auxiliary_weight: float = 0.4,
+        base_channels: int = 64,
+        dilations: tuple[int, ...] = (1, 12, 24, 36),
     ):
         super().__init__(num_classes, ignore_index)
-        config = deeplabv3_config(num_classes, depth, ignore_index, avg_non_ignore, auxiliary_weight)
+        config = deeplabv3_config(num_classes, depth, ignore_index, avg_non_ignore, auxiliary_weight, base_channels, dilations)
         with quiet_construction():
             net = MODELS.build(config)
             net.init_weights()
