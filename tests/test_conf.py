@@ -318,13 +318,21 @@ def test_allowed_targets_get_plain_containers():
 
 def test_the_segmenter_of_a_run():
     node = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "pretrained": "open-mmlab://never_fetched"}
+    node["dilations"] = [1, 2]
     segmenter = config.segmenter_of({"segmenter": node, "taxonomy": {"names": ["cat", "dog"]}})
+    assert len(segmenter.decode_head.aspp_modules) == 2
     assert isinstance(segmenter, DeepLabV3) and segmenter.num_classes == 3
 
 
 @pytest.mark.parametrize(
     "node",
-    [{}, CALL, {"_target_": "dd.segmentation.EMA"}, {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": CALL}],
+    [
+        {},
+        CALL,
+        {"_target_": "dd.segmentation.EMA"},
+        {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": CALL},
+        {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "dilations": [CALL]},
+    ],
 )
 def test_a_run_cannot_name_anything_else(node):
     with pytest.raises(ValueError, match="is not one of dd.segmenters with plain values"):

@@ -112,6 +112,16 @@ def test_large_models_on_the_meta_device(depth, parameters):
     assert [branch.conv.dilation[0] for branch in net.decode_head.aspp_modules] == [1, 12, 24, 36]
 
 
+def test_half_the_width_and_other_dilations():
+    narrow, wide = DeepLabV3(4, depth=18, base_channels=32, dilations=[1, 3, 6, 9]), DeepLabV3(4, depth=18)
+    shapes = {k: v.shape for k, v in narrow.state_dict().items()}
+    assert shapes.keys() == wide.state_dict().keys()
+    halved = {k for k, v in wide.state_dict().items() if v.ndim == 4 and 2 * shapes[k][0] == v.shape[0]}
+    assert len(halved) == sum(v.ndim == 4 for v in wide.state_dict().values()) - 2  # all convolutions but the two classifiers
+    assert [branch.conv.dilation[0] for branch in narrow.decode_head.aspp_modules] == [1, 3, 6, 9]
+    assert narrow(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 4, 64, 64)
+
+
 def test_building_is_silent(recwarn, capfd):
     DeepLabV3(2, depth=18)
     assert not recwarn.list
@@ -150,6 +160,8 @@ def test_synchronised_batch_norm_is_the_plain_one_in_one_process(model):
         ({"num_classes": 1, "depth": 18}, "num_classes=1.*background included"),
         ({"num_classes": 256, "depth": 18}, "ignore_index=255 is also one of the 256 classes"),
         ({"num_classes": 4, "depth": 18, "auxiliary_weight": -1}, "auxiliary_weight=-1"),
+        ({"num_classes": 4, "depth": 18, "base_channels": 20}, "base_channels=20: expected a multiple of 8"),
+        ({"num_classes": 4, "depth": 18, "dilations": [1, 0]}, r"dilations=\[1, 0\]: expected whole numbers of 1 or more"),
     ],
 )
 def test_wrong_arguments(arguments, message):
