@@ -131,6 +131,12 @@ def test_a_page_opens_quietly_and_fits(browser, pages, which, width, dark):
     assert browser.js("performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
 
 
+def test_a_phone_shows_the_main_numbers_without_scrolling(browser, pages):
+    browser.open(pages["runs"], 390)
+    hidden = browser.js("(t => t.scrollWidth - t.clientWidth)(document.querySelector('main .scroll'))")
+    assert hidden <= 0
+
+
 SHOWN = "[...document.querySelectorAll('li.sample')].filter(c => c.offsetParent).map(c => c.querySelector('dd').textContent)"
 CHANGED = "form.dispatchEvent(new Event('input', {bubbles: true}))"
 
