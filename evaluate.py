@@ -1,10 +1,11 @@
-"""mIoU of trained runs, audits, self-training, reports.   python evaluate.py run=outputs/shapes/synthetic data=shapes"""
+"""mIoU of trained runs, audits, self-training, reports.   python evaluate.py run=outputs/shapes/synthetic/seed=0"""
 
 from glob import glob
 from pathlib import Path
 
 from dd import config
 from dd.datasets import SegmentationFolder
+from dd.provenance import read_json
 from dd.stages.evaluate import evaluate, print_table
 from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
@@ -21,9 +22,9 @@ def run(cfg) -> float | None:
         return print(f"report in {report_dataset(cfg.synthetic, cfg.masks, cfg.gallery)}")
     if cfg.stage == "report":
         return print(f"report in {report(**config.report_arguments(cfg))}")
-    folders = sorted(f for f in glob(str(cfg.run)) if Path(f, "run.json").exists()) if cfg.run else []
+    folders = sorted(f for f in glob(str(cfg.run)) if _is_segmenter(Path(f, "run.json"))) if cfg.run else []
     if not folders:
-        raise FileNotFoundError(f"run={cfg.run}: no finished training run there (a folder with run.json)")
+        raise FileNotFoundError(f"run={cfg.run}: no finished training run of a segmenter there (a folder with run.json)")
     seen = cfg.trusted, cfg.weights, config.plain(cfg)["scales"], cfg.flip
     how = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")} | {"device": config.device(cfg)}
     if cfg.stage == "self_train":
@@ -42,6 +43,10 @@ def run(cfg) -> float | None:
     what = f"{cfg.synthetic} masks" if cfg.stage == "audit" else f"{cfg.data.name}/{cfg.split}"
     print_table(results, f"IoU on {what} ({data.split}, {len(data)} images{views.name and ', '}{views.name})")
     return next(iter(results.values()))["miou"]
+
+
+def _is_segmenter(run: Path) -> bool:
+    return run.is_file() and "segmenter" in read_json(run)
 
 
 def _data(cfg) -> tuple[SegmentationFolder, str]:

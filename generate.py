@@ -53,8 +53,9 @@ def run(cfg) -> float | None:
     if cfg.stage == "probe":
         generator = config.instantiate(cfg.diffusion, device=config.device(cfg))
         data = config.real_data(cfg, cfg.probe.split)
-        path = f"{cfg.output_root}/{cfg.name}/probe_{cfg.data.name}_{cfg.probe.split}.json"
         append = cfg.prompts.append
+        what = f"{cfg.data.name}_{cfg.probe.split}" + ("" if append else "_append=off")
+        path = f"{cfg.output_root}/{cfg.name}/probe_{what}.json"
         result = probe(path, generator, data, masks, cfg.probe.timesteps, append, cfg.probe.limit)
         print(f"mask mIoU on {result['num_images']} noised real images of {cfg.probe.split}: {result['miou']:.2f} ({path})")
         return result["miou"]

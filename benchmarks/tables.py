@@ -43,9 +43,12 @@ def tables(summary: dict) -> str:
     if "mask_agreement" in summary:
         lines[-1] += f" Agreement of the synthetic masks with the all-real segmenter: {cell(summary['mask_agreement'])}."
     if "ablations" in summary:
-        rows = [["synthetic only, with", *(f"mIoU on {d}" for d in domains)]]
-        rows.append(["as shipped", *(cell(summary["synthetic_only"][d]) for d in domains)])
-        rows += [[name, *(cell(v[d]) for d in domains)] for name, v in summary["ablations"].items()]
+        shipped = {**summary["synthetic_only"], "mask_miou": summary["mask_miou"]}
+        rows = [["synthetic only, with", "mask mIoU", *(f"mIoU on {d}" for d in domains)]]
+        rows += [
+            [name, cell(v.get("mask_miou")), *(cell(v[d]) for d in domains)]
+            for name, v in {"as shipped": shipped, **summary["ablations"]}.items()
+        ]
         lines += ["", table(rows)]
     return "\n".join(lines)
 

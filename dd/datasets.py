@@ -113,7 +113,7 @@ def read_split(root: str | Path, split: str) -> list[str]:
     if bad:
         raise ValueError(f"{path}: id {bad[0]!r} would leave the data set's folder")
     if not ids:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} is empty; a split lists one image id a line. Write the list, or name another split")
     return ids
 
 
@@ -121,8 +121,8 @@ def choose_shots(ids: list[str], shots: int | None, seed: int) -> list[str]:
     """``shots`` ids chosen by seed, nested: fewer shots are the first of more. None = all of them."""
     if shots is None:
         return list(ids)
-    if not 1 <= shots <= len(ids):
-        raise ValueError(f"shots={shots}, but the split holds {len(ids)} images; choose 1 to {len(ids)}, or null for all")
+    if type(shots) is not int or not 1 <= shots <= len(ids):
+        raise ValueError(f"shots={shots!r}, but the split holds {len(ids)} images; choose 1 to {len(ids)}, or null for all")
     order = np.random.default_rng([seed, 3]).permutation(len(ids))
     return [ids[i] for i in order[:shots]]
 
@@ -168,17 +168,23 @@ class SegmentationFolder:
                 if path.is_file():
                     return path
         raise FileNotFoundError(
-            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, listed in split {self.split!r}"
+            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, but split {self.split!r} lists "
+            "it: add the file, or take the id out of the list"
         )
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         name = self.ids[index]
         image, path = read_image(self.image_path(name)), self.root / self.masks / f"{name}.png"
         if not path.is_file():
-            raise FileNotFoundError(f"no mask {path}, listed in split {self.split!r}")
+            raise FileNotFoundError(
+                f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
+            )
         mask = read_mask(path)
         if mask.shape != image.shape[:2]:
-            raise ValueError(f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}")
+            raise ValueError(
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}: a mask has the size "
+                "of its image. Is it the mask of another image? Else resize it with nearest neighbour"
+            )
         check_values(mask, self.taxonomy, path)
         return image, mask
 

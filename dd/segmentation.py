@@ -54,6 +54,18 @@ class LastCheckpoint(pl.Callback):
         self._saved = step
 
 
+def fit(trainer, module, data, last: Path) -> None:
+    """Train for ``trainer.max_steps``, from the checkpoint ``last`` on if there is one. KeyboardInterrupt says how far a
+    training came that was stopped before."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted or trainer.global_step < trainer.max_steps:
+        raise KeyboardInterrupt(f"training stopped at step {trainer.global_step} of {trainer.max_steps}")
+
+
 def _logits(segmenter, images, sizes, mirrored=False):
     """Logits [K, H, W] of one image after the other, resized bilinearly to the original size; images of one shape are
     shown together. ``mirrored``: the images are, and the logits are turned back."""

@@ -118,7 +118,8 @@ class TextToImage(pl.LightningModule):
         self.tokenizer, self.scheduler = tokenizer, scheduler
 
     def encode_text(self, prompts: list[str], rng) -> torch.Tensor:
-        """Hidden states [B, 77, D], hidden from the end token on in a share of the samples (never for "")."""
+        """Hidden states [B, T, D] (T: the tokenizer's limit), hidden from the end token on in a share of the samples (never
+        for "")."""
         ids = self.tokenizer(
             prompts, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length,
             return_tensors="pt",

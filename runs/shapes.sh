@@ -17,9 +17,10 @@ trainings() { each train.py trainer.enable_progress_bar=$([ "$JOBS" = 1 ] && ech
 
 python -m dd prepare shapes
 python generate.py experiment=shapes
-python generate.py experiment=shapes stage=probe probe.split=tune
-python generate.py experiment=shapes stage=probe probe.split=tune prompts.append=false
-python generate.py experiment=shapes stage=probe probe.split=test
+for split in tune test; do
+  python generate.py experiment=shapes stage=probe probe.split=$split
+  python generate.py experiment=shapes stage=probe probe.split=$split prompts.append=false
+done
 
 # Main arms. All runs use the learning rates of conf/experiment/, chosen on tune splits (LOG.md).
 for seed in $SEEDS; do echo "experiment=shapes_synthetic seed=$seed"; done | trainings

@@ -339,6 +339,44 @@ def test_a_run_cannot_name_anything_else(node):
         config.segmenter_of({"segmenter": node, "taxonomy": {"names": ["cat"]}})
 
 
+# Values that every command shares
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1.5", "seed=1.5: expected a whole number"),
+        ("seed=-1", "seed=-1: expected a whole number of 0 or more"),
+        ("num_images=many", "num_images='many': expected a whole number of 1 or more, or null"),
+        ("num_images=0", "num_images=0: expected a whole number of 1 or more"),
+        ("device=gpu", "device='gpu'; allowed: auto, cpu, cuda"),
+        ("device=cuda:99", r"device=cuda:99, but torch sees \d+ CUDA devices"),
+    ],
+)
+def test_wrong_values_are_refused_before_any_work(override, message):
+    with pytest.raises(ValueError, match=message):
+        config.command.check_values(compose("generate", "experiment=shapes", override))
+
+
+def test_usual_values_pass():
+    config.command.check_values(compose("generate", "experiment=shapes", "num_images=null", "device=cpu", "seed=3"))
+    config.command.check_values(compose("evaluate"))
+
+
+def test_an_error_out_of_a_loaders_worker_is_told_like_any_other():
+    passed_on = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                           "  File ...\nValueError: a.png is 4x4")  # fmt: skip
+    assert config.command._message(passed_on) == "a.png is 4x4"
+    assert config.command._message(ValueError("a.png is 4x4")) == "a.png is 4x4"
+
+
+def test_the_embedded_trainings_keep_checkpoints_on_their_way():
+    for name in ("synthetic", "finetune", "mixed", "real"):
+        cfg = compose("train", f"experiment=shapes_{name}")
+        assert cfg.trainer.callbacks.last.every_n_steps <= cfg.trainer.max_steps
+        assert cfg.trainer.callbacks.last.every_n_steps < 100
+
+
 # Mistyped overrides
 
 

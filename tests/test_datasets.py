@@ -192,7 +192,7 @@ def test_an_empty_split(root):
 )
 def test_missing_files_are_named(root, folder, message):
     (root / folder / "pet_1.png").unlink()
-    with pytest.raises(FileNotFoundError, match=f"{message}.*listed in split 'val'"):
+    with pytest.raises(FileNotFoundError, match=f"{message}.*split 'val' lists it"):
         SegmentationFolder(root, "val", PETS)[0]
 
 
@@ -253,7 +253,7 @@ def test_images_apart_from_the_root(root, tmp_path):
         data = SegmentationFolder(root, "train", PETS, images=images)
         assert all(np.array_equal(data[i][0], picture(i)[0]) for i in range(len(data)))
     assert SegmentationFolder(root, "val", PETS, images=str(tmp_path / "a"))[0][0].shape == picture(1)[0].shape
-    with pytest.raises(FileNotFoundError, match=r"no image pet_0 .* in .*a, listed in split 'train'"):
+    with pytest.raises(FileNotFoundError, match=r"no image pet_0 .* in .*a, but split 'train' lists it"):
         SegmentationFolder(root, "train", PETS, images=str(tmp_path / "a"))[0]
 
 

@@ -72,15 +72,40 @@ def _guarded(run):
         cfg.name = swept_name(cfg, list(HydraConfig.get().overrides.task))
         OmegaConf.set_struct(cfg, True)
         try:
+            check_values(cfg)
             return run(cfg)
         except (*USER_ERRORS, OSError, UnitsFailed, Busy) as error:
             code = exit_code(error)
             if os.environ.get("DD_TRACEBACK") or code is None:
                 raise
-            print(f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+            print(f"error: {_message(error)}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
             sys.exit(code)
 
     return task
+
+
+def _message(error: Exception) -> str:
+    """What an error says; of one that a loader's worker passed on with its traceback, the last paragraph."""
+    text = str(error)
+    return text.rpartition(f"\n{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
+
+
+def check_values(cfg) -> None:
+    """ValueError for a value of a key that all commands share, before any work starts."""
+    if type(cfg.seed) is not int or cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed!r}: expected a whole number of 0 or more")
+    number = cfg.get("num_images", 1)
+    if number is not None and (type(number) is not int or number < 1):
+        raise ValueError(f"num_images={number!r}: expected a whole number of 1 or more, or null for each prompt once")
+    if cfg.device == "auto":
+        return
+    try:
+        chosen = torch.device(cfg.device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={cfg.device!r}; allowed: auto, cpu, cuda, cuda:1, ...") from None
+    there = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= there:
+        raise ValueError(f"device={cfg.device}, but torch sees {there} CUDA devices here; device=auto takes what there is")
 
 
 def exit_code(error: Exception) -> int | None:

@@ -143,6 +143,9 @@ def trainer_factory(cfg):
     def make(max_steps, default_root_dir, average):
         node = plain(cfg.trainer) | {"max_steps": max_steps, "default_root_dir": str(default_root_dir)}
         parts = {k: v for k, v in node.pop("callbacks").items() if v and (average or k != "ema")}
+        folder = Path(cfg.output_root, cfg.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         _keep_log(Path(default_root_dir) / "metrics.csv")
         parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")
         chosen = [instantiate(v) for v in parts.values()]

@@ -35,7 +35,10 @@ def read_rows(path: str | Path) -> list[dict]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is neither a JSON list nor JSON lines in UTF-8: {error}") from None
     if not rows:
-        raise ValueError(f"{path} holds no prompts")
+        raise ValueError(
+            f'{path} holds no prompts; expected entries such as {{"caption": "a dog on grass", "classes": ["dog"]}}, as a '
+            "JSON list or one a line"
+        )
     for i, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
             raise ValueError(f"{path}, entry {i}: need 'caption' (text) in each entry, got {row!r:.200}")

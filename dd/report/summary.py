@@ -36,7 +36,7 @@ def collect(folders) -> tuple[list[dict], list[tuple[str, str]]]:
         trained_on = run["trained_on"]
         metrics = _read(folder, "eval/*/metrics.json", run, lambda p: p.parent.name, left_out)
         augmented = _read(folder, "eval/*/ms_flip/metrics.json", run, lambda p: p.parts[-3], left_out)
-        audits = _read(folder, "audit/*/*/metrics.json", run, lambda p: p.parent.name, left_out)
+        audits = _read(folder, "audit/*/*/metrics.json", run, lambda p: "/".join(p.parts[-3:-1]), left_out)
         ablation = folder.parts[folder.parts.index("ablation") + 1] if "ablation" in folder.parts else None
         if not ablation and run.get("identity", {}).get("trainer", {}).get("callbacks", {"ema": True})["ema"] is None:
             ablation = "ema=off"
@@ -126,7 +126,11 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
         arms = {arm: _by_shots(entries, arm, other, domains) for arm in ("finetuned", "real_only")}
         if any(arms.values()):
             summary[f"shots_from_{other}"] = arms
-    audits = [a["miou"] for e in entries for name, a in e["audits"].items() if name == "SegmentationClass"]
+    judges = [
+        e for e in entries if (e["arm"], e["shots"], e["shots_from"]) == ("real_only", "all", first) and not e["ablation"]
+    ]
+    default = f"{synthetic.name}/SegmentationClass"
+    audits = [e["audits"][default]["miou"] for e in judges if default in e["audits"]]
     if audits:
         summary["mask_agreement"] = audits[0] if len(audits) == 1 else audits
     ablations = {}
@@ -136,6 +140,9 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
     raw = {d: values(plain, f"{d}-raw") for d in domains}
     if any(v is not None for v in raw.values()):
         ablations["ema=off"] = raw
+    for name, miou in _probed_ablations(folder, first).items():
+        if name in ablations:
+            ablations[name]["mask_miou"] = miou
     if ablations:
         summary["ablations"] = ablations
     generation = sum(r["seconds"] for r in read_records(synthetic).values())
@@ -147,6 +154,14 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
 
 def _probe(path: Path) -> float | None:
     return read_json(path)["miou"] if path.is_file() else None
+
+
+def _probed_ablations(folder: Path, data: str) -> dict[str, float]:
+    """Mask mIoU of the ablations that stage=probe measured on noised real test scenes."""
+    path = folder / f"probe_{data}_test.json"
+    found = read_json(path).get("ablations", {}) if path.is_file() else {}
+    without = _probe(folder / f"probe_{data}_test_append=off.json")
+    return found if without is None else {**found, "append=off": without}
 
 
 def cell(value):

@@ -1,6 +1,7 @@
 """Stage: how good is a generator's attention? Real scenes with exact masks are noised and shown to it, the attention is
 read as in generation, and the masks are compared: the quickest honest measure, no image is generated."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from dd import metrics
 from dd.datasets import SegmentationFolder, read_captions
 from dd.masks import MaskSettings, to_mask
 from dd.prompts import make_prompt
-from dd.provenance import write_json
+from dd.provenance import read_json, write_json
 from dd.samples import Sample
 
 
@@ -44,23 +45,34 @@ def score(heat, data: SegmentationFolder, settings: MaskSettings) -> torch.Tenso
 def probe(
     path, generator, data: SegmentationFolder, settings: MaskSettings, timesteps, append: bool = True, limit=None
 ) -> dict:
-    """Measure ``settings`` on ``data`` and, for choosing them on a tune split, a grid of powers and thresholds around them.
+    """Measure ``settings`` on ``data``, and what changes with another power or another prompt's attention (``ablations``: mask
+    mIoU of each that is there, at the same threshold); on a tune split, also a grid of powers and thresholds to choose from.
 
-    Writes ``path`` (JSON) with the mask mIoU and returns its content.
+    Writes ``path`` (JSON) with the mask mIoU and returns its content; a file of the same measurement is kept.
     """
-    heat = real_heat(generator, data, timesteps, append=append, limit=limit)
-    confusion = score(heat, data, settings)
-    result = {
-        "data": data.root.name, "split": data.split, "num_images": len(heat), "timesteps": list(timesteps),
+    head = {
+        "data": data.root.name, "split": data.split, "content": data.content(), "num_images": len(data.ids[:limit]),
+        "timesteps": list(timesteps), "append": append,
         "masks": {"power": settings.power, "threshold": settings.threshold, "source": settings.source},
-        "generator": generator.identity(), **metrics.summarise(confusion, data.taxonomy.all_names),
+        "generator": generator.identity(),
     }  # fmt: skip
+    if Path(path).is_file():
+        there = read_json(Path(path))
+        if {k: there.get(k) for k in head} == head:
+            return there
+    heat = real_heat(generator, data, timesteps, append=append, limit=limit)
+
+    def miou(**changed):
+        return metrics.miou(score(heat, data, replace(settings, **changed)))
+
+    powers, sources = range(heat[0][1][settings.source].shape[1]), heat[0][1]
+    result = {**head, **metrics.summarise(score(heat, data, settings), data.taxonomy.all_names)}
+    result["ablations"] = {f"power={power}": miou(power=power) for power in powers if power != settings.power}
+    result["ablations"] |= {f"attention={s}": miou(source=s) for s in sources if s != settings.source}
     if data.split == "tune":
         result["grid"] = {
-            f"power={power},threshold={threshold}": metrics.miou(
-                score(heat, data, MaskSettings(power, threshold, 0.0, settings.source))
-            )
-            for power in range(heat[0][1][settings.source].shape[1])
+            f"power={power},threshold={threshold}": miou(power=power, threshold=threshold, band=0.0)
+            for power in powers
             for threshold in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
         }
     write_json(Path(path), result)

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table as RichTable
 
 from dd.provenance import read_json, write_json
 from dd.report import origins, page, results, studies
@@ -62,7 +63,18 @@ def report(
         "Mask mIoU on noised real test scenes": summary["mask_miou"] and f"{summary['mask_miou']:.1f}",
         "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v),
     }
+    print_table(sections[0])
     return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, {k: v for k, v in facts.items() if v}))
+
+
+def print_table(section: page.Table) -> None:
+    """A section of the page on the terminal."""
+    table = RichTable(title=section.title)
+    for name, cell in zip(section.columns, section.cells()[0], strict=True):
+        table.add_column(name, justify="right" if cell["numeric"] else "left")
+    for row in section.cells():
+        table.add_row(*(cell["text"] for cell in row))
+    Console().print(table)
 
 
 def _given(entries, baseline) -> dict:

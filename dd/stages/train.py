@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dd.provenance import made_by, read_json, refuse_other, sha256, write_json
+from dd.segmentation import fit
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
@@ -13,8 +14,10 @@ CHECKPOINT = Path("checkpoints") / "last.ckpt"
 def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw`` (the ablation).
 
-    FileNotFoundError if the run is not finished; weights only, no pickled code.
+    FileNotFoundError if the run is not finished, ValueError for other weights; weights only, no pickled code.
     """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights={weights!r}; allowed: ema, raw")
     path = Path(run) / CHECKPOINT
     if not path.is_file() or not (Path(run) / "run.json").is_file():
         raise FileNotFoundError(f"{run} is not a finished training run (no run.json or {CHECKPOINT}); train it with train.py")
@@ -48,13 +51,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     write_json(started_with, {"identity": identity})
     trainer = make_trainer()
     last, started = folder / CHECKPOINT, time.perf_counter()
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        if not trainer.interrupted:
-            raise
-    if trainer.interrupted or trainer.global_step < trainer.max_steps:
-        raise KeyboardInterrupt(f"training stopped at step {trainer.global_step} of {trainer.max_steps}")
+    fit(trainer, module, data, last)
     done = {
         "identity": identity, **record, "steps": trainer.global_step,
         "seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by(),

@@ -11,12 +11,15 @@ import torch
 from dd import diffusion
 from dd.datasets import encode_image
 from dd.prompts import make_prompt
-from dd.provenance import read_json, write_atomic, write_json
+from dd.provenance import made_by, read_json, refuse_other, sha256, write_atomic, write_json
 from dd.report.charts import line_chart_svg
 from dd.report.pictures import contact_sheet
 from dd.samples import Sample, sample_seed
+from dd.segmentation import fit
 from dd.shapes import scene
 from dd.text_to_image import Autoencoder, CaptionedData, TextToImage
+
+LAST = Path("checkpoints") / "last.ckpt"
 
 
 def _captions(count: int, seed: int):
@@ -40,15 +43,23 @@ def train_text_to_image(
     ``models`` holds the sizes, ``autoencoder`` and ``text_to_image`` settings, ``max_steps`` and ``batch_size`` of each.
     ``init_from``: a Stable Diffusion folder whose tokenizer and VAE are kept and whose UNet and text encoder are trained
     further; ``text_to_image.first_scene`` then says which scenes are new to it. An interrupted run goes on from its last
-    checkpoint; a finished part is not trained again.
+    checkpoint; a finished part is not trained again, a folder made with other settings is refused. ``run.json`` is written
+    last.
     """
     folder = Path(folder)
+    identity = {"models": models, "autoencoder": autoencoder, "text_to_image": text_to_image, "seed": seed}
+    start = None if init_from is None else diffusion.StableDiffusion(init_from)
+    identity["init_from_sha256"] = start and start.checkpoint.sha256()
+    for file in (folder / "run.json", folder / "settings.json"):
+        refuse_other(file, identity, "run")
+    if (folder / "run.json").exists():
+        return folder / "model"
+    write_json(folder / "settings.json", {"identity": identity})
     vae_settings, t2i_settings = dict(autoencoder), dict(text_to_image)
     vae_steps, t2i_steps = vae_settings.pop("max_steps"), t2i_settings.pop("max_steps")
     vae_batch, batch_size = vae_settings.pop("batch_size"), t2i_settings.pop("batch_size")
     first_scene = t2i_settings.pop("first_scene", None) or vae_steps * vae_batch
-    if init_from is not None:
-        start = diffusion.StableDiffusion(init_from)
+    if start is not None:
         history = start.checkpoint.folder / "training.json"
         parts = read_json(history) if history.is_file() else []
         start = start.pipe
@@ -56,18 +67,16 @@ def train_text_to_image(
         unet.train(), text_encoder.train()
     else:
         vae, tokenizer = _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_workers, seed)
+        torch.manual_seed(seed)
         text_encoder, unet = diffusion.build_text_and_unet(tokenizer, models["text_encoder"], models["unet"])
 
     scheduler = diffusion.training_scheduler(models["prediction_type"])
     module = TextToImage(unet, text_encoder, vae, tokenizer, scheduler, seed=seed, **t2i_settings)
-    fit = trainer(max_steps=t2i_steps, default_root_dir=folder / "training", average=True)
-    data = CaptionedData(batch_size, num_workers, seed, first=first_scene)
+    data, last = CaptionedData(batch_size, num_workers, seed, first=first_scene), folder / "training" / LAST
     with _timed(folder, "text_to_image"):
-        fit.fit(module, data, ckpt_path=_last(fit), weights_only=True)
-    if fit.global_step < t2i_steps:
-        raise KeyboardInterrupt(f"training stopped at step {fit.global_step} of {t2i_steps}")
+        fit(trainer(max_steps=t2i_steps, default_root_dir=folder / "training", average=True), module, data, last)
     # the averaged weights; the module itself holds the raw ones when a finished training was only opened again
-    module.load_state_dict(torch.load(_last(fit), map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
     diffusion.save_pipeline(folder / "model", vae, text_encoder, tokenizer, unet, scheduler)
     seconds, hardware = read_json(folder / "seconds.json"), _hardware()
     if init_from is None:
@@ -81,6 +90,8 @@ def train_text_to_image(
     parts.append({"part": "UNet and text encoder", **settings, "seconds": seconds["text_to_image"], "hardware": hardware})
     write_json(folder / "model" / "training.json", parts)
     write_card(folder, parts, seed)
+    weights = {str(f.relative_to(folder)): sha256(f) for f in sorted((folder / "model").rglob("*.safetensors"))}
+    write_json(folder / "run.json", {"identity": identity, "parts": parts, "weights_sha256": weights, **made_by()})
     return folder / "model"
 
 
@@ -98,19 +109,14 @@ def _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_
     vae = diffusion.build_vae(**models["vae"])
     vae_done = folder / "vae"
     if not vae_done.exists():
-        module = Autoencoder(vae, **vae_settings)
-        fit = trainer(max_steps=vae_steps, default_root_dir=folder / "vae_training", average=False)
+        module, data = Autoencoder(vae, **vae_settings), CaptionedData(vae_batch, num_workers, seed)
+        training = folder / "vae_training"
         with _timed(folder, "vae"):
-            fit.fit(module, CaptionedData(vae_batch, num_workers, seed), ckpt_path=_last(fit), weights_only=True)
+            fit(trainer(max_steps=vae_steps, default_root_dir=training, average=False), module, data, training / LAST)
         vae.register_to_config(scaling_factor=diffusion.latent_scale(vae, _images(256, seed)))
         vae.save_pretrained(folder / "vae.tmp")
         (folder / "vae.tmp").rename(vae_done)
     return diffusion.load_vae(vae_done), tokenizer
-
-
-def _last(trainer) -> str | None:
-    path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-    return str(path) if path.is_file() else None
 
 
 class _timed:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from dd import config
 
@@ -13,7 +14,7 @@ FILES = sorted(p.stem for p in (Path(config.CONF) / "segmenter").glob("*.yaml"))
 @pytest.mark.full
 @pytest.mark.parametrize("file", FILES)
 def test_one_training_step_at_full_size(file):
-    node = config.plain(config.OmegaConf.load(Path(config.CONF) / f"segmenter/{file}.yaml"))
+    node = config.plain(OmegaConf.load(Path(config.CONF) / f"segmenter/{file}.yaml"))
     torch.manual_seed(0)
     model = config.instantiate({**node, "pretrained": None}, num_classes=21)
     images = torch.randint(0, 256, (2, 3, 512, 512), dtype=torch.uint8)

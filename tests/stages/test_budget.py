@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 
+import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -280,7 +281,7 @@ def test_runs_are_those_of_the_experiments_own_commands(command, tmp_path):
         rates = plan.own_rates
         jobs = {arm: plan.job(arm, "shapes_shift", 2, 1, rates) for arm in ARMS} | {"pre": plan.pretraining(1, rates)}
         jobs["alone"] = plan.job("finetune", "shapes", 0, 1, rates)
-        jobs["other"] = Job("real", 1, 300, 0.5, "shapes", 2)
+        jobs["other"] = Job("real", 1, 600, 0.5, "shapes", 2)
         return {name: config.plain(config.budget_run(cfg, job)) for name, job in jobs.items()}
 
     status, found = command(*SMALL, "num_workers=0", do=parts)
@@ -289,14 +290,14 @@ def test_runs_are_those_of_the_experiments_own_commands(command, tmp_path):
         "finetune": "shapes/finetune_shapes_shift/shots=2,seed=1", "mixed": "shapes/mixed_shapes_shift/shots=2,seed=1",
         "real": "shapes/real_shapes_shift/shots=2,seed=1", "pre": "shapes/synthetic/seed=1",
         "real_short": "shapes_budget/real_short_shapes_shift/shots=2,seed=1,max_steps=60",
-        "alone": "shapes_budget/synthetic/seed=1,max_steps=300",
+        "alone": "shapes_budget/synthetic/seed=1,max_steps=600",
         "other": "shapes_budget/real_shapes/shots=2,seed=1,learning_rate=0.5",
     }  # fmt: skip
     GlobalHydra.instance().clear()
-    with config.hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
         for name, experiment in {"finetune": "finetune", "mixed": "mixed", "real": "real", "pre": "synthetic"}.items():
             more = [] if name == "pre" else ["data=shapes_shift", "shots=2"]
-            own = config.hydra.compose(
+            own = hydra.compose(
                 "train", [f"experiment=shapes_{experiment}", "seed=1", f"output_root={tmp_path}", "num_workers=0", *more]
             )
             given = {k: v for k, v in config.plain(own).items() if k not in ("data_root", "synthetic", "data", "stage")}
@@ -311,7 +312,7 @@ def test_held_out_images_judge_where_there_is_no_tune_split(command):
         plan, _ = config.budget_plan(cfg)
         if plan.judged_on is None:
             return None, None
-        part = config.budget_run(cfg, Job("real", 0, 300, 1e-3, "shapes", 4), judged=True)
+        part = config.budget_run(cfg, Job("real", 0, 600, 3e-3, "shapes", 4), judged=True)
         images, tune = config.training_sets(part)
         return plan.judged_on, (part.name, set(images.ids) | set(tune.ids), len(tune), tune.split)
 

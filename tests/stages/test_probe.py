@@ -55,6 +55,21 @@ def test_settings_are_searched_on_the_tune_split_alone(root, tmp_path):
     assert {k.split(",")[0] for k in grid} == {"power=0", "power=1"} and grid["power=1,threshold=0.5"] == 100.0
 
 
+def test_what_a_power_changes_is_measured_beside(root, tmp_path):
+    data = SegmentationFolder(root, "test", SHAPES)
+    found = probe(tmp_path / "p.json", Knowing(data), data, MaskSettings(0, 0.5, 0.1), [50])
+    assert found["ablations"] == {"power=1": 100.0}
+
+
+def test_a_finished_probe_is_kept_and_another_one_is_made(root, tmp_path):
+    data = SegmentationFolder(root, "test", SHAPES)
+    first, again, other = Knowing(data), Knowing(data), Knowing(data)
+    for generator, append in ((first, True), (again, True), (other, False)):
+        found = probe(tmp_path / "p.json", generator, data, MaskSettings(1, 0.5, 0.1), [50], append)
+        assert found["append"] is append and found["miou"] == 100.0
+    assert first.batches == other.batches == [5] and again.batches == []
+
+
 def test_uncertain_pixels_are_not_hidden(root):
     data = SegmentationFolder(root, "test", SHAPES)
     heat = real_heat(Knowing(data), data, [50])

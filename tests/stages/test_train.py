@@ -124,6 +124,8 @@ def test_averaged_and_raw_weights(run, tmp_path):
     run("first")
     checkpoint = torch.load(tmp_path / "first/checkpoints/last.ckpt", weights_only=True)
     average, raw = load_weights(tmp_path / "first"), load_weights(tmp_path / "first", "raw")
+    with pytest.raises(ValueError, match="weights='Raw'; allowed: ema, raw"):
+        load_weights(tmp_path / "first", "Raw")
     assert average.keys() == raw.keys() and all(k.startswith(("backbone.", "head.")) for k in average)
     assert same(average, {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()})
     assert same(raw, {k.removeprefix("segmenter."): v for k, v in checkpoint["current_model_state"].items()})

@@ -9,11 +9,13 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import hydra
 import optuna
 import pytest
 import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from dd import config, metrics
 from dd.datamodule import whole_loader
@@ -387,7 +389,7 @@ def test_searches_that_make_no_sense(command, tmp_path, capsys, arguments, messa
 
 def test_a_space_may_lie_in_a_file(tmp_path):
     (tmp_path / "space.yaml").write_text("optimizer.learning_rate: {low: 1e-5, high: 1.0e-2, log: true}\n")
-    cfg = config.OmegaConf.create({"tune": {"space": str(tmp_path / "space.yaml")}})
+    cfg = OmegaConf.create({"tune": {"space": str(tmp_path / "space.yaml")}})
     assert config.search_space(cfg) == {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
 
 
@@ -405,8 +407,8 @@ def test_the_wandb_sweep_is_made_of_overrides(monkeypatch):
     given = line[line.index("${program}") + 1 :]
     config.check_overrides("train", given)
     GlobalHydra.instance().clear()
-    with config.hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = config.hydra.compose("train", given)
+    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = hydra.compose("train", given)
     assert cfg.name == "wandb_sweep/abc123" and cfg.optimizer.learning_rate == low["optimizer.learning_rate"]
     assert {"csv", "wandb"} == set(cfg.logger) and cfg.trainer.limit_val_batches == 1.0
 
