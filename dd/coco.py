@@ -51,6 +51,8 @@ def read_coco(path: str | Path) -> dict:
     keys = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
     for part, needed in (*keys.items(), ("categories", ("id", "name"))):
         for row in content[part]:
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}: an entry of {part} is no object: {str(row)[:100]}")
             missing = [k for k in needed if k not in row]
             if missing:
                 raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {str(row)[:100]}")
@@ -141,6 +143,12 @@ def draw(image: CocoImage) -> np.ndarray:
     for _, value, code in sorted(objects, key=lambda item: -item[0]):  # stable: equal areas in the order of the file
         mask[rle.decode(code) > 0] = value
     return mask
+
+
+def lost(image: CocoImage) -> int:
+    """How many of its annotations cover no pixel: polygons without an area or outside the image, empty run lengths."""
+    codes = (_encode(shape, image.height, image.width) for shape in image.shapes)
+    return sum(code is None or not rle.area(code) for code in codes)
 
 
 def _encode(shape: Shape, height: int, width: int) -> dict | None:

@@ -30,6 +30,16 @@ class MaskJob:
     image: Path
     source: str
     draw: Callable[[], np.ndarray]
+    lost: Callable[[], int] | None = None  # how many of its annotations cover no pixel
+
+
+def keep_out(root: str | Path, folders) -> None:
+    """FileExistsError if ``root`` lies in one of ``folders``, which are only read."""
+    for folder in folders:
+        if folder is not None and Path(root).resolve().is_relative_to(Path(folder).resolve()):
+            raise FileExistsError(
+                f"{root} lies in {folder}, which holds other data, which is not written to: choose another --root"
+            )
 
 
 KINDS = ({"train", "val"}, {"train_aug"}, {"all"})  # parts of COCO, of augmented VOC, of own data: never in one folder
@@ -79,6 +89,8 @@ def write_part(
     absent = [name for name in taxonomy.names if not counts["classes"][name]["images"]]
     listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
     notes = [*notes, f"{len(absent)} classes are in no mask: {listed}"] if absent else list(notes)
+    if counts["lost"]:
+        notes.append(f"{counts['lost']} annotations cover no pixel (no area, or outside the image): left out")
     if counts["upright"]:
         notes.append(f"{counts['upright']} images carry an EXIF rotation: upright copies lie in {root / 'JPEGImages'}")
     record = read_json(root / RECORD) if (root / RECORD).is_file() else {"images": [], "parts": {}}
@@ -107,17 +119,19 @@ def convert(
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
     work = partial(_convert_chunk, root=root, taxonomy=taxonomy, upright=upright)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    images, pixels, turned, errors = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, []
+    images, pixels, turned, lost, errors = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, 0, []
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("masks", total=len(jobs))
         for done, part in map(work, chunks) if workers < 2 or len(chunks) < 2 else _parallel(work, chunks, workers):
             bar.advance(task, done)
-            images, pixels, turned, errors = images + part[0], pixels + part[1], turned + part[2], errors + part[3]
+            images, pixels, turned = images + part[0], pixels + part[1], turned + part[2]
+            lost, errors = lost + part[3], errors + part[4]
     if errors:
         lines = "\n  ".join(sorted(errors)[:10])
         raise ValueError(f"{len(errors)} of {len(jobs)} masks could not be made (the others are kept):\n  {lines}")
     classes = {name: {"images": int(images[i]), "pixels": int(pixels[i])} for i, name in enumerate(taxonomy.all_names)}
-    return {"images": len(jobs), "upright": turned, "ignored_pixels": int(pixels[IGNORE]), "classes": classes}
+    ignored = int(pixels[IGNORE])
+    return {"images": len(jobs), "upright": turned, "lost": lost, "ignored_pixels": ignored, "classes": classes}
 
 
 def _parallel(work, chunks, workers):
@@ -135,7 +149,7 @@ def _parallel(work, chunks, workers):
 
 
 def _convert_chunk(jobs, root, taxonomy, upright):
-    images, pixels, turned, errors = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, []
+    images, pixels, turned, lost, errors = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, 0, []
     for job in jobs:
         try:
             mask, copied = _convert(job, root, taxonomy, upright)
@@ -144,7 +158,8 @@ def _convert_chunk(jobs, root, taxonomy, upright):
             continue
         counted = np.bincount(mask.ravel(), minlength=256)
         images, pixels, turned = images + (counted > 0), pixels + counted, turned + copied
-    return len(jobs), (images, pixels, turned, errors)
+        lost += job.lost() if job.lost else 0
+    return len(jobs), (images, pixels, turned, lost, errors)
 
 
 def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool) -> tuple[np.ndarray, bool]:

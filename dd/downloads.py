@@ -131,11 +131,22 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
     if known is None and record.exists():
         known = f"sha256:{read_json(record)['sha256']}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if known is not None and path.is_file():
+        algorithm, _, digest = known.rpartition(":")
+        if pooch.file_hash(str(path), algorithm or "sha256") == digest.lower():
+            return path
+        Console(stderr=True, soft_wrap=True).print(
+            f"warning: {path} has another checksum than {known}: half copied, damaged or another version. It is downloaded "
+            f"again from {archive.url} and replaced when that is whole",
+            markup=False, highlight=False,
+        )  # fmt: skip
     hook = Resuming(path.with_name(path.name + ".part"), retries, pause)
     pooch.get_logger().setLevel("WARNING")  # it announces every hash; the progress bar says enough
     try:
         pooch.retrieve(archive.url, known, fname=path.name, path=path.parent, downloader=hook)
     except ValueError as error:  # pooch's own words name a temporary file
+        if "does not match the known hash" not in str(error):
+            raise
         raise ValueError(
             f"{archive.url}: the downloaded file has another checksum than {known} "
             f"({'known for this archive' if archive.checksum else f'recorded at the first download in {record}'}). It was not "
@@ -199,7 +210,7 @@ def _unpack_tar(path, folder, max_bytes):
 
 def _check_member(path, name, plain):
     pure = PurePosixPath(name.replace("\\", "/"))
-    if not plain or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+    if not plain or pure.is_absolute() or ".." in pure.parts or any(":" in part for part in pure.parts[:1]):
         raise ValueError(f"archive {path}: member {name!r} is a link or special file, or would leave the folder; not unpacked")
 
 

@@ -135,13 +135,22 @@ def trim_caption(prompt: Prompt, fits) -> Prompt | None:
     start = appended_from(prompt.text, prompt.class_prompt)
     caption, appended = (prompt.text[: start - 2], prompt.text[start - 2 :]) if start else (prompt.text, "")
     kept = [] if appended else [name for name in prompt.classes if _names(caption, name)]
+    whole = [span for name in prompt.classes for span in _mentions(caption, name)]
     for end in reversed([word.end() for word in re.finditer(r"\S+", caption)][:-1]):
+        if any(begin < end < stop for begin, stop in whole):  # between the words of a class name
+            continue
         shorter = caption[:end].rstrip(" ,;:-")
         if not shorter or not all(_names(shorter, name) for name in kept):
             return None
         if fits(shorter + appended):
             return Prompt(shorter + appended, prompt.class_prompt, prompt.classes)
     return None
+
+
+def _mentions(text: str, name: str) -> list[tuple[int, int]]:
+    """Spans of a class name in a caption, its plural too."""
+    words = r"[\s_-]+".join(map(re.escape, name.split()))
+    return [m.span() for m in re.finditer(rf"(?<!\w){words}\w*", text, re.IGNORECASE)]
 
 
 def _names(text: str, name: str) -> bool:

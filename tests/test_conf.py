@@ -178,6 +178,30 @@ def test_every_generator_is_built_from_a_local_folder(file):
     assert generator.pipe.unet.dtype == getattr(torch, cfg.diffusion.dtype)
 
 
+@pytest.mark.parametrize("file", ["sd14", "sd15", "sdxl"])
+def test_a_models_licence_is_its_own_in_whatever_configuration_it_is_named(file):
+    from dd.diffusion.stable_diffusion import TERMS
+
+    node = compose("generate", f"diffusion={file}").diffusion
+    assert TERMS[node.model] == {"licence": node.licence, "link": node.link}
+
+
+def test_mixed_training_takes_the_synthetic_set_of_its_data():
+    assert compose("train", "experiment=voc_mixed").synthetic == "data/synthetic/voc"
+    assert compose("train", "experiment=coco_mixed").synthetic == "data/synthetic/coco"
+    own = ["data=own", "data.name=site"]
+    assert compose("train", "experiment=voc_mixed", *own).synthetic == "data/synthetic/site"
+
+
+RECIPES = ("synthetic", "synthetic_no_ema", "self_training", "finetune", "mixed", "real")
+
+
+@pytest.mark.parametrize("file", [f"{data}_{recipe}" for data in ("voc", "coco") for recipe in RECIPES])
+def test_every_recipe_says_what_it_costs_and_what_to_expect(file):
+    head = "".join(line for line in (CONF / f"experiment/{file}.yaml").read_text().splitlines(True) if line.startswith("#"))
+    assert "Cost" in head and "published" in head.lower(), head
+
+
 @pytest.mark.parametrize("file", ["sd21", "paper"])
 def test_stable_diffusion_2_asks_for_its_model(file):
     with pytest.raises(ValueError, match="diffusion.model is not set.*withdrawn in November 2025.*stable-diffusion-v1-5"):

@@ -152,6 +152,15 @@ def test_a_wrong_checksum_keeps_nothing(big, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_archive_placed_by_hand_that_is_damaged_is_told_of(big, tmp_path, capsys):
+    archive = Archive(big.url, f"sha256:{SHA256}", 1)
+    (tmp_path / "big.bin").write_bytes(DATA[:100])
+    assert fetch(archive, tmp_path, **FAST).read_bytes() == DATA
+    assert "big.bin has another checksum than sha256:" in capsys.readouterr().err
+    fetch(archive, tmp_path, **FAST)
+    assert capsys.readouterr().err == ""
+
+
 def test_the_checksum_of_the_first_download_is_recorded_and_compared(web, tmp_path):
     web.files["a.zip"] = zipped({"top/pets/a.txt": "cat"})
     archive = Archive(web.url("a.zip"), None, 1000)
@@ -192,6 +201,15 @@ def test_archives_are_unpacked(tmp_path, name):
     } == files
     with pytest.raises(ValueError, match="unpacks to more than"):
         unpack(tmp_path / name, tmp_path / "less", 5002)
+
+
+def test_a_tar_of_a_folder_itself_is_unpacked(tmp_path):
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets/a.txt").write_text("cat")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "pets", ".")
+    unpack(tmp_path / "a.tar", tmp_path / "out", 1000)
+    assert (tmp_path / "out/a.txt").read_text() == "cat"
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "C:/evil", "..\\evil"])

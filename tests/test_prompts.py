@@ -232,6 +232,12 @@ def test_no_comma_and_no_half_word_is_left():
     assert trim_caption(prompt, lambda text: len(text) <= 15).text == "a man; person"
 
 
+def test_a_class_name_is_not_cut_in_two():
+    prompt = make_prompt("a man at a dining table in a room", ["person", "dining table"])
+    seen = {trim_caption(prompt, words_up_to(limit)).text.partition(";")[0] for limit in range(4, 11)}
+    assert {"a man at a dining table", "a man at a"} <= seen and not any(text.endswith("dining") for text in seen)
+
+
 def test_what_cannot_be_trimmed():
     prompt = make_prompt("a man at a table", ["person", "dining table"])
     assert trim_caption(prompt, words_up_to(3)) is None

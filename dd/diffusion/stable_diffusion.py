@@ -14,6 +14,16 @@ from dd.prompts import appended_from, token_spans
 SWITCH = {"on": True, "off": False, True: True, False: False}  # YAML reads a bare on as true
 
 
+OPENRAIL_M = {"licence": "CreativeML OpenRAIL-M", "link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
+TERMS = {  # of models named by their hub id, whatever configuration they are named in
+    "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
+    "stabilityai/stable-diffusion-xl-base-1.0": {
+        "licence": "CreativeML OpenRAIL++-M", "link": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0"
+    },
+}  # fmt: skip
+
+
 class StableDiffusion:
     """A Stable Diffusion checkpoint (1.x, 2.x, XL, or the embedded one) that makes images and the heat maps of their classes.
 
@@ -64,7 +74,7 @@ class StableDiffusion:
         self.device, self.steps, self.guidance, self.negative_prompt = device, steps, guidance, negative_prompt
         self.max_power, self.full_prompt = max_power, full_prompt
         self.cross_layers, self.cross_heads = cross_layers, cross_heads
-        self.terms = {"licence": licence, "link": link}
+        self.terms = TERMS.get(model) or {"licence": licence, "link": link}
         self.checkpoint = loading.find(model, revision, variant, checker, require_revision)
         self.pipe = loading.load(self.checkpoint, dtype, variant, checker)
         self.pipe.set_progress_bar_config(disable=True)

@@ -81,7 +81,7 @@ class TemplatePrompts:
         amount = self.amounts[rng.integers(len(self.amounts))] if self.amounts else 1
         if amount != 1:
             return f"{NUMBER_WORDS.get(amount, amount)} {adjective}{self.plural_names.get(name) or plurals(name)[0]}"
-        if name.lower() in PLURAL_ONLY:
+        if re.split(r"[\s_-]", name.lower())[-1] in PLURAL_ONLY:
             return adjective + name
         noun = (adjective + name).lstrip()
         return ("an " if noun[0].lower() in "aeiou" else "a ") + noun

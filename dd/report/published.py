@@ -32,9 +32,10 @@ def reproduction(data: str, measured: list[dict]) -> list[Section]:
         return []
     groups = {}
     for entry in measured:
-        groups.setdefault((entry["segmenter"], entry["arm"]), []).append(entry)
-    rows = [_row(r["segmenter"], r["arm"], r, groups.pop((r["segmenter"], r["arm"]), [])) for r in published]
-    rows += [_row(segmenter, arm, None, found) for (segmenter, arm), found in sorted(groups.items())]
+        groups.setdefault((entry["segmenter"], entry["arm"], entry["supervision"]), []).append(entry)
+    keys = ("segmenter", "arm", "supervision")  # what saw other labels is another row
+    rows = [_row(r["segmenter"], r["arm"], r, groups.pop(tuple(r[k] for k in keys), [])) for r in published]
+    rows += [_row(segmenter, arm, None, found) for (segmenter, arm, _), found in sorted(groups.items())]
     columns = [
         "segmenter", "trained on", "saw", "published", "published for", "measured", "difference",
         "measured, multi-scale + flip", "seeds",

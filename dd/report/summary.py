@@ -92,7 +92,7 @@ def segmenter_name(settings: dict) -> str:
     """A run's segmenter as tables name it: "DeepLabV3 R101", "Mask2Former R50", "SegFormer B0"."""
     kind = settings["_target_"].rsplit(".", 1)[1]
     if kind == "Mask2Former":
-        return "Mask2Former R50"
+        return f"Mask2Former R{settings.get('depth', 50)}"
     if "depth" in settings:
         return f"{kind} R{settings['depth']}"
     parts = [str(settings[k]).upper() if k == "size" else settings[k] for k in ("size", "config") if k in settings]

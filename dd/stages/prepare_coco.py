@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from dd import coco
-from dd.conversion import MaskJob, finished, write_part
+from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import RECORD
 from dd.downloads import GB, Archive, obtain
 from dd.provenance import read_json, sha256
@@ -34,6 +34,7 @@ def prepare_coco(
     if unknown or not splits:
         raise ValueError(f"splits {list(splits)}; allowed: {', '.join(EXPECTED)}")
     source, root, notes = Path(existing or Path(data_root) / "coco2017"), Path(data_root) / "coco", []
+    keep_out(root, [existing])
     if existing is None and not source.is_dir() and (record := _ready(root, splits)):  # made from a copy elsewhere
         return root, [f"{s}: {note}" for s in splits for note in record["parts"][s]["notes"]]
     for split in splits:
@@ -79,6 +80,9 @@ def _write(root, split, identity, path, folder, workers):
         )
     unlisted = len({p.stem for p in folder.glob("*.jpg")} - {i.stem for i in images})
     notes += [f"{unlisted} images in {folder} are not listed in {path.name}: left out"] if unlisted else []
-    jobs = [MaskJob(i.stem, places[i.file_name], f"{path.name}, {i.file_name}", partial(coco.draw, i)) for i in images]
+    jobs = [
+        MaskJob(i.stem, places[i.file_name], f"{path.name}, {i.file_name}", partial(coco.draw, i), partial(coco.lost, i))
+        for i in images
+    ]
     lists = {split: [i.stem for i in images]}
     return write_part(root, split, identity, jobs, lists, [folder], classes, workers, notes=tuple(notes))

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from dd import coco
-from dd.conversion import MaskJob, finished, write_part
+from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import read_coloured_mask
 from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits
 from dd.provenance import fingerprint, sha256, write_atomic
@@ -37,6 +37,7 @@ def prepare_own(
         raise ValueError("give either --split files or --share parts, not both")
     if coco_file is None and (mapping or not crowds):
         raise ValueError("--map and --crowds belong to --coco: masks hold class ids or the taxonomy's colours")
+    keep_out(root, (images, masks, voc))
     found = index(images, IMAGES)
     if coco_file is None:
         jobs, notes, source = _masks(found, Path(masks), classes, mask_ending)
@@ -99,6 +100,7 @@ def _coco(found: dict[str, Path], folder: Path, path: Path, classes: Taxonomy, m
     if crowds and any("crowd" in note for note in notes):
         notes.append("some tools mark every brushed mask as a crowd: --crowds objects paints them as objects")
     jobs = [
-        MaskJob(n, found[n], f"{path.name}, {i.file_name}", partial(coco.draw, i)) for n, i in zip(names, images, strict=True)
+        MaskJob(n, found[n], f"{path.name}, {i.file_name}", partial(coco.draw, i), partial(coco.lost, i))
+        for n, i in zip(names, images, strict=True)
     ]
     return jobs, notes, {"coco_sha256": sha256(path), "map": mapping or {}, "crowds": crowds}

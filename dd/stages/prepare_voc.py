@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from dd.conversion import MaskJob, finished, write_part
+from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import read_mask, read_split
 from dd.downloads import GB, Archive, obtain
 from dd.provenance import fingerprint
@@ -51,6 +51,7 @@ def prepare_voc_aug(
     a folder with cls/, train.txt and val.txt that is there already.
     """
     archives = archives or ARCHIVES
+    keep_out(Path(data_root) / "voc_aug", (existing, sbd))
     voc, notes = prepare_voc(data_root, archives, existing)
     source = Path(sbd or Path(data_root) / "SBD")
     if sbd is None and not source.is_dir():

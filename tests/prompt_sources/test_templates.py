@@ -153,7 +153,7 @@ def test_empty_words_leave_no_gap():
 
 
 def test_amounts_bring_the_plural():
-    names = Taxonomy("n", ["pine tree", "knife", "sheep", "bus", "skis", "apple", "worker"])
+    names = Taxonomy("n", ["pine tree", "knife", "sheep", "bus", "skis", "apple", "worker", "safety goggles"])
     source = template_prompts(templates=["{things}"], conditions={}, counts=[1], amounts=[1, 2, 12, "several"],
                               plural_names={"worker": "crew members"})  # fmt: skip
     found = {p.text.partition(";")[0] for p in source(names, 600, 0)}
@@ -161,6 +161,7 @@ def test_amounts_bring_the_plural():
         *("a pine tree", "two pine trees", "12 pine trees", "several pine trees"),
         *("a knife", "two knives", "12 knives", "several knives"), *("a sheep", "two sheep", "12 sheep", "several sheep"),
         *("a bus", "two buses", "12 buses", "several buses"), *("skis", "two skis", "12 skis", "several skis"),
+        *("safety goggles", "two safety goggles", "12 safety goggles", "several safety goggles"),
         *("an apple", "two apples", "12 apples", "several apples"),
         *("a worker", "two crew members", "12 crew members", "several crew members"),
     }  # fmt: skip

@@ -49,6 +49,13 @@ def test_one_run_shows_its_difference_and_three_show_mean_and_deviation():
     assert line["difference"] == pytest.approx(190 / 3 - 64.8) and line["seeds"] == "0, 1, 2"
 
 
+def test_what_saw_real_labels_is_not_compared_with_what_did_not():
+    runs = [entry("DeepLabV3 R50", "synthetic", 60.0), entry("DeepLabV3 R50", "synthetic", 70.0, supervision="B")]
+    lines = [dict(zip(t.columns, r, strict=True)) for t in published.reproduction("voc", runs)[:1] for r in t.rows]
+    found = [(x["saw"], x["published"], x["measured"]) for x in lines if x["measured"] is not None]
+    assert found == [("A", 61.6, 60.0), ("B", None, 70.0)]
+
+
 def test_test_time_augmentation_never_mixes_with_single_scale():
     runs = [entry("DeepLabV3 R50", "synthetic", 60.0), entry("DeepLabV3 R50", "synthetic", 70.0, tta=True)]
     line = row(published.reproduction("voc", runs)[0], "DeepLabV3 R50", "synthetic")

@@ -170,6 +170,24 @@ def test_an_export_in_coco_form(site):
             assert np.array_equal(mask, expected) and np.array_equal(image, picture(name)[0])
 
 
+def test_polygons_without_a_pixel_are_counted(site):
+    path = export(site)
+    content = json.loads(path.read_text())
+    content["annotations"][1]["segmentation"] = [[1, 1, 3, 3]]
+    content["annotations"][2]["segmentation"] = [[90, 90, 95, 90, 95, 95]]
+    path.write_text(json.dumps(content))
+    for _ in range(2):  # a finished set says it again
+        notes = own(site, coco_file=path)[1]
+        assert "2 annotations cover no pixel (no area, or outside the image): left out" in notes
+
+
+def test_nothing_is_written_below_the_real_images(site):
+    before = files(site)
+    with pytest.raises(FileExistsError, match=r"images.new lies in .*images, which holds other data, which is not written to"):
+        prepare_own(site / "images", site / "site.yaml", "new", site / "images", masks=site / "grey")
+    assert files(site) == before
+
+
 def test_brushed_masks_that_are_marked_as_crowds(site):
     path = export(site)
     content = json.loads(path.read_text())
