@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,32 +16,48 @@ STUB = '#!/usr/bin/env bash\n[ "$1" = -c ] || { printf "%q " "$@"; echo; } >>"$C
 
 @pytest.fixture
 def calls(tmp_path):
-    """``calls(script)``: the arguments of each ``python`` that a script of runs/ calls, in a copy with nothing else in it."""
+    """``calls(script, **environment)``: the arguments of each ``python`` that a script of runs/ calls, in a copy of that
+    folder with nothing else beside it."""
 
-    def run(script: str) -> list[list[str]]:
-        (tmp_path / "runs").mkdir()
-        (tmp_path / "runs" / script).write_bytes((ROOT / "runs" / script).read_bytes())
+    def run(script: str, **environment: str) -> list[list[str]]:
+        shutil.copytree(ROOT / "runs", tmp_path / "runs")
         for file in ("outputs/shapes/summary.json", "benchmarks/results/shapes.json", "bin/python"):
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).write_text(STUB if file == "bin/python" else "{}")
         (tmp_path / "bin/python").chmod(0o755)
-        environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-        subprocess.run(["bash", str(tmp_path / "runs" / script)], check=True, env=environment, timeout=60)
+        environment |= {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+        script = str(tmp_path / "runs" / script)
+        subprocess.run(["bash", script], check=True, env=os.environ | environment, timeout=60, cwd=tmp_path)
         return [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
 
     return run
 
 
-@pytest.mark.parametrize(("script", "trainings"), [("demo.sh", 3), ("shapes.sh", 3 + 2 * 2 * 4 * 3 + 7 * 3)])
-def test_every_command_exists_and_none_is_given_twice(calls, script, trainings):
-    made = calls(script)
-    assert sum(call[0] == "train.py" for call in made) == trainings
+def check(made):
+    """Each command is given once, and its keys and choices exist."""
     assert len({tuple(call) for call in made}) == len(made)
     for root in ("generate", "train", "evaluate"):
         kinds = {}  # one command of each kind: the same keys, the same experiment
         for call in (c for c in made if c[0] == f"{root}.py"):
-            overrides = [config.quoted(a) for a in call[1:]]
+            overrides = [config.quoted(a) for a in call[1:] if a != "-m"]
             kinds[tuple(a.partition("=")[0] if not a.startswith("experiment") else a for a in overrides)] = overrides
         assert kinds
         for overrides in kinds.values():
             config.check_overrides(root, overrides)
+
+
+@pytest.mark.parametrize(("script", "trainings"), [("demo.sh", 3), ("shapes.sh", 3 + 2 * 2 * 4 * 3 + 7 * 3)])
+def test_every_command_of_the_embedded_benchmark(calls, script, trainings):
+    made = calls(script)
+    assert sum(call[0] == "train.py" for call in made) == trainings
+    check(made)
+
+
+@pytest.mark.parametrize("data", ["voc", "coco"])
+def test_every_command_of_the_papers_tables(calls, tmp_path, data):
+    (tmp_path / "copy").mkdir()
+    made = calls(f"{data}.sh", MODEL="someone/model", REVISION="0" * 40, VOC="copy", SBD="copy", COCO="copy", DATA="data")
+    assert sum(call[0] == "train.py" for call in made) == 3 * 6  # six recipes of each of three segmenters
+    for place in {"voc": ("VOCdevkit/VOC2012", "SBD"), "coco": ("coco2017",)}[data]:
+        assert (tmp_path / "data" / place).resolve() == tmp_path / "copy"
+    check(made)
