@@ -19,7 +19,7 @@ def run(cfg) -> float | None:
     if cfg.stage not in STAGES:
         raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(STAGES)}")
     if cfg.stage == "report" and cfg.runs is None:
-        return print(f"report in {report_dataset(cfg.synthetic, cfg.masks, cfg.gallery)}")
+        return print(f"report in {report_dataset(cfg.synthetic, cfg.synthetic_masks, cfg.gallery)}")
     if cfg.stage == "report":
         return print(f"report in {report(**config.report_arguments(cfg))}")
     folders = sorted(f for f in glob(str(cfg.run)) if _is_segmenter(Path(f, "run.json"))) if cfg.run else []
@@ -53,8 +53,8 @@ def _data(cfg) -> tuple[SegmentationFolder, str]:
     """(images and masks to score, folder of the result within the run)."""
     taxonomy = config.taxonomy(cfg)
     if cfg.stage == "audit":
-        data = SegmentationFolder(cfg.synthetic, "train", taxonomy, cfg.masks)
-        return data, f"audit/{Path(cfg.synthetic).name}/{Path(cfg.masks).name}"
+        data = SegmentationFolder(cfg.synthetic, "train", taxonomy, cfg.synthetic_masks)
+        return data, f"audit/{Path(cfg.synthetic).name}/{Path(cfg.synthetic_masks).name}"
     part = "" if cfg.split == cfg.data.test_split else f"-{cfg.split}"
     raw = "" if cfg.weights == "ema" else f"-{cfg.weights}"
     return config.real_data(cfg, cfg.split), f"eval/{cfg.data.name}{part}{raw}"

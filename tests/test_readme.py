@@ -3,9 +3,12 @@
 import json
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+
+from dd import config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +24,24 @@ def test_the_result_tables_are_those_of_the_results_file():
 @pytest.mark.parametrize("experiment", sorted(set(re.findall(r"experiment=(\w+)", README))))
 def test_every_experiment_named_exists(experiment):
     assert (ROOT / "conf" / "experiment" / f"{experiment}.yaml").is_file()
+
+
+def commands():
+    """The root scripts' commands in README and docs; templates ("...", <a>, $A) left out."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```(?:bash)?\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = re.sub(r"\s#\s.*", "", line).strip()
+                if (found := re.match(r"python (generate|train|evaluate)\.py (.*)", line)) and not re.search(
+                    "\\.\\.\\.|…|<|\\$", line
+                ):
+                    yield found[1], found[2]
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())), ids=lambda c: f"{c[0]} {c[1]:.60}")
+def test_every_command_shown_exists(command):
+    root, arguments = command
+    config.check_overrides(root, [config.quoted(a) for a in shlex.split(arguments) if a != "-m"])
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
