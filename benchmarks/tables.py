@@ -30,15 +30,16 @@ def table(rows: list[list[str]]) -> str:
 def tables(summary: dict) -> str:
     """The markdown of the main table and, if there are any, of the ablations."""
     domains = list(summary["synthetic_only"])
-    rows = [["trained on", "real images from", *(f"mIoU on {d}" for d in domains)]]
-    rows.append(["synthetic only", "-", *(cell(summary["synthetic_only"][d]) for d in domains)])
+    rows = [["trained on", "real images from", "supervision", *(f"mIoU on {d}" for d in domains)]]
+    rows.append(["synthetic only", "-", "A", *(cell(summary["synthetic_only"][d]) for d in domains)])
     parts = [(summary["shots_from"], summary)]
     parts += [(k.removeprefix("shots_from_"), v) for k, v in summary.items() if k.startswith("shots_from_")]
     for origin, part in parts:
         for k in part["real_only"]:
-            for arm, name in (("finetuned", f"synthetic, then {k} real"), ("real_only", f"{k} real only")):
+            arms = (("finetuned", f"synthetic, then {k} real", "A"), ("real_only", f"{k} real only", "real"))
+            for arm, name, supervision in arms:
                 if k in part[arm]:
-                    rows.append([name, origin, *(cell(part[arm][k][d]) for d in domains)])
+                    rows.append([name, origin, supervision, *(cell(part[arm][k][d]) for d in domains)])
     lines = [table(rows), "", f"Seeds {summary['seeds']}. Mask mIoU on noised real test scenes: {cell(summary['mask_miou'])}."]
     if "mask_agreement" in summary:
         lines[-1] += f" Agreement of the synthetic masks with the all-real segmenter: {cell(summary['mask_agreement'])}."
