@@ -5,6 +5,7 @@ from pathlib import Path
 from dd import config
 from dd.budget import Prices
 from dd.datamodule import SegmentationData
+from dd.locks import Lock
 from dd.provenance import read_json
 from dd.search import corners, overrides
 from dd.segmentation import Views
@@ -105,7 +106,8 @@ def label_budget(cfg) -> None:
         folder, trusted = Path(part.output_root, part.name), part.segmenter.get("trusted", False)
         trained, network, views = config.trained_run(folder, trusted)
         path = folder / "eval" / domain / "metrics.json"
-        return evaluate(path, trained, network, config.budget_test(cfg, domain), views, **how)["miou"]
+        with Lock(folder, hint="The same command again goes on"):
+            return evaluate(path, trained, network, config.budget_test(cfg, domain), views, **how)["miou"]
 
     money, spent = Prices(**(given["prices"] or {})), config.generation_seconds(cfg)
     budget(f"{cfg.output_root}/{cfg.name}", plan, train_job, judge, score, identity, money, given["targets"], spent)

@@ -1,4 +1,4 @@
-"""One driver for one data set: locks that vanish with their process, however it ended."""
+"""One driver for one data set, run or study: locks that vanish with their process, however it ended."""
 
 import fcntl
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 NAME = ".lock"
 WAIT = 15  # seconds that workers of a driver that died have to notice it
+SHARDS = "Several drivers share the work with executor=shard, each with another executor.index"
 
 
 class Busy(Exception):
@@ -21,10 +22,11 @@ class Lock:
 
     Alone on ``folder``, or with ``shard=(index, count)`` beside other shards of the same count. Busy names the holder. A
     file left by a process that died holds nothing. Where the file system knows no locks, a line says so and nothing is held.
+    ``hint``: what Busy advises.
     """
 
-    def __init__(self, folder: str | Path, shard: tuple[int, int] | None = None):
-        self.folder, self.shard, self.files = Path(folder), shard, []
+    def __init__(self, folder: str | Path, shard: tuple[int, int] | None = None, hint: str = SHARDS):
+        self.folder, self.shard, self.hint, self.files = Path(folder), shard, hint, []
 
     def __enter__(self):
         try:
@@ -90,7 +92,7 @@ class Lock:
             if not got and (not (passing or _died(holder)) or time.monotonic() - start > WAIT):
                 raise Busy(
                     f"{self.folder} is being written by process {holder.get('pid')} on {holder.get('host')}: wait until it "
-                    "ends, or stop it. Several drivers share the work with executor=shard, each with another executor.index"
+                    f"ends, or stop it. {self.hint}"
                 )
             time.sleep(0.05)
 

@@ -1,14 +1,17 @@
 """Stage: the label-budget study, mIoU against the number of real labelled images on several arms."""
 
+import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, check_targets, curves, skipped, target_costs
+from dd.locks import Busy
 from dd.provenance import made_by, refuse_other, write_json
 
 SHOWN = 10  # failures listed at the end; budget.json has them all
+POLL = 5.0  # seconds between looks at what other processes are at
 
 
 class _Work:
@@ -18,18 +21,38 @@ class _Work:
         self.train, self.found, self.failed = train, {}, []
 
     def __call__(self, work, job, *more):
-        """``work(job, *more)``, or None if it failed or what the job goes on from did."""
+        """``work(job, *more)``, or None if it failed or what the job goes on from did. Busy: another process is at it."""
         key = (work, job, *more)
         if key not in self.found:
-            self.found[key] = None
-            if job.after is None or self(self.train, job.after) is not None:
-                self.found[key] = self._try(work, job, *more)
+            ready = job.after is None or self(self.train, job.after) is not None
+            self.found[key] = self._try(work, job, *more) if ready else None
         return self.found[key]
+
+    def all(self, calls: list[tuple]) -> None:
+        """Each of ``calls``; what another process is at comes last, and is waited for."""
+        told = False
+        while calls:
+            later = [call for call in calls if not self._free(call)]
+            if len(later) == len(calls):
+                if not told:
+                    print(f"{len(later)} jobs are left, all in the hands of other processes; waiting for them")
+                told = True
+                time.sleep(POLL)
+            calls = later
+
+    def _free(self, call) -> bool:
+        try:
+            self(*call)
+        except Busy:
+            return False
+        return True
 
     def _try(self, work, job, *more):
         what = f"{job.recipe} {job.domain or ''} shots={job.shots} seed={job.seed} learning_rate={job.learning_rate:g}"
         try:
             return work(job, *more)
+        except Busy:
+            raise
         except Exception as error:
             self.failed.append({"job": what, "error": f"{type(error).__name__}: {error}"[:500]})
             print(f"failed: {what}: {self.failed[-1]['error']}")
@@ -45,6 +68,7 @@ def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
             choice["why"] = "nothing to judge candidates on: the experiment's own" if len(wanted) > 1 else "as set"
         else:
             jobs = {rate: plan.candidate(recipe, rate, rates) for rate in candidates}
+            work.all([(judge, job) for job in jobs.values() if job])
             scores = {rate: job and work(judge, job) for rate, job in jobs.items()}
             done = None not in scores.values()
             choice |= {"chosen": max(scores, key=scores.get) if done else None, "judged_on": plan.judged_on}
@@ -64,8 +88,10 @@ def budget(
 
     ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps"}; ``judge(job)`` trains it and
     returns its mIoU on the tune split; ``score(job, domain)`` that of a trained job on the domain's test split. Finished
-    jobs are theirs to skip. ``identity``: all settings of the study; FileExistsError if study.json holds others.
-    ``generation_seconds``: of the synthetic set, once. ValueError at the end, with a list, if jobs failed.
+    jobs are theirs to skip, and they raise :class:`dd.locks.Busy` for one that another process is at: processes with the
+    same call share the jobs, and each of them ends with the whole study. ``identity``: all settings of the study;
+    FileExistsError if study.json holds others. ``generation_seconds``: of the synthetic set, once. ValueError at the end,
+    with a list, if jobs failed.
     """
     check_targets(targets)
     folder = Path(folder)
@@ -76,16 +102,18 @@ def budget(
     rates, choices = _choose(plan, work, judge)
     shape = lambda: {a: {str(k): {} for k in plan.shots if k or a in WITH_SYNTHETIC} for a in plan.arms}  # noqa: E731
     arms, seconds, runs = shape(), shape(), []
-    for seed in plan.seeds:  # the whole curve of one seed before the next
-        for domain in plan.domains:
-            for k in plan.shots:
-                for arm in arms:
-                    if str(k) not in arms[arm]:
-                        continue
-                    row = _point(plan.job(arm, domain, k, seed, rates), domain, work, score, generation_seconds)
-                    for table, key in ((arms, "miou"), (seconds, "seconds")):
-                        table[arm][str(k)].setdefault(domain, []).append(row[key])
-                    runs.append({"arm": arm, "shots": k, "domain": domain, "seed": seed, **row})
+    points = [  # the whole curve of one seed before the next
+        (arm, domain, k, seed)
+        for seed in plan.seeds for domain in plan.domains for k in plan.shots for arm in arms if str(k) in arms[arm]
+    ]  # fmt: skip
+    jobs = {point: plan.job(*point, rates) for point in points}
+    scored = lambda job, domain: None if work(train, job) is None else score(job, domain)  # noqa: E731
+    work.all([(scored, job, domain) for (_, domain, _, _), job in jobs.items() if job])
+    for (arm, domain, k, seed), job in jobs.items():
+        row = _point(job, domain, work, scored, generation_seconds)
+        for table, key in ((arms, "miou"), (seconds, "seconds")):
+            table[arm][str(k)].setdefault(domain, []).append(row[key])
+        runs.append({"arm": arm, "shots": k, "domain": domain, "seed": seed, **row})
     result = {
         "study": folder.name, "supervision": "real labels: shots, and those that learning rates were judged on",
         "domains": plan.domains, "seeds": plan.seeds, "labels": {a: ARMS[a] for a in plan.arms}, "arms": arms,
@@ -108,13 +136,13 @@ def budget(
     return result
 
 
-def _point(job, domain: str, work: _Work, score, generation_seconds) -> dict:
+def _point(job, domain: str, work: _Work, scored, generation_seconds) -> dict:
     """{"run", "miou", "steps", "seconds"} of one point, all None if it is missing. Steps and seconds are those of all its
     trainings; what was drawn for it is counted in the seconds."""
-    done = work(work.train, job) if job else None
-    miou = None if done is None else work(score, job, domain)
+    miou = work(scored, job, domain) if job else None
     if miou is None:
         return dict.fromkeys(("run", "miou", "steps", "seconds"))
+    done = work(work.train, job)
     before = work(work.train, job.after) if job.after else {"steps": 0, "seconds": 0.0}
     drawn = generation_seconds if job.recipe in ("synthetic", *WITH_SYNTHETIC) else 0.0
     steps, spent = done["steps"] + before["steps"], done["seconds"] + before["seconds"] + drawn

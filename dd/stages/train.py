@@ -1,14 +1,19 @@
 """Stage: train a segmenter on a synthetic or a real set, from scratch or from an earlier run."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from dd.locks import Lock
 from dd.provenance import made_by, read_json, refuse_other, sha256, write_json
 from dd.segmentation import fit
+from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
+SETTINGS = "settings.json"  # of a run that has begun
+HINT = "Runs of another name train beside it; train.py stage=budget and stage=tune share their work by themselves"
 
 
 def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
@@ -33,13 +38,11 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     with another identity is refused. An interrupted run goes on from its last checkpoint. ``init_from``: a finished
     run whose averaged weights are the start. ``make_trainer()`` gives the Lightning trainer; it is called when
     nothing is refused any more. ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
+    :class:`dd.locks.Busy` while another process trains in the folder.
     """
     folder = Path(folder)
-    started_with = folder / "settings.json"
-    for file in (folder / "run.json", started_with):
-        refuse_other(file, identity, "run")
-    if (folder / "run.json").exists():
-        return read_json(folder / "run.json")
+    if (done := _finished(folder, identity)) is not None:
+        return done
     if init_from is not None:
         try:
             module.segmenter.load_state_dict(_same_classes(init_from, record))
@@ -48,16 +51,27 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
             raise ValueError(
                 f"init_from={init_from}: its segmenter is another one. Use the same segmenter=...\n{listed}"
             ) from None
-    write_json(started_with, {"identity": identity})
-    trainer = make_trainer()
-    last, started = folder / CHECKPOINT, time.perf_counter()
-    fit(trainer, module, data, last)
-    done = {
-        "identity": identity, **record, "steps": trainer.global_step,
-        "seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by(),
-    }  # fmt: skip
-    write_json(folder / "run.json", done)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder, hint=HINT) if is_main_process() else nullcontext():
+        if (done := _finished(folder, identity)) is not None:  # by another process in between
+            return done
+        write_json(folder / SETTINGS, {"identity": identity})
+        trainer = make_trainer()
+        last, started = folder / CHECKPOINT, time.perf_counter()
+        fit(trainer, module, data, last)
+        done = {
+            "identity": identity, **record, "steps": trainer.global_step,
+            "seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by(),
+        }  # fmt: skip
+        write_json(folder / "run.json", done)
     return done
+
+
+def _finished(folder: Path, identity: dict) -> dict | None:
+    """run.json of a finished run; FileExistsError for a folder, finished or not, of other settings."""
+    for file in (folder / "run.json", folder / SETTINGS):
+        refuse_other(file, identity, "run")
+    return read_json(folder / "run.json") if (folder / "run.json").exists() else None
 
 
 def real_labels(trained_on: dict | None) -> list:

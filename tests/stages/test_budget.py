@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections import Counter
 
 import hydra
 import pytest
@@ -12,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from dd import config
 from dd.budget import ARMS, Job, Plan, Prices
 from dd.datasets import choose_shots
+from dd.locks import Busy, Lock
 from dd.provenance import read_json, write_json
 from dd.stages.budget import budget
 from dd.stages.prepare import prepare_shapes
@@ -91,6 +93,26 @@ def test_an_interrupted_study_goes_on(tmp_path):
     result = lab.study(tmp_path)
     assert len(lab.trained) == len(set(lab.trained)) == 36  # nothing twice
     assert result["arms"] == Lab().study(tmp_path / "whole")["arms"]
+
+
+def test_jobs_of_another_process_come_last_and_are_waited_for(tmp_path, monkeypatch, capsys):
+    """Of two processes: each job is trained once, by either, and both end with the same study."""
+    monkeypatch.setattr("dd.stages.budget.POLL", 0.0)
+    lab, asked = Lab(), Counter()
+    candidates = {"learning_rates": {"real": [1e-3, 1e-2]}}
+
+    def busy(job):
+        asked[job] += 1
+        if job.recipe == "real" and job not in lab.finished:
+            if asked[job] == 3:  # the other process has finished it
+                lab.finished.add(job)
+            return Busy("held")
+
+    lab.fails = busy
+    result = lab.study(tmp_path, plan(**candidates))
+    assert "2 jobs are left, all in the hands of other processes" in capsys.readouterr().out
+    assert not any(job.recipe == "real" for job in lab.trained) and len(lab.trained) == len(set(lab.trained))
+    assert result["failed"] == [] and result["arms"] == Lab().study(tmp_path / "alone", plan(**candidates))["arms"]
 
 
 def test_failed_runs_are_listed_and_tried_again(tmp_path, capsys):
@@ -271,6 +293,22 @@ def test_one_command_trains_scores_and_goes_on(command, tmp_path, data_root):
     assert len(made) == 3
     assert command(*settings)[0] == 0 and {p: p.stat().st_mtime_ns for p in tmp_path.glob("**/run.json")} == made
     assert command(*settings, "budget.seeds=[3,4]")[0] == 2 and len(list(tmp_path.glob("**/run.json"))) == 3
+
+
+def test_a_run_in_another_process_is_waited_for(command, tmp_path, monkeypatch):
+    """A study finds the folder of its first run locked, trains the other one first, and then waits until it is free."""
+    settings = [*TINY, "budget.shots=[2]", "budget.choose.shots=2", "budget.domains=[shapes_shift]", "budget.seeds=[3]",
+                "budget.arms=[real,mixed]"]  # fmt: skip
+    settings += [f"budget.learning_rates.{recipe}=null" for recipe in ("synthetic", "real", "mixed")]
+    held = tmp_path / "shapes_budget/real_shapes_shift/shots=2,seed=3,max_steps=2"
+    held.mkdir(parents=True)
+    other = Lock(held)
+    other.__enter__()
+    monkeypatch.setattr("dd.stages.budget.time.sleep", lambda _: other.__exit__())
+    assert command(*settings)[0] == 0
+    trained = sorted(tmp_path.glob("**/run.json"), key=lambda p: p.stat().st_mtime_ns)
+    assert [p.parent.parent.name for p in trained] == ["mixed_shapes_shift", "real_shapes_shift"]
+    assert not list(tmp_path.glob("**/.lock"))
 
 
 def test_runs_are_those_of_the_experiments_own_commands(command, tmp_path):

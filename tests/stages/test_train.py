@@ -5,6 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from dd.locks import Busy, Lock
 from dd.provenance import read_json, write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation
 from dd.stages.train import load_weights, supervision, train
@@ -68,6 +69,16 @@ def test_a_finished_run_is_left_alone(run, tmp_path):
     before = files(tmp_path / "first")
     assert run("first", callbacks=[Raise(1, RuntimeError("trained again"))]) == done
     assert files(tmp_path / "first") == before
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(run, tmp_path):
+    (tmp_path / "first").mkdir()
+    with Lock(tmp_path / "first") as other:
+        before = files(tmp_path / "first")
+        with pytest.raises(Busy, match="first is being written by process .*Runs of another name train beside it"):
+            run("first")
+        assert files(tmp_path / "first") == before and other.alone()
+    assert run("first")["steps"] == 4 and not (tmp_path / "first/.lock").exists()
 
 
 @pytest.mark.parametrize("finished", [True, False])
