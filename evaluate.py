@@ -6,6 +6,7 @@ from pathlib import Path
 from dd import config
 from dd.datasets import SegmentationFolder
 from dd.provenance import read_json
+from dd.report.summary import audited
 from dd.stages.evaluate import evaluate, print_table
 from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
@@ -53,8 +54,8 @@ def _data(cfg) -> tuple[SegmentationFolder, str]:
     """(images and masks to score, folder of the result within the run)."""
     taxonomy = config.taxonomy(cfg)
     if cfg.stage == "audit":
-        data = SegmentationFolder(cfg.synthetic, "train", taxonomy, cfg.synthetic_masks)
-        return data, f"audit/{Path(cfg.synthetic).name}/{Path(cfg.synthetic_masks).name}"
+        data = SegmentationFolder(cfg.synthetic, cfg.synthetic_split, taxonomy, cfg.synthetic_masks)
+        return data, f"audit/{audited(data.fingerprint())}"
     part = "" if cfg.split == cfg.data.test_split else f"-{cfg.split}"
     raw = "" if cfg.weights == "ema" else f"-{cfg.weights}"
     return config.real_data(cfg, cfg.split), f"eval/{cfg.data.name}{part}{raw}"

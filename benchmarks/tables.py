@@ -44,10 +44,10 @@ def tables(summary: dict) -> str:
     if "mask_agreement" in summary:
         lines[-1] += f" Agreement of the synthetic masks with the all-real segmenter: {cell(summary['mask_agreement'])}."
     if "ablations" in summary:
-        shipped = {**summary["synthetic_only"], "mask_miou": summary["mask_miou"]}
-        rows = [["synthetic only, with", "mask mIoU", *(f"mIoU on {d}" for d in domains)]]
+        shipped = {**summary["synthetic_only"], **{k: summary.get(k) for k in ("mask_miou", "mask_agreement")}}
+        rows = [["synthetic only, with", "mask mIoU", "mask agreement", *(f"mIoU on {d}" for d in domains)]]
         rows += [
-            [name, cell(v.get("mask_miou")), *(cell(v[d]) for d in domains)]
+            [name, cell(v.get("mask_miou")), cell(v.get("mask_agreement")), *(cell(v[d]) for d in domains)]
             for name, v in {"as shipped": shipped, **summary["ablations"]}.items()
         ]
         lines += ["", table(rows)]

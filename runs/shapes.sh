@@ -33,6 +33,7 @@ for domain in shapes shapes_shift; do
 done | trainings
 
 # Ablations: other mask sets from the same stored heat, and one data set generated without class-prompt appending.
+SETS="power=1 power=2 power=4 power=8 band=off attention=full_prompt paper"
 label() { python generate.py experiment=shapes stage=label mask_set="$1" "${@:2}"; }
 label power=1 masks.power=1
 label power=2 masks.power=2
@@ -40,12 +41,25 @@ label power=4 masks.power=4
 label power=8 masks.power=8
 label band=off masks.band=0
 label attention=full_prompt masks.source=full_prompt
+label paper masks=paper
+# 16 labelled real images choose the settings, those of each seed; rules drop samples and call classes absent.
+for seed in $SEEDS; do
+  python generate.py experiment=shapes stage=calibrate seed=$seed
+  label calibrated_seed=$seed masks_from=outputs/shapes/calibration_shapes_train_16_seed$seed.yaml
+  python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/calibrated_16/seed=$seed \
+    masks_from=outputs/shapes/calibration_shapes_train_16_seed$seed.yaml
+  python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/paper/seed=$seed masks=paper
+done
+label checked quality=default
+python generate.py experiment=shapes stage=filter mask_set=checked quality=default
 python generate.py experiment=shapes name=shapes_no_append prompts.append=false
 for seed in $SEEDS; do
-  for set in power=1 power=2 power=4 power=8 band=off attention=full_prompt; do
+  for set in $SETS; do
     echo "experiment=shapes_synthetic name=shapes/ablation/$set/seed=$seed synthetic_masks=masks/$set seed=$seed"
   done
   echo "experiment=shapes_synthetic name=shapes/ablation/append=off/seed=$seed synthetic=data/synthetic/shapes_no_append seed=$seed"
+  echo "experiment=shapes_synthetic name=shapes/ablation/calibrated_16/seed=$seed synthetic_masks=masks/calibrated_seed=$seed seed=$seed"
+  echo "experiment=shapes_synthetic name=shapes/ablation/filtered/seed=$seed synthetic_masks=masks/checked synthetic_split=train_filtered seed=$seed"
 done | trainings
 
 for data in shapes shapes_shift; do
@@ -54,6 +68,10 @@ for data in shapes shapes_shift; do
   echo "run=outputs/shapes/synthetic/seed=* data=$data weights=raw"
 done | each evaluate.py
 # Agreement of the synthetic masks with segmenters trained on all real images.
-python evaluate.py stage=audit run="outputs/shapes/real_shapes/shots=all,seed=*"
+audit() { python evaluate.py stage=audit run="outputs/shapes/real_shapes/shots=all,seed=*" "$@"; }
+audit
+audit synthetic=data/synthetic/shapes_no_append
+audit synthetic_masks=masks/checked synthetic_split=train_filtered
+for set in $SETS $(printf "calibrated_seed=%s " $SEEDS); do audit synthetic_masks=masks/$set; done
 python evaluate.py stage=report runs=outputs/shapes name=shapes domains=[shapes,shapes_shift]
 cp outputs/shapes/summary.json benchmarks/results/shapes.json

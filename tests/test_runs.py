@@ -46,7 +46,7 @@ def check(made):
             config.check_overrides(root, overrides)
 
 
-@pytest.mark.parametrize(("script", "trainings"), [("demo.sh", 3), ("shapes.sh", 3 + 2 * 2 * 4 * 3 + 7 * 3)])
+@pytest.mark.parametrize(("script", "trainings"), [("demo.sh", 3), ("shapes.sh", 3 + 2 * 2 * 4 * 3 + 10 * 3)])
 def test_every_command_of_the_embedded_benchmark(calls, script, trainings):
     made = calls(script)
     assert sum(call[0] == "train.py" for call in made) == trainings

@@ -129,14 +129,18 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
     judges = [
         e for e in entries if (e["arm"], e["shots"], e["shots_from"]) == ("real_only", "all", first) and not e["ablation"]
     ]
-    default = f"{synthetic.name}/SegmentationClass"
-    audits = [e["audits"][default]["miou"] for e in judges if default in e["audits"]]
-    if audits:
-        summary["mask_agreement"] = audits[0] if len(audits) == 1 else audits
+    if agreement := _agreement(judges, {f"{synthetic.name}/SegmentationClass"}):
+        summary["mask_agreement"] = agreement
     ablations = {}
     for name in sorted({e["ablation"] for e in entries if e["ablation"]}):
         runs = [e for e in entries if e["ablation"] == name]
         ablations[name] = {d: values(runs, d) for d in domains}
+        probed = [_probe(e["folder"] / f"probe_{first}_test.json") for e in runs]
+        if probed and None not in probed:  # the masks of each run have settings of their own
+            ablations[name]["mask_miou"] = probed[0] if len(probed) == 1 else probed
+        sets = {audited(e["run"]["trained_on"]) for e in runs if e["arm"] == "synthetic_only"}
+        if agreement := _agreement(judges, sets):
+            ablations[name]["mask_agreement"] = agreement
     raw = {d: values(plain, f"{d}-raw") for d in domains}
     if any(v is not None for v in raw.values()):
         ablations["ema=off"] = raw
@@ -150,6 +154,21 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
     summary["seconds"] = {"generate": round(generation, 1), **{f"train_{k}": round(v, 1) for k, v in train.items()}}
     summary["seeds"] = sorted({e["seed"] for e in entries})
     return summary
+
+
+def audited(data: dict) -> str:
+    """Name of a synthetic set with its masks, of a fingerprint or ``trained_on``: where ``audit/`` keeps their agreement."""
+    listed = "" if data["split"] == "train" else f"-{data['split']}"
+    return f"{data['root']}/{Path(data['masks']).name}{listed}"
+
+
+def _agreement(judges, sets: set[str]) -> float | list[float] | None:
+    """Agreement of masks with each judge, its mean over several mask sets; None if a judge lacks one."""
+    found = [[e["audits"].get(name) for name in sets] for e in judges]
+    if not sets or not found or any(None in each for each in found):
+        return None
+    found = [mean(a["miou"] for a in each) for each in found]
+    return found[0] if len(found) == 1 else found
 
 
 def _probe(path: Path) -> float | None:

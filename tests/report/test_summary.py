@@ -26,6 +26,13 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     )  # of another set, and of another mask set,
     builder.result(judge / "audit/set/power=1", tests[0], 0.8, 2)
     builder.result(few / "audit/set/SegmentationClass", tests[0], 0.8, 3)  # and by a segmenter that is no reference
+    for seed in (0, 1):  # masks calibrated on other images for each seed, on the list of a filter
+        run = builder.run(runs / f"ablation/calibrated/seed={seed}", tests, 0.5, seed)
+        content = json.loads((run / "run.json").read_text())
+        content["trained_on"] |= {"root": "set", "masks": f"masks/calibrated_{seed}", "split": "train_filtered"}
+        (run / "run.json").write_text(json.dumps(content))
+        probe_file(run, "probe_shapes_test.json", 70.0 + 4 * seed)
+        builder.result(judge / f"audit/set/calibrated_{seed}-train_filtered", tests[0], 0.3 * (seed + 1), 4 + seed)
     probe_file(runs, "probe_shapes_test.json", 82.0, ablations={"power=1": 80.0, "power=2": 65.0})
     probe_file(runs, "probe_shapes_test_append=off.json", 79.0)
 
@@ -35,7 +42,11 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     assert summary["mask_miou"] == 82.0 and summary["mask_agreement"] == agreement
     assert len(summary["synthetic_only"]["shapes"]) == 2 and set(summary["real_only"]) == {"16", "all"}
     ablations = summary["ablations"]
-    assert set(ablations) == {"power=1", "append=off", "band=off", "ema=off"}
+    assert set(ablations) == {"power=1", "append=off", "band=off", "ema=off", "calibrated"}
+    calibrated = ablations.pop("calibrated")
+    assert calibrated["mask_miou"] == [70.0, 74.0] and len(calibrated["shapes"]) == 2
+    audits = [json.loads(p.read_text())["miou"] for p in judge.glob("audit/set/calibrated_*/metrics.json")]
+    assert calibrated["mask_agreement"] == sum(audits) / 2 and audits[0] != audits[1]
     assert {name: row.get("mask_miou") for name, row in ablations.items()} == {
         "power=1": 80.0, "append=off": 79.0, "band=off": None, "ema=off": None
     }  # fmt: skip
