@@ -1,7 +1,8 @@
-"""Rewrite the result tables of README.md from benchmarks/results/shapes.json (made by runs/shapes.sh).
+"""Rewrite the result tables of README.md from benchmarks/results/: shapes.json (made by runs/shapes.sh) and
+shapes_budget.json (outputs/shapes_budget/budget.json of train.py experiment=shapes_budget).
 
-python benchmarks/tables.py            # rewrites README.md between its markers
-python benchmarks/tables.py --check    # exit 1 if README.md does not hold the numbers of the file
+python benchmarks/tables.py            # rewrites README.md between its markers, draws docs/label_budget.png
+python benchmarks/tables.py --check    # exit 1 if README.md does not hold the numbers of the files
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- results: made by benchmarks/tables.py -->", "<!-- /results -->"
+BEGIN, END = "<!-- {}: made by benchmarks/tables.py -->", "<!-- /{} -->"
 
 
 def cell(value) -> str:
@@ -54,16 +55,67 @@ def tables(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def budget_tables(study: dict) -> str:
+    """The markdown of a label-budget study: mIoU of each arm by the number of real images, and the images it skips."""
+    arms, rows = study["arms"], [["scored on, real images from", "k real images", *study["labels"].values()]]
+    for domain, size in study["domains"].items():
+        for k in study["arms"]["finetune"]:
+            shown = f"all {size}" if k == "all" else k
+            rows.append([domain, shown, *(cell(arms[a].get(k, {}).get(domain)) for a in study["labels"])])
+    skipped = [["real images skipped, against real only", "k", *study["domains"]]]
+    for arm, controls in study["skipped"].items():
+        for k in study["arms"][arm]:
+            found = [_skipped(controls["real"][d].get(str(n) if k == "all" else k)) for d, n in study["domains"].items()]
+            skipped.append([study["labels"][arm], k, *found])
+    return f"{table(rows)}\n\n{table(skipped)}"
+
+
+def _skipped(found: dict | None) -> str:
+    if found is None:
+        return "-"
+    if found["skipped"] is None:
+        return f"at least {found['at_least']}"
+    return f"{found['skipped']:.0f}".replace("-", "−")
+
+
+def draw(study: dict, path: Path) -> None:
+    """mIoU against the number of real images, a panel for each domain, as a picture for the README."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, (domain, size) in zip(
+        figure.subplots(1, len(study["domains"]), sharey=True), study["domains"].items(), strict=True
+    ):
+        curves = [c for c in study["curves"] if c["domain"] == domain]
+        ticks = sorted({k for c in curves for k in c["k"]})
+        for curve, marker in zip(curves, "os^D", strict=False):
+            x = [ticks.index(k) for k in curve["k"]]
+            axes.errorbar(x, curve["mean"], [sd or 0 for sd in curve["sd"]], label=curve["label"], marker=marker, capsize=3)
+        axes.set_xticks(range(len(ticks)), [f"all ({k})" if k == size else str(k) for k in ticks])
+        axes.set(title=domain, xlabel="real images with hand-made masks")
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("mIoU on test (%)")
+    figure.axes[0].legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+def between(text: str, name: str, content: str) -> str:
+    begin, end = BEGIN.format(name), END.format(name)
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
 def main() -> int:
-    summary = json.loads((ROOT / "benchmarks" / "results" / "shapes.json").read_text())
-    readme = ROOT / "README.md"
+    results, readme = ROOT / "benchmarks" / "results", ROOT / "README.md"
+    study = json.loads((results / "shapes_budget.json").read_text())
     text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n{tables(summary)}\n{END}{after}"
+    new = between(text, "results", tables(json.loads((results / "shapes.json").read_text())))
+    new = between(new, "label budget", budget_tables(study))
     if "--check" in sys.argv:
         return int(new != text)
     readme.write_text(new)
+    draw(study, ROOT / "docs" / "label_budget.png")
     return 0
 
 

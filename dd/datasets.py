@@ -2,6 +2,10 @@
 
 import io
 import json
+import struct
+import warnings
+import zlib
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +21,7 @@ READ_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 READ_SUFFIXES += tuple(suffix.upper() for suffix in READ_SUFFIXES)
 RECORD = "dataset.json"  # of a prepared data set, written last: where its images lie, what its masks were made from
 JPEG_QUALITY = 95
+NAME_LIMIT = 200  # bytes of a file's name, suffixes and a temporary name left room for
 
 
 def encode_image(pixels: np.ndarray, suffix: str) -> bytes:
@@ -40,21 +45,38 @@ def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
     return buffer.getvalue()
 
 
+@contextmanager
+def _opened(path: str | Path):
+    """Pillow's image of a file; whatever it says of one that it cannot decode becomes a ValueError with the file's name.
+    Images of more than 179 million pixels are refused (Pillow's limit against decompression bombs)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but below the limit
+            with Image.open(path) as image:
+                yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is refused: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
+        if getattr(error, "errno", None) is not None or (type(error) is ValueError and str(path) in str(error)):
+            raise  # of the file system, or ours
+        raise ValueError(f"{path} is damaged, or no image: {error!s:.200}. Restore it from a copy or make it again") from None
+
+
 def read_image(path: str | Path) -> np.ndarray:
-    """Image uint8 [H, W, 3]."""
-    with Image.open(path) as image:
+    """Image uint8 [H, W, 3]; ValueError for a file that cannot be decoded."""
+    with _opened(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of an image, from its header."""
-    with Image.open(path) as image:
+    with _opened(path) as image:
         return image.height, image.width
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image, whose ids are lost."""
-    with Image.open(path) as image:
+    with _opened(path) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"mask {path} has mode {image.mode}; a mask holds one class id per pixel (mode P or L)")
         return np.asarray(image)
@@ -65,7 +87,7 @@ def read_coloured_mask(path: str | Path, taxonomy: Taxonomy) -> np.ndarray:
 
     ValueError names the colours that no class, background or 255 has.
     """
-    with Image.open(path) as image:
+    with _opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
             return read_mask(path)
         pixels = np.asarray(image).astype(np.int32)
@@ -106,12 +128,18 @@ def read_split(root: str | Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
     whole = (Path(root) / RECORD).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
     ids = lines if whole else [line.split()[0] for line in lines]
     bad = [i for i in ids if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i]
     if bad:
-        raise ValueError(f"{path}: id {bad[0]!r} would leave the data set's folder")
+        raise ValueError(f"{path}: id {bad[0]!r:.100} would leave the data set's folder")
+    bad = [i for i in ids if "\0" in i or len(i) > 1000 or max(map(len, i.encode().split(b"/"))) > NAME_LIMIT]
+    if bad:
+        raise ValueError(f"{path}: {bad[0]!r:.100} cannot be the name of a file")
     if not ids:
         raise ValueError(f"{path} is empty; a split lists one image id a line. Write the list, or name another split")
     return ids
@@ -225,7 +253,18 @@ def read_captions(root: str | Path) -> dict[str, dict]:
     path = Path(root) / "captions.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"data set {root} has no captions.jsonl: its images cannot be shown to the generator")
-    return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+    rows = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            if line.strip():
+                row = json.loads(line)
+                whole = isinstance(row["caption"], str) and isinstance(row["classes"], list)
+                rows[row["id"] if whole and isinstance(row["id"], str) else None] = row
+        except (ValueError, TypeError, KeyError, RecursionError):
+            rows[None] = line
+        if None in rows:
+            raise ValueError(f"{path}, line {number}: expected an object with id, caption and classes, got {line!r:.100}")
+    return rows
 
 
 def synthetic_image(folder: str | Path, name: str) -> Path:

@@ -53,9 +53,9 @@ def write_json(path: str | Path, value) -> None:
 def read_json(path: str | Path):
     """Parse a JSON file; FileNotFoundError or ValueError name the file."""
     try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers of 5,000 digits, lists in lists in lists
+        raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
 
 
 def versions() -> dict[str, str]:

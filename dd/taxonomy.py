@@ -163,8 +163,8 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
         raise FileNotFoundError(f"no taxonomy file {path}; python -m dd prepare own writes it (docs/data.md shows one)")
     try:
         content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
     kinds = {"name": str, "classes": list}
     if not isinstance(content, dict) or any(not isinstance(content.get(k), kind) for k, kind in kinds.items()):
         raise ValueError(f"{path}: a taxonomy has the keys name (text) and classes (a list); docs/data.md shows one")

@@ -65,7 +65,7 @@ def masks_from(cfg) -> dict | None:
             raise ValueError(f"masks hold {masks}, diffusion holds {reading}")
         MaskSettings(**masks)
         calibration = {**content["calibration"], "generator": dict(content["calibration"]["generator"])}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}") from None
     cfg.masks.update(masks)
     cfg.diffusion.update(reading)

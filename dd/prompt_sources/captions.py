@@ -32,8 +32,8 @@ def read_rows(path: str | Path) -> list[dict]:
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
         rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is neither a JSON list nor JSON lines in UTF-8: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is neither a JSON list nor JSON lines in UTF-8: {error!s:.300}") from None
     if not rows:
         raise ValueError(
             f'{path} holds no prompts; expected entries such as {{"caption": "a dog on grass", "classes": ["dog"]}}, as a '

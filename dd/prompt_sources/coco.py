@@ -26,6 +26,9 @@ def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]
             missing = [k for k in keys if not isinstance(row, dict) or k not in row]
             if missing:
                 raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {row!r:.100}")
+            odd = [k for k in keys if k.endswith("id") and not isinstance(row[k], int | str)]
+            if odd:
+                raise ValueError(f"{path}: {odd[0]} of an entry of {part} must be a number or a text: {row!r:.100}")
     return content
 
 

@@ -35,7 +35,7 @@ class _Work:
             later = [call for call in calls if not self._free(call)]
             if len(later) == len(calls):
                 if not told:
-                    print(f"{len(later)} jobs are left, all in the hands of other processes; waiting for them")
+                    print(f"waiting for what other processes are at: {len(later)} of the jobs")
                 told = True
                 time.sleep(POLL)
             calls = later
@@ -61,6 +61,9 @@ class _Work:
 def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
     """({recipe: learning rate}, how each was chosen). A recipe with a candidate that failed has none in this call."""
     rates, choices = {}, {}
+    several = {r: c for r in plan.recipes() if len(c := plan.candidates(r)) > 1}
+    free = [plan.candidate(recipe, rate, {}) for recipe, found in several.items() for rate in found]
+    work.all([(judge, job) for job in free if job])  # all but those that wait for the pre-training's rate
     for recipe in plan.recipes():
         candidates, wanted = plan.candidates(recipe), plan.learning_rates.get(recipe) or ()
         choice = {"chosen": candidates[0], "candidates": None, "judged_on": None}

@@ -110,7 +110,7 @@ def test_jobs_of_another_process_come_last_and_are_waited_for(tmp_path, monkeypa
 
     lab.fails = busy
     result = lab.study(tmp_path, plan(**candidates))
-    assert "2 jobs are left, all in the hands of other processes" in capsys.readouterr().out
+    assert "waiting for what other processes are at: 2 of the jobs" in capsys.readouterr().out
     assert not any(job.recipe == "real" for job in lab.trained) and len(lab.trained) == len(set(lab.trained))
     assert result["failed"] == [] and result["arms"] == Lab().study(tmp_path / "alone", plan(**candidates))["arms"]
 
