@@ -7,9 +7,12 @@ sample's record is appended after its image and heat are in place. Resume = the 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")  # ids of samples, which are names of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
                     row[key] = tuple(row[key])
                 row |= {k: same.setdefault(row[k], row[k]) for k in ("prompt", "class_prompt", "classes", "class_ids")}
                 plan.append(Sample(**row))
+                if not PLAIN.fullmatch(row["id"]):  # it becomes the name of files
+                    raise ValueError
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise ValueError(
                     f"{path}, line {number} is damaged; remove the file, and generate.py writes it again"

@@ -62,6 +62,14 @@ def test_a_plan_read_again_is_equal(tmp_path, caption):
     assert read_plan(tmp_path) == plan
 
 
+@pytest.mark.parametrize("name", ["../../etc/cron", "/tmp/x", "a/b", "..", "a\\b", "", "a\0b", "x" * 300, ".hidden", 7])
+def test_a_plan_whose_ids_would_leave_the_folder_is_refused(tmp_path, name):
+    row = {"id": name, "prompt": "a", "class_prompt": "a", "classes": ["cat"], "class_ids": [1], "seed": 1, "unit": 0}
+    (tmp_path / "plan.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"plan\.jsonl, line 1 is damaged"):
+        read_plan(tmp_path)
+
+
 def test_a_folder_without_a_plan_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="no plan.jsonl. Make one with generate.py"):
         read_plan(tmp_path)

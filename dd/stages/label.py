@@ -42,9 +42,12 @@ def label(
     """
     folder, not_drawn = Path(folder), absent["classes"] if absent else {}
     plan, records = read_plan(folder), read_records(folder)
-    missing = [s.id for s in plan if s.id not in records]
+    missing = [s.id for s in plan if not isinstance(records.get(s.id, {}).get("heat_sha256"), str)]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet; run generate.py first")
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as {missing[0]}; run generate.py "
+            "first (python -m dd verify tells whether their records are damaged)"
+        )
     target = folder / DEFAULT_SET if mask_set in (None, DEFAULT_SET) else folder / "masks" / mask_set
     identity = {"settings": asdict(settings), "heat": fingerprint([records[s.id]["heat_sha256"] for s in plan])}
     if calibration is not None:
