@@ -38,9 +38,9 @@ def card(source: Source, files: dict[str, list[str]]) -> str:
 import numpy as np
 from datasets import load_dataset
 
-data = load_dataset("<this folder or repository>", split="{first}")          # parquet files in data/
-ids = np.asarray(data[0]["mask"])                                     # class ids: the mask is a palette image, no colours
-data = load_dataset("<this folder or repository>", "imagefolder", split="{first}")      # the same from image files
+data = load_dataset("<this folder or repository>", split="{first}")     # the parquet files in data/
+ids = np.asarray(data[0]["mask"])                               # class ids: the mask is a palette image
+same = load_dataset("imagefolder", data_files={{"{first}": "<this folder>/imagefolder/{first}/**"}}, split="{first}")
 ```
 
 `id2label.json` names the pixel values, `croissant.json` describes the parquet files (Croissant 1.0).
@@ -52,8 +52,7 @@ data = load_dataset("<this folder or repository>", "imagefolder", split="{first}
 
 def header(source: Source, files: dict[str, list[str]]) -> dict:
     """The YAML header as plain values."""
-    about, folders = source.about, {s: f"imagefolder/{s}/**" for s in files}
-    parquet = {s: f"data/{s}-*-of-*.parquet" for s in files}
+    about = source.about
     licence = LICENCES.get(str(about["licence"] or "").lower())
     terms = {"license": licence or ("other" if about["licence"] else "unknown")}
     if terms["license"] == "other":
@@ -64,9 +63,7 @@ def header(source: Source, files: dict[str, list[str]]) -> dict:
         "pretty_name": source.name, "task_categories": ["image-segmentation"], "task_ids": ["semantic-segmentation"], **terms,
         **(synthetic if about["synthetic"] else {}), "size_categories": [size],
         "configs": [
-            {"config_name": name, "data_files": [{"split": s, "path": path} for s, path in paths.items()]}
-            | ({"default": True} if name == "default" else {})
-            for name, paths in (("default", parquet), ("imagefolder", folders))
+            {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*-of-*.parquet"} for s in files]}
         ],
     }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """COCO: semantic masks as run lengths (``semantic_<split>.json``) and panoptic PNGs with ``panoptic_<split>.json``.
 
 A class of an image is one annotation or segment: the masks know classes, not objects. Category ids are pixel values,
-background is category 0; uncertain pixels are in no annotation, and 0 (void) in the panoptic PNGs, whose segment id is category id + 1.
+background is category 0; uncertain pixels are in no annotation, and 0 (void) in the panoptic PNGs, whose segment id is
+category id + 1.
 """
 
 import json

@@ -38,7 +38,7 @@ metainfo = dict(
 )
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=False),
+    dict(type="LoadAnnotations"),
     dict(type="RandomResize", scale=({width}, {height}), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type="RandomCrop", crop_size=({min(height, CROP)}, {min(width, CROP)}), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
@@ -47,7 +47,7 @@ train_pipeline = [
 ]
 test_pipeline = [  # at the images' own size
     dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", reduce_zero_label=False),
+    dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
 splits = {{

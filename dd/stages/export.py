@@ -26,9 +26,9 @@ def export(
     """Write the data set ``folder`` to ``target`` in one of :data:`FORMATS`; {"images", "files", "kept", "notes"}.
 
     ``folder``: a finished synthetic set, or a folder in VOC layout; ``masks``: its mask set; ``splits``: its lists, None =
-    all; ``classes``: a taxonomy's name or file, needed where the folder does not tell. ``link``: hard links where the same file
-    will do. ``export.json`` is written last; an interrupted export goes on, a finished one is kept (what it has lost is made
-    again).
+    all; ``classes``: a taxonomy's name or file, needed where the folder does not tell. ``link``: hard links where the same
+    file will do. ``export.json`` is written last; an interrupted export goes on, a finished one is kept (what it has lost is
+    made again).
 
     FileNotFoundError or ValueError for a set that is unfinished or damaged, or that the format cannot hold; FileExistsError
     for a target that holds something else; Busy while another process exports there. Nothing is written then.
