@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from dd.segmenters import mmsegmentation  # noqa: F401  installs the placeholder for compiled operations
 
 # mmseg after that
-import mmseg.datasets  # noqa: F401  # isort: skip  fills the registries
+import mmseg  # isort: skip
+import mmseg.datasets  # isort: skip  fills the registries
 from mmengine.config import Config  # isort: skip
 from mmengine.registry import init_default_scope  # isort: skip
 from mmengine.dataset import ConcatDataset  # isort: skip
@@ -61,3 +63,17 @@ def test_a_set_of_one_suffix_and_one_split(pets, exported):
     config = Config.fromfile(exported("mmseg", pets) / "dataset.py")
     data = DATASETS.build(config.train_dataloader.dataset)
     assert type(data).__name__ == "BaseSegDataset" and len(data) == 4 and "val_dataloader" not in config
+
+
+def test_the_configuration_serves_as_a_base_beside_a_model(hall, exported, tmp_path):
+    root = exported("mmseg", hall.root)
+    model = Path(mmseg.__file__).parent / ".mim/configs/_base_/models/deeplabv3_r50-d8.py"
+    classes = "model = dict(decode_head=dict(num_classes=5), auxiliary_head=dict(num_classes=5))\n"
+    (tmp_path / "own.py").write_text(f"_base_ = [{str(root / 'dataset.py')!r}, {str(model)!r}]\n{classes}")
+    init_default_scope("mmseg")
+    config = Config.fromfile(tmp_path / "own.py")
+    assert config.model.decode_head.num_classes == config.num_classes == 5
+    data = DATASETS.build(config.val_dataloader.dataset)
+    for name, _, mask in samples(data):
+        assert np.array_equal(mask, hall.masks[name])
+    assert len(data) == 2
