@@ -1,4 +1,4 @@
-"""``python -m dd prepare|verify|merge``: commands that need no configuration."""
+"""``python -m dd prepare|verify|merge|export``: commands that need no configuration."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from dd.executors import CANNOT_WRITE, EXIT
 from dd.locks import Busy
 from dd.stages import prepare_coco as coco
 from dd.stages import prepare_voc as voc
+from dd.stages.export import FORMATS, export
 from dd.stages.merge import merge
 from dd.stages.prepare import prepare_shapes
 from dd.stages.prepare_own import prepare_own
@@ -40,10 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     parsers["coco"].add_argument("--splits", nargs="+", default=["val", "train"], choices=["val", "train"])
     _own_options(parsers["own"])
     _synthetic_options(commands)
+    _export_options(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command != "prepare":
-            return _verify(options) if options.command == "verify" else _merge(options)
+            return {"verify": _verify, "merge": _merge, "export": _export}[options.command](options)
         for folder, notes in _prepare(options):
             for note in notes:
                 print(f"warning: {note}", file=sys.stderr)
@@ -96,6 +98,29 @@ def _merge(options) -> int:
     done = merge(options.sources, options.into)
     print(f"{done['copied']} of {done['samples']} samples copied to {options.into}, {done['missing']} are not made yet")
     print(f"what is missing, and the masks: the command of the shards, in that folder (python {done['command']})")
+    return 0
+
+
+def _export_options(commands) -> None:
+    parser = commands.add_parser("export", help="write a finished data set in the format of another tool")
+    add, how = parser.add_argument, parser.add_mutually_exclusive_group()
+    add("format", choices=list(FORMATS))
+    add("folder", help="a synthetic set, such as data/synthetic/shapes, or a folder in VOC layout")
+    add("target", help="a new or empty folder, or that of the same export, interrupted or finished")
+    add("--masks", default="SegmentationClass", help="mask set: SegmentationClass (default) or masks/<set>")
+    add("--split", nargs="+", metavar="SPLIT", help="lists of samples (default: all that the set has)")
+    add("--taxonomy", help="voc, coco, shapes or a YAML file, where the folder does not tell its classes")
+    how.add_argument("--copy", action="store_true", help="copies of the files (default)")
+    how.add_argument("--link", action="store_true", help="hard links where the same file will do: to change one changes both")
+
+
+def _export(options) -> int:
+    done = export(
+        options.format, options.folder, options.target, options.masks, options.split, options.taxonomy, options.link
+    )  # fmt: skip
+    for note in done["notes"]:
+        print(f"warning: {note}", file=sys.stderr)
+    print(f"{'kept' if done['kept'] else 'ready'}: {options.target} ({done['images']} images, {done['files']} files)")
     return 0
 
 

@@ -24,16 +24,25 @@ FLOORS = {
         "dd.prompt_check",
         "dd.quality",
         "dd.search",
-        "dd.exports",
+        "dd.exports.*",
         "dd.executors",
     },
-    3: {"dd.units", "dd.conversion", "dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.tracking.*", "dd.report.*"},
+    3: {
+        "dd.units",
+        "dd.conversion",
+        "dd.exportable",
+        "dd.datamodule",
+        "dd.segmentation",
+        "dd.text_to_image",
+        "dd.tracking.*",
+        "dd.report.*",
+    },
     4: {"dd.stages.*"},
     5: {"dd.config.*"},
     6: {"dd.__main__", *SCRIPTS},  # the doors: nothing imports them
 }
 # inside them modules may import each other
-ROOMS = ("dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.tracking", "dd.report", "dd.config")
+ROOMS = ("dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.exports", "dd.tracking", "dd.report", "dd.config")
 ADAPTERS = {  # library: the only modules that may import it
     "diffusers": ["dd.diffusion.*"],
     "transformers": ["dd.diffusion.*", "dd.captioner", "dd.quality", "dd.segmenters.huggingface"],
@@ -50,7 +59,8 @@ ADAPTERS = {  # library: the only modules that may import it
     "wandb": ["dd.tracking.wandb"],
     "mlflow": ["dd.tracking.loggers"],
     "tensorboard": ["dd.tracking.loggers"],
-    "pycocotools": ["dd.coco", "dd.exports"],
+    "pycocotools": ["dd.coco", "dd.exports.coco"],
+    "pyarrow": ["dd.exports.huggingface"],
     "pooch": ["dd.downloads"],
     "torchmetrics": ["dd.metrics"],
     "scipy": ["dd.segmenters.mask_loss", "dd.sbd"],

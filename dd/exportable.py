@@ -1,0 +1,142 @@
+"""A data set as the exports take it: which lists, which classes, and every file checked before anything is written."""
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from dd.datasets import RECORD, SegmentationFolder, check_values, image_size, read_mask, read_split
+from dd.exports.source import Item, Source
+from dd.progress import Progress
+from dd.provenance import fingerprint, read_json, sha256
+from dd.samples import read_records, read_whole_plan
+from dd.taxonomy import TAXONOMIES, Taxonomy, taxonomy
+
+
+def read_source(
+    folder: Path, run: dict | None, masks: str, splits: list[str] | None, classes=None
+) -> tuple[Source, str]:  # fmt: skip
+    """(the checked data set, hash of its content). ``run``: run.json of a synthetic set, None for real data; the other
+    arguments, and the errors, are those of :func:`dd.stages.export.export`."""
+    if not masks or PurePosixPath(masks).is_absolute() or ".." in PurePosixPath(masks).parts:
+        raise ValueError(
+            f"--masks {masks}: expected a folder of the data set, such as SegmentationClass or masks/self_training"
+        )
+    synthetic, run = run is not None, run or {}
+    hashes = _mask_set(folder, masks, synthetic)
+    chosen = _classes(folder, run, classes)
+    sets = {split: SegmentationFolder(folder, split, chosen, masks) for split in _splits(folder, splits, synthetic)}
+    for split, data in sets.items():
+        twice = [name for name, number in Counter(data.ids).items() if number > 1]
+        if twice:
+            raise ValueError(f"split {split} lists {twice[0]!r} more than once: take it out of the list")
+    plan = {s.id: s for s in read_whole_plan(folder)} if synthetic else {}
+    records = read_records(folder) if synthetic else {}
+    wanted = {name: data for data in sets.values() for name in data.ids}
+    items, content, pixels, images = {}, {}, np.zeros(256, np.int64), np.zeros(256, np.int64)
+    with Progress("check", len(wanted)) as progress:
+        for name, data in wanted.items():
+            items[name], counts, image_hash, mask_hash = _item(data, name, plan.get(name))
+            _compare(folder, "image", items[name].image, image_hash, records.get(name, {}).get("image_sha256", image_hash))
+            _compare(folder, "mask", items[name].mask, mask_hash, mask_hash if hashes is None else hashes.get(name))
+            content[name] = [image_hash, mask_hash, items[name].facts]
+            pixels, images = pixels + counts, images + (counts > 0)
+            progress.advance(1)
+    source = Source(
+        folder.resolve().name, chosen, {split: data.ids for split, data in sets.items()}, items, _counted(pixels),
+        _counted(images), _about(masks, run),
+    )  # fmt: skip
+    return source, fingerprint(content)
+
+
+def is_synthetic(folder: Path) -> bool:
+    """Whether the folder holds what generate.py writes. FileNotFoundError if there is none."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no data set at {folder}")
+    if (folder / "plan.jsonl").is_file():
+        return True
+    run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    return isinstance(run, dict) and isinstance(run.get("identity"), dict) and "generator" in run["identity"]
+
+
+def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | None:
+    """Hashes of the masks by id; None for real data that has none. FileNotFoundError for what is not finished."""
+    if not synthetic and any(folder.glob("settings_*.json")) and not (folder / RECORD).is_file():
+        raise FileNotFoundError(f"{folder} is not finished (no {RECORD}): run its python -m dd prepare ... again")
+    path = folder / masks / "masks.json"
+    if path.is_file():
+        return read_json(path)["sha256"]
+    if not synthetic:
+        return None
+    there = ", ".join(sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json"))) or "none"
+    raise FileNotFoundError(
+        f"{folder} has no finished mask set {masks} (no masks.json); finished ones: {there}. Masks are made by generate.py "
+        "with stage=label, by evaluate.py with stage=self_train"
+    )
+
+
+def _classes(folder: Path, run: dict, given) -> Taxonomy:
+    """The taxonomy that was given, or that the folder tells of."""
+    if given is not None:
+        return given if isinstance(given, Taxonomy) else taxonomy(given)
+    if (folder / "taxonomy.yaml").is_file():
+        return taxonomy(folder / "taxonomy.yaml")
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    told = run.get("identity", record).get("taxonomy")
+    if not told:
+        raise ValueError(f"{folder} does not say what its classes are: give --taxonomy {'|'.join(TAXONOMIES)} or a YAML file")
+    known = TAXONOMIES.get(told["name"])
+    return known if known and list(known.names) == told["names"] else Taxonomy(told["name"], told["names"])
+
+
+def _splits(folder: Path, wanted: list[str] | None, synthetic: bool) -> list[str]:
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    found = sorted(path.stem for path in (folder / "ImageSets" / "Segmentation").glob("*.txt"))
+    if not found and synthetic:
+        raise FileNotFoundError(f"{folder} is not finished (no list of samples): run its generate.py command again")
+    if not found:
+        read_split(folder, "train")  # says what is missing
+    return found
+
+
+def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray, str, str]:
+    """(item, pixels of each value, SHA-256 of image and mask); ValueError names what is wrong with which file."""
+    image, mask = data.image_path(name), data.root / data.masks / f"{name}.png"
+    if not mask.is_file():
+        raise FileNotFoundError(f"no mask {mask}, but split {data.split!r} lists it: add it, or take the id out of the list")
+    try:
+        ids, size = read_mask(mask), image_size(image)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"sample {name}: {error}") from None
+    if ids.shape != size:
+        raise ValueError(
+            f"{mask} is {ids.shape[1]}x{ids.shape[0]}, its image {size[1]}x{size[0]}: is it that of another image?"
+        )
+    check_values(ids, data.taxonomy, mask)
+    counts = np.bincount(ids.ravel(), minlength=256)
+    facts = {"prompt": sample.prompt, "classes": list(sample.classes), "seed": sample.seed} if sample else {}
+    values = tuple(int(v) for v in np.flatnonzero(counts))
+    return Item(name, image, mask, size, values, facts), counts, sha256(image), sha256(mask)
+
+
+def _compare(folder: Path, kind: str, path: Path, found: str, recorded: str | None) -> None:
+    if found != recorded:
+        raise ValueError(
+            f"{kind} {path} is not what its record says; python -m dd verify {folder} names all that is damaged, "
+            "and how it heals"
+        )
+
+
+def _counted(numbers: np.ndarray) -> dict[int, int]:
+    return {int(value): int(numbers[value]) for value in np.flatnonzero(numbers)}
+
+
+def _about(masks: str, run: dict) -> dict:
+    """What a data card says of the set, from its run.json."""
+    terms = run.get("terms") or {}
+    return {
+        "synthetic": bool(run), "generator": run["identity"]["generator"] if run else None, "masks": masks,
+        "licence": terms.get("licence"), "link": terms.get("link"),
+    }  # fmt: skip

@@ -1,0 +1,105 @@
+"""The data card of the Hugging Face export: a README.md with the header that the hub reads."""
+
+import html
+
+import yaml
+
+from dd.exports.source import Source
+from dd.taxonomy import IGNORE
+
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+LICENCES = {  # as data sets of this project state them: the hub's own identifier
+    "apache-2.0": "apache-2.0", "mit": "mit", "cc-by-4.0": "cc-by-4.0", "cc-by-sa-4.0": "cc-by-sa-4.0", "cc0-1.0": "cc0-1.0",
+    "creativeml openrail-m": "creativeml-openrail-m", "creativeml openrail++-m": "openrail++",
+}  # fmt: skip
+
+
+def card(source: Source, files: dict[str, list[str]]) -> str:
+    """README.md: header, classes with counts, how to read it, origin, licence and limits."""
+    about, names = source.about, source.taxonomy.all_names
+    total, count = sum(source.pixels.values()), len(source.items)
+    rows = [f"| {i} | {_cell(name)} | {_share(source, i, total)} |" for i, name in enumerate(names)]
+    rows.append(f"| {IGNORE} | uncertain, to be ignored | {_share(source, IGNORE, total)} |")
+    splits = ", ".join(f"`{split}` ({len(ids)})" for split, ids in source.splits.items())
+    first = next(iter(files))
+    return f"""---
+{yaml.safe_dump(header(source, files), sort_keys=False, allow_unicode=True)}---
+
+# {_cell(source.name)}
+
+{count} images with a segmentation mask each. Splits: {splits}; an image may be in several.
+{_origin(about)}
+
+| pixel value | class | images | pixels |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+```python
+import numpy as np
+from datasets import load_dataset
+
+data = load_dataset("<this folder or repository>", split="{first}")     # the parquet files in data/
+ids = np.asarray(data[0]["mask"])                               # class ids: the mask is a palette image
+same = load_dataset("imagefolder", data_files={{"{first}": "<this folder>/imagefolder/{first}/**"}}, split="{first}")
+```
+
+`id2label.json` names the pixel values, `croissant.json` describes the parquet files (Croissant 1.0).
+
+- Licence: {_licence(about)}
+- Masks are those of `{_cell(str(about["masks"]))}`; they know classes, not single objects.
+{_limits(about)}"""
+
+
+def header(source: Source, files: dict[str, list[str]]) -> dict:
+    """The YAML header as plain values."""
+    about = source.about
+    licence = LICENCES.get(str(about["licence"] or "").lower())
+    terms = {"license": licence or ("other" if about["licence"] else "unknown")}
+    if terms["license"] == "other":
+        terms |= {"license_name": about["licence"]} | ({"license_link": about["link"]} if about["link"] else {})
+    size = next((name for limit, name in SIZES if len(source.items) < limit), "n>10M")
+    synthetic = {"annotations_creators": ["machine-generated"], "tags": ["synthetic", "stable-diffusion"]}
+    return {
+        "pretty_name": source.name, "task_categories": ["image-segmentation"], "task_ids": ["semantic-segmentation"], **terms,
+        **(synthetic if about["synthetic"] else {}), "size_categories": [size],
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*-of-*.parquet"} for s in files]}
+        ],
+    }  # fmt: skip
+
+
+def _share(source: Source, value: int, total: int) -> str:
+    return f"{source.images.get(value, 0)} | {100 * source.pixels.get(value, 0) / total:.2f} %"
+
+
+def _cell(text: str) -> str:
+    """Text in a Markdown table or title: no markup, no second column."""
+    return html.escape(" ".join(text.split())).replace("|", "&#124;").replace("`", "&#96;")
+
+
+def _origin(about: dict) -> str:
+    if not about["synthetic"]:
+        return "Real images, as prepared by `python -m dd prepare` or by hand; see their source for how they were labelled."
+    generator = about["generator"]
+    return (
+        "**Synthetic**: the images were made by a text-to-image model, the masks read from its attention (Dataset Diffusion, "
+        f"NeurIPS 2023). Generator: `{generator.get('model')}`, revision `{generator.get('revision')}`, weights sha256 "
+        f"`{generator.get('weights_sha256')}`."
+    )
+
+
+def _licence(about: dict) -> str:
+    if not about["synthetic"]:
+        return "not known to this export; ask the owner of the images."
+    licence = about["licence"] or "not stated, ask the owner of the weights"
+    link = f" ({about['link']})" if about["link"] else ""
+    return f"of the generator's weights: {licence}{link}. It governs what may be done with the images."
+
+
+def _limits(about: dict) -> str:
+    if not about["synthetic"]:
+        return ""
+    return (
+        "- Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where the model *attended* "
+        "to a word even if the object is missing, and objects that were not asked for are background.\n"
+    )

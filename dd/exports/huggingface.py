@@ -1,0 +1,101 @@
+"""Hugging Face: parquet files with images and masks inside, an image folder with ``metadata.jsonl``, card and Croissant file.
+
+``data/<split>-<n>-of-<m>.parquet`` is what ``load_dataset(<target>)`` reads; ``imagefolder/<split>`` holds the same samples as
+files. Masks stay palette (or grey) PNGs: their pixel values are the keys of ``id2label.json``.
+"""
+
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+from dd.exports.card import card
+from dd.exports.croissant import croissant
+from dd.exports.source import Item, Source, record
+from dd.exports.target import Target, shards
+from dd.taxonomy import IGNORE
+
+GROUP = 100  # samples of a row group
+COLUMNS = {  # column: (type in parquet, feature of the datasets library)
+    "id": ("string", {"dtype": "string", "_type": "Value"}),
+    "image": ("image", {"_type": "Image"}),
+    "mask": ("image", {"_type": "Image"}),
+    "prompt": ("string", {"dtype": "string", "_type": "Value"}),
+    "classes": ("strings", {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}),
+    "seed": ("int64", {"dtype": "int64", "_type": "Value"}),
+    "present": ("strings", {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}),
+}
+
+
+def check(source: Source, link: bool) -> list[str]:
+    """ValueError without pyarrow, and for a split whose name the datasets library refuses."""
+    _pyarrow()
+    bad = [split for split in source.splits if not re.fullmatch(r"\w+(\.\w+)*", split)]
+    if bad:
+        raise ValueError(
+            f"split {bad[0]!r}: the datasets library takes letters, digits, _ and single dots in a split's name. Copy the "
+            "list in ImageSets/Segmentation under another name, and choose by --split what to export"
+        )
+    return ["--link changes nothing for the parquet files, which hold copies"] if link else []
+
+
+def write(source: Source, target: Target) -> None:
+    files = {}
+    for split in source.splits:
+        folder, rows = f"imagefolder/{split}", []
+        for item in source.each(split):
+            image, mask = f"images/{item.id}{item.suffix}", f"masks/{item.id}.png"
+            target.place(item.image, f"{folder}/{image}")
+            target.place(item.mask, f"{folder}/{mask}")
+            rows.append({"image_file_name": image, "mask_file_name": mask, **record(source, item)})
+        target.write(f"{folder}/metadata.jsonl", partial(map, _line, rows))
+        parts = shards(source.each(split))
+        files[split] = [f"data/{split}-{i:05d}-of-{len(parts):05d}.parquet" for i in range(len(parts))]
+        for name, items in zip(files[split], parts, strict=True):
+            if target.missing(name):
+                with target.whole(name) as path:
+                    _parquet(source, items, path)
+            for item in items:
+                target.done(item)
+    names = {str(i): name for i, name in enumerate(source.taxonomy.all_names)}
+    target.write("id2label.json", lambda: json.dumps(names | {str(IGNORE): "uncertain"}, indent=1, ensure_ascii=False) + "\n")
+    target.write("README.md", partial(card, source, files))
+    target.write("croissant.json", partial(croissant, source, files, columns(source), target.root))
+
+
+def columns(source: Source) -> list[str]:
+    """Those of a synthetic set, or those that real data has too."""
+    return [c for c in COLUMNS if source.about["synthetic"] or c not in ("prompt", "classes", "seed")]
+
+
+def _pyarrow():
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ValueError('export huggingface needs pyarrow, which is not installed: pip install -e ".[exports]"') from None
+    return pyarrow
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _parquet(source: Source, items: list[Item], path: Path) -> None:
+    """One shard, in row groups, with the features that let the datasets library decode images."""
+    pa, chosen = _pyarrow(), columns(source)
+    types = {
+        "string": pa.string(), "int64": pa.int64(), "strings": pa.list_(pa.string()),
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+    }  # fmt: skip
+    features = {"info": {"features": {c: COLUMNS[c][1] for c in chosen}}}
+    schema = pa.schema([(c, types[COLUMNS[c][0]]) for c in chosen], {"huggingface": json.dumps(features)})
+    with pa.parquet.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(items), GROUP):
+            rows = [_row(source, item) for item in items[start : start + GROUP]]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _row(source: Source, item: Item) -> dict:
+    image = {"bytes": item.image.read_bytes(), "path": f"{item.id}{item.suffix}"}
+    return {**record(source, item), "image": image, "mask": {"bytes": item.mask.read_bytes(), "path": f"{item.id}.png"}}

@@ -1,0 +1,84 @@
+"""Where an export goes: each file appears whole, by a rename, and one that is there is kept."""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dd.exports.source import Item
+from dd.provenance import write_atomic
+
+SHARD_BYTES = 256 << 20  # of images and masks, before the next tar or parquet file is begun
+
+
+class Target:
+    """The folder of one export. ``link``: hard links in place of copies; ``advance(1)`` is called for each finished sample.
+
+    ``names`` collects the files of the export, in the order in which they were asked for.
+    """
+
+    def __init__(self, root: str | Path, link: bool = False, advance: Callable[[int], None] = lambda number: None):
+        self.root, self.link, self.names, self._advance, self._done = Path(root), link, [], advance, set()
+
+    def done(self, item: Item) -> None:
+        """A sample is written; counted once, in however many splits it is."""
+        if item.id not in self._done:
+            self._done.add(item.id)
+            self._advance(1)
+
+    def missing(self, name: str) -> bool:
+        """Whether the file has to be made; it belongs to the export either way."""
+        self.names.append(name)
+        return not (self.root / name).is_file()
+
+    def write(self, name: str, make: Callable[[], bytes | str | Iterable]) -> None:
+        """The file with the content that ``make`` returns, which is called only if the file is not there."""
+        if self.missing(name):
+            write_atomic(self.root / name, make())
+
+    def place(self, source: Path, name: str) -> None:
+        """The file ``source`` itself, under another name; ValueError if a link cannot be made."""
+        if not self.missing(name):
+            return
+        path = self.root / name
+        if not self.link:
+            return write_atomic(path, Path(source).read_bytes())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(Path(source).resolve(), path)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            raise ValueError(
+                f"{source} cannot be linked into {self.root} ({error.strerror}): hard links need one file system that knows "
+                "them. Use --copy"
+            ) from None
+
+    @contextmanager
+    def whole(self, name: str) -> Iterator[Path]:
+        """A temporary path to write to, renamed to ``name`` when the block ends well and removed when it does not."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def shards(items: Iterable[Item], limit: int | None = None) -> list[list[Item]]:
+    """Items in order, in parts whose images and masks have at most ``limit`` bytes (:data:`SHARD_BYTES`), or one item."""
+    limit, parts, size = limit or SHARD_BYTES, [], 0
+    for item in items:
+        bytes_ = item.image.stat().st_size + item.mask.stat().st_size
+        if not parts or size + bytes_ > limit:
+            parts.append([])
+            size = 0
+        parts[-1].append(item)
+        size += bytes_
+    return parts

@@ -1,0 +1,85 @@
+"""Stage: a finished data set in the format of another tool. What is exported is checked first, file by file."""
+
+from pathlib import Path
+
+from dd.exportable import is_synthetic, read_source
+from dd.exports import coco, cvat, huggingface, mmseg, ultralytics, webdataset
+from dd.exports.target import Target
+from dd.locks import Lock
+from dd.progress import Progress
+from dd.provenance import fingerprint, made_by, read_json, refuse_other, write_json
+from dd.taxonomy import taxonomy_yaml
+from dd.units import read_run, sweep
+
+FORMATS = {
+    "mmseg": mmseg, "coco": coco, "huggingface": huggingface, "webdataset": webdataset, "cvat": cvat,
+    "ultralytics": ultralytics,
+}  # fmt: skip
+VERSION = 1  # of what the formats write: a new one when they write something else
+BEGUN, DONE = "export_begun.json", "export.json"
+
+
+def export(
+    form: str, folder, target, masks: str = "SegmentationClass", splits: list[str] | None = None, classes=None,
+    link: bool = False,
+) -> dict:  # fmt: skip
+    """Write the data set ``folder`` to ``target`` in one of :data:`FORMATS`; {"images", "files", "kept", "notes"}.
+
+    ``folder``: a finished synthetic set, or a folder in VOC layout; ``masks``: its mask set; ``splits``: its lists, None =
+    all; ``classes``: a taxonomy's name or file, needed where the folder does not tell. ``link``: hard links where the same
+    file will do. ``export.json`` is written last; an interrupted export goes on, a finished one is kept (what it has lost is
+    made again).
+
+    FileNotFoundError or ValueError for a set that is unfinished or damaged, or that the format cannot hold; FileExistsError
+    for a target that holds something else; Busy while another process exports there. Nothing is written then.
+    """
+    folder, target = Path(folder), Path(target)
+    if form not in FORMATS:
+        raise ValueError(f"format {form!r}; allowed: {', '.join(FORMATS)}")
+    run = read_run(folder) if is_synthetic(folder) else None
+    source, content = read_source(folder, run, masks, splits, classes)
+    notes = FORMATS[form].check(source, link)
+    identity = {
+        "format": form, "version": VERSION, "name": source.name, "masks": masks, "content": content,
+        "taxonomy": fingerprint(taxonomy_yaml(source.taxonomy)), "about": fingerprint(source.about),
+        "splits": {split: fingerprint(ids) for split, ids in source.splits.items()},
+    }  # fmt: skip
+    _refuse(target, identity, [folder, *{item.image.parent for item in source.items.values()}])
+    target.mkdir(parents=True, exist_ok=True)
+    with Lock(target, hint="Two exports never share a folder."):
+        _refuse(target, identity, [])
+        if (target / DONE).is_file():
+            files = read_json(target / DONE)["files"]
+            lost = [target / name for name, size in files.items() if not _is_whole(target / name, size)]
+            if not lost:
+                return {"images": len(source.items), "files": len(files), "kept": True, "notes": notes}
+            for path in lost:
+                path.unlink(missing_ok=True)
+        write_json(target / BEGUN, {"identity": identity})
+        (target / DONE).unlink(missing_ok=True)
+        sweep(target)
+        with Progress("export", len(source.items)) as progress:
+            written = Target(target, link, progress.advance)
+            FORMATS[form].write(source, written)
+        files = {name: (target / name).stat().st_size for name in written.names}
+        write_json(target / DONE, {"identity": identity, "files": files, **made_by()})
+        (target / BEGUN).unlink()
+    return {"images": len(source.items), "files": len(files), "kept": False, "notes": notes}
+
+
+def _refuse(target: Path, identity: dict, sources: list[Path]) -> None:
+    """FileExistsError for a target that holds something else, or lies in what is exported."""
+    for path in sources:
+        if target.resolve().is_relative_to(path.resolve()):
+            raise FileExistsError(f"{target} lies in {path}, which is exported and not written to: choose another target")
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} is a file: an export is a folder")
+    for name in (BEGUN, DONE):
+        refuse_other(target / name, identity, "export")
+    begun = any((target / name).is_file() for name in (BEGUN, DONE))
+    if target.is_dir() and not begun and any(not path.name.startswith(".") for path in target.iterdir()):
+        raise FileExistsError(f"{target} holds other files, which are not touched: choose a new or an empty folder")
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
