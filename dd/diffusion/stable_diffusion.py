@@ -235,7 +235,8 @@ class StableDiffusion:
 
 def faults(images: np.ndarray, heat, flagged) -> list[str | None]:
     """What is wrong with each image [B, H, W, 3] in [0, 1] (or None): ``safety checker`` blacked it out, ``not finite`` (a
-    pixel or a heat value, overflow in half precision), ``constant`` (one colour)."""
+    pixel or a heat value, overflow in half precision), ``constant`` (one colour), ``empty mask`` (no class has heat that
+    differs anywhere, so that every setting makes the mask background)."""
     found = []
     for i, image in enumerate(images):
         whole = np.isfinite(image).all() and all(np.isfinite(m).all() for m in (heat[i].values() if heat else ()))
@@ -245,5 +246,6 @@ def faults(images: np.ndarray, heat, flagged) -> list[str | None]:
             found.append("not finite")
         else:
             pixels = (image * 255).round()
-            found.append("constant" if (pixels == pixels[0, 0]).all() else None)
+            flat = heat and all(np.ptp(m[0]) == 0 for m in heat[i]["class_prompt"])  # [K, P, r, r]; power 0 decides for all
+            found.append("constant" if (pixels == pixels[0, 0]).all() else "empty mask" if flat else None)
     return found

@@ -92,9 +92,14 @@ def test_faults():
     images = np.stack([good, one_colour, broken, good])
     assert faults(images, [], None) == [None, "constant", "not finite", None]
     assert faults(images, [], [False, False, False, True]) == [None, "constant", "not finite", "safety checker"]
-    heat = [{"class_prompt": np.full((1, 2, 4, 4), value, np.float16)} for value in (0.5, 0.5, 0.5, np.inf)]
+    heat = [{"class_prompt": rng.random((1, 2, 4, 4)).astype(np.float16)} for _ in images]
+    heat[3]["class_prompt"][0, 1, 2, 3] = np.inf
     assert faults(images, heat, None) == [None, "constant", "not finite", "not finite"]
     assert faults(good[None] * 1e-4, [], None) == ["constant"]  # black after rounding
+    flat, seen = np.full((2, 3, 4, 4), 0.1, np.float16), np.full((2, 3, 4, 4), 0.1, np.float16)
+    seen[1, 0, 2, 2] = 0.2  # one class of two was looked at
+    assert faults(good[None], [{"class_prompt": flat}], None) == ["empty mask"]
+    assert faults(good[None], [{"class_prompt": seen}], None) == [None]
 
 
 def test_overflow_and_constant_images_are_named(model, made, samples, monkeypatch):
