@@ -13,9 +13,9 @@ from pathlib import Path
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
 
 
-def sha256(data: bytes | Path) -> str:
+def sha256(data: bytes | memoryview | Path) -> str:
     """Hexadecimal SHA-256 of bytes, or of a file read in pieces."""
-    if isinstance(data, bytes):
+    if isinstance(data, bytes | memoryview):
         return hashlib.sha256(data).hexdigest()
     digest = hashlib.sha256()
     with open(data, "rb") as file:

@@ -10,7 +10,7 @@ SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
     0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
     1: {"dd.prompts", "dd.attention", "dd.masks", "dd.metrics", "dd.shapes", "dd.budget", "dd.nouns", "dd.duplicates"}
-    | {"dd.locks", "dd.progress"},
+    | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
     2: {
         "dd.coco",
         "dd.downloads",
@@ -27,7 +27,8 @@ FLOORS = {
         "dd.exports",
         "dd.executors",
     },
-    3: {"dd.units", "dd.conversion", "dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.tracking.*", "dd.report.*"},
+    3: {"dd.units", "dd.conversion", "dd.datamodule", "dd.segmentation", "dd.text_to_image", "dd.tracking.*", "dd.report.*"}
+    | {"dd.fitting"},
     4: {"dd.stages.*"},
     5: {"dd.config.*"},
     6: {"dd.__main__", *SCRIPTS},  # the doors: nothing imports them

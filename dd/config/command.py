@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dd.config.objects import USER_ERRORS
-from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed
+from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.locks import Busy
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -73,7 +73,8 @@ def _guarded(run):
         OmegaConf.set_struct(cfg, True)
         try:
             check_values(cfg)
-            return run(cfg)
+            with stopped_by_signal():
+                return run(cfg)
         except (*USER_ERRORS, OSError, UnitsFailed, Busy) as error:
             code = exit_code(error)
             if os.environ.get("DD_TRACEBACK") or code is None:
