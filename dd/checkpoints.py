@@ -22,19 +22,21 @@ def save(content: dict, path: str | Path) -> None:
     ``damaged.ckpt``). OSError (a full disk) leaves everything as it was."""
     path, buffer = Path(path), io.BytesIO()
     torch.save(content, buffer)
-    new, before = sha256(buffer.getbuffer()), sums(path.parent)
-    _record(path.parent, [(new, path.name), *before])
-    after = [(digest, name) for digest, name in before if name != path.name]
+    new, before = (sha256(buffer.getbuffer()), path.name), sums(path.parent)
+    after = [line for line in before if line[1] != path.name]
     if path.name != LAST or not path.is_file():
+        _record(path.parent, [new, *before])
         write_atomic(path, [buffer.getbuffer()])
     else:
-        waiting = path.with_suffix(".next")
+        waiting, kept = path.with_suffix(".next"), DAMAGED if damage(path) else PREVIOUS
+        if kept == PREVIOUS:
+            before = [(sha256(path), LAST), *before]  # also of one that had no recorded sum
+            after = [(before[0][0], PREVIOUS), *(line for line in after if line[1] != PREVIOUS)]
+        _record(path.parent, [new, *before])
         write_atomic(waiting, [buffer.getbuffer()])
-        old, kept = sha256(path), DAMAGED if damage(path) else PREVIOUS
         os.replace(path, path.with_name(kept))
         os.replace(waiting, path)
-        after = [(old, kept), *((digest, name) for digest, name in after if name != kept)] if kept == PREVIOUS else after
-    _record(path.parent, [(new, path.name), *((d, name) for d, name in after if path.with_name(name).is_file())])
+    _record(path.parent, [new, *(line for line in after if path.with_name(line[1]).is_file())])
 
 
 def load(path: str | Path) -> dict:
