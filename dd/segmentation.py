@@ -207,10 +207,14 @@ class Segmentation(pl.LightningModule):
         confusion = self.confusion.compute().cpu()
         self.confusion.reset()
         if confusion.sum():
-            self.log("tune/miou", metrics.miou(confusion), prog_bar=True, rank_zero_only=True)
+            same = {
+                "rank_zero_only": True,
+                "sync_dist": True,
+            }  # each process has the counts of all: nothing to average or warn of
+            self.log("tune/miou", metrics.miou(confusion), prog_bar=True, **same)
             for name, value in zip(self.class_names, metrics.iou(confusion), strict=True):
                 if value is not None:
-                    self.log(f"tune/iou/{name}", value, rank_zero_only=True)
+                    self.log(f"tune/iou/{name}", value, **same)
 
     def configure_optimizers(self):
         h = self.hparams
