@@ -41,8 +41,10 @@ def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # a full disk, a signal: nothing half-written stays
+    except BaseException as error:  # a full disk, a signal: nothing half-written stays
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write names no file
         raise
 
 

@@ -67,6 +67,7 @@ def _guarded(run):
         torch.set_flush_denormal(True)
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # neither hardware lists nor advertisements
         warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # it holds config.yaml
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed training's
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own, for every run
         OmegaConf.set_struct(cfg, False)
         cfg.name = swept_name(cfg, list(HydraConfig.get().overrides.task))

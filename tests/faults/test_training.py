@@ -87,12 +87,12 @@ def test_a_training_is_stopped_then_finds_no_space_and_ends_all_the_same(data, s
         _, err = process.communicate(timeout=300)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert process.returncode == 4 and "File too large" in err and "Traceback" not in err
+    assert process.returncode == 4 and f"File too large: '{folder}/checkpoints/last." in err and "Traceback" not in err
     assert checkpoints.load(last)["global_step"] == step
     assert not list(folder.rglob("*.tmp")) and not (folder / "run.json").exists()
 
     _, err = finish(data, folder)
-    assert "not resumable" not in err and "Warning" not in err
+    assert not err, err  # no advice of Lightning's about resuming
     assert same(folder, straight)
 
 
