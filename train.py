@@ -27,10 +27,13 @@ def run(cfg) -> float | None:
         raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(STAGES)}")
     if cfg.stage == "text_to_image":
         parts = {k: config.plain(cfg[k]) for k in ("models", "autoencoder", "text_to_image")}
-        folder, trainer = f"{cfg.output_root}/{cfg.name}", config.trainer_factory(cfg)
-        model = train_text_to_image(
-            folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from
-        )
+        folder, trainer = Path(cfg.output_root, cfg.name), config.trainer_factory(cfg)
+        config.one_device(cfg, "the embedded generator is trained on one device")
+        folder.mkdir(parents=True, exist_ok=True)
+        with Lock(folder, hint="Generators of another name are trained beside it"):
+            model = train_text_to_image(
+                folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from
+            )
         return print(f"generator in {model}")
     return {"tune": search, "budget": label_budget, "segmenter": segmenter}[cfg.stage](cfg)
 
@@ -55,7 +58,8 @@ def segmenter(cfg, report=None) -> float | None:
 
     try:
         done, value = train(folder, module, data, make_trainer, identity, record, init_from=cfg.init_from), None
-        print(f"{folder}: {done['steps']} steps in {done['seconds']:.0f} s")
+        if is_main_process():
+            print(f"{folder}: {done['steps']} steps in {done['seconds']:.0f} s")
         if judging is not None and is_main_process():
             network.load_state_dict(load_weights(folder))
             how = {"device": config.device(cfg), "bf16": record["bf16"], "num_workers": cfg.num_workers}

@@ -6,8 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from dd.loaders import OnwardLoader
 from dd.samples import sample_seed
 
 
@@ -105,20 +106,6 @@ def hold_out(data, number: int, seed: int) -> tuple:
     return rest, held
 
 
-class Onward(Sampler):
-    """Positions ``first`` to ``length - 1``: the draws that a resumed training has left. Its length stays ``length``, because
-    Lightning counts the batches of a resumed epoch from the epoch's start."""
-
-    def __init__(self, length: int, first: int):
-        self.length, self.first = length, first
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self):
-        return iter(range(self.first, self.length))
-
-
 class Whole(Dataset):
     """Every image once for evaluation: (what ``transform`` makes of it: [3, h, w] or a list of views, mask [H, W])."""
 
@@ -145,7 +132,10 @@ def whole_loader(data, transform, batch_size: int = 16, num_workers: int = 0) ->
 
 class SegmentationData(pl.LightningDataModule):
     """``train`` (a :class:`Mixture` for mixed training) for ``max_steps`` batches, ``tune`` (or None) for validation; both
-    are indexable (image, mask) data."""
+    are indexable (image, mask) data. ``batch_size`` is that of each process; ``tune`` is divided among the processes, each
+    image once."""
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer images to validate than processes
 
     def __init__(self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0):
         super().__init__()
@@ -157,15 +147,16 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self):
         trainer = self.trainer
-        length, done = trainer.max_steps * self.batch_size, trainer.global_step * self.batch_size
         kind = MixedSchedule if isinstance(self.train, Mixture) else Schedule
         schedule = kind(
-            self.train, self.train_transform, length, self.seed, stride=trainer.world_size, offset=trainer.global_rank
+            self.train, self.train_transform, trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size, self.seed,
+            stride=trainer.world_size, offset=trainer.global_rank,
         )  # fmt: skip
-        return DataLoader(
-            schedule, self.batch_size, sampler=Onward(length, done), num_workers=self.num_workers, drop_last=True,
-            pin_memory=torch.cuda.is_available(), persistent_workers=self.num_workers > 0,
-        )  # fmt: skip
+        return OnwardLoader(schedule, trainer, self.batch_size, self.num_workers)
 
     def val_dataloader(self):
-        return [] if self.tune is None else whole_loader(self.tune, self.eval_transform, self.batch_size, self.num_workers)
+        if self.tune is None:
+            return []
+        number, processes, rank = len(self.tune), self.trainer.world_size, self.trainer.global_rank
+        part = range(-(-rank * number // processes), -(-(rank + 1) * number // processes))  # the first process has the first
+        return whole_loader(Subset(self.tune, part), self.eval_transform, self.batch_size, self.num_workers)

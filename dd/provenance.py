@@ -13,9 +13,9 @@ from pathlib import Path
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
 
 
-def sha256(data: bytes | Path) -> str:
+def sha256(data: bytes | memoryview | Path) -> str:
     """Hexadecimal SHA-256 of bytes, or of a file read in pieces."""
-    if isinstance(data, bytes):
+    if isinstance(data, bytes | memoryview):
         return hashlib.sha256(data).hexdigest()
     digest = hashlib.sha256()
     with open(data, "rb") as file:
@@ -41,8 +41,10 @@ def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # a full disk, a signal: nothing half-written stays
+    except BaseException as error:  # a full disk, a signal: nothing half-written stays
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write names no file
         raise
 
 

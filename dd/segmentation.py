@@ -1,14 +1,14 @@
 """Training a segmenter (the LightningModule, its schedule, the average of its weights) and predicting with it."""
 
-import os
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from dd import metrics
+from dd import checkpoints, metrics
 from dd.segmenters.transforms import EvalTransform
 from dd.taxonomy import IGNORE
 
@@ -36,34 +36,35 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=True, avg_fn=ema_average(decay))
 
 
+class Sound(TorchCheckpointIO):
+    """How Lightning writes and reads every checkpoint of a training, ``best.ckpt`` too: :mod:`dd.checkpoints`."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        checkpoints.save(checkpoint, path)
+
+    def load_checkpoint(self, path, map_location=None, weights_only=True):
+        return checkpoints.load(path)
+
+
 class LastCheckpoint(pl.Callback):
-    """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimiser steps and at the last one: a whole file or none. Stands
-    after :class:`EMA` in the list of callbacks, so that the average already holds the step."""
+    """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimiser steps and at the last one, and keeps the one before.
+    Stands after :class:`EMA` in the list of callbacks, so that the average already holds the step."""
 
     def __init__(self, dirpath: str, every_n_steps: int = 1000):
-        self.path, self.every_n_steps, self._saved = Path(dirpath) / "last.ckpt", every_n_steps, None
+        self.path, self.every_n_steps, self._saved = Path(dirpath) / checkpoints.LAST, every_n_steps, None
+
+    def setup(self, trainer, module, stage):
+        trainer.strategy.checkpoint_io = Sound()
+
+    def on_train_start(self, trainer, module):
+        self._saved = trainer.global_step
 
     def on_train_batch_end(self, trainer, *_):
         step = trainer.global_step
         if step == self._saved or (step % self.every_n_steps and step != trainer.max_steps):
             return
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
+        trainer.save_checkpoint(self.path)
         self._saved = step
-
-
-def fit(trainer, module, data, last: Path) -> None:
-    """Train for ``trainer.max_steps``, from the checkpoint ``last`` on if there is one. KeyboardInterrupt says how far a
-    training came that was stopped before."""
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        if not trainer.interrupted:
-            raise
-    if trainer.interrupted or trainer.global_step < trainer.max_steps:
-        raise KeyboardInterrupt(f"training stopped at step {trainer.global_step} of {trainer.max_steps}")
 
 
 def _logits(segmenter, images, sizes, mirrored=False):
@@ -197,14 +198,23 @@ class Segmentation(pl.LightningModule):
             self.confusion.update(prediction, mask)
         return predictions  # for callbacks that show them
 
+    def on_validation_epoch_start(self):
+        if self.trainer.world_size > 1:  # each has batch statistics of its own images; a checkpoint holds the first one's
+            for buffer in self.segmenter.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def on_validation_epoch_end(self):
         confusion = self.confusion.compute().cpu()
         self.confusion.reset()
         if confusion.sum():
-            self.log("tune/miou", metrics.miou(confusion), prog_bar=True, rank_zero_only=True)
+            same = {
+                "rank_zero_only": True,
+                "sync_dist": True,
+            }  # each process has the counts of all: nothing to average or warn of
+            self.log("tune/miou", metrics.miou(confusion), prog_bar=True, **same)
             for name, value in zip(self.class_names, metrics.iou(confusion), strict=True):
                 if value is not None:
-                    self.log(f"tune/iou/{name}", value, rank_zero_only=True)
+                    self.log(f"tune/iou/{name}", value, **same)
 
     def configure_optimizers(self):
         h = self.hparams

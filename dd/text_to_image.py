@@ -10,8 +10,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from dd.loaders import OnwardLoader
 from dd.shapes import scene
 
 
@@ -42,9 +43,10 @@ class CaptionedData(pl.LightningDataModule):
         self.batch_size, self.num_workers, self.seed, self.first = batch_size, num_workers, seed, first
 
     def train_dataloader(self):
-        done = self.trainer.global_step * self.batch_size
-        scenes = CaptionedScenes(self.trainer.max_steps * self.batch_size, seed=self.seed, first=self.first + done)
-        return DataLoader(scenes, self.batch_size, num_workers=self.num_workers, drop_last=True)
+        trainer = self.trainer
+        number = trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
+        scenes = CaptionedScenes(number, seed=self.seed, first=self.first)
+        return OnwardLoader(scenes, trainer, self.batch_size, self.num_workers)
 
 
 def _warmup_cosine(optimizer, warmup: int, total: int, floor: float = 0.05):

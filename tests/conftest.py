@@ -69,9 +69,10 @@ def toy_eval(image):
 def quiet_trainer(folder, max_steps, callbacks=(), **kwargs):
     """Lightning's trainer on one CPU core, without files and lines of its own."""
     return pl.Trainer(
-        max_steps=max_steps, max_epochs=-1, accelerator="cpu", devices=1, default_root_dir=folder, callbacks=list(callbacks),
-        **{"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-           "use_distributed_sampler": False, "num_sanity_val_steps": 0, "limit_val_batches": 0, **kwargs},
+        max_steps=max_steps, max_epochs=-1, accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks),
+        **{"devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+           "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
+           "limit_val_batches": 0, **kwargs},
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from dd.datamodule import MixedSchedule, Mixture, Onward, Schedule, SegmentationData, Whole, hold_out, whole_loader
+from dd.datamodule import MixedSchedule, Mixture, Schedule, SegmentationData, Whole, hold_out, whole_loader
+from dd.loaders import Onward
 from dd.taxonomy import Taxonomy
 
 
@@ -101,12 +102,15 @@ def test_whole_loader_takes_pictures_of_different_sizes():
     assert len({m.shape for m in masks}) > 2
 
 
-def module(max_steps=4, global_step=0, world_size=1, global_rank=0, tune=None, train=None, batch_size=3, **kwargs):
+def module(
+    max_steps=4, global_step=0, world_size=1, global_rank=0, tune=None, train=None, batch_size=3, accumulate=1, **kwargs
+):  # fmt: skip
     train = train or Pictures(7)
     data = SegmentationData(train, tune, train_transform, eval_transform, batch_size=batch_size, seed=3, **kwargs)
     data.trainer = SimpleNamespace(
-        max_steps=max_steps, global_step=global_step, world_size=world_size, global_rank=global_rank
-    )
+        max_steps=max_steps, global_step=global_step, world_size=world_size, global_rank=global_rank,
+        accumulate_grad_batches=accumulate,
+    )  # fmt: skip
     return data
 
 
@@ -123,6 +127,28 @@ def test_training_is_one_long_epoch_of_max_steps():
 def test_a_resumed_training_sees_the_batches_that_were_left():
     assert batches(module(global_step=3)) == batches(module())[3:]
     assert batches(module(global_step=4)) == []
+
+
+def test_a_step_of_several_batches_is_resumed_at_its_first():
+    found = batches(module(accumulate=2))
+    assert len(found) == 8 and batches(module(accumulate=2, global_step=3)) == found[6:]
+
+
+@pytest.mark.parametrize("change", [{"world_size": 2}, {"batch_size": 2}, {"accumulate": 2}])
+def test_a_training_does_not_go_on_with_other_draws(change):
+    state = module().train_dataloader().state_dict()
+    module(global_step=3).train_dataloader().load_state_dict(state)
+    with pytest.raises(ValueError, match=r"written by a training with batch_size=3, processes=1.*Go on with the same number"):
+        module(**change).train_dataloader().load_state_dict(state)
+
+
+@pytest.mark.parametrize(("images", "processes"), [(7, 2), (7, 3), (2, 3), (1, 2), (5, 1)])
+def test_processes_share_the_images_that_are_validated(images, processes):
+    parts = [module(tune=Pictures(images), world_size=processes, global_rank=r).val_dataloader() for r in range(processes)]
+    found = [[int(image[0, 0, 0]) for batch, _ in part for image in batch] for part in parts]
+    assert [i for part in found for i in part] == list(range(images))
+    sizes = [len(part) for part in found]
+    assert max(sizes) - min(sizes) <= 1 and sizes[0] == max(sizes)
 
 
 def test_two_processes_see_different_batches():

@@ -10,7 +10,7 @@ SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
     0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
     1: {"dd.prompts", "dd.attention", "dd.masks", "dd.metrics", "dd.shapes", "dd.budget", "dd.nouns", "dd.duplicates"}
-    | {"dd.locks", "dd.progress"},
+    | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
     2: {
         "dd.coco",
         "dd.downloads",
@@ -32,6 +32,7 @@ FLOORS = {
         "dd.conversion",
         "dd.exportable",
         "dd.datamodule",
+        "dd.fitting",
         "dd.segmentation",
         "dd.text_to_image",
         "dd.tracking.*",

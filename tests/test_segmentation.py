@@ -1,3 +1,4 @@
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dd import metrics
+from dd.checkpoints import damage
 from dd.datamodule import whole_loader
 from dd.segmentation import EMA, PAPER_SCALES, LastCheckpoint, Segmentation, Views, count, ema_average, predict
 
@@ -114,22 +116,24 @@ def test_checkpoints_come_every_n_steps_and_at_the_end(fit, tmp_path):
 
     fit(7, [LastCheckpoint(str(tmp_path / "checkpoints"), 3), Seen()])
     assert Seen.steps == [None, None, 3, 3, 3, 6, 7]
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "SHA256SUMS"}
+    assert read(tmp_path / "checkpoints/previous.ckpt")["global_step"] == 6
 
 
 def test_an_interrupted_write_leaves_the_checkpoint_before(fit, tmp_path, monkeypatch):
-    write = pl.Trainer.save_checkpoint
+    sync = os.fsync
 
-    def crash(self, path, *arguments, **kwargs):
-        write(self, path, *arguments, **kwargs)
-        if self.global_step == 4:
-            path.write_bytes(path.read_bytes()[:100])
-            raise RuntimeError("no space left on device")
+    def crash(descriptor):
+        path = tmp_path / "last.ckpt"
+        if path.exists() and "last.next" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
 
-    monkeypatch.setattr(pl.Trainer, "save_checkpoint", crash)
-    with pytest.raises(RuntimeError, match="no space"):
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="No space"):
         fit(6, [LastCheckpoint(str(tmp_path), 2)])
-    assert read(tmp_path / "last.ckpt")["global_step"] == 2
+    assert read(tmp_path / "last.ckpt")["global_step"] == 2 and damage(tmp_path / "last.ckpt") is None
+    assert {p.name for p in tmp_path.iterdir()} == {"last.ckpt", "SHA256SUMS"}
 
 
 @pytest.mark.parametrize("stop", [2, 3, 5, 7])

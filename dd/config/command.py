@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dd.config.objects import USER_ERRORS
-from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed
+from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.locks import Busy
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -67,13 +67,15 @@ def _guarded(run):
         torch.set_flush_denormal(True)
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # neither hardware lists nor advertisements
         warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # it holds config.yaml
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed training's
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own, for every run
         OmegaConf.set_struct(cfg, False)
         cfg.name = swept_name(cfg, list(HydraConfig.get().overrides.task))
         OmegaConf.set_struct(cfg, True)
         try:
             check_values(cfg)
-            return run(cfg)
+            with stopped_by_signal():
+                return run(cfg)
         except (*USER_ERRORS, OSError, UnitsFailed, Busy) as error:
             code = exit_code(error)
             if os.environ.get("DD_TRACEBACK") or code is None:

@@ -10,7 +10,7 @@ from dd.datamodule import Mixture, hold_out
 from dd.datasets import SegmentationFolder, read_split
 from dd.provenance import fingerprint, read_json
 from dd.stages.train import supervision
-from dd.tracking.loggers import Guarded
+from dd.tracking.loggers import Guarded, is_main_process
 
 SOURCES = ("synthetic", "real", "mixed")
 
@@ -114,9 +114,7 @@ def trainer(cfg, validate: bool, more_callbacks=()):
     node = plain(cfg.trainer)
     callbacks = {k: v for k, v in node.pop("callbacks").items() if v and (validate or k != "best")}
     node |= {} if validate else {"limit_val_batches": 0, "val_check_interval": None, "check_val_every_n_epoch": None}
-    Path(node["default_root_dir"]).mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, Path(node["default_root_dir"]) / "config.yaml", resolve=True)
-    _keep_log(Path(node["default_root_dir"]) / "metrics.csv")
+    _prepare(cfg, Path(node["default_root_dir"]), Path(node["default_root_dir"]))
     node["enable_checkpointing"] = "best" in callbacks  # otherwise Lightning adds a ModelCheckpoint of its own
     if cfg.device != "auto":
         chosen = torch.device(cfg.device)
@@ -127,8 +125,19 @@ def trainer(cfg, validate: bool, more_callbacks=()):
 
 
 def _trainer(node, callbacks, loggers):
-    """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see them."""
+    """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see them. A training of fewer
+    steps than ``log_every_n_steps`` logs its last one."""
+    if node["max_steps"] > 0:
+        node["log_every_n_steps"] = min(node["log_every_n_steps"], node["max_steps"])
     return instantiate({**node, "_partial_": True})(callbacks=callbacks, logger=loggers)
+
+
+def _prepare(cfg, folder: Path, log_folder: Path) -> None:
+    """config.yaml, and an earlier log out of the way; by the first process of a training alone."""
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        _keep_log(log_folder / "metrics.csv")
 
 
 def _keep_log(path: Path) -> None:
@@ -143,10 +152,7 @@ def trainer_factory(cfg):
     def make(max_steps, default_root_dir, average):
         node = plain(cfg.trainer) | {"max_steps": max_steps, "default_root_dir": str(default_root_dir)}
         parts = {k: v for k, v in node.pop("callbacks").items() if v and (average or k != "ema")}
-        folder = Path(cfg.output_root, cfg.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        _keep_log(Path(default_root_dir) / "metrics.csv")
+        _prepare(cfg, Path(cfg.output_root, cfg.name), Path(default_root_dir))
         parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")
         chosen = [instantiate(v) for v in parts.values()]
         return _trainer(node, chosen, loggers(cfg, save_dir=str(default_root_dir)))

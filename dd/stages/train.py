@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from dd import checkpoints
+from dd.fitting import fit
 from dd.locks import Lock
 from dd.provenance import made_by, read_json, refuse_other, sha256, write_json
-from dd.segmentation import fit
 from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -19,14 +20,15 @@ HINT = "Runs of another name train beside it; train.py stage=budget and stage=tu
 def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw`` (the ablation).
 
-    FileNotFoundError if the run is not finished, ValueError for other weights; weights only, no pickled code.
+    FileNotFoundError if the run is not finished, ValueError for other weights or a damaged file; weights only, no pickled
+    code.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights={weights!r}; allowed: ema, raw")
     path = Path(run) / CHECKPOINT
     if not path.is_file() or not (Path(run) / "run.json").is_file():
         raise FileNotFoundError(f"{run} is not a finished training run (no run.json or {CHECKPOINT}); train it with train.py")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = checkpoints.load(path)
     state = checkpoint.get("current_model_state", checkpoint["state_dict"]) if weights == "raw" else checkpoint["state_dict"]
     return {k.removeprefix("segmenter."): v for k, v in state.items() if k.startswith("segmenter.")}
 
@@ -38,7 +40,8 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     with another identity is refused. An interrupted run goes on from its last checkpoint. ``init_from``: a finished
     run whose averaged weights are the start. ``make_trainer()`` gives the Lightning trainer; it is called when
     nothing is refused any more. ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
-    :class:`dd.locks.Busy` while another process trains in the folder.
+    :class:`dd.locks.Busy` while another process trains in the folder. Of the processes of one training (several GPUs) the
+    first one holds the lock and writes.
     """
     folder = Path(folder)
     if (done := _finished(folder, identity)) is not None:
@@ -55,15 +58,15 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     with Lock(folder, hint=HINT) if is_main_process() else nullcontext():
         if (done := _finished(folder, identity)) is not None:  # by another process in between
             return done
-        write_json(folder / SETTINGS, {"identity": identity})
+        if is_main_process():
+            write_json(folder / SETTINGS, {"identity": identity})
         trainer = make_trainer()
         last, started = folder / CHECKPOINT, time.perf_counter()
         fit(trainer, module, data, last)
-        done = {
-            "identity": identity, **record, "steps": trainer.global_step,
-            "seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by(),
-        }  # fmt: skip
-        write_json(folder / "run.json", done)
+        done = {"identity": identity, **record, "steps": trainer.global_step}
+        if is_main_process():
+            done |= {"seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by()}
+            write_json(folder / "run.json", done)
     return done
 
 

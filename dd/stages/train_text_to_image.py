@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dd import diffusion
+from dd import checkpoints, diffusion
 from dd.datasets import encode_image
+from dd.fitting import fit
 from dd.prompts import make_prompt
 from dd.provenance import made_by, read_json, refuse_other, sha256, write_atomic, write_json
 from dd.report.charts import line_chart_svg
 from dd.report.pictures import contact_sheet
 from dd.samples import Sample, sample_seed
-from dd.segmentation import fit
 from dd.shapes import scene
 from dd.text_to_image import Autoencoder, CaptionedData, TextToImage
 
@@ -76,7 +76,7 @@ def train_text_to_image(
     with _timed(folder, "text_to_image"):
         fit(trainer(max_steps=t2i_steps, default_root_dir=folder / "training", average=True), module, data, last)
     # the averaged weights; the module itself holds the raw ones when a finished training was only opened again
-    module.load_state_dict(torch.load(last, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(checkpoints.load(last)["state_dict"])
     diffusion.save_pipeline(folder / "model", vae, text_encoder, tokenizer, unet, scheduler)
     seconds, hardware = read_json(folder / "seconds.json"), _hardware()
     if init_from is None:

@@ -5,6 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from dd import checkpoints
 from dd.locks import Busy, Lock
 from dd.provenance import read_json, write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation
@@ -187,7 +188,7 @@ def test_another_segmenter_is_no_start(run, tmp_path, change):
     if change == "a layer more":
         checkpoint = torch.load(path, weights_only=True)
         checkpoint["state_dict"]["segmenter.head.extra"] = torch.zeros(1)
-        torch.save(checkpoint, path)
+        checkpoints.save(checkpoint, path)
     with pytest.raises(ValueError, match=r"init_from=.*its segmenter is another one.*Use the same segmenter="):
         run("second", width=4 if change == "a layer more" else 5, init_from=tmp_path / "first")
     assert not (tmp_path / "second/run.json").exists()
@@ -207,7 +208,7 @@ def test_a_checkpoint_cannot_run_code(run, tmp_path):
         def __reduce__(self):
             return reached.write_text, ("code ran",)
 
-    torch.save({"state_dict": Evil()}, path)
+    checkpoints.save({"state_dict": Evil()}, path)
     with pytest.raises(Exception, match="(?i)weights.only"):
         load_weights(tmp_path / "first")
     assert not reached.exists()

@@ -115,6 +115,7 @@ def test_an_interrupted_run_goes_on(make, tmp_path, step, of):
     steps = Steps()
     assert make([steps]) == tmp_path / "run/model"
     assert steps.seen == ([2, 1, 2, 3] if of == 2 else [3])
+    assert weights(tmp_path / "run/model") == weights(make(name="whole"))  # the noise of the latents is a step's own
 
 
 def test_a_model_is_trained_further(make, tmp_path):
