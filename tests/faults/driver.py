@@ -25,7 +25,8 @@ PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 
 
 def main(folder, images=24, unit_size=2, executor=None, generator=None):
-    chosen, generator = dict(executor or {}), generator or {}
+    chosen, generator = dict(executor or {}), dict(generator or {})
+    generator |= {"trap": Path(generator["trap"])} if "trap" in generator else {}
     kind = {"ray": QuickRay, "shard": Shard, "local": Local}[chosen.pop("kind", "shard" if "index" in chosen else "local")]
     try:
         done = synthesize(
