@@ -50,9 +50,9 @@ def test_workers_make_what_one_process_makes_and_a_dead_one_is_replaced(tmp_path
     trap.touch()
     process = start(folder, executor=on_ray(workers=2), generator={"deadly": [5], "trap": str(trap)}, **IMAGES)
     said = ended(process, 0)
-    assert re.search("unit 5, attempt 1: worker ray[01] on .* died: ", said) and not trap.exists()
+    assert re.search("unit 5, attempt 1: worker ray[12] on .* died: ", said) and not trap.exists()
     assert contents(folder) == whole and nothing_left(folder)
-    assert {p.stem for p in folder.glob("records/*")} <= {"ray0", "ray1"}
+    assert {p.stem for p in folder.glob("records/*")} <= {"ray1", "ray2"}
 
 
 def test_sigterm_drops_what_is_under_way_and_another_executor_goes_on(tmp_path, whole, on_ray):
@@ -112,6 +112,11 @@ def test_exit_codes(tmp_path, on_ray, generator, code, said):
     assert nothing_left(tmp_path / "set")
 
 
+def test_a_run_that_is_whole_starts_no_ray(tmp_path):
+    run = {"units": [], "total": 0, "work": print, "tools": None, "build": print, "died": None, "progress": None}
+    assert Ray(address="127.0.0.1:9").run(**run, lock=Lock(tmp_path)) == {}
+
+
 def test_a_ray_of_its_own_listens_on_the_loopback_interface_only(tmp_path, whole):
     folder = tmp_path / "set"
     process = start(folder, executor={"kind": "ray"}, generator={"pause": 0.1}, **IMAGES)
@@ -139,6 +144,16 @@ def listening(session):
         except OSError:
             continue
     return found
+
+
+@pytest.mark.full
+def test_the_embedded_generator_makes_the_same_on_ray(tmp_path, run, ray_cluster):
+    for name, executor in (("one", ["local"]), ("two", ["ray", f"address={ray_cluster.address}", "workers=2"])):
+        chosen = [f"executor{'.' if '=' in e else '='}{e}" for e in (*executor, "threads=1")]
+        size = ["stage=synthesize", "num_images=4", "unit_size=2", "device=cpu", f"data_root={tmp_path / name}"]
+        run("generate", "experiment=shapes", *size, *chosen)
+    one, two = (contents(next((tmp_path / name / "synthetic").iterdir())) for name in ("one", "two"))
+    assert one == two and len(one["records"]) == 4
 
 
 # What is refused
@@ -232,7 +247,7 @@ def test_a_worker_looks_whether_it_is_in_the_right_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def answer(directory, folder, token, found):
-        return Worker(None, None, "cpu", directory, folder, token, found, 0, "ray0").start()
+        return Worker(None, None, "cpu", directory, folder, token, found, 0, "ray1").start()
 
     assert "no folder /nowhere: start the run in a folder that every" in answer("/nowhere", tmp_path, "", versions())[1][1]
     kind, (_, why) = answer(str(tmp_path), tmp_path / "elsewhere", "", versions())

@@ -100,7 +100,7 @@ class Crew:
 
     def _start(self):
         taken = {m.slot for m in (*self.members, *self.gone)}
-        slot = next(i for i in range(len(taken) + 1) if i not in taken)
+        slot = next(i for i in range(1, len(taken) + 2) if i not in taken)
         name, number = self.settings.name(slot), self.started
         member = Member(self.actor.remote(*self.arguments, number, name), number, slot, name, time.monotonic())
         member.answer, self.started = member.actor.start.remote(), self.started + 1

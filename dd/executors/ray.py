@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from dd.executors.base import State, stopped_by_signal
+from dd.executors.base import State, UnitsFailed, stopped_by_signal
 from dd.executors.crew import Crew
 from dd.executors.local import Local
 from dd.locks import Fence
@@ -52,6 +52,7 @@ class Ray(Local):
         return [device]
 
     def name(self, worker: int) -> str:
+        """Workers count from 1; 0 is the driver, which records what is quarantined."""
         return f"ray{worker}"
 
     def needs(self, device: str) -> dict[str, float]:
@@ -68,9 +69,13 @@ class Ray(Local):
         if not units:
             return {}
         task = work, build, "cuda" if device.startswith("cuda") else device  # Ray shows a worker its own GPUs only
-        # The signal is ours again once Ray, which takes it in init, is up.
-        with stopped_by_signal(), cluster(self) as ray, stopped_by_signal(), Fence(lock.folder) as fence:
-            Crew(ray, state, self, needs, task, died, fence).run()
+        # Ray takes the signal in init: it is ours again inside. The fence goes last, when Ray has ended what was still there.
+        with stopped_by_signal(), Fence(lock.folder) as fence, cluster(self) as ray, stopped_by_signal():
+            try:
+                Crew(ray, state, self, needs, task, died, fence).run()
+            except (ray.exceptions.RayError, ConnectionError) as error:
+                what = f"the Ray cluster was lost ({type(error).__name__}: {str(error)[:500]})"
+                raise UnitsFailed(f"{what}. Everything finished is kept; the same command goes on") from error
         return state.failed
 
 
