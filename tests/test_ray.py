@@ -150,8 +150,8 @@ def listening(session):
 def test_the_embedded_generator_makes_the_same_on_ray(tmp_path, run, ray_cluster):
     for name, executor in (("one", ["local"]), ("two", ["ray", f"address={ray_cluster.address}", "workers=2"])):
         chosen = [f"executor{'.' if '=' in e else '='}{e}" for e in (*executor, "threads=1")]
-        size = ["stage=synthesize", "num_images=4", "unit_size=2", "device=cpu", f"data_root={tmp_path / name}"]
-        run("generate", "experiment=shapes", *size, *chosen)
+        size = ["num_images=4", "unit_size=2", "diffusion.steps=2", "device=cpu", f"data_root={tmp_path / name}"]
+        run("generate", "experiment=shapes", "stage=synthesize", *size, *chosen)
     one, two = (contents(next((tmp_path / name / "synthetic").iterdir())) for name in ("one", "two"))
     assert one == two and len(one["records"]) == 4
 

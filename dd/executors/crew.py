@@ -11,6 +11,7 @@ from dd.locks import Fence
 from dd.provenance import differences, versions
 
 TICK = 1.0  # seconds between looks at the cluster's nodes
+LET_GO = 10.0  # seconds that workers have to end when the run does
 READY = ("idle", "busy")
 
 
@@ -77,7 +78,7 @@ class Crew:
                 self._start()
         if any(m.state not in ("placing", "refused") for m in self.members):
             return
-        waiting = [self.looked - m.since for m in self.members if m.state == "placing"]
+        waiting = [time.monotonic() - m.since for m in self.members if m.state == "placing"]
         never = self.settings.address is None and not room  # this machine alone does not grow
         if waiting and (never or max(waiting) > self.settings.timeout):
             kind = UnitsFailed if self.was_ready else ValueError
@@ -181,7 +182,7 @@ class Crew:
         """End all workers, and tidy up after those that were at a unit."""
         for member in self.members:
             self._kill(member)
-        end = time.monotonic() + 10
+        end = time.monotonic() + LET_GO
         for member in (*self.members, *self.gone):
             while not (free := self.fence.free(member.number)) and time.monotonic() < end:
                 time.sleep(0.02)
