@@ -87,7 +87,7 @@ class PlayedFence:
 @pytest.fixture
 def play(tmp_path, monkeypatch):
     """``play(ray, held=(), died=..., **settings)``: {quarantined unit: error}, and what progress said."""
-    monkeypatch.setattr("dd.executors.crew.TICK", 0.01)
+    monkeypatch.setattr("dd.executors.crew.TICK", 0.0)
     monkeypatch.setattr("dd.executors.crew.LET_GO", 0.1)
 
     def run(ray, held=(), died=lambda unit, name, pid: False, **settings):
