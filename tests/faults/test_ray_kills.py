@@ -71,7 +71,7 @@ def test_a_killed_driver_with_a_ray_of_its_own(tmp_path, whole):
 
 @pytest.fixture
 def nodes(ray_cluster):
-    """``add()``: a node with one CPU, marked so that a run can ask for as many workers as there are such nodes."""
+    """``add()``: a node with more CPUs than the head, so that workers which ask for all of them lie on such nodes only."""
     added = []
 
     def add():
