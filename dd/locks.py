@@ -1,14 +1,20 @@
 """One driver for one data set, run or study: locks that vanish with their process, however it ended."""
 
+import errno
 import fcntl
 import json
 import os
 import socket
 import time
+from contextlib import suppress
 from multiprocessing import reduction
 from pathlib import Path
+from uuid import uuid4
+
+from dd.provenance import write_atomic
 
 NAME = ".lock"
+WORKERS = ".lock-workers"
 WAIT = 15  # seconds that workers of a driver that died have to notice it
 SHARDS = "Several drivers share the work with executor=shard, each with another executor.index"
 
@@ -35,6 +41,7 @@ class Lock:
             else:
                 self._beside_others()
                 self._take("{}-{}of{}".format(NAME, *self.shard), fcntl.LOCK_EX)
+            self._await_workers()
         except BaseException:
             self.__exit__()
             raise
@@ -96,6 +103,22 @@ class Lock:
                 )
             time.sleep(0.05)
 
+    def _await_workers(self):
+        """Workers of a driver that died, on this machine or another, write no more: see :class:`Fence`."""
+        start, path = time.monotonic(), self.folder / WORKERS
+        while path.exists():
+            with open(path, "r+") as file:
+                if _take_bytes(file):
+                    path.unlink(missing_ok=True)
+                    return
+                holder = _holder(file)
+            if time.monotonic() - start > WAIT:
+                raise Busy(
+                    f"{self.folder}: workers of process {holder.get('pid')} on {holder.get('host')}, which has ended, still "
+                    "write there. Ray ends them within a minute or so: run the same command again then"
+                )
+            time.sleep(0.1)
+
     @staticmethod
     def _try(file, kind) -> bool:
         try:
@@ -103,6 +126,64 @@ class Lock:
             return True
         except BlockingIOError:
             return False
+
+
+class Fence:
+    """Which workers on other machines may still write to ``folder``: each holds a byte of one file for as long as it lives.
+
+    The driver, which has the folder's :class:`Lock`, makes the file with a ``token`` (``with``). It asks ``free(number)``
+    before it gives what a lost worker was at to another: a machine that cannot be reached may still be at work. The file of a
+    driver that died makes the next one wait. Where the file system knows no locks every worker is taken for dead.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.path, self.token = Path(folder).resolve() / WORKERS, uuid4().hex
+
+    def __enter__(self):
+        write_atomic(self.path, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": self.token}))
+        self.file = open(self.path, "r+")
+        return self
+
+    def __exit__(self, *_):
+        start = time.monotonic()
+        while not (alone := _take_bytes(self.file)) and time.monotonic() - start < WAIT:
+            time.sleep(0.05)
+        if alone:
+            self.path.unlink(missing_ok=True)
+        self.file.close()
+
+    def free(self, number: int) -> bool:
+        """Whether worker ``number`` writes no more."""
+        free = _take_bytes(self.file, number, 1)
+        if free:
+            with suppress(OSError):
+                fcntl.lockf(self.file, fcntl.LOCK_UN, 1, number)
+        return free
+
+    @staticmethod
+    def hold(folder: str | Path, number: int, token: str):
+        """In the worker: hold byte ``number``; returns the open file, to be kept, and no other of its path opened meanwhile.
+        ValueError unless ``folder`` is the driver's and the driver is still the same."""
+        path = Path(folder) / WORKERS
+        if not path.is_file():
+            raise ValueError(
+                f"{folder} is not there, or is not the driver's folder: a data set must lie in a folder that every machine of "
+                "the cluster sees under the same path (data_root=...)"
+            )
+        file = open(path, "r+")  # noqa: SIM115
+        if not _take_bytes(file, number, 1) or not _same(file, path) or _holder(file).get("token") != token:
+            file.close()
+            raise ValueError(f"{folder} is another folder than the driver's, or belongs to another run by now")
+        return file
+
+
+def _take_bytes(file, start=0, length=0) -> bool:
+    """Take these bytes (0: all there may ever be) for this process; False if another one holds any of them."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
 
 
 def _held(*descriptors):

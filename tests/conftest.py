@@ -238,3 +238,19 @@ def tiny_clip():
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray of this session on the loopback interface: 2 CPUs that drivers of their own processes join. ``.address``."""
+    import os
+
+    from dd.executors import ray as adapter
+
+    os.environ.update(adapter.BEFORE_IMPORT | adapter.LOOPBACK | {"RAY_AUTH_MODE": "disabled"})
+    from ray.cluster_utils import Cluster
+
+    settings = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, connect=False, head_node_args=settings)
+    yield cluster
+    cluster.shutdown()

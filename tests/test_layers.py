@@ -25,7 +25,7 @@ FLOORS = {
         "dd.quality",
         "dd.search",
         "dd.exports.*",
-        "dd.executors",
+        "dd.executors.*",
     },
     3: {
         "dd.units",
@@ -43,7 +43,9 @@ FLOORS = {
     6: {"dd.__main__", *SCRIPTS},  # the doors: nothing imports them
 }
 # inside them modules may import each other
-ROOMS = ("dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.exports", "dd.tracking", "dd.report", "dd.config")
+ROOMS = (
+    "dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.exports", "dd.executors", "dd.tracking", "dd.report", "dd.config"
+)  # fmt: skip
 ADAPTERS = {  # library: the only modules that may import it
     "diffusers": ["dd.diffusion.*"],
     "transformers": ["dd.diffusion.*", "dd.captioner", "dd.quality", "dd.segmenters.huggingface"],
@@ -55,7 +57,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "pytorch_lightning": [*FLOORS[3], "dd.config.*"],
     "hydra": ["dd.config.*", *SCRIPTS],
     "omegaconf": ["dd.config.*", *SCRIPTS],
-    "ray": ["dd.executors"],
+    "ray": ["dd.executors.ray"],
     "optuna": ["dd.search"],
     "wandb": ["dd.tracking.wandb"],
     "mlflow": ["dd.tracking.loggers"],
@@ -140,7 +142,7 @@ def test_heavy_libraries_stay_in_their_adapters(module):
 
 
 def test_every_adapter_that_is_claimed_is_used():
-    for library in ("diffusers", "transformers", "mmseg", "pytorch_lightning", "hydra", "torchmetrics"):
+    for library in ("diffusers", "transformers", "mmseg", "pytorch_lightning", "hydra", "torchmetrics", "ray"):
         assert any(library in libraries for libraries in IMPORTS.values()), library
 
 

@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from dd.locks import WORKERS
+
 DRIVER = Path(__file__).parent / "driver.py"
 
 
@@ -26,13 +29,16 @@ def finish(folder, **settings):
 
 
 def workers_of(process):
-    """Ids of the worker processes of a driver: children whose command says so."""
-    found = []
+    """Ids of the worker processes of a driver: children whose command says so, and those that hold its fence (Ray's)."""
+    found, fence = [], os.path.realpath(Path(process.args[2]) / WORKERS)
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(path.read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and b"spawn_main" in (path.parent / "cmdline").read_bytes():
-                found.append(int(path.parent.name))
+            child = parent == process.pid and b"spawn_main" in (path.parent / "cmdline").read_bytes()
+            pid = int(path.parent.name)
+            actor = pid != process.pid and any(os.path.realpath(f) == fence for f in (path.parent / "fd").iterdir())
+            if child or actor:
+                found.append(pid)
         except (OSError, ValueError, IndexError):
             continue
     return found
@@ -49,6 +55,15 @@ def kill_sometime(process, rng, whom, longest=0.6):
     except ProcessLookupError:
         return False
     return True
+
+
+def wait_for(condition, process=None, seconds=60):
+    """Until something holds; a driver that ends before that fails the test with what it said."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def contents(folder):

@@ -5,13 +5,12 @@ import random
 import resource
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import contents, finish, kill_sometime, start, workers_of
+from runs import contents, finish, kill_sometime, start, wait_for, workers_of
 
 SLOW = {"pause": 0.03, "bad_share": 0.2}
 IMAGES = {"images": 36, "unit_size": 2}
@@ -75,13 +74,6 @@ def test_a_run_that_is_started_with_one_executor_is_finished_with_another(tmp_pa
     done = finish(folder, executor={"index": 1, "count": 2, "workers": 2}, generator=SLOW, **IMAGES)
     assert done["complete"]
     assert contents(folder) == whole
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

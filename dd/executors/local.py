@@ -1,27 +1,14 @@
-"""Who makes the units of a plan: this process, worker processes of this machine, or one of several shards.
+"""This process, or worker processes of this machine."""
 
-An executor knows nothing of images. ``work(tools, unit, worker)`` makes one unit and records it; ``build(device)`` gives a
-worker process its ``tools`` (both picklable). The same plan and the same records serve every executor.
-"""
-
-import errno
 import os
 import signal
 import sys
 import threading
-import traceback
-from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-EXIT = {"units failed": 3, "cannot write": 4, "busy": 5, "terminated": 143}  # beside 0, 2 (wrong input) and 130 (Ctrl-C)
-SHOWN = 3
-
-
-class UnitsFailed(RuntimeError):
-    """More units failed than the run may lose."""
+from dd.executors.base import CANNOT_WRITE, EXIT, State, UnitsFailed, attempt, stopped_by_signal
 
 
 class Local:
@@ -69,7 +56,7 @@ class Local:
         ``tools``: this process's own, ``build(device)`` those of a worker process; ``died(unit, worker, pid)`` tidies up after
         a worker that died and says whether the unit is done all the same. OSError for a disk that takes no more.
         """
-        places, state = self.places(device), _State(units, self, total, progress)
+        places, state = self.places(device), State(units, self, total, progress)
         with stopped_by_signal():
             if len(places) == 1 and not self.spawn:
                 self._run_here(state, work, tools)
@@ -90,80 +77,6 @@ class Local:
                 state.lost(number, f"{type(error).__name__}: {error}", error)
             else:
                 state.made(number)
-
-
-class Shard(Local):
-    """Every ``count``-th unit, from ``index`` on: one of several drivers that share the plan, on one machine or many.
-
-    Without ``index`` and ``count`` they are those of a SLURM array task or of a process started by torchrun; with ``count``
-    alone the SLURM task's own number is the index (some tasks of an array again).
-    """
-
-    def __init__(self, index: int | None = None, count: int | None = None, **settings):
-        super().__init__(**settings)
-        found, self.local_rank = _place(count), None
-        index, count = found[0] if index is None else index, found[1] if count is None else count
-        if type(index) is not int or type(count) is not int or not 0 <= index < count:
-            raise ValueError(
-                f"executor.index={index}, executor.count={count}: expected 0 <= index < count. Give both, or start it as a "
-                "SLURM array task (SLURM_ARRAY_TASK_ID) or with torchrun (RANK, WORLD_SIZE)"
-            )
-        self.shard = index, count
-        if "SLURM_ARRAY_TASK_ID" not in os.environ:
-            self.local_rank = os.environ.get("LOCAL_RANK")
-
-    def places(self, device: str) -> list[str]:
-        if device == "cuda" and self.local_rank is not None and self.devices is None:  # torchrun: a process for each GPU
-            device = f"cuda:{self.local_rank}"
-        return super().places(device)
-
-    def share(self, units: list) -> list:
-        return units[self.shard[0] :: self.shard[1]]
-
-    def name(self, worker: int) -> str:
-        return "{}of{}".format(*self.shard) + (f"-{worker}" if worker else "")
-
-
-def _place(count) -> tuple:
-    """(index, count) that the environment names, or Nones."""
-
-    def get(key, default=None):
-        return int(os.environ[key]) if os.environ.get(key, "").isdecimal() else default
-
-    task = get("SLURM_ARRAY_TASK_ID")
-    if task is None:
-        return get("RANK"), get("WORLD_SIZE")
-    if count is not None:
-        return task, count
-    return (task - get("SLURM_ARRAY_TASK_MIN", 0)) // get("SLURM_ARRAY_TASK_STEP", 1), get("SLURM_ARRAY_TASK_COUNT")
-
-
-class _State:
-    """What is still to do and what has gone wrong."""
-
-    def __init__(self, units, settings, total, progress):
-        self.units, self.settings, self.total, self.progress = units, settings, total, progress
-        self.queue, self.tries, self.failed = deque(range(len(units))), {}, {}
-
-    def made(self, number):
-        self.progress.advance(len(self.units[number]))
-
-    def lost(self, number, error, cause=None):
-        """A unit failed once more: again later, or quarantined."""
-        self.tries[number] = self.tries.get(number, 0) + 1
-        again = self.tries[number] < self.settings.attempts
-        self.progress.fail(f"unit {self.units[number][0].unit}, attempt {self.tries[number]}: {error}")
-        if again:
-            return self.queue.append(number)
-        self.failed[number] = error
-        if len(self.failed) > self.settings.max_failed * self.total:
-            shown = [f"unit {self.units[n][0].unit}: {text[:500]}" for n, text in list(self.failed.items())[:SHOWN]]
-            raise UnitsFailed(
-                f"{len(self.failed)} of {self.total} units failed {self.settings.attempts} times, more than "
-                f"executor.max_failed={self.settings.max_failed} allows:\n  "
-                + "\n  ".join(shown)
-                + "\nEverything else is kept; the same command tries them again"
-            ) from cause
 
 
 class _Pool:
@@ -273,36 +186,13 @@ def _worker(work, build, lock, place, name, channel):
             unit = channel.recv()
         except EOFError:
             return
-        try:
-            work(tools, unit, name)
-            channel.send(("done", None))
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-                channel.send(("cannot write", (error.errno, error.strerror, error.filename)))
-                return
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            channel.send(("failed", f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"))
+        answer = attempt(work, tools, unit, name)
+        channel.send(answer)
+        if answer[0] == "cannot write":
+            return
 
 
 def _end_with_parent():
     """A driver that was killed cannot stop its workers: they stop themselves, so that the next driver is alone."""
     wait([parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def stopped_by_signal():
-    """SIGTERM (a batch system's end of time) drops the unit under way like Ctrl-C does, with exit code 143."""
-
-    def stop(*_):
-        print("terminated: what is finished is kept. The same command goes on from here.", file=sys.stderr, flush=True)
-        sys.exit(EXIT["terminated"])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

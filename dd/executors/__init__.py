@@ -1,0 +1,12 @@
+"""Who makes the units of a plan: this process, worker processes of this machine, one of several shards, or a Ray cluster.
+
+An executor knows nothing of images. ``work(tools, unit, worker)`` makes one unit and records it; ``build(device)`` gives a
+worker process its ``tools`` (both picklable). The same plan and the same records serve every executor.
+"""
+
+from dd.executors.base import CANNOT_WRITE, EXIT, UnitsFailed
+from dd.executors.local import Local
+from dd.executors.ray import Ray
+from dd.executors.shard import Shard
+
+__all__ = ["CANNOT_WRITE", "EXIT", "Local", "Ray", "Shard", "UnitsFailed"]

@@ -1,0 +1,76 @@
+"""What executors share: what is still to do, how a unit is tried, and how a run ends."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from contextlib import contextmanager
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+EXIT = {"units failed": 3, "cannot write": 4, "busy": 5, "terminated": 143}  # beside 0, 2 (wrong input) and 130 (Ctrl-C)
+SHOWN = 3
+
+
+class UnitsFailed(RuntimeError):
+    """More units failed than the run may lose."""
+
+
+class State:
+    """What is still to do and what has gone wrong."""
+
+    def __init__(self, units, settings, total, progress):
+        self.units, self.settings, self.total, self.progress = units, settings, total, progress
+        self.queue, self.tries, self.failed = deque(range(len(units))), {}, {}
+
+    def made(self, number):
+        self.progress.advance(len(self.units[number]))
+
+    def lost(self, number, error, cause=None, final=False):
+        """A unit failed once more: again later, or quarantined (if ``final``, at once)."""
+        self.tries[number] = self.tries.get(number, 0) + 1
+        again = self.tries[number] < self.settings.attempts and not final
+        self.progress.fail(f"unit {self.units[number][0].unit}, attempt {self.tries[number]}: {error}")
+        if again:
+            return self.queue.append(number)
+        self.failed[number] = error
+        if len(self.failed) > self.settings.max_failed * self.total:
+            shown = [f"unit {self.units[n][0].unit}: {text[:500]}" for n, text in list(self.failed.items())[:SHOWN]]
+            raise UnitsFailed(
+                f"{len(self.failed)} of {self.total} units failed {self.settings.attempts} times, more than "
+                f"executor.max_failed={self.settings.max_failed} allows:\n  "
+                + "\n  ".join(shown)
+                + "\nEverything else is kept; the same command tries them again"
+            ) from cause
+
+
+def attempt(work, tools, unit, worker: str) -> tuple:
+    """What a worker answers for a unit: ("done", None), ("failed", error), or ("cannot write", arguments of an OSError)."""
+    try:
+        work(tools, unit, worker)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            return "cannot write", (error.errno, error.strerror, error.filename)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return "failed", f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
+    return "done", None
+
+
+@contextmanager
+def stopped_by_signal():
+    """SIGTERM (a batch system's end of time) drops the unit under way like Ctrl-C does, with exit code 143."""
+
+    def stop(*_):
+        print("terminated: what is finished is kept. The same command goes on from here.", file=sys.stderr, flush=True)
+        sys.exit(EXIT["terminated"])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
