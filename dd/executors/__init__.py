@@ -4,9 +4,9 @@ An executor knows nothing of images. ``work(tools, unit, worker)`` makes one uni
 worker process its ``tools`` (both picklable). The same plan and the same records serve every executor.
 """
 
-from dd.executors.base import CANNOT_WRITE, EXIT, UnitsFailed
+from dd.executors.base import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.executors.local import Local
 from dd.executors.ray import Ray
 from dd.executors.shard import Shard
 
-__all__ = ["CANNOT_WRITE", "EXIT", "Local", "Ray", "Shard", "UnitsFailed"]
+__all__ = ["CANNOT_WRITE", "EXIT", "Local", "Ray", "Shard", "UnitsFailed", "stopped_by_signal"]
