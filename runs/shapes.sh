@@ -48,8 +48,8 @@ for seed in $SEEDS; do
   label calibrated_seed=$seed masks_from=outputs/shapes/calibration_shapes_train_16_seed$seed.yaml
   python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/calibrated_16/seed=$seed \
     masks_from=outputs/shapes/calibration_shapes_train_16_seed$seed.yaml
-  python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/paper/seed=$seed masks=paper
 done
+python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/paper masks=paper
 label checked quality=default
 python generate.py experiment=shapes stage=filter mask_set=checked quality=default
 python generate.py experiment=shapes name=shapes_no_append prompts.append=false

@@ -135,9 +135,10 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
     for name in sorted({e["ablation"] for e in entries if e["ablation"]}):
         runs = [e for e in entries if e["ablation"] == name]
         ablations[name] = {d: values(runs, d) for d in domains}
-        probed = [_probe(e["folder"] / f"probe_{first}_test.json") for e in runs]
-        if probed and None not in probed:  # the masks of each run have settings of their own
-            ablations[name]["mask_miou"] = probed[0] if len(probed) == 1 else probed
+        places = [{e["folder"].parent for e in runs}, [e["folder"] for e in runs]]  # one setting for all runs, or one for each
+        for probed in ([_probe(p / f"probe_{first}_test.json") for p in place] for place in places):
+            if None not in probed:
+                ablations[name]["mask_miou"] = probed[0] if len(probed) == 1 else probed
         sets = {audited(e["run"]["trained_on"]) for e in runs if e["arm"] == "synthetic_only"}
         if agreement := _agreement(judges, sets):
             ablations[name]["mask_agreement"] = agreement

@@ -18,6 +18,9 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     builder.run(runs / "ablation/power=1/seed=0", tests, 0.5)
     builder.run(runs / "ablation/append=off/seed=0", tests, 0.5)
     builder.run(runs / "ablation/band=off/seed=0", tests, 0.5)
+    builder.run(runs / "ablation/paper/seed=0", tests, 0.5)
+    builder.run(runs / "ablation/paper/seed=1", tests, 0.5, 1)
+    probe_file(runs / "ablation/paper", "probe_shapes_test.json", 33.0)
     judge = builder.run(runs / "real/shots=all,seed=0", tests, 0.1, 0, "real", "all")
     few = builder.run(runs / "real/shots=16,seed=0", tests, 0.6, 0, "real", 16)
     agreement = builder.result(judge / "audit/set/SegmentationClass", tests[0], 0.2, 0)["miou"]
@@ -42,8 +45,9 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     assert summary["mask_miou"] == 82.0 and summary["mask_agreement"] == agreement
     assert len(summary["synthetic_only"]["shapes"]) == 2 and set(summary["real_only"]) == {"16", "all"}
     ablations = summary["ablations"]
-    assert set(ablations) == {"power=1", "append=off", "band=off", "ema=off", "calibrated"}
+    assert set(ablations) == {"power=1", "append=off", "band=off", "ema=off", "calibrated", "paper"}
     calibrated = ablations.pop("calibrated")
+    assert ablations.pop("paper")["mask_miou"] == 33.0
     assert calibrated["mask_miou"] == [70.0, 74.0] and len(calibrated["shapes"]) == 2
     audits = [json.loads(p.read_text())["miou"] for p in judge.glob("audit/set/calibrated_*/metrics.json")]
     assert calibrated["mask_agreement"] == sum(audits) / 2 and audits[0] != audits[1]
