@@ -35,8 +35,8 @@ def fit(trainer, module, data, last: Path) -> None:
     try:
         with stop.hears_slurm():
             trainer.fit(module, datamodule=data, ckpt_path=start and str(start), weights_only=True)
-    except SystemExit as end:  # ours, or Lightning's answer to Ctrl-C
-        if end.code == EXIT["terminated"] or not trainer.interrupted:
+    except SystemExit as end:  # ours, that of dd.executors before the first step, or Lightning's answer to Ctrl-C
+        if stop.left or end.code == EXIT["terminated"] or not trainer.interrupted:
             raise
     except RuntimeError:
         if stop.number is None:
@@ -78,7 +78,7 @@ class Stop(pl.Callback):
     """
 
     def __init__(self, last: Path):
-        self.last, self.number, self.launcher = last, None, None
+        self.last, self.number, self.launcher, self.left = last, None, None, False
 
     @contextmanager
     def hears_slurm(self):
@@ -121,6 +121,7 @@ class Stop(pl.Callback):
 
     def leave(self, trainer, queue_again: bool | None = None):
         """End the process with exit code 143; 0 in a process that another one started and that would be killed for it."""
+        self.left = True
         if trainer.is_global_zero:
             print(
                 f"terminated at step {trainer.global_step} of {trainer.max_steps}: the last checkpoint is kept. The same "
