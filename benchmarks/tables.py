@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 ROOT = Path(__file__).parent.parent
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by colour-blind readers too
 BEGIN, END = "<!-- {}: made by benchmarks/tables.py -->", "<!-- /{} -->"
 
 
@@ -88,15 +89,17 @@ def draw(study: dict, path: Path) -> None:
     ):
         curves = [c for c in study["curves"] if c["domain"] == domain]
         ticks = sorted({k for c in curves for k in c["k"]})
-        for curve, marker in zip(curves, "os^D", strict=False):
+        for curve, marker, colour in zip(curves, "os^D", COLOURS, strict=False):
             x = [ticks.index(k) for k in curve["k"]]
-            axes.errorbar(x, curve["mean"], [sd or 0 for sd in curve["sd"]], label=curve["label"], marker=marker, capsize=3)
+            axes.errorbar(
+                x, curve["mean"], [sd or 0 for sd in curve["sd"]], label=curve["label"], marker=marker, color=colour, capsize=3
+            )
         axes.set_xticks(range(len(ticks)), [f"all ({k})" if k == size else str(k) for k in ticks])
         axes.set(title=domain, xlabel="real images with hand-made masks")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("mIoU on test (%)")
-    figure.axes[0].legend(frameon=False, loc="lower right")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
 
 
