@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from dd.datasets import RECORD, SegmentationFolder, check_values, image_size, read_mask, read_split
 from dd.exports.source import Item, Source
@@ -106,10 +105,7 @@ def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray
     image, mask = data.image_path(name), data.root / data.masks / f"{name}.png"
     if not mask.is_file():
         raise FileNotFoundError(f"no mask {mask}, but split {data.split!r} lists it: add it, or take the id out of the list")
-    try:
-        ids, size = read_mask(mask), image_size(image)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"sample {name}: {error}") from None
+    ids, size = read_mask(mask), image_size(image)
     if ids.shape != size:
         raise ValueError(
             f"{mask} is {ids.shape[1]}x{ids.shape[0]}, its image {size[1]}x{size[0]}: is it that of another image?"

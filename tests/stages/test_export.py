@@ -264,7 +264,7 @@ class TestRealData:
         with pytest.raises(ValueError, match="is 4x4, its image 20x16"):
             export("coco", voc, tmp_path / "out", classes=tmp_path / "pets.yaml")
         (voc / "JPEGImages/000001.png").write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="sample 000001"):
+        with pytest.raises(ValueError, match="000001.png is damaged, or no image"):
             export("coco", voc, tmp_path / "out", classes=tmp_path / "pets.yaml")
 
     def test_a_prepared_set_that_is_not_finished(self, voc, tmp_path):

@@ -475,7 +475,7 @@ def test_a_card_without_a_licence_says_whom_to_ask(folder, terms):
 def test_an_unfinished_set_is_not_labelled(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"):
         make(tmp_path / "set", FakeGenerator(crash_at=2))
-    with pytest.raises(ValueError, match="1 of 7 samples are not generated yet; run generate.py first"):
+    with pytest.raises(ValueError, match="1 of 7 samples are not generated yet, such as 000006; run generate.py first"):
         label(tmp_path / "set", SETTINGS)
     with pytest.raises(FileNotFoundError, match="is not a synthetic data set"):
         label(tmp_path / "nothing", SETTINGS)
