@@ -28,10 +28,11 @@ def save(content: dict, path: str | Path) -> None:
         _record(path.parent, [new, *before])
         write_atomic(path, [buffer.getbuffer()])
     else:
-        waiting, kept = path.with_suffix(".next"), DAMAGED if damage(path) else PREVIOUS
+        old = sha256(path)
+        waiting, kept = path.with_suffix(".next"), DAMAGED if damage(path, old) else PREVIOUS
         if kept == PREVIOUS:
-            before = [(sha256(path), LAST), *before]  # also of one that had no recorded sum
-            after = [(before[0][0], PREVIOUS), *(line for line in after if line[1] != PREVIOUS)]
+            before = [(old, LAST), *before]  # also of one that had no recorded sum
+            after = [(old, PREVIOUS), *(line for line in after if line[1] != PREVIOUS)]
         _record(path.parent, [new, *before])
         write_atomic(waiting, [buffer.getbuffer()])
         os.replace(path, path.with_name(kept))
@@ -64,13 +65,15 @@ def newest(folder: str | Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def damage(path: str | Path) -> str | None:
-    """What is wrong with a file, None if nothing is. Without a recorded sum (runs of earlier versions) the sums inside the
-    file are checked."""
+def damage(path: str | Path, digest: str | None = None) -> str | None:
+    """What is wrong with a file (``digest``: its SHA-256, if known), None if nothing is. Without a recorded sum (runs of
+    earlier versions) the sums inside the file are checked."""
     path = Path(path)
     recorded = sums(path.parent)
     if any(name == path.name for _, name in recorded):
-        return None if sha256(path) in {digest for digest, _ in recorded} else f"its SHA-256 is not the one in {SUMS}"
+        return (
+            None if (digest or sha256(path)) in {known for known, _ in recorded} else f"its SHA-256 is not the one in {SUMS}"
+        )
     try:
         with zipfile.ZipFile(path) as file:
             part = file.testzip()

@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import warnings
 import zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -50,10 +49,8 @@ def _opened(path: str | Path):
     """Pillow's image of a file; whatever it says of one that it cannot decode becomes a ValueError with the file's name.
     Images of more than 179 million pixels are refused (Pillow's limit against decompression bombs)."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, but below the limit
-            with Image.open(path) as image:
-                yield image
+        with Image.open(path) as image:
+            yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is refused: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
@@ -201,20 +198,27 @@ class SegmentationFolder:
         )
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        name = self.ids[index]
-        image, path = read_image(self.image_path(name)), self.root / self.masks / f"{name}.png"
+        image = read_image(self.image_path(self.ids[index]))
+        return image, self.mask(self.ids[index], image.shape[:2])
+
+    def mask_path(self, name: str) -> Path:
+        return self.root / self.masks / f"{name}.png"
+
+    def mask(self, name: str, size: tuple[int, int]) -> np.ndarray:
+        """The checked mask of an image of ``size`` (height, width)."""
+        path = self.mask_path(name)
         if not path.is_file():
             raise FileNotFoundError(
                 f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
             )
         mask = read_mask(path)
-        if mask.shape != image.shape[:2]:
+        if mask.shape != tuple(size):
             raise ValueError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}: a mask has the size "
-                "of its image. Is it the mask of another image? Else resize it with nearest neighbour"
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}: a mask has the size of its image. "
+                "Is it the mask of another image? Else resize it with nearest neighbour"
             )
         check_values(mask, self.taxonomy, path)
-        return image, mask
+        return mask
 
     def fingerprint(self) -> dict:
         """What a run records of its data: folder name, split, masks, number of images, and a hash of ids and masks."""
@@ -225,7 +229,7 @@ class SegmentationFolder:
         """SHA-256 over the ids and the bytes of their masks: corrected masks are other data."""
         done = self.root / self.masks / "masks.json"
         known = read_json(done).get("sha256", {}) if done.is_file() else {}
-        files = {name: self.root / self.masks / f"{name}.png" for name in self.ids}
+        files = {name: self.mask_path(name) for name in self.ids}
         hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
         return fingerprint([self.ids, hashes])
 
@@ -253,17 +257,17 @@ def read_captions(root: str | Path) -> dict[str, dict]:
     path = Path(root) / "captions.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"data set {root} has no captions.jsonl: its images cannot be shown to the generator")
-    rows = {}
+    kinds, rows = {"id": str, "caption": str, "classes": list}, {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
         try:
-            if line.strip():
-                row = json.loads(line)
-                whole = isinstance(row["caption"], str) and isinstance(row["classes"], list)
-                rows[row["id"] if whole and isinstance(row["id"], str) else None] = row
-        except (ValueError, TypeError, KeyError, RecursionError):
-            rows[None] = line
-        if None in rows:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
             raise ValueError(f"{path}, line {number}: expected an object with id, caption and classes, got {line!r:.100}")
+        rows[row["id"]] = row
     return rows
 
 

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dd.datasets import RECORD, SegmentationFolder, check_values, image_size, read_mask, read_split
+from dd.datasets import RECORD, SegmentationFolder, image_size, read_split
 from dd.exports.source import Item, Source
 from dd.progress import Progress
 from dd.provenance import fingerprint, read_json, sha256
@@ -102,15 +102,9 @@ def _splits(folder: Path, wanted: list[str] | None, synthetic: bool) -> list[str
 
 def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray, str, str]:
     """(item, pixels of each value, SHA-256 of image and mask); ValueError names what is wrong with which file."""
-    image, mask = data.image_path(name), data.root / data.masks / f"{name}.png"
-    if not mask.is_file():
-        raise FileNotFoundError(f"no mask {mask}, but split {data.split!r} lists it: add it, or take the id out of the list")
-    ids, size = read_mask(mask), image_size(image)
-    if ids.shape != size:
-        raise ValueError(
-            f"{mask} is {ids.shape[1]}x{ids.shape[0]}, its image {size[1]}x{size[0]}: is it that of another image?"
-        )
-    check_values(ids, data.taxonomy, mask)
+    image, mask = data.image_path(name), data.mask_path(name)
+    size = image_size(image)
+    ids = data.mask(name, size)
     counts = np.bincount(ids.ravel(), minlength=256)
     facts = {"prompt": sample.prompt, "classes": list(sample.classes), "seed": sample.seed} if sample else {}
     values = tuple(int(v) for v in np.flatnonzero(counts))

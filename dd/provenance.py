@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -29,16 +30,16 @@ def fingerprint(value) -> str:
     return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
-    """Write a whole file or nothing: temporary name in the same folder, sync, rename. ``data`` may come in pieces."""
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the same folder to write to: synced and renamed to ``path`` when the block ends well, removed when
+    it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            for piece in [data] if isinstance(data, bytes | str) else data:
-                file.write(piece.encode() if isinstance(piece, str) else piece)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:  # a full disk, a signal: nothing half-written stays
@@ -46,6 +47,13 @@ def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # a write names no file
         raise
+
+
+def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
+    """Write a whole file or nothing (:func:`whole`). ``data`` may come in pieces."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        for piece in [data] if isinstance(data, bytes | str) else data:
+            file.write(piece.encode() if isinstance(piece, str) else piece)
 
 
 def write_json(path: str | Path, value) -> None:

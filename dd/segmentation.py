@@ -207,10 +207,8 @@ class Segmentation(pl.LightningModule):
         confusion = self.confusion.compute().cpu()
         self.confusion.reset()
         if confusion.sum():
-            same = {
-                "rank_zero_only": True,
-                "sync_dist": True,
-            }  # each process has the counts of all: nothing to average or warn of
+            # each process has the counts of all: nothing to average or warn of
+            same = {"rank_zero_only": True, "sync_dist": True}
             self.log("tune/miou", metrics.miou(confusion), prog_bar=True, **same)
             for name, value in zip(self.class_names, metrics.iou(confusion), strict=True):
                 if value is not None:

@@ -13,6 +13,11 @@ LICENCES = {  # as data sets of this project state them: the hub's own identifie
     "creativeml openrail-m": "creativeml-openrail-m", "creativeml openrail++-m": "openrail++",
 }  # fmt: skip
 
+BIASES = (
+    "Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where the model *attended* "
+    "to a word even if the object is missing, and objects that were not asked for are background."
+)
+
 
 def card(source: Source, files: dict[str, list[str]]) -> str:
     """README.md: header, classes with counts, how to read it, origin, licence and limits."""
@@ -99,7 +104,4 @@ def _licence(about: dict) -> str:
 def _limits(about: dict) -> str:
     if not about["synthetic"]:
         return ""
-    return (
-        "- Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where the model *attended* "
-        "to a word even if the object is missing, and objects that were not asked for are background.\n"
-    )
+    return f"- {BIASES}\n"

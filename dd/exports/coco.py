@@ -35,9 +35,8 @@ def write(source: Source, target: Target) -> None:
         missing = [name for name in names if target.missing(name)]
         contents = dict(zip(names, _split(source, split, numbers), strict=True)) if missing else {}
         for name in missing:
-            text = json.dumps(contents[name], ensure_ascii=False)
             with target.whole(name) as path:
-                path.write_text(text, encoding="utf-8")
+                path.write_text(json.dumps(contents[name], ensure_ascii=False), encoding="utf-8")
         for item in source.each(split):
             target.done(item)
 

@@ -2,12 +2,12 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from dd.exports.source import Item
-from dd.provenance import write_atomic
+from dd.provenance import whole, write_atomic
 
 SHARD_BYTES = 256 << 20  # of images and masks, before the next tar or parquet file is begun
 
@@ -55,20 +55,9 @@ class Target:
                 "them. Use --copy"
             ) from None
 
-    @contextmanager
-    def whole(self, name: str) -> Iterator[Path]:
-        """A temporary path to write to, renamed to ``name`` when the block ends well and removed when it does not."""
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    def whole(self, name: str) -> AbstractContextManager[Path]:
+        """A temporary path to write the file ``name`` to (:func:`dd.provenance.whole`)."""
+        return whole(self.root / name)
 
 
 def shards(items: Iterable[Item], limit: int | None = None) -> list[list[Item]]:

@@ -135,10 +135,8 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
     for name in sorted({e["ablation"] for e in entries if e["ablation"]}):
         runs = [e for e in entries if e["ablation"] == name]
         ablations[name] = {d: values(runs, d) for d in domains}
-        places = [{e["folder"].parent for e in runs}, [e["folder"] for e in runs]]  # one setting for all runs, or one for each
-        for probed in ([_probe(p / f"probe_{first}_test.json") for p in place] for place in places):
-            if None not in probed:
-                ablations[name]["mask_miou"] = probed[0] if len(probed) == 1 else probed
+        if (probed := _probed(runs, f"probe_{first}_test.json")) is not None:
+            ablations[name]["mask_miou"] = probed
         sets = {audited(e["run"]["trained_on"]) for e in runs if e["arm"] == "synthetic_only"}
         if agreement := _agreement(judges, sets):
             ablations[name]["mask_agreement"] = agreement
@@ -170,6 +168,14 @@ def _agreement(judges, sets: set[str]) -> float | list[float] | None:
         return None
     found = [mean(a["miou"] for a in each) for each in found]
     return found[0] if len(found) == 1 else found
+
+
+def _probed(runs, file: str) -> float | list[float] | None:
+    """Mask mIoU beside an ablation's runs (one setting for all of them), or in each of them (settings of their own)."""
+    if (shared := _probe(runs[0]["folder"].parent / file)) is not None:
+        return shared
+    found = [_probe(e["folder"] / file) for e in runs]
+    return None if None in found else found[0] if len(found) == 1 else found
 
 
 def _probe(path: Path) -> float | None:

@@ -110,7 +110,10 @@ def budget(
         for seed in plan.seeds for domain in plan.domains for k in plan.shots for arm in arms if str(k) in arms[arm]
     ]  # fmt: skip
     jobs = {point: plan.job(*point, rates) for point in points}
-    scored = lambda job, domain: None if work(train, job) is None else score(job, domain)  # noqa: E731
+
+    def scored(job, domain):
+        return None if work(train, job) is None else score(job, domain)
+
     work.all([(scored, job, domain) for (_, domain, _, _), job in jobs.items() if job])
     for (arm, domain, k, seed), job in jobs.items():
         row = _point(job, domain, work, scored, generation_seconds)

@@ -15,6 +15,7 @@ from dd.datasets import (
     stored_heat,
     synthetic_image,
 )
+from dd.exports.card import BIASES
 from dd.masks import MaskSettings, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
@@ -143,7 +144,6 @@ Image, heat map of the first class, mask, overlay.
 - Made by: `{run["command"]}`, commit `{run["git_commit"] or "unknown"}`. `run.json` and `plan.jsonl` make it again.
 - Licence of the generator's weights: {licence}{f" ({terms['link']})" if terms.get("link") else ""}. It governs what may be
   done with the images; check it before you publish them.
-- Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where the model *attended* to a word
-  even if the object is missing, and objects that were not asked for are background.
+- {BIASES}
 """
     write_atomic(folder / "README.md", text)
