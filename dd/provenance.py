@@ -39,7 +39,7 @@ def whole(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:  # some systems sync only what is open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:  # a full disk, a signal: nothing half-written stays
