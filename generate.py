@@ -30,9 +30,9 @@ def run(cfg) -> float | None:
         generator = config.instantiate(cfg.diffusion, device=executor.places(config.device(cfg))[0])
         if calibration is not None:
             check_calibration(calibration, generator.identity())
-        prompts = config.instantiate(cfg.prompts)
+        prompts, unit_size = config.instantiate(cfg.prompts), config.unit_size(cfg, generator, taxonomy)
         done = synthesize(
-            cfg.folder, generator, prompts, taxonomy, cfg.num_images, cfg.seed, cfg.unit_size, cfg.image_format,
+            cfg.folder, generator, prompts, taxonomy, cfg.num_images, cfg.seed, unit_size, cfg.image_format,
             cfg.prompts_over_limit, cfg.redraw, clip, executor, config.worker_build(cfg, clip),
         )  # fmt: skip
         print(f"{done['images']} images in {cfg.folder}, {done['made_now']} made now in {done['seconds']:.0f} s")

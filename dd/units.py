@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dd.quality import sample_signals
 from dd.samples import Sample, append_records, each_record, sample_seed
 
 FOLDERS = ("JPEGImages", "heat")
+WRITERS = 8  # threads that encode, hash and sync the files of a unit
 
 
 IDENTITY = {"generator": dict, "plan_sha256": str, "image_format": str, "taxonomy": dict}  # what its readers rely on
@@ -43,25 +45,30 @@ def make_unit(folder: Path, suffix: str, seed: int, redraw: int, tools: tuple, u
     started, (generator, clip) = time.perf_counter(), tools
     drawn, records = list(_draw(generator, unit, seed, redraw)), []
     each = round((time.perf_counter() - started) / len(unit), 4)
-    for sample, image, maps, faults in drawn:
+    with ThreadPoolExecutor(WRITERS) as pool:  # encoding and hashing leave the interpreter, syncing waits for the disk
+        written = list(pool.map(lambda row: row[1] is not None and _write(folder, suffix, *row[:3]), drawn))
+    for (sample, image, maps, faults), hashes in zip(drawn, written, strict=True):
         record = {"id": sample.id, "unit": sample.unit, "attempt": min(len(faults), redraw)}
         record |= {"faults": faults} if faults else {}
         if image is None:
             records.append({**record, "failed": True, "seconds": each})
             continue
-        description = {"classes": sample.classes, "powers": maps["class_prompt"].shape[1]}
-        metadata = {"description": json.dumps(description)}  # one key: safetensors writes several in a random order
-        contents = encode_image(image, suffix), safetensors_bytes(maps, metadata)
-        files = dict(zip(unit_files(folder, sample.id, suffix), contents, strict=True))
-        for path, data in files.items():
-            write_atomic(path, data)
-        image_hash, heat_hash = (sha256(data) for data in files.values())
-        record |= {"image_sha256": image_hash, "heat_sha256": heat_hash, "seconds": each}
+        record |= {**hashes, "seconds": each}
         stored = clip and read_image(unit_files(folder, sample.id, suffix)[0])  # as it will be seen by who comes later
         records.append({**record, "signals": sample_signals(sample, maps, clip, stored)})
     for name in FOLDERS:
         _sync(folder / name)  # the names too are on the disk before a record speaks of them
     append_records(folder, worker, records)
+
+
+def _write(folder, suffix, sample, image, maps) -> dict:
+    """Write image and heat of a sample; returns their hashes."""
+    description = {"classes": sample.classes, "powers": maps["class_prompt"].shape[1]}
+    metadata = {"description": json.dumps(description)}  # one key: safetensors writes several in a random order
+    contents = encode_image(image, suffix), safetensors_bytes(maps, metadata)
+    for path, data in zip(unit_files(folder, sample.id, suffix), contents, strict=True):
+        write_atomic(path, data)
+    return dict(zip(("image_sha256", "heat_sha256"), map(sha256, contents), strict=True))
 
 
 def _draw(generator, unit, seed, redraw):

@@ -16,6 +16,7 @@ from dd.config.generation import (
     masks_from,
     quality,
     sweep_arguments,
+    unit_size,
     worker_build,
     worker_tools,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "training_record",
     "training_sets",
     "trial",
+    "unit_size",
     "worker_build",
     "worker_tools",
 ]

@@ -12,8 +12,11 @@ import yaml
 from dd.config.objects import device, instantiate, plain, taxonomy
 from dd.datasets import SegmentationFolder
 from dd.masks import READING, MaskSettings
+from dd.prompts import make_prompt
 from dd.provenance import read_json
 from dd.quality import CLIP, read_rules
+from dd.samples import make_plan
+from dd.units import read_run
 
 
 def executor(cfg):
@@ -70,6 +73,22 @@ def masks_from(cfg) -> dict | None:
     cfg.masks.update(masks)
     cfg.diffusion.update(reading)
     return calibration
+
+
+def unit_size(cfg, generator, taxonomy) -> int:
+    """How many samples are generated together; for ``auto`` what fits into memory, or what the set was begun with."""
+    if type(cfg.unit_size) is int:
+        return cfg.unit_size
+    if cfg.unit_size != "auto":
+        raise ValueError(f"unit_size={cfg.unit_size!r}: expected a whole number from 1 on, or auto")
+    run = Path(cfg.folder) / "run.json"
+    if run.is_file():
+        return read_run(cfg.folder)["identity"]["unit_size"]
+    name = taxonomy.names[0]
+    (sample,) = make_plan([make_prompt(f"a photo of a {name}", [name])], taxonomy, cfg.seed, 1)
+    found = generator.largest_batch(sample)
+    print(f"unit_size=auto: {found} images at a time fit into memory")
+    return found
 
 
 def quality(cfg) -> tuple:

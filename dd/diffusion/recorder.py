@@ -52,19 +52,21 @@ class AttentionRecorder:
     ``full_prompt``, ``full_prompt`` (the prompt the image is made from); ``self_attention`` [B, M, M] at
     ``self_resolution``. Only the conditional half of a guided batch is read. ``cross_layers``: the cross-attention layers
     that are read, by the beginning of their names (``up_blocks.1``), and ``cross_heads`` their heads by number; None = all.
+    ``every``: only each so-manieth call of the UNet is read, from the first on.
     """
 
     def __init__(
         self, unet, class_states, cross_resolution: int, self_resolution: int, full_prompt: bool = False,
-        cross_layers: list[str] | None = None, cross_heads: list[int] | None = None,
+        cross_layers: list[str] | None = None, cross_heads: list[int] | None = None, every: int = 1,
     ):  # fmt: skip
         self.unet, self.class_states, self.full_prompt = unet, class_states, full_prompt
         self.cross_resolution, self.self_resolution = cross_resolution, self_resolution
         self.cross_layers, self.cross_heads = cross_layers, cross_heads
-        self.seen: dict[str, int] = {}
+        self.every, self.calls, self.seen = every, 0, {}
         self._sums, self._counts, self._class_keys, self._handles = {}, {}, {}, []
 
     def __enter__(self):
+        self._handles.append(self.unet.register_forward_hook(self._called))
         for name, module in self.unet.named_modules():
             if isinstance(module, Attention):
                 hook = self._hook(name)
@@ -76,9 +78,14 @@ class AttentionRecorder:
             handle.remove()
         self._handles.clear()
 
+    def _called(self, *_):
+        self.calls += 1
+
     def _hook(self, name):
         @torch.no_grad()
         def observe(module, args, kwargs):
+            if self.calls % self.every:
+                return
             hidden = args[0] if args else kwargs["hidden_states"]
             if hidden.ndim != 3:
                 return

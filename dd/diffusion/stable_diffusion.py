@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from dd import attention
-from dd.diffusion import loading
+from dd.diffusion import loading, memory, speed
 from dd.diffusion.recorder import AttentionRecorder, attention_sides, choose_side
 from dd.prompts import appended_from, token_spans
 
@@ -34,8 +34,10 @@ class StableDiffusion:
     quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px: 32 and 64); heat has the side of the latter.
     ``max_power``: heat is kept for the powers 0 ... max_power; ``full_prompt``: keep the maps of the full prompt too
     (ablation). ``cross_layers`` and ``cross_heads``: the cross-attention layers (by the beginning of their names) and heads
-    that are read, None for all of that resolution. ``safety_checker``: the checkpoint's own, ``on`` or ``off``.
-    ``vae_slicing`` and ``offload`` (``none`` or ``model``) save GPU memory. ``licence`` and ``link``: of the weights, for
+    that are read, None for all of that resolution; ``capture_every``: attention is read in each so-manieth step only, from the
+    first on. ``safety_checker``: the checkpoint's own, ``on`` or ``off``.
+    ``vae_slicing`` and ``offload`` (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
+    ``compile`` (:mod:`dd.diffusion.speed`) save time and round otherwise. ``licence`` and ``link``: of the weights, for
     the data card.
     """
 
@@ -58,9 +60,13 @@ class StableDiffusion:
         full_prompt: bool = False,
         cross_layers: list[str] | None = None,
         cross_heads: list[int] | None = None,
+        capture_every: int = 1,
         safety_checker: bool | str = "off",
         vae_slicing: bool = False,
         offload: str = "none",
+        channels_last: bool = False,
+        fused_projections: bool = False,
+        compile: bool = False,
         licence: str | None = None,
         link: str | None = None,
     ):
@@ -70,10 +76,12 @@ class StableDiffusion:
             raise ValueError(f"diffusion.offload={offload!r}; allowed: none, model")
         if steps < 1 or max_power < 0:
             raise ValueError(f"diffusion: need steps >= 1 and max_power >= 0, got steps={steps}, max_power={max_power}")
+        if type(capture_every) is not int or not 1 <= capture_every <= steps:
+            raise ValueError(f"diffusion.capture_every={capture_every!r}: expected a whole number from 1 to steps={steps}")
         checker = SWITCH[safety_checker]
         self.device, self.steps, self.guidance, self.negative_prompt = device, steps, guidance, negative_prompt
         self.max_power, self.full_prompt = max_power, full_prompt
-        self.cross_layers, self.cross_heads = cross_layers, cross_heads
+        self.cross_layers, self.cross_heads, self.capture_every = cross_layers, cross_heads, capture_every
         self.terms = TERMS.get(model) or {"licence": licence, "link": link}
         self.checkpoint = loading.find(model, revision, variant, checker, require_revision)
         self.pipe = loading.load(self.checkpoint, dtype, variant, checker)
@@ -99,14 +107,23 @@ class StableDiffusion:
         # Younger settings are named only where they change something: sets made before they existed can be gone on with.
         self.settings |= {"safety_checker": "on"} if checker else {}
         self.settings |= {"vae_slicing": True} if vae_slicing else {}
+        faster = {"channels_last": channels_last, "fused_projections": fused_projections, "compile": compile}
+        self.settings |= {name: True for name, wanted in faster.items() if wanted}
         self.settings |= {"cross_layers": cross_layers} if cross_layers is not None else {}
         self.settings |= {"cross_heads": cross_heads} if cross_heads is not None else {}
+        self.settings |= {"capture_every": capture_every} if capture_every > 1 else {}
         if vae_slicing:
             self.vae.enable_slicing()
         if offload == "model":
             self.pipe.enable_model_cpu_offload(device=device)
         else:
             self.pipe.to(device)
+        if channels_last:
+            speed.channels_last(self.pipe)
+        if fused_projections:
+            speed.fuse_projections(self.pipe)
+        if compile:
+            speed.compile_blocks(self.pipe)
 
     def identity(self) -> dict:
         """What decides a pixel or a heat value, for run.json: the settings, the weights' hash, device type, threads."""
@@ -156,11 +173,11 @@ class StableDiffusion:
 
     # --------------------------------------------------------------------------------------------------------- attention
 
-    def _recorder(self, samples):
+    def _recorder(self, samples, every=1):
         states, _ = self.encode([s.class_prompt for s in samples])
         return AttentionRecorder(
             self.unet, states, self.cross_resolution, self.self_resolution, self.full_prompt, self.cross_layers,
-            self.cross_heads,
+            self.cross_heads, every,
         )  # fmt: skip
 
     def _heat(self, recorder, spans) -> list[dict[str, np.ndarray]]:
@@ -177,12 +194,29 @@ class StableDiffusion:
 
     # -------------------------------------------------------------------------------------------------------- generation
 
+    def largest_batch(self, sample) -> int:
+        """The largest batch that fits into memory, attention recorded (:func:`dd.diffusion.memory.largest_batch`); measured
+        on copies of ``sample`` with as few steps as hold everything that a whole generation holds."""
+        budget, steps = memory.budget_bytes(self.device), self.steps
+
+        def peak(batch):
+            memory.reset_peak(self.device)
+            self.generate([sample] * batch)
+            return memory.peak_bytes(self.device)
+
+        self.steps = min(steps, self.capture_every + 1)
+        try:
+            memory.reset_peak(self.device)
+            return memory.largest_batch(peak, memory.peak_bytes(self.device), budget)
+        finally:
+            self.steps = steps
+
     def generate(self, samples, capture: bool = True):
         """(images uint8 [B, size, size, 3]; per sample, heat float16 [K, P, r, r] by source (``class_prompt``,
         ``full_prompt``), nothing without ``capture``; per sample, what is wrong with its image or None, see
         :func:`faults`). Noise comes from each sample's own seed."""
         spans = [self.spans(s) for s in samples]
-        recorder = self._recorder(samples) if capture else nullcontext()
+        recorder = self._recorder(samples, self.capture_every) if capture else nullcontext()
 
         def after_step(pipe, step, timestep, tensors):
             if capture and step == 0:

@@ -112,6 +112,26 @@ def test_heat_follows_from_the_attention_by_the_papers_formula(observed, made, m
                     np.testing.assert_allclose(made[1][i][source][k, p], expected, rtol=3e-3, atol=1e-5)
 
 
+def test_attention_can_be_read_in_some_of_the_steps(changed, samples, made, observed, monkeypatch):
+    """Of three steps the first and the third, as an independent observer of every step counts them."""
+    model, kept = changed(steps=3), []
+    add = AttentionRecorder._add
+    monkeypatch.setattr(
+        AttentionRecorder, "_add", lambda self, key, value: (kept.append((self.calls, key)), add(self, key, value))
+    )
+    every, _, _ = model.generate(samples), kept.clear(), None
+    images, heat, _ = changed(capture_every=2).generate(samples)
+    assert {step for step, _ in kept} == {0, 2}
+    assert images.tobytes() == every[0].tobytes()
+    first, each = changed(capture_every=3).generate(samples)[1], every[1]
+    for some, one, whole in zip(heat, first, each, strict=True):
+        maps = [m["class_prompt"][:, 0].astype(np.float32) for m in (some, one, whole)]
+        assert np.abs(maps[0] - maps[2]).max() > 0 and np.abs(maps[1] - maps[0]).max() > 0
+        # the whole is the mean of three steps, the pair of two: the second step is what is left, a distribution as well
+        second = 3 * maps[2] - 2 * maps[0]
+        assert second.min() > -5e-3 and second.max() < 1
+
+
 def test_only_the_class_prompt_is_read_unless_more_is_asked_for(changed, made, samples):
     _, heat, _ = changed(full_prompt=False).generate(samples)
     for maps, before in zip(heat, made[1], strict=True):
@@ -126,7 +146,7 @@ def test_hooks_are_gone_afterwards(model, kind, samples, monkeypatch, hooks):
     states = model.encode([samples[0].class_prompt])[0]
     with pytest.raises(KeyboardInterrupt), AttentionRecorder(model.pipe.unet, states, 8, 16):
         # self and cross: sd in 2 layers down, 1 in the middle, 4 up; xl in 1 + 2 down, 2 in the middle, 4 + 2 up
-        assert hooks() == 2 * (2 + 1 + 4 if kind == "sd" else 3 + 2 + 6)
+        assert hooks() == 1 + 2 * (2 + 1 + 4 if kind == "sd" else 3 + 2 + 6)
         raise KeyboardInterrupt
     assert hooks() == 0
 

@@ -1,0 +1,26 @@
+"""Options that make a pipeline faster and its pixels no different beyond rounding."""
+
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.resnet import ResnetBlock2D
+
+
+def channels_last(pipe) -> None:
+    """UNet and VAE in the memory layout that convolutions on a GPU with tensor cores want."""
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.vae.to(memory_format=torch.channels_last)
+
+
+def fuse_projections(pipe) -> None:
+    """One matrix product for queries, keys and values of each attention layer of the UNet; keys and values of a prompt. The
+    single matrices stay: they are what the attention is read with."""
+    pipe.fuse_qkv_projections(unet=True, vae=False)
+
+
+def compile_blocks(pipe) -> None:
+    """Compile the residual and feed-forward blocks of UNet and VAE (torch.compile). The attention between them stays as it
+    is, where hooks observe it: a compiled graph would not call hooks that come later."""
+    for network in (pipe.unet, pipe.vae.decoder):
+        for module in network.modules():
+            if isinstance(module, ResnetBlock2D | FeedForward):
+                module.compile()
