@@ -83,10 +83,9 @@ def main():
         rows.append(row)
         what = f"{settings.get('scheduler', DEFAULT)}, {settings['steps']} steps"
         what += f", each {settings['capture_every']}th" if "capture_every" in settings else ""
-        print(
-            f"{what:42} {row['agreement']:5.1f} ± {row['agreement_spread']:.1f}  {row['found']:5.1f} ± {row['found_spread']:.1f}"
-            f"  {row['seconds']:6.2f} ({row['seconds'] / rows[0]['seconds']:.2f}x)", flush=True,
-        )  # fmt: skip
+        spreads = row["agreement_spread"], row["found_spread"]
+        print(f"{what:42} {row['agreement']:5.1f} ± {spreads[0]:.1f}  {row['found']:5.1f} ± {spreads[1]:.1f}", end="  ")
+        print(f"{row['seconds']:6.2f} ({row['seconds'] / rows[0]['seconds']:.2f}x)", flush=True)
     command = f"python -m benchmarks.quality --images {options.images} --repeats {options.repeats}"
     print(json.dumps({"quality": rows, "images": options.images, "command": command, **machine()}))
 
