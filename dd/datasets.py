@@ -35,10 +35,13 @@ def encode_image(pixels: np.ndarray, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
+VOC_COLOURS = bytes(voc_palette())
+
+
 def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
     """Mask uint8 [H, W] as a palette PNG, with VOC's colours unless others are given."""
     image = Image.fromarray(mask)
-    image.putpalette(palette or voc_palette())
+    image.putpalette(palette or VOC_COLOURS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()

@@ -5,6 +5,7 @@ background, S settings.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -48,23 +49,39 @@ def normalise(maps_Krr: torch.Tensor) -> torch.Tensor:
     return (maps_Krr - low) / (high - low).clamp_min(1e-12)
 
 
+@lru_cache(maxsize=32)
+def _bicubic(side: int, length: int) -> torch.Tensor:
+    """The linear map [length, side] that bicubic interpolation is along one axis."""
+    unit = torch.eye(side).view(side, 1, side, 1)
+    return F.interpolate(unit, size=(length, 1), mode="bicubic", align_corners=False).view(side, length).T.contiguous()
+
+
+def resize(maps_Krr: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bicubic resize of maps [K, r, r] to [K, H, W], as torch's, by two thin matrix products: several times as fast."""
+    height, width = (_bicubic(side, n).to(maps_Krr) for side, n in zip(maps_Krr.shape[1:], size, strict=True))
+    return height @ (maps_Krr @ width.T)
+
+
 def scores(heat_KPrr, power: int, size: tuple[int, int]) -> torch.Tensor:
     """Class scores [K, H, W]: the chosen power, min-max per class, bicubic to ``size`` (H, W)."""
-    heat = torch.as_tensor(np.asarray(heat_KPrr), dtype=torch.float32)
+    heat = np.asarray(heat_KPrr)
     if power >= heat.shape[1]:
         raise ValueError(
             f"masks.power={power} is not stored in this data set: it holds powers 0 to {heat.shape[1] - 1}. "
             "Choose one of them, or generate with a larger diffusion.max_power"
         )
-    return F.interpolate(normalise(heat[:, power])[None], size=size, mode="bicubic", align_corners=False)[0]
+    return resize(normalise(torch.from_numpy(heat[:, power].astype(np.float32))), size)
 
 
 def to_mask(heat_KPrr, class_ids, size: tuple[int, int], settings: MaskSettings) -> np.ndarray:
     """Mask uint8 [H, W]: ``class_ids[argmax]`` where the score reaches the threshold, 255 in the band, else 0."""
-    best, which = scores(heat_KPrr, settings.power, size).max(0)
-    mask = torch.as_tensor(list(class_ids), dtype=torch.uint8)[which]
-    mask[best < settings.threshold] = IGNORE
-    mask[best < settings.threshold - settings.band] = 0
+    maps_KHW = scores(heat_KPrr, settings.power, size)
+    best, mask = maps_KHW[0].clone(), torch.full(size, class_ids[0], dtype=torch.uint8)
+    for score, value in zip(maps_KHW[1:], class_ids[1:], strict=True):  # faster than an argmax over so few
+        mask.masked_fill_(score > best, value)
+        torch.maximum(best, score, out=best)
+    mask.masked_fill_(best < settings.threshold, IGNORE)
+    mask.masked_fill_(best < settings.threshold - settings.band, 0)
     return mask.numpy()
 
 

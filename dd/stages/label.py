@@ -1,9 +1,12 @@
 """Stage: stored heat maps -> a mask set. Cheap: another threshold or power never touches the generator."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dd.datasets import (
     choose_source,
@@ -23,6 +26,7 @@ from dd.samples import Sample, failed, read_plan, read_records
 from dd.taxonomy import IGNORE, voc_palette
 
 DEFAULT_SET = "SegmentationClass"
+TOGETHER = 1024  # masks that wait for a thread
 
 
 def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarray:
@@ -31,8 +35,9 @@ def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarra
 
 
 def label(
-    folder, settings: MaskSettings, mask_set: str | None = None, calibration: dict | None = None, absent: dict | None = None
-) -> Path:
+    folder, settings: MaskSettings, mask_set: str | None = None, calibration: dict | None = None, absent: dict | None = None,
+    workers: int | None = None,
+) -> Path:  # fmt: skip
     """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``; returns that folder.
 
     ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set that is complete with
@@ -40,6 +45,7 @@ def label(
     ``calibration``: what guided the choice of ``settings`` (labelled images, a run); it is recorded, since labels that guide
     a choice are used labels. ValueError if they were chosen for attention that was read in another way than this set's.
     ``absent``: {"rules", "classes": {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
+    ``workers``: threads, None = one for each core.
     """
     folder, not_drawn = Path(folder), absent["classes"] if absent else {}
     plan, records = read_plan(folder), read_records(folder)
@@ -64,19 +70,34 @@ def label(
             return target
         scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))  # impossible settings touch nothing
         done.unlink()
-    hashes, pixels = {}, {}
-    for sample in plan:
+
+    def write(sample):
         size = image_size(synthetic_image(folder, sample.id))
         mask = _mask(read_heat(folder, sample, settings.source), sample, not_drawn.get(sample.id, ()), size, settings)
         data = encode_mask(mask)
         write_atomic(target / f"{sample.id}.png", data)
-        hashes[sample.id] = sha256(data)
-        for value, number in zip(*np.unique(mask, return_counts=True), strict=True):
-            pixels[int(value)] = pixels.get(int(value), 0) + int(number)
+        return sha256(data), np.bincount(mask.ravel(), minlength=256)
+
+    hashes, counts = {}, np.zeros(256, np.int64)
+    for sample, (written, own) in zip(plan, _threaded(write, plan, workers), strict=True):
+        hashes[sample.id] = written
+        counts += own
+    pixels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
     write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes, **({"absent": not_drawn} if absent else {})})
     if target.name == DEFAULT_SET:
         write_card(folder, plan, pixels, settings, calibration, sum(map(len, not_drawn.values())))
     return target
+
+
+def _threaded(work, items, workers):
+    """``work`` of each item in order, by threads of which each does its tensor operations alone."""
+    workers, threads = workers or os.cpu_count() or 1, torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for first in range(0, len(items), TOGETHER):  # a set may have a million
+                yield from pool.map(work, items[first : first + TOGETHER])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _mask(heat_KPrr, sample, not_drawn, size, settings) -> np.ndarray:

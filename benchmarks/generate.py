@@ -1,0 +1,128 @@
+"""From prompts to files: the whole stage against the plain diffusers pipeline that only saves its images.
+
+    python -m benchmarks.generate [--model embedded sd15] [--device cuda] [--dtype float16] [--images 64] [--batch 16]
+
+``plain``: the pipeline called batch by batch, each image saved. ``ours``: the stage synthesize, with attention, heat, hashes,
+records and syncs; then the same with each option that makes the pixels no different beyond rounding, and with all of them.
+The rows take turns, ``--rounds`` times; on a CPU in processor time of one thread. Joules are those the driver counted for the
+GPU (pynvml, where installed). The last line is JSON.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from benchmarks.full_size import save
+from benchmarks.machine import machine
+from benchmarks.sweep import make_plan
+from dd.diffusion import StableDiffusion
+from dd.prompts import make_prompt
+from dd.samples import read_plan
+from dd.stages.synthesize import synthesize
+from dd.taxonomy import taxonomy
+
+OPTIONS = ("channels_last", "fused_projections", "compile")
+
+
+class Wanted(list):
+    """Prompts as the stage takes them."""
+
+    dropped = ()
+
+
+def prompts(classes, number, seed):
+    return Wanted(make_prompt(s.prompt.partition(";")[0], s.classes) for s in make_plan(number))
+
+
+def plain(generator: StableDiffusion, number: int, batch: int, folder: Path, suffix: str) -> None:
+    folder.mkdir()
+    plan = make_plan(number)
+    for first in range(0, number, batch):
+        part = plan[first : first + batch]
+        made = generator.pipe(
+            prompt=[s.prompt for s in part], generator=[torch.Generator("cpu").manual_seed(s.seed) for s in part],
+            num_inference_steps=generator.steps, guidance_scale=generator.guidance, height=generator.size,
+            width=generator.size,
+        )  # fmt: skip
+        for sample, image in zip(part, made.images, strict=True):
+            image.save(folder / f"{sample.id}{suffix}", quality=95)
+
+
+def joules(device: str) -> float | None:
+    """What the GPU has used since its driver was loaded, where that is known."""
+    with suppress(Exception):  # no GPU, no pynvml, a GPU that does not count
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.device(device).index or 0)
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--model", choices=["embedded", "sd15", "sd21", "sdxl"])
+    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--options", nargs="*", default=list(OPTIONS), choices=OPTIONS)
+    options = parser.parse_args()
+    gpu = options.device != "cpu"
+    model, dtype = options.model or ("sd15" if gpu else "embedded"), options.dtype or ("float16" if gpu else "float32")
+    steps, clock = options.steps or (25 if gpu else 20), time.perf_counter if gpu else time.process_time
+    torch.set_flush_denormal(True)
+    if not gpu:
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as root:
+        root, suffix = Path(root), "png" if model == "embedded" else "jpg"
+        embedded = {"guidance": 3.0, "cross_resolution": 16, "self_resolution": 16} if model == "embedded" else {}
+        name = model if model == "embedded" else str(save(model, root / "checkpoint"))
+        build = lambda **more: StableDiffusion(name, steps=steps, device=options.device, dtype=dtype, **embedded, **more)  # noqa: E731
+        generators = {"ours": build()} | {option: build(**{option: True}) for option in options.options}
+        if len(options.options) > 1:
+            generators["all of them"] = build(**dict.fromkeys(options.options, True))
+
+        def stage(generator):
+            synthesize(root / "set", generator, prompts, taxonomy("shapes"), options.images, 0, options.batch, suffix)
+            assert len(read_plan(root / "set")) == options.images
+
+        rows = {"plain": lambda: plain(generators["ours"], options.images, options.batch, root / "set", f".{suffix}")}
+        rows |= {row: lambda g=generator: stage(g) for row, generator in generators.items()}
+        seconds, energy = {row: [] for row in rows}, {row: [] for row in rows}
+        for repeat in range(options.rounds + 1):  # the first compiles and is not counted
+            for row, run in rows.items():
+                before, started = joules(options.device), clock()
+                run()
+                if gpu:
+                    torch.cuda.synchronize()
+                if repeat:
+                    seconds[row].append(clock() - started)
+                    energy[row] += [] if before is None else [joules(options.device) - before]
+                shutil.rmtree(root / "set")
+    found = {}
+    for row in rows:
+        ratio = statistics.median(p / s for p, s in zip(seconds["plain"], seconds[row], strict=True))
+        found[row] = {"images_per_second": options.images / statistics.median(seconds[row]), "over_plain": round(ratio, 4)}
+        if energy[row]:
+            found[row]["images_per_kwh"] = round(options.images / (statistics.median(energy[row]) / 3.6e6))
+        text = f"{found[row]['images_per_kwh']:8} images/kWh" if energy[row] else ""
+        print(f"{row:18} {found[row]['images_per_second']:8.3f} images/s {ratio:7.3f}x {text}")
+    result = {
+        "model": model, "dtype": dtype, "steps": steps, "batch": options.batch, "images": options.images, "generate": found,
+        **machine(options.device),
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
