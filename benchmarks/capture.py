@@ -138,6 +138,19 @@ def measure(variants: dict, rounds: int, device: str) -> dict:
     return found
 
 
+def profile(run, device: str) -> None:
+    """The operations that take most of the time of ``run()``."""
+    kind = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kind.CPU] if device == "cpu" else [kind.CPU, kind.CUDA]) as found:
+        run()
+    key = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    rows = sorted(found.key_averages(), key=lambda row: -getattr(row, key))
+    total = sum(getattr(row, key) for row in rows)
+    print(
+        "  of the time with capture: " + ", ".join(f"{row.key} {100 * getattr(row, key) / total:.1f} %" for row in rows[:10])
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -146,6 +159,7 @@ def main():
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--steps", type=int, help="of a whole generation")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="print which operations take the time")
     options = parser.parse_args()
     gpu = options.device != "cpu"
     models = options.models or (list(SIDES) if gpu else ["embedded", "sd15"])
@@ -165,6 +179,8 @@ def main():
                 else single_steps(model, batch, options.device, dtype)
             )
             found = measure(variants, options.rounds, options.device)
+            if options.profile:
+                profile(variants["capture"], options.device)
             del variants
             for name, row in found.items():
                 print(

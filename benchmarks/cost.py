@@ -1,10 +1,11 @@
-"""GPU-hours and disk of the paper's two reproductions, computed from the models' own operation counts.
+"""GPU-hours, disk and price of the paper's two reproductions, computed from the models' own operation counts.
 
-    python benchmarks/cost.py [--tflops 100] [--gpus 8]
+    python -m benchmarks.cost [--tflops 100] [--gpus 8] [--price 2]
 
 Nothing is run: the models are built without weights (meta device) at their published sizes and their multiplications are
-counted by torch. ``--tflops`` is the one assumption: what a GPU sustains on such models in half precision (an A100's peak
-is 312; a third of the peak is what convolutions and attention of this size usually reach). The last line is JSON.
+counted by torch, those of reading the attention too. ``--tflops`` is the one assumption: what a GPU sustains on such models in
+half precision (an A100's peak is 312; a third of the peak is what convolutions and attention of this size usually reach).
+``--price``: of a GPU-hour, a placeholder for your own. The last line is JSON.
 """
 
 import argparse
@@ -14,28 +15,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.full_size import UNETS, VAE
+from dd.diffusion import AttentionRecorder
 from dd.segmenters.mmsegmentation import DeepLabV3
 
-SD21_UNET = {  # Stable Diffusion 2.1 base, 865.9 M parameters
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "layers_per_block": 2,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": (5, 10, 20, 20),
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-}
-SD_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "sample_size": 512,
-}
 SETS = {"voc": (40_000, 20_000, 21, 1.4), "coco": (80_000, 40_000, 81, 2.0)}  # images, iterations, outputs, classes per image
-STEPS, BATCH, HEAT_BYTES, POWERS, JPEG_BYTES = 100, 8, 32 * 32 * 2, 9, 110_000
+STEPS, FAST, BATCH, HEAT_BYTES, POWERS, JPEG_BYTES = 100, 25, 8, 32 * 32 * 2, 9, 110_000
 
 
 def tera(run) -> float:
@@ -49,29 +34,36 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tflops", type=float, default=100, help="sustained TFLOP/s of one GPU in half precision")
     parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--price", type=float, default=2, help="of a GPU-hour")
     options = parser.parse_args()
     with torch.device("meta"):
-        unet, vae = UNet2DConditionModel(**SD21_UNET).eval(), AutoencoderKL(**SD_VAE).eval()
+        unet, vae = UNet2DConditionModel(**UNETS["sd21"]).eval(), AutoencoderKL(**VAE).eval()
         latents, text = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 1024)
         step = tera(lambda: unet(latents, torch.tensor(0, device="meta"), text))
         decode = tera(lambda: vae.decode(latents))
+        with AttentionRecorder(unet, text, 16, 32):
+            capture = tera(lambda: unet(latents, torch.tensor(0, device="meta"), text)) - step
     parameters = sum(p.numel() for p in unet.parameters())
-    image = 2 * STEPS * step + decode  # guidance: each step sees the image twice
+    images_of = {n: n * (2 * step + capture) + decode for n in (STEPS, FAST)}  # guidance: each step sees the image twice
     print(f"SD 2.1 base: UNet of {parameters / 1e6:.1f} M parameters; TFLOP: {step:.3f} a call, {decode:.2f} to decode")
-    print(f"an image of {STEPS} steps with guidance: {image:.0f} TFLOP")
-    result = {"tflops": options.tflops, "gpus": options.gpus, "unet_tflop": step, "image_tflop": image, "sets": {}}
+    print(f"reading the attention: {capture:.4f} TFLOP a step, {100 * capture / (2 * step):.1f} % of a step")
+    print("; ".join(f"an image of {n} steps with guidance: {tflop:.0f} TFLOP" for n, tflop in images_of.items()))
+    result = {"tflops": options.tflops, "gpus": options.gpus, "price": options.price, "unet_tflop": step}
+    result |= {"capture_tflop": capture, "image_tflop": images_of, "sets": {}}
     for name, (images, iterations, outputs, classes) in SETS.items():
-        hours = {"generate": images * image / options.tflops / 3600}
+        hours = {f"generate, {n} steps": images * tflop / options.tflops / 3600 for n, tflop in images_of.items()}
         for depth in (50, 101):
             segmenter = DeepLabV3(outputs, depth).to("meta").eval()
             forward = tera(lambda s=segmenter: s(torch.empty(1, 3, 512, 512, device="meta")))
-            hours[f"train_r{depth}"] = 3 * forward * BATCH * iterations / options.tflops / 3600  # backward: twice the forward
+            operations = 3 * forward * BATCH * iterations  # backward: twice the forward
+            hours[f"train R{depth}"] = operations / options.tflops / 3600
         disk = images * (JPEG_BYTES + classes * POWERS * HEAT_BYTES + 5_000) / 2**30
         result["sets"][name] = {"gpu_hours": hours, "disk_gib": disk}
         print(f"{name}: {images} images")
         for part, value in hours.items():
-            print(f"  {part:10s} {value:7.1f} GPU-hours, {value / options.gpus:6.1f} h on {options.gpus} GPUs")
-        print(f"  disk       {disk:7.1f} GiB of images, heat and masks")
+            on_all, price = value / options.gpus, value * options.price
+            print(f"  {part:20s} {value:7.1f} GPU-hours, {on_all:6.1f} h on {options.gpus} GPUs, price {price:7.0f}")
+        print(f"  disk                 {disk:7.1f} GiB of images, heat and masks")
     print(json.dumps(result))
 
 
