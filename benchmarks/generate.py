@@ -4,9 +4,9 @@
 
 ``plain``: the pipeline called batch by batch, each image saved. ``ours``: the stage synthesize, with attention, heat, hashes,
 records and syncs; then the same with each option that makes the pixels no different beyond rounding, and with all of them.
-The rows take turns, ``--rounds`` times; on a CPU in processor time of one thread. ``writing alone``: how fast the stage is with
-512-px images that are already there (heat of three classes at 32x32, JPEG): the share of a second that a GPU waits. Joules are those the driver counted for the
-GPU (pynvml, where installed). The last line is JSON.
+The rows take turns, ``--rounds`` times; on a CPU in processor time of one thread. ``writing alone``: how fast the stage is
+with 512-px images that are already there (heat of up to three classes at 32x32, JPEG): what a GPU waits for. Joules are those
+that the driver counted for the GPU (pynvml, where installed). The last line is JSON.
 """
 
 import argparse
@@ -156,7 +156,8 @@ def main():
         print(f"{row:18} {found[row]['images_per_second']:8.3f} images/s {ratio:7.3f}x {text}")
     print(f"writing alone      {alone:8} images/s of 512 px")
     result = {
-        "writing_images_per_second": alone, "model": model, "dtype": dtype, "steps": steps, "batch": options.batch, "images": options.images, "generate": found,
+        "writing_images_per_second": alone, "model": model, "dtype": dtype, "steps": steps, "batch": options.batch,
+        "images": options.images, "generate": found,
         **machine(options.device),
     }  # fmt: skip
     print(json.dumps(result))

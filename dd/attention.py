@@ -7,6 +7,8 @@ Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of 
 import torch
 import torch.nn.functional as F
 
+AT_ONCE = {"cuda": 2**26, "cpu": 2**22}  # few, larger kernels on a GPU; on a CPU what its cache holds
+
 
 def split_heads(x_BNC: torch.Tensor, heads: int) -> torch.Tensor:
     """[B, N, H*D] -> [B, H, N, D]."""
@@ -15,13 +17,15 @@ def split_heads(x_BNC: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def mean_attention(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float) -> torch.Tensor:
-    """Mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row sums to 1. One head at a time, so that the
-    head dimension is never held in memory."""
-    heads = q_BHND.shape[1]
-    total = None
-    for h in range(heads):
-        logits = torch.bmm(q_BHND[:, h].float() * scale, k_BHTD[:, h].float().transpose(1, 2))
-        probs = logits.softmax(-1)
+    """Mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row sums to 1. As many heads at a time as ``AT_ONCE``
+    bytes hold (one at least), so that the head dimension is never held whole where it is large."""
+    batch, heads, pixels, _ = q_BHND.shape
+    each = 4 * batch * pixels * k_BHTD.shape[2]
+    count, total = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each), None
+    for first in range(0, heads, count):
+        q, k = (x[:, first : first + count].float() for x in (q_BHND, k_BHTD))
+        probs = torch.matmul(q * scale, k.transpose(2, 3)).softmax(-1)
+        probs = probs.sum(1) if probs.shape[1] > 1 else probs[:, 0]
         total = probs if total is None else total.add_(probs)
     return total.div_(heads)
 

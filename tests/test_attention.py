@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from dd import attention
 from dd.attention import class_maps, exponentiate, heat_maps, mean_attention, resize_maps, split_heads
 
 
@@ -112,3 +113,11 @@ def test_heat_maps_are_the_steps_in_order():
 def test_heat_has_the_side_of_the_self_attention(cross_side, self_side):
     heat = heat_maps(stochastic(cross_side**2, 5), stochastic(self_side**2, self_side**2), [[1], [2]], 2)
     assert heat.shape == (2, 3, self_side, self_side)
+
+
+@pytest.mark.parametrize("heads_at_once", [1, 2, 3, 8])
+def test_the_mean_is_the_same_for_any_number_of_heads_at_a_time(monkeypatch, heads_at_once):
+    q, k = random(2, 8, 16, 4), random(2, 8, 7, 4, seed=1)
+    monkeypatch.setitem(attention.AT_ONCE, "cpu", heads_at_once * 2 * 16 * 7 * 4)
+    expected = torch.softmax(q @ k.transpose(2, 3) * 0.5, -1).mean(1)
+    torch.testing.assert_close(mean_attention(q, k, 0.5), expected, rtol=1e-5, atol=1e-7)

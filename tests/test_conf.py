@@ -21,6 +21,7 @@ from dd.segmenters.base import Segmenter
 from dd.segmenters.mmsegmentation import DeepLabV3
 from dd.segmenters.transforms import TrainTransform
 from dd.stages.prepare import prepare_shapes
+from dd.taxonomy import taxonomy
 
 CONF = config.CONF
 ROOTS = {"generate", "train", "evaluate"}
@@ -684,3 +685,30 @@ def test_your_own_data_bring_their_classes(data_root):
     (data_root / "site/taxonomy.yaml").write_text("name: site\nclasses: [scratch, dent]\n")
     cfg = compose("evaluate", "data=own", "data.name=site", f"data_root={data_root}")
     assert config.taxonomy(cfg).names == ("scratch", "dent") and cfg.data.root == f"{data_root}/site"
+
+
+class Measured:
+    """A generator that is asked how much fits into memory."""
+
+    asked = 0
+
+    def largest_batch(self, sample):
+        assert sample.class_prompt == "aeroplane" and sample.class_ids == (1,)
+        self.asked += 1
+        return 16
+
+
+def test_the_batch_is_measured_once_and_then_that_of_the_set(tmp_path, capsys):
+    generator, cfg = Measured(), OmegaConf.create({"unit_size": "auto", "folder": str(tmp_path), "seed": 0})
+    assert config.unit_size(cfg, generator, taxonomy("voc")) == 16 and generator.asked == 1
+    assert "unit_size=auto: 16 images at a time" in capsys.readouterr().out
+    identity = {"generator": {}, "plan_sha256": "", "image_format": ".png", "taxonomy": {"names": []}, "unit_size": 4}
+    write_json(tmp_path / "run.json", {"identity": identity})
+    assert config.unit_size(cfg, generator, taxonomy("voc")) == 4 and generator.asked == 1
+    assert config.unit_size(OmegaConf.create({"unit_size": 8}), generator, None) == 8
+
+
+@pytest.mark.parametrize("size", ["many", 2.5, None, True])
+def test_a_batch_that_is_no_number(size):
+    with pytest.raises(ValueError, match="unit_size=.*expected a whole number from 1 on, or auto"):
+        config.unit_size(OmegaConf.create({"unit_size": size}), None, None)
