@@ -71,15 +71,22 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class Photos:
-    """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`. FileNotFoundError for no folder or
-    one without images, ValueError for two images of one stem."""
+def spread(values: list, limit: int | None) -> list:
+    """At most ``limit`` of the values, evenly spread."""
+    if limit is None or len(values) <= limit:
+        return values
+    return [values[i * len(values) // limit] for i in range(limit)]
 
-    def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS):
+
+class Photos:
+    """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`. ``limit``: so many of them, evenly
+    spread. FileNotFoundError for no folder or one without images, ValueError for two images of one stem."""
+
+    def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         check_limit(max_pixels)
         self.folder, self.max_pixels, self.files, self.notes = Path(folder), max_pixels, index(folder, IMAGES), []
         self.items, self.unreadable = [], {}
-        for name, path in self.files.items():
+        for name, path in spread(list(self.files.items()), limit):
             file = path.relative_to(self.folder).as_posix()
             try:
                 self.items.append(Item(name, file, sha256(path)))
@@ -99,7 +106,7 @@ class Video:
     """Every ``every``-th frame of a video file: ``items`` (``frame_000000``, ...), and :meth:`read`. The frames are those
     that can be decoded; a note says if its header promises more. ValueError for a file without any."""
 
-    def __init__(self, path: str | Path, every: int = 1, max_pixels: int = MAX_PIXELS):
+    def __init__(self, path: str | Path, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         check_limit(max_pixels)
         if type(every) is not int or every < 1:
             raise ValueError(f"every={every!r}: expected a whole number of 1 or more, 1 = each frame of a video")
@@ -115,7 +122,9 @@ class Video:
         if count < promised:
             self.notes.append(f"{path} ends after {count} of the {promised} frames that its header promises")
         digest = sha256(self.path)
-        self.items = [Item(f"frame_{n:06d}", f"{self.path.name}#{n}", digest) for n in range(0, count, every)]
+        self.items = [
+            Item(f"frame_{n:06d}", f"{self.path.name}#{n}", digest) for n in spread(list(range(0, count, every)), limit)
+        ]
 
     def read(self, wanted: list[Item]):
         """(item, its pixels or the error), in the order of the frames."""
@@ -135,14 +144,14 @@ class Video:
         return video
 
 
-def source(images: str | Path | None, every: int = 1, max_pixels: int = MAX_PIXELS) -> Photos | Video:
+def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None) -> Photos | Video:
     """The photographs of a folder, or the frames of a video file. Errors say what is allowed."""
     if not images or not Path(images).exists():
         raise FileNotFoundError(f"images={images}: nothing is there; expected a folder of images, or a video file")
     if Path(images).is_dir():
-        return Photos(images, max_pixels)
+        return Photos(images, max_pixels, limit)
     if Path(images).suffix.lower() not in VIDEOS:
         raise ValueError(
             f"images={images}: expected a folder of images ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})"
         )
-    return Video(images, every, max_pixels)
+    return Video(images, every, max_pixels, limit)

@@ -25,6 +25,7 @@ FLOORS = {
         "dd.quality",
         "dd.search",
         "dd.exports.*",
+        "dd.onnx_model",
         "dd.executors.*",
     },
     3: {
@@ -65,6 +66,8 @@ ADAPTERS = {  # library: the only modules that may import it
     "tensorboard": ["dd.tracking.loggers"],
     "pycocotools": ["dd.coco", "dd.exports.coco"],
     "cv2": ["dd.photos"],
+    "onnx": ["dd.onnx_model"],
+    "onnxruntime": ["dd.onnx_model"],
     "pyarrow": ["dd.exports.huggingface"],
     "pooch": ["dd.downloads"],
     "torchmetrics": ["dd.metrics"],

@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
 
 from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
+from dd.config.deployment import deploy_arguments, loaded, settings
 from dd.config.evaluation import prediction_arguments, report_arguments, test_sets
 from dd.config.generation import (
     calibrate_arguments,
@@ -59,6 +60,7 @@ __all__ = [
     "calibrate_arguments",
     "check_overrides",
     "check_tuning",
+    "deploy_arguments",
     "device",
     "executor",
     "exit_code",
@@ -66,6 +68,7 @@ __all__ = [
     "holds_out",
     "instantiate",
     "judging_set",
+    "loaded",
     "loggers",
     "main",
     "masks_from",
@@ -80,6 +83,7 @@ __all__ = [
     "search_space",
     "seed_everything",
     "segmenter_of",
+    "settings",
     "study_identity",
     "sweep_arguments",
     "swept_name",
