@@ -51,7 +51,8 @@ def main():
     found = {
         "what": what, "size": options.size, "batch": options.batch, "turns": options.turns,
         "pytorch_images_per_second": round(rates["torch"], 3), "onnx_images_per_second": round(rates["onnx"], 3),
-        "onnx_over_pytorch": round(ratio, 3), "same_pixels": round(same, 6), "onnxruntime": version("onnxruntime"), **machine(),
+        "onnx_over_pytorch": round(ratio, 3), "same_pixels": round(same, 6),
+        "onnxruntime": version("onnxruntime"), **machine(),
     }  # fmt: skip
     print(json.dumps(found))
 

@@ -26,6 +26,7 @@ FLOORS = {
         "dd.search",
         "dd.exports.*",
         "dd.onnx_model",
+        "dd.page_server",
         "dd.executors.*",
     },
     3: {
@@ -68,6 +69,8 @@ ADAPTERS = {  # library: the only modules that may import it
     "cv2": ["dd.photos"],
     "onnx": ["dd.onnx_model"],
     "onnxruntime": ["dd.onnx_model"],
+    "starlette": ["dd.page_server"],
+    "uvicorn": ["dd.page_server"],
     "pyarrow": ["dd.exports.huggingface"],
     "pooch": ["dd.downloads"],
     "torchmetrics": ["dd.metrics"],

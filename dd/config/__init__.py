@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
 
 from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
-from dd.config.deployment import deploy_arguments, loaded, settings
+from dd.config.deployment import deploy_arguments, page_arguments, settings
 from dd.config.evaluation import prediction_arguments, report_arguments, test_sets
 from dd.config.generation import (
     calibrate_arguments,
@@ -68,11 +68,11 @@ __all__ = [
     "holds_out",
     "instantiate",
     "judging_set",
-    "loaded",
     "loggers",
     "main",
     "masks_from",
     "one_device",
+    "page_arguments",
     "palette",
     "plain",
     "prediction_arguments",

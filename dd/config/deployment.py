@@ -3,10 +3,13 @@
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
+
 from dd import taxonomy as taxonomies
 from dd.config.objects import trained_run
 from dd.photos import source
 from dd.provenance import read_json
+from dd.segmentation import Predictor
 from dd.taxonomy import BACKGROUND
 
 CHECKED = 16  # pictures, evenly spread over those there are
@@ -51,6 +54,16 @@ def deploy_arguments(chosen: dict) -> dict:
     images = chosen["images"] or _own_images(chosen["data_root"], given["run"])
     target = chosen["output"] or Path(chosen["run"]) / "segmenter.onnx"
     return {"target": target, **given, "pictures": source(images, limit=CHECKED), "weights": chosen["weights"]}
+
+
+def page_arguments(chosen: dict) -> tuple[dict, int]:
+    """(what the stage page takes, the port)."""
+    if not chosen["port"].isdecimal() or int(chosen["port"]) > 65535:
+        raise ValueError(f"port={chosen['port']}: expected a number from 0 (any free one) to 65535")
+    given = loaded(chosen)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = Predictor(given["run"], given["segmenter"], given["views"], where)
+    return {"predictor": predictor, "names": given["names"], "palette": given["palette"]}, int(chosen["port"])
 
 
 def _own_images(data_root, run: dict) -> Path:
