@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,28 +121,71 @@ def test_the_page_loads_nothing_from_elsewhere(client):
 # The command
 
 
-def test_the_command_serves_this_machine_alone(finished_run, tmp_path):
-    folder, run, segmenter = finished_run(tmp_path / "run")
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, finished_run):
+    """(the page's address, run.json, the segmenter) of the command in a process of its own; it ends well by Ctrl-C."""
+    folder, run, segmenter = finished_run(tmp_path_factory.mktemp("runs") / "run")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "dd", "page", f"run={folder}", "port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as server:
         try:
             said = server.stdout.readline()
-            found = re.fullmatch(r"ready: (http://127\.0\.0\.1:(\d+)) \(Ctrl-C ends it\)\n", said)
-            assert found, (said, server.stderr.read())
-            address, port = found[1], int(found[2])
-            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with direct.open(urllib.request.Request(f"{address}/segment", file_of(COLOURS), {}), timeout=60) as answer:
-                mask = np.asarray(picture_of(json.load(answer)["mask"], "image/png"))
-            assert np.array_equal(mask, Predictor(run, segmenter, Views(32))([COLOURS])[0])
-            with pytest.raises(urllib.error.HTTPError) as error:
-                direct.open(urllib.request.Request(f"{address}/segment", b"no image", {}), timeout=60)
-            assert error.value.code == 422
-            with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=5):
-                pass
+            found = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", said)
+            assert found, said
+            yield found[1], run, segmenter
         finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0 and server.stderr.read() == ""
+        assert server.wait(60) == 0 and server.stderr.read() == ""
+
+
+def test_the_command_serves_this_machine_alone(served):
+    address, run, segmenter = served
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(urllib.request.Request(f"{address}/segment", file_of(COLOURS), {}), timeout=60) as answer:
+        mask = np.asarray(picture_of(json.load(answer)["mask"], "image/png"))
+    assert np.array_equal(mask, Predictor(run, segmenter, Views(32))([COLOURS])[0])
+    with pytest.raises(urllib.error.HTTPError) as error:
+        direct.open(urllib.request.Request(f"{address}/segment", b"no image", {}), timeout=60)
+    assert error.value.code == 422
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", int(address.rpartition(":")[2])), timeout=5):
+        pass
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(served, tmp_path):
+    address, run, segmenter = served
+    pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
+    (tmp_path / "photo.png").write_bytes(file_of(pixels))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    browser = runpy.run_path(str(ROOT / "tests/report/test_browser.py"))["Browser"](tmp_path / "profile")
+
+    def choose(name):
+        chosen = browser.call("Runtime.evaluate", expression="document.getElementById('file')")["result"]["objectId"]
+        browser.call("DOM.setFileInputFiles", files=[str(tmp_path / name)], objectId=chosen)
+        done = f"at('state').textContent.startsWith('{name}') && !at('state').textContent.endsWith('…')"
+        browser.js(f"new Promise(r => {{ const t = setInterval(() => {{ if ({done}) {{ clearInterval(t); r() }} }}, 20) }})")
+        return browser.js("at('state').textContent")
+
+    try:
+        browser.open(SimpleNamespace(as_uri=lambda: address))
+        assert choose("photo.png") == "photo.png: 320 × 240 pixels" and browser.messages == []
+        [mask] = Predictor(run, segmenter, Views(32))([pixels])
+        values, counts = np.unique(mask, return_counts=True)
+        areas = browser.js("[...document.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+        assert areas == [
+            [NAMES[v], str(n), f"{100 * n / mask.size:.2f} %"]
+            for n, v in sorted(zip(counts, values, strict=True), reverse=True)
+        ]
+        sizes = "[...document.images].filter(i => i.offsetParent).map(i => i.decode().then(() => i.naturalWidth))"
+        assert browser.js(f"Promise.all({sizes})") == [320]
+        browser.js("at('kind').click()")
+        assert browser.js(f"Promise.all({sizes})") == [320] and browser.js("at('mask').offsetParent !== null")
+        assert browser.js("at('save').download") == "mask.png"
+        assert browser.js("new Set(performance.getEntriesByType('resource').map(e => new URL(e.name).host)).size") == 1
+        assert choose("broken.png").startswith("broken.png: the file is damaged, or no image")
+        assert browser.js("at('found').hidden && at('state').className") == "wrong"
+    finally:
+        browser.close()
 
 
 def test_what_the_command_refuses(finished_run, tmp_path, capsys):
