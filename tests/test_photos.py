@@ -72,6 +72,7 @@ def test_transparent_pixels_lie_on_white(tmp_path):
     assert found.tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
     half = Image.fromarray(np.array([[[0, 0, 0, 255], [0, 0, 0, 0], [0, 0, 0, 51]]], np.uint8))
     assert read_photo(saved(tmp_path, half)).tolist() == [[[0] * 3, [255] * 3, [204] * 3]]
+    assert read_photo(saved(tmp_path, half.convert("LA"))).tolist() == [[[0] * 3, [255] * 3, [204] * 3]]
 
 
 def test_a_truncated_photograph_says_so(tmp_path):

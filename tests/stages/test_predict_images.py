@@ -213,6 +213,10 @@ def test_the_command(finished_run, images, tmp_path):
     found = Predictor(run, segmenter, Views(32))([read_image(images / "a.png")])[0]
     assert np.array_equal(read_mask(out / "masks/a.png"), found)
     assert read_json(out / "predictions.json")["identity"]["checkpoint_sha256"] == sha256(folder / "checkpoints/last.ckpt")
+    for name in ("a.png", "b.bmp", "more/c.png"):
+        (images / name).unlink()
+    done = command(f"run={folder}", f"images={images}", "output=none", cwd=tmp_path)
+    assert done.returncode == 2 and "none of the 1 images could be read" in done.stderr
 
 
 def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):
