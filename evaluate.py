@@ -1,4 +1,4 @@
-"""mIoU of trained runs, audits, self-training, reports.   python evaluate.py run=outputs/shapes/synthetic/seed=0"""
+"""mIoU of trained runs, predictions, audits, self-training, reports: python evaluate.py run=outputs/shapes/synthetic/seed=0"""
 
 from glob import glob
 from pathlib import Path
@@ -8,12 +8,13 @@ from dd.datasets import SegmentationFolder
 from dd.provenance import read_json
 from dd.report.summary import audited
 from dd.stages.evaluate import evaluate, print_table
+from dd.stages.predict_images import predict_images, print_predictions
 from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
 from dd.stages.self_train import self_train
 from dd.tracking.wandb import log_evaluation
 
-STAGES = ("evaluate", "audit", "self_train", "report")
+STAGES = ("evaluate", "predict", "audit", "self_train", "report")
 
 
 def run(cfg) -> float | None:
@@ -23,6 +24,9 @@ def run(cfg) -> float | None:
         return print(f"report in {report_dataset(cfg.synthetic, cfg.synthetic_masks, cfg.gallery)}")
     if cfg.stage == "report":
         return print(f"report in {report(**config.report_arguments(cfg))}")
+    if cfg.stage == "predict":
+        given = config.prediction_arguments(cfg)
+        return print_predictions(given["target"], predict_images(**given))
     folders = sorted(f for f in glob(str(cfg.run)) if _is_segmenter(Path(f, "run.json"))) if cfg.run else []
     if not folders:
         raise FileNotFoundError(f"run={cfg.run}: no finished training run of a segmenter there (a folder with run.json)")

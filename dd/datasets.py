@@ -48,7 +48,7 @@ def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
 
 
 @contextmanager
-def _opened(path: str | Path):
+def opened(path: str | Path):
     """Pillow's image of a file; whatever it says of one that it cannot decode becomes a ValueError with the file's name.
     Images of more than 179 million pixels are refused (Pillow's limit against decompression bombs)."""
     try:
@@ -64,19 +64,19 @@ def _opened(path: str | Path):
 
 def read_image(path: str | Path) -> np.ndarray:
     """Image uint8 [H, W, 3]; ValueError for a file that cannot be decoded."""
-    with _opened(path) as image:
+    with opened(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of an image, from its header."""
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.height, image.width
 
 
 def read_mask(path: str | Path) -> np.ndarray:
     """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image, whose ids are lost."""
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"mask {path} has mode {image.mode}; a mask holds one class id per pixel (mode P or L)")
         return np.asarray(image)
@@ -87,7 +87,7 @@ def read_coloured_mask(path: str | Path, taxonomy: Taxonomy) -> np.ndarray:
 
     ValueError names the colours that no class, background or 255 has.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
             return read_mask(path)
         pixels = np.asarray(image).astype(np.int32)

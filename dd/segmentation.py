@@ -158,6 +158,22 @@ def to_device(images, device):
     return [i.to(device) if isinstance(i, torch.Tensor) else to_device(i, device) for i in images]
 
 
+class Predictor:
+    """Images uint8 [H, W, 3] -> class ids uint8 [H, W] at their own size, in the precision and the views that ``run``
+    (run.json) is evaluated in. ``segmenter``: with its weights."""
+
+    def __init__(self, run: dict, segmenter, views: Views, device: str = "cpu"):
+        self.segmenter, self.views, self.device = segmenter.to(device).eval(), views, device
+        self.bf16 = run.get("bf16", False)
+
+    @torch.no_grad()
+    def __call__(self, images: list) -> list:
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16):
+            shown = to_device([self.views(image) for image in images], self.device)
+            found = self.views.predict(self.segmenter, shown, [image.shape[:2] for image in images])
+        return [mask.to(torch.uint8).cpu().numpy() for mask in found]
+
+
 class Segmentation(pl.LightningModule):
     """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole tune set.
 

@@ -87,6 +87,37 @@ def tiny_segmenter():
     return make
 
 
+DEEPLAB = {
+    "_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "base_channels": 8, "dilations": [1, 2, 3],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished_run():
+    """``make(folder, node=DEEPLAB, names=("cat", "dog"), seed=0, scale=32)``: a finished run of a tiny segmenter that sees
+    every class somewhere; returns (folder, run.json, the segmenter)."""
+    from dd import checkpoints, config
+    from dd.provenance import sha256, write_json
+
+    def make(folder, node=None, names=("cat", "dog"), seed=0, scale=32):
+        run = {
+            "segmenter": node or DEEPLAB, "taxonomy": {"name": "pets", "names": list(names)}, "scale": scale, "bf16": False,
+            "supervision": "A", "trained_on": {"source": "synthetic"},
+        }  # fmt: skip
+        torch.manual_seed(seed)
+        segmenter = config.segmenter_of(run).eval()
+        if "decode_head" in dict(segmenter.named_children()):  # as if trained: far from an equal score of all classes
+            torch.nn.init.normal_(segmenter.decode_head.conv_seg.weight, std=5)
+        checkpoint = folder / "checkpoints/last.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in segmenter.state_dict().items()}}, checkpoint)
+        run["checkpoint_sha256"] = sha256(checkpoint)
+        write_json(folder / "run.json", run)
+        return folder, run, segmenter
+
+    return make
+
+
 @pytest.fixture
 def toy_data():
     """``make(count=7, tune=None, batch_size=2, seed=0)``: a data module on :class:`ToyPictures`."""

@@ -9,7 +9,8 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
 
 from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
-from dd.config.evaluation import report_arguments, test_sets
+from dd.config.deployment import deploy_arguments, page_arguments, settings
+from dd.config.evaluation import prediction_arguments, report_arguments, test_sets
 from dd.config.generation import (
     calibrate_arguments,
     executor,
@@ -21,7 +22,18 @@ from dd.config.generation import (
     worker_tools,
 )
 from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, budget_run, budget_test, generation_seconds
-from dd.config.objects import ALLOWED, USER_ERRORS, device, instantiate, plain, real_data, segmenter_of, taxonomy, trained_run
+from dd.config.objects import (
+    ALLOWED,
+    USER_ERRORS,
+    device,
+    instantiate,
+    palette,
+    plain,
+    real_data,
+    segmenter_of,
+    taxonomy,
+    trained_run,
+)
 from dd.config.training import (
     SOURCES,
     holds_out,
@@ -49,6 +61,7 @@ __all__ = [
     "calibrate_arguments",
     "check_overrides",
     "check_tuning",
+    "deploy_arguments",
     "device",
     "executor",
     "exit_code",
@@ -60,7 +73,10 @@ __all__ = [
     "main",
     "masks_from",
     "one_device",
+    "page_arguments",
+    "palette",
     "plain",
+    "prediction_arguments",
     "quality",
     "quoted",
     "real_data",
@@ -68,6 +84,7 @@ __all__ = [
     "search_space",
     "seed_everything",
     "segmenter_of",
+    "settings",
     "study_identity",
     "sweep_arguments",
     "swept_name",

@@ -6,8 +6,33 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from dd.config.command import CONF
-from dd.config.objects import taxonomy
+from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
+from dd.photos import source
+from dd.segmentation import Predictor
+from dd.taxonomy import BACKGROUND
+
+
+def prediction_arguments(cfg) -> dict:
+    """What the stage predict_images takes: by default the results lie in the run's ``predictions/<name of images>``, those of
+    other weights or views in a folder of their own."""
+    if not cfg.run:
+        raise ValueError("run=null: stage=predict needs the folder of a trained run, such as run=outputs/shapes/real/seed=0")
+    run, segmenter, views = trained_run(cfg.run, cfg.trusted, cfg.weights, plain(cfg)["scales"], cfg.flip)
+    images = source(cfg.images, cfg.every, cfg.max_pixels)
+    path = Path(cfg.images).resolve()
+    how = [part for part in (cfg.weights if cfg.weights != "ema" else "", views.name) if part]
+    target = Path(cfg.output or Path(cfg.run, "predictions", "-".join([path.stem if path.is_file() else path.name, *how])))
+    if path.is_dir() and target.resolve().is_relative_to(path):
+        raise ValueError(f"output={target} lies in images={cfg.images}: its masks would be taken for images next time")
+    identity = {
+        "checkpoint_sha256": run["checkpoint_sha256"], "weights": cfg.weights, "protocol": views.protocol,
+        "classes": run["taxonomy"]["names"], "images": str(path),
+    }  # fmt: skip
+    return {
+        "target": target, "source": images, "predictor": Predictor(run, segmenter, views, device(cfg)), "identity": identity,
+        "names": [BACKGROUND, *run["taxonomy"]["names"]], "palette": palette(cfg, run), "batch_size": cfg.batch_size,
+    }  # fmt: skip
 
 
 def report_arguments(cfg) -> dict:

@@ -12,7 +12,7 @@ from dd import taxonomy as taxonomies
 from dd.datasets import SegmentationFolder
 from dd.provenance import read_json
 from dd.segmentation import Views
-from dd.stages.train import load_weights
+from dd.stages.train import SETTINGS, load_weights
 
 ALLOWED = (
     "dd.prompt_sources.",
@@ -75,6 +75,15 @@ def taxonomy(cfg) -> taxonomies.Taxonomy:
     return taxonomies.taxonomy(cfg.data.taxonomy)
 
 
+def palette(cfg, run: dict) -> list[int]:
+    """Colours of a run's classes: those of the chosen data's taxonomy where it has the same classes, else VOC's."""
+    try:
+        chosen = taxonomy(cfg)
+    except FileNotFoundError:  # data=own without its data: a run needs no data set to be used
+        return taxonomies.voc_palette()
+    return chosen.palette if list(chosen.names) == run["taxonomy"]["names"] else taxonomies.voc_palette()
+
+
 def device(cfg) -> str:
     """``auto`` means the GPU when there is one."""
     if cfg.device != "auto":
@@ -104,8 +113,15 @@ def segmenter_of(run: dict, trusted: bool = False):
 def trained_run(folder, trusted: bool = False, weights: str = "ema", scales=(1.0,), flip: bool = False) -> tuple:
     """(run.json, segmenter with its weights, how it looks at an image around the run's own scale) of a finished run."""
     if not (Path(folder) / "run.json").is_file():
-        raise FileNotFoundError(f"{folder}: no finished training run there (a folder with run.json); train it with train.py")
+        begun = (Path(folder) / SETTINGS).is_file()
+        raise FileNotFoundError(
+            f"{folder}: its training has begun and is not finished (no run.json); the same train.py command goes on"
+            if begun
+            else f"{folder}: no finished training run there (a folder with run.json); train it with train.py"
+        )
     run = read_json(Path(folder) / "run.json")
+    if not isinstance(run, dict) or "segmenter" not in run:
+        raise ValueError(f"{folder} is no training run of a segmenter (its run.json names none); give the folder of one")
     segmenter = segmenter_of(run, trusted)
     segmenter.load_state_dict(load_weights(folder, weights))
     return run, segmenter, Views(run["scale"], scales, flip)

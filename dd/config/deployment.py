@@ -1,0 +1,84 @@
+"""What ``python -m dd deploy`` and ``page`` need: settings as key=value, a trained run, pictures to check it on."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from dd import taxonomy as taxonomies
+from dd.config.objects import trained_run
+from dd.photos import source
+from dd.provenance import read_json
+from dd.segmentation import Predictor
+from dd.taxonomy import BACKGROUND
+
+CHECKED = 16  # pictures, evenly spread over those there are
+
+
+def settings(arguments: list[str], allowed: dict[str, str | None]) -> dict[str, str | None]:
+    """``key=value`` arguments over the defaults ``allowed``. ValueError for a missing run, and for another key with the near
+    ones."""
+    found = dict(allowed)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in allowed or not equals:
+            near = get_close_matches(key, allowed, 1)
+            hint = f". Did you mean {near[0]!r}?" if near and key not in allowed else ""
+            raise ValueError(f"{argument!r}: expected key=value; keys: {', '.join(allowed)}{hint}")
+        found[key] = value
+    if not found["run"]:
+        raise ValueError("run=... is missing: the folder of a finished training run, such as outputs/shapes/synthetic/seed=0")
+    return found
+
+
+def loaded(chosen: dict) -> dict:
+    """``run``, ``segmenter``, ``views``, ``names`` and ``palette`` of the chosen run."""
+    if chosen["trusted"] not in ("true", "false"):
+        raise ValueError(f"trusted={chosen['trusted']}; allowed: true, false")
+    run, segmenter, views = trained_run(chosen["run"], chosen["trusted"] == "true", chosen["weights"])
+    palette = taxonomies.voc_palette()
+    if chosen["taxonomy"]:
+        taxonomy = taxonomies.taxonomy(chosen["taxonomy"])
+        if list(taxonomy.names) != run["taxonomy"]["names"]:
+            raise ValueError(
+                f"taxonomy={chosen['taxonomy']} has the classes {list(taxonomy.names)}, the run {run['taxonomy']['names']}"
+            )
+        palette = taxonomy.palette
+    names = [BACKGROUND, *run["taxonomy"]["names"]]
+    return {"run": run, "segmenter": segmenter, "views": views, "names": names, "palette": palette}
+
+
+def deploy_arguments(chosen: dict) -> dict:
+    """What the stage deploy takes."""
+    given = loaded(chosen)
+    images = chosen["images"] or _own_images(chosen["data_root"], given["run"])
+    target = chosen["output"] or Path(chosen["run"]) / "segmenter.onnx"
+    return {"target": target, **given, "pictures": source(images, limit=CHECKED), "weights": chosen["weights"]}
+
+
+def page_arguments(chosen: dict) -> tuple[dict, int]:
+    """(what the stage page takes, the port)."""
+    if not chosen["port"].isdecimal() or int(chosen["port"]) > 65535:
+        raise ValueError(f"port={chosen['port']}: expected a number from 0 (any free one) to 65535")
+    given = loaded(chosen)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = Predictor(given["run"], given["segmenter"], given["views"], where)
+    return {"predictor": predictor, "names": given["names"], "palette": given["palette"]}, int(chosen["port"])
+
+
+def _own_images(data_root, run: dict) -> Path:
+    """Images that the run was trained on, where its data set still lies."""
+    trained_on = run["trained_on"]
+    part = trained_on.get("synthetic", trained_on)
+    root = Path(data_root, *(["synthetic"] if trained_on["source"] != "real" else []), str(part.get("root")))
+    record = root / "dataset.json"
+    places = [root / "JPEGImages"]
+    if record.is_file():
+        places += [root / folder for folder in read_json(record)["images"]]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(
+        f"the run's own images are not at {places[0]}: say where data lie (data_root=...), or give a folder of some images "
+        "to compare ONNX with PyTorch on (images=...)"
+    )

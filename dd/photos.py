@@ -1,0 +1,157 @@
+"""Photographs and videos as people have them -> uint8 RGB [H, W, 3], upright. What cannot be read says why.
+
+A photograph is turned as its EXIF orientation says, as viewers show it: its mask has that size too. 16-bit grey keeps its
+high byte (the whole range 0..65535 becomes 0..255), transparent pixels lie on white, CMYK becomes RGB without a profile, and
+of several pages the first one counts.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from dd.datasets import opened
+from dd.folders import IMAGES, index
+from dd.provenance import sha256
+
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+MAX_PIXELS = 50_000_000
+PILLOWS_LIMIT = 2 * 89_478_485  # above it Pillow itself refuses: a small file may claim any size
+MAX_RATIO = 1000  # of the sides: the shorter one must keep a pixel when the image is made smaller
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture: ``id`` (a path without suffix, which its results get), ``file`` as people know it, ``digest``: SHA-256 of
+    the file it comes from."""
+
+    id: str
+    file: str
+    digest: str
+
+
+def check_limit(max_pixels: int) -> None:
+    if type(max_pixels) is not int or not 1 <= max_pixels <= PILLOWS_LIMIT:
+        raise ValueError(f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, where Pillow itself refuses an image")
+
+
+def read_photo(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 RGB [H, W, 3], upright, of a file or a binary stream. ValueError for what is damaged, no image, too large
+    (judged by its header, before anything is decoded), too thin, or of floats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one, or was chosen
+        with opened(path) as image:
+            _check_size(path, *image.size, max_pixels)
+            if image.mode in ("I", "F"):
+                raise ValueError(
+                    f"{path} holds numbers of 32 bits (mode {image.mode}), which are no brightness; save it with 8 or 16 bits"
+                )
+            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+
+
+def _check_size(path, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{path} has {width}x{height} = {width * height / 1e6:.1f} million pixels, the limit is {max_pixels / 1e6:g}: "
+            "make it smaller, cut it, or raise max_pixels (memory: 4 bytes a pixel and class)"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(f"{path} is {width}x{height}: one side may be at most {MAX_RATIO} times the other; cut it")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def spread(values: list, limit: int | None) -> list:
+    """At most ``limit`` of the values, evenly spread."""
+    if limit is None or len(values) <= limit:
+        return values
+    return [values[i * len(values) // limit] for i in range(limit)]
+
+
+class Photos:
+    """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`. ``limit``: so many of them, evenly
+    spread. FileNotFoundError for no folder or one without images, ValueError for two images of one stem."""
+
+    def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
+        check_limit(max_pixels)
+        self.folder, self.max_pixels, self.files, self.notes = Path(folder), max_pixels, index(folder, IMAGES), []
+        self.items, self.unreadable = [], {}
+        for name, path in spread(list(self.files.items()), limit):
+            file = path.relative_to(self.folder).as_posix()
+            try:
+                self.items.append(Item(name, file, sha256(path)))
+            except OSError as error:
+                self.unreadable[file] = str(error)
+
+    def read(self, wanted: list[Item]):
+        """(item, its pixels or the error that says why there are none), one after the other."""
+        for item in wanted:
+            try:
+                yield item, read_photo(self.files[item.id], self.max_pixels)
+            except (ValueError, OSError) as error:
+                yield item, error
+
+
+class Video:
+    """Every ``every``-th frame of a video file: ``items`` (``frame_000000``, ...), and :meth:`read`. The frames are those
+    that can be decoded; a note says if its header promises more. ValueError for a file without any."""
+
+    def __init__(self, path: str | Path, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None):
+        check_limit(max_pixels)
+        if type(every) is not int or every < 1:
+            raise ValueError(f"every={every!r}: expected a whole number of 1 or more, 1 = each frame of a video")
+        self.path, self.every, self.unreadable, self.notes = Path(path), every, {}, []
+        video = self._open()
+        _check_size(path, *(int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)), max_pixels)
+        promised, count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+        while video.grab():
+            count += 1
+        video.release()
+        if not count:
+            raise ValueError(f"{path}: no frame of it can be decoded; it is damaged, or no video that OpenCV reads")
+        if count < promised:
+            self.notes.append(f"{path} ends after {count} of the {promised} frames that its header promises")
+        digest = sha256(self.path)
+        self.items = [
+            Item(f"frame_{n:06d}", f"{self.path.name}#{n}", digest) for n in spread(list(range(0, count, every)), limit)
+        ]
+
+    def read(self, wanted: list[Item]):
+        """(item, its pixels or the error), in the order of the frames."""
+        by_frame = {int(item.file.rpartition("#")[2]): item for item in wanted}
+        video = self._open()
+        for number in range(max(by_frame, default=-1) + 1):
+            good = video.grab()
+            if number in by_frame:
+                decoded, frame = video.retrieve() if good else (False, None)
+                yield by_frame[number], frame[..., ::-1] if decoded else ValueError(f"frame {number} cannot be decoded")
+        video.release()
+
+    def _open(self):
+        video = cv2.VideoCapture(str(self.path))
+        if not video.isOpened():
+            raise ValueError(f"{self.path} is damaged, or no video that OpenCV reads; convert it to MP4 (H.264)")
+        return video
+
+
+def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None) -> Photos | Video:
+    """The photographs of a folder, or the frames of a video file. Errors say what is allowed."""
+    if not images or not Path(images).exists():
+        raise FileNotFoundError(f"images={images}: nothing is there; expected a folder of images, or a video file")
+    if Path(images).is_dir():
+        return Photos(images, max_pixels, limit)
+    if Path(images).suffix.lower() not in VIDEOS:
+        raise ValueError(
+            f"images={images}: expected a folder of images ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})"
+        )
+    return Video(images, every, max_pixels, limit)

@@ -1,0 +1,111 @@
+"""Stage: a trained run as one ONNX file, checked against PyTorch on real images before it is written."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dd.onnx_model import Session, exported, metadata
+from dd.provenance import made_by, sha256, write_atomic, write_json
+from dd.segmentation import MAX_LONG, Predictor
+
+AGREEMENT = 0.999  # of the pixels must get the class that PyTorch gives them
+
+
+def facts(run: dict, segmenter, views, names, palette: list[int], weights: str) -> dict[str, str]:
+    """The metadata of the file: all that its user needs to know, each value as text (lists and mappings as JSON)."""
+    mean, std = ([round(float(v), 4) for v in getattr(segmenter, k).flatten()] for k in ("mean", "std"))
+    values = {
+        "classes": list(names), "palette": palette,
+        "size": {"short_side": views.short_side, "max_long": MAX_LONG, "resize": "bilinear, OpenCV's INTER_LINEAR on uint8"},
+        "normalisation": {"where": "in the file: give RGB, 0..255, uint8", "mean": mean, "std": std},
+        "checkpoint_sha256": run["checkpoint_sha256"], "weights": weights, "precision": "float32",
+        "supervision": run["supervision"], "segmenter": run["segmenter"],
+    }  # fmt: skip
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+
+
+def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[int], weights: str = "ema") -> dict:
+    """Write ``segmenter`` (weights loaded) to ``target`` (.onnx), and the check beside it (.json); returns what that holds.
+
+    ``pictures`` (:mod:`dd.photos`) are segmented by both, in float32: with their mirror image in a batch, and cut.
+    ValueError, and nothing is written, if fewer than 99.9 % of the pixels agree or no picture can be read. A file that is
+    there is kept if it is this checkpoint's and agrees; FileExistsError for one of another checkpoint, or no such file.
+    """
+    target, found = Path(target), facts(run, segmenter, views, names, palette, weights)
+    there = _there(target, found)
+    _check_folder(target.parent)
+    data = target.read_bytes() if there else exported(segmenter.cpu(), found)
+    images = _images(pictures)
+    checked = compare(Session(data), Predictor({}, segmenter, views), images)
+    if checked["agreement"] < AGREEMENT:
+        raise ValueError(
+            f"the exported network gives only {100 * checked['agreement']:.2f} % of the pixels of {len(images)} images the "
+            f"class that PyTorch gives them, and {100 * AGREEMENT:g} % are needed. Nothing was written"
+        )
+    result = {
+        "checkpoint_sha256": run["checkpoint_sha256"],
+        "onnx_sha256": sha256(data),
+        **checked,
+        "kept": there,
+        **made_by(),
+    }
+    if not there:
+        write_atomic(target, data)
+    write_json(target.with_suffix(".json"), {k: v for k, v in result.items() if k != "kept"})
+    return result
+
+
+def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) -> dict:
+    """{"agreement": share of pixels, "pixels", "images", "classes_seen"} of ONNX Runtime and PyTorch on the same images."""
+    same = pixels = 0
+    seen = set()
+    for image in images:
+        height, width = image.shape[:2]
+        cut = image[: max(1, 2 * height // 3), : max(1, 3 * width // 4)]
+        for batch in ([image, image[:, ::-1]], [cut]):
+            expected = np.stack(predictor([np.ascontiguousarray(one) for one in batch]))
+            shown = torch.stack([predictor.views(np.ascontiguousarray(one))[0] for one in batch]).numpy()
+            masks = session(shown, expected.shape[1:])
+            same, pixels = same + int((masks == expected).sum()), pixels + expected.size
+            seen |= set(np.unique(expected).tolist())
+    return {"agreement": same / pixels, "pixels": pixels, "images": len(images), "classes_seen": sorted(seen)}
+
+
+def _images(pictures) -> list[np.ndarray]:
+    found = [(item, image) for item, image in pictures.read(pictures.items)]
+    good = [image for _, image in found if not isinstance(image, Exception)]
+    if not good:
+        why = found[0][1] if found else "there are none"
+        raise ValueError(f"no image to compare ONNX with PyTorch on could be read ({why}); give others with images=...")
+    return good
+
+
+def _there(target: Path, found: dict) -> bool:
+    """Whether the same export is there already."""
+    if target.suffix != ".onnx":
+        raise ValueError(f"output={target}: expected the name of a file that ends with .onnx")
+    if not target.exists():
+        return False
+    try:
+        old = metadata(target)
+    except (ValueError, OSError) as error:
+        raise FileExistsError(f"output={target} is there and no export of this package ({error}); choose another") from None
+    differing = [k for k in found if old.get(k) != found[k]]
+    if differing:
+        listed = "; ".join(f"{k} {old.get(k)!s:.80} -> {found[k]!s:.80}" for k in differing[:3])
+        raise FileExistsError(
+            f"output={target} was exported otherwise ({listed}). Nothing was changed: choose another output=..., or remove it"
+        )
+    return True
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"output: {folder} is a file, or lies below one; choose another folder with output=...") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"output: you may not write to {folder}; choose another folder with output=...")

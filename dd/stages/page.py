@@ -1,0 +1,52 @@
+"""Stage: a page on this machine that shows what a trained run sees in an image dropped on it."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+
+from dd.datasets import encode_image, encode_mask
+from dd.page_server import application
+from dd.photos import MAX_PIXELS, read_photo
+from dd.report.pictures import legend, overlay
+
+FILES = Path(__file__).parents[1] / "assets" / "page"
+
+
+class Upload(io.BytesIO):
+    """An uploaded file, by a name for messages."""
+
+    def __str__(self):
+        return "the file"
+
+
+def answer_of(predictor, names, palette: list[int], max_pixels: int = MAX_PIXELS):
+    """``answer(data)``: the bytes of an image file -> {"width", "height", "mask" (palette PNG), "overlay" (JPEG), both as
+    ``data:`` URIs, "areas": [{"class", "colour", "pixels", "percent"}]}. ValueError for what is no image, or too large."""
+    colours = [colour for _, colour in legend(names, palette)]
+
+    def answer(data: bytes) -> dict:
+        image = read_photo(Upload(data), max_pixels)
+        [mask] = predictor([image])
+        counts = np.bincount(mask.ravel(), minlength=len(names)).tolist()
+        areas = [
+            {"class": name, "colour": colour, "pixels": count, "percent": 100 * count / mask.size}
+            for name, colour, count in zip(names, colours, counts, strict=True)
+        ]
+        return {
+            "width": mask.shape[1], "height": mask.shape[0], "areas": areas,
+            "mask": _uri("image/png", encode_mask(mask, palette)),
+            "overlay": _uri("image/jpeg", encode_image(overlay(image, mask, palette), ".jpg")),
+        }  # fmt: skip
+
+    return answer
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def page(predictor, names, palette: list[int]):
+    """The application that :func:`dd.page_server.serve` serves."""
+    return application(FILES, answer_of(predictor, names, palette))

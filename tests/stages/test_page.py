@@ -1,0 +1,207 @@
+"""python -m dd page: an image in, mask, overlay and areas out, for this machine alone."""
+
+import base64
+import io
+import json
+import os
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from dd import __main__ as door
+from dd.page_server import application
+from dd.segmentation import Predictor, Views
+from dd.stages.page import FILES, answer_of, page
+from dd.taxonomy import voc_palette
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["background", "cat", "dog"]
+HERE = "http://127.0.0.1:8000"
+COLOURS = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+
+
+def file_of(pixels, kind="PNG", **how):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **how)
+    return stream.getvalue()
+
+
+def picture_of(uri, kind):
+    assert uri.startswith(f"data:{kind};base64,")
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def brightest(images):
+    """The brightest channel is the class."""
+    return [image.argmax(2).astype(np.uint8) for image in images]
+
+
+@pytest.fixture
+def client():
+    return TestClient(page(brightest, NAMES, voc_palette()), base_url=HERE)
+
+
+def test_an_image_is_answered(client):
+    answer = client.post("/segment", content=file_of(COLOURS))
+    assert answer.status_code == 200
+    found, mask = answer.json(), COLOURS.argmax(2)
+    assert (found["width"], found["height"]) == (9, 12)
+    shown = picture_of(found["mask"], "image/png")
+    assert np.array_equal(np.asarray(shown), mask) and shown.getpalette() == voc_palette()
+    assert picture_of(found["overlay"], "image/jpeg").size == (9, 12)
+    assert [a["class"] for a in found["areas"]] == NAMES and [a["colour"] for a in found["areas"][1:]] == [
+        "#800000",
+        "#008000",
+    ]
+    for value, area in enumerate(found["areas"]):
+        assert area["pixels"] == (mask == value).sum() and area["percent"] == pytest.approx(100 * (mask == value).mean())
+
+
+def test_a_photograph_is_turned_upright(client):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    found = client.post("/segment", content=file_of(COLOURS, exif=turned)).json()
+    assert (found["width"], found["height"]) == (12, 9)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", file_of(COLOURS)[:60]])
+def test_what_is_no_image_is_told(client, data):
+    answer = client.post("/segment", content=data)
+    assert answer.status_code == 422 and "the file is damaged, or no image" in answer.json()["error"]
+
+
+def test_too_many_pixels_and_too_many_bytes():
+    small = TestClient(application(FILES, answer_of(brightest, NAMES, voc_palette(), 107)), base_url=HERE)
+    answer = small.post("/segment", content=file_of(COLOURS))
+    assert answer.status_code == 422 and "the file has 9x12" in answer.json()["error"]
+    few = TestClient(application(FILES, lambda data: pytest.fail("asked"), 1 << 20), base_url=HERE)
+    answer = few.post("/segment", content=bytes((1 << 20) + 1))
+    assert answer.status_code == 413 and "more than 1 MiB" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ({"origin": "https://elsewhere.example"}, 403), ({"origin": "http://127.0.0.1:9000"}, 403), ({"origin": "null"}, 403),
+        ({"host": "elsewhere.example"}, 400), ({"origin": HERE}, 200), ({"host": "localhost:8000"}, 200), ({}, 200),
+    ],
+)  # fmt: skip
+def test_only_its_own_page_is_answered(client, header, status):
+    assert client.post("/segment", content=file_of(COLOURS), headers=header).status_code == status
+
+
+def test_the_page_loads_nothing_from_elsewhere(client):
+    index = client.get("/")
+    assert (
+        index.headers["content-type"].startswith("text/html")
+        and "default-src 'none'" in index.headers["content-security-policy"]
+    )
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', index.text)
+    assert loaded == ["/page.css", "/page.js"]
+    texts = [index.text, *(client.get(path).text for path in loaded)]
+    assert all(client.get(path).status_code == 200 for path in loaded)
+    assert set(re.findall(r"https?://[^\"' ]+", "".join(texts))) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    ids = set(re.findall(r'id="(\w+)"', index.text))
+    assert ids == set(re.findall(r'at\("(\w+)"\)', texts[2]))
+    assert client.get("/../page_server.py").status_code == client.get("/segment/x").status_code == 404
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, finished_run):
+    """(the page's address, run.json, the segmenter) of the command in a process of its own; it ends well by Ctrl-C."""
+    folder, run, segmenter = finished_run(tmp_path_factory.mktemp("runs") / "run")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "dd", "page", f"run={folder}", "port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            said = server.stdout.readline()
+            found = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", said)
+            assert found, said
+            yield found[1], run, segmenter
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0 and server.stderr.read() == ""
+
+
+def test_the_command_serves_this_machine_alone(served):
+    address, run, segmenter = served
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(urllib.request.Request(f"{address}/segment", file_of(COLOURS), {}), timeout=60) as answer:
+        mask = np.asarray(picture_of(json.load(answer)["mask"], "image/png"))
+    assert np.array_equal(mask, Predictor(run, segmenter, Views(32))([COLOURS])[0])
+    with pytest.raises(urllib.error.HTTPError) as error:
+        direct.open(urllib.request.Request(f"{address}/segment", b"no image", {}), timeout=60)
+    assert error.value.code == 422
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", int(address.rpartition(":")[2])), timeout=5):
+        pass
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(served, tmp_path):
+    address, run, segmenter = served
+    pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
+    (tmp_path / "photo.png").write_bytes(file_of(pixels))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    browser = runpy.run_path(str(ROOT / "tests/report/test_browser.py"))["Browser"](tmp_path / "profile")
+
+    def choose(name):
+        chosen = browser.call("Runtime.evaluate", expression="document.getElementById('file')")["result"]["objectId"]
+        browser.call("DOM.setFileInputFiles", files=[str(tmp_path / name)], objectId=chosen)
+        done = f"at('state').textContent.startsWith('{name}') && !at('state').textContent.endsWith('…')"
+        browser.js(f"new Promise(r => {{ const t = setInterval(() => {{ if ({done}) {{ clearInterval(t); r() }} }}, 20) }})")
+        return browser.js("at('state').textContent")
+
+    try:
+        browser.open(SimpleNamespace(as_uri=lambda: address))
+        assert choose("photo.png") == "photo.png: 320 × 240 pixels" and browser.messages == []
+        [mask] = Predictor(run, segmenter, Views(32))([pixels])
+        values, counts = np.unique(mask, return_counts=True)
+        areas = browser.js("[...document.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+        assert areas == [
+            [NAMES[v], str(n), f"{100 * n / mask.size:.2f} %"]
+            for n, v in sorted(zip(counts, values, strict=True), reverse=True)
+        ]
+        sizes = "[...document.images].filter(i => i.offsetParent).map(i => i.decode().then(() => i.naturalWidth))"
+        assert browser.js(f"Promise.all({sizes})") == [320]
+        browser.js("at('kind').click()")
+        assert browser.js(f"Promise.all({sizes})") == [320] and browser.js("at('mask').offsetParent !== null")
+        assert browser.js("at('save').download") == "mask.png"
+        assert browser.js("new Set(performance.getEntriesByType('resource').map(e => new URL(e.name).host)).size") == 1
+        assert choose("broken.png").startswith("broken.png: the file is damaged, or no image")
+        assert browser.js("at('found').hidden && at('state').className") == "wrong"
+    finally:
+        browser.close()
+
+
+def test_what_the_command_refuses(finished_run, tmp_path, capsys):
+    folder, _, _ = finished_run(tmp_path / "run")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/settings.json").write_text("{}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for given, message in [
+            ([f"run={tmp_path}/gone"], "no finished training run there"),
+            ([f"run={tmp_path}/begun"], "has begun and is not finished"),
+            ([f"run={folder}", "port=http"], "port=http: expected a number"),
+            ([f"run={folder}", "port=65536"], "port=65536: expected a number"),
+            ([f"run={folder}", f"port={taken.getsockname()[1]}"], "in use; choose another"),
+            ([f"run={folder}", "share=true"], "'share=true': expected key=value; keys: run, "),
+        ]:
+            assert door.main(["page", *given]) == 2, given
+            assert message in capsys.readouterr().err, given

@@ -1,0 +1,201 @@
+"""Photographs as people have them, each read to known pixels or refused with a reason."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from dd.photos import PILLOWS_LIMIT, Photos, Video, read_photo, source
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def saved(tmp_path, image, name="a.png", **how):
+    image.save(tmp_path / name, **how)
+    return tmp_path / name
+
+
+def test_a_photograph_keeps_its_pixels(tmp_path):
+    assert np.array_equal(read_photo(saved(tmp_path, Image.fromarray(COLOURS))), COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, COLOURS), (2, COLOURS[:, ::-1]), (3, COLOURS[::-1, ::-1]), (4, COLOURS[::-1]), (5, COLOURS.transpose(1, 0, 2)),
+        (6, np.rot90(COLOURS, -1)), (7, COLOURS.transpose(1, 0, 2)[::-1, ::-1]), (8, np.rot90(COLOURS)),
+    ],
+)  # fmt: skip
+def test_exif_turns_a_photograph_upright(tmp_path, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(read_photo(saved(tmp_path, Image.fromarray(COLOURS), exif=exif)), upright)
+
+
+def test_grey_and_black_and_white(tmp_path):
+    grey = COLOURS[..., 0]
+    assert np.array_equal(read_photo(saved(tmp_path, Image.fromarray(grey))), grey[..., None].repeat(3, 2))
+    assert np.array_equal(
+        read_photo(saved(tmp_path, Image.fromarray(grey > 127))), np.where(grey > 127, 255, 0)[..., None].repeat(3, 2)
+    )
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bits_keep_their_whole_range(tmp_path, name):
+    deep = np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)
+    found = read_photo(saved(tmp_path, Image.fromarray(deep), name))
+    assert found.tolist() == [[[v] * 3 for v in row] for row in [[0, 0, 1], [128, 255, 255]]]
+
+
+def test_sixteen_bits_of_colour(tmp_path):
+    deep = RNG.integers(0, 65536, (4, 5, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
+    assert np.array_equal(read_photo(tmp_path / "deep.png"), (deep >> 8).astype(np.uint8))
+
+
+def test_cmyk(tmp_path):
+    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, full magenta and yellow
+    found = read_photo(saved(tmp_path, ink, "a.jpg", quality=100)).astype(int)
+    assert np.abs(found - [255, 0, 0]).max() < 6
+
+
+def test_transparent_pixels_lie_on_white(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    found = read_photo(saved(tmp_path, image, transparency=bytes([255, 0, 255])))
+    assert found.tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
+    half = Image.fromarray(np.array([[[0, 0, 0, 255], [0, 0, 0, 0], [0, 0, 0, 51]]], np.uint8))
+    assert read_photo(saved(tmp_path, half)).tolist() == [[[0] * 3, [255] * 3, [204] * 3]]
+    assert read_photo(saved(tmp_path, half.convert("LA"))).tolist() == [[[0] * 3, [255] * 3, [204] * 3]]
+
+
+def test_a_truncated_photograph_says_so(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        path = saved(tmp_path, Image.fromarray(COLOURS.repeat(20, 0).repeat(20, 1)), name)
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(ValueError, match=rf"{name} is damaged, or no image"):
+            read_photo(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_image_says_so(tmp_path, content):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged, or no image"):
+        read_photo(tmp_path / "a.jpg")
+
+
+def test_floats_are_no_brightness(tmp_path):
+    with pytest.raises(ValueError, match="32 bits"):
+        read_photo(saved(tmp_path, Image.fromarray(np.ones((3, 3), np.float32)), "a.tif"))
+
+
+def claimed(width, height):
+    """A PNG whose header claims a size that its data do not have."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"few")
+    lengths = [struct.pack(">I", len(chunk) - 4) for chunk in chunks]
+    sums = [struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(b"".join(parts) for parts in zip(lengths, chunks, sums, strict=True))
+
+
+@pytest.mark.parametrize("side", [8000, 12000, 60000])  # beside the limit here, Pillow warns, Pillow refuses
+def test_an_enormous_image_is_refused_by_its_header(tmp_path, side):
+    (tmp_path / "a.png").write_bytes(claimed(side, side))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="limit" if side < 60000 else "is refused: .*decompression bomb"):
+            read_photo(tmp_path / "a.png")
+
+
+def test_the_limit_is_a_choice(tmp_path):
+    path = saved(tmp_path, Image.fromarray(COLOURS))
+    assert read_photo(path, 54).shape == (6, 9, 3)
+    with pytest.raises(ValueError, match="9x6 = .* the limit is .*raise max_pixels"):
+        read_photo(path, 53)
+    for wrong in (0, 1.5, True, PILLOWS_LIMIT + 1):
+        with pytest.raises(ValueError, match="max_pixels"):
+            source(tmp_path, max_pixels=wrong)
+
+
+def test_a_thread_is_no_picture(tmp_path):
+    with pytest.raises(ValueError, match="at most 1000 times the other"):
+        read_photo(saved(tmp_path, Image.new("RGB", (1, 1001))))
+    assert read_photo(saved(tmp_path, Image.new("RGB", (1000, 1)))).shape == (1, 1000, 3)
+
+
+def test_a_stream_is_read_too(tmp_path):
+    stream = io.BytesIO(saved(tmp_path, Image.fromarray(COLOURS)).read_bytes())
+    assert np.array_equal(read_photo(stream), COLOURS)
+
+
+# Folders and videos
+
+
+def test_a_folder_is_read_with_the_folders_in_it(tmp_path):
+    (tmp_path / "deep").mkdir()
+    saved(tmp_path, Image.fromarray(COLOURS), "b.PNG")
+    saved(tmp_path, Image.fromarray(COLOURS), "deep/a.bmp")
+    (tmp_path / "c.jpg").write_bytes(b"broken")
+    (tmp_path / "notes.txt").write_text("no image")
+    photos = source(tmp_path)
+    assert isinstance(photos, Photos) and [i.file for i in photos.items] == ["b.PNG", "c.jpg", "deep/a.bmp"]
+    first, broken, last = (found for _, found in photos.read(photos.items))
+    assert np.array_equal(first, COLOURS) and np.array_equal(last, COLOURS) and isinstance(broken, ValueError)
+
+
+def test_images_that_are_not_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("")
+    for images, kind, message in [
+        (None, FileNotFoundError, "images=None: nothing is there"),
+        (tmp_path / "gone", FileNotFoundError, "gone: nothing is there"),
+        (tmp_path / "empty", FileNotFoundError, "no file .*jpg.* in .*empty"),
+        (tmp_path / "text.txt", ValueError, "expected a folder of images .* or a video"),
+    ]:
+        with pytest.raises(kind, match=message):
+            source(images)
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Seven frames, each of one brightness."""
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
+    for i in range(7):
+        writer.write(np.full((24, 32, 3), [0, 0, 30 * i], np.uint8))  # BGR: red
+    writer.release()
+    return tmp_path / "film.avi"
+
+
+def test_the_frames_of_a_video(video):
+    film = source(video, every=3)
+    assert isinstance(film, Video) and [i.id for i in film.items] == ["frame_000000", "frame_000003", "frame_000006"]
+    for every, (item, frame) in zip((0, 3, 6), film.read(film.items), strict=True):
+        assert item.file == f"film.avi#{every}" and frame.shape == (24, 32, 3)
+        assert np.abs(frame.astype(int) - [30 * every, 0, 0]).max() < 8
+    assert film.notes == []
+    assert [i.id for i, _ in film.read(film.items[2:])] == ["frame_000006"]
+
+
+def test_a_video_that_cannot_be_read(video):
+    whole, cut = video.read_bytes(), video.with_name("cut.avi")
+    writer = cv2.VideoWriter(str(cut), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    for _ in range(20):
+        writer.write(RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    film = Video(cut)
+    assert 0 < len(film.items) < 20
+    assert film.notes == [f"{cut} ends after {len(film.items)} of the 20 frames that its header promises"]
+    video.write_bytes(b"no film at all")
+    with pytest.raises(ValueError, match=r"film.avi is damaged, or no video"):
+        source(video)
+    video.write_bytes(whole)
+    with pytest.raises(ValueError, match="every=0"):
+        source(video, every=0)
+    with pytest.raises(ValueError, match="the limit is"):
+        source(video, max_pixels=100)
