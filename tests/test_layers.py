@@ -58,6 +58,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "hydra": ["dd.config.*", *SCRIPTS],
     "omegaconf": ["dd.config.*", *SCRIPTS],
     "ray": ["dd.executors.ray"],
+    "openai": ["dd.prompt_sources.endpoint"],
     "optuna": ["dd.search"],
     "wandb": ["dd.tracking.wandb"],
     "mlflow": ["dd.tracking.loggers"],
@@ -142,7 +143,7 @@ def test_heavy_libraries_stay_in_their_adapters(module):
 
 
 def test_every_adapter_that_is_claimed_is_used():
-    for library in ("diffusers", "transformers", "mmseg", "pytorch_lightning", "hydra", "torchmetrics", "ray"):
+    for library in ("diffusers", "transformers", "mmseg", "pytorch_lightning", "hydra", "torchmetrics", "ray", "openai"):
         assert any(library in libraries for libraries in IMPORTS.values()), library
 
 
