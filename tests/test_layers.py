@@ -9,7 +9,17 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
     0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
-    1: {"dd.prompts", "dd.attention", "dd.masks", "dd.metrics", "dd.shapes", "dd.budget", "dd.nouns", "dd.duplicates"}
+    1: {
+        "dd.prompts",
+        "dd.attention",
+        "dd.masks",
+        "dd.metrics",
+        "dd.shapes",
+        "dd.budget",
+        "dd.nouns",
+        "dd.duplicates",
+        "dd.questions",
+    }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
     2: {
         "dd.coco",
