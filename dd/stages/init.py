@@ -176,8 +176,13 @@ def _prompts(site: Site) -> str:
         "# What the site looks like, in words: conf/prompts/site.yaml explains each key. One phrase of each condition is\n"
         "# drawn for each prompt; add conditions and templates that name them.\n"
         "_target_: dd.prompt_sources.templates.TemplatePrompts\nappend: true\n"
-        "counts: [0.4, 0.4, 0.2]   # weights of prompts with 1, 2 and 3 different classes\n"
-        f"templates:\n  - {json.dumps(template)}\n" + (f"conditions:\n{rows}" if rows else "conditions: {}\n")
+        + (
+            "counts: [1.0]             # one class a prompt: the embedded generator reads 40 short tokens\n"
+            if site.generator == "embedded"
+            else "counts: [0.4, 0.4, 0.2]   # weights of prompts with 1, 2 and 3 different classes\n"
+        )
+        + f"templates:\n  - {json.dumps(template)}\n"
+        + (f"conditions:\n{rows}" if rows else "conditions: {}\n")
     )
 
 
@@ -192,6 +197,7 @@ def _llm(site: Site) -> str:
 
 def _generate(site: Site, how: dict) -> str:
     name, photos = site.name, ""
+    trim = "prompts_over_limit: trim  # captions lose words at the end, never their classes\n"
     if site.photos is not None:
         photos = (
             "# Captions of the unlabelled photographs instead of templates, two commands:\n"
@@ -204,7 +210,12 @@ def _generate(site: Site, how: dict) -> str:
         f"defaults:\n  - override /prompts: {name}\n  - override /diffusion: {site.generator}\n"
         f"  - override /masks: {how['masks']}\n  - override /data: {name}\n\nname: {name}\n"
         f"num_images: {how['images']}\nunit_size: {how['unit']}             # images that are always made together\n"
-        f"image_format: {how['format']}\n{photos}"
+        f"image_format: {how['format']}\n"
+        + (
+            "prompts_over_limit: trim  # captions lose words at the end, never their classes\n"
+            * (site.generator == "embedded")
+        )
+        + photos
     )
 
 
