@@ -167,9 +167,15 @@ def _init(options) -> int:
     for folder, kinds in ((options.images, IMAGES), (options.masks, MASKS)):
         if folder is not None:
             index(folder, kinds)
+    new = not (Path(options.root) / f"{site.name}.yaml").exists()
     taxonomy, train_images = init_taxonomy(site, options.root, options.conf), None
     if options.images is not None:
-        folder, notes = prepare_own(options.root, taxonomy, site.name, options.images, options.masks)
+        try:
+            folder, notes = prepare_own(options.root, taxonomy, site.name, options.images, options.masks)
+        except BaseException:
+            if new:  # other classes may fit the masks
+                taxonomy.unlink(missing_ok=True)
+            raise
         for note in notes:
             print(f"warning: {note}", file=sys.stderr)
         train_images = len(read_split(folder, "train"))

@@ -1,17 +1,17 @@
 """Stage: a site of your own as a commented experiment: classes, prompts, data, training recipes, label-budget study."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dd.diffusion.words import token_pieces
 from dd.folders import IMAGES, index
 from dd.provenance import write_atomic
 from dd.taxonomy import Taxonomy, taxonomy_yaml
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME = re.compile(r"(?!(null|true|false|yes|no|on|off|y|n|inf|nan)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
 SHOTS = (16, 64, 256)
 RECIPES = {  # generator: what its images and trainings are
     "embedded": {
@@ -54,9 +54,14 @@ def site_taxonomy(site: Site) -> Taxonomy:
 
 def strange_words(classes: Taxonomy, model: str = "embedded") -> list[str]:
     """A warning for each word with letters that are not Latin, with what the tokenizer of ``model`` makes of it."""
-    words = [w for name in classes.names for w in (name, *classes.synonyms.get(name, ()))]
-    strange = [w for w in words if not w.isascii()]
-    pieces = token_pieces(model, strange) if strange else {}
+    all_words = (w for name in classes.names for w in (name, *classes.synonyms.get(name, ())))
+    words = [w for w in all_words if not w.isascii()]
+    if not words:
+        return []
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about optional packages
+    from dd.diffusion.words import token_pieces  # seconds, which other commands need not wait for
+
+    pieces = token_pieces(model, words)
     return [
         f"{word!r} holds letters that English captions do not: the tokenizer of {model} reads it as {len(cut)} pieces "
         f"{' '.join(cut)} (that of Stable Diffusion, CLIP's, cuts it otherwise). The generator has seldom seen such a word: "
@@ -68,7 +73,9 @@ def strange_words(classes: Taxonomy, model: str = "embedded") -> list[str]:
 def check(site: Site) -> Taxonomy:
     """The classes of a site whose name, conditions and folders are in order. ValueError or FileNotFoundError."""
     if not NAME.fullmatch(site.name):
-        raise ValueError(f"name {site.name!r}: expected letters, digits, - and _, such as my-site: it names files and folders")
+        raise ValueError(
+            f"name {site.name!r}: expected letters, digits, - and _, a letter first (no yes, on, null), such as my-site"
+        )
     if site.generator not in RECIPES:
         raise ValueError(f"generator {site.generator!r}; allowed: {', '.join(RECIPES)}")
     for key, phrases in site.conditions.items():
@@ -197,7 +204,6 @@ def _llm(site: Site) -> str:
 
 def _generate(site: Site, how: dict) -> str:
     name, photos = site.name, ""
-    trim = "prompts_over_limit: trim  # captions lose words at the end, never their classes\n"
     if site.photos is not None:
         photos = (
             "# Captions of the unlabelled photographs instead of templates, two commands:\n"

@@ -156,7 +156,14 @@ def test_bad_input_is_named_and_nothing_is_written(site, capsys, monkeypatch, ar
     assert expected in capsys.readouterr().err and tree(site) == before
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "a.b"])
+def test_classes_that_do_not_fit_the_masks_can_be_given_anew(site, capsys):
+    before = tree(site / "conf")
+    assert init(site, *CLASSES[:4], *labelled(site)) == 2 and tree(site / "conf") == before
+    assert "p2.png" in capsys.readouterr().err  # the mask that holds 3
+    assert init(site, *CLASSES, *labelled(site)) == 0
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "a.b", "3", "on", "Null"])
 def test_a_name_is_that_of_files(site, capsys, name):
     assert door.main(["init", "--root", str(site / "data"), "--conf", str(site / "conf"), *CLASSES, "--", name]) == 2
     assert "letters, digits" in capsys.readouterr().err
