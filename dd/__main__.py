@@ -1,9 +1,10 @@
-"""``python -m dd prepare|verify|merge|export|deploy|page``: commands that need no configuration."""
+"""``python -m dd prepare|verify|merge|export|init|deploy|page``: commands that need no configuration."""
 
 import argparse
-import contextlib
 import sys
 
+from dd.cli.init import init, init_options
+from dd.cli.runs import deploy_run, run_options, show_page
 from dd.downloads import Archive
 from dd.executors import CANNOT_WRITE, EXIT
 from dd.locks import Busy
@@ -43,13 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     _own_options(parsers["own"])
     _synthetic_options(commands)
     _export_options(commands)
-    _run_options(commands)
+    init_options(commands)
+    run_options(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command != "prepare":
-            return {"verify": _verify, "merge": _merge, "export": _export, "deploy": _deploy, "page": _page}[options.command](
-                options
-            )
+            return COMMANDS[options.command](options)
         for folder, notes in _prepare(options):
             for note in notes:
                 print(f"warning: {note}", file=sys.stderr)
@@ -128,56 +128,6 @@ def _export(options) -> int:
     return 0
 
 
-RUN = {"run": None, "weights": "ema", "trusted": "false", "taxonomy": None}  # settings of each command that uses a run
-DEPLOY = {**RUN, "output": None, "images": None, "data_root": "data"}
-PAGE = {**RUN, "port": "8000"}
-
-
-def _run_options(commands) -> None:
-    for name, keys, text in (
-        ("deploy", DEPLOY, "write a trained run as an ONNX file, compared with PyTorch on images"),
-        ("page", PAGE, "a page on this machine that segments an image dropped on it"),
-    ):
-        parser = commands.add_parser(name, help=text, description=text)
-        parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help=f"{', '.join(keys)} (docs/deploy.md)")
-
-
-def _missing(error: ModuleNotFoundError, extra: str) -> ValueError:
-    return ValueError(f'{error.name} is not installed; install what {extra} needs: pip install -e ".[{extra}]"')
-
-
-def _deploy(options) -> int:
-    from dd import config  # of all commands only those of a run need Lightning and Hydra
-
-    chosen = config.settings(options.settings, DEPLOY)
-    try:
-        from dd.stages.deploy import deploy
-    except ModuleNotFoundError as error:
-        raise _missing(error, "deploy") from None
-    given = config.deploy_arguments(chosen)
-    done = deploy(**given)
-    print(f"{100 * done['agreement']:.4f} % of {done['pixels']} pixels of {done['images']} images are as PyTorch's in float32")
-    if len(done["classes_seen"]) == 1:
-        print("warning: both see one class in these images, which says little; give others with images=...", file=sys.stderr)
-    print(f"{'kept' if done['kept'] else 'ready'}: {given['target']}")
-    return 0
-
-
-def _page(options) -> int:
-    from dd import config
-
-    chosen = config.settings(options.settings, PAGE)
-    try:
-        from dd.page_server import serve
-        from dd.stages.page import page
-    except ModuleNotFoundError as error:
-        raise _missing(error, "page") from None
-    given, port = config.page_arguments(chosen)
-    with contextlib.suppress(KeyboardInterrupt):  # how it ends
-        serve(page(**given), port)
-    return 0
-
-
 def _web_options(parser, names) -> None:
     parser.add_argument("--existing", help="an existing copy, read where it lies (never written to)")
     what = f"of an archive ({', '.join(names)})"
@@ -236,6 +186,9 @@ def _archives(known: dict[str, Archive], urls: dict[str, str], checksums: dict[s
         )
         for name, one in known.items()
     }  # fmt: skip
+
+
+COMMANDS = {"verify": _verify, "merge": _merge, "export": _export, "init": init, "deploy": deploy_run, "page": show_page}
 
 
 if __name__ == "__main__":

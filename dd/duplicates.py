@@ -19,8 +19,7 @@ def similar_to(texts: list[str], threshold: float) -> list[int | None]:
     ``threshold`` 1: equal after :func:`normalised`. Below: Jaccard index of the word sets, ``|a & b| / |a | b|``, at least
     the threshold. Only texts with a common key are compared (:func:`_keys`). ValueError for a threshold outside [0.5, 1].
     """
-    if not 0.5 <= threshold <= 1:
-        raise ValueError(f"drop_similar={threshold}: a similarity from 0.5 to 1 (equal but for case and punctuation), or null")
+    _check(threshold)
     plain = [normalised(t) for t in texts]
     if threshold == 1:
         first: dict[str, int] = {}
@@ -43,8 +42,37 @@ def similar_to(texts: list[str], threshold: float) -> list[int | None]:
     return answers
 
 
-def _keys(ranks: list[int], threshold: float) -> list[int]:
-    """Keys of a word set, given by ``ranks`` from rare to frequent: two similar sets have one in common.
+class Earlier:
+    """``repeats(text)``: whether a text resembles an earlier one that did not, as in :func:`similar_to`, for texts that come
+    one after another. Long words are taken for the rare ones: what is found is the same, in another time."""
+
+    def __init__(self, threshold: float):
+        _check(threshold)
+        self.threshold, self.kept, self.index = threshold, set(), defaultdict(list)
+
+    def repeats(self, text: str) -> bool:
+        plain = normalised(text)
+        words = plain if self.threshold == 1 else frozenset(plain.split())
+        if words in self.kept:
+            return True
+        if self.threshold < 1:
+            keys = _keys(sorted(words, key=lambda w: (-len(w), w)), self.threshold)
+            near = {other for key in keys for other in self.index.get(key, ())}
+            if any(_jaccard(words, other) >= self.threshold - 1e-9 for other in near):
+                return True
+            for key in keys:
+                self.index[key].append(words)
+        self.kept.add(words)
+        return False
+
+
+def _check(threshold: float) -> None:
+    if not 0.5 <= threshold <= 1:
+        raise ValueError(f"drop_similar={threshold}: a similarity from 0.5 to 1 (equal but for case and punctuation), or null")
+
+
+def _keys(ranks: list, threshold: float) -> list[int]:
+    """Keys of a word set, given by ``ranks`` (or the words) from rare to frequent: two similar sets have one in common.
 
     Sets that share n words, at least ``m = ceil(threshold * size)`` of each, find the first ``k = min(n, KEY_WORDS)`` of
     these among their first ``size - m + k`` words; combinations of k words are the keys (prefix filtering, Bayardo, Ma,

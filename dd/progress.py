@@ -19,15 +19,16 @@ class _State(ProgressColumn):
 
 
 class Progress:
-    """``with Progress("generate", total, done) as progress: progress.advance(n)``: images done, images/s, time left, failures.
+    """``with Progress("generate", total, done) as progress: progress.advance(n)``: images (or another ``unit``)
+    done, images/s, time left, failures.
 
     On a terminal a bar; elsewhere (a log file, a batch system) a line now and then, at most one in ``every`` seconds, and one
     at the end. Rates are those of this run: what was ``done`` before does not count. A clock that is set back changes nothing.
     """
 
-    def __init__(self, description: str, total: int, done: int = 0, every: float = 30.0, stream=None):
+    def __init__(self, description: str, total: int, done: int = 0, every: float = 30.0, stream=None, unit="images"):
         self.description, self.total, self.done, self.before, self.every = description, total, done, done, every
-        self.failures, self.stream = 0, stream or sys.stdout
+        self.failures, self.stream, self.unit = 0, stream or sys.stdout, unit
         self.start = self.last = time.monotonic()
         console = Console(file=self.stream)
         self.bar = None
@@ -63,11 +64,11 @@ class Progress:
         seconds, made = time.monotonic() - self.start, self.done - self.before
         rate = made / seconds if seconds > 0 else 0.0
         left = "?" if not made else _clock((self.total - self.done) / rate)
-        return f"{rate:.2f} images/s, {left} left, {self.failures} failed attempts"
+        return f"{rate:.2f} {self.unit}/s, {left} left, {self.failures} failed attempts"
 
     def line(self) -> None:
         self.last = time.monotonic()
-        self._print(f"{self.description}: {self.done} of {self.total} images, {self.state()}")
+        self._print(f"{self.description}: {self.done} of {self.total} {self.unit}, {self.state()}")
 
     def _print(self, text):
         print(text, file=self.stream, flush=True)

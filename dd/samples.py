@@ -112,9 +112,13 @@ def failed(records: dict[str, dict]) -> set[str]:
 
 
 def append_records(folder: str | Path, worker: str, records: list[dict]) -> None:
-    """Append lines to ``records/<worker>.jsonl`` in one write and sync it; a torn last line is closed first. What could not
-    be written whole (a full disk) is taken back."""
-    path = Path(folder) / "records" / f"{worker}.jsonl"
+    """Append records to ``records/<worker>.jsonl`` (:func:`append_lines`)."""
+    append_lines(Path(folder) / "records" / f"{worker}.jsonl", records)
+
+
+def append_lines(path: Path, records: list[dict]) -> None:
+    """Append JSON lines in one write and sync them; a torn last line is closed first. What could not be written whole (a full
+    disk) is taken back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(json.dumps(r) + "\n" for r in records).encode()
     with open(path, "a+b", buffering=0) as file:

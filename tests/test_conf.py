@@ -27,6 +27,7 @@ CONF = config.CONF
 ROOTS = {"generate", "train", "evaluate"}
 FILLED = {  # what is ??? in a file, as its header says to give it
     "train": ["name=a_run"],
+    "prompts=llm": ["prompts.model=a_model"],
     "prompts=file": ["prompts.path=prompts.json"],
     "diffusion=paper": ["diffusion.model=a_folder"],
     "data=own": ["data.taxonomy=voc"],  # its own file is made by prepare

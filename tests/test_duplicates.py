@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dd.duplicates import normalised, similar_to
+from dd.duplicates import Earlier, normalised, similar_to
 
 
 def all_pairs(texts, threshold):
@@ -50,3 +50,17 @@ def test_many_captions_are_compared_with_few():
     texts += texts[:5000]
     answers = similar_to(texts, 0.8)
     assert all(a is not None for a in answers[20000:])
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 1])
+def test_texts_one_after_another_give_the_same(threshold):
+    rng = np.random.default_rng(8)
+    texts = [" ".join(rng.choice([f"w{'x' * (i % 5)}{i}" for i in range(20)], rng.integers(1, 9))) for _ in range(400)] + [
+        "",
+        "?",
+    ]
+    earlier = Earlier(threshold)
+    repeated = [earlier.repeats(text) for text in texts]
+    assert repeated == [a is not None for a in similar_to(texts, threshold)] and 0 < sum(repeated) < 400
+    with pytest.raises(ValueError, match=r"drop_similar=0\.4"):
+        Earlier(0.4)

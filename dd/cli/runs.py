@@ -1,0 +1,53 @@
+"""``python -m dd deploy|page``: what is done with a trained run."""
+
+import contextlib
+import sys
+
+RUN = {"run": None, "weights": "ema", "trusted": "false", "taxonomy": None}  # settings of each command that uses a run
+DEPLOY = {**RUN, "output": None, "images": None, "data_root": "data"}
+PAGE = {**RUN, "port": "8000"}
+
+
+def run_options(commands) -> None:
+    for name, keys, text in (
+        ("deploy", DEPLOY, "write a trained run as an ONNX file, compared with PyTorch on images"),
+        ("page", PAGE, "a page on this machine that segments an image dropped on it"),
+    ):
+        parser = commands.add_parser(name, help=text, description=text)
+        parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help=f"{', '.join(keys)} (docs/deploy.md)")
+
+
+def _missing(error: ModuleNotFoundError, extra: str) -> ValueError:
+    return ValueError(f'{error.name} is not installed; install what {extra} needs: pip install -e ".[{extra}]"')
+
+
+def deploy_run(options) -> int:
+    from dd import config  # of all commands only those of a run need Lightning and Hydra
+
+    chosen = config.settings(options.settings, DEPLOY)
+    try:
+        from dd.stages.deploy import deploy
+    except ModuleNotFoundError as error:
+        raise _missing(error, "deploy") from None
+    given = config.deploy_arguments(chosen)
+    done = deploy(**given)
+    print(f"{100 * done['agreement']:.4f} % of {done['pixels']} pixels of {done['images']} images are as PyTorch's in float32")
+    if len(done["classes_seen"]) == 1:
+        print("warning: both see one class in these images, which says little; give others with images=...", file=sys.stderr)
+    print(f"{'kept' if done['kept'] else 'ready'}: {given['target']}")
+    return 0
+
+
+def show_page(options) -> int:
+    from dd import config
+
+    chosen = config.settings(options.settings, PAGE)
+    try:
+        from dd.page_server import serve
+        from dd.stages.page import page
+    except ModuleNotFoundError as error:
+        raise _missing(error, "page") from None
+    given, port = config.page_arguments(chosen)
+    with contextlib.suppress(KeyboardInterrupt):  # how it ends
+        serve(page(**given), port)
+    return 0
