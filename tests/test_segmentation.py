@@ -233,6 +233,12 @@ def test_predictions_are_at_original_size(sizes, shapes):
         assert torch.equal(ids, logits[0].argmax(0))
 
 
+def test_of_equal_logits_the_first_class_is_predicted():
+    logits = torch.randint(0, 3, (2, 9, 16, 16), generator=torch.Generator().manual_seed(0))  # nearly each pixel is a tie
+    for own, ids in zip(logits, predict(Corners(), list(logits), [(16, 16)] * 2), strict=True):
+        assert np.array_equal(ids.numpy(), own.numpy().argmax(0))
+
+
 def test_predictions_of_a_batch_and_of_single_images_agree(tiny_segmenter, toy_data):
     segmenter, pictures = tiny_segmenter().eval(), toy_data().train
     images = [torch.from_numpy(pictures[i][0].transpose(2, 0, 1).copy()) for i in range(4)]
