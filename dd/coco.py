@@ -169,5 +169,7 @@ def _encode(shape: Shape, height: int, width: int) -> dict | None:
             return rle.frPyObjects(segmentation, height, width)
         rle.decode(segmentation)  # raises for damaged text
         return segmentation
-    except (TypeError, KeyError, ValueError) as error:
+    except KeyError as error:
+        raise ValueError(f"annotation {shape.id}: its segmentation has no {error}") from None
+    except (TypeError, ValueError) as error:
         raise ValueError(f"annotation {shape.id}: {error}") from None

@@ -135,8 +135,11 @@ def whole(root):
 
 def coco(root):
     content = read_coco(root / "coco.json")
-    images, _ = images_of(content, category_values(content["categories"], PETS))
-    return [draw(i) for i in images]
+    try:
+        images, _ = images_of(content, category_values(content["categories"], PETS))
+        return [draw(i) for i in images]
+    except ValueError as error:  # the stages name the file
+        raise ValueError(f"coco.json: {error}") from None
 
 
 def chosen(root):
