@@ -207,7 +207,7 @@ def runner(turns: Turns, side: Side, setup: Setup) -> list:
     from mmengine.registry import OPTIM_WRAPPERS
     from mmengine.runner import Runner
 
-    @OPTIM_WRAPPERS.register_module()
+    @OPTIM_WRAPPERS.register_module(force=True)
     class Bf16(OptimWrapper):
         """AmpOptimWrapper refuses a CPU."""
 
