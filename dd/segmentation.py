@@ -17,13 +17,20 @@ MAX_LONG = 2048  # of the long side at scale 1, mmsegmentation's
 
 
 def ema_average(decay: float):
-    """Exponential moving average whose decay warms up as (1 + n) / (10 + n), so that short runs are averaged too."""
+    """Exponential moving average whose decay warms up as (1 + n) / (10 + n), so that short runs are averaged too.
+
+    ``average(averaged, current, count)`` changes a list of tensors of one kind at once: on a GPU some kernels, and one wait
+    for ``count``, in place of as many for each tensor. Whole numbers are copied.
+    """
 
     def average(averaged, current, count):
-        if not torch.is_floating_point(averaged):
-            return current
+        if not torch.is_floating_point(averaged[0]):
+            torch._foreach_copy_(averaged, current)
+            return
         d = min(decay, (1 + int(count)) / (10 + int(count)))
-        return averaged + (current - averaged) * (1 - d)
+        steps = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(steps, 1 - d)
+        torch._foreach_add_(averaged, steps)
 
     return average
 
@@ -33,7 +40,7 @@ class EMA(WeightAveraging):
     average as ``state_dict`` and the raw weights as ``current_model_state``."""
 
     def __init__(self, decay: float = 0.999):
-        super().__init__(use_buffers=True, avg_fn=ema_average(decay))
+        super().__init__(use_buffers=True, multi_avg_fn=ema_average(decay))
 
 
 class Sound(TorchCheckpointIO):
@@ -81,7 +88,7 @@ def _logits(segmenter, images, sizes, mirrored=False):
 
 def predict(segmenter, images: list[torch.Tensor], sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
     """Class ids [H, W] per image: logits resized bilinearly to the original size (H, W), then argmax."""
-    return [logits.argmax(0) for logits in _logits(segmenter, images, sizes)]
+    return [logits.max(0).indices for logits in _logits(segmenter, images, sizes)]  # on a CPU argmax takes four times as long
 
 
 class Views:
@@ -146,8 +153,7 @@ def count(segmenter, loader, confusion, device="cpu", on_batch=None, predict=pre
     predictions. ``predict`` fits the loader's transform: the method of the :class:`Views` that resized its images."""
     for images, masks in loader:
         predictions = predict(segmenter, to_device(images, device), [tuple(m.shape) for m in masks])
-        for prediction, mask in zip(predictions, masks, strict=True):
-            confusion.update(prediction, mask.to(device))
+        confusion.update(predictions, to_device(masks, device))
         if on_batch:
             on_batch(predictions)
     return confusion.compute()
@@ -177,7 +183,9 @@ class Predictor:
 class Segmentation(pl.LightningModule):
     """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole tune set.
 
-    ``segmenter`` offers ``loss(images, labels)``, ``forward(images)`` and ``parameter_groups(...)``.
+    ``segmenter`` offers ``loss(images, labels)``, ``forward(images)`` and ``parameter_groups(...)``. What may make a step
+    shorter, and changes results by rounding alone: ``channels_last`` (the layout of weights and activations), ``fused``
+    (AdamW in one kernel), ``compile`` (the loss by torch.compile; needs a C++ compiler, and minutes before the first step).
     """
 
     def __init__(
@@ -191,18 +199,26 @@ class Segmentation(pl.LightningModule):
         poly_power: float = 0.9,
         warmup: int = 0,
         channels_last: bool = False,
+        fused: bool = False,
+        compile: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters(
-            "learning_rate", "weight_decay", "backbone_multiplier", "betas", "poly_power", "warmup", "channels_last"
-        )
+            "learning_rate", "weight_decay", "backbone_multiplier", "betas", "poly_power", "warmup", "channels_last", "fused",
+            "compile",
+        )  # fmt: skip
         self.segmenter = segmenter.to(memory_format=torch.channels_last) if channels_last else segmenter
         self.class_names = class_names
         self.confusion = metrics.confusion_matrix(len(class_names))
+        self._loss = None
+
+    def on_train_start(self):
+        # not before: until then the module is copied for its average, and a compiled function would go with it
+        self._loss = torch.compile(self.segmenter.loss) if self.hparams.compile else self.segmenter.loss
 
     def training_step(self, batch, _):
         images, labels = batch
-        losses = self.segmenter.loss(images, labels)
+        losses = self._loss(images, labels)
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items() if k != "loss"})
         self.log("train/loss", losses["loss"].detach(), prog_bar=True)
         return losses["loss"]
@@ -210,8 +226,7 @@ class Segmentation(pl.LightningModule):
     def validation_step(self, batch, _):
         images, masks = batch
         predictions = predict(self.segmenter, images, [m.shape for m in masks])
-        for prediction, mask in zip(predictions, masks, strict=True):
-            self.confusion.update(prediction, mask)
+        self.confusion.update(predictions, masks)
         return predictions  # for callbacks that show them
 
     def on_validation_epoch_start(self):
@@ -230,10 +245,18 @@ class Segmentation(pl.LightningModule):
                 if value is not None:
                     self.log(f"tune/iou/{name}", value, **same)
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """As Lightning does it, which refuses a fused optimiser although without a loss scale there is nothing to undo."""
+        if self.hparams.fused and gradient_clip_val and gradient_clip_algorithm != "value" and self.trainer.scaler is None:
+            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self):
         h = self.hparams
         groups = self.segmenter.parameter_groups(h.learning_rate, h.weight_decay, h.backbone_multiplier)
-        optimizer = torch.optim.AdamW(groups, h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay)
+        how = {"betas": tuple(h.betas), "weight_decay": h.weight_decay, "fused": h.fused or None}  # None: torch chooses
+        optimizer = torch.optim.AdamW(groups, h.learning_rate, **how)
         total, power, warmup = self.trainer.max_steps, h.poly_power, h.warmup
 
         def factor(step):

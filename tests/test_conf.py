@@ -588,11 +588,16 @@ def test_the_identity_of_a_run_is_what_decides_its_weights(data_root):
         return found
 
     first = identity()
-    for same in ("num_workers=3", "logger=tensorboard", "output_root=elsewhere", "device=cpu", "trainer.log_every_n_steps=5"):
+    for same in (
+        "num_workers=3", "logger=tensorboard", "output_root=elsewhere", "device=cpu", "trainer.log_every_n_steps=5",
+        "trainer.benchmark=true",
+    ):  # fmt: skip
         assert identity(same) == first, same
+    assert not {"fused", "compile"} & first["optimizer"].keys()  # off, as in every run from before there were such keys
     for other in (
         "seed=1", "shots=2", "batch_size=4", "scale=64", "optimizer.learning_rate=0.5", "trainer.max_steps=7",
         "trainer.callbacks.ema.decay=0.5", "trainer.precision=32-true", "segmenter.depth=50", "transform.flip=0.0",
+        "optimizer.fused=true", "optimizer.compile=true",
     ):  # fmt: skip
         assert identity(other) != first, other
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dd import metrics
 from dd.segmenters._compiled_ops import install_placeholder
@@ -76,6 +77,32 @@ def test_against_mmsegmentation(num_classes, absent, ignored):
     assert [int(c) for c in np.flatnonzero(np.isnan(ours))] == sorted(absent)
     assert metrics.miou(found) / 100 == pytest.approx(np.nanmean(theirs["IoU"]), abs=1e-6)
     assert metrics.pixel_accuracy(found) / 100 == pytest.approx(float(theirs["aAcc"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(("num_classes", "absent", "ignored"), CASES)
+@pytest.mark.parametrize("kinds", [(torch.int64, torch.int64), (torch.uint8, torch.uint8), (torch.int64, torch.uint8)])
+def test_against_torchmetrics_image_by_image(num_classes, absent, ignored, kinds):
+    """The same integers for a batch of differing sizes at once, of whatever integers the ids are."""
+    labels, predictions = map(list, zip(*pairs(num_classes, absent, ignored, seed=2), strict=True))
+    labels.append(torch.full((4, 6), 255))
+    predictions.append(torch.zeros(4, 6, dtype=torch.int64))
+    given = [p.to(kinds[0]) for p in predictions], [label.to(kinds[1]) for label in labels]
+    before = [x.clone() for part in given for x in part]
+    counts = metrics.image_counts(*given, num_classes)
+    theirs = MulticlassConfusionMatrix(num_classes, ignore_index=255)
+    for own, prediction, label in zip(counts, predictions, labels, strict=True):
+        assert own.dtype == torch.int64 and torch.equal(own, theirs(prediction[None], label[None]))
+    ours = metrics.confusion_matrix(num_classes)
+    ours.update(*given)
+    assert torch.equal(ours.compute(), theirs.compute())
+    assert all(map(torch.equal, before, [x for part in given for x in part]))  # what was given is left as it was
+
+
+@pytest.mark.parametrize("value", [3, 254])
+def test_a_label_outside_the_classes_is_an_error(value):
+    labels = [torch.tensor([[0, 255]]), torch.tensor([[2, value]])]
+    with pytest.raises(ValueError, match=rf"labels hold the values \[{value}\]; allowed: 0..2, and 255"):
+        metrics.image_counts([torch.zeros(1, 2, dtype=torch.int64)] * 2, labels, 3)
 
 
 def test_it_is_one_matrix_over_the_set_and_no_mean_over_images():

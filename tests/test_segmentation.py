@@ -57,20 +57,48 @@ def read(path):
     return torch.load(path, weights_only=True)
 
 
+def first(task):
+    return task.segmenter.backbone[0].weight
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, module, outputs, *_):
+        self.values.append(float(outputs["loss"]))
+
+
 # The average of the weights
 
 
+def averaged(decay, old, new, steps):
+    """What :func:`ema_average` makes of copies of the tensors ``old``."""
+    old = [o.clone() for o in old]
+    ema_average(decay)(old, new, torch.tensor(steps))
+    return old
+
+
 def test_the_decay_warms_up():
-    average = ema_average(0.9)
-    old, new = torch.tensor([1.0, -2.0]), torch.tensor([3.0, 5.0])
+    old, new = [torch.tensor([1.0, -2.0]), torch.tensor([[0.5]])], [torch.tensor([3.0, 5.0]), torch.tensor([[-4.0]])]
     for steps, decay in ((0, 1 / 10), (1, 2 / 11), (20, 21 / 30), (80, 0.9), (10**6, 0.9)):
-        found = average(old, new, torch.tensor(steps))
-        torch.testing.assert_close(found, decay * old + (1 - decay) * new)
-    assert ema_average(0.05)(old, new, torch.tensor(0)).tolist() == pytest.approx((0.05 * old + 0.95 * new).tolist())
+        for found, o, n in zip(averaged(0.9, old, new, steps), old, new, strict=True):
+            torch.testing.assert_close(found, decay * o + (1 - decay) * n)
+    found = averaged(0.05, old, new, 0)[0]
+    assert found.tolist() == pytest.approx((0.05 * old[0] + 0.95 * new[0]).tolist())
+
+
+def test_averaging_all_tensors_at_once_changes_no_bit():
+    old, new = ([torch.randn(n, generator=torch.Generator().manual_seed(k + n)) for n in (1, 7, 1000)] for k in (0, 1))
+    for steps in (0, 5, 10**4):
+        weight = 1 - min(0.999, (1 + steps) / (10 + steps))
+        assert all(
+            map(torch.equal, averaged(0.999, old, new, steps), [o + (n - o) * weight for o, n in zip(old, new, strict=True)])
+        )
 
 
 def test_counters_are_copied_and_not_averaged():
-    assert ema_average(0.9)(torch.tensor(3), torch.tensor(8), torch.tensor(5)) == 8
+    assert averaged(0.9, [torch.tensor(3), torch.tensor(4)], [torch.tensor(8), torch.tensor(2)], 5) == [8, 2]
 
 
 def test_a_checkpoint_holds_the_average_and_the_raw_weights(fit, tmp_path):
@@ -99,7 +127,7 @@ def test_hyper_parameters_are_plain(fit, tmp_path):
     stored = read(tmp_path / "last.ckpt")["hyper_parameters"]
     assert stored == {
         "learning_rate": 0.05, "weight_decay": 1e-4, "backbone_multiplier": 0.5, "betas": [0.8, 0.9], "poly_power": 0.9,
-        "warmup": 2, "channels_last": False,
+        "warmup": 2, "channels_last": False, "fused": False, "compile": False,
     }  # fmt: skip
 
 
@@ -212,6 +240,28 @@ def test_channels_last_is_a_layout_and_nothing_else(fit):
         torch.testing.assert_close(last.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_a_fused_optimiser_is_faster_and_nothing_else(fit):
+    """Also with a clipped gradient and mixed precision, where Lightning by itself refuses it."""
+    how = {"gradient_clip_val": 0.01, "precision": "bf16-mixed"}
+    plain, _ = fit(3, **how)
+    fused, trainer = fit(3, module={"fused": True}, **how)
+    assert trainer.optimizers[0].param_groups[0]["fused"] and not torch.equal(
+        *map(first, (fused, fit(3, precision="bf16-mixed")[0]))
+    )
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.full  # the compiler takes its time
+def test_a_compiled_loss_is_faster_and_nothing_else(fit, tmp_path):
+    plain, compiled = Losses(), Losses()
+    fit(4, [EMA(0.7), plain])
+    task, _ = fit(4, [EMA(0.7), compiled, LastCheckpoint(str(tmp_path), 4)], module={"compile": True})
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert compiled.values == pytest.approx(plain.values, rel=1e-4)
+    assert read(tmp_path / "last.ckpt")["state_dict"].keys() == fit(1)[0].state_dict().keys()
+
+
 # Prediction
 
 
@@ -231,6 +281,12 @@ def test_predictions_are_at_original_size(sizes, shapes):
         assert ids.shape == size and ids.dtype == torch.int64
         logits = F.interpolate(image.half().float()[None], size=size, mode="bilinear", align_corners=False)
         assert torch.equal(ids, logits[0].argmax(0))
+
+
+def test_of_equal_logits_the_first_class_is_predicted():
+    logits = torch.randint(0, 3, (2, 9, 16, 16), generator=torch.Generator().manual_seed(0))  # nearly each pixel is a tie
+    for own, ids in zip(logits, predict(Corners(), list(logits), [(16, 16)] * 2), strict=True):
+        assert np.array_equal(ids.numpy(), own.numpy().argmax(0))
 
 
 def test_predictions_of_a_batch_and_of_single_images_agree(tiny_segmenter, toy_data):

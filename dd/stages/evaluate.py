@@ -23,16 +23,13 @@ PER_IMAGE = "per_image.npz"
 class PerImage:
     """A confusion matrix that also keeps each image's own: ``images``, uint32 [C, C] each."""
 
-    def __init__(self, num_classes: int, device: str = "cpu"):
-        self.metric, self.images = metrics.confusion_matrix(num_classes).to(device), []
-        self.total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    def __init__(self, num_classes: int):
+        self.images, self.total = [], torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
-    def update(self, prediction, mask) -> None:
-        self.metric.update(prediction, mask)
-        own = self.metric.compute().cpu()
-        self.metric.reset()
-        self.total += own
-        self.images.append(own.numpy().astype(np.uint32))
+    def update(self, predictions: list, masks: list) -> None:
+        counts = metrics.image_counts(predictions, masks, len(self.total)).cpu()
+        self.total += counts.sum(0)
+        self.images.extend(counts.numpy().astype(np.uint32))
 
     def compute(self) -> torch.Tensor:
         return self.total
@@ -48,9 +45,10 @@ class Shown:
         if self.seen < EXAMPLES:
             self.first.append((self.seen, prediction.cpu()))
         if confusion.any():  # else each pixel is 255
-            self.ranked.append((metrics.miou(torch.from_numpy(confusion.astype(np.int64))), self.seen, prediction.cpu()))
+            self.ranked.append((metrics.miou(torch.from_numpy(confusion.astype(np.int64))), self.seen, prediction))
             self.ranked.sort(key=lambda row: row[:2])
             del self.ranked[EXTREMES:-EXTREMES]
+            self.ranked = [(*row, kept.cpu()) for *row, kept in self.ranked]  # only what is kept leaves the GPU
         self.seen += 1
 
     def predictions(self) -> dict:
@@ -87,7 +85,7 @@ def evaluate(
         if whole and {k: there.get(k) for k in head} == head:
             return there
     segmenter = segmenter.to(device).eval()
-    confusion = PerImage(len(data.taxonomy), device)
+    confusion = PerImage(len(data.taxonomy))
     with Progress(transient=True) as bar:
         task = bar.add_task(f"evaluate on {data.root.name}/{data.split}", total=len(data))
         autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
