@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dd import __main__ as door
+from dd.cli.runs import DEPLOY
 from dd.onnx_model import Session, exported, metadata
 from dd.photos import read_photo, source
 from dd.provenance import read_json, sha256
@@ -180,7 +181,7 @@ def test_colours_and_classes_of_a_taxonomy(finished_run, pictures, tmp_path, mon
 
     folder, _, segmenter = finished_run(tmp_path / "run")
     (tmp_path / "pets.yaml").write_text("name: pets\nclasses: [{name: cat, colour: [1, 2, 3]}, dog]\n")
-    chosen = config.settings([f"run={folder}", f"images={pictures}", f"taxonomy={tmp_path}/pets.yaml"], door.DEPLOY)
+    chosen = config.settings([f"run={folder}", f"images={pictures}", f"taxonomy={tmp_path}/pets.yaml"], DEPLOY)
     given = config.deploy_arguments(chosen)
     assert given["palette"] == Taxonomy("pets", ["cat", "dog"], colours={"cat": (1, 2, 3)}).palette
     found = stage.facts(given["run"], segmenter, given["views"], given["names"], given["palette"], "raw")
