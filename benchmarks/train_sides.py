@@ -11,9 +11,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from benchmarks.machine import peak_bytes, reset_peak
 from dd import config
 from dd.datamodule import SegmentationData
+from dd.diffusion.memory import peak_bytes, reset_peak
 from dd.fitting import Reseed
 from dd.segmenters.mmsegmentation import CHANNELS, quiet_construction  # puts the placeholder for compiled operations in place
 from dd.segmenters.transforms import EvalTransform
