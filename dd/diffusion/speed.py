@@ -4,6 +4,8 @@ import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
 
+RECOMPILED = 128
+
 
 def channels_last(pipe) -> None:
     """UNet and VAE in the memory layout that convolutions on a GPU with tensor cores want."""
@@ -20,6 +22,11 @@ def fuse_projections(pipe) -> None:
 def compile_blocks(pipe) -> None:
     """Compile the residual and feed-forward blocks of UNet and VAE (torch.compile). The attention between them stays as it
     is, where hooks observe it: a compiled graph would not call hooks that come later."""
+    import torch._dynamo  # here, since it takes seconds
+
+    limits = torch._dynamo.config  # blocks share their code and differ in their sizes: more of them than dynamo expects
+    limits.recompile_limit = max(limits.recompile_limit, RECOMPILED)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * RECOMPILED)
     for network in (pipe.unet, pipe.vae.decoder):
         for module in network.modules():
             if isinstance(module, ResnetBlock2D | FeedForward):
