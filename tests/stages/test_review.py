@@ -221,7 +221,7 @@ def as_label_studio(masks, tasks, path):
                     "rle": [int(b) for b in other.encode_rle(values, WORD, list(SIZES))],
                 },
             }
-            for label, value in VALUES.items() if value and (mask == value).any()
+            for label, values in brushes.items()
         ]  # fmt: skip
         done.append({"id": number, "data": task["data"], "annotations": [{"id": number, "result": result}]})
     path.write_text(json.dumps(done))
