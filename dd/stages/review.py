@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dd import label_studio
-from dd.datasets import encode_mask
+from dd.datasets import encode_mask, read_mask
 from dd.exports import cvat
 from dd.exports.source import Item, Source
 from dd.exports.target import Target
@@ -54,7 +54,7 @@ def review(
     chosen = {"number": number, "score": score, "order": order, "distinct": distinct, "seed": seed, "address": address}
     identity = {**identity, **chosen, "files": sha256("".join(f"{i.file} {i.digest}\n" for i in source.items).encode())}
     cvat.check(_source(Path(target), classes, []), False)
-    target = output_folder(target, SETTINGS, identity, "a review queue")
+    target = output_folder(target, SETTINGS, identity, "reviews")
     with Lock(target, hint="Choose another folder with output=..."):
         write_json(target / SETTINGS, {"identity": identity, **made_by()})
         unreadable = dict(source.unreadable)
@@ -131,27 +131,33 @@ def _drawn(target, source, predictor, number: int, seed: int, batch_size: int, u
 
 
 def _write(target: Path, source, queue, predictor, classes, score: str, identity: dict, address: str) -> None:
-    """Copies of the images, masks, and the files of the tools."""
+    """Copies of the images, masks, and the files of the tools; what is there stays, edited or not."""
     labels, items, tasks = dict(enumerate(classes.names, 1)), [], []
     for rank, (item, record) in enumerate(queue, 1):
-        [(_, image)] = source.read([item])
-        if isinstance(image, Exception):
-            raise ValueError(f"{item.file} could be read before and cannot now: {image}")
-        [mask] = predictor([image])
         copy, path = target / "images" / item.file, target / "masks" / f"{item.id}.png"
-        write_atomic(copy, source.files[item.id].read_bytes())
-        write_atomic(path, encode_mask(mask, classes.palette))
+        if not copy.is_file():
+            write_atomic(copy, source.files[item.id].read_bytes())
+        mask = read_mask(path) if path.is_file() else _predicted(source, item, predictor)
+        if not path.is_file():
+            write_atomic(path, encode_mask(mask, classes.palette))
         items.append(Item(item.id, copy, path, mask.shape, tuple(np.unique(mask).tolist())))
         facts = {"rank": rank, "score": round(record[score], 6)}
         tasks.append(label_studio.task(item.file, mask, labels, identity["checkpoint_sha256"][:12], facts, address))
-    write_atomic(target / "taxonomy.yaml", taxonomy_yaml(classes))
-    write_atomic(target / LIST, "".join(f"{item.file}\n" for item, _ in queue))
-    write_atomic(target / "label_studio.json", label_studio.tasks_text(tasks))
     colours = {name: tuple(classes.palette[3 * i : 3 * i + 3]) for i, name in labels.items()}
     colours[label_studio.IGNORED] = tuple(classes.palette[-3:])
-    write_atomic(target / "label_studio.xml", label_studio.configuration(colours))
-    (target / cvat.ARCHIVE).unlink(missing_ok=True)  # of an interrupted queue: the masks are made again
-    cvat.write(_source(target, classes, items), Target(target))
+    files = Target(target)
+    files.write("taxonomy.yaml", lambda: taxonomy_yaml(classes))
+    files.write(LIST, lambda: "".join(f"{item.file}\n" for item, _ in queue))
+    files.write("label_studio.json", lambda: label_studio.tasks_text(tasks))
+    files.write("label_studio.xml", lambda: label_studio.configuration(colours))
+    cvat.write(_source(target, classes, items), files)
+
+
+def _predicted(source, item, predictor) -> np.ndarray:
+    [(_, image)] = source.read([item])
+    if isinstance(image, Exception):
+        raise ValueError(f"{item.file} could be read before and cannot now: {image}")
+    return predictor([image])[0]
 
 
 def _source(target: Path, classes, items: list[Item]) -> Source:

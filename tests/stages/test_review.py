@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from dd.__main__ import main
-from dd.datasets import SegmentationFolder, read_image, read_mask, read_split
+from dd.datasets import SegmentationFolder, encode_mask, read_image, read_mask, read_split
 from dd.label_studio import SIZES, WORD
 from dd.photos import source
 from dd.provenance import read_json, sha256
@@ -109,9 +109,19 @@ def test_what_is_scored_is_not_scored_again_and_another_queue_is_refused(queue, 
     with pytest.raises(FileExistsError, match="number: 3 -> 4"):
         queue(number=4)
     Image.new("RGB", (9, 9)).save(photos / "new.png")
-    with pytest.raises(FileExistsError, match="a review queue that were made otherwise"):
+    with pytest.raises(FileExistsError, match="reviews that were made otherwise"):
         queue()
     assert all(p.read_bytes() == data for p, data in before.items())
+
+
+def test_a_mask_that_somebody_has_edited_stays_and_a_lost_one_is_made_again(queue, tmp_path):
+    queue()
+    first, second = sorted((tmp_path / "queue/masks").rglob("*.png"))[:2]
+    before = second.read_bytes()
+    first.write_bytes(encode_mask(np.full(read_mask(first).shape, 2, np.uint8)))
+    second.unlink()
+    queue()
+    assert (read_mask(first) == 2).all() and second.read_bytes() == before
 
 
 def test_an_interruption_loses_one_batch(queue, tmp_path):
