@@ -1,4 +1,4 @@
-"""mIoU of trained runs, predictions, audits, self-training, reports: python evaluate.py run=outputs/shapes/synthetic/seed=0"""
+"""mIoU of trained runs, predictions, queues of images to label, audits, self-training, reports."""
 
 from glob import glob
 from pathlib import Path
@@ -11,10 +11,11 @@ from dd.stages.evaluate import evaluate, print_table
 from dd.stages.predict_images import predict_images, print_predictions
 from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
+from dd.stages.review import print_review, review
 from dd.stages.self_train import self_train
 from dd.tracking.wandb import log_evaluation
 
-STAGES = ("evaluate", "predict", "audit", "self_train", "report")
+STAGES = ("evaluate", "predict", "review", "audit", "self_train", "report")
 
 
 def run(cfg) -> float | None:
@@ -27,6 +28,9 @@ def run(cfg) -> float | None:
     if cfg.stage == "predict":
         given = config.prediction_arguments(cfg)
         return print_predictions(given["target"], predict_images(**given))
+    if cfg.stage == "review":
+        given = config.review_arguments(cfg)
+        return print_review(given["target"], review(**given), given["number"])
     folders = sorted(f for f in glob(str(cfg.run)) if _is_segmenter(Path(f, "run.json"))) if cfg.run else []
     if not folders:
         raise FileNotFoundError(f"run={cfg.run}: no finished training run of a segmenter there (a folder with run.json)")

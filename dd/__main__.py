@@ -21,7 +21,7 @@ KINDS = {
     "voc": "PASCAL VOC 2012: train, val, trainval",
     "voc_aug": "VOC 2012 with the masks of SBD: train_aug",
     "coco": "COCO 2017: 80 things and background",
-    "own": "your own images, with masks or a COCO JSON",
+    "own": "your own images, with masks, a COCO JSON, or an export of CVAT or Label Studio",
 }
 
 
@@ -146,6 +146,8 @@ def _own_options(parser) -> None:
     add("--masks", help="folder of masks with the images' stems: class ids (palette or grey PNG) or the taxonomy's colours")
     add("--mask-ending", default="", help="what the stems of masks have more than those of images, such as _mask")
     add("--coco", help="COCO JSON, such as labelme, CVAT and Label Studio export")
+    add("--cvat", help="what CVAT exports as Segmentation mask 1.1: the zip, or its unpacked folder (needs --images)")
+    add("--label-studio", metavar="JSON", help="what Label Studio exports as JSON, with brushes (needs --images)")
     add("--voc", help="instead of these: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation")
     add("--split", action="append", default=[], metavar="SPLIT=FILE", help="text file with one image a line")
     add("--share", action="append", default=[], metavar="SPLIT=PART", help="part drawn by --seed; default val=0.2")
@@ -164,7 +166,7 @@ def _own(options):
     return prepare_own(
         options.root, options.taxonomy, options.name, options.images, options.masks, options.coco, options.voc,
         options.mask_ending, _pairs("--split", options.split), shares, options.seed, _pairs("--map", options.map),
-        options.crowds == "ignore", options.workers,
+        options.crowds == "ignore", options.workers, options.cvat, options.label_studio,
     )  # fmt: skip
 
 

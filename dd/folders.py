@@ -1,9 +1,10 @@
 """Folders of images and masks as people have them: files found by stem, splits from lists or by a seeded share."""
 
+import os
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from dd.provenance import sha256
+from dd.provenance import differences, read_json, sha256
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = (".png", ".bmp", ".tif", ".tiff")  # no JPEG: it smears the ids
@@ -85,3 +86,24 @@ def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[st
     if not order or not all(splits.values()):
         raise ValueError(f"{len(ids)} labelled images are too few for the shares {shares}")
     return {"train": sorted(order), **splits}
+
+
+def output_folder(target, settings: str, identity: dict, what: str) -> Path:
+    """The folder, made, for results whose file ``settings`` names their ``identity``. PermissionError or ValueError for one
+    that cannot be written, FileExistsError for one that holds others. ``what``: the results, for messages."""
+    target = Path(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"output={target}: a file is where a folder should be; choose another one with output=...") from None
+    if not os.access(target, os.W_OK | os.X_OK):
+        raise PermissionError(f"output={target}: you may not write there; choose another folder with output=...")
+    there = read_json(target / settings).get("identity", {}) if (target / settings).is_file() else None
+    if there is None and any(path.name != ".lock" for path in target.iterdir()):
+        raise FileExistsError(f"output={target} holds files that are no {what}; choose a new or empty folder")
+    if there is not None and (lines := differences(there, identity)):
+        raise FileExistsError(
+            f"output={target} holds {what} that were made otherwise:\n  " + "\n  ".join(lines) + "\nNothing was changed. "
+            "Choose another folder with output=..., or remove this one"
+        )
+    return target

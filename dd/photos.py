@@ -155,3 +155,22 @@ def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | No
             f"images={images}: expected a folder of images ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})"
         )
     return Video(images, every, max_pixels, limit)
+
+
+def batches(pictures, batch_size: int, pixels: int, unreadable: dict, fail=lambda what: None):
+    """Lists of (item, image) of what ``read`` yields, at most ``batch_size`` of them and ``pixels`` together (or one image);
+    what is no image goes to ``unreadable`` {file: why}, and ``fail`` is told."""
+    batch, size = [], 0
+    for item, image in pictures:
+        if isinstance(image, Exception):
+            unreadable[item.file] = str(image)
+            fail(f"{item.file} is left out")
+            continue
+        more = image.shape[0] * image.shape[1]
+        if batch and (len(batch) == batch_size or size + more > pixels):
+            yield batch
+            batch, size = [], 0
+        batch.append((item, np.ascontiguousarray(image)))
+        size += more
+    if batch:
+        yield batch

@@ -1,6 +1,8 @@
 """Who made this and from what: hashes, versions, atomic files. No torch."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import platform
@@ -58,6 +60,12 @@ def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
 
 def write_json(path: str | Path, value) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: Iterable) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomic(path, text.getvalue())
 
 
 def read_json(path: str | Path):

@@ -174,10 +174,21 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images: list) -> list:
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16):
-            shown = to_device([self.views(image) for image in images], self.device)
-            found = self.views.predict(self.segmenter, shown, [image.shape[:2] for image in images])
+        with self._autocast():
+            found = self.views.predict(self.segmenter, self._shown(images), [image.shape[:2] for image in images])
         return [mask.to(torch.uint8).cpu().numpy() for mask in found]
+
+    @torch.no_grad()
+    def probabilities(self, images: list) -> list[torch.Tensor]:
+        """Class probabilities float32 [K, H, W] of each image at its own size, on the device."""
+        with self._autocast():
+            return self.views.probabilities(self.segmenter, self._shown(images), [image.shape[:2] for image in images])
+
+    def _autocast(self):
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
+
+    def _shown(self, images: list) -> list:
+        return to_device([self.views(image) for image in images], self.device)
 
 
 class Segmentation(pl.LightningModule):

@@ -19,11 +19,13 @@ FLOORS = {
         "dd.nouns",
         "dd.duplicates",
         "dd.questions",
+        "dd.uncertainty",
     }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
     2: {
         "dd.coco",
         "dd.downloads",
+        "dd.label_studio",
         "dd.folders",
         "dd.sbd",
         "dd.diffusion.*",
@@ -41,6 +43,7 @@ FLOORS = {
     },
     3: {
         "dd.units",
+        "dd.annotations",
         "dd.conversion",
         "dd.exportable",
         "dd.datamodule",

@@ -10,7 +10,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports 
 
 from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
 from dd.config.deployment import deploy_arguments, page_arguments, settings
-from dd.config.evaluation import prediction_arguments, report_arguments, test_sets
+from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets
 from dd.config.generation import (
     calibrate_arguments,
     executor,
@@ -81,6 +81,7 @@ __all__ = [
     "quoted",
     "real_data",
     "report_arguments",
+    "review_arguments",
     "search_space",
     "seed_everything",
     "segmenter_of",

@@ -10,19 +10,23 @@ from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source
 from dd.segmentation import Predictor
-from dd.taxonomy import BACKGROUND
+from dd.stages.review import check
+from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
 
 
-def prediction_arguments(cfg) -> dict:
+def prediction_arguments(cfg, place: Path | None = None) -> dict:
     """What the stage predict_images takes: by default the results lie in the run's ``predictions/<name of images>``, those of
-    other weights or views in a folder of their own."""
+    other weights or views in a folder of their own. ``place``: another folder within the run."""
     if not cfg.run:
-        raise ValueError("run=null: stage=predict needs the folder of a trained run, such as run=outputs/shapes/real/seed=0")
+        raise ValueError(
+            f"run=null: stage={cfg.stage} needs the folder of a trained run, such as run=outputs/shapes/real/seed=0"
+        )
     run, segmenter, views = trained_run(cfg.run, cfg.trusted, cfg.weights, plain(cfg)["scales"], cfg.flip)
     images = source(cfg.images, cfg.every, cfg.max_pixels)
     path = Path(cfg.images).resolve()
     how = [part for part in (cfg.weights if cfg.weights != "ema" else "", views.name) if part]
-    target = Path(cfg.output or Path(cfg.run, "predictions", "-".join([path.stem if path.is_file() else path.name, *how])))
+    place = place or Path("predictions", path.stem if path.is_file() else path.name)
+    target = Path(cfg.output or Path(cfg.run, place.parent, "-".join([place.name, *how])))
     if path.is_dir() and target.resolve().is_relative_to(path):
         raise ValueError(f"output={target} lies in images={cfg.images}: its masks would be taken for images next time")
     identity = {
@@ -33,6 +37,27 @@ def prediction_arguments(cfg) -> dict:
         "target": target, "source": images, "predictor": Predictor(run, segmenter, views, device(cfg)), "identity": identity,
         "names": [BACKGROUND, *run["taxonomy"]["names"]], "palette": palette(cfg, run), "batch_size": cfg.batch_size,
     }  # fmt: skip
+
+
+def review_arguments(cfg) -> dict:
+    """What the stage review takes: by default the queue lies in the run's ``review/<name of images>-<order>``."""
+    if not cfg.images or not Path(cfg.images).is_dir():
+        raise FileNotFoundError(f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take frames")
+    queue = {key: cfg[key] for key in ("number", "score", "order", "distinct", "seed")}
+    check(**queue)
+    name = f"{Path(cfg.images).resolve().name}-{cfg.order}" + (f"-{cfg.seed}" if cfg.order == "random" else "")
+    given = prediction_arguments(cfg, Path("review", name))
+    names, colours = given.pop("names")[1:], given.pop("palette")
+    classes = Taxonomy("run", names, colours=_colours(names, colours))
+    return {**given, **queue, "classes": classes, "address": cfg.address}
+
+
+def _colours(names, palette: list[int]) -> dict:
+    """{class: colour} of what differs from VOC's, as a taxonomy file would say it."""
+    places = {BACKGROUND: 0, IGNORE: IGNORE, **{name: i for i, name in enumerate(names, 1)}}
+    colours = {key: tuple(palette[3 * i : 3 * i + 3]) for key, i in places.items()}
+    voc = voc_palette()
+    return {key: c for key, c in colours.items() if c != tuple(voc[3 * places[key] : 3 * places[key] + 3])}
 
 
 def report_arguments(cfg) -> dict:

@@ -1,16 +1,15 @@
 """Stage: what a trained run sees in photographs or in a video: masks, overlays, and the area of each class."""
 
-import csv
-import io
-import os
 from pathlib import Path
 
 import numpy as np
 
 from dd.datasets import encode_image, encode_mask
+from dd.folders import output_folder
 from dd.locks import Lock
+from dd.photos import batches
 from dd.progress import Progress
-from dd.provenance import differences, made_by, read_json, sha256, write_atomic, write_json
+from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.report.pictures import overlay
 from dd.samples import append_records, read_records
 
@@ -27,13 +26,13 @@ def predict_images(target, source, predictor, identity: dict, names, palette: li
     decides a mask beside the image (checkpoint, protocol). What is there of the same file, checkpoint and protocol is not made
     again. FileExistsError if ``target`` holds another run's predictions, ValueError if no image can be read.
     """
-    target = _folder(target, identity)
+    target = output_folder(target, SETTINGS, identity, "predictions")
     with Lock(target, hint="Choose another folder with output=..."):
         write_json(target / SETTINGS, {"identity": identity, **made_by()})
         done, unreadable = _done(target, source.items), dict(source.unreadable)
         kept, todo = len(done), [item for item in source.items if item.id not in done]
         with Progress("predict", len(source.items), len(done)) as bar:
-            for batch in _batches(source.read(todo), batch_size, unreadable, bar):
+            for batch in batches(source.read(todo), batch_size, BATCH_PIXELS, unreadable, bar.fail):
                 masks = predictor([image for _, image in batch])
                 records = [_write(target, *pair, mask, palette, len(names)) for pair, mask in zip(batch, masks, strict=True)]
                 append_records(target, "0", records)
@@ -59,26 +58,6 @@ def print_predictions(target, found: dict) -> None:
             print(f"  {file}: {why}")
 
 
-def _folder(target, identity: dict) -> Path:
-    """The folder, made; errors for one that cannot be written, or of another run."""
-    target = Path(target)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"output={target}: a file is where a folder should be; choose another one with output=...") from None
-    if not os.access(target, os.W_OK | os.X_OK):
-        raise PermissionError(f"output={target}: you may not write there; choose another folder with output=...")
-    there = read_json(target / SETTINGS).get("identity", {}) if (target / SETTINGS).is_file() else None
-    if there is None and any(path.name != ".lock" for path in target.iterdir()):
-        raise FileExistsError(f"output={target} holds files that are no predictions; choose a new or empty folder")
-    if there is not None and (lines := differences(there, identity)):
-        raise FileExistsError(
-            f"output={target} holds predictions that were made otherwise:\n  " + "\n  ".join(lines) + "\nNothing was changed. "
-            "Choose another folder with output=..., or remove this one"
-        )
-    return target
-
-
 def _done(target: Path, items) -> dict[str, dict]:
     """Records of the items whose file and predictions are as they were."""
     records, found = read_records(target), {}
@@ -93,24 +72,6 @@ def _done(target: Path, items) -> dict[str, dict]:
 
 def _paths(target: Path, name: str) -> tuple[Path, Path]:
     return target / "masks" / f"{name}.png", target / "overlays" / f"{name}.jpg"
-
-
-def _batches(pictures, batch_size: int, unreadable: dict, bar):
-    """Lists of (item, image), small enough for the memory; what is no image goes to ``unreadable``."""
-    batch, pixels = [], 0
-    for item, image in pictures:
-        if isinstance(image, Exception):
-            unreadable[item.file] = str(image)
-            bar.fail(f"{item.file} is left out")
-            continue
-        size = image.shape[0] * image.shape[1]
-        if batch and (len(batch) == batch_size or pixels + size > BATCH_PIXELS):
-            yield batch
-            batch, pixels = [], 0
-        batch.append((item, np.ascontiguousarray(image)))
-        pixels += size
-    if batch:
-        yield batch
 
 
 def _write(target: Path, item, image, mask, palette, num_classes: int) -> dict:
@@ -130,12 +91,6 @@ def _write_tables(target: Path, records: list[dict], unreadable: dict, names) ->
         size = record["width"] * record["height"]
         areas = [value for count in record["pixels"] for value in (count, f"{100 * count / size:.4f}")]
         rows.append([record["file"], record["width"], record["height"], *areas])
-    write_atomic(target / AREAS, _csv(rows))
+    write_csv(target / AREAS, rows)
     if unreadable or (target / UNREADABLE).exists():  # an emptied list says more than an old one
-        write_atomic(target / UNREADABLE, _csv([["file", "why"], *unreadable.items()]))
-
-
-def _csv(rows) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+        write_csv(target / UNREADABLE, [["file", "why"], *unreadable.items()])

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from dd import coco
+from dd.annotations import cvat_masks, label_studio_masks
 from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import read_coloured_mask
 from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits
@@ -17,12 +18,14 @@ def prepare_own(
     data_root, taxonomy_file, name: str, images=None, masks=None, coco_file=None, voc=None, mask_ending: str = "",
     split_files: dict | None = None, shares: dict[str, float] | None = None, seed: int = 0,
     mapping: dict[str, str] | None = None, crowds: bool = True, workers: int | None = None,
+    cvat=None, label_studio=None,
 ) -> tuple[Path, list[str]]:  # fmt: skip
-    """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours) or a ``coco_file``, or from
-    a folder ``voc`` in VOC layout.
+    """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours), a ``coco_file``, an export
+    of CVAT ("Segmentation mask 1.1", zip or folder) or of Label Studio (JSON), or from a folder ``voc`` in VOC layout.
 
-    Splits: ``split_files`` {split: file}, or ``shares`` {split: part} drawn by ``seed`` (default: val=0.2). ``mapping`` and
-    ``crowds`` belong to ``coco_file``. ValueError, FileNotFoundError or FileExistsError say what does not fit.
+    Splits: ``split_files`` {split: file}, or ``shares`` {split: part} drawn by ``seed`` (default: val=0.2). ``mapping``
+    belongs to ``coco_file``, ``cvat`` and ``label_studio``, ``crowds`` to ``coco_file``. ValueError, FileNotFoundError or
+    FileExistsError say what does not fit.
     """
     classes, root = taxonomy(taxonomy_file), Path(data_root) / name
     if not name or Path(name).name != name or name.startswith("."):
@@ -31,15 +34,22 @@ def prepare_own(
         images, masks = Path(voc) / "JPEGImages", Path(voc) / "SegmentationClass"
         lists = {s: Path(voc) / "ImageSets" / "Segmentation" / f"{s}.txt" for s in LISTS}
         split_files = split_files or (None if shares else {s: p for s, p in lists.items() if p.is_file()})
-    if images is None or (masks is None) == (coco_file is None):
-        raise ValueError("give --images with either --masks or --coco, or --voc alone")
+    given = [source for source in (masks, coco_file, cvat, label_studio) if source is not None]
+    if images is None or len(given) != 1:
+        raise ValueError("give --images with one of --masks, --coco, --cvat and --label-studio, or --voc alone")
     if split_files and shares:
         raise ValueError("give either --split files or --share parts, not both")
-    if coco_file is None and (mapping or not crowds):
+    if masks is not None and (mapping or not crowds):
         raise ValueError("--map and --crowds belong to --coco: masks hold class ids or the taxonomy's colours")
+    if coco_file is None and not crowds:
+        raise ValueError("--crowds belongs to --coco")
     keep_out(root, (images, masks, voc))
     found = index(images, IMAGES)
-    if coco_file is None:
+    if cvat is not None or label_studio is not None:
+        read, path = (cvat_masks, cvat) if cvat is not None else (label_studio_masks, label_studio)
+        drawn, notes, source = read(Path(path), found, classes, mapping)
+        jobs = [MaskJob(name, found[name], where, draw) for name, (where, draw) in sorted(drawn.items())]
+    elif coco_file is None:
         jobs, notes, source = _masks(found, Path(masks), classes, mask_ending)
     else:
         jobs, notes, source = _coco(found, Path(images), Path(coco_file), classes, mapping, crowds)

@@ -253,8 +253,8 @@ def test_the_command_line(site, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give --images with either --masks or --coco"),
-        (["--masks", "a", "--coco", "b"], "give --images with either --masks or --coco"),
+        ([], "give --images with one of --masks, --coco, --cvat and --label-studio"),
+        (["--masks", "a", "--coco", "b"], "give --images with one of --masks, --coco, --cvat and --label-studio"),
         (["--masks", "a", "--map", "b=c"], "--map and --crowds belong to --coco"),
         (["--masks", "a", "--split", "val=x", "--share", "val=0.1"], "give either --split files or --share parts"),
         (["--masks", "a", "--share", "val=much"], "--share val=much: expected a part of 1"),
