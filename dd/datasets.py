@@ -243,7 +243,9 @@ def _check_classes(root: Path, taxonomy) -> None:
     for path, keys in made:
         names = read_json(path) if path.is_file() else {}
         for key in keys:
-            names = names.get(key, {})
+            names = names.get(key, {}) if isinstance(names, dict) else None
+        if not isinstance(names, list | dict):
+            raise ValueError(f"{path} is damaged: {'.'.join(keys)} is no list of class names. Restore it from a copy")
         if names and list(names) != list(taxonomy.names):
             raise ValueError(
                 f"data set {root} was made for the classes {list(names)}, these are {list(taxonomy.names)} (taxonomy "

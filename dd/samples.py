@@ -161,6 +161,15 @@ def read_records(folder: str | Path) -> dict[str, dict]:
     return found
 
 
+def recorded(folder: str | Path, key: str) -> dict:
+    """{id: value of ``key``} of the records that :func:`read_records` gives and that have it, without keeping the rest."""
+    found = {}
+    for record in _records(folder):
+        if "error" not in record:
+            found[record["id"]] = record.get(key)
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def outcomes(folder: str | Path) -> dict[str, str]:
     """What the records say of each sample, without keeping them: ``good``, ``drawn again`` (good in the end), ``failed``
     (bad however often drawn) or ``quarantined`` (its unit failed with an error)."""

@@ -18,7 +18,7 @@ from dd.datasets import (
     read_split,
     write_split,
 )
-from dd.taxonomy import Taxonomy, voc_palette
+from dd.taxonomy import Taxonomy, taxonomy, voc_palette
 
 PETS = Taxonomy("pets", ["cat", "dog"])
 COLOURED = Taxonomy("pets", ["cat", "dog"], colours={"dog": (7, 8, 9)})
@@ -298,3 +298,11 @@ def test_corrected_masks_are_other_data(root):
     assert data.fingerprint() == before
     (root / "SegmentationClass/pet_0.png").write_bytes(encode_mask(np.ones(SIZES[0], np.uint8)))
     assert data.fingerprint() != before
+
+
+@pytest.mark.parametrize("content", ["null", "[1]", '{"identity": null}', '{"identity": {"taxonomy": {"names": 3}}}'])
+def test_a_record_of_other_content_is_damaged(tmp_path, content):
+    write_split(tmp_path, "train", ["a"])
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run.json is damaged: identity.taxonomy.names is no list of class names"):
+        SegmentationFolder(tmp_path, "train", taxonomy("voc"))

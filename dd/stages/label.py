@@ -1,6 +1,7 @@
 """Stage: stored heat maps -> a mask set. Cheap: another threshold or power never touches the generator."""
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from dd.exports.card import BIASES
 from dd.masks import MaskSettings, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
-from dd.samples import Sample, failed, read_plan, read_records
+from dd.samples import Sample, outcomes, read_plan, recorded
 from dd.taxonomy import IGNORE, voc_palette
 
 DEFAULT_SET = "SegmentationClass"
@@ -48,15 +49,15 @@ def label(
     ``workers``: threads, None = one for each core.
     """
     folder, not_drawn = Path(folder), absent["classes"] if absent else {}
-    plan, records = read_plan(folder), read_records(folder)
-    missing = [s.id for s in plan if not isinstance(records.get(s.id, {}).get("heat_sha256"), str)]
+    plan, hashed = read_plan(folder), recorded(folder, "heat_sha256")
+    missing = [s.id for s in plan if not isinstance(hashed.get(s.id), str)]
     if missing:
         raise ValueError(
             f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as {missing[0]}; run generate.py "
             "first (python -m dd verify tells whether their records are damaged)"
         )
     target = folder / DEFAULT_SET if mask_set in (None, DEFAULT_SET) else folder / "masks" / mask_set
-    identity = {"settings": asdict(settings), "heat": fingerprint([records[s.id]["heat_sha256"] for s in plan])}
+    identity = {"settings": asdict(settings), "heat": fingerprint([hashed[s.id] for s in plan])}
     if calibration is not None:
         check_calibration(calibration, read_json(folder / "run.json")["identity"]["generator"])
         identity["calibration"] = calibration
@@ -138,9 +139,9 @@ def write_card(folder, plan, pixels, settings, calibration=None, not_drawn=0):
         f"| {name} | {images[name] if i else len(plan)} | {100 * pixels.get(i, 0) / total:.1f} % |"
         for i, name in enumerate(names)
     )
-    generator, terms, records = identity["generator"], run.get("terms") or {}, read_records(folder)
+    generator, terms, found = identity["generator"], run.get("terms") or {}, Counter(outcomes(folder).values())
     licence = terms.get("licence") or "not stated, ask the owner of the weights"
-    again, left_out = sum(bool(records[s.id].get("faults")) for s in plan), len(failed(records))
+    again, left_out = found["drawn again"], found["failed"] + found["quarantined"]
     chosen = "Labelled images or a trained run chose the mask settings: see `calibration` in `masks.json`."
     labels = "No human mask was used." if calibration is None else chosen
     text = f"""# Synthetic segmentation data set
