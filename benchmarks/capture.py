@@ -90,14 +90,15 @@ def single_steps(model: str, batch: int, device: str, dtype: str) -> dict:
     added = None
     if model == "sdxl":
         added = {"text_embeds": torch.zeros(2 * batch, 1280).to(states), "time_ids": torch.ones(2 * batch, 6).to(states)}
-    recorder = lambda: AttentionRecorder(unet, states[:batch], *SIDES[model])  # noqa: E731
 
     def step(context):
         with torch.no_grad(), context:
             unet(noise, torch.full((2 * batch,), 500, device=device), states, added_cond_kwargs=added)
 
     return {
-        "plain": lambda: step(nullcontext()), "capture": lambda: step(recorder()), "naive": lambda: step(naive(unet)),
+        "plain": lambda: step(nullcontext()),
+        "capture": lambda: step(AttentionRecorder(unet, states[:batch], *SIDES[model])),
+        "naive": lambda: step(naive(unet)),
     }  # fmt: skip
 
 

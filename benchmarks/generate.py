@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def main():
         root, suffix = Path(root), "png" if model == "embedded" else "jpg"
         embedded = {"guidance": 3.0, "cross_resolution": 16, "self_resolution": 16} if model == "embedded" else {}
         name = model if model == "embedded" else str(save(model, root / "checkpoint"))
-        build = lambda **more: StableDiffusion(name, steps=steps, device=options.device, dtype=dtype, **embedded, **more)  # noqa: E731
+        build = partial(StableDiffusion, name, steps=steps, device=options.device, dtype=dtype, **embedded)
         generators = {"ours": build()} | {option: build(**{option: True}) for option in options.options}
         if len(options.options) > 1:
             generators["all of them"] = build(**dict.fromkeys(options.options, True))

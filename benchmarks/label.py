@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, seconds
 from dd.datasets import encode_image, encode_mask, stored_heat
 from dd.masks import MaskSettings, normalise
 from dd.provenance import sha256, write_atomic, write_json
@@ -74,12 +73,6 @@ def naive(folder: Path, target: Path) -> None:
         data = encode_mask(mask.numpy())
         write_atomic(target / f"{sample.id}.png", data)
         sha256(data), np.unique(mask.numpy(), return_counts=True)
-
-
-def seconds(run) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def main():

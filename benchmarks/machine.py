@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from datetime import date
 from pathlib import Path
 
@@ -24,3 +25,10 @@ def processor() -> str:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def seconds(run) -> float:
+    """Wall time of ``run()``."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

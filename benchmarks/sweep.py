@@ -10,7 +10,6 @@ time. The last line is JSON.
 
 import argparse
 import json
-import time
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from benchmarks.machine import seconds
 from dd import metrics
 from dd.datasets import encode_image, encode_mask, read_mask, stored_heat
 from dd.diffusion import StableDiffusion
@@ -70,12 +70,6 @@ def one_by_one(folder: Path, reference: Path, plan: list[Sample]) -> None:
             mask = to_mask(stored_heat(folder, s.id)["class_prompt"], s.class_ids, truth.shape, settings).astype(np.int64)
             confusion.update(torch.from_numpy(np.where(mask == 255, 0, mask)), torch.from_numpy(truth))
         metrics.miou(confusion.compute())
-
-
-def seconds(run) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def main():

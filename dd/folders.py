@@ -88,16 +88,22 @@ def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[st
     return {"train": sorted(order), **splits}
 
 
+def writable_folder(folder) -> Path:
+    """The folder, made if need be. ValueError where a file is in its place, PermissionError if it cannot be written to."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"output: {folder} is a file, or lies below one; choose another folder with output=...") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"output: you may not write to {folder}; choose another folder with output=...")
+    return folder
+
+
 def output_folder(target, settings: str, identity: dict, what: str) -> Path:
     """The folder, made, for results whose file ``settings`` names their ``identity``. PermissionError or ValueError for one
     that cannot be written, FileExistsError for one that holds others. ``what``: the results, for messages."""
-    target = Path(target)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"output={target}: a file is where a folder should be; choose another one with output=...") from None
-    if not os.access(target, os.W_OK | os.X_OK):
-        raise PermissionError(f"output={target}: you may not write there; choose another folder with output=...")
+    target = writable_folder(target)
     there = read_json(target / settings).get("identity", {}) if (target / settings).is_file() else None
     if there is None and any(path.name != ".lock" for path in target.iterdir()):
         raise FileExistsError(f"output={target} holds files that are no {what}; choose a new or empty folder")

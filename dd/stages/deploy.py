@@ -1,12 +1,12 @@
 """Stage: a trained run as one ONNX file, checked against PyTorch on real images before it is written."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dd.folders import writable_folder
 from dd.onnx_model import Session, exported, metadata
 from dd.provenance import made_by, sha256, write_atomic, write_json
 from dd.segmentation import MAX_LONG, Predictor
@@ -36,7 +36,7 @@ def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[i
     """
     target, found = Path(target), facts(run, segmenter, views, names, palette, weights)
     there = _there(target, found)
-    _check_folder(target.parent)
+    writable_folder(target.parent)
     data = target.read_bytes() if there else exported(segmenter.cpu(), found)
     images = _images(pictures)
     checked = compare(Session(data), Predictor({}, segmenter, views), images)
@@ -45,17 +45,11 @@ def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[i
             f"the exported network gives only {100 * checked['agreement']:.2f} % of the pixels of {len(images)} images the "
             f"class that PyTorch gives them, and {100 * AGREEMENT:g} % are needed. Nothing was written"
         )
-    result = {
-        "checkpoint_sha256": run["checkpoint_sha256"],
-        "onnx_sha256": sha256(data),
-        **checked,
-        "kept": there,
-        **made_by(),
-    }
     if not there:
         write_atomic(target, data)
-    write_json(target.with_suffix(".json"), {k: v for k, v in result.items() if k != "kept"})
-    return result
+    result = {"checkpoint_sha256": run["checkpoint_sha256"], "onnx_sha256": sha256(data), **checked, **made_by()}
+    write_json(target.with_suffix(".json"), result)
+    return {**result, "kept": there}
 
 
 def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) -> dict:
@@ -100,12 +94,3 @@ def _there(target: Path, found: dict) -> bool:
             f"output={target} was exported otherwise ({listed}). Nothing was changed: choose another output=..., or remove it"
         )
     return True
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"output: {folder} is a file, or lies below one; choose another folder with output=...") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"output: you may not write to {folder}; choose another folder with output=...")

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from rich.progress import Progress
 
 from dd.datasets import encode_mask, read_image, synthetic_image
 from dd.provenance import fingerprint, read_json, sha256, write_atomic, write_json
 from dd.samples import append_records, read_plan, read_records
-from dd.segmentation import to_device
+from dd.segmentation import Predictor
 
 
 def predict(
@@ -44,21 +42,18 @@ def predict(
     batches = [plan[i : i + batch_size] for i in range(0, len(plan[:limit]), batch_size)]
     done = _done(target)
     todo = [batch for batch in batches if any(s.id not in done for s in batch)]
-    segmenter = segmenter.to(device).eval()
-    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
-    with Progress(transient=True) as bar, torch.no_grad(), autocast:
+    predictor = Predictor(run, segmenter, views, device)
+    with Progress(transient=True) as bar:
         task = bar.add_task(f"predict {folder.name}", total=len(batches), completed=len(batches) - len(todo))
         for batch in todo:
-            images = [read_image(synthetic_image(folder, s.id)) for s in batch]
-            shown = to_device([views(image) for image in images], device)
-            predictions = views.predict(segmenter, shown, [image.shape[:2] for image in images])
+            predictions = predictor([read_image(synthetic_image(folder, s.id)) for s in batch])
             append_records(target, "0", [_write(target, *pair) for pair in zip(batch, predictions, strict=True)])
             bar.advance(task)
     return target
 
 
 def _write(target, sample, prediction) -> dict:
-    data = encode_mask(prediction.cpu().numpy().astype(np.uint8))
+    data = encode_mask(prediction)
     write_atomic(target / f"{sample.id}.png", data)
     return {"id": sample.id, "sha256": sha256(data)}
 

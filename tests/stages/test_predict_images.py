@@ -145,8 +145,8 @@ def test_folders_that_cannot_be_written(predict, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("")
     for target, kind, message in [
-        (tmp_path / "file", ValueError, "a file is where a folder should be"),
-        (tmp_path / "file/below", ValueError, "a file is where a folder should be"),
+        (tmp_path / "file", ValueError, "is a file, or lies below one"),
+        (tmp_path / "file/below", ValueError, "is a file, or lies below one"),
         (tmp_path / "mine", FileExistsError, "holds files that are no predictions"),
     ]:
         with pytest.raises(kind, match=message):
