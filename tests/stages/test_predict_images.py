@@ -153,7 +153,7 @@ def test_folders_that_cannot_be_written(predict, tmp_path, monkeypatch):
             predict(target=target)
     assert os.listdir(tmp_path / "mine") == ["thesis.tex"]
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
-    with pytest.raises(PermissionError, match="you may not write there"):
+    with pytest.raises(PermissionError, match="you may not write to"):
         predict(target=tmp_path / "out")
 
 
