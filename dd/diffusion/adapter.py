@@ -1,5 +1,6 @@
 """LoRA adapters of a pipeline, through peft: low-rank weights that are trained, saved, and merged into a checkpoint's own."""
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -151,6 +152,16 @@ def save_adapter(path: str | Path, pipe) -> None:
         StableDiffusionPipeline.save_lora_weights(
             temporary.parent, unet_lora_layers=state, unet_lora_adapter_metadata=settings, weight_name=temporary.name
         )
+        temporary.write_bytes(_sorted_header(temporary.read_bytes()))
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its header in order: safetensors writes metadata in a random one, and equal adapters are to be
+    equal bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def noise_schedule(pipe) -> DDPMScheduler:
