@@ -98,7 +98,8 @@ def _check_fit(pipe, state: dict, file: Path) -> list[str]:
     diffusers passes over with a line in a log."""
     parts, wrong = set(), []
     for key, tensor in state.items():
-        found = re.fullmatch(rf"(unet|text_encoder|text_encoder_2)\.(.+?)({DOWN[:-1]}|{UP[:-1]})", key)
+        name = re.sub(r"\.processor\.(to_[qkv]|to_out)_lora\.", r".\1.lora.", key).replace(".to_out.lora.", ".to_out.0.lora.")
+        found = re.fullmatch(rf"(unet|text_encoder|text_encoder_2)\.(.+?)({DOWN[:-1]}|{UP[:-1]})", name)
         part = getattr(pipe, found[1], None) if found else None
         try:
             layer = part.get_submodule(found[2]).weight if part is not None else None
@@ -107,7 +108,7 @@ def _check_fit(pipe, state: dict, file: Path) -> list[str]:
         if layer is None:
             wrong.append(f"{key}: no such layer")
             continue
-        down = re.search(DOWN, key) is not None
+        down = re.search(DOWN, name) is not None
         if tensor.shape[down] != layer.shape[down]:  # down [rank, in], up [out, rank]; weight [out, in]
             wrong.append(f"{key}: {tuple(tensor.shape)} for a layer of {tuple(layer.shape)}")
         parts.add(found[1])

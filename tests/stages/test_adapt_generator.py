@@ -295,6 +295,20 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
     torch.testing.assert_close(recorder.cross["class_prompt"], torch.stack(cross).mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):
+    other = {}
+    for key, value in load_file(run / diffusion.WEIGHTS).items():
+        layer, part = key.removeprefix("unet.").rsplit(".lora_", 1)
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        other[f"{name}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = value
+        other[f"{name}.alpha"] = torch.tensor(6.0)
+    save_file(other, tmp_path / "kohya.safetensors")
+    ours = StableDiffusion(str(models["v"]), **READ, adapter=str(run)).unet.state_dict()
+    theirs = StableDiffusion(str(models["v"]), **READ, adapter=str(tmp_path / "kohya.safetensors")).unet.state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_the_identity_names_the_adapter_only_where_there_is_one(models, run):
     plain = StableDiffusion(str(models["v"]), **READ).identity()
     adapted = StableDiffusion(str(models["v"]), **READ, adapter=str(run / diffusion.WEIGHTS), adapter_weight=0.5).identity()
