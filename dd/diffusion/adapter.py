@@ -153,7 +153,9 @@ def save_adapter(path: str | Path, pipe) -> None:
         StableDiffusionPipeline.save_lora_weights(
             temporary.parent, unet_lora_layers=state, unet_lora_adapter_metadata=settings, weight_name=temporary.name
         )
-        temporary.write_bytes(_sorted_header(temporary.read_bytes()))
+        content = temporary.read_bytes()
+        temporary.unlink()  # safetensors makes files for their owner alone
+        temporary.write_bytes(_sorted_header(content))
 
 
 def _sorted_header(content: bytes) -> bytes:

@@ -116,6 +116,7 @@ def images_of(models, plan, name="v", **settings):
 def test_a_run_holds_the_adapter_its_record_and_sheets(run, models, photos):
     made = read_json(run / "run.json")
     assert made["adapter_sha256"] == sha256(run / diffusion.WEIGHTS)
+    assert (run / diffusion.WEIGHTS).stat().st_mode == (run / "run.json").stat().st_mode  # readable for the same people
     identity = made["identity"]
     assert identity["base_sha256"] == StableDiffusion(str(models["v"]), **READ).checkpoint.sha256()
     assert identity["images"]["number"] == 5 and identity["lora"]["rank"] == 3 and len(identity["captions_sha256"]) == 64
