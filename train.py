@@ -1,4 +1,4 @@
-"""Train a segmenter on synthetic or real images, or the embedded generator.   python train.py experiment=shapes_synthetic"""
+"""Train a segmenter, the embedded generator, or an adapter of one.   python train.py experiment=shapes_synthetic"""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from dd.provenance import read_json
 from dd.search import corners, overrides
 from dd.segmentation import Views
 from dd.segmenters.transforms import EvalTransform
+from dd.stages.adapt_generator import adapt_generator
 from dd.stages.budget import budget
 from dd.stages.evaluate import evaluate
 from dd.stages.objective import objective
@@ -19,7 +20,7 @@ from dd.stages.tune import tune
 from dd.tracking.callbacks import Report
 from dd.tracking.loggers import is_main_process, tell
 
-STAGES = ("segmenter", "text_to_image", "tune", "budget")
+STAGES = ("segmenter", "text_to_image", "adapt_generator", "tune", "budget")
 
 
 def run(cfg) -> float | None:
@@ -35,7 +36,16 @@ def run(cfg) -> float | None:
                 folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from
             )
         return print(f"generator in {model}")
-    return {"tune": search, "budget": label_budget, "segmenter": segmenter}[cfg.stage](cfg)
+    return {"tune": search, "budget": label_budget, "segmenter": segmenter, "adapt_generator": adapt}[cfg.stage](cfg)
+
+
+def adapt(cfg) -> None:
+    """LoRA layers of a generator on unlabelled photographs."""
+    arguments, folder = config.adaptation(cfg), Path(cfg.output_root, cfg.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder, hint="Adapters of another name are trained beside it"):
+        file = adapt_generator(folder, trainer=config.trainer_factory(cfg), **arguments)
+    print(f"adapter in {file}: generate.py diffusion.adapter={folder}")
 
 
 def segmenter(cfg, report=None) -> float | None:

@@ -130,7 +130,7 @@ def toy_data():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_trainer():
     return quiet_trainer
 

@@ -238,6 +238,23 @@ def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
     recorder.check()
 
 
+# The adaptation of a generator
+
+
+def test_an_adaptation_starts_from_plain_float32_weights():
+    cfg = compose("train", "experiment=shapes_adapt_generator", "device=cpu", "data_root=here")
+    given = config.adaptation(cfg)
+    assert next(given["generator"].unet.parameters()).dtype == torch.float32 and given["generator"].size == 64
+    assert given["images"] == "here/shapes_shift/JPEGImages" and given["listed"].endswith("Segmentation/train.txt")
+    for wrong in ("+adaptation.generator.dtype=float16", "+adaptation.generator.adapter=a_run"):
+        with pytest.raises(ValueError, match="trained from float32 weights without an adapter"):
+            config.adaptation(compose("train", "experiment=shapes_adapt_generator", wrong))
+    with pytest.raises(ValueError, match="trainer.devices=2: an adapter is trained on one device"):
+        config.adaptation(compose("train", "experiment=shapes_adapt_generator", "trainer.devices=2"))
+    with pytest.raises(ValueError, match="experiment=shapes_adapt_generator or sd_adapt_generator"):
+        config.adaptation(compose("train", "name=a_run", "stage=adapt_generator"))
+
+
 # The trainer
 
 

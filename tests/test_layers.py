@@ -42,6 +42,7 @@ FLOORS = {
         "dd.executors.*",
     },
     3: {
+        "dd.adaptation",
         "dd.units",
         "dd.annotations",
         "dd.conversion",
@@ -65,6 +66,7 @@ ROOMS = (
 )  # fmt: skip
 ADAPTERS = {  # library: the only modules that may import it
     "diffusers": ["dd.diffusion.*"],
+    "peft": ["dd.diffusion.*"],
     "transformers": ["dd.diffusion.*", "dd.captioner", "dd.quality", "dd.segmenters.huggingface"],
     "tokenizers": ["dd.diffusion.*"],
     "huggingface_hub": ["dd.diffusion.*"],

@@ -8,6 +8,7 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
 
+from dd.config.adaptation import adaptation
 from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
 from dd.config.deployment import deploy_arguments, page_arguments, settings
 from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets
@@ -55,6 +56,7 @@ __all__ = [
     "SHARED",
     "SOURCES",
     "USER_ERRORS",
+    "adaptation",
     "budget_plan",
     "budget_run",
     "budget_test",

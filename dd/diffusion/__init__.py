@@ -1,6 +1,7 @@
 """Stable Diffusion through diffusers: load, generate with its attention observed, build, save. The only importer of
 diffusers."""
 
+from dd.diffusion.adapter import WEIGHTS, add_lora, noise_schedule, save_adapter
 from dd.diffusion.from_scratch import (
     build_text_and_unet,
     build_vae,
@@ -18,10 +19,14 @@ __all__ = [
     "EMBEDDED",
     "AttentionRecorder",
     "StableDiffusion",
+    "WEIGHTS",
+    "add_lora",
     "build_text_and_unet",
     "build_vae",
     "latent_scale",
     "load_vae",
+    "noise_schedule",
+    "save_adapter",
     "save_pipeline",
     "train_tokenizer",
     "training_scheduler",

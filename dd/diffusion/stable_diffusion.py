@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler
 
 from dd import attention
 from dd.diffusion import loading, memory, speed
+from dd.diffusion.adapter import find_adapter, merge
 from dd.diffusion.recorder import AttentionRecorder, attention_sides, choose_side
 from dd.prompts import appended_from, token_spans
 
@@ -38,7 +39,8 @@ class StableDiffusion:
     first on. ``safety_checker``: the checkpoint's own, ``on`` or ``off``.
     ``vae_slicing`` and ``offload`` (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
     ``compile`` (:mod:`dd.diffusion.speed`) save time and round otherwise. ``licence`` and ``link``: of the weights, for
-    the data card.
+    the data card. ``adapter``: a run folder of train.py or a file of LoRA weights, added ``adapter_weight`` times to the
+    checkpoint's own (:mod:`dd.diffusion.adapter`).
     """
 
     def __init__(
@@ -69,7 +71,14 @@ class StableDiffusion:
         compile: bool = False,
         licence: str | None = None,
         link: str | None = None,
+        adapter: str | None = None,
+        adapter_weight: float = 1.0,
     ):
+        if adapter is None and adapter_weight != 1:
+            raise ValueError(
+                f"diffusion.adapter_weight={adapter_weight} has no effect without diffusion.adapter=<run or file>"
+            )
+        found = None if adapter is None else find_adapter(adapter)
         if safety_checker not in SWITCH:
             raise ValueError(f"diffusion.safety_checker={safety_checker!r}; allowed: on, off")
         if offload not in ("none", "model"):
@@ -86,6 +95,8 @@ class StableDiffusion:
         self.checkpoint = loading.find(model, revision, variant, checker, require_revision)
         self.pipe = loading.load(self.checkpoint, dtype, variant, checker)
         self.pipe.set_progress_bar_config(disable=True)
+        if found is not None:
+            merge(self.pipe, found, adapter_weight, self.checkpoint.sha256())
         self.unet, self.vae = self.pipe.unet, self.pipe.vae
         self.tokenizers = [t for t in (self.pipe.tokenizer, getattr(self.pipe, "tokenizer_2", None)) if t is not None]
         if scheduler is not None:
@@ -112,6 +123,8 @@ class StableDiffusion:
         self.settings |= {"cross_layers": cross_layers} if cross_layers is not None else {}
         self.settings |= {"cross_heads": cross_heads} if cross_heads is not None else {}
         self.settings |= {"capture_every": capture_every} if capture_every > 1 else {}
+        if found is not None:
+            self.settings |= {"adapter_sha256": found.sha256(), "adapter_weight": float(adapter_weight)}
         if vae_slicing:
             self.vae.enable_slicing()
         if offload == "model":

@@ -1,0 +1,188 @@
+"""Stage: adapt a Stable Diffusion to unlabelled photographs with LoRA; no mask and no label is read."""
+
+import itertools
+import time
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from dd import checkpoints, diffusion
+from dd.adaptation import Adaptation, EachSteps, PhotoData
+from dd.datasets import READ_SUFFIXES, encode_image, image_size
+from dd.fitting import fit
+from dd.prompt_sources.captions import read_rows, stem
+from dd.provenance import fingerprint, made_by, read_json, refuse_other, sha256, write_atomic, write_json
+from dd.report.pictures import contact_sheet
+from dd.samples import Sample, sample_seed
+
+LAST = Path("checkpoints") / "last.ckpt"
+MOST_CAPTIONS = 10_000  # of one template: all are listed
+
+
+def adapt_generator(
+    folder, generator, trainer, images, listed, captions, template: str, conditions: dict, lora: dict, training: dict,
+    max_steps: int, batch_size: int, samples: dict, num_workers: int = 0, seed: int = 0,
+) -> Path:  # fmt: skip
+    """Train LoRA layers of ``generator`` (:class:`dd.diffusion.StableDiffusion`) on the photographs below the folder
+    ``images``; returns the adapter's file in ``folder``.
+
+    ``listed``: a file with one image (stem or name) a line, None for all. ``captions``: a file of {"filename", "caption"},
+    or None for ``template`` with each combination of ``conditions`` {name: phrases}. ``lora``: rank, alpha, target_modules;
+    ``training``: settings of :class:`dd.adaptation.Adaptation`; ``samples``: prompts, every, seeds of the sample sheets.
+    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer. An interrupted training goes on from its last
+    checkpoint, a finished one is left alone, a folder made with other settings is refused. ``run.json`` is written last.
+    """
+    folder = Path(folder)
+    _check(lora, training, samples, max_steps, batch_size)
+    files = find_images(images, listed)
+    texts = captions_of(files, images, captions) if captions else [fill(template, conditions)] * len(files)
+    _check_length(generator, texts)
+    identity = {
+        "base_sha256": generator.checkpoint.sha256(), "lora": {**lora, "target_modules": sorted(lora["target_modules"])},
+        "training": training, "max_steps": max_steps, "batch_size": batch_size, "size": generator.size, "seed": seed,
+        "images": {"number": len(files), "sha256": fingerprint([sha256(f) for f in files])},
+        "captions_sha256": fingerprint(texts), "captions_from": "file" if captions else "template",
+    }  # fmt: skip
+    for file in (folder / "run.json", folder / "settings.json"):
+        refuse_other(file, identity, "run")
+    target = folder / diffusion.WEIGHTS
+    if (folder / "run.json").exists():
+        return target
+    checkpointing = training.get("gradient_checkpointing", False)
+    parameters = diffusion.add_lora(generator.pipe, **identity["lora"], seed=seed, checkpointing=checkpointing)
+    settings = {k: v for k, v in training.items() if k != "gradient_checkpointing"}
+    scheduler = diffusion.noise_schedule(generator.pipe)
+    module = Adaptation(generator.pipe, parameters, lambda t: generator.encode(t)[0], scheduler, seed=seed, **settings)
+    write_json(folder / "settings.json", {"identity": identity})
+    data = PhotoData(files, texts, generator.size, batch_size, num_workers, seed)
+    made = trainer(max_steps=max_steps, default_root_dir=folder, average=False)
+    made.callbacks += [EachSteps(lambda step: _draw(folder, generator, samples, step), samples["every"])]
+    _fit(folder, made, module, data)
+    # a finished training that was only opened again has fresh layers
+    module.load_state_dict(checkpoints.load(folder / LAST)["state_dict"])
+    diffusion.save_adapter(target, generator.pipe)
+    record = {
+        "adapter_sha256": sha256(target), "base": generator.settings["model"], "images": str(images), "captions": captions,
+        "template": None if captions else template, "supervision": {"labels": 0, "masks_read": False},
+        "parameters": sum(p.numel() for p in parameters), "seconds": read_json(folder / "seconds.json")["seconds"],
+    }  # fmt: skip
+    write_json(folder / "run.json", {"identity": identity, **record, **made_by()})
+    return target
+
+
+def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size: int) -> None:
+    """ValueError for a setting out of range, before any work."""
+    whole = {"rank": lora["rank"], "max_steps": max_steps, "batch_size": batch_size, "samples.every": samples["every"]}
+    for name, value in (whole | {"samples.seeds": samples["seeds"]}).items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"adaptation.{name}={value!r}: expected a whole number of 1 or more")
+    gamma = training["min_snr_gamma"]
+    for name, value in (("alpha", lora["alpha"]), ("learning_rate", training["learning_rate"]), ("min_snr_gamma", gamma)):
+        if not (name == "min_snr_gamma" and value is None) and not value > 0:
+            raise ValueError(f"adaptation.{name}={value!r}: expected a number above 0")
+    if not 0 <= training["caption_dropout"] <= 1:
+        raise ValueError(f"adaptation.caption_dropout={training['caption_dropout']}: expected a share from 0 to 1")
+    if not samples["prompts"]:
+        raise ValueError("adaptation.samples.prompts: at least one prompt is needed, to look at")
+
+
+def find_images(folder, listed=None) -> list[Path]:
+    """Images below ``folder`` in the order of their names, those of the list ``listed`` alone if one is given.
+
+    FileNotFoundError for no folder, no image or no list; ValueError for listed images that are not there and for files that
+    cannot be read.
+    """
+    if not folder or not Path(folder).is_dir():
+        raise FileNotFoundError(f"adaptation.images={folder}: no such folder; give the folder of unlabelled photographs")
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.suffix in READ_SUFFIXES and p.is_file())
+    if listed is not None:
+        if not Path(listed).is_file():
+            raise FileNotFoundError(f"adaptation.list={listed}: no such file; one image a line, or null for all images")
+        wanted = {stem(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        files = [f for f in files if stem(f.name) in wanted]
+        if missing := sorted(wanted - {stem(f.name) for f in files}):
+            raise ValueError(f"adaptation.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
+    if not files:
+        raise FileNotFoundError(f"adaptation.images={folder} holds no images ({', '.join(sorted(READ_SUFFIXES))})")
+    bad = []
+    for file in files:
+        try:
+            image_size(file)
+        except (OSError, ValueError) as error:
+            bad.append(str(error))
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read; remove them, or give adaptation.list: {bad[0]}")
+    return files
+
+
+def captions_of(files: list[Path], folder, path) -> list[list[str]]:
+    """The captions that a caption file has for each image, by its path below ``folder``, else by its stem; ValueError for
+    images without one."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"adaptation.captions={path}: no such file; generate.py stage=caption makes one")
+    found = {}
+    for row in read_rows(path):
+        if name := row.get("filename") or row.get("id"):
+            for key in {str(PurePosixPath(name)), stem(name)}:
+                found.setdefault(key, []).append(row["caption"])
+    texts = [found.get(f.relative_to(folder).as_posix()) or found.get(stem(f.name)) or [] for f in files]
+    if lacking := [f.name for f, each in zip(files, texts, strict=True) if not each]:
+        raise ValueError(
+            f"adaptation.captions={path} has no caption for {len(lacking)} of {len(files)} images, such as {lacking[:3]}: "
+            "caption them, or leave them out with adaptation.list"
+        )
+    return texts
+
+
+def fill(template: str, conditions: dict[str, list[str]]) -> list[str]:
+    """The template with each combination of the conditions' phrases; ValueError for a name without phrases or a condition
+    that the template does not hold."""
+    unused = [name for name in conditions if f"{{{name}}}" not in template]
+    if unused or any(not isinstance(words, list | tuple) or not words for words in conditions.values()):
+        raise ValueError(f"adaptation.conditions={conditions}: a list of phrases for each {{name}} in {template!r}")
+    filled = []
+    for words in itertools.islice(itertools.product(*conditions.values()), MOST_CAPTIONS + 1):
+        try:
+            filled.append(template.format_map(dict(zip(conditions, words, strict=True))))
+        except (KeyError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"adaptation.template={template!r}: {error} is no condition; conditions: {', '.join(conditions) or 'none'}"
+            ) from None
+    if len(filled) > MOST_CAPTIONS:
+        raise ValueError(f"adaptation.conditions have more than {MOST_CAPTIONS} combinations; give fewer phrases")
+    return filled
+
+
+def _check_length(generator, texts: list[list[str]]) -> None:
+    """ValueError for a caption that the text encoder would cut off."""
+    different = {text for each in texts for text in each}
+    long = [text for text in sorted(different) if generator.token_count(text) > generator.token_limit]
+    if long:
+        raise ValueError(
+            f"{len(long)} captions are longer than the text encoder's {generator.token_limit} tokens, such as {long[0]!r}; "
+            "shorten them (generate.py stage=caption captioner.max_new_tokens=...)"
+        )
+
+
+def _fit(folder: Path, trainer, module, data) -> None:
+    """Train, and count the seconds of an interrupted training too."""
+    before = read_json(folder / "seconds.json")["seconds"] if (folder / "seconds.json").exists() else 0
+    started = time.perf_counter()
+    try:
+        fit(trainer, module, data, folder / LAST)
+    finally:
+        write_json(folder / "seconds.json", {"seconds": before + time.perf_counter() - started})
+
+
+@torch.no_grad()
+def _draw(folder: Path, generator, samples: dict, step: int) -> None:
+    """``samples/step_<n>.png``: a row for each prompt, a column for each seed, the same noise at every step."""
+    generator.device = str(generator.pipe.device)
+    rows = []
+    for prompt in samples["prompts"]:
+        plan = [Sample(str(i), prompt, "", (), (), sample_seed(0, str(i)), 0) for i in range(samples["seeds"])]
+        rows.append(list(generator.generate(plan, capture=False)[0]))
+    scale = max(1, 128 // generator.size)
+    sheet = contact_sheet(rows, scale, row_labels=[p or "(no words)" for p in samples["prompts"]])
+    write_atomic(folder / "samples" / f"step_{step:06d}.png", encode_image(sheet, ".png"))
