@@ -67,7 +67,7 @@ class TemplatePrompts:
             wanted = int(rng.choice(len(weights), p=weights)) + 1
             classes = choose(min(wanted, len(taxonomy.names)), rng)
             things = [self._thing(name, rng) for name in classes]
-            listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
+            listed = enumerated(things)
             words = {name: values[rng.integers(len(values))] for name, values in self.conditions.items()}
             caption = self.templates[rng.integers(len(self.templates))].format(things=listed, **words)
             caption = re.sub(r"\s+(?=[,.;])", "", " ".join(caption.split())).strip(" ,")  # where a condition is an empty word
@@ -81,10 +81,19 @@ class TemplatePrompts:
         amount = self.amounts[rng.integers(len(self.amounts))] if self.amounts else 1
         if amount != 1:
             return f"{NUMBER_WORDS.get(amount, amount)} {adjective}{self.plural_names.get(name) or plurals(name)[0]}"
-        if re.split(r"[\s_-]", name.lower())[-1] in PLURAL_ONLY:
-            return adjective + name
-        noun = (adjective + name).lstrip()
-        return ("an " if noun[0].lower() in "aeiou" else "a ") + noun
+        return indefinite(adjective + name)
+
+
+def indefinite(noun: str) -> str:
+    """ "an apple", "a wooden pallet", "skis"."""
+    if re.split(r"[\s_-]", noun.lower())[-1] in PLURAL_ONLY:
+        return noun
+    return ("an " if noun.lstrip()[0].lower() in "aeiou" else "a ") + noun.lstrip()
+
+
+def enumerated(things: list[str]) -> str:
+    """ "an apple, a leaf and a tire"."""
+    return things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
 
 
 def _check_template(template: str, conditions) -> None:

@@ -1,5 +1,6 @@
 """Stage: what a trained run sees in photographs or in a video: masks, overlays, and the area of each class."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,21 @@ from dd.folders import output_folder
 from dd.locks import Lock
 from dd.photos import batches
 from dd.progress import Progress
+from dd.prompt_sources.templates import enumerated, indefinite
 from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.report.pictures import overlay
 from dd.samples import append_records, read_records
 
-SETTINGS, AREAS, UNREADABLE = "predictions.json", "areas.csv", "unreadable.csv"
+SETTINGS, AREAS, CAPTIONS, UNREADABLE = "predictions.json", "areas.csv", "captions.jsonl", "unreadable.csv"
+CAPTIONED = 0.01  # share of an image from which on a class is in its caption
 SHOWN = 20  # unreadable files on the screen; the file lists all
 BATCH_PIXELS = 1 << 24  # of a batch together, beside its number of images
 
 
 def predict_images(target, source, predictor, identity: dict, names, palette: list[int], batch_size: int = 16) -> dict:
     """Predictions for ``source`` (:mod:`dd.photos`) in the folder ``target``: ``masks/<id>.png``, ``overlays/<id>.jpg``,
-    areas.csv, unreadable.csv. Returns {"images", "kept": how many were there, "unreadable": {file: why}, "notes"}.
+    areas.csv, captions.jsonl, unreadable.csv. Returns {"images", "kept": how many were there, "unreadable": {file: why},
+    "notes"}.
 
     ``predictor``: images uint8 [H, W, 3] -> masks uint8 [H, W] of the classes ``names``, background first; ``identity``: what
     decides a mask beside the image (checkpoint, protocol). What is there of the same file, checkpoint and protocol is not made
@@ -51,7 +55,7 @@ def print_predictions(target, found: dict) -> None:
     """What was made, and what could not be read."""
     for note in found["notes"]:
         print(f"warning: {note}")
-    print(f"predictions of {found['images']} images in {target} ({found['kept']} were there; areas in {AREAS})")
+    print(f"predictions of {found['images']} images in {target} ({found['kept']} were there), areas in {AREAS}")
     if found["unreadable"]:
         print(f"{len(found['unreadable'])} could not be read ({UNREADABLE}):")
         for file, why in list(found["unreadable"].items())[:SHOWN]:
@@ -84,6 +88,15 @@ def _write(target: Path, item, image, mask, palette, num_classes: int) -> dict:
     }  # fmt: skip
 
 
+def _caption(record: dict, names) -> dict:
+    """What an image shows, the largest first: captions without a label or a captioner (:mod:`dd.stages.adapt_generator`)."""
+    enough = CAPTIONED * record["width"] * record["height"]
+    seen = sorted((-count, name) for count, name in zip(record["pixels"][1:], names[1:], strict=True) if count >= enough)
+    classes = [name for _, name in seen]
+    text = f"a photo of {enumerated([indefinite(name) for name in classes])}" if classes else "a photo"
+    return {"filename": record["file"], "caption": text, "classes": classes}
+
+
 def _write_tables(target: Path, records: list[dict], unreadable: dict, names) -> None:
     head = ["file", "width", "height", *(f"{name} {unit}" for name in names for unit in ("pixels", "percent"))]
     rows = [head]
@@ -92,5 +105,6 @@ def _write_tables(target: Path, records: list[dict], unreadable: dict, names) ->
         areas = [value for count in record["pixels"] for value in (count, f"{100 * count / size:.4f}")]
         rows.append([record["file"], record["width"], record["height"], *areas])
     write_csv(target / AREAS, rows)
+    write_atomic(target / CAPTIONS, (json.dumps(_caption(record, names), ensure_ascii=False) + "\n" for record in records))
     if unreadable or (target / UNREADABLE).exists():  # an emptied list says more than an old one
         write_csv(target / UNREADABLE, [["file", "why"], *unreadable.items()])

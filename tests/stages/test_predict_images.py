@@ -1,6 +1,7 @@
 """evaluate.py stage=predict: a folder or a video in, masks, overlays and areas out; resumed, and never mixed."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -76,6 +77,10 @@ def test_masks_overlays_and_areas(predict, images, tmp_path):
         for value, class_name in enumerate(NAMES):
             assert int(row[f"{class_name} pixels"]) == (expected == value).sum()
             assert float(row[f"{class_name} percent"]) == pytest.approx(100 * (expected == value).mean(), abs=1e-4)
+    written = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
+    assert [row["filename"] for row in written] == ["a.png", "b.bmp", "more/c.png"]
+    assert all(row["classes"] and row["caption"] in ("a photo of a cat and a dog, hot", "a photo of a dog, hot and a cat")
+               for row in written)  # fmt: skip
     assert read_json(out / "predictions.json")["identity"] == IDENTITY and not (out / "unreadable.csv").exists()
 
 
@@ -253,3 +258,27 @@ def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):
     (tmp_path / "pets.yaml").write_text("name: pets\nclasses: [{name: cat, colour: [1, 2, 3]}, dog]\n")
     found = arguments("run=run", "images=photos", "data=own", "data.taxonomy=pets.yaml", "data.name=x")
     assert found["palette"] == Taxonomy("pets", ["cat", "dog"], colours={"cat": (1, 2, 3)}).palette != voc_palette()
+
+
+def test_a_caption_names_what_covers_enough(tmp_path, images):
+    """The largest class first; less than a hundredth of the image is no mention, and nothing found is a photo all the same."""
+    masks = {(12, 9): [(2, 90), (1, 2)], (7, 15): [(1, 1)]}  # (class, pixels); one pixel of 105 is less than a hundredth
+
+    def predictor(shown):
+        found = []
+        for image in shown:
+            mask = np.zeros(image.shape[0] * image.shape[1], np.uint8)
+            at = 0
+            for value, count in masks[image.shape[:2]]:
+                mask[at : at + count], at = value, at + count
+            found.append(mask.reshape(image.shape[:2]))
+        return found
+
+    predict_images(tmp_path / "out", source(images), predictor, IDENTITY, NAMES, voc_palette())
+    written = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+    assert [row["caption"] for row in written] == [
+        "a photo of a dog, hot and a cat",
+        "a photo",
+        "a photo of a dog, hot and a cat",
+    ]
+    assert written[1] == {"filename": "b.bmp", "caption": "a photo", "classes": []}
