@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.datasets import opened
+from dd.datasets import READ_SUFFIXES, image_size, opened
 from dd.folders import IMAGES, index
-from dd.provenance import sha256
+from dd.prompt_sources.captions import stem
+from dd.provenance import fingerprint, sha256
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 MAX_PIXELS = 50_000_000
@@ -142,6 +143,57 @@ class Video:
         if not video.isOpened():
             raise ValueError(f"{self.path} is damaged, or no video that OpenCV reads; convert it to MP4 (H.264)")
         return video
+
+
+def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
+    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a stem or name a line) alone if
+    one is given. Errors name the settings ``<setting>.images`` and ``<setting>.list``.
+
+    FileNotFoundError for no folder, no image or no list; ValueError for listed images that are not there and for files that
+    cannot be read.
+    """
+    if not folder or not Path(folder).is_dir():
+        raise FileNotFoundError(f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs")
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.suffix in READ_SUFFIXES and p.is_file())
+    if listed is not None:
+        if not Path(listed).is_file():
+            raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
+        wanted = {stem(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        files = [f for f in files if stem(f.name) in wanted]
+        if missing := sorted(wanted - {stem(f.name) for f in files}):
+            raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
+    if not files:
+        raise FileNotFoundError(f"{setting}.images={folder} holds no images ({', '.join(sorted(READ_SUFFIXES))})")
+    bad = []
+    for file in files:
+        try:
+            image_size(file)
+        except (OSError, ValueError) as error:
+            bad.append(str(error))
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list: {bad[0]}")
+    return files
+
+
+class Unlabelled:
+    """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright (:func:`read_photo`). Arguments and errors
+    are those of :func:`find_photos`."""
+
+    def __init__(self, images, listed=None, max_pixels: int = MAX_PIXELS):
+        check_limit(max_pixels)
+        self.folder, self.max_pixels, self.files = images, max_pixels, find_photos(images, listed)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_photo(self.files[index], self.max_pixels)
+
+    def fingerprint(self) -> dict:
+        """What a run records of them: their number, and a hash of their names and sizes in bytes."""
+        sizes = [f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}" for path in self.files]
+        return {"number": len(self.files), "sha256": fingerprint(sizes)}
 
 
 def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None) -> Photos | Video:

@@ -42,6 +42,15 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999):
         super().__init__(use_buffers=True, multi_avg_fn=ema_average(decay))
 
+    def on_fit_start(self, trainer, module):
+        # Lightning makes the copy before the module moves to its GPU: each step would bring all weights back to the CPU
+        self._average_model.to(module.device)
+
+    @property
+    def average(self) -> pl.LightningModule:
+        """The averaged copy of the module that is trained."""
+        return self._average_model.module
+
 
 class Sound(TorchCheckpointIO):
     """How Lightning writes and reads every checkpoint of a training, ``best.ckpt`` too: :mod:`dd.checkpoints`."""

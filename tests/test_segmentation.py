@@ -79,6 +79,18 @@ def averaged(decay, old, new, steps):
     return old
 
 
+def test_the_average_lies_where_the_module_is_trained():
+    """Lightning copies the module before it goes to its device; an average that stays behind costs a transfer each step."""
+    average, module = EMA(0.7), torch.nn.Linear(2, 2)
+    task = Segmentation(module, NAMES)
+    trainer = SimpleNamespace(global_step=0)
+    average.setup(trainer, task, "fit")
+    assert average.average.device.type == "cpu" and average.average.segmenter is not module
+    task.to("meta")
+    average.on_fit_start(trainer, task)
+    assert {p.device.type for p in average.average.parameters()} == {"meta"}
+
+
 def test_the_decay_warms_up():
     old, new = [torch.tensor([1.0, -2.0]), torch.tensor([[0.5]])], [torch.tensor([3.0, 5.0]), torch.tensor([[-4.0]])]
     for steps, decay in ((0, 1 / 10), (1, 2 / 11), (20, 21 / 30), (80, 0.9), (10**6, 0.9)):

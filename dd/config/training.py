@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from dd.config.objects import instantiate, plain, real_data, taxonomy
 from dd.datamodule import Mixture, hold_out
 from dd.datasets import SegmentationFolder, read_split
+from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_json
 from dd.stages.train import supervision
 from dd.tracking.loggers import Guarded, is_main_process
@@ -41,6 +42,13 @@ def training_sets(cfg):
     elif cfg.data.tune_split is not None and cfg.trainer.get("limit_val_batches") != 0:
         tune = real_data(cfg, cfg.data.tune_split)
     return (Mixture(real, synthetic, cfg.real_share) if real and synthetic else real or synthetic), tune
+
+
+def unlabelled_photos(cfg, why: str) -> Unlabelled:
+    """The photographs of the site; ValueError that says what needs them (``why``) if none are given."""
+    if not cfg.unlabelled.images:
+        raise ValueError(f"{why} needs photographs of the site: unlabelled.images=<folder> (they are only looked at)")
+    return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
 
 
 def holds_out(cfg) -> bool:

@@ -8,8 +8,9 @@ import torch
 
 from dd import checkpoints, diffusion
 from dd.adaptation import Adaptation, EachSteps, PhotoData
-from dd.datasets import READ_SUFFIXES, encode_image, image_size
+from dd.datasets import encode_image
 from dd.fitting import fit
+from dd.photos import find_photos
 from dd.prompt_sources.captions import read_rows, stem
 from dd.provenance import fingerprint, made_by, read_json, refuse_other, sha256, write_atomic, write_json
 from dd.report.pictures import contact_sheet
@@ -34,7 +35,7 @@ def adapt_generator(
     """
     folder = Path(folder)
     _check(lora, training, samples, max_steps, batch_size)
-    files = find_images(images, listed)
+    files = find_photos(images, listed, "adaptation")
     texts = captions_of(files, images, captions) if captions else [fill(template, conditions)] * len(files)
     _check_length(generator, texts)
     identity = {
@@ -84,36 +85,6 @@ def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size
         raise ValueError(f"adaptation.caption_dropout={training['caption_dropout']}: expected a share from 0 to 1")
     if not samples["prompts"]:
         raise ValueError("adaptation.samples.prompts: at least one prompt is needed, to look at")
-
-
-def find_images(folder, listed=None) -> list[Path]:
-    """Images below ``folder`` in the order of their names, those of the list ``listed`` alone if one is given.
-
-    FileNotFoundError for no folder, no image or no list; ValueError for listed images that are not there and for files that
-    cannot be read.
-    """
-    if not folder or not Path(folder).is_dir():
-        raise FileNotFoundError(f"adaptation.images={folder}: no such folder; give the folder of unlabelled photographs")
-    folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix in READ_SUFFIXES and p.is_file())
-    if listed is not None:
-        if not Path(listed).is_file():
-            raise FileNotFoundError(f"adaptation.list={listed}: no such file; one image a line, or null for all images")
-        wanted = {stem(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
-        files = [f for f in files if stem(f.name) in wanted]
-        if missing := sorted(wanted - {stem(f.name) for f in files}):
-            raise ValueError(f"adaptation.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
-    if not files:
-        raise FileNotFoundError(f"adaptation.images={folder} holds no images ({', '.join(sorted(READ_SUFFIXES))})")
-    bad = []
-    for file in files:
-        try:
-            image_size(file)
-        except (OSError, ValueError) as error:
-            bad.append(str(error))
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read; remove them, or give adaptation.list: {bad[0]}")
-    return files
 
 
 def captions_of(files: list[Path], folder, path) -> list[list[str]]:

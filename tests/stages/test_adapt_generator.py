@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dd import diffusion
 from dd.diffusion import AttentionRecorder, StableDiffusion
+from dd.photos import find_photos
 from dd.prompts import make_prompt
 from dd.provenance import read_json, sha256
 from dd.samples import make_plan
@@ -170,7 +171,7 @@ def test_a_model_of_noise_is_trained_on_noise_with_recomputed_activations(adapt,
 
 
 def test_captions_come_from_a_file_or_from_a_template(photos, tmp_path):
-    files = stage.find_images(photos)
+    files = find_photos(photos)
     assert [f.name for f in files] == ["p4.png", "p0.png", "p1.png", "p2.png", "p3.png"]
     rows = [{"filename": f"x/p{i}.png", "caption": f"number {i}"} for i in range(4)]
     rows += [{"filename": "more/p4.png", "caption": c} for c in ("four", "vier")]
@@ -192,19 +193,19 @@ def test_captions_come_from_a_file_or_from_a_template(photos, tmp_path):
 
 def test_a_list_chooses_images_and_bad_files_are_named(photos, tmp_path):
     (tmp_path / "list.txt").write_text("p1\nmore/p4.png\n")
-    assert [f.name for f in stage.find_images(photos, tmp_path / "list.txt")] == ["p4.png", "p1.png"]
+    assert [f.name for f in find_photos(photos, tmp_path / "list.txt", "adaptation")] == ["p4.png", "p1.png"]
     (tmp_path / "list.txt").write_text("p1\np9\n")
     with pytest.raises(ValueError, match=r"1 images are not in .*'p9'"):
-        stage.find_images(photos, tmp_path / "list.txt")
+        find_photos(photos, tmp_path / "list.txt", "adaptation")
     with pytest.raises(FileNotFoundError, match="adaptation.list"):
-        stage.find_images(photos, tmp_path / "none.txt")
+        find_photos(photos, tmp_path / "none.txt", "adaptation")
     with pytest.raises(FileNotFoundError, match="holds no images"):
-        stage.find_images(tmp_path)
+        find_photos(tmp_path)
     with pytest.raises(FileNotFoundError, match="give the folder of unlabelled photographs"):
-        stage.find_images(None)
+        find_photos(None)
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"1 of 1 images cannot be read.*broken\.png"):
-        stage.find_images(tmp_path)
+        find_photos(tmp_path)
 
 
 @pytest.mark.parametrize(
