@@ -52,14 +52,21 @@ def segmenter(cfg, report=None) -> float | None:
     """Train a segmenter; returns its objective, mIoU on the tune split. ``report`` hears of each validation."""
     folder, trainers, failed = f"{cfg.output_root}/{cfg.name}", [], True
     images, tuning = config.training_sets(cfg)
-    judging = config.judging_set(cfg, tuning)
+    judging, style = config.judging_set(cfg, tuning), config.training_style(cfg)
     config.seed_everything(cfg.seed)
     network = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
     module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names))
     data = SegmentationData(
-        images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed
+        images,
+        tuning,
+        config.instantiate(cfg.transform),
+        EvalTransform(cfg.scale),
+        cfg.batch_size,
+        cfg.num_workers,
+        cfg.seed,
+        style,
     )
-    identity, record = config.training_record(cfg, images, tuning)
+    identity, record = config.training_record(cfg, images, tuning, style)
 
     def make_trainer():
         trainers.append(config.trainer(cfg, tuning is not None, [Report(report)] if report else []))

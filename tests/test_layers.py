@@ -20,6 +20,7 @@ FLOORS = {
         "dd.duplicates",
         "dd.questions",
         "dd.uncertainty",
+        "dd.style",
     }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
     2: {

@@ -44,6 +44,7 @@ from dd.config.training import (
     trainer_factory,
     training_record,
     training_sets,
+    training_style,
 )
 from dd.config.tuning import FIXED, check_tuning, judging_set, one_device, search_space, study_identity, trial
 
@@ -98,6 +99,7 @@ __all__ = [
     "trainer_factory",
     "training_record",
     "training_sets",
+    "training_style",
     "trial",
     "unit_size",
     "worker_build",

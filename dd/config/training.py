@@ -11,6 +11,7 @@ from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_json
 from dd.stages.train import supervision
+from dd.style import Style
 from dd.tracking.loggers import Guarded, is_main_process
 
 SOURCES = ("synthetic", "real", "mixed")
@@ -51,6 +52,16 @@ def unlabelled_photos(cfg, why: str) -> Unlabelled:
     return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
 
 
+def training_style(cfg) -> Style | None:
+    """What changes the synthetic images of a training (group ``style``), None for style=off. ValueError for a training without
+    synthetic images or without photographs."""
+    if cfg.style.kind is None:
+        return None
+    if cfg.source == "real":
+        raise ValueError(f"style={cfg.style.kind} changes synthetic images, and source=real has none; use style=off")
+    return Style(unlabelled_photos(cfg, f"style={cfg.style.kind}"), **plain(cfg.style))
+
+
 def holds_out(cfg) -> bool:
     return cfg.hold_out is not None and cfg.trainer.get("limit_val_batches") != 0
 
@@ -76,7 +87,7 @@ def _chosen_list(images) -> dict:
     return {"filter": identity}
 
 
-def training_record(cfg, images, tune=None) -> tuple[dict, dict]:
+def training_record(cfg, images, tune=None, style: Style | None = None) -> tuple[dict, dict]:
     """(identity, record) of a training run: what makes it another run, and what evaluation must know of it."""
     shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
     if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
@@ -96,6 +107,8 @@ def training_record(cfg, images, tune=None) -> tuple[dict, dict]:
         trained_on["synthetic"] |= {"mask_settings": _mask_settings(images.synthetic), **_chosen_list(images.synthetic)}
     if holds_out(cfg):
         trained_on["hold_out"] = cfg.hold_out
+    if style is not None:
+        trained_on["style"] = style.record()
     trainer_keys = ("max_steps", "precision", "gradient_clip_val", "callbacks")
     chosen = {k: plain(cfg)[k] for k in ("segmenter", "optimizer", "transform", "batch_size", "scale", "seed")}
     trainer_settings = {k: v for k, v in plain(cfg)["trainer"].items() if k in trainer_keys}
