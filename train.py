@@ -11,6 +11,7 @@ from dd.search import corners, overrides
 from dd.segmentation import Views
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.adapt_generator import adapt_generator
+from dd.stages.batch_norm import batch_norm
 from dd.stages.budget import budget
 from dd.stages.evaluate import evaluate
 from dd.stages.objective import objective
@@ -20,7 +21,7 @@ from dd.stages.tune import tune
 from dd.tracking.callbacks import Report
 from dd.tracking.loggers import is_main_process, tell
 
-STAGES = ("segmenter", "text_to_image", "adapt_generator", "tune", "budget")
+STAGES = ("segmenter", "text_to_image", "adapt_generator", "batch_norm", "tune", "budget")
 
 
 def run(cfg) -> float | None:
@@ -36,7 +37,8 @@ def run(cfg) -> float | None:
                 folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from
             )
         return print(f"generator in {model}")
-    return {"tune": search, "budget": label_budget, "segmenter": segmenter, "adapt_generator": adapt}[cfg.stage](cfg)
+    stages = {"tune": search, "budget": label_budget, "segmenter": segmenter}
+    return (stages | {"adapt_generator": adapt, "batch_norm": site_norm})[cfg.stage](cfg)
 
 
 def adapt(cfg) -> None:
@@ -46,6 +48,15 @@ def adapt(cfg) -> None:
     with Lock(folder, hint="Adapters of another name are trained beside it"):
         file = adapt_generator(folder, trainer=config.trainer_factory(cfg), **arguments)
     print(f"adapter in {file}: generate.py diffusion.adapter={folder}")
+
+
+def site_norm(cfg) -> None:
+    """A finished run with the batch-norm statistics of unlabelled photographs."""
+    done = batch_norm(**config.batch_norm_arguments(cfg))
+    number, kept = done["trained_on"]["photographs"]["number"], len(done["batch_norm"]["kept"])
+    more = f" ({kept} that predictions do not use keep theirs)" if kept else ""
+    what = f"{done['batch_norm']['layers']} batch-norm layers have the statistics of {number} photographs{more}"
+    print(f"{cfg.output_root}/{cfg.name}: {what}")
 
 
 def segmenter(cfg, report=None) -> float | None:

@@ -21,6 +21,7 @@ FLOORS = {
         "dd.questions",
         "dd.uncertainty",
         "dd.style",
+        "dd.batch_norm",
     }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
     2: {

@@ -37,6 +37,7 @@ from dd.config.objects import (
 )
 from dd.config.training import (
     SOURCES,
+    batch_norm_arguments,
     holds_out,
     loggers,
     seed_everything,
@@ -58,6 +59,7 @@ __all__ = [
     "SOURCES",
     "USER_ERRORS",
     "adaptation",
+    "batch_norm_arguments",
     "budget_plan",
     "budget_run",
     "budget_test",

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from dd.config.objects import instantiate, plain, real_data, taxonomy
+from dd.config.objects import device, instantiate, plain, real_data, taxonomy, trained_run
 from dd.datamodule import Mixture, hold_out
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
@@ -60,6 +60,20 @@ def training_style(cfg) -> Style | None:
     if cfg.source == "real":
         raise ValueError(f"style={cfg.style.kind} changes synthetic images, and source=real has none; use style=off")
     return Style(unlabelled_photos(cfg, f"style={cfg.style.kind}"), **plain(cfg.style))
+
+
+def batch_norm_arguments(cfg) -> dict:
+    """What the stage batch_norm takes. ValueError without a run or photographs, FileNotFoundError for an unfinished run."""
+    if not cfg.init_from:
+        raise ValueError("stage=batch_norm changes a finished run: init_from=<its folder>")
+    photos = unlabelled_photos(cfg, "stage=batch_norm")
+    folder = Path(cfg.output_root, cfg.name)
+    if folder.resolve() == Path(cfg.init_from).resolve():
+        raise ValueError(f"name={cfg.name} is the run of init_from: give the new run another name=...")
+    run, segmenter, views = trained_run(cfg.init_from, cfg.segmenter.get("trusted", False))
+    how = {"share": cfg.batch_norm.share, "batch_size": cfg.batch_size, "device": device(cfg)}
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    return {"folder": folder, "run": run, "segmenter": segmenter, "views": views, "photos": photos, "config": text, **how}
 
 
 def holds_out(cfg) -> bool:

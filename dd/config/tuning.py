@@ -62,7 +62,7 @@ def search_space(cfg) -> dict:
 def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
-    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget")}
+    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm")}
     loose = ("default_root_dir", "callbacks", "accelerator", "devices", "log_every_n_steps", "enable_progress_bar")
     if cfg.style.kind is None:  # off: a study that was begun before there were such keys is still the same study
         node.pop("style")

@@ -17,8 +17,30 @@ ARMS = {
 }
 
 
+def labelled_part(trained_on: dict) -> dict:
+    """What the weights were trained on, before statistics of unlabelled photographs followed (stage=batch_norm)."""
+    while trained_on["source"] == "unlabelled":
+        trained_on = trained_on["after"]
+    return trained_on
+
+
+def site_of(trained_on: dict) -> str | None:
+    """How a run, or one that it went on from, used unlabelled photographs, in words; None if none of them did."""
+    found = []
+    while trained_on:
+        if trained_on["source"] == "unlabelled":
+            share, number = trained_on["batch_norm"]["share"], trained_on["photographs"]["number"]
+            found.append(f"batch norm of {number} photographs" + (f" (share {share:g})" if share != 1 else ""))
+        if style := trained_on.get("style"):
+            settings = ", ".join(f"{k} {style[k]:g}" for k in ("bandwidth", "share") if k in style)
+            found.append(f"{style['kind']} style of {style['photographs']['number']} photographs ({settings})")
+        trained_on = trained_on.get("after")
+    return ", then ".join(found[::-1]) or None
+
+
 def arm_of(trained_on: dict) -> str:
     """A key of ARMS: what a run was trained on, in which order."""
+    trained_on = labelled_part(trained_on)
     if trained_on["source"] == "mixed":
         return "mixed"
     if trained_on["source"] == "synthetic":
@@ -33,13 +55,17 @@ def collect(folders) -> tuple[list[dict], list[tuple[str, str]]]:
     for folder in map(Path, folders):
         if not (folder / "run.json").is_file() or "trained_on" not in (run := read_json(folder / "run.json")):
             continue
-        trained_on = run["trained_on"]
+        trained_on, site = labelled_part(run["trained_on"]), site_of(run["trained_on"])
         metrics = _read(folder, "eval/*/metrics.json", run, lambda p: p.parent.name, left_out)
         augmented = _read(folder, "eval/*/ms_flip/metrics.json", run, lambda p: p.parts[-3], left_out)
         audits = _read(folder, "audit/*/*/metrics.json", run, lambda p: "/".join(p.parts[-3:-1]), left_out)
         ablation = folder.parts[folder.parts.index("ablation") + 1] if "ablation" in folder.parts else None
         if not ablation and run.get("identity", {}).get("trainer", {}).get("callbacks", {"ema": True})["ema"] is None:
             ablation = "ema=off"
+        if site:  # not a seed of the arm, a recipe of its own
+            arm = arm_of(trained_on)
+            what = [] if arm == "synthetic_only" else [ARMS[arm].format(k=trained_on["shots"])]
+            ablation = ", ".join([*what, *([ablation] if ablation else []), site])
         entries.append(
             {"folder": folder, "arm": arm_of(trained_on), "shots": trained_on["shots"] and str(trained_on["shots"]),
              "shots_from": trained_on.get("data", trained_on.get("root")) if trained_on["shots"] else None,
@@ -137,7 +163,7 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
         ablations[name] = {d: values(runs, d) for d in domains}
         if (probed := _probed(runs, f"probe_{first}_test.json")) is not None:
             ablations[name]["mask_miou"] = probed
-        sets = {audited(e["run"]["trained_on"]) for e in runs if e["arm"] == "synthetic_only"}
+        sets = {audited(labelled_part(e["run"]["trained_on"])) for e in runs if e["arm"] == "synthetic_only"}
         if agreement := _agreement(judges, sets):
             ablations[name]["mask_agreement"] = agreement
     raw = {d: values(plain, f"{d}-raw") for d in domains}
