@@ -49,6 +49,11 @@ def layers(segmenter: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return found
 
 
+def check_share(share) -> None:
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise ValueError(f"share={share!r}: expected a number from 0 (the old statistics) to 1 (those of the photographs)")
+
+
 @torch.no_grad()
 def adapt(
     segmenter: torch.nn.Module, batches: Callable[[], Iterable[torch.Tensor]], share: float = 1.0, on_layer=lambda *_: None
@@ -66,8 +71,7 @@ def adapt(
     heads) keep theirs. ``on_layer(done, total)`` hears of progress. ValueError for a ``share`` outside 0..1, for a segmenter
     without batch norm, and for a single image.
     """
-    if type(share) not in (int, float) or not 0 <= share <= 1:
-        raise ValueError(f"share={share!r}: expected a number from 0 (the old statistics) to 1 (those of the photographs)")
+    check_share(share)
     names = {module: name for name, module in layers(segmenter).items()}
     segmenter.eval()
     calls = _order(segmenter, list(names), next(iter(batches())))

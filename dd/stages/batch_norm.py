@@ -9,7 +9,7 @@ import torch
 from rich.progress import Progress
 
 from dd import checkpoints
-from dd.batch_norm import adapt, layers
+from dd.batch_norm import adapt, check_share, layers
 from dd.locks import Lock
 from dd.provenance import made_by, read_json, refuse_other, sha256, write_atomic, write_json
 
@@ -37,6 +37,8 @@ def batch_norm(
     identity = {"stage": "batch_norm", "trained_on": trained_on, "init_from_sha256": run["checkpoint_sha256"]}
     if (done := _finished(folder, identity)) is not None:
         return done
+    check_share(share)
+    everything = layers(segmenter)
     if len(photos) < 2:
         raise ValueError(f"unlabelled.images={photos.folder} has one photograph; a variance needs two or more")
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,16 +46,16 @@ def batch_norm(
         if (done := _finished(folder, identity)) is not None:  # by another process in between
             return done
         started = time.perf_counter()
+        how = (batch_size, device, run.get("bf16", False))
+        changed = _adapted(folder, segmenter.to(device), views, photos, share, *how)
+        last = folder / CHECKPOINT
         write_json(folder / "settings.json", {"identity": identity})
         write_atomic(folder / "config.yaml", config)
-        how = (batch_size, device, run.get("bf16", False))
-        changed, everything = _adapted(folder, segmenter.to(device), views, photos, share, *how)
-        last = folder / CHECKPOINT
         last.parent.mkdir(exist_ok=True)
         checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in segmenter.cpu().state_dict().items()}}, last)
         done = {
             "identity": identity, **{k: run[k] for k in KEPT if k in run}, "trained_on": trained_on, "validated_on": None,
-            "batch_norm": {"layers": len(changed), "kept": sorted(everything - set(changed))}, "steps": 0,
+            "batch_norm": {"layers": len(changed), "kept": sorted(everything.keys() - set(changed))}, "steps": 0,
             "seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by(),
         }  # fmt: skip
         write_json(folder / "run.json", done)
@@ -91,9 +93,8 @@ class _Shown:
             at += number
 
 
-def _adapted(folder, segmenter, views, photos, share, batch_size, device, bf16) -> tuple[list[str], set[str]]:
-    """(names of the layers changed, names of all batch-norm layers)."""
-    everything = set(layers(segmenter))
+def _adapted(folder, segmenter, views, photos, share, batch_size, device, bf16) -> list[str]:
+    """Names of the layers changed."""
     with Progress(transient=True) as bar:
 
         def follow(what):
@@ -102,5 +103,4 @@ def _adapted(folder, segmenter, views, photos, share, batch_size, device, bf16) 
 
         shown = _Shown(folder, views, photos, follow("photographs"))
         with shown.file, torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
-            changed = adapt(segmenter, lambda: shown.batches(batch_size, device), share, follow("batch-norm layers"))
-    return changed, everything
+            return adapt(segmenter, lambda: shown.batches(batch_size, device), share, follow("batch-norm layers"))

@@ -117,10 +117,11 @@ def test_what_was_interrupted_is_no_run_and_begins_again(adapt, root, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             adapt(name=name)
     assert not (root / name / "run.json").exists() and not (root / name / ".lock").exists()
-    with pytest.raises(FileNotFoundError, match="has begun and is not finished"):
+    with pytest.raises(FileNotFoundError, match="no run.json|no finished training run"):
         config.trained_run(root / name)
-    with pytest.raises(FileExistsError, match="other settings"):
-        adapt("batch_norm.share=0.5", name=name)
+    if when == "writing":
+        with pytest.raises(FileExistsError, match="other settings"):
+            adapt("batch_norm.share=0.5", name=name)
     found = load_weights(adapt(name=name))
     assert all(torch.equal(v, load_weights(adapt())[k]) for k, v in found.items())
 
@@ -155,8 +156,7 @@ def test_what_is_missing_or_damaged(adapt, run, root, site, tmp_path, monkeypatc
     for name in ("bad", "torn"):
         assert not (root / name / "run.json").exists()
     (tmp_path / "one/b.png").write_bytes(noise)
-    with pytest.raises(FileExistsError, match="photographs.sha256"):  # another file of that name is another set
-        adapt(images=tmp_path / "one", name="torn")
+    assert (adapt(images=tmp_path / "one", name="torn") / "run.json").is_file()  # once it is whole
     monkeypatch.setattr(torch.nn.SyncBatchNorm, "convert_sync_batchnorm", lambda m: m)
     without = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))
     with pytest.raises(ValueError, match="Sequential has no batch norm"):
