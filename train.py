@@ -55,11 +55,13 @@ def segmenter(cfg, report=None) -> float | None:
     judging = config.judging_set(cfg, tuning)
     config.seed_everything(cfg.seed)
     network = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
-    module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names))
+    teacher, photos = config.self_training(cfg, len(images.taxonomy))
+    module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names), teacher=teacher)
     data = SegmentationData(
-        images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed
-    )
-    identity, record = config.training_record(cfg, images, tuning)
+        images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed,
+        photos,
+    )  # fmt: skip
+    identity, record = config.training_record(cfg, images, tuning, photos and photos[0])
 
     def make_trainer():
         trainers.append(config.trainer(cfg, tuning is not None, [Report(report)] if report else []))

@@ -5,6 +5,7 @@ high byte (the whole range 0..65535 becomes 0..255), transparent pixels lie on w
 of several pages the first one counts.
 """
 
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,18 +178,27 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
 
 
 class Unlabelled:
-    """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright (:func:`read_photo`). Arguments and errors
-    are those of :func:`find_photos`."""
+    """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright (:func:`read_photo`). In place of one that
+    turns out to be damaged, with a warning, the next sound one stands. Arguments and errors are those of
+    :func:`find_photos`."""
 
     def __init__(self, images, listed=None, max_pixels: int = MAX_PIXELS):
         check_limit(max_pixels)
         self.folder, self.max_pixels, self.files = images, max_pixels, find_photos(images, listed)
+        self._told = set()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_photo(self.files[index], self.max_pixels)
+        for path in (*self.files[index:], *self.files[:index]):
+            try:
+                return read_photo(path, self.max_pixels)
+            except (ValueError, OSError) as error:
+                if path not in self._told:
+                    self._told.add(path)
+                    print(f"warning: {error}; the next photograph stands in for it", file=sys.stderr, flush=True)
+        raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read")
 
     def fingerprint(self) -> dict:
         """What a run records of them: their number, and a hash of their names and sizes in bytes."""

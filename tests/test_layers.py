@@ -21,7 +21,7 @@ FLOORS = {
         "dd.questions",
         "dd.uncertainty",
     }
-    | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
+    | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders", "dd.self_training"},
     2: {
         "dd.coco",
         "dd.downloads",

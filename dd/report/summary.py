@@ -17,6 +17,17 @@ ARMS = {
 }
 
 
+STEPS = {"self_training": "self-training on photographs"}  # keys of trained_on: steps without labels
+
+
+def unlabelled_steps(trained_on: dict | None) -> list[str]:
+    """What a run, and those that it goes on from, learnt from photographs without labels; the first step first."""
+    if not trained_on:
+        return []
+    here = [name for key, name in STEPS.items() if trained_on.get(key)]
+    return [*unlabelled_steps(trained_on.get("after")), *here]
+
+
 def arm_of(trained_on: dict) -> str:
     """A key of ARMS: what a run was trained on, in which order."""
     if trained_on["source"] == "mixed":
@@ -40,6 +51,7 @@ def collect(folders) -> tuple[list[dict], list[tuple[str, str]]]:
         ablation = folder.parts[folder.parts.index("ablation") + 1] if "ablation" in folder.parts else None
         if not ablation and run.get("identity", {}).get("trainer", {}).get("callbacks", {"ema": True})["ema"] is None:
             ablation = "ema=off"
+        ablation = ablation or ", ".join(unlabelled_steps(trained_on)) or None  # a recipe of its own, of as many seeds
         entries.append(
             {"folder": folder, "arm": arm_of(trained_on), "shots": trained_on["shots"] and str(trained_on["shots"]),
              "shots_from": trained_on.get("data", trained_on.get("root")) if trained_on["shots"] else None,
