@@ -37,3 +37,26 @@ ADAPTED="synthetic=data/synthetic/shapes_adapted"
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS"
   seeds "experiment=shapes_adapt_segmenter name=site/longer/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED self_training=off"
 } | trainings
+# Labels: 16 and 64 at random (nested, by seed), and 16 that the adapted segmenter is least sure of; each with the photographs.
+{
+  for shots in 16 64; do
+    seeds "experiment=shapes_finetune name=site/labels_$shots/seed=SEED seed=SEED data=shapes_shift shots=$shots init_from=$SITE/segmenter/seed=SEED self_training=mean_teacher unlabelled.images=$PHOTOS"
+    seeds "experiment=shapes_real data=shapes_shift shots=$shots seed=SEED"
+  done
+  seeds "experiment=shapes_real data=shapes_shift shots=all seed=SEED"
+} | trainings
+for seed in $SEEDS; do
+  for order in uncertain random; do
+    queue=$SITE/queue/$order-$seed
+    python evaluate.py stage=review run=$SITE/segmenter/seed=$seed images=$PHOTOS number=16 order=$order seed=$seed output="$queue"
+    python -m dd prepare own --taxonomy shapes --name "site_$order-$seed" --images "$queue/images" \
+      --masks data/shapes_shift/SegmentationClass --split train="$queue/train.txt"
+  done
+done
+for order in uncertain random; do
+  seeds "experiment=shapes_finetune name=site/queue_$order/seed=SEED seed=SEED data=own data.name=site_$order-SEED shots=all init_from=$SITE/segmenter/seed=SEED self_training=mean_teacher unlabelled.images=$PHOTOS"
+done | trainings
+for runs in shapes/synthetic shapes/real_shapes_shift site; do
+  echo "run=outputs/$runs/**/*seed=* data=shapes_shift"
+done | each evaluate.py
+python -m benchmarks.site
