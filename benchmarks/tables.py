@@ -80,8 +80,8 @@ def _skipped(found: dict | None) -> str:
 
 
 def site_table(results: dict) -> str:
-    """The markdown of the example site: mIoU of each arm, and how much of the gap between synthetic images alone and all labels
-    it closes."""
+    """The markdown of the example site: mIoU of each arm, and how much of the gap between synthetic images alone and all
+    labels it closes."""
     arms = {name: (arm["labels"], list(arm["miou"].values())) for name, arm in results["arms"].items()}
     low, high = (mean(arms[name][1]) for name in ("synthetic only", "all labels only"))
     rows = [["trained on", "labels", f"mIoU on {results['site']}", "of the gap"]]

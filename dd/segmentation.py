@@ -201,6 +201,12 @@ class Predictor:
         return to_device([self.views(image) for image in images], self.device)
 
 
+def unshared_statistics(module) -> list[torch.Tensor]:
+    """Batch-norm statistics that each process of a training collects from its own images."""
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    return [b for m in norms if not isinstance(m, torch.nn.SyncBatchNorm) for b in m.buffers()]
+
+
 class Segmentation(pl.LightningModule):
     """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole tune set.
 
@@ -233,12 +239,14 @@ class Segmentation(pl.LightningModule):
         self.segmenter = segmenter.to(memory_format=torch.channels_last) if channels_last else segmenter
         self.class_names = class_names
         self.confusion = metrics.confusion_matrix(len(class_names))
-        self.teacher, self._loss, self._averages = teacher, None, None
+        self.teacher, self._loss, self._averages, self._unshared = teacher, None, None, []
 
     def on_train_start(self):
         self._averages = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
         if self.teacher is not None and self._averages is None:
             raise ValueError("self-training needs the average of the weights as its teacher: trainer.callbacks.ema")
+        if self.teacher is not None and self.trainer.world_size > 1:
+            self._unshared = unshared_statistics(self._averages.average.segmenter)
         # not before: until then the module is copied for its average, and a compiled function would go with it
         self._loss = torch.compile(self.segmenter.loss) if self.hparams.compile else self.segmenter.loss
 
@@ -251,6 +259,8 @@ class Segmentation(pl.LightningModule):
 
     def _photo_loss(self, images, labels, shown, changed, known):
         """The teacher sees ``shown``, the student learns its labels on ``changed``."""
+        for buffer in self._unshared:  # one teacher for all processes, the one that a checkpoint holds
+            torch.distributed.broadcast(buffer, 0)
         found = self.teacher.labels(self._averages.average.segmenter, shown, known)
         self.log("train/taught", (found != IGNORE).float().mean())  # share of the pixels that got a label
         mixed = class_mix(images, labels, changed, found) if self.teacher.mix else (changed, found)
