@@ -19,7 +19,7 @@ from dd.datasets import (
     stored_heat,
     synthetic_image,
 )
-from dd.exports.card import BIASES
+from dd.exports.card import BIASES, adapter
 from dd.masks import MaskSettings, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
@@ -160,7 +160,7 @@ Image, heat map of the first class, mask, overlay.
 
 - Generator: `{generator["model"]}`, revision `{generator["revision"]}`, weights sha256 `{generator["weights_sha256"]}`;
   {generator["scheduler"] or "its own scheduler"}, {generator["steps"]} steps, guidance {generator["guidance"]}, safety
-  checker {generator.get("safety_checker", "off")}. Bad images: {again} drawn again, {left_out} samples left out (`records/`).
+  checker {generator.get("safety_checker", "off")}. Bad images: {again} drawn again, {left_out} samples left out (`records/`).{adapter(generator)}
 - Masks: power {settings.power}, threshold {settings.threshold}, uncertainty band {settings.band}, source {settings.source}.
   Classes that rules called absent and that were not drawn: {not_drawn} (`masks.json`).
 - Made by: `{run["command"]}`, commit `{run["git_commit"] or "unknown"}`. `run.json` and `plan.jsonl` make it again.
