@@ -66,18 +66,13 @@ def segmenter(cfg, report=None) -> float | None:
     judging, style = config.judging_set(cfg, tuning), config.training_style(cfg)
     config.seed_everything(cfg.seed)
     network = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
-    module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names))
+    teacher, photos = config.self_training(cfg, len(images.taxonomy))
+    module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names), teacher=teacher)
     data = SegmentationData(
-        images,
-        tuning,
-        config.instantiate(cfg.transform),
-        EvalTransform(cfg.scale),
-        cfg.batch_size,
-        cfg.num_workers,
-        cfg.seed,
-        style,
-    )
-    identity, record = config.training_record(cfg, images, tuning, style)
+        images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed,
+        photos, style,
+    )  # fmt: skip
+    identity, record = config.training_record(cfg, images, tuning, photos and photos[0], style)
 
     def make_trainer():
         trainers.append(config.trainer(cfg, tuning is not None, [Report(report)] if report else []))

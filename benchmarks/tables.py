@@ -1,5 +1,5 @@
 """Rewrite the result tables of README.md from benchmarks/results/: shapes.json (made by runs/shapes.sh) and
-shapes_budget.json (outputs/shapes_budget/budget.json of train.py experiment=shapes_budget).
+shapes_budget.json (outputs/shapes_budget/budget.json of train.py experiment=shapes_budget), site.json (runs/site.sh).
 
 python benchmarks/tables.py            # rewrites README.md between its markers, draws docs/label_budget.png
 python benchmarks/tables.py --check    # exit 1 if README.md does not hold the numbers of the files
@@ -79,6 +79,17 @@ def _skipped(found: dict | None) -> str:
     return f"{found['skipped']:.0f}".replace("-", "−")
 
 
+def site_table(results: dict) -> str:
+    """The markdown of the example site: mIoU of each arm, and how much of the gap between synthetic images alone and all
+    labels it closes."""
+    arms = {name: (arm["labels"], list(arm["miou"].values())) for name, arm in results["arms"].items()}
+    low, high = (mean(arms[name][1]) for name in ("synthetic only", "all labels only"))
+    rows = [["trained on", "labels", f"mIoU on {results['site']}", "of the gap"]]
+    for name, (labels, found) in arms.items():
+        rows.append([name, labels, cell(found), f"{100 * (mean(found) - low) / (high - low):.0f} %".replace("-", "−")])
+    return table(rows)
+
+
 def draw(study: dict, path: Path) -> None:
     """mIoU against the number of real images, a panel for each domain, as a picture for the README."""
     from matplotlib.figure import Figure
@@ -115,6 +126,7 @@ def main() -> int:
     text = readme.read_text()
     new = between(text, "results", tables(json.loads((results / "shapes.json").read_text())))
     new = between(new, "label budget", budget_tables(study))
+    new = between(new, "site", site_table(json.loads((results / "site.json").read_text())))
     if "--check" in sys.argv:
         return int(new != text)
     readme.write_text(new)

@@ -3,24 +3,20 @@
 No mask is ever read: the data are image files and captions.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
-from dd.datasets import opened
 from dd.loaders import OnwardLoader
 
 
-def square(path: str | Path, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """A photograph as float [3, size, size] in [-1, 1]: turned as its camera was held, its short side made ``size``, cut to
-    a square at a place of ``rng``. ValueError for a file that cannot be decoded."""
-    with opened(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
+def square(photo: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """A photograph, uint8 [H, W, 3], as float [3, size, size] in [-1, 1]: its short side made ``size``, cut to a square at a
+    place of ``rng``."""
+    image = Image.fromarray(photo)
     scale = size / min(image.size)
     image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     x, y = (int(rng.integers(side - size + 1)) for side in image.size)
@@ -30,10 +26,11 @@ def square(path: str | Path, size: int, rng: np.random.Generator) -> torch.Tenso
 
 class CaptionedPhotos(Dataset):
     """Draw ``index`` as (image float [3, size, size] in [-1, 1], caption): each image once a round, in an order of seed and
-    round; the cut and the choice among an image's captions are the draw's own. ``captions``: for each file, one or more."""
+    round; the cut and the choice among an image's captions are the draw's own. ``photos``: indexable, uint8 [H, W, 3];
+    ``captions``: for each of them, one or more."""
 
-    def __init__(self, files: list[Path], captions: list[list[str]], size: int, length: int, seed: int = 0):
-        self.files, self.captions, self.size, self.length, self.seed = files, captions, size, length, seed
+    def __init__(self, photos, captions: list[list[str]], size: int, length: int, seed: int = 0):
+        self.photos, self.captions, self.size, self.length, self.seed = photos, captions, size, length, seed
         self._round, self._order = None, None
 
     def __len__(self):
@@ -42,27 +39,27 @@ class CaptionedPhotos(Dataset):
     def __getitem__(self, index):
         if not 0 <= index < self.length:
             raise IndexError(index)
-        number, place = divmod(index, len(self.files))
+        number, place = divmod(index, len(self.photos))
         if number != self._round:
-            self._round, self._order = number, np.random.default_rng([self.seed, 5, number]).permutation(len(self.files))
+            self._round, self._order = number, np.random.default_rng([self.seed, 5, number]).permutation(len(self.photos))
         chosen, rng = self._order[place], np.random.default_rng([self.seed, 6, index])
         texts = self.captions[chosen]
         caption = texts[int(rng.integers(len(texts)))]
-        return square(self.files[chosen], self.size, rng), caption
+        return square(self.photos[chosen], self.size, rng), caption
 
 
 class PhotoData(pl.LightningDataModule):
     """Batches of :class:`CaptionedPhotos`; a resumed training takes the next draws."""
 
-    def __init__(self, files, captions, size: int, batch_size: int, num_workers: int = 0, seed: int = 0):
+    def __init__(self, photos, captions, size: int, batch_size: int, num_workers: int = 0, seed: int = 0):
         super().__init__()
-        self.files, self.captions, self.size = files, captions, size
+        self.photos, self.captions, self.size = photos, captions, size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
 
     def train_dataloader(self):
         trainer = self.trainer
         number = trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
-        photos = CaptionedPhotos(self.files, self.captions, self.size, number, self.seed)
+        photos = CaptionedPhotos(self.photos, self.captions, self.size, number, self.seed)
         return OnwardLoader(photos, trainer, self.batch_size, self.num_workers)
 
 

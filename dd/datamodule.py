@@ -97,6 +97,24 @@ class MixedSchedule(Schedule):
         return len(self.data.real) + sample, seed
 
 
+class WithPhotos(Dataset):
+    """Draws of ``schedule``, each with an unlabelled photograph: (image, label, what ``transform(photo, seed)`` makes: the
+    teacher's view, the student's, and which of their pixels are the photograph's). Photographs have passes of their own."""
+
+    def __init__(self, schedule: Schedule, photos, transform):
+        self.schedule, self.photos, self.transform = schedule, photos, transform
+        seed = sample_seed(schedule.seed, "unlabelled")
+        self.order = Schedule(photos, transform, len(schedule), seed, schedule.stride, schedule.offset)
+
+    def __len__(self) -> int:
+        return len(self.schedule)
+
+    def __getitem__(self, index: int):
+        labelled = self.schedule[index]
+        photo, seed = self.order.draw(index)
+        return *labelled, *self.transform(self.photos[photo], seed)
+
+
 def hold_out(data, number: int, seed: int) -> tuple:
     """(the images to train on, the ``number`` images held out of them for validation): copies of ``data`` with other
     ``ids``, chosen by seed, in the order of ``data``. ValueError if none would be left."""
@@ -139,19 +157,22 @@ def whole_loader(data, transform, batch_size: int = 16, num_workers: int = 0) ->
 class SegmentationData(pl.LightningDataModule):
     """``train`` (a :class:`Mixture` for mixed training) for ``max_steps`` batches, ``tune`` (or None) for validation; both
     are indexable (image, mask) data. ``batch_size`` is that of each process; ``tune`` is divided among the processes, each
-    image once. ``style``: of the synthetic images that are trained on, see :class:`Schedule`."""
+    image once. ``photos``: (unlabelled photographs, their transform) to train on beside the labelled images: a batch then
+    holds what :class:`WithPhotos` says. ``style``: of the synthetic images that are trained on, see :class:`Schedule`."""
 
     allow_zero_length_dataloader_with_multiple_devices = True  # fewer images to validate than processes
 
     def __init__(
-        self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0, style=None
+        self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0, photos=None,
+        style=None,
     ):  # fmt: skip
         super().__init__()
         if not len(train):
             raise ValueError("the training set is empty")
         self.train, self.tune = train, tune
         self.train_transform, self.eval_transform = train_transform, eval_transform
-        self.batch_size, self.num_workers, self.seed, self.style = batch_size, num_workers, seed, style
+        self.batch_size, self.num_workers, self.seed, self.photos = batch_size, num_workers, seed, photos
+        self.style = style
 
     def train_dataloader(self):
         trainer = self.trainer
@@ -160,6 +181,8 @@ class SegmentationData(pl.LightningDataModule):
             self.train, self.train_transform, trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size, self.seed,
             stride=trainer.world_size, offset=trainer.global_rank, style=self.style,
         )  # fmt: skip
+        if self.photos:
+            schedule = WithPhotos(schedule, *self.photos)
         return OnwardLoader(schedule, trainer, self.batch_size, self.num_workers)
 
     def val_dataloader(self):

@@ -5,7 +5,9 @@ high byte (the whole range 0..65535 becomes 0..255), transparent pixels lie on w
 of several pages the first one counts.
 """
 
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,30 +167,49 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
             raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
     if not files:
         raise FileNotFoundError(f"{setting}.images={folder} holds no images ({', '.join(sorted(READ_SUFFIXES))})")
-    bad = []
-    for file in files:
-        try:
-            image_size(file)
-        except (OSError, ValueError) as error:
-            bad.append(str(error))
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list: {bad[0]}")
+    _try(files, image_size, setting)
     return files
 
 
-class Unlabelled:
-    """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright (:func:`read_photo`). Arguments and errors
-    are those of :func:`find_photos`."""
+def _try(files: list[Path], read, setting: str) -> None:
+    """ValueError with the first file that ``read`` refuses, and their number."""
 
-    def __init__(self, images, listed=None, max_pixels: int = MAX_PIXELS):
-        check_limit(max_pixels)
-        self.folder, self.max_pixels, self.files = images, max_pixels, find_photos(images, listed)
+    def problem(file):
+        try:
+            read(file)
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter
+        bad = [text for text in pool.map(problem, files) if text]
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list: {bad[0]}")
+
+
+class Unlabelled:
+    """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright (:func:`read_photo`). In place of one that
+    turns out to be damaged, with a warning, the next sound one stands. Arguments and errors are those of
+    :func:`find_photos`."""
+
+    def __init__(self, images, listed=None, setting: str = "unlabelled"):
+        self.folder, self.setting, self.files, self._told = images, setting, find_photos(images, listed, setting), set()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_photo(self.files[index], self.max_pixels)
+        for path in (*self.files[index:], *self.files[:index]):
+            try:
+                return read_photo(path)
+            except (ValueError, OSError) as error:
+                if path not in self._told:
+                    self._told.add(path)
+                    print(f"warning: {error}; the next photograph stands in for it", file=sys.stderr, flush=True)
+        raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read")
+
+    def check(self) -> None:
+        """Decode all of them, for a few seconds a hundred; ValueError if one cannot be."""
+        _try(self.files, read_photo, self.setting)
 
     def fingerprint(self) -> dict:
         """What a run records of them: their number, and a hash of their names and sizes in bytes."""

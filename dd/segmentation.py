@@ -10,6 +10,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dd import checkpoints, metrics
 from dd.segmenters.transforms import EvalTransform
+from dd.self_training import MeanTeacher, class_mix
 from dd.taxonomy import IGNORE
 
 PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the paper's test-time augmentation, which also mirrors
@@ -200,12 +201,19 @@ class Predictor:
         return to_device([self.views(image) for image in images], self.device)
 
 
+def unshared_statistics(module) -> list[torch.Tensor]:
+    """Batch-norm statistics that each process of a training collects from its own images."""
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    return [b for m in norms if not isinstance(m, torch.nn.SyncBatchNorm) for b in m.buffers()]
+
+
 class Segmentation(pl.LightningModule):
     """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole tune set.
 
     ``segmenter`` offers ``loss(images, labels)``, ``forward(images)`` and ``parameter_groups(...)``. What may make a step
     shorter, and changes results by rounding alone: ``channels_last`` (the layout of weights and activations), ``fused``
     (AdamW in one kernel), ``compile`` (the loss by torch.compile; needs a C++ compiler, and minutes before the first step).
+    ``teacher``: batches hold unlabelled photographs too, which the average of the weights (:class:`EMA`) labels.
     """
 
     def __init__(
@@ -221,6 +229,7 @@ class Segmentation(pl.LightningModule):
         channels_last: bool = False,
         fused: bool = False,
         compile: bool = False,
+        teacher: MeanTeacher | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(
@@ -230,18 +239,34 @@ class Segmentation(pl.LightningModule):
         self.segmenter = segmenter.to(memory_format=torch.channels_last) if channels_last else segmenter
         self.class_names = class_names
         self.confusion = metrics.confusion_matrix(len(class_names))
-        self._loss = None
+        self.teacher, self._loss, self._averages, self._unshared = teacher, None, None, []
 
     def on_train_start(self):
+        self._averages = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
+        if self.teacher is not None and self._averages is None:
+            raise ValueError("self-training needs the average of the weights as its teacher: trainer.callbacks.ema")
+        if self.teacher is not None and self.trainer.world_size > 1:
+            self._unshared = unshared_statistics(self._averages.average.segmenter)
         # not before: until then the module is copied for its average, and a compiled function would go with it
         self._loss = torch.compile(self.segmenter.loss) if self.hparams.compile else self.segmenter.loss
 
     def training_step(self, batch, _):
-        images, labels = batch
+        images, labels, *photos = batch
         losses = self._loss(images, labels)
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items() if k != "loss"})
         self.log("train/loss", losses["loss"].detach(), prog_bar=True)
-        return losses["loss"]
+        return losses["loss"] + self._photo_loss(images, labels, *photos) if photos else losses["loss"]
+
+    def _photo_loss(self, images, labels, shown, changed, known):
+        """The teacher sees ``shown``, the student learns its labels on ``changed``."""
+        for buffer in self._unshared:  # one teacher for all processes, the one that a checkpoint holds
+            torch.distributed.broadcast(buffer, 0)
+        found = self.teacher.labels(self._averages.average.segmenter, shown, known)
+        self.log("train/taught", (found != IGNORE).float().mean())  # share of the pixels that got a label
+        mixed = class_mix(images, labels, changed, found) if self.teacher.mix else (changed, found)
+        loss = self._loss(*mixed)["loss"]
+        self.log("train/photo_loss", loss.detach())
+        return self.teacher.weight * loss
 
     def validation_step(self, batch, _):
         images, masks = batch

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dd.report.summary import collect
+
 ROOT = Path(__file__).parent.parent
 SMALL_SEGMENTER = ["batch_size=2", "scale=64", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
 
@@ -68,6 +70,37 @@ def test_supervision_and_history_are_recorded(chain):
     assert finetuned["trained_on"]["after"]["source"] == "synthetic"
     real = json.loads((chain / "outputs/shapes/real_shapes/shots=4,seed=0/run.json").read_text())
     assert real["supervision"] == "real" and real["trained_on"]["after"] is None
+
+
+def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_path):
+    """On top of the synthetic-only run, with the photographs of a list; recorded, in a row of its own, gone on from."""
+    where = [f"data_root={chain}/data", f"output_root={chain}/outputs", *SMALL_SEGMENTER]
+    site = chain / "data/shapes_shift"
+    photos = [f"unlabelled.images={site}/JPEGImages", f"unlabelled.list={site}/ImageSets/Segmentation/train.txt"]
+    adapt = ["experiment=shapes_adapt_segmenter", *where, "trainer.max_steps=2"]
+    with pytest.raises(ValueError, match=r"self_training needs photographs of the site: unlabelled.images=<folder>"):
+        run("train", *adapt)
+    with pytest.raises(ValueError, match=r"leave trainer.callbacks.ema on"):
+        run("train", *adapt, *photos, "trainer.callbacks.ema=null")
+    with pytest.raises(ValueError, match=r"self_training.teacher.confidence=2"):
+        run("train", *adapt, *photos, "self_training.teacher.confidence=2")
+    assert not (chain / "outputs/shapes/adapt_segmenter").exists()
+    run("train", *adapt, *photos)
+    done = json.loads((chain / "outputs/shapes/adapt_segmenter/seed=0/run.json").read_text())
+    assert done["supervision"] == "A" and done["trained_on"]["after"]["source"] == "synthetic"
+    taught = done["trained_on"]["self_training"]
+    assert taught["photos"]["number"] == 6 and taught["teacher"]["confidence"] == 0.9
+    before = json.loads((chain / "outputs/shapes/synthetic/seed=0/run.json").read_text())
+    assert "self_training" not in before["trained_on"] and "self_training" not in before["identity"]
+    (chain / "one.txt").write_text("train_00000\n")
+    with pytest.raises(FileExistsError, match=r"photos.number: 6 -> 1"):
+        run("train", *adapt, photos[0], f"unlabelled.list={chain}/one.txt")
+    start = f'init_from="{chain}/outputs/shapes/adapt_segmenter/seed=0"'
+    run("train", "experiment=shapes_finetune", "shots=4", start, "name=shapes/after", *where, "trainer.max_steps=1")
+    entries, _ = collect([chain / "outputs/shapes" / name for name in ("synthetic/seed=0", "adapt_segmenter/seed=0", "after")])
+    found = {(e["arm"], e["ablation"]) for e in entries}
+    step = "self-training on photographs"
+    assert found == {("synthetic_only", None), ("synthetic_only", step), ("finetuned", step)}
 
 
 def test_report_is_one_self_contained_file(chain):

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -21,6 +22,7 @@ from dd import checkpoints, metrics
 from dd.datamodule import whole_loader
 from dd.provenance import read_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation, count
+from dd.self_training import MeanTeacher
 from dd.stages.train import train
 
 STEPS = 9
@@ -86,15 +88,19 @@ def crash_in(call, number, monkeypatch):
 
 @pytest.fixture
 def training(tiny_segmenter, toy_data, make_trainer):
-    """``training(folder, callbacks=(), tune=None, **trainer)``: the stage, with dropout and checkpoints every two steps."""
+    """``training(folder, callbacks=(), tune=None, photos=None, **trainer)``: the stage, with dropout and checkpoints every two
+    steps; ``photos``: (photographs, their transform) of self-training."""
 
-    def run(folder, callbacks=(), tune=None, **trainer):
+    def run(folder, callbacks=(), tune=None, photos=None, **trainer):
         segmenter = tiny_segmenter()
         segmenter.backbone.append(torch.nn.Dropout(0.5))
-        module = Segmentation(segmenter, ["background", "cat", "dog"], learning_rate=0.05)
+        teacher = photos and MeanTeacher(3, confidence=0.4, momentum=0.8)
+        module = Segmentation(segmenter, ["background", "cat", "dog"], learning_rate=0.05, teacher=teacher)
         parts = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks]
         trainers = lambda: make_trainer(folder, STEPS, parts, **(VALIDATED if tune else {}), **trainer)  # noqa: E731
-        return train(folder, module, toy_data(tune=tune), trainers, {"seed": 0}, RECORD)
+        data = toy_data(tune=tune)
+        data.photos = photos
+        return train(folder, module, data, trainers, {"seed": 0}, RECORD)
 
     return run
 
@@ -324,6 +330,40 @@ def test_an_array_task_that_cannot_be_queued_again_says_so(training, slurm, tmp_
     ((code, said),) = forked(lambda: training(tmp_path / "run", [Signal(signal.SIGUSR1, 4)]))
     assert code == 143
     assert "scontrol requeue 18_3: failed (Requeue is disabled): submit the same job again" in said
+
+
+# Self-training
+
+
+class Certainty(pl.Callback):
+    """Writes how sure the teacher of this process is of each class."""
+
+    def on_train_end(self, trainer, module):
+        path = os.path.join(trainer.default_root_dir, f"certainty-{trainer.global_rank}.json")
+        with open(path, "w") as file:
+            json.dump(module.teacher.certainty.tolist(), file)
+
+
+def shown(photo, seed):
+    view = torch.from_numpy(photo.astype(np.float32).transpose(2, 0, 1))
+    return view, view + seed % 7, torch.ones(photo.shape[:2], dtype=torch.bool)
+
+
+PHOTOS = [np.full((8, 10, 3), 12 * i, np.uint8) for i in range(20)], shown
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_self_training_ends_alike_and_its_processes_agree(training, tmp_path, processes):
+    settings = {"photos": PHOTOS, **({"devices": 2, "strategy": "ddp"} if processes == 2 else {})}
+    one, other = tmp_path / "one", tmp_path / "other"
+    finish(training, one, processes, callbacks=[Certainty()], **settings)
+    forked(lambda: training(other, [Signal(signal.SIGKILL, 5, rank=processes - 1)], **settings), processes)
+    assert not (other / "run.json").exists()
+    finish(training, other, processes, **settings)
+    assert_same(one, other)
+    sure = [read_json(one / f"certainty-{rank}.json") for rank in range(processes)]
+    assert all(each == sure[0] for each in sure) and min(sure[0]) < 1
+    assert sure[0] == last(one)["state_dict"]["teacher.certainty"].tolist()
 
 
 # Several processes

@@ -23,7 +23,7 @@ FLOORS = {
         "dd.style",
         "dd.batch_norm",
     }
-    | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders"},
+    | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders", "dd.self_training"},
     2: {
         "dd.coco",
         "dd.downloads",

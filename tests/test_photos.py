@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.photos import PILLOWS_LIMIT, Photos, Video, read_photo, source
+from dd.photos import PILLOWS_LIMIT, Photos, Unlabelled, Video, read_photo, source
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -199,3 +199,46 @@ def test_a_video_that_cannot_be_read(video):
         source(video, every=0)
     with pytest.raises(ValueError, match="the limit is"):
         source(video, max_pixels=100)
+
+
+# Photographs to train with
+
+
+def test_photographs_to_train_with_are_upright_and_damaged_ones_are_stood_in_for(tmp_path, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    saved(tmp_path, Image.fromarray(COLOURS), "a.png", exif=exif)
+    saved(tmp_path, Image.fromarray(COLOURS).convert("CMYK"), "b.tif")
+    saved(tmp_path, Image.fromarray(COLOURS[..., 0].astype(np.uint16) << 8), "c.png")
+    torn = saved(tmp_path, Image.fromarray(COLOURS.repeat(8, 0).repeat(8, 1)), "d.jpg")
+    torn.write_bytes(torn.read_bytes()[:-200])
+    (tmp_path / "e").mkdir()
+    saved(tmp_path, Image.fromarray(COLOURS[..., 0]), "e/e.png")
+    photos = Unlabelled(tmp_path)
+    assert [p.name for p in photos.files] == ["a.png", "b.tif", "c.png", "d.jpg", "e.png"] and len(photos) == 5
+    assert np.array_equal(photos[0], np.rot90(COLOURS, -1)) and photos[1].shape == (6, 9, 3)
+    grey = COLOURS[..., :1].repeat(3, 2)
+    assert np.array_equal(photos[2], grey) and np.array_equal(photos[4], grey)
+    for _ in range(2):
+        assert np.array_equal(photos[3], grey)  # the next one
+    assert capsys.readouterr().err.count("d.jpg") == 1
+    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read; remove them, or give unlabelled\.list: .*d\.jpg"):
+        photos.check()
+
+
+def test_what_a_run_records_of_its_photographs(tmp_path):
+    for name in ("a.png", "b.png"):
+        saved(tmp_path, Image.fromarray(COLOURS), name)
+    found = Unlabelled(tmp_path).fingerprint()
+    assert found["number"] == 2 and found == Unlabelled(str(tmp_path) + "/").fingerprint()
+    (tmp_path / "list.txt").write_text("b\n")
+    assert Unlabelled(tmp_path, tmp_path / "list.txt").fingerprint()["number"] == 1
+    saved(tmp_path, Image.fromarray(COLOURS[:3]), "b.png")
+    assert Unlabelled(tmp_path).fingerprint()["sha256"] != found["sha256"]
+
+
+def test_a_folder_of_damaged_photographs_ends(tmp_path):
+    torn = saved(tmp_path, Image.fromarray(COLOURS.repeat(8, 0).repeat(8, 1)), "d.jpg")
+    torn.write_bytes(torn.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="none of the 1 photographs in .* can be read"):
+        Unlabelled(tmp_path)[0]

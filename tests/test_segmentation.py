@@ -10,7 +10,17 @@ import torch.nn.functional as F
 from dd import metrics
 from dd.checkpoints import damage
 from dd.datamodule import whole_loader
-from dd.segmentation import EMA, PAPER_SCALES, LastCheckpoint, Segmentation, Views, count, ema_average, predict
+from dd.segmentation import (
+    EMA,
+    PAPER_SCALES,
+    LastCheckpoint,
+    Segmentation,
+    Views,
+    count,
+    ema_average,
+    predict,
+    unshared_statistics,
+)  # fmt: skip
 
 NAMES = ["background", "cat", "dog"]
 
@@ -89,6 +99,12 @@ def test_the_average_lies_where_the_module_is_trained():
     task.to("meta")
     average.on_fit_start(trainer, task)
     assert {p.device.type for p in average.average.parameters()} == {"meta"}
+
+
+def test_statistics_that_processes_do_not_share(tiny_segmenter):
+    segmenter = tiny_segmenter()
+    assert [tuple(b.shape) for b in unshared_statistics(segmenter)] == [(4,), (4,), ()]
+    assert unshared_statistics(torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)) == []
 
 
 def test_the_decay_warms_up():

@@ -9,6 +9,7 @@ from dd.config.command import CONF
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source
+from dd.provenance import read_json
 from dd.segmentation import Predictor
 from dd.stages.review import check
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
@@ -48,7 +49,7 @@ def review_arguments(cfg) -> dict:
     name = f"{Path(cfg.images).resolve().name}-{cfg.order}" + (f"-{cfg.seed}" if cfg.order == "random" else "")
     given = prediction_arguments(cfg, Path("review", name))
     names, colours = given.pop("names")[1:], given.pop("palette")
-    classes = Taxonomy("run", names, colours=_colours(names, colours))
+    classes = Taxonomy(read_json(Path(cfg.run) / "run.json")["taxonomy"]["name"], names, colours=_colours(names, colours))
     return {**given, **queue, "classes": classes, "address": cfg.address}
 
 

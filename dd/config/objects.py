@@ -23,6 +23,7 @@ ALLOWED = (
     "dd.diffusion.",
     "dd.segmenters.",
     "dd.segmentation.",
+    "dd.self_training.",
     "dd.tracking.",
     "pytorch_lightning.trainer.trainer.Trainer",
     "pytorch_lightning.loggers.",

@@ -76,6 +76,20 @@ def batch_norm_arguments(cfg) -> dict:
     return {"folder": folder, "run": run, "segmenter": segmenter, "views": views, "photos": photos, "config": text, **how}
 
 
+def self_training(cfg, num_classes: int):
+    """(teacher, (photographs, their transform)) of a train configuration; (None, None) where it is off. ValueError without
+    photographs, or without the average of the weights."""
+    if not cfg.self_training.teacher:
+        return None, None
+    if not cfg.trainer.callbacks.get("ema"):
+        raise ValueError(
+            "self_training: the teacher is the average of the weights; leave trainer.callbacks.ema on (or self_training=off)"
+        )
+    photos = unlabelled_photos(cfg, "self_training")
+    teacher = instantiate(cfg.self_training.teacher, num_classes=num_classes)
+    return teacher, (photos, instantiate(cfg.self_training.transform))
+
+
 def holds_out(cfg) -> bool:
     return cfg.hold_out is not None and cfg.trainer.get("limit_val_batches") != 0
 
@@ -101,8 +115,9 @@ def _chosen_list(images) -> dict:
     return {"filter": identity}
 
 
-def training_record(cfg, images, tune=None, style: Style | None = None) -> tuple[dict, dict]:
-    """(identity, record) of a training run: what makes it another run, and what evaluation must know of it."""
+def training_record(cfg, images, tune=None, photos=None, style: Style | None = None) -> tuple[dict, dict]:
+    """(identity, record) of a training run: what makes it another run, and what evaluation must know of it. ``photos``: the
+    unlabelled ones of self-training."""
     shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
     if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
         raise FileNotFoundError(
@@ -123,6 +138,8 @@ def training_record(cfg, images, tune=None, style: Style | None = None) -> tuple
         trained_on["hold_out"] = cfg.hold_out
     if style is not None:
         trained_on["style"] = style.record()
+    if photos is not None:
+        trained_on["self_training"] = {**plain(cfg.self_training), "photos": photos.fingerprint()}
     trainer_keys = ("max_steps", "precision", "gradient_clip_val", "callbacks")
     chosen = {k: plain(cfg)[k] for k in ("segmenter", "optimizer", "transform", "batch_size", "scale", "seed")}
     trainer_settings = {k: v for k, v in plain(cfg)["trainer"].items() if k in trainer_keys}

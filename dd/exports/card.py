@@ -82,6 +82,16 @@ def _cell(text: str) -> str:
     return html.escape(" ".join(text.split())).replace("|", "&#124;").replace("`", "&#96;")
 
 
+def adapter(generator: dict) -> str:
+    """What a card says of LoRA layers, given the generator of run.json; "" without any."""
+    if not generator.get("adapter_sha256"):
+        return ""
+    return (
+        f" Adapted with LoRA layers of weight {generator['adapter_weight']} (sha256 `{generator['adapter_sha256']}`) that "
+        "were trained on other images: these may look like those, and rights and privacy of those may reach to these."
+    )
+
+
 def _origin(about: dict) -> str:
     if not about["synthetic"]:
         return "Real images, as prepared by `python -m dd prepare` or by hand; see their source for how they were labelled."
@@ -89,7 +99,7 @@ def _origin(about: dict) -> str:
     return (
         "**Synthetic**: the images were made by a text-to-image model, the masks read from its attention (Dataset Diffusion, "
         f"NeurIPS 2023). Generator: `{generator.get('model')}`, revision `{generator.get('revision')}`, weights sha256 "
-        f"`{generator.get('weights_sha256')}`."
+        f"`{generator.get('weights_sha256')}`.{adapter(generator)}"
     )
 
 

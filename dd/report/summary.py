@@ -24,18 +24,20 @@ def labelled_part(trained_on: dict) -> dict:
     return trained_on
 
 
-def site_of(trained_on: dict) -> str | None:
-    """How a run, or one that it went on from, used unlabelled photographs, in words; None if none of them did."""
-    found = []
-    while trained_on:
-        if trained_on["source"] == "unlabelled":
-            share, number = trained_on["batch_norm"]["share"], trained_on["photographs"]["number"]
-            found.append(f"batch norm of {number} photographs" + (f" (share {share:g})" if share != 1 else ""))
-        if style := trained_on.get("style"):
-            settings = ", ".join(f"{k} {style[k]:g}" for k in ("bandwidth", "share") if k in style)
-            found.append(f"{style['kind']} style of {style['photographs']['number']} photographs ({settings})")
-        trained_on = trained_on.get("after")
-    return ", then ".join(found[::-1]) or None
+def unlabelled_steps(trained_on: dict | None) -> list[str]:
+    """What a run, and those that it goes on from, learnt from photographs without labels; the first step first."""
+    if not trained_on:
+        return []
+    here = []
+    if style := trained_on.get("style"):
+        settings = ", ".join(f"{k} {style[k]:g}" for k in ("bandwidth", "share") if k in style)
+        here.append(f"{style['kind']} style of photographs ({settings})")
+    if trained_on.get("self_training"):
+        here.append("self-training on photographs")
+    if trained_on["source"] == "unlabelled":
+        share = trained_on["batch_norm"]["share"]
+        here.append("batch norm of photographs" + (f" (share {share:g})" if share != 1 else ""))
+    return [*unlabelled_steps(trained_on.get("after")), *here]
 
 
 def arm_of(trained_on: dict) -> str:
@@ -55,17 +57,17 @@ def collect(folders) -> tuple[list[dict], list[tuple[str, str]]]:
     for folder in map(Path, folders):
         if not (folder / "run.json").is_file() or "trained_on" not in (run := read_json(folder / "run.json")):
             continue
-        trained_on, site = labelled_part(run["trained_on"]), site_of(run["trained_on"])
+        trained_on, steps = labelled_part(run["trained_on"]), unlabelled_steps(run["trained_on"])
         metrics = _read(folder, "eval/*/metrics.json", run, lambda p: p.parent.name, left_out)
         augmented = _read(folder, "eval/*/ms_flip/metrics.json", run, lambda p: p.parts[-3], left_out)
         audits = _read(folder, "audit/*/*/metrics.json", run, lambda p: "/".join(p.parts[-3:-1]), left_out)
         ablation = folder.parts[folder.parts.index("ablation") + 1] if "ablation" in folder.parts else None
         if not ablation and run.get("identity", {}).get("trainer", {}).get("callbacks", {"ema": True})["ema"] is None:
             ablation = "ema=off"
-        if site:  # not a seed of the arm, a recipe of its own
+        if steps:  # not a seed of the arm, a recipe of its own
             arm = arm_of(trained_on)
             what = [] if arm == "synthetic_only" else [ARMS[arm].format(k=trained_on["shots"])]
-            ablation = ", ".join([*what, *([ablation] if ablation else []), site])
+            ablation = ", ".join([*what, *([ablation] if ablation else []), *steps])
         entries.append(
             {"folder": folder, "arm": arm_of(trained_on), "shots": trained_on["shots"] and str(trained_on["shots"]),
              "shots_from": trained_on.get("data", trained_on.get("root")) if trained_on["shots"] else None,

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from PIL import Image, ImageFilter
 
 from dd.segmenters._compiled_ops import install_placeholder
 
@@ -15,6 +16,8 @@ from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop  # noqa:
 from mmseg.datasets.transforms.transforms import RandomFlip, Resize  # noqa: E402
 
 from dd.segmenters.base import MEAN  # noqa: E402
+
+SIGMA = (0.15, 1.15)  # pixels, of a student's blur
 
 
 @contextmanager
@@ -96,6 +99,38 @@ class TrainTransform:
         padded_image[:, :height, :width] = image
         padded_mask[:height, :width] = mask
         return padded_image, padded_mask
+
+
+class TwoViews:
+    """A photograph for a teacher and for its student: resized, cut and mirrored as :class:`TrainTransform` does it, and that
+    with other brightness, contrast, saturation and hue, at times blurred (``blur``: how often; sigma 0.15 to 1.15 pixels) or
+    without colours (``grey``: how often). What is changed further follows DACS (Tranheden et al. 2021, arXiv:2007.08702).
+    """
+
+    def __init__(
+        self, scale: int, ratio_range: tuple[float, float] = (0.5, 2.0), crop_size: int = 512, flip: float = 0.5,
+        blur: float = 0.5, grey: float = 0.2,
+    ):  # fmt: skip
+        if not (0 <= blur <= 1 and 0 <= grey <= 1):
+            raise ValueError(f"{blur=}, {grey=}: expected probabilities from 0 to 1")
+        self.cut = TrainTransform(scale, ratio_range, crop_size, cat_max_ratio=1.0, flip=flip, photometric=False)
+        self.blur, self.grey, self.change = blur, grey, PhotoMetricDistortion()
+
+    def __call__(self, photo: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """uint8 RGB [H, W, 3] -> the teacher's view and the student's, float32 RGB [3, crop, crop] in 0..255, and bool [crop,
+        crop]: false where the photograph ends before the crop does. A function of the arguments alone, as there."""
+        shown, mask = self.cut(photo, np.zeros(photo.shape[:2], np.uint8), seed)
+        known, rng = mask == 0, np.random.default_rng([seed, 8])
+        pixels = np.ascontiguousarray(shown.numpy().transpose(1, 2, 0).astype(np.uint8)[:, :, ::-1])
+        with _seeded(seed + 1):
+            pixels = self.change({"img": pixels})["img"][:, :, ::-1]
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        if rng.random() < self.blur:
+            picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(*SIGMA)))
+        if rng.random() < self.grey:
+            picture = picture.convert("L").convert("RGB")
+        changed = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+        return shown, torch.where(known, changed, shown), known
 
 
 class EvalTransform:

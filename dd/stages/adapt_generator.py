@@ -10,7 +10,7 @@ from dd import checkpoints, diffusion
 from dd.adaptation import Adaptation, EachSteps, PhotoData
 from dd.datasets import encode_image
 from dd.fitting import fit
-from dd.photos import find_photos
+from dd.photos import Unlabelled
 from dd.prompt_sources.captions import read_rows, stem
 from dd.provenance import fingerprint, made_by, read_json, refuse_other, sha256, write_atomic, write_json
 from dd.report.pictures import contact_sheet
@@ -35,7 +35,9 @@ def adapt_generator(
     """
     folder = Path(folder)
     _check(lora, training, samples, max_steps, batch_size)
-    files = find_photos(images, listed, "adaptation")
+    photos = Unlabelled(images, listed, "adaptation")
+    photos.check()
+    files = photos.files
     texts = captions_of(files, images, captions) if captions else [fill(template, conditions)] * len(files)
     _check_length(generator, texts)
     identity = {
@@ -55,7 +57,7 @@ def adapt_generator(
     scheduler = diffusion.noise_schedule(generator.pipe)
     module = Adaptation(generator.pipe, parameters, lambda t: generator.encode(t)[0], scheduler, seed=seed, **settings)
     write_json(folder / "settings.json", {"identity": identity})
-    data = PhotoData(files, texts, generator.size, batch_size, num_workers, seed)
+    data = PhotoData(photos, texts, generator.size, batch_size, num_workers, seed)
     made = trainer(max_steps=max_steps, default_root_dir=folder, average=False)
     made.callbacks += [EachSteps(lambda step: _draw(folder, generator, samples, step), samples["every"])]
     _fit(folder, made, module, data)

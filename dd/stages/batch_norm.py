@@ -41,6 +41,7 @@ def batch_norm(
     everything = layers(segmenter)
     if len(photos) < 2:
         raise ValueError(f"unlabelled.images={photos.folder} has one photograph; a variance needs two or more")
+    photos.check()
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint="Runs of another name are made beside it"):
         if (done := _finished(folder, identity)) is not None:  # by another process in between

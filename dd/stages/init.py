@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dd.folders import IMAGES, index
+from dd.prompt_sources.templates import indefinite
 from dd.provenance import write_atomic
 from dd.taxonomy import Taxonomy, taxonomy_yaml
 
@@ -15,10 +16,12 @@ NAME = re.compile(r"(?!(null|true|false|yes|no|on|off|y|n|inf|nan)$)[a-z][a-z0-9
 SHOTS = (16, 64, 256)
 RECIPES = {  # generator: what its images and trainings are
     "embedded": {
-        "masks": "shapes", "images": 512, "unit": 32, "format": "png", "segmenter": "shapes_segmenter", "steps": (540, 60)
+        "masks": "shapes", "images": 512, "unit": 32, "format": "png", "adapter": "shapes_adapt_generator",
+        "segmenter": "shapes_segmenter", "steps": {"synthetic": 540, "finetune": 60, "adapt": 300},
     },
     "sd15": {
-        "masks": "paper", "images": 2000, "unit": 4, "format": "jpg", "segmenter": "voc_segmenter", "steps": (20000, 4000)
+        "masks": "paper", "images": 2000, "unit": 4, "format": "jpg", "adapter": "sd_adapt_generator",
+        "segmenter": "voc_segmenter", "steps": {"synthetic": 20000, "finetune": 4000, "adapt": 10000},
     },
 }  # fmt: skip
 
@@ -128,7 +131,7 @@ def _ours(path: Path) -> bool:
 def _files(site: Site, conf: Path, train_images: int | None) -> dict[Path, str]:
     """{path: content} of all configuration files of a site."""
     name, how = site.name, RECIPES[site.generator]
-    many, few = how["steps"]
+    many, few, photos = (how["steps"][part] for part in ("synthetic", "finetune", "adapt"))
     train = {
         "synthetic": (
             "The synthetic images alone: no label of yours is used.",
@@ -147,6 +150,12 @@ def _files(site: Site, conf: Path, train_images: int | None) -> dict[Path, str]:
             f"source: real\nshots: 16\ntrainer: {{max_steps: {many + few}}}",
         ),
     }
+    if site.photos is not None:
+        train["adapt_segmenter"] = (
+            "The synthetic-only run goes on with unlabelled photographs beside the synthetic images (docs/adapt.md).",
+            f"source: synthetic\ninit_from: ${{output_root}}/{name}_synthetic\ntrainer: {{max_steps: {photos}}}\n"
+            f"unlabelled: {{images: {_photos(site)}}}",
+        )
     files = {
         f"data/{name}": _data(site),
         f"prompts/{name}": _prompts(site),
@@ -156,10 +165,13 @@ def _files(site: Site, conf: Path, train_images: int | None) -> dict[Path, str]:
         f"defaults:\n  - {how['segmenter']}\n  - override /data: {name}\nname: {name}_segmenter\n",
         f"experiment/{name}_budget": _budget(site, train_images),
     }
+    if site.photos is not None:
+        files[f"experiment/{name}_adapt_generator"] = _adapter(site, how)
     for recipe, (why, body) in train.items():
+        more = ", override /self_training: mean_teacher" if recipe == "adapt_segmenter" else ""
         files[f"experiment/{name}_{recipe}"] = (
             f"# @package _global_\n# python train.py experiment={name}_{recipe}\n# {why}\n"
-            f"defaults: [{name}_segmenter]\nname: {name}_{recipe}\n{body}\n"
+            f"defaults: [{name}_segmenter{more}]\nname: {name}_{recipe}\n{body}\n"
         )
     return {conf / f"{key}.yaml": text for key, text in files.items()}
 
@@ -209,7 +221,7 @@ def _generate(site: Site, how: dict) -> str:
             "# Captions of the unlabelled photographs instead of templates, two commands:\n"
             f"#   generate.py experiment={name} stage=caption\n"
             f"#   generate.py experiment={name} prompts=paper_voc prompts.exclude_split=null name={name}_captions\n"
-            f"caption: {{images: {json.dumps(str(Path(site.photos).resolve()), ensure_ascii=False)}}}\n"
+            f"caption: {{images: {_photos(site)}}}\n"
         )
     return (
         f"# @package _global_\n# python generate.py experiment={name}\n# Images with masks of the site's classes.\n"
@@ -222,6 +234,23 @@ def _generate(site: Site, how: dict) -> str:
             * (site.generator == "embedded")
         )
         + photos
+    )
+
+
+def _photos(site: Site) -> str:
+    return json.dumps(str(Path(site.photos).resolve()), ensure_ascii=False)
+
+
+def _adapter(site: Site, how: dict) -> str:
+    name, shown = site.name, [f"a photo of {indefinite(c)}" for c in list(site.classes)[:3]]
+    return (
+        f"# @package _global_\n# python train.py experiment={name}_adapt_generator\n"
+        "# Moves the generator towards the unlabelled photographs; look at samples/ in its folder (docs/adapt.md). Then:\n"
+        f"#   generate.py experiment={name} name={name}_adapted diffusion.adapter=outputs/{name}_adapt_generator\n"
+        f"defaults:\n  - {how['adapter']}\n  - override /data: {name}\nname: {name}_adapt_generator\nadaptation:\n"
+        f"  images: {_photos(site)}\n  list: null\n"
+        "  captions: null          # better: captions.jsonl of generate.py stage=caption, or of evaluate.py stage=predict\n"
+        f"  samples: {{prompts: {json.dumps(shown, ensure_ascii=False)}}}\n"
     )
 
 

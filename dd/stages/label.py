@@ -19,7 +19,7 @@ from dd.datasets import (
     stored_heat,
     synthetic_image,
 )
-from dd.exports.card import BIASES
+from dd.exports.card import BIASES, adapter
 from dd.masks import MaskSettings, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
@@ -142,6 +142,7 @@ def write_card(folder, plan, pixels, settings, calibration=None, not_drawn=0):
     generator, terms, found = identity["generator"], run.get("terms") or {}, Counter(outcomes(folder).values())
     licence = terms.get("licence") or "not stated, ask the owner of the weights"
     again, left_out = found["drawn again"], found["failed"] + found["quarantined"]
+    lora = f"-{adapter(generator)}\n" if adapter(generator) else ""
     chosen = "Labelled images or a trained run chose the mask settings: see `calibration` in `masks.json`."
     labels = "No human mask was used." if calibration is None else chosen
     text = f"""# Synthetic segmentation data set
@@ -161,8 +162,8 @@ Image, heat map of the first class, mask, overlay.
 - Generator: `{generator["model"]}`, revision `{generator["revision"]}`, weights sha256 `{generator["weights_sha256"]}`;
   {generator["scheduler"] or "its own scheduler"}, {generator["steps"]} steps, guidance {generator["guidance"]}, safety
   checker {generator.get("safety_checker", "off")}. Bad images: {again} drawn again, {left_out} samples left out (`records/`).
-- Masks: power {settings.power}, threshold {settings.threshold}, uncertainty band {settings.band}, source {settings.source}.
-  Classes that rules called absent and that were not drawn: {not_drawn} (`masks.json`).
+{lora}- Masks: power {settings.power}, threshold {settings.threshold}, uncertainty band {settings.band}, source
+  {settings.source}. Classes that rules called absent and that were not drawn: {not_drawn} (`masks.json`).
 - Made by: `{run["command"]}`, commit `{run["git_commit"] or "unknown"}`. `run.json` and `plan.jsonl` make it again.
 - Licence of the generator's weights: {licence}{f" ({terms['link']})" if terms.get("link") else ""}. It governs what may be
   done with the images; check it before you publish them.

@@ -114,7 +114,7 @@ def supervision(trained_on: dict, before: str | None) -> str:
 
 def _same_classes(init_from, record) -> dict:
     weights = load_weights(init_from)
-    theirs, ours = read_json(Path(init_from) / "run.json")["taxonomy"], record["taxonomy"]
-    if theirs != ours:
-        raise ValueError(f"init_from={init_from} was trained for the classes {theirs['names']}, this run has {ours['names']}")
+    theirs, ours = read_json(Path(init_from) / "run.json")["taxonomy"]["names"], record["taxonomy"]["names"]
+    if theirs != ours:  # the names alone: a list of classes that came back from a labelling tool may be called otherwise
+        raise ValueError(f"init_from={init_from} was trained for the classes {theirs}, this run has {ours}")
     return weights

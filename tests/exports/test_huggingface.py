@@ -100,6 +100,14 @@ def test_the_licence_is_the_set_s_own(pets, exported, terms, expected):
     assert {k: v for k, v in found.items() if k.startswith("license")} == expected
 
 
+def test_the_card_tells_of_an_adapted_generator(pets, exported):
+    run = json.loads((pets / "run.json").read_text())
+    run["identity"]["generator"] |= {"adapter_sha256": "ab" * 32, "adapter_weight": 0.8}
+    (pets / "run.json").write_text(json.dumps(run))
+    text = (exported("huggingface", pets) / "README.md").read_text()
+    assert "LoRA layers of weight 0.8 (sha256 `abab" in text and "privacy" in text
+
+
 def test_real_data_has_no_prompts_and_no_licence_of_ours(hall, exported):
     root = exported("huggingface", hall.root)
     assert header(root)["license"] == "unknown" and "tags" not in header(root)

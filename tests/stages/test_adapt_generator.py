@@ -208,6 +208,19 @@ def test_a_list_chooses_images_and_bad_files_are_named(photos, tmp_path):
         find_photos(tmp_path)
 
 
+def test_a_photograph_that_ends_early_is_named_before_the_training(adapt, tmp_path):
+    """Its header is sound: only decoding tells."""
+    (tmp_path / "site").mkdir()
+    for name in ("whole", "torn"):
+        path = tmp_path / f"site/{name}.jpg"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    assert len(find_photos(tmp_path / "site")) == 2
+    with pytest.raises(ValueError, match=r"1 of 2 images cannot be read; remove them, or give adaptation\.list: .*torn\.jpg"):
+        adapt(tmp_path / "run", images=tmp_path / "site")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

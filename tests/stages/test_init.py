@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from dd import __main__ as door
 from dd import config, questions
-from dd.datasets import encode_image, encode_mask
+from dd.datasets import encode_image, encode_mask, read_mask
 from dd.stages.init import Site, site_taxonomy, strange_words
 from dd.taxonomy import taxonomy
 
@@ -62,7 +62,7 @@ def tree(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_what_is_written_runs_from_prompts_to_a_score(site, capsys):
+def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys, monkeypatch):
     phrases = ["--condition", "place=in a hall", "--condition", "lighting=dim light,neon light"]
     assert init(site, *CLASSES, *phrases, *labelled(site), "--generator", "embedded") == 0
     assert "python train.py experiment=my-site_budget" in capsys.readouterr().out
@@ -83,6 +83,27 @@ def test_what_is_written_runs_from_prompts_to_a_score(site, capsys):
     for recipe in ("synthetic", "finetune", "mixed", "real"):
         metrics = json.loads((site / f"outputs/my-site_{recipe}/eval/my-site/metrics.json").read_text())
         assert set(metrics["iou"]) == {"background", "pallet", "fork lift", "worker"} and metrics["num_images"] == 1
+    adapter = ["adaptation.max_steps=1", "adaptation.samples.seeds=1", "adaptation.generator.steps=1", "batch_size=2"]
+    quiet = ["trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
+    modules["train"].run(compose(site, "train", "experiment=my-site_adapt_generator", *quiet, *adapter))
+    adapted = ["name=my-site_adapted", f"diffusion.adapter={site}/outputs/my-site_adapt_generator"]
+    modules["generate"].run(compose(site, "generate", "experiment=my-site", *images, *adapted))
+    again = [f"synthetic={site}/data/synthetic/my-site_adapted"]
+    modules["train"].run(compose(site, "train", "experiment=my-site_adapt_segmenter", *small, *again))
+    modules["evaluate"].run(compose(site, "evaluate", f"run={site}/outputs/my-site_adapt_segmenter", "data=my-site"))
+    run = json.loads((site / "outputs/my-site_adapt_segmenter/run.json").read_text())
+    assert run["supervision"] == "A" and run["trained_on"]["self_training"]["photos"]["number"] == 2
+    monkeypatch.chdir(site)
+    onnx = ["run=outputs/my-site_adapt_segmenter", "images=photos", "taxonomy=data/my-site.yaml", "output=site.onnx"]
+    assert door.main(["deploy", *onnx]) == 0
+    said = subprocess.run(
+        [sys.executable, str(ROOT / "examples/onnx_predict.py"), "site.onnx", "photos/p5.png", "mask.png"],
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    mask = read_mask("mask.png")
+    assert mask.shape == (64, 64) and mask.max() <= 3 and set(re.findall(r"^(.+):", said.stdout, re.M)) <= set(metrics["iou"])
     study = compose(site, "train", "experiment=my-site_budget")
     assert list(study.budget.shots) == [0, "all"] and study.budget.experiments.real == "my-site_real"
 

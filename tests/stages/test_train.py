@@ -181,6 +181,12 @@ def test_a_run_with_other_classes_is_no_start(run, tmp_path):
     assert not (tmp_path / "second").exists()
 
 
+def test_a_list_of_classes_may_be_called_otherwise(run, tmp_path):
+    """As one that came back from a labelling tool: the names count."""
+    run("first")
+    run("second", record={**RECORD, "taxonomy": {"name": "reviewed", "names": ["cat", "dog"]}}, init_from=tmp_path / "first")
+
+
 @pytest.mark.parametrize("change", ["a layer more", "a wider layer"])
 def test_another_segmenter_is_no_start(run, tmp_path, change):
     run("first")

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The embedded example site: shapes_shift, of which 768 photographs are at hand and no label. What each step without labels
+# gains, what 16 and 64 labels add, and whether a review queue chooses better ones than chance; three seeds. Writes
+# benchmarks/results/site.json, the table of README.md. Finished parts (those of demo and study too) are skipped.
+# Cost: about 2 hours of 2 CPU cores. JOBS trainings run side by side, as in shapes.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+SEEDS=${SEEDS:-0 1 2}
+CORES=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+JOBS=${JOBS:-$(if command -v nvidia-smi >/dev/null; then echo 1; else echo $((CORES < 4 ? CORES : 4)); fi)}
+each() { OMP_NUM_THREADS=$((CORES / JOBS > 0 ? CORES / JOBS : 1)) xargs -P "$JOBS" -L 1 python "$@"; }
+trainings() { each train.py trainer.enable_progress_bar=$([ "$JOBS" = 1 ] && echo true || echo false); }
+seeds() { for seed in $SEEDS; do echo "${1//SEED/$seed}"; done; }
+
+python -m dd prepare shapes
+python generate.py experiment=shapes
+SITE=outputs/site PHOTOS=outputs/site/photos
+mkdir -p $PHOTOS
+while read -r name; do cp -n "data/shapes_shift/JPEGImages/$name.png" $PHOTOS/; done <data/shapes_shift/ImageSets/Segmentation/train.txt
+
+seeds "experiment=shapes_synthetic seed=SEED" | trainings
+# The generator, adapted with captions of what the first synthetic-only segmenter sees: no label, no captioner.
+python evaluate.py stage=predict run="outputs/shapes/synthetic/seed=${SEEDS%% *}" images=$PHOTOS output=$SITE/seen
+python train.py experiment=shapes_adapt_generator name=site/adapter adaptation.images=$PHOTOS adaptation.list=null \
+  adaptation.captions=$SITE/seen/captions.jsonl
+python generate.py experiment=shapes name=shapes_adapted diffusion.adapter=$SITE/adapter
+ADAPTED="synthetic=data/synthetic/shapes_adapted"
+{
+  seeds "experiment=shapes_synthetic name=site/generator/seed=SEED seed=SEED $ADAPTED"
+  for style in color fourier; do
+    seeds "experiment=shapes_synthetic name=site/style_$style/seed=SEED seed=SEED style=$style unlabelled.images=$PHOTOS"
+  done
+  seeds "experiment=shapes_batch_norm name=site/batch_norm/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
+  seeds "experiment=shapes_adapt_segmenter name=site/segmenter_alone/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
+} | trainings
+{
+  seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS"
+  seeds "experiment=shapes_adapt_segmenter name=site/longer/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED self_training=off"
+} | trainings
+# Labels: 16 and 64 at random (nested, by seed), and 16 that the adapted segmenter is least sure of; each with the photographs.
+{
+  for shots in 16 64; do
+    seeds "experiment=shapes_finetune name=site/labels_$shots/seed=SEED seed=SEED data=shapes_shift shots=$shots init_from=$SITE/segmenter/seed=SEED self_training=mean_teacher unlabelled.images=$PHOTOS"
+    seeds "experiment=shapes_real data=shapes_shift shots=$shots seed=SEED"
+  done
+  seeds "experiment=shapes_real data=shapes_shift shots=all seed=SEED"
+} | trainings
+for seed in $SEEDS; do
+  for order in uncertain random; do
+    queue=$SITE/queue/$order-$seed
+    python evaluate.py stage=review run=$SITE/segmenter/seed=$seed images=$PHOTOS number=16 order=$order seed=$seed output="$queue"
+    python -m dd prepare own --taxonomy shapes --name "site_$order-$seed" --images "$queue/images" \
+      --masks data/shapes_shift/SegmentationClass --split train="$queue/train.txt"
+  done
+done
+for order in uncertain random; do
+  seeds "experiment=shapes_finetune name=site/queue_$order/seed=SEED seed=SEED data=own data.name=site_$order-SEED shots=all init_from=$SITE/segmenter/seed=SEED self_training=mean_teacher unlabelled.images=$PHOTOS"
+done | trainings
+for runs in shapes/synthetic shapes/real_shapes_shift site; do
+  echo "run=outputs/$runs/**/*seed=* data=shapes_shift"
+done | each evaluate.py
+python -m benchmarks.site
