@@ -37,26 +37,25 @@ ADAPTED="synthetic=data/synthetic/shapes_adapted"
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS"
   seeds "experiment=shapes_adapt_segmenter name=site/longer/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED self_training=off"
 } | trainings
-# Labels: 16 and 64 at random (nested, by seed), and 16 that the adapted segmenter is least sure of; each with the photographs.
+# Labels: 16 and 64 at random (nested, by seed), and the 16 that the adapted segmenter is least sure of; the control: as many
+# steps more without a label.
+for seed in $SEEDS; do
+  python evaluate.py stage=review run=$SITE/segmenter/seed=$seed images=$PHOTOS number=16 output="$SITE/queue/seed=$seed"
+  python -m dd prepare own --taxonomy shapes --name "site_queue_$seed" --images "$SITE/queue/seed=$seed/images" \
+    --masks data/shapes_shift/SegmentationClass --split train="$SITE/queue/seed=$seed/train.txt"
+done
+MORE="seed=SEED $ADAPTED init_from=$SITE/segmenter/seed=SEED unlabelled.images=$PHOTOS"
 {
+  seeds "experiment=shapes_adapt_segmenter name=site/segmenter_longer/seed=SEED trainer.max_steps=150 $MORE"
   for shots in 16 64; do
-    seeds "experiment=shapes_finetune name=site/labels_$shots/seed=SEED seed=SEED data=shapes_shift shots=$shots init_from=$SITE/segmenter/seed=SEED self_training=mean_teacher unlabelled.images=$PHOTOS"
+    seeds "experiment=shapes_adapt_labels name=site/labels_$shots/seed=SEED data=shapes_shift shots=$shots $MORE"
+  done
+  seeds "experiment=shapes_adapt_labels name=site/labels_queue/seed=SEED data=own data.name=site_queue_SEED shots=all $MORE"
+  for shots in 16 64 all; do
     seeds "experiment=shapes_real data=shapes_shift shots=$shots seed=SEED"
   done
-  seeds "experiment=shapes_real data=shapes_shift shots=all seed=SEED"
 } | trainings
-for seed in $SEEDS; do
-  for order in uncertain random; do
-    queue=$SITE/queue/$order-$seed
-    python evaluate.py stage=review run=$SITE/segmenter/seed=$seed images=$PHOTOS number=16 order=$order seed=$seed output="$queue"
-    python -m dd prepare own --taxonomy shapes --name "site_$order-$seed" --images "$queue/images" \
-      --masks data/shapes_shift/SegmentationClass --split train="$queue/train.txt"
-  done
-done
-for order in uncertain random; do
-  seeds "experiment=shapes_finetune name=site/queue_$order/seed=SEED seed=SEED data=own data.name=site_$order-SEED shots=all init_from=$SITE/segmenter/seed=SEED self_training=mean_teacher unlabelled.images=$PHOTOS"
-done | trainings
-for runs in shapes/synthetic shapes/real_shapes_shift site; do
-  echo "run=outputs/$runs/**/*seed=* data=shapes_shift"
+for runs in "shapes/synthetic/seed=*" "shapes/real_shapes_shift/*" "site/*/seed=*"; do
+  echo "run=outputs/$runs data=shapes_shift"
 done | each evaluate.py
 python -m benchmarks.site
