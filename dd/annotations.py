@@ -46,7 +46,7 @@ def label_studio_masks(path: Path, found: dict[str, Path], classes: Taxonomy, ma
 
 
 def _brushes(image, values: dict[str, int], file: Path) -> np.ndarray:
-    return label_studio.draw(image, values, image_size(file))
+    return label_studio.draw(image, values, image_size(file, upright=True))
 
 
 def cvat_masks(path: Path, found: dict[str, Path], classes: Taxonomy, mapping=None) -> tuple[dict, list[str], dict]:
@@ -155,4 +155,4 @@ def _coloured(path: Path, name: str, colours: dict) -> np.ndarray:
 
 
 def _background(file: Path) -> np.ndarray:
-    return np.zeros(image_size(file), np.uint8)
+    return np.zeros(image_size(file, upright=True), np.uint8)

@@ -14,12 +14,11 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 
-from dd.datasets import RECORD, check_values, encode_image, encode_mask, read_mask, write_split
+from dd.datasets import RECORD, check_values, encode_image, encode_mask, orientation, read_mask, write_split
 from dd.provenance import read_json, refuse_other, write_atomic, write_json
 from dd.taxonomy import IGNORE, Taxonomy
 
 CHUNK = 64  # masks between two looks at the progress bar; fewer are made without further processes
-ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,8 @@ def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool) -> tup
     mask = read_mask(path) if there else job.draw()
     check_values(mask, taxonomy, job.source)
     with Image.open(job.image) as image:
-        stored, turn = (image.height, image.width), image.getexif().get(ORIENTATION, 1) if upright else 1
-        copied = 2 <= turn <= 8 and mask.shape == (stored[::-1] if turn >= 5 else stored)
+        stored, turn = (image.height, image.width), orientation(image) if upright else 1
+        copied = turn > 1 and mask.shape == (stored[::-1] if turn >= 5 else stored)
         if copied and not copy.is_file():
             turned = ImageOps.exif_transpose(image).convert("RGB")
             write_atomic(copy, encode_image(np.asarray(turned), ".png"))

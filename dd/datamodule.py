@@ -16,11 +16,14 @@ class Schedule(Dataset):
     """A fixed number of draws from ``data`` as one long epoch: every image once per pass, each pass in its own order.
 
     Position p belongs to pass p // n; its sample and augmentation seed depend on (seed, p) alone. Process ``offset`` of
-    ``stride`` takes every stride-th position. An item is (image [3, h, w], label [h, w]).
+    ``stride`` takes every stride-th position. An item is (image [3, h, w], label [h, w]). ``style(image, seed)``
+    (:class:`dd.style.Style`): what synthetic images are changed by before ``transform``.
     """
 
-    def __init__(self, data, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
-        self.data, self.transform, self.length, self.seed = data, transform, length, seed
+    real_images = 0  # samples from this one on are synthetic
+
+    def __init__(self, data, transform, length: int, seed: int, stride: int = 1, offset: int = 0, style=None):
+        self.data, self.transform, self.length, self.seed, self.style = data, transform, length, seed, style
         self.stride, self.offset = stride, offset
 
     def __len__(self) -> int:
@@ -38,6 +41,8 @@ class Schedule(Dataset):
             raise IndexError(index)
         sample, seed = self.draw(index)
         image, mask = self.data[sample]
+        if self.style is not None and sample >= self.real_images:
+            image = self.style(image, seed)
         return self.transform(image, mask, seed)
 
 
@@ -75,8 +80,9 @@ class MixedSchedule(Schedule):
     Each part goes through its own passes as in :class:`Schedule`, with a seed of its own, undisturbed by the other part.
     """
 
-    def __init__(self, data: Mixture, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
-        super().__init__(data, transform, length, seed, stride, offset)
+    def __init__(self, data: Mixture, transform, length: int, seed: int, stride: int = 1, offset: int = 0, style=None):
+        super().__init__(data, transform, length, seed, stride, offset, style)
+        self.real_images = len(data.real)
         self.real, self.synthetic = (
             Schedule(part, transform, length, sample_seed(seed, name), stride, offset)
             for name, part in (("real", data.real), ("synthetic", data.synthetic))
@@ -152,26 +158,28 @@ class SegmentationData(pl.LightningDataModule):
     """``train`` (a :class:`Mixture` for mixed training) for ``max_steps`` batches, ``tune`` (or None) for validation; both
     are indexable (image, mask) data. ``batch_size`` is that of each process; ``tune`` is divided among the processes, each
     image once. ``photos``: (unlabelled photographs, their transform) to train on beside the labelled images: a batch then
-    holds what :class:`WithPhotos` says."""
+    holds what :class:`WithPhotos` says. ``style``: of the synthetic images that are trained on, see :class:`Schedule`."""
 
     allow_zero_length_dataloader_with_multiple_devices = True  # fewer images to validate than processes
 
     def __init__(
-        self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0, photos=None
-    ):
+        self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0, photos=None,
+        style=None,
+    ):  # fmt: skip
         super().__init__()
         if not len(train):
             raise ValueError("the training set is empty")
         self.train, self.tune = train, tune
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.batch_size, self.num_workers, self.seed, self.photos = batch_size, num_workers, seed, photos
+        self.style = style
 
     def train_dataloader(self):
         trainer = self.trainer
         kind = MixedSchedule if isinstance(self.train, Mixture) else Schedule
         schedule = kind(
             self.train, self.train_transform, trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size, self.seed,
-            stride=trainer.world_size, offset=trainer.global_rank,
+            stride=trainer.world_size, offset=trainer.global_rank, style=self.style,
         )  # fmt: skip
         if self.photos:
             schedule = WithPhotos(schedule, *self.photos)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -20,6 +20,7 @@ READ_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 READ_SUFFIXES += tuple(suffix.upper() for suffix in READ_SUFFIXES)
 RECORD = "dataset.json"  # of a prepared data set, written last: where its images lie, what its masks were made from
 JPEG_QUALITY = 95
+ORIENTATION = 0x0112  # EXIF
 NAME_LIMIT = 200  # bytes of a file's name, suffixes and a temporary name left room for
 
 
@@ -68,10 +69,31 @@ def read_image(path: str | Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an image, from its header."""
+def image_size(path: str | Path, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of an image, from its header: of the pixels as they are stored, or ``upright`` by EXIF."""
     with opened(path) as image:
-        return image.height, image.width
+        size = image.height, image.width
+        return size[::-1] if upright and orientation(image) >= 5 else size
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an open image: 1 is upright, with 5 and more the sides change places; 1 where it says none."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error, OSError):  # EXIF data that cannot be read say nothing
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def read_labelled(path: str | Path, size: tuple[int, int], upright: bool) -> np.ndarray:
+    """Image uint8 [H, W, 3] as its mask of ``size`` (height, width) was drawn on it: upright by EXIF if only then the sizes
+    agree; where they agree both ways (square, mirrored or upside down), as ``upright`` says."""
+    with opened(path) as image:
+        turn, stored = orientation(image), (image.height, image.width)
+        turned = stored[::-1] if turn >= 5 else stored
+        if turn > 1 and tuple(size) == turned and (upright or turned != stored):
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(image.convert("RGB"))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -169,6 +191,10 @@ class SegmentationFolder:
     names the mask folder (``SegmentationClass``, or ``masks/<set>`` of a synthetic set), ``images`` the folder or folders of
     the images (None = :func:`image_folders`). FileNotFoundError for missing parts, ValueError for a mask of another size than
     its image or with values outside the classes.
+
+    An image with an EXIF orientation is turned upright if its mask has that size (:func:`read_labelled`), as tools show it to
+    those who label. Where sizes cannot tell it is upright too, but for prepared data sets (with a dataset.json): they hold
+    upright copies of what is to be turned, and masks of stored pixels for the rest.
     """
 
     def __init__(
@@ -179,6 +205,7 @@ class SegmentationFolder:
         self.ids = choose_shots(read_split(root, split), shots, seed)
         given = [images] if isinstance(images, str | Path) else images
         self.images = image_folders(root) if given is None else [Path(f) for f in given]
+        self.prepared = (self.root / RECORD).is_file()
         _check_classes(self.root, taxonomy)
         if not (self.root / masks).is_dir():
             raise FileNotFoundError(
@@ -201,24 +228,38 @@ class SegmentationFolder:
         )
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = read_image(self.image_path(self.ids[index]))
-        return image, self.mask(self.ids[index], image.shape[:2])
+        name = self.ids[index]
+        path, mask = self.image_path(name), self._stored_mask(name)
+        image = read_labelled(path, mask.shape, upright=not self.prepared)
+        return image, self._checked(mask, name, image.shape[:2])
 
     def mask_path(self, name: str) -> Path:
         return self.root / self.masks / f"{name}.png"
 
     def mask(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """The checked mask of an image of ``size`` (height, width)."""
+        return self._checked(self._stored_mask(name), name, size)
+
+    def _stored_mask(self, name: str) -> np.ndarray:
         path = self.mask_path(name)
         if not path.is_file():
             raise FileNotFoundError(
                 f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
             )
-        mask = read_mask(path)
+        return read_mask(path)
+
+    def _checked(self, mask: np.ndarray, name: str, size: tuple[int, int]) -> np.ndarray:
+        path = self.mask_path(name)
         if mask.shape != tuple(size):
+            height, width = image_size(self.image_path(name), upright=True)
+            turned = (
+                f" ({width}x{height} upright by EXIF; prepare own writes upright copies)"
+                if (height, width) != tuple(size)
+                else ""
+            )
             raise ValueError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}: a mask has the size of its image. "
-                "Is it the mask of another image? Else resize it with nearest neighbour"
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}{turned}: a mask has the size of "
+                "its image. Is it the mask of another image? Else resize it with nearest neighbour"
             )
         check_values(mask, self.taxonomy, path)
         return mask

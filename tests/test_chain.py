@@ -100,7 +100,7 @@ def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_pa
     entries, _ = collect([chain / "outputs/shapes" / name for name in ("synthetic/seed=0", "adapt_segmenter/seed=0", "after")])
     found = {(e["arm"], e["ablation"]) for e in entries}
     step = "self-training on photographs"
-    assert found == {("synthetic_only", None), ("synthetic_only", step), ("finetuned", step)}
+    assert found == {("synthetic_only", None), ("synthetic_only", step), ("finetuned", f"synthetic, then 4 real, {step}")}
 
 
 def test_report_is_one_self_contained_file(chain):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dd import conversion
+from dd import annotations, conversion, label_studio
 from dd.coco import CocoImage, Shape, draw
 from dd.conversion import MaskJob, convert, finished, write_part
-from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_mask
+from dd.datasets import ORIENTATION, SegmentationFolder, encode_image, encode_mask, read_mask
 from dd.provenance import read_json
 from dd.taxonomy import Taxonomy
 
@@ -165,7 +165,7 @@ def test_exif_rotations(tmp_path, turn):
     """The mask of the upright image gets an upright copy of it; the mask of the pixels as they are stored needs none."""
     pixels = np.random.default_rng(turn).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     exif = Image.Exif()
-    exif[conversion.ORIENTATION] = turn
+    exif[ORIENTATION] = turn
     path = tmp_path / "real/a.png"
     path.parent.mkdir()
     Image.fromarray(pixels).save(path, exif=exif)
@@ -184,6 +184,16 @@ def test_exif_rotations(tmp_path, turn):
     if turn >= 5:
         with pytest.raises(ValueError, match="is 9x6 .*, its mask 6x9"):
             convert([MaskJob("a", path, "a", masks["upright"].copy)], tmp_path / "raw", PETS, upright=False)
+
+
+def test_the_background_of_a_turned_image_is_upright(tmp_path):
+    """Images that nobody marked lie as those that were marked: as the tool showed them."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (9, 6)).save(tmp_path / "a.jpg", exif=exif)
+    unmarked = label_studio.Labelled("a.jpg", None, [])
+    for mask in (annotations._background(tmp_path / "a.jpg"), annotations._brushes(unmarked, {}, tmp_path / "a.jpg")):
+        assert mask.shape == (9, 6) and not mask.any()
 
 
 def test_masks_that_are_there_are_read_not_drawn(places):

@@ -7,10 +7,13 @@ import pytest
 from PIL import Image
 
 from dd.datasets import (
+    ORIENTATION,
+    RECORD,
     SegmentationFolder,
     choose_shots,
     encode_image,
     encode_mask,
+    image_size,
     read_captions,
     read_coloured_mask,
     read_image,
@@ -306,3 +309,85 @@ def test_a_record_of_other_content_is_damaged(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run.json is damaged: identity.taxonomy.names is no list of class names"):
         SegmentationFolder(tmp_path, "train", taxonomy("voc"))
+
+
+# Photographs with an EXIF orientation
+
+UPRIGHT = {  # orientation: how viewers show pixels that are stored so
+    2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1], 5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1), 7: lambda x: x.swapaxes(0, 1)[::-1, ::-1], 8: lambda x: np.rot90(x),
+}  # fmt: skip
+
+
+def turned_photograph(folder, turn, size=(32, 48), name="a.jpg", exif=None):
+    """A real JPEG with four even corners of different colours; returns its pixels as they are stored."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[: size[0] // 2, size[1] // 2 :], pixels[size[0] // 2 :, : size[1] // 2] = (200, 30, 30), (30, 200, 30)
+    if exif is None:
+        exif = Image.Exif()
+        exif[ORIENTATION] = turn
+    Image.fromarray(pixels).save(folder / name, exif=exif, quality=95, subsampling=0)
+    with Image.open(folder / name) as image:
+        return np.asarray(image)
+
+
+def one_image(root, mask, record=False):
+    (root / "SegmentationClass").mkdir(parents=True, exist_ok=True)
+    (root / "SegmentationClass/a.png").write_bytes(encode_mask(mask))
+    write_split(root, "train", ["a"])
+    if record:
+        (root / RECORD).write_text(json.dumps({"images": ["JPEGImages"], "taxonomy": {"names": ["cat", "dog"]}}))
+    return SegmentationFolder(root, "train", PETS)
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+@pytest.mark.parametrize("record", [False, True])
+def test_an_image_is_turned_as_its_mask_was_drawn(tmp_path, turn, record):
+    stored = turned_photograph(tmp_path / "JPEGImages", turn)
+    upright = UPRIGHT[turn](stored)
+    image, mask = one_image(tmp_path, np.zeros(upright.shape[:2], np.uint8), record)[0]
+    ambiguous = turn < 5  # the sizes agree both ways
+    assert mask.shape == image.shape[:2]
+    assert np.array_equal(image, stored if ambiguous and record else upright)
+    assert not np.array_equal(stored, upright)
+    if not ambiguous:  # drawn on the stored pixels
+        assert np.array_equal(one_image(tmp_path, np.zeros(stored.shape[:2], np.uint8), record)[0][0], stored)
+
+
+@pytest.mark.parametrize(("record", "turned"), [(False, True), (True, False)])
+def test_a_square_image_is_upright_but_in_prepared_data(tmp_path, record, turned):
+    stored = turned_photograph(tmp_path / "JPEGImages", 6, (32, 32))
+    image, _ = one_image(tmp_path, np.zeros((32, 32), np.uint8), record)[0]
+    assert np.array_equal(image, UPRIGHT[6](stored) if turned else stored)
+
+
+def test_a_mask_that_fits_neither_way_is_told_both_sizes(tmp_path):
+    turned_photograph(tmp_path / "JPEGImages", 6)
+    data = one_image(tmp_path, np.zeros((40, 48), np.uint8))
+    with pytest.raises(
+        ValueError, match=r"a.png is 48x40, its image 48x32 \(32x48 upright by EXIF; prepare own writes upright"
+    ):
+        data[0]
+    assert image_size(tmp_path / "JPEGImages/a.jpg") == (32, 48)
+    assert image_size(tmp_path / "JPEGImages/a.jpg", upright=True) == (48, 32)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF at all", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0"])
+def test_exif_data_that_cannot_be_read_say_nothing(tmp_path, exif):
+    stored = turned_photograph(tmp_path / "JPEGImages", None, exif=exif)
+    assert np.array_equal(one_image(tmp_path, np.zeros((32, 48), np.uint8))[0][0], stored)
+
+
+@pytest.mark.parametrize("value", [0, 9, 1])
+def test_orientations_that_do_not_exist_are_none(tmp_path, value):
+    stored = turned_photograph(tmp_path / "JPEGImages", value)
+    assert np.array_equal(one_image(tmp_path, np.zeros((32, 48), np.uint8))[0][0], stored)
+
+
+def test_an_image_is_decoded_once(tmp_path, monkeypatch):
+    turned_photograph(tmp_path / "JPEGImages", 6)
+    data, opens, real = one_image(tmp_path, np.zeros((48, 32), np.uint8)), [], Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opens.append(str(path)) or real(path, *a, **k))
+    assert data[0][0].shape == (48, 32, 3)
+    assert len(opens) == 2 and sum(name.endswith("a.jpg") for name in opens) == 1  # image and mask

@@ -20,6 +20,8 @@ FLOORS = {
         "dd.duplicates",
         "dd.questions",
         "dd.uncertainty",
+        "dd.style",
+        "dd.batch_norm",
     }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders", "dd.self_training"},
     2: {

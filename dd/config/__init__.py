@@ -37,6 +37,7 @@ from dd.config.objects import (
 )
 from dd.config.training import (
     SOURCES,
+    batch_norm_arguments,
     holds_out,
     loggers,
     seed_everything,
@@ -45,6 +46,7 @@ from dd.config.training import (
     trainer_factory,
     training_record,
     training_sets,
+    training_style,
 )
 from dd.config.tuning import FIXED, check_tuning, judging_set, one_device, search_space, study_identity, trial
 
@@ -58,6 +60,7 @@ __all__ = [
     "SOURCES",
     "USER_ERRORS",
     "adaptation",
+    "batch_norm_arguments",
     "budget_plan",
     "budget_run",
     "budget_test",
@@ -100,6 +103,7 @@ __all__ = [
     "trainer_factory",
     "training_record",
     "training_sets",
+    "training_style",
     "trial",
     "unit_size",
     "worker_build",

@@ -69,6 +69,8 @@ def page_arguments(chosen: dict) -> tuple[dict, int]:
 def _own_images(data_root, run: dict) -> Path:
     """Images that the run was trained on, where its data set still lies."""
     trained_on = run["trained_on"]
+    while trained_on["source"] == "unlabelled":
+        trained_on = trained_on["after"]
     part = trained_on.get("synthetic", trained_on)
     root = Path(data_root, *(["synthetic"] if trained_on["source"] != "real" else []), str(part.get("root")))
     record = root / "dataset.json"

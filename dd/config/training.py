@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from dd.config.objects import instantiate, plain, real_data, taxonomy
+from dd.config.objects import device, instantiate, plain, real_data, taxonomy, trained_run
 from dd.datamodule import Mixture, hold_out
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_json
 from dd.stages.train import supervision
+from dd.style import Style
 from dd.tracking.loggers import Guarded, is_main_process
 
 SOURCES = ("synthetic", "real", "mixed")
@@ -49,6 +50,30 @@ def unlabelled_photos(cfg, why: str) -> Unlabelled:
     if not cfg.unlabelled.images:
         raise ValueError(f"{why} needs photographs of the site: unlabelled.images=<folder> (they are only looked at)")
     return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
+
+
+def training_style(cfg) -> Style | None:
+    """What changes the synthetic images of a training (group ``style``), None for style=off. ValueError for a training without
+    synthetic images or without photographs."""
+    if cfg.style.kind is None:
+        return None
+    if cfg.source == "real":
+        raise ValueError(f"style={cfg.style.kind} changes synthetic images, and source=real has none; use style=off")
+    return Style(unlabelled_photos(cfg, f"style={cfg.style.kind}"), **plain(cfg.style))
+
+
+def batch_norm_arguments(cfg) -> dict:
+    """What the stage batch_norm takes. ValueError without a run or photographs, FileNotFoundError for an unfinished run."""
+    if not cfg.init_from:
+        raise ValueError("stage=batch_norm changes a finished run: init_from=<its folder>")
+    photos = unlabelled_photos(cfg, "stage=batch_norm")
+    folder = Path(cfg.output_root, cfg.name)
+    if folder.resolve() == Path(cfg.init_from).resolve():
+        raise ValueError(f"name={cfg.name} is the run of init_from: give the new run another name=...")
+    run, segmenter, views = trained_run(cfg.init_from, cfg.segmenter.get("trusted", False))
+    how = {"share": cfg.batch_norm.share, "batch_size": cfg.batch_size, "device": device(cfg)}
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    return {"folder": folder, "run": run, "segmenter": segmenter, "views": views, "photos": photos, "config": text, **how}
 
 
 def self_training(cfg, num_classes: int):
@@ -90,7 +115,7 @@ def _chosen_list(images) -> dict:
     return {"filter": identity}
 
 
-def training_record(cfg, images, tune=None, photos=None) -> tuple[dict, dict]:
+def training_record(cfg, images, tune=None, photos=None, style: Style | None = None) -> tuple[dict, dict]:
     """(identity, record) of a training run: what makes it another run, and what evaluation must know of it. ``photos``: the
     unlabelled ones of self-training."""
     shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
@@ -111,6 +136,8 @@ def training_record(cfg, images, tune=None, photos=None) -> tuple[dict, dict]:
         trained_on["synthetic"] |= {"mask_settings": _mask_settings(images.synthetic), **_chosen_list(images.synthetic)}
     if holds_out(cfg):
         trained_on["hold_out"] = cfg.hold_out
+    if style is not None:
+        trained_on["style"] = style.record()
     if photos is not None:
         trained_on["self_training"] = {**plain(cfg.self_training), "photos": photos.fingerprint()}
     trainer_keys = ("max_steps", "precision", "gradient_clip_val", "callbacks")

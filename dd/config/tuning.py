@@ -62,8 +62,11 @@ def search_space(cfg) -> dict:
 def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
-    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget")}
+    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm")}
     loose = ("default_root_dir", "callbacks", "accelerator", "devices", "log_every_n_steps", "enable_progress_bar")
+    used = {"style": cfg.style.kind, "self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
+    for key in (k for k, v in used.items() if not v):  # a study begun before there were such keys is still the same study
+        node.pop(key)
     node["trainer"] = {k: v for k, v in node["trainer"].items() if k not in loose}
     node["trainer"]["ema"] = cfg.trainer.callbacks.get("ema") and plain(cfg.trainer.callbacks.ema)
     node["tune"] = {**{k: v for k, v in node["tune"].items() if k != "trials"}, "space": space}

@@ -17,19 +17,32 @@ ARMS = {
 }
 
 
-STEPS = {"self_training": "self-training on photographs"}  # keys of trained_on: steps without labels
+def labelled_part(trained_on: dict) -> dict:
+    """What the weights were trained on, before statistics of unlabelled photographs followed (stage=batch_norm)."""
+    while trained_on["source"] == "unlabelled":
+        trained_on = trained_on["after"]
+    return trained_on
 
 
 def unlabelled_steps(trained_on: dict | None) -> list[str]:
     """What a run, and those that it goes on from, learnt from photographs without labels; the first step first."""
     if not trained_on:
         return []
-    here = [name for key, name in STEPS.items() if trained_on.get(key)]
+    here = []
+    if style := trained_on.get("style"):
+        settings = ", ".join(f"{k} {style[k]:g}" for k in ("bandwidth", "share") if k in style)
+        here.append(f"{style['kind']} style of photographs ({settings})")
+    if trained_on.get("self_training"):
+        here.append("self-training on photographs")
+    if trained_on["source"] == "unlabelled":
+        share = trained_on["batch_norm"]["share"]
+        here.append("batch norm of photographs" + (f" (share {share:g})" if share != 1 else ""))
     return [*unlabelled_steps(trained_on.get("after")), *here]
 
 
 def arm_of(trained_on: dict) -> str:
     """A key of ARMS: what a run was trained on, in which order."""
+    trained_on = labelled_part(trained_on)
     if trained_on["source"] == "mixed":
         return "mixed"
     if trained_on["source"] == "synthetic":
@@ -44,14 +57,17 @@ def collect(folders) -> tuple[list[dict], list[tuple[str, str]]]:
     for folder in map(Path, folders):
         if not (folder / "run.json").is_file() or "trained_on" not in (run := read_json(folder / "run.json")):
             continue
-        trained_on = run["trained_on"]
+        trained_on, steps = labelled_part(run["trained_on"]), unlabelled_steps(run["trained_on"])
         metrics = _read(folder, "eval/*/metrics.json", run, lambda p: p.parent.name, left_out)
         augmented = _read(folder, "eval/*/ms_flip/metrics.json", run, lambda p: p.parts[-3], left_out)
         audits = _read(folder, "audit/*/*/metrics.json", run, lambda p: "/".join(p.parts[-3:-1]), left_out)
         ablation = folder.parts[folder.parts.index("ablation") + 1] if "ablation" in folder.parts else None
         if not ablation and run.get("identity", {}).get("trainer", {}).get("callbacks", {"ema": True})["ema"] is None:
             ablation = "ema=off"
-        ablation = ablation or ", ".join(unlabelled_steps(trained_on)) or None  # a recipe of its own, of as many seeds
+        if steps:  # not a seed of the arm, a recipe of its own
+            arm = arm_of(trained_on)
+            what = [] if arm == "synthetic_only" else [ARMS[arm].format(k=trained_on["shots"])]
+            ablation = ", ".join([*what, *([ablation] if ablation else []), *steps])
         entries.append(
             {"folder": folder, "arm": arm_of(trained_on), "shots": trained_on["shots"] and str(trained_on["shots"]),
              "shots_from": trained_on.get("data", trained_on.get("root")) if trained_on["shots"] else None,
@@ -149,7 +165,7 @@ def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dic
         ablations[name] = {d: values(runs, d) for d in domains}
         if (probed := _probed(runs, f"probe_{first}_test.json")) is not None:
             ablations[name]["mask_miou"] = probed
-        sets = {audited(e["run"]["trained_on"]) for e in runs if e["arm"] == "synthetic_only"}
+        sets = {audited(labelled_part(e["run"]["trained_on"])) for e in runs if e["arm"] == "synthetic_only"}
         if agreement := _agreement(judges, sets):
             ablations[name]["mask_agreement"] = agreement
     raw = {d: values(plain, f"{d}-raw") for d in domains}
