@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dd.executors import Local, UnitsFailed
-from dd.executors.base import State, attempt
+from dd.executors.base import attempt
 from dd.executors.rests import Rests
 from dd.progress import Progress
 from dd.samples import Sample
@@ -164,11 +164,8 @@ def test_the_rest_under_way_is_finished_however_often_the_run_is_stopped():
 class InTurns(Local):
     """Draws a unit, writes it, draws the next."""
 
-    def _run_here(self, state: State, work, tools):
-        while state.queue:
-            number = state.queue.popleft()
-            assert attempt(work, tools, state.units[number], self.name(0)) == ("done", None)
-            state.made(number)
+    def run(self, units, total, work, *rest):
+        return super().run(units, total, lambda *given: work(*given)(), *rest)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg"])
