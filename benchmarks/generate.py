@@ -4,13 +4,16 @@
 
 ``plain``: the pipeline called batch by batch, each image saved. ``ours``: the stage synthesize, with attention, heat, hashes,
 records and syncs; then the same with each option that makes the pixels no different beyond rounding, and with all of them.
-The rows take turns, ``--rounds`` times; on a CPU in processor time of one thread. ``writing alone``: how fast the stage is
-with 512-px images that are already there (heat of up to three classes at 32x32, JPEG): what a GPU waits for. Joules are those
-that the driver counted for the GPU (pynvml, where installed). The last line is JSON.
+``in turns``: no unit is drawn while the one before is written. The rows take turns, ``--rounds`` times; on a CPU in processor
+time of one thread, and in wall time, which other work on the machine disturbs. ``writing alone``: how fast the stage is with
+512-px images that are already there (heat of up to three classes at 32x32, JPEG). ``played GPU``: the same images, but each
+batch comes only after the time that a GPU of ``--rate`` images a second takes, in which the processor is free; ``plain`` waits
+and saves. Joules are those that the driver counted for the GPU (pynvml, where installed). The last line is JSON.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -25,8 +28,10 @@ from PIL import Image
 
 from benchmarks.full_size import save
 from benchmarks.machine import machine
+from benchmarks.machine import seconds as wall
 from benchmarks.sweep import make_plan
 from dd.diffusion import StableDiffusion
+from dd.executors import Local
 from dd.prompts import make_prompt
 from dd.samples import read_plan
 from dd.stages.synthesize import synthesize
@@ -43,6 +48,13 @@ class Wanted(list):
 
 def prompts(classes, number, seed):
     return Wanted(make_prompt(s.prompt.partition(";")[0], s.classes) for s in make_plan(number))
+
+
+class InTurns(Local):
+    """Draws a unit, writes it, draws the next."""
+
+    def run(self, units, total, work, *rest):
+        return super().run(units, total, lambda *given: work(*given)(), *rest)
 
 
 def plain(generator: StableDiffusion, number: int, batch: int, folder: Path, suffix: str) -> None:
@@ -92,6 +104,47 @@ def writing(folder: Path, batch: int, images: int = 512) -> float:
     return images / (time.perf_counter() - started)
 
 
+class PlayedGPU(AlreadyThere):
+    """Each batch takes as long as on a GPU that makes ``rate`` images a second."""
+
+    def __init__(self, batch: int, rate: float):
+        super().__init__(batch)
+        self.rate = rate
+
+    def generate(self, samples):
+        time.sleep(len(samples) / self.rate)
+        return super().generate(samples)
+
+
+def beside_gpu(folder: Path, batch: int, rate: float, rounds: int, images: int = 64) -> dict:
+    """Images a second of plain, ours and ours in turns with :class:`PlayedGPU`, and their medians over plain."""
+    generator, classes = PlayedGPU(batch, rate), taxonomy("shapes")
+
+    def save_only():
+        folder.mkdir()
+        plan = make_plan(images)
+        for first in range(0, images, batch):
+            part = plan[first : first + batch]
+            for sample, image in zip(part, generator.generate(part)[0], strict=True):
+                Image.fromarray(image).save(folder / f"{sample.id}.jpg", quality=95)
+
+    rows = {"plain": save_only} | {
+        row: partial(synthesize, folder, generator, prompts, classes, images, 0, batch, "jpg", executor=executor)
+        for row, executor in (("ours", Local()), ("in turns", InTurns()))
+    }
+    taken = {row: [] for row in rows}
+    for _ in range(rounds):
+        for row, run in rows.items():
+            taken[row].append(wall(run))
+            shutil.rmtree(folder)
+    return {row: over_plain(taken["plain"], found, images) for row, found in taken.items()}
+
+
+def over_plain(plain: list[float], found: list[float], images: int) -> dict:
+    ratio = statistics.median(p / s for p, s in zip(plain, found, strict=True))
+    return {"images_per_second": images / statistics.median(found), "over_plain": round(ratio, 4)}
+
+
 def joules(device: str) -> float | None:
     """What the GPU has used since its driver was loaded, where that is known."""
     with suppress(Exception):  # no GPU, no pynvml, a GPU that does not count
@@ -112,6 +165,7 @@ def main():
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=10, help="images a second of the played GPU")
     parser.add_argument("--options", nargs="*", default=list(OPTIONS), choices=OPTIONS)
     options = parser.parse_args()
     gpu = options.device != "cpu"
@@ -129,34 +183,43 @@ def main():
         if len(options.options) > 1:
             generators["all of them"] = build(**dict.fromkeys(options.options, True))
 
-        def stage(generator):
-            synthesize(root / "set", generator, prompts, taxonomy("shapes"), options.images, 0, options.batch, suffix)
+        def stage(generator, executor=None):
+            given = prompts, taxonomy("shapes"), options.images, 0, options.batch, suffix
+            synthesize(root / "set", generator, *given, executor=executor)
             assert len(read_plan(root / "set")) == options.images
 
         rows = {"plain": lambda: plain(generators["ours"], options.images, options.batch, root / "set", f".{suffix}")}
         rows |= {row: lambda g=generator: stage(g) for row, generator in generators.items()}
-        seconds, energy = {row: [] for row in rows}, {row: [] for row in rows}
+        rows["in turns"] = lambda: stage(generators["ours"], InTurns())
+        seconds, walls, energy = ({row: [] for row in rows} for _ in range(3))
         for repeat in range(options.rounds + 1):  # the first compiles and is not counted
             for row, run in rows.items():
-                before, started = joules(options.device), clock()
+                before, started, wall_started = joules(options.device), clock(), time.perf_counter()
                 run()
                 if gpu:
                     torch.cuda.synchronize()
                 if repeat:
                     seconds[row].append(clock() - started)
+                    walls[row].append(time.perf_counter() - wall_started)
                     energy[row] += [] if before is None else [joules(options.device) - before]
                 shutil.rmtree(root / "set")
         alone = round(writing(root / "set", options.batch))
+        shutil.rmtree(root / "set")
+        played = beside_gpu(root / "set", options.batch, options.rate, options.rounds)
     found = {}
     for row in rows:
-        ratio = statistics.median(p / s for p, s in zip(seconds["plain"], seconds[row], strict=True))
-        found[row] = {"images_per_second": options.images / statistics.median(seconds[row]), "over_plain": round(ratio, 4)}
+        found[row] = over_plain(seconds["plain"], seconds[row], options.images)
+        found[row]["wall"] = over_plain(walls["plain"], walls[row], options.images)
         if energy[row]:
             found[row]["images_per_kwh"] = round(options.images / (statistics.median(energy[row]) / 3.6e6))
         text = f"{found[row]['images_per_kwh']:8} images/kWh" if energy[row] else ""
-        print(f"{row:18} {found[row]['images_per_second']:8.3f} images/s {ratio:7.3f}x {text}")
+        for what, clocked in (("", found[row]), ("wall", found[row]["wall"])):
+            print(f"{row:18} {what:4} {clocked['images_per_second']:8.3f} images/s {clocked['over_plain']:7.3f}x {text}")
     print(f"writing alone      {alone:8} images/s of 512 px")
+    for row, made in played.items():
+        print(f"played GPU, {row:8} {made['images_per_second']:8.3f} images/s {made['over_plain']:7.3f}x")
     result = {
+        "played_gpu": {"rate": options.rate, **played}, "load": [round(load, 1) for load in os.getloadavg()],
         "writing_images_per_second": alone, "model": model, "dtype": dtype, "steps": steps, "batch": options.batch,
         "images": options.images, "generate": found,
         **machine(options.device),

@@ -3,10 +3,14 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from safetensors.numpy import save as safetensors_bytes
 
 from dd.datasets import IMAGE_SUFFIXES, encode_image, read_image
@@ -39,34 +43,70 @@ def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
     return Path(folder) / "JPEGImages" / f"{name}{suffix}", Path(folder) / "heat" / f"{name}.safetensors"
 
 
-def make_unit(folder: Path, suffix: str, seed: int, redraw: int, tools: tuple, unit: list[Sample], worker: str) -> None:
-    """Generate a unit and write image, heat and, last, the records of its samples. ``tools``: (generator, CLIP model or None);
-    the other arguments are those of :func:`dd.stages.synthesize.synthesize`."""
+def make_unit(
+    folder: Path, suffix: str, seed: int, redraw: int, tools: tuple, unit: list[Sample], worker: str
+) -> Callable[[], None]:
+    """Draw a unit; what is returned does the rest, image, heat and, last, the records of its samples, and may be called in
+    another thread. ``tools``: (generator, CLIP model or None); the other arguments are those of
+    :func:`dd.stages.synthesize.synthesize`.
+
+    Both models work here: torch keeps settings for each thread (flushing of denormals, the device), and memory that was
+    measured for one of them at a time would be used by both at once.
+    """
     started, (generator, clip) = time.perf_counter(), tools
-    drawn, records = list(_draw(generator, unit, seed, redraw)), []
+    drawn = [
+        Drawn(sample, image, maps, {"attempt": min(len(faults), redraw)} | ({"faults": faults} if faults else {}))
+        for sample, image, maps, faults in _draw(generator, unit, seed, redraw)
+    ]
     each = round((time.perf_counter() - started) / len(unit), 4)
+    if clip is not None:
+        drawn = _scored(drawn, suffix, clip)
+    return partial(_write_unit, folder, suffix, worker, drawn, each)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sample that is not written yet. ``image`` None: every attempt was bad; ``record``: what its record says of attempts;
+    ``encoded`` image and ``signals``: with a CLIP model, which sees the image as it will be stored."""
+
+    sample: Sample
+    image: np.ndarray | None
+    maps: dict
+    record: dict
+    encoded: bytes | None = None
+    signals: dict | None = None
+
+
+def _scored(drawn, suffix, clip) -> list[Drawn]:
+    with ThreadPoolExecutor(WRITERS) as pool:
+        encoded = list(pool.map(lambda d: d.image is not None and encode_image(d.image, suffix), drawn))
+    return [
+        replace(d, encoded=data, signals=sample_signals(d.sample, d.maps, clip, read_image(BytesIO(data)))) if data else d
+        for d, data in zip(drawn, encoded, strict=True)
+    ]
+
+
+def _write_unit(folder, suffix, worker, drawn, each) -> None:
+    """Files, then their names, then the records that speak of them: a unit is done or it is not."""
     with ThreadPoolExecutor(WRITERS) as pool:  # encoding and hashing leave the interpreter, syncing waits for the disk
-        written = list(pool.map(lambda row: row[1] is not None and _write(folder, suffix, *row[:3]), drawn))
-    for (sample, image, maps, faults), hashes in zip(drawn, written, strict=True):
-        record = {"id": sample.id, "unit": sample.unit, "attempt": min(len(faults), redraw)}
-        record |= {"faults": faults} if faults else {}
-        if image is None:
-            records.append({**record, "failed": True, "seconds": each})
-            continue
-        record |= {**hashes, "seconds": each}
-        stored = clip and read_image(unit_files(folder, sample.id, suffix)[0])  # as it will be seen by who comes later
-        records.append({**record, "signals": sample_signals(sample, maps, clip, stored)})
+        written = list(pool.map(lambda d: {"failed": True} if d.image is None else _write(folder, suffix, d), drawn))
+    records = []
+    for d, found in zip(drawn, written, strict=True):
+        record = {"id": d.sample.id, "unit": d.sample.unit, **d.record, **found, "seconds": each}
+        if d.image is not None:
+            record["signals"] = d.signals or sample_signals(d.sample, d.maps, None, None)
+        records.append(record)
     for name in FOLDERS:
         _sync(folder / name)  # the names too are on the disk before a record speaks of them
     append_records(folder, worker, records)
 
 
-def _write(folder, suffix, sample, image, maps) -> dict:
+def _write(folder, suffix, drawn) -> dict:
     """Write image and heat of a sample; returns their hashes."""
-    description = {"classes": sample.classes, "powers": maps["class_prompt"].shape[1]}
+    description = {"classes": drawn.sample.classes, "powers": drawn.maps["class_prompt"].shape[1]}
     metadata = {"description": json.dumps(description)}  # one key: safetensors writes several in a random order
-    contents = encode_image(image, suffix), safetensors_bytes(maps, metadata)
-    for path, data in zip(unit_files(folder, sample.id, suffix), contents, strict=True):
+    contents = drawn.encoded or encode_image(drawn.image, suffix), safetensors_bytes(drawn.maps, metadata)
+    for path, data in zip(unit_files(folder, drawn.sample.id, suffix), contents, strict=True):
         write_atomic(path, data)
     return dict(zip(("image_sha256", "heat_sha256"), map(sha256, contents), strict=True))
 

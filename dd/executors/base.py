@@ -28,6 +28,15 @@ class State:
     def made(self, number):
         self.progress.advance(len(self.units[number]))
 
+    def again(self, number):
+        """Try a unit once more though nothing is known against it: it was beside one whose worker died."""
+        self.tries.setdefault(number, 0)
+        self.queue.append(number)
+
+    def alone(self, number) -> bool:
+        """Whether a unit is made with no other in the same process: it was there when something went wrong."""
+        return number in self.tries
+
     def lost(self, number, error, cause=None, final=False):
         """A unit failed once more: again later, or quarantined (if ``final``, at once)."""
         self.tries[number] = self.tries.get(number, 0) + 1
@@ -46,16 +55,31 @@ class State:
             ) from cause
 
 
-def attempt(work, tools, unit, worker: str) -> tuple:
-    """What a worker answers for a unit: ("done", None), ("failed", error), or ("cannot write", arguments of an OSError)."""
+def ends_run(error: BaseException) -> bool:
+    """Whether no further unit is tried after ``error``: the disk takes no more, or it is no error of a unit at all."""
+    return not isinstance(error, Exception) or (isinstance(error, OSError) and error.errno in CANNOT_WRITE)
+
+
+def answer(call) -> tuple:
+    """Of a call: ("done", what it returns), ("failed", error), or ("cannot write", arguments of an OSError)."""
     try:
-        work(tools, unit, worker)
+        return "done", call()
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        if ends_run(error):
             return "cannot write", (error.errno, error.strerror, error.filename)
         where = traceback.extract_tb(error.__traceback__)[-1]
         return "failed", f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
-    return "done", None
+
+
+def attempt(work, tools, unit, worker: str) -> tuple:
+    """:func:`answer` for a whole unit: drawn, and then its rest."""
+
+    def whole():
+        rest = work(tools, unit, worker)
+        if rest is not None:
+            rest()
+
+    return answer(whole)
 
 
 @contextmanager

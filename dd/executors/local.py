@@ -5,10 +5,12 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 
-from dd.executors.base import CANNOT_WRITE, EXIT, State, UnitsFailed, attempt, stopped_by_signal
+from dd.executors.base import EXIT, State, UnitsFailed, answer, ends_run, stopped_by_signal
+from dd.executors.rests import Rests
 
 
 class Local:
@@ -67,20 +69,44 @@ class Local:
         return state.failed
 
     def _run_here(self, state, work, tools):
-        while state.queue:
-            number = state.queue.popleft()
-            try:
-                work(tools, state.units[number], self.name(0))
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-                    raise
-                state.lost(number, f"{type(error).__name__}: {error}", error)
-            else:
-                state.made(number)
+        written = None  # the unit whose rest is under way
+        with Rests() as rests:
+            while state.queue or written is not None:
+                drawn, rest, error = state.queue.popleft() if state.queue else None, None, None
+                if drawn is not None:
+                    rest, error = _draw(work, tools, state.units[drawn], self.name(0))
+                if written is not None:
+                    _count(state, written, rests.end())
+                written = drawn if rest is not None else None
+                if rest is not None:
+                    rests.begin(rest)
+                elif drawn is not None:
+                    _count(state, drawn, error)
+
+
+def _draw(work, tools, unit, worker):
+    """(rest of the unit or None, error or None)."""
+    try:
+        return work(tools, unit, worker), None
+    except Exception as error:
+        return None, error
+
+
+def _count(state, number, error):
+    if error is None:
+        state.made(number)
+    elif ends_run(error):
+        raise error
+    else:
+        state.lost(number, f"{type(error).__name__}: {error}", error)
 
 
 class _Pool:
-    """Worker processes, each with a pipe; a pipe that breaks is a worker that died."""
+    """Worker processes, each with a pipe; a pipe that breaks is a worker that died.
+
+    A worker that has drawn a unit is given the next one, which it draws while the rest of the first is done. So it has two
+    units at most, and answers for them in their order.
+    """
 
     def __init__(self, state, places, executor, work, build, died, lock):
         self.state, self.places, self.died, self.executor = state, places, died, executor
@@ -103,10 +129,10 @@ class _Pool:
         process = self.context.Process(target=_worker, args=(*self.task, self.places[slot], name, theirs), daemon=True)
         process.start()
         theirs.close()  # so that the pipe breaks when the worker dies
-        self.workers[ours] = [process, slot, None]
+        self.workers[ours] = process, slot, []
 
     def _hear(self, channel):
-        process, slot, number = self.workers[channel]
+        process, slot, numbers = self.workers[channel]
         try:
             kind, content = channel.recv()
         except (EOFError, OSError):
@@ -115,43 +141,51 @@ class _Pool:
             raise OSError(*content)
         if kind == "cannot start":
             raise ValueError(f"a worker on {self.places[slot]} could not start: {content}")
-        self.workers[channel][2] = None
         if kind == "ready":
             self.starts[slot] = 0
         elif kind == "done":
-            self.state.made(number)
-        else:
-            self.state.lost(number, content)
-        self._next(channel)
+            self.state.made(numbers.pop(0))
+        elif kind == "failed":
+            self.state.lost(numbers.pop(0), content)
+        if not numbers or (kind == "drawn" and self._beside(numbers[0])):
+            self._next(channel)
+
+    def _beside(self, number) -> bool:
+        """Whether the next unit can be drawn while the rest of this one is done."""
+        return bool(self.state.queue) and not any(map(self.state.alone, (number, self.state.queue[0])))
 
     def _next(self, channel):
         if self.state.queue:
-            number = self.workers[channel][2] = self.state.queue.popleft()
+            number = self.state.queue.popleft()
+            self.workers[channel][2].append(number)
             with suppress(OSError):  # it is dead, which the pipe will say too
                 channel.send(self.state.units[number])
-        elif not any(number is not None for _, _, number in self.workers.values()):
+        elif not any(numbers for _, _, numbers in self.workers.values()):
             for idle in list(self.workers):
                 process = self.workers.pop(idle)[0]
                 idle.close()
                 process.join(10)
 
     def _bury(self, channel):
-        process, slot, number = self.workers.pop(channel)
+        process, slot, numbers = self.workers.pop(channel)
         channel.close()
         process.join()
         self.starts[slot] = self.starts.get(slot, 0) + 1
         how = f"worker {self.executor.name(slot)} died (exit code {process.exitcode}: {_how(process.exitcode)})"
-        if number is None:
+        if not numbers:
             self.state.progress.fail(how)
             if self.starts[slot] >= self.executor.attempts:
                 raise UnitsFailed(f"{how} {self.starts[slot]} times before its first unit")
-        elif self.died(self.state.units[number], self.executor.name(slot), process.pid):
-            self.state.made(number)
-        else:
-            self.state.lost(number, how)
+        for number in numbers:
+            if self.died(self.state.units[number], self.executor.name(slot), process.pid):
+                self.state.made(number)
+            elif number == numbers[-1]:
+                self.state.lost(number, how)
+            else:  # it was being written while the other was drawn, which is what kills a process
+                self.state.again(number)
         if self.state.queue:
             self._start(slot)
-        elif self.workers and all(number is None for _, _, number in self.workers.values()):
+        elif self.workers and not any(numbers for _, _, numbers in self.workers.values()):
             self._next(next(iter(self.workers)))  # nothing is under way: let the idle ones go
 
     def _stop(self):
@@ -181,15 +215,27 @@ def _worker(work, build, lock, place, name, channel):
     except Exception as error:
         return channel.send(("cannot start", f"{type(error).__name__}: {error}"))
     channel.send(("ready", None))
-    while True:
-        try:
-            unit = channel.recv()
-        except EOFError:
-            return
-        answer = attempt(work, tools, unit, name)
-        channel.send(answer)
-        if answer[0] == "cannot write":
-            return
+    with Rests() as rests:
+        while _make_one(work, tools, name, channel, rests):
+            pass
+
+
+def _make_one(work, tools, name, channel, rests) -> bool:
+    """Draw a unit and begin its rest, whose thread says how it ended; whether the worker goes on."""
+    try:
+        unit = channel.recv()
+    except EOFError:
+        return False
+    kind, rest = answer(partial(work, tools, unit, name))
+    error = rests.end()  # after this nobody else sends
+    if error is not None:
+        raise error
+    if kind != "done" or rest is None:
+        channel.send((kind, rest))
+        return kind != "cannot write"
+    channel.send(("drawn", None))
+    rests.begin(lambda: channel.send(answer(rest)))
+    return True
 
 
 def _end_with_parent():
