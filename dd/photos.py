@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.datasets import READ_SUFFIXES, image_size, opened
+from dd.datasets import READ_SUFFIXES, image_size, opened, rgb
 from dd.folders import IMAGES, index
 from dd.prompt_sources.captions import stem
 from dd.provenance import fingerprint, sha256
@@ -52,7 +52,7 @@ def read_photo(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 raise ValueError(
                     f"{path} holds numbers of 32 bits (mode {image.mode}), which are no brightness; save it with 8 or 16 bits"
                 )
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(rgb(ImageOps.exif_transpose(image)))
 
 
 def _check_size(path, width: int, height: int, max_pixels: int) -> None:
@@ -63,15 +63,6 @@ def _check_size(path, width: int, height: int, max_pixels: int) -> None:
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(f"{path} is {width}x{height}: one side may be at most {MAX_RATIO} times the other; cut it")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def spread(values: list, limit: int | None) -> list:
