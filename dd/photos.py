@@ -7,6 +7,7 @@ of several pages the first one counts.
 
 import sys
 import warnings
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +140,8 @@ class Video:
 
 
 def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
-    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a stem or name a line) alone if
-    one is given. Errors name the settings ``<setting>.images`` and ``<setting>.list``.
+    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a path below the folder, a
+    name or a stem a line) alone if one is given. Errors name the settings ``<setting>.images`` and ``<setting>.list``.
 
     FileNotFoundError for no folder, no image or no list; ValueError for listed images that are not there and for files that
     cannot be read.
@@ -152,14 +153,26 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
-        wanted = {stem(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
-        files = [f for f in files if stem(f.name) in wanted]
-        if missing := sorted(wanted - {stem(f.name) for f in files}):
+        lines = {line.strip() for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        find = _finder(files, folder)
+        if missing := sorted(line for line in lines if not find(line)):
             raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
+        chosen = {file for line in lines for file in find(line)}
+        files = [f for f in files if f in chosen]
     if not files:
         raise FileNotFoundError(f"{setting}.images={folder} holds no images ({', '.join(sorted(READ_SUFFIXES))})")
     _try(files, image_size, setting)
     return files
+
+
+def _finder(files: list[Path], folder: Path):
+    """What a line of a list names: the photograph of this path below ``folder``, else all of this stem."""
+    places = defaultdict(list)
+    for file in files:
+        path = file.relative_to(folder).as_posix()
+        for key in {path, path.removesuffix(file.suffix), stem(path)}:
+            places[key].append(file)
+    return lambda line: places.get(line.replace("\\", "/")) or places.get(stem(line), [])
 
 
 def _try(files: list[Path], read, setting: str) -> None:

@@ -226,6 +226,21 @@ def test_photographs_to_train_with_are_upright_and_damaged_ones_are_stood_in_for
         photos.check()
 
 
+def test_a_list_names_photographs_by_path_or_by_stem(tmp_path):
+    for name in ("0.png", "cam1/0.png", "cam1/1.png", "cam2/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        saved(tmp_path, Image.fromarray(COLOURS), name)
+
+    def listed(*lines):
+        (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+        return [p.relative_to(tmp_path).as_posix() for p in Unlabelled(tmp_path, tmp_path / "list.txt").files]
+
+    assert listed("cam2/0.png") == ["cam2/0.png"] and listed("cam1\\0", "1.png") == ["cam1/0.png", "cam1/1.png"]
+    assert listed("0") == ["0.png", "cam1/0.png", "cam2/0.png"] and listed("elsewhere/1.png") == ["cam1/1.png"]
+    with pytest.raises(ValueError, match=r"1 images are not in .*, such as \['2.png'\]"):
+        listed("0", "2.png")
+
+
 def test_what_a_run_records_of_its_photographs(tmp_path):
     for name in ("a.png", "b.png"):
         saved(tmp_path, Image.fromarray(COLOURS), name)
