@@ -21,6 +21,7 @@ from dd.folders import IMAGES, index
 from dd.prompt_sources.captions import stem
 from dd.provenance import fingerprint, sha256
 
+OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")  # photographs, not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 MAX_PIXELS = 50_000_000
 PILLOWS_LIMIT = 2 * 89_478_485  # above it Pillow itself refuses: a small file may claim any size
@@ -75,12 +76,17 @@ def spread(values: list, limit: int | None) -> list:
 
 class Photos:
     """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`. ``limit``: so many of them, evenly
-    spread. FileNotFoundError for no folder or one without images, ValueError for two images of one stem."""
+    spread. A note counts photographs of a kind that is not read. FileNotFoundError for no folder or one without images,
+    ValueError for two images of one stem."""
 
     def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         check_limit(max_pixels)
-        self.folder, self.max_pixels, self.files, self.notes = Path(folder), max_pixels, index(folder, IMAGES), []
-        self.items, self.unreadable = [], {}
+        self.folder, self.max_pixels, self.files = Path(folder), max_pixels, index(folder, IMAGES)
+        left = sorted(p.suffix.lower() for p in self.folder.rglob("*") if p.suffix.lower() in OTHERS)
+        self.items, self.unreadable, self.notes = [], {}, []
+        if left:
+            kinds = ", ".join(dict.fromkeys(left))
+            self.notes += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
         for name, path in spread(list(self.files.items()), limit):
             file = path.relative_to(self.folder).as_posix()
             try:

@@ -142,7 +142,11 @@ def test_a_folder_is_read_with_the_folders_in_it(tmp_path):
     saved(tmp_path, Image.fromarray(COLOURS), "deep/a.bmp")
     (tmp_path / "c.jpg").write_bytes(b"broken")
     (tmp_path / "notes.txt").write_text("no image")
+    assert source(tmp_path).notes == []
+    for name in ("d.HEIC", "deep/e.heic", "f.gif"):
+        (tmp_path / name).write_bytes(b"")
     photos = source(tmp_path)
+    assert photos.notes == ["3 photographs are left out, as .gif, .heic is not read: convert them to JPEG or PNG"]
     assert isinstance(photos, Photos) and [i.file for i in photos.items] == ["b.PNG", "c.jpg", "deep/a.bmp"]
     first, broken, last = (found for _, found in photos.read(photos.items))
     assert np.array_equal(first, COLOURS) and np.array_equal(last, COLOURS) and isinstance(broken, ValueError)
