@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 
-from dd.datasets import RECORD, check_values, encode_image, encode_mask, orientation, read_mask, write_split
+from dd.datasets import RECORD, check_values, encode_image, encode_mask, orientation, read_mask, rgb, write_split
 from dd.provenance import read_json, refuse_other, write_atomic, write_json
 from dd.taxonomy import IGNORE, Taxonomy
 
@@ -170,7 +170,7 @@ def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool) -> tup
         stored, turn = (image.height, image.width), orientation(image) if upright else 1
         copied = turn > 1 and mask.shape == (stored[::-1] if turn >= 5 else stored)
         if copied and not copy.is_file():
-            turned = ImageOps.exif_transpose(image).convert("RGB")
+            turned = rgb(ImageOps.exif_transpose(image))
             write_atomic(copy, encode_image(np.asarray(turned), ".png"))
     if not copied and mask.shape != stored:
         raise ValueError(f"{job.image} is {stored[1]}x{stored[0]} (width x height), its mask {mask.shape[1]}x{mask.shape[0]}")

@@ -63,10 +63,21 @@ def opened(path: str | Path):
         raise ValueError(f"{path} is damaged, or no image: {error!s:.200}. Restore it from a copy or make it again") from None
 
 
+def rgb(image: Image.Image) -> Image.Image:
+    """Any image of Pillow's in RGB: of 16-bit grey the high byte (Pillow would make all of it from 255 on white), transparent
+    pixels on white, CMYK without a profile."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Image uint8 [H, W, 3]; ValueError for a file that cannot be decoded."""
     with opened(path) as image:
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(rgb(image))
 
 
 def image_size(path: str | Path, upright: bool = False) -> tuple[int, int]:
@@ -93,7 +104,7 @@ def read_labelled(path: str | Path, size: tuple[int, int], upright: bool) -> np.
         turned = stored[::-1] if turn >= 5 else stored
         if turn > 1 and tuple(size) == turned and (upright or turned != stored):
             image = ImageOps.exif_transpose(image)
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(rgb(image))
 
 
 def read_mask(path: str | Path) -> np.ndarray:

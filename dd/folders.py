@@ -23,7 +23,7 @@ def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> di
             continue
         name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
         if name in found:
-            raise ValueError(f"{found[name]} and {path} have the same stem; an image or mask is found by its stem")
+            raise ValueError(f"{found[name]} and {path} have the same stem, by which it is found: rename one")
         found[name] = path
     if not found:
         raise FileNotFoundError(f"no file *{ending} with {', '.join(suffixes[: len(suffixes) // 2])} in {folder}")

@@ -7,6 +7,7 @@ of several pages the first one counts.
 
 import sys
 import warnings
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.datasets import READ_SUFFIXES, image_size, opened
+from dd.datasets import READ_SUFFIXES, image_size, opened, rgb
 from dd.folders import IMAGES, index
 from dd.prompt_sources.captions import stem
 from dd.provenance import fingerprint, sha256
 
+OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")  # photographs, not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 MAX_PIXELS = 50_000_000
 PILLOWS_LIMIT = 2 * 89_478_485  # above it Pillow itself refuses: a small file may claim any size
@@ -52,7 +54,7 @@ def read_photo(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 raise ValueError(
                     f"{path} holds numbers of 32 bits (mode {image.mode}), which are no brightness; save it with 8 or 16 bits"
                 )
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(rgb(ImageOps.exif_transpose(image)))
 
 
 def _check_size(path, width: int, height: int, max_pixels: int) -> None:
@@ -65,15 +67,6 @@ def _check_size(path, width: int, height: int, max_pixels: int) -> None:
         raise ValueError(f"{path} is {width}x{height}: one side may be at most {MAX_RATIO} times the other; cut it")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def spread(values: list, limit: int | None) -> list:
     """At most ``limit`` of the values, evenly spread."""
     if limit is None or len(values) <= limit:
@@ -83,12 +76,17 @@ def spread(values: list, limit: int | None) -> list:
 
 class Photos:
     """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`. ``limit``: so many of them, evenly
-    spread. FileNotFoundError for no folder or one without images, ValueError for two images of one stem."""
+    spread. A note counts photographs of a kind that is not read. FileNotFoundError for no folder or one without images,
+    ValueError for two images of one stem."""
 
     def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         check_limit(max_pixels)
-        self.folder, self.max_pixels, self.files, self.notes = Path(folder), max_pixels, index(folder, IMAGES), []
-        self.items, self.unreadable = [], {}
+        self.folder, self.max_pixels, self.files = Path(folder), max_pixels, index(folder, IMAGES)
+        left = sorted(p.suffix.lower() for p in self.folder.rglob("*") if p.suffix.lower() in OTHERS)
+        self.items, self.unreadable, self.notes = [], {}, []
+        if left:
+            kinds = ", ".join(dict.fromkeys(left))
+            self.notes += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
         for name, path in spread(list(self.files.items()), limit):
             file = path.relative_to(self.folder).as_posix()
             try:
@@ -148,8 +146,8 @@ class Video:
 
 
 def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
-    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a stem or name a line) alone if
-    one is given. Errors name the settings ``<setting>.images`` and ``<setting>.list``.
+    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a path below the folder, a
+    name or a stem a line) alone if one is given. Errors name the settings ``<setting>.images`` and ``<setting>.list``.
 
     FileNotFoundError for no folder, no image or no list; ValueError for listed images that are not there and for files that
     cannot be read.
@@ -161,14 +159,26 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
-        wanted = {stem(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
-        files = [f for f in files if stem(f.name) in wanted]
-        if missing := sorted(wanted - {stem(f.name) for f in files}):
+        lines = {line.strip() for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+        find = _finder(files, folder)
+        if missing := sorted(line for line in lines if not find(line)):
             raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
+        chosen = {file for line in lines for file in find(line)}
+        files = [f for f in files if f in chosen]
     if not files:
         raise FileNotFoundError(f"{setting}.images={folder} holds no images ({', '.join(sorted(READ_SUFFIXES))})")
     _try(files, image_size, setting)
     return files
+
+
+def _finder(files: list[Path], folder: Path):
+    """What a line of a list names: the photograph of this path below ``folder``, else all of this stem."""
+    places = defaultdict(list)
+    for file in files:
+        path = file.relative_to(folder).as_posix()
+        for key in {path, path.removesuffix(file.suffix), stem(path)}:
+            places[key].append(file)
+    return lambda line: places.get(line.replace("\\", "/")) or places.get(stem(line), [])
 
 
 def _try(files: list[Path], read, setting: str) -> None:

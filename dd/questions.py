@@ -1,5 +1,7 @@
 """What a guided start asks on a terminal, or takes as options: lists of words. No other module of ours."""
 
+from pathlib import Path
+
 CONDITIONS = {
     "place": "where the objects are (in a warehouse, in a yard)",
     "lighting": "the light (bright daylight, neon light)",
@@ -45,7 +47,13 @@ def ask_conditions(ask=input) -> dict[str, list[str]]:
 
 
 def ask_folder(what: str, ask=input) -> str | None:
-    return ask(f"{what} (empty = none): ").strip() or None
+    """A folder that is there (``~`` is the home), or None; asked again until it is: the answers before it are kept."""
+    while answer := ask(f"{what} (empty = none): ").strip():
+        folder = Path(answer).expanduser()
+        if folder.is_dir():
+            return str(folder)
+        print(f"  there is no folder {folder}")
+    return None
 
 
 def _words(answer: str) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from dd import config
@@ -555,11 +556,18 @@ def test_a_name_that_holds_what_is_swept_is_kept(monkeypatch):
         ("run=outputs/a/shots=16,seed=0", 'run="outputs/a/shots=16,seed=0"'),
         ("run='outputs/a/seed=0'", "run='outputs/a/seed=0'"),
         ("seed=0", "seed=0"), ("shots=16,64", "shots=16,64"), ("--multirun", "--multirun"),
-        ("domains=[a=1,b]", "domains=[a=1,b]"),
+        ("domains=[a=1,b]", "domains=[a=1,b]"), ("images=2024", 'images="2024"'), ("images=null", "images=null"),
+        ("unlabelled.images=2024_10", 'unlabelled.images="2024_10"'), ("shots=2024", "shots=2024"),
+        ("name=Фото für uns", 'name="Фото für uns"'), ("output=Photos (1) & more", 'output="Photos (1) & more"'),
+        ("images=[a,b]", "images=[a,b]"), ("images=a,b", "images=a,b"), ("seed=range(0,3)", "seed=range(0,3)"),
     ],
 )  # fmt: skip
-def test_names_of_run_folders_are_quoted_for_hydra(argument, expected):
+def test_what_hydra_would_read_otherwise_is_quoted(argument, expected):
     assert config.quoted(argument) == expected
+    key, _, value = config.quoted(argument).partition("=")
+    if value != argument.partition("=")[2]:  # and means what was typed
+        parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
+        assert parsed == argument.partition("=")[2] and type(parsed) is str
 
 
 # What a run is made from

@@ -17,10 +17,12 @@ from dd.datasets import (
     read_captions,
     read_coloured_mask,
     read_image,
+    read_labelled,
     read_mask,
     read_split,
     write_split,
 )
+from dd.photos import read_photo
 from dd.taxonomy import Taxonomy, taxonomy, voc_palette
 
 PETS = Taxonomy("pets", ["cat", "dog"])
@@ -89,6 +91,18 @@ def test_images_survive_png_and_nearly_jpeg(tmp_path):
 def test_grey_images_become_rgb(tmp_path):
     Image.new("L", (3, 2), 7).save(tmp_path / "grey.png")
     assert read_image(tmp_path / "grey.png").tolist() == [[[7] * 3] * 3] * 2
+
+
+def test_labelled_images_are_read_as_photographs_are(tmp_path):
+    """Else a segmenter is trained on other pixels than it is shown later: 16 bits were white from 255 on."""
+    Image.fromarray(np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.array([[[200, 0, 0, 255], [200, 0, 0, 0]]], np.uint8)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "deep.png")[..., 0].tolist() == [[0, 0, 1], [128, 255, 255]]
+    assert read_image(tmp_path / "clear.png").tolist() == [[[200, 0, 0], [255, 255, 255]]]
+    for name in ("deep.png", "clear.png"):
+        shown = read_photo(tmp_path / name)
+        assert np.array_equal(read_image(tmp_path / name), shown)
+        assert np.array_equal(read_labelled(tmp_path / name, shown.shape[:2], True), shown)
 
 
 def test_other_image_formats_are_refused():

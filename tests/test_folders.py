@@ -32,7 +32,7 @@ def test_folders_without_files(tmp_path):
         index(tmp_path / "nowhere", IMAGES)
     with pytest.raises(FileNotFoundError, match=r"no file \*_mask with \.png, \.bmp, \.tif, \.tiff in"):
         index(touch(tmp_path, "a.png"), MASKS, "_mask")
-    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png have the same stem"):
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png have the same stem, .*: rename one"):
         index(touch(tmp_path, "a.jpg"), IMAGES)
 
 

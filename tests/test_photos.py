@@ -142,7 +142,11 @@ def test_a_folder_is_read_with_the_folders_in_it(tmp_path):
     saved(tmp_path, Image.fromarray(COLOURS), "deep/a.bmp")
     (tmp_path / "c.jpg").write_bytes(b"broken")
     (tmp_path / "notes.txt").write_text("no image")
+    assert source(tmp_path).notes == []
+    for name in ("d.HEIC", "deep/e.heic", "f.gif"):
+        (tmp_path / name).write_bytes(b"")
     photos = source(tmp_path)
+    assert photos.notes == ["3 photographs are left out, as .gif, .heic is not read: convert them to JPEG or PNG"]
     assert isinstance(photos, Photos) and [i.file for i in photos.items] == ["b.PNG", "c.jpg", "deep/a.bmp"]
     first, broken, last = (found for _, found in photos.read(photos.items))
     assert np.array_equal(first, COLOURS) and np.array_equal(last, COLOURS) and isinstance(broken, ValueError)
@@ -224,6 +228,21 @@ def test_photographs_to_train_with_are_upright_and_damaged_ones_are_stood_in_for
     assert capsys.readouterr().err.count("d.jpg") == 1
     with pytest.raises(ValueError, match=r"1 of 5 images cannot be read; remove them, or give unlabelled\.list: .*d\.jpg"):
         photos.check()
+
+
+def test_a_list_names_photographs_by_path_or_by_stem(tmp_path):
+    for name in ("0.png", "cam1/0.png", "cam1/1.png", "cam2/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        saved(tmp_path, Image.fromarray(COLOURS), name)
+
+    def listed(*lines):
+        (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+        return [p.relative_to(tmp_path).as_posix() for p in Unlabelled(tmp_path, tmp_path / "list.txt").files]
+
+    assert listed("cam2/0.png") == ["cam2/0.png"] and listed("cam1\\0", "1.png") == ["cam1/0.png", "cam1/1.png"]
+    assert listed("0") == ["0.png", "cam1/0.png", "cam2/0.png"] and listed("elsewhere/1.png") == ["cam1/1.png"]
+    with pytest.raises(ValueError, match=r"1 images are not in .*, such as \['2.png'\]"):
+        listed("0", "2.png")
 
 
 def test_what_a_run_records_of_its_photographs(tmp_path):

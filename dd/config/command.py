@@ -22,6 +22,7 @@ from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.locks import Busy
 
 CONF = Path(__file__).parents[2] / "conf"
+PATHS = ("images", "list", "output", "run")  # last part of a key: its value is a file or folder
 
 
 def swept_name(cfg, overrides: list[str]) -> str:
@@ -33,10 +34,23 @@ def swept_name(cfg, overrides: list[str]) -> str:
 
 
 def quoted(argument: str) -> str:
-    """Run folders are named ``shots=16,seed=0``; in an override Hydra wants such a value in quotes: ``run="..."``."""
+    """An override in the quotes that Hydra wants around run folders (``shots=16,seed=0``) and around what its grammar cannot
+    read (``Fotos für uns``, ``Photos (1)``); a path is never a number (``images=2024``)."""
     key, _, value = argument.partition("=")
-    bare = "=" in value and not argument.startswith("-") and not any(c in value for c in "\"'[]()")
-    return f'{key}="{value}"' if bare else argument
+    if not value or argument.startswith("-") or '"' in value or value[0] in "'[{":
+        return argument
+    bare = "=" in value and not any(c in value for c in "'[]()")
+    path = key.rpartition(".")[2] in PATHS and value != "null"
+    text = "," not in value and (path or not _readable(argument))  # with a comma it may be a sweep
+    return f'{key}="{value}"' if bare or text else argument
+
+
+def _readable(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
 
 
 def main(config_name: str, run):

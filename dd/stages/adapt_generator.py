@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -90,8 +91,8 @@ def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size
 
 
 def captions_of(files: list[Path], folder, path) -> list[list[str]]:
-    """The captions that a caption file has for each image, by its path below ``folder``, else by its stem; ValueError for
-    images without one."""
+    """The captions that a caption file has for each image, by its path below ``folder``, else by its stem where no other
+    image has the same; ValueError for images without one."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"adaptation.captions={path}: no such file; generate.py stage=caption makes one")
     found = {}
@@ -99,8 +100,10 @@ def captions_of(files: list[Path], folder, path) -> list[list[str]]:
         if name := row.get("filename") or row.get("id"):
             for key in {str(PurePosixPath(name)), stem(name)}:
                 found.setdefault(key, []).append(row["caption"])
-    texts = [found.get(f.relative_to(folder).as_posix()) or found.get(stem(f.name)) or [] for f in files]
-    if lacking := [f.name for f, each in zip(files, texts, strict=True) if not each]:
+    same = Counter(stem(f.name) for f in files)  # cameras that number alike: one's caption is not the other's
+    alone = [found.get(stem(f.name)) if same[stem(f.name)] == 1 else None for f in files]
+    texts = [found.get(f.relative_to(folder).as_posix()) or each or [] for f, each in zip(files, alone, strict=True)]
+    if lacking := [f.relative_to(folder).as_posix() for f, each in zip(files, texts, strict=True) if not each]:
         raise ValueError(
             f"adaptation.captions={path} has no caption for {len(lacking)} of {len(files)} images, such as {lacking[:3]}: "
             "caption them, or leave them out with adaptation.list"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dd.datasets import READ_SUFFIXES, read_image
+from dd.datasets import READ_SUFFIXES
+from dd.photos import PILLOWS_LIMIT, read_photo
 from dd.provenance import made_by, refuse_other, write_atomic, write_json
 
 CAPTIONS = "captions.jsonl"
@@ -66,11 +67,11 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
 
 
 def _pixels(images: Path, names: list[str]) -> tuple[dict, dict[str, str]]:
-    """({name: image uint8 [H, W, 3]}, {name of an image that cannot be read: reason})."""
+    """({name: image uint8 [H, W, 3], upright}, {name of an image that cannot be read: reason})."""
     pixels, reasons = {}, {}
     for name in names:
         try:
-            pixels[name] = read_image(images / name)
+            pixels[name] = read_photo(images / name, PILLOWS_LIMIT)
         except (OSError, ValueError) as error:
             reasons[name] = " ".join(str(error).split())
     return pixels, reasons

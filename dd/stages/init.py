@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dd.folders import IMAGES, index
+from dd.label_studio import IGNORED
 from dd.prompt_sources.templates import indefinite
 from dd.provenance import write_atomic
 from dd.taxonomy import Taxonomy, taxonomy_yaml
@@ -46,8 +47,10 @@ def site_taxonomy(site: Site) -> Taxonomy:
         for word in (name, *synonyms):
             if not any(c.isalnum() for c in word):
                 raise ValueError(f"class {name!r}: got the empty word {word!r}; expected a noun such as gold ring")
-            if "," in word or not word.isprintable() or set(word) & set("{}$;"):
+            if "," in word or not word.isprintable() or set(word) & set("{}$;:#"):
                 raise ValueError(f"class {name!r}: {word!r} holds a comma or a sign of no caption; give each name alone")
+            if word.strip().casefold() in (IGNORED, "ignore"):
+                raise ValueError(f"class {name!r}: {word!r} is what pixels that do not count are called; give another name")
             key = re.sub(r"[\s_-]+", " ", word).strip().casefold()
             if owner.setdefault(key, name) != name:
                 raise ValueError(f"the word {word!r} means both class {owner[key]!r} and {name!r}; take it from one of them")
@@ -87,9 +90,9 @@ def check(site: Site) -> Taxonomy:
         if not phrases or any(not p.strip() or not p.isprintable() or set(p) & set("{}$;") for p in phrases):
             raise ValueError(f"condition {key}: expected phrases without braces, $ and ;, such as dim light; got {phrases}")
     if site.photos is not None:
-        if "$" in site.photos:
-            raise ValueError(f"photographs {site.photos!r}: a path with $ cannot stand in a configuration; rename the folder")
         index(site.photos, IMAGES)
+        if "$" in (path := str(Path(site.photos).resolve())):
+            raise ValueError(f"photographs {path!r}: a path with $ cannot stand in a configuration; rename the folder")
     return site_taxonomy(site)
 
 
@@ -209,7 +212,7 @@ def _llm(site: Site) -> str:
     words = "; ".join(", ".join(phrases) for phrases in site.conditions.values())
     return (
         "# The same conditions in free text, for captions that a language model writes (docs/prompts.md):\n"
-        f"#   python generate.py experiment={site.name} prompts={site.name}_llm prompts.model=<model>\n"
+        f"#   python generate.py experiment={site.name} prompts={site.name}_llm prompts.model=<model> name={site.name}_llm\n"
         f"defaults: [llm]\nconditions: {json.dumps(words, ensure_ascii=False)}\n"
     )
 

@@ -42,7 +42,7 @@ def review(
     distinct: int | None = 4, seed: int = 0, batch_size: int = 16, address: str = LOCAL_FILES,
 ) -> dict:  # fmt: skip
     """A queue of ``number`` images of ``source`` (:class:`dd.photos.Photos`) in the folder ``target``; returns {"images",
-    "scored": how many were looked at now, "similar": left out, "unreadable": {file: why}}.
+    "scored": how many were looked at now, "similar": left out, "unreadable": {file: why}, "notes"}.
 
     ``score``: one of :data:`dd.uncertainty.SCORES`. ``order``: ``uncertain``, highest score first, ties by name; an image
     whose look differs in at most ``distinct`` of 64 bits from one before it is left out. Or ``random``, drawn by ``seed``
@@ -73,10 +73,14 @@ def review(
             write_csv(target / UNREADABLE, [["file", "why"], *unreadable.items()])
         rows = [[r["file"], f"{r[score]:.6f}", rank] for rank, r in enumerate(queue, 1)]
         write_csv(target / QUEUE, [["file", "score", "rank"], *rows])
-    return {"images": len(queue), "scored": scored, "similar": similar, "unreadable": unreadable}
+    return {
+        "images": len(queue), "scored": scored, "similar": similar, "unreadable": unreadable, "notes": source.notes
+    }  # fmt: skip
 
 
 def print_review(target, found: dict, number: int) -> None:
+    for note in found["notes"]:
+        print(f"warning: {note}")
     print(f"{found['images']} images to label in {target} ({found['scored']} were scored now; list in {QUEUE})")
     if found["similar"]:
         print(f"{found['similar']} that look like one before them were left out")

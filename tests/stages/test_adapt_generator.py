@@ -179,8 +179,11 @@ def test_captions_come_from_a_file_or_from_a_template(photos, tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)))
     assert stage.captions_of(files, photos, path) == [["four", "vier"], *([f"number {i}"] for i in range(4))]
     path.write_text(json.dumps(rows[0]))
-    with pytest.raises(ValueError, match=r"no caption for 4 of 5 images, such as \['p4.png', 'p1.png', 'p2.png'\]"):
+    with pytest.raises(ValueError, match=r"no caption for 4 of 5 images, such as \['more/p4.png', 'p1.png', 'p2.png'\]"):
         stage.captions_of(files, photos, path)
+    path.write_text(json.dumps({"filename": "p0.png", "caption": "here"}))  # another camera numbers alike
+    with pytest.raises(ValueError, match=r"no caption for 1 of 2 images, such as \['more/p0.png'\]"):
+        stage.captions_of([photos / "p0.png", photos / "more/p0.png"], photos, path)
     with pytest.raises(FileNotFoundError, match="stage=caption makes one"):
         stage.captions_of(files, photos, tmp_path / "none.jsonl")
     conditions = {"place": ["indoors", "outside"], "light": ["at night"]}

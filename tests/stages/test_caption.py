@@ -98,6 +98,21 @@ def test_unreadable_images_are_listed_and_passed_over(tmp_path, images):
     assert not (tmp_path / "out/unreadable.txt").exists()
 
 
+def test_the_captioner_sees_photographs_upright(tmp_path):
+    (tmp_path / "images").mkdir()
+    turned, seen = Image.Exif(), []
+    turned[0x0112] = 6
+    Image.new("RGB", (8, 5)).save(tmp_path / "images/a.jpg", exif=turned)
+
+    class Looking(FakeCaptioner):
+        def __call__(self, images):
+            seen.extend(images)
+            return ["a dog"]
+
+    caption(tmp_path / "out", Looking(), tmp_path / "images", 2)
+    assert [image.shape for image in seen] == [(8, 5, 3)]
+
+
 def test_only_unreadable_images(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.png").write_bytes(b"")

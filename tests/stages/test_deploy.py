@@ -101,6 +101,12 @@ def test_the_example_needs_the_file_alone(deployed, pictures, tmp_path):
         assert areas == [f"{NAMES[v]}: {100 * (expected == v).mean():.2f} %" for v in np.unique(expected)]
 
 
+def test_the_example_says_how_it_is_called():
+    done = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "onnx_predict.py segmenter.onnx photo.jpg mask.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_example_resizes_as_opencv_does():
     resized, rng = runpy.run_path(str(EXAMPLE))["resized"], np.random.default_rng(2)
     for old_height, old_width, height, width in [

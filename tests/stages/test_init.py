@@ -160,6 +160,8 @@ def test_again_changes_nothing_and_other_answers_are_refused(site, capsys):
         (["--class", "cup="], "nothing stands behind the ="),
         (["--class", "cup", "--class", "cup=mug"], "given twice"),
         (["--class", "background"], "always class 0"),
+        (["--class", "Ignored"], "pixels that do not count"),
+        (["--class", "size: small"], "a sign of no caption"),
         ([x for i in range(255) for x in ("--class", f"thing {i}")], "255 classes, a mask holds at most 254"),
         (["--class", "cup", "--photos", "nowhere"], "no folder nowhere"),
         (["--class", "cup", "--photos", "{site}/conf"], "no file"),
@@ -213,6 +215,22 @@ def test_on_a_terminal_it_asks(site, monkeypatch):
     assert found.names == ("pallet", "worker") and found.synonyms == {"pallet": ("skid", "euro pallet")}
     assert 'place: ["in a hall"]' in (site / "conf/prompts/my-site.yaml").read_text() and not terminal.read()
     assert (site / "data/my-site/dataset.json").is_file()
+
+
+def test_a_mistyped_folder_is_asked_for_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    answers = iter(["~/photo", "~/photos"])
+    assert questions.ask_folder("photographs", lambda _: next(answers)) == str(tmp_path / "photos")
+    assert f"no folder {tmp_path}/photo\n" in capsys.readouterr().out
+    assert questions.ask_folder("photographs", lambda _: "") is None
+
+
+def test_a_path_that_a_configuration_would_read_otherwise(site, monkeypatch, capsys):
+    (site / "a$b").mkdir()
+    shutil.move(site / "photos", site / "a$b/photos")
+    monkeypatch.chdir(site / "a$b")
+    assert init(site, *CLASSES, "--photos", "photos") == 2 and "a path with $" in capsys.readouterr().err
 
 
 def test_questions_that_end_early_write_nothing(site, monkeypatch, capsys):

@@ -141,11 +141,13 @@ def test_images_that_look_alike_are_taken_once(queue, photos, tmp_path, capsys):
     expected = scores(photos)
     best = max(FILES, key=expected.get)
     (photos / "again.png").write_bytes((photos / best).read_bytes())
+    (photos / "phone.heic").write_bytes(b"")
     found = queue(number=8)
     assert found["similar"] == 1 and found["images"] == 7
     assert [r["file"] for r in rows(tmp_path / "queue/queue.csv")][0] == min("again.png", best)
     print_review("out", found, 8)
     shown = capsys.readouterr().out
+    assert "warning: 1 photographs are left out, as .heic" in shown
     assert "1 that look like one before them" in shown and "number=8, but there are no more images" in shown
     assert queue("all", number=8, distinct=None)["images"] == 8
 
