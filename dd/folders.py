@@ -15,18 +15,18 @@ def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> di
 
     FileNotFoundError for no folder or no such file, ValueError for two files of one stem.
     """
-    folder, found, suffixes = Path(folder), {}, (*suffixes, *(s.upper() for s in suffixes))
+    folder, found = Path(folder), {}
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     for path in sorted(folder.rglob("*")):
-        if path.suffix not in suffixes or not path.stem.endswith(ending) or not path.is_file():
+        if path.suffix.lower() not in suffixes or not path.stem.endswith(ending) or not path.is_file():
             continue
         name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
         if name in found:
             raise ValueError(f"{found[name]} and {path} have the same stem, by which it is found: rename one")
         found[name] = path
     if not found:
-        raise FileNotFoundError(f"no file *{ending} with {', '.join(suffixes[: len(suffixes) // 2])} in {folder}")
+        raise FileNotFoundError(f"no file *{ending} with {', '.join(suffixes)} in {folder}")
     return found
 
 
@@ -51,7 +51,8 @@ class Finder:
 
 
 def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], list[str]]:
-    """({split: ids}, notes) from one text file for each split, an image a line; splits never share an image."""
+    """({split: ids}, notes) from one text file for each split, an image a line; splits never share an image. What is
+    in no list is ``train`` if there is no list of that name."""
     find, splits, owner = Finder(ids), {}, {}
     for split, path in files.items():
         if not Path(path).is_file():
@@ -68,8 +69,12 @@ def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], li
         if shared:
             raise ValueError(f"splits {owner[shared[0]]} and {split} share {len(shared)} images, such as {shared[:5]}")
         splits[split] = list(dict.fromkeys(found))
-    left = len(set(ids) - owner.keys())
-    return splits, [f"{left} labelled images are in no split"] if left else []
+    rest = sorted(set(ids) - owner.keys())
+    if "train" not in splits:
+        if not rest:
+            raise ValueError("the lists hold every labelled image: none is left for train")
+        return {"train": rest, **splits}, []
+    return splits, [f"{len(rest)} labelled images are in no split"] if rest else []
 
 
 def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dd.datasets import READ_SUFFIXES, image_size, opened, rgb
-from dd.folders import IMAGES, index
+from dd.folders import IMAGES, Finder, index
 from dd.prompt_sources.captions import stem
 from dd.provenance import fingerprint, sha256
 
@@ -155,7 +155,7 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
     if not folder or not Path(folder).is_dir():
         raise FileNotFoundError(f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs")
     folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix in READ_SUFFIXES and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READ_SUFFIXES and p.is_file())
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
@@ -218,7 +218,8 @@ class Unlabelled:
         raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read")
 
     def check(self) -> None:
-        """Decode all of them, for a few seconds a hundred; ValueError if one cannot be."""
+        """Decode all of them, which takes a few seconds a hundred; ValueError if one cannot be."""
+        print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
         _try(self.files, read_photo, self.setting)
 
     def fingerprint(self) -> dict:
@@ -238,6 +239,19 @@ def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | No
             f"images={images}: expected a folder of images ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})"
         )
     return Video(images, every, max_pixels, limit)
+
+
+def without(items: list[Item], listed) -> list[Item]:
+    """``items`` but for those that the file ``listed`` names, one (path, name or stem) a line; what it names beside them does
+    not matter. FileNotFoundError for no file, ValueError if none of the items is left."""
+    if not Path(listed).is_file():
+        raise FileNotFoundError(f"leave_out={listed}: no such file; one image a line, such as the val.txt of your data set")
+    find = Finder([item.id for item in items])
+    named = {find(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+    left = [item for item in items if item.id not in named]
+    if not left:
+        raise ValueError(f"leave_out={listed} names all {len(items)} images: none is left to choose from")
+    return left
 
 
 def batches(pictures, batch_size: int, pixels: int, unreadable: dict, fail=lambda what: None):

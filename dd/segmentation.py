@@ -1,5 +1,6 @@
 """Training a segmenter (the LightningModule, its schedule, the average of its weights) and predicting with it."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -174,9 +175,26 @@ def to_device(images, device):
     return [i.to(device) if isinstance(i, torch.Tensor) else to_device(i, device) for i in images]
 
 
+class DoesNotFit(ValueError):
+    """Images that need more memory than the device has."""
+
+
+def fitting(call, batch: list[tuple], unreadable: dict[str, str], fail=lambda what: None) -> list[tuple]:
+    """(item, image, ``call``'s result) of a batch of (item, image): together or, where they do not fit into the device's
+    memory, one by one; what does not fit alone goes to ``unreadable`` {file: why}, and ``fail`` is told."""
+    try:
+        return [(*pair, found) for pair, found in zip(batch, call([image for _, image in batch]), strict=True)]
+    except DoesNotFit as error:
+        if len(batch) > 1:
+            return [row for pair in batch for row in fitting(call, [pair], unreadable, fail)]
+        unreadable[batch[0][0].file] = str(error)
+        fail(f"{batch[0][0].file} is left out")
+        return []
+
+
 class Predictor:
     """Images uint8 [H, W, 3] -> class ids uint8 [H, W] at their own size, in the precision and the views that ``run``
-    (run.json) is evaluated in. ``segmenter``: with its weights."""
+    (run.json) is evaluated in. ``segmenter``: with its weights. DoesNotFit where the device's memory ends."""
 
     def __init__(self, run: dict, segmenter, views: Views, device: str = "cpu"):
         self.segmenter, self.views, self.device = segmenter.to(device).eval(), views, device
@@ -184,18 +202,29 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, images: list) -> list:
-        with self._autocast():
+        with self._fits(images), self._autocast():
             found = self.views.predict(self.segmenter, self._shown(images), [image.shape[:2] for image in images])
         return [mask.to(torch.uint8).cpu().numpy() for mask in found]
 
     @torch.no_grad()
     def probabilities(self, images: list) -> list[torch.Tensor]:
         """Class probabilities float32 [K, H, W] of each image at its own size, on the device."""
-        with self._autocast():
+        with self._fits(images), self._autocast():
             return self.views.probabilities(self.segmenter, self._shown(images), [image.shape[:2] for image in images])
 
     def _autocast(self):
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def _fits(self, images: list):
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            height, width = max((image.shape[:2] for image in images), key=lambda size: size[0] * size[1])
+            raise DoesNotFit(
+                f"{len(images)} images of up to {width}x{height} do not fit into the memory of {self.device}: make them "
+                "smaller, or choose device=cpu"
+            ) from None
 
     def _shown(self, images: list) -> list:
         return to_device([self.views(image) for image in images], self.device)

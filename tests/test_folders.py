@@ -57,6 +57,10 @@ def test_splits_from_lists(tmp_path):
     splits, notes = listed_splits(files, ["a", "b", "c", "d"])
     assert splits == {"train": ["a", "b"], "val": ["c"]} and notes == ["1 labelled images are in no split"]
     assert listed_splits(files, ["a", "b", "c"])[1] == []
+    only = {"val": files["val"]}  # kept from before: the rest, new labels too, is trained on
+    assert listed_splits(only, ["a", "b", "c", "d"]) == ({"train": ["a", "b", "d"], "val": ["c"]}, [])
+    with pytest.raises(ValueError, match="none is left for train"):
+        listed_splits(only, ["c"])
     (tmp_path / "val.txt").write_text("c\nb\n")
     with pytest.raises(ValueError, match=r"splits train and val share 1 images, such as \['b'\]"):
         listed_splits(files, ["a", "b", "c"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.photos import PILLOWS_LIMIT, Photos, Unlabelled, Video, read_photo, source
+from dd.photos import PILLOWS_LIMIT, Photos, Unlabelled, Video, read_photo, source, without
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -261,3 +261,17 @@ def test_a_folder_of_damaged_photographs_ends(tmp_path):
     torn.write_bytes(torn.read_bytes()[:-200])
     with pytest.raises(ValueError, match="none of the 1 photographs in .* can be read"):
         Unlabelled(tmp_path)[0]
+
+
+def test_images_that_are_not_to_be_chosen(tmp_path):
+    (tmp_path / "p/cam2").mkdir(parents=True)
+    for name in ("p/a.png", "p/cam2/b.Png", "p/c.png"):
+        saved(tmp_path, Image.fromarray(COLOURS), name)
+    items, listed = Photos(tmp_path / "p").items, tmp_path / "val.txt"
+    listed.write_text("b\nelsewhere\nc.png\n")
+    assert [item.id for item in items] == ["a", "c", "cam2/b"] and [item.id for item in without(items, listed)] == ["a"]
+    listed.write_text("a\nb\nc\n")
+    with pytest.raises(ValueError, match="names all 3 images"):
+        without(items, listed)
+    with pytest.raises(FileNotFoundError, match=r"leave_out=.*none\.txt: no such file"):
+        without(items, tmp_path / "none.txt")

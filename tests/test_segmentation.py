@@ -13,11 +13,14 @@ from dd.datamodule import whole_loader
 from dd.segmentation import (
     EMA,
     PAPER_SCALES,
+    DoesNotFit,
     LastCheckpoint,
+    Predictor,
     Segmentation,
     Views,
     count,
     ema_average,
+    fitting,
     predict,
     unshared_statistics,
 )  # fmt: skip
@@ -473,3 +476,30 @@ def test_counting_with_views(toy_data):
         (ids,) = show(views, Colours(), [image])
         np.add.at(expected, (mask[mask != 255], ids.numpy()[mask != 255]), 1)
     assert counted.tolist() == expected.tolist()
+
+
+def test_what_does_not_fit_together_is_tried_alone(tiny_segmenter):
+    """A device whose memory holds 200 pixels of one batch."""
+
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tiny_segmenter()
+
+        def forward(self, images):
+            if images.shape[0] * images.shape[2] * images.shape[3] > 200:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.inner(images)
+
+    predictor, said, unreadable = Predictor({}, Small(), Views(10)), [], {}
+    sizes = [(10, 12), (10, 12), (10, 40), (10, 15)]
+    batch = [(SimpleNamespace(file=f"{i}.png"), np.full((*size, 3), 40 * i, np.uint8)) for i, size in enumerate(sizes)]
+    with pytest.raises(DoesNotFit, match=r"1 images of up to 40x10 do not fit into the memory of cpu: make them smaller"):
+        predictor([batch[2][1]])
+    rows = fitting(predictor, batch, unreadable, said.append)
+    assert [item.file for item, _, _ in rows] == ["0.png", "1.png", "3.png"] and list(unreadable) == ["2.png"]
+    assert said == ["2.png is left out"] and "40x10" in unreadable["2.png"]
+    for _, image, mask in rows:
+        assert np.array_equal(mask, predictor([image])[0])
+    chances = fitting(predictor.probabilities, batch[:2], unreadable)
+    assert [tuple(c.shape) for _, _, c in chances] == [(3, 10, 12)] * 2

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from dd.config.command import CONF
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
-from dd.photos import source
-from dd.provenance import read_json
+from dd.photos import source, without
+from dd.provenance import read_json, sha256
 from dd.segmentation import Predictor
 from dd.stages.review import check
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
@@ -48,6 +48,9 @@ def review_arguments(cfg) -> dict:
     check(**queue)
     name = f"{Path(cfg.images).resolve().name}-{cfg.order}" + (f"-{cfg.seed}" if cfg.order == "random" else "")
     given = prediction_arguments(cfg, Path("review", name))
+    if cfg.leave_out:
+        given["source"].items = without(given["source"].items, cfg.leave_out)
+        given["identity"]["left_out"] = sha256(Path(cfg.leave_out))
     names, colours = given.pop("names")[1:], given.pop("palette")
     classes = Taxonomy(read_json(Path(cfg.run) / "run.json")["taxonomy"]["name"], names, colours=_colours(names, colours))
     return {**given, **queue, "classes": classes, "address": cfg.address}

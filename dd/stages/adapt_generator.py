@@ -37,7 +37,6 @@ def adapt_generator(
     folder = Path(folder)
     _check(lora, training, samples, max_steps, batch_size)
     photos = Unlabelled(images, listed, "adaptation")
-    photos.check()
     files = photos.files
     texts = captions_of(files, images, captions) if captions else [fill(template, conditions)] * len(files)
     _check_length(generator, texts)
@@ -52,6 +51,8 @@ def adapt_generator(
     target = folder / diffusion.WEIGHTS
     if (folder / "run.json").exists():
         return target
+    if not (folder / "settings.json").exists():  # an interrupted training has seen them
+        photos.check()
     checkpointing = training.get("gradient_checkpointing", False)
     parameters = diffusion.add_lora(generator.pipe, **identity["lora"], seed=seed, checkpointing=checkpointing)
     settings = {k: v for k, v in training.items() if k != "gradient_checkpointing"}

@@ -31,7 +31,8 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
         raise FileNotFoundError(f"caption.images={images}: no such folder")
     if folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(f"caption.folder={folder} lies in {images}, which is only read; choose another caption.folder")
-    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*") if p.suffix in READ_SUFFIXES and p.is_file())
+    files = (p for p in images.rglob("*") if p.suffix.lower() in READ_SUFFIXES and p.is_file())
+    names = sorted(p.relative_to(images).as_posix() for p in files)
     if not names:
         kinds = ", ".join(sorted({suffix.lower() for suffix in READ_SUFFIXES}))
         raise FileNotFoundError(f"caption.images={images} holds no images ({kinds})")

@@ -14,6 +14,7 @@ from dd.prompt_sources.templates import enumerated, indefinite
 from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.report.pictures import overlay
 from dd.samples import append_records, read_records
+from dd.segmentation import fitting
 
 SETTINGS, AREAS, CAPTIONS, UNREADABLE = "predictions.json", "areas.csv", "captions.jsonl", "unreadable.csv"
 CAPTIONED = 0.01  # share of an image from which on a class is in its caption
@@ -37,11 +38,11 @@ def predict_images(target, source, predictor, identity: dict, names, palette: li
         kept, todo = len(done), [item for item in source.items if item.id not in done]
         with Progress("predict", len(source.items), len(done)) as bar:
             for batch in batches(source.read(todo), batch_size, BATCH_PIXELS, unreadable, bar.fail):
-                masks = predictor([image for _, image in batch])
-                records = [_write(target, *pair, mask, palette, len(names)) for pair, mask in zip(batch, masks, strict=True)]
+                seen = fitting(predictor, batch, unreadable, bar.fail)
+                records = [_write(target, *row, palette, len(names)) for row in seen]
                 append_records(target, "0", records)
                 done |= {r["id"]: r for r in records}
-                bar.advance(len(batch))
+                bar.advance(len(records))
         _write_tables(target, [done[item.id] for item in source.items if item.id in done], unreadable, names)
     if not done:
         first = next(iter(unreadable.items()))

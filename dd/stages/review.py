@@ -15,7 +15,8 @@ from dd.photos import batches
 from dd.progress import Progress
 from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.samples import append_records, read_records
-from dd.taxonomy import taxonomy_yaml
+from dd.segmentation import fitting
+from dd.taxonomy import IGNORE, taxonomy_yaml
 from dd.uncertainty import SCORES, alike, look
 
 SETTINGS, QUEUE, UNREADABLE, LIST = "review.json", "queue.csv", "unreadable.csv", "train.txt"
@@ -97,11 +98,10 @@ def _scored(target: Path, source, items, predictor, batch_size: int, unreadable:
     todo, before = [item for item in items if item.id not in found], len(found)
     with Progress("score", len(items), before) as bar:
         for batch in batches(source.read(todo), batch_size, BATCH_PIXELS, unreadable, bar.fail):
-            chances = predictor.probabilities([image for _, image in batch])
-            new = [_record(item, image, p) for (item, image), p in zip(batch, chances, strict=True)]
+            new = [_record(*row) for row in fitting(predictor.probabilities, batch, unreadable, bar.fail)]
             append_records(target, "0", new)
             found |= {r["id"]: r for r in new}
-            bar.advance(len(batch))
+            bar.advance(len(new))
     return [found[i.id] for i in items if i.id in found], len(found) - before
 
 
@@ -136,7 +136,7 @@ def _drawn(target, source, predictor, number: int, seed: int, batch_size: int, u
 
 def _write(target: Path, source, queue, predictor, classes, score: str, identity: dict, address: str) -> None:
     """Copies of the images, masks, and the files of the tools; what is there stays, edited or not."""
-    labels, items, tasks = dict(enumerate(classes.names, 1)), [], []
+    labels, items, tasks = dict(enumerate(classes.names, 1)) | {IGNORE: label_studio.IGNORED}, [], []
     for rank, (item, record) in enumerate(queue, 1):
         copy, path = target / "images" / item.file, target / "masks" / f"{item.id}.png"
         if not copy.is_file():
@@ -147,7 +147,7 @@ def _write(target: Path, source, queue, predictor, classes, score: str, identity
         items.append(Item(item.id, copy, path, mask.shape, tuple(np.unique(mask).tolist())))
         facts = {"rank": rank, "score": round(record[score], 6)}
         tasks.append(label_studio.task(item.file, mask, labels, identity["checkpoint_sha256"][:12], facts, address))
-    colours = {name: tuple(classes.palette[3 * i : 3 * i + 3]) for i, name in labels.items()}
+    colours = {name: tuple(classes.palette[3 * i : 3 * i + 3]) for i, name in enumerate(classes.names, 1)}
     colours[label_studio.IGNORED] = tuple(classes.palette[-3:])
     files = Target(target)
     files.write("taxonomy.yaml", lambda: taxonomy_yaml(classes))

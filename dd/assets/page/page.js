@@ -51,3 +51,7 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
     if (kind === "drop" && event.dataTransfer.files.length) segment(event.dataTransfer.files[0]);
   });
 }
+
+for (const kind of ["dragover", "drop"]) {  // an image dropped beside the field must not leave the page
+  window.addEventListener(kind, (event) => event.preventDefault());
+}
