@@ -1,18 +1,26 @@
 """What each step without labels gains on the embedded example site: the runs of runs/site.sh -> benchmarks/results/site.json.
 
-    python -m benchmarks.site [--outputs outputs]
+    python -m benchmarks.site [--outputs outputs] [--data-root data] [--figure docs/site.png]
 
-mIoU on the test images of shapes_shift for each arm and seed; arms whose runs are not there are left out.
+mIoU on the test images of shapes_shift for each arm and seed; arms whose runs are not there are left out. ``--figure``:
+photographs, images of the plain and of the adapted generator for the same prompts, and what two segmenters see in photographs.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from benchmarks.machine import machine
-from dd.provenance import read_json, write_json
+import numpy as np
 
-SITE = "shapes_shift"
+from benchmarks.machine import machine
+from dd.config import trained_run
+from dd.datasets import SegmentationFolder, encode_image
+from dd.provenance import read_json, write_json
+from dd.report.pictures import contact_sheet, overlay
+from dd.segmentation import Predictor
+from dd.taxonomy import taxonomy
+
+SITE, COLUMNS = "shapes_shift", 8
 RESULT = Path(__file__).parent / "results" / "site.json"
 ARMS = {  # name: (real labels, folder below outputs, runs of all seeds)
     "synthetic only": ("0", "shapes/synthetic/seed=*"),
@@ -50,10 +58,31 @@ def collect(outputs: Path) -> dict:
     return found
 
 
+def figure(outputs: Path, data_root: Path) -> np.ndarray:
+    """uint8 RGB [H, W, 3]."""
+    classes, shown = taxonomy("shapes"), SegmentationFolder(data_root / SITE, "tune", taxonomy("shapes"))
+    photos = [shown[i] for i in range(COLUMNS)]
+    rows = {"photographs": [image for image, _ in photos]}
+    for name, folder in (("generator", "shapes"), ("adapted generator, the same prompts", "shapes_adapted")):
+        images = SegmentationFolder(data_root / "synthetic" / folder, "train", classes)
+        rows[name] = [images[i][0] for i in range(COLUMNS)]
+    for name in ("synthetic only", "adapted generator, self-training"):
+        predictor = Predictor(*trained_run(next(iter(sorted(outputs.glob(ARMS[name][1]))))))
+        masks = predictor([image for image, _ in photos])
+        rows[name] = [overlay(image, mask, classes.palette) for (image, _), mask in zip(photos, masks, strict=True)]
+    rows["exact masks"] = [overlay(image, mask, classes.palette) for image, mask in photos]
+    return contact_sheet(list(rows.values()), 2, row_labels=list(rows))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
-    arms = collect(parser.parse_args().outputs)
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    if options.figure:
+        options.figure.write_bytes(encode_image(figure(options.outputs, options.data_root), ".png"))
+    arms = collect(options.outputs)
     write_json(RESULT, {"site": SITE, "arms": arms, **machine()})
     print(json.dumps(arms, indent=1))
 

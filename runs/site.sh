@@ -58,4 +58,4 @@ MORE="seed=SEED $ADAPTED init_from=$SITE/segmenter/seed=SEED unlabelled.images=$
 for runs in "shapes/synthetic/seed=*" "shapes/real_shapes_shift/*" "site/*/seed=*"; do
   echo "run=outputs/$runs data=shapes_shift"
 done | each evaluate.py
-python -m benchmarks.site
+python -m benchmarks.site --figure docs/site.png
