@@ -27,14 +27,13 @@ ARMS = {  # name: (real labels, folder below outputs, runs of all seeds)
     "batch-norm statistics of the site": ("0", "site/batch_norm/seed=*"),
     "colour style of the site": ("0", "site/style_color/seed=*"),
     "Fourier style of the site": ("0", "site/style_fourier/seed=*"),
-    "self-training on photographs": ("0", "site/segmenter_alone/seed=*"),
     "adapted generator": ("0", "site/generator/seed=*"),
-    "adapted generator, as many steps more": ("0", "site/longer/seed=*"),
-    "adapted generator, self-training": ("0", "site/segmenter/seed=*"),
-    "adapted generator, self-training, as many steps more as with labels": ("0", "site/segmenter_longer/seed=*"),
-    "adapted generator, self-training, 16 labels at random": ("16", "site/labels_16/seed=*"),
-    "adapted generator, self-training, 16 labels of the queue": ("16", "site/labels_queue/seed=*"),
-    "adapted generator, self-training, 64 labels at random": ("64", "site/labels_64/seed=*"),
+    "adapted generator, self-training": ("0", "site/generator_segmenter/seed=*"),
+    "self-training on photographs": ("0", "site/segmenter/seed=*"),
+    "self-training, as many steps more as with labels": ("0", "site/segmenter_longer/seed=*"),
+    "self-training, 16 labels at random": ("16", "site/labels_16/seed=*"),
+    "self-training, 16 labels of the queue": ("16", "site/labels_queue/seed=*"),
+    "self-training, 64 labels at random": ("64", "site/labels_64/seed=*"),
     "16 labels only": ("16", "shapes/real_shapes_shift/shots=16,seed=*"),
     "64 labels only": ("64", "shapes/real_shapes_shift/shots=64,seed=*"),
     "all labels only": ("768", "shapes/real_shapes_shift/shots=all,seed=*"),
@@ -66,7 +65,7 @@ def figure(outputs: Path, data_root: Path) -> np.ndarray:
     for name, folder in (("generator", "shapes"), ("adapted generator, the same prompts", "shapes_adapted")):
         images = SegmentationFolder(data_root / "synthetic" / folder, "train", classes)
         rows[name] = [images[i][0] for i in range(COLUMNS)]
-    for name in ("synthetic only", "adapted generator, self-training"):
+    for name in ("synthetic only", "self-training on photographs"):
         predictor = Predictor(*trained_run(next(iter(sorted(outputs.glob(ARMS[name][1]))))))
         masks = predictor([image for image, _ in photos])
         rows[name] = [overlay(image, mask, classes.palette) for (image, _), mask in zip(photos, masks, strict=True)]

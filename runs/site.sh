@@ -31,12 +31,9 @@ ADAPTED="synthetic=data/synthetic/shapes_adapted"
     seeds "experiment=shapes_synthetic name=site/style_$style/seed=SEED seed=SEED style=$style unlabelled.images=$PHOTOS"
   done
   seeds "experiment=shapes_batch_norm name=site/batch_norm/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
-  seeds "experiment=shapes_adapt_segmenter name=site/segmenter_alone/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
+  seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
 } | trainings
-{
-  seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS"
-  seeds "experiment=shapes_adapt_segmenter name=site/longer/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED self_training=off"
-} | trainings
+seeds "experiment=shapes_adapt_segmenter name=site/generator_segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS" | trainings
 # Labels: 16 and 64 at random (nested, by seed), and the 16 that the adapted segmenter is least sure of; the control: as many
 # steps more without a label.
 for seed in $SEEDS; do
@@ -44,7 +41,7 @@ for seed in $SEEDS; do
   python -m dd prepare own --taxonomy shapes --name "site_queue_$seed" --images "$SITE/queue/seed=$seed/images" \
     --masks data/shapes_shift/SegmentationClass --split train="$SITE/queue/seed=$seed/train.txt"
 done
-MORE="seed=SEED $ADAPTED init_from=$SITE/segmenter/seed=SEED unlabelled.images=$PHOTOS"
+MORE="seed=SEED init_from=$SITE/segmenter/seed=SEED unlabelled.images=$PHOTOS"
 {
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter_longer/seed=SEED trainer.max_steps=150 $MORE"
   for shots in 16 64; do

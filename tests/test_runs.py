@@ -21,7 +21,8 @@ def calls(tmp_path):
 
     def run(script: str, **environment: str) -> list[list[str]]:
         shutil.copytree(ROOT / "runs", tmp_path / "runs")
-        for file in ("outputs/shapes/summary.json", "benchmarks/results/shapes.json", "bin/python"):
+        lists = "data/shapes_shift/ImageSets/Segmentation/train.txt"
+        for file in ("outputs/shapes/summary.json", "benchmarks/results/shapes.json", lists, "bin/python"):
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / file).write_text(STUB if file == "bin/python" else "{}")
         (tmp_path / "bin/python").chmod(0o755)
@@ -46,7 +47,9 @@ def check(made):
             config.check_overrides(root, overrides)
 
 
-@pytest.mark.parametrize(("script", "trainings"), [("demo.sh", 3), ("shapes.sh", 3 + 2 * 2 * 4 * 3 + 10 * 3)])
+@pytest.mark.parametrize(
+    ("script", "trainings"), [("demo.sh", 3), ("shapes.sh", 3 + 2 * 2 * 4 * 3 + 10 * 3), ("site.sh", 14 * 3 + 1)]
+)
 def test_every_command_of_the_embedded_benchmark(calls, script, trainings):
     made = calls(script)
     assert sum(call[0] == "train.py" for call in made) == trainings
