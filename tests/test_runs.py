@@ -47,9 +47,10 @@ def check(made):
             config.check_overrides(root, overrides)
 
 
-@pytest.mark.parametrize(
-    ("script", "trainings"), [("demo.sh", 3), ("shapes.sh", 3 + 2 * 2 * 4 * 3 + 10 * 3), ("site.sh", 14 * 3 + 1)]
-)
+TRAININGS = {"demo.sh": 3, "shapes.sh": 3 + 2 * 2 * 4 * 3 + 10 * 3, "site.sh": 14 * 3 + 1}
+
+
+@pytest.mark.parametrize(("script", "trainings"), TRAININGS.items())
 def test_every_command_of_the_embedded_benchmark(calls, script, trainings):
     made = calls(script)
     assert sum(call[0] == "train.py" for call in made) == trainings
