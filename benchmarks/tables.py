@@ -18,6 +18,8 @@ BEGIN, END = "<!-- {}: made by benchmarks/tables.py -->", "<!-- /{} -->"
 def cell(value) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list) and len(value) == 1:
+        [value] = value
     if isinstance(value, list):
         return f"{mean(value):.1f} ± {stdev(value):.1f}"
     return f"{value:.1f}"

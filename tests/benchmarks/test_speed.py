@@ -37,7 +37,7 @@ def test_capture(figures):
 def test_generate(figures):
     options = ("--images", 3, "--batch", 2, "--steps", 1, "--rounds", 1, "--options", "channels_last")
     found = figures("generate", *options)["generate"]
-    assert list(found) == ["plain", "ours", "channels_last"]
+    assert list(found) == ["plain", "ours", "channels_last", "in turns"]
     assert all(row["images_per_second"] > 0 and row["over_plain"] > 0 for row in found.values())
 
 
