@@ -46,9 +46,9 @@ def collect(outputs: Path) -> dict:
     for arm, (labels, pattern) in ARMS.items():
         runs = {}
         for folder in sorted(outputs.glob(pattern)):
-            path, run = folder / "eval" / SITE / "metrics.json", read_json(folder / "run.json")
+            path = folder / "eval" / SITE / "metrics.json"
             if path.is_file():
-                measured = read_json(path)
+                measured, run = read_json(path), read_json(folder / "run.json")
                 assert measured["checkpoint_sha256"] == run["checkpoint_sha256"], f"{path} is of another training"
                 runs[str(run["trained_on"]["seed"])] = (measured["miou"], run["seconds"])
         if runs:
