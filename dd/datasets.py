@@ -283,7 +283,10 @@ class SegmentationFolder:
     def content(self) -> str:
         """SHA-256 over the ids and the bytes of their masks: corrected masks are other data."""
         done = self.root / self.masks / "masks.json"
-        known = read_json(done).get("sha256", {}) if done.is_file() else {}
+        record = read_json(done) if done.is_file() else {}
+        known = record.get("sha256", {}) if isinstance(record, dict) else None
+        if not isinstance(known, dict):
+            raise ValueError(f"{done} is damaged: it does not tell the masks' hashes. Make the mask set again (stage=label)")
         files = {name: self.mask_path(name) for name in self.ids}
         hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
         return fingerprint([self.ids, hashes])

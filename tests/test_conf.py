@@ -743,3 +743,8 @@ def test_the_batch_is_measured_once_and_then_that_of_the_set(tmp_path, capsys):
 def test_a_batch_that_is_no_number(size):
     with pytest.raises(ValueError, match="unit_size=.*expected a whole number from 1 on, or auto"):
         config.unit_size(OmegaConf.create({"unit_size": size}), None, None)
+
+
+def test_a_name_that_no_file_could_have_is_answered():
+    with pytest.raises(ValueError, match=r"no setting or choice has a name of 407 characters"):
+        config.check_overrides("generate", [400 * "a" + "=shapes"])

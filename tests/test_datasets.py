@@ -309,6 +309,14 @@ def test_a_data_set_of_other_classes_is_refused(root):
         SegmentationFolder(root, "train", Taxonomy("pets", ["dog", "cat"]))
 
 
+@pytest.mark.parametrize("text", ["null", "[]", '{"sha256": null}', '{"sha256": [1]}'])
+def test_a_record_of_masks_of_other_content_is_damaged(root, text):
+    data = SegmentationFolder(root, "train", PETS)
+    (root / data.masks / "masks.json").write_text(text)
+    with pytest.raises(ValueError, match=r"masks\.json is damaged"):
+        data.fingerprint()
+
+
 def test_corrected_masks_are_other_data(root):
     data = SegmentationFolder(root, "train", PETS)
     before = data.fingerprint()

@@ -1,5 +1,6 @@
 """The command line: compose a configuration, answer mistyped overrides with the names that exist, and errors on one screen."""
 
+import errno
 import logging
 import os
 import re
@@ -137,6 +138,16 @@ def exit_code(error: Exception) -> int | None:
 
 def check_overrides(config_name: str, overrides: list[str]) -> None:
     """ValueError for an override whose key or group value does not exist, with the allowed names."""
+    try:
+        _check_overrides(config_name, overrides)
+    except OSError as error:  # Hydra looks for a file of that name
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        longest = max(overrides, key=len)
+        raise ValueError(f"{longest[:80]!r}...: no setting or choice has a name of {len(longest)} characters") from None
+
+
+def _check_overrides(config_name: str, overrides: list[str]) -> None:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
