@@ -16,6 +16,9 @@ from pathlib import Path
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
 
 
+SETTINGS = "settings.json"  # of a run that has begun
+
+
 def sha256(data: bytes | memoryview | Path) -> str:
     """Hexadecimal SHA-256 of bytes, or of a file read in pieces."""
     if isinstance(data, bytes | memoryview):
@@ -126,3 +129,12 @@ def refuse_other(path: str | Path, identity: dict, what: str) -> None:
             + "\n  ".join(lines)
             + "\nNothing was changed. Choose another name (name=...), or remove the folder to make it anew."
         )
+
+
+def finished_run(folder: str | Path, identity: dict) -> dict | None:
+    """run.json of a finished run, None where there is none yet; FileExistsError for a folder, finished or begun, of other
+    settings."""
+    folder = Path(folder)
+    for file in (folder / "run.json", folder / SETTINGS):
+        refuse_other(file, identity, "run")
+    return read_json(folder / "run.json") if (folder / "run.json").exists() else None

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dd import taxonomy as taxonomies
 from dd.datasets import SegmentationFolder
-from dd.provenance import read_json
+from dd.provenance import SETTINGS, read_json
 from dd.segmentation import Views
-from dd.stages.train import SETTINGS, load_weights
+from dd.stages.train import load_weights
 
 ALLOWED = (
     "dd.prompt_sources.",

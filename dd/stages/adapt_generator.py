@@ -13,7 +13,7 @@ from dd.datasets import encode_image
 from dd.fitting import fit
 from dd.photos import Unlabelled
 from dd.prompt_sources.captions import read_rows, stem
-from dd.provenance import fingerprint, made_by, read_json, refuse_other, sha256, write_atomic, write_json
+from dd.provenance import SETTINGS, fingerprint, finished_run, made_by, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import contact_sheet
 from dd.samples import Sample, sample_seed
 
@@ -46,19 +46,17 @@ def adapt_generator(
         "images": {"number": len(files), "sha256": fingerprint([sha256(f) for f in files])},
         "captions_sha256": fingerprint(texts), "captions_from": "file" if captions else "template",
     }  # fmt: skip
-    for file in (folder / "run.json", folder / "settings.json"):
-        refuse_other(file, identity, "run")
     target = folder / diffusion.WEIGHTS
-    if (folder / "run.json").exists():
+    if finished_run(folder, identity) is not None:
         return target
-    if not (folder / "settings.json").exists():  # an interrupted training has seen them
+    if not (folder / SETTINGS).exists():  # an interrupted training has seen them
         photos.check()
     checkpointing = training.get("gradient_checkpointing", False)
     parameters = diffusion.add_lora(generator.pipe, **identity["lora"], seed=seed, checkpointing=checkpointing)
     settings = {k: v for k, v in training.items() if k != "gradient_checkpointing"}
     scheduler = diffusion.noise_schedule(generator.pipe)
     module = Adaptation(generator.pipe, parameters, lambda t: generator.encode(t)[0], scheduler, seed=seed, **settings)
-    write_json(folder / "settings.json", {"identity": identity})
+    write_json(folder / SETTINGS, {"identity": identity})
     data = PhotoData(photos, texts, generator.size, batch_size, num_workers, seed)
     made = trainer(max_steps=max_steps, default_root_dir=folder, average=False)
     made.callbacks += [EachSteps(lambda step: _draw(folder, generator, samples, step), samples["every"])]

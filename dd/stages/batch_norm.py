@@ -11,7 +11,7 @@ from rich.progress import Progress
 from dd import checkpoints
 from dd.batch_norm import adapt, check_share, layers
 from dd.locks import Lock
-from dd.provenance import made_by, read_json, refuse_other, sha256, write_atomic, write_json
+from dd.provenance import SETTINGS, finished_run, made_by, sha256, write_atomic, write_json
 
 CHECKPOINT = Path("checkpoints") / checkpoints.LAST
 KEPT = ("segmenter", "taxonomy", "scale", "bf16", "supervision")  # of the run before
@@ -35,7 +35,7 @@ def batch_norm(
         "seed": run["trained_on"].get("seed"), "after": run["trained_on"],
     }  # fmt: skip
     identity = {"stage": "batch_norm", "trained_on": trained_on, "init_from_sha256": run["checkpoint_sha256"]}
-    if (done := _finished(folder, identity)) is not None:
+    if (done := finished_run(folder, identity)) is not None:
         return done
     check_share(share)
     everything = layers(segmenter)
@@ -44,13 +44,13 @@ def batch_norm(
     photos.check()
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint="Runs of another name are made beside it"):
-        if (done := _finished(folder, identity)) is not None:  # by another process in between
+        if (done := finished_run(folder, identity)) is not None:  # by another process in between
             return done
         started = time.perf_counter()
         how = (batch_size, device, run.get("bf16", False))
         changed = _adapted(folder, segmenter.to(device), views, photos, share, *how)
         last = folder / CHECKPOINT
-        write_json(folder / "settings.json", {"identity": identity})
+        write_json(folder / SETTINGS, {"identity": identity})
         write_atomic(folder / "config.yaml", config)
         last.parent.mkdir(exist_ok=True)
         checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in segmenter.cpu().state_dict().items()}}, last)
@@ -61,12 +61,6 @@ def batch_norm(
         }  # fmt: skip
         write_json(folder / "run.json", done)
     return done
-
-
-def _finished(folder: Path, identity: dict) -> dict | None:
-    for file in (folder / "run.json", folder / "settings.json"):
-        refuse_other(file, identity, "run")
-    return read_json(folder / "run.json") if (folder / "run.json").exists() else None
 
 
 class _Shown:

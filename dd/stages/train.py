@@ -9,11 +9,10 @@ import torch
 from dd import checkpoints
 from dd.fitting import fit
 from dd.locks import Lock
-from dd.provenance import made_by, read_json, refuse_other, sha256, write_json
+from dd.provenance import SETTINGS, finished_run, made_by, read_json, sha256, write_json
 from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
-SETTINGS = "settings.json"  # of a run that has begun
 HINT = "Runs of another name train beside it; train.py stage=budget and stage=tune share their work by themselves"
 
 
@@ -44,7 +43,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     first one holds the lock and writes.
     """
     folder = Path(folder)
-    if (done := _finished(folder, identity)) is not None:
+    if (done := finished_run(folder, identity)) is not None:
         return done
     if init_from is not None:
         try:
@@ -56,7 +55,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
             ) from None
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint=HINT) if is_main_process() else nullcontext():
-        if (done := _finished(folder, identity)) is not None:  # by another process in between
+        if (done := finished_run(folder, identity)) is not None:  # by another process in between
             return done
         if is_main_process():
             write_json(folder / SETTINGS, {"identity": identity})
@@ -68,13 +67,6 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
             done |= {"seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by()}
             write_json(folder / "run.json", done)
     return done
-
-
-def _finished(folder: Path, identity: dict) -> dict | None:
-    """run.json of a finished run; FileExistsError for a folder, finished or not, of other settings."""
-    for file in (folder / "run.json", folder / SETTINGS):
-        refuse_other(file, identity, "run")
-    return read_json(folder / "run.json") if (folder / "run.json").exists() else None
 
 
 def real_labels(trained_on: dict | None) -> list:

@@ -12,7 +12,7 @@ from dd import checkpoints, diffusion
 from dd.datasets import encode_image
 from dd.fitting import fit
 from dd.prompts import make_prompt
-from dd.provenance import made_by, read_json, refuse_other, sha256, write_atomic, write_json
+from dd.provenance import SETTINGS, finished_run, made_by, read_json, sha256, write_atomic, write_json
 from dd.report.charts import line_chart_svg
 from dd.report.pictures import contact_sheet
 from dd.samples import Sample, sample_seed
@@ -50,11 +50,9 @@ def train_text_to_image(
     identity = {"models": models, "autoencoder": autoencoder, "text_to_image": text_to_image, "seed": seed}
     start = None if init_from is None else diffusion.StableDiffusion(init_from)
     identity["init_from_sha256"] = start and start.checkpoint.sha256()
-    for file in (folder / "run.json", folder / "settings.json"):
-        refuse_other(file, identity, "run")
-    if (folder / "run.json").exists():
+    if finished_run(folder, identity) is not None:
         return folder / "model"
-    write_json(folder / "settings.json", {"identity": identity})
+    write_json(folder / SETTINGS, {"identity": identity})
     vae_settings, t2i_settings = dict(autoencoder), dict(text_to_image)
     vae_steps, t2i_steps = vae_settings.pop("max_steps"), t2i_settings.pop("max_steps")
     vae_batch, batch_size = vae_settings.pop("batch_size"), t2i_settings.pop("batch_size")
