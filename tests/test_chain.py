@@ -89,11 +89,11 @@ def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_pa
     done = json.loads((chain / "outputs/shapes/adapt_segmenter/seed=0/run.json").read_text())
     assert done["supervision"] == "A" and done["trained_on"]["after"]["source"] == "synthetic"
     taught = done["trained_on"]["self_training"]
-    assert taught["photos"]["number"] == 6 and taught["teacher"]["confidence"] == 0.9
+    assert taught["photographs"]["number"] == 6 and taught["teacher"]["confidence"] == 0.9
     before = json.loads((chain / "outputs/shapes/synthetic/seed=0/run.json").read_text())
     assert "self_training" not in before["trained_on"] and "self_training" not in before["identity"]
     (chain / "one.txt").write_text("train_00000\n")
-    with pytest.raises(FileExistsError, match=r"photos.number: 6 -> 1"):
+    with pytest.raises(FileExistsError, match=r"photographs.number: 6 -> 1"):
         run("train", *adapt, photos[0], f"unlabelled.list={chain}/one.txt")
     start = f'init_from="{chain}/outputs/shapes/adapt_segmenter/seed=0"'
     run("train", "experiment=shapes_finetune", "shots=4", start, "name=shapes/after", *where, "trainer.max_steps=1")

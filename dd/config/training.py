@@ -139,7 +139,7 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
     if style is not None:
         trained_on["style"] = style.record()
     if photos is not None:
-        trained_on["self_training"] = {**plain(cfg.self_training), "photos": photos.fingerprint()}
+        trained_on["self_training"] = {**plain(cfg.self_training), "photographs": photos.fingerprint()}
     trainer_keys = ("max_steps", "precision", "gradient_clip_val", "callbacks")
     chosen = {k: plain(cfg)[k] for k in ("segmenter", "optimizer", "transform", "batch_size", "scale", "seed")}
     trainer_settings = {k: v for k, v in plain(cfg)["trainer"].items() if k in trainer_keys}
