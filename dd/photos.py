@@ -7,7 +7,6 @@ of several pages the first one counts.
 
 import sys
 import warnings
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.datasets import READ_SUFFIXES, image_size, opened, rgb
+from dd.datasets import image_size, opened, rgb
 from dd.folders import IMAGES, Finder, index
-from dd.prompt_sources.captions import stem
 from dd.provenance import fingerprint, sha256
 
 OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")  # photographs, not read
@@ -149,36 +147,28 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
     """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a path below the folder, a
     name or a stem a line) alone if one is given. Errors name the settings ``<setting>.images`` and ``<setting>.list``.
 
-    FileNotFoundError for no folder, no image or no list; ValueError for listed images that are not there and for files that
-    cannot be read.
+    FileNotFoundError for no folder, no image or no list; ValueError for two images of one stem, for listed images that are not
+    there or may be several, and for files that cannot be read.
     """
     if not folder or not Path(folder).is_dir():
         raise FileNotFoundError(f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs")
-    folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READ_SUFFIXES and p.is_file())
+    files = index(folder, IMAGES)
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
-        lines = {line.strip() for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
-        find = _finder(files, folder)
-        if missing := sorted(line for line in lines if not find(line)):
+        named = _named(listed, files)
+        if missing := sorted(line for line, name in named.items() if name is None):
             raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
-        chosen = {file for line in lines for file in find(line)}
-        files = [f for f in files if f in chosen]
-    if not files:
-        raise FileNotFoundError(f"{setting}.images={folder} holds no images ({', '.join(sorted(READ_SUFFIXES))})")
-    _try(files, image_size, setting)
-    return files
+        chosen = set(named.values())
+        files = {name: file for name, file in files.items() if name in chosen}
+    _try(list(files.values()), image_size, setting)
+    return list(files.values())
 
 
-def _finder(files: list[Path], folder: Path):
-    """What a line of a list names: the photograph of this path below ``folder``, else all of this stem."""
-    places = defaultdict(list)
-    for file in files:
-        path = file.relative_to(folder).as_posix()
-        for key in {path, path.removesuffix(file.suffix), stem(path)}:
-            places[key].append(file)
-    return lambda line: places.get(line.replace("\\", "/")) or places.get(stem(line), [])
+def _named(listed, ids) -> dict[str, str | None]:
+    """{line of a list: the id that it names, or None}."""
+    find = Finder(ids)
+    return {line: find(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
 
 
 def _try(files: list[Path], read, setting: str) -> None:
@@ -208,7 +198,8 @@ class Unlabelled:
         return len(self.files)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        for path in (*self.files[index:], *self.files[:index]):
+        for further in range(len(self)):
+            path = self.files[(index + further) % len(self)]
             try:
                 return read_photo(path)
             except (ValueError, OSError) as error:
@@ -246,8 +237,7 @@ def without(items: list[Item], listed) -> list[Item]:
     not matter. FileNotFoundError for no file, ValueError if none of the items is left."""
     if not Path(listed).is_file():
         raise FileNotFoundError(f"leave_out={listed}: no such file; one image a line, such as the val.txt of your data set")
-    find = Finder([item.id for item in items])
-    named = {find(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+    named = set(_named(listed, [item.id for item in items]).values())
     left = [item for item in items if item.id not in named]
     if not left:
         raise ValueError(f"leave_out={listed} names all {len(items)} images: none is left to choose from")
