@@ -243,11 +243,11 @@ class StableDiffusion:
                 negative_prompt=[self.negative_prompt] * len(samples) if self.negative_prompt else None,
                 generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
                 num_inference_steps=self.steps, guidance_scale=self.guidance, height=self.size, width=self.size,
-                output_type="np", callback_on_step_end=after_step,
+                output_type="pt", callback_on_step_end=after_step,
             )  # fmt: skip
         heat = self._heat(recorder, spans) if capture else []
-        bad = faults(made.images, heat, getattr(made, "nsfw_content_detected", None))
-        return (np.nan_to_num(made.images) * 255).round().astype(np.uint8), heat, bad
+        pixels, finite, constant = eight_bit(made.images)
+        return pixels, heat, faults(finite, constant, heat, getattr(made, "nsfw_content_detected", None))
 
     @torch.no_grad()
     def read_real(self, images: np.ndarray, samples, timesteps: list[int], seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -280,19 +280,26 @@ class StableDiffusion:
         return latents.to(self.unet.dtype)
 
 
-def faults(images: np.ndarray, heat, flagged) -> list[str | None]:
-    """What is wrong with each image [B, H, W, 3] in [0, 1] (or None): ``safety checker`` blacked it out, ``not finite`` (a
-    pixel or a heat value, overflow in half precision), ``constant`` (one colour), ``empty mask`` (no class has heat that
-    differs anywhere, so that every setting makes the mask background)."""
+def eight_bit(images_BCHW: torch.Tensor) -> tuple[np.ndarray, list[bool], list[bool]]:
+    """(uint8 [B, H, W, C] of images in [0, 1], whether each is finite, whether each is of one colour); on the images' device,
+    which then sends a byte for each value."""
+    finite = images_BCHW.isfinite().flatten(1).all(1)
+    pixels = (images_BCHW.float().nan_to_num(0, 1, 0) * 255).round().to(torch.uint8)
+    constant = (pixels == pixels[:, :, :1, :1]).flatten(1).all(1)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.tolist(), constant.tolist()
+
+
+def faults(finite: list[bool], constant: list[bool], heat, flagged) -> list[str | None]:
+    """What is wrong with each image (or None): ``safety checker`` blacked it out, ``not finite`` (a pixel or a heat value,
+    overflow in half precision), ``constant`` (one colour), ``empty mask`` (no class has heat that differs anywhere, so that
+    every setting makes the mask background)."""
     found = []
-    for i, image in enumerate(images):
-        whole = np.isfinite(image).all() and all(np.isfinite(m).all() for m in (heat[i].values() if heat else ()))
+    for i, whole in enumerate(finite):
         if flagged is not None and flagged[i]:
             found.append("safety checker")
-        elif not whole:
+        elif not whole or not all(np.isfinite(m).all() for m in (heat[i].values() if heat else ())):
             found.append("not finite")
         else:
-            pixels = (image * 255).round()
             flat = heat and all(np.ptp(m[0]) == 0 for m in heat[i]["class_prompt"])  # [K, P, r, r]; power 0 decides for all
-            found.append("constant" if (pixels == pixels[0, 0]).all() else "empty mask" if flat else None)
+            found.append("constant" if constant[i] else "empty mask" if flat else None)
     return found

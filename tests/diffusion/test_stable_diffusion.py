@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dd.diffusion import StableDiffusion
-from dd.diffusion.stable_diffusion import faults
+from dd.diffusion.stable_diffusion import eight_bit, faults
 from dd.prompts import make_prompt
 from dd.samples import make_plan
 from dd.taxonomy import taxonomy
@@ -85,21 +85,37 @@ def test_an_empty_negative_prompt_is_the_models_own_nothing(model, samples, kind
 # Bad images
 
 
+def found_faults(images, heat=(), flagged=None):
+    return faults(*eight_bit(torch.from_numpy(images).permute(0, 3, 1, 2))[1:], heat, flagged)
+
+
 def test_faults():
     rng = np.random.default_rng(0)
     good, one_colour, broken = rng.random((4, 4, 3)), np.full((4, 4, 3), 0.2), rng.random((4, 4, 3))
     broken[1, 2, 0] = np.nan
     images = np.stack([good, one_colour, broken, good])
-    assert faults(images, [], None) == [None, "constant", "not finite", None]
-    assert faults(images, [], [False, False, False, True]) == [None, "constant", "not finite", "safety checker"]
+    assert found_faults(images) == [None, "constant", "not finite", None]
+    assert found_faults(images, [], [False, False, False, True]) == [None, "constant", "not finite", "safety checker"]
     heat = [{"class_prompt": rng.random((1, 2, 4, 4)).astype(np.float16)} for _ in images]
     heat[3]["class_prompt"][0, 1, 2, 3] = np.inf
-    assert faults(images, heat, None) == [None, "constant", "not finite", "not finite"]
-    assert faults(good[None] * 1e-4, [], None) == ["constant"]  # black after rounding
+    assert found_faults(images, heat) == [None, "constant", "not finite", "not finite"]
+    assert found_faults(good[None] * 1e-4) == ["constant"]  # black after rounding
     flat, seen = np.full((2, 3, 4, 4), 0.1, np.float16), np.full((2, 3, 4, 4), 0.1, np.float16)
     seen[1, 0, 2, 2] = 0.2  # one class of two was looked at
-    assert faults(good[None], [{"class_prompt": flat}], None) == ["empty mask"]
-    assert faults(good[None], [{"class_prompt": seen}], None) == [None]
+    assert found_faults(good[None], [{"class_prompt": flat}]) == ["empty mask"]
+    assert found_faults(good[None], [{"class_prompt": seen}]) == [None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_bytes_of_an_image_are_rounded_as_pillow_is_given_them_elsewhere(dtype):
+    images = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    images[0, :, 0, 0] = torch.tensor([0.0, 1.0, 0.5])
+    pixels, finite, constant = eight_bit(images)
+    expected = (images.permute(0, 2, 3, 1).float().numpy() * 255).round().astype(np.uint8)  # as diffusers' numpy_to_pil
+    assert pixels.dtype == np.uint8 and np.array_equal(pixels, expected) and finite == [True] * 2 and constant == [False] * 2
+    images[1, 0, 2, 3] = torch.inf
+    pixels, finite, _ = eight_bit(images)
+    assert finite == [True, False] and np.array_equal(pixels[0], expected[0]) and pixels[1, 2, 3, 0] == 255
 
 
 def test_overflow_and_constant_images_are_named(model, made, samples, monkeypatch):
