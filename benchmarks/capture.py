@@ -5,8 +5,9 @@
 On a GPU whole generations of the models at their true sizes, without VAE slicing; on a CPU whole generations of the embedded
 model, and single guided steps of the large UNets. The variants take turns, ``--rounds`` times; a ratio is the median over the
 rounds of the ratio within a round; on a CPU in processor time of one thread, which other work on the machine disturbs
-less. ``naive``: softmax written out in every layer, the mean over heads of each map up to 64x64 kept for each step. Peak
-memory, weights included: of the GPU's allocator, or all that the process held. The last line is JSON.
+less. ``unfused``: on a GPU, without dd.attention.fused. ``naive``: softmax written out in every layer, the mean over heads of
+each map up to 64x64 kept for each step. Peak memory, weights included: of the GPU's allocator, or all that the process held.
+The last line is JSON.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from benchmarks.full_size import build_unet, save
 from benchmarks.machine import machine
 from benchmarks.sweep import make_plan
+from dd import attention
 from dd.diffusion import AttentionRecorder, StableDiffusion
 from dd.diffusion.memory import peak_bytes, reset_peak
 
@@ -61,28 +63,40 @@ def naive(unet):
         unet.set_attn_processor(before)
 
 
-def generations(model: str, batch: int, device: str, dtype: str, steps: int) -> dict:
-    """{variant: a function that makes a batch}; whole generations."""
+@contextmanager
+def unfused():
+    """Attention is read without the fused kernel."""
+    fused, attention._fused = attention._fused, lambda: None
+    try:
+        yield
+    finally:
+        attention._fused = fused
+
+
+def build(model: str, device: str, dtype: str, steps: int) -> StableDiffusion:
     if model == "embedded":
-        generator = StableDiffusion(steps=steps, guidance=3.0, device=device, dtype=dtype, self_resolution=16)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            generator = StableDiffusion(str(save(model, Path(folder))), steps=steps, device=device, dtype=dtype)
+        return StableDiffusion(steps=steps, guidance=3.0, device=device, dtype=dtype, self_resolution=16)
+    with tempfile.TemporaryDirectory() as folder:
+        return StableDiffusion(str(save(model, Path(folder), device)), steps=steps, device=device, dtype=dtype)
+
+
+def generations(generator: StableDiffusion, batch: int) -> dict:
+    """{variant: a function that makes a batch}; whole generations."""
     plan = make_plan(batch)
 
-    def every_map():
-        with naive(generator.unet):
-            generator.generate(plan, capture=False)
+    def run(context, capture):
+        with context:
+            generator.generate(plan, capture=capture)
 
     return {
-        "plain": lambda: generator.generate(plan, capture=False), "capture": lambda: generator.generate(plan),
-        "naive": every_map,
+        "plain": lambda: run(nullcontext(), False), "capture": lambda: run(nullcontext(), True),
+        **({"unfused": lambda: run(unfused(), True)} if generator.device != "cpu" else {}),
+        "naive": lambda: run(naive(generator.unet), False),
     }  # fmt: skip
 
 
-def single_steps(model: str, batch: int, device: str, dtype: str) -> dict:
+def single_steps(unet, model: str, batch: int, device: str) -> dict:
     """{variant: a function that does one guided step of a UNet}."""
-    unet = build_unet(model, getattr(torch, dtype), device)
     latent, width = unet.config.sample_size, unet.config.cross_attention_dim
     random = torch.Generator(device).manual_seed(0)
     noise = torch.randn(2 * batch, 4, latent, latent, generator=random, device=device, dtype=unet.dtype)
@@ -170,25 +184,21 @@ def main():
         torch.set_num_threads(1)
     results = []
     for model in models:
-        whole = gpu or model == "embedded"
+        whole, steps = gpu or model == "embedded", options.steps or (25 if gpu else 20)
+        built = build(model, options.device, dtype, steps) if whole else build_unet(model, getattr(torch, dtype))
         for batch in options.batch or ([1, 4, 16] if gpu else [1, 16] if model == "embedded" else [1]):
-            steps = options.steps or (25 if gpu else 20)
             print(f"{model}, batch {batch}, {dtype}, {f'{steps} steps and decoding' if whole else 'one guided step'}")
-            variants = (
-                generations(model, batch, options.device, dtype, steps)
-                if whole
-                else single_steps(model, batch, options.device, dtype)
-            )
+            variants = generations(built, batch) if whole else single_steps(built, model, batch, options.device)
             found = measure(variants, options.rounds, options.device)
             if options.profile:
                 profile(variants["capture"], options.device)
-            del variants
             for name, row in found.items():
                 print(
                     f"  {name:8} {row['seconds']:9.3f} s {row['time_over_plain']:7.3f}x   peak {row['peak_gb']:7.3f} GB "
                     f"{row['peak_over_plain']:6.3f}x"
                 )
             results.append({"model": model, "batch": batch, "dtype": dtype, "whole": whole, "steps": steps, **found})
+        del built, variants
     print(json.dumps({"capture": results, **machine(options.device)}))
 
 

@@ -48,24 +48,25 @@ def build_unet(kind: str, dtype=torch.float32, device="cpu") -> UNet2DConditionM
     return unet
 
 
-def save(kind: str, folder: Path) -> Path:
-    """A checkpoint of ``kind`` in half precision, to be loaded as any other; returns its folder."""
+def save(kind: str, folder: Path, device: str = "cpu") -> Path:
+    """A checkpoint of ``kind`` in half precision, made on ``device``, to be loaded as any other; returns its folder."""
     words = diffusion.train_tokenizer(["a photo of a cat and a dog, a person on a sofa"] * 4, 60, folder / "tokenizer")
     ids = {"vocab_size": len(words), "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
     half = torch.float16
     parts = {
-        "unet": build_unet(kind, half), "tokenizer": words, "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
-        "vae": _fill(lambda: AutoencoderKL(**VAE, sample_size=UNETS[kind]["sample_size"] * 8), half),
+        "unet": build_unet(kind, half, device), "tokenizer": words,
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),
+        "vae": _fill(lambda: AutoencoderKL(**VAE, sample_size=UNETS[kind]["sample_size"] * 8), half, device),
     }  # fmt: skip
     if kind == "sdxl":
         first = CLIPTextConfig(**CLIP_L, **ids, hidden_act="quick_gelu")
         second = CLIPTextConfig(**CLIP_G, **ids, hidden_act="gelu", projection_dim=1280)
-        encoders = {"text_encoder": _fill(lambda: CLIPTextModel(first), half), "tokenizer_2": words}
-        encoders["text_encoder_2"] = _fill(lambda: CLIPTextModelWithProjection(second), half)
+        encoders = {"text_encoder": _fill(lambda: CLIPTextModel(first), half, device), "tokenizer_2": words}
+        encoders["text_encoder_2"] = _fill(lambda: CLIPTextModelWithProjection(second), half, device)
         pipe = StableDiffusionXLPipeline(**parts, **encoders, add_watermarker=False)
     else:
         sizes = {"sd15": {**CLIP_L, "hidden_act": "quick_gelu"}, "sd21": {**CLIP_H, "hidden_act": "gelu"}}[kind]
-        text = _fill(lambda: CLIPTextModel(CLIPTextConfig(**sizes, **ids)), half)
+        text = _fill(lambda: CLIPTextModel(CLIPTextConfig(**sizes, **ids)), half, device)
         pipe = StableDiffusionPipeline(
             **parts, text_encoder=text, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )

@@ -6,9 +6,10 @@
 records and syncs; then the same with each option that makes the pixels no different beyond rounding, and with all of them.
 ``in turns``: no unit is drawn while the one before is written. The rows take turns, ``--rounds`` times; on a CPU in processor
 time of one thread, and in wall time, which other work on the machine disturbs. ``writing alone``: how fast the stage is with
-512-px images that are already there (heat of up to three classes at 32x32, JPEG). ``played GPU``: the same images, but each
-batch comes only after the time that a GPU of ``--rate`` images a second takes, in which the processor is free; ``plain`` waits
-and saves. Joules are those that the driver counted for the GPU (pynvml, where installed). The last line is JSON.
+512-px images that are already there (heat of up to three classes at 32x32, JPEG). ``played GPU``, on a CPU: the same images,
+but each batch comes only after the time that a GPU of ``--rate`` images a second takes, in which the processor is free;
+``plain`` waits and saves. Joules are those that the driver counted for the GPU (pynvml, where installed). The last line is
+JSON.
 """
 
 import argparse
@@ -177,7 +178,7 @@ def main():
     with tempfile.TemporaryDirectory() as root:
         root, suffix = Path(root), "png" if model == "embedded" else "jpg"
         embedded = {"guidance": 3.0, "cross_resolution": 16, "self_resolution": 16} if model == "embedded" else {}
-        name = model if model == "embedded" else str(save(model, root / "checkpoint"))
+        name = model if model == "embedded" else str(save(model, root / "checkpoint", options.device))
         build = partial(StableDiffusion, name, steps=steps, device=options.device, dtype=dtype, **embedded)
         generators = {"ours": build()} | {option: build(**{option: True}) for option in options.options}
         if len(options.options) > 1:
@@ -205,7 +206,7 @@ def main():
                 shutil.rmtree(root / "set")
         alone = round(writing(root / "set", options.batch))
         shutil.rmtree(root / "set")
-        played = beside_gpu(root / "set", options.batch, options.rate, options.rounds)
+        played = {} if gpu else beside_gpu(root / "set", options.batch, options.rate, options.rounds)
     found = {}
     for row in rows:
         found[row] = over_plain(seconds["plain"], seconds[row], options.images)

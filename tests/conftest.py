@@ -1,13 +1,18 @@
 """Small fakes that several tests share."""
 
+import os
 import sys
 from pathlib import Path
+
+import torch
+
+# Without a GPU Triton's kernels run in its interpreter; asked for before other packages import triton.
+os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
 
 import hydra
 import numpy as np
 import pytest
 import pytorch_lightning as pl
-import torch
 import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf

@@ -11,7 +11,7 @@ FLOORS = {
     0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
     1: {
         "dd.prompts",
-        "dd.attention",
+        "dd.attention.*",
         "dd.masks",
         "dd.metrics",
         "dd.shapes",
@@ -64,11 +64,13 @@ FLOORS = {
 }
 # inside them modules may import each other
 ROOMS = (
-    "dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.exports", "dd.executors", "dd.tracking", "dd.report", "dd.config"
+    "dd.attention", "dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.exports", "dd.executors", "dd.tracking",
+    "dd.report", "dd.config",
 )  # fmt: skip
 ADAPTERS = {  # library: the only modules that may import it
     "diffusers": ["dd.diffusion.*"],
     "peft": ["dd.diffusion.*"],
+    "triton": ["dd.attention.*"],
     "transformers": ["dd.diffusion.*", "dd.captioner", "dd.quality", "dd.segmenters.huggingface"],
     "tokenizers": ["dd.diffusion.*"],
     "huggingface_hub": ["dd.diffusion.*"],

@@ -1,5 +1,5 @@
-"""The attention of a UNet, observed with forward pre-hooks: no processor is replaced, so the image with capture is
-bit-identical to the image without. Which resolutions a UNet has, and which of them are read."""
+"""The attention of a UNet, observed with hooks on its layers' projections: no processor is replaced and nothing is projected
+twice, so the image with capture is bit-identical to the image without. Which resolutions a UNet has, and which are read."""
 
 import math
 
@@ -8,6 +8,10 @@ from diffusers.models.attention_processor import Attention
 
 from dd import attention
 
+TOGETHER = {
+    "cuda": 2**27
+}  # bytes of queries and keys held until they are read at once: starting a kernel for each layer takes
+# longer than its work where batches are small. Elsewhere each layer is read by itself
 PARTS = {"self": 2, "cross": 4}  # of the latent's side: 32 and 16 of Stable Diffusion's 64, as in the paper
 
 
@@ -63,46 +67,77 @@ class AttentionRecorder:
         self.cross_resolution, self.self_resolution = cross_resolution, self_resolution
         self.cross_layers, self.cross_heads = cross_layers, cross_heads
         self.every, self.calls, self.seen = every, 0, {}
-        self._sums, self._counts, self._class_keys, self._handles = {}, {}, {}, []
+        self._sums, self._counts, self._class_keys, self._queries, self._held = {}, {}, {}, {}, {}
+        self._handles, self._read = {}, set()
 
     def __enter__(self):
-        self._handles.append(self.unet.register_forward_hook(self._called))
+        self._handles[None] = [self.unet.register_forward_hook(self._called)]
         for name, module in self.unet.named_modules():
-            if isinstance(module, Attention):
-                hook = self._hook(name)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            if isinstance(module, Attention) and name.endswith((".attn1", ".attn2")):
+                observers = self._observers(name, module)
+                self._handles[name] = [projection.register_forward_hook(observe) for projection, observe in observers]
         return self
 
     def __exit__(self, *_):
-        for handle in self._handles:
+        for name in list(self._handles):
+            self._remove(name)
+        self._queries.clear()
+        self._held.clear()
+
+    def _remove(self, name):
+        for handle in self._handles.pop(name):
             handle.remove()
-        self._handles.clear()
 
     def _called(self, *_):
+        for source in list(self._held):
+            self._sum_up(source)
+        if not self.calls:  # layers at other resolutions need not be observed any longer
+            for name in self._handles.keys() - self._read - {None}:
+                self._remove(name)
         self.calls += 1
 
-    def _hook(self, name):
-        @torch.no_grad()
-        def observe(module, args, kwargs):
-            if self.calls % self.every:
-                return
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if hidden.ndim != 3:
-                return
-            prompt = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-            self.seen[name] = hidden.shape[1]
-            if prompt is None and hidden.shape[1] == self.self_resolution**2:
-                self._add("self", self._probabilities(module, self._conditional(hidden)))
-            elif prompt is not None and hidden.shape[1] == self.cross_resolution**2 and self._chosen(name):
-                hidden = self._conditional(hidden)
-                if name not in self._class_keys:
-                    self._class_keys[name] = module.to_k(self.class_states.to(hidden.dtype))
-                self._add("class_prompt", self._probabilities(module, hidden, self._class_keys[name], self.cross_heads))
-                if self.full_prompt:
-                    states = self._conditional(prompt)
-                    self._add("full_prompt", self._probabilities(module, hidden, module.to_k(states), self.cross_heads))
+    def _observers(self, name, module):
+        """(projection, forward hook) of what a layer projects: queries, then keys, or several at once where they are fused."""
+        if module.is_cross_attention:
+            yield module.to_q, lambda _, __, queries: self._cross(name, module, queries)
+            if self.full_prompt and module.fused_projections:
+                yield module.to_kv, lambda _, __, both: self._keys("full_prompt", name, module, both.chunk(2, -1)[0])
+            elif self.full_prompt:
+                yield module.to_k, lambda _, __, keys: self._keys("full_prompt", name, module, keys)
+        elif module.fused_projections:
+            yield module.to_qkv, lambda _, __, three: self._self(name, module, *three.chunk(3, -1)[:2])
+        else:
+            yield module.to_q, lambda _, __, queries: self._self(name, module, queries)
+            yield module.to_k, lambda _, __, keys: self._keys("self", name, module, keys)
 
-        return observe
+    def _reads(self, name, queries, resolution) -> bool:
+        """Whether a layer is read this time; which layers there are is noted anyway."""
+        self.seen[name] = queries.shape[1]
+        if self.calls % self.every or queries.shape[1] != resolution**2:
+            return False
+        self._read.add(name)
+        return True
+
+    def _self(self, name, module, queries, keys=None):
+        if self._reads(name, queries, self.self_resolution):
+            self._queries[name] = self._conditional(queries)
+            if keys is not None:
+                self._keys("self", name, module, keys)
+
+    @torch.no_grad()
+    def _cross(self, name, module, queries):
+        if self._reads(name, queries, self.cross_resolution) and self._chosen(name):
+            queries = self._conditional(queries)
+            if name not in self._class_keys:
+                self._class_keys[name] = module.to_k(self.class_states.to(queries.dtype))
+            self._add("class_prompt", module, queries, self._class_keys[name])
+            if self.full_prompt:
+                self._queries[name] = queries
+
+    def _keys(self, source, name, module, keys):
+        """The keys that follow the queries of a layer that is read; those of the class prompt follow none."""
+        if (queries := self._queries.pop(name, None)) is not None:
+            self._add(source, module, queries, self._conditional(keys))
 
     def _chosen(self, name):
         return self.cross_layers is None or any(f"{name}.".startswith(f"{layer}.") for layer in self.cross_layers)
@@ -110,19 +145,30 @@ class AttentionRecorder:
     def _conditional(self, tensor):
         return tensor[-len(self.class_states) :]
 
-    @staticmethod
-    def _probabilities(module, hidden, keys=None, heads=None):
-        queries = attention.split_heads(module.to_q(hidden), module.heads)
-        keys = attention.split_heads(module.to_k(hidden) if keys is None else keys, module.heads)
-        if heads is not None:
-            if not heads or not set(heads) <= set(range(module.heads)):
-                raise ValueError(f"diffusion.cross_heads={heads}: a layer that is read has the heads 0 to {module.heads - 1}")
-            queries, keys = queries[:, heads], keys[:, heads]
-        return attention.mean_attention(queries, keys, module.scale)
+    @torch.no_grad()
+    def _add(self, source, module, queries, keys):
+        kind = module.heads, module.scale, queries.shape, keys.shape
+        if source in self._held and self._held[source][0] != kind:
+            self._sum_up(source)
+        _, held = self._held.setdefault(source, (kind, []))
+        held.append((queries, keys))
+        if len(held) * (queries.nbytes + keys.nbytes) >= TOGETHER.get(queries.device.type, 0):
+            self._sum_up(source)
 
-    def _add(self, key, value):
-        self._sums[key] = self._sums[key].add_(value) if key in self._sums else value
-        self._counts[key] = self._counts.get(key, 0) + 1
+    @torch.no_grad()
+    def _sum_up(self, source):
+        """Add the attention of the layers that are held, as if they were one layer with the heads of all."""
+        (heads, scale, *_), held = self._held.pop(source)
+        layers, chosen = len(held), None if source == "self" else self.cross_heads
+        queries, keys = (x[0] if layers == 1 else torch.cat(x, 2) for x in zip(*held, strict=True))
+        queries, keys = (attention.split_heads(x, heads * layers) for x in (queries, keys))
+        if chosen is not None:
+            if not chosen or not set(chosen) <= set(range(heads)):
+                raise ValueError(f"diffusion.cross_heads={chosen}: a layer that is read has the heads 0 to {heads - 1}")
+            each = [layer * heads + head for layer in range(layers) for head in chosen]
+            queries, keys = queries[:, each], keys[:, each]
+        self._sums[source] = attention.mean_attention(queries, keys, scale, self._sums.get(source), layers)
+        self._counts[source] = self._counts.get(source, 0) + layers
 
     def check(self):
         """ValueError naming the layers and resolutions that exist if a wanted one was not seen."""

@@ -15,7 +15,7 @@ def channels_last(pipe) -> None:
 
 def fuse_projections(pipe) -> None:
     """One matrix product for queries, keys and values of each attention layer of the UNet; keys and values of a prompt. The
-    single matrices stay: they are what the attention is read with."""
+    single matrices stay: with them the keys of class prompts are made."""
     pipe.fuse_qkv_projections(unet=True, vae=False)
 
 

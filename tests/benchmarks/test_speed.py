@@ -34,6 +34,12 @@ def test_capture(figures):
     assert row["naive"]["peak_gb"] > row["capture"]["peak_gb"] > 0  # all maps of two images against their mean
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
+def test_attention_needs_a_gpu(figures):
+    with pytest.raises(SystemExit, match="on a GPU alone"):
+        figures("attention")
+
+
 def test_generate(figures):
     options = ("--images", 3, "--batch", 2, "--steps", 1, "--rounds", 1, "--options", "channels_last")
     found = figures("generate", *options)["generate"]

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
+from dd import attention
 from dd.diffusion import AttentionRecorder
+from dd.diffusion import recorder as recorder_module
 from dd.diffusion.recorder import attention_sides, choose_side
 
 
@@ -29,6 +31,7 @@ class Explicit:
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         count, length = len(self.class_states), hidden_states.shape[1]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        attn.to_q(hidden_states), attn.to_k(context)  # as any processor does: it is what the recorder looks at
         attention = self.probabilities(attn, hidden_states, context)
         values = attn.to_v(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         if encoder_hidden_states is None and length == self.self**2:
@@ -117,7 +120,7 @@ def test_attention_can_be_read_in_some_of_the_steps(changed, samples, made, obse
     model, kept = changed(steps=3), []
     add = AttentionRecorder._add
     monkeypatch.setattr(
-        AttentionRecorder, "_add", lambda self, key, value: (kept.append((self.calls, key)), add(self, key, value))
+        AttentionRecorder, "_add", lambda self, key, *rest: (kept.append((self.calls, key)), add(self, key, *rest))
     )
     every, _, _ = model.generate(samples), kept.clear(), None
     images, heat, _ = changed(capture_every=2).generate(samples)
@@ -130,6 +133,25 @@ def test_attention_can_be_read_in_some_of_the_steps(changed, samples, made, obse
         # the whole is the mean of three steps, the pair of two: the second step is what is left, a distribution as well
         second = 3 * maps[2] - 2 * maps[0]
         assert second.min() > -5e-3 and second.max() < 1
+
+
+@pytest.mark.parametrize("held", [1, 2**17, 2**30])
+def test_layers_read_together_are_read_as_each_by_itself(changed, samples, held, monkeypatch):
+    """Some at a time, of one kind; and all of a step, whose sum does not change by more than the order of additions."""
+    model, calls, mean = changed(cross_heads=[1, 0]), [], attention.mean_attention
+    monkeypatch.setattr(attention, "mean_attention", lambda *given: (calls.append(given[4]), mean(*given))[1])
+    images, each, _ = model.generate(samples)
+    alone = sum(calls)
+    assert set(calls) == {1}
+    calls.clear()
+    monkeypatch.setattr(recorder_module, "TOGETHER", {"cpu": held})
+    same, heat, _ = model.generate(samples)
+    assert sum(calls) == alone and (max(calls) > 1) == (held > 1) and same.tobytes() == images.tobytes()
+    for maps, before in zip(heat, each, strict=True):
+        for source in ("class_prompt", "full_prompt"):
+            np.testing.assert_allclose(
+                maps[source].astype(np.float32), before[source].astype(np.float32), rtol=2e-3, atol=1e-6
+            )
 
 
 def test_only_the_class_prompt_is_read_unless_more_is_asked_for(changed, made, samples):
@@ -145,8 +167,9 @@ def test_hooks_are_gone_afterwards(model, kind, samples, monkeypatch, hooks):
     assert hooks() == 0
     states = model.encode([samples[0].class_prompt])[0]
     with pytest.raises(KeyboardInterrupt), AttentionRecorder(model.pipe.unet, states, 8, 16):
-        # self and cross: sd in 2 layers down, 1 in the middle, 4 up; xl in 1 + 2 down, 2 in the middle, 4 + 2 up
-        assert hooks() == 1 + 2 * (2 + 1 + 4 if kind == "sd" else 3 + 2 + 6)
+        # queries and keys of self-, queries of cross-attention: sd in 2 layers down, 1 in the middle, 4 up; xl in 1 + 2 down,
+        # 2 in the middle, 4 + 2 up
+        assert hooks() == 1 + 3 * (2 + 1 + 4 if kind == "sd" else 3 + 2 + 6)
         raise KeyboardInterrupt
     assert hooks() == 0
 

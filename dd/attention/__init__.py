@@ -4,6 +4,9 @@ exponentiation). Pure functions on tensors; the hooks that feed them live in :mo
 Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of a head, K classes, P powers.
 """
 
+import warnings
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -13,12 +16,30 @@ AT_ONCE = {"cuda": 2**26, "cpu": 2**22}  # few, larger kernels on a GPU; on a CP
 def split_heads(x_BNC: torch.Tensor, heads: int) -> torch.Tensor:
     """[B, N, H*D] -> [B, H, N, D]."""
     batch, length, width = x_BNC.shape
-    return x_BNC.view(batch, length, heads, width // heads).transpose(1, 2)
+    return x_BNC.unflatten(2, (heads, width // heads)).transpose(1, 2)
 
 
-def mean_attention(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float) -> torch.Tensor:
-    """Mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row sums to 1. As many heads at a time as ``AT_ONCE``
-    bytes hold (one at least), so that the head dimension is never held whole where it is large."""
+def mean_attention(
+    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float, onto: torch.Tensor | None = None, weight: int = 1
+) -> torch.Tensor:
+    """``weight`` times the mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row sums to ``weight``. With
+    ``onto`` [B, N, T] it is added there and that is returned.
+
+    In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works; else by :func:`mean_attention_by_heads`.
+    """
+    if q_BHND.is_cuda and (fused := _fused()) is not None and q_BHND.dtype in fused.DTYPES:
+        sizes = q_BHND.shape[0], q_BHND.shape[2], k_BHTD.shape[2]
+        out = torch.empty(sizes, device=q_BHND.device) if onto is None else onto
+        fused.mean_attention(q_BHND, k_BHTD, scale, out, onto is not None, weight)
+        return out
+    total = mean_attention_by_heads(q_BHND, k_BHTD, scale)
+    total = total if weight == 1 else total.mul_(weight)
+    return total if onto is None else onto.add_(total)
+
+
+def mean_attention_by_heads(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float) -> torch.Tensor:
+    """:func:`mean_attention`, as many heads at a time as ``AT_ONCE`` bytes hold (one at least), so that the head dimension is
+    never held whole where it is large."""
     batch, heads, pixels, _ = q_BHND.shape
     each = 4 * batch * pixels * k_BHTD.shape[2]
     count, total = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each), None
@@ -28,6 +49,28 @@ def mean_attention(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float) -> 
         probs = probs.sum(1) if probs.shape[1] > 1 else probs[:, 0]
         total = probs if total is None else total.add_(probs)
     return total.div_(heads)
+
+
+@cache
+def _fused():
+    """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: they are tried on each width of a head."""
+    try:
+        from dd.attention import fused
+
+        for width in (64, 128, 256):
+            q = torch.zeros(1, 1, 16, width, dtype=torch.float16, device="cuda")
+            fused.mean_attention(q, q, 1.0, torch.empty(1, 16, 16, device="cuda"), False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no Triton, no C compiler, a GPU that is too old: each in words of its own
+        said = " ".join(str(error).split())[:300]
+        warnings.warn(
+            f"attention is read without the fused kernel, which does not run here ({type(error).__name__}: {said}); results "
+            "are the same, reading takes more time and memory. It needs the package triton and a C compiler",
+            stacklevel=2,
+        )
+        return None
+    return fused
 
 
 def class_maps(cross_NT: torch.Tensor, spans: list[list[int]]) -> torch.Tensor:
