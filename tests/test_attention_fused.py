@@ -73,6 +73,12 @@ def test_where_the_kernel_does_not_run_the_slow_path_is_taken_and_told_once(monk
     attention._fused.cache_clear()
 
 
+def test_single_precision_and_very_wide_heads_are_left_to_the_slow_path():
+    assert fused.takes(torch.zeros(1, 1, 1, 256, dtype=torch.bfloat16))
+    assert not fused.takes(torch.zeros(1, 1, 1, 257, dtype=torch.float16))
+    assert not fused.takes(torch.zeros(1, 1, 1, 64))
+
+
 def test_sums_are_made_onto_what_is_there():
     q, k = made(2, 3, 9, 7, 16, torch.float32)
     mean, before = attention.mean_attention(q, k, 0.25), torch.rand(2, 9, 7, device=DEVICE)

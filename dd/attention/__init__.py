@@ -6,6 +6,7 @@ Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of 
 
 import warnings
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def mean_attention(
 
     In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works; else by :func:`mean_attention_by_heads`.
     """
-    if q_BHND.is_cuda and (fused := _fused()) is not None and q_BHND.dtype in fused.DTYPES:
+    if q_BHND.is_cuda and (fused := _fused()) is not None and fused.takes(q_BHND):
         sizes = q_BHND.shape[0], q_BHND.shape[2], k_BHTD.shape[2]
         out = torch.empty(sizes, device=q_BHND.device) if onto is None else onto
         fused.mean_attention(q_BHND, k_BHTD, scale, out, onto is not None, weight)
@@ -57,9 +58,9 @@ def _fused():
     try:
         from dd.attention import fused
 
-        for width in (64, 128, 256):
-            q = torch.zeros(1, 1, 16, width, dtype=torch.float16, device="cuda")
-            fused.mean_attention(q, q, 1.0, torch.empty(1, 16, 16, device="cuda"), False)
+        for width, length in product((64, 128, fused.WIDEST), (77, 256)):
+            q, k = (torch.zeros(1, 1, n, width, dtype=torch.float16, device="cuda") for n in (16, length))
+            fused.mean_attention(q, k, 1.0, torch.empty(1, 16, length, device="cuda"), False)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no Triton, no C compiler, a GPU that is too old: each in words of its own
