@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from dd.taxonomy import IGNORE
 
@@ -205,12 +204,12 @@ class ClipScore:
         _check_folder(model)
         where = {"revision": revision, "trust_remote_code": False}
         try:
-            kind = AutoConfig.from_pretrained(model, **where).model_type
+            kind = transformers.AutoConfig.from_pretrained(model, **where).model_type
             if kind != "clip":
                 raise ValueError(f"it is a model of type {kind!r}, expected clip")
-            self.processor = AutoImageProcessor.from_pretrained(model, backend="pil", **where)
-            self.tokenizer = AutoTokenizer.from_pretrained(model, **where)
-            self.model, loading = CLIPModel.from_pretrained(
+            self.processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil", **where)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(model, **where)
+            self.model, loading = transformers.CLIPModel.from_pretrained(
                 model, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **where
             )
             if loading["missing_keys"]:
