@@ -13,6 +13,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from dd import config
 from dd.masks import MaskSettings
@@ -405,6 +406,12 @@ def test_wrong_values_are_refused_before_any_work(override, message):
 def test_usual_values_pass():
     config.command.check_values(compose("generate", "experiment=shapes", "num_images=null", "device=cpu", "seed=3"))
     config.command.check_values(compose("evaluate"))
+
+
+def test_a_value_that_has_to_be_given_is_named():
+    with pytest.raises(MissingMandatoryValue) as raised:
+        config.instantiate(compose("generate", "prompts=llm", "name=x").prompts)
+    assert config.command._message(raised.value).endswith("add prompts.model=<value> to the command")
 
 
 def test_an_error_out_of_a_loaders_worker_is_told_like_any_other():

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dd.config.objects import USER_ERRORS
 from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
@@ -102,7 +102,10 @@ def _guarded(run):
 
 
 def _message(error: Exception) -> str:
-    """What an error says; of one that a loader's worker passed on with its traceback, the last paragraph."""
+    """What an error says; of one that a loader's worker passed on with its traceback, the last paragraph; of a value that has
+    to be given, how."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no default and was not given: add {error.full_key}=<value> to the command"
     text = str(error)
     return text.rpartition(f"\n{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
 
