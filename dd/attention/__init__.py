@@ -6,12 +6,14 @@ Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of 
 
 import warnings
 from functools import cache
-from itertools import product
 
 import torch
 import torch.nn.functional as F
 
 AT_ONCE = {"cuda": 2**26, "cpu": 2**22}  # few, larger kernels on a GPU; on a CPU what its cache holds
+FUSED_ON = {"cuda"}
+HALF = (torch.float16, torch.bfloat16)  # products of these are exact in float32, so the kernels lose nothing
+WIDEST = 256  # the widest head whose tiles fit into a GPU's shared memory
 
 
 def split_heads(x_BNC: torch.Tensor, heads: int) -> torch.Tensor:
@@ -28,9 +30,11 @@ def mean_attention(
 
     In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works; else by :func:`mean_attention_by_heads`.
     """
-    if q_BHND.is_cuda and (fused := _fused()) is not None and fused.takes(q_BHND):
+    device, width = q_BHND.device, q_BHND.shape[3]
+    made_for = device.type in FUSED_ON and q_BHND.dtype in HALF and width <= WIDEST
+    if made_for and (fused := _fused(device, q_BHND.dtype, width)) is not None:
         sizes = q_BHND.shape[0], q_BHND.shape[2], k_BHTD.shape[2]
-        out = torch.empty(sizes, device=q_BHND.device) if onto is None else onto
+        out = torch.empty(sizes, dtype=torch.float32, device=device) if onto is None else onto
         fused.mean_attention(q_BHND, k_BHTD, scale, out, onto is not None, weight)
         return out
     total = mean_attention_by_heads(q_BHND, k_BHTD, scale)
@@ -53,21 +57,23 @@ def mean_attention_by_heads(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: f
 
 
 @cache
-def _fused():
-    """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: they are tried on each width of a head."""
+def _fused(device: torch.device, dtype: torch.dtype, width: int):
+    """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: tried on heads of this kind."""
     try:
         from dd.attention import fused
 
-        for width, length in product((64, 128, fused.WIDEST), (77, 256)):
-            q, k = (torch.zeros(1, 1, n, width, dtype=torch.float16, device="cuda") for n in (16, length))
-            fused.mean_attention(q, k, 1.0, torch.empty(1, 16, length, device="cuda"), False)
+        for length in (77, 256):
+            q, k = (torch.zeros(1, 1, n, width, dtype=dtype, device=device) for n in (16, length))
+            for add in (False, True):
+                fused.mean_attention(q, k, 1.0, torch.zeros(1, 16, length, device=device), add)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no Triton, no C compiler, a GPU that is too old: each in words of its own
         said = " ".join(str(error).split())[:300]
         warnings.warn(
-            f"attention is read without the fused kernel, which does not run here ({type(error).__name__}: {said}); results "
-            "are the same, reading takes more time and memory. It needs the package triton and a C compiler",
+            f"attention is read without the fused kernel, which does not run here for heads of {width} in {dtype} "
+            f"({type(error).__name__}: {said}); results are the same, large batches take longer to read. It needs the package "
+            "triton and a C compiler",
             stacklevel=2,
         )
         return None

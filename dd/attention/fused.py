@@ -10,9 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-DTYPES = (torch.float16, torch.bfloat16)  # products of these are exact in float32, so nothing is lost beside the slow path
 LOG2_E = 1.4426950408889634
-WIDEST = 256  # the widest head whose tiles fit into shared memory
 WHOLE = 128  # the most columns that one tile holds: those of a prompt
 
 
@@ -73,11 +71,6 @@ def _mean(
     if ADD:
         total += tl.load(at, mask=inside, other=0.0)
     tl.store(at, total, mask=inside)
-
-
-def takes(q_BHND: torch.Tensor) -> bool:
-    """Whether the kernels are made for such queries: in half precision, heads of up to ``WIDEST`` numbers."""
-    return q_BHND.dtype in DTYPES and q_BHND.shape[3] <= WIDEST
 
 
 def mean_attention(

@@ -8,10 +8,10 @@ from diffusers.models.attention_processor import Attention
 
 from dd import attention
 
-TOGETHER = {
-    "cuda": 2**27
-}  # bytes of queries and keys held until they are read at once: starting a kernel for each layer takes
-# longer than its work where batches are small. Elsewhere each layer is read by itself
+# Bytes of queries and keys that are held until they are read at once: starting a kernel for each layer takes longer than its
+# work where batches are small. They are views of what their layers projected, two to three times as much (the unconditional
+# half, fused values). Elsewhere each layer is read by itself.
+TOGETHER = {"cuda": 2**27}
 PARTS = {"self": 2, "cross": 4}  # of the latent's side: 32 and 16 of Stable Diffusion's 64, as in the paper
 
 
@@ -71,18 +71,23 @@ class AttentionRecorder:
         self._handles, self._read = {}, set()
 
     def __enter__(self):
-        self._handles[None] = [self.unet.register_forward_hook(self._called)]
-        for name, module in self.unet.named_modules():
-            if isinstance(module, Attention) and name.endswith((".attn1", ".attn2")):
-                observers = self._observers(name, module)
-                self._handles[name] = [projection.register_forward_hook(observe) for projection, observe in observers]
+        try:
+            self._handles[None] = [self.unet.register_forward_hook(self._called)]
+            for name, module in self.unet.named_modules():
+                if isinstance(module, Attention) and name.endswith((".attn1", ".attn2")):
+                    handles = self._handles[name] = []
+                    for projection, observe in self._observers(name, module):
+                        handles.append(projection.register_forward_hook(observe))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
         for name in list(self._handles):
             self._remove(name)
-        self._queries.clear()
-        self._held.clear()
+        for kept in (self._queries, self._held, self._class_keys):
+            kept.clear()
 
     def _remove(self, name):
         for handle in self._handles.pop(name):
@@ -91,6 +96,7 @@ class AttentionRecorder:
     def _called(self, *_):
         for source in list(self._held):
             self._sum_up(source)
+        self._queries.clear()
         if not self.calls:  # layers at other resolutions need not be observed any longer
             for name in self._handles.keys() - self._read - {None}:
                 self._remove(name)

@@ -274,9 +274,11 @@ class StableDiffusion:
         half = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
         if half:
             self.vae.to(torch.float32)
-        latents = self.vae.encode(pixels.to(self.vae.dtype) / 127.5 - 1).latent_dist.mean * self.vae.config.scaling_factor
-        if half:
-            self.vae.to(torch.float16)
+        try:
+            latents = self.vae.encode(pixels.to(self.vae.dtype) / 127.5 - 1).latent_dist.mean * self.vae.config.scaling_factor
+        finally:
+            if half:
+                self.vae.to(torch.float16)
         return latents.to(self.unet.dtype)
 
 

@@ -182,6 +182,19 @@ def test_hooks_are_gone_afterwards(model, kind, samples, monkeypatch, hooks):
     assert hooks() == 0
 
 
+def test_hooks_are_gone_after_a_layer_that_takes_none(model, samples, monkeypatch, hooks):
+    layers = [m for name, m in model.pipe.unet.named_modules() if name.endswith(".to_k")]
+
+    def refuses(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(layers[-1], "register_forward_hook", refuses)
+    states = model.encode([samples[0].class_prompt])[0]
+    with pytest.raises(KeyboardInterrupt), AttentionRecorder(model.pipe.unet, states, 8, 16, full_prompt=True):
+        pass
+    assert hooks() == 0
+
+
 def test_a_network_without_attention_is_named():
     with AttentionRecorder(torch.nn.Linear(2, 2), torch.zeros(1, 77, 32), 8, 16) as recorder:
         pass

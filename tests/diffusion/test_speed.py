@@ -15,6 +15,7 @@ from dd.masks import MaskSettings, normalise, to_mask
 from tests.diffusion.conftest import settings_of
 
 GB, ROOT = 10**9, Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton has builds for Linux alone")
 
 
 def masks_of(made):
@@ -58,6 +59,20 @@ def test_a_faster_way_makes_the_same_images_and_masks(folder, kind, model, sampl
         images, _, _ = faster.generate(samples, capture=False)
         assert images.tobytes() == faster.generate(samples)[0].tobytes()
     assert faster.identity()[option] is True
+
+
+@linux
+def test_the_kernels_read_what_the_slow_path_reads(folder, kind, samples, exact, monkeypatch):
+    """In half precision, on a GPU where there is one, else in Triton's interpreter."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = StableDiffusion(str(folder), **settings_of(kind), full_prompt=True, device=device, dtype="float16")
+    monkeypatch.setattr(attention, "FUSED_ON", {})
+    slow = exact(model)
+    monkeypatch.setattr(attention, "FUSED_ON", {device})
+    fast = exact(model)
+    assert attention._fused.cache_info().currsize
+    compare(fast, slow)
+    assert fast[0][0].tobytes() == slow[0][0].tobytes() == model.generate(samples, capture=False)[0].tobytes()
 
 
 def test_plain_ways_are_not_named(model):
