@@ -11,6 +11,7 @@ TASK = (
     "You write captions of photographs for a text-to-image model that makes training images. Each caption is one plain "
     "English sentence about what the camera sees. It names its objects by words of their classes, and no object of another."
 )
+MAX_TRIES = 500  # braces of an answer at which no JSON begins, before it counts as none
 FORM = 'Answer with JSON alone: {"prompts": [{"text": "<caption>", "classes": ["<class>", ...]}, ...]}'
 
 
@@ -51,19 +52,37 @@ def schema(taxonomy) -> dict:
 
 
 def read_answer(answer: dict) -> tuple[list, str | None]:
-    """(entries, what is wrong with the whole answer or None). JSON may stand between other words, or in a code fence."""
+    """(entries, what is wrong with the whole answer or None). JSON may stand between other words, which may hold braces."""
     text = answer["text"].strip()
     if not text:
         return [], "empty answer"
-    begin, end = text.find("{"), text.rfind("}")
-    try:
-        content = json.loads(text[begin : end + 1])
-    except (ValueError, RecursionError):
+    content = _content(text)
+    if content is None:
         cut = answer.get("finish") == "length"
         return [], "answer cut off (fewer prompts.per_request make it shorter)" if cut else "answer is not JSON"
     if not isinstance(content.get("prompts"), list):
         return [], "answer has no list 'prompts'"
     return content["prompts"], None if content["prompts"] else "answer without captions"
+
+
+def _content(text: str) -> dict | None:
+    """The JSON object from the first brace to the last; or else, behind a model's thinking, the first one with a list
+    'prompts'; or None."""
+    try:
+        return json.loads(text[text.find("{") : text.rfind("}") + 1])
+    except (ValueError, RecursionError):
+        text = text.rpartition("</think>")[2]
+    decoder, begin, tries = json.JSONDecoder(), text.find("{"), 0
+    while begin >= 0 and tries < MAX_TRIES:
+        try:
+            content, end = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError):
+            tries, end = tries + 1, begin + 1
+        else:
+            if isinstance(content.get("prompts"), list):
+                return content
+        begin = text.find("{", end)
+    return None
 
 
 class Answers:

@@ -1,7 +1,10 @@
 """An OpenAI-compatible endpoint, asked through its client. The only importer of openai."""
 
+import json
 import os
 from urllib.parse import urlsplit
+
+KEPT = "Answers so far are kept: the same command goes on from there"
 
 
 class NoAnswer(ConnectionError, ValueError):
@@ -38,12 +41,11 @@ class Endpoint:
             answer = self._client.chat.completions.create(**request)
         except openai.OpenAIError as error:
             raise NoAnswer(self._explain(openai, error, key)) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a body that is not the JSON its Content-Type says
+            raise NoAnswer(self._no_completion(getattr(error, "doc", error), key)) from None
         choices = getattr(answer, "choices", None)
         if not isinstance(choices, list):
-            raise NoAnswer(
-                f"{self.url} answers, but not as a chat completion: {str(answer)[:100]!r}. Is it the address of an "
-                "OpenAI-compatible endpoint (it often ends in /v1)? prompts.base_url says where"
-            )
+            raise NoAnswer(self._no_completion(answer, key))
         message = getattr(choices[0], "message", None) if choices else None
         return {
             "text": getattr(message, "content", None) or getattr(message, "refusal", None) or "",
@@ -59,17 +61,31 @@ class Endpoint:
             raise ValueError(f"the key in {self.api_key_env} holds characters that no HTTP header takes; copy it again, alone")
         return key
 
+    def _no_completion(self, body, key: str) -> str:
+        """What came instead of a chat completion, the endpoint's own error where it gives one, with nothing of the key."""
+        body = getattr(body, "model_extra", None) or body  # of a completion without choices: what no completion has
+        told = body.get("error") if isinstance(body, dict) else None
+        told = told.get("message") or told if isinstance(told, dict) else told
+        said = " ".join(str(told or body).split())
+        said = said.replace(key, "<key>") if key else said
+        if told:
+            return f"{self.url} answers with an error: {said[:300]!r}. {KEPT}, later"
+        return (
+            f"{self.url} answers, but not as a chat completion: {repr(said[:100]) if said else 'an empty body'}. Is it the "
+            "address of an OpenAI-compatible endpoint (it often ends in /v1)? prompts.base_url says where"
+        )
+
     def _explain(self, openai, error, key: str) -> str:
         """What went wrong and what to do, with nothing of the key."""
-        status, kept = getattr(error, "status_code", None), "Answers so far are kept: the same command goes on from there"
+        status = getattr(error, "status_code", None)
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
         said = " ".join(str(cause or error).split())
         said = (said.replace(key, "<key>") if key else said)[:300]
         tries = f"tried {self.max_retries + 1} time{'s' * (self.max_retries > 0)}"
         if isinstance(error, openai.APITimeoutError):
-            return f"{self.url}: no answer within {self.timeout:g} s, {tries}. {kept}; prompts.timeout gives it longer"
+            return f"{self.url}: no answer within {self.timeout:g} s, {tries}. {KEPT}; prompts.timeout gives it longer"
         if isinstance(error, openai.APIConnectionError):
-            return f"{self.url}: no connection, {tries} ({said}). Is the endpoint running, and prompts.base_url right? {kept}"
+            return f"{self.url}: no connection, {tries} ({said}). Is the endpoint running, and prompts.base_url right? {KEPT}"
         if status in (401, 403):
             have = f"the key in {self.api_key_env}" if key else f"a request without a key ({self.api_key_env} is empty)"
             return f"{self.url} refuses {have}: {said}. Put a valid key into the environment variable of prompts.api_key_env"
@@ -78,9 +94,9 @@ class Endpoint:
         if status == 429:
             after = error.response.headers.get("retry-after", "")
             wait = f" and to wait {after} s" if after.isdecimal() else ""
-            return f"{self.url} asks for fewer requests{wait}, {tries}: {said}. {kept}, later"
+            return f"{self.url} asks for fewer requests{wait}, {tries}: {said}. {KEPT}, later"
         if status is not None and status >= 500:
-            return f"{self.url} fails, {tries}: {said}. {kept}, later"
+            return f"{self.url} fails, {tries}: {said}. {KEPT}, later"
         return (
             f"{self.url} refuses the request: {said}. An endpoint without structured output: "
             "prompts.json_schema=false; without a seed or a temperature: prompts.seed=null, prompts.temperature=null"

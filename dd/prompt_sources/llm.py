@@ -61,11 +61,13 @@ class LanguageModelPrompts:
             raise ValueError("prompts: a language model never ends; say how many prompts (num_images=...)")
         limit = self.max_requests or 5 + 3 * -(-number // self.per_request)
         nouns, answers, texts = ClassNouns(taxonomy, self.other_meanings), Answers(self.cache), {}
-        prompts, dropped, asked = [], [], 0
+        prompts, dropped, asked, cached = [], [], 0, 0
         with Progress(f"prompts of {self.model}", number, unit="prompts") as progress:
             while len(prompts) < number and asked < limit:
                 request = self._request(taxonomy, prompts, seed, asked)
-                if request not in answers:
+                if request in answers:
+                    cached += 1
+                else:
                     answers.keep(request, self.endpoint.url, self.endpoint.ask(request))
                 rows, reason = read_answer(answers[request])
                 dropped += [_left_out(answers[request]["text"], reason)] if reason else []
@@ -79,7 +81,7 @@ class LanguageModelPrompts:
                 asked += 1
                 progress.advance(min(len(prompts), number) - before)
         if len(prompts) < number:
-            raise ValueError(self._too_few(len(prompts), number, asked, dropped))
+            raise ValueError(self._too_few(len(prompts), number, asked, cached, dropped))
         return Prompts(prompts[:number], dropped)
 
     def _request(self, taxonomy, prompts: list[Prompt], seed: int, number: int) -> dict:
@@ -127,13 +129,20 @@ class LanguageModelPrompts:
             return False
         return texts.setdefault(frozenset(prompt.classes), Earlier(self.drop_similar)).repeats(prompt.text)
 
-    def _too_few(self, found: int, number: int, asked: int, dropped: list[dict]) -> str:
+    def _too_few(self, found: int, number: int, asked: int, cached: int, dropped: list[dict]) -> str:
+        """``asked``: answers that were looked at, ``cached`` of which nobody was asked for now."""
         reasons = Counter(row["reason"] for row in dropped).most_common(8)
         counts = ", ".join(f"{n} x {reason}" for reason, n in reasons) or "few captions in each"
+        where, kept = f" at {self.endpoint.url}", f"The answers are in {self.cache}"
+        if cached:
+            where = f", {asked - cached} of them asked for now{where}" if cached < asked else ", none asked for now"
+            kept = f"{cached} of the {asked} answers were already in {self.cache}"
+        if 2 * cached > asked:
+            kept += "; to ask anew, move that file away or give another prompts.cache=..."
         return (
-            f"{found} of {number} prompts after {asked} answers of {self.model} at {self.endpoint.url}; left out: {counts}. "
-            f"The answers are in {self.cache}. Ask more often (prompts.max_requests={2 * asked}), for fewer (num_images), or "
-            "another model or other prompts.conditions"
+            f"{found} of {number} prompts after {asked} answers of {self.model}{where}; left out: {counts}. {kept}. "
+            f"Ask more often (prompts.max_requests={2 * asked}), for fewer (num_images), or another model or other "
+            "prompts.conditions"
         )
 
 

@@ -24,10 +24,11 @@ def captions(request: dict) -> str:
 
 class Chat:
     """``script``: what the next requests get, each a text (the model's words), a status, (status, headers), a float (seconds
-    of silence first) or bytes (a whole body); then faultless captions. ``asked``: [(body, headers)]."""
+    of silence first) or bytes (a whole body, of the Content-Type ``body_type``); then faultless captions. ``asked``: [(body,
+    headers)]."""
 
     def __init__(self):
-        self.script, self.asked, self.url = [], [], None
+        self.script, self.asked, self.url, self.body_type = [], [], None, "text/html"
 
     def answer(self, request):
         """(status, headers, body) of the next request."""
@@ -36,7 +37,7 @@ class Chat:
             time.sleep(step)
             step = captions(request)
         if isinstance(step, bytes):
-            return 200, {"Content-Type": "text/html"}, step
+            return 200, {"Content-Type": self.body_type}, step
         if isinstance(step, int | tuple):
             status, headers = step if isinstance(step, tuple) else (step, {})
             key = self.asked[-1][1].get("authorization", "").removeprefix("Bearer ")

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -146,6 +147,26 @@ def test_json_between_other_words_is_read():
     assert "cut off" in read_answer({"text": '{"prompts": [{', "finish": "length"})[1]
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        '<think>hmm {"a": 1}</think>', "<think>{a {b} }</think>", '<think>first {"prompts": []}, or</think>\n```json\n',
+        'As {"text", "classes"}, {"a": {"prompts": []}}: ', "{" * 100 + " ",
+    ],
+)  # fmt: skip
+def test_braces_in_the_words_around_the_json_do_no_harm(before):
+    rows = [{"text": "a pallet {of} wood", "classes": ["pallet"]}]
+    assert read_answer({"text": f"{before}{json.dumps({'prompts': rows})}"}) == (rows, None)
+    assert read_answer({"text": f"{before}{json.dumps({'prompts': rows})} {{done}}"}) == (rows, None)
+
+
+@pytest.mark.parametrize("text", ["{" * 300_000, '{"a":' * 50_000, '{"a": "' * 50_000, '{"a": [' + "1, {" * 50_000])
+def test_an_answer_of_braces_alone_is_given_up_soon(text):
+    begin = time.perf_counter()
+    assert read_answer({"text": text}) == ([], "answer is not JSON")
+    assert time.perf_counter() - begin < 5
+
+
 def test_the_limit_of_attempts_says_what_was_wrong(chat, source, tmp_path):
     chat.script = ["no", answer(("a truck", "truck"), ("a pallet", "pallet")), "no"]
     with pytest.raises(ValueError) as error:
@@ -156,11 +177,46 @@ def test_the_limit_of_attempts_says_what_was_wrong(chat, source, tmp_path):
     assert len(source(max_requests=6)(SITE, 5, 0)) == 5 and len(chat.asked) == 4  # the three are not asked again
 
 
-def test_an_address_that_is_no_endpoint(chat, source, tmp_path):
-    for body in (b"<html>welcome</html>", b"[]", b"null"):
+def test_answers_of_the_cache_are_not_laid_to_the_endpoint(chat, source, tmp_path):
+    chat.script = ["no"] * 3
+    with pytest.raises(ValueError, match=r"0 of 4 prompts after 3 answers of tiny at http.*The answers are in") as error:
+        source(max_requests=3)(SITE, 4, 0)
+    assert "already" not in str(error.value)
+    cure = "to ask anew, move that file away or give another prompts.cache="
+    with pytest.raises(ValueError, match=f"3 of the 3 answers were already in .*answers.jsonl; {cure}") as error:
+        source(max_requests=3)(SITE, 4, 0)
+    assert "3 answers of tiny, none asked for now;" in str(error.value) and chat.url not in str(error.value)
+    assert len(chat.asked) == 3
+    chat.script = ["no"] * 5
+    with pytest.raises(ValueError, match=f"3 of the 4 answers were already in .*{cure}") as error:
+        source(max_requests=4)(SITE, 4, 0)
+    assert f"4 answers of tiny, 1 of them asked for now at {chat.url};" in str(error.value)
+    with pytest.raises(ValueError, match="4 of the 8 answers were already in") as error:
+        source(max_requests=8)(SITE, 4, 0)
+    assert "to ask anew" not in str(error.value)
+    (tmp_path / "answers.jsonl").rename(tmp_path / "away.jsonl")  # the cure
+    assert len(source(max_requests=3)(SITE, 4, 0)) == 4
+
+
+@pytest.mark.parametrize("body_type", ["text/html", "application/json"])
+def test_an_address_that_is_no_endpoint(chat, source, tmp_path, body_type):
+    chat.body_type = body_type
+    bodies = (b"<html>welcome</html>", b"[]", b"null", b"", b" \n", b"\xff\xfe\xff", b'{"detail": "welcome"}')
+    for body in (*bodies, KEY.encode(), b"x" * 90 + KEY.encode()):
         chat.script = [body]
-        with pytest.raises(NoAnswer, match="not as a chat completion.*prompts.base_url"):
+        with pytest.raises(NoAnswer, match=f"{chat.url} answers, but not as a chat completion.*prompts.base_url") as error:
             source()(SITE, 1, 0)
+        assert KEY[:6] not in str(error.value) and ("an empty body" in str(error.value)) == (not body.strip())
+        assert ("welcome" in str(error.value)) == (b"welcome" in body)
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+@pytest.mark.parametrize("told", [{"message": f"overloaded, {KEY}"}, f"overloaded, {KEY}", {"code": f"overloaded, {KEY}"}])
+def test_an_error_in_an_answer_of_status_200_is_shown(chat, source, tmp_path, told):
+    chat.body_type, chat.script = "application/json", [json.dumps({"error": told}).encode()]
+    with pytest.raises(NoAnswer, match="answers with an error: .*overloaded, <key>.*Answers so far are kept.*later") as error:
+        source()(SITE, 1, 0)
+    assert chat.url in str(error.value) and "ChatCompletion" not in str(error.value) and KEY not in str(error.value)
     assert not (tmp_path / "answers.jsonl").exists()
 
 
