@@ -28,8 +28,10 @@ ARMS = {  # name: (real labels, folder below outputs, runs of all seeds)
     "colour style of the site": ("0", "site/style_color/seed=*"),
     "Fourier style of the site": ("0", "site/style_fourier/seed=*"),
     "adapted generator": ("0", "site/generator/seed=*"),
-    "adapted generator, self-training": ("0", "site/generator_segmenter/seed=*"),
+    "adapted generator, self-training, a third of the steps": ("0", "site/generator_segmenter/seed=*"),
     "self-training on photographs": ("0", "site/segmenter/seed=*"),
+    "as many steps more without photographs": ("0", "site/synthetic_longer/seed=*"),
+    "self-training, a third of the steps": ("0", "site/segmenter_300/seed=*"),
     "self-training, as many steps more as with labels": ("0", "site/segmenter_longer/seed=*"),
     "self-training, 16 labels at random": ("16", "site/labels_16/seed=*"),
     "self-training, 16 labels of the queue": ("16", "site/labels_queue/seed=*"),
@@ -37,6 +39,7 @@ ARMS = {  # name: (real labels, folder below outputs, runs of all seeds)
     "16 labels only": ("16", "shapes/real_shapes_shift/shots=16,seed=*"),
     "64 labels only": ("64", "shapes/real_shapes_shift/shots=64,seed=*"),
     "all labels only": ("768", "shapes/real_shapes_shift/shots=all,seed=*"),
+    "all labels only, as many steps as self-training": ("768", "site/real_longer/seed=*"),
 }
 
 

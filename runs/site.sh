@@ -2,7 +2,7 @@
 # The embedded example site: shapes_shift, of which 768 photographs are at hand and no label. What each step without labels
 # gains, what 16 and 64 labels add, and whether a review queue chooses better ones than chance; three seeds. Writes
 # benchmarks/results/site.json, the table of README.md. Finished parts (those of demo and study too) are skipped.
-# Cost: about 2 hours of 2 CPU cores. JOBS trainings run side by side, as in shapes.sh.
+# Cost: about 3 hours of 2 CPU cores. JOBS trainings run side by side, as in shapes.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 SEEDS=${SEEDS:-0 1 2}
@@ -24,6 +24,7 @@ python evaluate.py stage=predict run="outputs/shapes/synthetic/seed=${SEEDS%% *}
 python train.py experiment=shapes_adapt_generator name=site/adapter adaptation.images=$PHOTOS adaptation.list=null \
   adaptation.captions=$SITE/seen/captions.jsonl
 python generate.py experiment=shapes name=shapes_adapted diffusion.adapter=$SITE/adapter
+THIRD="trainer.max_steps=300 optimizer.learning_rate=1.0e-3"
 ADAPTED="synthetic=data/synthetic/shapes_adapted"
 {
   seeds "experiment=shapes_synthetic name=site/generator/seed=SEED seed=SEED $ADAPTED"
@@ -32,8 +33,10 @@ ADAPTED="synthetic=data/synthetic/shapes_adapted"
   done
   seeds "experiment=shapes_batch_norm name=site/batch_norm/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
+  seeds "experiment=shapes_adapt_segmenter name=site/segmenter_300/seed=SEED seed=SEED unlabelled.images=$PHOTOS $THIRD"
+  seeds "experiment=shapes_adapt_segmenter name=site/synthetic_longer/seed=SEED seed=SEED self_training=off"
 } | trainings
-seeds "experiment=shapes_adapt_segmenter name=site/generator_segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS" | trainings
+seeds "experiment=shapes_adapt_segmenter name=site/generator_segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS $THIRD" | trainings
 # Labels: 16 and 64 at random (nested, by seed), and the 16 that the adapted segmenter is least sure of; the control: as many
 # steps more without a label.
 for seed in $SEEDS; do
@@ -43,7 +46,7 @@ for seed in $SEEDS; do
 done
 MORE="seed=SEED init_from=$SITE/segmenter/seed=SEED unlabelled.images=$PHOTOS"
 {
-  seeds "experiment=shapes_adapt_segmenter name=site/segmenter_longer/seed=SEED trainer.max_steps=150 $MORE"
+  seeds "experiment=shapes_adapt_segmenter name=site/segmenter_longer/seed=SEED trainer.max_steps=150 optimizer.learning_rate=1.0e-3 $MORE"
   for shots in 16 64; do
     seeds "experiment=shapes_adapt_labels name=site/labels_$shots/seed=SEED data=shapes_shift shots=$shots $MORE"
   done
@@ -51,6 +54,7 @@ MORE="seed=SEED init_from=$SITE/segmenter/seed=SEED unlabelled.images=$PHOTOS"
   for shots in 16 64 all; do
     seeds "experiment=shapes_real data=shapes_shift shots=$shots seed=SEED"
   done
+  seeds "experiment=shapes_real name=site/real_longer/seed=SEED data=shapes_shift shots=all seed=SEED trainer.max_steps=1440"
 } | trainings
 for runs in "shapes/synthetic/seed=*" "shapes/real_shapes_shift/*" "site/*/seed=*"; do
   echo "run=outputs/$runs data=shapes_shift"
