@@ -12,8 +12,9 @@ MASKS = (".png", ".bmp", ".tif", ".tiff")  # no JPEG: it smears the ids
 
 def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> dict[str, Path]:
     """{path below ``folder`` without suffix: file}, sorted, subfolders included; ``ending`` (``_mask``) is taken off the stem.
+    What macOS lays beside files on other disks (``._name``) is no file of its own.
 
-    FileNotFoundError for no folder or no such file, ValueError for two files of one stem.
+    FileNotFoundError for no folder or no such file, ValueError for two files of one stem and for names that are no UTF-8.
     """
     folder, found = Path(folder), {}
     if not folder.is_dir():
@@ -21,6 +22,9 @@ def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> di
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in suffixes or not path.stem.endswith(ending) or not path.is_file():
             continue
+        if path.name.startswith("._"):
+            continue
+        _check_name(path)
         name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
         if name in found:
             raise ValueError(f"{found[name]} and {path} have the same stem, by which it is found: rename one")
@@ -28,6 +32,14 @@ def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> di
     if not found:
         raise FileNotFoundError(f"no file *{ending} with {', '.join(suffixes)} in {folder}")
     return found
+
+
+def _check_name(path: Path) -> None:
+    """ValueError for a name that cannot be written to lists and tables: bytes of another encoding, as old archives bring."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of {ascii(str(path))} is no UTF-8 (an old archive?): rename it") from None
 
 
 class Finder:

@@ -23,6 +23,7 @@ OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".c
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 MAX_PIXELS = 50_000_000
 PILLOWS_LIMIT = 2 * 89_478_485  # above it Pillow itself refuses: a small file may claim any size
+RAISE = ", or raise max_pixels (memory: 4 bytes a pixel and class)"  # where a command has this setting
 MAX_RATIO = 1000  # of the sides: the shorter one must keep a pixel when the image is made smaller
 
 
@@ -41,13 +42,13 @@ def check_limit(max_pixels: int) -> None:
         raise ValueError(f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, where Pillow itself refuses an image")
 
 
-def read_photo(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_photo(path, max_pixels: int = MAX_PIXELS, cure: str = "") -> np.ndarray:
     """uint8 RGB [H, W, 3], upright, of a file or a binary stream. ValueError for what is damaged, no image, too large
-    (judged by its header, before anything is decoded), too thin, or of floats."""
+    (judged by its header, before anything is decoded; ``cure``: what else helps), too thin, or of floats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one, or was chosen
         with opened(path) as image:
-            _check_size(path, *image.size, max_pixels)
+            _check_size(path, *image.size, max_pixels, cure)
             if image.mode in ("I", "F"):
                 raise ValueError(
                     f"{path} holds numbers of 32 bits (mode {image.mode}), which are no brightness; save it with 8 or 16 bits"
@@ -55,11 +56,11 @@ def read_photo(path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             return np.asarray(rgb(ImageOps.exif_transpose(image)))
 
 
-def _check_size(path, width: int, height: int, max_pixels: int) -> None:
+def _check_size(path, width: int, height: int, max_pixels: int, cure: str = "") -> None:
     if width * height > max_pixels:
         raise ValueError(
             f"{path} has {width}x{height} = {width * height / 1e6:.1f} million pixels, the limit is {max_pixels / 1e6:g}: "
-            "make it smaller, cut it, or raise max_pixels (memory: 4 bytes a pixel and class)"
+            f"make it smaller or cut it{cure}"
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(f"{path} is {width}x{height}: one side may be at most {MAX_RATIO} times the other; cut it")
@@ -96,7 +97,7 @@ class Photos:
         """(item, its pixels or the error that says why there are none), one after the other."""
         for item in wanted:
             try:
-                yield item, read_photo(self.files[item.id], self.max_pixels)
+                yield item, read_photo(self.files[item.id], self.max_pixels, RAISE)
             except (ValueError, OSError) as error:
                 yield item, error
 
@@ -111,7 +112,8 @@ class Video:
             raise ValueError(f"every={every!r}: expected a whole number of 1 or more, 1 = each frame of a video")
         self.path, self.every, self.unreadable, self.notes = Path(path), every, {}, []
         video = self._open()
-        _check_size(path, *(int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)), max_pixels)
+        sides = (int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        _check_size(path, *sides, max_pixels, RAISE)
         promised, count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
         while video.grab():
             count += 1
@@ -156,13 +158,19 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
-        named = _named(listed, files)
+        if not (named := _named(listed, files)):
+            raise ValueError(f"{setting}.list={listed} names no image; one a line, or null for all images")
         if missing := sorted(line for line, name in named.items() if name is None):
             raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
         chosen = set(named.values())
         files = {name: file for name, file in files.items() if name in chosen}
-    _try(list(files.values()), image_size, setting)
+    _try(list(files.values()), _check_header, setting)
     return list(files.values())
+
+
+def _check_header(path) -> None:
+    height, width = image_size(path)
+    _check_size(path, width, height, MAX_PIXELS)
 
 
 def _named(listed, ids) -> dict[str, str | None]:
@@ -172,7 +180,7 @@ def _named(listed, ids) -> dict[str, str | None]:
 
 
 def _try(files: list[Path], read, setting: str) -> None:
-    """ValueError with the first file that ``read`` refuses, and their number."""
+    """ValueError with the first ten files that ``read`` refuses, and their number."""
 
     def problem(file):
         try:
@@ -180,10 +188,15 @@ def _try(files: list[Path], read, setting: str) -> None:
         except (OSError, ValueError) as error:
             return str(error)
 
-    with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoding leaves the interpreter
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         bad = [text for text in pool.map(problem, files) if text]
     if bad:
-        raise ValueError(f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list: {bad[0]}")
+        more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
+        raise ValueError(
+            f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list:\n  "
+            + "\n  ".join(bad[:10] + more)
+        )
 
 
 class Unlabelled:
@@ -222,7 +235,8 @@ class Unlabelled:
 def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None) -> Photos | Video:
     """The photographs of a folder, or the frames of a video file. Errors say what is allowed."""
     if not images or not Path(images).exists():
-        raise FileNotFoundError(f"images={images}: nothing is there; expected a folder of images, or a video file")
+        given = f"images={images}: nothing is there" if images else "images is not given"
+        raise FileNotFoundError(f"{given}; expected images=<a folder of images, or a video file>")
     if Path(images).is_dir():
         return Photos(images, max_pixels, limit)
     if Path(images).suffix.lower() not in VIDEOS:

@@ -403,6 +403,16 @@ def test_wrong_values_are_refused_before_any_work(override, message):
         config.command.check_values(compose("generate", "experiment=shapes", override))
 
 
+@pytest.mark.parametrize(
+    ("root", "override"),
+    [("evaluate", "images=[a,b]"), ("evaluate", "output=[a]"), ("train", "unlabelled.images=[a,b]"), ("evaluate", "run=[a]")],
+)
+def test_a_list_is_no_path(root, override):
+    cfg = compose(root, *(["experiment=shapes_real"] if root == "train" else []), override)
+    with pytest.raises(ValueError, match=f"{override.partition('=')[0]}=.*: expected one path, got a list"):
+        config.command.check_values(cfg)
+
+
 def test_usual_values_pass():
     config.command.check_values(compose("generate", "experiment=shapes", "num_images=null", "device=cpu", "seed=3"))
     config.command.check_values(compose("evaluate"))

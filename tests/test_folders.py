@@ -17,6 +17,19 @@ def test_files_by_stem_with_their_folders(tmp_path):
     assert list(found) == ["a.v2", "b c", "day/a", "night/a"] and found["b c"] == tmp_path / "b c.JPG"
 
 
+def test_what_macos_lays_beside_files_is_no_file(tmp_path):
+    assert list(index(touch(tmp_path, "a.png", "._a.png", "._b.jpg"), IMAGES)) == ["a"]
+
+
+def test_a_name_that_is_no_utf8_is_shown(tmp_path):
+    try:
+        touch(tmp_path, "halle_\udcfc.jpg")
+    except OSError:
+        pytest.xfail("this file system takes names in UTF-8 alone")
+    with pytest.raises(ValueError, match=r"halle_\\udcfc.jpg' is no UTF-8 .*: rename it"):
+        index(tmp_path, IMAGES)
+
+
 def test_endings_of_masks(tmp_path):
     touch(tmp_path, "a_mask.png", "b_mask.png", "b.png", "c.jpg")
     assert list(index(tmp_path, MASKS, "_mask")) == ["a", "b"]

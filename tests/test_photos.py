@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.photos import PILLOWS_LIMIT, Photos, Unlabelled, Video, read_photo, source, without
+from dd.photos import PILLOWS_LIMIT, Photos, Unlabelled, Video, find_photos, read_photo, source, without
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -115,7 +115,7 @@ def test_an_enormous_image_is_refused_by_its_header(tmp_path, side):
 def test_the_limit_is_a_choice(tmp_path):
     path = saved(tmp_path, Image.fromarray(COLOURS))
     assert read_photo(path, 54).shape == (6, 9, 3)
-    with pytest.raises(ValueError, match="9x6 = .* the limit is .*raise max_pixels"):
+    with pytest.raises(ValueError, match="9x6 = .* the limit is .*: make it smaller or cut it$"):
         read_photo(path, 53)
     for wrong in (0, 1.5, True, PILLOWS_LIMIT + 1):
         with pytest.raises(ValueError, match="max_pixels"):
@@ -156,7 +156,7 @@ def test_images_that_are_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("")
     for images, kind, message in [
-        (None, FileNotFoundError, "images=None: nothing is there"),
+        (None, FileNotFoundError, "images is not given; expected images=<a folder"),
         (tmp_path / "gone", FileNotFoundError, "gone: nothing is there"),
         (tmp_path / "empty", FileNotFoundError, "no file .*jpg.* in .*empty"),
         (tmp_path / "text.txt", ValueError, "expected a folder of images .* or a video"),
@@ -226,7 +226,7 @@ def test_photographs_to_train_with_are_upright_and_damaged_ones_are_stood_in_for
     for _ in range(2):
         assert np.array_equal(photos[3], grey)  # the next one
     assert capsys.readouterr().err.count("d.jpg") == 1
-    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read; remove them, or give unlabelled\.list: .*d\.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read; remove them, or give unlabelled\.list:\n.*d\.jpg"):
         photos.check()
 
 
@@ -245,6 +245,23 @@ def test_a_list_names_photographs_by_path_or_by_stem(tmp_path):
         listed("elsewhere/0")
     with pytest.raises(ValueError, match=r"1 images are not in .*, such as \['2.png'\]"):
         listed("0", "2.png")
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match=r"unlabelled\.list=.*list\.txt names no image; one a line, or null"):
+        find_photos(tmp_path, tmp_path / "list.txt")
+
+
+def test_all_that_cannot_be_read_are_named_and_the_enormous_found_by_their_headers(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"?")
+    Image.new("1", (8000, 7000)).save(tmp_path / "c.png")
+    with pytest.raises(ValueError, match=r"2 of 3 images cannot be read") as raised:
+        find_photos(tmp_path)
+    lines = str(raised.value).splitlines()
+    assert "b.png" in lines[1] and "c.png has 8000x7000" in lines[2] and "max_pixels" not in lines[2]
 
 
 def test_what_a_run_records_of_its_photographs(tmp_path):

@@ -1,5 +1,6 @@
 """``python -m dd init``: a guided start."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def init(options) -> int:
         train_images = len(read_split(folder, "train"))
     for path in init_files(site, options.conf, train_images):
         print(f"ready: {path}")
-    root = "" if options.root == "data" else f" data_root={options.root}"
+    root = "" if options.root == "data" else " " + shlex.quote(f"data_root={options.root}")
     print(f"next:  python generate.py experiment={site.name}{root}")
     print(f"       python train.py experiment={site.name}_synthetic{root}")
     if train_images is not None:

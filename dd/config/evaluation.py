@@ -22,6 +22,8 @@ def prediction_arguments(cfg, place: Path | None = None) -> dict:
         raise ValueError(
             f"run=null: stage={cfg.stage} needs the folder of a trained run, such as run=outputs/shapes/real/seed=0"
         )
+    if type(cfg.batch_size) is not int or cfg.batch_size < 1:
+        raise ValueError(f"batch_size={cfg.batch_size!r}: expected a whole number of 1 or more")
     run, segmenter, views = trained_run(cfg.run, cfg.trusted, cfg.weights, plain(cfg)["scales"], cfg.flip)
     images = source(cfg.images, cfg.every, cfg.max_pixels)
     path = Path(cfg.images).resolve()

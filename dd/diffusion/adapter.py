@@ -42,7 +42,7 @@ def find_adapter(path: str | Path) -> Adapter:
         if not file.is_file() and (pickles := sorted(f.name for f in path.iterdir() if f.suffix in PICKLES)):
             raise ValueError(_pickle(given, f"holds only {', '.join(pickles)}"))
         if not file.is_file() or ((path / "settings.json").is_file() and not (path / "run.json").is_file()):
-            begun = (path / "settings.json").is_file()
+            begun = (path / "settings.json").is_file() and not (path / "run.json").is_file()
             raise FileNotFoundError(
                 f"diffusion.adapter={given}: its training has begun and is not finished; the same train.py command goes on"
                 if begun
@@ -130,7 +130,7 @@ def add_lora(pipe, rank: int, alpha: float, target_modules: list[str], seed: int
     lacking = [t for t in target_modules if not any(f".{name}".endswith(f".{t}") for name in names)]
     if lacking or not target_modules:
         raise ValueError(
-            f"adaptation.target_modules={list(target_modules)}: the UNet has no linear layer named "
+            f"adaptation.lora.target_modules={list(target_modules)}: the UNet has no linear layer named "
             f"{', '.join(lacking) or '(none given)'}; those of its attention are to_q, to_k, to_v, to_out.0"
         )
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):

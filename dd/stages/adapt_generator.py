@@ -75,16 +75,17 @@ def adapt_generator(
 
 def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size: int) -> None:
     """ValueError for a setting out of range, before any work."""
-    whole = {"rank": lora["rank"], "max_steps": max_steps, "batch_size": batch_size, "samples.every": samples["every"]}
+    whole = {"lora.rank": lora["rank"], "max_steps": max_steps, "batch_size": batch_size, "samples.every": samples["every"]}
     for name, value in (whole | {"samples.seeds": samples["seeds"]}).items():
         if type(value) is not int or value < 1:
             raise ValueError(f"adaptation.{name}={value!r}: expected a whole number of 1 or more")
     gamma = training["min_snr_gamma"]
-    for name, value in (("alpha", lora["alpha"]), ("learning_rate", training["learning_rate"]), ("min_snr_gamma", gamma)):
-        if not (name == "min_snr_gamma" and value is None) and not value > 0:
+    rates = {"lora.alpha": lora["alpha"], "training.learning_rate": training["learning_rate"], "training.min_snr_gamma": gamma}
+    for name, value in rates.items():
+        if not (value is None and name == "training.min_snr_gamma") and not value > 0:
             raise ValueError(f"adaptation.{name}={value!r}: expected a number above 0")
     if not 0 <= training["caption_dropout"] <= 1:
-        raise ValueError(f"adaptation.caption_dropout={training['caption_dropout']}: expected a share from 0 to 1")
+        raise ValueError(f"adaptation.training.caption_dropout={training['caption_dropout']}: expected a share from 0 to 1")
     if not samples["prompts"]:
         raise ValueError("adaptation.samples.prompts: at least one prompt is needed, to look at")
 

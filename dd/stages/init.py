@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dd.folders import IMAGES, index
 from dd.label_studio import IGNORED
+from dd.nouns import plurals
 from dd.prompt_sources.templates import indefinite
 from dd.provenance import write_atomic
 from dd.taxonomy import Taxonomy, taxonomy_yaml
@@ -18,7 +19,7 @@ SHOTS = (16, 64, 256)
 RECIPES = {  # generator: what its images and trainings are
     "embedded": {
         "masks": "shapes", "images": 512, "unit": 32, "format": "png", "adapter": "shapes_adapt_generator",
-        "segmenter": "shapes_segmenter", "steps": {"synthetic": 540, "finetune": 60, "adapt": 300},
+        "segmenter": "shapes_segmenter", "steps": {"synthetic": 540, "finetune": 60, "adapt": 900},
     },
     "sd15": {
         "masks": "paper", "images": 2000, "unit": 4, "format": "jpg", "adapter": "sd_adapt_generator",
@@ -41,7 +42,7 @@ class Site:
 
 def site_taxonomy(site: Site) -> Taxonomy:
     """The checked classes of a site. ValueError for names that are empty, hold a comma or fall together: words are compared
-    without regard to case, hyphens and underscores, as captions are read."""
+    without regard to case, number, hyphens and underscores, as captions are read."""
     owner = {}
     for name, synonyms in site.classes.items():
         for word in (name, *synonyms):
@@ -51,9 +52,11 @@ def site_taxonomy(site: Site) -> Taxonomy:
                 raise ValueError(f"class {name!r}: {word!r} holds a comma or a sign of no caption; give each name alone")
             if word.strip().casefold() in (IGNORED, "ignore"):
                 raise ValueError(f"class {name!r}: {word!r} is what pixels that do not count are called; give another name")
-            key = re.sub(r"[\s_-]+", " ", word).strip().casefold()
-            if owner.setdefault(key, name) != name:
-                raise ValueError(f"the word {word!r} means both class {owner[key]!r} and {name!r}; take it from one of them")
+            for form in (word, *plurals(word)):
+                key = re.sub(r"[\s_-]+", " ", form).strip().casefold()
+                if owner.setdefault(key, name) != name:
+                    said = f"the word {word!r} means both class {owner[key]!r} and {name!r}"
+                    raise ValueError(f"{said} (captions do not tell plurals apart); take it from one of them")
     plain = {" ".join(name.split()): tuple(" ".join(w.split()) for w in words) for name, words in site.classes.items()}
     return Taxonomy(site.name, tuple(plain), {name: words for name, words in plain.items() if words})
 

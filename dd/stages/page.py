@@ -20,6 +20,8 @@ class Upload(io.BytesIO):
     def __str__(self):
         return "the file"
 
+    __repr__ = __str__  # Pillow's messages
+
 
 def answer_of(predictor, names, palette: list[int], max_pixels: int = MAX_PIXELS):
     """``answer(data)``: the bytes of an image file -> {"width", "height", "mask" (palette PNG), "overlay" (JPEG), both as

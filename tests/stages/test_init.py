@@ -153,6 +153,8 @@ def test_again_changes_nothing_and_other_answers_are_refused(site, capsys):
     [
         (["--class", "Pallet", "--class", "pallet"], "'pallet' means both class 'Pallet' and 'pallet'"),
         (["--class", "gold ring", "--class", "gold-ring"], "'gold-ring' means both"),
+        (["--class", "pallet", "--class", "Pallets"], "'Pallets' means both class 'pallet' and 'Pallets'"),
+        (["--class", "knives", "--class", "knife"], "'knife' means both"),
         (["--class", "cup=mug", "--class", "Mug"], "'Mug' means both"),
         (["--class", "cup=mug", "--class", "glass=MUG"], "'MUG' means both"),
         (["--class", "cup,mug"], "'cup,mug' holds a comma"),

@@ -248,7 +248,7 @@ def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):
         (["run=nowhere"], FileNotFoundError, "no finished training run there"),
         (["run=begun"], FileNotFoundError, "has begun and is not finished"),
         (["run=other"], ValueError, "no training run of a segmenter"),
-        (["run=run"], FileNotFoundError, "images=None"),
+        (["run=run"], FileNotFoundError, "images is not given"),
         (["run=run", "images=photos", "output=photos/out"], ValueError, "its masks would be taken for images"),
     ]:
         with pytest.raises(kind, match=message):
