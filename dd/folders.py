@@ -20,9 +20,8 @@ def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> di
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or not path.stem.endswith(ending) or not path.is_file():
-            continue
-        if path.name.startswith("._"):
+        beside = path.name.startswith("._")
+        if path.suffix.lower() not in suffixes or not path.stem.endswith(ending) or beside or not path.is_file():
             continue
         _check_name(path)
         name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)

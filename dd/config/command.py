@@ -114,7 +114,7 @@ def check_values(cfg) -> None:
     """ValueError for a value of a key that all commands share, before any work starts."""
     for key in ("images", "output", "run", "unlabelled.images", "unlabelled.list", "adaptation.images", "adaptation.list"):
         if not isinstance(value := OmegaConf.select(cfg, key), str | int | float | None):
-            raise ValueError(f"{key}={value}: expected one path, got a list")
+            raise ValueError(f"{key}={value}: expected one path")
     if type(cfg.seed) is not int or cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed!r}: expected a whole number of 0 or more")
     number = cfg.get("num_images", 1)

@@ -41,8 +41,8 @@ def find_adapter(path: str | Path) -> Adapter:
         file = path / WEIGHTS
         if not file.is_file() and (pickles := sorted(f.name for f in path.iterdir() if f.suffix in PICKLES)):
             raise ValueError(_pickle(given, f"holds only {', '.join(pickles)}"))
-        if not file.is_file() or ((path / "settings.json").is_file() and not (path / "run.json").is_file()):
-            begun = (path / "settings.json").is_file() and not (path / "run.json").is_file()
+        begun = (path / "settings.json").is_file() and not (path / "run.json").is_file()
+        if begun or not file.is_file():
             raise FileNotFoundError(
                 f"diffusion.adapter={given}: its training has begun and is not finished; the same train.py command goes on"
                 if begun

@@ -56,7 +56,7 @@ def site_taxonomy(site: Site) -> Taxonomy:
                 key = re.sub(r"[\s_-]+", " ", form).strip().casefold()
                 if owner.setdefault(key, name) != name:
                     said = f"the word {word!r} means both class {owner[key]!r} and {name!r}"
-                    raise ValueError(f"{said} (captions do not tell plurals apart); take it from one of them")
+                    raise ValueError(f"{said} (captions tell neither case nor number apart); take it from one of them")
     plain = {" ".join(name.split()): tuple(" ".join(w.split()) for w in words) for name, words in site.classes.items()}
     return Taxonomy(site.name, tuple(plain), {name: words for name, words in plain.items() if words})
 
