@@ -16,6 +16,7 @@ FLOORS = {
         "dd.metrics",
         "dd.shapes",
         "dd.budget",
+        "dd.evaluation.*",
         "dd.nouns",
         "dd.duplicates",
         "dd.questions",
@@ -95,7 +96,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "pyarrow": ["dd.exports.huggingface"],
     "pooch": ["dd.downloads"],
     "torchmetrics": ["dd.metrics"],
-    "scipy": ["dd.segmenters.mask_loss", "dd.sbd"],
+    "scipy": ["dd.segmenters.mask_loss", "dd.sbd", "dd.evaluation.statistics"],
     "matplotlib": ["dd.report.*"],
     "jinja2": ["dd.report.*"],
 }
