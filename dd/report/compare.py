@@ -161,7 +161,7 @@ def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -
     )
     if any(s.per_image is None for found in scores.values() for s in found.values()):
         note += " A result without a matrix for each image has no share of the images in its interval; evaluate the run again."
-    return Table(title, columns, cells, note=note.strip(), bars=("mIoU",), highlight=frozenset(strong), digits={"p (Holm)": 3})
+    return Table(title, columns, cells, note=note.strip(), bars=("mIoU",), highlight=frozenset(strong))
 
 
 def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | None:
@@ -199,7 +199,8 @@ def undecided(images: int | None, seeds: int) -> str:
 def _difference(found: Interval | None, p: float | None) -> list:
     if found is None:
         return ["no seed in both", None, None, 0]
-    return [signed(found.value), _interval(found, signed), p, found.runs]
+    shown = p if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return [signed(found.value), _interval(found, signed), shown, found.runs]
 
 
 def signed(value: float) -> str:

@@ -21,7 +21,13 @@ ARMS = {
     "other": "{chain}",
 }
 NO_RECIPE = ("seed", "chosen_on", "init_from_sha256")  # the last one is said by the run before
-OF_PROMPTS = ("experiment", "prompts", "prompts_over_limit", "data", "captions")  # what decides a plan
+OF_PROMPTS = (
+    "experiment",
+    "prompts",
+    "prompts_over_limit",
+    "data",
+    "captions",
+)  # what decides a plan
 SHOWN = 3  # settings that name a recipe; more are counted
 FIRST = ("rate", "step", "steps", "images")  # what a name says first
 ABSENT = object()
@@ -123,7 +129,10 @@ class _Reader:
     def history(self, trained_on: dict) -> dict:
         """What is known of a run that is not at hand."""
         after = trained_on.get("after")
-        return {"trained_on": self.data(trained_on), **({"before": self.history(after)} if after else {})}
+        return {
+            "trained_on": self.data(trained_on),
+            **({"before": self.history(after)} if after else {}),
+        }
 
     def data(self, trained_on: dict) -> dict:
         by_seed = trained_on.get("shots") not in (None, "all") or "hold_out" in trained_on
@@ -243,7 +252,10 @@ def _stages(trained_on: dict | None) -> list[tuple[str, str]]:
             taught = _stages(teacher["trained_on"])
             here = ("self_training", "synthetic, self-training")
             if any(kind not in ("synthetic", "self_training") for kind, _ in taught):
-                here = ("taught", f"synthetic with masks of a run on {', then '.join(w for _, w in taught)}")
+                here = (
+                    "taught",
+                    f"synthetic with masks of a run on {', then '.join(w for _, w in taught)}",
+                )
     else:
         here = {"real": ("real", f"{k} real"), "mixed": ("mixed", f"synthetic and {k} real")}[source]
     return earlier if earlier[-1:] == [here] == [("synthetic", "synthetic")] else [*earlier, here]
@@ -287,7 +299,10 @@ def telling(settings: dict, other: dict) -> list[str]:
     there = [words for words, present in found if present]
     order = {word: place for place, word in enumerate(FIRST)}
     chosen = there or [words for words, _ in found]
-    return sorted(dict.fromkeys(chosen), key=lambda w: min((order.get(part, 9) for part in w.split()), default=9))
+    return sorted(
+        dict.fromkeys(chosen),
+        key=lambda w: min((order.get(part, 9) for part in w.split()), default=9),
+    )
 
 
 def _differences(own: dict, other: dict, path: tuple):
@@ -308,7 +323,10 @@ def _words(path: tuple, value) -> tuple[str, bool]:
     if key == "before":
         return f"{before}goes on from another run", True
     if key in ("content", "heat", "ids", "sha256", "plan_sha256"):
-        return f"{before}other {'images or masks' if key == 'content' else key.removesuffix('_sha256')}", True
+        return (
+            f"{before}other {'images or masks' if key == 'content' else key.removesuffix('_sha256')}",
+            True,
+        )
     if isinstance(value, dict):
         return before + key, True
     text = _value(value)

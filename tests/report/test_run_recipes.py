@@ -11,7 +11,14 @@ from dd.report.rows import arrange
 from dd.report.summary import collect, separate
 
 SEGMENTER = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18}
-REAL = {"source": "real", "data": "here", "root": "somewhere", "split": "train", "masks": "m", "after": None}
+REAL = {
+    "source": "real",
+    "data": "here",
+    "root": "somewhere",
+    "split": "train",
+    "masks": "m",
+    "after": None,
+}
 MADE = {"settings": {"power": 4, "threshold": 0.6}, "heat": "h0"}
 SYNTHETIC = {"source": "synthetic", "root": "set", "split": "train", "masks": "SegmentationClass", "images": 512,
              "content": "c0", "shots": None, "after": None, "mask_settings": MADE}  # fmt: skip
@@ -81,7 +88,10 @@ def test_what_is_not_drawn_by_the_seed_counts():
 
 
 def test_folders_and_what_a_setting_was_chosen_on_do_not_count():
-    plain, other = a_run(SYNTHETIC), a_run({**SYNTHETIC, "masks": "masks/again"}, chosen_on={"labels": 128})
+    plain, other = (
+        a_run(SYNTHETIC),
+        a_run({**SYNTHETIC, "masks": "masks/again"}, chosen_on={"labels": 128}),
+    )
     assert recipe(plain).key == recipe(other).key
     moved = real(16)
     moved["trained_on"]["root"] = "elsewhere"
@@ -89,7 +99,10 @@ def test_folders_and_what_a_setting_was_chosen_on_do_not_count():
 
 
 def test_the_run_before_counts_by_its_recipe():
-    before = [a_run(SYNTHETIC, steps=540, weights="a"), a_run(SYNTHETIC, steps=540, rate=1e-3, weights="b")]
+    before = [
+        a_run(SYNTHETIC, steps=540, weights="a"),
+        a_run(SYNTHETIC, steps=540, rate=1e-3, weights="b"),
+    ]
     tuned = [real(16, before=run) for run in before]
     first, second = (recipe(run, by_weights(*before)) for run in tuned)
     assert first.key != second.key
@@ -129,7 +142,12 @@ def test_masks_that_each_seed_made_are_one_recipe():
 def test_draws_of_a_synthetic_set_are_told_where_the_set_is_at_hand(tmp_path):
     runs = []
     for draw in (0, 1):
-        identity = {"generator": {"weights_sha256": "g"}, "plan_sha256": f"p{draw}", "seed": draw, "num_images": 512}
+        identity = {
+            "generator": {"weights_sha256": "g"},
+            "plan_sha256": f"p{draw}",
+            "seed": draw,
+            "num_images": 512,
+        }
         command = f"generate.py experiment=shapes seed={draw} name=set{draw}"
         write_json(tmp_path / f"set{draw}/run.json", {"identity": identity, "command": command})
         masks = {**MADE, "heat": f"h{draw}"}
@@ -141,7 +159,10 @@ def test_draws_of_a_synthetic_set_are_told_where_the_set_is_at_hand(tmp_path):
     assert found[0].key == found[1].key and [r.draw for r in found] == [0, 1]
     unknown = [recipe(run) for run in runs]
     assert unknown[0].key != unknown[1].key and {r.draw for r in unknown} == {None}
-    prompts = {"identity": {**identity, "plan_sha256": "q"}, "command": f"{command} prompts.append=false"}
+    prompts = {
+        "identity": {**identity, "plan_sha256": "q"},
+        "command": f"{command} prompts.append=false",
+    }
     write_json(tmp_path / "set1/run.json", prompts)
     assert len({recipe(run, sets=synthetic_sets(tmp_path)).key for run in runs}) == 2
     write_json(tmp_path / "set1/SegmentationClass/masks.json", {"identity": {**MADE, "heat": "made anew"}})
@@ -160,8 +181,14 @@ def test_an_arm_is_what_was_trained_on_in_which_order():
     }
     for arm, (trained_on, words) in found.items():
         assert (arm_of(trained_on), chain(trained_on)) == (arm, words)
-    for before, words in ((whole, "all real, then 8 real"), (mixed, "synthetic and 16 real, then 8 real")):
-        assert (arm_of({**few, "after": before}), chain({**few, "after": before})) == ("other", words)
+    for before, words in (
+        (whole, "all real, then 8 real"),
+        (mixed, "synthetic and 16 real, then 8 real"),
+    ):
+        assert (arm_of({**few, "after": before}), chain({**few, "after": before})) == (
+            "other",
+            words,
+        )
     deep = {**few, "after": {**few, "shots": 4, "after": whole}}
     assert chain(deep) == "all real, then 4 real, then 8 real"
     taught = {**SYNTHETIC, "mask_settings": {"teacher": {"trained_on": few}}}
@@ -269,7 +296,13 @@ def test_the_reports_own_set_is_the_main_one(tmp_path, rows, builder):
     builder.run(root / "own", tests, 0.3)
     for seed in range(3):
         masks = {"settings": {"power": 8}, "heat": "h"}
-        builder.run(root / f"{seed}", tests, 0.1, seed, data={"masks": "masks/power=8", "mask_settings": masks})
+        builder.run(
+            root / f"{seed}",
+            tests,
+            0.1,
+            seed,
+            data={"masks": "masks/power=8", "mask_settings": masks},
+        )
     found, _ = rows(root)
     assert {name: len(v) for name, (v, variant) in found.items() if variant is None} == {"synthetic only": 1}
 
@@ -279,7 +312,10 @@ def test_names_that_a_user_gave_ablations_stay_and_pool_equal_recipes_alone(tmp_
     for seed in (0, 1):
         builder.run(root / f"synthetic/{seed}", tests, 0.2, seed)
         for name, power, steps in (("power=1", 1, 300), ("odd", 3, 300 - 10 * seed)):
-            masks = {"mask_settings": {"settings": {"power": power}, "heat": "h"}, "masks": f"masks/{name}"}
+            masks = {
+                "mask_settings": {"settings": {"power": power}, "heat": "h"},
+                "masks": f"masks/{name}",
+            }
             builder.run(root / f"ablation/{name}/{seed}", tests, 0.3, seed, steps=steps, data=masks)
     found, _ = rows(root)
     variants = sorted((variant, len(values)) for values, variant in found.values() if variant)

@@ -18,8 +18,16 @@ from dd.datasets import encode_image, encode_mask
 from dd.provenance import read_json
 
 ROOT = Path(__file__).parents[2]
-STEPS = {540: 2, 600: 3, 60: 1}  # of init's recipes: as many in the fair control as before and after
-NAMES = {"finetune": "synthetic, then {k} real", "mixed": "synthetic and {k} real", "real": "{k} real only"}
+STEPS = {
+    540: 2,
+    600: 3,
+    60: 1,
+}  # of init's recipes: as many in the fair control as before and after
+NAMES = {
+    "finetune": "synthetic, then {k} real",
+    "mixed": "synthetic and {k} real",
+    "real": "{k} real only",
+}
 TOTAL = {"finetune": 3, "mixed": 3, "real": 3, "real_short": 1}
 
 
@@ -40,7 +48,10 @@ def site(tmp_path_factory):
         (root / folder).mkdir()
     for i in range(15):
         rng = np.random.default_rng(i)
-        image, mask = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), np.zeros((64, 64), np.uint8)
+        image, mask = (
+            rng.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+            np.zeros((64, 64), np.uint8),
+        )
         mask[10:40, 10:40] = i % 2 + 1
         image[mask > 0] //= 2 + mask[mask > 0, None]
         (root / f"images/p{i}.png").write_bytes(encode_image(image, ".png"))
@@ -67,7 +78,12 @@ def site(tmp_path_factory):
         return scripts[script].run(cfg)
 
     call("generate", "experiment=yard", "num_images=4", "unit_size=2", "diffusion.steps=1")
-    small = ["batch_size=2", "scale=64", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
+    small = [
+        "batch_size=2",
+        "scale=64",
+        "trainer.enable_progress_bar=false",
+        "trainer.accelerator=cpu",
+    ]
     study = ["budget.shots=[0,8,all]", "budget.seeds=[0]", "budget.choose.shots=8"]
     patch.setattr(sys, "argv", ["train.py", "experiment=yard_budget", *small, *study, *here])
     GlobalHydra.instance().clear()
