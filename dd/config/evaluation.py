@@ -67,7 +67,8 @@ def _colours(names, palette: list[int]) -> dict:
 
 
 def report_arguments(cfg) -> dict:
-    """What the report stage takes, from an evaluate configuration; ``runs`` is a folder or a glob of folders."""
+    """What the report stage takes, from an evaluate configuration; ``runs`` is a folder or a glob
+    of folders."""
     pattern = str(cfg.runs or "")
     if Path(pattern).is_dir():  # whose name may hold what a pattern means otherwise
         pattern = escape(pattern)
@@ -79,7 +80,8 @@ def report_arguments(cfg) -> dict:
         "folder": f"{cfg.output_root}/{cfg.name}", "runs": runs, "tests": test_sets(cfg), "synthetic": cfg.synthetic,
         "masks": cfg.synthetic_masks, "missed": _missed(pattern, runs),
         "taxonomy": taxonomy(cfg), "domains": list(cfg.domains), "title": f"Dataset Diffusion: {cfg.name}",
-        "baseline": cfg.baseline, "budgets": sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
+        "baseline": cfg.baseline,
+        "budgets": sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
     }  # fmt: skip
 
 
@@ -88,7 +90,8 @@ def _with(pattern: str, file: str) -> list[Path]:
 
 
 def _missed(pattern: str, runs: list[Path]) -> list[Path]:
-    """Finished trainings of segmenters beside ``runs``, in the last folder of a pattern that is no pattern itself."""
+    """Finished trainings of segmenters beside ``runs``, in the last folder of a pattern that is no
+    pattern itself."""
     parts = Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if has_magic(part)), None)
     if fixed is None or not Path(*parts[:fixed]).is_dir():

@@ -1,4 +1,5 @@
-"""Which results may be compared, and how sure a difference is: checks of metrics.json, intervals paired over runs."""
+"""Which results may be compared, and how sure a difference is: checks of metrics.json, intervals
+paired over runs."""
 
 from collections import Counter
 from pathlib import Path
@@ -117,10 +118,12 @@ def comparable(results: dict[str, dict], baseline: str | None = None) -> tuple[d
 
 
 def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -> Section:
-    """One row per recipe (:class:`dd.report.rows.Row`), the best first: mean mIoU on ``data`` and its difference to the
-    recipe ``baseline``, paired over seeds, synthetic draws and test images (:func:`dd.evaluation.statistics.interval`).
+    """One row per recipe (:class:`dd.report.rows.Row`), the best first: mean mIoU on ``data`` and
+    its difference to the recipe ``baseline``, paired over seeds, synthetic draws and test images
+    (:func:`dd.evaluation.statistics.interval`).
 
-    Bold: what :attr:`Interval.decides` after Holm's correction over the rows. ValueError if ``baseline`` has no score.
+    Bold: what :attr:`Interval.decides` after Holm's correction over the rows. ValueError if
+    ``baseline`` has no score.
     """
     scores = {row.label: row.scores(data) for row in rows if row.scores(data)}
     if baseline.label not in scores:
@@ -152,12 +155,15 @@ def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -
         "trained on", "supervision", "seeds", "mIoU", "95 % interval", f"difference to {baseline.label}",
         "95 % interval of the difference", "p (Holm)", "pairs",
     ]  # fmt: skip
-    images = next(r["metrics"][data]["num_images"] for row in rows for r in row.runs if data in r["metrics"])
+    found = [r["metrics"][data] for row in rows for r in row.runs if data in r["metrics"]]
+    images = found[0]["num_images"]
+    seeds = max((f.seeds for f in paired.values()), default=0)
     note = (
-        f"mIoU in percent on {images:,} test images; mean \u00b1 standard deviation over runs. Intervals count the choice of "
-        "test images and, with several seeds, the seeds. A difference is taken between runs of the same seed (and the same "
-        "synthetic draw) on the same images: pairs. Bold: the interval leaves out 0, and p, corrected for the number of rows "
-        f"(Holm), is at most {1 - LEVEL:.2f}. {undecided(images, max((f.seeds for f in paired.values()), default=0))}"
+        f"mIoU in percent on {images:,} test images; mean \u00b1 standard deviation over runs. "
+        "Intervals count the choice of test images and, with several seeds, the seeds. A "
+        "difference is taken between runs of the same seed (and the same synthetic draw) on the "
+        "same images: pairs. Bold: the interval leaves out 0, and p, corrected for the number of "
+        f"rows (Holm), is at most {1 - LEVEL:.2f}. {undecided(images, seeds)}"
     )
     if any(s.per_image is None for found in scores.values() for s in found.values()):
         note += " A result without a matrix for each image has no share of the images in its interval; evaluate the run again."
@@ -165,8 +171,9 @@ def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -
 
 
 def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | None:
-    """The interval of the mean difference of two recipes' scores by (seed, draw); None without a pair. A draw of None is that
-    of real images alone, or not known: it goes with every draw of its seed."""
+    """The interval of the mean difference of two recipes' scores by (seed, draw); None without a
+    pair. A draw of None is that of real images alone, or not known: it goes with every draw of
+    its seed."""
     pairs = {}
     for (seed, draw), score in one.items():
         partner = other.get((seed, draw), other.get((seed, None)))
@@ -180,7 +187,8 @@ def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | Non
 
 
 def number_of_runs(keys) -> int | str:
-    """How many seeds, and how many synthetic draws where there are several, of runs by (seed, draw)."""
+    """How many seeds, and how many synthetic draws where there are several, of runs by (seed,
+    draw)."""
     seeds, draws = len({s for s, _ in keys}), len({d for _, d in keys})
     return seeds if draws == 1 else f"{seeds} on {draws} draws"
 

@@ -24,13 +24,15 @@ TRAINED_ON = {
 
 
 def reproduction(data: str, measured: list[dict]) -> list[Section]:
-    """The reproduction table of ``data`` (``voc``, ``coco``) and the other published results; [] for other data.
+    """The reproduction table of ``data`` (``voc``, ``coco``) and the other published results; []
+    for other data.
 
-    ``measured``: one entry per run and protocol: ``segmenter`` (as "DeepLabV3 R101"), ``arm`` (a key of TRAINED_ON, or another
-    name as it is), ``tta`` (multi-scale and flip), ``seed``, ``miou`` in percent, ``supervision``; ``images`` in words, their
-    ``number`` and ``steps``; ``variant``: "" for the main recipe of its arm, the only one beside a published number. Several
-    seeds become mean ± standard deviation. The difference is single scale minus published, where as many images were trained
-    on (within a tenth).
+    ``measured``: one entry per run and protocol: ``segmenter`` (as "DeepLabV3 R101"), ``arm`` (a
+    key of TRAINED_ON, or another name as it is), ``tta`` (multi-scale and flip), ``seed``, ``miou``
+    in percent, ``supervision``; ``images`` in words, their ``number`` and ``steps``; ``variant``:
+    "" for the main recipe of its arm, the only one beside a published number. Several seeds become
+    mean ± standard deviation. The difference is single scale minus published, where as many images
+    were trained on (within a tenth).
     """
     published = [r for r in PUBLISHED["results"] if r["data"] == data]
     if not published:

@@ -1,4 +1,5 @@
-"""What a training run is: its arm, its recipe, its seed, the draw of its synthetic images; read from run.json alone.
+"""What a training run is: its arm, its recipe, its seed, the draw of its synthetic images; read
+from run.json alone.
 
 Runs are seeds of one recipe only if everything is equal but the seed and what follows from it: the
 images drawn or held out by it, the weights that it goes on from, masks that a run or a few images
@@ -20,7 +21,7 @@ ARMS = {
     "real_only": "{k} real only",
     "other": "{chain}",
 }
-NO_RECIPE = ("seed", "chosen_on", "init_from_sha256")  # the last one is said by the run before
+NO_RECIPE = ("seed", "init_from_sha256")  # the second one is said by the run before
 OF_PROMPTS = (
     "experiment",
     "prompts",
@@ -79,7 +80,7 @@ def recipe(
     """The recipe of ``run``, a run.json. ``runs``: {hash of weights: their run.json} of those that
     it may go on from; ``sets(synthetic part of trained_on)``: run.json of that set, if at hand."""
     data, reader = labelled_part(run["trained_on"]), _Reader(runs or {}, sets)
-    settings = reader.settings(run)
+    settings = without_choices(reader.settings(run))
     draws = sorted({str(d): d for d in reader.draws}.items())
     shots = None if data.get("shots") is None else str(data["shots"])
     arm = arm_of(run["trained_on"])
@@ -89,6 +90,13 @@ def recipe(
         shots, data.get("data", data.get("root")) if shots else None, reader.total(run),
         tuple(unlabelled_steps(run["trained_on"])),
     )  # fmt: skip
+
+
+def without_choices(settings):
+    """Nested settings without what they were chosen on, which changes no training."""
+    if not isinstance(settings, dict):
+        return settings
+    return {k: without_choices(v) for k, v in settings.items() if k != "chosen_on"}
 
 
 class _Reader:
@@ -136,7 +144,7 @@ class _Reader:
 
     def data(self, trained_on: dict) -> dict:
         by_seed = trained_on.get("shots") not in (None, "all") or "hold_out" in trained_on
-        parts = ("seed", "after", "real", "synthetic", "chosen_on")
+        parts = ("seed", "after", "real", "synthetic")
         found = {k: v for k, v in trained_on.items() if k not in parts}
         if trained_on["source"] == "synthetic":
             return self.synthetic(found)
@@ -174,7 +182,7 @@ class _Reader:
         if teacher := masks.get("teacher"):
             run = self.find(weights_of(teacher), teacher["trained_on"])
             known = self.settings(run) if run else self.history(teacher["trained_on"])
-            found["teacher"] = {"supervision": teacher.get("supervision"), **known}
+            found["teacher"] = known
         if calibration := masks.get("calibration"):
             results = ("ids", "without_object", "generator", "reference")
             kept = {k: v for k, v in calibration.items() if k not in results and not k.startswith("miou")}
@@ -216,14 +224,16 @@ def _synthesis(made: dict) -> dict:
 
 
 def labelled_part(trained_on: dict) -> dict:
-    """What the weights were trained on, before statistics of unlabelled photographs followed (stage=batch_norm)."""
+    """What the weights were trained on, before statistics of unlabelled photographs followed
+    (stage=batch_norm)."""
     while trained_on["source"] == "unlabelled":
         trained_on = trained_on["after"]
     return trained_on
 
 
 def unlabelled_steps(trained_on: dict | None) -> list[str]:
-    """What a run, and those that it goes on from, learnt from photographs without labels; the first step first."""
+    """What a run, and those that it goes on from, learnt from photographs without labels; the first
+    step first."""
     if not trained_on:
         return []
     here = []

@@ -35,16 +35,17 @@ def headline(rows, domains):
     columns = ["trained on", "real images from", "supervision", "steps", "seeds", *scored]
     note = (
         "mIoU in percent on the held-out test split, single scale, background counted. Supervision: what made the synthetic "
-        "images (A: image-text pairs only, B: a few real masks), real: no synthetic image, or whole real splits. Steps: "
-        "optimiser steps in total, those of the run before counted; a dash: that run is not at hand."
+        "images (A: image-text pairs only, B: a few real masks), real: no synthetic image, or whole real splits. "
+        "Steps: optimiser steps in total, those of the run before counted; a dash: it is not at hand."
     )
     if any(len(r.runs) > 1 for r in rows):
-        note += " Mean \u00b1 standard deviation over runs, which says how they spread and not how sure a difference is."
+        note += " Mean \u00b1 standard deviation over runs: how they spread, not how sure a difference is."
     few = [f"{d} has {n}" for d, n in images.items() if n is not None and n < LEAST_IMAGES]
     if few:
         note += f" Fewer than {LEAST_IMAGES} test images decide nothing: {', '.join(few)}."
     if all(len(r.seeds) < LEAST_SEEDS for r in rows):
-        note += f" Fewer than {LEAST_SEEDS} seeds decide nothing: no row has more than {max(len(r.seeds) for r in rows)}."
+        most = max(len(r.seeds) for r in rows)
+        note += f" Fewer than {LEAST_SEEDS} seeds decide nothing: no row has more than {most}."
     return Table("Results", columns, table, note=note, bars=tuple(scored))
 
 
@@ -63,7 +64,8 @@ def measured(rows, data) -> list[dict]:
 
 
 def learning_curves(rows, domains):
-    """mIoU by the number of real images, with and without synthetic ones before them, where both took as many steps."""
+    """mIoU by the number of real images, with and without synthetic ones before them, where both
+    took as many steps."""
     for origin in domains:
         pairs = _equal_steps([r for r in rows if r.recipe.shots_from == origin], origin)
         if len(pairs) < 2:
@@ -85,8 +87,9 @@ def learning_curves(rows, domains):
 
 
 def _equal_steps(rows, data: str) -> dict[str, tuple]:
-    """{shots: (fine-tuned row, control)} of one number of steps in total: the one for which there are most pairs. Of several
-    recipes of as many steps the main one counts, else the first in the order of ranks."""
+    """{shots: (fine-tuned row, control)} of one number of steps in total: the one for which there
+    are most pairs. Of several recipes of as many steps the main one counts, else the first in
+    the order of ranks."""
     found = {}
     for row in sorted(rows, key=lambda r: r.variant is not None):
         if row.recipe.arm in ("finetuned", "real_only") and row.recipe.steps and values(row.runs, data) is not None:
@@ -134,11 +137,12 @@ def ablation_table(summary, domains):
             [name, cell(v.get("mask_miou")), cell(v.get("mask_agreement")), *(cell(v[d]) for d in domains)]
             for name, v in {"as in the first table": shipped, **own}.items()
         ]
+        images = summary["test_images"]
         columns = ["synthetic only, with", "mask mIoU", "mask agreement", *(f"mIoU on {d}" for d in domains)]
         note = (
             "The masks on noised real test scenes (uncertain pixels as background), their agreement with segmenters of all "
-            "real images, and the segmenter trained on them. mIoU: mean \u00b1 standard deviation over seeds, on "
-            f"{', '.join(f'{n:,} test images of {d}' for d, n in summary['test_images'].items() if n)}."
+            "real images, and the segmenter trained on them. mIoU: mean \u00b1 standard deviation over "
+            f"seeds, on {', '.join(f'{n:,} test images of {d}' for d, n in images.items() if n)}."
         )
         yield Table("Ablations", columns, rows, note=note)
 

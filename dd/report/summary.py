@@ -13,8 +13,9 @@ from dd.samples import read_records
 
 
 def collect(folders, synthetic: Path | None = None) -> tuple[list[dict], list[tuple[str, str]]]:
-    """(one entry per finished run: name, folder, recipe, seed, draw, supervision, run.json, and its metrics by eval folder;
-    [(result, why it is left out)] for those that cannot be trusted, and for runs that are not finished).
+    """(one entry per finished run: name, folder, recipe, seed, draw, supervision, run.json, and its
+    metrics by eval folder; [(result, why it is left out)] for those that cannot be trusted, and
+    for runs that are not finished).
 
     ``synthetic``: a synthetic set; what is said of a draw is read from it and from those beside it.
     """
@@ -103,7 +104,8 @@ def _by_shots(rows, arm, shots_from, domains) -> dict:
 
 
 def summarise(rows: list[Row], folder: Path, domains: list[str], synthetic: Path) -> dict:
-    """The content of summary.json; mIoU in percent, lists over seeds where several were run. ``rows``: of one segmenter."""
+    """The content of summary.json; mIoU in percent, lists over seeds where several were run.
+    ``rows``: of one segmenter."""
     first, *others = domains
     plain = [e for r in rows if (r.recipe.arm, r.variant) == ("synthetic_only", None) for e in r.runs]
     summary = {
@@ -196,8 +198,9 @@ def _agreement(judges, sets: set[str]) -> float | list[float] | None:
 
 
 def _probed(runs, folder: Path, file: str) -> float | list[float] | None:
-    """Mask mIoU beside an ablation's runs (one setting for all of them), or in each of them (settings of their own). What lies
-    in ``folder`` itself was measured with the masks of the main recipe."""
+    """Mask mIoU beside an ablation's runs (one setting for all of them), or in each of them
+    (settings of their own). What lies in ``folder`` itself was measured with the masks of the
+    main recipe."""
     beside = runs[0]["folder"].parent
     if beside.resolve() != folder.resolve() and (shared := _probe(beside / file)) is not None:
         return shared

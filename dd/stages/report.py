@@ -22,15 +22,18 @@ def report(
     folder, runs, tests: dict, synthetic, taxonomy: Taxonomy, domains: list[str], title: str, baseline=None, budgets=(),
     masks: str = "SegmentationClass", missed=(),
 ) -> Path:  # fmt: skip
-    """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs`` (folders); returns the page.
+    """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs``
+    (folders); returns the page.
 
-    ``tests``: the test images of each domain that is at hand, for the galleries. ``synthetic`` with its mask set ``masks``:
-    what the main rows were trained on, where there is a choice (:func:`dd.report.rows.arrange`). ``baseline``: a run (folder)
-    of the recipe that others are compared with; None = the main one of synthetic images alone, else the first row.
-    ``budgets``: budget.json files to show. ``missed``: run folders that the pattern of ``runs`` leaves out. Results that were
-    edited, come from another version or were measured on other images or classes, second runs of one recipe and seed, and
-    runs that are not finished or never evaluated are kept apart, with the reason. ValueError if nothing is left, if the
-    baseline is not among the runs, or for another taxonomy than theirs.
+    ``tests``: the test images of each domain that is at hand, for the galleries. ``synthetic`` with
+    its mask set ``masks``: what the main rows were trained on, where there is a choice
+    (:func:`dd.report.rows.arrange`). ``baseline``: a run (folder) of the recipe that others are
+    compared with; None = the main one of synthetic images alone, else the first row. ``budgets``:
+    budget.json files to show. ``missed``: run folders that the pattern of ``runs`` leaves out.
+    Results that were edited, come from another version or were measured on other images or classes,
+    second runs of one recipe and seed, and runs that are not finished or never evaluated are kept
+    apart, with the reason. ValueError if nothing is left, if the baseline is not among the runs, or
+    for another taxonomy than theirs.
     """
     folder, synthetic = Path(folder), Path(synthetic)
     found, left_out = collect(runs, synthetic)
@@ -38,8 +41,10 @@ def report(
     left_out += separate(found, baseline and _given(found, baseline)["name"])
     rows, twice = arrange([e for e in found if e["metrics"]], synthetic.name, masks)
     entries = [e for row in rows for e in row.runs]
-    left_out += twice + _several(silent, "finished and never evaluated: evaluate.py run=... data=... scores it")
-    left_out += _several(list(map(str, missed)), "below the same folder, and the pattern of runs leaves it out")
+    why = "finished and never evaluated: evaluate.py run=... data=... scores it"
+    left_out += twice + _several(silent, why)
+    why = "below the same folder, and the pattern of runs leaves it out"
+    left_out += _several(list(map(str, missed)), why)
     for what, why in left_out:  # on the page too
         Console(stderr=True, soft_wrap=True).print(f"not compared: {what}: {why}", markup=False, highlight=False)
     if not entries:

@@ -122,8 +122,8 @@ def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
 def make_run(
     folder, tests, error, seed=0, source="synthetic", shots=None, after=None, steps=300, rate=3e-3, data=None, **more
 ):
-    """A finished run with a learning curve and results on ``tests``. ``after``: the folder of the run that it goes on from;
-    ``data``: keys of trained_on."""
+    """A finished run with a learning curve and results on ``tests``. ``after``: the folder of the
+    run that it goes on from; ``data``: keys of trained_on."""
     before = json.loads((after / "run.json").read_text()) if after else None
     trained_on = {"source": source, "root": "shapes", "split": "train", "masks": "SegmentationClass",
                   "images": shots if type(shots) is int else 512, "shots": shots, "seed": seed,

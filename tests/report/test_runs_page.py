@@ -76,7 +76,8 @@ def test_the_page_says_what_its_numbers_rest_on(html):
 
 
 def test_the_chart_of_equal_steps_has_no_other_ones(copy, make, builder, tests_of):
-    """A control of fewer steps has more seeds, a fair one is there at one number of images only: no curve is left."""
+    """A control of fewer steps has more seeds, a fair one is there at one number of images only: no
+    curve is left."""
     for seed in (0, 1):
         shutil.rmtree(copy / f"outputs/shapes/real/shots=64,seed={seed}")
     for seed in range(3):
