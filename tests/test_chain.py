@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dd.report.rows import arrange
 from dd.report.summary import collect
 
 ROOT = Path(__file__).parent.parent
@@ -98,9 +99,12 @@ def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_pa
     start = f'init_from="{chain}/outputs/shapes/adapt_segmenter/seed=0"'
     run("train", "experiment=shapes_finetune", "shots=4", start, "name=shapes/after", *where, "trainer.max_steps=1")
     entries, _ = collect([chain / "outputs/shapes" / name for name in ("synthetic/seed=0", "adapt_segmenter/seed=0", "after")])
-    found = {(e["arm"], e["ablation"]) for e in entries}
+    rows, twice = arrange(entries, "shapes")
     step = "self-training on photographs"
-    assert found == {("synthetic_only", None), ("synthetic_only", step), ("finetuned", f"synthetic, then 4 real, {step}")}
+    found = {(row.name, row.recipe.steps) for row in rows}
+    assert not twice and found == {
+        ("synthetic only", 2), (f"synthetic only; {step}", 4), (f"synthetic, then 4 real; {step}", 5)
+    }  # fmt: skip
 
 
 def test_report_is_one_self_contained_file(chain):

@@ -7,7 +7,7 @@ from pathlib import Path
 from dd import questions
 from dd.datasets import read_split
 from dd.folders import IMAGES, MASKS, index
-from dd.stages.init import RECIPES, Site, check, init_files, init_taxonomy, strange_words
+from dd.stages.init import RECIPES, Site, check, few_to_score, init_files, init_taxonomy, strange_words
 from dd.stages.prepare_own import prepare_own
 
 
@@ -60,6 +60,8 @@ def init(options) -> int:
         for note in notes:
             print(f"warning: {note}", file=sys.stderr)
         train_images = len(read_split(folder, "train"))
+        if note := few_to_score(len(read_split(folder, "val"))):
+            print(f"warning: {note}", file=sys.stderr)
     for path in init_files(site, options.conf, train_images):
         print(f"ready: {path}")
     root = "" if options.root == "data" else " " + shlex.quote(f"data_root={options.root}")

@@ -1,6 +1,6 @@
 """What evaluate.py needs for its report."""
 
-from glob import glob
+from glob import escape, glob, has_magic
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -9,7 +9,7 @@ from dd.config.command import CONF
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source, without
-from dd.provenance import read_json, sha256
+from dd.provenance import SETTINGS, read_json, sha256
 from dd.segmentation import Predictor
 from dd.stages.review import check
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
@@ -67,15 +67,37 @@ def _colours(names, palette: list[int]) -> dict:
 
 
 def report_arguments(cfg) -> dict:
-    """What the report stage takes, from an evaluate configuration; ``runs`` is a glob of run folders."""
-    runs = sorted(Path(p).parent for p in glob(f"{cfg.runs}/**/run.json", recursive=True)) if cfg.runs else []
-    if not runs:
+    """What the report stage takes, from an evaluate configuration; ``runs`` is a folder or a glob
+    of folders."""
+    pattern = str(cfg.runs or "")
+    if Path(pattern).is_dir():  # whose name may hold what a pattern means otherwise
+        pattern = escape(pattern)
+    begun = _with(pattern, SETTINGS) if cfg.runs else []
+    runs = sorted({*_with(pattern, "run.json"), *begun}) if cfg.runs else []
+    if not any((folder / "run.json").is_file() for folder in runs):
         raise FileNotFoundError(f"runs={cfg.runs}: no finished training run below it (a folder with run.json)")
     return {
         "folder": f"{cfg.output_root}/{cfg.name}", "runs": runs, "tests": test_sets(cfg), "synthetic": cfg.synthetic,
+        "masks": cfg.synthetic_masks, "missed": _missed(pattern, runs),
         "taxonomy": taxonomy(cfg), "domains": list(cfg.domains), "title": f"Dataset Diffusion: {cfg.name}",
-        "baseline": cfg.baseline, "budgets": sorted(glob(f"{cfg.runs}/**/budget.json", recursive=True)),
+        "baseline": cfg.baseline,
+        "budgets": sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
     }  # fmt: skip
+
+
+def _with(pattern: str, file: str) -> list[Path]:
+    return [Path(p).parent for p in glob(f"{pattern}/**/{file}", recursive=True)]
+
+
+def _missed(pattern: str, runs: list[Path]) -> list[Path]:
+    """Finished trainings of segmenters beside ``runs``, in the last folder of a pattern that is no
+    pattern itself."""
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if has_magic(part)), None)
+    if fixed is None or not Path(*parts[:fixed]).is_dir():
+        return []
+    there = set(_with(escape(str(Path(*parts[:fixed]))), "run.json")) - set(runs)
+    return sorted(folder for folder in there if "trained_on" in read_json(folder / "run.json"))
 
 
 def test_sets(cfg) -> dict[str, SegmentationFolder]:

@@ -1,16 +1,19 @@
-"""Which results may be compared, and how sure a difference is: checks of metrics.json, paired bootstrap over images."""
+"""Which results may be compared, and how sure a difference is: checks of metrics.json, intervals
+paired over runs."""
 
 from collections import Counter
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 
-from dd.budget import bootstrap
+from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS, Interval, holm, interval
 from dd.provenance import differences, fingerprint, read_json, sha256
 from dd.report.page import Section, Table
 
 KEYS = ("data", "split", "masks", "num_images", "protocol", "miou", "iou", "pixel_accuracy", "confusion",
         "checkpoint_sha256", "supervision", "trained_on")  # fmt: skip
+LEVEL = 0.95  # of intervals
 EDITED = "it was edited or damaged; remove it and evaluate the run again"
 
 
@@ -103,7 +106,10 @@ def comparable(results: dict[str, dict], baseline: str | None = None) -> tuple[d
         standard = on[baseline]
     else:  # one with ids, where there is one: without them nothing says that the images are the same
         votes = Counter(fingerprint(v) for v in on.values())
-        standard = max(on.values(), key=lambda v: (votes[fingerprint(v)], v["ids"] is not None))
+        standard = max(
+            on.values(),
+            key=lambda v: (votes[fingerprint(v)], v["ids"] is not None, v["images"], fingerprint(v)),
+        )
     left_out = {}
     for name, given in on.items():
         if lines := _lines(standard, given):
@@ -111,42 +117,103 @@ def comparable(results: dict[str, dict], baseline: str | None = None) -> tuple[d
     return {n: r for n, r in results.items() if n not in left_out}, left_out
 
 
-def comparison(title: str, results: dict[str, dict], baseline: str, draws: int = 1000) -> Section:
-    """One row per run, the best first: mIoU and its difference to ``baseline``, with 95 % bootstrap intervals over the images,
-    paired.
+def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -> Section:
+    """One row per recipe (:class:`dd.report.rows.Row`), the best first: mean mIoU on ``data`` and
+    its difference to the recipe ``baseline``, paired over seeds, synthetic draws and test images
+    (:func:`dd.evaluation.statistics.interval`).
 
-    ``results``: comparable ones by name. A difference whose interval leaves out 0 is bold. ValueError if ``baseline`` is
-    none of them.
+    Bold: what :attr:`Interval.decides` after Holm's correction over the rows. ValueError if
+    ``baseline`` has no score.
     """
-    if baseline not in results:
-        raise ValueError(f"baseline={baseline!r} has no result to compare with on this data; runs: {', '.join(results)}")
-    reference, rows, strong = results[baseline], [], set()
-    for name, result in sorted(results.items(), key=lambda pair: -pair[1]["miou"]):
-        images = result.get("images")
-        own = bootstrap(images["confusion"], draws=draws) if images else None
-        row = [name, result["supervision"], result["miou"], _interval(own)]
-        if name == baseline:
-            rows.append([*row, "baseline", "\u2013"])
+    scores = {row.label: row.scores(data) for row in rows if row.scores(data)}
+    if baseline.label not in scores:
+        known = ", ".join(scores)
+        raise ValueError(f"baseline {baseline.label!r} has no result to compare with on {data}; there are: {known}")
+    supervision = {row.label: row.supervision for row in rows}
+    means = {label: mean(s.miou for s in found.values()) for label, found in scores.items()}
+    paired = {
+        label: found
+        for label in scores
+        if label != baseline.label and (found := paired_interval(scores[label], scores[baseline.label], draws)) is not None
+    }
+    adjusted = holm({label: found.p for label, found in paired.items() if found.p is not None})
+    cells, strong = [], set()
+    for label in sorted(scores, key=lambda name: (-means[name], name)):
+        runs = scores[label]
+        own = interval(runs, draws=draws)
+        values = [s.miou for s in runs.values()]
+        shown = (means[label], stdev(values)) if len(values) > 1 else means[label]
+        row = [label, supervision[label], number_of_runs(runs), shown, _interval(own)]
+        if label == baseline.label:
+            cells.append([*row, "baseline", None, None, None])
             continue
-        paired = images and reference.get("images")
-        span = bootstrap(images["confusion"], reference["images"]["confusion"], draws=draws) if paired else None
-        if span and not span[0] <= 0 <= span[1]:
-            strong.add((len(rows), 4))
-        rows.append([*row, signed(result["miou"] - reference["miou"]), _interval(span, signed)])
-    columns = ["run", "supervision", "mIoU", "95 % interval", f"difference to {baseline}", "95 % interval of the difference"]
+        found = paired.get(label)
+        if found is not None and found.decides and adjusted[label] <= 1 - LEVEL:
+            strong.add((len(cells), 5))
+        cells.append([*row, *_difference(found, adjusted.get(label))])
+    columns = [
+        "trained on", "supervision", "seeds", "mIoU", "95 % interval", f"difference to {baseline.label}",
+        "95 % interval of the difference", "p (Holm)", "pairs",
+    ]  # fmt: skip
+    found = [r["metrics"][data] for row in rows for r in row.runs if data in r["metrics"]]
+    images = found[0]["num_images"]
+    seeds = max((f.seeds for f in paired.values()), default=0)
     note = (
-        "mIoU in percent. Intervals: percentile bootstrap over the test images, 1,000 draws, the same images drawn for both "
-        "runs of a difference. They say how much the choice of test images matters, not how much the training seed does. "
-        "Bold: the interval leaves out 0."
+        f"mIoU in percent on {images:,} test images; mean \u00b1 standard deviation over runs. "
+        "Intervals count the choice of test images and, with several seeds, the seeds. A "
+        "difference is taken between runs of the same seed (and the same synthetic draw) on the "
+        "same images: pairs. Bold: the interval leaves out 0, and p, corrected for the number of "
+        f"rows (Holm), is at most {1 - LEVEL:.2f}. {undecided(images, seeds)}"
     )
-    if any(not r.get("images") for r in results.values()):
-        note += " A dash: this result stores no matrix for each image; evaluate the run again to have an interval."
-    return Table(title, columns, rows, note=note, bars=("mIoU",), highlight=frozenset(strong))
+    if any(s.per_image is None for found in scores.values() for s in found.values()):
+        note += " A result without a matrix for each image has no share of the images in its interval; evaluate the run again."
+    return Table(title, columns, cells, note=note.strip(), bars=("mIoU",), highlight=frozenset(strong))
+
+
+def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | None:
+    """The interval of the mean difference of two recipes' scores by (seed, draw); None without a
+    pair. A draw of None is that of real images alone, or not known: it goes with every draw of
+    its seed."""
+    pairs = {}
+    for (seed, draw), score in one.items():
+        partner = other.get((seed, draw), other.get((seed, None)))
+        if partner is not None:
+            pairs[seed, draw] = score, partner
+        elif draw is None:
+            pairs |= {(s, d): (score, found) for (s, d), found in other.items() if s == seed}
+    if not pairs:
+        return None
+    return interval({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}, draws=draws)
+
+
+def number_of_runs(keys) -> int | str:
+    """How many seeds, and how many synthetic draws where there are several, of runs by (seed,
+    draw)."""
+    seeds, draws = len({s for s, _ in keys}), len({d for _, d in keys})
+    return seeds if draws == 1 else f"{seeds} on {draws} draws"
+
+
+def undecided(images: int | None, seeds: int) -> str:
+    """A sentence for tables that rest on too little to decide anything; "" for others."""
+    few = (images or 0) < LEAST_IMAGES
+    lacking = [f"{images or 0} test image{'s' * (images != 1)}"] * few
+    lacking += [f"{seeds} paired seed{'s' * (seeds != 1)}"] * (seeds < LEAST_SEEDS)
+    if not lacking:
+        return ""
+    least = f"it takes {LEAST_IMAGES} test images and {LEAST_SEEDS} seeds"
+    return f"This table decides nothing ({least}): {' and '.join(lacking)}."
+
+
+def _difference(found: Interval | None, p: float | None) -> list:
+    if found is None:
+        return ["no seed in both", None, None, 0]
+    shown = p if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return [signed(found.value), _interval(found, signed), shown, found.runs]
 
 
 def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _interval(span, text=lambda v: f"{v:.1f}".replace("-", "\N{MINUS SIGN}")) -> str | None:
-    return span and f"{text(span[0])} to {text(span[1])}"
+def _interval(found: Interval, text=lambda v: f"{v:.1f}".replace("-", "\N{MINUS SIGN}")) -> str | None:
+    return None if found.low is None else f"{text(found.low)} to {text(found.high)}"

@@ -6,12 +6,15 @@ segmenter. What was not run stays empty.
 """
 
 import json
+import re
 from pathlib import Path
 from statistics import mean, stdev
 
 from dd.report.page import Cell, Section, Table
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+KEYS = ("segmenter", "arm", "supervision")  # what saw other labels is another row
+ALIKE = 0.1  # share by which the number of images may differ from the published one
 TRAINED_ON = {
     "synthetic": "synthetic",
     "self_training": "synthetic, self-training",
@@ -21,28 +24,31 @@ TRAINED_ON = {
 
 
 def reproduction(data: str, measured: list[dict]) -> list[Section]:
-    """The reproduction table of ``data`` (``voc``, ``coco``) and the other published results; [] for other data.
+    """The reproduction table of ``data`` (``voc``, ``coco``) and the other published results; []
+    for other data.
 
-    ``measured``: one entry per run and protocol: ``segmenter`` (as "DeepLabV3 R101"), ``arm`` (a key of TRAINED_ON, or another
-    name as it is), ``tta`` (multi-scale and flip), ``seed``, ``miou`` in percent, ``supervision``. Several seeds become mean ±
-    standard deviation; the difference is single scale minus published.
+    ``measured``: one entry per run and protocol: ``segmenter`` (as "DeepLabV3 R101"), ``arm`` (a
+    key of TRAINED_ON, or another name as it is), ``tta`` (multi-scale and flip), ``seed``, ``miou``
+    in percent, ``supervision``; ``images`` in words, their ``number`` and ``steps``; ``variant``:
+    "" for the main recipe of its arm, the only one beside a published number. Several seeds become
+    mean ± standard deviation. The difference is single scale minus published, where as many images
+    were trained on (within a tenth).
     """
     published = [r for r in PUBLISHED["results"] if r["data"] == data]
     if not published:
         return []
     groups = {}
     for entry in measured:
-        groups.setdefault((entry["segmenter"], entry["arm"], entry["supervision"]), []).append(entry)
-    keys = ("segmenter", "arm", "supervision")  # what saw other labels is another row
-    rows = [_row(r["segmenter"], r["arm"], r, groups.pop(tuple(r[k] for k in keys), [])) for r in published]
-    rows += [_row(segmenter, arm, None, found) for (segmenter, arm, _), found in sorted(groups.items())]
+        groups.setdefault(tuple(entry[k] for k in (*KEYS, "variant")), []).append(entry)
+    rows = [_row(r["segmenter"], r["arm"], r, groups.pop((*(r[k] for k in KEYS), ""), [])) for r in published]
+    rows += [_row(segmenter, arm, None, found) for (segmenter, arm, *_), found in sorted(groups.items())]
     columns = [
-        "segmenter", "trained on", "saw", "published", "published for", "measured", "difference",
+        "segmenter", "trained on", "saw", "published", "published for", "measured", "measured with", "difference",
         "measured, multi-scale + flip", "seeds",
     ]  # fmt: skip
     sources = {r["source"] for r in published}
     note = (
-        "mIoU in percent; a dash: not run. Saw: "
+        "mIoU in percent; a dash: not run. A difference is given where as many images were trained on. Saw: "
         + "; ".join(f"{k} = {v}" for k, v in PUBLISHED["supervision"].items())
         + ". Sources: "
         + "; ".join(f"{PUBLISHED['sources'][s]} ({_which(published, s)})" for s in sorted(sources))
@@ -61,10 +67,26 @@ def _row(segmenter, arm, published, found) -> list[Cell]:
     single, augmented = ([e["miou"] for e in found if e["tta"] is tta] for tta in (False, True))
     saw = published["supervision"] if published else "/".join(sorted({e["supervision"] for e in found}))
     value = published and published["miou"]
-    difference = mean(single) - value if single and value is not None else None
+    alike = published and all(_as_many(e["number"], published["images"]) for e in found)
+    difference = mean(single) - value if single and alike else None
     seeds = ", ".join(str(s) for s in sorted({e["seed"] for e in found}))
-    images = published["images"] if published else ""
-    return [segmenter, TRAINED_ON.get(arm, arm), saw, value, images, _cell(single), difference, _cell(augmented), seeds]
+    variant = next((f"; {e['variant']}" for e in found if e["variant"]), "")
+    return [
+        segmenter, TRAINED_ON.get(arm, arm) + variant, saw, value, published["images"] if published else "",
+        _cell(single), _measured_with(found), difference, _cell(augmented), seeds,
+    ]  # fmt: skip
+
+
+def _measured_with(found) -> str:
+    """ "16 synthetic images, 5 steps" of the runs of one recipe."""
+    steps = {"steps not known" if e["steps"] is None else f"{e['steps']:,} steps" for e in found}
+    return "; ".join(sorted({f"{e['images']} images, {s}" for e in found for s in steps}))
+
+
+def _as_many(number: int, published: str) -> bool:
+    """Whether ``number`` images are as many as "40k synthetic + 11.5k real"."""
+    wanted = 1000 * sum(float(k) for k in re.findall(r"([\d.]+)k", published))
+    return abs(number - wanted) <= ALIKE * wanted
 
 
 def _cell(values: list[float]) -> Cell:

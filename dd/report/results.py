@@ -5,12 +5,15 @@ from statistics import mean
 import numpy as np
 
 from dd.datasets import SegmentationFolder, read_image, read_mask, stored_heat, synthetic_image
+from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.provenance import read_json
 from dd.report import charts, pictures
-from dd.report.compare import image_miou
+from dd.report.compare import image_miou, number_of_runs
 from dd.report.explore import Matrix
 from dd.report.page import Chart, Gallery, Table
-from dd.report.summary import ARMS, cell, values
+from dd.report.recipes import ARMS
+from dd.report.rows import number_of_images
+from dd.report.summary import cell, images_of, values
 from dd.samples import read_plan
 from dd.taxonomy import voc_palette
 
@@ -18,97 +21,128 @@ LARGEST = 30  # classes of a confusion matrix that is shown whole
 BARS = 4  # arms of the chart of classes
 
 
-def _place(entry) -> tuple:
-    """Where an arm stands among others: origin of its real images, their number, order of ARMS."""
-    shots = -1 if entry["shots"] is None else 10**9 if entry["shots"] == "all" else int(entry["shots"])
-    return entry["shots_from"] or "", shots, list(ARMS).index(entry["arm"])
-
-
-def headline(entries, domains):
-    """One row per (segmenter, arm, shots, origin of the shots), several seeds as mean and standard deviation."""
-    groups = {}
-    for e in (e for e in entries if not e["ablation"]):
-        groups.setdefault((e["segmenter"], *_place(e)), []).append(e)
-    several, rows = len({key[0] for key in groups}) > 1, []
-    for (segmenter, origin, _, _), found in sorted(groups.items()):
-        name = ARMS[found[0]["arm"]].format(k=found[0]["shots"])
-        cells = (cell(values(found, d)) for d in domains)
-        rows.append([f"{segmenter}: {name}" if several else name, origin or "–", found[0]["supervision"], *cells])
-    columns = ["trained on", "real images from", "supervision", *(f"mIoU on {d}" for d in domains)]
+def headline(rows, domains):
+    """One row per recipe; the main one of each arm first, the others named by what differs from it."""
+    several, table = len({r.recipe.segmenter for r in rows}) > 1, []
+    for row in rows:
+        name = f"{row.recipe.segmenter}: {row.name}" if several else row.name
+        keys = [(e["seed"], e["draw"]) for e in row.runs]
+        cells = (cell(values(row.runs, d)) for d in domains)
+        known = [name, row.recipe.shots_from or "\u2013", row.supervision, row.recipe.steps]
+        table.append([*known, number_of_runs(keys), *cells])
+    images = images_of(rows, domains)
+    scored = [f"mIoU on {d}" + (f" ({images[d]:,} images)" if images[d] else "") for d in domains]
+    columns = ["trained on", "real images from", "supervision", "steps", "seeds", *scored]
     note = (
         "mIoU in percent on the held-out test split, single scale, background counted. Supervision: what made the synthetic "
-        "images (A: image-text pairs only, B: a few real masks), real: no synthetic image, or whole real splits."
+        "images (A: image-text pairs only, B: a few real masks), real: no synthetic image, or whole real splits. "
+        "Steps: optimiser steps in total, those of the run before counted; a dash: it is not at hand."
     )
-    seeds = sorted({e["seed"] for e in entries})
-    if len(seeds) > 1:
-        note += f" Mean ± standard deviation over seeds {seeds}."
-    return Table("Results", columns, rows, note=note, bars=tuple(columns[3:]))
+    if any(len(r.runs) > 1 for r in rows):
+        note += " Mean \u00b1 standard deviation over runs: how they spread, not how sure a difference is."
+    few = [f"{d} has {n}" for d, n in images.items() if n is not None and n < LEAST_IMAGES]
+    if few:
+        note += f" Fewer than {LEAST_IMAGES} test images decide nothing: {', '.join(few)}."
+    if all(len(r.seeds) < LEAST_SEEDS for r in rows):
+        most = max(len(r.seeds) for r in rows)
+        note += f" Fewer than {LEAST_SEEDS} seeds decide nothing: no row has more than {most}."
+    return Table("Results", columns, table, note=note, bars=tuple(scored))
 
 
-def measured(entries, data) -> list[dict]:
+def measured(rows, data) -> list[dict]:
     """Results of full data (no shots) as the reproduction table takes them."""
     arms = {"synthetic_only": "synthetic", "real_only": "real"}
     return [
-        {"segmenter": e["segmenter"], "arm": arms.get(e["arm"], e["arm"]), "tta": tta, "seed": e["seed"],
-         "miou": results[data]["miou"], "supervision": e["supervision"]}
-        for e in entries
+        {"segmenter": r.recipe.segmenter, "arm": arms.get(r.recipe.arm, r.recipe.arm), "tta": tta, "seed": e["seed"],
+         "miou": results[data]["miou"], "supervision": e["supervision"], "variant": r.variant or "",
+         "images": r.images, "number": number_of_images(e["run"]["trained_on"]), "steps": r.recipe.steps}
+        for r in rows
+        for e in r.runs
         for tta, results in ((False, e["metrics"]), (True, e["augmented"]))
-        if not e["ablation"] and data in results and e["shots"] in (None, "all")
+        if data in results and r.recipe.shots in (None, "all") and r.recipe.arm != "other"
     ]  # fmt: skip
 
 
-def learning_curves(summary, domains):
-    for origin, part in [(summary["shots_from"], summary)] + [
-        (k.removeprefix("shots_from_"), v) for k, v in summary.items() if k.startswith("shots_from_")
-    ]:
-        shots = [k for k in part["real_only"] if k in part["finetuned"]]
-        if len(shots) < 2:
+def learning_curves(rows, domains):
+    """mIoU by the number of real images, with and without synthetic ones before them, where both
+    took as many steps."""
+    for origin in domains:
+        pairs = _equal_steps([r for r in rows if r.recipe.shots_from == origin], origin)
+        if len(pairs) < 2:
             continue
         series = {}
-        for arm, name in (("finetuned", "synthetic, then real"), ("real_only", "real only")):
-            cells = [cell(part[arm][k][origin]) for k in shots]
-            pairs = [c if isinstance(c, tuple) else (c, 0.0) for c in cells]
-            series[name] = (shots, [m for m, _ in pairs], [s for _, s in pairs])
+        for place, name in enumerate(("synthetic, then real", "real only")):
+            cells = [cell(values(pair[place].runs, origin)) for pair in pairs.values()]
+            known = [c if isinstance(c, tuple) else (c, 0.0) for c in cells]
+            series[name] = (list(pairs), [m for m, _ in known], [s for _, s in known])
         svg = charts.line_chart_svg(series, f"real images from {origin}", f"mIoU on {origin}")
-        yield Chart(f"Label budget: {origin}", svg, "Same total steps in both arms; the band is one standard deviation.")
+        steps = next(iter(pairs.values()))[0].recipe.steps
+        seeds = sorted({len(r.seeds) for pair in pairs.values() for r in pair})
+        seeds = "\u2013".join(map(str, sorted({seeds[0], seeds[-1]})))
+        note = (
+            f"Same total steps in both arms ({steps:,}); mean and one standard deviation of {seeds} "
+            f"seed{'s' * (seeds != '1')} on {images_of(rows, [origin])[origin]:,} test images."
+        )
+        yield Chart(f"Label budget: {origin}", svg, note)
 
 
-def class_tables(entries, domains):
+def _equal_steps(rows, data: str) -> dict[str, tuple]:
+    """{shots: (fine-tuned row, control)} of one number of steps in total: the one for which there
+    are most pairs. Of several recipes of as many steps the main one counts, else the first in
+    the order of ranks."""
+    found = {}
+    for row in sorted(rows, key=lambda r: r.variant is not None):
+        if row.recipe.arm in ("finetuned", "real_only") and row.recipe.steps and values(row.runs, data) is not None:
+            at = found.setdefault(row.recipe.steps, {}).setdefault(row.recipe.shots, {})
+            at.setdefault(row.recipe.arm, row)
+    pairs = {
+        steps: {k: (at["finetuned"], at["real_only"]) for k, at in by_shots.items() if len(at) == 2}
+        for steps, by_shots in found.items()
+    }
+    best = max(pairs, key=lambda steps: (len(pairs[steps]), steps), default=None)
+    chosen = pairs.get(best, {})
+    return {k: chosen[k] for k in sorted(chosen, key=lambda k: 10**9 if k == "all" else int(k))}
+
+
+def class_tables(rows, domains):
     """IoU of each class: a table of all arms, and bars of a few."""
-    arms, bar_charts = {}, []
-    for e in sorted(entries, key=_place):
-        if not e["ablation"]:
-            origin = f" ({e['shots_from']})" if e["shots_from"] not in (None, domains[0]) else ""
-            arms.setdefault(ARMS[e["arm"]].format(k=e["shots"]) + origin, []).append(e)
+    arms, bar_charts = {r.label: r.runs for r in rows if r.variant is None}, []
+    entries = [e for runs in arms.values() for e in runs]
     for domain in domains:
-        columns, rows = list(arms), []
+        columns, table = list(arms), []
         for name in _classes(entries, domain):
             cells = []
             for group in arms.values():
                 found = [e["metrics"][domain]["iou"][name] for e in group if domain in e["metrics"]]
                 found = [v for v in found if v is not None]
                 cells.append(mean(found) if found else None)
-            rows.append([name, *cells])
-        shown = [i for i in range(len(columns)) if any(row[i + 1] is not None for row in rows)][:BARS]
-        bars = {columns[i]: [(row[0], row[i + 1], None) for row in rows] for i in shown}
+            table.append([name, *cells])
+        shown = [i for i in range(len(columns)) if any(row[i + 1] is not None for row in table)][:BARS]
+        bars = {columns[i]: [(row[0], row[i + 1], None) for row in table] for i in shown}
         if shown:
-            yield Table(f"IoU per class on {domain}", ["class", *columns], rows, note="Percent; mean over seeds.")
+            images = images_of(rows, [domain])[domain]
+            note = f"Percent on {images:,} test images; mean over seeds."
+            yield Table(f"IoU per class on {domain}", ["class", *columns], table, note=note)
             note = f"The first {BARS} of the table's columns." if len(columns) > BARS else ""
             bar_charts.append(Chart(f"IoU bars on {domain}", charts.bar_chart_svg(bars, f"IoU on {domain} (%)"), note))
     yield from bar_charts  # neighbouring charts share a row
 
 
 def ablation_table(summary, domains):
-    if "ablations" in summary:
+    """Recipes of synthetic images alone beside the main one."""
+    own = {n: v for n, v in summary.get("ablations", {}).items() if v["of"] == ARMS["synthetic_only"]}
+    if own:
         shipped = {**summary["synthetic_only"], **{k: summary.get(k) for k in ("mask_miou", "mask_agreement")}}
         rows = [
             [name, cell(v.get("mask_miou")), cell(v.get("mask_agreement")), *(cell(v[d]) for d in domains)]
-            for name, v in {"as shipped": shipped, **summary["ablations"]}.items()
+            for name, v in {"as in the first table": shipped, **own}.items()
         ]
+        images = summary["test_images"]
         columns = ["synthetic only, with", "mask mIoU", "mask agreement", *(f"mIoU on {d}" for d in domains)]
         note = (
             "The masks on noised real test scenes (uncertain pixels as background), their agreement with segmenters of all "
-            "real images, and the segmenter trained on them."
+            "real images, and the segmenter trained on them. mIoU: mean \u00b1 standard deviation over "
+            f"seeds, on {', '.join(f'{n:,} test images of {d}' for d, n in images.items() if n)}."
         )
         yield Table("Ablations", columns, rows, note=note)
 
@@ -131,24 +165,25 @@ def synthetic_gallery(synthetic, taxonomy, count=8):
     yield Gallery("Synthetic images", columns, rows, "Made by the generator; no human label.", legend)
 
 
-def real_galleries(entries, tests, taxonomy, count=8):
+def real_galleries(rows, tests, taxonomy, count=8):
     palette = voc_palette()
     legend = pictures.legend(taxonomy.all_names, palette)
     chosen = {}
-    for e in entries:
-        if not e["ablation"] and e["shots_from"] in (None, next(iter(tests), None)):
-            chosen.setdefault(ARMS[e["arm"]].format(k=e["shots"]), e["folder"])
+    for row in rows:
+        if row.variant is None and row.recipe.shots_from in (None, next(iter(tests), None)):
+            chosen[row.recipe.words] = row.runs[0]["folder"]
     for domain, data in tests.items():
         folders = {
             n: f / "eval" / domain / "examples" for n, f in chosen.items() if (f / "eval" / domain / "examples").is_dir()
         }
         if not folders:
             continue
-        rows = []
+        shown = []
         for i, name in enumerate(data.ids[:count]):
-            rows.append((name, _row(data, i, [f / f"{name}.png" for f in folders.values()], palette)))
+            shown.append((name, _row(data, i, [f / f"{name}.png" for f in folders.values()], palette)))
         columns = ["image", "truth", *folders]
-        yield Gallery(f"Predictions on {domain}", columns, rows, "Held-out test images.", legend)
+        note = f"The first {len(shown)} of {len(data):,} held-out test images; one seed of each arm."
+        yield Gallery(f"Predictions on {domain}", columns, shown, note, legend)
 
 
 def _classes(entries, domain) -> list[str]:
@@ -171,12 +206,14 @@ def confusions(entry: dict, domain: str):
     if len(names) <= LARGEST:
         rows = [row.tolist() if n else [None] * len(names) for row, n in zip(share, total[:, 0], strict=True)]
         note = f"{what}: percent of the pixels of each true class (row) by predicted class (column); rows add up to 100."
+        note += f" {result['num_images']:,} test images."
         yield Matrix(title, "true \\ predicted", names, names, rows, note, limits=(0, 100))
         return
     wrong = np.where(np.eye(len(names), dtype=bool), -1, share)
     order = np.argsort(-wrong, axis=None, kind="stable")[:25]
     rows = [[names[i], names[j], float(share[i, j])] for i, j in zip(*np.unravel_index(order, share.shape), strict=True)]
     note = f"{what}: the largest of {len(names)} x {len(names)} entries, in percent of the true class's pixels."
+    note += f" {result['num_images']:,} test images."
     yield Table(title, ["true class", "predicted as", "share of its pixels"], rows, note)
 
 

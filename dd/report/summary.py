@@ -1,95 +1,71 @@
 """Finished runs as entries, and their numbers as summary.json."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
-from dd.provenance import read_json
+from dd.provenance import SETTINGS, read_json
 from dd.report.compare import comparable, read_metrics
+from dd.report.recipes import ARMS, labelled_part, recipe, weights_of
+from dd.report.rows import Row
 from dd.samples import read_records
 
-ARMS = {
-    "synthetic_only": "synthetic only",
-    "self_training": "synthetic, self-training",
-    "finetuned": "synthetic, then {k} real",
-    "mixed": "synthetic and {k} real",
-    "real_only": "{k} real only",
-}
 
+def collect(folders, synthetic: Path | None = None) -> tuple[list[dict], list[tuple[str, str]]]:
+    """(one entry per finished run: name, folder, recipe, seed, draw, supervision, run.json, and its
+    metrics by eval folder; [(result, why it is left out)] for those that cannot be trusted, and
+    for runs that are not finished).
 
-def labelled_part(trained_on: dict) -> dict:
-    """What the weights were trained on, before statistics of unlabelled photographs followed (stage=batch_norm)."""
-    while trained_on["source"] == "unlabelled":
-        trained_on = trained_on["after"]
-    return trained_on
-
-
-def unlabelled_steps(trained_on: dict | None) -> list[str]:
-    """What a run, and those that it goes on from, learnt from photographs without labels; the first step first."""
-    if not trained_on:
-        return []
-    here = []
-    if style := trained_on.get("style"):
-        settings = ", ".join(f"{k} {style[k]:g}" for k in ("bandwidth", "share") if k in style)
-        here.append(f"{style['kind']} style of photographs ({settings})")
-    if trained_on.get("self_training"):
-        here.append("self-training on photographs")
-    if trained_on["source"] == "unlabelled":
-        share = trained_on["batch_norm"]["share"]
-        here.append("batch norm of photographs" + (f" (share {share:g})" if share != 1 else ""))
-    return [*unlabelled_steps(trained_on.get("after")), *here]
-
-
-def arm_of(trained_on: dict) -> str:
-    """A key of ARMS: what a run was trained on, in which order."""
-    trained_on = labelled_part(trained_on)
-    if trained_on["source"] == "mixed":
-        return "mixed"
-    if trained_on["source"] == "synthetic":
-        return "self_training" if "teacher" in trained_on["mask_settings"] else "synthetic_only"
-    return "finetuned" if trained_on["after"] else "real_only"
-
-
-def collect(folders) -> tuple[list[dict], list[tuple[str, str]]]:
-    """(one entry per finished run: name, folder, arm, shots, seed, where the shots came from, run.json, and its metrics by
-    eval folder; [(result, why it is left out)] for those that cannot be trusted)."""
-    entries, left_out = [], []
+    ``synthetic``: a synthetic set; what is said of a draw is read from it and from those beside it.
+    """
+    entries, left_out, runs = [], [], {}
     for folder in map(Path, folders):
-        if not (folder / "run.json").is_file() or "trained_on" not in (run := read_json(folder / "run.json")):
-            continue
-        trained_on, steps = labelled_part(run["trained_on"]), unlabelled_steps(run["trained_on"])
+        if (folder / "run.json").is_file():
+            run = read_json(folder / "run.json")
+            if "trained_on" in run:
+                runs[folder] = run
+        elif (folder / SETTINGS).is_file() and "trained_on" in read_json(folder / SETTINGS).get("identity", {}):
+            left_out.append((str(folder), "begun and not finished (no run.json): the same train.py command goes on"))
+    by_weights = {}
+    for run in runs.values():
+        by_weights.setdefault(weights_of(run), []).append(run)
+    sets = synthetic_sets(Path(synthetic).parent) if synthetic is not None else None
+    for folder, run in runs.items():
         metrics = _read(folder, "eval/*/metrics.json", run, lambda p: p.parent.name, left_out)
         augmented = _read(folder, "eval/*/ms_flip/metrics.json", run, lambda p: p.parts[-3], left_out)
         audits = _read(folder, "audit/*/*/metrics.json", run, lambda p: "/".join(p.parts[-3:-1]), left_out)
-        ablation = folder.parts[folder.parts.index("ablation") + 1] if "ablation" in folder.parts else None
-        if not ablation and run.get("identity", {}).get("trainer", {}).get("callbacks", {"ema": True})["ema"] is None:
-            ablation = "ema=off"
-        if steps:  # not a seed of the arm, a recipe of its own
-            arm = arm_of(trained_on)
-            what = [] if arm == "synthetic_only" else [ARMS[arm].format(k=trained_on["shots"])]
-            ablation = ", ".join([*what, *([ablation] if ablation else []), *steps])
+        what = recipe(run, by_weights, *([sets] if sets else []))
         entries.append(
-            {"folder": folder, "arm": arm_of(trained_on), "shots": trained_on["shots"] and str(trained_on["shots"]),
-             "shots_from": trained_on.get("data", trained_on.get("root")) if trained_on["shots"] else None,
-             "seed": trained_on["seed"], "segmenter": segmenter_name(run["segmenter"]), "ablation": ablation,
-             "supervision": run["supervision"], "metrics": metrics, "augmented": augmented, "audits": audits,
-             "seconds": run["seconds"], "run": run}
+            {"folder": folder, "recipe": what, "seed": what.seed, "draw": what.draw, "supervision": run["supervision"],
+             "metrics": metrics, "augmented": augmented, "audits": audits, "seconds": run["seconds"], "run": run}
         )  # fmt: skip
     shared = os.path.commonpath([e["folder"].parent for e in entries]) if entries else ""
     for entry in entries:
         entry["name"] = Path(os.path.relpath(entry["folder"], shared)).as_posix()
-    _separate(entries)
-    return sorted(entries, key=lambda e: e["seed"]), left_out
+    return sorted(entries, key=lambda e: str(e["seed"])), left_out
 
 
-def _separate(entries: list[dict]) -> None:
-    """Two runs of one arm and one seed are two recipes, not two samples of one: the second gets a row of its own."""
-    seen = set()
-    for e in sorted((e for e in entries if not e["ablation"]), key=lambda e: e["name"]):
-        key = (e["segmenter"], e["arm"], e["shots"], e["shots_from"], e["seed"])
-        if key in seen:
-            e["ablation"] = e["name"]
-        seen.add(key)
+def synthetic_sets(root: Path) -> Callable[[dict], dict | None]:
+    """``find(data)``: run.json of the synthetic set that ``data``, a part of ``trained_on``, names,
+    if it lies in ``root`` and is still the one that was trained on, by the heat or the images of
+    the mask set; else None."""
+    known = {}
+
+    def find(data: dict) -> dict | None:
+        made, masks = data.get("mask_settings") or {}, data.get("masks")
+        folder = root / str(data.get("root")) / str(masks)
+        if folder not in known:
+            files = folder / "masks.json", root / str(data.get("root")) / "run.json"
+            known[folder] = [read_json(f) for f in files] if all(f.is_file() for f in files) else None
+        if known[folder] is None:
+            return None
+        there, run = known[folder]
+        keys = [k for k in ("heat", "images") if k in made]
+        same = keys and all((there.get("identity") or {}).get(k) == made[k] for k in keys)
+        return run if same and "identity" in run else None
+
+    return find
 
 
 def _read(folder: Path, pattern: str, run: dict, key, left_out) -> dict:
@@ -116,71 +92,94 @@ def separate(entries: list[dict], baseline: str | None) -> list[tuple[str, str]]
     return left_out
 
 
-def segmenter_name(settings: dict) -> str:
-    """A run's segmenter as tables name it: "DeepLabV3 R101", "Mask2Former R50", "SegFormer B0"."""
-    kind = settings["_target_"].rsplit(".", 1)[1]
-    if kind == "Mask2Former":
-        return f"Mask2Former R{settings.get('depth', 50)}"
-    if "depth" in settings:
-        return f"{kind} R{settings['depth']}"
-    parts = [str(settings[k]).upper() if k == "size" else settings[k] for k in ("size", "config") if k in settings]
-    return " ".join([kind, *parts])
-
-
 def values(entries, data: str) -> float | list[float] | None:
     """mIoU on ``data``: a number for one run, a list over seeds for several."""
     found = [e["metrics"][data]["miou"] for e in entries if data in e["metrics"]]
     return found[0] if len(found) == 1 else found or None
 
 
-def _by_shots(entries, arm, shots_from, domains) -> dict:
-    chosen = [e for e in entries if e["arm"] == arm and e["shots_from"] == shots_from and not e["ablation"]]
-    order = sorted({e["shots"] for e in chosen}, key=lambda k: (k == "all", int(k) if k != "all" else 0))
-    return {k: {d: values([e for e in chosen if e["shots"] == k], d) for d in domains} for k in order}
+def _by_shots(rows, arm, shots_from, domains) -> dict:
+    chosen = [r for r in rows if (r.recipe.arm, r.recipe.shots_from, r.variant) == (arm, shots_from, None)]
+    return {r.recipe.shots: {d: values(r.runs, d) for d in domains} for r in chosen}
 
 
-def summarise(entries, folder: Path, domains: list[str], synthetic: Path) -> dict:
-    """The content of summary.json; mIoU in percent, lists over seeds where several were run."""
+def summarise(rows: list[Row], folder: Path, domains: list[str], synthetic: Path) -> dict:
+    """The content of summary.json; mIoU in percent, lists over seeds where several were run.
+    ``rows``: of one segmenter."""
     first, *others = domains
-    plain = [e for e in entries if e["arm"] == "synthetic_only" and not e["ablation"]]
+    plain = [e for r in rows if (r.recipe.arm, r.variant) == ("synthetic_only", None) for e in r.runs]
     summary = {
         "mask_miou": _probe(folder / f"probe_{first}_test.json"),
         "synthetic_only": {d: values(plain, d) for d in domains},
-        "finetuned": _by_shots(entries, "finetuned", first, domains),
-        "real_only": _by_shots(entries, "real_only", first, domains),
+        "finetuned": _by_shots(rows, "finetuned", first, domains),
+        "real_only": _by_shots(rows, "real_only", first, domains),
         "shots_from": first,
     }
     for other in others:
-        arms = {arm: _by_shots(entries, arm, other, domains) for arm in ("finetuned", "real_only")}
+        arms = {arm: _by_shots(rows, arm, other, domains) for arm in ("finetuned", "real_only")}
         if any(arms.values()):
             summary[f"shots_from_{other}"] = arms
-    judges = [
-        e for e in entries if (e["arm"], e["shots"], e["shots_from"]) == ("real_only", "all", first) and not e["ablation"]
-    ]
+    whole = ("real_only", "all", first, None)
+    judges = [e for r in rows if (r.recipe.arm, r.recipe.shots, r.recipe.shots_from, r.variant) == whole for e in r.runs]
     if agreement := _agreement(judges, {f"{synthetic.name}/SegmentationClass"}):
         summary["mask_agreement"] = agreement
-    ablations = {}
-    for name in sorted({e["ablation"] for e in entries if e["ablation"]}):
-        runs = [e for e in entries if e["ablation"] == name]
-        ablations[name] = {d: values(runs, d) for d in domains}
-        if (probed := _probed(runs, f"probe_{first}_test.json")) is not None:
+    if ablations := _ablations(rows, plain, folder, domains, judges):
+        summary["ablations"] = ablations
+    entries = [e for r in rows for e in r.runs]
+    generation = sum(r["seconds"] for r in read_records(synthetic).values())
+    train = {arm: sum(e["seconds"] for e in entries if e["recipe"].arm == arm) for arm in ARMS}
+    summary["seconds"] = {"generate": round(generation, 1), **{f"train_{k}": round(v, 1) for k, v in train.items()}}
+    summary["seeds"] = sorted({e["seed"] for e in entries}, key=str)
+    summary["test_images"] = images_of(rows, domains)
+    summary["recipes"] = [_described(row, domains) for row in rows]
+    return summary
+
+
+def images_of(rows: list[Row], domains) -> dict[str, int | None]:
+    """{domain: images that its scores were taken on}; None where there is no score."""
+    found = {d: [e["metrics"][d]["num_images"] for r in rows for e in r.runs if d in e["metrics"]] for d in domains}
+    return {d: max(numbers, default=None) for d, numbers in found.items()}
+
+
+def _described(row: Row, domains) -> dict:
+    """A recipe in summary.json, with all that its numbers rest on."""
+    what = row.recipe
+    return {
+        "name": row.label, "arm": what.arm, "main": row.variant is None, "segmenter": what.segmenter,
+        "shots": what.shots, "shots_from": what.shots_from, "steps": what.steps, "trained_on": row.images,
+        "supervision": row.supervision, "recipe": what.key,
+        "runs": [
+            {"run": e["name"], "seed": e["seed"], "draw": e["draw"],
+             "miou": {d: e["metrics"][d]["miou"] for d in domains if d in e["metrics"]}}
+            for e in row.runs
+        ],
+    }  # fmt: skip
+
+
+def _ablations(rows, plain, folder, domains, judges) -> dict:
+    """{what tells a recipe from the main one of its arm: its mIoUs, and the quality of its masks}."""
+    first, ablations = domains[0], {}
+    for row in rows:
+        if row.variant is None:
+            continue
+        origin = f" ({row.recipe.shots_from})" if row.recipe.shots_from not in (None, first) else ""
+        own = row.recipe.arm == "synthetic_only"
+        name = row.variant if own else f"{row.recipe.words}{origin}, {row.variant}"
+        ablations[name] = {d: values(row.runs, d) for d in domains}
+        ablations[name] |= {"of": row.recipe.words, "steps": row.recipe.steps, "seeds": row.seeds}
+        if (probed := _probed(row.runs, folder, f"probe_{first}_test.json")) is not None:
             ablations[name]["mask_miou"] = probed
-        sets = {audited(labelled_part(e["run"]["trained_on"])) for e in runs if e["arm"] == "synthetic_only"}
+        sets = {audited(labelled_part(e["run"]["trained_on"])) for e in row.runs} if own else set()
         if agreement := _agreement(judges, sets):
             ablations[name]["mask_agreement"] = agreement
     raw = {d: values(plain, f"{d}-raw") for d in domains}
     if any(v is not None for v in raw.values()):
-        ablations["ema=off"] = raw
+        raw |= {"of": ARMS["synthetic_only"], "seeds": sorted({e["seed"] for e in plain}, key=str)}
+        ablations["ema=off" if "ema=off" not in ablations else "ema=off (raw weights)"] = raw
     for name, miou in _probed_ablations(folder, first).items():
         if name in ablations:
             ablations[name]["mask_miou"] = miou
-    if ablations:
-        summary["ablations"] = ablations
-    generation = sum(r["seconds"] for r in read_records(synthetic).values())
-    train = {arm: sum(e["seconds"] for e in entries if e["arm"] == arm) for arm in ARMS}
-    summary["seconds"] = {"generate": round(generation, 1), **{f"train_{k}": round(v, 1) for k, v in train.items()}}
-    summary["seeds"] = sorted({e["seed"] for e in entries})
-    return summary
+    return ablations
 
 
 def audited(data: dict) -> str:
@@ -198,9 +197,12 @@ def _agreement(judges, sets: set[str]) -> float | list[float] | None:
     return found[0] if len(found) == 1 else found
 
 
-def _probed(runs, file: str) -> float | list[float] | None:
-    """Mask mIoU beside an ablation's runs (one setting for all of them), or in each of them (settings of their own)."""
-    if (shared := _probe(runs[0]["folder"].parent / file)) is not None:
+def _probed(runs, folder: Path, file: str) -> float | list[float] | None:
+    """Mask mIoU beside an ablation's runs (one setting for all of them), or in each of them
+    (settings of their own). What lies in ``folder`` itself was measured with the masks of the
+    main recipe."""
+    beside = runs[0]["folder"].parent
+    if beside.resolve() != folder.resolve() and (shared := _probe(beside / file)) is not None:
         return shared
     found = [_probe(e["folder"] / file) for e in runs]
     return None if None in found else found[0] if len(found) == 1 else found
@@ -221,5 +223,5 @@ def _probed_ablations(folder: Path, data: str) -> dict[str, float]:
 def cell(value):
     """A table cell: a number, or (mean, standard deviation) of a list."""
     if isinstance(value, list):
-        return (mean(value), stdev(value))
+        return (mean(value), stdev(value)) if len(value) > 1 else value[0]
     return value

@@ -79,6 +79,20 @@ def strange_words(classes: Taxonomy, model: str = "embedded") -> list[str]:
     ]
 
 
+def few_to_score(number: int) -> str | None:
+    """What is to be said if ``number`` labelled images, those kept for the score, decide nothing."""
+    from dd.evaluation.statistics import LEAST_IMAGES  # scipy, which other commands need not wait for
+
+    if number >= LEAST_IMAGES:
+        return None
+    kept = f"{number} labelled image{'s are' if number != 1 else ' is'} kept for the score"
+    return (
+        f"{kept}, a fifth of all: with fewer than {LEAST_IMAGES} no difference of two trainings "
+        f"can be told from chance. Label {5 * LEAST_IMAGES} images or more, or give a larger part "
+        "(python -m dd prepare own --share val=0.5)"
+    )
+
+
 def check(site: Site) -> Taxonomy:
     """The classes of a site whose name, conditions and folders are in order. ValueError or FileNotFoundError."""
     if not NAME.fullmatch(site.name):

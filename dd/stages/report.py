@@ -10,46 +10,63 @@ from dd.provenance import read_json, write_json
 from dd.report import origins, page, results, studies
 from dd.report.compare import comparison
 from dd.report.published import reproduction
-from dd.report.summary import ARMS, collect, separate, summarise
+from dd.report.rows import Row, arrange
+from dd.report.summary import collect, images_of, separate, summarise
 from dd.taxonomy import Taxonomy
 
+SHOWN = 5  # runs named in a line about several
 SUBTITLE = "Masks read from a text-to-image model's attention, the segmenter trained on them, and what real labels add."
 
 
 def report(
-    folder, runs, tests: dict, synthetic, taxonomy: Taxonomy, domains: list[str], title: str, baseline=None, budgets=()
+    folder, runs, tests: dict, synthetic, taxonomy: Taxonomy, domains: list[str], title: str, baseline=None, budgets=(),
+    masks: str = "SegmentationClass", missed=(),
 ) -> Path:  # fmt: skip
-    """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs`` (folders); returns the page.
+    """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs``
+    (folders); returns the page.
 
-    ``tests``: the test images of each domain that is at hand, for the galleries. ``baseline``: the run (folder) that others
-    are compared with; None = the first that saw synthetic images only, else the first. ``budgets``: budget.json files to show.
-    Results that were edited, come from another version or were measured on other images or classes are kept apart, with the
-    reason. ValueError if nothing is left, if the baseline is not among the runs, or for another taxonomy than theirs.
+    ``tests``: the test images of each domain that is at hand, for the galleries. ``synthetic`` with
+    its mask set ``masks``: what the main rows were trained on, where there is a choice
+    (:func:`dd.report.rows.arrange`). ``baseline``: a run (folder) of the recipe that others are
+    compared with; None = the main one of synthetic images alone, else the first row. ``budgets``:
+    budget.json files to show. ``missed``: run folders that the pattern of ``runs`` leaves out.
+    Results that were edited, come from another version or were measured on other images or classes,
+    second runs of one recipe and seed, and runs that are not finished or never evaluated are kept
+    apart, with the reason. ValueError if nothing is left, if the baseline is not among the runs, or
+    for another taxonomy than theirs.
     """
     folder, synthetic = Path(folder), Path(synthetic)
-    found, left_out = collect(runs)
+    found, left_out = collect(runs, synthetic)
+    silent = [e["name"] for e in found if not e["metrics"]]
     left_out += separate(found, baseline and _given(found, baseline)["name"])
-    entries = [e for e in found if e["metrics"]]
+    rows, twice = arrange([e for e in found if e["metrics"]], synthetic.name, masks)
+    entries = [e for row in rows for e in row.runs]
+    why = "finished and never evaluated: evaluate.py run=... data=... scores it"
+    left_out += twice + _several(silent, why)
+    why = "below the same folder, and the pattern of runs leaves it out"
+    left_out += _several(list(map(str, missed)), why)
     for what, why in left_out:  # on the page too
         Console(stderr=True, soft_wrap=True).print(f"not compared: {what}: {why}", markup=False, highlight=False)
     if not entries:
         reasons = "".join(f"\n  {what}: {why[:300]}" for what, why in left_out[:5])
         raise ValueError(f"report: none of {[str(r) for r in runs][:5]} is a finished run with an evaluation{reasons}")
     _check_classes(entries, domains, taxonomy)
-    chosen = _given(entries, baseline) if baseline else _usual(entries)
-    main = Counter(e["segmenter"] for e in entries).most_common(1)[0][0]
-    alike = [e for e in entries if e["segmenter"] == main]  # curves and class tables are about one segmenter
+    chosen = _row_of(rows, _given(found, baseline)) if baseline else _usual(rows)
+    times = Counter(e["recipe"].segmenter for e in entries)
+    main = max(times, key=lambda name: (times[name], name))
+    alike = [row for row in rows if row.recipe.segmenter == main]  # curves and class tables are about one segmenter
+    firsts = [row.runs[0] for row in alike if row.variant is None]
     summary = summarise(alike, folder, domains, synthetic)
     write_json(folder / "summary.json", summary)
     sections = [
-        results.headline(entries, domains),
-        *(section for d in domains for section in reproduction(d, results.measured(entries, d))),
+        results.headline(rows, domains),
+        *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
         *(s for path in budgets for s in studies.budget_sections(read_json(path), Path(path).parent.name)),
-        *_comparisons(entries, domains, chosen),
-        *results.learning_curves(summary, domains),
+        *_comparisons(rows, domains, chosen),
+        *results.learning_curves(alike, domains),
         *results.class_tables(alike, domains),
         *results.ablation_table(summary, domains),
-        *studies.learning_curves(alike, lambda e: ARMS[e["arm"]].format(k=e["shots"])),
+        *studies.learning_curves(firsts, lambda e: e["recipe"].words),
         *_looks(entries, domains, tests, taxonomy),
         *results.synthetic_gallery(synthetic, taxonomy),
         *results.real_galleries(alike, tests, taxonomy),
@@ -59,7 +76,9 @@ def report(
     ]
     facts = {
         "Runs": str(len(entries)),
+        "Recipes": str(len(rows)),
         "Seeds": ", ".join(map(str, summary["seeds"])),
+        "Test images": ", ".join(f"{d} {n:,}" for d, n in images_of(rows, domains).items() if n),
         "Mask mIoU on noised real test scenes": summary["mask_miou"] and f"{summary['mask_miou']:.1f}",
         "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v),
     }
@@ -86,9 +105,26 @@ def _given(entries, baseline) -> dict:
     raise ValueError(f"baseline={baseline}: none of the evaluated runs, which are {names}")
 
 
-def _usual(entries) -> dict:
-    """The entry that others are compared with unless one is given."""
-    return next((e for e in entries if e["arm"] == "synthetic_only" and not e["ablation"]), entries[0])
+def _row_of(rows: list[Row], entry: dict) -> Row:
+    """The row of a run's recipe."""
+    found = next((row for row in rows if row.recipe.key == entry["recipe"].key), None)
+    if found is None:
+        raise ValueError(f"baseline={entry['folder']} has no evaluation that can be compared; evaluate it again")
+    return found
+
+
+def _usual(rows: list[Row]) -> Row:
+    """The row that others are compared with unless one is given."""
+    mains = [row for row in rows if row.variant is None] or rows
+    return next((row for row in mains if row.recipe.arm == "synthetic_only"), mains[0])
+
+
+def _several(names: list[str], why: str) -> list[tuple[str, str]]:
+    """One line about several runs."""
+    if not names:
+        return []
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [(", ".join(sorted(names)[:SHOWN]) + more, why)]
 
 
 def _check_classes(entries, domains, taxonomy) -> None:
@@ -102,12 +138,12 @@ def _check_classes(entries, domains, taxonomy) -> None:
                 )
 
 
-def _comparisons(entries, domains, chosen):
+def _comparisons(rows, domains, chosen):
     for domain in domains:
-        measured = {e["name"]: e["metrics"][domain] for e in entries if domain in e["metrics"]}
-        if len(measured) > 1:
-            baseline = chosen["name"] if chosen["name"] in measured else next(iter(measured))
-            yield comparison(f"Differences on {domain}", measured, baseline)
+        there = [row for row in rows if row.scores(domain)]
+        if sum(len(row.runs) for row in there) > 1:
+            baseline = chosen if chosen in there else _usual(there)
+            yield comparison(f"Differences on {domain}", there, domain, baseline)
 
 
 def _looks(entries, domains, tests, taxonomy):

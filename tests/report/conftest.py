@@ -119,13 +119,24 @@ def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
     return found
 
 
-def make_run(folder, tests, error, seed=0, source="synthetic", shots=None, after=None, steps=300, **more):
-    """A finished run with a learning curve and results on ``tests``."""
-    trained_on = {"source": source, "root": "shapes", "split": "train", "masks": "SegmentationClass", "images": 512,
-                  "shots": shots, "seed": seed, "after": after, "mask_settings": {}}  # fmt: skip
+def make_run(
+    folder, tests, error, seed=0, source="synthetic", shots=None, after=None, steps=300, rate=3e-3, data=None, **more
+):
+    """A finished run with a learning curve and results on ``tests``. ``after``: the folder of the
+    run that it goes on from; ``data``: keys of trained_on."""
+    before = json.loads((after / "run.json").read_text()) if after else None
+    trained_on = {"source": source, "root": "shapes", "split": "train", "masks": "SegmentationClass",
+                  "images": shots if type(shots) is int else 512, "shots": shots, "seed": seed,
+                  "after": before and before["trained_on"], "mask_settings": {}, **(data or {})}  # fmt: skip
+    if source == "real":
+        del trained_on["mask_settings"]
     segmenter = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18}
-    identity = {"segmenter": segmenter, "seed": seed, "trainer": {"max_steps": steps}, "trained_on": trained_on}
+    identity = {
+        "segmenter": segmenter, "seed": seed, "trainer": {"max_steps": steps, "callbacks": {"ema": {"decay": 0.98}}},
+        "optimizer": {"learning_rate": rate}, "trained_on": trained_on, "init_from_sha256": before and "c" * 64,
+    }  # fmt: skip
     run = {
+        "steps": steps,
         "identity": identity, "segmenter": segmenter, "trained_on": trained_on, "seconds": 60.0, "checkpoint_sha256": "c" * 64,
         "supervision": "real" if source == "real" else "A", "versions": {"torch": "2.13.0"}, "git_commit": "0123456789abcdef+",
         "command": f"train.py {EVIL}",
@@ -174,9 +185,9 @@ def make_study(root, size=64, count=14):
     for seed in (0, 1):
         make_run(runs / f"synthetic/seed={seed}", tests, 0.30 + 0.02 * seed, seed)
         for shots, error in ((16, 0.5), (64, 0.25)):
-            make_run(runs / f"real/shots={shots},seed={seed}", tests, error, seed, "real", shots, steps=200)
-            after = {"source": "synthetic"}
-            make_run(runs / f"finetune/shots={shots},seed={seed}", tests, error / 2, seed, "real", shots, after)
+            make_run(runs / f"real/shots={shots},seed={seed}", tests, error, seed, "real", shots, steps=400)
+            after = runs / f"synthetic/seed={seed}"
+            make_run(runs / f"finetune/shots={shots},seed={seed}", tests, error / 2, seed, "real", shots, after, 100)
     write(root / "outputs/shapes/shapes_budget/budget.json", BUDGET)
     return root
 

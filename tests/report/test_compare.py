@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from dd.evaluation.statistics import interval
 from dd.report.compare import comparable, comparison, image_miou, read_metrics, signed
+from dd.report.rows import Row
 
 
 @pytest.fixture
@@ -67,12 +69,26 @@ def test_another_version_is_named_by_what_it_lacks(result):
         read_metrics(path)
 
 
+def row(label, *results, seeds=None, draws=None):
+    """A recipe whose runs, one seed each, have these results on ``shapes``."""
+    seeds, draws = seeds or range(len(results)), draws or [None] * len(results)
+    runs = [
+        {"seed": s, "draw": d, "supervision": "A", "metrics": {"shapes": r}}
+        for s, d, r in zip(seeds, draws, results, strict=True)
+    ]
+    return Row(None, runs, label=label)
+
+
+def cells(section):
+    return {line[0]: dict(zip(section.columns, line, strict=True)) for line in section.rows}
+
+
 def test_without_the_images_own_matrices_there_is_no_interval(result):
-    plain = read_metrics(result("a", per_image=False))
-    assert "images" not in plain
-    section = comparison("T", {"a": plain, "b": read_metrics(result("b", 0.1))}, "a")
-    by_name = {row[0]: row for row in section.rows}
-    assert by_name["a"][3] is None and by_name["b"][5] is None and by_name["b"][3] is not None
+    plain = row("a", read_metrics(result("a", per_image=False)))
+    section = comparison("T", [plain, row("b", read_metrics(result("b", 0.1)))], "shapes", plain)
+    found = cells(section)
+    assert found["a"]["95 % interval"] is None and found["b"]["95 % interval of the difference"] is None
+    assert found["b"]["95 % interval"] is not None and found["b"]["p (Holm)"] is None
     assert "evaluate the run again" in section.note
 
 
@@ -101,19 +117,68 @@ def test_a_result_that_names_no_images_goes_with_those_of_as_many(result):
     assert list(comparable(results)[0]) == ["a", "old"]
 
 
-def test_differences_come_with_a_paired_interval(result):
-    results = {"base": read_metrics(result("base", 0.5)), "twin": read_metrics(result("twin", 0.5))}
-    results["good"] = read_metrics(result("good", 0.05, seed=3))
-    section = comparison("T", results, "base")
-    by_name = {row[0]: row for row in section.rows}
+@pytest.fixture
+def many(tmp_path, builder):
+    """``many(name, error, seeds)``: results on 40 test images, one for each seed."""
+    data = builder.test(tmp_path / "many" / "shapes", 40)
+
+    def make(name, error, seeds=3, shift=0):
+        found = []
+        for seed in range(seeds):
+            builder.result(tmp_path / name / str(seed), data, error, seed + shift)
+            found.append(read_metrics(tmp_path / name / str(seed) / "metrics.json"))
+        return row(name, *found)
+
+    return make
+
+
+def test_differences_are_paired_over_seeds_and_images(many):
+    base, twin, good = many("base", 0.5), many("twin", 0.5), many("good", 0.05, shift=7)
+    section = comparison("T", [base, twin, good], "shapes", base)
+    found, difference = cells(section), "difference to base"
     assert section.rows[0][0] == "good"  # the best first
-    assert by_name["base"][4] == "baseline"
-    assert by_name["twin"][4:] == ["+0.0", "+0.0 to +0.0"]  # the same predictions: paired draws never differ
-    low, high = (float(v) for v in by_name["good"][5].split(" to "))
-    assert 0 < low < results["good"]["miou"] - results["base"]["miou"] < high
-    assert section.highlight == {(0, 4)}
-    with pytest.raises(ValueError, match="baseline='x' has no result.*base, twin, good"):
-        comparison("T", results, "x")
+    assert found["base"][difference] == "baseline" and found["base"]["seeds"] == 3
+    own = [found["twin"][k] for k in (difference, "95 % interval of the difference", "p (Holm)", "pairs")]
+    assert own == ["+0.0", "+0.0 to +0.0", "1.000", 3]  # the same predictions, seed by seed
+    low, high = (float(v) for v in found["good"]["95 % interval of the difference"].split(" to "))
+    expected = interval(good.scores("shapes"), base.scores("shapes"))
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.051)
+    shown = found["good"]["p (Holm)"]  # one of two rows
+    assert shown == ("< 0.001" if 2 * expected.p < 0.001 else f"{2 * expected.p:.3f}")
+    assert section.highlight == {(0, 5)} and "on 40 test images" in section.note
+    assert "decides nothing" not in section.note
+    gone = row("x", *[r["metrics"]["shapes"] for r in good.runs])
+    gone.runs = [{**r, "metrics": {}} for r in gone.runs]
+    with pytest.raises(ValueError, match="baseline 'x' has no result.*base, twin, good"):
+        comparison("T", [base, twin, good], "shapes", gone)
+
+
+def test_few_seeds_or_few_images_decide_nothing(many, result):
+    base, good = many("base", 0.5, seeds=2), many("good", 0.05, seeds=2)
+    section = comparison("T", [base, good], "shapes", base)
+    assert not section.highlight and "decides nothing" in section.note and "2 paired seeds." in section.note
+    few = [
+        row(name, *[read_metrics(result(f"{name}{s}", error, s)) for s in range(3)])
+        for name, error in (("a", 0.5), ("b", 0.02))
+    ]
+    section = comparison("T", few, "shapes", few[0])
+    low, _ = cells(section)["b"]["95 % interval of the difference"].split(" to ")
+    assert float(low) > 0 and not section.highlight  # twelve images and an interval above 0
+    assert "decides nothing (it takes 30 test images and 3 seeds): 12 test images." in section.note
+
+
+def test_only_runs_of_one_seed_and_draw_are_pairs(result):
+    results = [read_metrics(result(str(i), 0.3, i)) for i in range(6)]
+    base, other = row("base", *results[:2], seeds=[0, 1]), row("other", *results[2:4], seeds=[2, 3])
+    found = cells(comparison("T", [base, other], "shapes", base))["other"]
+    assert (found["difference to base"], found["pairs"]) == ("no seed in both", 0)
+    drawn = row("drawn", *results[:4], seeds=[0, 0, 1, 1], draws=[0, 1, 0, 1])
+    real = row("real", *results[4:], seeds=[0, 1])
+    found = cells(comparison("T", [drawn, real], "shapes", real))["drawn"]
+    assert (found["seeds"], found["pairs"]) == ("2 on 2 draws", 4)
+    assert found["difference to real"] == signed(
+        sum(r["miou"] for r in results[:4]) / 4 - sum(r["miou"] for r in results[4:]) / 2
+    )
 
 
 def test_image_miou_by_hand():

@@ -8,8 +8,9 @@ import pytest
 from dd.report import page, published
 
 
-def entry(segmenter, arm, miou, seed=0, tta=False, supervision="A"):
-    return {"segmenter": segmenter, "arm": arm, "miou": miou, "seed": seed, "tta": tta, "supervision": supervision}
+def entry(segmenter, arm, miou, seed=0, tta=False, supervision="A", number=40000, steps=20000, variant=""):
+    return {"segmenter": segmenter, "arm": arm, "miou": miou, "seed": seed, "tta": tta, "supervision": supervision,
+            "images": f"{number} synthetic", "number": number, "steps": steps, "variant": variant}  # fmt: skip
 
 
 def row(table, segmenter, trained_on):
@@ -47,6 +48,25 @@ def test_one_run_shows_its_difference_and_three_show_mean_and_deviation():
     line = row(published.reproduction("voc", runs)[0], "DeepLabV3 R101", "synthetic")
     assert line["measured"] == pytest.approx((190 / 3, stdev((62.0, 63.0, 65.0))))
     assert line["difference"] == pytest.approx(190 / 3 - 64.8) and line["seeds"] == "0, 1, 2"
+
+
+def test_what_was_trained_on_stands_beside_what_was_published():
+    """16 images and 5 steps are no reproduction of 40,000 images: no difference is given."""
+    small = entry("DeepLabV3 R101", "synthetic", 3.0, number=16, steps=5)
+    line = row(published.reproduction("voc", [small])[0], "DeepLabV3 R101", "synthetic")
+    assert line["measured with"] == "16 synthetic images, 5 steps" and line["published for"] == "40k synthetic"
+    assert line["measured"] == 3.0 and line["difference"] is None
+    whole = entry("DeepLabV3 R101", "real", 79.0, number=10582, supervision="real")
+    line = row(published.reproduction("voc", [whole])[0], "DeepLabV3 R101", "real")
+    assert line["difference"] == pytest.approx(-0.9)  # 11.5k are published
+
+
+def test_another_recipe_is_a_row_of_its_own():
+    runs = [entry("DeepLabV3 R101", "synthetic", 62.8), entry("DeepLabV3 R101", "synthetic", 9.0, variant="5 steps")]
+    table = published.reproduction("voc", runs)[0]
+    assert row(table, "DeepLabV3 R101", "synthetic")["measured"] == 62.8
+    other = row(table, "DeepLabV3 R101", "synthetic; 5 steps")
+    assert (other["measured"], other["published"]) == (9.0, None)
 
 
 def test_what_saw_real_labels_is_not_compared_with_what_did_not():

@@ -2,6 +2,7 @@
 
 import json
 
+from dd.report.rows import arrange
 from dd.report.summary import collect, summarise
 
 
@@ -12,14 +13,21 @@ def probe_file(folder, name, miou, **more):
 def test_the_study_has_all_its_numbers(tmp_path, builder):
     tests = [builder.test(tmp_path / "data" / name) for name in ("shapes", "shapes_shift")]
     runs = tmp_path / "outputs"
-    plain = [builder.run(runs / f"synthetic/seed={seed}", tests, 0.3, seed) for seed in (0, 1)]
+
+    def masked(name, power=0, seed=0, **more):
+        settings = {"settings": {"power": power}, "heat": "h"}
+        data = {"root": "set", "masks": f"masks/{name}", "mask_settings": settings, **more}
+        return builder.run(runs / f"ablation/{name}/seed={seed}", tests, 0.5, seed, data=data)
+
+    own = {"root": "set", "mask_settings": {"settings": {"power": 0}, "heat": "h"}}
+    plain = [builder.run(runs / f"synthetic/seed={seed}", tests, 0.3, seed, data=own) for seed in (0, 1)]
     for data in tests:
         builder.result(plain[0] / f"eval/{data.root.name}-raw", data, 0.4, 0)
-    builder.run(runs / "ablation/power=1/seed=0", tests, 0.5)
-    builder.run(runs / "ablation/append=off/seed=0", tests, 0.5)
-    builder.run(runs / "ablation/band=off/seed=0", tests, 0.5)
-    builder.run(runs / "ablation/paper/seed=0", tests, 0.5)
-    builder.run(runs / "ablation/paper/seed=1", tests, 0.5, 1)
+    masked("power=1", 1)
+    masked("append=off", root="set_no_append")
+    masked("band=off", 9)
+    masked("paper", 4)
+    masked("paper", 4, seed=1)
     probe_file(runs / "ablation/paper", "probe_shapes_test.json", 33.0)
     judge = builder.run(runs / "real/shots=all,seed=0", tests, 0.1, 0, "real", "all")
     few = builder.run(runs / "real/shots=16,seed=0", tests, 0.6, 0, "real", 16)
@@ -30,18 +38,18 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     builder.result(judge / "audit/set/power=1", tests[0], 0.8, 2)
     builder.result(few / "audit/set/SegmentationClass", tests[0], 0.8, 3)  # and by a segmenter that is no reference
     for seed in (0, 1):  # masks calibrated on other images for each seed, on the list of a filter
-        run = builder.run(runs / f"ablation/calibrated/seed={seed}", tests, 0.5, seed)
-        content = json.loads((run / "run.json").read_text())
-        content["trained_on"] |= {"root": "set", "masks": f"masks/calibrated_{seed}", "split": "train_filtered"}
-        (run / "run.json").write_text(json.dumps(content))
+        choice = {"settings": {"power": seed}, "heat": "h", "calibration": {"shots": 16, "seed": seed}}
+        filtered = {"masks": f"masks/calibrated_{seed}", "split": "train_filtered", "mask_settings": choice}
+        run = masked("calibrated", seed=seed, **filtered)
         probe_file(run, "probe_shapes_test.json", 70.0 + 4 * seed)
         builder.result(judge / f"audit/set/calibrated_{seed}-train_filtered", tests[0], 0.3 * (seed + 1), 4 + seed)
     probe_file(runs, "probe_shapes_test.json", 82.0, ablations={"power=1": 80.0, "power=2": 65.0})
     probe_file(runs, "probe_shapes_test_append=off.json", 79.0)
 
     entries, left_out = collect([f.parent for f in runs.rglob("run.json")])
-    summary = summarise(entries, runs, ["shapes", "shapes_shift"], tmp_path / "set")
-    assert not left_out
+    rows, twice = arrange(entries, "set")
+    summary = summarise(rows, runs, ["shapes", "shapes_shift"], tmp_path / "set")
+    assert not left_out and not twice
     assert summary["mask_miou"] == 82.0 and summary["mask_agreement"] == agreement
     assert len(summary["synthetic_only"]["shapes"]) == 2 and set(summary["real_only"]) == {"16", "all"}
     ablations = summary["ablations"]
@@ -49,6 +57,13 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     calibrated = ablations.pop("calibrated")
     assert ablations.pop("paper")["mask_miou"] == 33.0
     assert calibrated["mask_miou"] == [70.0, 74.0] and len(calibrated["shapes"]) == 2
+    assert calibrated["seeds"] == [0, 1] and ablations["power=1"]["seeds"] == [0]
+    assert summary["test_images"] == {"shapes": 12, "shapes_shift": 12}
+    (described,) = [r for r in summary["recipes"] if r["name"] == "synthetic only"]
+    assert described["main"] and described["steps"] == 300 and described["trained_on"] == "512 synthetic"
+    assert [(r["seed"], r["miou"]["shapes"]) for r in described["runs"]] == list(
+        enumerate(summary["synthetic_only"]["shapes"])
+    )
     audits = [json.loads(p.read_text())["miou"] for p in judge.glob("audit/set/calibrated_*/metrics.json")]
     assert calibrated["mask_agreement"] == sum(audits) / 2 and audits[0] != audits[1]
     assert {name: row.get("mask_miou") for name, row in ablations.items()} == {

@@ -11,7 +11,9 @@ from dd import batch_norm, config, photos
 from dd.datasets import encode_image
 from dd.locks import Busy, Lock
 from dd.provenance import read_json, sha256, write_json
-from dd.report.summary import arm_of, collect, unlabelled_steps
+from dd.report.recipes import arm_of, unlabelled_steps
+from dd.report.rows import arrange
+from dd.report.summary import collect
 from dd.segmentation import Views
 from dd.stages import batch_norm as stage
 from dd.stages.prepare import prepare_shapes
@@ -188,11 +190,12 @@ def test_such_a_run_is_evaluated_predicts_and_is_reviewed_and_deployed(adapt, ru
 def test_reports_list_it_as_a_recipe_of_its_own(adapt, root):
     adapt(), adapt("batch_norm.share=0.5", name="half")
     entries, left_out = collect([root / "old", root / "new", root / "half"])
-    found = {e["name"]: e for e in entries}
-    assert not left_out and {e["arm"] for e in entries} == {"synthetic_only"} and {e["seed"] for e in entries} == {0}
-    assert {n: e["ablation"] for n, e in found.items()} == {
+    rows, twice = arrange(entries)
+    assert not left_out and not twice and {row.recipe.arm for row in rows} == {"synthetic_only"}
+    assert {row.runs[0]["name"]: row.variant for row in rows} == {
         "old": None, "new": "batch norm of photographs", "half": "batch norm of photographs (share 0.5)",
     }  # fmt: skip
+    assert len({row.recipe.steps for row in rows}) == 1 and {tuple(row.seeds) for row in rows} == {(0,)}
 
 
 def test_words_and_classes_of_what_follows():

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from dd import __main__ as door
 from dd import config, questions
 from dd.datasets import encode_image, encode_mask, read_mask
-from dd.stages.init import Site, site_taxonomy, strange_words
+from dd.stages.init import Site, few_to_score, site_taxonomy, strange_words
 from dd.taxonomy import taxonomy
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +65,9 @@ def tree(folder):
 def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys, monkeypatch):
     phrases = ["--condition", "place=in a hall", "--condition", "lighting=dim light,neon light"]
     assert init(site, *CLASSES, *phrases, *labelled(site), "--generator", "embedded") == 0
-    assert "python train.py experiment=my-site_budget" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "python train.py experiment=my-site_budget" in said.out
+    assert "warning: 1 labelled image is kept for the score, a fifth of all" in said.err
     sys.path.insert(0, str(ROOT))
     try:
         modules = {name: __import__(name) for name in ("generate", "train", "evaluate")}
@@ -192,6 +194,12 @@ def test_classes_that_do_not_fit_the_masks_can_be_given_anew(site, capsys):
 def test_a_name_is_that_of_files(site, capsys, name):
     assert door.main(["init", "--root", str(site / "data"), "--conf", str(site / "conf"), *CLASSES, "--", name]) == 2
     assert "letters, digits" in capsys.readouterr().err
+
+
+def test_too_few_images_to_score_on_are_said():
+    assert few_to_score(30) is None
+    assert few_to_score(29).startswith("29 labelled images are kept for the score")
+    assert "Label 150 images or more" in few_to_score(29)
 
 
 def test_letters_that_the_tokenizer_hardly_knows_are_shown():

@@ -1,0 +1,187 @@
+"""The rows of a report: one for each recipe, its runs are seeds (and synthetic draws) of it.
+
+In each arm one row is the main one, by what the recipes say and never by the names of folders; see
+:func:`arrange`. The others are named by the settings that tell them from it.
+"""
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from dd.evaluation.statistics import Score
+from dd.provenance import differences
+from dd.report.recipes import ARMS, Recipe, leaves, named, weights_of
+
+
+@dataclass
+class Row:
+    """``runs``: entries of :func:`dd.report.summary.collect`, by seed and draw. ``variant``: None
+    for the main row of an arm, else what tells it apart. ``label`` is unlike all others."""
+
+    recipe: Recipe
+    runs: list[dict]
+    variant: str | None = None
+    label: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.recipe.words + (f"; {self.variant}" if self.variant else "")
+
+    @property
+    def seeds(self) -> list:
+        return sorted({e["seed"] for e in self.runs}, key=str)
+
+    @property
+    def draws(self) -> int:
+        return len({e["draw"] for e in self.runs})
+
+    @property
+    def supervision(self) -> str:
+        return "/".join(sorted({e["supervision"] for e in self.runs}))
+
+    @property
+    def images(self) -> str:
+        """What was trained on: "512 synthetic, 16 real images"."""
+        found = images_by_kind(self.runs[0]["run"]["trained_on"])
+        return ", ".join(f"{n:,} {kind}" for kind, n in found.items())
+
+    def scores(self, data: str) -> dict[Hashable, Score]:
+        """{(seed, draw): its score on ``data``}."""
+        found = {(e["seed"], e["draw"]): e["metrics"][data] for e in self.runs if data in e["metrics"]}
+        return {key: Score(m["miou"], m["images"]["confusion"] if m.get("images") else None) for key, m in found.items()}
+
+
+def images_by_kind(trained_on: dict) -> dict[str, int]:
+    """{"synthetic", "real": images} of a run and those before it; the same images count once."""
+    counts: Counter = Counter()
+    while trained_on:
+        source = trained_on["source"]
+        parts = {source: trained_on} if source in ("synthetic", "real") else {}
+        parts = {k: trained_on[k] for k in ("synthetic", "real")} if source == "mixed" else parts
+        for kind, part in parts.items():
+            counts[kind] = max(counts[kind], part.get("images") or 0)
+        trained_on = trained_on.get("after")
+    return {kind: counts[kind] for kind in ("synthetic", "real") if kind in counts}
+
+
+def number_of_images(trained_on: dict) -> int:
+    """All of :func:`images_by_kind`."""
+    return sum(images_by_kind(trained_on).values())
+
+
+def arrange(
+    entries: list[dict], synthetic: str | None = None, masks: str = "SegmentationClass"
+) -> tuple[list[Row], list[tuple[str, str]]]:
+    """(rows in the order of tables, [(run, why it is in none)]).
+
+    The main row of an arm (by segmenter, shots and their origin) is, of the recipes without
+    unlabelled photographs, the one that was trained on the report's ``synthetic`` set and mask set;
+    of several the one with as many steps in total as most arms have; then with the most seeds, the
+    most steps, the most images; then the one that shares most settings with all other recipes.
+    What is equal in all this is told apart by the hash of its settings.
+    """
+    kept, left_out = _once(entries)
+    recipes: dict[str, list[dict]] = {}
+    for entry in sorted(kept, key=lambda e: (str(e["seed"]), str(e["draw"]))):
+        recipes.setdefault(entry["recipe"].key, []).append(entry)
+    groups: dict[tuple, dict[str, list[dict]]] = {}
+    for key, runs in recipes.items():
+        groups.setdefault(runs[0]["recipe"].group, {})[key] = runs
+    rank = _ranking(recipes, groups, synthetic, masks)
+    rows = []
+    for found in groups.values():
+        lead = max(found, key=rank)
+        for key, variant in _variants(found, lead).items():
+            rows.append(Row(found[key][0]["recipe"], found[key], variant))
+    rows.sort(key=_place)
+    _label(rows)
+    for row in rows:
+        for entry in row.runs:
+            entry["ablation"] = row.variant
+    return rows, left_out
+
+
+def _once(entries) -> tuple[list[dict], list[tuple[str, str]]]:
+    """One run for each recipe, seed and draw; that with more results, else by the weights' hash."""
+    key = lambda e: (e["recipe"].key, str(e["seed"]), str(e["draw"]))  # noqa: E731
+    kept, left_out = [], []
+    for _, found in groupby(sorted(entries, key=key), key):
+        best, *others = sorted(found, key=lambda e: (-len(e["metrics"]), str(weights_of(e["run"])), e["name"]))
+        kept.append(best)
+        for other in others:
+            lines = differences(*(e["run"].get("identity") or {} for e in (best, other)))
+            more = f"; they differ in {'; '.join(line[:100] for line in lines[:2])}" if lines else ""
+            left_out.append((other["name"], f"a second run of the recipe and seed of {best['name']}{more}"))
+    return kept, left_out
+
+
+def _ranking(recipes, groups, synthetic, masks):
+    """The key by which the main recipe of a group is the largest."""
+    totals = Counter()
+    for found in groups.values():
+        totals.update({runs[0]["recipe"].steps for runs in found.values()} - {None})
+    shared = max(totals, key=lambda steps: (totals[steps], steps), default=None)
+    settings = {key: leaves(runs[0]["recipe"].settings) for key, runs in recipes.items()}
+    everywhere = Counter(leaf for found in settings.values() for leaf in found)
+
+    def rank(key: str) -> tuple:
+        runs = recipes[key]
+        recipe, seeds = runs[0]["recipe"], {e["seed"] for e in runs}
+        data = runs[0]["run"]["trained_on"]
+        return (  # the fingerprint last: something must tell equals apart, and names must not
+            _configured(data, synthetic, masks), recipe.steps == shared, len(seeds), recipe.steps or 0,
+            data.get("images") or 0, sum(everywhere[s] for s in settings[key]) / len(settings[key]), key,
+        )  # fmt: skip
+
+    return rank
+
+
+def _configured(trained_on: dict | None, synthetic: str | None, masks: str) -> bool:
+    """Whether the synthetic images of a run are the report's, with its masks; so where it has none."""
+    while trained_on:
+        part = trained_on.get("synthetic", trained_on if trained_on["source"] == "synthetic" else None)
+        if part and (part.get("root"), part.get("masks")) != (synthetic, masks):
+            return False
+        trained_on = trained_on.get("after")
+    return True
+
+
+def _variants(found: dict[str, list[dict]], lead: str) -> dict[str, str | None]:
+    """{recipe: what tells it apart} in one group. A name that the user chose (ablation/<name>/)
+    stays, as long as it means one recipe."""
+    told = named({key: runs[0]["recipe"].settings for key, runs in found.items()}, lead)
+    chosen = {key: {_ablation(e) for e in runs} for key, runs in found.items() if key != lead}
+    times = Counter(name for names in chosen.values() for name in names)
+    photographs = ", ".join(found[lead][0]["recipe"].photographs)
+    variants: dict[str, str | None] = {lead: photographs or None}
+    for key, names in chosen.items():
+        name = next(iter(names)) if len(names) == 1 else None
+        own = told[key] if not name else name if times[name] == 1 else f"{name}, {told[key]}"
+        variants[key] = ", ".join(filter(None, (photographs, own)))
+    return variants
+
+
+def _ablation(entry) -> str | None:
+    parts = entry["folder"].parts
+    at = parts.index("ablation") + 1 if "ablation" in parts else len(parts)
+    return parts[at] if at < len(parts) else None
+
+
+def place(recipe: Recipe) -> tuple:
+    """Where an arm stands among others: origin of its real images, their number, order of ARMS."""
+    shots = -1 if recipe.shots is None else 10**9 if recipe.shots == "all" else int(recipe.shots)
+    return recipe.shots_from or "", shots, list(ARMS).index(recipe.arm), recipe.words
+
+
+def _place(row: Row) -> tuple:
+    return row.recipe.segmenter, *place(row.recipe), row.variant is not None, row.variant or ""
+
+
+def _label(rows: list[Row]) -> None:
+    several = len({row.recipe.segmenter for row in rows}) > 1
+    origins = {row.recipe.shots_from for row in rows} - {None}
+    for row in rows:
+        origin = f" ({row.recipe.shots_from})" if row.recipe.shots_from and len(origins) > 1 else ""
+        prefix = f"{row.recipe.segmenter}: " if several else ""
+        row.label = f"{prefix}{row.recipe.words}{origin}" + (f"; {row.variant}" if row.variant else "")
