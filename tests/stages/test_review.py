@@ -1,10 +1,10 @@
 """evaluate.py stage=review, and the way back: corrected masks become the shots of the next training."""
 
 import csv
-import re
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
