@@ -1,4 +1,4 @@
-"""``python -m dd prepare|verify|merge|export|init|deploy|page``: commands that need no configuration."""
+"""``python -m dd prepare|verify|merge|export|init|runs|deploy|page``: commands that need no configuration."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from dd.locks import Busy
 from dd.stages import prepare_coco as coco
 from dd.stages import prepare_voc as voc
 from dd.stages.export import FORMATS, export
+from dd.stages.list_runs import list_runs, print_runs
 from dd.stages.merge import merge
 from dd.stages.prepare import prepare_shapes
 from dd.stages.prepare_own import prepare_own
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     _synthetic_options(commands)
     _export_options(commands)
     init_options(commands)
+    _runs_options(commands)
     run_options(commands)
     options = parser.parse_args(arguments)
     try:
@@ -128,6 +130,16 @@ def _export(options) -> int:
     return 0
 
 
+def _runs_options(commands) -> None:
+    parser = commands.add_parser("runs", help="the training runs below a folder: data, steps, mIoU, unfinished ones")
+    parser.add_argument("folder", nargs="?", default="outputs", help="default: outputs")
+
+
+def _runs(options) -> int:
+    print_runs(list_runs(options.folder), options.folder)
+    return 0
+
+
 def _web_options(parser, names) -> None:
     parser.add_argument("--existing", help="an existing copy, read where it lies (never written to)")
     what = f"of an archive ({', '.join(names)})"
@@ -190,7 +202,15 @@ def _archives(known: dict[str, Archive], urls: dict[str, str], checksums: dict[s
     }  # fmt: skip
 
 
-COMMANDS = {"verify": _verify, "merge": _merge, "export": _export, "init": init, "deploy": deploy_run, "page": show_page}
+COMMANDS = {
+    "verify": _verify,
+    "merge": _merge,
+    "export": _export,
+    "init": init,
+    "runs": _runs,
+    "deploy": deploy_run,
+    "page": show_page,
+}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Masks of any source written as a prepared data set, in parallel and resumable; the images stay where they lie."""
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -11,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import Progress
 
 from dd.datasets import RECORD, check_values, encode_image, encode_mask, orientation, read_mask, rgb, write_split
+from dd.progress import Progress
 from dd.provenance import read_json, refuse_other, write_atomic, write_json
 from dd.taxonomy import IGNORE, Taxonomy
 
@@ -119,10 +119,9 @@ def convert(
     work = partial(_convert_chunk, root=root, taxonomy=taxonomy, upright=upright)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     images, pixels, turned, lost, errors = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, 0, []
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("masks", total=len(jobs))
+    with Progress("masks", len(jobs), stream=sys.stderr, unit="masks") as progress:
         for done, part in map(work, chunks) if workers < 2 or len(chunks) < 2 else _parallel(work, chunks, workers):
-            bar.advance(task, done)
+            progress.advance(done)
             images, pixels, turned = images + part[0], pixels + part[1], turned + part[2]
             lost, errors = lost + part[3], errors + part[4]
     if errors:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from dd import checkpoints
 from dd.executors import EXIT
 
+AGAIN = 1.0  # seconds after which another Ctrl-C is meant as a second one
+
 
 def fit(trainer, module, data, last: Path) -> None:
     """Train for ``trainer.max_steps``, from ``last`` on, or from the checkpoint before it, if there is a sound one.
 
-    KeyboardInterrupt says how far a training came that was stopped before; SystemExit(143) after SIGTERM or SLURM's signal;
-    ValueError if there are only damaged checkpoints.
+    A signal ends it after the step under way, with a checkpoint: SystemExit(143) after SIGTERM or
+    SLURM's signal, SystemExit(130) after Ctrl-C. KeyboardInterrupt says how far a training came that
+    was stopped otherwise, as by a second Ctrl-C. ValueError if there are only damaged checkpoints.
     """
     stop = Stop(last)
     trainer.callbacks += [Reseed(data.seed), stop]
@@ -38,12 +42,17 @@ def fit(trainer, module, data, last: Path) -> None:
     except SystemExit as end:  # ours, that of dd.executors before the first step, or Lightning's answer to Ctrl-C
         if stop.left or end.code == EXIT["terminated"] or not trainer.interrupted:
             raise
+    except KeyboardInterrupt:  # the second Ctrl-C, where Lightning passes it on
+        trainer.interrupted = True
     except RuntimeError:
         if stop.number is None:
             raise
         stop.leave(trainer)  # a worker of the loader heard the signal too and was faster
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
-        raise KeyboardInterrupt(f"training stopped at step {trainer.global_step} of {trainer.max_steps}")
+        at, saved = f"at step {trainer.global_step} of {trainer.max_steps}", checkpoints.newest(last.parent)[0]
+        raise KeyboardInterrupt(
+            f"training stopped {at}, " + ("its last checkpoint is kept" if saved else "nothing is saved yet")
+        )
     _part()
 
 
@@ -70,15 +79,18 @@ class Reseed(pl.Callback):
 
 
 class Stop(pl.Callback):
-    """SIGTERM, and in a SLURM job SIGUSR1, end a training after the step under way and a checkpoint of it.
+    """SIGTERM, Ctrl-C, and in a SLURM job SIGUSR1, end a training after the step under way and a checkpoint of it.
 
-    Lightning would write its checkpoint inside the signal's handler, perhaps in the middle of an optimiser's step. Here a
-    handler only makes a note; in validation, where the weights are the averaged ones, the training is left without another
-    checkpoint. After SIGUSR1 the SLURM job is put back into the queue, where the same command goes on.
+    Lightning would write its checkpoint inside the signal's handler, perhaps in the middle of an
+    optimiser's step; after Ctrl-C it writes none. Here a handler only makes a note. In validation,
+    where the weights are the averaged ones, the training is left with the checkpoint that
+    :class:`dd.segmentation.LastCheckpoint` wrote before it. A second Ctrl-C, a second or more after
+    the first, ends the training at once. After SIGUSR1 the SLURM job is put back into the queue,
+    where the same command goes on.
     """
 
     def __init__(self, last: Path):
-        self.last, self.number, self.launcher, self.left = last, None, None, False
+        self.last, self.number, self.launcher, self.left, self.noted = last, None, None, False, 0.0
 
     @contextmanager
     def hears_slurm(self):
@@ -96,6 +108,7 @@ class Stop(pl.Callback):
         if threading.current_thread() is threading.main_thread():  # Lightning puts the old handler back in the end
             self.launcher = trainer.strategy.launcher
             signal.signal(signal.SIGTERM, self._note)
+            signal.signal(signal.SIGINT, self._interrupt)
         if trainer.received_sigterm:
             self.number = signal.SIGTERM
 
@@ -104,12 +117,24 @@ class Stop(pl.Callback):
             self.launcher.kill(number)  # the processes that this one started
         self.number = number
 
+    def _interrupt(self, number, frame):
+        """Ctrl-C reaches every process of a terminal, and this one once more through its launcher: not a second one."""
+        if self.number == signal.SIGINT and time.monotonic() - self.noted >= AGAIN:
+            raise KeyboardInterrupt
+        if self.number is None:
+            self.noted = time.monotonic()
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print("stopping after this step (Ctrl-C once more: at once)", file=sys.stderr, flush=True)
+        self._note(number, frame)
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not self._any(trainer, self.number is not None):
             return
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.last)
-            self.leave(trainer, self._any(trainer, self.number == signal.SIGUSR1))
+            self.leave(
+                trainer, self._any(trainer, self.number == signal.SIGUSR1), self._any(trainer, self.number == signal.SIGINT)
+            )
 
     def on_validation_batch_end(self, trainer, *_, **__):
         if self.number is not None:
@@ -119,19 +144,22 @@ class Stop(pl.Callback):
         """Whether it is so in one of the processes: all end after the same step."""
         return trainer.strategy.reduce_boolean_decision(mine, all=False) if trainer.world_size > 1 else mine
 
-    def leave(self, trainer, queue_again: bool | None = None):
-        """End the process with exit code 143; 0 in a process that another one started and that would be killed for it."""
+    def leave(self, trainer, queue_again: bool | None = None, by_hand: bool | None = None):
+        """End the process with exit code 143 (Ctrl-C: 130); 0 in a process that another one started and that would be killed
+        for it."""
         self.left = True
+        by_hand = self.number == signal.SIGINT if by_hand is None else by_hand
         if trainer.is_global_zero:
+            word = "stopped" if by_hand else "terminated"
             print(
-                f"terminated at step {trainer.global_step} of {trainer.max_steps}: the last checkpoint is kept. The same "
+                f"{word} at step {trainer.global_step} of {trainer.max_steps}: the last checkpoint is kept. The same "
                 "command goes on from it.", file=sys.stderr, flush=True,
             )  # fmt: skip
             if self.number == signal.SIGUSR1 if queue_again is None else queue_again:
                 _requeue()
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started = isinstance(environment, LightningEnvironment) and not trainer.is_global_zero
-        sys.exit(0 if started else EXIT["terminated"])
+        sys.exit(0 if started else EXIT["stopped" if by_hand else "terminated"])
 
 
 def slurm_job() -> str | None:

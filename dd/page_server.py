@@ -1,24 +1,30 @@
 """A page that only this machine sees: files, and one question that is answered. The only importer of starlette and uvicorn.
 
 Bound to 127.0.0.1; requests by another name (DNS rebinding) or from another site's page are refused, and the page may load
-and ask nothing but its own server. Nothing is stored, logged or counted.
+and ask nothing but its own server. Nothing is stored, logged or counted. Memory is bounded: uploads that would hold more than
+MAX_HELD bytes together are refused, slow ones are given up, and one image is answered at a time.
 """
 
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from urllib.parse import urlsplit
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 HOST = "127.0.0.1"
 MAX_BYTES = 64 << 20  # of an uploaded file
+MAX_HELD = 256 << 20  # of all that are uploaded or wait for their answer
+SECONDS = 60  # for an upload, which comes from this machine
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
@@ -29,11 +35,38 @@ HEADERS = {
 }
 
 
-def application(folder: str | Path, answer, max_bytes: int = MAX_BYTES) -> Starlette:
-    """The files of ``folder`` (``index.html`` as ``/``), and ``POST /segment``: the body's bytes -> ``answer(bytes)`` as JSON,
-    one at a time. A ValueError of ``answer`` is status 422 with ``{"error": ...}``; 413: the file is too large."""
+class Held:
+    """Bytes of the uploads in memory, at most ``limit``. Used by one thread, that of the event loop."""
+
+    def __init__(self, limit: int):
+        self.limit, self.bytes = limit, 0
+
+    @contextmanager
+    def upload(self):
+        """``take(number)`` inside it: whether there is room for so many more; all are given back at its end."""
+        mine = 0
+
+        def take(number: int) -> bool:
+            nonlocal mine
+            if self.bytes + number > self.limit:
+                return False
+            mine, self.bytes = mine + number, self.bytes + number
+            return True
+
+        try:
+            yield take
+        finally:
+            self.bytes -= mine
+
+
+def application(
+    folder: str | Path, answer, about: dict, max_bytes: int = MAX_BYTES, max_held: int = MAX_HELD, seconds: float = SECONDS
+) -> Starlette:
+    """The files of ``folder`` (``index.html`` as ``/``), ``GET /about``: ``about`` as JSON, and ``POST /segment``: the body's
+    bytes -> ``answer(bytes)`` as JSON, one at a time. A ValueError of ``answer`` is status 422 with ``{"error": ...}``; 413:
+    the file is too large; 503: too much is being uploaded; 408: the upload took longer than ``seconds``."""
     files = {"/" if p.name == "index.html" else f"/{p.name}": p for p in sorted(Path(folder).iterdir()) if p.suffix in TYPES}
-    alone = Lock()
+    alone, held = Lock(), Held(max_held)
 
     def show(path: Path):
         content, kind = path.read_text(encoding="utf-8"), TYPES[path.suffix]
@@ -48,18 +81,32 @@ def application(folder: str | Path, answer, max_bytes: int = MAX_BYTES) -> Starl
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
             return _refusal(403, "this page answers its own requests only")
         data = bytearray()
-        async for piece in request.stream():
-            data += piece
-            if len(data) > max_bytes:
-                return _refusal(413, f"the file has more than {max_bytes >> 20} MiB; make it smaller")
-        try:
-            return JSONResponse(await run_in_threadpool(one_by_one, bytes(data)), headers=HEADERS)
-        except ValueError as error:
-            return _refusal(422, str(error))
+        with held.upload() as take:
+            try:
+                with anyio.fail_after(seconds):
+                    async for piece in request.stream():
+                        if len(data) + len(piece) > max_bytes:
+                            return _refusal(413, f"the file has more than {max_bytes >> 20} MiB; make it smaller")
+                        if not take(len(piece)):
+                            return _refusal(503, "too many images at once; wait for an answer and try again")
+                        data += piece
+            except TimeoutError:
+                return _refusal(408, f"the upload took longer than {seconds:g} s; try again")
+            except ClientDisconnect:
+                return _refusal(400, "the upload was broken off")  # nobody reads it
+            try:
+                return JSONResponse(await run_in_threadpool(one_by_one, data), headers=HEADERS)
+            except ValueError as error:
+                return _refusal(422, str(error))
+
+    async def tell(request):
+        return JSONResponse(about, headers=HEADERS)
 
     routes = [Route(path, show(file)) for path, file in files.items()]
     only_here = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    return Starlette(routes=[*routes, Route("/segment", segment, methods=["POST"])], middleware=[only_here])
+    return Starlette(
+        routes=[*routes, Route("/about", tell), Route("/segment", segment, methods=["POST"])], middleware=[only_here]
+    )
 
 
 def _refusal(status: int, why: str) -> JSONResponse:
@@ -76,5 +123,5 @@ def serve(app: Starlette, port: int) -> None:
             raise ValueError(f"port={port}: {error.strerror}; choose another, or port=0 for a free one") from None
         listener.listen()  # from now on a request waits until the server has begun
         print(f"ready: http://{HOST}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
+        settings = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, lifespan="off")
         uvicorn.Server(settings).run(sockets=[listener])

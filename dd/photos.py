@@ -102,6 +102,16 @@ class Photos:
                 yield item, error
 
 
+class Photo(Photos):
+    """One photograph, as :class:`Photos` of it alone."""
+
+    def __init__(self, path: str | Path, max_pixels: int = MAX_PIXELS):
+        check_limit(max_pixels)
+        path = Path(path)
+        self.folder, self.max_pixels, self.files = path.parent, max_pixels, {path.stem: path}
+        self.items, self.unreadable, self.notes = [Item(path.stem, path.name, sha256(path))], {}, []
+
+
 class Video:
     """Every ``every``-th frame of a video file: ``items`` (``frame_000000``, ...), and :meth:`read`. The frames are those
     that can be decoded; a note says if its header promises more. ValueError for a file without any."""
@@ -233,15 +243,17 @@ class Unlabelled:
 
 
 def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None) -> Photos | Video:
-    """The photographs of a folder, or the frames of a video file. Errors say what is allowed."""
+    """The photographs of a folder, a single one, or the frames of a video file. Errors say what is allowed."""
     if not images or not Path(images).exists():
         given = f"images={images}: nothing is there" if images else "images is not given"
-        raise FileNotFoundError(f"{given}; expected images=<a folder of images, or a video file>")
+        raise FileNotFoundError(f"{given}; expected images=<a folder of images, an image, or a video file>")
     if Path(images).is_dir():
         return Photos(images, max_pixels, limit)
+    if Path(images).suffix.lower() in IMAGES:
+        return Photo(images, max_pixels)
     if Path(images).suffix.lower() not in VIDEOS:
         raise ValueError(
-            f"images={images}: expected a folder of images ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})"
+            f"images={images}: expected an image or a folder of them ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})"
         )
     return Video(images, every, max_pixels, limit)
 

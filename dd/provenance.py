@@ -66,9 +66,14 @@ def write_json(path: str | Path, value) -> None:
 
 
 def write_csv(path: str | Path, rows: Iterable) -> None:
+    """A table for spreadsheets: what one would take for a formula (a class named ``=1+1``) has a ' before it."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([_no_formula(cell) for cell in row] for row in rows)
     write_atomic(path, text.getvalue())
+
+
+def _no_formula(cell):
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def read_json(path: str | Path):

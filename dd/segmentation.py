@@ -65,8 +65,9 @@ class Sound(TorchCheckpointIO):
 
 
 class LastCheckpoint(pl.Callback):
-    """Writes ``dirpath/last.ckpt`` every ``every_n_steps`` optimiser steps and at the last one, and keeps the one before.
-    Stands after :class:`EMA` in the list of callbacks, so that the average already holds the step."""
+    """Writes ``dirpath/last.ckpt`` and keeps the one before: every ``every_n_steps`` optimiser steps,
+    at the last one, and before each validation, in which a training may be stopped. Stands after
+    :class:`EMA` in the list of callbacks, so that the average already holds the step."""
 
     def __init__(self, dirpath: str, every_n_steps: int = 1000):
         self.path, self.every_n_steps, self._saved = Path(dirpath) / checkpoints.LAST, every_n_steps, None
@@ -78,11 +79,17 @@ class LastCheckpoint(pl.Callback):
         self._saved = trainer.global_step
 
     def on_train_batch_end(self, trainer, *_):
-        step = trainer.global_step
-        if step == self._saved or (step % self.every_n_steps and step != trainer.max_steps):
-            return
-        trainer.save_checkpoint(self.path)
-        self._saved = step
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+            self._save(trainer)
+
+    def on_validation_start(self, trainer, *_):
+        if not trainer.sanity_checking:
+            self._save(trainer)
+
+    def _save(self, trainer):
+        if trainer.global_step != self._saved:
+            trainer.save_checkpoint(self.path)
+            self._saved = trainer.global_step
 
 
 def _logits(segmenter, images, sizes, mirrored=False):

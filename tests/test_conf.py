@@ -276,7 +276,7 @@ def test_only_a_validated_run_has_a_best_checkpoint(tmp_path, validate):
 
 
 def test_a_numbered_device_is_the_one_that_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(config.training, "_trainer", lambda node, *_: node)
+    monkeypatch.setattr(config.training, "_trainer", lambda name, node, *_: node)
     cfg = compose("train", "name=a_run", f"output_root={tmp_path}", "device=cuda:1")
     assert config.device(cfg) == "cuda:1"
     node = config.trainer(cfg, validate=False)

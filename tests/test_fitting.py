@@ -88,15 +88,15 @@ def crash_in(call, number, monkeypatch):
 
 @pytest.fixture
 def training(tiny_segmenter, toy_data, make_trainer):
-    """``training(folder, callbacks=(), tune=None, photos=None, **trainer)``: the stage, with dropout and checkpoints every two
-    steps; ``photos``: (photographs, their transform) of self-training."""
+    """``training(folder, callbacks=(), tune=None, photos=None, every=2, **trainer)``: the stage, with dropout and checkpoints
+    every two steps; ``photos``: (photographs, their transform) of self-training."""
 
-    def run(folder, callbacks=(), tune=None, photos=None, **trainer):
+    def run(folder, callbacks=(), tune=None, photos=None, every=2, **trainer):
         segmenter = tiny_segmenter()
         segmenter.backbone.append(torch.nn.Dropout(0.5))
         teacher = photos and MeanTeacher(3, confidence=0.4, momentum=0.8)
         module = Segmentation(segmenter, ["background", "cat", "dog"], learning_rate=0.05, teacher=teacher)
-        parts = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks]
+        parts = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), every), *callbacks]
         trainers = lambda: make_trainer(folder, STEPS, parts, **(VALIDATED if tune else {}), **trainer)  # noqa: E731
         data = toy_data(tune=tune)
         data.photos = photos
@@ -284,6 +284,50 @@ def test_sigterm_in_a_validation_ends_it_at_once(training, straight, tmp_path):
     assert code == 143 and "terminated at step 4 of 9" in said and last(folder)["global_step"] == 4
     finish(training, folder, tune=5)
     assert_same(folder, straight(training))  # validation takes nothing from the generators of the training
+
+
+def test_ctrl_c_ends_a_training_after_the_step_with_a_checkpoint_of_it(training, straight, tmp_path):
+    folder = tmp_path / "run"
+    ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGINT, 4)]))
+    assert code == 130 and "stopped at step 5 of 9: the last checkpoint is kept. The same command goes on" in said
+    assert "stopping after this step" in said and "Traceback" not in said and last(folder)["global_step"] == 5
+    finish(training, folder)
+    assert_same(folder, straight(training))
+
+
+def test_a_second_ctrl_c_ends_a_training_at_once_and_says_what_is_saved(training, tmp_path):
+    folder = tmp_path / "run"
+
+    class Twice(pl.Callback):
+        """Two interrupts in one step that takes longer than the time between them."""
+
+        def on_before_optimizer_step(self, trainer, *_):
+            if trainer.global_step == self.step:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1.1)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    for step, saved in ((1, "nothing is saved yet"), (3, "its last checkpoint is kept")):
+        Twice.step = step
+
+        def work():
+            try:
+                training(folder, [Twice()])
+            except KeyboardInterrupt as stop:
+                print(stop)
+                sys.exit(130)
+
+        ((code, said),) = forked(work)
+        assert code == 130 and f"training stopped at step {step} of 9, {saved}" in said
+
+
+def test_a_stop_in_a_validation_loses_no_step(training, straight, tmp_path):
+    """Validation follows step 4, checkpoints are due every 3: one is written before it."""
+    folder = tmp_path / "run"
+    ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGINT, 4, validation=True)], tune=5, every=3))
+    assert code == 130 and "stopped at step 4 of 9" in said and last(folder)["global_step"] == 4
+    finish(training, folder, tune=5)
+    assert_same(folder, straight(training))
 
 
 def test_sigterm_in_the_last_step_lets_the_training_end(training, tmp_path):

@@ -159,7 +159,7 @@ def test_images_that_are_not_there(tmp_path):
         (None, FileNotFoundError, "images is not given; expected images=<a folder"),
         (tmp_path / "gone", FileNotFoundError, "gone: nothing is there"),
         (tmp_path / "empty", FileNotFoundError, "no file .*jpg.* in .*empty"),
-        (tmp_path / "text.txt", ValueError, "expected a folder of images .* or a video"),
+        (tmp_path / "text.txt", ValueError, "expected an image or a folder of them .* or a video"),
     ]:
         with pytest.raises(kind, match=message):
             source(images)

@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from dd import provenance
-from dd.provenance import differences, fingerprint, read_json, refuse_other, sha256, write_atomic, write_json
+from dd.provenance import differences, fingerprint, read_json, refuse_other, sha256, write_atomic, write_csv, write_json
 
 
 def test_sha256_of_bytes_and_of_files(tmp_path):
@@ -118,3 +119,12 @@ def test_the_commit_carries_a_mark_when_files_differ(tmp_path, monkeypatch):
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git_commit() == ""
+
+
+def test_a_cell_of_a_table_is_no_formula(tmp_path):
+    rows = [["file", "=1+1 pixels", "+a", "-b", "@c", "\tx", "a=b"], ["p.jpg", -3, -0.5, None, "", "1.5", "2"]]
+    write_csv(tmp_path / "t.csv", rows)
+    with open(tmp_path / "t.csv", newline="") as file:
+        found = list(csv.reader(file))
+    assert found[0] == ["file", "'=1+1 pixels", "'+a", "'-b", "'@c", "'\tx", "a=b"]
+    assert found[1] == ["p.jpg", "-3", "-0.5", "", "", "1.5", "2"]

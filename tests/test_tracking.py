@@ -1,5 +1,6 @@
 """Loggers: what fails in one never ends a training, and what W&B, MLflow and TensorBoard hold is read back."""
 
+import itertools
 import json
 import os
 import struct
@@ -20,7 +21,7 @@ from pytorch_lightning.loggers.logger import Logger
 from dd.provenance import fingerprint, read_json, sha256, write_atomic, write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation, predict
 from dd.tracking import loggers as loggers_module
-from dd.tracking.callbacks import Report, Sample, Samples, image_miou
+from dd.tracking.callbacks import Report, Sample, Samples, Steps, image_miou
 from dd.tracking.loggers import PATIENCE, Guarded, MLflow, TensorBoard, data_sets, panel, tell
 from dd.tracking.wandb import Wandb, log_evaluation
 
@@ -36,11 +37,11 @@ SYNTHETIC = {
 def fit(tmp_path, tiny_segmenter, toy_data, make_trainer):
     """``fit(steps, loggers, callbacks)`` on seven toy pictures, validated on three of them -> (module, trainer)."""
 
-    def run(steps=4, loggers=(), callbacks=(), folder=tmp_path):
+    def run(steps=4, loggers=(), callbacks=(), folder=tmp_path, start=None):
         module = Segmentation(tiny_segmenter(), NAMES, learning_rate=0.05)
         averaged = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks]
         trainer = make_trainer(folder, steps, averaged, logger=list(loggers), **VALIDATED)
-        trainer.fit(module, datamodule=toy_data(tune=3))
+        trainer.fit(module, datamodule=toy_data(tune=3), ckpt_path=start, weights_only=True)
         return module, trainer
 
     return run
@@ -194,6 +195,25 @@ def test_each_validation_is_reported(fit):
     logged = [c[1]["tune/miou"] for c in memory.calls if c[0] == "log_metrics" and "tune/miou" in c[1]]
     assert [(step, last) for step, _, last in heard] == [(2, False), (4, True)]
     assert [value for _, value, _ in heard] == pytest.approx(logged)
+
+
+def test_a_training_into_a_log_file_says_how_far_it_is(fit, capsys, monkeypatch):
+    """Each look at the clock is 20 s after the last one: a line at least every second look, steps or validation."""
+    seconds = itertools.count(0, 20)
+    monkeypatch.setattr("dd.progress.time.monotonic", lambda: float(next(seconds)))
+    fit(callbacks=[Steps("pets/seed=0")])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("pets/seed=0: ")]
+    assert lines[-1].startswith("pets/seed=0: 4 of 4 steps, ") and ", 0:00:00 left, loss " in lines[-1]
+    assert any("2 of 4 steps" in line and "validating" in line for line in lines)
+    assert len(lines) >= 3 and "Epoch" not in "".join(lines) and "-2" not in "".join(lines)
+
+
+def test_a_resumed_training_counts_from_where_it_was(fit, monkeypatch, tmp_path):
+    fit(steps=2)
+    steps = Steps("pets")
+    monkeypatch.setattr(steps, "teardown", lambda *_, **__: None)
+    fit(steps=4, callbacks=[steps], start=str(tmp_path / "checkpoints/last.ckpt"))
+    assert (steps.progress.before, steps.progress.done, steps.progress.total) == (2, 4, 4)
 
 
 def test_a_report_may_end_the_training(fit, tmp_path):

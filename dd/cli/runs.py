@@ -44,10 +44,10 @@ def show_page(options) -> int:
     chosen = config.settings(options.settings, PAGE)
     try:
         from dd.page_server import serve
-        from dd.stages.page import page
+        from dd.stages.page import about, page
     except ModuleNotFoundError as error:
         raise _missing(error, "page") from None
-    given, port = config.page_arguments(chosen)
+    given, port, run = config.page_arguments(chosen)
     with contextlib.suppress(KeyboardInterrupt):  # how it ends
-        serve(page(**given), port)
+        serve(page(**given, about=about(chosen["run"], run)), port)
     return 0

@@ -56,14 +56,15 @@ def deploy_arguments(chosen: dict) -> dict:
     return {"target": target, **given, "pictures": source(images, limit=CHECKED), "weights": chosen["weights"]}
 
 
-def page_arguments(chosen: dict) -> tuple[dict, int]:
-    """(what the stage page takes, the port)."""
+def page_arguments(chosen: dict) -> tuple[dict, int, dict]:
+    """(what the stage page takes beside what it says of the run, the port, the run's run.json)."""
     if not chosen["port"].isdecimal() or int(chosen["port"]) > 65535:
         raise ValueError(f"port={chosen['port']}: expected a number from 0 (any free one) to 65535")
     given = loaded(chosen)
     where = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(given["run"], given["segmenter"], given["views"], where)
-    return {"predictor": predictor, "names": given["names"], "palette": given["palette"]}, int(chosen["port"])
+    how = {"predictor": predictor, "names": given["names"], "palette": given["palette"]}
+    return how, int(chosen["port"]), given["run"]
 
 
 def _own_images(data_root, run: dict) -> Path:

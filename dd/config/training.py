@@ -12,6 +12,7 @@ from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_json
 from dd.stages.train import supervision
 from dd.style import Style
+from dd.tracking.callbacks import Steps
 from dd.tracking.loggers import Guarded, is_main_process
 
 SOURCES = ("synthetic", "real", "mixed")
@@ -175,12 +176,14 @@ def trainer(cfg, validate: bool, more_callbacks=()):
         node["accelerator"] = chosen.type
         node["devices"] = node["devices"] if chosen.index is None else [chosen.index]
     chosen = [*(instantiate(v) for v in callbacks.values()), *more_callbacks]
-    return _trainer(node, chosen, loggers(cfg))
+    return _trainer(cfg.name, node, chosen, loggers(cfg))
 
 
-def _trainer(node, callbacks, loggers):
+def _trainer(name, node, callbacks, loggers):
     """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see them. A training of fewer
-    steps than ``log_every_n_steps`` logs its last one."""
+    steps than ``log_every_n_steps`` logs its last one. ``enable_progress_bar``: our own bar; without it, lines."""
+    callbacks = [*callbacks, Steps(name, node.get("enable_progress_bar", True))]
+    node = {**node, "enable_progress_bar": False}
     if node["max_steps"] > 0:
         node["log_every_n_steps"] = min(node["log_every_n_steps"], node["max_steps"])
     return instantiate({**node, "_partial_": True})(callbacks=callbacks, logger=loggers)
@@ -209,6 +212,6 @@ def trainer_factory(cfg):
         _prepare(cfg, Path(cfg.output_root, cfg.name), Path(default_root_dir))
         parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")
         chosen = [instantiate(v) for v in parts.values()]
-        return _trainer(node, chosen, loggers(cfg, save_dir=str(default_root_dir)))
+        return _trainer(cfg.name, node, chosen, loggers(cfg, save_dir=str(default_root_dir)))
 
     return make

@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import contextmanager
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-EXIT = {"units failed": 3, "cannot write": 4, "busy": 5, "terminated": 143}  # beside 0, 2 (wrong input) and 130 (Ctrl-C)
+EXIT = {"units failed": 3, "cannot write": 4, "busy": 5, "terminated": 143, "stopped": 130}  # beside 0, 2 (wrong input)
 SHOWN = 3
 
 

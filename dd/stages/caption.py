@@ -4,10 +4,9 @@ import json
 import os
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from dd.datasets import READ_SUFFIXES
 from dd.photos import PILLOWS_LIMIT, read_photo
+from dd.progress import Progress
 from dd.provenance import made_by, refuse_other, write_atomic, write_json
 
 CAPTIONS = "captions.jsonl"
@@ -44,9 +43,8 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
     found = _read(folder / CAPTIONS)
     _write(folder / CAPTIONS, found)  # without what a crash tore
     todo, unreadable = [name for name in names if name not in found], {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar, open(folder / CAPTIONS, "a", encoding="utf-8") as file:
-        task = bar.add_task("caption", total=len(names), completed=len(names) - len(todo))
+    progress = Progress("caption", len(names), len(names) - len(todo))
+    with progress, open(folder / CAPTIONS, "a", encoding="utf-8") as file:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             pixels, reasons = _pixels(images, batch)
@@ -56,7 +54,7 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
             file.flush()
             os.fsync(file.fileno())
             found |= rows
-            bar.advance(task, len(batch))
+            progress.advance(len(batch))
     _write(folder / CAPTIONS, dict(sorted(found.items())))
     (folder / UNREADABLE).unlink(missing_ok=True)
     if unreadable:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from dd import metrics
 from dd.datamodule import whole_loader
 from dd.datasets import SegmentationFolder, encode_mask
+from dd.progress import Progress
 from dd.provenance import read_json, sha256, write_atomic, write_json
 from dd.segmentation import count
 
@@ -86,15 +86,14 @@ def evaluate(
             return there
     segmenter = segmenter.to(device).eval()
     confusion = PerImage(len(data.taxonomy))
-    with Progress(transient=True) as bar:
-        task = bar.add_task(f"evaluate on {data.root.name}/{data.split}", total=len(data))
+    with Progress(f"evaluate on {data.root.name}/{data.split}", len(data)) as progress:
         autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
         with autocast:
             loader = whole_loader(data, views, batch_size, num_workers)
             shown = Shown()
 
             def after(predictions):
-                bar.advance(task, len(predictions))
+                progress.advance(len(predictions))
                 for prediction, own in zip(predictions, confusion.images[-len(predictions) :], strict=True):
                     shown.add(prediction, own)
                 if not per_image:

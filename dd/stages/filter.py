@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from dd.datasets import read_image, read_mask, stored_heat, synthetic_image, write_split
 from dd.masks import MaskSettings
+from dd.progress import Progress
 from dd.provenance import differences, fingerprint, made_by, read_json, write_json
 from dd.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
 from dd.samples import append_records, read_plan, read_records
@@ -132,8 +132,8 @@ def _signals(folder, rules, clip) -> tuple[list, list[dict]]:
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {len(samples)} samples are not generated yet; run generate.py first")
     found, new = [], []
-    with Progress(transient=True) as bar:
-        for sample in bar.track(samples, description="quality signals"):
+    with Progress("quality signals", len(samples)) as progress:
+        for sample in samples:
             record, later = records[sample.id], kept.get(sample.id, {})
             later = later["signals"] if later and all(later[h] == record[h] for h in HASHES) else {}
             signals, added = _complete(folder, sample, [later, record.get("signals", {})], clip)
@@ -142,6 +142,7 @@ def _signals(folder, rules, clip) -> tuple[list, list[dict]]:
             if len(new) == PART:
                 append_records(folder / "quality", "0", new)
                 new = []
+            progress.advance()
     if new:
         append_records(folder / "quality", "0", new)
     if any(r.signal in CLIP for r in rules):

@@ -9,6 +9,7 @@ import numpy as np
 from dd.datasets import encode_image, encode_mask
 from dd.page_server import application
 from dd.photos import MAX_PIXELS, read_photo
+from dd.provenance import read_json
 from dd.report.pictures import legend, overlay
 
 FILES = Path(__file__).parents[1] / "assets" / "page"
@@ -24,8 +25,9 @@ class Upload(io.BytesIO):
 
 
 def answer_of(predictor, names, palette: list[int], max_pixels: int = MAX_PIXELS):
-    """``answer(data)``: the bytes of an image file -> {"width", "height", "mask" (palette PNG), "overlay" (JPEG), both as
-    ``data:`` URIs, "areas": [{"class", "colour", "pixels", "percent"}]}. ValueError for what is no image, or too large."""
+    """``answer(data)``: the bytes of an image file -> {"width", "height", "image" and "overlay" (JPEG),
+    "mask" (palette PNG), all as ``data:`` URIs, "areas": [{"class", "colour", "pixels", "percent"}]}.
+    ValueError for what is no image, or too large."""
     colours = [colour for _, colour in legend(names, palette)]
 
     def answer(data: bytes) -> dict:
@@ -38,6 +40,7 @@ def answer_of(predictor, names, palette: list[int], max_pixels: int = MAX_PIXELS
         ]
         return {
             "width": mask.shape[1], "height": mask.shape[0], "areas": areas,
+            "image": _uri("image/jpeg", encode_image(image, ".jpg")),
             "mask": _uri("image/png", encode_mask(mask, palette)),
             "overlay": _uri("image/jpeg", encode_image(overlay(image, mask, palette), ".jpg")),
         }  # fmt: skip
@@ -49,6 +52,20 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def page(predictor, names, palette: list[int]):
+def about(folder: str | Path, run: dict) -> dict:
+    """What the page says of its run: {"run", "trained_on", "supervision", "steps", "classes", "scores": [[data, mIoU]]}."""
+    scores = []
+    for path in sorted(Path(folder).glob("eval/*/metrics.json")):
+        found = read_json(path)
+        scores.append([f"{found['data']}/{found['split']}, {found['num_images']} images", f"{found['miou']:.1f}"])
+    trained_on = run["trained_on"]
+    what = " + ".join(part for part in (trained_on["source"], trained_on.get("root")) if part)
+    return {
+        "run": Path(folder).resolve().name, "trained_on": what, "supervision": run["supervision"], "steps": run.get("steps"),
+        "classes": run["taxonomy"]["names"], "scores": scores,
+    }  # fmt: skip
+
+
+def page(predictor, names, palette: list[int], about: dict):
     """The application that :func:`dd.page_server.serve` serves."""
-    return application(FILES, answer_of(predictor, names, palette))
+    return application(FILES, answer_of(predictor, names, palette), about)

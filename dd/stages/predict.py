@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from rich.progress import Progress
-
 from dd.datasets import encode_mask, read_image, synthetic_image
+from dd.progress import Progress
 from dd.provenance import fingerprint, read_json, sha256, write_atomic, write_json
 from dd.samples import append_records, read_plan, read_records
 from dd.segmentation import Predictor
@@ -43,12 +42,12 @@ def predict(
     done = _done(target)
     todo = [batch for batch in batches if any(s.id not in done for s in batch)]
     predictor = Predictor(run, segmenter, views, device)
-    with Progress(transient=True) as bar:
-        task = bar.add_task(f"predict {folder.name}", total=len(batches), completed=len(batches) - len(todo))
+    there = sum(map(len, batches)) - sum(map(len, todo))
+    with Progress(f"predict {folder.name}", there + sum(map(len, todo)), there) as progress:
         for batch in todo:
             predictions = predictor([read_image(synthetic_image(folder, s.id)) for s in batch])
             append_records(target, "0", [_write(target, *pair) for pair in zip(batch, predictions, strict=True)])
-            bar.advance(task)
+            progress.advance(len(batch))
     return target
 
 

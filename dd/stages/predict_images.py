@@ -12,7 +12,8 @@ from dd.photos import batches
 from dd.progress import Progress
 from dd.prompt_sources.templates import enumerated, indefinite
 from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
-from dd.report.pictures import overlay
+from dd.report.contact_sheet import NAME, write_contact_sheet
+from dd.report.pictures import legend, overlay
 from dd.samples import append_records, read_records
 from dd.segmentation import fitting
 
@@ -23,9 +24,9 @@ BATCH_PIXELS = 1 << 24  # of a batch together, beside its number of images
 
 
 def predict_images(target, source, predictor, identity: dict, names, palette: list[int], batch_size: int = 16) -> dict:
-    """Predictions for ``source`` (:mod:`dd.photos`) in the folder ``target``: ``masks/<id>.png``, ``overlays/<id>.jpg``,
-    areas.csv, captions.jsonl, unreadable.csv. Returns {"images", "kept": how many were there, "unreadable": {file: why},
-    "notes"}.
+    """Predictions for ``source`` (:mod:`dd.photos`) in the folder ``target``: ``masks/<id>.png``,
+    ``overlays/<id>.jpg``, areas.csv, captions.jsonl, unreadable.csv, and index.html to look at them.
+    Returns {"images", "kept": how many were there, "unreadable": {file: why}, "notes"}.
 
     ``predictor``: images uint8 [H, W, 3] -> masks uint8 [H, W] of the classes ``names``, background first; ``identity``: what
     decides a mask beside the image (checkpoint, protocol). What is there of the same file, checkpoint and protocol is not made
@@ -43,7 +44,11 @@ def predict_images(target, source, predictor, identity: dict, names, palette: li
                 append_records(target, "0", records)
                 done |= {r["id"]: r for r in records}
                 bar.advance(len(records))
-        _write_tables(target, [done[item.id] for item in source.items if item.id in done], unreadable, names)
+        records = [done[item.id] for item in source.items if item.id in done]
+        _write_tables(target, records, unreadable, names)
+        pictures = [(r["file"], f"overlays/{r['id']}.jpg") for r in records]
+        note = f"{len(pictures)} images, classes over them. Masks are in masks/, areas in {AREAS}."
+        write_contact_sheet(target, f"Predictions in {target.name}", note, pictures, legend(names, palette))
     if not done:
         first = next(iter(unreadable.items()))
         raise ValueError(
@@ -57,6 +62,7 @@ def print_predictions(target, found: dict) -> None:
     for note in found["notes"]:
         print(f"warning: {note}")
     print(f"predictions of {found['images']} images in {target} ({found['kept']} were there), areas in {AREAS}")
+    print(f"to look at: {Path(target) / NAME}")
     if found["unreadable"]:
         print(f"{len(found['unreadable'])} could not be read ({UNREADABLE}):")
         for file, why in list(found["unreadable"].items())[:SHOWN]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dd import label_studio
-from dd.datasets import encode_mask, read_mask
+from dd.datasets import encode_image, encode_mask, read_mask
 from dd.exports import cvat
 from dd.exports.source import Item, Source
 from dd.exports.target import Target
@@ -14,6 +14,8 @@ from dd.locks import Lock
 from dd.photos import batches
 from dd.progress import Progress
 from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
+from dd.report.contact_sheet import NAME, write_contact_sheet
+from dd.report.pictures import legend, overlay
 from dd.samples import append_records, read_records
 from dd.segmentation import fitting
 from dd.taxonomy import IGNORE, taxonomy_yaml
@@ -48,8 +50,8 @@ def review(
     ``score``: one of :data:`dd.uncertainty.SCORES`. ``order``: ``uncertain``, highest score first, ties by name; an image
     whose look differs in at most ``distinct`` of 64 bits from one before it is left out. Or ``random``, drawn by ``seed``
     from all that can be read. ``predictor`` makes masks and ``probabilities``; ``classes``: its taxonomy. ``review.json`` is
-    written first, queue.csv last; an interrupted queue goes on. FileExistsError if ``target`` holds another queue, ValueError
-    if no image can be read.
+    written first, queue.csv last, index.html shows the queue; an interrupted queue goes on.
+    FileExistsError if ``target`` holds another queue, ValueError if no image can be read.
     """
     check(number, score, order, distinct, seed)
     chosen = {"number": number, "score": score, "order": order, "distinct": distinct, "seed": seed, "address": address}
@@ -73,6 +75,10 @@ def review(
         if unreadable or (target / UNREADABLE).exists():
             write_csv(target / UNREADABLE, [["file", "why"], *unreadable.items()])
         rows = [[r["file"], f"{r[score]:.6f}", rank] for rank, r in enumerate(queue, 1)]
+        pictures = [(f"{rank}: {r['file']}", f"overlays/{r['id']}.jpg") for rank, r in enumerate(queue, 1)]
+        note = f"The run's own masks over the images, in the order of the queue ({score}, {order})."
+        colours = legend(classes.all_names, classes.palette)
+        write_contact_sheet(target, f"{len(queue)} images to label", note, pictures, colours)
         write_csv(target / QUEUE, [["file", "score", "rank"], *rows])
     return {
         "images": len(queue), "scored": scored, "similar": similar, "unreadable": unreadable, "notes": source.notes
@@ -83,6 +89,7 @@ def print_review(target, found: dict, number: int) -> None:
     for note in found["notes"]:
         print(f"warning: {note}")
     print(f"{found['images']} images to label in {target} ({found['scored']} were scored now; list in {QUEUE})")
+    print(f"to look at: {Path(target) / NAME}")
     if found["similar"]:
         print(f"{found['similar']} that look like one before them were left out")
     if found["images"] < number:
@@ -141,9 +148,11 @@ def _write(target: Path, source, queue, predictor, classes, score: str, identity
         copy, path = target / "images" / item.file, target / "masks" / f"{item.id}.png"
         if not copy.is_file():
             write_atomic(copy, source.files[item.id].read_bytes())
-        mask = read_mask(path) if path.is_file() else _predicted(source, item, predictor)
+        mask = read_mask(path) if path.is_file() else predictor([_image(source, item)])[0]
         if not path.is_file():
             write_atomic(path, encode_mask(mask, classes.palette))
+        shown = overlay(_image(source, item), mask, classes.palette)
+        write_atomic(target / "overlays" / f"{item.id}.jpg", encode_image(shown, ".jpg"))
         items.append(Item(item.id, copy, path, mask.shape, tuple(np.unique(mask).tolist())))
         facts = {"rank": rank, "score": round(record[score], 6)}
         tasks.append(label_studio.task(item.file, mask, labels, identity["checkpoint_sha256"][:12], facts, address))
@@ -157,11 +166,11 @@ def _write(target: Path, source, queue, predictor, classes, score: str, identity
     cvat.write(_source(target, classes, items), files)
 
 
-def _predicted(source, item, predictor) -> np.ndarray:
+def _image(source, item) -> np.ndarray:
     [(_, image)] = source.read([item])
     if isinstance(image, Exception):
         raise ValueError(f"{item.file} could be read before and cannot now: {image}")
-    return predictor([image])[0]
+    return image
 
 
 def _source(target: Path, classes, items: list[Item]) -> Source:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dd.datamodule import whole_loader
 from dd.datasets import SegmentationFolder, encode_mask, read_image
+from dd.progress import Progress
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.samples import append_records, read_records
 from dd.segmentation import to_device
@@ -46,13 +46,12 @@ def self_train(
     loader = whole_loader(_Unlabelled(images, todo), views, batch_size, num_workers)
     segmenter = segmenter.to(device).eval()
     autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar, torch.no_grad(), autocast:
-        task = bar.add_task(f"label {folder.name} again", total=len(images), completed=len(images) - len(todo))
+    progress = Progress(f"label {folder.name} again", len(images), len(images) - len(todo))
+    with progress, torch.no_grad(), autocast:
         for names, (shown, empty) in zip(batches, loader, strict=True):
             predictions = views.predict(segmenter, to_device(shown, device), [tuple(e.shape) for e in empty], confidence)
             append_records(target, "0", [_write(target, *pair) for pair in zip(names, predictions, strict=True)])
-            bar.advance(task, len(names))
+            progress.advance(len(names))
     _finish(target, identity, images.ids)
     return target
 

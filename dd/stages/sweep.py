@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from dd import metrics
 from dd.datasets import check_values, choose_source, read_mask, stored_heat, synthetic_image
 from dd.masks import READING, MaskSettings, count_grid, scores, settings_grid
+from dd.progress import Progress
 from dd.provenance import differences, fingerprint, made_by, read_json, sha256, write_atomic, write_json
 from dd.samples import read_plan, read_records
 from dd.taxonomy import Taxonomy
@@ -144,13 +144,12 @@ def _count(count, samples, kept: Path, workers: int | None) -> np.ndarray:
     parts = [samples[i : i + PART] for i in range(0, len(samples), PART)]
     todo = [n for n in range(len(parts)) if not (kept / f"{n}.npy").is_file()]
     workers = min(workers or min(os.cpu_count() or 1, len(todo) // 4), len(todo))
-    with Progress(transient=True) as bar:
-        task = bar.add_task("sweep", total=len(parts), completed=len(parts) - len(todo))
+    with Progress("sweep", len(parts), len(parts) - len(todo), unit="parts") as progress:
         for number, counts in _results(count, parts, todo, workers):
             buffer = BytesIO()
             np.save(buffer, counts)
             write_atomic(kept / f"{number}.npy", buffer.getvalue())
-            bar.advance(task)
+            progress.advance()
     return sum(np.load(kept / f"{n}.npy") for n in range(len(parts)))
 
 

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from dd import metrics
+from dd.progress import Progress
 from dd.taxonomy import IGNORE
 from dd.tracking.loggers import tell
 
@@ -58,6 +59,43 @@ class Samples(pl.Callback):
     def on_train_end(self, trainer, module):
         if self.shown:
             tell(trainer, "table", self.shown, module.class_names, trainer.global_step)
+
+
+class Steps(pl.Callback):
+    """How far a training is, as :class:`dd.progress.Progress` says it: steps, rate, time left, loss."""
+
+    def __init__(self, name: str, bar: bool = True):
+        self.name, self.bar, self.progress, self.validating = name, bar, None, False
+
+    def on_train_start(self, trainer, module):
+        if trainer.is_global_zero:
+            said = lambda: self._note(trainer)  # noqa: E731
+            self.progress = Progress(
+                self.name, trainer.max_steps, trainer.global_step, unit="steps", note=said, bar=self.bar
+            ).__enter__()
+
+    def _note(self, trainer) -> str:
+        if self.validating:
+            return "validating"
+        loss = trainer.callback_metrics.get("train/loss")
+        return "" if loss is None else f"loss {float(loss):.3g}"
+
+    def on_train_batch_end(self, trainer, *_):
+        if self.progress:
+            self.progress.advance(trainer.global_step - self.progress.done)
+
+    def on_validation_batch_end(self, *_):
+        if self.progress:
+            self.validating = True
+            self.progress.advance(0)
+
+    def on_validation_end(self, *_):
+        self.validating = False
+
+    def teardown(self, trainer, module, stage):
+        if self.progress:
+            self.progress.__exit__()
+            self.progress = None
 
 
 class Report(pl.Callback):

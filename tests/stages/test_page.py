@@ -1,6 +1,8 @@
 """python -m dd page: an image in, mask, overlay and areas out, for this machine alone."""
 
+import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -10,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,12 +27,13 @@ from starlette.testclient import TestClient
 from dd import __main__ as door
 from dd.page_server import application
 from dd.segmentation import Predictor, Views
-from dd.stages.page import FILES, answer_of, page
+from dd.stages.page import FILES, about, answer_of, page
 from dd.taxonomy import voc_palette
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["background", "cat", "dog"]
 HERE = "http://127.0.0.1:8000"
+ABOUT = {"run": "seed=0", "classes": ["cat", "dog"], "scores": [["pets/test, 512 images", "77.4"]]}
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
 
 
@@ -50,7 +55,7 @@ def brightest(images):
 
 @pytest.fixture
 def client():
-    return TestClient(page(brightest, NAMES, voc_palette()), base_url=HERE)
+    return TestClient(page(brightest, NAMES, voc_palette(), ABOUT), base_url=HERE)
 
 
 def test_an_image_is_answered(client):
@@ -60,7 +65,7 @@ def test_an_image_is_answered(client):
     assert (found["width"], found["height"]) == (9, 12)
     shown = picture_of(found["mask"], "image/png")
     assert np.array_equal(np.asarray(shown), mask) and shown.getpalette() == voc_palette()
-    assert picture_of(found["overlay"], "image/jpeg").size == (9, 12)
+    assert picture_of(found["overlay"], "image/jpeg").size == picture_of(found["image"], "image/jpeg").size == (9, 12)
     assert [a["class"] for a in found["areas"]] == NAMES and [a["colour"] for a in found["areas"][1:]] == [
         "#800000",
         "#008000",
@@ -83,12 +88,64 @@ def test_what_is_no_image_is_told(client, data):
 
 
 def test_too_many_pixels_and_too_many_bytes():
-    small = TestClient(application(FILES, answer_of(brightest, NAMES, voc_palette(), 107)), base_url=HERE)
+    small = TestClient(application(FILES, answer_of(brightest, NAMES, voc_palette(), 107), ABOUT), base_url=HERE)
     answer = small.post("/segment", content=file_of(COLOURS))
     assert answer.status_code == 422 and "the file has 9x12" in answer.json()["error"]
-    few = TestClient(application(FILES, lambda data: pytest.fail("asked"), 1 << 20), base_url=HERE)
+    few = TestClient(application(FILES, lambda data: pytest.fail("asked"), ABOUT, 1 << 20), base_url=HERE)
     answer = few.post("/segment", content=bytes((1 << 20) + 1))
     assert answer.status_code == 413 and "more than 1 MiB" in answer.json()["error"]
+
+
+def test_the_page_says_which_run_it_shows(client, tmp_path):
+    assert client.get("/about").json() == ABOUT
+    run = {"trained_on": {"source": "synthetic", "root": "pets"}, "supervision": "B", "steps": 540,
+           "taxonomy": {"names": ["cat", "dog"]}}  # fmt: skip
+    (tmp_path / "seed=0/eval/pets").mkdir(parents=True)
+    scored = {"data": "pets", "split": "test", "num_images": 512, "miou": 77.43}
+    (tmp_path / "seed=0/eval/pets/metrics.json").write_text(json.dumps(scored))
+    assert about(tmp_path / "seed=0", run) == {
+        "run": "seed=0", "trained_on": "synthetic + pets", "supervision": "B", "steps": 540, "classes": ["cat", "dog"],
+        "scores": [["pets/test, 512 images", "77.4"]],
+    }  # fmt: skip
+
+
+def test_uploads_share_a_bounded_memory():
+    """While one image is answered, others wait with their bytes; one that would not fit is refused, and later fits."""
+    answering, go_on = threading.Event(), threading.Event()
+
+    def answer(data):
+        answering.set()
+        assert go_on.wait(60)
+        return {"bytes": len(data)}
+
+    client = TestClient(application(FILES, answer, ABOUT, 1 << 20, 3 << 19), base_url=HERE)
+    with client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/segment", content=bytes(1 << 20))
+        assert answering.wait(60)
+        refused = client.post("/segment", content=bytes(1 << 20))
+        assert refused.status_code == 503 and "too many images at once" in refused.json()["error"]
+        go_on.set()
+        assert first.result().json() == {"bytes": 1 << 20}
+        assert client.post("/segment", content=bytes(1 << 20)).status_code == 200
+
+
+def test_an_upload_that_stands_still_is_given_up():
+    app = application(FILES, lambda data: pytest.fail("asked"), ABOUT, seconds=0.1)
+    sent = []
+
+    async def receive():
+        if not sent:
+            sent.append(None)
+            return {"type": "http.request", "body": b"half", "more_body": True}
+        await asyncio.sleep(600)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1")]
+    scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert sent[1]["status"] == 408 and b"took longer than 0.1 s" in sent[2]["body"]
 
 
 @pytest.mark.parametrize(
@@ -132,14 +189,14 @@ def served(tmp_path_factory, finished_run):
             said = server.stdout.readline()
             found = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", said)
             assert found, said
-            yield found[1], run, segmenter
+            yield found[1], run, segmenter, server.pid
         finally:
             server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0 and server.stderr.read() == ""
 
 
 def test_the_command_serves_this_machine_alone(served):
-    address, run, segmenter = served
+    address, run, segmenter, pid = served
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(urllib.request.Request(f"{address}/segment", file_of(COLOURS), {}), timeout=60) as answer:
         mask = np.asarray(picture_of(json.load(answer)["mask"], "image/png"))
@@ -151,9 +208,52 @@ def test_the_command_serves_this_machine_alone(served):
         pass
 
 
+def raw(address, head, body=b""):
+    """A connection that has sent so much of a request."""
+    connection = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=60)
+    connection.sendall(head.encode() + b"\r\n\r\n" + body)
+    return connection
+
+
+POST = "POST /segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {}"
+
+
+def peak(pid) -> int:
+    """Largest memory of a process so far, in MiB."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) >> 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_clients_that_leave_crowd_or_talk_nonsense(served):
+    """None of them prints anything (the fixture looks at the end), memory stays bounded, and the next one is answered."""
+    address, run, segmenter, pid = served
+    before, size = peak(pid), 24 << 20
+    raw(address, POST.format(size), bytes(1 << 20)).close()  # leaves in the middle
+    with raw(address, "NONSENSE\x00") as nonsense:
+        assert nonsense.recv(100).startswith(b"HTTP/1.1 400")
+    crowd = [raw(address, POST.format(size), bytes(1 << 16)) for _ in range(50)]
+
+    def finish(connection):
+        with contextlib.suppress(OSError):  # refused before all was sent
+            connection.sendall(bytes(size - (1 << 16)))
+        with connection:
+            try:
+                return int(connection.recv(100).split()[1])
+            except OSError:
+                return 503  # the refusal was lost with the rest of what was sent
+
+    with ThreadPoolExecutor(50) as pool:
+        codes = set(pool.map(finish, crowd))
+    assert codes <= {422, 503} and 422 in codes
+    assert peak(pid) - before < 700  # 50 of them together have 1,200 MiB
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(urllib.request.Request(f"{address}/segment", file_of(COLOURS), {}), timeout=60) as answer:
+        assert answer.status == 200
+
+
 @pytest.mark.browser
 def test_the_page_in_a_browser(served, tmp_path):
-    address, run, segmenter = served
+    address, run, segmenter, pid = served
     pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(40, 0).repeat(40, 1)
     (tmp_path / "photo.png").write_bytes(file_of(pixels))
     (tmp_path / "broken.png").write_bytes(b"no image")

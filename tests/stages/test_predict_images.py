@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -82,6 +84,24 @@ def test_masks_overlays_and_areas(predict, images, tmp_path):
     assert all(row["classes"] and row["caption"] in ("a photo of a cat and a dog, hot", "a photo of a dog, hot and a cat")
                for row in written)  # fmt: skip
     assert read_json(out / "predictions.json")["identity"] == IDENTITY and not (out / "unreadable.csv").exists()
+
+
+def test_the_folder_opens_on_a_page_of_its_overlays(predict, tmp_path, capsys):
+    found = predict()[0]
+    page = (tmp_path / "out/index.html").read_text()
+    shown = re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page)
+    assert [alt for _, alt in shown] == ["a.png", "b.bmp", "more/c.png"]
+    assert all((tmp_path / "out" / unquote(path)).is_file() for path, _ in shown)
+    assert all(f"</i>{name}" in page for name in NAMES) and "3 images" in page
+    print_predictions(tmp_path / "out", found)
+    assert f"to look at: {tmp_path / 'out/index.html'}" in capsys.readouterr().out
+
+
+def test_a_single_image(predict, images, tmp_path):
+    found, _ = predict(where=images / "more/c.png")
+    assert found["images"] == 1
+    expected = read_image(images / "more/c.png").argmax(2)
+    assert np.array_equal(read_mask(tmp_path / "out/masks/c.png"), expected)
 
 
 def files(folder):

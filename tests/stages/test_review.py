@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -93,6 +94,10 @@ def test_the_most_uncertain_come_first_with_all_that_the_tools_need(queue, photo
         mask = Image.open(out / f"masks/{file.removesuffix('.png')}.png")
         assert mask.mode == "P" and mask.getpalette()[:6] == [0, 0, 0, 250, 1, 2]
         assert np.array_equal(np.asarray(mask), read_image(photos / file).argmax(2))
+    shown = re.findall(r'<img src="([^"]+)" alt="([^"]+)"', (out / "index.html").read_text())
+    assert [alt for _, alt in shown] == [f"{rank}: {file}" for rank, file in enumerate(order, 1)]
+    assert all(Image.open(out / path).size == Image.open(photos / file).size
+               for (path, _), file in zip(shown, order, strict=True))  # fmt: skip
     tasks = read_json(out / "label_studio.json")
     assert [t["data"]["file"] for t in tasks] == order and 'value="dog"' in (out / "label_studio.xml").read_text()
     with zipfile.ZipFile(out / "cvat.zip") as archive:

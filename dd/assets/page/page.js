@@ -29,7 +29,9 @@ async function segment(file) {
     const found = await answer.json();
     if (mine !== asked) return;
     if (!answer.ok) return say(`${file.name}: ${found.error}`, true);
+    at("image").src = found.image;
     at("overlay").src = found.overlay;
+    at("pictures").classList.toggle("small", found.width < 320);
     at("mask").src = at("save").href = found.mask;
     at("areas").replaceChildren(...found.areas.filter((a) => a.pixels).sort((a, b) => b.pixels - a.pixels).map(row));
     at("found").hidden = false;
@@ -39,6 +41,18 @@ async function segment(file) {
   }
 }
 
+async function tell() {
+  const about = await (await fetch("/about")).json();
+  const facts = [["run", about.run], ["trained on", about.trained_on], ["steps", about.steps], ["supervision", about.supervision],
+    ["classes", about.classes.join(", ")], ...about.scores.map(([data, miou]) => [`mIoU on ${data}`, miou])];
+  for (const [name, value] of facts) {
+    for (const [kind, text] of [["dt", name], ["dd", value]]) {
+      at("about").appendChild(document.createElement(kind)).textContent = text;
+    }
+  }
+}
+
+tell().catch((error) => say(`nothing is known of the run (${error.message})`, true));
 at("file").addEventListener("change", () => at("file").files.length && segment(at("file").files[0]));
 at("kind").addEventListener("change", () => {
   at("overlay").hidden = at("kind").checked;

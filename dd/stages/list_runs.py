@@ -1,0 +1,54 @@
+"""Stage: the training runs below a folder, one line each."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dd.provenance import SETTINGS, read_json
+
+
+def list_runs(root: str | Path) -> list[dict]:
+    """[{"run", "trained_on", "steps", "supervision", "scores": {data/split: mIoU}, "unfinished": why or None}] of every
+    folder below ``root`` that a training has begun, by name. FileNotFoundError if ``root`` is no folder."""
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; give the one that runs are written below, as outputs")
+    folders = {p.parent for name in ("run.json", SETTINGS) for p in root.rglob(name)}
+    return [found for folder in sorted(folders) if (found := _entry(root, folder))]
+
+
+def _entry(root: Path, folder: Path) -> dict | None:
+    """None for a folder of another kind."""
+    entry = {"run": folder.relative_to(root).as_posix(), "trained_on": "", "steps": None, "supervision": "", "scores": {}}
+    try:
+        finished = (folder / "run.json").is_file()
+        run = read_json(folder / ("run.json" if finished else SETTINGS))
+        trained_on = run["trained_on"] if finished else run["identity"]["trained_on"]
+        entry["trained_on"] = " + ".join(p for p in (trained_on["source"], trained_on.get("root")) if p)
+        if not finished:
+            return {**entry, "unfinished": "stopped before its end"}
+        entry |= {"steps": run["steps"], "supervision": run["supervision"]}
+        for path in sorted(folder.glob("eval/*/metrics.json")):
+            found = read_json(path)
+            entry["scores"][f"{found['data']}/{found['split']}"] = found["miou"]
+    except KeyError:
+        return None
+    except (ValueError, TypeError, AttributeError) as error:
+        return {**entry, "unfinished": f"cannot be read: {error!s:.200}"}
+    return {**entry, "unfinished": None}
+
+
+def print_runs(found: list[dict], root) -> None:
+    if not found:
+        print(f"no training run below {root}; train.py makes one")
+        return
+    table = Table("run", "trained on", "steps", "supervision", "mIoU", "")
+    for e in found:
+        scores = "\n".join(f"{data} {miou:.1f}" for data, miou in e["scores"].items())
+        steps = "" if e["steps"] is None else str(e["steps"])
+        table.add_row(e["run"], e["trained_on"], steps, e["supervision"], scores, e["unfinished"] or "")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file has room
+    console.print(table, markup=False)
