@@ -67,7 +67,7 @@ def paired(rows: dict) -> dict[object, str]:
 
 
 def difference(row: dict) -> str:
-    """``+2.7 [−0.9, 6.4]`` of an interval, with a dagger where its p-value after Holm is small."""
+    """``+2.7 [−0.9, 6.4]`` of an interval; a dagger where its p-value after Holm is small."""
     text = f"{row['value']:+.1f}"
     if row["low"] is not None:
         text += f" [{row['low']:.1f}, {row['high']:.1f}]"
@@ -116,10 +116,15 @@ def ablations(summary: dict, domains: list[str]) -> list[list[str]]:
     """Rows of what is switched off or set otherwise, paired over seeds with the run as shipped."""
     seeds, shipped = summary["seeds"], summary["synthetic_only"]
     own = {d: of_seeds(shipped[d], seeds) for d in domains}
-    pairs = {(n, d): (of_seeds(v[d], seeds), own[d]) for n, v in summary["ablations"].items() for d in domains}
+    pairs = {
+        (name, d): (of_seeds(found[d], seeds), own[d])
+        for name, found in summary["ablations"].items()
+        for d in domains
+    }  # fmt: skip
     less = paired(pairs)
     masks = ("mask_miou", "mask_agreement")
-    rows = [["synthetic only, with", "mask mIoU", "mask agreement", *(f"mIoU on {d}" for d in domains)]]
+    rows = [["synthetic only, with", "mask mIoU", "mask agreement"]]
+    rows[0] += [f"mIoU on {d}" for d in domains]
     rows[0] += [f"less as shipped, on {d}" for d in domains]
     for name, found in {"as shipped": {**summary, **shipped}, **summary["ablations"]}.items():
         row = [name, *(cell(found.get(m)) for m in masks), *(cell(found[d]) for d in domains)]
@@ -130,11 +135,12 @@ def ablations(summary: dict, domains: list[str]) -> list[list[str]]:
 def budget_tables(study: dict) -> str:
     """The markdown of a label-budget study: mIoU of each arm by the number of real images, the
     differences of the arms, and the images that are skipped."""
-    arms, rows = study["arms"], [["scored on, real images from", "k real images", *study["labels"].values()]]
+    arms, labels = study["arms"], study["labels"]
+    rows = [["scored on, real images from", "k real images", *labels.values()]]
     names = [(d, k) for d in study["domains"] for k in arms["finetune"]]
     for domain, k in names:
         shown = f"all {study['domains'][domain]}" if k == "all" else k
-        rows.append([domain, shown, *(cell(arms[a].get(k, {}).get(domain)) for a in study["labels"])])
+        rows.append([domain, shown, *(cell(arms[a].get(k, {}).get(domain)) for a in labels)])
     there = {(r["domain"], r["k"], r["arm"], r["against"]): r for r in study["differences"]}
     gains = [["scored on, real images from", "k", *COMPARED]]
     for domain, k in names:
@@ -148,7 +154,8 @@ def budget_tables(study: dict) -> str:
     for arm, controls in study["skipped"].items():
         for k in arms[arm]:
             sizes = {d: str(n) if k == "all" else k for d, n in study["domains"].items()}
-            skips.append([study["labels"][arm], k, *(skip(controls["real"][d].get(n)) for d, n in sizes.items())])
+            cells = [skip(controls["real"][d].get(n)) for d, n in sizes.items()]
+            skips.append([labels[arm], k, *cells])
     return "\n\n".join(map(table, (rows, gains, skips)))
 
 
@@ -175,7 +182,8 @@ def site_table(results: dict) -> str:
     low, high = arms[first]["miou"], arms[last]["miou"]
     scores = {name: of_seeds(arm["miou"], None) for name, arm in arms.items()}
     less = paired({name: (scores[name], scores[first]) for name in arms if name != first})
-    rows = [["trained on", "labels", f"mIoU on {results['site']}", f"less {first}", "of the gap, %"]]
+    rows = [["trained on", "labels", f"mIoU on {results['site']}"]]
+    rows[0] += [f"less {first}", "of the gap, %"]
     for name, arm in arms.items():
         closed = {s: Score(100 * (m - low[s]) / (high[s] - low[s])) for s, m in arm["miou"].items()}
         share = interval(closed)

@@ -116,7 +116,8 @@ def test_each_draw_has_runs_of_its_own_but_for_the_controls():
     fine = study.job("finetune", "here", 16, 1, RATES, "two")
     assert fine.draw == fine.after.draw == "two"
     assert study.job("mixed", "here", 16, 1, RATES, "two").draw == "two"
-    assert study.job("finetune", "here", 0, 1, RATES, "two") != study.job("finetune", "here", 0, 1, RATES)
+    alone = [study.job("finetune", "here", 0, 1, RATES, draw) for draw in (None, "two")]
+    assert [job.draw for job in alone] == ["one", "two"]
     real = [study.job("real", "here", 16, 1, RATES, draw) for draw in ("one", "two")]
     assert real[0] == real[1] and real[0].draw is None
     assert study.candidate("mixed", 1e-3, RATES, 16, 0).draw == "one"
@@ -139,8 +140,10 @@ def test_shots_without_a_choice_take_that_of_the_nearest_fewer():
 @pytest.mark.parametrize(
     ("chosen", "candidates", "found"),
     [
-        (3e-3, [1e-3, 3e-3], {"end": "highest", "add": 9e-3}), (1e-3, [3e-3, 1e-3], {"end": "lowest", "add": 3.3e-4}),
-        (1e-3, [1e-3, 3e-4, 3e-3], None), (3e-3, [1e-3, 3e-4, 3e-3], {"end": "highest", "add": 9e-3}), (1e-3, [1e-3], None),
+        (3e-3, [1e-3, 3e-3], {"end": "highest", "add": 9e-3}),
+        (1e-3, [3e-3, 1e-3], {"end": "lowest", "add": 3.3e-4}),
+        (3e-3, [1e-3, 3e-4, 3e-3], {"end": "highest", "add": 9e-3}),
+        (1e-3, [1e-3, 3e-4, 3e-3], None), (1e-3, [1e-3], None),
     ],
 )  # fmt: skip
 def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, found):
@@ -157,9 +160,12 @@ def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, f
         ({"arms": ["real"]}, "holds 0, synthetic images alone"), ({"domains": {}}, "budget.domains"),
         ({"choose": {"shots": 0, "seed": 0}}, "budget.choose"), ({"choose": {}}, "budget.choose"),
         ({"choose": {"shots": 51, "seed": 0}}, "51 shots, but the training split of there holds 50"),
-        ({"choose": {"shots": [16, 16], "seed": 0}}, "without repetition"), ({"choose": {"shots": [], "seed": 0}}, "choose"),
-        ({"choose": {"shots": 16, "seed": [0, -1]}}, "budget.choose"), ({"choose": {"shots": [16, 0], "seed": 0}}, "choose"),
-        ({"draws": []}, r"budget.synthetic=\[\]"), ({"draws": ["a", "a"]}, "different synthetic sets"),
+        ({"choose": {"shots": [16, 16], "seed": 0}}, "without repetition"),
+        ({"choose": {"shots": [], "seed": 0}}, "budget.choose"),
+        ({"choose": {"shots": 16, "seed": [0, -1]}}, "budget.choose"),
+        ({"choose": {"shots": [16, 0], "seed": 0}}, "budget.choose"),
+        ({"draws": []}, r"budget.synthetic=\[\]"),
+        ({"draws": ["a", "a"]}, "different synthetic sets"),
         ({"learning_rates": {"real": [0]}}, r"learning_rates.real=\[0\]"), ({"learning_rates": {"real": 1e-3}}, "list"),
         ({"learning_rates": {"real": [1e-3, 1e-3]}}, "different"), ({"learning_rates": {"fine": [1e-3]}}, "recipes"),
     ],

@@ -24,15 +24,29 @@ def measured(arms=FOUND, seeds=(0, 1), draws=(None,), **more):
 
 def test_curves_have_the_mean_and_the_spread_of_the_runs_that_are_there():
     fine, real = curves(FOUND, SIZES)
-    assert (fine["k"], fine["mean"], fine["label"]) == ([0, 16, 256], [50, 60, 73], "synthetic, then real")
+    assert (fine["k"], fine["mean"], fine["label"]) == (
+        [0, 16, 256],
+        [50, 60, 73],
+        "synthetic, then real",
+    )
     assert fine["sd"] == pytest.approx([math.sqrt(200), math.sqrt(2), math.sqrt(2)])
-    assert (real["k"], real["sd"], real["runs"]) == ([16, 64, 256], [pytest.approx(math.sqrt(8)), 0, None], [2, 2, 1])
+    assert (real["k"], real["sd"], real["runs"]) == (
+        [16, 64, 256],
+        [pytest.approx(math.sqrt(8)), 0, None],
+        [2, 2, 1],
+    )
 
 
 def test_a_missing_run_leaves_the_others_of_its_seed():
     found = measured()
-    assert found.mious("real", 256, "d") == {0: 70.0} and found.means("real", "d") == {16: 40, 64: 60}
-    assert found.curves_of("real", "d") == {0: {16: 38.0, 64: 60.0, 256: 70.0}, 1: {16: 42.0, 64: 60.0}}
+    assert found.mious("real", 256, "d") == {0: 70.0} and found.means("real", "d") == {
+        16: 40,
+        64: 60,
+    }
+    assert found.curves_of("real", "d") == {
+        0: {16: 38.0, 64: 60.0, 256: 70.0},
+        1: {16: 42.0, 64: 60.0},
+    }
     assert measured({"real": {"16": {}}}).points("real", "d") == []
 
 
@@ -43,13 +57,16 @@ def test_skipped_images_of_a_study_by_hand():
     # seed 0: 40 is 2 of 22 points from 16 to 64 (log); seed 1: 60 is reached at 64
     first = 16 * 4 ** (2 / 22)
     assert [run["low"] for run in at[0]["runs"]] == pytest.approx([first, 64])
-    assert at[0]["median"] == {"low": pytest.approx((first + 64) / 2), "high": pytest.approx((first + 64) / 2)}
+    assert at[0]["median"] == {
+        "low": pytest.approx((first + 64) / 2),
+        "high": pytest.approx((first + 64) / 2),
+    }
     # with 16: 59 is 21 of 22 points; 61 is more than seed 1 reaches with its 64
     assert at[16]["runs"][0]["low"] == pytest.approx(16 * 4 ** (21 / 22) - 16)
     assert at[16]["runs"][1] == {"seed": 1, "draw": None, "low": 48.0, "high": None}
     assert at[16]["range"] == {"low": pytest.approx(16 * 4 ** (21 / 22) - 16), "high": None}
     assert [run["low"] for run in at[256]["runs"]] == [0, -192]
-    # 2 and 18 more than the control with 16: holds 0; 21 and 19 more with 16: [7, 33]; one pair with 256
+    # 2 and 18 more than the control's 16: holds 0; then 21 and 19: [7, 33]; one pair with 256
     assert {k: entry["shown"] for k, entry in at.items()} == {0: False, 16: True, 256: False}
     assert skipped(measured({"real": FOUND["real"]})) == {}
     assert skipped(measured({"finetune": FOUND["finetune"]})) == {"finetune": {}}
@@ -71,7 +88,8 @@ def test_differences_are_paired_over_seeds_and_adjusted_for_all_of_them():
     expected = stats.ttest_rel([61.0, 71.5, 81.0], [59.0, 69.0, 79.5])
     low, high = expected.confidence_interval(0.95)
     assert (rows[1]["value"], rows[1]["low"], rows[1]["high"]) == pytest.approx((2, low, high))
-    assert rows[1]["p"] == pytest.approx(expected.pvalue) and low > 0  # unpaired, the seeds' 10 points hide it
+    assert rows[1]["p"] == pytest.approx(expected.pvalue)
+    assert low > 0  # unpaired, the 10 points between seeds hide it
     assert (rows[1]["seeds"], rows[1]["runs"], rows[1]["images"]) == (3, 3, None)
     smallest = min(rows, key=lambda r: r["p"])
     assert smallest["p_holm"] == pytest.approx(6 * smallest["p"])
@@ -112,28 +130,45 @@ def test_a_control_stands_beside_each_draw_of_its_seed():
 
 
 def test_the_cost_of_a_target_by_hand():
-    prices, seconds = Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=3.6), {16: 1000.0, 64: 2000.0}
+    prices, seconds = (
+        Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=3.6),
+        {16: 1000.0, 64: 2000.0},
+    )
     curve = {16: 40.0, 64: 60.0}
     at = target_cost(50.0, curve, seconds, prices)  # 32 images at 3, 2,000 s at 0.001
     assert at == {"images": Bounds(32, 32), "price": Bounds(pytest.approx(98), pytest.approx(98))}
-    assert target_cost(50.1, curve, seconds, prices)["images"] == Bounds(33, 33)  # whole images, rounded up
-    assert target_cost(30.0, curve, seconds, prices) == {"images": Bounds(None, 16), "price": Bounds(None, 49)}
-    assert target_cost(61.0, curve, seconds, prices) == {"images": Bounds(64, None), "price": Bounds(194, None)}
+    rounded_up = target_cost(50.1, curve, seconds, prices)["images"]
+    assert rounded_up == Bounds(33, 33)
+    assert target_cost(30.0, curve, seconds, prices) == {
+        "images": Bounds(None, 16),
+        "price": Bounds(None, 49),
+    }
+    assert target_cost(61.0, curve, seconds, prices) == {
+        "images": Bounds(64, None),
+        "price": Bounds(194, None),
+    }
 
 
 def test_targets_are_what_the_control_reaches_and_each_run_is_read_by_itself():
     seconds = {arm: {k: {"d": [100.0, 300.0]} for k in values} for arm, values in FOUND.items()}
     rows = target_costs(measured(), seconds, Prices(60, 1.0, 0.0))["d"]
     assert [(r["target"], r["why"]) for r in rows] == [
-        (40, "real only, equal total steps, 16 images"), (60, "real only, equal total steps, 64 images")
+        (40, "real only, equal total steps, 16 images"),
+        (60, "real only, equal total steps, 64 images"),
     ]  # fmt: skip
     fine, real = rows[0]["arms"]["finetune"], rows[0]["arms"]["real"]
     assert [(r["low"], r["high"]) for r in fine["images"]["runs"]] == [(0, 0), (0, 0)]
     assert [(r["low"], r["high"]) for r in real["images"]["runs"]] == [(19, 19), (None, 16)]
-    assert real["images"]["median"] == {"low": None, "high": 17.5} and real["images"]["range"]["high"] == 19
+    assert real["images"]["median"] == {"low": None, "high": 17.5}
+    assert real["images"]["range"] == {"low": None, "high": 19}
     assert real["price"] == {**real["images"], "runs": real["price"]["runs"]}  # an image costs 1
     (row,) = target_costs(measured(), seconds, Prices(), [80.0])["d"]
     assert row["arms"]["finetune"]["images"]["median"] == {"low": 256, "high": None}
-    assert row["arms"]["real"]["images"]["runs"][1] == {"seed": 1, "draw": None, "low": 64, "high": None}
+    assert row["arms"]["real"]["images"]["runs"][1] == {
+        "seed": 1,
+        "draw": None,
+        "low": 64,
+        "high": None,
+    }
     empty = {"real": {"16": {"d": [None, None]}}}
     assert target_costs(measured(empty), empty, Prices()) == {"d": []}

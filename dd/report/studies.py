@@ -65,8 +65,8 @@ def _shots_label(k: str, size: int | None) -> int | str:
 
 
 def budget_sections(study: dict, name: str):
-    """Curves of a label-budget study, differences, what labels it saves and what they cost, from budget.json
-    (:mod:`dd.stages.budget`)."""
+    """Curves of a label-budget study, differences, what labels it saves and what they cost, from
+    budget.json (:mod:`dd.stages.budget`)."""
     arms = study["arms"]
     names = {a: study.get("labels", {}).get(a) or ARMS.get(a, a) for a in arms}
     domains = list(dict.fromkeys(d for values in arms.values() for at in values.values() for d in at))
@@ -104,7 +104,8 @@ def _note(study: dict, names: dict, domain: str) -> str:
     note = f"Mean and standard deviation over runs; test split: {_basis(study, domain)}."
     if failed := len(study.get("failed") or ()):
         note += f" {failed} jobs failed."
-    edges = [f"{names.get(r, r)}{at} {c['chosen']:g}" for r, at, c in _choices(study) if c.get("edge")]
+    found = [choice for choice in _choices(study) if choice[2].get("edge")]
+    edges = [f"{names.get(recipe, recipe)}{at} {c['chosen']:g}" for recipe, at, c in found]
     if edges:
         where = "at the edge of their candidates, where a better one may lie beyond"
         note += f" Learning rates {where}: {', '.join(edges)}."
@@ -177,8 +178,8 @@ def _differences(study, names, domain, name):
             "Images: a dash where each image's own scores were not stored; the interval is over "
             "seeds alone then."
         )
-        columns = ["arm", "real images", "less", "real images of it", "difference", "95 % interval", "shown"]
-        columns += ["p", "p after Holm", "seeds", "images"]
+        columns = ["arm", "real images", "less", "real images of it", "difference"]
+        columns += ["95 % interval", "shown", "p", "p after Holm", "seeds", "images"]
         yield Table(
             f"{name}: differences on {domain}",
             columns,
@@ -205,13 +206,13 @@ def _skipped(study, names, domain, name):
         columns += ["95 % interval", "control dips"]
         note = (
             "Real images that the control needs for the same mIoU, less those labelled; "
-            f"{_basis(study, domain)}. Each run is read off the curve of its own control, linear in "
-            "log k between measured points; the median is given. At most: the control's fewest "
-            "images reach it already; at least: its most do not. Not shown: the arm's mIoU less that "
-            "of the control (with as many images, or the next more that were measured) or the "
-            "skipped images have an interval that holds 0. The interval over seeds needs a reading, "
-            "not a bound, of each. Control dips: runs whose control falls below the mIoU again with "
-            "more images; the first crossing counts."
+            f"{_basis(study, domain)}. Each run is read off the curve of its own control, linear "
+            "in log k between measured points; the median is given. At most: the control's fewest "
+            "images reach it already; at least: its most do not. Not shown: the arm's mIoU less "
+            "that of the control (with as many images, or the next more that were measured) or "
+            "the skipped images have an interval that holds 0. The interval over seeds needs a "
+            "reading, not a bound, of each. Control dips: runs whose control falls below the mIoU "
+            "again with more images; the first crossing counts."
         )
         title = f"{name}: real images you can skip on {domain}"
         yield Table(title, columns, rows, note + _undecided(study, domain))

@@ -92,7 +92,8 @@ def test_each_seed_is_read_off_its_own_control():
 
 def test_a_worthless_set_is_not_credited_with_the_smallest_control():
     """1 mIoU without real images, where 92 reach 57: at most these 92, and not 92."""
-    found = images_skipped(0, {0: 1.0, 1: 1.2, 2: 0.9}, dict.fromkeys(range(3), {92: 57.0, 183: 60.0}), LOSS)
+    control = dict.fromkeys(range(3), {92: 57.0, 183: 60.0})
+    found = images_skipped(0, {0: 1.0, 1: 1.2, 2: 0.9}, control, LOSS)
     assert {(run["low"], run["high"]) for run in found["runs"]} == {(None, 92)}
     assert found["interval"] is None and skipped_text(found) == "at most 92 (92 or fewer)"
 
@@ -126,8 +127,10 @@ def test_a_run_without_a_control_is_unknown_and_draws_are_named():
 @pytest.mark.parametrize(
     ("ends", "text", "of_seeds"),
     [
-        ((61.2, 61.2), "61", "61"), ((-106, -106), "costs 106", "−106"), ((None, 92), "at most 92", "92 or fewer"),
-        ((None, -48), "costs at least 48", "−48 or fewer"), ((512, None), "at least 512", "512 or more"),
+        ((61.2, 61.2), "61", "61"), ((-106, -106), "costs 106", "−106"),
+        ((None, 92), "at most 92", "92 or fewer"),
+        ((None, -48), "costs at least 48", "−48 or fewer"),
+        ((512, None), "at least 512", "512 or more"),
         ((-192, None), "costs at most 192", "−192 or more"), ((None, None), "unknown", "unknown"),
         ((20, 80), "20 to 80", "20 to 80"), ((-80, -20), "costs 20 to 80", "−80 to −20"),
         ((-80, 20), "−80 to 20", "−80 to 20"), ((0, 0), "0", "0"), ((-0.2, -0.2), "0", "0"),
@@ -145,7 +148,11 @@ def test_bounds_in_words(ends, text, of_seeds):
         ([(None, 16)], [(None, 53.0)], "at most 53 (16 images)"),
         ([(768, None)], [(2560.0, None)], "more than 768 images"),
         ([(None, None)], [(None, None)], "unknown"),
-        ([(64, 64), (60, 60), (71, 71)], [(213.4, 213.4), (200, 200), (237, 237)], "213 (64 images; 60 to 71)"),
+        (
+            [(64, 64), (60, 60), (71, 71)],
+            [(213.4, 213.4), (200, 200), (237, 237)],
+            "213 (64 images; 60 to 71)",
+        ),
         ([(64, 64), (768, None)], [(213, 213), (2560, None)], "more than 416 images (64 or more)"),
     ],
 )  # fmt: skip

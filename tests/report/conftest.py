@@ -153,15 +153,17 @@ def make_budget() -> dict:
                  "all": {"shapes": [75.0, 77.0, 77.5]}},
     }  # fmt: skip
     seconds = {
-        "finetune": {"0": {"shapes": [3600.0] * 3}, "16": {"shapes": [3600.0] * 3}, "all": {"shapes": [3600.0] * 3}},
-        "real": {"16": {"shapes": [1800.0] * 3}, "64": {"shapes": [1800.0] * 3}, "all": {"shapes": [1800.0] * 3}},
+        "finetune": {k: {"shapes": [3600.0] * 3} for k in arms["finetune"]},
+        "real": {k: {"shapes": [1800.0] * 3} for k in arms["real"]},
     }
+    edge = {"chosen": 0.003, "edge": {"end": "highest", "add": 0.009}}
     prices, found = Prices(10.0, 24.0, 2.0), Measured(arms, {"shapes": 512}, [0, 1, 2], ["shapes"])
     study = {
-        "study": "shapes_budget", "domains": {"shapes": 512}, "seeds": [0, 1, 2], "draws": ["shapes"], "arms": arms,
+        "study": "shapes_budget", "domains": {"shapes": 512}, "seeds": [0, 1, 2],
+        "draws": ["shapes"], "arms": arms,
         "differences": differences(found), "skipped": skipped(found),
         "runs": [{"domain": "shapes", "num_images": 40}],
-        "learning_rates": {"real": {"by_shots": {"16": {"chosen": 0.003, "edge": {"end": "highest", "add": 0.009}}}}},
+        "learning_rates": {"real": {"by_shots": {"16": edge}}},
         "cost": {"prices": vars(prices), "seconds": seconds,
                  "targets": target_costs(found, seconds, prices, [65.0])},
     }  # fmt: skip
