@@ -7,6 +7,7 @@ draw (:mod:`dd.evaluation.statistics`).
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from statistics import mean, stdev
 
@@ -169,27 +170,36 @@ def differences(found: Measured) -> list[dict]:
     return [{**row, "p_holm": adjusted.get(i)} for i, row in enumerate(rows)]
 
 
-def target_cost(target: float, miou: Curve, seconds: Curve, prices: Prices) -> dict[str, Bounds]:
-    """What ``target`` mIoU costs along one curve: bounds of the ``images`` to label, whole ones,
-    and of the ``price`` in all.
+def target_cost(
+    target: float,
+    miou: Curve,
+    seconds: Curve,
+    prices: Prices,
+    labels: Callable[[int], int] = int,
+) -> dict[str, Bounds]:
+    """What ``target`` mIoU costs along one curve: bounds of the ``images`` to learn, whole ones, of
+    the ``labels`` to pay for, and of the ``price`` in all.
 
     Computing is that of the next measured point (``seconds``: {k: GPU seconds}).
+    ``labels(images)``: how many labels are paid for; as given, those of the images alone.
     """
     reached = savings.images_for(miou, target)
     ends = [n if n is None else math.ceil(round(n, 6)) for n in (reached.low, reached.high)]
 
     def price(n):
-        return cost(n, seconds[min(k for k in miou if k >= n)], prices)["total"]
+        return cost(labels(n), seconds[min(k for k in miou if k >= n)], prices)["total"]
 
-    return {"images": Bounds(*ends), "price": Bounds(*(n if n is None else price(n) for n in ends))}
+    each = {"images": int, "labels": labels, "price": price}
+    return {what: Bounds(*(n if n is None else of(n) for n in ends)) for what, of in each.items()}
 
 
-def target_costs(found: Measured, seconds: dict, prices: Prices, targets=None) -> dict:
-    """{domain: [{"target", "why", "arms": {arm: {"images", "price"}}}]}, both as the bounds of
-    all ``runs``, those of their ``median``, and their ``range``.
+def target_costs(found: Measured, seconds: dict, prices: Prices, targets=None, labels=None) -> dict:
+    """{domain: [{"target", "why", "arms": {arm: {"images", "labels", "price"}}}]}, each as the
+    bounds of all ``runs``, those of their ``median``, and their ``range``.
 
     ``seconds`` has the form of ``found.arms``. Without ``targets``, what the first control
     reaches in the mean with each number of images (without a control, the first arm).
+    ``labels(arm, domain, images)``: labels that are paid for; None: those of the images alone.
     """
     spent, rows = Measured(seconds, found.domains, found.seeds, found.draws), {}
     for domain in found.domains:
@@ -200,12 +210,15 @@ def target_costs(found: Measured, seconds: dict, prices: Prices, targets=None) -
         wanted = wanted or [(m, f"{ARMS[reference]}, {k} images") for k, m in reached.items()]
         rows[domain] = [{"target": t, "why": why, "arms": {}} for t, why in wanted]
         for row, arm in product(rows[domain], measured):
-            row["arms"][arm] = _target_cost(row["target"], found, spent, arm, domain, prices)
+            paid = partial(labels, arm, domain) if labels else int
+            points, own = found.curves_of(arm, domain), spent.curves_of(arm, domain)
+            runs = {
+                key: target_cost(row["target"], at, own[key], prices, paid)
+                for key, at in points.items()
+                if at
+            }  # fmt: skip
+            row["arms"][arm] = {
+                kind: savings.summary({key: at[kind] for key, at in runs.items()})
+                for kind in ("images", "labels", "price")
+            }  # fmt: skip
     return rows
-
-
-def _target_cost(target, found: Measured, spent: Measured, arm, domain, prices) -> dict:
-    points, seconds = found.curves_of(arm, domain), spent.curves_of(arm, domain)
-    runs = {k: target_cost(target, at, seconds[k], prices) for k, at in points.items() if at}
-    kinds = ("images", "price")
-    return {kind: savings.summary({k: at[kind] for k, at in runs.items()}) for kind in kinds}

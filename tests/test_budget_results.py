@@ -130,23 +130,20 @@ def test_a_control_stands_beside_each_draw_of_its_seed():
 
 
 def test_the_cost_of_a_target_by_hand():
-    prices, seconds = (
-        Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=3.6),
-        {16: 1000.0, 64: 2000.0},
-    )
+    prices = Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=3.6)
+    seconds = {16: 1000.0, 64: 2000.0}
     curve = {16: 40.0, 64: 60.0}
     at = target_cost(50.0, curve, seconds, prices)  # 32 images at 3, 2,000 s at 0.001
-    assert at == {"images": Bounds(32, 32), "price": Bounds(pytest.approx(98), pytest.approx(98))}
+    price = Bounds(pytest.approx(98), pytest.approx(98))
+    assert at == {"images": Bounds(32, 32), "labels": Bounds(32, 32), "price": price}
+    more = target_cost(50.0, curve, seconds, prices, lambda images: images + 8)  # 8 chose settings
+    assert (more["images"], more["labels"]) == (Bounds(32, 32), Bounds(40, 40))
+    assert more["price"].low == pytest.approx(98 + 8 * 3)
     rounded_up = target_cost(50.1, curve, seconds, prices)["images"]
     assert rounded_up == Bounds(33, 33)
-    assert target_cost(30.0, curve, seconds, prices) == {
-        "images": Bounds(None, 16),
-        "price": Bounds(None, 49),
-    }
-    assert target_cost(61.0, curve, seconds, prices) == {
-        "images": Bounds(64, None),
-        "price": Bounds(194, None),
-    }
+    few, many = (target_cost(target, curve, seconds, prices) for target in (30.0, 61.0))
+    assert (few["images"], few["price"]) == (Bounds(None, 16), Bounds(None, 49))
+    assert (many["images"], many["price"]) == (Bounds(64, None), Bounds(194, None))
 
 
 def test_targets_are_what_the_control_reaches_and_each_run_is_read_by_itself():
@@ -170,5 +167,9 @@ def test_targets_are_what_the_control_reaches_and_each_run_is_read_by_itself():
         "low": 64,
         "high": None,
     }
+    labels = lambda arm, domain, k: k + 5 * (arm == "real")  # noqa: E731
+    more = target_costs(measured(), seconds, Prices(60, 1.0, 0.0), None, labels)
+    paid = {arm: at["labels"]["median"]["high"] for arm, at in more["d"][1]["arms"].items()}
+    assert paid == {"finetune": 10, "real": 69}  # fine-tuned: 20 and 0 images
     empty = {"real": {"16": {"d": [None, None]}}}
     assert target_costs(measured(empty), empty, Prices()) == {"d": []}
