@@ -134,7 +134,9 @@ def label_budget(cfg) -> None:
         trained, network, views = config.trained_run(folder, trusted)
         path = folder / "eval" / domain / "metrics.json"
         with Lock(folder, hint="The same command again goes on"):
-            return evaluate(path, trained, network, config.budget_test(cfg, domain), views, **how)["miou"]
+            found = evaluate(path, trained, network, config.budget_test(cfg, domain), views, **how)
+        stored = path.with_name(found["per_image"]["file"])
+        return {"miou": found["miou"], "num_images": found["num_images"], "per_image": stored}
 
     money, spent = Prices(**(given["prices"] or {})), config.generation_seconds(cfg)
     budget(f"{cfg.output_root}/{cfg.name}", plan, train_job, judge, score, identity, money, given["targets"], spent)

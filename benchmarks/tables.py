@@ -10,7 +10,20 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from dd.evaluation.savings import bounds_text
+from dd.evaluation.statistics import Score, holm, interval
+
 ROOT = Path(__file__).parent.parent
+# Of all rows with synthetic images. B: masks and rates were chosen on labelled tune scenes.
+SUPERVISION = "B"
+ALPHA = 0.05  # of p-values after Holm
+COMPARED = {  # column of the differences: (arm, the arm that it is compared with)
+    "fine-tuned less real only": ("finetune", "real"),
+    "mixed less real only": ("mixed", "real"),
+    "mixed less fine-tuned": ("mixed", "finetune"),
+    "fine-tuned less k = 0": ("finetune", "finetune"),
+    "mixed less k = 0": ("mixed", "mixed"),
+}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by colour-blind readers too
 BEGIN, END = "<!-- {}: made by benchmarks/tables.py -->", "<!-- /{} -->"
 
@@ -31,64 +44,154 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in body])
 
 
+def of_seeds(values, seeds) -> dict:
+    """{seed: Score} of a list of mIoUs, in the order of ``seeds``, or of {seed: mIoU}."""
+    pairs = values.items() if isinstance(values, dict) else zip(seeds, values, strict=True)
+    return {str(seed): Score(value) for seed, value in pairs}
+
+
+def paired(rows: dict) -> dict[object, str]:
+    """{name: mean difference and interval in words} of {name: (scores, scores of the other)}.
+
+    A dagger marks what is still shown after Holm's correction for all of ``rows``.
+    """
+    found = {name: interval(*both) for name, both in rows.items()}
+    adjusted = holm({name: at.p for name, at in found.items() if at.p is not None})
+    most = max((at.seeds for at in found.values()), default=0)
+    words = {}
+    for name, at in found.items():
+        words[name] = difference(vars(at) | {"p_holm": adjusted.get(name)})
+        if at.seeds < most:
+            words[name] += f" ({at.seeds} seed{'s' * (at.seeds > 1)})"
+    return words
+
+
+def difference(row: dict) -> str:
+    """``+2.7 [−0.9, 6.4]`` of an interval; a dagger where its p-value after Holm is small."""
+    text = f"{row['value']:+.1f}"
+    if row["low"] is not None:
+        text += f" [{row['low']:.1f}, {row['high']:.1f}]"
+    mark = " †" if row["p_holm"] is not None and row["p_holm"] < ALPHA else ""
+    return text.replace("-0.0", "0.0").replace("-", "−") + mark
+
+
 def tables(summary: dict) -> str:
     """The markdown of the main table and, if there are any, of the ablations."""
-    domains = list(summary["synthetic_only"])
-    rows = [["trained on", "real images from", "supervision", *(f"mIoU on {d}" for d in domains)]]
-    rows.append(["synthetic only", "-", "A", *(cell(summary["synthetic_only"][d]) for d in domains)])
+    domains, seeds = list(summary["synthetic_only"]), summary["seeds"]
     parts = [(summary["shots_from"], summary)]
     parts += [(k.removeprefix("shots_from_"), v) for k, v in summary.items() if k.startswith("shots_from_")]
+    both = ("finetuned", "real_only")
+    pairs = {
+        (origin, k, d): tuple(of_seeds(part[arm][k][d], seeds) for arm in both)
+        for origin, part in parts
+        for k in part["real_only"]
+        for d in domains
+        if k in part["finetuned"]
+    }
+    less = paired(pairs)
+    rows = [["trained on", "real images from", "supervision", *(f"mIoU on {d}" for d in domains)]]
+    rows[0] += [f"less real only, on {d}" for d in domains]
+    nothing = ["-"] * len(domains)
+    alone = [cell(summary["synthetic_only"][d]) for d in domains]
+    rows.append(["synthetic only", "-", SUPERVISION, *alone, *nothing])
     for origin, part in parts:
         for k in part["real_only"]:
-            arms = (("finetuned", f"synthetic, then {k} real", "A"), ("real_only", f"{k} real only", "real"))
-            for arm, name, supervision in arms:
+            gains = [less.get((origin, k, d), "-") for d in domains]
+            for arm, name, supervision, last in (
+                ("finetuned", f"synthetic, then {k} real", SUPERVISION, gains),
+                ("real_only", f"{k} real only", "real", nothing),
+            ):
                 if k in part[arm]:
-                    rows.append([name, origin, supervision, *(cell(part[arm][k][d]) for d in domains)])
+                    mious = [cell(part[arm][k][d]) for d in domains]
+                    rows.append([name, origin, supervision, *mious, *last])
     lines = [table(rows), "", f"Seeds {summary['seeds']}. Mask mIoU on noised real test scenes: {cell(summary['mask_miou'])}."]
     if "mask_agreement" in summary:
         lines[-1] += f" Agreement of the synthetic masks with the all-real segmenter: {cell(summary['mask_agreement'])}."
     if "ablations" in summary:
-        shipped = {**summary["synthetic_only"], **{k: summary.get(k) for k in ("mask_miou", "mask_agreement")}}
-        rows = [["synthetic only, with", "mask mIoU", "mask agreement", *(f"mIoU on {d}" for d in domains)]]
-        rows += [
-            [name, cell(v.get("mask_miou")), cell(v.get("mask_agreement")), *(cell(v[d]) for d in domains)]
-            for name, v in {"as shipped": shipped, **summary["ablations"]}.items()
-        ]
-        lines += ["", table(rows)]
+        lines += ["", table(ablations(summary, domains))]
     return "\n".join(lines)
 
 
+def ablations(summary: dict, domains: list[str]) -> list[list[str]]:
+    """Rows of what is switched off or set otherwise, paired over seeds with the run as shipped."""
+    seeds, shipped = summary["seeds"], summary["synthetic_only"]
+    own = {d: of_seeds(shipped[d], seeds) for d in domains}
+    pairs = {
+        (name, d): (of_seeds(found[d], seeds), own[d])
+        for name, found in summary["ablations"].items()
+        for d in domains
+    }  # fmt: skip
+    less = paired(pairs)
+    masks = ("mask_miou", "mask_agreement")
+    rows = [["synthetic only, with", "mask mIoU", "mask agreement"]]
+    rows[0] += [f"mIoU on {d}" for d in domains]
+    rows[0] += [f"less as shipped, on {d}" for d in domains]
+    for name, found in {"as shipped": {**summary, **shipped}, **summary["ablations"]}.items():
+        row = [name, *(cell(found.get(m)) for m in masks), *(cell(found[d]) for d in domains)]
+        rows.append([*row, *(less.get((name, d), "-") for d in domains)])
+    return rows
+
+
 def budget_tables(study: dict) -> str:
-    """The markdown of a label-budget study: mIoU of each arm by the number of real images, and the images it skips."""
-    arms, rows = study["arms"], [["scored on, real images from", "k real images", *study["labels"].values()]]
-    for domain, size in study["domains"].items():
-        for k in study["arms"]["finetune"]:
-            shown = f"all {size}" if k == "all" else k
-            rows.append([domain, shown, *(cell(arms[a].get(k, {}).get(domain)) for a in study["labels"])])
-    skipped = [["real images skipped, against real only", "k", *study["domains"]]]
+    """The markdown of a label-budget study: mIoU of each arm by the number of real images, the
+    differences of the arms, and the images that are skipped."""
+    arms, labels = study["arms"], study["labels"]
+    rows = [["scored on, real images from", "k real images", *labels.values()]]
+    names = [(d, k) for d in study["domains"] for k in arms["finetune"]]
+    for domain, k in names:
+        shown = f"all {study['domains'][domain]}" if k == "all" else k
+        rows.append([domain, shown, *(cell(arms[a].get(k, {}).get(domain)) for a in labels)])
+    there = {(r["domain"], r["k"], r["arm"], r["against"]): r for r in study["differences"]}
+    gains = [["scored on, real images from", "k", *COMPARED]]
+    for domain, k in names:
+        images = study["domains"][domain] if k == "all" else int(k)
+        found = [there.get((domain, images, *pair)) for pair in COMPARED.values()]
+        cells = ["-" if row is None else difference(row) for row in found]
+        if images == 0 and found[0]:
+            cells[0] += f" (real: {found[0]['against_k']})"
+        gains.append([domain, k, *cells])
+    skips = [["real images skipped, against real only", "k", *study["domains"]]]
     for arm, controls in study["skipped"].items():
-        for k in study["arms"][arm]:
-            found = [_skipped(controls["real"][d].get(str(n) if k == "all" else k)) for d, n in study["domains"].items()]
-            skipped.append([study["labels"][arm], k, *found])
-    return f"{table(rows)}\n\n{table(skipped)}"
+        for k in arms[arm]:
+            sizes = {d: str(n) if k == "all" else k for d, n in study["domains"].items()}
+            cells = [skip(controls["real"][d].get(n)) for d, n in sizes.items()]
+            skips.append([labels[arm], k, *cells])
+    return "\n\n".join(map(table, (rows, gains, skips)))
 
 
-def _skipped(found: dict | None) -> str:
+def skip(found: dict | None) -> str:
+    """``57 [50, 64] (55, 57, 61)``: the median, or that nothing is shown, the interval over seeds
+    where each was read exactly, and each seed."""
     if found is None:
         return "-"
-    if found["skipped"] is None:
-        return f"at least {found['at_least']}"
-    return f"{found['skipped']:.0f}".replace("-", "−")
+    each = ", ".join(bounds_text(run["low"], run["high"]) for run in found["runs"])
+    text = bounds_text(**found["median"]) if found["shown"] else "not shown"
+    if found["shown"] and found["interval"]:
+        ends = found["interval"]["low"], found["interval"]["high"]
+        if text.startswith("costs"):
+            ends = -ends[1], -ends[0]
+        text += f" [{ends[0]:.0f}, {ends[1]:.0f}]".replace("-", "−")
+    return f"{text} ({each})"
 
 
 def site_table(results: dict) -> str:
-    """The markdown of the example site: mIoU of each arm, and how much of the gap between synthetic images alone and all
-    labels it closes."""
-    arms = {name: (arm["labels"], list(arm["miou"].values())) for name, arm in results["arms"].items()}
-    low, high = (mean(arms[name][1]) for name in ("synthetic only", "all labels only"))
-    rows = [["trained on", "labels", f"mIoU on {results['site']}", "of the gap"]]
-    for name, (labels, found) in arms.items():
-        rows.append([name, labels, cell(found), f"{100 * (mean(found) - low) / (high - low):.0f} %".replace("-", "−")])
+    """The markdown of the example site: mIoU of each arm, paired with synthetic images alone, and
+    how much of the gap between these and all labels it closes, seed by seed."""
+    arms = results["arms"]
+    first, last = "synthetic only", "all labels only"
+    low, high = arms[first]["miou"], arms[last]["miou"]
+    scores = {name: of_seeds(arm["miou"], None) for name, arm in arms.items()}
+    less = paired({name: (scores[name], scores[first]) for name in arms if name != first})
+    rows = [["trained on", "labels", f"mIoU on {results['site']}"]]
+    rows[0] += [f"less {first}", "of the gap, %"]
+    for name, arm in arms.items():
+        closed = {s: Score(100 * (m - low[s]) / (high[s] - low[s])) for s, m in arm["miou"].items()}
+        share = interval(closed)
+        gap = f"{share.value:.0f}"
+        if share.low is not None and name not in (first, last):
+            gap += f" [{share.low:.0f}, {share.high:.0f}]"
+        mious = cell(list(arm["miou"].values()))
+        rows.append([name, arm["labels"], mious, less.get(name, "-"), gap.replace("-", "−")])
     return table(rows)
 
 

@@ -1,11 +1,7 @@
-"""The plan of a label-budget study; how much labelling can be skipped, and what a target costs: pure functions.
-
-A curve is ``{k: mIoU in percent}`` with k real labelled images; a confusion array is int [N, C, C] (image, true, predicted).
-"""
+"""The plan of a label-budget study, and prices. What it found: :mod:`dd.budget_results`."""
 
 import math
 from dataclasses import dataclass
-from statistics import mean, stdev
 
 import numpy as np
 
@@ -22,7 +18,7 @@ RECIPES = ("synthetic", *ARMS)  # what has a learning rate of its own
 @dataclass(frozen=True)
 class Job:
     """One training. ``domain`` gives its ``shots`` real images (both None: synthetic images alone), ``after`` is the training
-    that it goes on from."""
+    that it goes on from. ``draw``: the synthetic set that it or ``after`` sees, None for none."""
 
     recipe: str
     seed: int
@@ -31,6 +27,7 @@ class Job:
     domain: str | None = None
     shots: int | str | None = None
     after: "Job | None" = None
+    draw: str | None = None
 
     @property
     def total_steps(self) -> int:
@@ -49,6 +46,10 @@ class Plan:
     training split}; ``synthetic_steps`` of pre-training, ``finetune_steps`` after it; ``own_rates``: {recipe: learning rate of
     its experiment}; ``learning_rates``: {recipe: candidates, or None for its own}; ``choose``: the {shots, seed} at which the
     candidates are compared; ``judged_on``: the images, never test images, on which they are, or None if there are none.
+    ``draws``: the synthetic sets, crossed with the seeds; candidates see the first.
+
+    ``choose`` may name several: ``shots`` a list, or ``each`` for all of the study's, gives each of
+    them a rate of its own (:func:`rate_at`); over a list of ``seed`` candidates are averaged.
     """
 
     shots: list
@@ -61,6 +62,7 @@ class Plan:
     learning_rates: dict[str, list | None]
     choose: dict
     judged_on: str | None
+    draws: list[str]
 
     def __post_init__(self):
         for name, good in (
@@ -74,11 +76,22 @@ class Plan:
             raise ValueError("budget.shots holds 0, synthetic images alone, and no arm has any; add finetune or mixed")
         if not self.domains:
             raise ValueError("budget.domains is empty: name the data whose images are labelled")
-        at = self.choose.get("shots")
-        if not (at == "all" or _whole(at, 1)) or not _whole(self.choose.get("seed"), 0):
-            raise ValueError(f"budget.choose={self.choose!r}: expected shots (1 or more, or all) and seed")
+        draws = self.draws
+        if not isinstance(draws, list) or not draws or len(set(draws)) < len(draws):
+            raise ValueError(
+                f"budget.synthetic={draws!r}: expected a list of different synthetic sets, "
+                "or null for the one of synthetic=..."
+            )
+        places, seeds = self.choice_shots(), self.choice_seeds()
+        fit = [k == "all" or _whole(k, 1) for k in places] + [_whole(s, 0) for s in seeds]
+        repeated = any(len(set(found)) < len(found) for found in (places, seeds))
+        if not places or not seeds or not all(fit) or repeated:
+            raise ValueError(
+                f"budget.choose={self.choose!r}: expected shots (1 or more, or all; a list of "
+                "them, or each) and seed (or a list of them), without repetition"
+            )
         for name, size in self.domains.items():
-            for k in (*self.shots, at):
+            for k in (*self.shots, *places):
                 if k != "all" and k > size:
                     raise ValueError(f"budget: {k} shots, but the training split of {name} holds {size} images; use all")
             if {size, "all"} <= set(self.shots):
@@ -103,30 +116,76 @@ class Plan:
         rates = self.learning_rates.get(recipe) or [self.own_rates[recipe]]
         return rates if len(rates) == 1 or self.judged_on else [self.own_rates[recipe]]
 
-    def pretraining(self, seed: int, rates: dict) -> Job:
-        return Job("synthetic", seed, self.synthetic_steps, rates["synthetic"])
+    def choice_shots(self) -> list:
+        return choice_shots(self.choose, self.shots)
 
-    def job(self, arm: str, domain: str, shots, seed: int, rates: dict) -> Job | None:
+    def choice_seeds(self) -> list[int]:
+        seeds = self.choose.get("seed")
+        return seeds if isinstance(seeds, list) else [seeds]
+
+    def pretraining(self, seed: int, rates: dict, draw: str | None = None) -> Job:
+        rate = rate_at(rates["synthetic"], None)
+        return Job("synthetic", seed, self.synthetic_steps, rate, draw=draw or self.draws[0])
+
+    def job(self, arm: str, domain: str, shots, seed: int, rates: dict, draw=None) -> Job | None:
         """The training behind one point of a curve; None for a control without images, or an arm without a rate as yet.
 
         All arms take ``synthetic_steps + finetune_steps`` in total, but for the control of equal fine-tuning steps.
+        ``rates``: {recipe: see :func:`rate_at`}; ``draw``: one of ``draws``, None for the first.
         """
-        total = self.synthetic_steps + self.finetune_steps
-        needed = {"synthetic"} if shots == 0 else {arm, "synthetic"} if arm == "finetune" else {arm}
+        total, draw = self.synthetic_steps + self.finetune_steps, draw or self.draws[0]
+        recipe = "synthetic" if shots == 0 else arm
+        needed = {recipe, "synthetic"} if arm == "finetune" else {recipe}
         if (shots == 0 and arm in CONTROLS) or not needed <= rates.keys():
             return None
+        rate = rate_at(rates[recipe], None if shots == 0 else shots)
+        if rate is None:
+            return None
         if shots == 0:
-            return Job("synthetic", seed, total, rates["synthetic"])
+            return Job(recipe, seed, total, rate, draw=draw)
         if arm == "finetune":
-            return Job(arm, seed, self.finetune_steps, rates[arm], domain, shots, self.pretraining(seed, rates))
-        return Job(arm, seed, self.finetune_steps if arm == "real_short" else total, rates[arm], domain, shots)
+            before = self.pretraining(seed, rates, draw)
+            return Job(arm, seed, self.finetune_steps, rate, domain, shots, before, draw)
+        steps = self.finetune_steps if arm == "real_short" else total
+        return Job(arm, seed, steps, rate, domain, shots, draw=None if arm in CONTROLS else draw)
 
-    def candidate(self, recipe: str, rate: float, rates: dict) -> Job | None:
-        """The training that stands for a learning rate of a recipe, on the first domain."""
-        at, rates = self.choose, {**rates, recipe: rate}
+    def candidate(self, recipe: str, rate: float, rates: dict, shots, seed: int) -> Job | None:
+        """The training that stands for a rate of a recipe, on the first domain and draw."""
+        rates = {**rates, recipe: rate}
         if recipe == "synthetic":
-            return self.pretraining(at["seed"], rates)
-        return self.job(recipe, next(iter(self.domains)), at["shots"], at["seed"], rates)
+            return self.pretraining(seed, rates)
+        return self.job(recipe, next(iter(self.domains)), shots, seed, rates)
+
+
+def choice_shots(choose: dict, shots: list) -> list:
+    """Numbers of images at which the candidates of an arm are compared."""
+    at = choose.get("shots")
+    if at == "each":
+        return [k for k in shots if k != 0]
+    return at if isinstance(at, list) else [at]
+
+
+def rate_at(rates: float | dict, shots) -> float | None:
+    """The learning rate at ``shots`` images, of one rate for all or of {shots: rate}.
+
+    Shots without a choice of their own take that of the nearest fewer that have one, below all of
+    them that of the fewest. None where that choice is still to be made.
+    """
+    if not isinstance(rates, dict):
+        return rates
+    order = lambda k: math.inf if k == "all" else k  # noqa: E731
+    fewer = [k for k in rates if order(k) <= order(shots)]
+    return rates[max(fewer, key=order) if fewer else min(rates, key=order)]
+
+
+def edge(chosen: float, candidates: list[float]) -> dict | None:
+    """{"end": lowest or highest, "add": the next candidate there} for a choice at the edge of its
+    grid, beyond which a better one may lie. None inside the grid and for a single candidate."""
+    grid = sorted(candidates)
+    if len(grid) < 2 or chosen not in (grid[0], grid[-1]):
+        return None
+    end, first, second = ("lowest", *grid[:2]) if chosen == grid[0] else ("highest", *grid[:-3:-1])
+    return {"end": end, "add": float(f"{first * first / second:.2g}")}
 
 
 def _miou(confusion: np.ndarray) -> np.ndarray:
@@ -163,36 +222,6 @@ def bootstrap(per_image: np.ndarray, other: np.ndarray | None = None, draws: int
     return float(low), float(high)
 
 
-def images_for(curve: dict[int, float], target: float) -> float | None:
-    """Number of labelled images at which ``curve`` first reaches ``target``, linear in log(k) between measured points.
-
-    The smallest measured k if it is reached there already; None if no measured k reaches it. k = 0 is joined linearly.
-    """
-    points = sorted(curve.items())
-    if not points:
-        raise ValueError("images_for: the curve is empty")
-    if points[0][1] >= target:
-        return float(points[0][0])
-    for (k0, m0), (k1, m1) in zip(points, points[1:], strict=False):
-        if m1 >= target:
-            share = (target - m0) / (m1 - m0)
-            return k0 + share * (k1 - k0) if k0 == 0 else math.exp(math.log(k0) + share * (math.log(k1) - math.log(k0)))
-    return None
-
-
-def images_skipped(with_synthetic: dict[int, float], real_only: dict[int, float]) -> dict[int, dict]:
-    """For each k of ``with_synthetic``: ``needed``, the real images that the control needs for the same mIoU, and ``skipped``,
-    needed - k (negative: the synthetic start costs images). Both None if no measured control gets there; ``at_least`` is
-    then what is skipped for sure."""
-    largest, found = max(real_only), {}
-    for k, miou in sorted(with_synthetic.items()):
-        needed = images_for(real_only, miou)
-        found[k] = {"needed": needed, "skipped": None if needed is None else needed - k}
-        if needed is None:
-            found[k]["at_least"] = largest - k
-    return found
-
-
 @dataclass(frozen=True)
 class Prices:
     """``minutes_per_image``: annotation; ``per_hour``: of an annotator; ``per_gpu_hour``: of the machine that computes."""
@@ -214,83 +243,7 @@ def cost(images: int, gpu_seconds: float, prices: Prices) -> dict[str, float]:
     return {"labelling": labelling, "computing": computing, "total": labelling + computing}
 
 
-# ------------------------------------------------------------------------------------------------------- results of a study
-
-
-def curve(values: dict[str, dict[str, list]], domain: str, size: int) -> dict[int, list]:
-    """{images: values of the seeds} of one arm on one domain, from ``{shots: {domain: [value or None per seed]}}``."""
-    found = {size if k == "all" else int(k): at.get(domain, []) for k, at in values.items()}
-    return {k: found[k] for k in sorted(found) if found[k]}
-
-
-def means(values, domain: str, size: int) -> dict[int, float]:
-    """:func:`curve` averaged over seeds, only where no seed is missing: points of other seeds are not comparable."""
-    return {k: mean(v) for k, v in curve(values, domain, size).items() if None not in v}
-
-
-def curves(arms: dict, domains: dict[str, int]) -> list[dict]:
-    """Each arm on each domain, ready to be drawn: k, mean, sd (null for one seed) and number of seeds of each point."""
-    found = []
-    for arm, values in arms.items():
-        for domain, size in domains.items():
-            points = {k: [x for x in v if x is not None] for k, v in curve(values, domain, size).items()}
-            points = {k: v for k, v in points.items() if v}
-            sd = [stdev(v) if len(v) > 1 else None for v in points.values()]
-            found.append({"arm": arm, "label": ARMS[arm], "domain": domain, "k": list(points),
-                          "mean": list(map(mean, points.values())),
-                          "sd": sd, "seeds": list(map(len, points.values()))})  # fmt: skip
-    return found
-
-
-def skipped(arms: dict, domains: dict[str, int]) -> dict:
-    """{arm with synthetic images: {control: {domain: :func:`images_skipped`}}}, from means over seeds."""
-    return {
-        arm: {
-            control: {
-                domain: images_skipped(means(arms[arm], domain, size), means(arms[control], domain, size))
-                for domain, size in domains.items()
-                if means(arms[control], domain, size)
-            }
-            for control in CONTROLS
-            if control in arms
-        }
-        for arm in WITH_SYNTHETIC
-        if arm in arms
-    }
-
-
-def target_cost(target: float, miou: dict[int, float], seconds: dict[int, float], prices: Prices) -> dict:
-    """What ``target`` mIoU costs along one curve: images to label and their :func:`cost`, with the GPU seconds of the next
-    measured point; ``images`` None and ``more_than`` (images) if no measured point reaches it."""
-    images = images_for(miou, target)
-    if images is None:
-        return {"images": None, "more_than": max(miou)}
-    whole = math.ceil(round(images, 6))
-    spent = seconds[min(k for k in miou if k >= whole)]
-    return {"images": whole, "gpu_seconds": spent, **cost(whole, spent, prices)}
-
-
 def check_targets(targets) -> None:
     """ValueError for targets that are no list of numbers; None is allowed."""
     if targets is not None and not (isinstance(targets, list) and all(type(t) in (int, float) for t in targets)):
         raise ValueError(f"budget.targets={targets!r}: expected a list of mIoUs in percent, or null")
-
-
-def target_costs(arms: dict, seconds: dict, domains: dict[str, int], prices: Prices, targets: list | None = None) -> dict:
-    """{domain: [{"target", "why", "arms": {arm: :func:`target_cost`}}]}. ``seconds`` has the form of ``arms``. Without
-    ``targets``, what the first control reaches with each number of images (without one, the first arm)."""
-    found = {}
-    for domain, size in domains.items():
-        measured = {arm: means(values, domain, size) for arm, values in arms.items()}
-        measured = {arm: points for arm, points in measured.items() if points}
-        reference = next((arm for arm in (*CONTROLS, *measured) if arm in measured), None)
-        wanted = [(t, "given") for t in targets or ()] or [
-            (m, f"{ARMS[reference]}, {k} images") for k, m in (measured[reference].items() if reference else ())
-        ]
-        found[domain] = [
-            {"target": t, "why": why, "arms": {
-                arm: target_cost(t, points, means(seconds[arm], domain, size), prices) for arm, points in measured.items()
-            }}
-            for t, why in wanted
-        ]  # fmt: skip
-    return found

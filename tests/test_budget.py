@@ -1,4 +1,4 @@
-"""Bootstrap intervals, skipped images and costs against cases computed by hand; plans of a study."""
+"""Plans of a study, bootstrap intervals and costs, against cases computed by hand."""
 
 import math
 from itertools import product
@@ -6,21 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dd.budget import (
-    ARMS,
-    Plan,
-    Prices,
-    bootstrap,
-    check_targets,
-    cost,
-    curves,
-    images_for,
-    images_skipped,
-    means,
-    skipped,
-    target_cost,
-    target_costs,
-)
+from dd.budget import ARMS, Plan, Prices, bootstrap, check_targets, cost, edge, rate_at
 
 
 def image(hit0, miss0, hit1, miss1):
@@ -77,29 +63,6 @@ def test_runs_on_other_images_are_not_compared():
         bootstrap(np.ones((0, 2, 2), int))
 
 
-CURVE = {16: 40.0, 64: 60.0, 256: 70.0}
-
-
-def test_the_number_of_images_is_read_off_in_logarithms():
-    assert images_for(CURVE, 50.0) == pytest.approx(32)  # half-way between 16 and 64 in log(k)
-    assert images_for(CURVE, 65.0) == pytest.approx(128)
-    assert images_for(CURVE, 30.0) == 16 and images_for(CURVE, 40.0) == 16 and images_for(CURVE, 70.0) == pytest.approx(256)
-    assert images_for(CURVE, 70.1) is None
-    assert images_for({0: 0.0, 10: 50.0}, 25.0) == pytest.approx(5)
-
-
-def test_a_dip_in_the_curve_counts_its_first_crossing():
-    assert images_for({16: 40.0, 64: 60.0, 128: 55.0, 256: 70.0}, 58.0) < 64
-
-
-def test_skipped_images_have_a_sign_and_a_bound():
-    found = images_skipped({0: 50.0, 16: 60.0, 64: 35.0, 256: 72.0}, CURVE)
-    assert found[0] == {"needed": pytest.approx(32), "skipped": pytest.approx(32)}
-    assert found[16]["skipped"] == pytest.approx(48)
-    assert found[64] == {"needed": 16, "skipped": -48}
-    assert found[256] == {"needed": None, "skipped": None, "at_least": 0}
-
-
 def test_costs_by_hand():
     prices = Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=1.8)
     assert cost(100, 2000, prices) == {"labelling": 300, "computing": pytest.approx(1.0), "total": pytest.approx(301)}
@@ -107,8 +70,6 @@ def test_costs_by_hand():
         Prices(per_hour=-1)
     with pytest.raises(ValueError, match="minutes_per_image"):
         Prices(minutes_per_image=math.inf)
-    with pytest.raises(ValueError, match="empty"):
-        images_for({}, 1.0)
 
 
 # The plan
@@ -119,7 +80,8 @@ RATES = {"synthetic": 1e-3, "finetune": 3e-4, "mixed": 1e-3, "real": 1e-3, "real
 def plan(**changes):
     given = {"shots": [0, 16, "all"], "seeds": [0, 1], "domains": {"here": 100, "there": 50}, "arms": list(ARMS),
              "synthetic_steps": 240, "finetune_steps": 60, "own_rates": RATES, "learning_rates": {},
-             "choose": {"shots": 16, "seed": 0}, "judged_on": "12 images of here/tune"}  # fmt: skip
+             "choose": {"shots": 16, "seed": 0}, "judged_on": "12 images of here/tune",
+             "draws": ["drawn"]}  # fmt: skip
     return Plan(**{**given, **changes})
 
 
@@ -141,12 +103,51 @@ def test_without_a_learning_rate_there_is_no_job():
 
 def test_candidates_are_trained_at_one_place_only():
     study = plan(learning_rates={"finetune": [1e-4, 1e-3], "real": None, "mixed": [0.5]}, choose={"shots": "all", "seed": 7})
-    job = study.candidate("finetune", 1e-4, {"synthetic": 2e-3})
+    job = study.candidate("finetune", 1e-4, {"synthetic": 2e-3}, "all", 7)
     assert (job.domain, job.shots, job.seed, job.learning_rate, job.steps) == ("here", "all", 7, 1e-4, 60)
     assert (job.after.learning_rate, job.after.seed, job.after.steps) == (2e-3, 7, 240)
     assert study.candidates("finetune") == [1e-4, 1e-3] and study.candidates("real") == [1e-3]
     nothing = plan(learning_rates={"finetune": [1e-4, 1e-3], "mixed": [0.5]}, judged_on=None)
     assert nothing.candidates("finetune") == [3e-4] and nothing.candidates("mixed") == [0.5]
+
+
+def test_each_draw_has_runs_of_its_own_but_for_the_controls():
+    study = plan(draws=["one", "two"])
+    fine = study.job("finetune", "here", 16, 1, RATES, "two")
+    assert fine.draw == fine.after.draw == "two"
+    assert study.job("mixed", "here", 16, 1, RATES, "two").draw == "two"
+    alone = [study.job("finetune", "here", 0, 1, RATES, draw) for draw in (None, "two")]
+    assert [job.draw for job in alone] == ["one", "two"]
+    real = [study.job("real", "here", 16, 1, RATES, draw) for draw in ("one", "two")]
+    assert real[0] == real[1] and real[0].draw is None
+    assert study.candidate("mixed", 1e-3, RATES, 16, 0).draw == "one"
+
+
+def test_shots_without_a_choice_take_that_of_the_nearest_fewer():
+    rates = {64: 1e-3, 16: 3e-3, "all": 1e-4}
+    found = [rate_at(rates, k) for k in (2, 16, 63, 64, 700, "all")]
+    assert found == [3e-3, 3e-3, 3e-3, 1e-3, 1e-3, 1e-4]
+    assert rate_at(0.5, 16) == 0.5 and rate_at({16: None, 64: 1e-3}, 20) is None
+    study = plan(shots=[0, 8, 16, 32, "all"], choose={"shots": "each", "seed": [0, 1]})
+    assert study.choice_shots() == [8, 16, 32, "all"] and study.choice_seeds() == [0, 1]
+    several = {**RATES, "real": {16: 1e-3, "all": 3e-3}, "finetune": {16: None, "all": 1e-4}}
+    steps = [study.job("real", "here", k, 0, several).learning_rate for k in (8, 16, 32, "all")]
+    assert steps == [1e-3, 1e-3, 1e-3, 3e-3]
+    assert study.job("finetune", "here", 32, 0, several) is None  # its choice is still to be made
+    assert study.job("finetune", "here", "all", 0, several).learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("chosen", "candidates", "found"),
+    [
+        (3e-3, [1e-3, 3e-3], {"end": "highest", "add": 9e-3}),
+        (1e-3, [3e-3, 1e-3], {"end": "lowest", "add": 3.3e-4}),
+        (3e-3, [1e-3, 3e-4, 3e-3], {"end": "highest", "add": 9e-3}),
+        (1e-3, [1e-3, 3e-4, 3e-3], None), (1e-3, [1e-3], None),
+    ],
+)  # fmt: skip
+def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, found):
+    assert edge(chosen, candidates) == found
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,12 @@ def test_candidates_are_trained_at_one_place_only():
         ({"arms": ["real"]}, "holds 0, synthetic images alone"), ({"domains": {}}, "budget.domains"),
         ({"choose": {"shots": 0, "seed": 0}}, "budget.choose"), ({"choose": {}}, "budget.choose"),
         ({"choose": {"shots": 51, "seed": 0}}, "51 shots, but the training split of there holds 50"),
+        ({"choose": {"shots": [16, 16], "seed": 0}}, "without repetition"),
+        ({"choose": {"shots": [], "seed": 0}}, "budget.choose"),
+        ({"choose": {"shots": 16, "seed": [0, -1]}}, "budget.choose"),
+        ({"choose": {"shots": [16, 0], "seed": 0}}, "budget.choose"),
+        ({"draws": []}, r"budget.synthetic=\[\]"),
+        ({"draws": ["a", "a"]}, "different synthetic sets"),
         ({"learning_rates": {"real": [0]}}, r"learning_rates.real=\[0\]"), ({"learning_rates": {"real": 1e-3}}, "list"),
         ({"learning_rates": {"real": [1e-3, 1e-3]}}, "different"), ({"learning_rates": {"fine": [1e-3]}}, "recipes"),
     ],
@@ -166,69 +173,6 @@ def test_candidates_are_trained_at_one_place_only():
 def test_plans_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
         plan(**changes)
-
-
-# What a study found
-
-FOUND = {
-    "finetune": {"0": {"d": [40.0, 60.0]}, "16": {"d": [59.0, 61.0]}, "all": {"d": [72.0, 74.0]}},
-    "real": {"16": {"d": [38.0, 42.0]}, "64": {"d": [60.0, 60.0]}, "all": {"d": [70.0, None]}},
-}
-SIZES = {"d": 256}
-
-
-def test_curves_have_the_mean_and_the_spread_of_the_seeds_that_are_there():
-    fine, real = curves(FOUND, SIZES)
-    assert (fine["k"], fine["mean"], fine["label"]) == ([0, 16, 256], [50, 60, 73], "synthetic, then real")
-    assert fine["sd"] == pytest.approx([math.sqrt(200), math.sqrt(2), math.sqrt(2)])
-    assert (real["k"], real["sd"], real["seeds"]) == ([16, 64, 256], [pytest.approx(math.sqrt(8)), 0, None], [2, 2, 1])
-
-
-def test_a_point_without_all_seeds_is_not_compared():
-    assert means(FOUND["real"], "d", 256) == {16: 40, 64: 60}
-    assert means({"16": {}}, "d", 256) == {}
-
-
-def test_skipped_images_of_a_study_by_hand():
-    found = skipped(FOUND, SIZES)
-    assert list(found) == ["finetune"] and list(found["finetune"]) == ["real"]
-    at = found["finetune"]["real"]["d"]
-    assert at[0] == {"needed": pytest.approx(32), "skipped": pytest.approx(32)}  # 50 is half-way from 40 to 60: sqrt(16 * 64)
-    assert at[16]["skipped"] == pytest.approx(48)
-    assert at[256] == {"needed": None, "skipped": None, "at_least": -192}  # 64 is the last complete point of the control
-    assert skipped({"real": FOUND["real"]}, SIZES) == {} and skipped({"finetune": FOUND["finetune"]}, SIZES) == {
-        "finetune": {}
-    }
-
-
-def test_the_cost_of_a_target_by_hand():
-    prices, seconds = Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=3.6), {16: 1000.0, 64: 2000.0}
-    at = target_cost(50.0, {16: 40.0, 64: 60.0}, seconds, prices)
-    assert at == {
-        "images": 32,
-        "gpu_seconds": 2000.0,
-        "labelling": 96.0,
-        "computing": pytest.approx(2.0),
-        "total": pytest.approx(98),
-    }
-    assert target_cost(40.0, {16: 40.0, 64: 60.0}, seconds, prices)["gpu_seconds"] == 1000
-    assert target_cost(50.1, {16: 40.0, 64: 60.0}, seconds, prices)["images"] == 33  # whole images, rounded up
-    assert target_cost(61.0, {16: 40.0, 64: 60.0}, seconds, prices) == {"images": None, "more_than": 64}
-
-
-def test_targets_are_what_the_control_reaches():
-    seconds = {arm: {k: {"d": [100.0, 300.0]} for k in values} for arm, values in FOUND.items()}
-    rows = target_costs(FOUND, seconds, SIZES, Prices(60, 1.0, 0.0))["d"]
-    assert [(r["target"], r["why"]) for r in rows] == [
-        (40, "real only, equal total steps, 16 images"), (60, "real only, equal total steps, 64 images")
-    ]  # fmt: skip
-    assert [{arm: at["images"] for arm, at in r["arms"].items()} for r in rows] == [
-        {"finetune": 0, "real": 16}, {"finetune": 16, "real": 64}
-    ]  # fmt: skip
-    assert rows[1]["arms"]["real"] == {"images": 64, "gpu_seconds": 200, "labelling": 64.0, "computing": 0, "total": 64.0}
-    (row,) = target_costs(FOUND, seconds, SIZES, Prices(), [80.0])["d"]
-    assert row["arms"] == {"finetune": {"images": None, "more_than": 256}, "real": {"images": None, "more_than": 64}}
-    assert target_costs({"real": {"16": {"d": [None]}}}, {"real": {"16": {"d": [None]}}}, SIZES, Prices()) == {"d": []}
 
 
 def test_targets_are_a_list_of_numbers():

@@ -26,6 +26,7 @@ FLOORS = {
     }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders", "dd.self_training"},
     2: {
+        "dd.budget_results",
         "dd.coco",
         "dd.downloads",
         "dd.label_studio",
@@ -66,7 +67,7 @@ FLOORS = {
 # inside them modules may import each other
 ROOMS = (
     "dd.attention", "dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.exports", "dd.executors", "dd.tracking",
-    "dd.report", "dd.config",
+    "dd.report", "dd.config", "dd.evaluation",
 )  # fmt: skip
 ADAPTERS = {  # library: the only modules that may import it
     "diffusers": ["dd.diffusion.*"],

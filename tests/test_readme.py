@@ -1,5 +1,6 @@
 """README.md says what was measured and what exists."""
 
+import itertools
 import json
 import re
 import runpy
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from dd import config
+from dd.budget import Prices
+from dd.budget_results import Measured, differences, skipped, target_costs
+from dd.evaluation.statistics import Score, interval
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +25,72 @@ def test_the_result_tables_are_those_of_the_results_files(monkeypatch):
     assert tables["main"]() == 0, "python benchmarks/tables.py writes the tables of benchmarks/results/ into README.md"
     changed = {**json.loads((ROOT / "benchmarks/results/shapes.json").read_text()), "mask_miou": 1.25}
     assert tables["tables"](changed) not in README and "1.2" in tables["tables"](changed)
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+
+def test_what_a_study_says_follows_from_what_it_measured():
+    study = results("shapes_budget")
+    found = Measured(study["arms"], study["domains"], study["seeds"], study["draws"])
+    prices = Prices(**study["cost"]["prices"])
+    targets = target_costs(found, study["cost"]["seconds"], prices)
+    again = {"differences": differences(found), "skipped": skipped(found), "targets": targets}
+    again = json.loads(json.dumps(again))
+    stored = {**study, **study["cost"]}
+    assert again == {key: stored[key] for key in again}
+    assert not any(row["images"] for row in again["differences"]), "the README says: seeds alone"
+
+
+def test_tables_pair_the_seeds():
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    found = tables["ablations"](results("shapes"), ["shapes", "shapes_shift"])
+    rows = {row[0]: row for row in found}
+    assert rows["ema=off"][-2:] == ["−0.9 [−1.2, −0.6]", "−0.8 [−0.8, −0.7] †"]  # 0.87, 0.76
+    assert rows["band=off"][-2] == "+0.1 [−0.7, 0.9]" and rows["as shipped"][-2:] == ["-", "-"]
+    skip = tables["skip"]
+    exact = {"low": 60.0, "high": 60.0}
+    runs = [exact, {"low": 64.0, "high": None}]
+    found = {"runs": runs, "median": exact, "interval": None, "shown": True}
+    assert skip(found) == "60 (60, at least 64)"
+    assert skip({**found, "interval": {"low": 20.0, "high": 70.4}}) == "60 [20, 70] (60, at least 64)"
+    assert skip({**found, "shown": False}) == "not shown (60, at least 64)" and skip(None) == "-"
+    exact = {"low": -60.0, "high": -60.0}
+    found |= {"runs": [exact], "median": exact, "interval": {"low": -70.0, "high": -20.0}}
+    assert skip(found) == "costs 60 [20, 70] (costs 60)"
+
+
+def measured_groups():
+    """Lists of arms, {seed: mIoU} each, that were scored on the same images."""
+    shapes, site, study = results("shapes"), results("site"), results("shapes_budget")
+    parts = [shapes, shapes["shots_from_shapes_shift"]]
+    for domain in shapes["synthetic_only"]:
+        arms = [shapes["synthetic_only"], *shapes["ablations"].values()]
+        arms += [at for part in parts for at in part["finetuned"].values()]
+        arms += [at for part in parts for at in part["real_only"].values()]
+        yield [dict(enumerate(at[domain])) for at in arms]
+        arms = [at for arm in study["arms"].values() for at in arm.values()]
+        yield [dict(enumerate(at[domain])) for at in arms]
+    yield [arm["miou"] for arm in site["arms"].values()]
+
+
+def test_every_interval_in_the_sentences_is_that_of_a_pair_of_arms():
+    known = set()
+    for arms in measured_groups():
+        for one, other in itertools.permutations(arms, 2):
+            pair = [{k: Score(v) for k, v in runs.items()} for runs in (one, other)]
+            at = interval(*pair)
+            if at.low is not None:
+                ends = (at.value, at.low, at.high)
+                known.add(tuple(f"{v:.1f}".replace("-0.0", "0.0") for v in ends))
+    ends = map(README.index, ("**How to read the differences**", "![photographs of the site"))
+    lines = README[slice(*ends)].replace("−", "-").splitlines()
+    sentences = "\n".join(line for line in lines if not line.startswith("|"))
+    said = re.findall(r"([-+]?\d+\.\d)(?: mIoU)? \[(-?\d+\.\d), (-?\d+\.\d)\]", sentences)
+    assert len(said) > 40
+    wrong = [found for found in said if (found[0].lstrip("+"), *found[1:]) not in known]
+    assert not wrong, wrong
 
 
 @pytest.mark.parametrize("experiment", sorted(set(re.findall(r"experiment=(\w+)", README))))

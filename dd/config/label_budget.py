@@ -1,13 +1,15 @@
 """The label-budget study: its plan and the configuration of each of its runs."""
 
+import math
 import re
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from dd import search
-from dd.budget import RECIPES, Job, Plan
+from dd.budget import RECIPES, Job, Plan, choice_shots
 from dd.config.command import CONF
 from dd.config.objects import plain, real_data, taxonomy
 from dd.config.training import training_sets, training_style
@@ -26,9 +28,10 @@ def _given() -> dict[str, str]:
     return {k: o for k, o in keys.items() if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")}
 
 
-def _budget_part(cfg, recipe: str, domain: str, more=()):
+def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None):
     """The configuration of a recipe of the study on a domain, but for its name: the recipe's experiment, then the overrides of
-    this command, then ``more``. ValueError for an experiment or a domain that does not exist."""
+    this command, then ``more``; its synthetic images are those of ``draw``, None for ``synthetic``.
+    ValueError for an experiment or a domain that does not exist."""
     experiment = plain(cfg.budget)["experiments"]["real" if recipe == "real_short" else recipe]
     known = {kind: sorted(p.stem for p in (CONF / kind).glob("*.yaml")) for kind in ("experiment", "data")}
     if experiment not in known["experiment"]:
@@ -43,7 +46,25 @@ def _budget_part(cfg, recipe: str, domain: str, more=()):
     fixed = [f"experiment={experiment}", f"data={data}", "stage=segmenter", "hold_out=null"]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [*given.values(), *fixed, search.override("synthetic", cfg.synthetic), *more])
+        drawn = search.override("synthetic", draw or cfg.synthetic)
+        return hydra.compose("train", [*given.values(), *fixed, drawn, *more])
+
+
+def _draws(cfg) -> list[str]:
+    """The synthetic sets of the study. ValueError for sets that cannot be told apart."""
+    given = plain(cfg.budget)["synthetic"]
+    if given is None:
+        return [cfg.synthetic]
+    if not isinstance(given, list) or not all(isinstance(path, str) and path for path in given):
+        expected = "expected a list of folders, or null for the one of synthetic=..."
+        raise ValueError(f"budget.synthetic={given!r}: {expected}")
+    if "synthetic" in _given():
+        raise ValueError("synthetic=... and budget.synthetic both name synthetic sets; give one")
+    names = [Path(path).name for path in given]
+    if len(set(names)) < len(names):
+        why = "runs are filed by the last part of these folders, and two have the same"
+        raise ValueError(f"budget.synthetic={given!r}: {why}; rename one")
+    return given
 
 
 def budget_plan(cfg) -> tuple[Plan, dict]:
@@ -73,13 +94,15 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
         domains={domain: len(real_data(part, part.data.train_split)) for domain, part in domains.items()},
         synthetic_steps=parts["synthetic"].trainer.max_steps, finetune_steps=parts["finetune"].trainer.max_steps,
         own_rates={recipe: part.optimizer.learning_rate for recipe, part in parts.items()},
-        judged_on=_judged_on(cfg, next(iter(domains.values()))),
+        judged_on=_judged_on(cfg, next(iter(domains.values()))), draws=_draws(cfg),
     )  # fmt: skip
-    if "synthetic" in plan.recipes():
-        training_sets(parts["synthetic"])
+    for draw in plan.draws if "synthetic" in plan.recipes() else ():
+        training_sets(_budget_part(cfg, "synthetic", given["domains"][0], draw=draw))
     settings = {**given, "hold_out": cfg.hold_out, "images": plan.domains, "judged_on": plan.judged_on}
     for loose in ("prices", "targets", "generation_seconds"):  # what is made of the runs, not what they are
         settings.pop(loose)
+    if given["synthetic"] is None:  # a study from before there was such a key is still the same
+        settings.pop("synthetic")
     identity = {"budget": settings, "recipes": {r: _shared(p) for r, p in parts.items() if r in plan.recipes()}}
     return plan, identity | {"data": {domain: plain(part.data) for domain, part in domains.items()}}
 
@@ -87,8 +110,11 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
 def _judged_on(cfg, first) -> str | None:
     """The images on which learning rates are compared: those held out, the tune split, or none."""
     if cfg.hold_out is not None:
-        images = plain(cfg.budget)["choose"]["shots"]
-        if type(cfg.hold_out) is not int or cfg.hold_out < 1 or (type(images) is int and cfg.hold_out >= images):
+        given = plain(cfg.budget)
+        images = given["choose"]["shots"]
+        listed = choice_shots(given["choose"], given["shots"])
+        fewest = min((k for k in listed if type(k) is int), default=math.inf)
+        if type(cfg.hold_out) is not int or not 1 <= cfg.hold_out < fewest:
             raise ValueError(f"hold_out={cfg.hold_out}: expected a number of images below budget.choose.shots={images}")
         return f"{cfg.hold_out} images held out of the training set"
     if first.data.tune_split is None:
@@ -107,12 +133,15 @@ def budget_run(cfg, job: Job, judged: bool = False):
     domain = job.domain or cfg.budget.domains[0]
     held = judged and cfg.hold_out is not None
     more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]
-    part = _budget_part(cfg, job.recipe, domain, more + ["trainer.callbacks.best=null"] * judged)
+    more += ["trainer.callbacks.best=null"] * judged
+    part = _budget_part(cfg, job.recipe, domain, more, job.draw)
     after = job.after and budget_run(cfg, job.after)
     init_from = after and f"{after.output_root}/{after.name}"
     changes = [f"max_steps={job.steps}"] * (job.steps != part.trainer.max_steps)
     changes += [f"learning_rate={job.learning_rate:g}"] * (job.learning_rate != part.optimizer.learning_rate)
     changes += [f"hold_out={cfg.hold_out}"] * held
+    if job.draw not in (None, cfg.synthetic):
+        changes += [f"draw={Path(job.draw).name}"]
     points = [f"shots={job.shots}"] * (job.domain is not None) + [f"seed={job.seed}"]
     own = not changes and init_from == part.init_from and (job.domain or "") in part.name
     if not own or any(not re.match(SHARED, k) for k in _given()):
@@ -132,9 +161,12 @@ def budget_test(cfg, domain: str) -> SegmentationFolder:
     return real_data(part, part.data.test_split)
 
 
-def generation_seconds(cfg) -> float:
-    """Seconds that drawing the synthetic set took, by its records, or as given."""
+def generation_seconds(cfg) -> dict[str, float]:
+    """{synthetic set: seconds that drawing it took}, by its records, or as given for each."""
     given = cfg.budget.generation_seconds
     if given is not None and not (type(given) in (int, float) and given >= 0):
         raise ValueError(f"budget.generation_seconds={given!r}: expected a number of 0 or more, or null for the records' own")
-    return round(sum(r["seconds"] for r in read_records(cfg.synthetic).values()), 1) if given is None else given
+    if given is not None:
+        return dict.fromkeys(_draws(cfg), given)
+    drawn = {draw: read_records(draw).values() for draw in _draws(cfg)}
+    return {draw: round(sum(r["seconds"] for r in records), 1) for draw, records in drawn.items()}

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from dd.budget import ARMS, Prices, cost
+from dd.evaluation.savings import bounds_text, price_text, range_text
+from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.provenance import read_json
 from dd.report import charts
 from dd.report.explore import Matrix
@@ -13,6 +15,7 @@ from dd.report.page import Chart, Table
 
 CURVES = {"train/loss": "training loss", "tune/miou": "mIoU on tune (%)"}  # columns of metrics.csv
 SERIES = 6  # curves in one chart
+ALPHA = 0.05  # of p-values after Holm
 
 
 def read_curve(path: Path, column: str) -> tuple[list[int], list[float]]:
@@ -62,12 +65,12 @@ def _shots_label(k: str, size: int | None) -> int | str:
 
 
 def budget_sections(study: dict, name: str):
-    """Curves of a label-budget study, what they save and what they cost, from budget.json (:mod:`dd.stages.budget`)."""
+    """Curves of a label-budget study, differences, what labels it saves and what they cost, from
+    budget.json (:mod:`dd.stages.budget`)."""
     arms = study["arms"]
     names = {a: study.get("labels", {}).get(a) or ARMS.get(a, a) for a in arms}
     domains = list(dict.fromkeys(d for values in arms.values() for at in values.values() for d in at))
     prices, spent = study.get("cost", {}).get("prices"), study.get("cost", {}).get("seconds", {})
-    failed = len(study.get("failed") or ())
     for domain in domains:
         points = {a: _points(values, domain) for a, values in arms.items()}
         if not any(points.values()):
@@ -80,9 +83,8 @@ def budget_sections(study: dict, name: str):
                        [stdev(p[k]) if len(p.get(k, ())) > 1 else None for k in order])
             for a, p in points.items() if p
         }  # fmt: skip
-        note = "Mean and standard deviation over training seeds; test split." + (f" {failed} jobs failed." if failed else "")
         svg = charts.line_chart_svg(series, f"real images labelled ({domain})", f"mIoU on {domain} (%)")
-        yield Chart(f"{name}: how much labelling on {domain}", svg, note)
+        yield Chart(f"{name}: how much labelling on {domain}", svg, _note(study, names, domain))
         if prices and size and (priced := _priced(points, spent, domain, size, Prices(**prices))):
             svg = charts.curves_svg(
                 {names[a]: c for a, c in priced.items()}, "price in all", f"mIoU on {domain} (%)", points=True
@@ -91,8 +93,56 @@ def budget_sections(study: dict, name: str):
                 **prices
             )
             yield Chart(f"{name}: what it costs on {domain}", svg, note)
-        yield from _skipped(study, names, domain, name)
-        yield from _targets(study, names, domain, name)
+        if "differences" in study:
+            yield from _differences(study, names, domain, name)
+            yield from _skipped(study, names, domain, name)
+            yield from _targets(study, names, domain, name)
+
+
+def _note(study: dict, names: dict, domain: str) -> str:
+    """What the curves rest on, what is missing, and which choices may have missed a better one."""
+    note = f"Mean and standard deviation over runs; test split: {_basis(study, domain)}."
+    if failed := len(study.get("failed") or ()):
+        note += f" {failed} jobs failed."
+    found = [choice for choice in _choices(study) if choice[2].get("edge")]
+    edges = [f"{names.get(recipe, recipe)}{at} {c['chosen']:g}" for recipe, at, c in found]
+    if edges:
+        where = "at the edge of their candidates, where a better one may lie beyond"
+        note += f" Learning rates {where}: {', '.join(edges)}."
+    if "skipped" in study and "differences" not in study:
+        note += " Of an earlier version, without intervals: the study's command writes it anew."
+    return note + _undecided(study, domain)
+
+
+def _choices(study: dict):
+    """(recipe, " at k images" or "", choice) of each learning rate."""
+    for recipe, choice in (study.get("learning_rates") or {}).items():
+        for k, at in choice.get("by_shots", {"": choice}).items():
+            yield recipe, f" at {k} images" if k else "", at
+
+
+def _test_images(study: dict, domain: str) -> int | None:
+    """Number of test images of a domain, if it was recorded."""
+    runs = [r for r in study.get("runs") or () if r["domain"] == domain]
+    return next((r["num_images"] for r in runs if r.get("num_images")), None)
+
+
+def _basis(study: dict, domain: str) -> str:
+    """``3 seeds, 2 synthetic draws, 512 test images``."""
+    seeds, draws = (len(study.get(key) or ()) for key in ("seeds", "draws"))
+    images = _test_images(study, domain)
+    parts = [f"{seeds} seed{'s' * (seeds != 1)}"] * (seeds > 0)
+    parts += [f"{draws} synthetic draws"] * (draws > 1)
+    parts.append(f"{images:,} test images" if images else "number of test images not recorded")
+    return ", ".join(parts)
+
+
+def _undecided(study: dict, domain: str) -> str:
+    """A sentence for a study of too few seeds or test images; "" for others."""
+    images, seeds = _test_images(study, domain), len(study.get("seeds") or ())
+    if seeds >= LEAST_SEEDS and (images or 0) >= LEAST_IMAGES:
+        return ""
+    return f" This decides nothing: it takes {LEAST_SEEDS} seeds and {LEAST_IMAGES} test images."
 
 
 def _priced(points, spent, domain, size, prices) -> dict[str, tuple[list, list]]:
@@ -109,21 +159,63 @@ def _priced(points, spent, domain, size, prices) -> dict[str, tuple[list, list]]
     return found
 
 
+def _differences(study, names, domain, name):
+    rows, bold = [], []
+    for row in (r for r in study["differences"] if r["domain"] == domain):
+        shown = row["low"] is not None
+        enough = row["seeds"] >= LEAST_SEEDS and (row["images"] or 0) >= LEAST_IMAGES
+        bold += [(len(rows), 4)] * (enough and row["p_holm"] is not None and row["p_holm"] < ALPHA)
+        arm, against = (names.get(row[key], row[key]) for key in ("arm", "against"))
+        within = f"{signed(row['low'])} to {signed(row['high'])}" if shown else "one run"
+        outside = "yes" if shown and not row["low"] <= 0 <= row["high"] else "not shown"
+        head = [arm, str(row["k"]), against, str(row["against_k"]), signed(row["value"])]
+        rows.append([*head, within, outside, *(row[c] for c in ("p", "p_holm", "seeds", "images"))])
+    if rows:
+        note = (
+            "The first arm less the second, paired over runs of one seed and over test images; a "
+            "difference is shown where its 95 % interval leaves out 0. p after Holm: adjusted for "
+            f"all {len(study['differences'])} differences of the study; bold: below {ALPHA:g}. "
+            "Images: a dash where each image's own scores were not stored; the interval is over "
+            "seeds alone then."
+        )
+        columns = ["arm", "real images", "less", "real images of it", "difference"]
+        columns += ["95 % interval", "shown", "p", "p after Holm", "seeds", "images"]
+        yield Table(
+            f"{name}: differences on {domain}",
+            columns,
+            rows,
+            note + _undecided(study, domain),
+            digits={"p": 3, "p after Holm": 3},
+            highlight=frozenset(bold),
+        )
+
+
 def _skipped(study, names, domain, name):
     rows = []
     for arm, controls in (study.get("skipped") or {}).items():
         for control, by_domain in controls.items():
             for k, at in by_domain.get(domain, {}).items():
-                reached = at["skipped"] is not None
-                needed = f"{at['needed']:.0f}" if reached else "more than measured"
-                skips = f"{at['skipped']:.0f}" if reached else f"at least {at['at_least']}"
-                rows.append([names.get(arm, arm), str(k), names.get(control, control), needed, skips])
+                skips = bounds_text(**at["median"]) if at["shown"] else "not shown"
+                within = at["interval"] and range_text(**at["interval"])
+                each = "; ".join(bounds_text(run["low"], run["high"]) for run in at["runs"])
+                again = f"{at['falls_again']} of {len(at['runs'])}" if at["falls_again"] else ""
+                head = [names.get(arm, arm), str(k), names.get(control, control)]
+                rows.append([*head, skips, each, within, again])
     if rows:
-        columns = ["arm", "real images labelled", "control", "images that the control needs", "images you can skip"]
+        columns = ["arm", "real images labelled", "control", "images you can skip", "each run"]
+        columns += ["95 % interval", "control dips"]
         note = (
-            "For the same mIoU, read off the control's mean curve (linear in log k between measured points). Negative: costs."
+            "Real images that the control needs for the same mIoU, less those labelled; "
+            f"{_basis(study, domain)}. Each run is read off the curve of its own control, linear "
+            "in log k between measured points; the median is given. At most: the control's fewest "
+            "images reach it already; at least: its most do not. Not shown: the arm's mIoU less "
+            "that of the control (with as many images, or the next more that were measured) or "
+            "the skipped images have an interval that holds 0. The interval over seeds needs a "
+            "reading, not a bound, of each. Control dips: runs whose control falls below the mIoU "
+            "again with more images; the first crossing counts."
         )
-        yield Table(f"{name}: real images you can skip on {domain}", columns, rows, note)
+        title = f"{name}: real images you can skip on {domain}"
+        yield Table(title, columns, rows, note + _undecided(study, domain))
 
 
 def _targets(study, names, domain, name):
@@ -131,16 +223,20 @@ def _targets(study, names, domain, name):
     arms = list(dict.fromkeys(a for row in rows for a in row["arms"]))
     if not arms:
         return
-
-    def text(found):
-        if found is None:
-            return None
-        never = found["images"] is None
-        return f"more than {found['more_than']} images" if never else f"{found['total']:,.0f} ({found['images']} images)"
-
+    text = lambda found: None if found is None else price_text(found)  # noqa: E731
     table = [[f"{row['target']:.1f} ({row['why']})", *(text(row["arms"].get(a)) for a in arms)] for row in rows]
     columns = ["target mIoU", *(names.get(a, a) for a in arms)]
-    yield Table(f"{name}: price of a target on {domain}", columns, table, "Labelling and computing; images to label.")
+    note = (
+        "Labelling and computing; images to label. Each run is read off its own curve: the median, "
+        "and behind the semicolon the range of the runs. At most: the fewest images measured reach "
+        "the target already; more than: none do."
+    )
+    title = f"{name}: price of a target on {domain}"
+    yield Table(title, columns, table, note + _undecided(study, domain))
+
+
+def signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 # ------------------------------------------------------------------------------------------------------------- mask sweeps

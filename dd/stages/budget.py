@@ -1,12 +1,17 @@
 """Stage: the label-budget study, mIoU against the number of real labelled images on several arms."""
 
 import time
+from itertools import product
 from pathlib import Path
+from statistics import mean
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, check_targets, curves, skipped, target_costs
+from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, check_targets, edge
+from dd.budget_results import Measured, curves, differences, skipped, target_costs
+from dd.evaluation.savings import price_text, skipped_text
 from dd.locks import Busy
 from dd.provenance import made_by, refuse_other, write_json
 
@@ -49,6 +54,7 @@ class _Work:
 
     def _try(self, work, job, *more):
         what = f"{job.recipe} {job.domain or ''} shots={job.shots} seed={job.seed} learning_rate={job.learning_rate:g}"
+        what += f" draw={job.draw}" if job.draw else ""
         try:
             return work(job, *more)
         except Busy:
@@ -59,42 +65,92 @@ class _Work:
 
 
 def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
-    """({recipe: learning rate}, how each was chosen). A recipe with a candidate that failed has none in this call."""
+    """({recipe: learning rate, or {shots: it}}, how each was chosen). Where a candidate failed
+    there is none in this call."""
     rates, choices = {}, {}
     several = {r: c for r in plan.recipes() if len(c := plan.candidates(r)) > 1}
-    free = [plan.candidate(recipe, rate, {}) for recipe, found in several.items() for rate in found]
-    work.all([(judge, job) for job in free if job])  # all but those that wait for the pre-training's rate
+    free = [jobs for recipe in several for jobs in _places(plan, recipe, {}).values()]
+    # all but those that wait for the pre-training's rate
+    work.all([(judge, job) for jobs in free for job in jobs if job])
     for recipe in plan.recipes():
         candidates, wanted = plan.candidates(recipe), plan.learning_rates.get(recipe) or ()
-        choice = {"chosen": candidates[0], "candidates": None, "judged_on": None}
-        if len(candidates) == 1:
+        if recipe not in several:
+            choice = {"chosen": candidates[0], "candidates": None, "judged_on": None, "edge": None}
             choice["why"] = "nothing to judge candidates on: the experiment's own" if len(wanted) > 1 else "as set"
+            rates[recipe], choices[recipe] = candidates[0], choice
+            _tell(recipe, None, choice)
+            continue
+        places = _places(plan, recipe, rates)
+        work.all([(judge, job) for jobs in places.values() for job in jobs if job])
+        found = {}
+        for k, jobs in places.items():
+            scores = [job and work(judge, job) for job in jobs]
+            found[k] = {**_best(candidates, scores), "judged_on": plan.judged_on}
+            _tell(recipe, k if len(places) > 1 else None, found[k])
+        if len(places) > 1:
+            rates[recipe] = {k: choice["chosen"] for k, choice in found.items()}
+            choices[recipe] = {"by_shots": {str(k): choice for k, choice in found.items()}}
         else:
-            jobs = {rate: plan.candidate(recipe, rate, rates) for rate in candidates}
-            work.all([(judge, job) for job in jobs.values() if job])
-            scores = {rate: job and work(judge, job) for rate, job in jobs.items()}
-            done = None not in scores.values()
-            choice |= {"chosen": max(scores, key=scores.get) if done else None, "judged_on": plan.judged_on}
-            choice |= {"candidates": {f"{rate:g}": value for rate, value in scores.items()}}
-            choice["why"] = "best mIoU of the candidates" if done else "not chosen: a candidate failed"
-        if choice["chosen"] is not None:
-            rates[recipe] = choice["chosen"]
-        choices[recipe] = choice
-        print(f"learning rate, {recipe}: {choice['chosen']} ({choice['why']}; {choice['candidates'] or ''})")
+            (choices[recipe],) = found.values()
+            if choices[recipe]["chosen"] is not None:
+                rates[recipe] = choices[recipe]["chosen"]
     return rates, choices
 
 
+def _places(plan: Plan, recipe: str, rates: dict) -> dict:
+    """{shots: its candidates' jobs, all seeds of the first candidate before the next}."""
+    places = [None] if recipe == "synthetic" else plan.choice_shots()
+    each = list(product(plan.candidates(recipe), plan.choice_seeds()))
+    job = lambda k, rate, seed: plan.candidate(recipe, rate, rates, k, seed)  # noqa: E731
+    return {k: [job(k, rate, seed) for rate, seed in each] for k in places}
+
+
+def _best(candidates: list[float], scores: list) -> dict:
+    """The choice by means over seeds; ``scores`` of the jobs of :func:`_places`, in order."""
+    seeds = len(scores) // len(candidates)
+    of = {rate: scores[i * seeds : (i + 1) * seeds] for i, rate in enumerate(candidates)}
+    means = {rate: None if None in found else mean(found) for rate, found in of.items()}
+    done = None not in means.values()
+    chosen = max(means, key=means.get) if done else None
+    return {
+        "chosen": chosen,
+        "candidates": {f"{rate:g}": value for rate, value in means.items()},
+        "why": "best mIoU of the candidates" if done else "not chosen: a candidate failed",
+        "edge": edge(chosen, candidates) if done else None,
+    }
+
+
+def _tell(recipe: str, shots, choice: dict) -> None:
+    """Say what was chosen, and whether a better one may lie outside the grid."""
+    where = recipe if shots is None else f"{recipe} at {shots} images"
+    chosen, among = choice["chosen"], choice["candidates"] or ""
+    print(f"learning rate, {where}: {chosen} ({choice['why']}; {among})")
+    if choice["edge"]:
+        end, add = choice["edge"]["end"], choice["edge"]["add"]
+        print(f"  the {end} of its candidates: a better one may lie beyond it; add {add:g}")
+
+
 def budget(
-    folder, plan: Plan, train, judge, score, identity: dict, prices: Prices, targets=None, generation_seconds: float = 0.0
-) -> dict:  # fmt: skip
+    folder,
+    plan: Plan,
+    train,
+    judge,
+    score,
+    identity: dict,
+    prices: Prices,
+    targets=None,
+    generation_seconds: dict[str, float] | None = None,
+) -> dict:
     """Train and score what ``plan`` says, write budget.json and return it; the same call goes on with what is missing.
 
     ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps"}; ``judge(job)`` trains it and
-    returns its mIoU on the tune split; ``score(job, domain)`` that of a trained job on the domain's test split. Finished
+    returns its mIoU on the tune split; ``score(job, domain)`` is that of a trained job on the
+    domain's test split, {"miou", "num_images", "per_image"} with the file that holds each image's
+    confusions, or None. Finished
     jobs are theirs to skip, and they raise :class:`dd.locks.Busy` for one that another process is at: processes with the
     same call share the jobs, and each of them ends with the whole study. ``identity``: all settings of the study;
-    FileExistsError if study.json holds others. ``generation_seconds``: of the synthetic set, once. ValueError at the end,
-    with a list, if jobs failed.
+    FileExistsError if study.json holds others. ``generation_seconds``: of each draw, once.
+    ValueError at the end, with a list, if jobs failed.
     """
     check_targets(targets)
     folder = Path(folder)
@@ -104,29 +160,37 @@ def budget(
     work = _Work(train)
     rates, choices = _choose(plan, work, judge)
     shape = lambda: {a: {str(k): {} for k in plan.shots if k or a in WITH_SYNTHETIC} for a in plan.arms}  # noqa: E731
-    arms, seconds, runs = shape(), shape(), []
-    points = [  # the whole curve of one seed before the next
-        (arm, domain, k, seed)
-        for seed in plan.seeds for domain in plan.domains for k in plan.shots for arm in arms if str(k) in arms[arm]
+    arms, seconds, runs, files, generated = shape(), shape(), [], {}, generation_seconds or {}
+    points = [  # the whole curve of one seed and draw before the next; controls see no draw
+        (arm, domain, k, seed, draw)
+        for seed, draw in product(plan.seeds, plan.draws)
+        for domain, k, arm in product(plan.domains, plan.shots, arms)
+        if str(k) in arms[arm] and (arm in WITH_SYNTHETIC or draw == plan.draws[0])
     ]  # fmt: skip
-    jobs = {point: plan.job(*point, rates) for point in points}
+    jobs = {point: plan.job(*point[:4], rates, point[4]) for point in points}
 
     def scored(job, domain):
         return None if work(train, job) is None else score(job, domain)
 
-    work.all([(scored, job, domain) for (_, domain, _, _), job in jobs.items() if job])
-    for (arm, domain, k, seed), job in jobs.items():
-        row = _point(job, domain, work, scored, generation_seconds)
-        for table, key in ((arms, "miou"), (seconds, "seconds")):
-            table[arm][str(k)].setdefault(domain, []).append(row[key])
-        runs.append({"arm": arm, "shots": k, "domain": domain, "seed": seed, **row})
+    work.all([(scored, job, domain) for (_, domain, *_), job in jobs.items() if job])
+    for (arm, domain, k, seed, _), job in jobs.items():
+        row = _point(job, domain, work, scored, generated)
+        at = arms[arm][str(k)].setdefault(domain, [])
+        files[arm, str(k), domain, len(at)] = row.pop("per_image")
+        at.append(row["miou"])
+        seconds[arm][str(k)].setdefault(domain, []).append(row["seconds"])
+        head = {"arm": arm, "shots": k, "domain": domain, "seed": seed, "draw": job and job.draw}
+        runs.append({**head, **row})
+    stored = lambda *run: _confusions(files[run])  # noqa: E731
+    found = Measured(arms, plan.domains, plan.seeds, plan.draws, stored)
     result = {
         "study": folder.name, "supervision": "real labels: shots, and those that learning rates were judged on",
-        "domains": plan.domains, "seeds": plan.seeds, "labels": {a: ARMS[a] for a in plan.arms}, "arms": arms,
+        "domains": plan.domains, "seeds": plan.seeds, "draws": plan.draws,
+        "labels": {a: ARMS[a] for a in plan.arms}, "arms": arms,
         "learning_rates": choices, "steps": _steps(runs), "curves": curves(arms, plan.domains),
-        "skipped": skipped(arms, plan.domains),
-        "cost": {"prices": vars(prices), "generation_seconds": generation_seconds, "seconds": seconds,
-                 "targets": target_costs(arms, seconds, plan.domains, prices, targets)},
+        "differences": differences(found), "skipped": skipped(found),
+        "cost": {"prices": vars(prices), "generation_seconds": generated, "seconds": seconds,
+                 "targets": target_costs(found, seconds, prices, targets)},
         "runs": runs, "failed": work.failed, **made_by(),
     }  # fmt: skip
     write_json(folder / "budget.json", result)
@@ -142,17 +206,28 @@ def budget(
     return result
 
 
-def _point(job, domain: str, work: _Work, scored, generation_seconds) -> dict:
-    """{"run", "miou", "steps", "seconds"} of one point, all None if it is missing. Steps and seconds are those of all its
-    trainings; what was drawn for it is counted in the seconds."""
-    miou = work(scored, job, domain) if job else None
-    if miou is None:
-        return dict.fromkeys(("run", "miou", "steps", "seconds"))
+def _confusions(path) -> np.ndarray | None:
+    """Each test image's confusions, read when needed: those of all runs may not fit into memory."""
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["confusion"].astype(np.int64)
+
+
+def _point(job, domain: str, work: _Work, scored, generated: dict) -> dict:
+    """{"run", "miou", "num_images", "per_image", "steps", "seconds"} of one point, all None if it
+    is missing. Steps and seconds are those of all its trainings; those of drawing its synthetic
+    set (``generated``) are counted."""
+    result = work(scored, job, domain) if job else None
+    keys = ("run", "miou", "num_images", "per_image", "steps", "seconds")
+    if result is None:
+        return dict.fromkeys(keys)
     done = work(work.train, job)
     before = work(work.train, job.after) if job.after else {"steps": 0, "seconds": 0.0}
-    drawn = generation_seconds if job.recipe in ("synthetic", *WITH_SYNTHETIC) else 0.0
-    steps, spent = done["steps"] + before["steps"], done["seconds"] + before["seconds"] + drawn
-    return {"run": str(done["run"]), "miou": miou, "steps": steps, "seconds": spent}
+    spent = done["seconds"] + before["seconds"] + generated.get(job.draw, 0.0)
+    steps = done["steps"] + before["steps"]
+    found = {**result, "run": str(done["run"]), "steps": steps, "seconds": spent}
+    return {key: found[key] for key in keys}
 
 
 def _steps(runs: list[dict]) -> dict:
@@ -166,31 +241,43 @@ def _cell(values) -> str:
 
 
 def print_study(result: dict) -> None:
-    """Curves, images that can be skipped, and what targets cost, as tables."""
+    """Curves, differences, images that can be skipped, and what targets cost, as tables."""
     console = Console()
+    draws = f", {len(result['draws'])} synthetic draws" if len(result["draws"]) > 1 else ""
     for domain in result["domains"]:
         shown = [c for c in result["curves"] if c["domain"] == domain]
         points = {c["arm"]: dict(zip(c["k"], zip(c["mean"], c["sd"], strict=True), strict=True)) for c in shown}
-        table = Table(title=f"mIoU on {domain} (test), seeds {result['seeds']}")
+        table = Table(title=f"mIoU on {domain} (test), seeds {result['seeds']}{draws}")
         for name in ("real images", *(c["label"] for c in shown)):
             table.add_column(name, justify="right")
         for k in sorted({k for c in shown for k in c["k"]}):
             table.add_row(str(k), *(_cell(points[c["arm"]].get(k)) for c in shown))
         console.print(table)
+        for row in (r for r in result["differences"] if r["domain"] == domain):
+            print(difference_text(row))
         for arm, controls in result["skipped"].items():
             for control, found in controls.items():
                 for k, at in found.get(domain, {}).items():
-                    if at["skipped"] is None:
-                        text = f"at least {at['at_least']} (the control never gets there)"
-                    else:
-                        text = f"{at['skipped']:.0f} (the control needs {at['needed']:.0f})"
-                    print(f"{ARMS[arm]} with {k}, against {ARMS[control]}: real images skipped {text}")
-        table = Table(title=f"What a target costs on {domain}: images to label, price in all")
+                    what = f"{ARMS[arm]} with {k}, against {ARMS[control]}"
+                    print(f"{what}: real images skipped: {skipped_text(at)}")
+        table = Table(title=f"What a target costs on {domain}: price in all (images to label)")
         for name in ("mIoU", *(c["label"] for c in shown)):
             table.add_column(name, justify="right")
         for row in result["cost"]["targets"][domain]:
             found = [row["arms"].get(c["arm"]) for c in shown]
-            cells = ["-" if f is None else f"> {f['more_than']}" if f["images"] is None else
-                     f"{f['images']}, {f['total']:.2f}" for f in found]  # fmt: skip
+            cells = ["-" if f is None else price_text(f) for f in found]
             table.add_row(f"{row['target']:.1f}", *cells)
         console.print(table)
+
+
+def difference_text(row: dict) -> str:
+    """A row of ``differences`` in one line."""
+    arm, against = ARMS[row["arm"]], ARMS[row["against"]]
+    what = f"{arm} with {row['k']} less {against} with {row['against_k']}: {row['value']:+.1f}"
+    if row["low"] is None:
+        return f"{what}, one run: not shown"
+    images = f", {row['images']} images" if row["images"] else ""
+    p = f", p {row['p']:.3f}, {row['p_holm']:.3f} after Holm"
+    shown = ": not shown" if row["low"] <= 0 <= row["high"] else ""
+    interval = f"[{row['low']:.1f}, {row['high']:.1f}]"
+    return f"{what} {interval} ({row['seeds']} seeds{images}{p}){shown}"

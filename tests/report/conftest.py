@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from dd.budget import Prices
+from dd.budget_results import Measured, differences, skipped, target_costs
 from dd.datasets import SegmentationFolder
 from dd.shapes import scene
 from dd.taxonomy import SHAPES_NAMES, Taxonomy, voc_palette
@@ -153,23 +155,33 @@ def make_run(
     return folder
 
 
-BUDGET = {
-    "study": "shapes_budget", "domains": {"shapes": 512}, "seeds": [0, 1],
-    "arms": {
-        "finetune": {"0": {"shapes": [60.0, 62.0]}, "16": {"shapes": [68.0, 70.0]}, "all": {"shapes": [76.0, 78.0]}},
-        "real": {"16": {"shapes": [50.0, None]}, "64": {"shapes": [66.0, 64.0]}, "all": {"shapes": [75.0, 77.0]}},
-    },
-    "skipped": {"finetune": {"real": {"shapes": {
-        "16": {"needed": 88.4, "skipped": 72.4}, "512": {"needed": None, "skipped": None, "at_least": 0}}}}},
-    "cost": {
-        "prices": {"minutes_per_image": 10.0, "per_hour": 24.0, "per_gpu_hour": 2.0},
-        "seconds": {"finetune": {"0": {"shapes": [3600.0, 3600.0]}, "16": {"shapes": [3600.0, 3600.0]}},
-                    "real": {"16": {"shapes": [1800.0, 1800.0]}}},
-        "targets": {"shapes": [{"target": 65.0, "why": "real only, 64 images", "arms": {
-            "finetune": {"images": 9, "gpu_seconds": 3600.0, "labelling": 36.0, "computing": 2.0, "total": 38.0},
-            "real": {"images": None, "more_than": 512}}}]},
-    },
-}  # fmt: skip
+def make_budget() -> dict:
+    """budget.json of a study of three seeds, the last of which lacks a run."""
+    arms = {
+        "finetune": {"0": {"shapes": [60.0, 62.0, 61.0]}, "16": {"shapes": [68.0, 70.0, 69.0]},
+                     "all": {"shapes": [76.0, 78.0, 77.0]}},
+        "real": {"16": {"shapes": [50.0, 51.0, None]}, "64": {"shapes": [66.0, 64.0, 65.0]},
+                 "all": {"shapes": [75.0, 77.0, 77.5]}},
+    }  # fmt: skip
+    seconds = {
+        "finetune": {k: {"shapes": [3600.0] * 3} for k in arms["finetune"]},
+        "real": {k: {"shapes": [1800.0] * 3} for k in arms["real"]},
+    }
+    edge = {"chosen": 0.003, "edge": {"end": "highest", "add": 0.009}}
+    prices, found = Prices(10.0, 24.0, 2.0), Measured(arms, {"shapes": 512}, [0, 1, 2], ["shapes"])
+    study = {
+        "study": "shapes_budget", "domains": {"shapes": 512}, "seeds": [0, 1, 2],
+        "draws": ["shapes"], "arms": arms,
+        "differences": differences(found), "skipped": skipped(found),
+        "runs": [{"domain": "shapes", "num_images": 40}],
+        "learning_rates": {"real": {"by_shots": {"16": edge}}},
+        "cost": {"prices": vars(prices), "seconds": seconds,
+                 "targets": target_costs(found, seconds, prices, [65.0])},
+    }  # fmt: skip
+    return json.loads(json.dumps(study))
+
+
+BUDGET = make_budget()
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,62 @@ def test_a_curve_is_read_from_the_rows_that_have_it(tmp_path):
 
 def test_the_budget_study_shows_curves_savings_and_prices(builder):
     sections = list(studies.budget_sections(builder.budget, "study"))
-    assert [type(s) for s in sections] == [Chart, Chart, Table, Table]
+    assert [type(s) for s in sections] == [Chart, Chart, Table, Table, Table]
     assert "all (512)" in sections[0].svg and "10 minutes an image at 24 an hour" in sections[1].note
-    skips = {row[1]: row[3:] for row in sections[2].rows}
-    assert skips == {"16": ["88", "72"], "512": ["more than measured", "at least 0"]}
-    assert sections[3].rows == [["65.0 (real only, 64 images)", "38 (9 images)", "more than 512 images"]]
+    assert "3 seeds, 40 test images" in sections[0].note
+    assert "decides nothing" not in sections[0].note
+    assert "at 16 images 0.003" in sections[0].note  # a rate at the edge of its grid
+    skips = {row[1]: row[3:] for row in sections[3].rows}
+    assert skips == {
+        "0": ["38 to 52", "38; 52; at most 64", None, ""],
+        "16": ["108", "86; 151; 108", "53 to 223", ""],
+        "512": ["not shown", "at least 0; at least 0; costs 41", None, ""],
+    }  # fmt: skip
+    (target, *prices) = sections[4].rows[0]
+    assert target == "65.0 (given)"
+    assert prices == ["34 (8 images; 6 to 10)", "237 to 257 (59 to 64 images; 76 or fewer)"]
+
+
+def test_differences_say_what_they_rest_on(builder):
+    sections = studies.budget_sections(builder.budget, "study")
+    (table,) = (s for s in sections if "differences" in s.title)
+    rows = {(row[1], row[2].split(",")[0]): row[4:] for row in table.rows}
+    # 18 and 19 more than the control, two pairs: 12.7 times 0.5
+    assert rows["16", "real only"][:3] == ["+18.5", "+12.1 to +24.9", "yes"]
+    assert rows["16", "real only"][5:] == [2, None]
+    assert rows["512", "real only"][:3] == ["+0.5", "−1.7 to +2.7", "not shown"]
+    assert rows["512", "real only"][4] >= rows["512", "real only"][3] > 0.05
+    assert "all 5 differences" in table.note
+    assert not table.highlight  # images were not stored: nothing is bold
+
+
+def test_only_what_rests_on_enough_is_bold(builder):
+    row = {"arm": "a", "k": 16, "against": "b", "against_k": 16, "domain": "d", "value": 5.0,
+           "low": 4.0, "high": 6.0, "p": 0.001, "p_holm": 0.002, "runs": 3, "seeds": 3,
+           "images": 30}  # fmt: skip
+    alone = dict.fromkeys(("low", "high", "p", "p_holm"))
+    changes = [{}, {"images": 29}, {"seeds": 2}, {"p_holm": 0.06}, alone]
+    study = {"differences": [{**row, **change} for change in changes], "seeds": [0, 1, 2]}
+    (table,) = studies._differences(study, {}, "d", "s")
+    assert table.highlight == {(0, 4)} and table.rows[4][5:7] == ["one run", "not shown"]
+
+
+FEW = {"runs": [{"domain": "shapes", "num_images": 29}]}
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [0, 1]}, FEW, {"runs": []}])
+def test_a_study_of_few_seeds_or_images_says_that_it_decides_nothing(builder, changes):
+    sections = list(studies.budget_sections({**builder.budget, **changes}, "study"))
+    tables = [s for s in sections if isinstance(s, Table)]
+    assert len(tables) == 3
+    for section in (sections[0], *tables):
+        assert section.note.endswith("This decides nothing: it takes 3 seeds and 30 test images.")
+
+
+def test_a_study_of_an_earlier_version_shows_its_curves_alone(builder):
+    old = {k: v for k, v in builder.budget.items() if k != "differences"}
+    sections = list(studies.budget_sections(old, "study"))
+    assert [type(s) for s in sections] == [Chart, Chart] and "earlier version" in sections[0].note
 
 
 def test_prices_of_points_by_hand(builder):
@@ -27,7 +78,8 @@ def test_prices_of_points_by_hand(builder):
     points = {a: studies._points(v, "shapes") for a, v in builder.budget["arms"].items()}
     priced = studies._priced(points, builder.budget["cost"]["seconds"], "shapes", 512, prices)
     # 1 GPU hour = 2; 16 images x 10 min x 24 an hour = 64; the control took half an hour = 1
-    assert priced == {"finetune": ([2.0, 66.0], [61.0, 69.0]), "real": ([65.0], [50.0])}
+    assert priced["finetune"] == ([2.0, 66.0, 2050.0], [61.0, 69.0, 77.0])
+    assert priced["real"] == ([65.0, 257.0, 2049.0], [50.5, 65.0, 76.5])
 
 
 @pytest.mark.parametrize("study", [{"arms": {}}, {"arms": {"real": {"16": {"shapes": [None]}}}}])

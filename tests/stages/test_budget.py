@@ -24,7 +24,8 @@ RATES = {"synthetic": 1e-3, "finetune": 3e-4, "mixed": 1e-3, "real": 1e-3, "real
 def plan(**changes):
     given = {"shots": [0, 16, "all"], "seeds": [0, 1], "domains": {"here": 100, "there": 50}, "arms": list(ARMS),
              "synthetic_steps": 240, "finetune_steps": 60, "own_rates": RATES, "learning_rates": {},
-             "choose": {"shots": 16, "seed": 0}, "judged_on": "12 images of here/tune"}  # fmt: skip
+             "choose": {"shots": 16, "seed": 0}, "judged_on": "12 images of here/tune",
+             "draws": ["drawn"]}  # fmt: skip
     return Plan(**{**given, **changes})
 
 
@@ -53,7 +54,9 @@ class Lab:
     def score(self, job, domain):
         self.scored.append((job, domain))
         images = {None: 0, "all": 100}.get(job.shots, job.shots)
-        return 40.0 + 10 * (job.recipe not in ("real", "real_short")) + images / 10 + job.seed
+        miou = 40.0 + 10 * (job.recipe not in ("real", "real_short")) + images / 10 + job.seed
+        miou += 2.0 * (job.draw == "again")
+        return {"miou": miou, "num_images": 30, "per_image": None}
 
     def study(self, folder, study=None, identity=None, **more):
         study = study or plan()
@@ -62,7 +65,7 @@ class Lab:
 
 def test_every_point_of_every_arm_is_measured(tmp_path):
     lab = Lab()
-    result = lab.study(tmp_path, generation_seconds=1000.0)
+    result = lab.study(tmp_path, generation_seconds={"drawn": 1000.0})
     assert json.loads(json.dumps(result)) == read_json(tmp_path / "budget.json")
     arms = result["arms"]
     assert list(arms) == list(ARMS) and list(arms["finetune"]) == ["0", "16", "all"] and list(arms["real"]) == ["16", "all"]
@@ -125,7 +128,8 @@ def test_failed_runs_are_listed_and_tried_again(tmp_path, capsys):
     assert str(stop.value).count("OutOfMemoryError: GPU is full") == 4
     found = read_json(tmp_path / "budget.json")
     assert found["arms"]["real"]["16"]["here"] == [41.6, None] and found["arms"]["mixed"]["16"]["here"] == [51.6, 52.6]
-    assert found["skipped"]["finetune"]["real"] == {}  # no complete point
+    at = found["skipped"]["finetune"]["real"]["here"]["16"]["runs"]  # seed 1 has no control
+    assert [(run["low"], run["high"]) for run in at] == [(84, None), (None, None)]
     lab.fails, lab.trained = lambda job: None, []
     assert lab.study(tmp_path)["failed"] == [] and [j.recipe for j in lab.trained] == ["real"] * 4
 
@@ -177,6 +181,9 @@ def test_learning_rates_are_chosen_on_tune_at_one_place(tmp_path):
         "real_short": None,
     }
     result = lab.study(tmp_path, plan(learning_rates=rates))
+    edges = {recipe: c["edge"] for recipe, c in result["learning_rates"].items() if c["edge"]}
+    assert list(edges) == ["synthetic", "real"]
+    assert {at["end"] for at in edges.values()} == {"highest"}
     chosen = {recipe: c["chosen"] for recipe, c in result["learning_rates"].items()}
     assert chosen == {"synthetic": 1e-2, "finetune": 1e-2, "real": 9e-3, "mixed": 0.5, "real_short": 1e-3}
     assert result["learning_rates"]["real"]["candidates"] == {"0.001": pytest.approx(41), "0.009": pytest.approx(49)}
@@ -209,11 +216,92 @@ def test_a_candidate_that_fails_keeps_its_recipe_waiting(tmp_path):
 
 def test_skipped_images_and_costs_are_printed(tmp_path, capsys):
     result = Lab().study(tmp_path, plan(domains={"here": 100}, shots=[16, "all"]), targets=[50.0])
-    assert result["skipped"]["finetune"]["real"]["here"][16] == {"needed": None, "skipped": None, "at_least": 84}
+    at = result["skipped"]["finetune"]["real"]["here"][16]
+    assert at["median"] == at["range"] == {"low": 84, "high": None} and at["shown"]
     shown = capsys.readouterr().out
-    assert "with 16, against real only, equal total steps: real images skipped at least 84" in shown
+    assert "equal total steps: real images skipped: at least 84 (84 or more)" in shown
+    assert "less real only, equal total steps with 16: +10.0 [10.0, 10.0] (2 seeds" in shown
     (row,) = result["cost"]["targets"]["here"]
-    assert row["arms"]["finetune"]["images"] == 16 and row["arms"]["finetune"]["labelling"] == pytest.approx(16 / 6 * 20)
+    fine = row["arms"]["finetune"]
+    assert fine["images"]["median"] == {"low": None, "high": 16}
+    assert fine["price"]["median"]["high"] == pytest.approx(16 / 6 * 20 + 300 / 3600 * 2)
+    at = {(r["arm"], r["k"], r["against"]): r for r in result["differences"]}
+    row = at["mixed", 16, "finetune"]
+    assert (row["value"], row["p_holm"], row["seeds"], row["images"]) == (0, 1, 2, None)
+
+
+def test_draws_are_crossed_with_seeds_and_recorded(tmp_path):
+    """Two synthetic sets: the second gives 2 points more. Controls see neither, and train once."""
+    lab = Lab()
+    lab.fails = lambda job: KeyboardInterrupt() if len(lab.trained) == 30 else None
+    study = plan(draws=["drawn", "again"])
+    seconds = {"drawn": 1000.0, "again": 500.0}
+    with pytest.raises(KeyboardInterrupt):
+        lab.study(tmp_path, study)
+    lab.fails = lambda job: None
+    result = lab.study(tmp_path, study, generation_seconds=seconds)
+    controls, others = 2 * 2 * 2, 2 * (1 + 1 + 2 * 2 * 2)  # domains x shots x arms; two draws
+    assert len(lab.trained) == len(set(lab.trained)) == 2 * (controls + others)
+    assert result["draws"] == read_json(tmp_path / "budget.json")["draws"] == ["drawn", "again"]
+    assert result["arms"]["mixed"]["16"]["here"] == [51.6, 53.6, 52.6, 54.6]  # draws within seeds
+    assert result["arms"]["real"]["16"]["here"] == [41.6, 42.6]
+    rows = [r for r in result["runs"] if (r["arm"], r["shots"]) == ("finetune", 16)]
+    found = [(r["seed"], r["draw"], r["miou"], r["seconds"]) for r in rows if r["domain"] == "here"]
+    assert found == [
+        (0, "drawn", 51.6, 1300), (0, "again", 53.6, 800),
+        (1, "drawn", 52.6, 1300), (1, "again", 54.6, 800),
+    ]  # fmt: skip
+    assert {r["draw"] for r in result["runs"] if r["arm"] == "real"} == {None}
+    rows = [r for r in result["differences"] if (r["arm"], r["k"]) == ("mixed", 16)]
+    row = next(r for r in rows if (r["against"], r["domain"]) == ("real", "here"))
+    assert row["value"] == pytest.approx(11) and (row["runs"], row["seeds"]) == (4, 2)
+    assert row["low"] < 0 < row["high"]  # draws 2 points apart: with two of them nothing is shown
+    assert {tuple(c["runs"]) for c in result["curves"] if c["arm"] == "mixed"} == {(4, 4, 4)}
+
+
+def test_a_rate_for_each_number_of_images(tmp_path, capsys):
+    """With few images 1e-3 is best, with all of them 1e-2; each is a mean over two seeds."""
+    lab = Lab()
+
+    def judge(job):
+        lab.train(job)
+        lab.judged.append(job)
+        best = 1e-3 if job.shots == 16 else 1e-2
+        return 50 - 1000 * abs(job.learning_rate - best) + job.seed
+
+    lab.judge = judge
+    study = plan(
+        shots=[0, 8, 16, 32, "all"], choose={"shots": [16, "all"], "seed": [0, 1]},
+        learning_rates={"real": [1e-3, 1e-2], "finetune": [3e-3, 1e-3, 1e-2],
+                        "synthetic": [1e-3, 1e-2]},
+    )  # fmt: skip
+    result = lab.study(tmp_path, study)
+    real = result["learning_rates"]["real"]["by_shots"]
+    assert {k: choice["chosen"] for k, choice in real.items()} == {"16": 1e-3, "all": 1e-2}
+    assert real["16"]["candidates"] == {"0.001": pytest.approx(50.5), "0.01": pytest.approx(41.5)}
+    assert real["16"]["edge"] == {"end": "lowest", "add": 1e-4}
+    assert real["all"]["edge"] == {"end": "highest", "add": 0.1}
+    assert result["learning_rates"]["synthetic"]["chosen"] == 1e-2 and real["all"]["judged_on"]
+    rates = {j.shots: j.learning_rate for j, _ in lab.scored if j.recipe == "real"}
+    assert rates == {8: 1e-3, 16: 1e-3, 32: 1e-3, "all": 1e-2}  # nearest fewer, else fewest
+    said = capsys.readouterr().out
+    assert "learning rate, real at 16 images: 0.001 (best mIoU" in said
+    assert "the lowest of its candidates: a better one may lie beyond it; add 0.0001" in said
+    trained = len(lab.trained)
+    assert lab.study(tmp_path, study)["arms"] == result["arms"] and len(lab.trained) == trained
+
+
+def test_where_a_candidate_of_one_number_of_images_failed_only_these_wait(tmp_path):
+    lab = Lab()
+    bad = lambda job: (job.shots, job.learning_rate) == ("all", 5.0)  # noqa: E731
+    lab.fails = lambda job: RuntimeError("broken") if bad(job) else None
+    study = plan(learning_rates={"real": [1e-3, 5.0]}, choose={"shots": "each", "seed": 0})
+    with pytest.raises(ValueError, match="learning_rate=5: RuntimeError: broken"):
+        lab.study(tmp_path, study)
+    found = read_json(tmp_path / "budget.json")
+    assert found["learning_rates"]["real"]["by_shots"]["all"]["chosen"] is None
+    real = found["arms"]["real"]
+    assert real["all"]["here"] == [None, None] and real["16"]["here"] == [41.6, 42.6]
 
 
 # train.py
@@ -293,6 +381,41 @@ def test_one_command_trains_scores_and_goes_on(command, tmp_path, data_root):
     assert len(made) == 3
     assert command(*settings)[0] == 0 and {p: p.stat().st_mtime_ns for p in tmp_path.glob("**/run.json")} == made
     assert command(*settings, "budget.seeds=[3,4]")[0] == 2 and len(list(tmp_path.glob("**/run.json"))) == 3
+
+
+def test_draws_and_a_rate_for_each_k_in_one_command(command, tmp_path, data_root):
+    """Two synthetic sets, rates compared at both ks, tiny; each run saw its own draw, and a second
+    call trains nothing."""
+    first, again = data_root / "synthetic/shapes", tmp_path / "shapes_draw1"
+    again.symlink_to(first)
+    settings = [*TINY, "budget.shots=[2,all]", "budget.choose.shots=each", "budget.seeds=[3]",
+                "budget.choose.seed=3", "budget.domains=[shapes]", "budget.arms=[mixed,real]",
+                f"budget.synthetic=[{first},{again}]",
+                *(f"budget.learning_rates.{recipe}=null" for recipe in ("synthetic", "real")),
+                "budget.learning_rates.mixed=[0.01,0.001]"]  # fmt: skip
+    assert command(*settings)[0] == 0
+    found = read_json(tmp_path / "shapes_budget/budget.json")
+    assert list(found["learning_rates"]["mixed"]["by_shots"]) == ["2", "all"]
+    assert [len(found["arms"][arm]["2"]["shapes"]) for arm in ("mixed", "real")] == [2, 1]
+    assert found["cost"]["generation_seconds"] == {f"{first}": 3.5, f"{again}": 3.5}
+    (difference,) = (r for r in found["differences"] if r["k"] == 2)
+    assert (difference["runs"], difference["seeds"], difference["images"]) == (2, 1, 2)
+    mixed = [r for r in found["runs"] if r["arm"] == "mixed"]
+    assert [r["draw"] for r in mixed if r["shots"] == 2] == [f"{first}", f"{again}"]
+    roots = [read_json(f"{r['run']}/run.json")["trained_on"]["synthetic"]["root"] for r in mixed]
+    assert roots == ["shapes", "shapes", "shapes_draw1", "shapes_draw1"]
+    assert all(("draw=shapes_draw1" in r["run"]) == (r["draw"] == f"{again}") for r in mixed)
+    made = {p: p.stat().st_mtime_ns for p in tmp_path.glob("**/run.json")}
+    assert len(made) == 2 + 4 + 2  # real; mixed on the first draw, both rates; on the second, one
+    assert command(*settings)[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("**/run.json")} == made
+
+
+def test_a_study_from_before_there_were_draws_goes_on(command):
+    """With one draw nothing of it is in the settings that a study is known by."""
+    status, (plan, identity) = command(*SMALL, do=config.budget_plan)
+    assert status == 0 and "synthetic" not in identity["budget"] and len(plan.draws) == 1
+    assert plan.draws == [identity["recipes"]["synthetic"]["synthetic"]]
 
 
 def test_a_run_in_another_process_is_waited_for(command, tmp_path, monkeypatch):
@@ -406,6 +529,12 @@ def test_the_paper_data_sets_have_studies_too(command, tmp_path, data, root, ste
         (["data.masks=Other"], "data.masks=Other would change every domain"),
         (["synthetic=nowhere"], "no data set at nowhere"),
         (["budget.domains=[shapes,voc]"], "'voc' has other classes than 'shapes'"),
+        (["budget.synthetic=nowhere"], "budget.synthetic='nowhere': expected a list of folders"),
+        (["budget.synthetic=[nowhere]"], "no data set at nowhere"),
+        (["budget.synthetic=[a/x,b/x]"], "two have the same"),
+        (["budget.synthetic=[a]", "synthetic=b"], "both name synthetic sets"),
+        (["budget.choose.shots=[2,99]"], "99 shots, but the training split"),
+        (["budget.choose.shots=each", "hold_out=2"], "expected a number of images below"),
         (["budget.prices.per_hour=-1"], "per_hour=-1"),
         (["budget.generation_seconds=soon"], "budget.generation_seconds"), (["budget.targets=60"], "budget.targets=60"),
     ],

@@ -1,0 +1,195 @@
+"""How many labelled images a curve needs, as bounds: what was not measured is not made up.
+
+A curve is ``{k: mIoU in percent}`` of one run, with k real labelled images. A run is named as in
+:mod:`dd.evaluation.statistics`. Each run is read off its own curve, since a mean of bounds, or a
+bound of means, would be neither.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from dd.evaluation.statistics import Interval, Score, interval
+
+Curve = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A number between ``low`` and ``high``; None: nothing is known on that side."""
+
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        return self.low is not None and self.low == self.high
+
+    def less(self, k: float) -> "Bounds":
+        return Bounds(*(None if end is None else end - k for end in (self.low, self.high)))
+
+
+def images_for(curve: Curve, target: float) -> Bounds:
+    """Labelled images with which ``curve`` first reaches ``target``, linear in log(k) between
+    measured points (k = 0 is joined linearly).
+
+    At most the smallest measured k where that one reaches it already; at least the largest where
+    none does; unknown for a curve without points. A later dip below the target is left out
+    (:func:`dips`): of a curve that is not monotone the first crossing counts.
+    """
+    points = sorted(curve.items())
+    if not points:
+        return Bounds()
+    if points[0][1] >= target:
+        smallest = float(points[0][0])
+        return Bounds(0.0 if smallest == 0 else None, smallest)
+    for (k0, m0), (k1, m1) in zip(points, points[1:], strict=False):
+        if m1 >= target:
+            share = (target - m0) / (m1 - m0)
+            found = share * k1 if k0 == 0 else k0 * (k1 / k0) ** share
+            return Bounds(found, found)
+    return Bounds(float(points[-1][0]), None)
+
+
+def dips(curve: Curve, target: float) -> bool:
+    """Whether ``curve`` falls below ``target`` again after it was reached."""
+    reached = [miou >= target for _, miou in sorted(curve.items())]
+    return True in reached and False in reached[reached.index(True) :]
+
+
+def middle(bounds: Iterable[Bounds]) -> Bounds:
+    """Bounds of the median: the medians of the lower and of the upper ends."""
+    lows, highs = _ends(bounds)
+    return _bounds(median(lows), median(highs))
+
+
+def spread(bounds: Iterable[Bounds]) -> Bounds:
+    """Bounds that hold all of ``bounds``."""
+    lows, highs = _ends(bounds)
+    return _bounds(min(lows), max(highs))
+
+
+def summary(bounds: Mapping[Hashable, Bounds]) -> dict:
+    """As plain values: ``runs`` (seed, draw, bounds of each), ``median`` and ``range``."""
+    return {
+        "runs": [{**run_name(key), **vars(found)} for key, found in bounds.items()],
+        "median": vars(middle(bounds.values())),
+        "range": vars(spread(bounds.values())),
+    }
+
+
+def _ends(bounds: Iterable[Bounds]) -> tuple[list[float], list[float]]:
+    bounds = list(bounds)
+    lows = [-math.inf if b.low is None else b.low for b in bounds]
+    return lows, [math.inf if b.high is None else b.high for b in bounds]
+
+
+def _bounds(low: float, high: float) -> Bounds:
+    return Bounds(*(end if math.isfinite(end) else None for end in (low, high)))
+
+
+def seeds_interval(needed: Mapping[Hashable, Bounds]) -> Bounds | None:
+    """95 % interval over seeds of the images needed, in log(k), where curves are read linearly.
+
+    None where a run's reading is a bound only, or with one seed: no interval can be given then.
+    """
+    exact = all(b.exact and b.low > 0 for b in needed.values())
+    if not needed or not exact:
+        return None
+    found = interval({key: Score(math.log(b.low)) for key, b in needed.items()})
+    if found.low is None:
+        return None
+    return Bounds(math.exp(found.low), math.exp(found.high))
+
+
+def images_skipped(
+    k: int,
+    mious: Mapping[Hashable, float],
+    control: Mapping[Hashable, Curve],
+    gain: Interval | None,
+) -> dict:
+    """What k labelled images skip: the images that the control needs for the same mIoU, less k.
+
+    ``mious``: of the arm's runs at k; ``control``: the curve of each of these runs' partner;
+    ``gain``: the arm at k less the control at the smallest number of images >= k that was
+    measured, None if there is none. Returns, as plain values: ``runs`` (bounds of each),
+    ``median`` and ``range`` (bounds), ``interval`` over seeds where all runs are read exactly,
+    ``falls_again`` (runs whose control dips below the mIoU later), and ``shown``: False where
+    the interval of ``gain``, or that of the skipped images, holds 0. Negative: images cost.
+    """
+    needed = {key: images_for(control.get(key, {}), miou) for key, miou in mious.items()}
+    skips = {key: found.less(k) for key, found in needed.items()}
+    over_seeds = seeds_interval(needed)
+    over_seeds = over_seeds and over_seeds.less(k)
+    holds_zero = over_seeds is not None and over_seeds.low <= 0 <= over_seeds.high
+    return {
+        **summary(skips),
+        "interval": over_seeds and vars(over_seeds),
+        "falls_again": sum(dips(control.get(key, {}), miou) for key, miou in mious.items()),
+        "shown": gain is not None and not gain.holds_zero and not holds_zero,
+    }
+
+
+def run_name(key: Hashable) -> dict:
+    """{"seed", "draw"} of a run; no draw: None."""
+    seed, draw = key if isinstance(key, tuple) else (key, None)
+    return {"seed": seed, "draw": draw}
+
+
+def bounds_text(low: float | None, high: float | None) -> str:
+    """Images skipped in words: ``61``, ``at least 512``, ``costs 106``, ``unknown``."""
+    ends = [None if end is None else round(end) for end in (low, high)]
+    low, high = ends
+    if ends == [None, None]:
+        return "unknown"
+    if low == high:
+        return f"{low}" if low >= 0 else f"costs {-low}"
+    if low is None:
+        return f"at most {high}" if high >= 0 else f"costs at least {-high}"
+    if high is None:
+        return f"at least {low}" if low >= 0 else f"costs at most {-low}"
+    if high <= 0:
+        return f"costs {-high} to {-low}"
+    return f"{low} to {high}".replace("-", "−")
+
+
+def range_text(low: float | None, high: float | None) -> str:
+    """The range of several runs: ``37 to 328``, ``512 or more``, ``unknown``."""
+    ends = [None if end is None else f"{round(end)}".replace("-", "−") for end in (low, high)]
+    low, high = ends
+    if ends == [None, None]:
+        return "unknown"
+    if low is None or high is None:
+        return f"{high} or fewer" if low is None else f"{low} or more"
+    return low if low == high else f"{low} to {high}"
+
+
+def skipped_text(found: dict) -> str:
+    """An entry of :func:`images_skipped` in words: ``not shown (37 to 328)``, ``41 (39 to 60)``."""
+    text = bounds_text(**found["median"]) if found["shown"] else "not shown"
+    return f"{text} ({range_text(**found['range'])})" if len(found["runs"]) > 1 else text
+
+
+def price_text(found: dict) -> str:
+    """What a target costs, {"images", "price"}, each a :func:`summary`:
+    ``213 (64 images; 60 to 71)``."""
+    images, price = (Bounds(**found[what]["median"]) for what in ("images", "price"))
+    if images == Bounds():
+        return "unknown"
+    if images.high is None:
+        text = f"more than {images.low:.0f} images"
+    elif images.low is None:
+        text = f"at most {_money(price.high)} ({images.high:.0f} images"
+    elif images.exact:
+        text = f"{_money(price.high)} ({images.high:.0f} images"
+    else:
+        ends = f"{images.low:.0f} to {images.high:.0f} images"
+        text = f"{_money(price.low)} to {_money(price.high)} ({ends}"
+    if len(found["images"]["runs"]) > 1:
+        text += f"{'; ' if '(' in text else ' ('}{range_text(**found['images']['range'])}"
+    return f"{text})" if "(" in text else text
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.2f}"
