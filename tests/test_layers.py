@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
-    0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
+    0: {"dd.taxonomy", "dd.samples", "dd.provenance", "dd.nouns"},
     1: {
         "dd.prompts",
         "dd.attention.*",
@@ -16,7 +16,6 @@ FLOORS = {
         "dd.metrics",
         "dd.shapes",
         "dd.budget",
-        "dd.nouns",
         "dd.duplicates",
         "dd.questions",
         "dd.uncertainty",
