@@ -58,6 +58,7 @@ def run(cfg) -> float | None:
         path = f"{cfg.output_root}/{cfg.name}/probe_{what}.json"
         result = probe(path, generator, data, masks, cfg.probe.timesteps, append, cfg.probe.limit)
         print(f"mask mIoU on {result['num_images']} noised real images of {cfg.probe.split}: {result['miou']:.2f} ({path})")
+        print("with", ", ".join(f"{name} {value:.2f}" for name, value in result["ablations"].items()))
         return result["miou"]
     if cfg.stage == "sweep":
         arguments = config.sweep_arguments(cfg)

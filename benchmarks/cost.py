@@ -20,7 +20,7 @@ from dd.diffusion import AttentionRecorder
 from dd.segmenters.mmsegmentation import DeepLabV3
 
 SETS = {"voc": (40_000, 20_000, 21, 1.4), "coco": (80_000, 40_000, 81, 2.0)}  # images, iterations, outputs, classes per image
-STEPS, FAST, BATCH, HEAT_BYTES, POWERS, JPEG_BYTES = 100, 25, 8, 32 * 32 * 2, 9, 110_000
+STEPS, FAST, BATCH, HEAT_BYTES, POWERS, JPEG_BYTES = 100, 25, 8, 32 * 32 * 4, 9, 110_000
 
 
 def tera(run) -> float:

@@ -81,7 +81,7 @@ class AlreadyThere:
         rng = np.random.default_rng(0)
         coarse = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
         self.images = np.stack([np.asarray(Image.fromarray(c).resize((512, 512), Image.Resampling.BICUBIC)) for c in coarse])
-        self.heat = rng.random((3, 9, 32, 32)).astype(np.float16)
+        self.heat = rng.random((3, 9, 32, 32)).astype(np.float32)
 
     def identity(self):
         return {"model": "none"}

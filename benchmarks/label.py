@@ -44,7 +44,7 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
         plan.append(Sample(f"{i:06d}", "; ".join(chosen), " ".join(chosen), chosen, ids, seed=i, unit=i))
         coarse = torch.from_numpy(rng.random((len(ids) * POWERS, 1, 6, 6), np.float32))
         heat = F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic").view(len(ids), POWERS, SIDE, SIDE)
-        save_file({"class_prompt": heat.numpy().astype(np.float16)}, folder / "heat" / f"{i:06d}.safetensors")
+        save_file({"class_prompt": heat.numpy()}, folder / "heat" / f"{i:06d}.safetensors")
         (folder / "JPEGImages" / f"{i:06d}.png").write_bytes(picture)
     append_records(folder, "0", [{"id": s.id, "heat_sha256": s.id, "image_sha256": s.id} for s in plan])
     (folder / "plan.jsonl").write_text(plan_text(plan))

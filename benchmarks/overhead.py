@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.numpy import save
 
 from benchmarks.sweep import make_plan
-from dd.datasets import encode_image, stored_heat
+from dd.datasets import encode_image, heat_bytes, stored_heat
 from dd.diffusion import StableDiffusion
 from dd.prompt_sources.templates import TemplatePrompts
 from dd.quality import sample_signals
@@ -65,7 +64,7 @@ def main():
         start = time.perf_counter()
         for sample in plan:
             encode_image(generator.images[sample.id], ".png")
-            save(heat[sample.id], {"description": "{}"})
+            heat_bytes(heat[sample.id], {})
             sample_signals(sample, heat[sample.id], None, None)
         encoding = time.perf_counter() - start
     made = generator.seconds

@@ -51,7 +51,7 @@ class Nothing:
 
     def generate(self, samples):
         images = np.zeros((len(samples), 8, 8, 3), np.uint8)
-        heat = np.arange(64, dtype=np.float16).reshape(1, 1, 8, 8) / 64
+        heat = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8) / 64
         return images, [{"class_prompt": heat.repeat(len(s.classes), 0)} for s in samples], [None] * len(samples)
 
 

@@ -49,7 +49,7 @@ def write_set(folder: Path, plan: list[Sample]) -> Path:
     for part in (reference, folder / "heat", folder / "JPEGImages"):
         part.mkdir(parents=True)
     for s in plan:
-        heat = rng.random((len(s.classes), POWERS, HEAT, HEAT)).astype(np.float16)
+        heat = rng.random((len(s.classes), POWERS, HEAT, HEAT)).astype(np.float32)
         save_file({"class_prompt": heat}, folder / "heat" / f"{s.id}.safetensors")
         image = encode_image(rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8), ".png")
         (folder / "JPEGImages" / f"{s.id}.png").write_bytes(image)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from dd.provenance import fingerprint, read_json, sha256, write_atomic
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
@@ -21,6 +21,7 @@ READ_SUFFIXES += tuple(suffix.upper() for suffix in READ_SUFFIXES)
 RECORD = "dataset.json"  # of a prepared data set, written last: where its images lie, what its masks were made from
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # EXIF
+MEAN = ".mean"  # ends the name of the tensor beside the maps of a source in a heat file
 NAME_LIMIT = 200  # bytes of a file's name, suffixes and a temporary name left room for
 
 
@@ -340,22 +341,75 @@ def synthetic_image(folder: str | Path, name: str) -> Path:
     raise FileNotFoundError(f"no image {name} in {folder}; run generate.py again to make what is missing")
 
 
+class OtherDtype(ValueError):
+    """Heat that was stored in another precision than float32."""
+
+
+def _to_tensors(heat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tensors = {}
+    for source, maps in heat.items():
+        whole = np.asarray(maps, np.float64)
+        mean_KP = whole.mean((2, 3)).astype(np.float32)
+        tensors[source] = (whole - mean_KP[..., None, None]).astype(np.float32)
+        tensors[source + MEAN] = mean_KP
+    return tensors
+
+
+def _from_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    heat = {s: maps.astype(np.float64) for s, maps in tensors.items() if not s.endswith(MEAN)}
+    for source, maps in heat.items():
+        if source + MEAN in tensors:
+            maps += tensors[source + MEAN][..., None, None]
+    return heat
+
+
+def as_stored(heat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Heat as :func:`stored_heat` gives it once it is written."""
+    return _from_tensors(_to_tensors(heat))
+
+
+def heat_bytes(heat: dict[str, np.ndarray], description: dict) -> bytes:
+    """The content of a heat file: of each source of ``heat`` ([K, P, r, r]) its maps without their
+    means, float32, and these as ``<source>.mean``, float32 [K, P]. The contrast of a map may be far
+    below its level: float32 of the whole value would round it away."""
+    # one key: safetensors writes several in a random order
+    return save(_to_tensors(heat), {"description": json.dumps(description)})
+
+
 def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
-    """Stored heat of a sample by source, float16 [classes, powers, r, r]; errors name the file and the way out."""
+    """Stored heat of a sample by source, float64 [classes, powers, r, r]: maps and means of
+    :func:`heat_bytes` added up; maps without means beside them are taken as they are.
+
+    Errors name the file and the way out; OtherDtype for maps that are not float32.
+    """
     path = Path(folder) / "heat" / f"{name}.safetensors"
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"no heat {path}; run generate.py again to make what is missing") from None
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it and its record, and run generate.py again") from None
+    for key, values in tensors.items():
+        maps = tensors.get(key.removesuffix(MEAN))
+        if values.dtype != np.float32:
+            raise OtherDtype(
+                f"{path} holds {key} in {values.dtype}, expected float32: min-max of maps that "
+                "were rounded so changes masks, a quarter of the pixels at high powers. Nothing is "
+                f"converted. Draw the set again: another name=..., or remove {folder} first"
+            )
+        if maps is None or (key.endswith(MEAN) and values.shape != maps.shape[:2]):
+            raise ValueError(
+                f"{path} is damaged ({key} of shape {values.shape} fits no maps); remove it and "
+                "its record, and run generate.py again"
+            )
+    return _from_tensors(tensors)
 
 
 def choose_source(heat: dict[str, np.ndarray], source: str, folder) -> np.ndarray:
-    """The maps of one source (``class_prompt``, ``full_prompt``). ValueError names those that are stored."""
+    """The maps of one source (``dd.masks.SOURCES``). ValueError names those that are stored."""
     if source not in heat:
         raise ValueError(
             f"masks.source={source} is not stored in {folder}: it holds {', '.join(heat)}. "
-            "Generate with diffusion.full_prompt=true"
+            f"Generate with diffusion.full_prompt={source.removeprefix('full_prompt_')}, or true for all"
         )
     return heat[source]

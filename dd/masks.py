@@ -16,6 +16,10 @@ from dd.taxonomy import IGNORE
 
 # How a generator's attention is read: mask settings that were chosen for one reading fit no other.
 READING = ("cross_resolution", "self_resolution", "cross_layers", "cross_heads")
+# Which words attention is read at: those of the class prompt, which is encoded by itself, or in the
+# prompt the image is made from (the full prompt) the appended ones or the caption's own.
+SOURCES = ("class_prompt", "full_prompt_appended", "full_prompt_caption")
+FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class MaskSettings:
 
     ``power``: exponent of the self-attention; ``threshold``: a pixel whose strongest class reaches it gets that class;
     ``band``: below the threshold and within the band the pixel is uncertain (255), further below it is background;
-    ``source``: ``class_prompt`` or, for ablations, ``full_prompt``.
+    ``source``: the words that are read (``SOURCES``), ``class_prompt`` or, for ablations, others.
     """
 
     power: int = 4
@@ -39,14 +43,25 @@ class MaskSettings:
             raise ValueError(
                 f"masks: need 0 < threshold <= 1 and 0 <= band < threshold, got threshold={self.threshold}, band={self.band}"
             )
-        if self.source not in ("class_prompt", "full_prompt"):
-            raise ValueError(f"masks.source must be class_prompt or full_prompt, got {self.source!r}")
+        if self.source == "full_prompt":
+            raise ValueError(
+                "masks.source=full_prompt does not say which of its words: full_prompt_appended "
+                "(the class words behind the caption, what it was before) or full_prompt_caption"
+            )
+        if self.source not in SOURCES:
+            raise ValueError(f"masks.source={self.source!r}; allowed: {', '.join(SOURCES)}")
+
+
+def flat(maps: torch.Tensor) -> torch.Tensor:
+    """Whether each map [..., r, r] shows nothing: its contrast is at most ``FLAT`` of its peak."""
+    return maps.amax((-2, -1)) - maps.amin((-2, -1)) <= FLAT * maps.abs().amax((-2, -1))
 
 
 def normalise(maps_Krr: torch.Tensor) -> torch.Tensor:
-    """Min-max of each class map to [0, 1]; a constant map becomes 0."""
+    """Min-max of each class map to [0, 1]; a map that is :func:`flat` becomes 0."""
     low, high = maps_Krr.amin((1, 2), keepdim=True), maps_Krr.amax((1, 2), keepdim=True)
-    return (maps_Krr - low) / (high - low).clamp_min(1e-12)
+    nothing = flat(maps_Krr)[:, None, None]
+    return ((maps_Krr - low) / (high - low).masked_fill(nothing, 1)).masked_fill(nothing, 0)
 
 
 @lru_cache(maxsize=32)
@@ -63,14 +78,15 @@ def resize(maps_Krr: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def scores(heat_KPrr, power: int, size: tuple[int, int]) -> torch.Tensor:
-    """Class scores [K, H, W]: the chosen power, min-max per class, bicubic to ``size`` (H, W)."""
+    """Class scores float32 [K, H, W]: the chosen power, min-max per class (in float64, as contrast
+    may be small beside the level), bicubic to ``size`` (H, W)."""
     heat = np.asarray(heat_KPrr)
     if power >= heat.shape[1]:
         raise ValueError(
             f"masks.power={power} is not stored in this data set: it holds powers 0 to {heat.shape[1] - 1}. "
             "Choose one of them, or generate with a larger diffusion.max_power"
         )
-    return resize(normalise(torch.from_numpy(heat[:, power].astype(np.float32))), size)
+    return resize(normalise(torch.from_numpy(heat[:, power].astype(np.float64))).float(), size)
 
 
 def to_mask(heat_KPrr, class_ids, size: tuple[int, int], settings: MaskSettings) -> np.ndarray:

@@ -7,6 +7,9 @@ alone.
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+
+from dd.nouns import SEPARATOR, plurals
 
 
 @dataclass(frozen=True)
@@ -46,34 +49,54 @@ def make_prompt(caption: str, classes, append: bool = True) -> Prompt:
     return Prompt(head.strip() if appended else caption, words, classes)
 
 
-def find_words(text: str, classes, start: int = 0) -> list[tuple[int, int]]:
-    """Character span of each class name in ``text``, searched as whole words from ``start`` on, each after the one
-    before it when possible. ValueError names the classes that the text does not hold."""
-    spans, missing, position = [], [], start
-    for name in classes:
-        word = re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", re.IGNORECASE)
-        found = word.search(text, position) or word.search(text, start)
-        if found is None:
-            missing.append(name)
-            continue
-        position = found.end()
-        spans.append(found.span())
+def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+    """Character span of each class name in ``text[start:stop]``.
+
+    Where that is the class words and nothing else, they are counted off. Else a class stands where
+    its name or its plural is first a whole word, found as :class:`dd.nouns.ClassNouns` finds them:
+    the longest name first, so that no class is read inside the name of another ("dog" in "hot
+    dog"). ValueError names the classes that the text does not hold.
+    """
+    stop = len(text) if stop is None else stop
+    if text[start:stop] == " ".join(classes):
+        ends = [start + len(" ".join(classes[: i + 1])) for i in range(len(classes))]
+        return [(end - len(name), end) for name, end in zip(classes, ends, strict=True)]
+    names, words = _finder(tuple(classes))
+    found: dict[str, tuple[int, int]] = {}
+    for match in words.finditer(text[:stop], start):
+        found.setdefault(names[match.lastindex - 1], match.span())
+    missing = [name for name in classes if name not in found]
     if missing:
         raise ValueError(
-            f"class {missing} is missing from its prompt {text!r}. Append the class words (prompts.append=true), or name "
-            "the class in the caption"
+            f"class {missing} is missing from its prompt {text[start:stop]!r}. Name the class in the "
+            "caption, or have class words appended (prompts.append=true) and, of the full prompt, "
+            "these read alone (diffusion.full_prompt=appended)"
         )
-    return spans
+    return [found[name] for name in classes]
 
 
-def token_spans(text: str, classes, offsets, start: int = 0) -> list[list[int]]:
+@lru_cache(maxsize=1024)
+def _finder(classes: tuple[str, ...]) -> tuple[list[str], re.Pattern]:
+    """(class of each group, pattern): a group for each name and plural, the longest first."""
+    forms = {" ".join(re.split(SEPARATOR, name)).lower(): name for name in classes}
+    for name in classes:  # a name that is another's plural stays what it is
+        for form in plurals(name):
+            forms.setdefault(" ".join(re.split(SEPARATOR, form)).lower(), name)
+    longest = sorted(forms, key=len, reverse=True)
+    either = "|".join(f"({SEPARATOR.join(map(re.escape, form.split(' ')))})" for form in longest)
+    pattern = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)
+    return [forms[form] for form in longest], pattern
+
+
+def token_spans(text: str, classes, offsets, start: int = 0, stop: int | None = None) -> list[list[int]]:
     """Token positions of each class, from the tokenizer's own character ``offsets`` [(begin, end), ...] of ``text`` (empty
-    spans are special tokens). Handles names of several words and words of several tokens.
+    spans are special tokens); the words are those of :func:`find_words`. Handles names of several
+    words and words of several tokens.
 
     ValueError if a class word was cut off by the tokenizer's length limit.
     """
     spans = []
-    for name, (begin, end) in zip(classes, find_words(text, classes, start), strict=True):
+    for name, (begin, end) in zip(classes, find_words(text, classes, start, stop), strict=True):
         inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > begin]
         if not inside or max(offsets[i][1] for i in inside) < end:
             raise ValueError(
@@ -88,6 +111,15 @@ def appended_from(text: str, class_prompt: str) -> int:
     """Where the appended class words begin in a prompt, 0 if they were not appended."""
     head, separator, tail = text.rpartition("; ")
     return len(head + separator) if separator and set(tail.split()) == set(class_prompt.split()) else 0
+
+
+def word_places(text: str, class_prompt: str) -> dict[str, tuple[int, int]]:
+    """Where the words of a prompt stand: ``caption`` (begin, end) and, if class words were appended
+    to it, these as ``appended``."""
+    start = appended_from(text, class_prompt)
+    if not start:
+        return {"caption": (0, len(text))}
+    return {"appended": (start, len(text)), "caption": (0, start - len("; "))}
 
 
 def check_classes(prompts: list[Prompt], taxonomy) -> list[Prompt]:

@@ -11,9 +11,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save as safetensors_bytes
 
-from dd.datasets import IMAGE_SUFFIXES, encode_image, read_image
+from dd.datasets import IMAGE_SUFFIXES, as_stored, encode_image, heat_bytes, read_image
 from dd.provenance import differences, read_json, sha256, write_atomic
 from dd.quality import sample_signals
 from dd.samples import Sample, append_records, each_record, sample_seed
@@ -81,9 +80,13 @@ def _scored(drawn, suffix, clip) -> list[Drawn]:
     with ThreadPoolExecutor(WRITERS) as pool:
         encoded = list(pool.map(lambda d: d.image is not None and encode_image(d.image, suffix), drawn))
     return [
-        replace(d, encoded=data, signals=sample_signals(d.sample, d.maps, clip, read_image(BytesIO(data)))) if data else d
+        replace(d, encoded=data, signals=_signals(d, clip, read_image(BytesIO(data)))) if data else d
         for d, data in zip(drawn, encoded, strict=True)
     ]
+
+
+def _signals(drawn, clip=None, image=None) -> dict:
+    return sample_signals(drawn.sample, as_stored(drawn.maps), clip, image)
 
 
 def _write_unit(folder, suffix, worker, drawn, each) -> None:
@@ -94,7 +97,7 @@ def _write_unit(folder, suffix, worker, drawn, each) -> None:
     for d, found in zip(drawn, written, strict=True):
         record = {"id": d.sample.id, "unit": d.sample.unit, **d.record, **found, "seconds": each}
         if d.image is not None:
-            record["signals"] = d.signals or sample_signals(d.sample, d.maps, None, None)
+            record["signals"] = d.signals or _signals(d)
         records.append(record)
     for name in FOLDERS:
         _sync(folder / name)  # the names too are on the disk before a record speaks of them
@@ -104,8 +107,7 @@ def _write_unit(folder, suffix, worker, drawn, each) -> None:
 def _write(folder, suffix, drawn) -> dict:
     """Write image and heat of a sample; returns their hashes."""
     description = {"classes": drawn.sample.classes, "powers": drawn.maps["class_prompt"].shape[1]}
-    metadata = {"description": json.dumps(description)}  # one key: safetensors writes several in a random order
-    contents = drawn.encoded or encode_image(drawn.image, suffix), safetensors_bytes(drawn.maps, metadata)
+    contents = drawn.encoded or encode_image(drawn.image, suffix), heat_bytes(drawn.maps, description)
     for path, data in zip(unit_files(folder, drawn.sample.id, suffix), contents, strict=True):
         write_atomic(path, data)
     return dict(zip(("image_sha256", "heat_sha256"), map(sha256, contents), strict=True))

@@ -33,14 +33,16 @@ for domain in shapes shapes_shift; do
 done | trainings
 
 # Ablations: other mask sets from the same stored heat, and one data set generated without class-prompt appending.
-SETS="power=1 power=2 power=4 power=8 band=off attention=full_prompt paper"
+SETS="power=1 power=2 power=4 power=8 band=off paper"
+SETS="$SETS attention=full_prompt_appended attention=full_prompt_caption"
 label() { python generate.py experiment=shapes stage=label mask_set="$1" "${@:2}"; }
 label power=1 masks.power=1
 label power=2 masks.power=2
 label power=4 masks.power=4
 label power=8 masks.power=8
 label band=off masks.band=0
-label attention=full_prompt masks.source=full_prompt
+label attention=full_prompt_appended masks.source=full_prompt_appended
+label attention=full_prompt_caption masks.source=full_prompt_caption
 label paper masks=paper
 # 16 labelled real images choose the settings, those of each seed; rules drop samples and call classes absent.
 for seed in $SEEDS; do

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
-    0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
+    0: {"dd.taxonomy", "dd.samples", "dd.provenance", "dd.nouns"},
     1: {
         "dd.prompts",
         "dd.attention.*",
@@ -17,7 +17,6 @@ FLOORS = {
         "dd.shapes",
         "dd.budget",
         "dd.evaluation.*",
-        "dd.nouns",
         "dd.duplicates",
         "dd.questions",
         "dd.uncertainty",

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.masks import MaskSettings, count_grid, normalise, resize, scores, settings_grid, to_mask
+from dd.masks import SOURCES, MaskSettings, count_grid, flat, normalise, resize, scores, settings_grid, to_mask
 
 
 def heat(classes=3, powers=5, side=8, seed=0):
@@ -104,6 +104,26 @@ def test_a_constant_map_is_background():
     assert set(np.unique(to_mask(both, (1, 2), (16, 16), MaskSettings(0)))) == {0, 2, 255}
 
 
+def test_a_map_that_holds_nothing_but_rounding_is_flat():
+    """Attention is recorded in float32: a millionth of the level is no contrast."""
+    noise = np.random.default_rng(0).random((8, 8))
+    shown = [0 * noise, 5e-7 * noise, 2e-6 * noise, 0.1 * noise.T]
+    maps = np.stack([(1 + contrast) / 77 for contrast in shown] + [0 * noise])
+    assert flat(torch.from_numpy(maps)).tolist() == [True, True, False, False, True]
+    assert flat(torch.from_numpy(maps[None])).shape == (1, 5)
+    found = normalise(torch.from_numpy(maps))
+    assert not found[[0, 1, 4]].any() and torch.equal(found[2:4].amax((1, 2)), torch.ones(2).double())
+    mask = to_mask(maps[:, None], (5, 1, 2, 3, 4), (8, 8), MaskSettings(0))
+    assert not {5, 1, 4} & set(np.unique(mask)) and {2, 3} <= set(np.unique(mask))
+
+
+def test_contrast_far_below_the_level_makes_the_same_mask():
+    stored = heat().astype(np.float64)
+    small = 1 / 77 + stored * 1e-7
+    settings = MaskSettings(2)
+    assert np.array_equal(to_mask(small, (7, 2, 1), (24, 24), settings), to_mask(stored, (7, 2, 1), (24, 24), settings))
+
+
 def test_each_class_is_normalised_on_its_own():
     stored = heat()
     scaled = stored.astype(np.float32) * np.array([1, 0.01, 30])[:, None, None, None] + 5
@@ -135,7 +155,8 @@ def test_a_power_that_is_not_stored_is_answered_with_those_that_are():
         ({"band": -0.1}, "0 <= band < threshold"),
         ({"band": 0.6}, "0 <= band < threshold"),
         ({"threshold": float("nan")}, "0 < threshold <= 1"),
-        ({"source": "caption"}, "must be class_prompt or full_prompt, got 'caption'"),
+        ({"source": "caption"}, "masks.source='caption'; allowed: class_prompt, full_prompt_appended, full_prompt_c"),
+        ({"source": "full_prompt"}, "which of its words: full_prompt_appended .* or full_prompt_caption"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -160,7 +181,7 @@ def slow_counts(stored, class_ids, reference, settings, num_classes):
 @pytest.mark.parametrize("size", [(8, 8), (32, 24), (13, 21)])
 @pytest.mark.parametrize("class_ids", [(3,), (5, 1, 2)])
 def test_a_grid_is_counted_as_mask_by_mask(size, class_ids):
-    stored = {s: heat(len(class_ids), 3, seed=i) for i, s in enumerate(("class_prompt", "full_prompt"))}
+    stored = {s: heat(len(class_ids), 3, seed=i) for i, s in enumerate(SOURCES[:2])}
     reference = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 5, 255], size).astype(np.uint8)
     settings, left_out = settings_grid([0, 2], [0.1, 0.3, 0.55, 0.7, 1.0], [0.0, 0.1, 0.3], list(stored))
     assert len(settings) + left_out == 60 and left_out == 2 * 2 * 3  # 0.1 with 0.1 and 0.3, 0.3 with 0.3
@@ -195,7 +216,8 @@ def test_settings_come_in_the_order_given_and_once():
         ({"thresholds": ["high"]}, r"sweep\.threshold: expected numbers from 0 to 1, got 'high'"),
         ({"bands": [-0.1]}, r"sweep\.band=\[-0.1\]: .*0 <= band"),
         ({"bands": [1.0]}, r"sweep\.band=\[1.0\]: .*band < threshold"),
-        ({"sources": ["caption"]}, "must be class_prompt or full_prompt, got 'caption'"),
+        ({"sources": ["caption"]}, "masks.source='caption'; allowed: class_prompt, "),
+        ({"sources": ["class_prompt", "full_prompt"]}, "sweep.source=.*: .*full_prompt_appended"),
         ({"sources": "class_prompt"}, r"sweep\.source='class_prompt': expected a list"),
         ({"bands": [0.5, 0.6]}, "no band of .* is below a threshold"),
     ],

@@ -142,7 +142,7 @@ def test_the_summary_is_printed(summary, width):
 
 @pytest.fixture(scope="module")
 def generator():
-    return StableDiffusion("embedded", self_resolution=16, full_prompt=True)
+    return StableDiffusion("embedded", self_resolution=16, full_prompt="appended")
 
 
 def balanced(found, generator):
@@ -171,7 +171,7 @@ def test_the_papers_recipe_is_a_balanced_plan(generator, tmp_path):
     assert asked.keys() == set(SHAPES.names) and min(asked.values()) >= 40 and max(asked.values()) <= 100, asked
 
 
-def test_a_real_tokenizer_finds_class_words_that_would_be_cut(generator):
+def test_a_real_tokenizer_finds_class_words_that_would_be_cut(generator, monkeypatch):
     caption = "a photo of something " * 40
     given = [make_prompt(caption, ["gold ring", "tire"])]
     with pytest.raises(ValueError, match=f"longer than the {generator.token_limit} tokens"):
@@ -180,5 +180,8 @@ def test_a_real_tokenizer_finds_class_words_that_would_be_cut(generator):
     assert prompt.text.endswith("; gold ring tire") and len(prompt.text) > 50
     assert generator.token_limit - 8 <= generator.token_count(prompt.text) <= generator.token_limit
     check_spans(make_plan([prompt], SHAPES, 0, 1), generator)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="full_prompt_caption: class .*full_prompt=appended"):
+        patch.setattr(generator, "full_prompt", True)  # the trimmed caption has no such words of its own
+        check_spans(make_plan([prompt], SHAPES, 0, 1), generator)
     with pytest.raises(ValueError, match="is cut off"):
         check_spans(make_plan(given, SHAPES, 0, 1), generator)

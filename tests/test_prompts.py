@@ -14,6 +14,7 @@ from dd.prompts import (
     split_class_prompt,
     token_spans,
     trim_caption,
+    word_places,
 )
 from dd.taxonomy import Taxonomy, taxonomy
 
@@ -98,8 +99,9 @@ def test_classes_are_found_as_whole_words(text, name):
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("a carpet", "car"), ("a bush", "bus"), ("a scar", "car"), ("gold rings", "gold ring"), ("", "car")],
-)
+    [("a carpet", "car"), ("a bush", "bus"), ("a scar", "car"), ("gold ringed", "gold ring"), ("", "car"),
+     ("a dog-friendly car", "dog")],
+)  # fmt: skip
 def test_parts_of_words_are_not_the_class(text, name):
     with pytest.raises(ValueError, match=rf"class \['{name}'\] is missing from its prompt.*append=true"):
         find_words(text, [name])
@@ -110,12 +112,57 @@ def test_every_missing_class_is_named():
         find_words("a cat", ["dog", "cat", "cow"])
 
 
-def test_each_class_is_sought_after_the_one_before_it():
+@pytest.mark.parametrize(
+    ("text", "classes", "words"),
+    [
+        ("a hot dog and a dog", ("dog", "hot dog"), ("16 dog", "2 hot dog")),
+        ("a dog beside a hot dog", ("hot dog", "dog"), ("15 hot dog", "2 dog")),
+        ("two hot dogs, three dogs", ("dog", "hot dog"), ("20 dogs", "4 hot dogs")),
+        ("a gold ring, a ring", ("ring", "gold ring"), ("15 ring", "2 gold ring")),
+        ("Gold Rings and Rings", ("ring", "gold ring"), ("15 Rings", "0 Gold Rings")),
+        ("a person person and a person", ("person", "person person"), ("22 person", "2 person person")),
+        ("people at dining-tables", ("dining table", "person"), ("10 dining-tables", "0 people")),
+        ("a tv, a monitor and a tv monitor", ("tv monitor", "tv", "monitor"), ("22 tv monitor", "2 tv", "8 monitor")),
+        ("dogs and a dog", ("dog",), ("0 dogs",)),
+        ("sheep, mice", ("mouse", "sheep"), ("7 mice", "0 sheep")),
+        ("glasses", ("glass", "glasses"), None),  # a name that is another's plural stays what it is
+        ("a hot dog", ("dog", "hot dog"), None),
+    ],
+)
+def test_each_class_stands_at_its_own_word_the_longest_name_first(text, classes, words):
+    if words is None:
+        with pytest.raises(ValueError, match=rf"class \['{classes[0]}'\] is missing"):
+            find_words(text, classes)
+        return
+    assert tuple(f"{a} {text[a:b]}" for a, b in find_words(text, classes)) == words
+
+
+def test_words_are_sought_in_a_part_of_the_text():
     text = "a dog and a cat; cat dog"
-    assert [text[a:b] for a, b in find_words(text, ["cat", "dog"])] == ["cat", "dog"]
-    assert find_words(text, ["cat", "dog"]) == [(12, 15), (21, 24)]
+    assert find_words(text, ["cat", "dog"]) == find_words(text, ["cat", "dog"], 0, 15) == [(12, 15), (2, 5)]
     assert find_words(text, ["cat", "dog"], start=17) == [(17, 20), (21, 24)]
-    assert find_words("a dog and a cat", ["cat", "dog"]) == [(12, 15), (2, 5)]
+    with pytest.raises(ValueError, match=r"\['cat'\] is missing from its prompt 'a dog and a '"):
+        find_words(text, ["cat"], 0, 12)
+
+
+@pytest.mark.parametrize(
+    "classes", [("dog", "hot dog"), ("hot dog", "dog"), ("dining", "table", "dining table"), ("person", "person person")]
+)
+def test_class_words_alone_are_counted_off(classes):
+    """Names side by side may read as another name; their order says which is meant."""
+    text = make_prompt("things", classes).class_prompt
+    spans = find_words(text, classes)
+    assert [text[a:b] for a, b in spans] == list(classes)
+    assert spans == sorted(spans) and all(a[1] + 1 == b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_where_the_words_of_a_prompt_stand():
+    prompt = make_prompt("a hot dog; and a dog", ["hot dog", "dog"])
+    places = word_places(prompt.text, prompt.class_prompt)
+    assert {k: prompt.text[a:b] for k, (a, b) in places.items()} == {
+        "caption": "a hot dog; and a dog", "appended": "hot dog dog",
+    }  # fmt: skip
+    assert word_places("a hot dog and a dog", "hot dog dog") == {"caption": (0, 19)}
 
 
 def test_letters_that_grow_when_lowered_do_not_move_the_words():
@@ -138,6 +185,21 @@ def test_token_spans_spell_the_class_names(tokenizer, classes, caption):
             assert positions == list(range(positions[0], positions[-1] + 1))
         flat = [p for positions in spans for p in positions]
         assert flat == sorted(set(flat)) and 0 not in flat and flat[-1] == len(ids) - 2  # neither start nor end token
+
+
+@pytest.mark.parametrize("caption", ["gold rings beside a ring", "a ring of trees, a gold ring"])
+def test_tokens_of_nested_names_of_a_caption(tokenizer, caption):
+    classes = ("ring", "gold ring")
+    prompt = make_prompt(caption, classes)
+    ids, at = tokenizer(prompt.text).input_ids, offsets(tokenizer, prompt.text)
+    spelled = {}
+    for words, place in word_places(prompt.text, prompt.class_prompt).items():
+        spans = token_spans(prompt.text, classes, at, *place)
+        pieces = ["".join(tokenizer.convert_ids_to_tokens([ids[p] for p in span])) for span in spans]
+        spelled[words] = [p.replace("</w>", " ").strip() for p in pieces]
+        assert not set(spans[0]) & set(spans[1]) and len(spans[1]) > len(spans[0])
+    gold = "gold rings" if "rings" in caption else "gold ring"
+    assert spelled == {"caption": ["ring", gold], "appended": ["ring", "gold ring"]}
 
 
 def test_words_of_several_tokens_are_the_case_that_is_tested(tokenizer):

@@ -95,16 +95,25 @@ def resize_maps(maps_KN: torch.Tensor, resolution: int) -> torch.Tensor:
 
 
 def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -> torch.Tensor:
-    """(A_S)^k A_C for k = 0 ... max_power as [K, P, N]: k products with thin matrices, never a matrix power."""
-    column_NK, powers = maps_KN.T, [maps_KN]
+    """(A_S)^k A_C for k = 0 ... max_power as float64 [K, P, N] on the CPU: k products with thin
+    matrices, never a matrix power.
+
+    Each row of A_S sums to 1, so a constant passes through it unchanged. The mean of each map is
+    kept apart and only the rest is multiplied: what a map shows may be a thousandth of its level,
+    and would lose these three digits to the rounding of the whole.
+    """
+    mean_K1 = maps_KN.mean(1, keepdim=True)
+    means, rests = [mean_K1], [maps_KN - mean_K1]
     for _ in range(max_power):
-        column_NK = self_NN @ column_NK
-        powers.append(column_NK.T)
-    return torch.stack(powers, 1)
+        rest_KN = (self_NN @ rests[-1].T).T
+        drift_K1 = rest_KN.mean(1, keepdim=True)
+        means.append(means[-1] + drift_K1)
+        rests.append(rest_KN - drift_K1)
+    return torch.stack(rests, 1).cpu().double() + torch.stack(means, 1).cpu().double()
 
 
 def heat_maps(cross_NT: torch.Tensor, self_NN: torch.Tensor, spans: list[list[int]], max_power: int) -> torch.Tensor:
-    """Refined heat of one sample at the self-attention's resolution r: [K, P, r, r]."""
+    """Refined heat of one sample at the self-attention's resolution r: float64 [K, P, r, r]."""
     side = int(self_NN.shape[0] ** 0.5)
     maps_KN = resize_maps(class_maps(cross_NT, spans), side)
     return exponentiate(self_NN, maps_KN, max_power).unflatten(-1, (side, side))

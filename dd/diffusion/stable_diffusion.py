@@ -10,9 +10,11 @@ from dd import attention
 from dd.diffusion import loading, memory, speed
 from dd.diffusion.adapter import find_adapter, merge
 from dd.diffusion.recorder import AttentionRecorder, attention_sides, choose_side
-from dd.prompts import appended_from, token_spans
+from dd.masks import flat
+from dd.prompts import token_spans, word_places
 
 SWITCH = {"on": True, "off": False, True: True, False: False}  # YAML reads a bare on as true
+WORDS = ("appended", "caption")  # of the full prompt, at which its attention can be read
 
 
 OPENRAIL_M = {"licence": "CreativeML OpenRAIL-M", "link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license"}
@@ -33,10 +35,13 @@ class StableDiffusion:
     diffusers scheduler class name, or None for the checkpoint's own. ``size``: side of the image in pixels, None for the
     checkpoint's own. ``cross_resolution`` and ``self_resolution``: side of the attention maps that are read, None for a
     quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px: 32 and 64); heat has the side of the latter.
-    ``max_power``: heat is kept for the powers 0 ... max_power; ``full_prompt``: keep the maps of the full prompt too
-    (ablation). ``cross_layers`` and ``cross_heads``: the cross-attention layers (by the beginning of their names) and heads
-    that are read, None for all of that resolution; ``capture_every``: attention is read in each so-manieth step only, from the
-    first on. ``safety_checker``: the checkpoint's own, ``on`` or ``off``.
+    ``max_power``: heat is kept for the powers 0 ... max_power; ``full_prompt``: keep the maps of
+    words of the full prompt too (ablations): ``appended``, the class words behind the caption;
+    ``caption``, the caption's own; True, both, or the caption's own where none are appended.
+    ``cross_layers`` and ``cross_heads``: the cross-attention layers (by the beginning of their
+    names) and heads that are read, None for all of that resolution; ``capture_every``: attention
+    is read in each so-manieth step only, from the first on. ``safety_checker``: the checkpoint's
+    own, ``on`` or ``off``.
     ``vae_slicing`` and ``offload`` (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
     ``compile`` (:mod:`dd.diffusion.speed`) save time and round otherwise. ``licence`` and ``link``: of the weights, for
     the data card. ``adapter``: a run folder of train.py or a file of LoRA weights, added ``adapter_weight`` times to the
@@ -59,7 +64,7 @@ class StableDiffusion:
         cross_resolution: int | None = None,
         self_resolution: int | None = None,
         max_power: int = 8,
-        full_prompt: bool = False,
+        full_prompt: bool | str = False,
         cross_layers: list[str] | None = None,
         cross_heads: list[int] | None = None,
         capture_every: int = 1,
@@ -85,6 +90,9 @@ class StableDiffusion:
             raise ValueError(f"diffusion.offload={offload!r}; allowed: none, model")
         if steps < 1 or max_power < 0:
             raise ValueError(f"diffusion: need steps >= 1 and max_power >= 0, got steps={steps}, max_power={max_power}")
+        if full_prompt not in (False, True, *WORDS):
+            allowed = "false, true (all words), " + ", ".join(WORDS)
+            raise ValueError(f"diffusion.full_prompt={full_prompt!r}; allowed: {allowed}")
         if type(capture_every) is not int or not 1 <= capture_every <= steps:
             raise ValueError(f"diffusion.capture_every={capture_every!r}: expected a whole number from 1 to steps={steps}")
         checker = SWITCH[safety_checker]
@@ -113,7 +121,7 @@ class StableDiffusion:
             "model": model, "revision": self.checkpoint.commit or revision, "dtype": dtype, "steps": steps,
             "guidance": guidance, "negative_prompt": negative_prompt, "scheduler": scheduler, "size": size,
             "cross_resolution": self.cross_resolution, "self_resolution": self.self_resolution, "max_power": max_power,
-            "full_prompt": full_prompt,
+            "full_prompt": full_prompt, "heat_dtype": "float32",
         }  # fmt: skip
         # Younger settings are named only where they change something: sets made before they existed can be gone on with.
         self.settings |= {"safety_checker": "on"} if checker else {}
@@ -164,15 +172,26 @@ class StableDiffusion:
         return each[0]
 
     def spans(self, sample) -> dict[str, list[list[int]]]:
-        """Token positions of each class of a sample, in its class prompt and, if captured, in its full prompt.
+        """Token positions of each class of a sample by source (``dd.masks.SOURCES``), those of the
+        full prompt as far as they are captured.
 
         ValueError for a class word that is missing or cut off by the token limit.
         """
         spans = {"class_prompt": token_spans(sample.class_prompt, sample.classes, self._offsets(sample.class_prompt))}
         if self.full_prompt:
-            start = appended_from(sample.prompt, sample.class_prompt)
+            places = word_places(sample.prompt, sample.class_prompt)
             offsets = self._offsets(sample.prompt)
-            spans["full_prompt"] = token_spans(sample.prompt, sample.classes, offsets, start)
+            for words in places if self.full_prompt is True else [self.full_prompt]:
+                if words not in places:
+                    raise ValueError(
+                        f"no class words are appended to {sample.prompt!r}: prompts.append=true "
+                        "appends them, diffusion.full_prompt=caption reads the caption's own"
+                    )
+                try:
+                    found = token_spans(sample.prompt, sample.classes, offsets, *places[words])
+                except ValueError as error:
+                    raise ValueError(f"full_prompt_{words}: {error}") from None
+                spans[f"full_prompt_{words}"] = found
         return spans
 
     @torch.no_grad()
@@ -189,21 +208,19 @@ class StableDiffusion:
     def _recorder(self, samples, every=1):
         states, _ = self.encode([s.class_prompt for s in samples])
         return AttentionRecorder(
-            self.unet, states, self.cross_resolution, self.self_resolution, self.full_prompt, self.cross_layers,
-            self.cross_heads, every,
+            self.unet, states, self.cross_resolution, self.self_resolution, bool(self.full_prompt),
+            self.cross_layers, self.cross_heads, every,
         )  # fmt: skip
 
     def _heat(self, recorder, spans) -> list[dict[str, np.ndarray]]:
         recorder.check()
         cross, self_attention = recorder.cross, recorder.self_attention
-        return [
-            {
-                source: attention.heat_maps(cross[source][i], self_attention[i], positions, self.max_power)
-                .to(torch.float16).cpu().numpy()
-                for source, positions in spans[i].items()
-            }
-            for i in range(len(spans))
-        ]  # fmt: skip
+
+        def maps(i, source, positions):
+            cross_NT = cross["class_prompt" if source == "class_prompt" else "full_prompt"][i]
+            return attention.heat_maps(cross_NT, self_attention[i], positions, self.max_power).numpy()
+
+        return [{s: maps(i, s, at) for s, at in each.items()} for i, each in enumerate(spans)]
 
     # -------------------------------------------------------------------------------------------------------- generation
 
@@ -225,8 +242,8 @@ class StableDiffusion:
             self.steps = steps
 
     def generate(self, samples, capture: bool = True):
-        """(images uint8 [B, size, size, 3]; per sample, heat float16 [K, P, r, r] by source (``class_prompt``,
-        ``full_prompt``), nothing without ``capture``; per sample, what is wrong with its image or None, see
+        """(images uint8 [B, size, size, 3]; per sample, heat float64 [K, P, r, r] by source
+        (``dd.masks.SOURCES``), nothing without ``capture``; per sample, what is wrong with its image or None, see
         :func:`faults`). Noise comes from each sample's own seed."""
         spans = [self.spans(s) for s in samples]
         recorder = self._recorder(samples, self.capture_every) if capture else nullcontext()
@@ -293,8 +310,8 @@ def eight_bit(images_BCHW: torch.Tensor) -> tuple[np.ndarray, list[bool], list[b
 
 def faults(finite: list[bool], constant: list[bool], heat, flagged) -> list[str | None]:
     """What is wrong with each image (or None): ``safety checker`` blacked it out, ``not finite`` (a pixel or a heat value,
-    overflow in half precision), ``constant`` (one colour), ``empty mask`` (no class has heat that differs anywhere, so that
-    every setting makes the mask background)."""
+    overflow in half precision), ``constant`` (one colour), ``empty mask`` (the maps of
+    all its classes are flat at a power and source, whose mask would be background)."""
     found = []
     for i, whole in enumerate(finite):
         if flagged is not None and flagged[i]:
@@ -302,6 +319,6 @@ def faults(finite: list[bool], constant: list[bool], heat, flagged) -> list[str 
         elif not whole or not all(np.isfinite(m).all() for m in (heat[i].values() if heat else ())):
             found.append("not finite")
         else:
-            flat = heat and all(np.ptp(m[0]) == 0 for m in heat[i]["class_prompt"])  # [K, P, r, r]; power 0 decides for all
-            found.append("constant" if constant[i] else "empty mask" if flat else None)
+            empty = heat and any(flat(torch.from_numpy(m)).all(0).any() for m in heat[i].values())
+            found.append("constant" if constant[i] else "empty mask" if empty else None)
     return found

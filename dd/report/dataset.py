@@ -132,7 +132,7 @@ def gallery(
     for sample in samples:
         image, mask = read_image(synthetic_image(folder, sample.id)), read_mask(masks / f"{sample.id}.png")
         heat = stored_heat(folder, sample.id)
-        maps = heat.get(source, heat["class_prompt"]).astype(np.float32)
+        maps = heat.get(source, heat["class_prompt"])
         k = min(maps.shape[1] - 1, maps.shape[1] - 1 if power is None else power)
         parts = [("image", pictures.small_data_uri(image))]
         parts += [

@@ -57,12 +57,12 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: list[int], alpha: floa
 def heat(image: np.ndarray, heat: np.ndarray, alpha: float = 0.7) -> np.ndarray:
     """A heat map [h, w] over the greyed image: min-max scaled (a constant map is cold), bicubic to the image size."""
     _check_image(image)
-    heat = np.asarray(heat, np.float32)
+    heat = np.asarray(heat, np.float64)
     if heat.ndim != 2 or not np.isfinite(heat).all():
         finite = "finite" if np.isfinite(heat).all() else "not finite"
         raise ValueError(f"a heat map is [h, w] of finite numbers, got {list(heat.shape)}, {finite}")
     span = heat.max() - heat.min()
-    scaled = (heat - heat.min()) / (span if span > 0 else 1)
+    scaled = ((heat - heat.min()) / (span if span > 0 else 1)).astype(np.float32)
     size = image.shape[1], image.shape[0]
     scaled = np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     colours = matplotlib.colormaps["inferno"](scaled)[..., :3] * 255

@@ -151,12 +151,12 @@ def synthetic_gallery(synthetic, taxonomy, count=8):
     if not (synthetic / "SegmentationClass" / "masks.json").is_file():
         return
     palette, rows = voc_palette(), []
-    power = read_json(synthetic / "SegmentationClass" / "masks.json")["identity"]["settings"]["power"]
+    made = read_json(synthetic / "SegmentationClass" / "masks.json")["identity"]["settings"]
     for sample in read_plan(synthetic)[:count]:
         image = read_image(synthetic_image(synthetic, sample.id))
         mask = read_mask(synthetic / "SegmentationClass" / f"{sample.id}.png")
-        maps = stored_heat(synthetic, sample.id)["class_prompt"].astype(np.float32)
-        photos = [image, pictures.heat(image, maps[0, power])]
+        maps = stored_heat(synthetic, sample.id)[made["source"]]
+        photos = [image, pictures.heat(image, maps[0, made["power"]])]
         drawn = [pictures.colour_mask(mask, palette), pictures.overlay(image, mask, palette)]
         shown = [pictures.small_data_uri(p) for p in photos] + [pictures.small_data_uri(p, photo=False) for p in drawn]
         rows.append((sample.prompt, shown))

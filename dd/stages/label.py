@@ -20,7 +20,7 @@ from dd.datasets import (
     synthetic_image,
 )
 from dd.exports.card import BIASES, adapter
-from dd.masks import MaskSettings, scores, to_mask
+from dd.masks import MaskSettings, flat, scores, to_mask
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.samples import Sample, outcomes, read_plan, recorded
@@ -31,7 +31,7 @@ TOGETHER = 1024  # masks that wait for a thread
 
 
 def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarray:
-    """Stored heat float16 [classes, powers, r, r] of a sample, of one source."""
+    """Stored heat float64 [classes, powers, r, r] of a sample, of one source."""
     return choose_source(stored_heat(folder, sample.id), source, folder)
 
 
@@ -47,6 +47,9 @@ def label(
     a choice are used labels. ValueError if they were chosen for attention that was read in another way than this set's.
     ``absent``: {"rules", "classes": {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
     ``workers``: threads, None = one for each core.
+
+    A class whose map is flat at this power and source has no pixel; ``vanished`` in masks.json
+    names these, {sample id: names}, and their number is printed.
     """
     folder, not_drawn = Path(folder), absent["classes"] if absent else {}
     plan, hashed = read_plan(folder), recorded(folder, "heat_sha256")
@@ -74,17 +77,26 @@ def label(
 
     def write(sample):
         size = image_size(synthetic_image(folder, sample.id))
-        mask = _mask(read_heat(folder, sample, settings.source), sample, not_drawn.get(sample.id, ()), size, settings)
+        maps = read_heat(folder, sample, settings.source)
+        mask, gone = _mask(maps, sample, not_drawn.get(sample.id, ()), size, settings)
         data = encode_mask(mask)
         write_atomic(target / f"{sample.id}.png", data)
-        return sha256(data), np.bincount(mask.ravel(), minlength=256)
+        return sha256(data), np.bincount(mask.ravel(), minlength=256), gone
 
-    hashes, counts = {}, np.zeros(256, np.int64)
-    for sample, (written, own) in zip(plan, _threaded(write, plan, workers), strict=True):
+    hashes, counts, vanished = {}, np.zeros(256, np.int64), {}
+    for sample, (written, own, gone) in zip(plan, _threaded(write, plan, workers), strict=True):
         hashes[sample.id] = written
         counts += own
+        vanished |= {sample.id: gone} if gone else {}
     pixels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
-    write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes, **({"absent": not_drawn} if absent else {})})
+    beside = {"absent": not_drawn} if absent else {}
+    beside |= {"vanished": vanished} if vanished else {}
+    write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes, **beside})
+    if vanished:
+        print(
+            f"warning: {sum(map(len, vanished.values()))} classes of {len(vanished)} samples show "
+            f"nothing at power {settings.power} of {settings.source} and have no pixel ({done}: vanished)"
+        )
     if target.name == DEFAULT_SET:
         write_card(folder, plan, pixels, settings, calibration, sum(map(len, not_drawn.values())))
     return target
@@ -101,11 +113,14 @@ def _threaded(work, items, workers):
         torch.set_num_threads(threads)
 
 
-def _mask(heat_KPrr, sample, not_drawn, size, settings) -> np.ndarray:
+def _mask(heat_KPrr, sample, not_drawn, size, settings) -> tuple[np.ndarray, list[str]]:
+    """(mask, the drawn classes whose map is flat)."""
     drawn = [k for k, name in enumerate(sample.classes) if name not in not_drawn]
     if not drawn:
-        return np.zeros(size, np.uint8)
-    return to_mask(heat_KPrr[drawn], [sample.class_ids[k] for k in drawn], size, settings)
+        return np.zeros(size, np.uint8), []
+    mask = to_mask(heat_KPrr[drawn], [sample.class_ids[k] for k in drawn], size, settings)
+    gone = flat(torch.from_numpy(heat_KPrr[drawn, settings.power])).tolist()
+    return mask, [sample.classes[k] for k, nothing in zip(drawn, gone, strict=True) if nothing]
 
 
 def check_calibration(calibration: dict, generator: dict) -> None:
@@ -128,7 +143,7 @@ def write_card(folder, plan, pixels, settings, calibration=None, not_drawn=0):
     for sample in plan[:8]:
         image = read_image(synthetic_image(folder, sample.id))
         maps, mask = read_heat(folder, sample, settings.source), read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
-        strongest = maps[:, min(settings.power, maps.shape[1] - 1)].astype(np.float32)
+        strongest = maps[:, min(settings.power, maps.shape[1] - 1)]
         rows.append([image, heat(image, strongest[0]), colour_mask(mask, palette), overlay(image, mask, palette)])
     write_atomic(folder / "card.png", encode_image(contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0])), ".png"))
     total, images = sum(pixels.values()), dict.fromkeys(names, 0)

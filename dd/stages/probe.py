@@ -45,8 +45,9 @@ def score(heat, data: SegmentationFolder, settings: MaskSettings) -> torch.Tenso
 def probe(
     path, generator, data: SegmentationFolder, settings: MaskSettings, timesteps, append: bool = True, limit=None
 ) -> dict:
-    """Measure ``settings`` on ``data``, and what changes with another power or another prompt's attention (``ablations``: mask
-    mIoU of each that is there, at the same threshold); on a tune split, also a grid of powers and thresholds to choose from.
+    """Measure ``settings`` on ``data``, and what changes with another power or other words that are
+    read (``ablations``: mask mIoU of each power and source that is there, at the same threshold); on
+    a tune split, also a grid of powers and thresholds to choose from.
 
     Writes ``path`` (JSON) with the mask mIoU and returns its content; a file of the same measurement is kept.
     """

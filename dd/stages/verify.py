@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dd.datasets import read_image, read_mask, read_split, stored_heat
+from dd.datasets import OtherDtype, read_image, read_mask, read_split, stored_heat
 from dd.locks import Lock
 from dd.progress import Progress
 from dd.provenance import fingerprint, read_json, sha256
@@ -60,7 +60,7 @@ def _verify(folder, repair, workers):
                 progress.advance(1)
                 sizes[sample.id] = size
                 found += problems
-                broken |= {sample.unit} if problems else set()
+                broken |= {sample.unit} if any(p["heals"] for p in problems) else set()
         good = [s.id for s in plan if not records.get(s.id, {}).get("failed")]
         sets = [p for p in [folder / "SegmentationClass", *sorted((folder / "masks").glob("*"))] if p.is_dir()]
         for target in sets:
@@ -111,7 +111,8 @@ def _sample(folder, suffix, records, sample) -> tuple:
                     if maps.ndim != 4 or len(maps) != len(sample.classes) or not np.isfinite(maps).all():
                         found.append(_problem(key, name, f"{source} of shape {maps.shape} is not finite heat of its classes"))
         except (ValueError, OSError) as error:
-            found.append(_problem(key, name, f"cannot be read: {error}"))
+            heals = not isinstance(error, OtherDtype)  # all of a set is, it cannot be gone on with
+            found.append(_problem(key, name, f"cannot be read: {error}", heals))
     return size, found
 
 

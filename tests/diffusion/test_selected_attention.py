@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dd.diffusion import StableDiffusion
+from dd.masks import SOURCES
 from dd.prompts import make_prompt
 from dd.samples import Sample
 
@@ -35,7 +36,7 @@ def read(embedded, monkeypatch):
 @pytest.mark.parametrize("parts", [[{"cross_layers": [n]} for n in LAYERS], [{"cross_heads": [h]} for h in (0, 1)]])
 def test_all_is_the_mean_of_the_parts(read, parts):
     whole, each = read(), [read(**part) for part in parts]
-    for source in ("class_prompt", "full_prompt"):
+    for source in SOURCES:
         np.testing.assert_allclose(whole[source], np.mean([e[source] for e in each], 0), atol=2e-4, rtol=2e-3)
         assert np.abs(each[0][source] - each[1][source]).max() > 1e-3
 

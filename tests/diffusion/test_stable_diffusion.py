@@ -9,9 +9,10 @@ import torch
 
 from dd.diffusion import StableDiffusion
 from dd.diffusion.stable_diffusion import eight_bit, faults
+from dd.masks import SOURCES
 from dd.prompts import make_prompt
 from dd.samples import make_plan
-from dd.taxonomy import taxonomy
+from dd.taxonomy import Taxonomy, taxonomy
 
 
 def test_images_and_heat_have_their_form(made, samples, sides):
@@ -19,9 +20,9 @@ def test_images_and_heat_have_their_form(made, samples, sides):
     assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8 and images.std() > 5
     assert len(heat) == 3 and bad == [None] * 3
     for sample, maps in zip(samples, heat, strict=True):
-        assert maps.keys() == {"class_prompt", "full_prompt"}
+        assert maps.keys() == set(SOURCES)
         for stored in maps.values():
-            assert stored.shape == (len(sample.classes), 4, sides[1], sides[1]) and stored.dtype == np.float16
+            assert stored.shape == (len(sample.classes), 4, sides[1], sides[1]) and stored.dtype == np.float64
             assert np.isfinite(stored).all() and (stored[:, 0].max((1, 2)) > stored[:, 0].min((1, 2))).all()
 
 
@@ -96,14 +97,19 @@ def test_faults():
     images = np.stack([good, one_colour, broken, good])
     assert found_faults(images) == [None, "constant", "not finite", None]
     assert found_faults(images, [], [False, False, False, True]) == [None, "constant", "not finite", "safety checker"]
-    heat = [{"class_prompt": rng.random((1, 2, 4, 4)).astype(np.float16)} for _ in images]
+    heat = [{"class_prompt": rng.random((1, 2, 4, 4))} for _ in images]
     heat[3]["class_prompt"][0, 1, 2, 3] = np.inf
     assert found_faults(images, heat) == [None, "constant", "not finite", "not finite"]
     assert found_faults(good[None] * 1e-4) == ["constant"]  # black after rounding
-    flat, seen = np.full((2, 3, 4, 4), 0.1, np.float16), np.full((2, 3, 4, 4), 0.1, np.float16)
+    flat, seen = np.full((2, 3, 4, 4), 0.1), np.full((2, 3, 4, 4), 0.1)
     seen[1, 0, 2, 2] = 0.2  # one class of two was looked at
     assert found_faults(good[None], [{"class_prompt": flat}]) == ["empty mask"]
+    assert found_faults(good[None], [{"class_prompt": seen}]) == ["empty mask"]  # at powers 1 and 2
+    seen[0, 1, 0, 0] = seen[0, 2, 0, 0] = 0.2  # it may be another one at another power
     assert found_faults(good[None], [{"class_prompt": seen}]) == [None]
+    assert found_faults(good[None], [{"class_prompt": seen, "full_prompt_caption": flat}]) == ["empty mask"]
+    rounding = seen - seen.mean((2, 3), keepdims=True)
+    assert found_faults(good[None], [{"class_prompt": 0.1 + 1e-7 * rounding}]) == ["empty mask"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -145,7 +151,7 @@ def test_saving_memory_does_not_change_the_image(folder, settings, saving, made,
     assert model.pipe.vae.use_slicing == ("vae_slicing" in saving)
     assert all(hasattr(part, "_hf_hook") == ("offload" in saving) for part in (model.pipe.unet, model.pipe.vae))
     again = model.read_real(images, samples, [50])
-    assert again[0]["class_prompt"].dtype == np.float16
+    assert again[0]["class_prompt"].dtype == np.float64
 
 
 # Real images
@@ -155,9 +161,9 @@ def test_heat_of_real_images(model, samples, sides, hooks):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     heat = model.read_real(images, samples, [50, 350])
     for sample, maps in zip(samples, heat, strict=True):
-        assert maps.keys() == {"class_prompt", "full_prompt"}
+        assert maps.keys() == set(SOURCES)
         shape = (len(sample.classes), 4, sides[1], sides[1])
-        assert all(m.shape == shape and m.dtype == np.float16 for m in maps.values())
+        assert all(m.shape == shape and m.dtype == np.float64 for m in maps.values())
     again = model.read_real(images, samples, [50, 350])
     assert all(a["class_prompt"].tobytes() == b["class_prompt"].tobytes() for a, b in zip(heat, again, strict=True))
     other = model.read_real(images[::-1].copy(), samples, [50, 350])
@@ -194,11 +200,14 @@ def test_half_precision_latents_of_real_images_do_not_overflow(folder, settings)
 
 def test_spans_point_at_the_class_words(model, samples):
     for sample in samples:
-        for text, positions in zip((sample.class_prompt, sample.prompt), model.spans(sample).values(), strict=True):
+        spans, texts = model.spans(sample), [sample.class_prompt, sample.prompt, sample.prompt]
+        assert list(spans) == list(SOURCES)
+        for text, positions in zip(texts, spans.values(), strict=True):
             ids = model.pipe.tokenizer(text).input_ids
             spelled = [model.pipe.tokenizer.decode([ids[p] for p in span]).strip() for span in positions]
             assert spelled == list(sample.classes)
-        assert model.spans(sample)["full_prompt"][0][0] > len(model.pipe.tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
+        caption = len(model.pipe.tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
+        assert min(spans["full_prompt_appended"])[0] > caption >= max(spans["full_prompt_caption"])[-1]
 
 
 def sample_of(caption, classes, append=True):
@@ -207,12 +216,44 @@ def sample_of(caption, classes, append=True):
 
 def test_a_class_missing_from_the_full_prompt(model, changed, sides):
     sample = sample_of("a round thing", ["tire"], append=False)
-    with pytest.raises(ValueError, match=r"class \['tire'\] is missing from its prompt 'a round thing'"):
+    message = r"full_prompt_caption: class \['tire'\] is missing from its prompt 'a round thing'"
+    with pytest.raises(ValueError, match=message):
         model.generate([sample])
     there = model.generate([sample_of("a round tire", ["tire"], append=False)])[1][0]
-    assert there["full_prompt"].shape == (1, 4, sides[1], sides[1])
+    assert there.keys() == {"class_prompt", "full_prompt_caption"}
+    assert there["full_prompt_caption"].shape == (1, 4, sides[1], sides[1])
+    changed(full_prompt="appended")
+    with pytest.raises(ValueError, match="no class words are appended to 'a round tire': prompts.append=true"):
+        model.generate([sample_of("a round tire", ["tire"], append=False)])
+    named_by_another_word = sample_of("a round thing", ["tire"])
+    assert model.generate([named_by_another_word])[1][0].keys() == {"class_prompt", "full_prompt_appended"}
     changed(full_prompt=False)
     assert model.generate([sample])[1][0].keys() == {"class_prompt"}  # the class prompt alone has the word
+
+
+@pytest.mark.parametrize("append", [True, False])
+def test_each_class_is_read_at_its_own_words(model, append):
+    """Nested names, each in two words of several tokens, against the tokens spelled out."""
+    (sample,) = make_plan(
+        [make_prompt("two gold rings, a ring", ["ring", "gold ring"], append)], Taxonomy("t", ["ring", "gold ring"]), 0, 1
+    )
+    ids, spelled = model.pipe.tokenizer(sample.prompt).input_ids, {}
+    for source, spans in model.spans(sample).items():
+        if source != "class_prompt":
+            spelled[source] = [model.pipe.tokenizer.decode([ids[p] for p in span]).strip() for span in spans]
+    expected = {"full_prompt_appended": ["ring", "gold ring"]} if append else {}
+    assert spelled == expected | {"full_prompt_caption": ["ring", "gold rings"]}
+
+
+def test_words_of_the_full_prompt_can_be_chosen(changed, samples, made):
+    """The same attention, read at other tokens: what is kept beside does not change it."""
+    for words in ("appended", "caption"):
+        images, heat, _ = changed(full_prompt=words).generate(samples)
+        assert images.tobytes() == made[0].tobytes()
+        for maps, both in zip(heat, made[1], strict=True):
+            assert maps.keys() == {"class_prompt", f"full_prompt_{words}"}
+            assert all(maps[source].tobytes() == both[source].tobytes() for source in maps)
+    assert np.abs(made[1][0]["full_prompt_appended"] - made[1][0]["full_prompt_caption"]).max() > 1e-4
 
 
 def test_a_class_beyond_the_token_limit(model):
@@ -274,6 +315,7 @@ def test_settings_reach_the_pipeline(folder, settings):
         ({"size": -8}, "diffusion.size=-8: must be"),
         ({"safety_checker": "maybe"}, "diffusion.safety_checker='maybe'; allowed: on, off"),
         ({"offload": "disk"}, "diffusion.offload='disk'; allowed: none, model"),
+        ({"full_prompt": "both"}, "diffusion.full_prompt='both'; allowed: false, true .all words., appended, caption"),
         ({"dtype": "half"}, "diffusion.dtype='half'; allowed: float32, float16, bfloat16"),
         ({"scheduler": "DDIM"}, r"diffusion\.scheduler='DDIM'; allowed for this model: .*DDIMScheduler, .*EulerDiscreteSch"),
         ({"cross_resolution": 32}, r"diffusion\.cross_resolution=32: this model has no cross-attention there; it has \["),

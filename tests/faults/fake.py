@@ -55,7 +55,7 @@ class FakeGenerator:
         for sample in samples:
             rng = np.random.default_rng([sample.seed, together])
             images.append(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
-            heat.append({"class_prompt": rng.random((len(sample.classes), 2, 4, 4)).astype(np.float16)})
+            heat.append({"class_prompt": rng.random((len(sample.classes), 2, 4, 4)).astype(np.float32)})
         bad = ["constant" if s.seed % 1000 < 1000 * self.bad_share else None for s in samples]
         return np.stack(images), heat, bad
 

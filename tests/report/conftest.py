@@ -48,7 +48,7 @@ def make_synthetic(folder, count=14, size=64):
         write_image(folder / f"JPEGImages/{name}.png", image)
         write_image(folder / f"SegmentationClass/{name}.png", np.asarray(Image.fromarray(mask).resize((size, size), 0)))
         small = np.stack([(s.mask == c).reshape(16, 4, 16, 4).mean((1, 3)) for c in ids])[:, None]
-        heat = (small + 0.05 * rng.random((len(ids), 3, 16, 16))).astype(np.float16)
+        heat = (small + 0.05 * rng.random((len(ids), 3, 16, 16))).astype(np.float32)
         (folder / "heat").mkdir(exist_ok=True)
         save_file({"class_prompt": heat}, folder / f"heat/{name}.safetensors")
         plan.append({"id": name, "prompt": EVIL if i == 1 else s.caption, "class_prompt": " ".join(s.classes),

@@ -53,7 +53,7 @@ class Knowing:
             exact[(exact == 0) & (rng.random(exact.shape) < 0.5)] = 0.55  # only a threshold above 0.55 is right
             noise = rng.random(exact.shape)
             maps = [noise, exact if self.reading["cross_resolution"] == 16 else noise]
-            heat.append({"class_prompt": np.stack(maps, 1).astype(np.float16)})
+            heat.append({"class_prompt": np.stack(maps, 1).astype(np.float32)})
         return heat
 
 
@@ -160,7 +160,7 @@ def test_nothing_is_chosen_on_the_test_split(root, pets, tmp_path):
     ("change", "message"),
     [
         ({"powers": [4]}, r"masks\.power=4 is not stored"),
-        ({"sources": ["full_prompt"]}, "masks.source=full_prompt is not stored"),
+        ({"sources": ["full_prompt_caption"]}, "masks.source=full_prompt_caption is not stored"),
         ({"thresholds": [2]}, r"sweep\.threshold=\[2\]"),
         ({"powers": []}, r"sweep\.power=\[\]"),
     ],
@@ -294,7 +294,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     path = tmp_path / "out/shapes/calibration_shapes_train_3_seed1.yaml"
     choice = yaml.safe_load(path.read_text())
     calibration = choice["calibration"]
-    assert calibration["miou"] == found and len(read_json(path.with_suffix(".json"))["table"]) == 2 * 2 * 2 * 2
+    assert calibration["miou"] == found and len(read_json(path.with_suffix(".json"))["table"]) == 2 * 2 * 2 * 3
     train = compose_train(root, "shots=3", "seed=1")
     assert calibration["ids"] == config.training_sets(train)[0].ids  # the images a fine-tuning takes anyway
 

@@ -56,7 +56,7 @@ class Peaks:
         return np.stack(images), [{"class_prompt": self.heat(s)} for s in samples], [None] * len(samples)
 
     def heat(self, sample):
-        maps = np.zeros((len(sample.classes), 2, 4, 4), np.float16)
+        maps = np.zeros((len(sample.classes), 2, 4, 4), np.float32)
         for k, peak in enumerate(PEAKS[int(sample.id)]):
             maps[k, 0, 2 * k : 2 * k + 2], maps[k, 1, 2 * k : 2 * k + 2] = 0.9, peak
         return maps
@@ -100,6 +100,24 @@ def files(folder):
 
 
 # Signals
+
+
+def test_a_class_that_vanishes_at_the_power_in_use_is_missing(tmp_path, monkeypatch):
+    faded = Peaks()
+
+    def heat(sample):
+        maps = Peaks.heat(faded, sample)
+        if sample.id == "000004":
+            maps[0, 1] = 0.3  # flat at power 1 alone
+        return maps
+
+    monkeypatch.setattr(faded, "heat", heat)
+    folder = tmp_path / "faded"
+    synthesize(folder, faded, Eight(), SHAPES, None, 0, 4, "png")
+    for power, dropped in ((0, set()), (1, {"000004"})):
+        label(folder, MaskSettings(power, 0.6, 0.2), f"power={power}")
+        found = filter_samples(folder, rules(missing=MISSING), f"power={power}", f"power_{power}")
+        assert found["dropped"].keys() == dropped
 
 
 def test_records_hold_the_signals_of_the_stored_heat(folder):
@@ -417,7 +435,8 @@ def test_the_commands_make_masks_and_a_list_and_training_records_them(generate, 
 
 def test_the_rules_that_come_with_it(generate, folder):
     generate("stage=label", "quality=default", "quality.rules.faint.below_percentile=20")
-    assert read_json(folder / "SegmentationClass/masks.json")["identity"]["absent"]["rules"]["faint"]["power"] == 0
+    faint = read_json(folder / "SegmentationClass/masks.json")["identity"]["absent"]["rules"]["faint"]
+    assert "power" not in faint  # that of the masks
     generate("stage=filter", "quality=default", "quality.rules.faint.below_percentile=20")
     assert read_json(folder / "quality/train_filtered/filter.json")["identity"]["rules"].keys() == {
         "missing",

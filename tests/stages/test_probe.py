@@ -33,7 +33,7 @@ class Knowing:
         for image, sample in zip(images, samples, strict=True):
             mask, rng = self.masks[image.tobytes()], np.random.default_rng(sample.seed)
             exact = np.stack([mask == value for value in sample.class_ids])
-            heat.append({"class_prompt": np.stack([rng.random(exact.shape), exact], 1).astype(np.float16)})
+            heat.append({"class_prompt": np.stack([rng.random(exact.shape), exact], 1).astype(np.float32)})
         return heat
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 from dd import metrics
-from dd.datasets import encode_image, encode_mask, read_image, read_mask
+from dd.datasets import encode_image, encode_mask, heat_bytes, read_image, read_mask
 from dd.masks import MaskSettings, to_mask
 from dd.provenance import fingerprint, read_json, sha256, write_json
 from dd.samples import Sample, append_records, plan_text
@@ -36,8 +36,8 @@ def folder(tmp_path):
         plan.append(sample)
         image, file = encode_image(rng.integers(0, 256, (*size, 3), np.uint8), ".png"), root / f"heat/{sample.id}.safetensors"
         (root / f"JPEGImages/{sample.id}.png").write_bytes(image)
-        sources = ("class_prompt", "full_prompt")
-        save_file({s: rng.random((len(ids), 3, 4, 4)).astype(np.float16) for s in sources}, file)
+        sources = ("class_prompt", "full_prompt_caption")
+        save_file({s: rng.random((len(ids), 3, 4, 4)).astype(np.float32) for s in sources}, file)
         append_records(root, "0", [{"id": sample.id, "image_sha256": sha256(image), "heat_sha256": sha256(file)}])
     (root / "plan.jsonl").write_text(plan_text(plan))
     write_json(root / "run.json", {"identity": {"taxonomy": {"name": "pets", "names": NAMES}, "generator": GENERATOR}})
@@ -297,9 +297,9 @@ def test_a_source_that_is_not_stored(folder, exact):
         path = folder / f"heat/{i:06d}.safetensors"
         maps = heat_of(folder, i)["class_prompt"].copy()
         path.unlink()
-        save_file({"class_prompt": maps}, path)
-    with pytest.raises(ValueError, match="masks.source=full_prompt is not stored"):
-        sweep(folder, exact, "a", **GRID, sources=["full_prompt"])
+        path.write_bytes(heat_bytes({"class_prompt": maps}, {}))
+    with pytest.raises(ValueError, match="masks.source=full_prompt_appended is not stored"):
+        sweep(folder, exact, "a", **GRID, sources=["full_prompt_appended"])
     assert len(table(sweep(folder, exact, "a", **GRID))) == 8  # by default all that are stored
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dd import units
-from dd.datasets import SegmentationFolder, read_image, read_mask, read_split
+from dd.datasets import OtherDtype, SegmentationFolder, heat_bytes, read_image, read_mask, read_split, stored_heat
 from dd.masks import MaskSettings, to_mask
 from dd.prompt_sources.templates import TemplatePrompts
 from dd.prompts import Prompts, make_prompt
@@ -59,7 +59,7 @@ class FakeGenerator:
         for sample in samples:
             rng = np.random.default_rng([sample.seed, together])
             images.append(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
-            heat.append({s: rng.random((len(sample.classes), 3, 8, 8)).astype(np.float16) for s in self.sources})
+            heat.append({s: rng.random((len(sample.classes), 3, 8, 8)).astype(np.float32) for s in self.sources})
         return np.stack(images), heat, ["safety checker" if s.seed in self.bad_seeds else None for s in samples]
 
 
@@ -109,7 +109,10 @@ def test_files_hold_what_was_generated_and_records_their_hashes(folder):
     for sample, image, maps in zip(plan[3:6], images, heat, strict=True):
         paths = [folder / "JPEGImages" / f"{sample.id}.png", folder / "heat" / f"{sample.id}.safetensors"]
         assert np.array_equal(read_image(paths[0]), image)
-        assert np.array_equal(load_file(paths[1])["class_prompt"], maps["class_prompt"])
+        held = load_file(paths[1])
+        assert {v.dtype.name for v in held.values()} == {"float32"}
+        whole = held["class_prompt"] + held["class_prompt.mean"][..., None, None]
+        np.testing.assert_allclose(whole, maps["class_prompt"], rtol=1e-6, atol=1e-7)
         hashes = [hashlib.sha256(p.read_bytes()).hexdigest() for p in paths]
         record = records[sample.id]
         assert [record["image_sha256"], record["heat_sha256"]] == hashes
@@ -346,7 +349,7 @@ def test_a_set_without_a_good_image_is_an_error(tmp_path):
 
 
 def stored(folder, sample):
-    return load_file(folder / "heat" / f"{sample.id}.safetensors")["class_prompt"]
+    return stored_heat(folder, sample.id)["class_prompt"]
 
 
 SETTINGS = MaskSettings(power=1, threshold=0.7, band=0.2)
@@ -482,19 +485,49 @@ def test_an_unfinished_set_is_not_labelled(tmp_path):
 
 
 def test_a_source_that_is_not_stored(folder):
-    with pytest.raises(ValueError, match="masks.source=full_prompt is not stored .*it holds class_prompt. Generate with"):
-        label(folder, replace(SETTINGS, source="full_prompt"))
+    message = "full_prompt_caption is not stored .*holds class_prompt. .*diffusion.full_prompt=caption"
+    with pytest.raises(ValueError, match=message):
+        label(folder, replace(SETTINGS, source="full_prompt_caption"))
 
 
 def test_the_full_prompt_can_be_the_source(tmp_path):
-    make(tmp_path / "set", FakeGenerator(sources=("class_prompt", "full_prompt")))
-    target = label(tmp_path / "set", replace(SETTINGS, source="full_prompt"))
+    make(tmp_path / "set", FakeGenerator(sources=("class_prompt", "full_prompt_caption")))
+    target = label(tmp_path / "set", replace(SETTINGS, source="full_prompt_caption"))
     sample = read_plan(tmp_path / "set")[0]
-    heat = load_file(tmp_path / "set/heat" / f"{sample.id}.safetensors")["full_prompt"]
+    heat = stored_heat(tmp_path / "set", sample.id)["full_prompt_caption"]
     assert np.array_equal(read_mask(target / f"{sample.id}.png"), to_mask(heat, sample.class_ids, (16, 20), SETTINGS))
 
 
-@pytest.mark.parametrize("impossible", [replace(SETTINGS, power=3), replace(SETTINGS, source="full_prompt")])
+def test_heat_in_half_precision_makes_no_mask(folder):
+    label(folder, SETTINGS)
+    path = folder / "heat/000000.safetensors"
+    save_file({"class_prompt": stored_heat(folder, "000000")["class_prompt"].astype(np.float16)}, path)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(OtherDtype, match="holds class_prompt in float16, expected float32: .*Nothing is converted. Draw"):
+        label(folder, replace(SETTINGS, power=2))
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_classes_that_show_nothing_at_the_power_in_use_are_named(folder, capsys):
+    """Flat at power 2 alone: at another power the same class has its pixels."""
+    sample = read_plan(folder)[0]
+    maps = stored(folder, sample)
+    maps[0, 2] = maps[0, 2].mean() + 1e-8 * (maps[0, 2] - maps[0, 2].mean())
+    (folder / "heat" / f"{sample.id}.safetensors").write_bytes(heat_bytes({"class_prompt": maps}, {}))
+    target = label(folder, SETTINGS)
+    assert "vanished" not in read_json(target / "masks.json") and "warning" not in capsys.readouterr().out
+    assert sample.class_ids[0] in read_mask(target / f"{sample.id}.png")
+    target = label(folder, replace(SETTINGS, power=2), "high")
+    assert read_json(target / "masks.json")["vanished"] == {sample.id: [sample.classes[0]]}
+    assert sample.class_ids[0] not in read_mask(target / f"{sample.id}.png")
+    said = capsys.readouterr().out
+    assert "warning: 1 classes of 1 samples show nothing at power 2 of class_prompt" in said
+    absent = {"rules": {}, "classes": {sample.id: list(sample.classes[:1])}}
+    again = read_json(label(folder, replace(SETTINGS, power=2), "absent", absent=absent) / "masks.json")
+    assert "vanished" not in again  # it was not drawn anyway
+
+
+@pytest.mark.parametrize("impossible", [replace(SETTINGS, power=3), replace(SETTINGS, source="full_prompt_caption")])
 def test_impossible_settings_leave_the_set_that_is_there(folder, impossible):
     label(folder, SETTINGS)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from dd.__main__ import main
+from dd.datasets import stored_heat
 from dd.locks import Lock
 from dd.masks import MaskSettings
-from dd.provenance import read_json
+from dd.provenance import read_json, sha256
 from dd.stages.label import label
 from dd.stages.merge import merge
 from dd.stages.synthesize import synthesize
@@ -88,6 +90,20 @@ def test_only_the_damaged_unit_is_made_again(folder):
     flip(folder / "JPEGImages/000003.png")
     verify(folder, repair=True)
     assert make(folder)["made_now"] == 2
+
+
+def test_heat_in_half_precision_is_named_and_left(folder):
+    """A set from before heat was float32: it cannot be gone on with, so no record is taken away."""
+    path, records = folder / "heat/000003.safetensors", folder / "records/0.jsonl"
+    save_file({"class_prompt": stored_heat(folder, "000003")["class_prompt"].astype(np.float16)}, path)
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    for row in rows:
+        row["heat_sha256"] = sha256(path) if row["id"] == "000003" else row["heat_sha256"]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = records.read_bytes()
+    (problem,) = [p for p in verify(folder, repair=True) if p["kind"] == "heat"]
+    assert problem["file"] == "heat/000003.safetensors" and "holds class_prompt in float16" in problem["why"]
+    assert not problem["heals"] and records.read_bytes() == before
 
 
 def test_masks_that_are_wrong_in_spite_of_their_hash(folder):
