@@ -44,7 +44,8 @@ def plurals(noun: str) -> tuple[str, ...]:
 
 
 class ClassNouns:
-    """``find(caption)``: the classes of a taxonomy that a caption names, in caption order, each once.
+    """``find(caption)``: the classes of a taxonomy that a caption names, in caption order, each
+    once; ``mentions(caption)``: as often as it names them.
 
     Names, synonyms and their plurals are found as whole words in any case, the longest first: in "a train car" the synonym
     "train car" hides "car". ``other_meanings``: phrases that name no class, found in the same way. ValueError for such a
@@ -69,8 +70,11 @@ class ClassNouns:
         self._words = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)  # no part of "man-made" is a word
 
     def find(self, caption: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.mentions(caption)))
+
+    def mentions(self, caption: str) -> tuple[str, ...]:
         found = (self.classes[_spelling(match.group())] for match in self._words.finditer(caption))
-        return tuple(dict.fromkeys(name for name in found if name is not None))
+        return tuple(name for name in found if name is not None)
 
 
 def _spelling(word: str) -> str:

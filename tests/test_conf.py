@@ -166,9 +166,41 @@ def test_the_papers_settings():
     assert config.instantiate(cfg.masks) == MaskSettings(4, 0.6, 0.1)
     assert (cfg.diffusion.steps, cfg.diffusion.guidance, cfg.diffusion.scheduler, cfg.diffusion.size) == (100, 7.5, None, 512)
     assert cfg.diffusion.negative_prompt.startswith("ugly, tiling, ") and "\n" not in cfg.diffusion.negative_prompt
+    assert cfg.diffusion.truncate and cfg.diffusion.dtype == "float16"
     cfg = compose("train", "experiment=voc_synthetic")
     assert (cfg.trainer.max_steps, cfg.batch_size, cfg.trainer.gradient_clip_val) == (20000, 8, 0.01)
     assert (cfg.optimizer.learning_rate, cfg.optimizer.backbone_multiplier, cfg.optimizer.poly_power) == (1e-4, 0.1, 0.9)
+
+
+def test_the_papers_coco_prompts(tmp_path):
+    caption = {"image_id": 7, "caption": "A kitchen in a residence."}
+    write_json(tmp_path / "captions.json", {"annotations": [caption]})
+    categories = [{"id": 81, "name": "sink"}, {"id": 47, "name": "cup"}]
+    objects = [{"image_id": 7, "category_id": c["id"]} for c in categories]
+    content = {"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": objects}
+    write_json(tmp_path / "instances.json", {**content, "categories": categories})
+    files = [f"{kind}={tmp_path}/{kind}.json" for kind in ("captions", "instances")]
+    given = [f"prompts.sources.captions.{file}" for file in files]
+    cfg = compose("generate", "prompts=paper_coco", "data=coco", *given)
+    found = [p.text for p in config.instantiate(cfg.prompts)(config.taxonomy(cfg), 160, 0)]
+    assert found.count("A kitchen in a residence.; cup sink") == 80
+    named = {f"a photo of {name}; {name}" for name in config.taxonomy(cfg).names}
+    assert set(found) == {"A kitchen in a residence.; cup sink", *named}
+    ours = compose("generate", "prompts=coco_captions", *(f"prompts.{file}" for file in files))
+    (prompt,) = config.instantiate(ours.prompts)(config.taxonomy(cfg), 1, 0)
+    assert prompt.text == "A kitchen in a residence; cup sink"
+
+
+def test_the_papers_voc_prompts(tmp_path):
+    row = {"filename": "a.jpg", "caption": "a man and a woman on a couch"}
+    write_json(tmp_path / "captions.json", [row])
+    given = [f"prompts.path={tmp_path}/captions.json", "prompts.exclude_split=null", "data=voc"]
+    for theirs, words in ((True, "person person sofa"), (False, "person sofa")):
+        more = [] if theirs else ["prompts.repeat_classes=false"]
+        cfg = compose("generate", "prompts=paper_voc", *given, *more)
+        (prompt,) = config.instantiate(cfg.prompts)(config.taxonomy(cfg), 1, 0)
+        assert prompt.text == f"a man and a woman on a couch; {words}"
+        assert (prompt.class_prompt, prompt.classes) == (words, ("person", "sofa"))
 
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "diffusion").glob("*.yaml")))
