@@ -15,8 +15,10 @@ TO_VES = ("knife", "leaf", "loaf", "wolf", "calf", "shelf", "half", "wife", "lif
 TO_OES = ("potato", "tomato", "buffalo", "mosquito", "mango", "volcano", "torpedo", "cargo", "hero", "domino")
 SAME = ("sheep", "deer", "fish", "moose", "bison", "salmon", "aircraft", "spacecraft", "hovercraft", "series", "species")
 PLURAL_ONLY = (
-    "skis", "scissors", "people", "cattle", "stairs", "trousers", "jeans", "shorts", "goggles", "tongs", "pliers", "headphones"
+    "skis", "scissors", "people", "cattle", "stairs", "trousers", "jeans", "shorts", "goggles",
+    "tongs", "pliers", "headphones", "police",
 )  # fmt: skip
+NUMBERS = ("couple of",)  # "a couple of dogs" is no couple
 SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
 
 
@@ -54,7 +56,7 @@ class ClassNouns:
 
     def __init__(self, taxonomy, other_meanings=()):
         own = {_spelling(word): name for word, name in taxonomy.words.items()}
-        self.classes: dict[str, str | None] = dict(own)
+        self.classes: dict[str, str | None] = dict.fromkeys(NUMBERS) | own
         for phrase in other_meanings:
             if _spelling(phrase) in own:
                 raise ValueError(
