@@ -169,6 +169,12 @@ def test_the_papers_settings():
     assert cfg.diffusion.truncate and cfg.diffusion.dtype == "float16"
     cfg = compose("train", "experiment=voc_synthetic")
     assert (cfg.trainer.max_steps, cfg.batch_size, cfg.trainer.gradient_clip_val) == (20000, 8, 0.01)
+    assert cfg.trainer.precision == "32-true" and cfg.optimizer.weight_decay == 1e-4
+    assert tuple(cfg.optimizer.betas) == (0.9, 0.999) and cfg.optimizer.warmup == 0
+    cfg = compose("train", "experiment=coco_synthetic", "segmenter=deeplabv3_r101")
+    assert (cfg.trainer.max_steps, cfg.trainer.precision, cfg.batch_size) == (40000, "32-true", 8)
+    assert cfg.segmenter.pretrained == "open-mmlab://resnet101_v1c"
+    assert compose("train", "name=ours").trainer.precision == "bf16-mixed"
     assert (cfg.optimizer.learning_rate, cfg.optimizer.backbone_multiplier, cfg.optimizer.poly_power) == (1e-4, 0.1, 0.9)
 
 
