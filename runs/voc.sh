@@ -6,7 +6,8 @@
 # Cost by operation count at 100 TFLOP/s: 18 GPU-hours for the images; each DeepLabV3 1.4 (R50)
 # or 1.9 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 61.6, R101 64.8, Mask2Former R50 60.2. Nobody has reproduced 64.8 in public yet.
-# Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides, as TRAIN="trainer.devices=2 batch_size=4".
+# Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides,
+# as TRAIN="trainer.devices=2".
 source "$(dirname "$0")/setup.sh"
 SHOTS=${SHOTS:-92,183,366,732}; TOTAL=24000    # 20,000 synthetic and 4,000 real iterations
 

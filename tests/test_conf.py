@@ -653,11 +653,24 @@ def test_real_training_sets(data_root):
     [
         (["source=reel"], "source='reel'; allowed: synthetic, real"),
         (["source=synthetic"], "shots=3 has no effect with source=synthetic"),
+        (["trainer.devices=3"], "batch_size=16: .*3 processes.*a multiple of 3 from 6 on"),
+        (["trainer.devices=[0,1]", "batch_size=2"], "batch_size=2: .*a multiple of 2 from 4 on"),
+        (["trainer.devices=2", "+trainer.num_nodes=3"], "batch_size=16: .*6 processes"),
     ],
 )
 def test_training_sets_that_make_no_sense(data_root, overrides, message):
     with pytest.raises(ValueError, match=message):
         config.training_sets(training(data_root, *overrides))
+
+
+def test_processes_of_a_training(data_root):
+    for overrides, number in (
+        ([], 1), (["trainer.devices=4"], 4), (["trainer.devices=[1,3]"], 2),
+        (["trainer.devices=auto"], 1),
+        (["trainer.devices=2", "+trainer.num_nodes=2"], 4), (["trainer.devices=-1"], 1),
+        (["trainer.devices=4", "device=cuda:1"], 1), (["trainer.devices=4", "device=cuda"], 4),
+    ):  # fmt: skip
+        assert config.training.processes(training(data_root, *overrides)) == number, overrides
 
 
 def test_the_identity_of_a_run_is_what_decides_its_weights(data_root):

@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dd.config.objects import device, instantiate, plain, real_data, taxonomy, trained_run
-from dd.datamodule import Mixture, hold_out
+from dd.datamodule import Mixture, hold_out, per_process
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_json
@@ -24,9 +24,20 @@ def seed_everything(seed: int) -> None:
     seed_all(seed, verbose=False)
 
 
+def processes(cfg) -> int:
+    """Processes of a training as far as its configuration tells: devices times nodes. 1 for auto
+    and -1, which Lightning resolves (the loader's own check comes later then)."""
+    devices, number = plain(cfg)["trainer"]["devices"], 1
+    if cfg.device == "auto" or torch.device(cfg.device).index is None:
+        number = len(devices) if isinstance(devices, list) else devices
+    known = type(number) is int and number > 0
+    return (number if known else 1) * (cfg.trainer.get("num_nodes") or 1)
+
+
 def training_sets(cfg):
     """(training set, tune set or None) of a train configuration. The tune set is ``hold_out`` images of the training set
     (of its real part in mixed training), or the data's tune split; nothing is held out when nothing is validated."""
+    per_process(cfg.batch_size, processes(cfg))
     if cfg.source not in SOURCES:
         raise ValueError(f"source={cfg.source!r}; allowed: {', '.join(SOURCES)}")
     if cfg.source == "synthetic" and cfg.shots not in (None, "all"):
