@@ -613,6 +613,7 @@ def test_a_name_that_holds_what_is_swept_is_kept(monkeypatch):
         ("seed=0", "seed=0"), ("shots=16,64", "shots=16,64"), ("--multirun", "--multirun"),
         ("domains=[a=1,b]", "domains=[a=1,b]"), ("images=2024", 'images="2024"'), ("images=null", "images=null"),
         ("unlabelled.images=2024_10", 'unlabelled.images="2024_10"'), ("shots=2024", "shots=2024"),
+        ("shots_list=92", 'shots_list="92"'), ("shots_list=null", "shots_list=null"),
         ("name=Фото für uns", 'name="Фото für uns"'), ("output=Photos (1) & more", 'output="Photos (1) & more"'),
         ("images=[a,b]", "images=[a,b]"), ("images=a,b", "images=a,b"), ("seed=range(0,3)", "seed=range(0,3)"),
     ],
@@ -653,6 +654,7 @@ def test_real_training_sets(data_root):
     [
         (["source=reel"], "source='reel'; allowed: synthetic, real"),
         (["source=synthetic"], "shots=3 has no effect with source=synthetic"),
+        (["source=synthetic", "shots=null", "shots_list=a.txt"], "shots_list=a.txt has no effect"),
         (["trainer.devices=3"], "batch_size=16: .*3 processes.*a multiple of 3 from 6 on"),
         (["trainer.devices=[0,1]", "batch_size=2"], "batch_size=2: .*a multiple of 2 from 4 on"),
         (["trainer.devices=2", "+trainer.num_nodes=3"], "batch_size=16: .*6 processes"),
@@ -703,6 +705,28 @@ def test_the_record_of_a_real_run(data_root):
     assert record["trained_on"] == {
         "source": "real", "data": "shapes", **images.fingerprint(), "shots": 3, "seed": 0, "after": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("shots", "number"), [("null", 3), ("all", 3), ("2", 2)])
+@pytest.mark.parametrize("source", ["real", "mixed"])
+def test_the_record_of_shots_of_a_list(data_root, synthetic_set, tmp_path, source, shots, number):
+    ids = (data_root / "shapes/ImageSets/Segmentation/train.txt").read_text().split()
+    chosen = [ids[i] for i in (4, 0, 3)]
+    (tmp_path / "3.txt").write_text("".join(f"JPEGImages/{i}.png masks/{i}.png\n" for i in chosen))
+    given = [f"source={source}", f"shots={shots}", synthetic_set]
+    cfg = training(data_root, *given, f"shots_list='{tmp_path}/${{.size}}.txt'", "+size=3")
+    images, _ = config.training_sets(cfg)
+    identity, record = config.training_record(cfg, images)
+    real = images if source == "real" else images.real
+    assert set(real.ids) <= set(chosen) and len(real) == number == record["trained_on"]["shots"]
+    found = identity["trained_on"]["shots_list"]
+    assert (found["file"], found["images"]) == ("3.txt", 3)
+    (tmp_path / "3.txt").write_text("".join(f"{i}\n" for i in ids[:3]))
+    other = config.training_record(cfg, config.training_sets(cfg)[0])[0]
+    assert other["trained_on"]["shots_list"]["ids"] != found["ids"]
+    plain = training(data_root, *given)
+    record = config.training_record(plain, config.training_sets(plain)[0])[1]
+    assert "shots_list" not in record["trained_on"]
 
 
 def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):

@@ -42,9 +42,12 @@ def training_sets(cfg):
         raise ValueError(f"source={cfg.source!r}; allowed: {', '.join(SOURCES)}")
     if cfg.source == "synthetic" and cfg.shots not in (None, "all"):
         raise ValueError(f"shots={cfg.shots} has no effect with source=synthetic; use source=real or source=mixed")
+    if cfg.source == "synthetic" and cfg.shots_list is not None:
+        raise ValueError(f"shots_list={cfg.shots_list} has no effect with source=synthetic")
     real = synthetic = tune = None
     if cfg.source != "synthetic":
-        real = real_data(cfg, cfg.data.train_split, None if cfg.shots in (None, "all") else cfg.shots)
+        shots = None if cfg.shots in (None, "all") else cfg.shots
+        real = real_data(cfg, cfg.data.train_split, shots, cfg.shots_list)
     if cfg.source != "real":
         synthetic = SegmentationFolder(cfg.synthetic, cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks)
     if holds_out(cfg) and real is not None:
@@ -129,7 +132,9 @@ def _chosen_list(images) -> dict:
 def training_record(cfg, images, tune=None, photos=None, style: Style | None = None) -> tuple[dict, dict]:
     """(identity, record) of a training run: what makes it another run, and what evaluation must know of it. ``photos``: the
     unlabelled ones of self-training."""
-    shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
+    listed = getattr(images, "real", images).listed
+    shots = (listed["images"] if listed else "all") if cfg.shots in (None, "all") else cfg.shots
+    shots = None if cfg.source == "synthetic" else shots
     if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
         raise FileNotFoundError(
             f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
@@ -141,6 +146,8 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
     }  # fmt: skip
     if cfg.source != "synthetic":
         trained_on["data"] = cfg.data.name  # the name that reports know it by; "root" may be any folder
+    if listed:
+        trained_on["shots_list"] = listed
     if cfg.source == "synthetic":
         trained_on |= {"mask_settings": _mask_settings(images), **_chosen_list(images)}
     if cfg.source == "mixed":
