@@ -6,6 +6,7 @@
 # Cost by operation count at 100 TFLOP/s: 18 GPU-hours for the images; each DeepLabV3 1.4 (R50)
 # or 1.9 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 61.6, R101 64.8, Mask2Former R50 60.2. Nobody has reproduced 64.8 in public yet.
+# The published few-shot lists: LISTS=<folder of 92.txt, 183.txt, 366.txt, 732.txt> (docs/budget.md)
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides,
 # as TRAIN="trainer.devices=2".
 source "$(dirname "$0")/setup.sh"
