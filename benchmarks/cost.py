@@ -1,10 +1,13 @@
 """GPU-hours, disk and price of the paper's two reproductions, computed from the models' own operation counts.
 
-    python -m benchmarks.cost [--tflops 100] [--gpus 8] [--price 2]
+    python -m benchmarks.cost [--tflops 100] [--float32 0.5] [--gpus 8] [--price 2]
 
 Nothing is run: the models are built without weights (meta device) at their published sizes and their multiplications are
-counted by torch, those of reading the attention too. ``--tflops`` is the one assumption: what a GPU sustains on such models in
-half precision (an A100's peak is 312; a third of the peak is what convolutions and attention of this size usually reach).
+counted by torch, those of reading the attention too. The assumptions: ``--tflops`` is what a GPU
+sustains on such models in half precision (an A100's peak is 312; a third of the peak is what convolutions
+and attention of this size usually reach), ``--float32`` the share of it that is left in float32, in
+which segmenters are trained (an A100's peak there is 156, with the TF32 convolutions that are
+PyTorch's default).
 ``--price``: of a GPU-hour, a placeholder for your own. The last line is JSON.
 """
 
@@ -33,6 +36,7 @@ def tera(run) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tflops", type=float, default=100, help="sustained TFLOP/s of one GPU in half precision")
+    parser.add_argument("--float32", type=float, default=0.5, help="share of --tflops in float32")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--price", type=float, default=2, help="of a GPU-hour")
     options = parser.parse_args()
@@ -48,7 +52,7 @@ def main():
     print(f"SD 2.1 base: UNet of {parameters / 1e6:.1f} M parameters; TFLOP: {step:.3f} a call, {decode:.2f} to decode")
     print(f"reading the attention: {capture:.4f} TFLOP a step, {100 * capture / (2 * step):.1f} % of a step")
     print("; ".join(f"an image of {n} steps with guidance: {tflop:.0f} TFLOP" for n, tflop in images_of.items()))
-    result = {"tflops": options.tflops, "gpus": options.gpus, "price": options.price, "unet_tflop": step}
+    result = {**vars(options), "unet_tflop": step}
     result |= {"capture_tflop": capture, "image_tflop": images_of, "sets": {}}
     for name, (images, iterations, outputs, classes) in SETS.items():
         hours = {f"generate, {n} steps": images * tflop / options.tflops / 3600 for n, tflop in images_of.items()}
@@ -56,7 +60,7 @@ def main():
             segmenter = DeepLabV3(outputs, depth).to("meta").eval()
             forward = tera(lambda s=segmenter: s(torch.empty(1, 3, 512, 512, device="meta")))
             operations = 3 * forward * BATCH * iterations  # backward: twice the forward
-            hours[f"train R{depth}"] = operations / options.tflops / 3600
+            hours[f"train R{depth}"] = operations / (options.tflops * options.float32) / 3600
         disk = images * (JPEG_BYTES + classes * POWERS * HEAT_BYTES + 5_000) / 2**30
         result["sets"][name] = {"gpu_hours": hours, "disk_gib": disk}
         print(f"{name}: {images} images")

@@ -154,11 +154,25 @@ def whole_loader(data, transform, batch_size: int = 16, num_workers: int = 0) ->
     )
 
 
+def per_process(batch_size: int, processes: int) -> int:
+    """How many images of a batch each process of a training takes. ValueError if they do not
+    divide, or for one image a process, of which batch norm learns nothing."""
+    if processes > 1 and (batch_size % processes or batch_size < 2 * processes):
+        raise ValueError(
+            f"batch_size={batch_size}: the images of a step are divided among the {processes} "
+            f"processes of the training, two or more for each. Choose a multiple of {processes} from "
+            f"{2 * processes} on, or fewer trainer.devices"
+        )
+    return batch_size // processes
+
+
 class SegmentationData(pl.LightningDataModule):
     """``train`` (a :class:`Mixture` for mixed training) for ``max_steps`` batches, ``tune`` (or None) for validation; both
-    are indexable (image, mask) data. ``batch_size`` is that of each process; ``tune`` is divided among the processes, each
-    image once. ``photos``: (unlabelled photographs, their transform) to train on beside the labelled images: a batch then
-    holds what :class:`WithPhotos` says. ``style``: of the synthetic images that are trained on, see :class:`Schedule`."""
+    are indexable (image, mask) data. ``batch_size`` is that of all processes together
+    (:func:`per_process`); ``tune`` is divided among the processes, each image once. ``photos``:
+    (unlabelled photographs, their transform) to train on beside the labelled images: a batch then
+    holds what :class:`WithPhotos` says. ``style``: of the synthetic images that are trained on, see
+    :class:`Schedule`."""
 
     allow_zero_length_dataloader_with_multiple_devices = True  # fewer images to validate than processes
 
@@ -176,18 +190,21 @@ class SegmentationData(pl.LightningDataModule):
 
     def train_dataloader(self):
         trainer = self.trainer
+        share = per_process(self.batch_size, trainer.world_size)
         kind = MixedSchedule if isinstance(self.train, Mixture) else Schedule
+        length = trainer.max_steps * trainer.accumulate_grad_batches * share
         schedule = kind(
-            self.train, self.train_transform, trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size, self.seed,
+            self.train, self.train_transform, length, self.seed,
             stride=trainer.world_size, offset=trainer.global_rank, style=self.style,
         )  # fmt: skip
         if self.photos:
             schedule = WithPhotos(schedule, *self.photos)
-        return OnwardLoader(schedule, trainer, self.batch_size, self.num_workers)
+        return OnwardLoader(schedule, trainer, share, self.num_workers)
 
     def val_dataloader(self):
         if self.tune is None:
             return []
         number, processes, rank = len(self.tune), self.trainer.world_size, self.trainer.global_rank
         part = range(-(-rank * number // processes), -(-(rank + 1) * number // processes))  # the first process has the first
-        return whole_loader(Subset(self.tune, part), self.eval_transform, self.batch_size, self.num_workers)
+        share = per_process(self.batch_size, processes)
+        return whole_loader(Subset(self.tune, part), self.eval_transform, share, self.num_workers)

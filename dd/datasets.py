@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -179,12 +180,62 @@ def read_split(root: str | Path, split: str) -> list[str]:
     return ids
 
 
-def choose_shots(ids: list[str], shots: int | None, seed: int) -> list[str]:
+def read_list(path: str | Path, ids: list[str], split: str) -> tuple[list[str], dict]:
+    """(the ids that a list names, in its order; its record: file name, number of images, hash of
+    the ids). A line is one of ``ids``, those of ``split``, or begins with the path of its image
+    ("JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png", as published lists do).
+
+    FileNotFoundError, or ValueError for an empty list, an image named twice, or one that is not in
+    the split.
+    """
+    path, known, found, strange = Path(path), set(ids), {}, []
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"shots_list={path}: no such file; expected one image a line, as 2007_000032 or as "
+            "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png"
+        )
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        name = next((name for name in _meant(line) if name in known), None)
+        if name is None:
+            strange.append(line)
+        elif name in found:
+            raise ValueError(f"{path}: line {number} names {name} again (line {found[name]} did)")
+        else:
+            found[name] = number
+    if strange:
+        number = f"{len(strange)} of its {len(strange) + len(found)} lines"
+        raise ValueError(
+            f"{path}: {number} name no image of split {split!r}, such as {strange[0]!r:.100}. "
+            "Choose the data, or data.train_split, that the list was made for"
+        )
+    if not found:
+        raise ValueError(f"{path} names no image; expected one a line")
+    return list(found), {"file": path.name, "images": len(found), "ids": fingerprint(list(found))}
+
+
+def _meant(line: str) -> Iterator[str]:
+    """What id a line may mean, the likeliest first: all of it, its first word, ends of a path."""
+    yield line
+    name = line.split()[0]
+    yield name
+    name = next((name.removesuffix(s) for s in READ_SUFFIXES if name.endswith(s)), name)
+    parts = PurePosixPath(name).parts
+    yield from ("/".join(parts[i:]) for i in range(len(parts)))
+
+
+def choose_shots(ids: list[str], shots: int | None, seed: int, of="the split holds") -> list[str]:
     """``shots`` ids chosen by seed, nested: fewer shots are the first of more. None = all of them."""
     if shots is None:
         return list(ids)
     if type(shots) is not int or not 1 <= shots <= len(ids):
-        raise ValueError(f"shots={shots!r}, but the split holds {len(ids)} images; choose 1 to {len(ids)}, or null for all")
+        choice = f"choose 1 to {len(ids)}, or null for all"
+        raise ValueError(f"shots={shots!r}, but {of} {len(ids)} images; {choice}")
     order = np.random.default_rng([seed, 3]).permutation(len(ids))
     return [ids[i] for i in order[:shots]]
 
@@ -201,8 +252,10 @@ class SegmentationFolder:
 
     ``data[i]`` is (image uint8 [H, W, 3], mask uint8 [H, W]); mask values are class ids of ``taxonomy`` or 255. ``masks``
     names the mask folder (``SegmentationClass``, or ``masks/<set>`` of a synthetic set), ``images`` the folder or folders of
-    the images (None = :func:`image_folders`). FileNotFoundError for missing parts, ValueError for a mask of another size than
-    its image or with values outside the classes.
+    the images (None = :func:`image_folders`). ``shots_list``: file that names the images from which
+    the shots are chosen (:func:`read_list`; its record is ``listed``). FileNotFoundError for
+    missing parts, ValueError for a mask of another size than its image or with values outside the
+    classes.
 
     An image with an EXIF orientation is turned upright if its mask has that size (:func:`read_labelled`), as tools show it to
     those who label. Where sizes cannot tell it is upright too, but for prepared data sets (with a dataset.json): they hold
@@ -211,10 +264,14 @@ class SegmentationFolder:
 
     def __init__(
         self, root, split: str, taxonomy, masks: str = "SegmentationClass", shots: int | None = None, seed: int = 0,
-        images: str | Path | list | None = None,
+        images: str | Path | list | None = None, shots_list: str | Path | None = None,
     ):  # fmt: skip
         self.root, self.split, self.taxonomy, self.masks = Path(root), split, taxonomy, masks
-        self.ids = choose_shots(read_split(root, split), shots, seed)
+        ids, self.listed, of = read_split(root, split), None, "the split holds"
+        if shots_list is not None:
+            ids, self.listed = read_list(shots_list, ids, split)
+            of = f"{self.listed['file']} names"
+        self.ids = choose_shots(ids, shots, seed, of)
         given = [images] if isinstance(images, str | Path) else images
         self.images = image_folders(root) if given is None else [Path(f) for f in given]
         self.prepared = (self.root / RECORD).is_file()

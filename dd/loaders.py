@@ -19,7 +19,8 @@ class Onward(Sampler):
 
 
 class OnwardLoader(DataLoader):
-    """``max_steps`` steps of ``batch_size`` draws as one long epoch, from the step on that ``trainer`` has reached.
+    """``max_steps`` steps of ``batch_size`` draws of this process as one long epoch, from the step
+    on that ``trainer`` has reached.
 
     Its state says to Lightning that it goes on inside an epoch, and keeps a training from going on with another batch size
     or number of processes (ValueError): it would see some images twice and others never.
@@ -33,7 +34,8 @@ class OnwardLoader(DataLoader):
             persistent_workers=num_workers > 0,
         )  # fmt: skip
         self.drawn = {
-            "batch_size": batch_size, "processes": trainer.world_size, "accumulate": trainer.accumulate_grad_batches,
+            "batch_size": batch_size * trainer.world_size, "processes": trainer.world_size,
+            "accumulate": trainer.accumulate_grad_batches,
         }  # fmt: skip
 
     def state_dict(self) -> dict:

@@ -15,8 +15,10 @@ TO_VES = ("knife", "leaf", "loaf", "wolf", "calf", "shelf", "half", "wife", "lif
 TO_OES = ("potato", "tomato", "buffalo", "mosquito", "mango", "volcano", "torpedo", "cargo", "hero", "domino")
 SAME = ("sheep", "deer", "fish", "moose", "bison", "salmon", "aircraft", "spacecraft", "hovercraft", "series", "species")
 PLURAL_ONLY = (
-    "skis", "scissors", "people", "cattle", "stairs", "trousers", "jeans", "shorts", "goggles", "tongs", "pliers", "headphones"
+    "skis", "scissors", "people", "cattle", "stairs", "trousers", "jeans", "shorts", "goggles",
+    "tongs", "pliers", "headphones", "police",
 )  # fmt: skip
+NUMBERS = ("couple of",)  # "a couple of dogs" is no couple
 SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
 
 
@@ -44,7 +46,8 @@ def plurals(noun: str) -> tuple[str, ...]:
 
 
 class ClassNouns:
-    """``find(caption)``: the classes of a taxonomy that a caption names, in caption order, each once.
+    """``find(caption)``: the classes of a taxonomy that a caption names, in caption order, each
+    once; ``mentions(caption)``: as often as it names them.
 
     Names, synonyms and their plurals are found as whole words in any case, the longest first: in "a train car" the synonym
     "train car" hides "car". ``other_meanings``: phrases that name no class, found in the same way. ValueError for such a
@@ -53,7 +56,7 @@ class ClassNouns:
 
     def __init__(self, taxonomy, other_meanings=()):
         own = {_spelling(word): name for word, name in taxonomy.words.items()}
-        self.classes: dict[str, str | None] = dict(own)
+        self.classes: dict[str, str | None] = dict.fromkeys(NUMBERS) | own
         for phrase in other_meanings:
             if _spelling(phrase) in own:
                 raise ValueError(
@@ -69,8 +72,11 @@ class ClassNouns:
         self._words = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)  # no part of "man-made" is a word
 
     def find(self, caption: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.mentions(caption)))
+
+    def mentions(self, caption: str) -> tuple[str, ...]:
         found = (self.classes[_spelling(match.group())] for match in self._words.finditer(caption))
-        return tuple(dict.fromkeys(name for name in found if name is not None))
+        return tuple(name for name in found if name is not None)
 
 
 def _spelling(word: str) -> str:

@@ -16,7 +16,8 @@ from dd.nouns import SEPARATOR, plurals
 class Prompt:
     """``text`` is what the image is generated from, ``class_prompt`` what the attention is read with.
 
-    ``classes`` in prompt order, without repeats: the order of the words in ``class_prompt``.
+    ``classes`` in prompt order, without repeats: the order of the words in ``class_prompt``, which
+    may hold a class more than once (:func:`class_words`).
     """
 
     text: str
@@ -33,15 +34,18 @@ class Prompts(list):
         self.dropped, self.trimmed = list(dropped), trimmed
 
 
-def make_prompt(caption: str, classes, append: bool = True) -> Prompt:
+def make_prompt(caption: str, classes, append: bool = True, repeat: bool = False) -> Prompt:
     """Append the class words to a caption (unless it ends in them already) and make the class prompt.
 
-    Repeated classes count once. ValueError for an empty caption or a prompt without classes.
+    Repeated classes count once; with ``repeat`` their words stand as often as they are given
+    ("person person sofa", as in the authors' prompts). ValueError for an empty caption or a prompt
+    without classes.
     """
-    caption, classes = caption.strip(), tuple(dict.fromkeys(classes))
+    mentions = list(classes)
+    caption, classes = caption.strip(), tuple(dict.fromkeys(mentions))
     if not caption or not classes:
         raise ValueError(f"a prompt needs a caption and at least one class, got caption {caption!r}, classes {classes}")
-    words = " ".join(classes)
+    words = " ".join(mentions if repeat else classes)
     head, semicolon, tail = caption.rpartition(";")
     appended = bool(semicolon) and set(tail.split()) == set(words.split())
     if append:
@@ -49,8 +53,17 @@ def make_prompt(caption: str, classes, append: bool = True) -> Prompt:
     return Prompt(head.strip() if appended else caption, words, classes)
 
 
+def class_words(class_prompt: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """``classes`` as often and in the order in which a class prompt names them; ``classes`` as they
+    are if it holds other words or has them in another order."""
+    either = "|".join(map(re.escape, sorted(classes, key=len, reverse=True)))
+    found = tuple(re.findall(rf"(?<!\S)(?:{either})(?!\S)", class_prompt))
+    whole = " ".join(found) == class_prompt and tuple(dict.fromkeys(found)) == tuple(classes)
+    return found if whole else classes
+
+
 def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
-    """Character span of each class name in ``text[start:stop]``.
+    """Character span of each class name in ``text[start:stop]``; a name may be given more than once.
 
     Where that is the class words and nothing else, they are counted off. Else a class stands where
     its name or its plural is first a whole word, found as :class:`dd.nouns.ClassNouns` finds them:
@@ -91,11 +104,12 @@ def _finder(classes: tuple[str, ...]) -> tuple[list[str], re.Pattern]:
 def token_spans(text: str, classes, offsets, start: int = 0, stop: int | None = None) -> list[list[int]]:
     """Token positions of each class, from the tokenizer's own character ``offsets`` [(begin, end), ...] of ``text`` (empty
     spans are special tokens); the words are those of :func:`find_words`. Handles names of several
-    words and words of several tokens.
+    words and words of several tokens. A class that is given more than once has one list, of all its
+    words.
 
     ValueError if a class word was cut off by the tokenizer's length limit.
     """
-    spans = []
+    spans = {name: [] for name in classes}
     for name, (begin, end) in zip(classes, find_words(text, classes, start, stop), strict=True):
         inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > begin]
         if not inside or max(offsets[i][1] for i in inside) < end:
@@ -103,8 +117,8 @@ def token_spans(text: str, classes, offsets, start: int = 0, stop: int | None = 
                 f"class {name!r} is cut off: the prompt {text!r} is longer than the text encoder's {len(offsets)} tokens. "
                 "Shorten the caption"
             )
-        spans.append(inside)
-    return spans
+        spans[name] += [i for i in inside if i not in spans[name]]
+    return list(spans.values())
 
 
 def appended_from(text: str, class_prompt: str) -> int:

@@ -3,7 +3,8 @@
 # background), beside the published figures in outputs/coco/report.html. Finished parts are skipped when it is run again.
 #   MODEL=/models/sd21-base bash runs/coco.sh       (or a hub id with REVISION=<commit>)
 # A copy of the data that is there: COCO=/data/coco2017 (annotations, train2017, val2017)
-# Cost by operation count at 100 TFLOP/s: 36 GPU-hours for the images; each DeepLabV3 1.4 (R50) or 1.9 (R101). docs/reproduce.md
+# Cost by operation count at 100 TFLOP/s: 36 GPU-hours for the images; each DeepLabV3 2.9 (R50)
+# or 3.7 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 32.4, R101 34.2, Mask2Former R50 31.0.
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=100. GENERATE and TRAIN hold further overrides.
 source "$(dirname "$0")/setup.sh"

@@ -4,7 +4,7 @@ set -euo pipefail
 : "${MODEL:?give MODEL=<Stable Diffusion 2.1 base: a folder, or a hub id with REVISION=<commit>>}"
 if [ -e "$MODEL" ]; then MODEL=$(realpath "$MODEL"); fi    # a path is meant from where you stand
 if [ -n "${DATA:-}" ]; then DATA=$(realpath -m "$DATA"); fi
-for name in VOC SBD COCO; do
+for name in VOC SBD COCO LISTS; do
   if [ -n "${!name:-}" ]; then printf -v "$name" %s "$(realpath "${!name}")"; fi
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,6 +1,8 @@
 # The part that VOC and COCO share, sourced by runs/voc.sh and runs/coco.sh, which set data, DATA, SHOTS, TOTAL and TRAIN.
 SEEDS=${SEEDS:-0,1,2}
 SEGMENTERS=${SEGMENTERS:-deeplabv3_r50,deeplabv3_r101,mask2former_r50}
+few_list=()    # published few-shot lists: a file for each of SHOTS
+if [ -n "${LISTS:-}" ]; then few_list=(shots_list="$LISTS/\${shots}.txt"); fi
 PAPER_TTA='scales=[0.5,0.75,1,1.25,1.5,1.75] flip=true'
 
 # train <experiment> <segmenter> [overrides]: all seeds, one folder each
@@ -27,8 +29,10 @@ for segmenter in ${SEGMENTERS//,/ }; do
   train "${data}_mixed" "$segmenter" name="${data}_mixed/$run"
   # A few real images after the synthetic ones, and the control: the same images alone, equal total steps.
   few="segmenter=$segmenter,shots=\${shots},seed=\${seed}"
-  train "${data}_finetune" "$segmenter" shots="$SHOTS" name="${data}_finetune/$few" init_from="outputs/${data}_synthetic/$run"
-  train "${data}_real" "$segmenter" shots="$SHOTS" name="${data}_few/$few" data="$data" trainer.max_steps="$TOTAL"
+  train "${data}_finetune" "$segmenter" shots="$SHOTS" name="${data}_finetune/$few" init_from="outputs/${data}_synthetic/$run" \
+    "${few_list[@]}"
+  train "${data}_real" "$segmenter" shots="$SHOTS" name="${data}_few/$few" data="$data" trainer.max_steps="$TOTAL" \
+    "${few_list[@]}"
 done
 for part in synthetic self_training real mixed finetune few; do score "${data}_$part"; done
 python evaluate.py stage=report runs="outputs/${data}_*" data="$data" domains="[$data]" name="$data" data_root="$DATA"

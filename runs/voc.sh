@@ -3,9 +3,12 @@
 # figures in outputs/voc/report.html. Finished parts are skipped when it is run again.
 #   MODEL=/models/sd21-base bash runs/voc.sh        (or a hub id with REVISION=<commit>)
 # Copies of the data that are there: VOC=/data/VOCdevkit/VOC2012 SBD=/data/benchmark_RELEASE/dataset
-# Cost by operation count at 100 TFLOP/s: 18 GPU-hours for the images; each DeepLabV3 0.7 (R50) or 0.9 (R101). docs/reproduce.md
+# Cost by operation count at 100 TFLOP/s: 18 GPU-hours for the images; each DeepLabV3 1.4 (R50)
+# or 1.9 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 61.6, R101 64.8, Mask2Former R50 60.2. Nobody has reproduced 64.8 in public yet.
-# Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides, as TRAIN="trainer.devices=2 batch_size=4".
+# The published few-shot lists: LISTS=<folder of 92.txt, 183.txt, 366.txt, 732.txt> (docs/budget.md)
+# Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides,
+# as TRAIN="trainer.devices=2".
 source "$(dirname "$0")/setup.sh"
 SHOTS=${SHOTS:-92,183,366,732}; TOTAL=24000    # 20,000 synthetic and 4,000 real iterations
 

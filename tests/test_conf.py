@@ -166,9 +166,47 @@ def test_the_papers_settings():
     assert config.instantiate(cfg.masks) == MaskSettings(4, 0.6, 0.1)
     assert (cfg.diffusion.steps, cfg.diffusion.guidance, cfg.diffusion.scheduler, cfg.diffusion.size) == (100, 7.5, None, 512)
     assert cfg.diffusion.negative_prompt.startswith("ugly, tiling, ") and "\n" not in cfg.diffusion.negative_prompt
+    assert cfg.diffusion.truncate and cfg.diffusion.dtype == "float16"
     cfg = compose("train", "experiment=voc_synthetic")
     assert (cfg.trainer.max_steps, cfg.batch_size, cfg.trainer.gradient_clip_val) == (20000, 8, 0.01)
+    assert cfg.trainer.precision == "32-true" and cfg.optimizer.weight_decay == 1e-4
+    assert tuple(cfg.optimizer.betas) == (0.9, 0.999) and cfg.optimizer.warmup == 0
+    cfg = compose("train", "experiment=coco_synthetic", "segmenter=deeplabv3_r101")
+    assert (cfg.trainer.max_steps, cfg.trainer.precision, cfg.batch_size) == (40000, "32-true", 8)
+    assert cfg.segmenter.pretrained == "open-mmlab://resnet101_v1c"
+    assert compose("train", "name=ours").trainer.precision == "bf16-mixed"
     assert (cfg.optimizer.learning_rate, cfg.optimizer.backbone_multiplier, cfg.optimizer.poly_power) == (1e-4, 0.1, 0.9)
+
+
+def test_the_papers_coco_prompts(tmp_path):
+    caption = {"image_id": 7, "caption": "A kitchen in a residence."}
+    write_json(tmp_path / "captions.json", {"annotations": [caption]})
+    categories = [{"id": 81, "name": "sink"}, {"id": 47, "name": "cup"}]
+    objects = [{"image_id": 7, "category_id": c["id"]} for c in categories]
+    content = {"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": objects}
+    write_json(tmp_path / "instances.json", {**content, "categories": categories})
+    files = [f"{kind}={tmp_path}/{kind}.json" for kind in ("captions", "instances")]
+    given = [f"prompts.sources.captions.{file}" for file in files]
+    cfg = compose("generate", "prompts=paper_coco", "data=coco", *given)
+    found = [p.text for p in config.instantiate(cfg.prompts)(config.taxonomy(cfg), 160, 0)]
+    assert found.count("A kitchen in a residence.; cup sink") == 80
+    named = {f"a photo of {name}; {name}" for name in config.taxonomy(cfg).names}
+    assert set(found) == {"A kitchen in a residence.; cup sink", *named}
+    ours = compose("generate", "prompts=coco_captions", *(f"prompts.{file}" for file in files))
+    (prompt,) = config.instantiate(ours.prompts)(config.taxonomy(cfg), 1, 0)
+    assert prompt.text == "A kitchen in a residence; cup sink"
+
+
+def test_the_papers_voc_prompts(tmp_path):
+    row = {"filename": "a.jpg", "caption": "a man and a woman on a couch"}
+    write_json(tmp_path / "captions.json", [row])
+    given = [f"prompts.path={tmp_path}/captions.json", "prompts.exclude_split=null", "data=voc"]
+    for theirs, words in ((True, "person person sofa"), (False, "person sofa")):
+        more = [] if theirs else ["prompts.repeat_classes=false"]
+        cfg = compose("generate", "prompts=paper_voc", *given, *more)
+        (prompt,) = config.instantiate(cfg.prompts)(config.taxonomy(cfg), 1, 0)
+        assert prompt.text == f"a man and a woman on a couch; {words}"
+        assert (prompt.class_prompt, prompt.classes) == (words, ("person", "sofa"))
 
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "diffusion").glob("*.yaml")))
@@ -575,6 +613,7 @@ def test_a_name_that_holds_what_is_swept_is_kept(monkeypatch):
         ("seed=0", "seed=0"), ("shots=16,64", "shots=16,64"), ("--multirun", "--multirun"),
         ("domains=[a=1,b]", "domains=[a=1,b]"), ("images=2024", 'images="2024"'), ("images=null", "images=null"),
         ("unlabelled.images=2024_10", 'unlabelled.images="2024_10"'), ("shots=2024", "shots=2024"),
+        ("shots_list=92", 'shots_list="92"'), ("shots_list=null", "shots_list=null"),
         ("name=Фото für uns", 'name="Фото für uns"'), ("output=Photos (1) & more", 'output="Photos (1) & more"'),
         ("images=[a,b]", "images=[a,b]"), ("images=a,b", "images=a,b"), ("seed=range(0,3)", "seed=range(0,3)"),
     ],
@@ -615,11 +654,25 @@ def test_real_training_sets(data_root):
     [
         (["source=reel"], "source='reel'; allowed: synthetic, real"),
         (["source=synthetic"], "shots=3 has no effect with source=synthetic"),
+        (["source=synthetic", "shots=null", "shots_list=a.txt"], "shots_list=a.txt has no effect"),
+        (["trainer.devices=3"], "batch_size=16: .*3 processes.*a multiple of 3 from 6 on"),
+        (["trainer.devices=[0,1]", "batch_size=2"], "batch_size=2: .*a multiple of 2 from 4 on"),
+        (["trainer.devices=2", "+trainer.num_nodes=3"], "batch_size=16: .*6 processes"),
     ],
 )
 def test_training_sets_that_make_no_sense(data_root, overrides, message):
     with pytest.raises(ValueError, match=message):
         config.training_sets(training(data_root, *overrides))
+
+
+def test_processes_of_a_training(data_root):
+    for overrides, number in (
+        ([], 1), (["trainer.devices=4"], 4), (["trainer.devices=[1,3]"], 2),
+        (["trainer.devices=auto"], 1),
+        (["trainer.devices=2", "+trainer.num_nodes=2"], 4), (["trainer.devices=-1"], 1),
+        (["trainer.devices=4", "device=cuda:1"], 1), (["trainer.devices=4", "device=cuda"], 4),
+    ):  # fmt: skip
+        assert config.training.processes(training(data_root, *overrides)) == number, overrides
 
 
 def test_the_identity_of_a_run_is_what_decides_its_weights(data_root):
@@ -652,6 +705,28 @@ def test_the_record_of_a_real_run(data_root):
     assert record["trained_on"] == {
         "source": "real", "data": "shapes", **images.fingerprint(), "shots": 3, "seed": 0, "after": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("shots", "number"), [("null", 3), ("all", 3), ("2", 2)])
+@pytest.mark.parametrize("source", ["real", "mixed"])
+def test_the_record_of_shots_of_a_list(data_root, synthetic_set, tmp_path, source, shots, number):
+    ids = (data_root / "shapes/ImageSets/Segmentation/train.txt").read_text().split()
+    chosen = [ids[i] for i in (4, 0, 3)]
+    (tmp_path / "3.txt").write_text("".join(f"JPEGImages/{i}.png masks/{i}.png\n" for i in chosen))
+    given = [f"source={source}", f"shots={shots}", synthetic_set]
+    cfg = training(data_root, *given, f"shots_list='{tmp_path}/${{.size}}.txt'", "+size=3")
+    images, _ = config.training_sets(cfg)
+    identity, record = config.training_record(cfg, images)
+    real = images if source == "real" else images.real
+    assert set(real.ids) <= set(chosen) and len(real) == number == record["trained_on"]["shots"]
+    found = identity["trained_on"]["shots_list"]
+    assert (found["file"], found["images"]) == ("3.txt", 3)
+    (tmp_path / "3.txt").write_text("".join(f"{i}\n" for i in ids[:3]))
+    other = config.training_record(cfg, config.training_sets(cfg)[0])[0]
+    assert other["trained_on"]["shots_list"]["ids"] != found["ids"]
+    plain = training(data_root, *given)
+    record = config.training_record(plain, config.training_sets(plain)[0])[1]
+    assert "shots_list" not in record["trained_on"]
 
 
 def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):

@@ -136,15 +136,45 @@ def test_a_step_of_several_batches_is_resumed_at_its_first():
 
 @pytest.mark.parametrize("change", [{"world_size": 2}, {"batch_size": 2}, {"accumulate": 2}])
 def test_a_training_does_not_go_on_with_other_draws(change):
-    state = module().train_dataloader().state_dict()
-    module(global_step=3).train_dataloader().load_state_dict(state)
-    with pytest.raises(ValueError, match=r"written by a training with batch_size=3, processes=1.*Go on with the same number"):
-        module(**change).train_dataloader().load_state_dict(state)
+    state = module(batch_size=4).train_dataloader().state_dict()
+    module(global_step=3, batch_size=4).train_dataloader().load_state_dict(state)
+    wrong = r"written by a training with batch_size=4, processes=1.*Go on with the same number"
+    with pytest.raises(ValueError, match=wrong):
+        module(**{"batch_size": 4, **change}).train_dataloader().load_state_dict(state)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_batch_is_that_of_all_processes_together(processes, accumulate):
+    def steps(processes, **kwargs):
+        how = {"world_size": processes, "batch_size": 12, **kwargs}
+        each = [batches(module(global_rank=rank, **how)) for rank in range(processes)]
+        return [sorted(draw for part in step for draw in part) for step in zip(*each, strict=True)]
+
+    whole = steps(1, accumulate=accumulate)
+    assert [len(step) for step in whole] == [12] * 4 * accumulate
+    assert steps(processes, accumulate=accumulate) == whole
+    assert steps(processes, accumulate=accumulate, global_step=3) == whole[3 * accumulate :]
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(8, 3), (3, 2), (2, 2), (4, 3), (1, 2)])
+def test_a_batch_that_does_not_divide_is_refused(batch_size, processes):
+    data = module(batch_size=batch_size, world_size=processes, tune=Pictures(3))
+    least = rf"{processes} processes.*a multiple of {processes} from {2 * processes} on"
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(ValueError, match=rf"batch_size={batch_size}: .*{least}"):
+            loader()
+
+
+def test_one_process_may_have_one_image():
+    assert [len(batch) for batch in batches(module(batch_size=1))] == [1] * 4
 
 
 @pytest.mark.parametrize(("images", "processes"), [(7, 2), (7, 3), (2, 3), (1, 2), (5, 1)])
 def test_processes_share_the_images_that_are_validated(images, processes):
-    parts = [module(tune=Pictures(images), world_size=processes, global_rank=r).val_dataloader() for r in range(processes)]
+    how = {"world_size": processes, "batch_size": 2 * processes}
+    modules = [module(tune=Pictures(images), global_rank=r, **how) for r in range(processes)]
+    parts = [each.val_dataloader() for each in modules]
     found = [[int(image[0, 0, 0]) for batch, _ in part for image in batch] for part in parts]
     assert [i for part in found for i in part] == list(range(images))
     sizes = [len(part) for part in found]
@@ -152,7 +182,7 @@ def test_processes_share_the_images_that_are_validated(images, processes):
 
 
 def test_two_processes_see_different_batches():
-    first, second = (batches(module(world_size=2, global_rank=rank)) for rank in (0, 1))
+    first, second = (batches(module(world_size=2, global_rank=r, batch_size=6)) for r in (0, 1))
     assert len(first) == len(second) == 4
     assert sorted(d for b in first + second for d in b) == sorted(draws(length=24))
 

@@ -18,6 +18,7 @@ from dd.datasets import (
     read_coloured_mask,
     read_image,
     read_labelled,
+    read_list,
     read_mask,
     read_split,
     write_split,
@@ -165,6 +166,76 @@ def test_shots_are_nested_and_chosen_by_the_seed(seed):
 def test_impossible_numbers_of_shots(root, shots):
     with pytest.raises(ValueError, match=rf"shots={shots}, but the split holds 5 images; choose 1 to 5"):
         SegmentationFolder(root, "train", PETS, shots=shots)
+
+
+@pytest.fixture
+def listed(root, tmp_path):
+    """``listed(*lines, **kwargs)``: the training images of ``root`` that these lines name."""
+
+    def read(*lines, **kwargs):
+        (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
+        kwargs = {"shots_list": str(tmp_path / "list.txt"), **kwargs}
+        return SegmentationFolder(root, "train", PETS, **kwargs)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["pet_3", "pet_1"],
+        ["", "pet_3  ", "pet_1 -1", ""],
+        ["JPEGImages/pet_3.jpg SegmentationClass/pet_3.png", "JPEGImages/pet_1.jpg m/pet_1.png"],
+        ["/data/VOC/JPEGImages/pet_3.jpg /data/VOC/SegmentationClass/pet_3.png", "./pet_1.png"],
+        ["pet_3.jpg\r", "pet_1.jpg\r"],
+    ],
+)
+def test_shots_are_chosen_from_a_list(listed, lines):
+    data = listed(*lines)
+    assert data.ids == ["pet_3", "pet_1"] and len(data[0]) == 2
+    same = listed("pet_3", "pet_1").listed
+    assert data.listed == same and same.keys() == {"file", "images", "ids"}
+    assert (same["file"], same["images"]) == ("list.txt", 2)
+    assert listed("pet_3", "pet_2").listed["ids"] != same["ids"]
+
+
+def test_fewer_shots_than_a_list_names(listed):
+    names = [f"pet_{i}" for i in (4, 0, 2)]
+    for seed in range(3):
+        whole = choose_shots(names, 3, seed)
+        assert listed(*names, shots=3, seed=seed).ids == whole
+        assert listed(*names, shots=2, seed=seed).ids == whole[:2]
+    assert listed(*names, shots=2).listed["images"] == 3
+    with pytest.raises(ValueError, match=r"shots=4, but list.txt names 3 images; choose 1 to 3"):
+        listed(*names, shots=4)
+
+
+def test_a_list_finds_ids_with_folders_blanks_and_dots(root, tmp_path):
+    names = ["a b", "a", "x/y.v2", "y.v2"]
+    (tmp_path / "list.txt").write_text("a b\nJPEGImages/x/y.v2.jpg m.png\ny.v2.png\na\n")
+    found, _ = read_list(tmp_path / "list.txt", names, "train")
+    assert found == ["a b", "x/y.v2", "y.v2", "a"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "names no image"),
+        (["pet_1", "JPEGImages/pet_1.jpg x.png"], "line 2 names pet_1 again"),
+        (["pet_1", "dog_7", "m/dog_8.jpg"], "2 of its 3 lines name no image .*'train'.*'dog_7'"),
+    ],
+)
+def test_lists_that_do_not_fit(listed, lines, message):
+    with pytest.raises(ValueError, match=message):
+        listed(*lines)
+
+
+def test_a_list_that_is_not_there_or_no_text(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"shots_list=.*92.txt: no such file"):
+        SegmentationFolder(root, "train", PETS, shots_list=str(tmp_path / "92.txt"))
+    (tmp_path / "92.txt").write_bytes(b"pet_1\n\xff\n")
+    with pytest.raises(ValueError, match="92.txt is no text in UTF-8"):
+        SegmentationFolder(root, "train", PETS, shots_list=str(tmp_path / "92.txt"))
 
 
 def test_a_folder_of_shots(root):

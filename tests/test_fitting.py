@@ -98,7 +98,7 @@ def training(tiny_segmenter, toy_data, make_trainer):
         module = Segmentation(segmenter, ["background", "cat", "dog"], learning_rate=0.05, teacher=teacher)
         parts = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), every), *callbacks]
         trainers = lambda: make_trainer(folder, STEPS, parts, **(VALIDATED if tune else {}), **trainer)  # noqa: E731
-        data = toy_data(tune=tune)
+        data = toy_data(tune=tune, batch_size=2 * trainer.get("devices", 1))
         data.photos = photos
         return train(folder, module, data, trainers, {"seed": 0}, RECORD)
 
@@ -455,4 +455,4 @@ def test_a_training_of_two_processes_does_not_go_on_with_one(training, tmp_path)
     folder, settings = tmp_path / "run", {**TOGETHER, "callbacks": [Signal(signal.SIGTERM, 2)]}
     forked(lambda: training(folder, **settings), 2)
     ((code, said),) = forked(lambda: training(folder))
-    assert code == 1 and "ValueError: the checkpoint was written by a training with batch_size=2, processes=2" in said
+    assert code == 1 and "ValueError: the checkpoint was written by a training with batch_size=4, processes=2" in said

@@ -68,6 +68,33 @@ def test_the_longest_name_wins(caption, expected):
     assert list(VOC.find(caption)) == expected
 
 
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a couple with two kids", ["person"]),
+        ("couples on a couch", ["person", "sofa"]),
+        ("a bride and a groom, cyclists, police", ["person"]),
+        ("a pug beside pigeons", ["dog", "bird"]),
+        ("a Porsche and two ferraris", ["car"]),
+        ("potted flowers on a table", ["potted plant", "dining table"]),
+        ("a couple of dogs", ["dog"]),
+        ("a couple of men with a couple of cows", ["person", "cow"]),
+        ("a police officer on a police motorcycle", ["person", "motorbike"]),
+        ("police cars, a police van", ["car"]),
+        ("a police horse and a police dog", ["horse", "dog"]),
+        ("police boats, police buses", ["boat", "bus"]),
+        ("two men", ["person"]),
+    ],
+)
+def test_nouns_of_the_authors_prompts(caption, expected):
+    assert list(VOC.find(caption)) == expected
+
+
+def test_a_couple_of_is_a_number_even_where_a_couple_is_a_class():
+    find = ClassNouns(Taxonomy("n", ["couple", "chair"])).find
+    assert find("a couple of chairs") == ("chair",) and find("a couple") == ("couple",)
+
+
 def test_phrases_with_another_meaning():
     with_phrases = ClassNouns(taxonomy("voc"), ["hot dog", "power plant"])
     assert with_phrases.find("a hot dog and hot dogs near power plants") == ()

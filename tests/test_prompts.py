@@ -8,6 +8,7 @@ from dd.prompts import (
     Prompt,
     appended_from,
     check_classes,
+    class_words,
     find_words,
     make_prompt,
     repeats,
@@ -43,6 +44,15 @@ def test_class_words_are_appended_once():
 
 def test_repeated_classes_count_once():
     assert make_prompt("two men", ["person", "person", "sofa", "person"]).class_prompt == "person sofa"
+
+
+def test_repeated_classes_are_kept_where_they_are_asked_for():
+    words, classes = "person person sofa", ("person", "sofa")
+    expected = Prompt(f"two men on a couch; {words}", words, classes)
+    assert make_prompt("two men on a couch", words.split(), repeat=True) == expected
+    assert make_prompt(expected.text, words.split(), repeat=True) == expected
+    without = make_prompt(expected.text, words.split(), append=False, repeat=True)
+    assert without == Prompt("two men on a couch", words, classes)
 
 
 def test_captions_in_circulation_repeat_their_classes_and_are_not_appended_to():
@@ -228,7 +238,52 @@ def test_a_class_cut_off_by_the_limit_is_refused(tokenizer):
     assert len(token_spans(text, ["gold ring"], whole)[0]) >= 2
 
 
+def spelled(tokenizer, text, positions):
+    ids = tokenizer(text).input_ids
+    pieces = tokenizer.convert_ids_to_tokens([ids[p] for p in positions])
+    return "".join(pieces).replace("</w>", " ").strip()
+
+
+@pytest.mark.parametrize("caption", ["a photo of things", "two gold rings, a dog with a dog; nice"])
+def test_each_mention_of_a_repeated_class_is_read(tokenizer, caption):
+    mentions = ["gold ring", "dog", "gold ring", "hot dog", "dog", "dog"]
+    prompt = make_prompt(caption, mentions, repeat=True)
+    assert prompt.classes == ("gold ring", "dog", "hot dog")
+    words = class_words(prompt.class_prompt, prompt.classes)
+    assert list(words) == mentions
+    for text, start in (
+        (prompt.class_prompt, 0),
+        (prompt.text, appended_from(prompt.text, prompt.class_prompt)),
+    ):
+        spans = token_spans(text, words, offsets(tokenizer, text), start)
+        found = [spelled(tokenizer, text, positions) for positions in spans]
+        assert found == ["gold ring gold ring", "dog dog dog", "hot dog"]
+        assert all(len(set(positions)) == len(positions) for positions in spans)
+
+
+def test_one_word_that_stands_for_two_mentions_counts_once(tokenizer):
+    text = "a dog on a car"
+    once = token_spans(text, ["dog", "car"], offsets(tokenizer, text))
+    assert token_spans(text, ["dog", "dog", "car"], offsets(tokenizer, text)) == once
+
+
 # Class prompts, lists of prompts
+
+
+@pytest.mark.parametrize(
+    ("class_prompt", "classes", "expected"),
+    [
+        ("person sofa", ("person", "sofa"), ["person", "sofa"]),
+        ("person person sofa", ("person", "sofa"), ["person", "person", "sofa"]),
+        ("hot dog dog hot dog", ("hot dog", "dog"), ["hot dog", "dog", "hot dog"]),
+        ("dog hot dog dog", ("dog", "hot dog"), ["dog", "hot dog", "dog"]),
+        ("dining table", ("dining", "table"), ["dining", "table"]),
+        ("table dining table", ("dining table", "table"), ["dining table", "table"]),  # other order
+        ("M8 bolt (steel) M8 bolt (steel)", ("M8 bolt (steel)",), ["M8 bolt (steel)"] * 2),
+    ],
+)
+def test_classes_as_often_as_the_class_prompt_names_them(class_prompt, classes, expected):
+    assert list(class_words(class_prompt, classes)) == expected
 
 
 def test_class_prompts_are_split_by_the_longest_name():

@@ -11,7 +11,8 @@ import pytest
 from dd import config
 
 ROOT = Path(__file__).parent.parent
-STUB = '#!/usr/bin/env bash\n[ "$1" = -c ] || { printf "%q " "$@"; echo; } >>"$CALLS"\n'
+# One write for each call: some scripts make several at a time.
+STUB = '#!/usr/bin/env bash\n[ "$1" = -c ] || echo "$(printf "%q " "$@")" >>"$CALLS"\n'
 
 
 @pytest.fixture
@@ -54,6 +55,14 @@ TRAININGS = {"demo.sh": 3, "shapes.sh": 3 + 2 * 2 * 4 * 3 + 10 * 3, "site.sh": 1
 def test_every_command_of_the_embedded_benchmark(calls, script, trainings):
     made = calls(script)
     assert sum(call[0] == "train.py" for call in made) == trainings
+    check(made)
+
+
+def test_published_lists_are_handed_to_the_trainings_with_few_images(calls):
+    made = calls("voc.sh", MODEL="m", SEGMENTERS="deeplabv3_r50", LISTS="my lists", DATA="data")
+    listed = [call for call in made if any(a.endswith("/my lists/${shots}.txt") for a in call)]
+    assert {c[2] for c in listed} == {"experiment=voc_finetune", "experiment=voc_real"}
+    assert all("shots=92,183,366,732" in call for call in listed) and len(listed) == 2
     check(made)
 
 

@@ -23,7 +23,7 @@ from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.locks import Busy
 
 CONF = Path(__file__).parents[2] / "conf"
-PATHS = ("images", "list", "output", "run")  # last part of a key: its value is a file or folder
+PATHS = ("images", "list", "output", "run", "shots_list")  # last part of a key of a file or folder
 
 
 def swept_name(cfg, overrides: list[str]) -> str:

@@ -13,7 +13,7 @@ from dd.budget import RECIPES, Job, Plan, choice_shots
 from dd.config.command import CONF
 from dd.config.objects import plain, real_data, taxonomy
 from dd.config.training import training_sets, training_style
-from dd.config.tuning import one_device, study_identity
+from dd.config.tuning import as_given, one_device, study_identity
 from dd.datasets import SegmentationFolder
 from dd.samples import read_records
 
@@ -24,7 +24,7 @@ JUDGED = ("trainer.limit_val_batches=1.0", "trainer.val_check_interval=null", "t
 
 def _given() -> dict[str, str]:
     """{key: override} of this command, without those that say which study it is."""
-    keys = {o.lstrip("+~").partition("=")[0]: o for o in HydraConfig.get().overrides.task}
+    keys = {o.lstrip("+~").partition("=")[0]: o for o in as_given()}
     return {k: o for k, o in keys.items() if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")}
 
 
@@ -44,6 +44,7 @@ def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None
         raise ValueError(f"{', '.join(detail)} would change every domain; write a file in conf/data for each of them")
     data = HydraConfig.get().runtime.choices["data"] if own else domain
     fixed = [f"experiment={experiment}", f"data={data}", "stage=segmenter", "hold_out=null"]
+    fixed += ["shots_list=null"] if recipe == "synthetic" else []
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         drawn = search.override("synthetic", draw or cfg.synthetic)

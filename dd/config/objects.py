@@ -92,10 +92,11 @@ def device(cfg) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def real_data(cfg, split: str, shots: int | None = None) -> SegmentationFolder:
-    """Images and masks of one split of the data group."""
+def real_data(cfg, split: str, shots: int | None = None, shots_list=None) -> SegmentationFolder:
+    """Images and masks of one split of the data group; ``shots`` of them, or of those of a list."""
     images = plain(cfg.data).get("images")  # a folder, a list of them, or null: where the data set itself says
-    return SegmentationFolder(cfg.data.root, split, taxonomy(cfg), cfg.data.masks, shots, cfg.seed, images)
+    which = shots, cfg.seed, images, shots_list
+    return SegmentationFolder(cfg.data.root, split, taxonomy(cfg), cfg.data.masks, *which)
 
 
 def segmenter_of(run: dict, trusted: bool = False):

@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 
 from dd.config.objects import device, instantiate, plain, real_data, taxonomy, trained_run
-from dd.datamodule import Mixture, hold_out
+from dd.datamodule import Mixture, hold_out, per_process
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_json
@@ -25,16 +25,30 @@ def seed_everything(seed: int) -> None:
     seed_all(seed, verbose=False)
 
 
+def processes(cfg) -> int:
+    """Processes of a training as far as its configuration tells: devices times nodes. 1 for auto
+    and -1, which Lightning resolves (the loader's own check comes later then)."""
+    devices, number = plain(cfg)["trainer"]["devices"], 1
+    if cfg.device == "auto" or torch.device(cfg.device).index is None:
+        number = len(devices) if isinstance(devices, list) else devices
+    known = type(number) is int and number > 0
+    return (number if known else 1) * (cfg.trainer.get("num_nodes") or 1)
+
+
 def training_sets(cfg):
     """(training set, tune set or None) of a train configuration. The tune set is ``hold_out`` images of the training set
     (of its real part in mixed training), or the data's tune split; nothing is held out when nothing is validated."""
+    per_process(cfg.batch_size, processes(cfg))
     if cfg.source not in SOURCES:
         raise ValueError(f"source={cfg.source!r}; allowed: {', '.join(SOURCES)}")
     if cfg.source == "synthetic" and cfg.shots not in (None, "all"):
         raise ValueError(f"shots={cfg.shots} has no effect with source=synthetic; use source=real or source=mixed")
+    if cfg.source == "synthetic" and cfg.shots_list is not None:
+        raise ValueError(f"shots_list={cfg.shots_list} has no effect with source=synthetic")
     real = synthetic = tune = None
     if cfg.source != "synthetic":
-        real = real_data(cfg, cfg.data.train_split, None if cfg.shots in (None, "all") else cfg.shots)
+        shots = None if cfg.shots in (None, "all") else cfg.shots
+        real = real_data(cfg, cfg.data.train_split, shots, cfg.shots_list)
     if cfg.source != "real":
         synthetic = SegmentationFolder(cfg.synthetic, cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks)
     if holds_out(cfg) and real is not None:
@@ -119,7 +133,9 @@ def _chosen_list(images) -> dict:
 def training_record(cfg, images, tune=None, photos=None, style: Style | None = None) -> tuple[dict, dict]:
     """(identity, record) of a training run: what makes it another run, and what evaluation must know of it. ``photos``: the
     unlabelled ones of self-training."""
-    shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
+    listed = getattr(images, "real", images).listed
+    shots = (listed["images"] if listed else "all") if cfg.shots in (None, "all") else cfg.shots
+    shots = None if cfg.source == "synthetic" else shots
     if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
         raise FileNotFoundError(
             f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
@@ -131,6 +147,8 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
     }  # fmt: skip
     if cfg.source != "synthetic":
         trained_on["data"] = cfg.data.name  # the name that reports know it by; "root" may be any folder
+    if listed:
+        trained_on["shots_list"] = listed
     if cfg.source == "synthetic":
         trained_on |= {"mask_settings": _mask_settings(images), **_chosen_list(images)}
     if cfg.source == "mixed":

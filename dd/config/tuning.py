@@ -40,6 +40,11 @@ def check_tuning(cfg) -> None:
     one_device(cfg, "a trial trains on one device; start the same command once for each")
 
 
+def as_given() -> list[str]:
+    """The overrides of this command as they were written: a ``${seed}`` is that of each run."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+
+
 def one_device(cfg, why: str) -> None:
     devices = cfg.trainer.devices
     if devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
@@ -65,6 +70,7 @@ def study_identity(cfg, space: dict) -> dict:
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm")}
     loose = ("default_root_dir", "callbacks", "accelerator", "devices", "log_every_n_steps", "enable_progress_bar")
     used = {"style": cfg.style.kind, "self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
+    used["shots_list"] = cfg.shots_list
     for key in (k for k, v in used.items() if not v):  # a study begun before there were such keys is still the same study
         node.pop(key)
     node["trainer"] = {k: v for k, v in node["trainer"].items() if k not in loose}
@@ -75,7 +81,7 @@ def study_identity(cfg, space: dict) -> dict:
 
 def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
     """The configuration of one trial: the overrides of this command, then the trial's own."""
-    given = [o for o in HydraConfig.get().overrides.task if not re.match(r"[+~]*(name|stage|tune)\b", o)]
+    given = [o for o in as_given() if not re.match(r"[+~]*(name|stage|tune)\b", o)]
     together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]
     if check_only:
         return check_overrides("train", together)

@@ -11,7 +11,7 @@ from dd.diffusion import loading, memory, speed
 from dd.diffusion.adapter import find_adapter, merge
 from dd.diffusion.recorder import AttentionRecorder, attention_sides, choose_side
 from dd.masks import flat
-from dd.prompts import token_spans, word_places
+from dd.prompts import class_words, token_spans, word_places
 
 SWITCH = {"on": True, "off": False, True: True, False: False}  # YAML reads a bare on as true
 WORDS = ("appended", "caption")  # of the full prompt, at which its attention can be read
@@ -43,9 +43,11 @@ class StableDiffusion:
     is read in each so-manieth step only, from the first on. ``safety_checker``: the checkpoint's
     own, ``on`` or ``off``.
     ``vae_slicing`` and ``offload`` (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
-    ``compile`` (:mod:`dd.diffusion.speed`) save time and round otherwise. ``licence`` and ``link``: of the weights, for
-    the data card. ``adapter``: a run folder of train.py or a file of LoRA weights, added ``adapter_weight`` times to the
-    checkpoint's own (:mod:`dd.diffusion.adapter`).
+    ``compile`` (:mod:`dd.diffusion.speed`) save time and round otherwise. ``truncate``:
+    pixels become bytes by cutting off what is behind the point, not by rounding. ``licence`` and
+    ``link``: of the weights, for the data card. ``adapter``: a run folder of train.py or a file of
+    LoRA weights, added ``adapter_weight`` times to the checkpoint's own
+    (:mod:`dd.diffusion.adapter`).
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class StableDiffusion:
         link: str | None = None,
         adapter: str | None = None,
         adapter_weight: float = 1.0,
+        truncate: bool = False,
     ):
         if adapter is None and adapter_weight != 1:
             raise ValueError(
@@ -97,7 +100,7 @@ class StableDiffusion:
             raise ValueError(f"diffusion.capture_every={capture_every!r}: expected a whole number from 1 to steps={steps}")
         checker = SWITCH[safety_checker]
         self.device, self.steps, self.guidance, self.negative_prompt = device, steps, guidance, negative_prompt
-        self.max_power, self.full_prompt = max_power, full_prompt
+        self.max_power, self.full_prompt, self.truncate = max_power, full_prompt, truncate
         self.cross_layers, self.cross_heads, self.capture_every = cross_layers, cross_heads, capture_every
         self.terms = TERMS.get(model) or {"licence": licence, "link": link}
         self.checkpoint = loading.find(model, revision, variant, checker, require_revision)
@@ -131,6 +134,7 @@ class StableDiffusion:
         self.settings |= {"cross_layers": cross_layers} if cross_layers is not None else {}
         self.settings |= {"cross_heads": cross_heads} if cross_heads is not None else {}
         self.settings |= {"capture_every": capture_every} if capture_every > 1 else {}
+        self.settings |= {"truncate": True} if truncate else {}
         if found is not None:
             self.settings |= {"adapter_sha256": found.sha256(), "adapter_weight": float(adapter_weight)}
         if vae_slicing:
@@ -173,25 +177,29 @@ class StableDiffusion:
 
     def spans(self, sample) -> dict[str, list[list[int]]]:
         """Token positions of each class of a sample by source (``dd.masks.SOURCES``), those of the
-        full prompt as far as they are captured.
+        full prompt as far as they are captured; those of all its words where a class is appended
+        more than once.
 
         ValueError for a class word that is missing or cut off by the token limit.
         """
-        spans = {"class_prompt": token_spans(sample.class_prompt, sample.classes, self._offsets(sample.class_prompt))}
+        words = class_words(sample.class_prompt, sample.classes)
+        offsets = self._offsets(sample.class_prompt)
+        spans = {"class_prompt": token_spans(sample.class_prompt, words, offsets)}
         if self.full_prompt:
             places = word_places(sample.prompt, sample.class_prompt)
             offsets = self._offsets(sample.prompt)
-            for words in places if self.full_prompt is True else [self.full_prompt]:
-                if words not in places:
+            for where in places if self.full_prompt is True else [self.full_prompt]:
+                if where not in places:
                     raise ValueError(
                         f"no class words are appended to {sample.prompt!r}: prompts.append=true "
                         "appends them, diffusion.full_prompt=caption reads the caption's own"
                     )
+                read = words if where == "appended" else sample.classes
                 try:
-                    found = token_spans(sample.prompt, sample.classes, offsets, *places[words])
+                    found = token_spans(sample.prompt, read, offsets, *places[where])
                 except ValueError as error:
-                    raise ValueError(f"full_prompt_{words}: {error}") from None
-                spans[f"full_prompt_{words}"] = found
+                    raise ValueError(f"full_prompt_{where}: {error}") from None
+                spans[f"full_prompt_{where}"] = found
         return spans
 
     @torch.no_grad()
@@ -263,7 +271,7 @@ class StableDiffusion:
                 output_type="pt", callback_on_step_end=after_step,
             )  # fmt: skip
         heat = self._heat(recorder, spans) if capture else []
-        pixels, finite, constant = eight_bit(made.images)
+        pixels, finite, constant = eight_bit(made.images, self.truncate)
         return pixels, heat, faults(finite, constant, heat, getattr(made, "nsfw_content_detected", None))
 
     @torch.no_grad()
@@ -299,11 +307,13 @@ class StableDiffusion:
         return latents.to(self.unet.dtype)
 
 
-def eight_bit(images_BCHW: torch.Tensor) -> tuple[np.ndarray, list[bool], list[bool]]:
-    """(uint8 [B, H, W, C] of images in [0, 1], whether each is finite, whether each is of one colour); on the images' device,
-    which then sends a byte for each value."""
+def eight_bit(images_BCHW: torch.Tensor, truncate: bool = False):
+    """(uint8 [B, H, W, C] of images in [0, 1], rounded or with ``truncate`` cut off; whether each
+    is finite [bool]; whether each is of one colour [bool]); on the images' device, which then sends
+    a byte for each value."""
     finite = images_BCHW.isfinite().flatten(1).all(1)
-    pixels = (images_BCHW.float().nan_to_num(0, 1, 0) * 255).round().to(torch.uint8)
+    values = images_BCHW.float().nan_to_num(0, 1, 0) * 255
+    pixels = (values if truncate else values.round()).to(torch.uint8)
     constant = (pixels == pixels[:, :, :1, :1]).flatten(1).all(1)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.tolist(), constant.tolist()
 

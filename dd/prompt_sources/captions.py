@@ -17,7 +17,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption, its classes in prompt order, and the image it describes where the source says so."""
+    """One caption, its classes in prompt order (one that is named twice may stand there twice), and
+    the image it describes where the source says so."""
 
     text: str
     classes: tuple[str, ...]
@@ -92,7 +93,7 @@ def keep(captions: Iterable[Caption], exclude_split: str | None, drop_similar: f
             kept.append(caption)
     if drop_similar is not None:
         for i, caption in enumerate(kept):
-            groups[caption.classes].append(i)
+            groups[tuple(dict.fromkeys(caption.classes))].append(i)
         answers = {}
         for members in groups.values():
             answers |= zip(members, similar_to([kept[i].text for i in members], drop_similar), strict=True)
@@ -135,13 +136,20 @@ class CaptionFile:
     """Prompts from a JSON list or JSON lines of ``{"caption", "classes": [...]}``; the file format in circulation for the
     method, ``{"filename", "caption", "class_prompt"}`` with the classes already appended, is read too.
 
-    ``exclude_split``, ``drop_similar``: see :func:`keep`.
+    ``exclude_split``, ``drop_similar``: see :func:`keep`. ``repeat_classes``: a class that an entry
+    names twice has its words twice (:func:`dd.prompts.make_prompt`).
     """
 
     def __init__(
-        self, path: str, append: bool = True, exclude_split: str | None = None, drop_similar: float | None = None
-    ):  # fmt: skip
+        self,
+        path: str,
+        append: bool = True,
+        exclude_split: str | None = None,
+        drop_similar: float | None = None,
+        repeat_classes: bool = False,
+    ):
         self.path, self.append, self.exclude_split, self.drop_similar = path, append, exclude_split, drop_similar
+        self.repeat_classes = repeat_classes
 
     def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
         captions = []
@@ -151,7 +159,9 @@ class CaptionFile:
             except ValueError as error:
                 raise ValueError(f"{self.path}, entry {i}: {error}") from None
         captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
-        return Prompts(draw([make_prompt(c.text, c.classes, self.append) for c in captions], number, seed), dropped)
+        how = self.append, self.repeat_classes
+        prompts = [make_prompt(c.text, c.classes, *how) for c in captions]
+        return Prompts(draw(prompts, number, seed), dropped)
 
 
 class NounCaptions:
@@ -160,7 +170,9 @@ class NounCaptions:
 
     ``path``: JSON list or JSON lines of ``{"caption", "filename"}``. ``exclude_split``: file that lists the images whose
     captions are left out; None is the paper's setting, which used captions of validation images. ``drop_similar``: see
-    :func:`keep`. ``number`` of the repeated prompts are chosen by the seed, None or 0: all.
+    :func:`keep`. ``repeat_classes``: each mention of a class has its words in the prompt, as in the
+    authors' list; else each class once. ``number`` of the repeated prompts are chosen by the seed,
+    None or 0: all.
     """
 
     def __init__(
@@ -171,16 +183,19 @@ class NounCaptions:
         exclude_split: str | None = None,
         drop_similar: float | None = None,
         other_meanings: Iterable[str] = (),
+        repeat_classes: bool = False,
     ):
         if at_least < 1:
             raise ValueError(f"prompts.at_least={at_least}: 1 (no balancing) or more prompts of each class")
         self.path, self.at_least, self.append = path, at_least, append
         self.exclude_split, self.drop_similar, self.other_meanings = exclude_split, drop_similar, other_meanings
+        self.repeat_classes = repeat_classes
 
     def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
         nouns, texts = ClassNouns(taxonomy, self.other_meanings), [(nouns_alone(r), r) for r in read_rows(self.path)]
-        captions = (Caption(text, nouns.find(text), row.get("filename")) for text, row in texts)
+        captions = (Caption(text, nouns.mentions(text), row.get("filename")) for text, row in texts)
         captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
-        prompts = [make_prompt(c.text, c.classes, self.append) for c in captions]
+        how = self.append, self.repeat_classes
+        prompts = [make_prompt(c.text, c.classes, *how) for c in captions]
         times = repeats([c.classes for c in captions], self.at_least)
         return Prompts(draw([p for p, n in zip(prompts, times, strict=True) for _ in range(n)], number, seed), dropped)

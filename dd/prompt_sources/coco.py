@@ -62,7 +62,7 @@ class CocoCaptions:
     """Prompts from ``captions_*.json`` and ``instances_*.json`` of the same COCO split; images without a class are dropped.
 
     An image gives its second caption when every image has given one. ``exclude_split``, ``drop_similar``: see
-    :func:`dd.prompt_sources.captions.keep`.
+    :func:`dd.prompt_sources.captions.keep`. ``full_stop``: captions keep theirs.
     """
 
     def __init__(
@@ -72,9 +72,11 @@ class CocoCaptions:
         append: bool = True,
         exclude_split: str | None = None,
         drop_similar: float | None = None,
+        full_stop: bool = False,
     ):
         self.captions, self.instances, self.append = captions, instances, append
         self.exclude_split, self.drop_similar = exclude_split, drop_similar
+        self.full_stop = full_stop
 
     def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
         classes, files = image_classes(self.instances, taxonomy)
@@ -87,7 +89,9 @@ class CocoCaptions:
                 f"{self.captions} does not match {self.instances}: {len(strange)} images with captions are not listed there, "
                 f"such as image_id {strange[:5]}. Both files must be of one split"
             )
-        captions = (Caption(plain(r["caption"]), classes[r["image_id"]], files[r["image_id"]]) for r in rows)
+        text = one_line if self.full_stop else plain
+        told = [(text(row["caption"]), row["image_id"]) for row in rows]
+        captions = (Caption(caption, classes[i], files[i]) for caption, i in told)
         captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
         prompts, of_image = [make_prompt(c.text, c.classes, self.append) for c in captions], defaultdict(list)
         for i, caption in enumerate(captions):
@@ -96,9 +100,13 @@ class CocoCaptions:
         return Prompts([prompts[order[i % len(order)]] for i in range(number or len(order))], dropped)
 
 
+def one_line(caption) -> str:
+    return " ".join(str(caption).split())
+
+
 def plain(caption) -> str:
     """A caption on one line, without its full stop: class words follow it."""
-    return " ".join(str(caption).split()).rstrip(" .")
+    return one_line(caption).rstrip(" .")
 
 
 def rounds(groups: list[list[int]], seed: int) -> list[int]:

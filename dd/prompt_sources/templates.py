@@ -22,7 +22,8 @@ class TemplatePrompts:
     (:func:`dd.prompt_sources.groups.read_groups`); a prompt has fewer classes where equal numbers ask for it.
     ``amounts``: how many of each thing, drawn from this list of numbers or words (2: "two apples", "several": "several
     apples"). ``materials``: {class: adjectives}, one is drawn for each thing of the class. ``plural_names``: {class: plural}
-    where the rules of English (:func:`dd.nouns.plurals`) are wrong. ValueError for settings that do not fit together.
+    where the rules of English (:func:`dd.nouns.plurals`) are wrong. ``article``: a single thing has
+    "a" or "an". ValueError for settings that do not fit together.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class TemplatePrompts:
         amounts: list[int | str] | None = None,
         materials: Mapping[str, list[str]] | None = None,
         plural_names: Mapping[str, str] | None = None,
+        article: bool = True,
     ):
         if not templates or not counts:
             raise ValueError("prompts: templates and counts must not be empty")
@@ -52,7 +54,7 @@ class TemplatePrompts:
         for template in templates:
             _check_template(template, conditions)
         self.templates, self.conditions, self.counts, self.append = templates, conditions, counts, append
-        self.groups, self.amounts = groups, amounts
+        self.groups, self.amounts, self.article = groups, amounts, article
         self.materials, self.plural_names = materials or {}, plural_names or {}
 
     def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
@@ -81,7 +83,7 @@ class TemplatePrompts:
         amount = self.amounts[rng.integers(len(self.amounts))] if self.amounts else 1
         if amount != 1:
             return f"{NUMBER_WORDS.get(amount, amount)} {adjective}{self.plural_names.get(name) or plurals(name)[0]}"
-        return indefinite(adjective + name)
+        return indefinite(adjective + name) if self.article else adjective + name
 
 
 def indefinite(noun: str) -> str:

@@ -124,6 +124,19 @@ def test_bytes_of_an_image_are_rounded_as_pillow_is_given_them_elsewhere(dtype):
     assert finite == [True, False] and np.array_equal(pixels[0], expected[0]) and pixels[1, 2, 3, 0] == 255
 
 
+def test_bytes_of_an_image_are_truncated_where_that_is_asked_for(model, made, samples, changed):
+    images = torch.tensor([0.0, 0.9, 0.5, 0.999, 1.0, 0.0038]).view(1, 1, 1, 6)
+    assert eight_bit(images)[0].ravel().tolist() == [0, 230, 128, 255, 255, 1]
+    assert eight_bit(images, truncate=True)[0].ravel().tolist() == [0, 229, 127, 254, 255, 0]
+    assert "truncate" not in model.identity()
+    changed(truncate=True)
+    pixels, heat, _ = model.generate(samples)
+    step = made[0].astype(int) - pixels
+    assert set(np.unique(step)) == {0, 1} and 0.4 < step.mean() < 0.6
+    for maps, before in zip(heat, made[1], strict=True):
+        assert maps["class_prompt"].tobytes() == before["class_prompt"].tobytes()
+
+
 def test_overflow_and_constant_images_are_named(model, made, samples, monkeypatch):
     decode = model.pipe.vae.decode
 
@@ -208,6 +221,21 @@ def test_spans_point_at_the_class_words(model, samples):
             assert spelled == list(sample.classes)
         caption = len(model.pipe.tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
         assert min(spans["full_prompt_appended"])[0] > caption >= max(spans["full_prompt_caption"])[-1]
+
+
+def test_each_mention_of_a_repeated_class_is_read(model, made, changed, sides):
+    prompt = make_prompt("a tire, a tire and an apple", ["tire", "tire", "apple"], repeat=True)
+    (sample,) = make_plan([prompt], taxonomy("shapes"), 0, 1)
+    assert sample.prompt.endswith("; tire tire apple") and sample.classes == ("tire", "apple")
+    tokenizer, spans = model.pipe.tokenizer, model.spans(sample)
+    for text, positions in ((sample.class_prompt, "class_prompt"), (sample.prompt, "full_prompt_appended")):
+        ids = tokenizer(text).input_ids
+        spelled = [tokenizer.decode([ids[p] for p in span]).strip() for span in spans[positions]]
+        assert spelled == ["tire tire", "apple"]
+        assert all(len(set(span)) == len(span) for span in spans[positions])
+    assert min(spans["full_prompt_appended"][0]) > len(tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
+    ((heat,), (bad,)) = model.generate([sample])[1:]
+    assert bad is None and all(maps.shape == (2, 4, sides[1], sides[1]) for maps in heat.values())
 
 
 def sample_of(caption, classes, append=True):

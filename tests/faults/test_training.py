@@ -113,7 +113,7 @@ def test_a_training_that_is_killed_at_random_moments(data, straight, tmp_path, s
 @pytest.mark.full
 def test_two_devices(data, tmp_path):
     """Lightning starts the second process itself: the command once more."""
-    two = ("trainer.devices=2",)
+    two = ("trainer.devices=2", "batch_size=4")
     out, err = finish(data, tmp_path / "whole", *two)
     assert out.count("steps in") == 1 and "sync_dist" not in err
     assert len(list((tmp_path / "whole").glob("metrics*.csv"))) == 1 and read_json(tmp_path / "whole/run.json")["steps"] == 30

@@ -33,6 +33,13 @@ READ = {
 }
 
 
+def test_repeated_classes_of_a_file_are_kept_where_they_are_asked_for(tmp_path):
+    found = set(caption_file(tmp_path, ROWS, repeat_classes=True)(VOC, 3, 0))
+    assert len(found - READ) == 1
+    text = "two men on a sofa; person person sofa"
+    assert found - READ == {Prompt(text, "person person sofa", ("person", "sofa"))}
+
+
 def test_a_list_and_lines_are_read_alike(tmp_path):
     as_list = caption_file(tmp_path, ROWS)(VOC, 3, 0)
     as_lines = caption_file(tmp_path, "\n".join(json.dumps(row) for row in ROWS) + "\n")(VOC, 3, 0)
@@ -201,6 +208,25 @@ def noun_captions(tmp_path, captions, **kwargs):
 
 
 CAPTIONS = ["two men at a table", "the blue sky", "a dog", "a woman with puppies", "", "a boy"]
+
+
+def test_each_noun_of_a_class_is_a_mention_of_it(tmp_path):
+    rows = ["a man and a woman on a couch", "a boy with two women", "a dog"]
+    found = noun_captions(tmp_path, rows, at_least=2, repeat_classes=True)(VOC, None, 0)
+    assert Counter((p.text, p.class_prompt, p.classes) for p in found) == {
+        (f"{rows[0]}; person person sofa", "person person sofa", ("person", "sofa")): 2,
+        (f"{rows[1]}; person person", "person person", ("person",)): 1,
+        (f"{rows[2]}; dog", "dog", ("dog",)): 2,
+    }
+    once = noun_captions(tmp_path, rows, at_least=2)(VOC, None, 0)
+    assert [p.classes for p in once] == [p.classes for p in found]
+    assert {p.class_prompt for p in once} == {"person sofa", "person", "dog"}
+
+
+def test_captions_of_equal_classes_are_compared_however_often_they_mention_them(tmp_path):
+    rows = ["a small dog on the green grass", "a small dog, dog on the green grass"]
+    found = noun_captions(tmp_path, rows, repeat_classes=True, at_least=1, drop_similar=0.8)
+    assert [p.class_prompt for p in found(VOC, None, 0)] == ["dog"]
 
 
 def test_classes_come_from_nouns_and_others_keep_theirs(tmp_path):

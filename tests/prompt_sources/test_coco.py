@@ -38,6 +38,17 @@ def test_classes_are_those_of_the_image_in_category_order(tmp_path):
     assert found.dropped == [{"reason": "names no class", "filename": "000000000030.jpg", "caption": "An empty street"}]
 
 
+def test_full_stops_stay_where_that_is_asked_for(tmp_path):
+    captions = [(7, "A man at\n a table. "), (9, "A brush"), (41, "A residence."), (41, "Up...")]
+    texts = {p.text for p in source(tmp_path, captions, full_stop=True)(COCO, None, 0)}
+    assert texts == {
+        "A man at a table.; person dining table",
+        "A brush; toothbrush",
+        "A residence.; person airplane",
+        "Up...; person airplane",
+    }
+
+
 def test_categories_are_mapped_by_name_and_synonym(tmp_path):
     found = source(tmp_path)(VOC, None, 0)
     assert {p.class_prompt for p in found} == {"dining table person", "aeroplane person"}

@@ -60,6 +60,16 @@ def test_templates_name_their_classes_and_conditions():
     assert {"photo" in p.text for p in prompts} == {True, False}
 
 
+def test_templates_without_an_article():
+    settings = {"templates": ["a photo of {things}"], "conditions": {}, "article": False}
+    found = Counter(p.text for p in template_prompts(**settings, counts=[1.0])(SHAPES, 16, 0))
+    assert found == {f"a photo of {name}; {name}": 2 for name in SHAPES.names}
+    settings |= {"counts": [0, 1], "materials": {name: ["old"] for name in SHAPES.names}}
+    for prompt in template_prompts(**settings)(SHAPES, 8, 0):
+        first, second = prompt.classes
+        assert prompt.text == f"a photo of old {first} and old {second}; {first} {second}"
+
+
 def test_template_prompts_follow_the_seed():
     assert template_prompts()(SHAPES, 20, 1) == template_prompts()(SHAPES, 20, 1)
     assert template_prompts()(SHAPES, 20, 1) != template_prompts()(SHAPES, 20, 2)

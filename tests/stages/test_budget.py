@@ -468,6 +468,26 @@ def test_runs_are_those_of_the_experiments_own_commands(command, tmp_path):
     assert len({part["name"] for part in changed.values()}) == len(changed)
 
 
+def test_the_shots_of_a_study_may_be_published_lists(command, tmp_path):
+    """A list for each number of shots; the synthetic images alone need none."""
+    for number in (2, 4):
+        names = [f"JPEGImages/train_{i:05d}.png x.png" for i in range(1, number + 1)]
+        (tmp_path / f"{number}.txt").write_text("\n".join(names))
+
+    def look(cfg):
+        plan, _ = config.budget_plan(cfg)
+        jobs = {k: plan.job("real", "shapes", k, 0, plan.own_rates) for k in (2, 4)}
+        parts = {k: config.budget_run(cfg, job) for k, job in jobs.items()}
+        alone = config.budget_run(cfg, plan.job("finetune", "shapes", 0, 0, plan.own_rates))
+        found = {k: sorted(config.training_sets(part)[0].ids) for k, part in parts.items()}
+        return found, parts[2].name, config.training_sets(alone)[0].listed
+
+    more = ["budget.shots=[0,2,4]", "budget.choose.shots=2", "budget.domains=[shapes]"]
+    status, (found, name, none) = command(*more, f"shots_list={tmp_path}/${{shots}}.txt", do=look)
+    assert status == 0 and none is None and name == "shapes_budget/real_shapes/shots=2,seed=0"
+    assert found == {k: [f"train_{i:05d}" for i in range(1, k + 1)] for k in (2, 4)}
+
+
 def test_held_out_images_judge_where_there_is_no_tune_split(command):
     def look(cfg):
         plan, _ = config.budget_plan(cfg)

@@ -114,6 +114,7 @@ def test_captions_and_a_language_model_are_at_hand(site):
     assert init(site, *CLASSES, "--condition", "lighting=dim light", "--photos", str(site / "photos")) == 0
     cfg = compose(site, "generate", "experiment=my-site")
     assert cfg.caption.images == str(site / "photos") and cfg.diffusion.model.endswith("stable-diffusion-v1-5")
+    assert compose(site, "train", "experiment=my-site_mixed").trainer.precision == "bf16-mixed"
     cfg = compose(site, "generate", "experiment=my-site", "prompts=my-site_llm", "prompts.model=m")
     assert cfg.prompts.conditions == "dim light" and "LanguageModel" in cfg.prompts._target_
     assert taxonomy(site / "data/my-site.yaml").synonyms["worker"] == ("man", "woman")
