@@ -655,7 +655,7 @@ def test_the_record_of_a_real_run(data_root):
 
 
 def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):
-    before = {"trained_on": {"source": "synthetic"}, "supervision": "A", "checkpoint_sha256": "0" * 64}
+    before = {"trained_on": {"source": "synthetic"}, "supervision": "A", "weights_sha256": "0" * 64}
     write_json(tmp_path / "run.json", before)
     cfg = training(data_root, f"init_from={tmp_path}")
     identity, record = config.training_record(cfg, config.training_sets(cfg)[0])

@@ -17,7 +17,7 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import Logger
 
-from dd.provenance import fingerprint, read_json, sha256, write_atomic, write_json
+from dd.provenance import fingerprint, read_json, write_atomic, write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation, predict
 from dd.tracking import loggers as loggers_module
 from dd.tracking.callbacks import Report, Sample, Samples, image_miou
@@ -236,7 +236,7 @@ def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
         logger = Guarded(MLflow(str(tmp_path / "a=1"), str(tmp_path / "mlruns"), "toys", "a=1"))
         logger.attempt("begin", {"optimizer": {"learning_rate": rate}}, SYNTHETIC, None)
         _, trainer = fit(steps, loggers=[logger], callbacks=[Samples(2)], folder=tmp_path / "a=1")
-        tell(trainer, "end", {"checkpoint_sha256": "ab", "steps": steps}, 41.5)
+        tell(trainer, "end", {"weights_sha256": "ab", "steps": steps}, 41.5)
         return logger
 
     with warnings.catch_warnings():
@@ -251,7 +251,7 @@ def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
     assert len(client.get_metric_history(run.info.run_id, "tune/miou")) == 3
     assert run.data.metrics["objective"] == 41.5
     assert run.data.tags["data.toys"] == fingerprint(data_sets(SYNTHETIC)["toys"])
-    assert run.data.tags["checkpoint_sha256"] == "ab"
+    assert run.data.tags["weights_sha256"] == "ab"
     artifacts = tmp_path / "mlruns" / run.info.experiment_id / run.info.run_id / "artifacts"
     with Image.open(artifacts / "masks/1/step_0000004.png") as picture:
         assert picture.size == (30, 8)
@@ -305,7 +305,7 @@ except RuntimeError:
     done = run(folder, [])
 result = {"data": "toys", "split": "test", "masks": "m", "num_images": 3, "weights": "ema", "protocol": {}, "supervision": "A"}
 result |= {"miou": 50.0, "iou": {"cat": 50.0, "dog": None}, "pixel_accuracy": 70.0}
-log_evaluation(folder, "eval/toys", {**result, "checkpoint_sha256": done["checkpoint_sha256"]})
+log_evaluation(folder, "eval/toys", {**result, "weights_sha256": done["weights_sha256"]})
 run(folder.with_name("second"), [], after=folder)
 """
 
@@ -428,13 +428,13 @@ def test_wandb_holds_a_table_of_samples(tracked):
 
 def test_the_lineage_has_fingerprints(tracked):
     folder, runs = tracked
-    checkpoint = sha256(folder / "checkpoints/last.ckpt")
+    checkpoint = read_json(folder / "run.json")["weights_sha256"]
     data = {"toys": fingerprint(data_sets(SYNTHETIC)["toys"])}
     assert runs["1"]["config"]["fingerprints"] == {"data": data}
     assert runs["0"]["config"]["fingerprints"] == {"data": data, "model": checkpoint}
     (model,) = (a for a in runs["0"]["artifacts"] if a.type == "model")
     assert model.name == f"model-{runs['0']['run'].run_id}" and set(model.aliases) == {"latest", checkpoint[:12]}
-    assert json.loads(model.metadata)["checkpoint_sha256"] == checkpoint
+    assert json.loads(model.metadata)["weights_sha256"] == checkpoint
     assert [e.path for e in model.manifest.contents] == ["run.json"]  # no weights without log_model
     evaluated = runs["eval-toys0"]
     assert evaluated["run"].job_type == "evaluate" and evaluated["config"]["fingerprints"]["model"] == checkpoint
@@ -454,7 +454,7 @@ def test_online_the_lineage_is_linked(tmp_path, monkeypatch, log_model):
     run = SimpleNamespace(offline=False, id="second", config=settings, use_artifact=used.append, log_artifact=log)
     before = tmp_path / "before"
     write_json(before / "wandb.json", {"id": "first", "entity": "us", "project": "p"})
-    write_json(before / "run.json", {"checkpoint_sha256": "ab" * 32})
+    write_json(before / "run.json", {"weights_sha256": "ab" * 32})
     write_atomic(tmp_path / "run/checkpoints/last.ckpt", b"weights")
     logger = Wandb(str(tmp_path / "run"), "a", log_model=log_model)
     logger._experiment = run
@@ -463,7 +463,7 @@ def test_online_the_lineage_is_linked(tmp_path, monkeypatch, log_model):
     print_of_data = fingerprint(data_sets(SYNTHETIC)["toys"])
     assert (data.type, data.name.partition(":")[0], data.metadata["fingerprint"]) == ("dataset", "toys", print_of_data)
     assert model == "us/p/model-first:abababababab"
-    logger.end({"checkpoint_sha256": "cd" * 32, "trained_on": SYNTHETIC, "steps": 4}, None)
+    logger.end({"weights_sha256": "cd" * 32, "trained_on": SYNTHETIC, "steps": 4}, None)
     ((artifact, aliases),) = logged
     assert set(artifact.manifest.entries) == {"run.json", *(["last.ckpt"] if log_model else [])}
     assert artifact.type == "model" and aliases == ["latest", "cd" * 6]

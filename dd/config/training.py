@@ -147,7 +147,7 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
     faster = ("fused", "compile")  # left out when off: a run from before there were such keys is still the same run
     chosen["optimizer"] = {k: v for k, v in chosen["optimizer"].items() if v or k not in faster}
     identity = {**chosen, "trainer": trainer_settings, "trained_on": trained_on}
-    identity["init_from_sha256"] = before and before["checkpoint_sha256"]
+    identity["init_from_sha256"] = before and before.get("weights_sha256")
     record = {
         "segmenter": plain(cfg.segmenter), "taxonomy": {"name": images.taxonomy.name, "names": list(images.taxonomy.names)},
         "scale": cfg.scale, "bf16": cfg.trainer.precision == "bf16-mixed", "trained_on": trained_on,

@@ -192,6 +192,6 @@ class MLflow(MLFlowLogger):
         self.experiment.log_dict(self.run_id, rows, "samples.json")
 
     def end(self, done, objective):
-        self.experiment.set_tag(self.run_id, "checkpoint_sha256", done["checkpoint_sha256"])
+        self.experiment.set_tag(self.run_id, "weights_sha256", done["weights_sha256"])
         if objective is not None:
             self.log_metrics({"objective": objective}, done["steps"])

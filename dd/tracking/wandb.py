@@ -75,12 +75,12 @@ class Wandb(WandbLogger):
         self.log_metrics({"tune/samples": wandb.Table(columns=columns, data=rows)}, step)
 
     def end(self, done, objective):
-        sha = done["checkpoint_sha256"]
+        sha = done["weights_sha256"]
         self._fingerprints["model"] = sha
         self.experiment.config.update({"fingerprints": self._fingerprints}, allow_val_change=True)
         if objective is not None:
             self.log_metrics({"objective": objective}, done["steps"])
-        facts = {"checkpoint_sha256": sha, "objective": objective, "trained_on": done["trained_on"]}
+        facts = {"weights_sha256": sha, "objective": objective, "trained_on": done["trained_on"]}
         artifact = _artifact(f"model-{self.experiment.id}", "model", facts, {"run.json": done})
         if self._upload:
             artifact.add_file(str(Path(self._save_dir) / "checkpoints" / "last.ckpt"))
@@ -122,7 +122,7 @@ def _model(run_folder: Path, run: dict) -> str:
     """The artifact of a run's model as W&B addresses it."""
     known = read_json(run_folder / "wandb.json")
     place = "/".join(filter(None, (known["entity"], known["project"])))
-    return f"{place}/model-{known['id']}:{run['checkpoint_sha256'][:12]}"
+    return f"{place}/model-{known['id']}:{run['weights_sha256'][:12]}"
 
 
 def log_evaluation(run_folder, where: str, result: dict) -> None:
@@ -143,7 +143,7 @@ def _log_evaluation(run_folder, known, where, result):
 
     _keep_in(run_folder)
     kept = ("data", "split", "masks", "num_images", "weights", "protocol", "supervision")
-    prints = {"model": result["checkpoint_sha256"], "evaluation": fingerprint(result)}
+    prints = {"model": result["weights_sha256"], "evaluation": fingerprint(result)}
     run = wandb.init(
         project=known["project"], entity=known["entity"], group=known["group"], name=f"{known['name']}/{where}",
         id=artifact_name(f"{known['id']}-{where}"), resume="allow", job_type="evaluate", dir=run_folder,
@@ -154,6 +154,6 @@ def _log_evaluation(run_folder, known, where, result):
     run.summary.update({"miou": result["miou"], "pixel_accuracy": result["pixel_accuracy"]})
     if not run.offline:
         run.use_artifact(_model(run_folder, result))
-    facts = {"miou": result["miou"], "model": result["checkpoint_sha256"], **{k: result[k] for k in kept}}
+    facts = {"miou": result["miou"], "model": result["weights_sha256"], **{k: result[k] for k in kept}}
     run.log_artifact(_artifact(f"evaluation-{known['id']}-{where}", "evaluation", facts, {"metrics.json": result}))
     run.finish()
