@@ -10,7 +10,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from dd.provenance import fingerprint, read_json, write_json
 from dd.taxonomy import IGNORE
-from dd.tracking.loggers import artifact_name, data_sets, need
+from dd.tracking.loggers import artifact_name, confusion_picture, data_sets, need
 
 UNCERTAIN = "uncertain"  # what 255 is called in overlays
 
@@ -66,6 +66,11 @@ class Wandb(WandbLogger):
 
     def show(self, samples, class_names, step):
         self.log_metrics({"tune/masks": [_overlay(s, class_names, "both") for s in samples]}, step)
+
+    def confusion(self, counts, class_names, step):
+        import wandb
+
+        self.log_metrics({"tune/confusion": wandb.Image(confusion_picture(counts, class_names))}, step)
 
     def table(self, samples, class_names, step):
         import wandb
@@ -151,6 +156,7 @@ def _log_evaluation(run_folder, known, where, result):
     )  # fmt: skip
     rows = [[name, value] for name, value in result["iou"].items()]
     run.log({"iou": wandb.Table(columns=["class", "iou"], data=rows)})
+    run.log({"confusion": wandb.Image(confusion_picture(result["confusion"], list(result["iou"])))})
     run.summary.update({"miou": result["miou"], "pixel_accuracy": result["pixel_accuracy"]})
     if not run.offline:
         run.use_artifact(_model(run_folder, result))
