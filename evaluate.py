@@ -13,6 +13,7 @@ from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
 from dd.stages.review import print_review, review
 from dd.stages.self_train import self_train
+from dd.tracking.scores import log_scores
 from dd.tracking.wandb import log_evaluation
 
 STAGES = ("evaluate", "predict", "review", "audit", "self_train", "report")
@@ -47,8 +48,10 @@ def run(cfg) -> float | None:
         trained, segmenter, views = config.trained_run(folder, *seen)
         path = Path(folder, name, views.name, "metrics.json")  # augmented results lie below those of one view
         results[folder] = evaluate(path, trained, segmenter, data, views, **how)
+        where = path.parent.relative_to(folder).as_posix()
+        log_scores(folder, where, results[folder])
         if cfg.wandb:
-            log_evaluation(folder, path.parent.relative_to(folder).as_posix(), results[folder])
+            log_evaluation(folder, where, results[folder])
     what = f"{cfg.synthetic} masks" if cfg.stage == "audit" else f"{cfg.data.name}/{cfg.split}"
     print_table(results, f"IoU on {what} ({data.split}, {len(data)} images{views.name and ', '}{views.name})")
     return next(iter(results.values()))["miou"]

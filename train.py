@@ -34,8 +34,9 @@ def run(cfg) -> float | None:
         folder.mkdir(parents=True, exist_ok=True)
         with Lock(folder, hint="Generators of another name are trained beside it"):
             model = train_text_to_image(
-                folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from
-            )
+                folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from,
+                trained_with=config.trainer_identity(cfg),
+            )  # fmt: skip
         return print(f"generator in {model}")
     stages = {"tune": search, "budget": label_budget, "segmenter": segmenter}
     return (stages | {"adapt_generator": adapt, "batch_norm": site_norm})[cfg.stage](cfg)
@@ -72,7 +73,7 @@ def segmenter(cfg, report=None) -> float | None:
         images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed,
         photos, style,
     )  # fmt: skip
-    identity, record = config.training_record(cfg, images, tuning, photos and photos[0], style)
+    identity, record = config.training_record(cfg, images, tuning, photos and photos[0], style, network)
 
     def make_trainer():
         trainers.append(config.trainer(cfg, tuning is not None, [Report(report)] if report else []))
@@ -104,7 +105,7 @@ def search(cfg) -> float:
     for corner in corners(space):
         config.trial(cfg, "trial=0", corner, check_only=True)
     how = {k: v for k, v in config.plain(cfg.tune).items() if k != "space"}
-    identity = config.study_identity(cfg, space)
+    identity = config.study_identity(cfg, space) | {"content": config.study_content(cfg)}
 
     def train_trial(number, settings, report):
         return segmenter(config.trial(cfg, f"trial={number}", overrides(settings, space)), report)

@@ -61,7 +61,7 @@ def chosen(options):
     """(segmenter in evaluation mode, what it is)."""
     if options.run:
         run, segmenter, _ = config.trained_run(options.run)
-        return segmenter.eval(), {"checkpoint_sha256": run["checkpoint_sha256"], **run["segmenter"]}
+        return segmenter.eval(), {"weights_sha256": run["weights_sha256"], **run["segmenter"]}
     node = {"depth": options.depth, "base_channels": options.base_channels}
     node = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", **node, "dilations": [1, 3, 6, 9]}
     run = {"segmenter": node, "taxonomy": {"names": [f"class {i}" for i in range(options.classes)]}}

@@ -52,7 +52,7 @@ def collect(outputs: Path) -> dict:
             path = folder / "eval" / SITE / "metrics.json"
             if path.is_file():
                 measured, run = read_json(path), read_json(folder / "run.json")
-                assert measured["checkpoint_sha256"] == run["checkpoint_sha256"], f"{path} is of another training"
+                assert measured["weights_sha256"] == run["weights_sha256"], f"{path} is of another training"
                 runs[str(run["trained_on"]["seed"])] = (measured["miou"], run["seconds"])
         if runs:
             miou, seconds = ({seed: round(r[i], 2) for seed, r in sorted(runs.items())} for i in (0, 1))

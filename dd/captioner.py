@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from dd.provenance import sha256
+from dd.checkpoints import weights_sha256
 
 transformers.utils.logging.disable_progress_bar()  # a bar for loading a few files
 
@@ -57,9 +57,7 @@ class Captioner:
 
     def identity(self) -> dict:
         """What decides a caption: settings, weights, device type."""
-        files = sorted(self.folder.glob("*.safetensors")) if self.folder else []
-        commit = getattr(self.model.config, "_commit_hash", None) or self.settings["revision"] or "default"
-        weights = sha256("".join(sha256(f) for f in files).encode()) if files else f"hub revision {commit}"
+        weights = weights_sha256(self.model.state_dict())
         return {**self.settings, "weights_sha256": weights, "device": torch.device(self.device).type}
 
     @torch.no_grad()

@@ -5,7 +5,9 @@ The sum of a file is recorded before the file gets its name, and names only move
 whether its sum is recorded at all, so that a crash at any point leaves sound files that are known to be sound.
 """
 
+import hashlib
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -45,6 +47,22 @@ def load(path: str | Path) -> dict:
     if wrong := damage(path):
         raise ValueError(f"{path} is damaged ({wrong}). Put a copy of it back, or make it again in another folder")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def weights_sha256(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors by name: equal names, dtypes, shapes and values give the same one, in
+    whichever order, file or memory layout they lie.
+
+    Of each tensor, sorted by name: ``["name", "dtype", [shape]]`` as JSON with a line break, then
+    its values row by row in little-endian bytes, as the machines that torch runs on have them.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        digest.update((json.dumps([name, kind, list(tensor.shape)]) + "\n").encode())
+        values = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(memoryview(values.view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def newest(folder: str | Path) -> tuple[Path | None, str]:

@@ -334,12 +334,13 @@ class SegmentationFolder:
         return mask
 
     def fingerprint(self) -> dict:
-        """What a run records of its data: folder name, split, masks, number of images, and a hash of ids and masks."""
+        """What a run records of its data: folder name, split, masks, number of images, and a hash of their content."""
         names = {"root": self.root.name, "split": self.split, "masks": self.masks, "images": len(self)}
         return {**names, "content": self.content()}
 
     def content(self) -> str:
-        """SHA-256 over the ids and the bytes of their masks: corrected masks are other data."""
+        """SHA-256 over the ids, the bytes of their masks and the sizes in bytes of their images (a hash of 100,000 images
+        would take minutes): corrected masks and other images are other data."""
         done = self.root / self.masks / "masks.json"
         record = read_json(done) if done.is_file() else {}
         known = record.get("sha256", {}) if isinstance(record, dict) else None
@@ -347,7 +348,14 @@ class SegmentationFolder:
             raise ValueError(f"{done} is damaged: it does not tell the masks' hashes. Make the mask set again (stage=label)")
         files = {name: self.mask_path(name) for name in self.ids}
         hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
-        return fingerprint([self.ids, hashes])
+        return fingerprint([self.ids, hashes, [self._image_bytes(n) for n in self.ids]])
+
+    def _image_bytes(self, name: str) -> int | None:
+        """None for an image that is not there: training and evaluation say so when they read it."""
+        try:
+            return self.image_path(name).stat().st_size
+        except FileNotFoundError:
+            return None
 
 
 def _check_classes(root: Path, taxonomy) -> None:

@@ -4,7 +4,6 @@ Min-max makes a class that was never drawn as strong as one that was (see :mod:`
 *before* min-max. Shape letters: K classes of a sample, P powers, N cells of a heat map, T texts, D width of an embedding.
 """
 
-import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 
+from dd.checkpoints import weights_sha256
 from dd.taxonomy import IGNORE
 
 transformers.utils.logging.disable_progress_bar()  # a bar for loading a few files
@@ -221,7 +221,7 @@ class ClipScore:
                 "and a quality.clip.revision with safetensors weights; without a network give the folder of a copy"
             ) from None
         self.model.to(device).eval()
-        self.weights_sha256 = _weights_sha256(self.model)
+        self.weights_sha256 = weights_sha256(self.model.state_dict())
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, texts: list[str]) -> list[float]:
@@ -237,14 +237,6 @@ class ClipScore:
 def _embedding(found) -> torch.Tensor:
     """Float32 embeddings: transformers 5 returns an object that holds them, older ones the tensor."""
     return (found if isinstance(found, torch.Tensor) else found.pooler_output).float()
-
-
-def _weights_sha256(model) -> str:
-    """Hash of all weights, wherever they were loaded from."""
-    digest = hashlib.sha256()
-    for name, weights in sorted(model.state_dict().items()):
-        digest.update(name.encode() + weights.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_folder(model: str) -> None:

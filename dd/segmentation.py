@@ -1,5 +1,6 @@
 """Training a segmenter (the LightningModule, its schedule, the average of its weights) and predicting with it."""
 
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.plugins.precision import Precision
 
 from dd import checkpoints, metrics
 from dd.segmenters.transforms import EvalTransform
@@ -276,6 +278,8 @@ class Segmentation(pl.LightningModule):
         self.class_names = class_names
         self.confusion = metrics.confusion_matrix(len(class_names))
         self.teacher, self._loss, self._averages, self._unshared = teacher, None, None, []
+        self.counts = None  # confusion matrix int64 [K, K] of the last validation, on the CPU
+        self._since, self._paused = (0.0, 0), 0.0  # (time, step) of the last number of seconds, start of a validation
 
     def on_train_start(self):
         self._averages = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
@@ -285,10 +289,17 @@ class Segmentation(pl.LightningModule):
             self._unshared = unshared_statistics(self._averages.average.segmenter)
         # not before: until then the module is copied for its average, and a compiled function would go with it
         self._loss = torch.compile(self.segmenter.loss) if self.hparams.compile else self.segmenter.loss
+        self._since = time.perf_counter(), self.trainer.global_step
+
+    def _is_logged(self) -> bool:
+        """Whether the step under way is one that Lightning hands to the loggers: nothing is computed for the others."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def training_step(self, batch, _):
         images, labels, *photos = batch
         losses = self._loss(images, labels)
+        if self._is_logged():
+            self.log("train/learning_rate", max(g["lr"] for g in self.optimizers().param_groups))
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items() if k != "loss"})
         self.log("train/loss", losses["loss"].detach(), prog_bar=True)
         return losses["loss"] + self._photo_loss(images, labels, *photos) if photos else losses["loss"]
@@ -304,6 +315,18 @@ class Segmentation(pl.LightningModule):
         self.log("train/photo_loss", loss.detach())
         return self.teacher.weight * loss
 
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        (then, before), now, step = self._since, time.perf_counter(), self.trainer.global_step
+        if step > before and step % self.trainer.log_every_n_steps == 0:
+            self.log("train/step_seconds", (now - then) / (step - before))
+            self._since = now, step
+
+    def on_validation_start(self):
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self):
+        self._since = self._since[0] + time.perf_counter() - self._paused, self._since[1]
+
     def validation_step(self, batch, _):
         images, masks = batch
         predictions = predict(self.segmenter, images, [m.shape for m in masks])
@@ -318,6 +341,7 @@ class Segmentation(pl.LightningModule):
     def on_validation_epoch_end(self):
         confusion = self.confusion.compute().cpu()
         self.confusion.reset()
+        self.counts = confusion
         if confusion.sum():
             # each process has the counts of all: nothing to average or warn of
             same = {"rank_zero_only": True, "sync_dist": True}
@@ -327,11 +351,20 @@ class Segmentation(pl.LightningModule):
                     self.log(f"tune/iou/{name}", value, **same)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """As Lightning does it, which refuses a fused optimiser although without a loss scale there is nothing to undo."""
-        if self.hparams.fused and gradient_clip_val and gradient_clip_algorithm != "value" and self.trainer.scaler is None:
-            torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], gradient_clip_val)
+        """As Lightning does it, which refuses a fused optimiser although without a loss scale there is nothing to undo, and
+        which keeps to itself the norm of the gradient that it clips."""
+        plain = type(self.trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
+        scaled = self.hparams.fused and self.trainer.scaler is not None
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        if gradient_clip_val and gradient_clip_algorithm != "value" and plain and not scaled:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
+            norm = None
+            if self._is_logged() and not scaled:
+                norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if norm is not None and self._is_logged():
+            self.log("train/gradient_norm", norm)  # before it is clipped
 
     def configure_optimizers(self):
         h = self.hparams

@@ -102,7 +102,7 @@ def finished_run():
     """``make(folder, node=DEEPLAB, names=("cat", "dog"), seed=0, scale=32)``: a finished run of a tiny segmenter that sees
     every class somewhere; returns (folder, run.json, the segmenter)."""
     from dd import checkpoints, config
-    from dd.provenance import sha256, write_json
+    from dd.provenance import write_json
 
     def make(folder, node=None, names=("cat", "dog"), seed=0, scale=32):
         run = {
@@ -116,7 +116,7 @@ def finished_run():
         checkpoint = folder / "checkpoints/last.ckpt"
         checkpoint.parent.mkdir(parents=True)
         checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in segmenter.state_dict().items()}}, checkpoint)
-        run["checkpoint_sha256"] = sha256(checkpoint)
+        run["weights_sha256"] = checkpoints.weights_sha256(segmenter.state_dict())
         write_json(folder / "run.json", run)
         return folder, run, segmenter
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 import subprocess
 
 import pytest
@@ -144,3 +145,29 @@ def test_half_written_files_are_tidied_up_and_nothing_else(folder):
 def test_a_broken_list_of_sums_is_no_traceback(folder):
     (folder / "SHA256SUMS").write_bytes(b"\xff\x00garbage\n\nab  last.ckpt\n")
     assert checkpoints.newest(folder) == (folder / "last.ckpt", "")
+
+
+# The hash of the tensors themselves
+
+
+def test_weights_have_the_hash_of_their_names_kinds_shapes_and_values():
+    state = {
+        "b.bias": torch.tensor([1.5, -2.0]), "a.count": torch.tensor(7),
+        "c": torch.tensor([[1.0]], dtype=torch.bfloat16), "d": torch.zeros(0, 2, dtype=torch.bool),
+    }  # fmt: skip
+    expected = b'["a.count", "int64", []]\n' + struct.pack("<q", 7)
+    expected += b'["b.bias", "float32", [2]]\n' + struct.pack("<2f", 1.5, -2.0)
+    expected += b'["c", "bfloat16", [1, 1]]\n' + b"\x80\x3f" + b'["d", "bool", [0, 2]]\n'
+    assert checkpoints.weights_sha256(state) == hashlib.sha256(expected).hexdigest()
+
+
+def test_the_hash_of_weights_is_that_of_the_tensors_and_not_of_a_file():
+    image = torch.arange(24.0).view(1, 2, 3, 4)
+    state = {"w": image, "n": torch.tensor(3)}
+    same = {"n": torch.tensor(3), "w": image.to(memory_format=torch.channels_last)}
+    assert checkpoints.weights_sha256(same) == checkpoints.weights_sha256(state)
+    for other in (
+        {**state, "w": image + 1e-5 * (image == 5)}, {**state, "w": image.double()}, {**state, "w": image.view(1, 2, 4, 3)},
+        {"v": image, "n": state["n"]}, {"w": image}, {**state, "n": torch.tensor(4)},
+    ):  # fmt: skip
+        assert checkpoints.weights_sha256(other) != checkpoints.weights_sha256(state)

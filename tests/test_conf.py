@@ -4,7 +4,9 @@ import inspect
 import json
 import logging
 import re
+import shutil
 import sys
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -16,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from dd import config
+from dd.config.training import unlabelled_photos
 from dd.masks import MaskSettings
 from dd.provenance import write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation
@@ -675,26 +678,154 @@ def test_processes_of_a_training(data_root):
         assert config.training.processes(training(data_root, *overrides)) == number, overrides
 
 
-def test_the_identity_of_a_run_is_what_decides_its_weights(data_root):
-    def identity(*overrides):
-        cfg = training(data_root, *overrides)
-        found, record = config.training_record(cfg, config.training_sets(cfg)[0])
-        assert json.loads(json.dumps([found, record])) == [found, record]
-        return found
+def identity_of(cfg):
+    images, tune = config.training_sets(cfg)
+    photos = unlabelled_photos(cfg, "") if cfg.self_training.teacher else None
+    found, record = config.training_record(cfg, images, tune, photos, config.training_style(cfg))
+    assert json.loads(json.dumps([found, record])) == [found, record]
+    return found
 
-    first = identity()
-    for same in (
-        "num_workers=3", "logger=tensorboard", "output_root=elsewhere", "device=cpu", "trainer.log_every_n_steps=5",
-        "trainer.benchmark=true",
-    ):  # fmt: skip
-        assert identity(same) == first, same
-    assert not {"fused", "compile"} & first["optimizer"].keys()  # off, as in every run from before there were such keys
-    for other in (
-        "seed=1", "shots=2", "batch_size=4", "scale=64", "optimizer.learning_rate=0.5", "trainer.max_steps=7",
-        "trainer.callbacks.ema.decay=0.5", "trainer.precision=32-true", "segmenter.depth=50", "transform.flip=0.0",
-        "optimizer.fused=true", "optimizer.compile=true",
-    ):  # fmt: skip
-        assert identity(other) != first, other
+
+def leaves(node, prefix=""):
+    """(key, value) of everything in a configuration that is no dictionary."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def another(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return value + "x" if isinstance(value, str) else 7 if value is None else [*value, 7]
+
+
+def listed(key, settings):
+    """Whether a key is in one of the documented lists, itself or as a part, or of a callback that only looks on."""
+    parts = key.split(".")
+    if parts[:2] == ["trainer", "callbacks"]:  # of another class it is another callback
+        return parts[-1] != "_target_" and settings["trainer"]["callbacks"][parts[2]]["_target_"] in config.OBSERVERS
+    names = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    return bool(names & (config.CHANGES_NO_WEIGHT.keys() | config.RECORDED.keys()))
+
+
+def test_each_setting_is_in_the_identity_or_is_said_to_change_no_weight(data_root):
+    cfg = training(data_root, "logger=many", VALIDATED)
+    first, settings = config.settings_identity(cfg), config.plain(cfg)
+    keys = dict(leaves(settings)) | {"trainer.profiler": "simple", "trainer.num_nodes": 2, "trainer.max_time": "1:00"}
+    counting = {"accumulate_grad_batches": 2, "gradient_clip_algorithm": "value", "limit_train_batches": 0.5}
+    counting |= {"overfit_batches": 3, "max_steps": 7, "sync_batchnorm": True, "some_new_key": 1, "strategy": "fsdp"}
+    counting = {f"trainer.{k}": v for k, v in counting.items()} | {"another_key": 1, "optimizer.new": {"deeper": 2}}
+    own = {"device": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1}  # with one process as before
+    for key, value in (keys | counting).items():
+        changed = OmegaConf.create(settings)
+        OmegaConf.update(changed, key, counting.get(key, own.get(key, another(value))), force_add=True)
+        assert (config.settings_identity(changed) == first) == listed(key, settings), key
+    assert not any(listed(key, settings) for key in counting)
+
+
+def test_the_lists_name_what_there_is(data_root):
+    composed = {k for k, _ in leaves(config.plain(training(data_root, "segmenter=mmseg_config")))}
+    lightning = {f"trainer.{name}" for name in inspect.signature(pl.Trainer.__init__).parameters}
+    for key in config.CHANGES_NO_WEIGHT.keys() | config.RECORDED.keys():
+        assert key in lightning or any(f"{name}.".startswith(f"{key}.") for name in composed), key
+    assert not config.CHANGES_NO_WEIGHT.keys() & config.RECORDED.keys()
+    page = (CONF.parent / "docs/formats.md").read_text()
+    for key in [*config.CHANGES_NO_WEIGHT, *config.OBSERVERS]:
+        assert f"`{key}`" in page, key
+    for target in config.OBSERVERS:
+        assert issubclass(hydra.utils.get_class(target), pl.Callback)
+
+
+def test_a_callback_of_your_own_counts_by_its_class(data_root):
+    first = identity_of(training(data_root))
+    watch = "+trainer.callbacks.rate={_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
+    assert identity_of(training(data_root, watch)) == first
+    swa = "{_target_: pytorch_lightning.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}"
+    for name in ("mine", "samples"):  # not even under the name of one that looks on
+        found = identity_of(training(data_root, f"++trainer.callbacks.{name}={swa}"))
+        assert found["trainer"]["callbacks"][name]["swa_lrs"] == 0.1
+    off = identity_of(training(data_root, "trainer.callbacks.ema=null"))
+    assert off != first and off == identity_of(training(data_root, "~trainer.callbacks.ema"))
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "changes"),
+    [
+        ("source", [], ["source=mixed"]),
+        ("real_share", ["source=mixed"], ["real_share=0.25"]),
+        ("shots", [], ["shots=2"]),
+        ("hold_out", ["hold_out=1", "shots=4", "trainer.limit_val_batches=1.0"], ["hold_out=2"]),
+        ("data", ["shots=2"], ["data=shapes_shift", "data.train_split=tune"]),
+        ("synthetic", ["source=synthetic", "shots=null"], ["synthetic={root}/copy"]),
+        ("synthetic_masks", ["source=synthetic", "shots=null"], ["synthetic_masks=masks/other"]),
+        ("synthetic_split", ["source=synthetic", "shots=null"], ["synthetic_split=tune"]),
+        ("init_from", [], ["init_from={root}/run"]),
+        ("unlabelled", ["source=mixed", "style=color"], ["unlabelled.images={root}/shapes_shift/JPEGImages"]),
+        ("style", ["source=mixed", "style=color"], ["style.share=0.25", "style=fourier"]),
+        ("self_training", ["self_training=mean_teacher"], ["self_training.teacher.confidence=0.5"]),
+        ("trainer.devices", [], ["trainer.devices=2"]),
+        ("trainer.num_nodes", [], ["+trainer.num_nodes=2"]),
+    ],
+)  # fmt: skip
+def test_what_is_recorded_by_content_counts(data_root, tmp_path, synthetic_set, key, given, changes):
+    assert key in config.RECORDED
+    shutil.copytree(data_root, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "shapes", tmp_path / "copy")
+    (tmp_path / "copy/SegmentationClass/masks.json").write_text('{"identity": {"settings": {"power": 3}}}')
+    shutil.copytree(tmp_path / "copy/SegmentationClass", tmp_path / "shapes/masks/other")
+    write_json(tmp_path / "run/run.json", {"trained_on": {"source": "synthetic"}, "supervision": "A", "weights_sha256": "0"})
+    whole = [f"synthetic={tmp_path}/shapes", f"unlabelled.images={tmp_path}/shapes/JPEGImages", "data.tune_split=null"]
+    first = identity_of(training(tmp_path, *whole, *given))
+    assert identity_of(training(tmp_path, *whole, *given, "num_workers=3")) == first
+    for change in changes:
+        assert identity_of(training(tmp_path, *whole, *given, change.format(root=tmp_path))) != first, change
+
+
+def test_files_that_the_segmenter_was_made_from_count(data_root):
+    cfg = training(data_root)
+    images, _ = config.training_sets(cfg)
+    network = SimpleNamespace(files={"pretrained": "1" * 64})
+    identity, record = config.training_record(cfg, images, network=network)
+    assert identity["segmenter_files"] == record["segmenter_files"] == {"pretrained": "1" * 64}
+    assert identity_of(cfg)["segmenter_files"] == {}
+
+
+def test_classes_and_images_count(data_root, tmp_path):
+    shutil.copytree(data_root, tmp_path, dirs_exist_ok=True)
+    first = identity_of(training(tmp_path))
+    (image,) = (tmp_path / "shapes/JPEGImages").glob("train_00000.*")
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert identity_of(training(tmp_path))["trained_on"] != first["trained_on"]
+    assert first["classes"] == list(taxonomy("shapes").names)
+
+
+@pytest.mark.parametrize(
+    ("devices", "more", "expected"),
+    [
+        (1, [], 1), (4, [], 4), ("auto", [], 3), (-1, [], 3), ("auto", ["trainer.accelerator=cpu"], 1),
+        ("'2'", [], 2), ("'0,1'", [], 2), ("'2,'", [], 1), ("[0,2,3]", [], 3), (4, ["+trainer.num_nodes=2"], 8),
+        (4, ["device=cuda"], 4), (4, ["device=cuda:1"], 1), ("auto", ["device=cpu"], 1), ("null", [], 3),
+    ],
+)  # fmt: skip
+def test_the_number_of_processes(data_root, monkeypatch, devices, more, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    cfg = training(data_root, f"trainer.devices={devices}", *more)
+    assert config.processes(cfg) == config.settings_identity(cfg)["processes"] == expected
+
+
+@pytest.mark.parametrize("value", ["true", "3"])
+def test_a_debug_switch_finishes_no_folder(data_root, tmp_path, value):
+    given = (f"+trainer.fast_dev_run={value}", f"output_root={tmp_path}", "name=x", "device=cpu", "data=shapes")
+    import train
+
+    with pytest.raises(ValueError, match=r"trainer.fast_dev_run=.*is no run.*trainer.max_steps=2 name=try"):
+        train.run(training(data_root, *given, "segmenter=deeplabv3_r18", "segmenter.base_channels=8"))
+    assert not (tmp_path / "x").exists()
+    assert identity_of(training(data_root, "+trainer.fast_dev_run=false"))
 
 
 def test_the_record_of_a_real_run(data_root):
@@ -730,7 +861,7 @@ def test_the_record_of_shots_of_a_list(data_root, synthetic_set, tmp_path, sourc
 
 
 def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):
-    before = {"trained_on": {"source": "synthetic"}, "supervision": "A", "checkpoint_sha256": "0" * 64}
+    before = {"trained_on": {"source": "synthetic"}, "supervision": "A", "weights_sha256": "0" * 64}
     write_json(tmp_path / "run.json", before)
     cfg = training(data_root, f"init_from={tmp_path}")
     identity, record = config.training_record(cfg, config.training_sets(cfg)[0])

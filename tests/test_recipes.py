@@ -133,7 +133,7 @@ def test_the_student_learns_from_its_teacher(table):
     name, root = table
     student = json.loads((root / f"outputs/{name}_self_training/run.json").read_text())
     teacher = json.loads((root / f"outputs/{name}_synthetic/run.json").read_text())
-    assert student["trained_on"]["mask_settings"]["teacher"]["checkpoint_sha256"] == teacher["checkpoint_sha256"]
+    assert student["trained_on"]["mask_settings"]["teacher"]["weights_sha256"] == teacher["weights_sha256"]
     assert student["trained_on"]["after"] is None
 
 

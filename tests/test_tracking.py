@@ -1,5 +1,6 @@
 """Loggers: what fails in one never ends a training, and what W&B, MLflow and TensorBoard hold is read back."""
 
+import csv
 import itertools
 import json
 import os
@@ -13,16 +14,29 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.logger import Logger
 
-from dd.provenance import fingerprint, read_json, sha256, write_atomic, write_json
+from dd import segmentation
+from dd.provenance import fingerprint, read_json, write_atomic, write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation, predict
 from dd.tracking import loggers as loggers_module
 from dd.tracking.callbacks import Report, Sample, Samples, Steps, image_miou
-from dd.tracking.loggers import PATIENCE, Guarded, MLflow, TensorBoard, data_sets, panel, tell
+from dd.tracking.loggers import (
+    CELL,
+    PATIENCE,
+    Guarded,
+    MLflow,
+    TensorBoard,
+    confusion_picture,
+    data_sets,
+    panel,
+    tell,
+)
+from dd.tracking.scores import log_scores
 from dd.tracking.wandb import Wandb, log_evaluation
 
 NAMES = ["background", "cat", "dog"]
@@ -76,6 +90,9 @@ class Memory(Logger):
     def show(self, samples, class_names, step):
         self._do("show", samples, class_names, step)
 
+    def confusion(self, counts, class_names, step):
+        self._do("confusion", counts, class_names, step)
+
     def table(self, samples, class_names, step):
         self._do("table", samples, class_names, step)
 
@@ -124,8 +141,12 @@ def test_a_guarded_logger_passes_everything_on(fit, tmp_path):
     plain, guarded = CSVLogger(tmp_path / "plain", "", ""), Guarded(CSVLogger(tmp_path / "guarded", "", ""))
     fit(loggers=[plain], folder=tmp_path / "plain")
     fit(loggers=[guarded], folder=tmp_path / "guarded")
-    for file in ("metrics.csv", "hparams.yaml"):
-        assert (tmp_path / "plain" / file).read_text() == (tmp_path / "guarded" / file).read_text()
+    file = "hparams.yaml"
+    assert (tmp_path / "plain" / file).read_text() == (tmp_path / "guarded" / file).read_text()
+    one, other = (list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("plain", "guarded"))
+    for row in (*one, *other):
+        row.pop("train/step_seconds")
+    assert other == [{**row, "step": str(int(row["step"]) + 1)} for row in one]  # steps done, not Lightning's index
     assert guarded.log_dir == guarded.logger.log_dir and guarded.name == ""
 
 
@@ -188,6 +209,99 @@ def test_samples_are_the_first_images_with_the_averaged_weights(fit, toy_data, t
         assert sample.miou == image_miou(torch.from_numpy(mask), found, 3)
 
 
+def test_numbers_and_pictures_have_the_number_of_steps_done(fit):
+    memory = Memory()
+    fit(loggers=[Guarded(memory)], callbacks=[Samples(2)])
+    found = {what: [c for c in memory.calls if c[0] == what] for what in ("log_metrics", "show", "confusion", "table")}
+    steps = lambda key: [c[2] for c in found["log_metrics"] if key in c[1]]  # noqa: E731
+    assert steps("train/loss") == [1, 2, 3, 4] and steps("tune/miou") == [2, 4]
+    assert [c[3] for c in found["show"]] == [c[3] for c in found["confusion"]] == [2, 4]
+    assert found["table"][0][3] == 4
+
+
+def test_the_confusion_matrix_is_that_of_the_whole_tune_set(fit):
+    memory = Memory()
+    fit(loggers=[Guarded(memory)], callbacks=[Samples(2)])
+    (_, counts, names, _) = [c for c in memory.calls if c[0] == "confusion"][-1]
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    miou = 100 * np.mean(counts.diagonal()[union > 0] / union[union > 0])
+    logged = [c[1]["tune/miou"] for c in memory.calls if c[0] == "log_metrics" and "tune/miou" in c[1]]
+    assert names == NAMES and counts.shape == (3, 3) and logged[-1] == pytest.approx(miou, abs=1e-4)
+
+
+class Gradients(pl.Callback):
+    """The norm of the gradient before it is clipped, and the rate, of each step."""
+
+    def __init__(self):
+        self.norms, self.rates = [], []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):  # Lightning clips after it
+        squares = sum(float((p.grad.double() ** 2).sum()) for p in module.parameters() if p.grad is not None)
+        self.norms.append(squares**0.5)
+        self.rates.append(max(g["lr"] for g in optimizer.param_groups))
+
+
+@pytest.mark.parametrize("clip", [None, 0.01, (0.01, "value")])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_rate_gradient_norm_and_seconds_come_with_the_loss(tmp_path, tiny_segmenter, toy_data, make_trainer, clip, accumulate):
+    memory, seen, module = Memory(), Gradients(), Segmentation(tiny_segmenter(), NAMES, learning_rate=0.05)
+    how = {"gradient_clip_val": clip} if not isinstance(clip, tuple) else dict(
+        zip(("gradient_clip_val", "gradient_clip_algorithm"), clip, strict=True)
+    )  # fmt: skip
+    how |= {"log_every_n_steps": 2, "accumulate_grad_batches": accumulate}
+    trainer = make_trainer(tmp_path, 6, [seen], logger=[Guarded(memory)], **how)
+    trainer.fit(module, datamodule=toy_data())
+    rows = [(c[2], c[1]) for c in memory.calls if c[0] == "log_metrics" and "train/loss" in c[1]]
+    assert [step for step, _ in rows] == [2, 4, 6]
+    for step, row in rows:
+        assert row["train/gradient_norm"] == pytest.approx(seen.norms[step - 1], rel=1e-5)
+        expected = 0.05 * (1 - (step - 1) / 6) ** 0.9
+        assert row["train/learning_rate"] == pytest.approx(expected) == seen.rates[step - 1]
+        assert row["train/step_seconds"] > 0
+
+
+def test_seconds_of_a_step_leave_validations_out(monkeypatch, tmp_path, tiny_segmenter, toy_data, make_trainer):
+    """A clock that a step moves by 1 second and a validated batch by 100."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(segmentation, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    class Move(pl.Callback):
+        def on_train_batch_start(self, *_):
+            clock.now += 1
+
+        def on_validation_batch_start(self, *_):
+            clock.now += 100
+
+    memory, module = Memory(), Segmentation(tiny_segmenter(), NAMES)
+    how = {**VALIDATED, "log_every_n_steps": 4}
+    make_trainer(tmp_path, 8, [Move()], logger=[Guarded(memory)], **how).fit(module, datamodule=toy_data(tune=3))
+    rows = [c[1] for c in memory.calls if c[0] == "log_metrics" and "train/loss" in c[1]]
+    assert [row["train/step_seconds"] for row in rows] == [1, 1]
+
+
+def test_clipping_is_lightnings(tmp_path, tiny_segmenter, toy_data, make_trainer, monkeypatch):
+    def weights(folder):
+        module = Segmentation(tiny_segmenter(), NAMES, learning_rate=0.05)
+        how = {"gradient_clip_val": 0.01, "log_every_n_steps": 1}
+        make_trainer(tmp_path / folder, 4, [], logger=False, **how).fit(module, datamodule=toy_data())
+        return module.state_dict()
+
+    ours = weights("ours")
+    monkeypatch.delattr(Segmentation, "configure_gradient_clipping")
+    theirs = weights("theirs")
+    assert all(torch.equal(ours[k], v) for k, v in theirs.items())
+
+
+def test_the_picture_of_a_confusion_matrix():
+    picture = confusion_picture(np.array([[3, 1, 0], [0, 0, 0], [0, 2, 2]]), NAMES)
+    assert picture.dtype == np.uint8 and picture.shape[0] == picture.shape[1] and picture.shape[2] == 3
+    cells = picture[-3 * CELL :, -3 * CELL :]
+    found = cells[CELL // 2 :: CELL, CELL // 2 :: CELL, 0]
+    assert found.tolist() == [[64, 191, 255], [255, 255, 255], [255, 128, 128]]  # 255 * (1 - share of the row)
+    names = picture[: -3 * CELL, -3 * CELL :], picture[-3 * CELL :, : -3 * CELL]
+    assert all((part < 128).any() for part in names)
+
+
 def test_each_validation_is_reported(fit):
     heard = []
     memory = Memory()
@@ -244,6 +358,78 @@ def test_tensorboard_holds_curves_and_masks(fit, tmp_path):
     assert len(found.Scalars("tune/miou")) == 2 and found.Scalars("tune/iou/background")
     pictures = found.Images("tune/masks/1")
     assert [p.step for p in pictures] == [2, 4] and (pictures[0].width, pictures[0].height) == (30, 8)
+    for same in (found.Scalars("tune/miou"), found.Images("tune/confusion")):
+        assert [p.step for p in same] == [2, 4]
+    for name in ("loss", "learning_rate", "gradient_norm", "step_seconds"):
+        assert [p.step for p in found.Scalars(f"train/{name}")] == [1, 2, 3, 4], name
+
+
+@pytest.mark.parametrize("objective", [41.5, None])
+def test_tensorboards_hyper_parameters_come_with_the_objective(fit, tmp_path, objective):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    logger = Guarded(TensorBoard(str(tmp_path)))
+    logger.attempt("begin", {"seed": 1, "optimizer": {"rate": 0.5, "betas": [0.9, 0.99]}, "shots": None}, SYNTHETIC, None)
+    _, trainer = fit(loggers=[logger])
+    tell(trainer, "end", {"weights_sha256": "ab", "steps": 4}, objective)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    content = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    given = HParamsPluginData.FromString(content).session_start_info.hparams
+    values = {key: getattr(v, v.WhichOneof("kind")) for key, v in given.items()}
+    assert values == {"seed": 1, "optimizer.rate": 0.5, "optimizer.betas": "[0.9, 0.99]", "shots": "None"}
+    assert "hp_metric" not in found.Tags()["scalars"]
+    if objective is None:
+        assert "objective" not in found.Tags()["scalars"]
+    else:
+        assert [(p.step, p.value) for p in found.Scalars("objective")] == [(4, 41.5)]
+        experiment = found.summary_metadata["_hparams_/experiment"].plugin_data.content
+        (metric,) = HParamsPluginData.FromString(experiment).experiment.metric_infos
+        assert metric.name.tag == "objective"
+
+
+RESULT = {
+    "miou": 50.0, "pixel_accuracy": 70.0, "iou": {"background": 60.0, "cat": 40.0, "dog": None},
+    "confusion": [[3, 1, 0], [1, 1, 0], [0, 0, 0]],
+}  # fmt: skip
+
+
+def test_test_scores_go_to_the_trackers_of_the_run(fit, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = str(tmp_path / "mlruns")
+    chosen = [Guarded(TensorBoard(str(tmp_path / "a"))), Guarded(MLflow(str(tmp_path / "a"), store, "toys", "a"))]
+    fit(loggers=chosen, folder=tmp_path / "a")
+    write_json(tmp_path / "a/run.json", {"steps": 4})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "(tensorboard|mlflow) did not take")
+        log_scores(tmp_path / "a", "eval/toys", RESULT)
+    expected = {"miou": 50.0, "pixel_accuracy": 70.0, "iou/background": 60.0, "iou/cat": 40.0}
+    found = EventAccumulator(str(tmp_path / "a/tensorboard")).Reload()
+    told = {name: found.Scalars(name) for name in found.Tags()["scalars"] if name.startswith("eval/")}
+    assert {k: [(p.step, p.value) for p in v] for k, v in told.items()} == {
+        f"eval/toys/{k}": [(4, v)] for k, v in expected.items()
+    }
+    assert [p.step for p in found.Images("eval/toys/confusion")] == [4]
+    client, known = MlflowClient((tmp_path / "mlruns").as_uri()), read_json(tmp_path / "a/mlflow.json")
+    run = client.get_run(known["run_id"])
+    assert {f"eval/toys/{k}": v for k, v in expected.items()}.items() <= run.data.metrics.items()
+    assert run.info.status == "FINISHED"
+    assert [f.path for f in client.list_artifacts(known["run_id"], "confusion")][-1:] == ["confusion/eval-toys.png"]
+
+
+def test_a_tracker_that_fails_keeps_no_score_from_the_others(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "tensorboard").mkdir()
+    write_json(tmp_path / "run.json", {"steps": 4})
+    write_json(tmp_path / "mlflow.json", {"run_id": "none", "tracking_uri": (tmp_path / "mlruns").as_uri()})
+    with pytest.warns(UserWarning, match="mlflow did not take the scores .*metrics.json is kept"):
+        log_scores(tmp_path, "eval/toys", RESULT)
+    assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("eval/toys/miou")[0].value == 50
+    log_scores(tmp_path / "elsewhere", "eval/toys", RESULT)  # a run without trackers
 
 
 def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
@@ -256,7 +442,7 @@ def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
         logger = Guarded(MLflow(str(tmp_path / "a=1"), str(tmp_path / "mlruns"), "toys", "a=1"))
         logger.attempt("begin", {"optimizer": {"learning_rate": rate}}, SYNTHETIC, None)
         _, trainer = fit(steps, loggers=[logger], callbacks=[Samples(2)], folder=tmp_path / "a=1")
-        tell(trainer, "end", {"checkpoint_sha256": "ab", "steps": steps}, 41.5)
+        tell(trainer, "end", {"weights_sha256": "ab", "steps": steps}, 41.5)
         return logger
 
     with warnings.catch_warnings():
@@ -271,7 +457,7 @@ def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
     assert len(client.get_metric_history(run.info.run_id, "tune/miou")) == 3
     assert run.data.metrics["objective"] == 41.5
     assert run.data.tags["data.toys"] == fingerprint(data_sets(SYNTHETIC)["toys"])
-    assert run.data.tags["checkpoint_sha256"] == "ab"
+    assert run.data.tags["weights_sha256"] == "ab"
     artifacts = tmp_path / "mlruns" / run.info.experiment_id / run.info.run_id / "artifacts"
     with Image.open(artifacts / "masks/1/step_0000004.png") as picture:
         assert picture.size == (30, 8)
@@ -324,8 +510,8 @@ try:
 except RuntimeError:
     done = run(folder, [])
 result = {"data": "toys", "split": "test", "masks": "m", "num_images": 3, "weights": "ema", "protocol": {}, "supervision": "A"}
-result |= {"miou": 50.0, "iou": {"cat": 50.0, "dog": None}, "pixel_accuracy": 70.0}
-log_evaluation(folder, "eval/toys", {**result, "checkpoint_sha256": done["checkpoint_sha256"]})
+result |= {"miou": 50.0, "iou": {"cat": 50.0, "dog": None}, "pixel_accuracy": 70.0, "confusion": [[3, 1], [1, 1]]}
+log_evaluation(folder, "eval/toys", {**result, "weights_sha256": done["weights_sha256"]})
 run(folder.with_name("second"), [], after=folder)
 """
 
@@ -405,12 +591,16 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tracked):
 def test_wandb_holds_curves_and_settings(tracked):
     _, runs = tracked
     steps = [r["trainer/global_step"] for run in (runs["1"], runs["0"]) for r in run["history"] if "train/loss" in r]
-    assert steps == [0, 1, 2, 3]  # the crash came before the third step was logged, the checkpoint is of the second
+    assert steps == [1, 2, 3, 4]  # the crash came before the third step was logged, the checkpoint is of the second
     validated = [r for r in runs["0"]["history"] if "tune/miou" in r]
     values = [validated[-1][f"tune/iou/{name}"] for name in NAMES]
     assert validated[-1]["tune/miou"] == pytest.approx(sum(values) / 3, rel=1e-6)
     assert runs["0"]["config"]["optimizer"] == {"learning_rate": 0.05}
     assert [r["objective"] for r in runs["0"]["history"] if "objective" in r] == [42.0]
+    for key in ("tune/miou", "tune/masks/filenames", "tune/confusion/path", "objective"):
+        assert [r["trainer/global_step"] for r in runs["0"]["history"] if key in r] == [4], key
+    logged = [r for r in runs["0"]["history"] if "train/loss" in r]
+    assert all(r.keys() >= {f"train/{k}" for k in ("learning_rate", "gradient_norm", "step_seconds")} for r in logged)
 
 
 def test_wandb_holds_masks_with_the_names_of_the_classes(tracked, toy_data):
@@ -448,18 +638,19 @@ def test_wandb_holds_a_table_of_samples(tracked):
 
 def test_the_lineage_has_fingerprints(tracked):
     folder, runs = tracked
-    checkpoint = sha256(folder / "checkpoints/last.ckpt")
+    checkpoint = read_json(folder / "run.json")["weights_sha256"]
     data = {"toys": fingerprint(data_sets(SYNTHETIC)["toys"])}
     assert runs["1"]["config"]["fingerprints"] == {"data": data}
     assert runs["0"]["config"]["fingerprints"] == {"data": data, "model": checkpoint}
     (model,) = (a for a in runs["0"]["artifacts"] if a.type == "model")
     assert model.name == f"model-{runs['0']['run'].run_id}" and set(model.aliases) == {"latest", checkpoint[:12]}
-    assert json.loads(model.metadata)["checkpoint_sha256"] == checkpoint
+    assert json.loads(model.metadata)["weights_sha256"] == checkpoint
     assert [e.path for e in model.manifest.contents] == ["run.json"]  # no weights without log_model
     evaluated = runs["eval-toys0"]
     assert evaluated["run"].job_type == "evaluate" and evaluated["config"]["fingerprints"]["model"] == checkpoint
     (evaluation,) = (a for a in evaluated["artifacts"] if a.type == "evaluation")
     assert json.loads(evaluation.metadata)["miou"] == 50.0
+    assert any("confusion/path" in row for row in evaluated["history"])
     assert [e.path for e in evaluation.manifest.contents] == ["metrics.json"]
     assert not any(run["used"] for run in runs.values())  # use_artifact fails offline
 
@@ -474,7 +665,7 @@ def test_online_the_lineage_is_linked(tmp_path, monkeypatch, log_model):
     run = SimpleNamespace(offline=False, id="second", config=settings, use_artifact=used.append, log_artifact=log)
     before = tmp_path / "before"
     write_json(before / "wandb.json", {"id": "first", "entity": "us", "project": "p"})
-    write_json(before / "run.json", {"checkpoint_sha256": "ab" * 32})
+    write_json(before / "run.json", {"weights_sha256": "ab" * 32})
     write_atomic(tmp_path / "run/checkpoints/last.ckpt", b"weights")
     logger = Wandb(str(tmp_path / "run"), "a", log_model=log_model)
     logger._experiment = run
@@ -483,7 +674,7 @@ def test_online_the_lineage_is_linked(tmp_path, monkeypatch, log_model):
     print_of_data = fingerprint(data_sets(SYNTHETIC)["toys"])
     assert (data.type, data.name.partition(":")[0], data.metadata["fingerprint"]) == ("dataset", "toys", print_of_data)
     assert model == "us/p/model-first:abababababab"
-    logger.end({"checkpoint_sha256": "cd" * 32, "trained_on": SYNTHETIC, "steps": 4}, None)
+    logger.end({"weights_sha256": "cd" * 32, "trained_on": SYNTHETIC, "steps": 4}, None)
     ((artifact, aliases),) = logged
     assert set(artifact.manifest.entries) == {"run.json", *(["last.ckpt"] if log_model else [])}
     assert artifact.type == "model" and aliases == ["latest", "cd" * 6]

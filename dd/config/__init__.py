@@ -22,6 +22,7 @@ from dd.config.generation import (
     worker_build,
     worker_tools,
 )
+from dd.config.identity import CHANGES_NO_WEIGHT, OBSERVERS, RECORDED, processes, settings_identity, trainer_identity
 from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, budget_run, budget_test, generation_seconds
 from dd.config.objects import (
     ALLOWED,
@@ -48,13 +49,16 @@ from dd.config.training import (
     training_sets,
     training_style,
 )
-from dd.config.tuning import FIXED, check_tuning, judging_set, one_device, search_space, study_identity, trial
+from dd.config.tuning import FIXED, check_tuning, judging_set, one_device, search_space, study_content, study_identity, trial
 
 __all__ = [
     "ALLOWED",
+    "CHANGES_NO_WEIGHT",
     "CONF",
     "FIXED",
     "JUDGED",
+    "OBSERVERS",
+    "RECORDED",
     "SET_BY_STUDY",
     "SHARED",
     "SOURCES",
@@ -83,6 +87,7 @@ __all__ = [
     "palette",
     "plain",
     "prediction_arguments",
+    "processes",
     "quality",
     "quoted",
     "real_data",
@@ -93,6 +98,8 @@ __all__ = [
     "self_training",
     "segmenter_of",
     "settings",
+    "settings_identity",
+    "study_content",
     "study_identity",
     "sweep_arguments",
     "swept_name",
@@ -101,6 +108,7 @@ __all__ = [
     "trained_run",
     "trainer",
     "trainer_factory",
+    "trainer_identity",
     "training_record",
     "training_sets",
     "training_style",

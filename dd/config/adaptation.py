@@ -1,5 +1,6 @@
 """What train.py stage=adapt_generator needs."""
 
+from dd.config.identity import trainer_identity
 from dd.config.objects import device, instantiate, plain
 from dd.config.tuning import one_device
 
@@ -19,4 +20,5 @@ def adaptation(cfg) -> dict:
         )
     generator = instantiate(node, device=device(cfg))
     how = {"batch_size": cfg.batch_size, "num_workers": cfg.num_workers, "seed": cfg.seed}
+    how["trained_with"] = trainer_identity(cfg)
     return {"generator": generator, "listed": given.pop("list"), **given, **how}

@@ -33,7 +33,7 @@ def prediction_arguments(cfg, place: Path | None = None) -> dict:
     if path.is_dir() and target.resolve().is_relative_to(path):
         raise ValueError(f"output={target} lies in images={cfg.images}: its masks would be taken for images next time")
     identity = {
-        "checkpoint_sha256": run["checkpoint_sha256"], "weights": cfg.weights, "protocol": views.protocol,
+        "weights_sha256": run["weights_sha256"], "weights": cfg.weights, "protocol": views.protocol,
         "classes": run["taxonomy"]["names"], "images": str(path),
     }  # fmt: skip
     return {

@@ -109,7 +109,14 @@ def segmenter_of(run: dict, trusted: bool = False):
         isinstance(x, dict | list) for v in node.values() for x in (v if isinstance(v, list) else [v])
     ):
         raise ValueError(f"run.json names a segmenter {node!r} that is not one of dd.segmenters with plain values")
-    return instantiate({**node, "pretrained": None}, num_classes=1 + len(run["taxonomy"]["names"]))
+    made = instantiate({**node, "pretrained": None}, num_classes=1 + len(run["taxonomy"]["names"]))
+    then, now = run.get("segmenter_files", {}).get("config"), made.files.get("config")
+    if then not in (None, now):
+        raise ValueError(
+            f"segmenter.config={node['config']} describes another model now (sha256 {now[:12]}...) than the run was trained "
+            f"with (sha256 {then[:12]}...). Put the file back as it was, or train a run of another name with the new one"
+        )
+    return made
 
 
 def trained_run(folder, trusted: bool = False, weights: str = "ema", scales=(1.0,), flip: bool = False) -> tuple:

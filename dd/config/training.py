@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from dd.config.identity import settings_identity
 from dd.config.objects import device, instantiate, plain, real_data, taxonomy, trained_run
 from dd.datamodule import Mixture, hold_out, per_process
 from dd.datasets import SegmentationFolder, read_split
@@ -130,9 +131,12 @@ def _chosen_list(images) -> dict:
     return {"filter": identity}
 
 
-def training_record(cfg, images, tune=None, photos=None, style: Style | None = None) -> tuple[dict, dict]:
-    """(identity, record) of a training run: what makes it another run, and what evaluation must know of it. ``photos``: the
-    unlabelled ones of self-training."""
+def training_record(
+    cfg, images, tune=None, photos=None, style: Style | None = None, network=None
+) -> tuple[dict, dict]:  # fmt: skip
+    """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`), and what evaluation must
+    know of it. ``photos``: the unlabelled ones of self-training; ``network``: the segmenter, which knows the content of the
+    files that it was made from."""
     listed = getattr(images, "real", images).listed
     shots = (listed["images"] if listed else "all") if cfg.shots in (None, "all") else cfg.shots
     shots = None if cfg.source == "synthetic" else shots
@@ -159,16 +163,14 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
         trained_on["style"] = style.record()
     if photos is not None:
         trained_on["self_training"] = {**plain(cfg.self_training), "photographs": photos.fingerprint()}
-    trainer_keys = ("max_steps", "precision", "gradient_clip_val", "callbacks")
-    chosen = {k: plain(cfg)[k] for k in ("segmenter", "optimizer", "transform", "batch_size", "scale", "seed")}
-    trainer_settings = {k: v for k, v in plain(cfg)["trainer"].items() if k in trainer_keys}
-    trainer_settings["callbacks"] = {"ema": (trainer_settings.get("callbacks") or {}).get("ema")}
-    faster = ("fused", "compile")  # left out when off: a run from before there were such keys is still the same run
-    chosen["optimizer"] = {k: v for k, v in chosen["optimizer"].items() if v or k not in faster}
-    identity = {**chosen, "trainer": trainer_settings, "trained_on": trained_on}
-    identity["init_from_sha256"] = before and before["checkpoint_sha256"]
+    names, files = list(images.taxonomy.names), {} if network is None else network.files
+    identity = {
+        **settings_identity(cfg), "classes": names, "segmenter_files": files, "trained_on": trained_on,
+        "init_from_sha256": before and before.get("weights_sha256"),
+    }  # fmt: skip
     record = {
-        "segmenter": plain(cfg.segmenter), "taxonomy": {"name": images.taxonomy.name, "names": list(images.taxonomy.names)},
+        "segmenter": plain(cfg.segmenter), "taxonomy": {"name": images.taxonomy.name, "names": names},
+        "segmenter_files": files,
         "scale": cfg.scale, "bf16": cfg.trainer.precision == "bf16-mixed", "trained_on": trained_on,
         "supervision": supervision(trained_on, before and before["supervision"]),
         "validated_on": tune and {**tune.fingerprint(), **({"ids": tune.ids} if holds_out(cfg) else {})},

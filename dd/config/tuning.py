@@ -10,7 +10,9 @@ from hydra.types import RunMode
 from omegaconf import ListConfig, OmegaConf
 
 from dd.config.command import CONF, check_overrides
+from dd.config.identity import trainer_identity
 from dd.config.objects import plain, real_data
+from dd.config.training import training_record, training_sets, training_style, unlabelled_photos
 
 FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
 
@@ -68,15 +70,24 @@ def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm")}
-    loose = ("default_root_dir", "callbacks", "accelerator", "devices", "log_every_n_steps", "enable_progress_bar")
+    looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # they prune trials
     used = {"style": cfg.style.kind, "self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
     used["shots_list"] = cfg.shots_list
     for key in (k for k, v in used.items() if not v):  # a study begun before there were such keys is still the same study
         node.pop(key)
-    node["trainer"] = {k: v for k, v in node["trainer"].items() if k not in loose}
-    node["trainer"]["ema"] = cfg.trainer.callbacks.get("ema") and plain(cfg.trainer.callbacks.ema)
+    node["trainer"] = {k: v for k, v in node["trainer"].items() if k in looks} | trainer_identity(cfg)
     node["tune"] = {**{k: v for k, v in node["tune"].items() if k != "trials"}, "space": space}
     return node
+
+
+def study_content(cfg) -> dict:
+    """What the paths in :func:`study_identity` lead to: the images and masks that trials are trained and judged on, and the
+    weights they start from. A finished study of other content is another one."""
+    images, tune = training_sets(cfg)
+    photos = unlabelled_photos(cfg, "self_training") if cfg.self_training.teacher else None
+    identity, _ = training_record(cfg, images, tune, photos, training_style(cfg))
+    found = {key: identity[key] for key in ("trained_on", "init_from_sha256")}
+    return found | {"judged_on": tune.fingerprint()}
 
 
 def trial(cfg, name: str, overrides: list[str], check_only: bool = False):

@@ -12,22 +12,22 @@ from dd.provenance import differences, fingerprint, read_json, sha256
 from dd.report.page import Section, Table
 
 KEYS = ("data", "split", "masks", "num_images", "protocol", "miou", "iou", "pixel_accuracy", "confusion",
-        "checkpoint_sha256", "supervision", "trained_on")  # fmt: skip
+        "weights_sha256", "supervision", "trained_on")  # fmt: skip
 LEVEL = 0.95  # of intervals
 EDITED = "it was edited or damaged; remove it and evaluate the run again"
 
 
-def read_metrics(path: str | Path, checkpoint_sha256: str | None = None) -> dict:
+def read_metrics(path: str | Path, weights_sha256: str | None = None) -> dict:
     """metrics.json once it has shown that its numbers are those of its confusion matrix, and of the images' own where they are
     stored (they come along as ``images``: {"confusion": uint32 [N, C, C], "ids"}).
 
-    ValueError for a file of another version, one that was edited, or one of another checkpoint than ``checkpoint_sha256``.
+    ValueError for a file of another version, one that was edited, or one of another checkpoint than ``weights_sha256``.
     """
     path, found = Path(path), read_json(path)
     lacking = [k for k in KEYS if k not in found] if isinstance(found, dict) else list(KEYS)
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: another version wrote it; remove it and evaluate the run again")
-    if checkpoint_sha256 is not None and found["checkpoint_sha256"] != checkpoint_sha256:
+    if weights_sha256 is not None and found["weights_sha256"] != weights_sha256:
         raise ValueError(f"{path} was measured with another checkpoint than the run has now; evaluate the run again")
     try:
         confusion = np.array(found["confusion"], np.int64)

@@ -44,7 +44,7 @@ def run_sections(entries) -> list[Section]:
     rows = [[package, version, _who(names, len(runs))] for (package, version), names in sorted(versions.items())]
     found.append(Table("Versions", ["package", "version", "runs"], rows))
     rows = [
-        [name, run.get("command", ""), run.get("git_commit", "")[:12], run["checkpoint_sha256"][:12]]
+        [name, run.get("command", ""), run.get("git_commit", "")[:12], run.get("weights_sha256", "")[:12]]
         for name, run in runs.items()
     ]
     note = "A + behind a commit: files of the checkout differed from it."

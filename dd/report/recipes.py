@@ -65,7 +65,7 @@ class Recipe:
 
 def weights_of(run: dict) -> str | None:
     """The hash by which other runs name the weights of ``run``, a run.json."""
-    return run.get("weights_sha256", run.get("checkpoint_sha256"))
+    return run.get("weights_sha256")
 
 
 def unknown(data: dict) -> None:

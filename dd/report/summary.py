@@ -72,7 +72,7 @@ def _read(folder: Path, pattern: str, run: dict, key, left_out) -> dict:
     found = {}
     for path in sorted(folder.glob(pattern)):
         try:
-            found[key(path)] = read_metrics(path, run["checkpoint_sha256"])
+            found[key(path)] = read_metrics(path, run.get("weights_sha256"))
         except ValueError as error:
             left_out.append((str(path), str(error).removeprefix(str(path)).lstrip(": ")))
     return found

@@ -11,7 +11,8 @@ class Segmenter(nn.Module):
     """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> ``forward``: logits [B, num_classes, H, W]; ``loss(images,
     labels)``: a dictionary with ``loss`` and its named parts; ``parameter_groups(...)`` for a torch optimiser.
 
-    ``num_classes``: background included. ``ignore_index``: the label without a loss.
+    ``num_classes``: background included. ``ignore_index``: the label without a loss. ``files``: {what: SHA-256} of what was
+    read beside the arguments: ``pretrained`` weights, a ``config``.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, mean=MEAN, std=STD):
@@ -23,7 +24,7 @@ class Segmenter(nn.Module):
                 f"ignore_index={ignore_index} is also one of the {num_classes} classes (0..{num_classes - 1}); "
                 f"choose a value outside them, as 255, and at most 255 classes for 8-bit masks"
             )
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.num_classes, self.ignore_index, self.files = num_classes, ignore_index, {}
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 

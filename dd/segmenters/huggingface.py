@@ -14,6 +14,7 @@ from transformers import (
     SegformerModel,
 )
 
+from dd.checkpoints import weights_sha256
 from dd.segmenters.base import NORMS, Segmenter, parameter_groups, synchronise
 from dd.segmenters.mask_loss import mask2former_loss
 
@@ -116,7 +117,10 @@ class Mask2Former(Segmenter):
                 dim_feedforward=decoder_feedforward,
             )
         )
-        backbone = ResNetBackbone(resnet) if pretrained is None else load_encoder(ResNetBackbone, resnet, pretrained, revision)
+        backbone = ResNetBackbone(resnet)
+        if pretrained is not None:
+            backbone = load_encoder(ResNetBackbone, resnet, pretrained, revision)
+            self.files["pretrained"] = weights_sha256(backbone.state_dict())
         self.net.model.pixel_level_module.encoder = synchronise(backbone, sync_bn)
         self.train()
 
@@ -183,6 +187,7 @@ class SegFormer(Segmenter):
         self.net = SegformerForSemanticSegmentation(config)
         if pretrained is not None:
             self.net.segformer = load_encoder(SegformerModel, config, pretrained, revision)
+            self.files["pretrained"] = weights_sha256(self.net.segformer.state_dict())
         self.net = synchronise(self.net, sync_bn)
         self.train()
 

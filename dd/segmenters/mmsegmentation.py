@@ -15,8 +15,9 @@ import mmseg.models  # noqa: E402, F401  fills the registry
 from mmengine.logging import MMLogger  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 
+from dd.provenance import sha256  # noqa: E402
 from dd.segmenters.base import Segmenter, parameter_groups, synchronise  # noqa: E402
-from dd.segmenters.weights import load_pretrained  # noqa: E402
+from dd.segmenters.weights import load_pretrained, local_file  # noqa: E402
 
 CHANNELS = {  # depth: input and inner channels of the decode head, then of the auxiliary head
     18: (512, 128, 256, 64),
@@ -148,6 +149,7 @@ class DeepLabV3(Segmenter):
         self.backbone, self.decode_head, self.auxiliary_head = net.backbone, net.decode_head, net.auxiliary_head
         if pretrained is not None:
             load_pretrained(self, pretrained)
+            self.files["pretrained"] = sha256(local_file(pretrained))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> logits [B, num_classes, H, W] (not yet a softmax)."""

@@ -1,6 +1,7 @@
 """Any segmenter of mmsegmentation's model zoo, by the name of its configuration file, without its Runner."""
 
 import difflib
+import json
 import logging
 import sys
 import warnings
@@ -20,6 +21,7 @@ from mmseg.models.backbones import ResNet  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
+from dd.provenance import fingerprint, sha256  # noqa: E402
 from dd.segmenters.base import Segmenter, parameter_groups, synchronise  # noqa: E402
 from dd.segmenters.mmsegmentation import quiet_construction  # noqa: E402
 from dd.segmenters.weights import load_pretrained, local_file, read_weights  # noqa: E402
@@ -68,6 +70,16 @@ def read_config(name: str, trusted: bool = False) -> dict:
     if isinstance(model.decode_head, dict) and model.decode_head.get("type") == "PIDHead":
         raise ValueError(f"config={name!r} is trained on edge maps beside the masks (PIDHead), which data here do not have")
     return model.to_dict()
+
+
+def config_sha256(model: dict) -> str:
+    """SHA-256 of the ``model`` part of a configuration with all that it inherits: what is built from the file."""
+    return fingerprint(json.loads(json.dumps(model, default=_named)))
+
+
+def _named(value) -> str:
+    """A class or function in a configuration by its name; TypeError for anything else that is no plain value."""
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else json.dumps(value)
 
 
 def _dictionaries(node):
@@ -152,11 +164,12 @@ class ModelZoo(Segmenter):
     ):
         with quiet_construction():
             model = read_config(config, trusted)
+        read = {"config": config_sha256(model)}
         colours = model.pop("data_preprocessor", None) or {}
         bgr = not colours.get("bgr_to_rgb", False)
         mean, std = (list(colours.get(k) or [v] * 3) for k, v in (("mean", 0.0), ("std", 1.0)))
         super().__init__(num_classes, mean=mean[::-1] if bgr else mean, std=std[::-1] if bgr else std)
-        self.bgr = bgr
+        self.bgr, self.files = bgr, read
         for_classes(model, num_classes)
         source = take_weights(model)
         for node in _dictionaries(model):
@@ -170,11 +183,12 @@ class ModelZoo(Segmenter):
             if not isinstance(net.backbone, ResNet):  # transformers convert their checkpoints while they load them
                 read_weights(source)
                 net.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(local_file(source))}
-                pretrained = None
+                read["pretrained"], pretrained = sha256(local_file(source)), None
         with quiet_construction():
             net.init_weights()
         if pretrained is not None:
             load_pretrained(net, pretrained)
+            read["pretrained"] = sha256(local_file(pretrained))
         self.net = synchronise(net, sync_bn)
 
     def _inputs(self, images: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ MOST_CAPTIONS = 10_000  # of one template: all are listed
 def adapt_generator(
     folder, generator, trainer, images, listed, captions, template: str, conditions: dict, lora: dict, training: dict,
     max_steps: int, batch_size: int, samples: dict, num_workers: int = 0, seed: int = 0,
+    trained_with: dict | None = None,
 ) -> Path:  # fmt: skip
     """Train LoRA layers of ``generator`` (:class:`dd.diffusion.StableDiffusion`) on the photographs below the folder
     ``images``; returns the adapter's file in ``folder``.
@@ -31,7 +32,8 @@ def adapt_generator(
     ``listed``: a file with one image (stem or name) a line, None for all. ``captions``: a file of {"filename", "caption"},
     or None for ``template`` with each combination of ``conditions`` {name: phrases}. ``lora``: rank, alpha, target_modules;
     ``training``: settings of :class:`dd.adaptation.Adaptation`; ``samples``: prompts, every, seeds of the sample sheets.
-    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer. An interrupted training goes on from its last
+    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, ``trained_with`` are those of its settings
+    that decide weights. An interrupted training goes on from its last
     checkpoint, a finished one is left alone, a folder made with other settings is refused. ``run.json`` is written last.
     """
     folder = Path(folder)
@@ -45,6 +47,7 @@ def adapt_generator(
         "training": training, "max_steps": max_steps, "batch_size": batch_size, "size": generator.size, "seed": seed,
         "images": {"number": len(files), "sha256": fingerprint([sha256(f) for f in files])},
         "captions_sha256": fingerprint(texts), "captions_from": "file" if captions else "template",
+        "trainer": trained_with,
     }  # fmt: skip
     target = folder / diffusion.WEIGHTS
     if finished_run(folder, identity) is not None:

@@ -11,10 +11,10 @@ from rich.progress import Progress
 from dd import checkpoints
 from dd.batch_norm import adapt, check_share, layers
 from dd.locks import Lock
-from dd.provenance import SETTINGS, finished_run, made_by, sha256, write_atomic, write_json
+from dd.provenance import SETTINGS, finished_run, made_by, write_atomic, write_json
 
 CHECKPOINT = Path("checkpoints") / checkpoints.LAST
-KEPT = ("segmenter", "taxonomy", "scale", "bf16", "supervision")  # of the run before
+KEPT = ("segmenter", "segmenter_files", "taxonomy", "scale", "bf16", "supervision")  # of the run before
 
 
 def batch_norm(
@@ -34,7 +34,7 @@ def batch_norm(
         "source": "unlabelled", "photographs": photos.fingerprint(), "batch_norm": {"share": share}, "shots": None,
         "seed": run["trained_on"].get("seed"), "after": run["trained_on"],
     }  # fmt: skip
-    identity = {"stage": "batch_norm", "trained_on": trained_on, "init_from_sha256": run["checkpoint_sha256"]}
+    identity = {"stage": "batch_norm", "trained_on": trained_on, "init_from_sha256": run["weights_sha256"]}
     if (done := finished_run(folder, identity)) is not None:
         return done
     check_share(share)
@@ -53,11 +53,13 @@ def batch_norm(
         write_json(folder / SETTINGS, {"identity": identity})
         write_atomic(folder / "config.yaml", config)
         last.parent.mkdir(exist_ok=True)
-        checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in segmenter.cpu().state_dict().items()}}, last)
+        state = segmenter.cpu().state_dict()
+        checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in state.items()}}, last)
         done = {
             "identity": identity, **{k: run[k] for k in KEPT if k in run}, "trained_on": trained_on, "validated_on": None,
             "batch_norm": {"layers": len(changed), "kept": sorted(everything.keys() - set(changed))}, "steps": 0,
-            "seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by(),
+            "seconds": round(time.perf_counter() - started, 1), "weights_sha256": checkpoints.weights_sha256(state),
+            **made_by(),
         }  # fmt: skip
         write_json(folder / "run.json", done)
     return done

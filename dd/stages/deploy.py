@@ -21,7 +21,7 @@ def facts(run: dict, segmenter, views, names, palette: list[int], weights: str) 
         "classes": list(names), "palette": palette,
         "size": {"short_side": views.short_side, "max_long": MAX_LONG, "resize": "bilinear, OpenCV's INTER_LINEAR on uint8"},
         "normalisation": {"where": "in the file: give RGB, 0..255, uint8", "mean": mean, "std": std},
-        "checkpoint_sha256": run["checkpoint_sha256"], "weights": weights, "precision": "float32",
+        "weights_sha256": run["weights_sha256"], "weights": weights, "precision": "float32",
         "supervision": run["supervision"], "segmenter": run["segmenter"],
     }  # fmt: skip
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
@@ -47,7 +47,7 @@ def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[i
         )
     if not there:
         write_atomic(target, data)
-    result = {"checkpoint_sha256": run["checkpoint_sha256"], "onnx_sha256": sha256(data), **checked, **made_by()}
+    result = {"weights_sha256": run["weights_sha256"], "onnx_sha256": sha256(data), **checked, **made_by()}
     write_json(target.with_suffix(".json"), result)
     return {**result, "kept": there}
 

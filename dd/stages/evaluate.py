@@ -75,7 +75,7 @@ def evaluate(
         )
     head = {
         "data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data), "content": data.content(),
-        "checkpoint": "checkpoints/last.ckpt", "checkpoint_sha256": run["checkpoint_sha256"], "weights": weights,
+        "checkpoint": "checkpoints/last.ckpt", "weights_sha256": run["weights_sha256"], "weights": weights,
         "protocol": views.protocol,
         "supervision": run["supervision"], "trained_on": run["trained_on"], "masks_made_with": _made_with(data),
     }  # fmt: skip

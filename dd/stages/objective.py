@@ -19,8 +19,8 @@ def objective(folder, segmenter, data, views, batch_size: int = 16, device: str 
     """
     path, run = Path(folder) / "objective.json", read_json(Path(folder) / "run.json")
     head = {
-        "metric": "tune/miou", "checkpoint_sha256": run["checkpoint_sha256"], "data": data.root.name, "split": data.split,
-        "num_images": len(data), "protocol": views.protocol,
+        "metric": "tune/miou", "weights_sha256": run["weights_sha256"], "data": data.root.name, "split": data.split,
+        "num_images": len(data), "content": data.content(), "protocol": views.protocol,
     }  # fmt: skip
     if path.exists():
         there = read_json(path)

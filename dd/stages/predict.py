@@ -34,9 +34,9 @@ def predict(
     identity = {
         "settings": {**views.protocol, "weights": weights, "batch_size": batch_size},
         "images": fingerprint([records[s.id]["image_sha256"] for s in plan]),
-        "teacher": {k: run[k] for k in ("checkpoint_sha256", "supervision", "trained_on")},
+        "teacher": {k: run[k] for k in ("weights_sha256", "supervision", "trained_on")},
     }
-    target = folder / "sweeps" / "predictions" / f"{run['checkpoint_sha256'][:12]}-{fingerprint(identity)[:8]}"
+    target = folder / "sweeps" / "predictions" / f"{run['weights_sha256'][:12]}-{fingerprint(identity)[:8]}"
     write_json(target / "settings.json", {"identity": identity})
     batches = [plan[i : i + batch_size] for i in range(0, len(plan[:limit]), batch_size)]
     done = _done(target)

@@ -155,7 +155,7 @@ def _write(target: Path, source, queue, predictor, classes, score: str, identity
         write_atomic(target / "overlays" / f"{item.id}.jpg", encode_image(shown, ".jpg"))
         items.append(Item(item.id, copy, path, mask.shape, tuple(np.unique(mask).tolist())))
         facts = {"rank": rank, "score": round(record[score], 6)}
-        tasks.append(label_studio.task(item.file, mask, labels, identity["checkpoint_sha256"][:12], facts, address))
+        tasks.append(label_studio.task(item.file, mask, labels, identity["weights_sha256"][:12], facts, address))
     colours = {name: tuple(classes.palette[3 * i : 3 * i + 3]) for i, name in enumerate(classes.names, 1)}
     colours[label_studio.IGNORED] = tuple(classes.palette[-3:])
     files = Target(target)

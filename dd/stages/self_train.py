@@ -96,7 +96,7 @@ def _identity(folder, images, run, settings) -> dict:
     missing = [name for name in images.ids if name not in records]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {len(images)} images have no record; run generate.py again")
-    teacher = {k: run[k] for k in ("checkpoint_sha256", "supervision", "trained_on")}
+    teacher = {k: run[k] for k in ("weights_sha256", "supervision", "trained_on")}
     hashes = [records[name]["image_sha256"] for name in images.ids]
     return {"settings": settings, "images": fingerprint(hashes), "teacher": teacher}
 

@@ -9,7 +9,7 @@ import torch
 from dd import checkpoints
 from dd.fitting import fit
 from dd.locks import Lock
-from dd.provenance import SETTINGS, finished_run, made_by, read_json, sha256, write_json
+from dd.provenance import SETTINGS, finished_run, made_by, read_json, write_json
 from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -19,8 +19,8 @@ HINT = "Runs of another name train beside it; train.py stage=budget and stage=tu
 def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw`` (the ablation).
 
-    FileNotFoundError if the run is not finished, ValueError for other weights or a damaged file; weights only, no pickled
-    code.
+    FileNotFoundError if the run is not finished, ValueError for other ``weights``, a damaged file, or
+    averaged weights that are not those of run.json. Nothing but tensors is read, no pickled code.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights={weights!r}; allowed: ema, raw")
@@ -28,7 +28,21 @@ def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     if not path.is_file() or not (Path(run) / "run.json").is_file():
         raise FileNotFoundError(f"{run} is not a finished training run (no run.json or {CHECKPOINT}); train it with train.py")
     checkpoint = checkpoints.load(path)
-    state = checkpoint.get("current_model_state", checkpoint["state_dict"]) if weights == "raw" else checkpoint["state_dict"]
+    average = _segmenter(checkpoint["state_dict"])
+    known = read_json(Path(run) / "run.json").get("weights_sha256")
+    if (found := checkpoints.weights_sha256(average)) != known:
+        raise ValueError(
+            f"{path} holds other weights (sha256 {found[:12]}...) than {run}/run.json tells of "
+            + (f"({known[:12]}...)" if known else "(none: an earlier version wrote it)")
+            + ". Put the right file back, or train the run again under another name"
+        )
+    if weights == "ema":
+        return average
+    return _segmenter(checkpoint.get("current_model_state", checkpoint["state_dict"]))
+
+
+def _segmenter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The segmenter's part of a checkpoint, by the segmenter's own names."""
     return {k.removeprefix("segmenter."): v for k, v in state.items() if k.startswith("segmenter.")}
 
 
@@ -64,7 +78,9 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
         fit(trainer, module, data, last)
         done = {"identity": identity, **record, "steps": trainer.global_step}
         if is_main_process():
-            done |= {"seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by()}
+            seconds = round(time.perf_counter() - started, 1)
+            weights = checkpoints.weights_sha256(_segmenter(checkpoints.load(last)["state_dict"]))
+            done |= {"seconds": seconds, "weights_sha256": weights, **made_by()}
             write_json(folder / "run.json", done)
     return done
 

@@ -35,11 +35,13 @@ def _images(count: int, seed: int) -> torch.Tensor:
 
 
 def train_text_to_image(
-    folder, trainer, models: dict, autoencoder: dict, text_to_image: dict, num_workers: int, seed: int, init_from=None
-) -> Path:
+    folder, trainer, models: dict, autoencoder: dict, text_to_image: dict, num_workers: int, seed: int, init_from=None,
+    trained_with: dict | None = None,
+) -> Path:  # fmt: skip
     """Tokenizer, VAE, then UNet with text encoder; writes ``folder/model``, a complete Stable Diffusion folder.
 
-    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged weights or without.
+    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged weights or without;
+    ``trained_with`` are those of its settings that decide weights.
     ``models`` holds the sizes, ``autoencoder`` and ``text_to_image`` settings, ``max_steps`` and ``batch_size`` of each.
     ``init_from``: a Stable Diffusion folder whose tokenizer and VAE are kept and whose UNet and text encoder are trained
     further; ``text_to_image.first_scene`` then says which scenes are new to it. An interrupted run goes on from its last
@@ -48,6 +50,7 @@ def train_text_to_image(
     """
     folder = Path(folder)
     identity = {"models": models, "autoencoder": autoencoder, "text_to_image": text_to_image, "seed": seed}
+    identity["trainer"] = trained_with
     start = None if init_from is None else diffusion.StableDiffusion(init_from)
     identity["init_from_sha256"] = start and start.checkpoint.sha256()
     if finished_run(folder, identity) is not None:

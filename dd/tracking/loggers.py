@@ -1,8 +1,9 @@
 """Trackers of a run beside Lightning's metrics.csv: TensorBoard and MLflow here, W&B in its own module.
 
 What fails in a tracker never ends a training (:class:`Guarded`). Beside Lightning's interface a logger may offer
-``begin(settings, trained_on, init_from)``, ``show(samples, class_names, step)``, ``table(samples, class_names, step)``,
-``end(done, objective)`` and ``finish(failed)``; ``done`` is run.json.
+``begin(settings, trained_on, init_from)``, ``show(samples, class_names, step)``, ``confusion(counts, class_names, step)``,
+``table(samples, class_names, step)``, ``end(done, objective)`` and ``finish(failed)``; ``done`` is run.json. A step is the
+number of optimiser steps that are done, for numbers, pictures and objectives alike.
 """
 
 import os
@@ -13,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -20,6 +22,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dd.provenance import fingerprint, read_json, write_json
 from dd.taxonomy import voc_palette
 
+CELL = 12  # pixels of a confusion matrix's cell
 PATIENCE = 3  # failures in a row of one method after which it is left alone: a server that is away costs minutes each time
 
 
@@ -28,6 +31,15 @@ def data_sets(trained_on: dict) -> dict[str, dict]:
     parts = [trained_on[k] for k in ("real", "synthetic") if isinstance(trained_on.get(k), dict)] or [trained_on]
     keys = ("root", "split", "masks", "images", "shots", "mask_settings")
     return {part["root"]: {k: part[k] for k in keys if k in part} for part in parts}
+
+
+def flat(node: dict, prefix: str = ""):
+    """(key, value) of everything in nested settings, keys joined by dots; what is no number, truth value or text as text."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def artifact_name(text: str) -> str:
@@ -91,7 +103,8 @@ class Guarded(Logger):
         return self.attempt("experiment")
 
     def log_metrics(self, metrics, step=None):
-        self.attempt("log_metrics", metrics, step)
+        """Lightning gives the index of the step, from 0 on."""
+        self.attempt("log_metrics", metrics, None if step is None else step + 1)
 
     def log_hyperparams(self, params, *args, **kwargs):
         self.attempt("log_hyperparams", params, *args, **kwargs)
@@ -115,7 +128,7 @@ def is_main_process() -> bool:
 
 
 def tell(trainer, what: str, *args) -> None:
-    """Call ``begin``, ``show``, ``table``, ``end`` or ``finish`` of each of a trainer's loggers that has it."""
+    """Call ``begin``, ``show``, ``confusion``, ``table``, ``end`` or ``finish`` of each of a trainer's loggers that has it."""
     if is_main_process():
         for logger in trainer.loggers:
             logger.attempt(what, *args)
@@ -128,12 +141,53 @@ def panel(sample) -> np.ndarray:
     return np.concatenate([sample.image, *coloured], 1)
 
 
+def confusion_picture(counts: np.ndarray, class_names) -> np.ndarray:
+    """A confusion matrix [K, K] (rows true, columns predicted) as uint8 [H, W, 3]: a cell is the darker, the larger its share
+    of the row, from white (none) to black (all of the pixels of this class)."""
+    counts, font = np.asarray(counts, np.float64), ImageFont.load_default(10)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = int(np.ceil(max(font.getlength(name) for name in class_names))) + 6  # room for the names
+    cells = np.round(255 * (1 - shares)).astype(np.uint8).repeat(CELL, 0).repeat(CELL, 1)
+    size = side + len(cells)
+    page, names = Image.new("L", (size, size), 255), Image.new("L", (len(cells), side), 255)
+    page.paste(Image.fromarray(cells), (side, side))
+    for image, right in ((page, side - 3), (names, None)):
+        draw = ImageDraw.Draw(image)
+        for i, name in enumerate(class_names):
+            middle = CELL * i + CELL // 2
+            if right is not None:
+                draw.text((right, side + middle), name, 0, font, anchor="rm")
+            else:
+                line = Image.new("L", (side, CELL), 255)
+                ImageDraw.Draw(line).text((3, CELL // 2), name, 0, font, anchor="lm")
+                image.paste(line.rotate(90, expand=True), (CELL * i, 0))
+    page.paste(names, (side, 0))
+    return np.asarray(page.convert("RGB"))
+
+
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run goes on there."""
+    """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run goes on there. Its table of hyper-parameters is written
+    at the end, with the objective."""
 
     def __init__(self, save_dir: str):
         need("tensorboard", "tensorboard")
-        super().__init__(save_dir, name="", version="tensorboard")
+        super().__init__(save_dir, name="", version="tensorboard", default_hp_metric=False)
+        self._settings = {}
+
+    def begin(self, settings, trained_on, init_from):
+        self._settings = settings
+
+    def confusion(self, counts, class_names, step):
+        self.experiment.add_image("tune/confusion", confusion_picture(counts, class_names), step, dataformats="HWC")
+
+    def end(self, done, objective):
+        from torch.utils.tensorboard.summary import hparams
+
+        metrics = {} if objective is None else {"objective": objective}
+        self.log_metrics(metrics, done["steps"])
+        for summary in hparams(dict(flat(self._settings)), metrics):
+            self.experiment._get_file_writer().add_summary(summary, done["steps"])
+        self.experiment.flush()
 
     def show(self, samples, class_names, step):
         for sample in samples:
@@ -187,11 +241,15 @@ class MLflow(MLFlowLogger):
             path = f"masks/{artifact_name(sample.id)}/step_{step:07d}.png"
             self.experiment.log_image(self.run_id, panel(sample), artifact_file=path)
 
+    def confusion(self, counts, class_names, step):
+        path = f"confusion/step_{step:07d}.png"
+        self.experiment.log_image(self.run_id, confusion_picture(counts, class_names), artifact_file=path)
+
     def table(self, samples, class_names, step):
         rows = {"step": step, "columns": ["id", "miou"], "data": [[s.id, s.miou] for s in samples]}
         self.experiment.log_dict(self.run_id, rows, "samples.json")
 
     def end(self, done, objective):
-        self.experiment.set_tag(self.run_id, "checkpoint_sha256", done["checkpoint_sha256"])
+        self.experiment.set_tag(self.run_id, "weights_sha256", done["weights_sha256"])
         if objective is not None:
             self.log_metrics({"objective": objective}, done["steps"])

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from dd.provenance import fingerprint, read_json, write_json
 from dd.taxonomy import IGNORE
-from dd.tracking.loggers import artifact_name, data_sets, need
+from dd.tracking.loggers import artifact_name, confusion_picture, data_sets, need
 
 UNCERTAIN = "uncertain"  # what 255 is called in overlays
 
@@ -67,6 +67,11 @@ class Wandb(WandbLogger):
     def show(self, samples, class_names, step):
         self.log_metrics({"tune/masks": [_overlay(s, class_names, "both") for s in samples]}, step)
 
+    def confusion(self, counts, class_names, step):
+        import wandb
+
+        self.log_metrics({"tune/confusion": wandb.Image(confusion_picture(counts, class_names))}, step)
+
     def table(self, samples, class_names, step):
         import wandb
 
@@ -75,12 +80,12 @@ class Wandb(WandbLogger):
         self.log_metrics({"tune/samples": wandb.Table(columns=columns, data=rows)}, step)
 
     def end(self, done, objective):
-        sha = done["checkpoint_sha256"]
+        sha = done["weights_sha256"]
         self._fingerprints["model"] = sha
         self.experiment.config.update({"fingerprints": self._fingerprints}, allow_val_change=True)
         if objective is not None:
             self.log_metrics({"objective": objective}, done["steps"])
-        facts = {"checkpoint_sha256": sha, "objective": objective, "trained_on": done["trained_on"]}
+        facts = {"weights_sha256": sha, "objective": objective, "trained_on": done["trained_on"]}
         artifact = _artifact(f"model-{self.experiment.id}", "model", facts, {"run.json": done})
         if self._upload:
             artifact.add_file(str(Path(self._save_dir) / "checkpoints" / "last.ckpt"))
@@ -122,7 +127,7 @@ def _model(run_folder: Path, run: dict) -> str:
     """The artifact of a run's model as W&B addresses it."""
     known = read_json(run_folder / "wandb.json")
     place = "/".join(filter(None, (known["entity"], known["project"])))
-    return f"{place}/model-{known['id']}:{run['checkpoint_sha256'][:12]}"
+    return f"{place}/model-{known['id']}:{run['weights_sha256'][:12]}"
 
 
 def log_evaluation(run_folder, where: str, result: dict) -> None:
@@ -143,7 +148,7 @@ def _log_evaluation(run_folder, known, where, result):
 
     _keep_in(run_folder)
     kept = ("data", "split", "masks", "num_images", "weights", "protocol", "supervision")
-    prints = {"model": result["checkpoint_sha256"], "evaluation": fingerprint(result)}
+    prints = {"model": result["weights_sha256"], "evaluation": fingerprint(result)}
     run = wandb.init(
         project=known["project"], entity=known["entity"], group=known["group"], name=f"{known['name']}/{where}",
         id=artifact_name(f"{known['id']}-{where}"), resume="allow", job_type="evaluate", dir=run_folder,
@@ -151,9 +156,10 @@ def _log_evaluation(run_folder, known, where, result):
     )  # fmt: skip
     rows = [[name, value] for name, value in result["iou"].items()]
     run.log({"iou": wandb.Table(columns=["class", "iou"], data=rows)})
+    run.log({"confusion": wandb.Image(confusion_picture(result["confusion"], list(result["iou"])))})
     run.summary.update({"miou": result["miou"], "pixel_accuracy": result["pixel_accuracy"]})
     if not run.offline:
         run.use_artifact(_model(run_folder, result))
-    facts = {"miou": result["miou"], "model": result["checkpoint_sha256"], **{k: result[k] for k in kept}}
+    facts = {"miou": result["miou"], "model": result["weights_sha256"], **{k: result[k] for k in kept}}
     run.log_artifact(_artifact(f"evaluation-{known['id']}-{where}", "evaluation", facts, {"metrics.json": result}))
     run.finish()

@@ -111,7 +111,7 @@ def world(tmp_path_factory):
     (root / "chosen.yaml").write_text(yaml.safe_dump({**chosen, "calibration": calibration}))
     confusion = [[8, 0], [2, 6]]
     measured = {
-        "data": "d", "split": "test", "masks": "m", "num_images": 1, "checkpoint_sha256": "0" * 64, "protocol": {},
+        "data": "d", "split": "test", "masks": "m", "num_images": 1, "weights_sha256": "0" * 64, "protocol": {},
         "iou": {"background": 80.0, "cat": 75.0}, "supervision": "A", "trained_on": {}, "masks_made_with": None,
         "miou": 77.5, "pixel_accuracy": 87.5, "confusion": confusion,
     }  # fmt: skip

@@ -109,7 +109,7 @@ def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
     confusion = np.sum(images, 0).astype(int).tolist()
     miou, ious, accuracy = scores(confusion)
     found = {"data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data),
-             "checkpoint_sha256": "c" * 64, "protocol": {"scales": [1.0], "flip": False, "resize": 64}, "supervision": "A",
+             "weights_sha256": "c" * 64, "protocol": {"scales": [1.0], "flip": False, "resize": 64}, "supervision": "A",
              "trained_on": {}, "masks_made_with": None, "miou": miou, "iou": dict(zip(names, ious, strict=True)),
              "pixel_accuracy": accuracy, "confusion": confusion, **more}  # fmt: skip
     if per_image:
@@ -139,7 +139,7 @@ def make_run(
     }  # fmt: skip
     run = {
         "steps": steps,
-        "identity": identity, "segmenter": segmenter, "trained_on": trained_on, "seconds": 60.0, "checkpoint_sha256": "c" * 64,
+        "identity": identity, "segmenter": segmenter, "trained_on": trained_on, "seconds": 60.0, "weights_sha256": "c" * 64,
         "supervision": "real" if source == "real" else "A", "versions": {"torch": "2.13.0"}, "git_commit": "0123456789abcdef+",
         "command": f"train.py {EVIL}",
     }  # fmt: skip

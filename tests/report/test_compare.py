@@ -38,7 +38,7 @@ def test_an_honest_file_is_read_with_its_images(result):
         ({"confusion": [[1, 2], [3]]}, "not those of its confusion matrix"),
         ({"confusion": "x"}, "not those of its confusion matrix"),
         ({"num_images": 11}, "does not add up to metrics.json"),
-        ({"checkpoint_sha256": "d" * 64}, "another checkpoint than the run has now"),
+        ({"weights_sha256": "d" * 64}, "another checkpoint than the run has now"),
         ({"per_image": {"file": "per_image.npz", "sha256": "0"}}, "not the file that metrics.json names"),
     ],
 )

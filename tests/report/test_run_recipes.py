@@ -30,10 +30,10 @@ def a_run(trained_on, seed=0, steps=60, rate=3e-3, weights="w", before=None, **m
     identity = {
         "segmenter": SEGMENTER, "optimizer": {"learning_rate": rate}, "batch_size": 16, "seed": seed,
         "trainer": {"max_steps": steps, "callbacks": {"ema": {"decay": 0.98}}}, "trained_on": trained_on,
-        "init_from_sha256": before and before["checkpoint_sha256"], **more,
+        "init_from_sha256": before and before["weights_sha256"], **more,
     }  # fmt: skip
     return {"identity": identity, "segmenter": SEGMENTER, "trained_on": trained_on, "steps": steps,
-            "checkpoint_sha256": weights, "supervision": "A", "seconds": 1.0}  # fmt: skip
+            "weights_sha256": weights, "supervision": "A", "seconds": 1.0}  # fmt: skip
 
 
 def real(shots, seed=0, **more):
@@ -46,7 +46,7 @@ def real(shots, seed=0, **more):
 def by_weights(*runs):
     found = {}
     for run in runs:
-        found.setdefault(run["checkpoint_sha256"], []).append(run)
+        found.setdefault(run["weights_sha256"], []).append(run)
     return found
 
 
@@ -122,7 +122,7 @@ def test_masks_that_each_seed_made_are_one_recipe():
     students = [
         a_run({**SYNTHETIC, "masks": f"masks/self_{s}", "content": f"c{s}", "mask_settings": {
             "settings": {"confidence": None}, "images": "i", "teacher": {
-                "checkpoint_sha256": f"w{s}", "supervision": "A", "trained_on": teachers[s]["trained_on"]}}}, s)
+                "weights_sha256": f"w{s}", "supervision": "A", "trained_on": teachers[s]["trained_on"]}}}, s)
         for s in (0, 1)
     ]  # fmt: skip
     found = [recipe(run, by_weights(*teachers)) for run in students]

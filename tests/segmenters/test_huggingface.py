@@ -12,6 +12,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
+from dd.checkpoints import weights_sha256
 from dd.segmenters.huggingface import Mask2Former, SegFormer
 
 TINY = {
@@ -228,6 +229,7 @@ def test_encoders_from_a_folder_as_the_hub_has_it(tmp_path, kind):
     states = theirs.float().state_dict(), ours.state_dict()
     assert all(torch.equal(states[1][k], states[0][k]) and states[1][k].dtype == states[0][k].dtype for k in states[1])
     assert all(module.training for module in model.modules())
+    assert model.files == {"pretrained": weights_sha256(ours.state_dict())}
 
 
 def test_weights_that_do_not_fit(tmp_path):

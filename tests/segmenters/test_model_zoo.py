@@ -1,3 +1,4 @@
+import hashlib
 import sys
 
 import pytest
@@ -187,6 +188,8 @@ def test_the_weights_that_the_configuration_names(tmp_path, monkeypatch):
         }
         model = ModelZoo(4, name, pretrained="config")
         assert all(torch.equal(w, made[k]) for k, w in model.net.backbone.state_dict().items())
+        downloaded = tmp_path / "checkpoints" / asked[-1].rpartition("/")[2]
+        assert model.files["pretrained"] == hashlib.sha256(downloaded.read_bytes()).hexdigest()
     assert "resnet18_v1c" in asked[0] and "mit_b0" in asked[1]
     other = ModelZoo(7, MIT)
     torch.save({"state_dict": other.net.state_dict()}, tmp_path / "whole.pth")
@@ -215,3 +218,29 @@ def test_a_run_cannot_declare_its_configuration_trusted(tmp_path):
     del run["segmenter"]["trusted"]
     run["segmenter"]["config"] = DEEPLAB
     assert isinstance(config.segmenter_of(run), ModelZoo)
+
+
+def test_a_configuration_that_was_edited_is_another_model(tmp_path):
+    base, file = tmp_path / "base.py", tmp_path / "mine.py"
+    base.write_text(f"_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\n")
+    file.write_text(f"_base_ = [{str(base)!r}]\n")
+    made = ModelZoo(3, str(file), trusted=True)
+    assert made.files == {"config": ModelZoo(3, DEEPLAB).files["config"]}  # what is built, not what is written
+    node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
+    run = {"segmenter": node, "segmenter_files": made.files, "taxonomy": {"names": ["a", "b"]}}
+    file.write_text(f"# a remark\n_base_ = [{str(base)!r}]\n")
+    assert config.segmenter_of(run, trusted=True).files == made.files
+    for edited in (base, file):  # one that it inherits from counts as well
+        before = edited.read_text()
+        edited.write_text(before + "model = dict(decode_head=dict(dilations=(1, 2, 3, 4)))\n")
+        now = ModelZoo(3, str(file), trusted=True).files["config"]
+        said = rf"mine.py describes another model now \(sha256 {now[:12]}.*trained with \(sha256 {made.files['config'][:12]}"
+        with pytest.raises(ValueError, match=said + ".*Put the file back as it was, or train"):
+            config.segmenter_of(run, trusted=True)
+        edited.write_text(before)
+
+
+def test_weights_that_were_read_are_known_by_their_hash(tmp_path):
+    torch.save(ModelZoo(2, DEEPLAB).net.state_dict(), tmp_path / "whole.pth")
+    found = ModelZoo(4, DEEPLAB, pretrained=str(tmp_path / "whole.pth")).files
+    assert found["pretrained"] == hashlib.sha256((tmp_path / "whole.pth").read_bytes()).hexdigest()

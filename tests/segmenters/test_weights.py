@@ -40,6 +40,8 @@ def test_backbone_from_a_file(tmp_path, name):
     weights = backbone_file(tmp_path / name, **{"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)})
     model = DeepLabV3(4, depth=18, pretrained=str(tmp_path / name))
     assert all(torch.equal(w, weights[k]) for k, w in model.backbone.state_dict().items())
+    assert model.files == {"pretrained": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}
+    assert DeepLabV3(4, depth=18).files == {}
 
 
 def test_backbone_from_a_runner_checkpoint_with_its_log(tmp_path):

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from dd import batch_norm, config, photos
+from dd.checkpoints import weights_sha256
 from dd.datasets import encode_image
 from dd.locks import Busy, Lock
-from dd.provenance import read_json, sha256, write_json
+from dd.provenance import read_json, write_json
 from dd.report.recipes import arm_of, unlabelled_steps
 from dd.report.rows import arrange
 from dd.report.summary import collect
@@ -81,7 +82,7 @@ def test_the_new_run_has_the_photographs_statistics_and_all_else_of_the_old_one(
     assert {k: run[k] for k in stage.KEPT} == {k: before[k] for k in stage.KEPT}
     assert run["trained_on"]["after"] == before["trained_on"] and run["trained_on"]["source"] == "unlabelled"
     assert run["trained_on"]["photographs"] == photos.Unlabelled(site).fingerprint()
-    assert run["checkpoint_sha256"] == sha256(folder / "checkpoints/last.ckpt")
+    assert run["weights_sha256"] == weights_sha256(load_weights(folder))
     assert run["batch_norm"]["layers"] == len(changed) and all(n.startswith("auxiliary") for n in run["batch_norm"]["kept"])
     assert {"versions", "command", "seconds"} <= run.keys() and "init_from" in (folder / "config.yaml").read_text()
     assert f"{len(changed)} batch-norm layers have the statistics of 5 photographs (1 that" in capsys.readouterr().out

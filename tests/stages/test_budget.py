@@ -370,7 +370,7 @@ def test_one_command_trains_scores_and_goes_on(command, tmp_path, data_root):
     assert run["trained_on"]["shots"] == 2 and run["trained_on"]["root"] == "shapes_shift" and run["identity"]["seed"] == 3
     assert run["identity"]["optimizer"]["learning_rate"] == choice["chosen"]
     before = read_json(tmp_path / "shapes_budget/synthetic/seed=3/run.json")
-    assert run["identity"]["init_from_sha256"] == before["checkpoint_sha256"] and found["steps"] == {"finetune": 2}
+    assert run["identity"]["init_from_sha256"] == before["weights_sha256"] and found["steps"] == {"finetune": 2}
     assert row["seconds"] == pytest.approx(run["seconds"] + before["seconds"] + 3.5)
     scored = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("**/metrics.json"))
     assert [p.partition("/eval/")[2] for p in scored] == ["shapes_shift/metrics.json"]  # the loser never sees the test split

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dd import __main__ as door
+from dd.checkpoints import weights_sha256
 from dd.cli.runs import DEPLOY
 from dd.onnx_model import Session, exported, metadata
 from dd.photos import read_photo, source
@@ -22,6 +23,7 @@ from dd.provenance import read_json, sha256
 from dd.segmentation import Predictor, Views
 from dd.stages import deploy as stage
 from dd.stages.deploy import deploy
+from dd.stages.train import load_weights
 from dd.taxonomy import Taxonomy, voc_palette
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +57,7 @@ def test_the_file_says_what_it_is(deployed):
     folder, run, _, file = deployed
     facts = metadata(file)
     assert json.loads(facts["classes"]) == NAMES and json.loads(facts["palette"]) == voc_palette()
-    assert facts["checkpoint_sha256"] == sha256(folder / "checkpoints/last.ckpt") == run["checkpoint_sha256"]
+    assert facts["weights_sha256"] == weights_sha256(load_weights(folder)) == run["weights_sha256"]
     size, normalisation = json.loads(facts["size"]), json.loads(facts["normalisation"])
     assert (size["short_side"], size["max_long"]) == (32, 2048) and normalisation["mean"] == [123.675, 116.28, 103.53]
     graph = onnx.load(file).graph
@@ -69,7 +71,7 @@ def test_the_file_says_what_it_is(deployed):
 def test_the_check_is_written_beside_it(deployed):
     check = read_json(deployed[3].with_suffix(".json"))
     assert check["agreement"] >= 0.999 and check["images"] == 4 and len(check["classes_seen"]) == 3
-    assert check["onnx_sha256"] == sha256(deployed[3]) and check["checkpoint_sha256"] == deployed[1]["checkpoint_sha256"]
+    assert check["onnx_sha256"] == sha256(deployed[3]) and check["weights_sha256"] == deployed[1]["weights_sha256"]
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (3, 40, 57), (2, 97, 33)])
@@ -136,7 +138,7 @@ def test_what_the_command_refuses(deployed, finished_run, pictures, tmp_path, ca
     (tmp_path / "bird.yaml").write_text("name: bird\nclasses: [bird]\n")
     before, images = file.read_bytes(), f"images={pictures}"
     for given, message in [
-        ([f"run={other}", images, f"output={file}"], "was exported otherwise (checkpoint_sha256"),
+        ([f"run={other}", images, f"output={file}"], "was exported otherwise (weights_sha256"),
         ([f"run={other}", images, f"output={tmp_path}/text.onnx"], "no export of this package"),
         ([f"run={other}", images, f"output={tmp_path}/a.pt"], "ends with .onnx"),
         ([f"run={other}", images, f"output={tmp_path}/text.onnx/a.onnx"], "is a file, or lies below one"),

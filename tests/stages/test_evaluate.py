@@ -14,7 +14,7 @@ from dd.taxonomy import Taxonomy
 
 PETS = Taxonomy("pets", ["cat", "dog"])
 RUN = {
-    "taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "checkpoint_sha256": "0" * 64, "supervision": "A",
+    "taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "weights_sha256": "0" * 64, "supervision": "A",
     "trained_on": {"source": "synthetic"},
 }  # fmt: skip
 SIZES = [(12, 9), (7, 15), (8, 8), (12, 9)]
@@ -74,7 +74,7 @@ def test_metrics_are_those_of_the_whole_set(score, data, tiny_segmenter, tmp_pat
 
 def test_metrics_say_what_was_measured(score):
     expected = {
-        "data": "pets", "split": "test", "num_images": 4, "checkpoint_sha256": "0" * 64, "weights": "ema", "supervision": "A",
+        "data": "pets", "split": "test", "num_images": 4, "weights_sha256": "0" * 64, "weights": "ema", "supervision": "A",
         "protocol": {"scales": [1.0], "flip": False, "resize": 16}, "trained_on": {"source": "synthetic"},
     }  # fmt: skip
     assert expected.items() <= score().items()
@@ -111,9 +111,9 @@ def test_augmentation_is_measured_beside_the_single_scale(score, data, tmp_path)
 def test_a_result_is_kept_for_the_same_checkpoint_alone(score):
     first = score()
     assert score(seed=1) == first  # the same hash: not measured again
-    other = score({**RUN, "checkpoint_sha256": "1" * 64}, seed=1)
+    other = score({**RUN, "weights_sha256": "1" * 64}, seed=1)
     assert other["confusion"] != first["confusion"]
-    assert score({**RUN, "checkpoint_sha256": "1" * 64}, seed=1, weights="raw")["weights"] == "raw"
+    assert score({**RUN, "weights_sha256": "1" * 64}, seed=1, weights="raw")["weights"] == "raw"
 
 
 def test_masks_that_were_made_anew_are_measured_anew(score, data):
@@ -147,7 +147,7 @@ def test_a_result_without_its_images_is_measured_again(score, tmp_path):
 
 
 def test_an_audit_keeps_no_matrix_of_each_image(score, tmp_path):
-    whole, result = score(views=Views(16)), score({**RUN, "checkpoint_sha256": "1" * 64}, per_image=False)
+    whole, result = score(views=Views(16)), score({**RUN, "weights_sha256": "1" * 64}, per_image=False)
     assert "per_image" not in result and result["confusion"] == whole["confusion"]
 
 

@@ -14,18 +14,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dd.checkpoints import weights_sha256
 from dd.datasets import read_image, read_mask
 from dd.locks import Busy, Lock
 from dd.photos import source
-from dd.provenance import read_json, sha256, write_json
+from dd.provenance import read_json, write_json
 from dd.segmentation import Predictor, Views
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.predict_images import predict_images, print_predictions
+from dd.stages.train import load_weights
 from dd.taxonomy import Taxonomy, voc_palette
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["background", "cat", "dog, hot"]
-IDENTITY = {"checkpoint_sha256": "0" * 64, "weights": "ema", "protocol": {"scales": [1.0], "flip": False, "resize": 16}}
+IDENTITY = {"weights_sha256": "0" * 64, "weights": "ema", "protocol": {"scales": [1.0], "flip": False, "resize": 16}}
 SIZES = [(12, 9), (7, 15), (12, 9)]
 
 
@@ -160,8 +162,8 @@ def test_nothing_that_can_be_read_is_an_error(predict, tmp_path):
 def test_two_runs_are_never_mixed(predict, tmp_path):
     predict()
     before = files(tmp_path / "out")
-    with pytest.raises(FileExistsError, match="checkpoint_sha256: 000.* -> 111.*\n.*output="):
-        predict({**IDENTITY, "checkpoint_sha256": "1" * 64})
+    with pytest.raises(FileExistsError, match="weights_sha256: 000.* -> 111.*\n.*output="):
+        predict({**IDENTITY, "weights_sha256": "1" * 64})
     assert files(tmp_path / "out") == before
 
 
@@ -237,7 +239,7 @@ def test_the_command(finished_run, images, tmp_path):
     out = folder / "predictions/photos"
     found = Predictor(run, segmenter, Views(32))([read_image(images / "a.png")])[0]
     assert np.array_equal(read_mask(out / "masks/a.png"), found)
-    assert read_json(out / "predictions.json")["identity"]["checkpoint_sha256"] == sha256(folder / "checkpoints/last.ckpt")
+    assert read_json(out / "predictions.json")["identity"]["weights_sha256"] == weights_sha256(load_weights(folder))
     for name in ("a.png", "b.bmp", "more/c.png"):
         (images / name).unlink()
     done = command(f"run={folder}", f"images={images}", "output=none", cwd=tmp_path)

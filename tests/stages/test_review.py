@@ -17,19 +17,21 @@ import torch
 from PIL import Image
 
 from dd.__main__ import main
+from dd.checkpoints import weights_sha256
 from dd.datasets import SegmentationFolder, encode_mask, read_image, read_mask, read_split
 from dd.label_studio import SIZES, WORD
 from dd.photos import source
-from dd.provenance import read_json, sha256
+from dd.provenance import read_json
 from dd.segmentation import Predictor, Views
 from dd.stages.prepare_own import prepare_own
 from dd.stages.review import print_review, review
+from dd.stages.train import load_weights
 from dd.taxonomy import Taxonomy
 from dd.uncertainty import entropy
 
 ROOT = Path(__file__).parents[2]
 CLASSES = Taxonomy("pets", ("cat", "dog"), colours={"cat": (250, 1, 2)})
-IDENTITY = {"checkpoint_sha256": "0" * 64}
+IDENTITY = {"weights_sha256": "0" * 64}
 FILES = [f"{name}.png" for name in "abcdef"] + ["more/g h.png"]
 
 
@@ -363,6 +365,6 @@ def test_the_command(finished_run, photos, tmp_path):
     table = rows(out / "queue.csv")
     assert [r["file"] for r in table] == sorted(FILES, key=lambda f: -expected[f])[:2]
     assert [float(r["score"]) for r in table] == pytest.approx([expected[r["file"]] for r in table], abs=1e-4)
-    assert read_json(out / "review.json")["identity"]["checkpoint_sha256"] == sha256(folder / "checkpoints/last.ckpt")
+    assert read_json(out / "review.json")["identity"]["weights_sha256"] == weights_sha256(load_weights(folder))
     done = subprocess.run([*script, "order=best"], capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
     assert done.returncode == 2 and "order='best'; allowed: uncertain, random" in done.stderr

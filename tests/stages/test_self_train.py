@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PETS = Taxonomy("pets", ["cat", "dog"])
 FIRST_MASKS = {"settings": {"power": 4}, "heat": "1" * 64}
 TEACHER = {
-    "taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "checkpoint_sha256": "0" * 64, "supervision": "A",
+    "taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "weights_sha256": "0" * 64, "supervision": "A",
     "trained_on": {"source": "synthetic", "mask_settings": FIRST_MASKS, "shots": None, "after": None},
 }  # fmt: skip
 SIZES = [(12, 9), (7, 15), (8, 8), (12, 9), (10, 11)]
@@ -103,7 +103,7 @@ def test_masks_json_says_who_labelled_and_from_what(label_again):
     assert done["identity"]["settings"] == {
         "scales": [0.5, 1.0], "flip": True, "resize": 16, "confidence": 0.6, "weights": "raw",
     }  # fmt: skip
-    teacher = {k: TEACHER[k] for k in ("checkpoint_sha256", "supervision", "trained_on")}
+    teacher = {k: TEACHER[k] for k in ("weights_sha256", "supervision", "trained_on")}
     assert done["identity"]["teacher"] == teacher and teacher["trained_on"]["mask_settings"] == FIRST_MASKS
     assert done["sha256"] == {str(i): sha256(target / f"{i}.png") for i in range(len(SIZES))}
     masks = [read_mask(target / f"{i}.png") for i in range(len(SIZES))]
@@ -162,14 +162,14 @@ def test_a_mask_that_was_changed_is_made_again(label_again, synthetic):
     assert {k: v for k, v in found.items() if "records" not in k} == {k: v for k, v in whole.items() if "records" not in k}
 
 
-OTHER_TEACHER = {**TEACHER, "checkpoint_sha256": "5" * 64}
+OTHER_TEACHER = {**TEACHER, "weights_sha256": "5" * 64}
 
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"run": OTHER_TEACHER}, r"teacher\.checkpoint_sha256: 0000.* -> 5555"),
+        ({"run": OTHER_TEACHER}, r"teacher\.weights_sha256: 0000.* -> 5555"),
         ({"confidence": 0.7}, r"settings\.confidence: None -> 0\.7"),
         ({"views": Views(16, [1.0], True)}, r"settings\.flip: False -> True"),
         ({"weights": "raw"}, r"settings\.weights: ema -> raw"),
@@ -263,7 +263,7 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
 
     runs = {name: json.loads((tmp_path / f"out/{name}/run.json").read_text()) for name in ("teacher", "student", "mixed")}
     labelled_by = runs["student"]["trained_on"]["mask_settings"]["teacher"]
-    assert labelled_by["checkpoint_sha256"] == runs["teacher"]["checkpoint_sha256"]
+    assert labelled_by["weights_sha256"] == runs["teacher"]["weights_sha256"]
     assert labelled_by["trained_on"] == runs["teacher"]["trained_on"]
     assert [runs[name]["supervision"] for name in ("teacher", "student", "mixed")] == ["A", "A", "B"]
     trained_on = runs["mixed"]["trained_on"]

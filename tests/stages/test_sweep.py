@@ -210,7 +210,7 @@ def test_a_finished_sweep_is_left_alone_and_another_one_replaces_it(folder, exac
 
 
 RUN = {
-    "taxonomy": {"name": "pets", "names": NAMES}, "checkpoint_sha256": "ab" * 32, "supervision": "A",
+    "taxonomy": {"name": "pets", "names": NAMES}, "weights_sha256": "ab" * 32, "supervision": "A",
     "trained_on": {"source": "synthetic", "shots": None, "after": None},
 }  # fmt: skip
 
@@ -253,7 +253,7 @@ def test_a_limit_makes_a_part_of_the_same_predictions(folder):
 
 
 def test_another_checkpoint_has_its_own_predictions(folder):
-    one, other = (predict(folder, {**RUN, "checkpoint_sha256": c * 64}, Colours(), Views(16), limit=1) for c in "12")
+    one, other = (predict(folder, {**RUN, "weights_sha256": c * 64}, Colours(), Views(16), limit=1) for c in "12")
     assert one != other and one.name.startswith("1" * 12)
 
 
@@ -261,7 +261,7 @@ def test_a_sweep_against_predictions_says_whose(folder):
     target = predict(folder, RUN, Colours(), Views(16))
     result = sweep(folder, target, "agreement", **GRID)
     teacher = result["calibration"]["reference"]["teacher"]
-    assert teacher["checkpoint_sha256"] == RUN["checkpoint_sha256"] and "shots" not in result["calibration"]
+    assert teacher["weights_sha256"] == RUN["weights_sha256"] and "shots" not in result["calibration"]
     row = table(result)[0]
     settings = MaskSettings(**result["masks"])
     assert row["miou"] == pytest.approx(slow_row(folder, target, settings)[0])

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 import signal
 
 import pytest
@@ -60,8 +61,13 @@ def test_a_finished_run_says_what_it_is(run, tmp_path):
     assert done == read_json(tmp_path / "first/run.json")
     assert done["identity"] == {"seed": 0, "trainer": {"max_steps": 4}} and done["steps"] == 4
     assert RECORD.items() <= done.items()
-    checkpoint = (tmp_path / "first/checkpoints/last.ckpt").read_bytes()
-    assert done["checkpoint_sha256"] == hashlib.sha256(checkpoint).hexdigest()
+    content = torch.load(tmp_path / "first/checkpoints/last.ckpt", weights_only=True)
+    average = {k.removeprefix("segmenter."): v for k, v in content["state_dict"].items()}
+    parts = []
+    for name, value in sorted(average.items()):
+        parts.append(f'["{name}", "{str(value.dtype)[6:]}", {list(value.shape)}]\n'.encode())
+        parts.append(value.numpy().tobytes())
+    assert done["weights_sha256"] == hashlib.sha256(b"".join(parts)).hexdigest()
     assert {"versions", "git_commit", "command", "seconds"} <= done.keys()
 
 
@@ -106,6 +112,8 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(run, tmp_path):
     assert start.step == 4
     run("second", steps=6)
     assert same(load_weights(tmp_path / "first"), load_weights(tmp_path / "second"))
+    one, other = (read_json(tmp_path / name / "run.json") for name in ("first", "second"))
+    assert one["weights_sha256"] == other["weights_sha256"]  # equal tensors, whatever the files are
 
 
 def test_a_stopped_training_is_reported_as_stopped(run, tmp_path):
@@ -142,6 +150,20 @@ def test_averaged_and_raw_weights(run, tmp_path):
     assert same(average, {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()})
     assert same(raw, {k.removeprefix("segmenter."): v for k, v in checkpoint["current_model_state"].items()})
     assert not same(average, raw)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_weights_that_are_not_those_of_the_run_are_refused(run, tmp_path, weights):
+    mine, theirs = run("first")["weights_sha256"], run("other", seed=1)["weights_sha256"]
+    for name in ("last.ckpt", "SHA256SUMS"):  # a sound file, of another run
+        shutil.copy(tmp_path / "other/checkpoints" / name, tmp_path / "first/checkpoints" / name)
+    said = rf"last.ckpt holds other weights \(sha256 {theirs[:12]}.*first/run.json tells of.*{mine[:12]}"
+    with pytest.raises(ValueError, match=said):
+        load_weights(tmp_path / "first", weights)
+    old = {k: v for k, v in read_json(tmp_path / "other/run.json").items() if k != "weights_sha256"}
+    write_json(tmp_path / "other/run.json", {**old, "checkpoint_sha256": "0" * 64})
+    with pytest.raises(ValueError, match="none: an earlier version wrote it.*train the run again"):
+        load_weights(tmp_path / "other", weights)
 
 
 def test_an_unfinished_run_has_no_weights(run, tmp_path):
@@ -195,6 +217,9 @@ def test_another_segmenter_is_no_start(run, tmp_path, change):
         checkpoint = torch.load(path, weights_only=True)
         checkpoint["state_dict"]["segmenter.head.extra"] = torch.zeros(1)
         checkpoints.save(checkpoint, path)
+        state = {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()}
+        done = read_json(tmp_path / "first/run.json")
+        write_json(tmp_path / "first/run.json", {**done, "weights_sha256": checkpoints.weights_sha256(state)})
     with pytest.raises(ValueError, match=r"init_from=.*its segmenter is another one.*Use the same segmenter="):
         run("second", width=4 if change == "a layer more" else 5, init_from=tmp_path / "first")
     assert not (tmp_path / "second/run.json").exists()

@@ -320,7 +320,7 @@ def test_a_run_returns_and_records_its_objective(command, tmp_path, data_root):
     assert value == pytest.approx(validations(folder)[-1], abs=1e-4)  # the last validation is of the same weights
     assert (recorded["split"], recorded["num_images"], recorded["data"]) == ("tune", 2, "shapes")
     run = read_json(folder / "run.json")
-    assert recorded["checkpoint_sha256"] == run["checkpoint_sha256"]
+    assert recorded["weights_sha256"] == run["weights_sha256"]
     averaged = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     segmenter = config.segmenter_of(run)
     segmenter.load_state_dict({k.removeprefix("segmenter."): v for k, v in averaged.items()})

@@ -1,0 +1,111 @@
+"""What makes a training another one: every setting of its configuration, but for the keys below, each with its reason.
+
+A key that is not listed counts, an unknown one of Lightning's trainer too: a folder never answers for settings that it was
+not made with.
+"""
+
+import torch
+
+from dd.config.objects import plain
+
+CHANGES_NO_WEIGHT = {
+    "name": "where the run lies",
+    "output_root": "where runs lie",
+    "data_root": "where data lie; what is read there is recorded by content",
+    "device": "where it is computed; another kind of device changes results by rounding alone",
+    "num_workers": "who draws the batches; a draw is a function of the seed and its position",
+    "stage": "what train.py does with the settings",
+    "logger": "who listens",
+    "tune": "of stage=tune, whose study has an identity of its own",
+    "budget": "of stage=budget, whose study has an identity of its own",
+    "batch_norm": "of stage=batch_norm, whose runs have an identity of their own",
+    "segmenter.trusted": "whether a file may be read; what it holds is recorded by content",
+    "trainer._target_": "no other one is allowed",
+    "trainer.default_root_dir": "where the run lies",
+    "trainer.accelerator": "another kind of device changes results by rounding alone",
+    "trainer.benchmark": "which of cuDNN's algorithms: rounding alone",
+    "trainer.deterministic": "which of torch's algorithms: rounding alone",
+    "trainer.detect_anomaly": "ends a training whose gradients are no numbers",
+    "trainer.profiler": "watches",
+    "trainer.enable_progress_bar": "shows",
+    "trainer.enable_model_summary": "shows",
+    "trainer.enable_checkpointing": "set by the callbacks",
+    "trainer.enable_autolog_hparams": "who listens",
+    "trainer.log_every_n_steps": "how often is logged",
+    "trainer.max_epochs": "a training that ends before max_steps is not finished",
+    "trainer.max_time": "a training that ends before max_steps is not finished",
+    "trainer.val_check_interval": "validation reads the weights",
+    "trainer.check_val_every_n_epoch": "validation reads the weights",
+    "trainer.num_sanity_val_steps": "validation reads the weights",
+    "trainer.limit_val_batches": "validation reads the weights; what is held out for it is recorded",
+}
+RECORDED = {  # by what they lead to, not as they are written
+    "source": "trained_on",
+    "real_share": "trained_on.real_share",
+    "shots": "trained_on.shots",
+    "hold_out": "trained_on.hold_out",
+    "data": "trained_on: split, ids, masks and images; classes",
+    "synthetic": "trained_on: ids, masks and how they were made",
+    "synthetic_masks": "trained_on.mask_settings",
+    "synthetic_split": "trained_on: its ids",
+    "init_from": "init_from_sha256, trained_on.after",
+    "unlabelled": "trained_on: the photographs' names and sizes",
+    "style": "trained_on.style",
+    "self_training": "trained_on.self_training",
+    "trainer.devices": "processes",
+    "trainer.num_nodes": "processes",
+}
+OBSERVERS = {  # callbacks by class, whatever they are called
+    "dd.segmentation.LastCheckpoint": "writes checkpoints",
+    "dd.tracking.callbacks.Samples": "shows predictions",
+    "pytorch_lightning.callbacks.ModelCheckpoint": "writes checkpoints",
+    "pytorch_lightning.callbacks.LearningRateMonitor": "logs",
+    "pytorch_lightning.callbacks.DeviceStatsMonitor": "logs",
+    "pytorch_lightning.callbacks.RichProgressBar": "shows",
+    "pytorch_lightning.callbacks.TQDMProgressBar": "shows",
+}
+
+
+def settings_identity(cfg) -> dict:
+    """The settings of a training that decide its weights, but for those that :func:`dd.config.training_record` records by
+    content. ValueError for a debug switch."""
+    found = _without(plain(cfg), "")
+    return {**found, "trainer": trainer_identity(cfg), "processes": processes(cfg)}
+
+
+def trainer_identity(cfg) -> dict:
+    """Of Lightning's trainer and its callbacks what decides weights. ValueError for ``fast_dev_run``, which trains a step and
+    would call the folder finished."""
+    if cfg.trainer.get("fast_dev_run"):
+        raise ValueError(
+            f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} replaces the schedule, the callbacks and the loggers of a "
+            "training: what it leaves is no run. To try a few steps: trainer.max_steps=2 name=try"
+        )
+    node = plain(cfg.trainer)
+    callbacks = node.pop("callbacks", None) or {}
+    kept = {k: v for k, v in callbacks.items() if v and v.get("_target_") not in OBSERVERS}
+    return {**_without(node, "trainer."), "callbacks": {"ema": callbacks.get("ema"), **kept}}
+
+
+def processes(cfg) -> int:
+    """Processes that train together: each of them draws ``batch_size`` images for a step."""
+    devices, kind = cfg.trainer.devices, cfg.trainer.accelerator
+    nodes = cfg.trainer.get("num_nodes") or 1
+    if cfg.device != "auto":  # as dd.config.training.trainer takes it
+        chosen = torch.device(cfg.device)
+        devices, kind = devices if chosen.index is None else 1, chosen.type
+    if devices in ("auto", -1, "-1", None):
+        return nodes * max(1, torch.cuda.device_count() if kind in ("auto", "gpu", "cuda") else 1)
+    if isinstance(devices, str):  # as Lightning reads it: "2" is a number, "0,1" and "2," are lists
+        devices = [d for d in devices.split(",") if d.strip()] if "," in devices else int(devices)
+    return nodes * (devices if isinstance(devices, int) else len(devices))
+
+
+def _without(node: dict, prefix: str) -> dict:
+    """``node`` without the keys of the two tables, which name them from ``prefix`` on."""
+    found = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if name not in CHANGES_NO_WEIGHT and name not in RECORDED:
+            found[key] = _without(value, f"{name}.") if isinstance(value, dict) else value
+    return found
