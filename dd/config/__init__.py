@@ -9,7 +9,8 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
 
 from dd.config.adaptation import adaptation
-from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
+from dd.config.command import exit_code, main
+from dd.config.composition import CONF, compose
 from dd.config.deployment import deploy_arguments, page_arguments, settings
 from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets
 from dd.config.generation import (
@@ -22,6 +23,7 @@ from dd.config.generation import (
     worker_build,
     worker_tools,
 )
+from dd.config.jobs import name_job
 from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, budget_run, budget_test, generation_seconds
 from dd.config.objects import (
     ALLOWED,
@@ -35,6 +37,7 @@ from dd.config.objects import (
     taxonomy,
     trained_run,
 )
+from dd.config.overrides import check_overrides, quoted
 from dd.config.training import (
     SOURCES,
     batch_norm_arguments,
@@ -67,6 +70,7 @@ __all__ = [
     "calibrate_arguments",
     "check_overrides",
     "check_tuning",
+    "compose",
     "deploy_arguments",
     "device",
     "executor",
@@ -78,6 +82,7 @@ __all__ = [
     "loggers",
     "main",
     "masks_from",
+    "name_job",
     "one_device",
     "page_arguments",
     "palette",
@@ -95,7 +100,6 @@ __all__ = [
     "settings",
     "study_identity",
     "sweep_arguments",
-    "swept_name",
     "taxonomy",
     "test_sets",
     "trained_run",

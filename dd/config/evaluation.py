@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dd.config.command import CONF
+from dd.config.composition import group_file
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source, without
@@ -82,10 +82,10 @@ def test_sets(cfg) -> dict[str, SegmentationFolder]:
     """Test images of each of ``domains`` (names of the data group) that lie on this machine."""
     found = {}
     for domain in cfg.domains:
-        file, node = CONF / "data" / f"{domain}.yaml", cfg.data
-        if domain != cfg.data.name and file.is_file():
+        file, node = group_file("data", domain), cfg.data
+        if domain != cfg.data.name and file:
             node = OmegaConf.merge({"data_root": cfg.data_root}, OmegaConf.load(file))
-        if Path(node.root).is_dir() and domain in (cfg.data.name, file.stem if file.is_file() else None):
+        if Path(node.root).is_dir() and domain in (cfg.data.name, file and file.stem):
             images = OmegaConf.to_container(node, resolve=True).get("images")
             found[domain] = SegmentationFolder(node.root, node.test_split, taxonomy(cfg), node.masks, images=images)
     return found

@@ -2,13 +2,11 @@
 
 import re
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from dd import search
 from dd.budget import RECIPES, Job, Plan
-from dd.config.command import CONF
+from dd.config.composition import choices, compose
 from dd.config.objects import plain, real_data, taxonomy
 from dd.config.training import training_sets, training_style
 from dd.config.tuning import one_device, study_identity
@@ -30,7 +28,7 @@ def _budget_part(cfg, recipe: str, domain: str, more=()):
     """The configuration of a recipe of the study on a domain, but for its name: the recipe's experiment, then the overrides of
     this command, then ``more``. ValueError for an experiment or a domain that does not exist."""
     experiment = plain(cfg.budget)["experiments"]["real" if recipe == "real_short" else recipe]
-    known = {kind: sorted(p.stem for p in (CONF / kind).glob("*.yaml")) for kind in ("experiment", "data")}
+    known = {kind: choices(kind) for kind in ("experiment", "data")}
     if experiment not in known["experiment"]:
         raise ValueError(f"budget.experiments: {recipe}: {experiment!r}; allowed: {', '.join(known['experiment'])}")
     own = domain == cfg.data.name
@@ -41,9 +39,7 @@ def _budget_part(cfg, recipe: str, domain: str, more=()):
         raise ValueError(f"{', '.join(detail)} would change every domain; write a file in conf/data for each of them")
     data = HydraConfig.get().runtime.choices["data"] if own else domain
     fixed = [f"experiment={experiment}", f"data={data}", "stage=segmenter", "hold_out=null"]
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", [*given.values(), *fixed, search.override("synthetic", cfg.synthetic), *more])
+    return compose("train", [*given.values(), *fixed, search.override("synthetic", cfg.synthetic), *more])
 
 
 def budget_plan(cfg) -> tuple[Plan, dict]:

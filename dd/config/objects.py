@@ -1,5 +1,6 @@
 """Configuration nodes as objects: what may be instantiated, and what several commands ask for."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dd import taxonomy as taxonomies
+from dd.config.kinds import check_arguments
 from dd.datasets import SegmentationFolder
 from dd.provenance import SETTINGS, read_json
 from dd.segmentation import Views
@@ -38,6 +40,7 @@ def instantiate(node, **kwargs):
     ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
     """
     _check_targets([node, kwargs])
+    _check_arguments(node, "")
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -65,6 +68,27 @@ def _check_targets(node):
     elif isinstance(node, list | tuple):
         for value in node:
             _check_targets(value)
+
+
+def check_loaded(cfg) -> None:
+    """ValueError for a setting that the constructor of its node does not take, where that is at hand: what another module
+    brings, which may be large and is not needed by every stage, is looked at when it is made."""
+    for key, node in plain(cfg).items():
+        _check_arguments(node, f"{key}.", loaded=True)
+
+
+def _check_arguments(node, prefix: str, loaded: bool = False) -> None:
+    if OmegaConf.is_config(node):
+        prefix = prefix or f"{node._get_full_key(None)}.".lstrip(".")
+        node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and (not loaded or target.rpartition(".")[0] in sys.modules):
+            _check_targets({"_target_": target})
+            known = {k: v for k, v in node.items() if v is not None or not loaded}  # null may be set before it is made
+            check_arguments(prefix, hydra.utils.get_object(target), known)
+        for key, value in node.items():
+            _check_arguments(value, f"{prefix}{key}.", loaded)
 
 
 def plain(node) -> dict:

@@ -3,14 +3,13 @@
 import re
 from pathlib import Path
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import ListConfig, OmegaConf
 
-from dd.config.command import CONF, check_overrides
+from dd.config.composition import compose
 from dd.config.objects import plain, real_data
+from dd.config.overrides import check_overrides
 
 FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
 
@@ -79,6 +78,4 @@ def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
     together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]
     if check_only:
         return check_overrides("train", together)
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", together)
+    return compose("train", together)
