@@ -186,6 +186,15 @@ def test_swept_jobs_have_their_own_folders(monkeypatch, arguments, job, name):
     assert cfg.name == name
 
 
+def test_what_is_typed_may_refer_to_other_keys(command, capsys):
+    names = []
+    folder = "folder=data/synthetic/seed=${seed}"
+    assert command(lambda cfg: names.append(cfg.folder), "-m", folder, "seed=0,1", "hydra.sweep.dir=sweep") == 0
+    assert names == ["data/synthetic/seed=0", "data/synthetic/seed=1"]
+    assert command(pytest.fail, "seed=${nope}") == 2
+    assert "error: seed: Interpolation key 'nope' not found\n" in capsys.readouterr().err
+
+
 # What values may be
 
 
@@ -314,3 +323,67 @@ def test_a_file_that_lies_elsewhere(tmp_path, monkeypatch):
     assert f"Relative paths begin at {tmp_path}/other" in said
     assert f"there is {tmp_path}/site/data: data_root={tmp_path}/site/data" in said
     assert "Relative" not in config.command._message(FileNotFoundError("/abs/x is not there"), cfg)
+
+
+# The data of a run
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """``trained(name, **data)``: a run folder as a training leaves it, but for its weights."""
+
+    def make(folder, **more):
+        data = {"name": "site", "taxonomy": "data/site/t.yaml", "root": "data/site", "images": ["data/a", "/b"]}
+        data |= {"masks": "SegmentationClass", "train_split": "train", "tune_split": None, "test_split": "val"} | more
+        saved = {"data_root": "data", "synthetic": "data/synthetic/old", "data": data}
+        (tmp_path / folder).mkdir()
+        OmegaConf.save(OmegaConf.create(saved), tmp_path / folder / "config.yaml")
+
+    return make
+
+
+def own_data(command, capsys, *arguments):
+    seen = []
+
+    def run(cfg):
+        config.use_own_data(cfg)
+        seen.append(cfg)
+
+    code, said = command(run, *arguments, root="evaluate"), capsys.readouterr()
+    return (code, seen[0].data, seen[0].split, seen[0].synthetic, said.out) if seen and code == 0 else (code, said.err)
+
+
+def test_a_run_is_scored_on_its_own_data(command, capsys, trained):
+    trained("a")
+    code, data, split, synthetic, said = own_data(command, capsys, "run=a")
+    assert (code, data.name, data.root, split, synthetic) == (0, "site", "data/site", "val", "data/synthetic/old")
+    assert said == "data: site in data/site, those of the run; others: data=...\n"
+    _, data, _, synthetic, _ = own_data(command, capsys, "run=a", "data_root=/mnt", "synthetic=mine")
+    assert (data.root, data.taxonomy, data.images, synthetic) == ("/mnt/site", "/mnt/site/t.yaml", ["/mnt/a", "/b"], "mine")
+    _, data, _, _, said = own_data(command, capsys, "run=a", "data=voc")
+    assert data.name == "voc" and said == ""
+    assert own_data(command, capsys, "run=none")[1].name == "shapes"
+
+
+def test_runs_of_several_data_sets_need_a_word(command, capsys, trained):
+    trained("a")
+    trained("b")
+    assert own_data(command, capsys, "run=[ab]")[0] == 2  # a list is no glob
+    assert own_data(command, capsys, "run=?", "stage=audit")[1].name == "site"
+    trained("c", name="other")
+    code, said = own_data(command, capsys, "run=?")
+    assert (
+        code == 2
+        and "these runs were trained with several data sets (site in data/site, other in data/site); choose one: data=..."
+        in said
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"root": 5}, {"root": "${oc.env:HOME}"}, {"test_split": None}, {"images": [[1]]}])
+def test_settings_of_a_run_that_tell_no_data(command, capsys, trained, tmp_path, wrong):
+    trained("a", **{k: v for k, v in wrong.items() if "${" not in str(v)})
+    if "${" in str(wrong):
+        text = (tmp_path / "a/config.yaml").read_text().replace("root: data/site", "root: ${oc.env:HOME}")
+        (tmp_path / "a/config.yaml").write_text(text)
+    code, said = own_data(command, capsys, "run=a")
+    assert code == 2 and "a/config.yaml does not tell the data of a training" in said

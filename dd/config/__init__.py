@@ -12,7 +12,7 @@ from dd.config.adaptation import adaptation
 from dd.config.command import exit_code, main
 from dd.config.composition import CONF, compose
 from dd.config.deployment import deploy_arguments, page_arguments, settings
-from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets
+from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets, use_own_data
 from dd.config.generation import (
     calibrate_arguments,
     executor,
@@ -110,6 +110,7 @@ __all__ = [
     "training_style",
     "trial",
     "unit_size",
+    "use_own_data",
     "worker_build",
     "worker_tools",
 ]

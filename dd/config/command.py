@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dd.config.composition import CONF, choices, compose, groups, with_own_folders
-from dd.config.jobs import JobFailed, name_job, swept_parts
+from dd.config.jobs import JobFailed, job_overrides, name_job, swept_parts
 from dd.config.kinds import check_kinds
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
@@ -104,8 +104,7 @@ def _guarded(config_name: str, run):
 
 def prepare(config_name: str, cfg) -> None:
     """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what cannot be right."""
-    hydra_config = HydraConfig.get()
-    chosen, typed = hydra_config.runtime.choices, list(hydra_config.overrides.task)
+    chosen, typed = HydraConfig.get().runtime.choices, job_overrides()
     check_kinds(cfg, defaults(config_name, chosen, typed))
     check_loaded(cfg)
     OmegaConf.set_struct(cfg, False)
@@ -131,7 +130,7 @@ def _failed(error: Exception, cfg, known: bool) -> JobFailed:
     """Say at once what went wrong in a job of a multirun; the exception for its launcher."""
     if not known:
         traceback.print_exception(error)
-    job = ",".join(swept_parts(list(HydraConfig.get().overrides.task))) or f"job {HydraConfig.get().job.num}"
+    job = ",".join(swept_parts(job_overrides())) or f"job {HydraConfig.get().job.num}"
     text = f"{job}: {_message(error, cfg) if known else repr(error)}"
     print(f"error in {text}\nThe other jobs go on.", file=sys.stderr)
     return JobFailed(text)
@@ -164,7 +163,7 @@ def _looked_in(text: str, cfg) -> str:
     if not any(value in text and not Path(value).is_absolute() for value in given):
         return ""
     more = f"; there is {beside}: data_root={beside}" if beside.is_dir() and beside != root.resolve() else ""
-    return f"\nRelative paths begin at {Path.cwd()}, data_root={root} is {root.absolute()}{more}"
+    return f". Relative paths begin at {Path.cwd()}, data_root={root} is {root.absolute()}{more}"
 
 
 def check_values(cfg) -> None:

@@ -21,11 +21,18 @@ class JobFailed(CompactHydraException):
     """One line about a job of a multirun that failed; it travels from a launcher's worker, and Hydra prints no traceback."""
 
 
+def job_overrides() -> list[str]:
+    """The overrides of this job as typed: Hydra's list of them would resolve ``init_from=out/seed=${seed}`` among its own
+    keys, where there is no seed."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+
+
 def swept_keys() -> set[str]:
     """Keys with several values, on the command line or in ``hydra.sweeper.params`` of an experiment."""
     typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
     if HydraConfig.initialized():
-        params = OmegaConf.select(HydraConfig.get(), "sweeper.params") or {}
+        params = HydraConfig.get().sweeper.get("params") or {}
+        params = OmegaConf.to_container(OmegaConf.create(params), resolve=False)
         typed += [f"{key}={value}" for key, value in params.items()]
     return {o.key_or_group for o in OverridesParser.create().parse_overrides(typed) if o.is_sweep_override()}
 

@@ -114,7 +114,7 @@ def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
         if kind is str and type(value) is int:
             OmegaConf.update(cfg, key, str(value))
         elif kind is not None:
-            check(key, value, kind)
+            check_kind(key, value, kind)
         if isinstance(value, dict) and isinstance(default, dict):
             _compare(cfg, value, default, f"{key}.")
 
@@ -139,7 +139,7 @@ def check_arguments(key: str, target, node: dict) -> None:
         if name not in accepted and not anything:
             raise ValueError(f"{key}{name}: {target.__name__} takes no such setting; allowed: {', '.join(accepted)}")
         if name in accepted and name in hints and not _nested(value):
-            check(f"{key}{name}", value, hints[name])
+            check_kind(f"{key}{name}", value, hints[name])
 
 
 def _nested(value) -> bool:
@@ -149,7 +149,7 @@ def _nested(value) -> bool:
     return isinstance(value, list) and any(_nested(v) for v in value)
 
 
-def check(key: str, value, kind) -> None:
+def check_kind(key: str, value, kind) -> None:
     """ValueError, with what is allowed, for a plain ``value`` that is not of a ``kind`` (any annotation)."""
     try:
         adapter = TypeAdapter(kind, config=STRICT)

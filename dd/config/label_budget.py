@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from dd import search
 from dd.budget import RECIPES, Job, Plan
 from dd.config.composition import choices, compose
+from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data, taxonomy
 from dd.config.training import training_sets, training_style
 from dd.config.tuning import one_device, study_identity
@@ -20,7 +21,7 @@ JUDGED = ("trainer.limit_val_batches=1.0", "trainer.val_check_interval=null", "t
 
 def _given() -> dict[str, str]:
     """{key: override} of this command, without those that say which study it is."""
-    keys = {o.lstrip("+~").partition("=")[0]: o for o in HydraConfig.get().overrides.task}
+    keys = {o.lstrip("+~").partition("=")[0]: o for o in job_overrides()}
     return {k: o for k, o in keys.items() if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")}
 
 

@@ -8,6 +8,7 @@ from hydra.types import RunMode
 from omegaconf import ListConfig, OmegaConf
 
 from dd.config.composition import compose
+from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
 
@@ -74,7 +75,7 @@ def study_identity(cfg, space: dict) -> dict:
 
 def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
     """The configuration of one trial: the overrides of this command, then the trial's own."""
-    given = [o for o in HydraConfig.get().overrides.task if not re.match(r"[+~]*(name|stage|tune)\b", o)]
+    given = [o for o in job_overrides() if not re.match(r"[+~]*(name|stage|tune)\b", o)]
     together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]
     if check_only:
         return check_overrides("train", together)
