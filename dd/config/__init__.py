@@ -23,7 +23,7 @@ from dd.config.generation import (
     worker_build,
     worker_tools,
 )
-from dd.config.jobs import name_job
+from dd.config.jobs import debugged, name_job
 from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, budget_run, budget_test, generation_seconds
 from dd.config.objects import (
     ALLOWED,
@@ -71,6 +71,7 @@ __all__ = [
     "check_overrides",
     "check_tuning",
     "compose",
+    "debugged",
     "deploy_arguments",
     "device",
     "executor",

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dd.config.composition import CONF, choices, compose, groups, with_own_folders
-from dd.config.jobs import JobFailed, job_overrides, name_job, swept_parts
+from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
 from dd.config.kinds import check_kinds
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
@@ -108,7 +108,7 @@ def prepare(config_name: str, cfg) -> None:
     check_kinds(cfg, defaults(config_name, chosen, typed))
     check_loaded(cfg)
     OmegaConf.set_struct(cfg, False)
-    name_job(cfg, typed, chosen.get("debug"))
+    name_job(cfg, typed, debugged())
     OmegaConf.set_struct(cfg, True)
     check_values(cfg)
 

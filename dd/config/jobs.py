@@ -27,6 +27,11 @@ def job_overrides() -> list[str]:
     return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
+def debugged() -> str | None:
+    """The choice of the group ``debug``: None for a training that is meant."""
+    return HydraConfig.get().runtime.choices.get("debug") if HydraConfig.initialized() else None
+
+
 def swept_keys() -> set[str]:
     """Keys with several values, on the command line or in ``hydra.sweeper.params`` of an experiment."""
     typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]

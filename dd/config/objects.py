@@ -30,6 +30,7 @@ ALLOWED = (
     "pytorch_lightning.trainer.trainer.Trainer",
     "pytorch_lightning.loggers.",
     "pytorch_lightning.callbacks.",
+    "pytorch_lightning.profilers.",
 )
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, HydraException, OmegaConfBaseException)
 
