@@ -246,6 +246,7 @@ def checked(root, *overrides):
         ("train", "trainer.max_steps=many", "trainer.max_steps='many': expected a whole number"),
         ("train", "+trainer.max_stps=5", "trainer.max_stps: Trainer takes no such setting; allowed: .*max_steps"),
         ("train", "optimizer.betas=[0.9]", r"optimizer.betas=\[0.9\]: expected a list, each a number"),
+        ("train", "optimizer._target_=5", "_target_ 5 .* is not allowed; allowed: "),
         ("train", "logger.csv.save_dir=[a]", r"logger.csv.save_dir=\['a'\]: expected text"),
     ],
 )  # fmt: skip
@@ -266,6 +267,9 @@ def test_usual_values_pass():
     assert cfg.mask_set == "1"  # text, though YAML says number
     checked("evaluate", "confidence=1", "scales=[1,0.5]", "distinct=null")
     checked("train", "name=a", "trainer.devices=[0]", "trainer.precision=32", "shots=all", "~trainer.callbacks.samples")
+    checked("train", "name=a", "trainer.callbacks.best=null", "trainer.callbacks.ema=null")
+    checked("generate", "quality=default", "quality.rules.faint=null")
+    checked("train", "experiment=shapes_budget", "budget.learning_rates.synthetic=null", "budget.arms=[real]")
     checked("train", "name=a", "logger=[csv,tensorboard]", "+trainer.accumulate_grad_batches=2", "trainer.max_steps=3")
 
 
@@ -387,3 +391,24 @@ def test_settings_of_a_run_that_tell_no_data(command, capsys, trained, tmp_path,
         (tmp_path / "a/config.yaml").write_text(text)
     code, said = own_data(command, capsys, "run=a")
     assert code == 2 and "a/config.yaml does not tell the data of a training" in said
+
+
+ODD = [None, True, 1.5, -1, "text", "", [], {}, [[1]], {"a": 1}, "${nope}", float("nan"), 10**20, "a\0b"]
+
+
+@pytest.mark.parametrize("root", sorted(KEYS))
+def test_no_value_of_another_kind_shows_a_foreign_error(root):
+    """Each key of each command with one odd value after the other: it passes, or is answered in one line."""
+    plain = OmegaConf.to_container(config.compose(root, ["name=a"]))
+    default = OmegaConf.create(plain)
+    for i, key in enumerate(plain):
+        for value in ODD[i % 3 :: 3]:
+            cfg = OmegaConf.create(plain | {key: value})
+            OmegaConf.set_struct(cfg, True)
+            try:
+                check_kinds(cfg, default.copy())
+                check_loaded(cfg)
+                check_values(cfg)
+            except config.command.ANSWERED as error:
+                said = config.command._message(error, cfg)
+                assert key in said and "\n" not in said and len(said) < 600, (key, value, said)

@@ -93,6 +93,9 @@ def check_kinds(cfg, default) -> None:
     key that the command needs and that was taken away, and for an interpolation that leads nowhere. Whole numbers where text
     belongs become text (``mask_set=1``)."""
     OmegaConf.select(cfg, "name", throw_on_missing=True)  # others refer to it
+    for key, value in OmegaConf.to_container(cfg).items():  # groups first: much refers to what is in them
+        if OmegaConf.is_dict(default.get(key)) and not (isinstance(value, str) and "${" in value):
+            check_kind(key, value, dict)
     OmegaConf.resolve(default)
     values = OmegaConf.to_container(cfg, resolve=True)
     _compare(cfg, values, OmegaConf.to_container(default), "")
@@ -115,7 +118,7 @@ def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
             OmegaConf.update(cfg, key, str(value))
         elif kind is not None:
             check_kind(key, value, kind)
-        if isinstance(value, dict) and isinstance(default, dict):
+        if isinstance(value, dict) and isinstance(default, dict) and key not in KINDS:  # they may be left out: null
             _compare(cfg, value, default, f"{key}.")
 
 

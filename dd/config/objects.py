@@ -84,12 +84,17 @@ def _check_arguments(node, prefix: str, loaded: bool = False) -> None:
         node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     if isinstance(node, dict):
         target = node.get("_target_")
-        if target is not None and (not loaded or target.rpartition(".")[0] in sys.modules):
+        if "_target_" in node and not (loaded and _elsewhere(target)):
             _check_targets({"_target_": target})
             known = {k: v for k, v in node.items() if v is not None or not loaded}  # null may be set before it is made
             check_arguments(prefix, hydra.utils.get_object(target), known)
         for key, value in node.items():
             _check_arguments(value, f"{prefix}{key}.", loaded)
+
+
+def _elsewhere(target) -> bool:
+    """Whether a target is of a module that is not imported yet."""
+    return isinstance(target, str) and target.rpartition(".")[0] not in sys.modules
 
 
 def plain(node) -> dict:
