@@ -221,6 +221,8 @@ def checked(root, *overrides):
         ("generate", "device=cuda:99", r"device=cuda:99, but torch sees \d+ CUDA devices"),
         ("generate", "folder=1.5", "folder=1.5: expected text"),
         ("generate", "folder=null", "folder=null: expected text"),
+        ("generate", "folder=''", "folder='': expected a folder; that of the command itself is folder=."),
+        ("generate", "masks_from='a\0b'", "masks_from='a.x00b': expected text without a NUL"),
         ("generate", "redraw=null", "redraw=null: expected a whole number of 0 or more"),
         ("generate", "image_format=1.5", "image_format=1.5: expected text"),
         ("generate", "executor.devices=true", "executor.devices=true: expected a list, each text, or null"),

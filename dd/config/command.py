@@ -26,6 +26,7 @@ from dd.names import folder_name
 
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
 NAMES = {"name": True, "data.name": False, "mask_set": False, "quality.split": False, "sweep.name": False}  # may have parts
+FOLDERS = ("data_root", "output_root", "folder", "caption.folder", "synthetic")
 SPLITS = ("split", "synthetic_split", "probe.split", "calibrate.split")  # they name files, and folders of results
 
 
@@ -171,6 +172,9 @@ def check_values(cfg) -> None:
     for key, parts in NAMES.items():
         if (name := OmegaConf.select(cfg, key)) is not None or key in ("name", "mask_set") and key in cfg:
             folder_name(name, key, parts)
+    for key in FOLDERS:
+        if OmegaConf.select(cfg, key) == "":
+            raise ValueError(f"{key}='': expected a folder; that of the command itself is {key}=.")
     for key in SPLITS:
         if (split := OmegaConf.select(cfg, key)) is not None:
             folder_name(split, key, parts=True)

@@ -98,7 +98,17 @@ def check_kinds(cfg, default) -> None:
             check_kind(key, value, dict)
     OmegaConf.resolve(default)
     values = OmegaConf.to_container(cfg, resolve=True)
+    _check_texts(values, "")
     _compare(cfg, values, OmegaConf.to_container(default), "")
+
+
+def _check_texts(value, key: str) -> None:
+    """ValueError for text that no file name, prompt or record can hold: a NUL, or half of a surrogate pair."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise ValueError(f"{key}={_shown(value)}: expected text without a NUL and without half characters")
 
 
 def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
