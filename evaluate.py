@@ -26,6 +26,7 @@ def run(cfg) -> float | None:
         return print(f"report in {report_dataset(cfg.synthetic, cfg.synthetic_masks, cfg.gallery)}")
     if cfg.stage == "report":
         return print(f"report in {report(**config.report_arguments(cfg))}")
+    config.use_own_data(cfg)
     if cfg.stage == "predict":
         given = config.prediction_arguments(cfg)
         return print_predictions(given["target"], predict_images(**given))

@@ -1,10 +1,14 @@
 """Train a segmenter, the embedded generator, or an adapter of one.   python train.py experiment=shapes_synthetic"""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch.utils.data import Subset
 
 from dd import config
 from dd.budget import Prices
 from dd.datamodule import SegmentationData
+from dd.fitting import fit
 from dd.locks import Lock
 from dd.provenance import read_json
 from dd.search import corners, overrides
@@ -27,6 +31,8 @@ STAGES = ("segmenter", "text_to_image", "adapt_generator", "batch_norm", "tune",
 def run(cfg) -> float | None:
     if cfg.stage not in STAGES:
         raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(STAGES)}")
+    if config.debugged() and cfg.stage != "segmenter":
+        raise ValueError(f"debug={config.debugged()} tries the training of stage=segmenter; got stage={cfg.stage}")
     if cfg.stage == "text_to_image":
         parts = {k: config.plain(cfg[k]) for k in ("models", "autoencoder", "text_to_image")}
         folder, trainer = Path(cfg.output_root, cfg.name), config.trainer_factory(cfg)
@@ -73,6 +79,8 @@ def segmenter(cfg, report=None) -> float | None:
         images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed,
         photos, style,
     )  # fmt: skip
+    if config.debugged():
+        return try_out(cfg, module, data, network)
     identity, record = config.training_record(cfg, images, tuning, photos and photos[0], style, network)
 
     def make_trainer():
@@ -96,6 +104,20 @@ def segmenter(cfg, report=None) -> float | None:
         for trainer in trainers:
             tell(trainer, "finish", failed)
     return value
+
+
+def try_out(cfg, module, data, network) -> None:
+    """A debug run: the training as it is set, whose folder is never a run's and from which nothing goes on."""
+    if cfg.init_from:
+        network.load_state_dict(load_weights(cfg.init_from))
+    if config.debugged() == "overfit":
+        data.train = Subset(data.train, range(min(cfg.batch_size, len(data.train))))
+    trainer = config.trainer(cfg, data.tune is not None)
+    with TemporaryDirectory() as folder:
+        fit(trainer, module, data, Path(folder, "last.ckpt"))
+    found = {k: v for k, v in trainer.callback_metrics.items() if k in ("train/loss", "tune/miou")}
+    shown = " ".join(f"{k}={float(v):.4g}" for k, v in found.items())
+    print(f"debug={config.debugged()}: {trainer.global_step} steps, {shown} ({cfg.output_root}/{cfg.name}; no run is kept)")
 
 
 def search(cfg) -> float:

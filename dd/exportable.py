@@ -1,12 +1,13 @@
 """A data set as the exports take it: which lists, which classes, and every file checked before anything is written."""
 
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from dd.datasets import RECORD, SegmentationFolder, image_size, read_split
 from dd.exports.source import Item, Source
+from dd.names import folder_name
 from dd.progress import Progress
 from dd.provenance import fingerprint, read_json, sha256
 from dd.samples import read_records, read_whole_plan
@@ -18,10 +19,7 @@ def read_source(
 ) -> tuple[Source, str]:  # fmt: skip
     """(the checked data set, hash of its content). ``run``: run.json of a synthetic set, None for real data; the other
     arguments, and the errors, are those of :func:`dd.stages.export.export`."""
-    if not masks or PurePosixPath(masks).is_absolute() or ".." in PurePosixPath(masks).parts:
-        raise ValueError(
-            f"--masks {masks}: expected a folder of the data set, such as SegmentationClass or masks/self_training"
-        )
+    folder_name(masks, "--masks", parts=True)
     synthetic, run = run is not None, run or {}
     hashes = _mask_set(folder, masks, synthetic)
     chosen = _classes(folder, run, classes)

@@ -173,7 +173,10 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
     what was expected.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no taxonomy file {path}; python -m dd prepare own writes it (docs/data.md shows one)")
+        raise FileNotFoundError(
+            f"no taxonomy file {path} (from {Path.cwd()}): docs/data.md shows one; python -m dd prepare own --taxonomy "
+            "copies yours to the data set, which data_root=... and data.name=... then find"
+        )
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -9,9 +9,10 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
 
 from dd.config.adaptation import adaptation
-from dd.config.command import CONF, check_overrides, exit_code, main, quoted, swept_name
+from dd.config.command import exit_code, main
+from dd.config.composition import CONF, compose
 from dd.config.deployment import deploy_arguments, page_arguments, settings
-from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets
+from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets, use_own_data
 from dd.config.generation import (
     calibrate_arguments,
     executor,
@@ -23,6 +24,7 @@ from dd.config.generation import (
     worker_tools,
 )
 from dd.config.identity import CHANGES_NO_WEIGHT, OBSERVERS, RECORDED, processes, settings_identity, trainer_identity
+from dd.config.jobs import debugged, name_job
 from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, budget_run, budget_test, generation_seconds
 from dd.config.objects import (
     ALLOWED,
@@ -36,6 +38,7 @@ from dd.config.objects import (
     taxonomy,
     trained_run,
 )
+from dd.config.overrides import check_overrides, quoted
 from dd.config.training import (
     SOURCES,
     batch_norm_arguments,
@@ -71,6 +74,8 @@ __all__ = [
     "calibrate_arguments",
     "check_overrides",
     "check_tuning",
+    "compose",
+    "debugged",
     "deploy_arguments",
     "device",
     "executor",
@@ -82,6 +87,7 @@ __all__ = [
     "loggers",
     "main",
     "masks_from",
+    "name_job",
     "one_device",
     "page_arguments",
     "palette",
@@ -102,7 +108,6 @@ __all__ = [
     "study_content",
     "study_identity",
     "sweep_arguments",
-    "swept_name",
     "taxonomy",
     "test_sets",
     "trained_run",
@@ -114,6 +119,7 @@ __all__ = [
     "training_style",
     "trial",
     "unit_size",
+    "use_own_data",
     "worker_build",
     "worker_tools",
 ]

@@ -1,80 +1,82 @@
-"""The command line: compose a configuration, answer mistyped overrides with the names that exist, and errors on one screen."""
+"""The command line: compose a configuration, look at every value, run it, and answer errors on one screen."""
 
-import errno
 import logging
 import os
-import re
 import sys
+import traceback
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 
 import hydra
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dd.config.objects import USER_ERRORS
+from dd.config.composition import CONF, choices, compose, groups, with_own_folders
+from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
+from dd.config.kinds import check_kinds
+from dd.config.objects import USER_ERRORS, check_loaded
+from dd.config.overrides import check_overrides, one_line, quoted
 from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.locks import Busy
+from dd.names import folder_name
 
-CONF = Path(__file__).parents[2] / "conf"
-PATHS = ("images", "list", "output", "run", "shots_list")  # last part of a key of a file or folder
-
-
-def swept_name(cfg, overrides: list[str]) -> str:
-    """The run's name, followed in a multirun by what was swept (``shots=16,seed=0``), so that jobs never share a folder."""
-    parsed = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
-    swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
-    parts = [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept and o not in re.split("[/,]", cfg.name)]
-    return "/".join([cfg.name, ",".join(parts)]) if parts else cfg.name
-
-
-def quoted(argument: str) -> str:
-    """An override in the quotes that Hydra wants around run folders (``shots=16,seed=0``) and around what its grammar cannot
-    read (``Fotos für uns``, ``Photos (1)``); a path is never a number (``images=2024``)."""
-    key, _, value = argument.partition("=")
-    if not value or argument.startswith("-") or '"' in value or value[0] in "'[{":
-        return argument
-    bare = "=" in value and not any(c in value for c in "'[]()")
-    path = key.rpartition(".")[2] in PATHS and value != "null"
-    text = "," not in value and (path or not _readable(argument))  # with a comma it may be a sweep
-    return f'{key}="{value}"' if bare or text else argument
-
-
-def _readable(argument: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return False
-    return True
+ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
+NAMES = {"name": True, "data.name": False, "mask_set": False, "quality.split": False, "sweep.name": False}  # may have parts
+FOLDERS = ("data_root", "output_root", "folder", "caption.folder", "synthetic")
+SPLITS = ("split", "synthetic_split", "probe.split", "calibrate.split")  # they name files, and folders of results
 
 
 def main(config_name: str, run):
     """Entry point of a root script: compose ``conf/<config_name>.yaml``, call ``run(cfg)``, answer errors on one screen."""
-    sys.argv[1:] = [quoted(a) for a in sys.argv[1:]]
-    overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra."))]
-    code = 0
+    if not set(sys.argv[1:]) - {"-m", "--multirun"}:
+        print(usage(config_name, sys.modules[run.__module__].__doc__), file=sys.stderr)
+        sys.exit(2)
+    code, multirun = 0, bool({"-m", "--multirun"} & set(sys.argv[1:]))
     try:
-        check_overrides(config_name, overrides)
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_guarded(run))()
-    except USER_ERRORS as error:
-        if os.environ.get("DD_TRACEBACK"):
+        sys.argv[1:] = with_own_folders([quoted(a) for a in sys.argv[1:]])
+        overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))]
+        cfg = check_overrides(config_name, overrides, multirun)
+        if multirun:
+            Path(cfg.output_root).mkdir(parents=True, exist_ok=True)  # Hydra's multirun.yaml lies there
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_guarded(config_name, run))()
+    except ANSWERED as error:
+        code = exit_code(error)
+        if os.environ.get("DD_TRACEBACK") or code is None:
             raise
-        code = 2
-        print(f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+        _say(error)
     except KeyboardInterrupt as stop:
         code = 130
-        print(f"stopped: {stop or 'interrupted'}. The same command goes on from here.", file=sys.stderr)
+        print(f"stopped: {str(stop) or 'interrupted'}. The same command goes on from here.", file=sys.stderr)
     sys.exit(code)
 
 
-def _guarded(run):
-    """Hydra prints a traceback of its own for an exception inside a job: carry ours past it."""
+def usage(config_name: str, purpose: str) -> str:
+    """What a command without arguments is answered with: what it does, its experiments and its groups."""
+    base, cfg = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("base", config_name))
+    lines = [purpose.splitlines()[0], ""]
+    lines += [f"usage: python {config_name}.py key=value ...    (-m: several values, as seed=0,1,2, one after the other)", ""]
+    own = [n for n in choices("experiment") if f"python {config_name}.py" in _text("experiment", n)]
+    lines += [f"experiment={' | '.join(own)}"] if own else []
+    for group in (g for entry in cfg.defaults if not isinstance(entry, str) for g in entry if g in groups()):
+        lines += [f"{group}={' | '.join(choices(group))}"] if group != "experiment" else []
+    keys = [str(k) for k in dict.fromkeys([*base, *cfg]) if k not in ("defaults", "hydra")]
+    lines += ["", f"keys: {', '.join(keys)}", f"python {config_name}.py --help shows all of them with their defaults"]
+    return "\n".join(lines)
+
+
+def _text(group: str, name: str) -> str:
+    file = CONF / group / f"{name}.yaml"
+    return file.read_text() if file.is_file() else f"python {group}"
+
+
+def _guarded(config_name: str, run):
+    """The task that Hydra runs. For an exception inside a single job Hydra prints a traceback of its own:
+    carry ours past it. In a multirun each error goes to the launcher as one line, so that the other jobs
+    are run; Hydra's exit code is 1 then."""
     command = list(sys.argv)
 
     def task(cfg):
@@ -84,42 +86,98 @@ def _guarded(run):
         warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # it holds config.yaml
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed training's
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own, for every run
-        OmegaConf.set_struct(cfg, False)
-        cfg.name = swept_name(cfg, list(HydraConfig.get().overrides.task))
-        OmegaConf.set_struct(cfg, True)
+        multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            check_values(cfg)
+            prepare(config_name, cfg)
             with stopped_by_signal():
                 return run(cfg)
-        except (*USER_ERRORS, OSError, UnitsFailed, Busy) as error:
+        except Exception as error:
             code = exit_code(error)
-            if os.environ.get("DD_TRACEBACK") or code is None:
+            if os.environ.get("DD_TRACEBACK") or (code is None and not multirun):
                 raise
-            print(f"error: {_message(error)}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
-            sys.exit(code)
+            if not multirun:
+                _say(error, cfg)
+                sys.exit(code)
+            raise _failed(error, cfg, known=code is not None) from None
 
     return task
 
 
-def _message(error: Exception) -> str:
+def prepare(config_name: str, cfg) -> None:
+    """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what cannot be right."""
+    chosen, typed = HydraConfig.get().runtime.choices, job_overrides()
+    check_kinds(cfg, defaults(config_name, chosen, typed))
+    check_loaded(cfg)
+    OmegaConf.set_struct(cfg, False)
+    name_job(cfg, typed, debugged())
+    OmegaConf.set_struct(cfg, True)
+    check_values(cfg)
+
+
+def defaults(config_name: str, chosen: dict, typed: list[str]):
+    """The shipped configuration of the same choices: an experiment of the user's own is left out, its choices are not."""
+    overrides = [o for o in typed if o.partition("=")[0] in groups() and "[" in o]  # several at once: logger=[a,b]
+    for group, choice in chosen.items():
+        own = group in ("experiment", "debug") and not (CONF / group / f"{choice}.yaml").is_file()
+        if group in groups() and choice is not None and not own:
+            overrides.append(f"{group}={choice}")
+    default = compose(config_name, overrides)
+    if OmegaConf.is_missing(default, "name"):
+        default.name = "a_name"
+    return default
+
+
+def _failed(error: Exception, cfg, known: bool) -> JobFailed:
+    """Say at once what went wrong in a job of a multirun; the exception for its launcher."""
+    if not known:
+        traceback.print_exception(error)
+    job = ",".join(swept_parts(job_overrides())) or f"job {HydraConfig.get().job.num}"
+    text = f"{job}: {_message(error, cfg) if known else repr(error)}"
+    print(f"error in {text}\nThe other jobs go on.", file=sys.stderr)
+    return JobFailed(text)
+
+
+def _say(error: Exception, cfg=None) -> None:
+    print(f"error: {_message(error, cfg)}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+
+
+def _message(error: Exception, cfg=None) -> str:
     """What an error says; of one that a loader's worker passed on with its traceback, the last paragraph; of a value that has
-    to be given, how."""
+    to be given, how; of a file that is not there, where it was looked for."""
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} has no default and was not given: add {error.full_key}=<value> to the command"
+        key, more = error.full_key, ", or choose an experiment" if error.full_key == "name" else ""
+        return f"{key} has no default and was not given: add {key}=<value> to the command{more}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return one_line(error)
     text = str(error)
-    return text.rpartition(f"\n{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
+    text = text.rpartition(f"\n{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
+    return text + _looked_in(text, cfg) if isinstance(error, FileNotFoundError) else text
+
+
+def _looked_in(text: str, cfg) -> str:
+    """Of a relative path that is not there: the working folder, and the data_root that was meant if one lies beside the
+    script."""
+    root = Path(str(cfg.data_root)) if cfg is not None else Path("data")
+    beside = Path(sys.argv[0]).resolve().parent / root
+    keys = ("data_root", "output_root", "run", "runs", "images", "init_from", "synthetic", "masks_from", "data.root")
+    given = [str(v) for k in keys if cfg is not None and (v := OmegaConf.select(cfg, k)) is not None]
+    if not any(value in text and not Path(value).is_absolute() for value in given):
+        return ""
+    more = f"; there is {beside}: data_root={beside}" if beside.is_dir() and beside != root.resolve() else ""
+    return f". Relative paths begin at {Path.cwd()}, data_root={root} is {root.absolute()}{more}"
 
 
 def check_values(cfg) -> None:
-    """ValueError for a value of a key that all commands share, before any work starts."""
-    for key in ("images", "output", "run", "unlabelled.images", "unlabelled.list", "adaptation.images", "adaptation.list"):
-        if not isinstance(value := OmegaConf.select(cfg, key), str | int | float | None):
-            raise ValueError(f"{key}={value}: expected one path")
-    if type(cfg.seed) is not int or cfg.seed < 0:
-        raise ValueError(f"seed={cfg.seed!r}: expected a whole number of 0 or more")
-    number = cfg.get("num_images", 1)
-    if number is not None and (type(number) is not int or number < 1):
-        raise ValueError(f"num_images={number!r}: expected a whole number of 1 or more, or null for each prompt once")
+    """ValueError for a value of a key that several commands share, before any work starts."""
+    for key, parts in NAMES.items():
+        if (name := OmegaConf.select(cfg, key)) is not None or key in ("name", "mask_set") and key in cfg:
+            folder_name(name, key, parts)
+    for key in FOLDERS:
+        if OmegaConf.select(cfg, key) == "":
+            raise ValueError(f"{key}='': expected a folder; that of the command itself is {key}=.")
+    for key in SPLITS:
+        if (split := OmegaConf.select(cfg, key)) is not None:
+            folder_name(split, key, parts=True)
     if cfg.device == "auto":
         return
     try:
@@ -140,73 +198,3 @@ def exit_code(error: Exception) -> int | None:
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in CANNOT_WRITE):
         return EXIT["cannot write"]
     return 2 if isinstance(error, USER_ERRORS) else None
-
-
-def check_overrides(config_name: str, overrides: list[str]) -> None:
-    """ValueError for an override whose key or group value does not exist, with the allowed names."""
-    try:
-        _check_overrides(config_name, overrides)
-    except OSError as error:  # Hydra looks for a file of that name
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        longest = max(overrides, key=len)
-        raise ValueError(f"{longest[:80]!r}...: no setting or choice has a name of {len(longest)} characters") from None
-
-
-def _check_overrides(config_name: str, overrides: list[str]) -> None:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
-        choices = [
-            [f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
-            for o in parsed
-        ]
-        groups = {p.name for p in CONF.iterdir() if p.is_dir()}
-        tries = [[c[0] for c in choices]]
-        for i, each in enumerate(choices):  # each choice of a swept group must exist; values are checked when used
-            if each[0].partition("=")[0] in groups:
-                tries += [[*tries[0][:i], choice, *tries[0][i + 1 :]] for choice in each[1:]]
-        for single in tries:
-            try:
-                hydra.compose(config_name, overrides=single)
-            except (HydraException, OmegaConfBaseException) as error:
-                raise ValueError(_explain(config_name, single, error)) from None
-
-
-def _explain(config_name, overrides, error) -> str:
-    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
-    base = hydra.compose(config_name)
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        if key.startswith("hydra/"):
-            there = GlobalHydra.instance().config_loader().get_group_options(key)
-            if value not in there:
-                more = ""
-                if key == "hydra/launcher":
-                    more = '; joblib, submitit_local and submitit_slurm are installed by: pip install -e ".[sweeps]"'
-                elif key == "hydra/sweeper":
-                    more = "; Optuna is used directly: python train.py stage=tune"
-                return f"{override!r}: no such {key}; installed: {', '.join(there)}{more}"
-            continue
-        if key in groups:
-            if value not in groups[key] and value != "null":
-                return f"{override!r}: no such {key}; allowed: {', '.join(groups[key])}{_nearest(value, groups[key])}"
-            if key == "experiment" and value != "null":
-                base = hydra.compose(config_name, overrides=[override])
-            continue
-        node, path = base, []
-        for part in key.split("."):
-            names = [str(k) for k in node] if isinstance(node, DictConfig) else []
-            names += [] if path else sorted(groups.keys() - set(names))
-            if part not in names:
-                where = f"in {'.'.join(path)}" if path else "at the top level"
-                return f"{override!r}: no key {part!r} {where}; allowed: {', '.join(names)}{_nearest(part, names)}"
-            path.append(part)
-            node = node._get_node(part)
-    return str(error)
-
-
-def _nearest(word, names) -> str:
-    close = get_close_matches(word, names, 1)
-    return f". Did you mean {close[0]!r}?" if close else ""

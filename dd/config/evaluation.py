@@ -1,11 +1,16 @@
 """What evaluate.py needs for its report."""
 
+import re
 from glob import escape, glob, has_magic
 from pathlib import Path
 
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from dd.config.command import CONF
+from dd.config.composition import group_file
+from dd.config.jobs import job_overrides
+from dd.config.kinds import KINDS, check_kind
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source, without
@@ -13,6 +18,49 @@ from dd.provenance import SETTINGS, read_json, sha256
 from dd.segmentation import Predictor
 from dd.stages.review import check
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
+
+
+def use_own_data(cfg) -> None:
+    """Where the command names no data (``data=``, or an experiment), take those that the runs were trained with, as
+    their config.yaml tells, and their synthetic set. ValueError for runs of several data sets, or for a file that
+    does not hold such settings."""
+    typed = {re.split("[=.]", o.lstrip("+~"))[0] for o in job_overrides()} if HydraConfig.initialized() else {"data"}
+    files = [Path(folder, "config.yaml") for folder in sorted(glob(str(cfg.run)))] if cfg.run else []
+    found = [] if typed & {"data", "experiment"} else [_trained_with(cfg, f) for f in files if f.is_file()]
+    if not found:
+        return
+    data, synthetic = found[0]
+    if any(other != data for other, _ in found):
+        names = ", ".join(f"{d['name']} in {d['root']}" for d in {str(d): d for d, _ in found}.values())
+        raise ValueError(f"run={cfg.run}: these runs were trained with several data sets ({names}); choose one: data=...")
+    OmegaConf.update(cfg, "data", data, merge=False, force_add=True)
+    if "synthetic" not in typed and synthetic is not None and all(s == synthetic for _, s in found):
+        cfg.synthetic = synthetic
+    if cfg.stage not in ("predict", "review"):
+        print(f"data: {data['name']} in {data['root']}, those of the run; others: data=...")
+
+
+def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
+    """(data group, synthetic set) of a run's config.yaml, below the ``data_root`` of now."""
+    try:
+        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data, before = saved["data"], saved["data_root"]
+        for key, value in {**dict.fromkeys(cfg.data, ""), **data}.items():
+            check_kind(key, data.get(key, value), KINDS.get(f"data.{key}", str))
+        texts = [before, saved.get("synthetic"), *data.values()]
+        if any("${" in str(text) for text in texts) or not data["name"]:
+            raise ValueError("it refers to other settings")
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} does not tell the data of a training ({error!s:.200}); say them: data=...") from None
+
+    def moved(value):
+        if isinstance(value, list):
+            return [moved(v) for v in value]
+        inside = isinstance(value, str) and value.startswith(f"{before}/")
+        return f"{cfg.data_root}{value.removeprefix(before)}" if inside else value
+
+    synthetic = saved.get("synthetic")
+    return {k: moved(v) for k, v in data.items()}, moved(synthetic) if isinstance(synthetic, str) else None
 
 
 def prediction_arguments(cfg, place: Path | None = None) -> dict:
@@ -104,10 +152,10 @@ def test_sets(cfg) -> dict[str, SegmentationFolder]:
     """Test images of each of ``domains`` (names of the data group) that lie on this machine."""
     found = {}
     for domain in cfg.domains:
-        file, node = CONF / "data" / f"{domain}.yaml", cfg.data
-        if domain != cfg.data.name and file.is_file():
+        file, node = group_file("data", domain), cfg.data
+        if domain != cfg.data.name and file:
             node = OmegaConf.merge({"data_root": cfg.data_root}, OmegaConf.load(file))
-        if Path(node.root).is_dir() and domain in (cfg.data.name, file.stem if file.is_file() else None):
+        if Path(node.root).is_dir() and domain in (cfg.data.name, file and file.stem):
             images = OmegaConf.to_container(node, resolve=True).get("images")
             found[domain] = SegmentationFolder(node.root, node.test_split, taxonomy(cfg), node.masks, images=images)
     return found

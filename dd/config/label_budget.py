@@ -4,16 +4,15 @@ import math
 import re
 from pathlib import Path
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from dd import search
 from dd.budget import RECIPES, Job, Plan, choice_shots
-from dd.config.command import CONF
+from dd.config.composition import choices, compose
+from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data, taxonomy
 from dd.config.training import training_sets, training_style
-from dd.config.tuning import as_given, one_device, study_identity
+from dd.config.tuning import one_device, study_identity
 from dd.datasets import SegmentationFolder
 from dd.samples import read_records
 
@@ -24,7 +23,7 @@ JUDGED = ("trainer.limit_val_batches=1.0", "trainer.val_check_interval=null", "t
 
 def _given() -> dict[str, str]:
     """{key: override} of this command, without those that say which study it is."""
-    keys = {o.lstrip("+~").partition("=")[0]: o for o in as_given()}
+    keys = {o.lstrip("+~").partition("=")[0]: o for o in job_overrides()}
     return {k: o for k, o in keys.items() if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")}
 
 
@@ -33,7 +32,7 @@ def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None
     this command, then ``more``; its synthetic images are those of ``draw``, None for ``synthetic``.
     ValueError for an experiment or a domain that does not exist."""
     experiment = plain(cfg.budget)["experiments"]["real" if recipe == "real_short" else recipe]
-    known = {kind: sorted(p.stem for p in (CONF / kind).glob("*.yaml")) for kind in ("experiment", "data")}
+    known = {kind: choices(kind) for kind in ("experiment", "data")}
     if experiment not in known["experiment"]:
         raise ValueError(f"budget.experiments: {recipe}: {experiment!r}; allowed: {', '.join(known['experiment'])}")
     own = domain == cfg.data.name
@@ -45,10 +44,8 @@ def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None
     data = HydraConfig.get().runtime.choices["data"] if own else domain
     fixed = [f"experiment={experiment}", f"data={data}", "stage=segmenter", "hold_out=null"]
     fixed += ["shots_list=null"] if recipe == "synthetic" else []
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        drawn = search.override("synthetic", draw or cfg.synthetic)
-        return hydra.compose("train", [*given.values(), *fixed, drawn, *more])
+    drawn = search.override("synthetic", draw or cfg.synthetic)
+    return compose("train", [*given.values(), *fixed, drawn, *more])
 
 
 def _draws(cfg) -> list[str]:

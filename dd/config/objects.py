@@ -1,5 +1,6 @@
 """Configuration nodes as objects: what may be instantiated, and what several commands ask for."""
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dd import taxonomy as taxonomies
+from dd.config.kinds import check_arguments
 from dd.datasets import SegmentationFolder
 from dd.provenance import SETTINGS, read_json
 from dd.segmentation import Views
@@ -28,6 +30,7 @@ ALLOWED = (
     "pytorch_lightning.trainer.trainer.Trainer",
     "pytorch_lightning.loggers.",
     "pytorch_lightning.callbacks.",
+    "pytorch_lightning.profilers.",
 )
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, HydraException, OmegaConfBaseException)
 
@@ -38,6 +41,7 @@ def instantiate(node, **kwargs):
     ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
     """
     _check_targets([node, kwargs])
+    _check_arguments(node, "")
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -65,6 +69,32 @@ def _check_targets(node):
     elif isinstance(node, list | tuple):
         for value in node:
             _check_targets(value)
+
+
+def check_loaded(cfg) -> None:
+    """ValueError for a setting that the constructor of its node does not take, where that is at hand: what another module
+    brings, which may be large and is not needed by every stage, is looked at when it is made."""
+    for key, node in plain(cfg).items():
+        _check_arguments(node, f"{key}.", loaded=True)
+
+
+def _check_arguments(node, prefix: str, loaded: bool = False) -> None:
+    if OmegaConf.is_config(node):
+        prefix = prefix or f"{node._get_full_key(None)}.".lstrip(".")
+        node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if "_target_" in node and not (loaded and _elsewhere(target)):
+            _check_targets({"_target_": target})
+            known = {k: v for k, v in node.items() if v is not None or not loaded}  # null may be set before it is made
+            check_arguments(prefix, hydra.utils.get_object(target), known)
+        for key, value in node.items():
+            _check_arguments(value, f"{prefix}{key}.", loaded)
+
+
+def _elsewhere(target) -> bool:
+    """Whether a target is of a module that is not imported yet."""
+    return isinstance(target, str) and target.rpartition(".")[0] not in sys.modules
 
 
 def plain(node) -> dict:

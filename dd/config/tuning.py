@@ -3,15 +3,15 @@
 import re
 from pathlib import Path
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import ListConfig, OmegaConf
 
-from dd.config.command import CONF, check_overrides
+from dd.config.composition import compose
 from dd.config.identity import trainer_identity
+from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
+from dd.config.overrides import check_overrides
 from dd.config.training import training_record, training_sets, training_style, unlabelled_photos
 
 FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
@@ -40,11 +40,6 @@ def check_tuning(cfg) -> None:
             "trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
         )
     one_device(cfg, "a trial trains on one device; start the same command once for each")
-
-
-def as_given() -> list[str]:
-    """The overrides of this command as they were written: a ``${seed}`` is that of each run."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
 def one_device(cfg, why: str) -> None:
@@ -92,10 +87,8 @@ def study_content(cfg) -> dict:
 
 def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
     """The configuration of one trial: the overrides of this command, then the trial's own."""
-    given = [o for o in as_given() if not re.match(r"[+~]*(name|stage|tune)\b", o)]
+    given = [o for o in job_overrides() if not re.match(r"[+~]*(name|stage|tune)\b", o)]
     together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]
     if check_only:
         return check_overrides("train", together)
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", together)
+    return compose("train", together)

@@ -46,7 +46,7 @@ def config_file(name: str, trusted: bool = False) -> Path:
             return Path(name)
         raise ValueError(
             f"config={name!r} is a file outside mmsegmentation, and reading a configuration executes it as Python. If you "
-            "have read it and trust it, add trusted=true"
+            "have read it and trust it, add segmenter.trusted=true to train.py, trusted=true to other commands"
         )
     near = [key for key in known if key.startswith(f"{wanted}/")] or difflib.get_close_matches(wanted, known, n=5, cutoff=0.3)
     raise ValueError(

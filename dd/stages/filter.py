@@ -7,6 +7,7 @@ from rich.table import Table
 
 from dd.datasets import read_image, read_mask, stored_heat, synthetic_image, write_split
 from dd.masks import MaskSettings
+from dd.names import folder_name
 from dd.progress import Progress
 from dd.provenance import differences, fingerprint, made_by, read_json, write_json
 from dd.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
@@ -92,13 +93,14 @@ def _left(name, samples, dropped) -> dict[str, int]:
 
 
 def _masks(mask_set) -> str:
-    return "SegmentationClass" if mask_set in (None, "SegmentationClass") else f"masks/{mask_set}"
+    if mask_set in (None, "SegmentationClass"):
+        return "SegmentationClass"
+    return f"masks/{folder_name(mask_set, 'mask_set')}"
 
 
 def _place(folder, split) -> Path:
     """Where the filter's record lies; ValueError for a list that is not ours to write."""
-    if not split or split.startswith(".") or not set("/\\").isdisjoint(split):
-        raise ValueError(f"quality.split={split!r}: expected the name of a list of samples, such as train_filtered")
+    folder_name(split, "quality.split")
     path = folder / "quality" / split / "filter.json"
     listed = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     if listed.exists() and not path.exists():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dd.folders import IMAGES, index
 from dd.label_studio import IGNORED
+from dd.names import folder_name
 from dd.nouns import plurals
 from dd.prompt_sources.templates import indefinite
 from dd.provenance import write_atomic
@@ -99,6 +100,7 @@ def check(site: Site) -> Taxonomy:
         raise ValueError(
             f"name {site.name!r}: expected letters, digits, - and _, a letter first (no yes, on, null), such as my-site"
         )
+    folder_name(site.name, "name")
     if site.generator not in RECIPES:
         raise ValueError(f"generator {site.generator!r}; allowed: {', '.join(RECIPES)}")
     for key, phrases in site.conditions.items():

@@ -21,6 +21,7 @@ from dd.datasets import (
 )
 from dd.exports.card import BIASES, adapter
 from dd.masks import MaskSettings, flat, scores, to_mask
+from dd.names import folder_name
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.samples import Sample, outcomes, read_plan, recorded
@@ -59,7 +60,9 @@ def label(
             f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as {missing[0]}; run generate.py "
             "first (python -m dd verify tells whether their records are damaged)"
         )
-    target = folder / DEFAULT_SET if mask_set in (None, DEFAULT_SET) else folder / "masks" / mask_set
+    target = folder / DEFAULT_SET
+    if mask_set not in (None, DEFAULT_SET):
+        target = folder / "masks" / folder_name(mask_set, "mask_set")
     identity = {"settings": asdict(settings), "heat": fingerprint([hashed[s.id] for s in plan])}
     if calibration is not None:
         check_calibration(calibration, read_json(folder / "run.json")["identity"]["generator"])

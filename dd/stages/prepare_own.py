@@ -8,6 +8,7 @@ from dd.annotations import cvat_masks, label_studio_masks
 from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import read_coloured_mask
 from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits
+from dd.names import folder_name
 from dd.provenance import fingerprint, sha256, write_atomic
 from dd.taxonomy import Taxonomy, taxonomy, taxonomy_yaml
 
@@ -27,9 +28,7 @@ def prepare_own(
     belongs to ``coco_file``, ``cvat`` and ``label_studio``, ``crowds`` to ``coco_file``. ValueError, FileNotFoundError or
     FileExistsError say what does not fit.
     """
-    classes, root = taxonomy(taxonomy_file), Path(data_root) / name
-    if not name or Path(name).name != name or name.startswith("."):
-        raise ValueError(f"name {name!r}: expected the name of a folder, without /")
+    classes, root = taxonomy(taxonomy_file), Path(data_root) / folder_name(name, "name")
     if voc is not None:
         images, masks = Path(voc) / "JPEGImages", Path(voc) / "SegmentationClass"
         lists = {s: Path(voc) / "ImageSets" / "Segmentation" / f"{s}.txt" for s in LISTS}

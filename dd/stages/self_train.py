@@ -9,6 +9,7 @@ import torch
 
 from dd.datamodule import whole_loader
 from dd.datasets import SegmentationFolder, encode_mask, read_image
+from dd.names import folder_name
 from dd.progress import Progress
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.samples import append_records, read_records
@@ -31,7 +32,7 @@ def self_train(
     """
     if confidence is not None and (type(confidence) not in (int, float) or not 0 <= confidence <= 1):
         raise ValueError(f"confidence={confidence!r}: expected a probability from 0 to 1, or null to keep every pixel")
-    if mask_set in ("", ".", "..", "SegmentationClass") or not set("/\\").isdisjoint(mask_set):
+    if folder_name(mask_set, "mask_set") == "SegmentationClass":
         raise ValueError(f"mask_set={mask_set!r}: expected the name of a new set in {folder}/masks, as self_training")
     folder = Path(folder)
     images, target = _training_images(folder, run), folder / "masks" / mask_set

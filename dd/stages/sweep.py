@@ -18,6 +18,7 @@ from rich.table import Table
 from dd import metrics
 from dd.datasets import check_values, choose_source, read_mask, stored_heat, synthetic_image
 from dd.masks import READING, MaskSettings, count_grid, scores, settings_grid
+from dd.names import folder_name
 from dd.progress import Progress
 from dd.provenance import differences, fingerprint, made_by, read_json, sha256, write_atomic, write_json
 from dd.samples import read_plan, read_records
@@ -39,8 +40,7 @@ def sweep(
     the same settings, heat and reference is returned as it is, an interrupted one goes on; another one is replaced.
     """
     folder, reference = Path(folder), Path(reference)
-    if not name or name.startswith(".") or not set("/\\").isdisjoint(name):
-        raise ValueError(f"sweep.name={name!r}: expected the name of a file in {folder}/sweeps, without folders")
+    folder_name(name, "sweep.name")
     if workers is not None and (type(workers) is not int or workers < 1):
         raise ValueError(f"sweep.workers={workers!r}: expected a whole number from 1 on, or null for the number of cores")
     samples, heat_sha256 = _samples(folder, limit)

@@ -211,7 +211,7 @@ def test_a_run_cannot_declare_its_configuration_trusted(tmp_path):
     file.write_text(f"open({str(trace)!r}, 'w')\n_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\n")
     node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "pretrained": "config", "trusted": True}
     run = {"segmenter": node, "taxonomy": {"names": ["a", "b"]}}
-    with pytest.raises(ValueError, match="add trusted=true"):
+    with pytest.raises(ValueError, match="segmenter.trusted=true to train.py, trusted=true to other commands"):
         config.segmenter_of(run)
     assert not trace.exists()
     assert config.segmenter_of(run, trusted=True).num_classes == 3 and trace.exists()

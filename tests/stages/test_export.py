@@ -220,7 +220,7 @@ def test_a_set_that_is_unfinished_or_damaged_is_refused(folder, tmp_path, damage
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["SegmentationClass/../..", None, None], "expected a folder of the data set"),
+        (["SegmentationClass/../..", None, None], "--masks=.*expected the name of a folder"),
         (["masks/none", None, None], "finished ones: SegmentationClass, masks/sharp"),
         (["SegmentationClass", ["none"], None], "no split 'none'.*splits there: train"),
         (["SegmentationClass", None, "shapes"], "made for the classes"),

@@ -370,6 +370,16 @@ def test_lists_that_are_not_ours_are_left_alone(folder):
             filter_samples(folder, rules(missing=MISSING), split=split)
 
 
+@pytest.mark.parametrize("name", ["../heat", "../records", "../../../../esc", "/etc", "..", "", "a\nb", ["a"], 1])
+def test_mask_sets_stay_among_the_mask_sets(folder, name):
+    before = sorted(p.relative_to(folder.parent) for p in folder.parent.rglob("*"))
+    with pytest.raises(ValueError, match="mask_set=.*expected the name of a folder"):
+        label(folder, SETTINGS, name)
+    with pytest.raises(ValueError, match="mask_set=.*expected the name of a folder"):
+        filter_samples(folder, rules(missing=MISSING), name)
+    assert sorted(p.relative_to(folder.parent) for p in folder.parent.rglob("*")) == before
+
+
 def test_masks_that_are_not_there(folder):
     with pytest.raises(FileNotFoundError, match="masks/later is not finished.*stage=label first"):
         filter_samples(folder, rules(missing=MISSING), "later")

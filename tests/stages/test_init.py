@@ -254,7 +254,7 @@ def test_questions_that_end_early_write_nothing(site, monkeypatch, capsys):
 def test_every_command_of_the_walk_through_exists(site, monkeypatch, tmp_path):
     """Root scripts' commands with the site's name in place; python -m dd commands run in a folder with what they name."""
     assert init(site, *CLASSES, *labelled(site)) == 0
-    monkeypatch.setattr(config.command, "CONF", site / "conf")
+    monkeypatch.setattr(config.composition, "CONF", site / "conf")
     blocks = "".join(re.findall(r"```bash\n(.*?)```", (ROOT / "docs/own-site.md").read_text(), re.DOTALL))
     lines = [re.sub(r"\s#\s.*", "", line).strip() for line in blocks.replace("\\\n", " ").splitlines()]
     seen = Counter()

@@ -258,7 +258,7 @@ def test_the_command_line(site, tmp_path, capsys):
         (["--masks", "a", "--map", "b=c"], "--map and --crowds belong to --coco"),
         (["--masks", "a", "--split", "val=x", "--share", "val=0.1"], "give either --split files or --share parts"),
         (["--masks", "a", "--share", "val=much"], "--share val=much: expected a part of 1"),
-        (["--masks", "a", "--name", "../b"], "name '../b': expected the name of a folder"),
+        (["--masks", "a", "--name", "../b"], "name='../b': expected the name of a folder"),
         (["--masks", "nowhere"], "no folder nowhere"),
         (["--coco", "nowhere.json"], "nowhere.json"),
     ],

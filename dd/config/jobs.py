@@ -1,0 +1,63 @@
+"""What the jobs of a multirun are called after: each writes to a folder, a mask set or a file of its own."""
+
+import re
+import sys
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+RESULT = {  # stage: the key that names what it writes into a data set that is there already
+    "label": "mask_set",
+    "filter": "quality.split",
+    "sweep": "sweep.name",
+    "self_train": "mask_set",
+}
+THEMSELVES = {"name", "folder", "output_root", *RESULT.values()}  # keys that keep jobs apart without being repeated
+
+
+class JobFailed(CompactHydraException):
+    """One line about a job of a multirun that failed; it travels from a launcher's worker, and Hydra prints no traceback."""
+
+
+def job_overrides() -> list[str]:
+    """The overrides of this job as typed: Hydra's list of them would resolve ``init_from=out/seed=${seed}`` among its own
+    keys, where there is no seed."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+
+
+def debugged() -> str | None:
+    """The choice of the group ``debug``: None for a training that is meant."""
+    return HydraConfig.get().runtime.choices.get("debug") if HydraConfig.initialized() else None
+
+
+def swept_keys() -> set[str]:
+    """Keys with several values, on the command line or in ``hydra.sweeper.params`` of an experiment."""
+    typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
+    if HydraConfig.initialized():
+        params = HydraConfig.get().sweeper.get("params") or {}
+        params = OmegaConf.to_container(OmegaConf.create(params), resolve=False)
+        typed += [f"{key}={value}" for key, value in params.items()]
+    return {o.key_or_group for o in OverridesParser.create().parse_overrides(typed) if o.is_sweep_override()}
+
+
+def swept_parts(overrides: list[str]) -> list[str]:
+    """The overrides of this job that are not the same for all: ``["shots=16", "seed=0"]``."""
+    swept = swept_keys()
+    return [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept]
+
+
+def name_job(cfg, overrides: list[str], debug: str | None = None) -> None:
+    """Name the result of a job after what was swept (``a_run/shots=16,seed=0``), so that jobs never share one: the run or data
+    set, or, of a stage that works on a data set, its mask set or file (``masks/masks.threshold=0.4``). Runs of a ``debug``
+    choice lie below a folder of its name."""
+    key = RESULT.get(cfg.get("stage"), "name")
+    given = OmegaConf.select(cfg, key)
+    parts = [p for p in swept_parts(overrides) if p.split("=", 1)[0].lstrip("+~") not in THEMSELVES]
+    if key == "name":
+        parts = [p for p in parts if p not in re.split("[/,]", cfg.name)]
+        cfg.name = "/".join(["debug", debug][: 2 * bool(debug)] + [cfg.name] + [",".join(parts)] * bool(parts))
+    elif parts:
+        first = [] if given in (None, "SegmentationClass") else [str(given)]
+        OmegaConf.update(cfg, key, ",".join([*first, *(p.replace("/", "_") for p in parts)]))

@@ -1,0 +1,202 @@
+"""Of what kind a setting is: that of its shipped default, a line of ``KINDS`` where the default does not tell, or, of a node
+with a ``_target_``, the annotation in its constructor. Everything is looked at before any work starts."""
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from omegaconf import OmegaConf
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
+Numbers, Names = list[float], list[str]
+KINDS = {  # of keys whose default is null, is not the only kind, or leaves out values that make no sense
+    "seed": Natural,
+    "num_images": Count | None,
+    "unit_size": Count | Literal["auto"],
+    "redraw": Natural,
+    "masks_from": str | None,
+    "caption.images": str | None,
+    "caption.batch_size": Count,
+    "probe.timesteps": list[Natural],
+    "probe.limit": Count | None,
+    "sweep.power": list[Natural] | None,
+    "sweep.source": Names | None,
+    "sweep.masks": str | None,
+    "sweep.run": str | None,
+    "sweep.name": str | None,
+    "sweep.limit": Count | None,
+    "sweep.workers": Count | None,
+    "calibrate.shots": Count,
+    "calibrate.cross_resolution": list[int] | None,
+    "calibrate.self_resolution": list[int] | None,
+    "calibrate.cross_layers": list[Names | None] | None,
+    "calibrate.cross_heads": list[list[int] | None] | None,
+    "quality.rules": dict,
+    "quality.clip.model": str | None,
+    "prompts.append": bool,
+    "diffusion.full_prompt": bool | Literal["appended", "caption"],
+    "data.taxonomy": str,
+    "data.images": str | Names | None,
+    "data.tune_split": str | None,
+    "data.synthetic": str | None,
+    "shots": Count | Literal["all"] | None,
+    "shots_list": str | None,
+    "hold_out": Count | None,
+    "init_from": str | None,
+    "unlabelled.images": str | None,
+    "unlabelled.list": str | None,
+    "batch_size": Count,
+    "num_workers": Natural,
+    "scale": Count,
+    "style.kind": str | None,
+    "self_training.teacher": dict | None,
+    "trainer.callbacks": dict,
+    "trainer.devices": int | str | list[int],
+    "trainer.precision": int | str | None,
+    "tune.space": dict | str | None,
+    "tune.trials": Count,
+    "tune.pruner_settings": dict | None,
+    "budget.shots": list[int | str],
+    "budget.synthetic": Names | None,
+    "budget.arms": Names | None,
+    "budget.learning_rates": dict[str, Numbers | None] | None,
+    "budget.choose": dict | None,
+    "budget.prices": dict[str, float] | None,
+    "budget.targets": Numbers | None,
+    "budget.generation_seconds": float | None,
+    "adaptation.images": str | None,
+    "adaptation.list": str | None,
+    "adaptation.captions": str | None,
+    "adaptation.generator.size": Count | None,
+    "adaptation.training.min_snr_gamma": float | None,
+    "run": str | None,
+    "runs": str | None,
+    "images": str | None,
+    "output": str | None,
+    "every": Count,
+    "max_pixels": Count,
+    "number": Count,
+    "leave_out": str | None,
+    "distinct": Natural | None,
+    "baseline": str | None,
+    "confidence": float | None,
+}
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)  # "3" is no number, true no 1
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def check_kinds(cfg, default) -> None:
+    """ValueError for a value of another kind than that of the shipped ``default`` (a configuration of the same choices), for a
+    key that the command needs and that was taken away, and for an interpolation that leads nowhere. Whole numbers where text
+    belongs become text (``mask_set=1``)."""
+    OmegaConf.select(cfg, "name", throw_on_missing=True)  # others refer to it
+    for key, value in OmegaConf.to_container(cfg).items():  # groups first: much refers to what is in them
+        if OmegaConf.is_dict(default.get(key)) and not (isinstance(value, str) and "${" in value):
+            check_kind(key, value, dict)
+    OmegaConf.resolve(default)
+    values = OmegaConf.to_container(cfg, resolve=True)
+    _check_texts(values, "")
+    _compare(cfg, values, OmegaConf.to_container(default), "")
+
+
+def _check_texts(value, key: str) -> None:
+    """ValueError for text that no file name, prompt or record can hold: a NUL, or half of a surrogate pair."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise ValueError(f"{key}={_shown(value)}: expected text without a NUL and without half characters")
+
+
+def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
+    foreign = "_target_" in defaults  # its constructor knows better: check_arguments
+    for name, default in defaults.items():
+        key = f"{prefix}{name}"
+        kind = KINDS.get(key, None if foreign else _kind(default))
+        if name not in values:
+            loose = prefix and isinstance(default, dict) and "_target_" in default  # one callback, one logger
+            if kind is not None and not loose:
+                raise ValueError(f"{key}: taken away, and the command needs it; leave ~{key} out")
+            continue
+        value = values[name]
+        if value == "???":
+            continue
+        if kind is str and type(value) is int:
+            OmegaConf.update(cfg, key, str(value))
+        elif kind is not None:
+            check_kind(key, value, kind)
+        if isinstance(value, dict) and isinstance(default, dict) and key not in KINDS:  # they may be left out: null
+            _compare(cfg, value, default, f"{key}.")
+
+
+def _kind(default):
+    """The kind of a default value; None where it tells nothing."""
+    if isinstance(default, list):
+        return list[tuple({_kind(v) or Any for v in default})] if default else list
+    if isinstance(default, dict):
+        return dict
+    return None if default is None else type(default)
+
+
+def check_arguments(key: str, target, node: dict) -> None:
+    """ValueError for an argument of ``node`` that the constructor of ``target`` does not take, or not of that kind."""
+    accepted = inspect.signature(target).parameters
+    hints = typing.get_type_hints(target.__init__, include_extras=True)
+    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    for name, value in node.items():
+        if name.startswith("_") and name.endswith("_"):
+            continue
+        if name not in accepted and not anything:
+            raise ValueError(f"{key}{name}: {target.__name__} takes no such setting; allowed: {', '.join(accepted)}")
+        if name in accepted and name in hints and not _nested(value):
+            check_kind(f"{key}{name}", value, hints[name])
+
+
+def _nested(value) -> bool:
+    """Whether a value holds nodes that are made into objects."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(_nested(v) for v in value.values())
+    return isinstance(value, list) and any(_nested(v) for v in value)
+
+
+def check_kind(key: str, value, kind) -> None:
+    """ValueError, with what is allowed, for a plain ``value`` that is not of a ``kind`` (any annotation)."""
+    try:
+        adapter = TypeAdapter(kind, config=STRICT)
+        adapter.validate_json(json.dumps(value))  # as JSON: a list is a tuple, too
+    except (PydanticUserError, PydanticSchemaGenerationError):
+        return  # an annotation that says nothing about plain values
+    except ValidationError as error:
+        raise ValueError(f"{key}={_shown(value)}: expected {words(kind)}") from error
+
+
+def _shown(value) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def words(kind) -> str:
+    """An annotation in words: ``a whole number of 1 or more, or null``."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        least = next((m.ge for m in parts[1:] if isinstance(m, Ge)), None)
+        return words(parts[0]) + (f" of {least} or more" if least is not None else "")
+    if origin in (typing.Union, types.UnionType):
+        said = dict.fromkeys(words(p) for p in sorted(parts, key=lambda p: p is type(None)))
+        return ", or ".join(filter(None, [", ".join([w for w in said if w][:-1]), [w for w in said if w][-1]]))
+    if origin is Literal:
+        return ", ".join(str(p) for p in parts)
+    if kind in WORDS:
+        return WORDS[kind]
+    if kind is dict or origin in (dict, Mapping):
+        return "names with values, as {name: value}"
+    if kind is list or origin in (list, tuple, Iterable, Sequence):
+        inner = [p for p in parts if p not in (Ellipsis, Any)]
+        return f"a list, each {words(inner[0])}" if inner else "a list"
+    return ""
