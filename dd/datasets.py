@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from dd.data.mask_values import check_colours
 from dd.provenance import fingerprint, read_json, sha256, write_atomic
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
@@ -107,12 +108,18 @@ def read_labelled(path: str | Path, size: tuple[int, int], upright: bool) -> np.
         return np.asarray(rgb(image))
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image, whose ids are lost."""
+def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image: no ids.
+
+    ``taxonomy``: given for masks of others, whose colours must name the classes of their values.
+    """
     with opened(path) as image:
         if image.mode not in ("P", "L"):
             raise ValueError(f"mask {path} has mode {image.mode}; a mask holds one class id per pixel (mode P or L)")
-        return np.asarray(image)
+        mask = np.asarray(image)
+        if taxonomy is not None:
+            check_colours(image, mask, taxonomy, path)
+        return mask
 
 
 def read_coloured_mask(path: str | Path, taxonomy: Taxonomy) -> np.ndarray:
@@ -122,7 +129,7 @@ def read_coloured_mask(path: str | Path, taxonomy: Taxonomy) -> np.ndarray:
     """
     with opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
-            return read_mask(path)
+            return read_mask(path, taxonomy)
         pixels = np.asarray(image).astype(np.int32)
     if pixels.shape[2] == 4 and (pixels[..., 3] != 255).any():
         raise ValueError(f"mask {path} is transparent in places; a colour mask must be opaque")
@@ -217,6 +224,7 @@ class SegmentationFolder:
         given = [images] if isinstance(images, str | Path) else images
         self.images = image_folders(root) if given is None else [Path(f) for f in given]
         self.prepared = (self.root / RECORD).is_file()
+        self.foreign = not self.prepared and not (self.root / "run.json").is_file()
         _check_classes(self.root, taxonomy)
         if not (self.root / masks).is_dir():
             raise FileNotFoundError(
@@ -257,7 +265,7 @@ class SegmentationFolder:
             raise FileNotFoundError(
                 f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
             )
-        return read_mask(path)
+        return read_mask(path, self.taxonomy if self.foreign else None)
 
     def _checked(self, mask: np.ndarray, name: str, size: tuple[int, int]) -> np.ndarray:
         path = self.mask_path(name)

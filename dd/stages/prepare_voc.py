@@ -66,7 +66,8 @@ def prepare_voc_aug(
     splits["train_aug"] = [i for i in [*splits["train"], *extra] if i not in held_out]
     _complete(source, [source / "cls" / f"{i}.mat" for i in extra])
     folders = [f for f in (voc / "JPEGImages", source / "img") if f.is_dir()]
-    jobs = [_job(i, folders, voc / "SegmentationClass" / f"{i}.png", read_mask) for i in sorted(theirs)]
+    checked = partial(read_mask, taxonomy=taxonomy("voc"))
+    jobs = [_job(i, folders, voc / "SegmentationClass" / f"{i}.png", checked) for i in sorted(theirs)]
     jobs += [_job(i, folders, source / "cls" / f"{i}.mat", read_sbd_mask) for i in extra]
     root, identity = Path(data_root) / "voc_aug", {"lists_sha256": {s: fingerprint(ids) for s, ids in splits.items()}}
     done = finished(root, "train_aug", identity, tuple(folders)) or write_part(

@@ -141,7 +141,7 @@ def _write(target: Path, source, queue, predictor, classes, score: str, identity
         copy, path = target / "images" / item.file, target / "masks" / f"{item.id}.png"
         if not copy.is_file():
             write_atomic(copy, source.files[item.id].read_bytes())
-        mask = read_mask(path) if path.is_file() else _predicted(source, item, predictor)
+        mask = read_mask(path, classes) if path.is_file() else _predicted(source, item, predictor)
         if not path.is_file():
             write_atomic(path, encode_mask(mask, classes.palette))
         items.append(Item(item.id, copy, path, mask.shape, tuple(np.unique(mask).tolist())))
