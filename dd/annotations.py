@@ -11,8 +11,8 @@ import numpy as np
 from dd import label_studio
 from dd.coco import category_values
 from dd.datasets import image_size, opened
-from dd.folders import Finder
-from dd.provenance import fingerprint, read_json, sha256
+from dd.folders import Finder, walk
+from dd.provenance import decode, fingerprint, read_json, sha256
 from dd.taxonomy import Taxonomy
 
 LABELMAP, MASKS, LISTS = "labelmap.txt", "SegmentationClass/", "ImageSets/Segmentation/"
@@ -55,7 +55,7 @@ def cvat_masks(path: Path, found: dict[str, Path], classes: Taxonomy, mapping=No
     files = _files(path)
     if LABELMAP not in files:
         raise ValueError(f'{path} has no {LABELMAP}: export the task or project from CVAT as "Segmentation mask 1.1"')
-    labels = _labelmap(f"{path}, {LABELMAP}", _read(path, LABELMAP))
+    labels = _labelmap(f"{path}, {LABELMAP}", _text(path, LABELMAP))
     used = [label for label in labels.values() if label.lower() != "background"]
     try:
         values = label_values(used, classes, mapping)
@@ -82,9 +82,11 @@ def cvat_masks(path: Path, found: dict[str, Path], classes: Taxonomy, mapping=No
 def _ids(path: Path, written: list[str], found: dict[str, Path]) -> list[str]:
     find = Finder(found)
     ids = [find(name) for name in written]
-    missing = [name for name, one in zip(written, ids, strict=True) if one is None]
+    missing = [find.near(name) for name, one in zip(written, ids, strict=True) if one is None]
     if missing:
-        raise ValueError(f"{path}: {len(missing)} of its {len(written)} images are not in --images, such as {missing[:5]}")
+        raise ValueError(
+            f"{path}: {len(missing)} of its {len(written)} images are not in --images, such as {', '.join(missing[:5])}"
+        )
     if len(set(ids)) < len(ids):
         twice = sorted({i for i in ids if ids.count(i) > 1})
         raise ValueError(f"{path} labels {len(twice)} images twice, such as {twice[:5]}: export each from one task")
@@ -97,7 +99,7 @@ def _is_picture(name: str) -> bool:
 
 def _files(path: Path) -> list[str]:
     if path.is_dir():
-        return sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        return [p.relative_to(path).as_posix() for p in walk(path)[0]]
     if not path.is_file():
         raise FileNotFoundError(f"no file or folder {path}")
     try:
@@ -120,16 +122,13 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _text(path: Path, name: str) -> str:
-    try:
-        return _read(path, name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, {name} is no text in UTF-8: {error}") from None
+    return decode(_read(path, name), f"{path}, {name}")
 
 
-def _labelmap(where: str, data: bytes) -> dict[tuple[int, int, int], str]:
+def _labelmap(where: str, text: str) -> dict[tuple[int, int, int], str]:
     """{colour: label} of lines ``label:red,green,blue:parts:actions``."""
     found = {}
-    for line in data.decode("utf-8-sig", "replace").splitlines():
+    for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         fields = line.strip().split(":")

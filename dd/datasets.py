@@ -6,6 +6,7 @@ import struct
 import zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dd.data.mask_values import check_colours
-from dd.provenance import fingerprint, read_json, sha256, write_atomic
+from dd.provenance import fingerprint, read_json, read_lines, sha256, write_atomic
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -168,10 +169,7 @@ def read_split(root: str | Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    lines = read_lines(path)
     whole = (Path(root) / RECORD).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
     ids = lines if whole else [line.split()[0] for line in lines]
     bad = [i for i in ids if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i]
@@ -238,7 +236,7 @@ class SegmentationFolder:
     def image_path(self, name: str) -> Path:
         for folder in self.images:
             for suffix in READ_SUFFIXES:
-                path = folder / (name + suffix)
+                path = _stored(folder, name + suffix)
                 if path.is_file():
                     return path
         raise FileNotFoundError(
@@ -253,7 +251,7 @@ class SegmentationFolder:
         return image, self._checked(mask, name, image.shape[:2])
 
     def mask_path(self, name: str) -> Path:
-        return self.root / self.masks / f"{name}.png"
+        return _stored(self.root / self.masks, f"{name}.png")
 
     def mask(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """The checked mask of an image of ``size`` (height, width)."""
@@ -298,6 +296,13 @@ class SegmentationFolder:
         files = {name: self.mask_path(name) for name in self.ids}
         hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
         return fingerprint([self.ids, hashes])
+
+
+def _stored(folder: Path, name: str) -> Path:
+    """The file of a name that a list may write in another form: macOS writes letters and their marks
+    apart (NFD), others as one (NFC)."""
+    forms = {name: None} if name.isascii() else dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])
+    return next((folder / form for form in forms if (folder / form).is_file()), folder / name)
 
 
 def _check_classes(root: Path, taxonomy) -> None:

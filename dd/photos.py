@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dd.datasets import image_size, opened, rgb
-from dd.folders import IMAGES, Finder, index
-from dd.provenance import fingerprint, sha256
+from dd.folders import IMAGES, Finder, index, walk
+from dd.provenance import fingerprint, read_lines, sha256
 
 OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")  # photographs, not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -81,8 +81,8 @@ class Photos:
     def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         check_limit(max_pixels)
         self.folder, self.max_pixels, self.files = Path(folder), max_pixels, index(folder, IMAGES)
-        left = sorted(p.suffix.lower() for p in self.folder.rglob("*") if p.suffix.lower() in OTHERS)
-        self.items, self.unreadable, self.notes = [], {}, []
+        left = sorted(p.suffix.lower() for p in walk(folder)[0] if p.suffix.lower() in OTHERS)
+        self.items, self.unreadable, self.notes = [], {}, list(self.files.notes)
         if left:
             kinds = ", ".join(dict.fromkeys(left))
             self.notes += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
@@ -154,16 +154,19 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
     """
     if not folder or not Path(folder).is_dir():
         raise FileNotFoundError(f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs")
-    files = index(folder, IMAGES)
+    files = found = index(folder, IMAGES)
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
         if not (named := _named(listed, files)):
             raise ValueError(f"{setting}.list={listed} names no image; one a line, or null for all images")
         if missing := sorted(line for line, name in named.items() if name is None):
-            raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
+            shown = ", ".join(map(Finder(files).near, missing[:3]))
+            raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {shown}")
         chosen = set(named.values())
         files = {name: file for name, file in files.items() if name in chosen}
+    for note in found.notes:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
     _try(list(files.values()), _check_header, setting)
     return list(files.values())
 
@@ -176,7 +179,7 @@ def _check_header(path) -> None:
 def _named(listed, ids) -> dict[str, str | None]:
     """{line of a list: the id that it names, or None}."""
     find = Finder(ids)
-    return {line: find(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+    return {line: find(line) for line in read_lines(listed)}
 
 
 def _try(files: list[Path], read, setting: str) -> None:

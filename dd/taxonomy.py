@@ -162,7 +162,7 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no taxonomy file {path}; python -m dd prepare own writes it (docs/data.md shows one)")
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_bytes())  # which knows byte-order marks
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
     kinds = {"name": str, "classes": list}

@@ -240,10 +240,14 @@ def test_a_list_names_photographs_by_path_or_by_stem(tmp_path):
         return [p.relative_to(tmp_path).as_posix() for p in Unlabelled(tmp_path, tmp_path / "list.txt").files]
 
     assert listed("cam2/0.png") == ["cam2/0.png"] and listed("cam1\\0", "1.png") == ["cam1/0.png", "cam1/1.png"]
-    assert listed("0") == ["0.png"] and listed("elsewhere/1.png") == ["cam1/1.png"]
-    with pytest.raises(ValueError, match="'elsewhere/0' may be any of 0, cam1/0, cam2/0: write its folder too"):
-        listed("elsewhere/0")
-    with pytest.raises(ValueError, match=r"1 images are not in .*, such as \['2.png'\]"):
+    assert listed("0") == ["0.png"] and listed("elsewhere/cam1/1.png") == ["cam1/1.png"]
+    assert listed("elsewhere/0") == ["0.png"]
+    saved(tmp_path, Image.fromarray(COLOURS), "cam2/1.png")
+    with pytest.raises(ValueError, match="'1.png' may be any of cam1/1, cam2/1: write its folder too"):
+        listed("1.png")
+    with pytest.raises(ValueError, match=r"'elsewhere/1' \(another folder has 'cam1/1'\)"):
+        listed("elsewhere/1")
+    with pytest.raises(ValueError, match="1 images are not in .*, such as '2.png'"):
         listed("0", "2.png")
 
 

@@ -7,7 +7,7 @@ from dd import coco
 from dd.annotations import cvat_masks, label_studio_masks
 from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import read_coloured_mask
-from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits
+from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, one_form, shared_splits
 from dd.provenance import fingerprint, sha256, write_atomic
 from dd.taxonomy import Taxonomy, taxonomy, taxonomy_yaml
 
@@ -53,7 +53,7 @@ def prepare_own(
         jobs, notes, source = _masks(found, Path(masks), classes, mask_ending)
     else:
         jobs, notes, source = _coco(found, Path(images), Path(coco_file), classes, mapping, crowds)
-    ids = [job.name for job in jobs]
+    notes, ids = [*found.notes, *notes], [job.name for job in jobs]
     if split_files:
         splits, more = listed_splits({k: Path(v) for k, v in split_files.items()}, ids)
         notes += more
@@ -72,22 +72,25 @@ def prepare_own(
 
 def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ending: str):
     masks = index(folder, MASKS, ending)
-    both = [name for name in found if name in masks]
+    notes = [*masks.notes]
+    masks = {one_form(name): file for name, file in masks.items()}
+    both = [name for name in found if one_form(name) in masks]
     if not both:
         raise ValueError(
             f"no mask in {folder} has the stem of an image: images {list(found)[:3]}, masks {list(masks)[:3]} (--mask-ending "
             "_mask takes an ending off)"
         )
-    notes = [
+    notes += [
         f"{len(left)} {what} have no {other} of the same stem and are left out, such as {left[:3]}"
         for what, other, left in (
-            ("images", "mask", [n for n in found if n not in masks]),
-            ("masks", "image", [n for n in masks if n not in found]),
+            ("images", "mask", [n for n in found if one_form(n) not in masks]),
+            ("masks", "image", sorted(masks.keys() - {one_form(n) for n in found})),
         )
         if left
     ]
-    jobs = [MaskJob(n, found[n], str(masks[n]), partial(read_coloured_mask, masks[n], classes)) for n in both]
-    state = [(n, masks[n].stat().st_size, masks[n].stat().st_mtime_ns) for n in both]
+    files = {name: masks[one_form(name)] for name in both}
+    jobs = [MaskJob(n, found[n], str(f), partial(read_coloured_mask, f, classes)) for n, f in files.items()]
+    state = [(n, f.stat().st_size, f.stat().st_mtime_ns) for n, f in files.items()]
     return jobs, notes, {"masks": str(folder.resolve()), "masks_state": fingerprint(state)}
 
 
@@ -99,10 +102,10 @@ def _coco(found: dict[str, Path], folder: Path, path: Path, classes: Taxonomy, m
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     find = Finder(found)
-    names = [find(image.file_name) for image in images]
-    missing = [i.file_name for i, name in zip(images, names, strict=True) if name is None]
+    names = [find(image.file_name) or find.upload(image.file_name) for image in images]
+    missing = [find.near(i.file_name) for i, name in zip(images, names, strict=True) if name is None]
     if missing or len(set(names)) != len(names):
-        what = f"{len(missing)} of the {len(images)} images it lists are not in {folder}, such as {missing[:5]}"
+        what = f"{len(missing)} of the {len(images)} images it lists are not in {folder}, such as {', '.join(missing[:5])}"
         raise ValueError(f"{path} does not match the images: {what if missing else 'it lists a file twice'}")
     empty, unlisted = sum(not i.shapes for i in images), len(found) - len(names)
     notes += [f"{empty} images have no object: background"] if empty else []

@@ -6,7 +6,7 @@ from pathlib import Path
 from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import read_mask, read_split
 from dd.downloads import GB, Archive, obtain
-from dd.provenance import fingerprint
+from dd.provenance import fingerprint, read_text
 from dd.sbd import read_sbd_mask
 from dd.taxonomy import taxonomy
 
@@ -58,7 +58,7 @@ def prepare_voc_aug(
         obtain(archives["sbd"], Path(data_root) / "downloads", source, "dataset")
     lists = {name: source / f"{name}.txt" for name in ("train", "val")}
     _complete(source, lists.values())
-    extra = sorted({Path(i).name for path in lists.values() for i in path.read_text().split()})
+    extra = sorted({Path(i).name for path in lists.values() for i in read_text(path).split()})
     splits = {s: read_split(voc, s) for s in ("train", "val", "trainval") if _listed(voc, s)}
     theirs = {i for ids in splits.values() for i in ids}
     extra = [i for i in extra if i not in theirs]

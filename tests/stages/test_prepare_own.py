@@ -1,4 +1,5 @@
 import json
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -216,9 +217,55 @@ def test_an_export_of_other_images(site):
     path = export(site)
     (site / "images/c.png").rename(site / "images/d.png")
     with pytest.raises(
-        ValueError, match=r"does not match the images: 1 of the 5 images it lists are not in .*, such as \['c\.png'\]"
+        ValueError, match=r"does not match the images: 1 of the 5 images it lists are not in .*, such as 'c\.png'"
     ):
         own(site, coco_file=path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_masks_whose_names_are_of_the_other_form(site, tmp_path, form):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name = normalize(form, "Maß é")
+    (site / "images/c.png").rename(site / f"images/{name}.png")
+    (site / "grey/c.png").rename(site / f"grey/{normalize(other, name)}.png")
+    (site / "val.txt").write_text(f"photo 2\n{normalize(other, name)}\n")
+    root, notes = own(site, masks=site / "grey", split_files=lists(site))
+    data = SegmentationFolder(root, "val", taxonomy(root / "taxonomy.yaml"))
+    assert notes == [] and np.array_equal(data[1][1], picture("c")[1])
+    # a folder in VOC layout whose lists are of the other form than its files
+    voc = tmp_path / "voc"
+    voc.mkdir()
+    for folder, part in (("JPEGImages", "images"), ("SegmentationClass", "grey")):
+        (site / part).rename(voc / folder)
+    (voc / "ImageSets/Segmentation").mkdir(parents=True)
+    (voc / "ImageSets/Segmentation/val.txt").write_text(f"{normalize(other, 'Maß_é')}\n")
+    (voc / f"JPEGImages/{name}.png").rename(voc / f"JPEGImages/{normalize(form, 'Maß_é')}.png")
+    mask = next((voc / "SegmentationClass").glob("Ma*.png"))
+    mask.rename(mask.with_name(f"{normalize(form, 'Maß_é')}.png"))
+    read = SegmentationFolder(voc, "val", taxonomy(site / "site.yaml"))[0]
+    assert np.array_equal(read[1], picture("c")[1])
+
+
+def test_labels_of_another_camera_are_not_taken(site):
+    path = export(site)
+    content = json.loads(path.read_text())
+    content["images"][2]["file_name"] = "cam1/a.png"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"1 of the 5 .*such as 'cam1/a\.png' \(another folder has 'line/a'\)"):
+        own(site, coco_file=path)
+
+
+def test_hidden_and_linked_folders(site, tmp_path):
+    (tmp_path / "disk2").mkdir()
+    for folder in ("images", "grey"):
+        (site / folder / ".ipynb_checkpoints").mkdir()
+        file = next((site / folder).glob("c.*"))
+        (site / folder / f".ipynb_checkpoints/c-checkpoint{file.suffix}").write_bytes(file.read_bytes())
+    (site / "images/line").rename(tmp_path / "disk2/line")
+    (site / "images/line").symlink_to(tmp_path / "disk2/line")
+    root, notes = own(site, masks=site / "grey", split_files=lists(site))
+    assert len(notes) == 2 and all("1 hidden files in" in note for note in notes)
+    assert len(read_split(root, "train")) == 3
 
 
 # VOC layout, command line
