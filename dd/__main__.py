@@ -144,7 +144,9 @@ def _own_options(parser) -> None:
     add("--name", default="own", help="folder below the root (default: own)")
     add("--images", help="folder of images; never written to")
     add("--masks", help="folder of masks with the images' stems: class ids (palette or grey PNG) or the taxonomy's colours")
-    add("--mask-ending", default="", help="what the stems of masks have more than those of images, such as _mask")
+    for what, one in (("mask", "_mask or gt_"), ("image", "_leftImg8bit or image_")):
+        for end in ("ending", "beginning"):
+            add(f"--{what}-{end}", default="", help=f"what the stems of {what}s have more than the others, such as {one}")
     add("--coco", help="COCO JSON, such as labelme, CVAT and Label Studio export")
     add("--cvat", help="what CVAT exports as Segmentation mask 1.1: the zip, or its unpacked folder (needs --images)")
     add("--label-studio", metavar="JSON", help="what Label Studio exports as JSON, with brushes (needs --images)")
@@ -152,7 +154,13 @@ def _own_options(parser) -> None:
     add("--split", action="append", default=[], metavar="SPLIT=FILE", help="text file with one image a line")
     add("--share", action="append", default=[], metavar="SPLIT=PART", help="part drawn by --seed; default val=0.2")
     add("--seed", type=int, default=0)
-    add("--map", action="append", default=[], metavar="CATEGORY=CLASS", help="CLASS may be ignore (255) or background")
+    add(
+        "--map",
+        action="append",
+        default=[],
+        metavar="LABEL=CLASS",
+        help="of an annotation, or value of a mask (11=ignore); CLASS may be ignore (255) or background",
+    )
     add("--crowds", choices=["ignore", "objects"], default="ignore", help="what iscrowd=1 means (default: 255)")
 
 
@@ -166,7 +174,8 @@ def _own(options):
     return prepare_own(
         options.root, options.taxonomy, options.name, options.images, options.masks, options.coco, options.voc,
         options.mask_ending, _pairs("--split", options.split), shares, options.seed, _pairs("--map", options.map),
-        options.crowds == "ignore", options.workers, options.cvat, options.label_studio,
+        options.crowds == "ignore", options.workers, options.cvat, options.label_studio, options.mask_beginning,
+        options.image_ending, options.image_beginning,
     )  # fmt: skip
 
 

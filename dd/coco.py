@@ -77,14 +77,13 @@ def category_values(categories: list[dict], taxonomy: Taxonomy, mapping: dict[st
     """
     mapping = mapping or {}
     targets = {BACKGROUND: 0, "ignore": IGNORE} | dict(zip(taxonomy.names, taxonomy.ids(taxonomy.names), strict=True))
-    words = {BACKGROUND: BACKGROUND, "_background_": BACKGROUND, "__ignore__": "ignore"} | taxonomy.words  # labelme's
     strange = sorted(mapping.keys() - {c["name"] for c in categories})
     wrong = sorted(set(mapping.values()) - targets.keys())
     if strange or wrong:
         what = f"category {strange[0]!r} is not in the file" if strange else f"class {wrong[0]!r} is not in the taxonomy"
         names = [c["name"] for c in categories] if strange else list(targets)
         raise ValueError(f"map: {what}; allowed: {', '.join(names)}")
-    found = {c["id"]: mapping.get(c["name"], words.get(str(c["name"]).strip().lower())) for c in categories}
+    found = {c["id"]: mapping.get(c["name"]) or class_of(c["name"], taxonomy) for c in categories}
     unknown = [f"{c['name']} (id {c['id']})" for c in categories if found[c["id"]] is None]
     if unknown:
         raise ValueError(
@@ -92,6 +91,12 @@ def category_values(categories: list[dict], taxonomy: Taxonomy, mapping: dict[st
             "class, to ignore (255) or to background, as in --map NAME=ignore"
         )
     return {i: targets[name] for i, name in found.items()}
+
+
+def class_of(label, taxonomy: Taxonomy) -> str | None:
+    """The class that a label names, "background" or "ignore"; None for none."""
+    own = {BACKGROUND: BACKGROUND, "_background_": BACKGROUND, "__ignore__": "ignore"}  # labelme's
+    return own.get(str(label).strip().lower()) or taxonomy.find(label)
 
 
 def images_of(content: dict, values: dict[int, int], crowds: bool = True) -> tuple[list[CocoImage], list[str]]:

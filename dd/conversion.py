@@ -1,6 +1,7 @@
 """Masks of any source written as a prepared data set, in parallel and resumable; the images stay where they lie."""
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +31,7 @@ class MaskJob:
     source: str
     draw: Callable[[], np.ndarray]
     lost: Callable[[], int] | None = None  # how many of its annotations cover no pixel
+    size: Callable[[], tuple[int, int]] | None = None  # (height, width) of the mask, before it is drawn
 
 
 def keep_out(root: str | Path, folders) -> None:
@@ -85,6 +87,14 @@ def write_part(
     counts = convert(jobs, root, taxonomy, workers, upright)
     for split, ids in splits.items():
         write_split(root, split, ids)
+    if jobs and not any(counts["classes"][name]["images"] for name in taxonomy.names):
+        ignored = counts["ignored_pixels"]
+        raise ValueError(
+            f"no class of taxonomy {taxonomy.name!r} occurs in the {len(jobs)} masks: they hold "
+            + ("0 (background) and 255 (ignored) alone" if ignored else "background alone")
+            + ". If an object is written as 255 (black and white masks): --map 255=CLASS; if all objects of a COCO "
+            "file are marked as crowds: --crowds objects; else nothing is labelled in them"
+        )
     absent = [name for name in taxonomy.names if not counts["classes"][name]["images"]]
     listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
     notes = [*notes, f"{len(absent)} classes are in no mask: {listed}"] if absent else list(notes)
@@ -126,11 +136,21 @@ def convert(
             images, pixels, turned = images + part[0], pixels + part[1], turned + part[2]
             lost, errors = lost + part[3], errors + part[4]
     if errors:
-        lines = "\n  ".join(sorted(errors)[:10])
-        raise ValueError(f"{len(errors)} of {len(jobs)} masks could not be made (the others are kept):\n  {lines}")
+        raise ValueError(
+            f"{len(errors)} of {len(jobs)} masks could not be made (the others are kept):\n  "
+            + "\n  ".join(_told_once(errors)[:10])
+        )
     classes = {name: {"images": int(images[i]), "pixels": int(pixels[i])} for i, name in enumerate(taxonomy.all_names)}
     ignored = int(pixels[IGNORE])
     return {"images": len(jobs), "upright": turned, "lost": lost, "ignored_pixels": ignored, "classes": classes}
+
+
+def _told_once(errors: list[tuple[str, str, str]]) -> list[str]:
+    """Lines for (source, what is wrong, the same without names of files): each cause once, with the first of its files."""
+    causes = defaultdict(list)
+    for source, text, cause in sorted(errors):
+        causes[cause].append(text if source in text else f"{source}: {text}")
+    return [lines[0] + (f" (and {len(lines) - 1} more for this reason)" if lines[1:] else "") for lines in causes.values()]
 
 
 def _parallel(work, chunks, workers):
@@ -153,7 +173,7 @@ def _convert_chunk(jobs, root, taxonomy, upright):
         try:
             mask, copied = _convert(job, root, taxonomy, upright)
         except (ValueError, OSError, Image.DecompressionBombError) as error:
-            errors.append(f"{job.source}: {error}")
+            errors.append((job.source, str(error), str(error).replace(job.source, "").replace(str(job.image), "")))
             continue
         counted = np.bincount(mask.ravel(), minlength=256)
         images, pixels, turned = images + (counted > 0), pixels + counted, turned + copied
@@ -161,19 +181,27 @@ def _convert_chunk(jobs, root, taxonomy, upright):
     return len(jobs), (images, pixels, turned, lost, errors)
 
 
+def _check_size(job: MaskJob, mask: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
+    if mask not in sizes:
+        (height, width), *_ = sizes
+        raise ValueError(f"{job.image} is {width}x{height} (width x height), its mask {mask[1]}x{mask[0]}")
+
+
 def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool) -> tuple[np.ndarray, bool]:
     path, copy = root / "SegmentationClass" / f"{job.name}.png", root / "JPEGImages" / f"{job.name}.png"
     there = path.is_file()
-    mask = read_mask(path) if there else job.draw()
-    check_values(mask, taxonomy, job.source)
     with Image.open(job.image) as image:
         stored, turn = (image.height, image.width), orientation(image) if upright else 1
+        sizes = [stored, stored[::-1]] if turn >= 5 else [stored]
+        if job.size and not there:  # before memory is taken: a file may claim any size
+            _check_size(job, tuple(job.size()), sizes)
+        mask = read_mask(path) if there else job.draw()
+        _check_size(job, mask.shape, sizes)
+        check_values(mask, taxonomy, job.source)
         copied = turn > 1 and mask.shape == (stored[::-1] if turn >= 5 else stored)
         if copied and not copy.is_file():
             turned = rgb(ImageOps.exif_transpose(image))
             write_atomic(copy, encode_image(np.asarray(turned), ".png"))
-    if not copied and mask.shape != stored:
-        raise ValueError(f"{job.image} is {stored[1]}x{stored[0]} (width x height), its mask {mask.shape[1]}x{mask.shape[0]}")
     if not there:
         write_atomic(path, encode_mask(mask, taxonomy.palette))
     return mask, copied

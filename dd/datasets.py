@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dd.data.mask_values import check_colours
+from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
 from dd.provenance import fingerprint, read_json, read_lines, sha256, write_atomic
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
@@ -115,36 +115,22 @@ def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
     ``taxonomy``: given for masks of others, whose colours must name the classes of their values.
     """
     with opened(path) as image:
-        if image.mode not in ("P", "L"):
-            raise ValueError(f"mask {path} has mode {image.mode}; a mask holds one class id per pixel (mode P or L)")
-        mask = np.asarray(image)
+        mask = by_value(image, path)
         if taxonomy is not None:
             check_colours(image, mask, taxonomy, path)
         return mask
 
 
-def read_coloured_mask(path: str | Path, taxonomy: Taxonomy) -> np.ndarray:
-    """Class ids uint8 [H, W] of a mask: palette and grey PNGs hold them, colours are those of the taxonomy.
-
-    ValueError names the colours that no class, background or 255 has.
+def read_coloured_mask(path: str | Path, taxonomy: Taxonomy, renamed: Renamed | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a mask of others: palette and grey images hold them (``renamed``: values that mean another
+    class), colour images have the colours that the taxonomy gives. ValueError where neither can be.
     """
     with opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
-            return read_mask(path, taxonomy)
-        pixels = np.asarray(image).astype(np.int32)
-    if pixels.shape[2] == 4 and (pixels[..., 3] != 255).any():
-        raise ValueError(f"mask {path} is transparent in places; a colour mask must be opaque")
-    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    ids = {tuple(taxonomy.palette[3 * i : 3 * i + 3]): i for i in (*range(len(taxonomy)), IGNORE)}
-    found, inverse = np.unique(codes, return_inverse=True)
-    colours = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
-    unknown = [list(c) for c in colours if c not in ids]
-    if unknown:
-        raise ValueError(
-            f"mask {path} has {len(unknown)} colours that no class of taxonomy {taxonomy.name!r} has, such as {unknown[:5]}; "
-            "give the classes their colours in the taxonomy file"
-        )
-    return np.array([ids[c] for c in colours], np.uint8)[inverse].reshape(codes.shape)
+            return read_mask(path, taxonomy) if renamed is None else renamed(by_value(image, path), path)
+        if renamed is not None:
+            raise ValueError(f"mask {path} has colours, which --map does not change: give them in the taxonomy file")
+        return by_colour(image, taxonomy, path)
 
 
 def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
@@ -153,7 +139,8 @@ def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
     if outside:
         raise ValueError(
             f"{path} holds values {outside[:10]} outside the {len(taxonomy)} classes of taxonomy "
-            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for other classes?"
+            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for other classes? python -m dd "
+            f"prepare own says what values mean: --map {outside[0]}=ignore, or =background, or a class"
         )
 
 

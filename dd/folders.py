@@ -44,9 +44,12 @@ def one_form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> Files:
-    """Files of ``folder`` and the folders in it by their path without suffix, sorted; ``ending`` (``_mask``) is taken off the
-    stem. Hidden files are passed over, and counted in the notes; what macOS lays beside files (``._name``) is none of its own.
+def index(
+    folder: str | Path, suffixes: tuple[str, ...], ending: str = "", beginning: str = ""
+) -> Files:  # fmt: skip
+    """Files of ``folder`` and the folders in it by their path without suffix, sorted. ``ending`` (``_mask``) and ``beginning``
+    (``gt_``) are taken off the name; files without them are left out. Hidden files are passed over, and counted in the notes;
+    what macOS lays beside files (``._name``) is none of its own.
 
     FileNotFoundError for no folder or no such file, ValueError for two files of one stem and for names that are no UTF-8.
     """
@@ -55,20 +58,31 @@ def index(folder: str | Path, suffixes: tuple[str, ...], ending: str = "") -> Fi
         raise FileNotFoundError(f"no folder {folder}")
     files, hidden = walk(folder)
     for path in files:
-        if path.suffix.lower() not in suffixes or not one_form(path.stem).endswith(one_form(ending)):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix.lower() not in suffixes or (name := bare(name, beginning, ending)) is None:
             continue
         _check_name(path)
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        name = name[: len(name) - len(ending)] if name.endswith(ending) else one_form(name).removesuffix(one_form(ending))
         if (before := seen.setdefault(one_form(name), path)) != path:
             raise ValueError(f"{before} and {path} have the same stem, by which it is found: rename one")
         found[name] = path
     if not found:
-        raise FileNotFoundError(f"no file *{ending} with {', '.join(suffixes)} in {folder}")
+        raise FileNotFoundError(f"no file {beginning}*{ending} with {', '.join(suffixes)} in {folder}")
     passed = [p for p in hidden if p.suffix.lower() in suffixes and not p.name.startswith("._")]
     if passed:
         found.notes.append(f"{len(passed)} hidden files in {folder} are passed over, such as {passed[0]}")
     return found
+
+
+def bare(name: str, beginning: str = "", ending: str = "") -> str | None:
+    """A path without suffix whose last part is freed of ``beginning`` and ``ending``; None if it has not both."""
+    folder, slash, last = name.rpartition("/")
+    beginning, ending = one_form(beginning), one_form(ending)
+    if not beginning and not ending:
+        return name
+    last = one_form(last)
+    if not (last.startswith(beginning) and last.endswith(ending) and len(last) > len(beginning + ending)):
+        return None
+    return folder + slash + last[len(beginning) : len(last) - len(ending)]
 
 
 def _check_name(path: Path) -> None:
@@ -124,8 +138,13 @@ class Finder:
 
 
 def _written(text: str) -> PurePosixPath:
-    path = PurePosixPath(one_form(str(text).strip().replace("\\", "/")))
-    return path.with_suffix("") if path.suffix.lower() in IMAGES else path
+    return PurePosixPath(without_suffix(one_form(str(text).strip().replace("\\", "/"))))
+
+
+def without_suffix(name: str) -> str:
+    """A path without the suffix of an image; other dots stay."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix.lower()}" in IMAGES else name
 
 
 def _ends(a: PurePosixPath, b: PurePosixPath) -> bool:

@@ -133,9 +133,9 @@ def test_an_unfinished_set_of_another_source_begins_anew(places):
     with pytest.raises(ValueError, match="1 of 7 masks"):
         write_part(root, "all", {"made of": "that"}, broken, {}, [real], PETS)
     assert finished(root, "all", {"made of": "this"}) is None
-    other = [MaskJob(j.name, j.image, j.source, partial(np.zeros_like, j.draw())) for j in jobs]
+    other = [MaskJob(j.name, j.image, j.source, partial(np.full_like, j.draw(), 2)) for j in jobs]
     write_part(root, "all", {"made of": "this"}, other, {}, [real], PETS)
-    assert not any(read_mask(path).any() for path in (root / "SegmentationClass").iterdir())
+    assert all((read_mask(path) == 2).all() for path in (root / "SegmentationClass").iterdir())
 
 
 def test_classes_that_no_mask_has_are_counted(places):
@@ -171,7 +171,7 @@ def test_exif_rotations(tmp_path, turn):
     Image.fromarray(pixels).save(path, exif=exif)
     with Image.open(path) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
-    masks = {"upright": np.zeros(upright.shape[:2], np.uint8), "stored": np.zeros((6, 9), np.uint8)}
+    masks = {"upright": np.ones(upright.shape[:2], np.uint8), "stored": np.ones((6, 9), np.uint8)}
     for name, mask in masks.items():
         job = MaskJob("a", path, "a", mask.copy)
         root = tmp_path / name
@@ -194,6 +194,32 @@ def test_the_background_of_a_turned_image_is_upright(tmp_path):
     unmarked = label_studio.Labelled("a.jpg", None, [])
     for mask in (annotations._background(tmp_path / "a.jpg"), annotations._brushes(unmarked, {}, tmp_path / "a.jpg")):
         assert mask.shape == (9, 6) and not mask.any()
+
+
+def test_a_set_in_which_no_class_occurs_is_not_ready(places):
+    real, root, jobs = places
+    for value, held in ((0, "background alone"), (255, r"0 \(background\) and 255 \(ignored\) alone")):
+        empty = [MaskJob(j.name, j.image, j.source, partial(np.full_like, j.draw(), value)) for j in jobs]
+        with pytest.raises(ValueError, match=rf"no class of .*'pets' occurs in the 7 masks: they hold {held}"):
+            write_part(root, "all", {"value": value}, empty, {"train": ["0"]}, [real], PETS)
+        assert finished(root, "all", {"value": value}) is None
+
+
+def test_a_cause_is_told_once(places):
+    _, root, jobs = places
+    wrong = [MaskJob(j.name, j.image, f"/masks/{j.name}.png", partial(np.full_like, j.draw(), 7)) for j in jobs[:5]]
+    with pytest.raises(ValueError, match="5 of 7 masks") as error:
+        convert([*wrong, *jobs[5:]], root, PETS, workers=0)
+    lines = str(error.value).splitlines()[1:]
+    assert len(lines) == 1 and lines[0].count("/masks/") == 1 and lines[0].startswith("  /masks/0.png holds values [7]")
+    assert lines[0].endswith("--map 7=ignore, or =background, or a class (and 4 more for this reason)")
+
+
+def test_masks_that_claim_another_size_are_not_drawn(places):
+    _, root, jobs = places
+    job = MaskJob("0", jobs[0].image, "huge", partial(pytest.fail, "drawn"), size=lambda: (30000, 30000))
+    with pytest.raises(ValueError, match=r"0\.png is 9x6 \(width x height\), its mask 30000x30000"):
+        convert([job], root, PETS, workers=0)
 
 
 def test_masks_that_are_there_are_read_not_drawn(places):

@@ -4,10 +4,11 @@ from functools import partial
 from pathlib import Path
 
 from dd import coco
-from dd.annotations import cvat_masks, label_studio_masks
+from dd.annotations import LABELMAP, cvat_masks, label_studio_masks, labelmap_colours, read_by_labelmap
 from dd.conversion import MaskJob, finished, keep_out, write_part
-from dd.datasets import read_coloured_mask
-from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, one_form, shared_splits
+from dd.data.mask_values import Renamed
+from dd.datasets import image_size, read_coloured_mask
+from dd.folders import IMAGES, MASKS, Finder, bare, index, listed_splits, one_form, shared_splits
 from dd.provenance import fingerprint, sha256, write_atomic
 from dd.taxonomy import Taxonomy, taxonomy, taxonomy_yaml
 
@@ -18,29 +19,32 @@ def prepare_own(
     data_root, taxonomy_file, name: str, images=None, masks=None, coco_file=None, voc=None, mask_ending: str = "",
     split_files: dict | None = None, shares: dict[str, float] | None = None, seed: int = 0,
     mapping: dict[str, str] | None = None, crowds: bool = True, workers: int | None = None,
-    cvat=None, label_studio=None,
+    cvat=None, label_studio=None, mask_beginning: str = "", image_ending: str = "", image_beginning: str = "",
 ) -> tuple[Path, list[str]]:  # fmt: skip
     """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours), a ``coco_file``, an export
     of CVAT ("Segmentation mask 1.1", zip or folder) or of Label Studio (JSON), or from a folder ``voc`` in VOC layout.
 
     Splits: ``split_files`` {split: file}, or ``shares`` {split: part} drawn by ``seed`` (default: val=0.2). ``mapping``
-    belongs to ``coco_file``, ``cvat`` and ``label_studio``, ``crowds`` to ``coco_file``. ValueError, FileNotFoundError or
+    {label or value of a mask: class}; ``crowds`` belongs to ``coco_file``. ``mask_ending``, ``mask_beginning`` and those of
+    images: what the names of ``masks`` and ``images`` have more than each other. ValueError, FileNotFoundError or
     FileExistsError say what does not fit.
     """
     classes, root = taxonomy(taxonomy_file), Path(data_root) / name
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"name {name!r}: expected the name of a folder, without /")
     if voc is not None:
+        cvat = voc if (Path(voc) / LABELMAP).is_file() else None  # which says what its colours mean
         images, masks = Path(voc) / "JPEGImages", Path(voc) / "SegmentationClass"
         lists = {s: Path(voc) / "ImageSets" / "Segmentation" / f"{s}.txt" for s in LISTS}
         split_files = split_files or (None if shares else {s: p for s, p in lists.items() if p.is_file()})
+        masks = masks if cvat is None else None
     given = [source for source in (masks, coco_file, cvat, label_studio) if source is not None]
     if images is None or len(given) != 1:
         raise ValueError("give --images with one of --masks, --coco, --cvat and --label-studio, or --voc alone")
     if split_files and shares:
         raise ValueError("give either --split files or --share parts, not both")
-    if masks is not None and (mapping or not crowds):
-        raise ValueError("--map and --crowds belong to --coco: masks hold class ids or the taxonomy's colours")
+    if masks is None and (mask_ending or mask_beginning or image_ending or image_beginning):
+        raise ValueError("--mask-ending, --mask-beginning and those of images belong to --masks and --voc")
     if coco_file is None and not crowds:
         raise ValueError("--crowds belongs to --coco")
     keep_out(root, (images, masks, voc))
@@ -48,9 +52,10 @@ def prepare_own(
     if cvat is not None or label_studio is not None:
         read, path = (cvat_masks, cvat) if cvat is not None else (label_studio_masks, label_studio)
         drawn, notes, source = read(Path(path), found, classes, mapping)
-        jobs = [MaskJob(name, found[name], where, draw) for name, (where, draw) in sorted(drawn.items())]
+        jobs = [MaskJob(n, found[n], d.where, d.draw, size=d.size) for n, d in sorted(drawn.items())]
     elif coco_file is None:
-        jobs, notes, source = _masks(found, Path(masks), classes, mask_ending)
+        ends = (mask_beginning, mask_ending, image_beginning, image_ending)
+        jobs, notes, source = _masks(found, Path(masks), classes, ends, mapping)
     else:
         jobs, notes, source = _coco(found, Path(images), Path(coco_file), classes, mapping, crowds)
     notes, ids = [*found.notes, *notes], [job.name for job in jobs]
@@ -70,28 +75,41 @@ def prepare_own(
     return root, done["notes"]
 
 
-def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ending: str):
-    masks = index(folder, MASKS, ending)
-    notes = [*masks.notes]
+def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ends: tuple, mapping: dict[str, str] | None):
+    """Jobs, notes and identity of a folder of masks. ``ends``: beginning and ending of masks' names, then of images'."""
+    colours = labelmap_colours(folder.parent, classes, mapping)
+    renamed = Renamed(mapping, classes) if mapping and colours is None else None
+    read = (
+        partial(read_coloured_mask, taxonomy=classes, renamed=renamed)
+        if colours is None
+        else partial(read_by_labelmap, colours=colours)
+    )
+    masks = index(folder, MASKS, ends[1], ends[0])
+    notes, images = [*masks.notes], {n: bare(n, *ends[2:]) for n in found}
+    if odd := [n for n, name in images.items() if name is None]:
+        notes.append(f"{len(odd)} images are not called {ends[2]}*{ends[3]} and are left out, such as {odd[:3]}")
+    images = {n: one_form(name) for n, name in images.items() if name is not None}
     masks = {one_form(name): file for name, file in masks.items()}
-    both = [name for name in found if one_form(name) in masks]
-    if not both:
+    files = {n: masks[name] for n, name in images.items() if name in masks}
+    if not files:
         raise ValueError(
-            f"no mask in {folder} has the stem of an image: images {list(found)[:3]}, masks {list(masks)[:3]} (--mask-ending "
-            "_mask takes an ending off)"
+            f"no mask in {folder} has the stem of an image: images {list(images.values())[:3]}, masks {list(masks)[:3]} "
+            "(--mask-ending _mask, --mask-beginning gt_, --image-ending and --image-beginning take a part off)"
         )
     notes += [
         f"{len(left)} {what} have no {other} of the same stem and are left out, such as {left[:3]}"
         for what, other, left in (
-            ("images", "mask", [n for n in found if one_form(n) not in masks]),
-            ("masks", "image", sorted(masks.keys() - {one_form(n) for n in found})),
+            ("images", "mask", [n for n in images if n not in files]),
+            ("masks", "image", sorted(masks.keys() - set(images.values()))),
         )
         if left
     ]
-    files = {name: masks[one_form(name)] for name in both}
-    jobs = [MaskJob(n, found[n], str(f), partial(read_coloured_mask, f, classes)) for n, f in files.items()]
+    jobs = [MaskJob(n, found[n], str(f), partial(read, f), size=partial(image_size, f)) for n, f in files.items()]
     state = [(n, f.stat().st_size, f.stat().st_mtime_ns) for n, f in files.items()]
-    return jobs, notes, {"masks": str(folder.resolve()), "masks_state": fingerprint(state)}
+    identity = {"masks": str(folder.resolve()), "masks_state": fingerprint(state)}
+    identity |= {"map": mapping} if mapping else {}
+    identity |= {"labelmap": fingerprint(sorted([*c, str(v)] for c, v in colours.items()))} if colours else {}
+    return jobs, notes, identity
 
 
 def _coco(found: dict[str, Path], folder: Path, path: Path, classes: Taxonomy, mapping, crowds: bool):

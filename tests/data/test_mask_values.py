@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.datasets import SegmentationFolder, encode_mask, read_mask, write_split
+from dd.datasets import SegmentationFolder, encode_mask, read_coloured_mask, read_mask, write_split
 from dd.stages.export import export
-from dd.taxonomy import Taxonomy
+from dd.taxonomy import Taxonomy, taxonomy, voc_palette
 
 COLOURED = Taxonomy("site", ["scratch", "dent"], colours={"scratch": (255, 0, 0), "dent": (0, 255, 0)})
 PLAIN = Taxonomy("site", ["scratch", "dent"])
@@ -51,7 +51,7 @@ def test_a_grey_value_that_is_the_colour_of_a_class(tmp_path):
     assert read_mask(tmp_path / "white.png", COLOURED).max() == 255  # no class has this grey: 255 is ignored
 
 
-def folder(tmp_path, made_here=False):
+def folder(tmp_path):
     root = tmp_path / "voc"
     for part in ("JPEGImages", "SegmentationClass"):
         (root / part).mkdir(parents=True)
@@ -78,3 +78,50 @@ def test_masks_of_our_own_are_ids_whatever_the_colours(tmp_path):
         SegmentationFolder(root, "train", swapped)[0]
     (root / "run.json").write_text('{"identity": {}}')
     assert np.array_equal(SegmentationFolder(root, "train", swapped)[0][1], IDS)
+
+
+SAVED = {
+    "1": Image.fromarray(IDS == 1), "I;16": Image.fromarray(IDS.astype(np.uint16)),
+    "I": Image.fromarray(IDS.astype(np.int32)), "LA": Image.fromarray(IDS).convert("LA"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", SAVED)
+def test_whole_numbers_in_other_modes_are_ids(tmp_path, mode):
+    path = tmp_path / ("mask.tif" if mode == "I" else "mask.png")
+    SAVED[mode].save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    found = read_mask(path, PLAIN)
+    assert found.dtype == np.uint8 and np.array_equal(found, IDS == 1 if mode == "1" else IDS)
+
+
+def test_numbers_that_are_no_ids_and_transparent_masks(tmp_path):
+    Image.fromarray(IDS.astype(np.uint16) * 1000).save(tmp_path / "instances.png")
+    with pytest.raises(ValueError, match=r"instances\.png holds values from 0 to 2000, class ids end at 255"):
+        read_mask(tmp_path / "instances.png")
+    clear = SAVED["LA"].copy()
+    clear.putpixel((0, 0), (0, 9))
+    clear.save(tmp_path / "clear.png")
+    with pytest.raises(ValueError, match=r"clear\.png is transparent in places"):
+        read_mask(tmp_path / "clear.png")
+
+
+def test_an_export_copies_bytes_that_others_read(tmp_path):
+    root = folder(tmp_path)
+    SAVED["1"].save(root / "SegmentationClass/a.png")
+    with pytest.raises(ValueError, match=r"a\.png has mode 1; exports copy masks in grey of 8 bits"):
+        export("mmseg", root, tmp_path / "exported", classes=COLOURED)
+
+
+def test_grey_ids_in_three_channels_are_named(tmp_path):
+    Image.fromarray(IDS).convert("RGB").save(tmp_path / "three.png")
+    with pytest.raises(ValueError, match="Its channels are equal: if they are class ids, save one of them"):
+        read_coloured_mask(tmp_path / "three.png", COLOURED)
+
+
+def test_the_classes_of_voc_have_its_colours(tmp_path):
+    Image.fromarray(np.array(voc_palette(), np.uint8).reshape(256, 3)[IDS]).save(tmp_path / "voc.png")
+    assert np.array_equal(read_coloured_mask(tmp_path / "voc.png", taxonomy("voc")), IDS)
+    with pytest.raises(ValueError, match="They are VOC's for 'scratch', 'dent'"):
+        read_coloured_mask(tmp_path / "voc.png", PLAIN)

@@ -1,4 +1,6 @@
+import io
 import json
+import zipfile
 from unicodedata import normalize
 
 import numpy as np
@@ -106,7 +108,7 @@ def test_values_and_colours_that_no_class_has(site):
     coloured[0, 0] = 1, 2, 3
     Image.fromarray(coloured).save(site / "colours/c.png")
     with pytest.raises(
-        ValueError, match=r"c\.png has 1 colours that no class of taxonomy 'site' has, such as \[\[1, 2, 3\]\]"
+        ValueError, match=r"c\.png has 1 colours that no class of taxonomy 'site' has been given, such as \[\[1, 2, 3\]\]"
     ):
         own(site, masks=site / "colours", name="other")
     clear = np.dstack([coloured, np.full(mask.shape, 100, np.uint8)])
@@ -133,6 +135,173 @@ def test_changed_masks_are_noticed(site):
     with pytest.raises(FileExistsError, match="own was made with other settings:\n  masks_state"):
         own(site, masks=site / "grey")
     assert files(root) == everything
+
+
+def test_values_that_mean_something_else(site):
+    for file in (site / "grey").rglob("*.png"):
+        mask = np.asarray(Image.open(file))
+        Image.fromarray(np.array([7, 8, 1, *[11] * 253], np.uint8)[mask]).save(file)
+    with pytest.raises(ValueError, match=r"holds values \[7, 8, 11\] .* --map 7=ignore, or =background, or a class \(and 4"):
+        own(site, masks=site / "grey")
+    mapping = {"7": "background", "8": "scratch", "11": "ignore"}
+    with pytest.raises(ValueError, match="holds value 1, the place of 'scratch', to which --map sends 8: say what 1 means"):
+        own(site, masks=site / "grey", mapping=mapping)
+    root, _ = own(site, masks=site / "grey", mapping=mapping | {"1": "gold ring"}, split_files=lists(site))
+    data = SegmentationFolder(root, "train", taxonomy(root / "taxonomy.yaml"))
+    assert all(np.array_equal(data[i][1], picture(name)[1]) for i, name in enumerate(data.ids))
+    with pytest.raises(FileExistsError, match="map"):
+        own(site, masks=site / "grey", mapping=mapping | {"1": "ignore"}, split_files=lists(site))
+    for wrong, message in (({"300": "ignore"}, "'300' is no value"), ({"1": "dent"}, "class 'dent' is not in the taxonomy")):
+        with pytest.raises(ValueError, match=message):
+            own(site, masks=site / "grey", mapping=wrong, name="other")
+
+
+def black_and_white(site):
+    for file in (site / "grey").rglob("*.png"):
+        Image.fromarray((np.asarray(Image.open(file)) == 1).astype(np.uint8) * 255).save(file)
+
+
+def test_black_and_white_masks_are_asked_about(site):
+    black_and_white(site)
+    with pytest.raises(ValueError, match=r"no class .* occurs in the 5 masks: .* 255 \(ignored\) alone\. .*--map 255=CLASS"):
+        own(site, masks=site / "grey")
+    root, notes = own(site, masks=site / "grey", mapping={"255": "scratch"})
+    mask = np.asarray(Image.open(root / "SegmentationClass/c.png"))
+    assert np.array_equal(mask, picture("c")[1] == 1) and notes == ["1 classes are in no mask: gold ring"]
+
+
+def test_white_that_the_taxonomy_gives_to_a_class(site):
+    black_and_white(site)
+    (site / "site.yaml").write_text("name: site\nclasses: [{name: scratch, colour: [255, 255, 255]}]\n")
+    with pytest.raises(ValueError, match=r"value 255 is ignored, its colour \[255, 255, 255\] 'scratch'"):
+        own(site, masks=site / "grey")
+
+
+def test_colours_that_nobody_gave_are_not_read(site):
+    (site / "site.yaml").write_text("name: site\nclasses: [scratch, gold ring]\n")
+    for file in (site / "colours").rglob("*.png"):
+        pixels = np.asarray(Image.open(file)).copy()
+        pixels[(pixels == (255, 0, 0)).all(-1)] = 0, 128, 0
+        pixels[(pixels == (0, 255, 0)).all(-1)] = 128, 0, 0
+        pixels[(pixels == (10, 10, 10)).all(-1)] = 0, 0, 0
+        Image.fromarray(pixels).save(file)
+    with pytest.raises(ValueError, match=r"VOC's for 'scratch', 'gold ring', but .*write colour: .*\(and 4 more"):
+        own(site, masks=site / "colours")
+    # the same beside a labelmap.txt, which says what they mean
+    voc = site / "export"
+    (voc / "ImageSets/Segmentation").mkdir(parents=True)
+    (site / "images").rename(voc / "JPEGImages")
+    (site / "colours").rename(voc / "SegmentationClass")
+    (voc / "labelmap.txt").write_text("background:0,0,0::\nscratch:0,128,0::\ngold_ring:128,0,0::\nignored:224,224,192::\n")
+    for split in ("train", "val"):
+        (site / f"{split}.txt").rename(voc / f"ImageSets/Segmentation/{split}.txt")
+    root, _ = prepare_own(site.parent / "data", site / "site.yaml", "own", voc=voc)
+    for split in ("train", "val"):
+        data = SegmentationFolder(root, split, taxonomy(root / "taxonomy.yaml"))
+        for i, name in enumerate(data.ids):
+            assert np.array_equal(data[i][1], picture(name)[1])
+    other, _ = prepare_own(  # as images and masks, which lie beside it
+        site.parent / "data", site / "site.yaml", "o", voc / "JPEGImages", voc / "SegmentationClass"
+    )
+    for file in (root / "SegmentationClass").rglob("*.png"):
+        assert file.read_bytes() == (other / file.relative_to(root)).read_bytes()
+    unknown = "background:0,0,0::\nscratch:0,128,0::\nring:128,0,0::\nignored:224,224,192::\n"
+    (voc / "labelmap.txt").write_text(unknown)
+    with pytest.raises(ValueError, match="1 labels in it are no class of the taxonomy: ring"):
+        prepare_own(site.parent / "data", site / "site.yaml", "p", voc / "JPEGImages", voc / "SegmentationClass")
+
+
+def cvat(site, path, top="", extra=(), listed="{}"):
+    """A zip as CVAT writes it and as people hand it on, of all images."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{top}labelmap.txt", "background:0,0,0::\nscratch:9,9,9::\ngold ring:8,8,8::\nignored:7,7,7::\n")
+        archive.writestr(f"{top}ImageSets/Segmentation/default.txt", "".join(listed.format(n) + "\n" for n in NAMES))
+        for name in NAMES:
+            colours = np.array([(0, 0, 0), (9, 9, 9), (8, 8, 8), *[(7, 7, 7)] * 253], np.uint8)
+            data = io.BytesIO()
+            Image.fromarray(colours[picture(name)[1]]).save(data, "PNG")
+            archive.writestr(f"{top}SegmentationClass/{name}.png", data.getvalue())
+        for name in extra:
+            archive.writestr(name, b"\0\5\26\7")
+    return path
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"top": "my_export/"},
+        {"extra": ["SegmentationClass/._c.png", "__MACOSX/SegmentationClass/._c.png", "__MACOSX/._labelmap.txt"]},
+        {"listed": "{}.jpg"},
+        {"listed": "JPEGImages/{}.PNG", "top": "a/", "extra": ["__MACOSX/a/._labelmap.txt"]},
+    ],
+)
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_archives_of_cvat_as_people_hand_them_on(site, tmp_path, how, unpacked):
+    path = cvat(site, tmp_path / "e.zip", **how)
+    if unpacked:
+        zipfile.ZipFile(path).extractall(tmp_path / "e")
+        path = tmp_path / "e"
+    root, notes = own(site, cvat=path, split_files=lists(site))
+    assert notes == []
+    data = SegmentationFolder(root, "train", taxonomy(root / "taxonomy.yaml"))
+    assert all(np.array_equal(data[i][1], picture(name)[1]) for i, name in enumerate(data.ids))
+
+
+def test_names_in_a_zip_without_the_flag_of_utf8(site, tmp_path):
+    next((site / "images").glob("c.*")).rename(site / "images/Maß.png")
+    path = cvat(site, tmp_path / "e.zip")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(tmp_path / "f.zip", "w") as other:
+        for info in archive.infolist():
+            content = archive.read(info).replace(b"\nc\n", "\nMaß\n".encode())
+            other.writestr(info.filename.replace("/c.png", "/MaXX.png"), content)
+    raw = (tmp_path / "f.zip").read_bytes().replace(b"/MaXX.png", "/Maß.png".encode())  # names of equal length
+    (tmp_path / "f.zip").write_bytes(raw)
+    with zipfile.ZipFile(tmp_path / "f.zip") as archive:
+        assert "SegmentationClass/Ma├ƒ.png" in archive.namelist()
+    root, _ = own(site, cvat=tmp_path / "f.zip")
+    assert np.array_equal(np.asarray(Image.open(root / "SegmentationClass/Maß.png")), picture("c")[1])
+
+
+def test_lists_in_an_archive_that_unpack_to_more_than_a_list_holds(site, tmp_path):
+    path = cvat(site, tmp_path / "e.zip")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ImageSets/Segmentation/more.txt", bytes(17 << 20))
+    with pytest.raises(ValueError, match=r"more\.txt is larger than 16 MiB unpacked"):
+        own(site, cvat=path)
+
+
+def test_a_member_that_is_damaged_in_its_packing(site, tmp_path):
+    path = tmp_path / "e.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("labelmap.txt", "background:0,0,0::\nscratch:9,9,9::\n" * 50)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"labelmap.txt") + 12
+    data[at + 4 : at + 24] = b"\xff" * 20
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"labelmap\.txt is damaged, or packed in a way that is not read"):
+        own(site, cvat=path)
+
+
+def test_names_with_something_before_or_behind(site):
+    for what, (before, behind) in {"images": ("image_", "_leftImg8bit"), "grey": ("gt_", "_gtFine_labelIds")}.items():
+        for file in [p for p in (site / what).rglob("*") if p.is_file()]:
+            file.rename(file.with_name(f"{before}{file.stem}{behind}{file.suffix}"))
+    with pytest.raises(ValueError, match="no mask in .* --image-ending and --image-beginning take a part off"):
+        own(site, masks=site / "grey", mask_ending="_gtFine_labelIds")
+    ends = {"mask_ending": "_gtFine_labelIds", "mask_beginning": "gt_"}
+    ends |= {"image_ending": "_leftImg8bit", "image_beginning": "image_"}
+    next((site / "images").glob("image_c_*")).rename(site / "images/d.png")
+    root, notes = own(site, masks=site / "grey", **ends)
+    assert notes == [
+        "1 images are not called image_*_leftImg8bit and are left out, such as ['d']",
+        "1 masks have no image of the same stem and are left out, such as ['c']",
+    ]
+    data = SegmentationFolder(root, "train", taxonomy(root / "taxonomy.yaml"))
+    masks = {data.ids[i]: data[i][1] for i in range(len(data))}
+    for name in set(NAMES) - {"c"}:
+        folder, slash, last = name.rpartition("/")
+        if (full := f"{folder}{slash}image_{last}_leftImg8bit") in masks:
+            assert np.array_equal(masks[full], picture(name)[1])
 
 
 # COCO JSON of other tools
@@ -302,7 +471,9 @@ def test_the_command_line(site, tmp_path, capsys):
     [
         ([], "give --images with one of --masks, --coco, --cvat and --label-studio"),
         (["--masks", "a", "--coco", "b"], "give --images with one of --masks, --coco, --cvat and --label-studio"),
-        (["--masks", "a", "--map", "b=c"], "--map and --crowds belong to --coco"),
+        (["--masks", "a", "--map", "b=c"], "map: 'b' is no value of a mask"),
+        (["--masks", "a", "--crowds", "objects"], "--crowds belongs to --coco"),
+        (["--coco", "a", "--image-ending", "_b"], "belong to --masks and --voc"),
         (["--masks", "a", "--split", "val=x", "--share", "val=0.1"], "give either --split files or --share parts"),
         (["--masks", "a", "--share", "val=much"], "--share val=much: expected a part of 1"),
         (["--masks", "a", "--name", "../b"], "name '../b': expected the name of a folder"),
