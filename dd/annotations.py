@@ -41,10 +41,12 @@ def label_values(labels: list[str], classes: Taxonomy, mapping: dict[str, str] |
     return category_values([{"id": n, "name": n} for n in labels], classes, given | (mapping or {}))
 
 
-def label_studio_masks(path: Path, found: dict[str, Path], classes: Taxonomy, mapping=None) -> tuple[dict, list[str], dict]:
+def label_studio_masks(
+    path: Path, found: dict[str, Path], classes: Taxonomy, mapping=None, brushes_only: bool = False
+) -> tuple[dict, list[str], dict]:  # fmt: skip
     """({image id: :class:`Drawn`}, notes, identity) of a JSON export. ValueError for unknown labels and for images that are
-    not among ``found`` {id: file}."""
-    images, notes = label_studio.read_export(path, read_json(path))
+    not among ``found`` {id: file}. ``brushes_only``: other regions are left out, with a count."""
+    images, notes = label_studio.read_export(path, read_json(path), brushes_only)
     labels = sorted({label for image in images for label, _ in image.brushes})
     try:
         values = label_values(labels, classes, mapping)
@@ -58,7 +60,8 @@ def label_studio_masks(path: Path, found: dict[str, Path], classes: Taxonomy, ma
         name: Drawn(f"{path.name}, {image.file}", partial(_brushes, image, values, found[name]), _claimed(image))
         for name, image in zip(ids, images, strict=True)
     }
-    return jobs, notes, {"label_studio_sha256": sha256(path), "map": mapping or {}}
+    identity = {"label_studio_sha256": sha256(path), "map": mapping or {}}
+    return jobs, notes, identity | ({"brushes_only": True} if brushes_only else {})
 
 
 def _claimed(image) -> Callable[[], tuple[int, int]] | None:

@@ -20,9 +20,11 @@ def prepare_own(
     split_files: dict | None = None, shares: dict[str, float] | None = None, seed: int = 0,
     mapping: dict[str, str] | None = None, crowds: bool = True, workers: int | None = None,
     cvat=None, label_studio=None, mask_beginning: str = "", image_ending: str = "", image_beginning: str = "",
+    brushes_only: bool = False,
 ) -> tuple[Path, list[str]]:  # fmt: skip
-    """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours), a ``coco_file``, an export
-    of CVAT ("Segmentation mask 1.1", zip or folder) or of Label Studio (JSON), or from a folder ``voc`` in VOC layout.
+    """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours), a ``coco_file`` (or
+    {split: file}), an export of CVAT ("Segmentation mask 1.1", zip or folder) or of Label Studio (JSON), or from a folder
+    ``voc`` in VOC layout.
 
     Splits: ``split_files`` {split: file}, or ``shares`` {split: part} drawn by ``seed`` (default: val=0.2). ``mapping``
     {label or value of a mask: class}; ``crowds`` belongs to ``coco_file``. ``mask_ending``, ``mask_beginning`` and those of
@@ -47,19 +49,26 @@ def prepare_own(
         raise ValueError("--mask-ending, --mask-beginning and those of images belong to --masks and --voc")
     if coco_file is None and not crowds:
         raise ValueError("--crowds belongs to --coco")
+    if brushes_only and label_studio is None:
+        raise ValueError("--brushes-only belongs to --label-studio")
     keep_out(root, (images, masks, voc))
-    found = index(images, IMAGES)
+    found, splits = index(images, IMAGES), None
     if cvat is not None or label_studio is not None:
-        read, path = (cvat_masks, cvat) if cvat is not None else (label_studio_masks, label_studio)
+        studio = partial(label_studio_masks, brushes_only=brushes_only)
+        read, path = (cvat_masks, cvat) if cvat is not None else (studio, label_studio)
         drawn, notes, source = read(Path(path), found, classes, mapping)
         jobs = [MaskJob(n, found[n], d.where, d.draw, size=d.size) for n, d in sorted(drawn.items())]
     elif coco_file is None:
         ends = (mask_beginning, mask_ending, image_beginning, image_ending)
         jobs, notes, source = _masks(found, Path(masks), classes, ends, mapping)
     else:
-        jobs, notes, source = _coco(found, Path(images), Path(coco_file), classes, mapping, crowds)
+        jobs, notes, source, splits = _cocos(found, Path(images), coco_file, classes, mapping, crowds)
     notes, ids = [*found.notes, *notes], [job.name for job in jobs]
-    if split_files:
+    if splits and (split_files or shares):
+        raise ValueError("--coco SPLIT=FILE says what the splits are: give it without --split and --share")
+    if splits:
+        pass
+    elif split_files:
         splits, more = listed_splits({k: Path(v) for k, v in split_files.items()}, ids)
         notes += more
     else:
@@ -112,26 +121,58 @@ def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ends: tuple,
     return jobs, notes, identity
 
 
-def _coco(found: dict[str, Path], folder: Path, path: Path, classes: Taxonomy, mapping, crowds: bool):
-    content = coco.read_coco(path)
+def _cocos(found: dict[str, Path], folder: Path, given, classes: Taxonomy, mapping, crowds: bool):
+    """Jobs, notes, identity and splits of one COCO file (no splits: None), or of ``given`` {split: file}."""
+    files = {split: Path(path) for split, path in given.items()} if isinstance(given, dict) else {None: Path(given)}
+    contents = {split: coco.read_coco(path) for split, path in files.items()}
+    names = {str(c["name"]) for content in contents.values() for c in content["categories"]}
+    if strange := sorted((mapping or {}).keys() - names):
+        shown = ", ".join(map(str, files.values()))
+        raise ValueError(f"{shown}: map: category {strange[0]!r} is not in the file; allowed: {', '.join(sorted(names))}")
+    jobs, notes, splits, images = [], [], {}, 0
+    for split, path in files.items():
+        more, told, number = _coco(found, folder, path, contents[split], classes, mapping, crowds)
+        both = {job.name for job in jobs} & {job.name for job in more}
+        if both:
+            raise ValueError(f"{path} holds {len(both)} images of another split too, such as {sorted(both)[:5]}")
+        jobs, images, splits[split] = jobs + more, images + number, [job.name for job in more]
+        notes += [f"{split}: {note}" if split else note for note in told]
+    if unlisted := len(found) - images:
+        where = " or ".join(path.name for path in files.values())
+        notes.append(f"{unlisted} images in {folder} are not in {where}: left out")
+    if crowds and any("crowd" in note for note in notes):
+        notes.append("some tools mark every brushed mask as a crowd: --crowds objects paints them as objects")
+    hashes = {split: sha256(path) for split, path in files.items()}
+    identity = {"coco_sha256": hashes if isinstance(given, dict) else hashes[None], "map": mapping or {}, "crowds": crowds}
+    return jobs, notes, identity, splits if isinstance(given, dict) else None
+
+
+def _coco(found: dict[str, Path], folder: Path, path: Path, content: dict, classes: Taxonomy, mapping, crowds: bool):
+    """(jobs of one COCO file, notes, number of its images)."""
+    names = {str(c["name"]) for c in content["categories"]}
+    mapping = {label: name for label, name in (mapping or {}).items() if label in names}
     try:
-        values = coco.category_values(content["categories"], classes, mapping)
+        values = coco.category_values(content["categories"], classes, mapping, coco.used_categories(content))
         images, notes = coco.images_of(content, values, crowds)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    find = Finder(found)
-    names = [find(image.file_name) or find.upload(image.file_name) for image in images]
+    below = {n: f for n, f in found.items() if f.is_relative_to(path.parent)}  # as Roboflow lays each split out
+    for pool in (below, found):
+        find = Finder(pool)
+        names = [find(image.file_name) or find.upload(image.file_name) for image in images] if pool else [None]
+        if None not in names:
+            break
     missing = [find.near(i.file_name) for i, name in zip(images, names, strict=True) if name is None]
     if missing or len(set(names)) != len(names):
         what = f"{len(missing)} of the {len(images)} images it lists are not in {folder}, such as {', '.join(missing[:5])}"
         raise ValueError(f"{path} does not match the images: {what if missing else 'it lists a file twice'}")
-    empty, unlisted = sum(not i.shapes for i in images), len(found) - len(names)
+    empty = sum(not i.shapes for i in images)
     notes += [f"{empty} images have no object: background"] if empty else []
-    notes += [f"{unlisted} images in {folder} are not in {path.name}: left out"] if unlisted else []
-    if crowds and any("crowd" in note for note in notes):
-        notes.append("some tools mark every brushed mask as a crowd: --crowds objects paints them as objects")
     jobs = [
-        MaskJob(n, found[n], f"{path.name}, {i.file_name}", partial(coco.draw, i), partial(coco.lost, i))
+        MaskJob(
+            n, found[n], f"{path.name}, {i.file_name}", partial(coco.draw, i), partial(coco.lost, i),
+            partial(tuple, (i.height, i.width)),
+        )
         for n, i in zip(names, images, strict=True)
-    ]
-    return jobs, notes, {"coco_sha256": sha256(path), "map": mapping or {}, "crowds": crowds}
+    ]  # fmt: skip
+    return jobs, notes, len(images)

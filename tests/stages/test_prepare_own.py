@@ -424,6 +424,64 @@ def test_labels_of_another_camera_are_not_taken(site):
         own(site, coco_file=path)
 
 
+def test_one_coco_file_for_each_split(site, capsys):
+    """As Roboflow lays it out: a JSON beside the images of each split, and the same names in all of them."""
+    content = json.loads(export(site).read_text())
+    for split, names in {"train": NAMES[:3], "valid": NAMES[3:]}.items():
+        (site / split).mkdir()
+        rows = []
+        for i, name in enumerate(names):
+            file = next((site / "images").glob(f"{name}.*"))
+            file.rename(site / split / f"{i}.png")
+            rows.append({**content["images"][NAMES.index(name)], "file_name": f"{i}.png"})
+        found = {row["id"] for row in rows}
+        part = {**content, "images": rows, "annotations": [a for a in content["annotations"] if a["image_id"] in found]}
+        part["categories"] = [*content["categories"], {"id": 99, "name": "objects-abcd", "supercategory": "none"}]
+        (site / split / "_annotations.coco.json").write_text(json.dumps(part))
+    (site / "images/line").rmdir()
+    for split in ("train", "valid"):
+        (site / split).rename(site / "images" / split)
+    files = [f"--coco={s}={site / 'images' / f / '_annotations.coco.json'}" for s, f in (("train", "train"), ("val", "valid"))]
+    command = ["prepare", "own", "--root", str(site.parent / "data"), "--taxonomy", str(site / "site.yaml")]
+    assert main([*command, "--images", str(site / "images"), *files]) == 0
+    root = site.parent / "data/own"
+    assert read_split(root, "train") == ["train/0", "train/1", "train/2"] and read_split(root, "val") == ["valid/0", "valid/1"]
+    for split, names in (("train", NAMES[:3]), ("val", NAMES[3:])):
+        data = SegmentationFolder(root, split, taxonomy(root / "taxonomy.yaml"))
+        assert all(np.array_equal(data[i][0], picture(name)[0]) for i, name in enumerate(names))
+    assert capsys.readouterr().err.count("warning: val: 1 images have no object: background") == 1
+    for more, message in (
+        (["--share", "val=0.2"], "give it without --split and --share"),
+        (["--map", "cow=ignore"], "category 'cow' is not in the file"),
+    ):
+        assert main([*command, "--images", str(site / "images"), *files, *more, "--name", "other"]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*command, "--images", str(site / "images"), files[0], files[0].replace("=train=", "=test=")]) == 2
+    assert "holds 3 images of another split too, such as ['train/0'" in capsys.readouterr().err
+    assert main([*command, "--images", str(site / "images"), files[0], files[0]]) == 2
+    assert "several files need a split each" in capsys.readouterr().err
+
+
+def test_names_that_label_studio_puts_into_its_coco(site):
+    path = export(site)
+    content = json.loads(path.read_text())
+    for row, name in zip(content["images"], NAMES, strict=True):
+        row["file_name"] = f"images/1a2b3c4d-{name.rpartition('/')[2].replace(' ', '_')}.png"
+    path.write_text(json.dumps(content))
+    assert own(site, coco_file=path)[1] == ["1 images have no object: background"]
+
+
+def test_sizes_that_a_file_claims_are_compared_before_anything_is_drawn(site, monkeypatch):
+    path = export(site)
+    content = json.loads(path.read_text())
+    for row in content["images"]:
+        row |= {"height": 60000, "width": 60000}
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr("dd.coco.draw", lambda image: pytest.fail("drawn"))
+    with pytest.raises(ValueError, match=r"(?s)5 of 5 masks .* its mask 60000x60000"):
+        own(site, coco_file=path)
+
+
 def test_hidden_and_linked_folders(site, tmp_path):
     (tmp_path / "disk2").mkdir()
     for folder in ("images", "grey"):
