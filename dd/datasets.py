@@ -4,7 +4,9 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
@@ -76,6 +78,21 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+DARK = 1 << 14  # values of 16 bits below which the high byte says next to nothing
+
+
+def is_dark(image: Image.Image) -> bool:
+    """Whether 16-bit grey uses only its low bits, as cameras of 10 to 14 bits write: its high byte is nearly black."""
+    return image.mode.startswith("I;16") and 0 < np.asarray(image).max() < DARK
+
+
+def dark_note(number: int) -> str:
+    return (
+        f"{number} images of 16 bits use less than a quarter of the range (cameras of 10 to 14 bits write so) and come out "
+        "nearly black: stretch their values to 0..65535"
+    )
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Image uint8 [H, W, 3]; ValueError for a file that cannot be decoded."""
     with opened(path) as image:
@@ -98,13 +115,13 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def read_labelled(path: str | Path, size: tuple[int, int], upright: bool) -> np.ndarray:
+def read_labelled(path: str | Path, size: tuple[int, int], upright: Callable[[], bool]) -> np.ndarray:
     """Image uint8 [H, W, 3] as its mask of ``size`` (height, width) was drawn on it: upright by EXIF if only then the sizes
-    agree; where they agree both ways (square, mirrored or upside down), as ``upright`` says."""
+    agree; where they agree both ways (square, mirrored or upside down), as ``upright`` answers."""
     with opened(path) as image:
         turn, stored = orientation(image), (image.height, image.width)
         turned = stored[::-1] if turn >= 5 else stored
-        if turn > 1 and tuple(size) == turned and (upright or turned != stored):
+        if turn > 1 and tuple(size) == turned and (turned != stored or upright()):
             image = ImageOps.exif_transpose(image)
         return np.asarray(rgb(image))
 
@@ -196,8 +213,9 @@ class SegmentationFolder:
     its image or with values outside the classes.
 
     An image with an EXIF orientation is turned upright if its mask has that size (:func:`read_labelled`), as tools show it to
-    those who label. Where sizes cannot tell it is upright too, but for prepared data sets (with a dataset.json): they hold
-    upright copies of what is to be turned, and masks of stored pixels for the rest.
+    those who label. Where sizes do not tell it is as with the images of the split whose sizes do, upright if these
+    disagree or there are none; but for prepared data sets (with a dataset.json): they hold upright copies of what is to be
+    turned, and masks of stored pixels for the rest.
     """
 
     def __init__(
@@ -220,6 +238,20 @@ class SegmentationFolder:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def drawn_upright(self) -> bool:
+        """Whether masks belong to the upright image where sizes do not tell; reads the headers of the split once."""
+        votes = set()
+        for name in self.ids if not self.prepared else []:
+            try:
+                with opened(self.image_path(name)) as image:
+                    turn, stored = orientation(image), (image.height, image.width)
+                if turn >= 5 and stored[0] != stored[1]:
+                    votes.add(image_size(self.mask_path(name)) == stored[::-1])
+            except (OSError, ValueError):
+                continue  # said where it is read
+        return not self.prepared and votes != {False}
+
     def image_path(self, name: str) -> Path:
         for folder in self.images:
             for suffix in READ_SUFFIXES:
@@ -234,7 +266,7 @@ class SegmentationFolder:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         name = self.ids[index]
         path, mask = self.image_path(name), self._stored_mask(name)
-        image = read_labelled(path, mask.shape, upright=not self.prepared)
+        image = read_labelled(path, mask.shape, lambda: self.drawn_upright)
         return image, self._checked(mask, name, image.shape[:2])
 
     def mask_path(self, name: str) -> Path:

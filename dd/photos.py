@@ -7,15 +7,17 @@ of several pages the first one counts.
 
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.datasets import image_size, opened, rgb
+from dd.datasets import dark_note, image_size, is_dark, opened, rgb
 from dd.folders import IMAGES, Finder, index, walk
 from dd.provenance import fingerprint, read_lines, sha256
 
@@ -42,17 +44,24 @@ def check_limit(max_pixels: int) -> None:
         raise ValueError(f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, where Pillow itself refuses an image")
 
 
-def read_photo(path, max_pixels: int = MAX_PIXELS, cure: str = "") -> np.ndarray:
-    """uint8 RGB [H, W, 3], upright, of a file or a binary stream. ValueError for what is damaged, no image, too large
-    (judged by its header, before anything is decoded; ``cure``: what else helps), too thin, or of floats."""
+def read_photo(
+    path, max_pixels: int = MAX_PIXELS, cure: str = "", told: Callable[[], object] | None = None
+) -> np.ndarray:  # fmt: skip
+    """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for one that comes out nearly black
+    (:func:`dd.datasets.is_dark`). ValueError for what is damaged, no image, too large (judged by its header, before anything
+    is decoded; ``cure``: what else helps), too thin, or of floats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one, or was chosen
         with opened(path) as image:
             _check_size(path, *image.size, max_pixels, cure)
             if image.mode in ("I", "F"):
+                kind = "whole numbers with a sign or of 32 bits" if image.mode == "I" else "numbers with a point"
                 raise ValueError(
-                    f"{path} holds numbers of 32 bits (mode {image.mode}), which are no brightness; save it with 8 or 16 bits"
+                    f"{path} holds {kind} (mode {image.mode}), which are no brightness; save it with 8 or with 16 bits "
+                    "without a sign"
                 )
+            if told is not None and is_dark(image):
+                told()
             return np.asarray(rgb(ImageOps.exif_transpose(image)))
 
 
@@ -82,10 +91,10 @@ class Photos:
         check_limit(max_pixels)
         self.folder, self.max_pixels, self.files = Path(folder), max_pixels, index(folder, IMAGES)
         left = sorted(p.suffix.lower() for p in walk(folder)[0] if p.suffix.lower() in OTHERS)
-        self.items, self.unreadable, self.notes = [], {}, list(self.files.notes)
+        self.items, self.unreadable, self.passed, self.dark = [], {}, list(self.files.notes), set()
         if left:
             kinds = ", ".join(dict.fromkeys(left))
-            self.notes += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
+            self.passed += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
         for name, path in spread(list(self.files.items()), limit):
             file = path.relative_to(self.folder).as_posix()
             try:
@@ -93,11 +102,17 @@ class Photos:
             except OSError as error:
                 self.unreadable[file] = str(error)
 
+    @property
+    def notes(self) -> list[str]:
+        """What was passed over, and how many of the photographs that were read come out nearly black."""
+        return [*self.passed, *([dark_note(len(self.dark))] if self.dark else [])]
+
     def read(self, wanted: list[Item]):
         """(item, its pixels or the error that says why there are none), one after the other."""
         for item in wanted:
             try:
-                yield item, read_photo(self.files[item.id], self.max_pixels, RAISE)
+                told = partial(self.dark.add, item.id)
+                yield item, read_photo(self.files[item.id], self.max_pixels, RAISE, told)
             except (ValueError, OSError) as error:
                 yield item, error
 
@@ -227,7 +242,10 @@ class Unlabelled:
     def check(self) -> None:
         """Decode all of them, which takes a few seconds a hundred; ValueError if one cannot be."""
         print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
-        _try(self.files, read_photo, self.setting)
+        dark = []
+        _try(self.files, lambda path: read_photo(path, told=lambda: dark.append(path)), self.setting)
+        if dark:
+            print(f"warning: {dark_note(len(dark))}", file=sys.stderr, flush=True)
 
     def fingerprint(self) -> dict:
         """What a run records of them: their number, and a hash of their names and sizes in bytes."""

@@ -102,7 +102,7 @@ def test_labelled_images_are_read_as_photographs_are(tmp_path):
     for name in ("deep.png", "clear.png"):
         shown = read_photo(tmp_path / name)
         assert np.array_equal(read_image(tmp_path / name), shown)
-        assert np.array_equal(read_labelled(tmp_path / name, shown.shape[:2], True), shown)
+        assert np.array_equal(read_labelled(tmp_path / name, shown.shape[:2], lambda: True), shown)
 
 
 def test_other_image_formats_are_refused():
