@@ -1,5 +1,6 @@
 """The generator: prompts in, images and the heat maps of their classes out."""
 
+import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -85,6 +86,10 @@ class StableDiffusion:
             raise ValueError(f"diffusion.offload={offload!r}; allowed: none, model")
         if steps < 1 or max_power < 0:
             raise ValueError(f"diffusion: need steps >= 1 and max_power >= 0, got steps={steps}, max_power={max_power}")
+        if type(guidance) not in (int, float) or not math.isfinite(guidance):
+            raise ValueError(f"diffusion.guidance={guidance!r}: expected a number, such as 7.5")
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"diffusion.size={size!r}: expected the side in pixels, a whole number: images are square")
         if type(capture_every) is not int or not 1 <= capture_every <= steps:
             raise ValueError(f"diffusion.capture_every={capture_every!r}: expected a whole number from 1 to steps={steps}")
         checker = SWITCH[safety_checker]

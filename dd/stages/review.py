@@ -86,7 +86,8 @@ def print_review(target, found: dict, number: int) -> None:
     if found["similar"]:
         print(f"{found['similar']} that look like one before them were left out")
     if found["images"] < number:
-        print(f"warning: number={number}, but there are no more images")
+        why = "the others look like these: distinct=null takes them too" if found["similar"] else "there are no more images"
+        print(f"warning: number={number}, but {why}")
     if found["unreadable"]:
         print(f"warning: {len(found['unreadable'])} images could not be read, listed in {UNREADABLE}")
 

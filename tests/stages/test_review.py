@@ -148,7 +148,8 @@ def test_images_that_look_alike_are_taken_once(queue, photos, tmp_path, capsys):
     print_review("out", found, 8)
     shown = capsys.readouterr().out
     assert "warning: 1 photographs are left out, as .heic" in shown
-    assert "1 that look like one before them" in shown and "number=8, but there are no more images" in shown
+    assert "1 that look like one before them" in shown
+    assert "number=8, but the others look like these: distinct=null takes them too" in shown
     assert queue("all", number=8, distinct=None)["images"] == 8
 
 
