@@ -181,6 +181,8 @@ def _files(path: Path) -> dict[str, str]:
         return dict(sorted(files.items()))
     if not path.is_file():
         raise FileNotFoundError(f"no file or folder {path}")
+    if path.suffix.lower() == ".xml":
+        raise ValueError(f'{path} is an XML file: export the task or project from CVAT as "Segmentation mask 1.1", a zip')
     try:
         with zipfile.ZipFile(path) as archive:
             files = {_member_name(info): info.filename for info in archive.infolist() if not info.is_dir()}

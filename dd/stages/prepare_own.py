@@ -51,6 +51,11 @@ def prepare_own(
         raise ValueError("--crowds belongs to --coco")
     if brushes_only and label_studio is None:
         raise ValueError("--brushes-only belongs to --label-studio")
+    if masks is not None and not (mask_ending or mask_beginning) and Path(images).resolve() == Path(masks).resolve():
+        raise ValueError(
+            f"images and masks are one folder, {images}: say what the names of masks have more (--mask-ending _mask or "
+            "--mask-beginning gt_), or lay them apart"
+        )
     keep_out(root, (images, masks, voc))
     found, splits = index(images, IMAGES), None
     if cvat is not None or label_studio is not None:
@@ -94,7 +99,9 @@ def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ends: tuple,
         else partial(read_by_labelmap, colours=colours)
     )
     masks = index(folder, MASKS, ends[1], ends[0])
-    notes, images = [*masks.notes], {n: bare(n, *ends[2:]) for n in found}
+    theirs = set(masks.values())  # in one folder with the images
+    images = {n: bare(n, *ends[2:]) for n, file in found.items() if file not in theirs}
+    notes = [note for note in masks.notes if note not in found.notes]
     if odd := [n for n, name in images.items() if name is None]:
         notes.append(f"{len(odd)} images are not called {ends[2]}*{ends[3]} and are left out, such as {odd[:3]}")
     images = {n: one_form(name) for n, name in images.items() if name is not None}

@@ -320,6 +320,7 @@ def test_a_scheduler_whose_package_is_missing(folder, monkeypatch):
         def from_config(cls, config):
             raise ImportError("Needy requires the torchsde library but it was not found")
 
+    Needy.__name__ = "DDIMScheduler"
     monkeypatch.setattr(loading.diffusers, "DDIMScheduler", Needy)
     with pytest.raises(ValueError, match=r"scheduler=DDIMScheduler needs a package that is not installed: .*torchsde"):
         StableDiffusion(str(folder), scheduler="DDIMScheduler")

@@ -282,6 +282,33 @@ def test_a_member_that_is_damaged_in_its_packing(site, tmp_path):
         own(site, cvat=path)
 
 
+def test_formats_that_are_recognised_and_not_read(site, tmp_path):
+    (tmp_path / "annotations.xml").write_text("<annotations/>")
+    with pytest.raises(ValueError, match=r"annotations\.xml is an XML file: export .* as \"Segmentation mask 1\.1\", a zip"):
+        own(site, cvat=tmp_path / "annotations.xml")
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco/instances_default.json").write_text("{}")
+    with pytest.raises(ValueError, match=r'This is an export as "COCO 1\.0"'):
+        own(site, cvat=tmp_path / "coco")
+    (tmp_path / "sa.json").write_text('{"image": {"image_id": 1}, "annotations": []}')
+    with pytest.raises(ValueError, match="This is SA-1B's form"):
+        own(site, coco_file=tmp_path / "sa.json")
+    (tmp_path / "tasks.json").write_text("[]")
+    with pytest.raises(ValueError, match="A list of tasks comes from Label Studio: --label-studio"):
+        own(site, coco_file=tmp_path / "tasks.json")
+
+
+def test_images_and_masks_in_one_folder(site):
+    with pytest.raises(ValueError, match="images and masks are one folder, .*: say what the names of masks have more"):
+        own(site, masks=site / "images")
+    for file in [p for p in (site / "ids").rglob("*") if p.is_file()]:
+        file.rename(site / "images" / file.relative_to(site / "ids"))
+    root, notes = own(site, masks=site / "images", mask_ending="_mask", split_files=lists(site))
+    assert notes == []
+    data = SegmentationFolder(root, "train", taxonomy(root / "taxonomy.yaml"))
+    assert all(np.array_equal(data[i][1], picture(name)[1]) for i, name in enumerate(data.ids))
+
+
 def test_names_with_something_before_or_behind(site):
     for what, (before, behind) in {"images": ("image_", "_leftImg8bit"), "grey": ("gt_", "_gtFine_labelIds")}.items():
         for file in [p for p in (site / what).rglob("*") if p.is_file()]:
