@@ -27,7 +27,8 @@ MAX_TEXT = 1 << 24  # of a list or labelmap.txt
 
 @dataclass(frozen=True)
 class Drawn:
-    """A mask that is not drawn yet: where it comes from (for messages), what draws it, and its (height, width) before."""
+    """A mask that is not drawn yet: where it comes from (for messages), what draws it, and its
+    (height, width) before."""
 
     where: str
     draw: Callable[[], np.ndarray]
@@ -44,8 +45,9 @@ def label_values(labels: list[str], classes: Taxonomy, mapping: dict[str, str] |
 def label_studio_masks(
     path: Path, found: dict[str, Path], classes: Taxonomy, mapping=None, brushes_only: bool = False
 ) -> tuple[dict, list[str], dict]:  # fmt: skip
-    """({image id: :class:`Drawn`}, notes, identity) of a JSON export. ValueError for unknown labels and for images that are
-    not among ``found`` {id: file}. ``brushes_only``: other regions are left out, with a count."""
+    """({image id: :class:`Drawn`}, notes, identity) of a JSON export. ValueError for unknown
+    labels and for images that are not among ``found`` {id: file}. ``brushes_only``: other
+    regions are left out, with a count."""
     images, notes = label_studio.read_export(path, read_json(path), brushes_only)
     labels = sorted({label for image in images for label, _ in image.brushes})
     try:
@@ -73,9 +75,10 @@ def _brushes(image, values: dict[str, int], file: Path) -> np.ndarray:
 
 
 def cvat_masks(path: Path, found: dict[str, Path], classes: Taxonomy, mapping=None) -> tuple[dict, list[str], dict]:
-    """As :func:`label_studio_masks`, of a zip or an unpacked folder of "Segmentation mask 1.1", with a folder on top or
-    without. Colours are those of its ``labelmap.txt``, whatever the taxonomy's; labels that no mask shows need no class; an
-    image that its lists hold without a mask is background."""
+    """As :func:`label_studio_masks`, of a zip or an unpacked folder of "Segmentation mask 1.1",
+    with a folder on top or without. Colours are those of its ``labelmap.txt``, whatever the
+    taxonomy's; labels that no mask shows need no class; an image that its lists hold without a
+    mask is background."""
     files = _files(path)
     tops = [name.removesuffix(LABELMAP) for name in files if name.count("/") < 2 and f"/{name}".endswith(f"/{LABELMAP}")]
     if not tops or ("" not in tops and len(tops) > 1):
@@ -109,7 +112,8 @@ def cvat_masks(path: Path, found: dict[str, Path], classes: Taxonomy, mapping=No
 
 
 def labelmap_colours(folder: Path, classes: Taxonomy, mapping=None) -> dict | None:
-    """What the colours of masks mean by a ``labelmap.txt`` beside their folder; None where there is none."""
+    """What the colours of masks mean by a ``labelmap.txt`` beside their folder; None where there
+    is none."""
     if not (folder / LABELMAP).is_file():
         return None
     where = str(folder / LABELMAP)
@@ -117,7 +121,8 @@ def labelmap_colours(folder: Path, classes: Taxonomy, mapping=None) -> dict | No
 
 
 def read_by_labelmap(file: Path, colours: dict) -> np.ndarray:
-    """Class ids uint8 [H, W] of a mask beside a ``labelmap.txt``: a palette counts by its colours, grey values are ids."""
+    """Class ids uint8 [H, W] of a mask beside a ``labelmap.txt``: a palette counts by its
+    colours, grey values are ids."""
     with opened(file) as image:
         return _by_labels(image, colours) if image.mode in ("P", "RGB", "RGBA") else by_value(image, file)
 
@@ -146,14 +151,16 @@ def _colours(where: str, labels: dict[tuple, str], classes: Taxonomy, mapping) -
         raise ValueError(f"{where}: map: label {strange[0]!r} is not in the file; allowed: {', '.join(names)}")
     if not values:
         raise ValueError(
-            f"{where}: none of the labels {', '.join(names[:20])} is a class of taxonomy {classes.name!r}; map each to a "
+            f"{where}: none of the labels {', '.join(names[:20])} is a class of taxonomy "
+            f"{classes.name!r}; map each to a "
             "class, to ignore (255) or to background, as in --map NAME=ignore"
         )
     return {colour: values.get(label, label if label in names else 0) for colour, label in labels.items()}
 
 
 def _ids(path: Path, written: list[str], found: dict[str, Path]) -> list[str]:
-    """Ids of the images that ``written`` names; ValueError for those that are not there, or are labelled twice."""
+    """Ids of the images that ``written`` names; ValueError for those that are not there, or are
+    labelled twice."""
     find = Finder(found)
     ids = [find(name) or find.upload(name) for name in written]
     missing = [find.near(name) for name, one in zip(written, ids, strict=True) if one is None]
@@ -246,8 +253,8 @@ def _coloured(path: Path, name: str, colours: dict) -> np.ndarray:
 
 
 def _by_labels(image, colours: dict) -> np.ndarray:
-    """Class ids uint8 [H, W]; a palette counts by its colours. ValueError names colours that no label has, and labels that
-    are no class."""
+    """Class ids uint8 [H, W]; a palette counts by its colours. ValueError names colours that no
+    label has, and labels that are no class."""
     pixels = np.asarray(image.convert("RGB")).astype(np.int32)
     codes, inverse = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
     seen = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in codes]
@@ -255,7 +262,8 @@ def _by_labels(image, colours: dict) -> np.ndarray:
     labels = sorted({colours[c] for c in seen if isinstance(colours.get(c), str)})
     if labels:
         raise ValueError(
-            f"{len(labels)} labels in it are no class of the taxonomy: {', '.join(labels[:20])}. Map each to a class, to "
+            f"{len(labels)} labels in it are no class of the taxonomy: {', '.join(labels[:20])}. "
+            "Map each to a class, to "
             "ignore (255) or to background, as in --map NAME=ignore"
         )
     if unknown:

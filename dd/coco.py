@@ -40,8 +40,8 @@ class CocoImage:
 
 
 def read_coco(path: str | Path) -> dict:
-    """A COCO JSON with ``images``, ``annotations`` and ``categories``, whole numbers as int; ValueError when one of them is
-    missing or doubtful."""
+    """A COCO JSON with ``images``, ``annotations`` and ``categories``, whole numbers as int;
+    ValueError when one of them is missing or doubtful."""
     content = read_json(path)
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or any(not isinstance(content.get(p), list) for p in parts):
@@ -98,10 +98,12 @@ def _instead(content) -> str:
 def category_values(
     categories: list[dict], taxonomy: Taxonomy, mapping: dict[str, str] | None = None, used: set | None = None
 ) -> dict:  # fmt: skip
-    """{category id: class id}: categories are found by name (or synonym), not by id, whose gaps mean nothing.
+    """{category id: class id}: categories are found by name (or synonym), not by id, whose gaps
+    mean nothing.
 
-    ``mapping``: {category name: class name, "background" or "ignore"}; ``used``: ids of the categories that need a class,
-    None = all. ValueError lists categories that are no class, and names in the mapping that no category has.
+    ``mapping``: {category name: class name, "background" or "ignore"}; ``used``: ids of the
+    categories that need a class, None = all. ValueError lists categories that are no class, and
+    names in the mapping that no category has.
     """
     mapping = mapping or {}
     targets = {BACKGROUND: 0, "ignore": IGNORE} | dict(zip(taxonomy.names, taxonomy.ids(taxonomy.names), strict=True))
@@ -147,7 +149,8 @@ def images_of(content: dict, values: dict[int, int], crowds: bool = True) -> tup
     strange = Counter(a["category_id"] for a in content["annotations"] if a["category_id"] not in values)
     if lost:
         raise ValueError(
-            f"{len(lost)} annotations belong to images that the file does not list, such as image_id "
+            f"{len(lost)} annotations belong to images that the file does not list, such as "
+            "image_id "
             f"{sorted(set(lost), key=_in_order)[:5]}"
         )
     if strange:
@@ -173,7 +176,8 @@ def images_of(content: dict, values: dict[int, int], crowds: bool = True) -> tup
 
 
 def _crowd(row: dict, name) -> bool:
-    """``iscrowd`` as it is written: a number, true or false, or text of them. ValueError names the annotation."""
+    """``iscrowd`` as it is written: a number, true or false, or text of them. ValueError names
+    the annotation."""
     written = row.get("iscrowd")
     found = {"0": False, "1": True, "false": False, "true": True, "none": False}.get(str(_whole(written)).strip().lower())
     if found is None:
@@ -222,8 +226,8 @@ def _encode(shape: Shape, height: int, width: int) -> dict | None:
 
 
 def _parts(segmentation) -> tuple[list[list[float]], list[dict]]:
-    """(polygons [x, y, x, y, ...], run lengths) of a segmentation: one of either, a list of both, or points as pairs [x, y].
-    ValueError names what is none of them."""
+    """(polygons [x, y, x, y, ...], run lengths) of a segmentation: one of either, a list of
+    both, or points as pairs [x, y]. ValueError names what is none of them."""
     parts = segmentation if isinstance(segmentation, list) else [segmentation]
     if len(parts) > 2 and all(isinstance(p, list) and len(p) == 2 for p in parts):
         parts = [parts]  # one polygon as pairs: no polygon has one point
@@ -236,7 +240,8 @@ def _parts(segmentation) -> tuple[list[list[float]], list[dict]]:
         numbers = [x for pair in part for x in pair] if pairs else part
         if not isinstance(numbers, list) or not all(type(x) in (int, float) for x in numbers):
             raise ValueError(
-                f"its segmentation holds {part!r:.100}; expected polygons [[x, y, x, y, ...], ...], or run lengths with size "
+                f"its segmentation holds {part!r:.100}; expected polygons [[x, y, x, y, ...], "
+                "...], or run lengths with size "
                 "and counts"
             )
         numbers = [float(x) for x in numbers]
@@ -247,7 +252,8 @@ def _parts(segmentation) -> tuple[list[list[float]], list[dict]]:
 
 
 def _cut(polygon: list[float], height: int, width: int) -> list[float]:
-    """A polygon without what lies further from the image than the image is large (Sutherland and Hodgman, 1974)."""
+    """A polygon without what lies further from the image than the image is large (Sutherland and
+    Hodgman, 1974)."""
     far = max(height, width)
     points = list(zip(polygon[::2], polygon[1::2], strict=True))
     for axis, bound, sign in ((0, -far, 1), (0, 2 * far, -1), (1, -far, 1), (1, 2 * far, -1)):

@@ -143,8 +143,9 @@ def _relative(folder: Path, root: Path) -> str:
 
 @dataclass
 class Counts:
-    """What became of some masks. ``images``, ``pixels`` [256]: with each value; ``votes``: masks that sizes show to belong to
-    (stored, upright) pixels; ``left``: jobs of turned images of which sizes do not tell that."""
+    """What became of some masks. ``images``, ``pixels`` [256]: with each value; ``votes``: masks
+    that sizes show to belong to (stored, upright) pixels; ``left``: jobs of turned images of
+    which sizes do not tell that."""
 
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
@@ -162,12 +163,14 @@ class Counts:
 def convert(
     jobs: list[MaskJob], root: Path, taxonomy: Taxonomy, workers: int | None = None, upright: bool = False
 ) -> dict:  # fmt: skip
-    """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; counts images and pixels of each class.
+    """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; counts images and
+    pixels of each class.
 
-    ``workers`` processes (None = one for each core, at most 8). ``upright``: an image with an EXIF rotation whose mask is that
-    of the upright image gets an upright copy in ``root/JPEGImages``. Where sizes do not tell (square, mirrored, upside down)
-    it is as with the images of the set whose sizes do; upright where they disagree or there are none. ValueError lists the
-    masks that could not be made, after all others were.
+    ``workers`` processes (None = one for each core, at most 8). ``upright``: an image with an EXIF
+    rotation whose mask is that of the upright image gets an upright copy in ``root/JPEGImages``.
+    Where sizes do not tell (square, mirrored, upside down) it is as with the images of the set
+    whose sizes do; upright where they disagree or there are none. ValueError lists the masks that
+    could not be made, after all others were.
     """
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     work = partial(_convert_chunk, root=root, taxonomy=taxonomy, upright=upright)
@@ -200,7 +203,8 @@ def _each(work, jobs: list[MaskJob], workers: int, advance) -> Counts:
 
 
 def _told_once(errors: list[tuple[str, str, str]]) -> list[str]:
-    """Lines for (source, what is wrong, the same without names of files): each cause once, with the first of its files."""
+    """Lines for (source, what is wrong, the same without names of files): each cause once, with
+    the first of its files."""
     causes = defaultdict(list)
     for source, text, cause in sorted(errors):
         causes[cause].append(text if source in text else f"{source}: {text}")
@@ -240,7 +244,8 @@ def _check_size(job: MaskJob, mask: tuple[int, int], sizes: list[tuple[int, int]
 
 
 def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool, guess: bool | None) -> Counts:
-    """``guess``: whether the mask is that of the upright image where sizes do not tell; None leaves such a job."""
+    """``guess``: whether the mask is that of the upright image where sizes do not tell; None
+    leaves such a job."""
     path, copy = root / "SegmentationClass" / f"{job.name}.png", root / "JPEGImages" / f"{job.name}.png"
     there = path.is_file()
     with Image.open(job.image) as image:

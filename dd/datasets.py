@@ -82,13 +82,15 @@ DARK = 1 << 14  # values of 16 bits below which the high byte says next to nothi
 
 
 def is_dark(image: Image.Image) -> bool:
-    """Whether 16-bit grey uses only its low bits, as cameras of 10 to 14 bits write: its high byte is nearly black."""
+    """Whether 16-bit grey uses only its low bits, as cameras of 10 to 14 bits write: its high
+    byte is nearly black."""
     return image.mode.startswith("I;16") and 0 < np.asarray(image).max() < DARK
 
 
 def dark_note(number: int) -> str:
     return (
-        f"{number} images of 16 bits use less than a quarter of the range (cameras of 10 to 14 bits write so) and come out "
+        f"{number} images of 16 bits use less than a quarter of the range (cameras of 10 to 14 "
+        "bits write so) and come out "
         "nearly black: stretch their values to 0..65535"
     )
 
@@ -139,8 +141,9 @@ def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
 
 
 def read_coloured_mask(path: str | Path, taxonomy: Taxonomy, renamed: Renamed | None = None) -> np.ndarray:
-    """Class ids uint8 [H, W] of a mask of others: palette and grey images hold them (``renamed``: values that mean another
-    class), colour images have the colours that the taxonomy gives. ValueError where neither can be.
+    """Class ids uint8 [H, W] of a mask of others: palette and grey images hold them (``renamed``:
+    values that mean another class), colour images have the colours that the taxonomy gives.
+    ValueError where neither can be.
     """
     with opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
@@ -156,8 +159,10 @@ def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
     if outside:
         raise ValueError(
             f"{path} holds values {outside[:10]} outside the {len(taxonomy)} classes of taxonomy "
-            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for other classes? python -m dd "
-            f"prepare own says what values mean: --map {outside[0]}=ignore, or =background, or a class"
+            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for "
+            "other classes? python -m dd "
+            f"prepare own says what values mean: --map {outside[0]}=ignore, or =background, or a "
+            "class"
         )
 
 
@@ -207,15 +212,17 @@ def image_folders(root: str | Path) -> list[Path]:
 class SegmentationFolder:
     """Images and masks of one split of a VOC-layout folder.
 
-    ``data[i]`` is (image uint8 [H, W, 3], mask uint8 [H, W]); mask values are class ids of ``taxonomy`` or 255. ``masks``
-    names the mask folder (``SegmentationClass``, or ``masks/<set>`` of a synthetic set), ``images`` the folder or folders of
-    the images (None = :func:`image_folders`). FileNotFoundError for missing parts, ValueError for a mask of another size than
-    its image or with values outside the classes.
+    ``data[i]`` is (image uint8 [H, W, 3], mask uint8 [H, W]); mask values are class ids of
+    ``taxonomy`` or 255. ``masks`` names the mask folder (``SegmentationClass``, or ``masks/<set>``
+    of a synthetic set), ``images`` the folder or folders of the images (None =
+    :func:`image_folders`). FileNotFoundError for missing parts, ValueError for a mask of another
+    size than its image or with values outside the classes.
 
-    An image with an EXIF orientation is turned upright if its mask has that size (:func:`read_labelled`), as tools show it to
-    those who label. Where sizes do not tell it is as with the images of the split whose sizes do, upright if these
-    disagree or there are none; but for prepared data sets (with a dataset.json): they hold upright copies of what is to be
-    turned, and masks of stored pixels for the rest.
+    An image with an EXIF orientation is turned upright if its mask has that size
+    (:func:`read_labelled`), as tools show it to those who label. Where sizes do not tell it is as
+    with the images of the split whose sizes do, upright if these disagree or there are none; but
+    for prepared data sets (with a dataset.json): they hold upright copies of what is to be turned,
+    and masks of stored pixels for the rest.
     """
 
     def __init__(
@@ -240,7 +247,8 @@ class SegmentationFolder:
 
     @cached_property
     def drawn_upright(self) -> bool:
-        """Whether masks belong to the upright image where sizes do not tell; reads the headers of the split once."""
+        """Whether masks belong to the upright image where sizes do not tell; reads the headers
+        of the split once."""
         votes = set()
         for name in self.ids if not self.prepared else []:
             try:
@@ -318,8 +326,8 @@ class SegmentationFolder:
 
 
 def _stored(folder: Path, name: str) -> Path:
-    """The file of a name that a list may write in another form: macOS writes letters and their marks
-    apart (NFD), others as one (NFC)."""
+    """The file of a name that a list may write in another form: macOS writes letters and their
+    marks apart (NFD), others as one (NFC)."""
     forms = {name: None} if name.isascii() else dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])
     return next((folder / form for form in forms if (folder / form).is_file()), folder / name)
 

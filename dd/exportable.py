@@ -109,7 +109,8 @@ def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray
     with Image.open(mask) as stored:
         if stored.mode not in ("P", "L"):
             raise ValueError(
-                f"mask {mask} has mode {stored.mode}; exports copy masks in grey of 8 bits or with a palette, "
+                f"mask {mask} has mode {stored.mode}; exports copy masks in grey of 8 bits or with "
+                "a palette, "
                 "which python -m dd prepare own makes"
             )
     counts = np.bincount(ids.ravel(), minlength=256)

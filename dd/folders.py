@@ -22,8 +22,8 @@ class Files(dict):
 
 
 def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
-    """(files below ``folder``, those with a hidden name or in a hidden folder), sorted. Linked folders
-    are followed, each real folder once, under its own name where it has one here."""
+    """(files below ``folder``, those with a hidden name or in a hidden folder), sorted. Linked
+    folders are followed, each real folder once, under its own name where it has one here."""
     top, found, hidden, seen, places = Path(folder), [], [], set(), [Path(folder)]
     while places:
         for place, folders, names in os.walk(places.pop(0)):
@@ -40,18 +40,21 @@ def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
 
 def one_form(name: str) -> str:
-    """A name as it is compared: macOS writes letters and their marks apart (NFD), others as one (NFC)."""
+    """A name as it is compared: macOS writes letters and their marks apart (NFD), others as one
+    (NFC)."""
     return unicodedata.normalize("NFC", name)
 
 
 def index(
     folder: str | Path, suffixes: tuple[str, ...], ending: str = "", beginning: str = ""
 ) -> Files:  # fmt: skip
-    """Files of ``folder`` and the folders in it by their path without suffix, sorted. ``ending`` (``_mask``) and ``beginning``
-    (``gt_``) are taken off the name; files without them are left out. Hidden files are passed over, and counted in the notes;
-    what macOS lays beside files (``._name``) is none of its own.
+    """Files of ``folder`` and the folders in it by their path without suffix, sorted. ``ending``
+    (``_mask``) and ``beginning`` (``gt_``) are taken off the name; files without them are left out.
+    Hidden files are passed over, and counted in the notes; what macOS lays beside files
+    (``._name``) is none of its own.
 
-    FileNotFoundError for no folder or no such file, ValueError for two files of one stem and for names that are no UTF-8.
+    FileNotFoundError for no folder or no such file, ValueError for two files of one stem and for
+    names that are no UTF-8.
     """
     folder, found, seen = Path(folder), Files(), {}
     if not folder.is_dir():
@@ -74,7 +77,8 @@ def index(
 
 
 def bare(name: str, beginning: str = "", ending: str = "") -> str | None:
-    """A path without suffix whose last part is freed of ``beginning`` and ``ending``; None if it has not both."""
+    """A path without suffix whose last part is freed of ``beginning`` and ``ending``; None if it
+    has not both."""
     folder, slash, last = name.rpartition("/")
     beginning, ending = one_form(beginning), one_form(ending)
     if not beginning and not ending:
@@ -94,9 +98,11 @@ def _check_name(path: Path) -> None:
 
 
 class Finder:
-    """Names as lists and exports write them (with or without suffix and folders, of any system) -> ids of an index.
+    """Names as lists and exports write them (with or without suffix and folders, of any system) ->
+    ids of an index.
 
-    The written path and that of the id must be one the end of the other: cam1/a.jpg is not cam2/a, but photos/a.jpg is a.
+    The written path and that of the id must be one the end of the other: cam1/a.jpg is not cam2/a,
+    but photos/a.jpg is a.
     """
 
     def __init__(self, ids):
@@ -105,7 +111,8 @@ class Finder:
             self.by_stem[PurePosixPath(name).name].append(name)
 
     def __call__(self, written: str) -> str | None:
-        """None if there is no such id; ValueError if several have the name, or if two paths would be one id."""
+        """None if there is no such id; ValueError if several have the name, or if two paths
+        would be one id."""
         path = _written(written)
         found = [i for i in self.by_stem[path.name] if _ends(path, PurePosixPath(i))]
         inside = [i for i in found if len(PurePosixPath(i).parts) <= len(path.parts)]
@@ -125,8 +132,9 @@ class Finder:
         return f"{written!r} (another folder has {others[0]!r})" if others else repr(written)
 
     def upload(self, written: str) -> str | None:
-        """As a call, of a name that Label Studio may have changed at the upload: eight signs and a dash in front, blanks as
-        _, other signs left out, no folder but its own. None where several ids would be called so."""
+        """As a call, of a name that Label Studio may have changed at the upload: eight signs and
+        a dash in front, blanks as _, other signs left out, no folder but its own. None where
+        several ids would be called so."""
         folder, _, name = _written(written).as_posix().rpartition("/")
         prefix = re.match(r"[0-9a-f]{8}-(?=.)", name)
         own = re.search(r"(^|/)upload/\d+$", folder) or (prefix and folder in ("", "images"))

@@ -104,9 +104,9 @@ class Labelled:
 
 
 def read_export(path: str | Path, content, brushes_only: bool = False) -> tuple[list[Labelled], list[str]]:
-    """(labelled images, notes) of Label Studio's JSON export ``content`` (the parsed file ``path``). Of several annotations
-    of an image the one that was changed last counts. ValueError for another file, and for what is no brush, unless
-    ``brushes_only`` leaves it out."""
+    """(labelled images, notes) of Label Studio's JSON export ``content`` (the parsed file
+    ``path``). Of several annotations of an image the one that was changed last counts.
+    ValueError for another file, and for what is no brush, unless ``brushes_only`` leaves it out."""
     if not isinstance(content, list) or not all(
         isinstance(t, dict) and isinstance(t.get("annotations"), list) for t in content
     ):
@@ -136,7 +136,8 @@ def _labelled(where: str, data, result, brushes_only: bool) -> tuple[Labelled, i
     file = _file(data) if isinstance(data, dict) else None
     if not file or not isinstance(result, list):
         raise ValueError(
-            f"{where}: expected a list result, and data.file, data.image or one other text in data that is the image's name; "
+            f"{where}: expected a list result, and data.file, data.image or one other text in data "
+            "that is the image's name; "
             f"got {data!r:.200}"
         )
     where = f"{where} ({file})"
@@ -148,7 +149,8 @@ def _labelled(where: str, data, result, brushes_only: bool) -> tuple[Labelled, i
             if brushes_only:
                 continue
             raise ValueError(
-                f"{where}: a region of type {region['type']!r}; only brushes (brushlabels, run lengths) are read. "
+                f"{where}: a region of type {region['type']!r}; only brushes (brushlabels, run "
+                "lengths) are read. "
                 "--brushes-only leaves the others out"
             )
         names = value.get("brushlabels")
@@ -165,7 +167,8 @@ def _labelled(where: str, data, result, brushes_only: bool) -> tuple[Labelled, i
 
 
 def _file(data: dict) -> str | None:
-    """data.file, which our tasks carry, data.image, or the one other text in data that names an image: a path or name."""
+    """data.file, which our tasks carry, data.image, or the one other text in data that names an
+    image: a path or name."""
     if isinstance(data.get("file"), str):
         return data["file"]
     found = [_path(data["image"])] if isinstance(data.get("image"), str) else []
@@ -175,7 +178,8 @@ def _file(data: dict) -> str | None:
 
 
 def _path(address: str) -> str:
-    """The path in an address, of a local file in ``d``; an upload keeps the eight letters that were put before its name."""
+    """The path in an address, of a local file in ``d``; an upload keeps the eight letters that
+    were put before its name."""
     try:
         parts = urlsplit(address)
     except ValueError:  # brackets where a host should be

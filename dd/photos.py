@@ -47,9 +47,10 @@ def check_limit(max_pixels: int) -> None:
 def read_photo(
     path, max_pixels: int = MAX_PIXELS, cure: str = "", told: Callable[[], object] | None = None
 ) -> np.ndarray:  # fmt: skip
-    """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for one that comes out nearly black
-    (:func:`dd.datasets.is_dark`). ValueError for what is damaged, no image, too large (judged by its header, before anything
-    is decoded; ``cure``: what else helps), too thin, or of floats."""
+    """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for one
+    that comes out nearly black (:func:`dd.datasets.is_dark`). ValueError for what is damaged, no
+    image, too large (judged by its header, before anything is decoded; ``cure``: what else
+    helps), too thin, or of floats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one, or was chosen
         with opened(path) as image:
@@ -57,7 +58,8 @@ def read_photo(
             if image.mode in ("I", "F"):
                 kind = "whole numbers with a sign or of 32 bits" if image.mode == "I" else "numbers with a point"
                 raise ValueError(
-                    f"{path} holds {kind} (mode {image.mode}), which are no brightness; save it with 8 or with 16 bits "
+                    f"{path} holds {kind} (mode {image.mode}), which are no brightness; save it "
+                    "with 8 or with 16 bits "
                     "without a sign"
                 )
             if told is not None and is_dark(image):
@@ -104,7 +106,8 @@ class Photos:
 
     @property
     def notes(self) -> list[str]:
-        """What was passed over, and how many of the photographs that were read come out nearly black."""
+        """What was passed over, and how many of the photographs that were read come out nearly
+        black."""
         return [*self.passed, *([dark_note(len(self.dark))] if self.dark else [])]
 
     def read(self, wanted: list[Item]):

@@ -76,7 +76,8 @@ def write_csv(path: str | Path, rows: Iterable) -> None:
 
 
 def decode(data: bytes, where) -> str:
-    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. ValueError names ``where`` it is of another encoding."""
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. ValueError names ``where``
+    it is of another encoding."""
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
@@ -87,7 +88,8 @@ def decode(data: bytes, where) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file that a person may have written (:func:`decode`), with ``\\n`` at the ends of lines."""
+    """The text of a file that a person may have written (:func:`decode`), with ``\\n`` at the
+    ends of lines."""
     return decode(Path(path).read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
 
 

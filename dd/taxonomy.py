@@ -91,8 +91,9 @@ class Taxonomy:
         return {word.lower(): name for name in self.names for word in (name, *self.synonyms.get(name, ()))}
 
     def find(self, label) -> str | None:
-        """The class that a label of another program names: a name or synonym, however it writes letters (NFC or NFD), case
-        and the blanks between words (``gold_ring``, ``diningtable``); None for none, or where blanks would decide."""
+        """The class that a label of another program names: a name or synonym, however it writes
+        letters (NFC or NFD), case and the blanks between words (``gold_ring``, ``diningtable``);
+        None for none, or where blanks would decide."""
         for key in (_label, lambda text: _label(text).replace(" ", "")):
             found = {name for word, name in self.words.items() if key(word) == key(label)}
             if len(found) == 1:
@@ -101,8 +102,8 @@ class Taxonomy:
 
     @property
     def given_colours(self) -> dict[tuple[int, int, int], int]:
-        """{colour: id} of the classes that were given one, of background (black) and of 255 (VOC's) in any case. The classes
-        of VOC have VOC's."""
+        """{colour: id} of the classes that were given one, of background (black) and of 255
+        (VOC's) in any case. The classes of VOC have VOC's."""
         everything = [*range(len(self)), IGNORE]
         given = {IGNORE if k == IGNORE else self.all_names.index(k) for k in self.colours or {}} | {0, IGNORE}
         given |= set(everything) if self.names == VOC_NAMES else set()

@@ -122,7 +122,8 @@ def test_polygons_and_run_lengths_in_one_list():
 
 @pytest.mark.parametrize("far", [1e3, 2e8, 1e300])
 def test_what_lies_far_outside_the_image_takes_no_memory(far):
-    """The part inside is that of the whole polygon: half-planes and wedges whose corners are far away."""
+    """The part inside is that of the whole polygon: half-planes and wedges whose corners are far
+    away."""
     assert np.array_equal(drawn((1, [box(3, 2, far, far)])), region(3, 2, 10, 8))
     assert np.array_equal(drawn((1, [box(-far, -far, 3, 2)])), region(0, 0, 3, 2))
     wedge = drawn((1, [[0, 0, far, far, 0, far]]), height=64, width=64)

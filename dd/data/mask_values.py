@@ -9,10 +9,12 @@ MODES = ("P", "L", "1", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")  # of whol
 
 
 def by_value(image: Image.Image, path) -> np.ndarray:
-    """Ids uint8 [H, W] of a palette or grey image. ValueError for colours, and for numbers above 255."""
+    """Ids uint8 [H, W] of a palette or grey image. ValueError for colours, and for numbers above
+    255."""
     if image.mode not in MODES:
         raise ValueError(
-            f"mask {path} has mode {image.mode}; a mask holds one class id per pixel: save it in grey of 8 "
+            f"mask {path} has mode {image.mode}; a mask holds one class id per pixel: save it in "
+            "grey of 8 "
             "bits or with a palette. Colours are read by python -m dd prepare own"
         )
     pixels = np.asarray(image)
@@ -21,15 +23,17 @@ def by_value(image: Image.Image, path) -> np.ndarray:
         pixels = pixels[..., 0]
     if image.mode.startswith("I") and not (pixels.min() >= 0 and pixels.max() <= 255):
         raise ValueError(
-            f"mask {path} holds values from {pixels.min()} to {pixels.max()}, class ids end at 255. Does it number objects "
-            "(instances)? Take the masks of classes, or divide the numbers down to the classes' before"
+            f"mask {path} holds values from {pixels.min()} to {pixels.max()}, class ids end at "
+            "255. Does it number objects "
+            "(instances)? Take the masks of classes, or divide the numbers down to the classes' "
+            "before"
         )
     return pixels.astype(np.uint8)
 
 
 def by_colour(image: Image.Image, taxonomy: Taxonomy, path) -> np.ndarray:
-    """Ids uint8 [H, W] of an RGB or RGBA image in the colours that the taxonomy gives: one that nobody gave
-    may mean any class. ValueError names the colours that are none of them."""
+    """Ids uint8 [H, W] of an RGB or RGBA image in the colours that the taxonomy gives: one that
+    nobody gave may mean any class. ValueError names the colours that are none of them."""
     pixels = np.asarray(image).astype(np.int32)
     if pixels.shape[2] == 4:
         _opaque(pixels[..., 3], path)
@@ -46,13 +50,15 @@ def by_colour(image: Image.Image, taxonomy: Taxonomy, path) -> np.ndarray:
             cure = "Its channels are equal: if they are class ids, save one of them, in grey"
         elif likely:
             cure = (
-                f"They are VOC's for {', '.join(map(repr, likely[:5]))}, but the taxonomy file does not say that these masks "
+                f"They are VOC's for {', '.join(map(repr, likely[:5]))}, but the taxonomy file "
+                "does not say that these masks "
                 "were drawn so: write colour: [red, green, blue] beside each class in it"
             )
         else:
             cure = "Give the classes their colours in the taxonomy file"
         raise ValueError(
-            f"mask {path} has {len(unknown)} colours that no class of taxonomy {taxonomy.name!r} has been given, such as "
+            f"mask {path} has {len(unknown)} colours that no class of taxonomy {taxonomy.name!r} "
+            "has been given, such as "
             f"{[list(c) for c in unknown[:5]]}. {cure}"
         )
     return np.array([ids[c] for c in colours], np.uint8)[inverse].reshape(codes.shape)
@@ -64,10 +70,12 @@ def _opaque(alpha: np.ndarray, path) -> None:
 
 
 class Renamed:
-    """Values of masks that mean something else than their place: ``mapping`` {value: class name, "background" or "ignore"}.
+    """Values of masks that mean something else than their place: ``mapping`` {value: class name,
+    "background" or "ignore"}.
 
-    Called with ids uint8 [H, W] and the file's name it gives them as class ids. ValueError for a mapping that makes no sense,
-    and for a value that would fall together with a mapped one because of its place alone.
+    Called with ids uint8 [H, W] and the file's name it gives them as class ids. ValueError for a
+    mapping that makes no sense, and for a value that would fall together with a mapped one because
+    of its place alone.
     """
 
     def __init__(self, mapping: dict[str, str], taxonomy: Taxonomy):
@@ -86,7 +94,8 @@ class Renamed:
         both = [v for v in np.unique(mask).tolist() if v in taken and v not in self.ids]
         if both:
             raise ValueError(
-                f"{path} holds value {both[0]}, the place of {self.names[both[0]]!r}, to which --map sends {taken[both[0]]}: "
+                f"{path} holds value {both[0]}, the place of {self.names[both[0]]!r}, to which "
+                f"--map sends {taken[both[0]]}: "
                 f"say what {both[0]} means too, as in --map {both[0]}=ignore"
             )
         return self.table[mask]

@@ -102,18 +102,21 @@ def merge(pipe, adapter: Adapter, weight: float, base_sha256: str) -> None:
 
 
 def _check_written(written: dict, file: Path) -> None:
-    """ValueError for a file that holds something that would not be merged, or numbers that are none."""
+    """ValueError for a file that holds something that would not be merged, or numbers that are
+    none."""
     strange = [name for name in written if not re.search(f"{READ}$", name)]
     if strange:
         kinds = {"dora_scale": "DoRA", "magnitude": "DoRA", "hada": "LoHa", "lokr": "LoKr", "lora_mid": "LoCon with a middle"}
         what = next((f" ({kind})" for part, kind in kinds.items() if any(part in name for name in strange)), "")
         raise ValueError(
-            f"{len(strange)} of its {len(written)} tensors are no part of a LoRA{what} and would be left out: "
+            f"{len(strange)} of its {len(written)} tensors are no part of a LoRA{what} and would "
+            "be left out: "
             f"{', '.join(strange[:3])}. Merge it with the tool that made it"
         )
     if any(name.startswith("base_model.") for name in written):
         raise ValueError(
-            "its layers have peft's own names (base_model.model. ...): load it there, and save it with diffusers' "
+            "its layers have peft's own names (base_model.model. ...): load it there, and save it "
+            "with diffusers' "
             "save_lora_weights, or put unet. in place of base_model.model."
         )
     wrong = [name for name, tensor in written.items() if not torch.isfinite(tensor).all()]
@@ -122,7 +125,8 @@ def _check_written(written: dict, file: Path) -> None:
 
 
 def _layer_name(pipe, key: str) -> str:
-    """``unet.<layer>.lora....weight`` in the names of the pipeline's own layers, from what diffusers makes of a file."""
+    """``unet.<layer>.lora....weight`` in the names of the pipeline's own layers, from what
+    diffusers makes of a file."""
     part, _, name = key.partition(".")
     name = name.replace(".processor.", ".")
     if part == "unet":
@@ -157,7 +161,8 @@ def _check_fit(pipe, state: dict, file: Path) -> list[str]:
         shown = "; ".join(wrong[:3]) or "it is empty"
         raise ValueError(
             f"diffusion.adapter={file} does not fit diffusion.model: {len(wrong)} of its {len(state)} tensors: {shown}. "
-            "It may be of another kind of model (1.x, 2.x and XL have other layers and sizes), or of another method: LoRA on "
+            "It may be of another kind of model (1.x, 2.x and XL have other layers and sizes), or "
+            "of another method: LoRA on "
             "linear and convolution layers of the UNet and the text encoders can be read"
         )
     return sorted(parts)

@@ -80,8 +80,10 @@ def find(
         folder, commit = _download(model, revision, variant, safety_checker)
     if folder.is_file():
         raise ValueError(
-            f"diffusion.model={model!r} is a single file; a folder in diffusers format is read. diffusers converts it, once: "
-            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), of XL StableDiffusionXLPipeline"
+            f"diffusion.model={model!r} is a single file; a folder in diffusers format is read. "
+            "diffusers converts it, once: "
+            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), of XL "
+            "StableDiffusionXLPipeline"
         )
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"diffusion.model={model!r}: {folder} has no model_index.json; is it in diffusers format?")
@@ -185,7 +187,8 @@ def load(checkpoint: Checkpoint, dtype: str, variant: str | None = None, safety_
 
 
 def _check_weights(pipe, checkpoint: Checkpoint) -> None:
-    """ValueError for a part that lacks weights, which would stay random, or whose file holds others, which are not used."""
+    """ValueError for a part that lacks weights, which would stay random, or whose file holds
+    others, which are not used."""
     for part in {file.parent.name for file in checkpoint.weights}:
         files = [file for file in checkpoint.weights if file.parent.name == part]
         stored = {_weight_name(name) for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118
@@ -194,21 +197,23 @@ def _check_weights(pipe, checkpoint: Checkpoint) -> None:
             names = sorted(name for name in names if not name.endswith("position_ids"))  # a buffer of older versions
             if names:
                 raise ValueError(
-                    f"{checkpoint.folder}: {part} {what}: {len(names)} of {len(own)}, such as {', '.join(names[:3])}. Is the "
+                    f"{checkpoint.folder}: {part} {what}: {len(names)} of {len(own)}, such as "
+                    f"{', '.join(names[:3])}. Is the "
                     "file whole, and is config.json that of the same model? Download it again"
                 )
 
 
 def _weight_name(name: str) -> str:
-    """A weight's name whatever the version that saved it: levels of CLIP models came and went, and attention of the VAE had
-    other names."""
+    """A weight's name whatever the version that saved it: levels of CLIP models came and went,
+    and attention of the VAE had other names."""
     name = re.sub(r"\b(text_model|vision_model)\.", "", name)
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{old[m[2]]}.", name)
 
 
 def _check_words(pipe, folder: Path) -> None:
-    """ValueError for a tokenizer that is not the text encoder's: without its vocabulary a library makes up an empty one."""
+    """ValueError for a tokenizer that is not the text encoder's: without its vocabulary a
+    library makes up an empty one."""
     for end in ("", "_2"):
         words, encoder = getattr(pipe, f"tokenizer{end}", None), getattr(pipe, f"text_encoder{end}", None)
         if encoder is None:
@@ -218,9 +223,12 @@ def _check_words(pipe, folder: Path) -> None:
         rows, longest = len(encoder.get_input_embeddings().weight), encoder.config.max_position_embeddings
         if len(words) != rows or words.model_max_length > longest:
             raise ValueError(
-                f"{folder}: tokenizer{end} knows {len(words)} words and {words.model_max_length:.6g} of them in a prompt, "
-                f"text_encoder{end} {rows} and {longest}. Is the vocabulary missing (vocab.json, merges.txt or "
-                "tokenizer.json, tokenizer_config.json)? Copy the folder from where the model came from"
+                f"{folder}: tokenizer{end} knows {len(words)} words and "
+                f"{words.model_max_length:.6g} of them in a prompt, "
+                f"text_encoder{end} {rows} and {longest}. Is the vocabulary missing (vocab.json, "
+                "merges.txt or "
+                "tokenizer.json, tokenizer_config.json)? Copy the folder from where the model came "
+                "from"
             )
 
 
@@ -233,7 +241,8 @@ def choose_scheduler(name: str, current):
         return getattr(diffusers, name).from_config(current.config)
     except ImportError as error:
         raise ValueError(
-            f"diffusion.scheduler={name} needs a package that is not installed: {_first_line(error)}. Install it, or choose "
+            f"diffusion.scheduler={name} needs a package that is not installed: "
+            f"{_first_line(error)}. Install it, or choose "
             "another scheduler"
         ) from None
 

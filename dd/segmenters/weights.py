@@ -109,7 +109,8 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
 
 
 def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
-    """Weights without the names of what wrapped the model. ValueError for numbers that are not finite."""
+    """Weights without the names of what wrapped the model. ValueError for numbers that are not
+    finite."""
     for wrapper in ("module.", "model."):
         if weights and all(name.startswith(wrapper) for name in weights):
             weights = {name.removeprefix(wrapper): w for name, w in weights.items()}
@@ -117,7 +118,8 @@ def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Ten
     wrong = [name for name, w in numbers.items() if not torch.isfinite(w).all()]
     if wrong:
         raise ValueError(
-            f"{source}: {len(wrong)} of its {len(weights)} tensors hold numbers that are not finite, such as {wrong[0]}: the "
+            f"{source}: {len(wrong)} of its {len(weights)} tensors hold numbers that are not "
+            f"finite, such as {wrong[0]}: the "
             "training that made it went wrong, or the file is damaged"
         )
     return weights

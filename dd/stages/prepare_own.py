@@ -22,14 +22,15 @@ def prepare_own(
     cvat=None, label_studio=None, mask_beginning: str = "", image_ending: str = "", image_beginning: str = "",
     brushes_only: bool = False,
 ) -> tuple[Path, list[str]]:  # fmt: skip
-    """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours), a ``coco_file`` (or
-    {split: file}), an export of CVAT ("Segmentation mask 1.1", zip or folder) or of Label Studio (JSON), or from a folder
-    ``voc`` in VOC layout.
+    """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours),
+    a ``coco_file`` (or {split: file}), an export of CVAT ("Segmentation mask 1.1", zip or folder)
+    or of Label Studio (JSON), or from a folder ``voc`` in VOC layout.
 
-    Splits: ``split_files`` {split: file}, or ``shares`` {split: part} drawn by ``seed`` (default: val=0.2). ``mapping``
-    {label or value of a mask: class}; ``crowds`` belongs to ``coco_file``. ``mask_ending``, ``mask_beginning`` and those of
-    images: what the names of ``masks`` and ``images`` have more than each other. ValueError, FileNotFoundError or
-    FileExistsError say what does not fit.
+    Splits: ``split_files`` {split: file}, or ``shares`` {split: part} drawn by ``seed`` (default:
+    val=0.2). ``mapping`` {label or value of a mask: class}; ``crowds`` belongs to ``coco_file``.
+    ``mask_ending``, ``mask_beginning`` and those of images: what the names of ``masks`` and
+    ``images`` have more than each other. ValueError, FileNotFoundError or FileExistsError say what
+    does not fit.
     """
     classes, root = taxonomy(taxonomy_file), Path(data_root) / name
     if not name or Path(name).name != name or name.startswith("."):
@@ -53,7 +54,8 @@ def prepare_own(
         raise ValueError("--brushes-only belongs to --label-studio")
     if masks is not None and not (mask_ending or mask_beginning) and Path(images).resolve() == Path(masks).resolve():
         raise ValueError(
-            f"images and masks are one folder, {images}: say what the names of masks have more (--mask-ending _mask or "
+            f"images and masks are one folder, {images}: say what the names of masks have more "
+            "(--mask-ending _mask or "
             "--mask-beginning gt_), or lay them apart"
         )
     keep_out(root, (images, masks, voc))
@@ -90,7 +92,8 @@ def prepare_own(
 
 
 def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ends: tuple, mapping: dict[str, str] | None):
-    """Jobs, notes and identity of a folder of masks. ``ends``: beginning and ending of masks' names, then of images'."""
+    """Jobs, notes and identity of a folder of masks. ``ends``: beginning and ending of masks'
+    names, then of images'."""
     colours = labelmap_colours(folder.parent, classes, mapping)
     renamed = Renamed(mapping, classes) if mapping and colours is None else None
     read = (
@@ -109,8 +112,10 @@ def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ends: tuple,
     files = {n: masks[name] for n, name in images.items() if name in masks}
     if not files:
         raise ValueError(
-            f"no mask in {folder} has the stem of an image: images {list(images.values())[:3]}, masks {list(masks)[:3]} "
-            "(--mask-ending _mask, --mask-beginning gt_, --image-ending and --image-beginning take a part off)"
+            f"no mask in {folder} has the stem of an image: images {list(images.values())[:3]}, "
+            f"masks {list(masks)[:3]} "
+            "(--mask-ending _mask, --mask-beginning gt_, --image-ending and --image-beginning take "
+            "a part off)"
         )
     notes += [
         f"{len(left)} {what} have no {other} of the same stem and are left out, such as {left[:3]}"
@@ -129,7 +134,8 @@ def _masks(found: dict[str, Path], folder: Path, classes: Taxonomy, ends: tuple,
 
 
 def _cocos(found: dict[str, Path], folder: Path, given, classes: Taxonomy, mapping, crowds: bool):
-    """Jobs, notes, identity and splits of one COCO file (no splits: None), or of ``given`` {split: file}."""
+    """Jobs, notes, identity and splits of one COCO file (no splits: None), or of ``given``
+    {split: file}."""
     files = {split: Path(path) for split, path in given.items()} if isinstance(given, dict) else {None: Path(given)}
     contents = {split: coco.read_coco(path) for split, path in files.items()}
     names = {str(c["name"]) for content in contents.values() for c in content["categories"]}

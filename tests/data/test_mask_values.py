@@ -15,7 +15,8 @@ IDS = np.array([[0, 1, 2, 2], [1, 1, 0, 0], [2, 0, 0, 1]], np.uint8)
 
 
 def with_palette(path, order, colours):
-    """IDS with value ``order[i]`` for class i, each in the colour of its class, as tools write that sort palettes."""
+    """IDS with value ``order[i]`` for class i, each in the colour of its class, as tools write
+    that sort palettes."""
     values = np.zeros(256, np.uint8)
     values[list(order)] = range(len(order))
     image = Image.fromarray(values[IDS])

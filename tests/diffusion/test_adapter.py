@@ -1,4 +1,5 @@
-"""Adapters of other programs: what is merged is W + weight * alpha / rank * B A in every layer, or it is refused."""
+"""Adapters of other programs: what is merged is W + weight * alpha / rank * B A in every layer,
+or it is refused."""
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ RANK, ALPHA = 4, 2.0
 
 
 def layers(pipe, parts):
-    """{(part, name): layer} of the attention's queries and keys and of every linear layer of text encoders."""
+    """{(part, name): layer} of the attention's queries and keys and of every linear layer of
+    text encoders."""
     ends = {part: ("attn2.to_q", "attn2.to_k", "attn2.to_out.0") if part == "unet" else TEXT for part in parts}
     return {(p, n): m for p in parts for n, m in getattr(pipe, p).named_modules() if n.endswith(ends[p])}
 

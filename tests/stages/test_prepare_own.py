@@ -452,7 +452,8 @@ def test_labels_of_another_camera_are_not_taken(site):
 
 
 def test_one_coco_file_for_each_split(site, capsys):
-    """As Roboflow lays it out: a JSON beside the images of each split, and the same names in all of them."""
+    """As Roboflow lays it out: a JSON beside the images of each split, and the same names in all
+    of them."""
     content = json.loads(export(site).read_text())
     for split, names in {"train": NAMES[:3], "valid": NAMES[3:]}.items():
         (site / split).mkdir()
