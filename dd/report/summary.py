@@ -13,7 +13,6 @@ ARMS = {
     "self_training": "synthetic, self-training",
     "finetuned": "synthetic, then {k} real",
     "mixed": "synthetic and {k} real",
-    "retrained": "real, then {k} real",
     "real_only": "{k} real only",
 }
 
@@ -48,9 +47,7 @@ def arm_of(trained_on: dict) -> str:
         return "mixed"
     if trained_on["source"] == "synthetic":
         return "self_training" if "teacher" in trained_on["mask_settings"] else "synthetic_only"
-    if not trained_on["after"]:
-        return "real_only"
-    return "retrained" if arm_of(trained_on["after"]) in ("real_only", "retrained") else "finetuned"
+    return "finetuned" if trained_on["after"] else "real_only"
 
 
 def collect(folders) -> tuple[list[dict], list[tuple[str, str]]]:

@@ -2,7 +2,7 @@
 
 import json
 
-from dd.report.summary import ARMS, arm_of, collect, summarise
+from dd.report.summary import collect, summarise
 
 
 def probe_file(folder, name, miou, **more):
@@ -54,17 +54,3 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     assert {name: row.get("mask_miou") for name, row in ablations.items()} == {
         "power=1": 80.0, "append=off": 79.0, "band=off": None, "ema=off": None
     }  # fmt: skip
-
-
-def test_what_a_run_was_trained_on_before_decides_its_arm():
-    def then(source, after=None):
-        return {"source": source, "after": after, "mask_settings": {}}
-
-    real, synthetic = then("real"), then("synthetic")
-    for trained_on, arm in (
-        (real, "real_only"), (then("real", synthetic), "finetuned"), (then("real", real), "retrained"),
-        (then("real", then("real", real)), "retrained"), (then("real", then("real", synthetic)), "finetuned"),
-        (then("real", then("mixed")), "finetuned"), (then("real", then("unlabelled", real)), "retrained"),
-    ):  # fmt: skip
-        assert arm_of(trained_on) == arm
-    assert ARMS["retrained"].format(k=8) == "real, then 8 real"
