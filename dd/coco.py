@@ -15,6 +15,8 @@ from pycocotools import mask as rle
 from dd.provenance import read_json
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
+FAR = 1e12  # pixels; where a coordinate is larger its exact place no longer matters
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -255,7 +257,8 @@ def _cut(polygon: list[float], height: int, width: int) -> list[float]:
     """A polygon without what lies further from the image than the image is large (Sutherland and
     Hodgman, 1974)."""
     far = max(height, width)
-    points = list(zip(polygon[::2], polygon[1::2], strict=True))
+    near = [min(max(x, -FAR), FAR) for x in polygon]  # their differences stay finite
+    points = list(zip(near[::2], near[1::2], strict=True))
     for axis, bound, sign in ((0, -far, 1), (0, 2 * far, -1), (1, -far, 1), (1, 2 * far, -1)):
         inside = [sign * (p[axis] - bound) >= 0 for p in points]
         if all(inside):

@@ -89,14 +89,16 @@ class Photos:
     spread. A note counts photographs of a kind that is not read. FileNotFoundError for no folder or one without images,
     ValueError for two images of one stem."""
 
+    dark = frozenset()  # ids of those that were read and came out nearly black
+
     def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         check_limit(max_pixels)
         self.folder, self.max_pixels, self.files = Path(folder), max_pixels, index(folder, IMAGES)
         left = sorted(p.suffix.lower() for p in walk(folder)[0] if p.suffix.lower() in OTHERS)
-        self.items, self.unreadable, self.passed, self.dark = [], {}, list(self.files.notes), set()
+        self.items, self.unreadable, self.notes = [], {}, list(self.files.notes)
         if left:
             kinds = ", ".join(dict.fromkeys(left))
-            self.passed += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
+            self.notes += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
         for name, path in spread(list(self.files.items()), limit):
             file = path.relative_to(self.folder).as_posix()
             try:
@@ -104,20 +106,19 @@ class Photos:
             except OSError as error:
                 self.unreadable[file] = str(error)
 
-    @property
-    def notes(self) -> list[str]:
-        """What was passed over, and how many of the photographs that were read come out nearly
-        black."""
-        return [*self.passed, *([dark_note(len(self.dark))] if self.dark else [])]
-
     def read(self, wanted: list[Item]):
         """(item, its pixels or the error that says why there are none), one after the other."""
         for item in wanted:
             try:
-                told = partial(self.dark.add, item.id)
+                told = partial(self._count_dark, item.id)
                 yield item, read_photo(self.files[item.id], self.max_pixels, RAISE, told)
             except (ValueError, OSError) as error:
                 yield item, error
+
+    def _count_dark(self, name: str) -> None:
+        """Note how many photographs come out nearly black, each once."""
+        before, self.dark = dark_note(len(self.dark)), self.dark | {name}
+        self.notes = [n for n in self.notes if n != before] + [dark_note(len(self.dark))]
 
 
 class Video:

@@ -120,7 +120,7 @@ def test_polygons_and_run_lengths_in_one_list():
     assert np.array_equal(drawn((1, floats)), region_)
 
 
-@pytest.mark.parametrize("far", [1e3, 2e8, 1e300])
+@pytest.mark.parametrize("far", [1e3, 2e8, 1e300, 1.7e308])
 def test_what_lies_far_outside_the_image_takes_no_memory(far):
     """The part inside is that of the whole polygon: half-planes and wedges whose corners are far
     away."""

@@ -1,5 +1,7 @@
 """What the pixels of a mask file mean: class ids by their values, or by their colours."""
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image
 
@@ -109,13 +111,13 @@ def check_colours(image: Image.Image, mask: np.ndarray, taxonomy: Taxonomy, path
     gives its colour to an object. Else values are ids, whatever the colours.
     """
     palette = image.getpalette() if image.mode == "P" else [v for v in range(256) for _ in range(3)]
-    colours = {v: tuple(palette[3 * v : 3 * v + 3]) for v in np.unique(mask).tolist()}
+    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+    colours = {v: tuple(palette[3 * v : 3 * v + 3]) for v in values}
     if all(colour == (v, v, v) for v, colour in colours.items()):
         given = {tuple(c): k for k, c in (taxonomy.colours or {}).items() if k != BACKGROUND}
         told = {v: _id(taxonomy, given[c]) for v, c in colours.items() if c in given}
     else:
-        ids = (*range(len(taxonomy)), IGNORE)
-        known = {tuple(taxonomy.palette[3 * i : 3 * i + 3]): i for i in ids}
+        known = _colours(taxonomy)
         speaks = all(colour in known for colour in colours.values())
         told = {v: known[c] for v, c in colours.items()} if speaks else {}
     wrong = [v for v, i in told.items() if i != v]
@@ -128,6 +130,12 @@ def check_colours(image: Image.Image, mask: np.ndarray, taxonomy: Taxonomy, path
             "its values are the ids, in RGB if its colours are right (python -m dd prepare own "
             "reads both, and its --map VALUE=CLASS says what values mean)"
         )
+
+
+@lru_cache(maxsize=8)
+def _colours(taxonomy: Taxonomy) -> dict[tuple[int, int, int], int]:
+    palette = taxonomy.palette
+    return {tuple(palette[3 * i : 3 * i + 3]): i for i in (*range(len(taxonomy)), IGNORE)}
 
 
 def _id(taxonomy: Taxonomy, key) -> int:

@@ -32,7 +32,7 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
         raise FileNotFoundError(f"caption.images={images}: no such folder")
     if folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(f"caption.folder={folder} lies in {images}, which is only read; choose another caption.folder")
-    there, hidden = ([p for p in files if p.suffix in READ_SUFFIXES] for files in walk(images))
+    there, hidden = ([p for p in files if p.suffix.lower() in READ_SUFFIXES] for files in walk(images))
     names = sorted(p.relative_to(images).as_posix() for p in there)
     if hidden:
         print(f"warning: {len(hidden)} hidden files in {images} are passed over, such as {hidden[0]}")
