@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from dd.cli.init import init, init_options
 from dd.cli.runs import deploy_run, run_options, show_page
@@ -156,15 +157,27 @@ def _own_options(parser) -> None:
     add("--name", default="own", help="folder below the root (default: own)")
     add("--images", help="folder of images; never written to")
     add("--masks", help="folder of masks with the images' stems: class ids (palette or grey PNG) or the taxonomy's colours")
-    add("--mask-ending", default="", help="what the stems of masks have more than those of images, such as _mask")
-    add("--coco", help="COCO JSON, such as labelme, CVAT and Label Studio export")
+    for what, one in (("mask", "_mask or gt_"), ("image", "_leftImg8bit or image_")):
+        for end in ("ending", "beginning"):
+            add(f"--{what}-{end}", default="", help=f"what the stems of {what}s have more than the others, such as {one}")
+    add(
+        "--coco", action="append", metavar="[SPLIT=]JSON",
+        help="COCO JSON, such as labelme, CVAT, Roboflow and Label Studio export; one for each split: train=a.json",
+    )  # fmt: skip
+    add("--brushes-only", action="store_true", help="with --label-studio: leave regions out that are no brush")
     add("--cvat", help="what CVAT exports as Segmentation mask 1.1: the zip, or its unpacked folder (needs --images)")
     add("--label-studio", metavar="JSON", help="what Label Studio exports as JSON, with brushes (needs --images)")
     add("--voc", help="instead of these: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation")
     add("--split", action="append", default=[], metavar="SPLIT=FILE", help="text file with one image a line")
     add("--share", action="append", default=[], metavar="SPLIT=PART", help="part drawn by --seed; default val=0.2")
     add("--seed", type=int, default=0)
-    add("--map", action="append", default=[], metavar="CATEGORY=CLASS", help="CLASS may be ignore (255) or background")
+    add(
+        "--map",
+        action="append",
+        default=[],
+        metavar="LABEL=CLASS",
+        help="of an annotation, or value of a mask (11=ignore); CLASS may be ignore (255) or background",
+    )
     add("--crowds", choices=["ignore", "objects"], default="ignore", help="what iscrowd=1 means (default: 255)")
 
 
@@ -176,10 +189,21 @@ def _own(options):
         except ValueError:
             raise ValueError(f"--share {split}={part}: expected a part of 1, such as val=0.2") from None
     return prepare_own(
-        options.root, options.taxonomy, options.name, options.images, options.masks, options.coco, options.voc,
+        options.root, options.taxonomy, options.name, options.images, options.masks, _coco_files(options.coco), options.voc,
         options.mask_ending, _pairs("--split", options.split), shares, options.seed, _pairs("--map", options.map),
-        options.crowds == "ignore", options.workers, options.cvat, options.label_studio,
+        options.crowds == "ignore", options.workers, options.cvat, options.label_studio, options.mask_beginning,
+        options.image_ending, options.image_beginning, options.brushes_only,
     )  # fmt: skip
+
+
+def _coco_files(values: list[str] | None) -> str | dict[str, str] | None:
+    """One file, or {split: file}."""
+    if not values or (len(values) == 1 and (Path(values[0]).exists() or "=" not in values[0])):
+        return values[0] if values else None
+    found = _pairs("--coco", values)
+    if len(found) < len(values):
+        raise ValueError("--coco: several files need a split each, as in --coco train=a.json --coco val=b.json")
+    return found
 
 
 def _pairs(option: str, values: list[str]) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +14,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.datasets import RECORD, check_values, encode_image, encode_mask, orientation, read_mask, rgb, write_split
+from dd.datasets import (
+    RECORD,
+    check_values,
+    dark_note,
+    encode_image,
+    encode_mask,
+    is_dark,
+    orientation,
+    read_mask,
+    rgb,
+    write_split,
+)
 from dd.progress import Progress
 from dd.provenance import read_json, refuse_other, write_atomic, write_json
 from dd.taxonomy import IGNORE, Taxonomy
@@ -30,6 +42,7 @@ class MaskJob:
     source: str
     draw: Callable[[], np.ndarray]
     lost: Callable[[], int] | None = None  # how many of its annotations cover no pixel
+    size: Callable[[], tuple[int, int]] | None = None  # (height, width) of the mask, before it is drawn
 
 
 def keep_out(root: str | Path, folders) -> None:
@@ -85,11 +98,23 @@ def write_part(
     counts = convert(jobs, root, taxonomy, workers, upright)
     for split, ids in splits.items():
         write_split(root, split, ids)
+    if jobs and not any(counts["classes"][name]["images"] for name in taxonomy.names):
+        ignored = counts["ignored_pixels"]
+        raise ValueError(
+            f"no class of taxonomy {taxonomy.name!r} occurs in the {len(jobs)} masks: they hold "
+            + ("0 (background) and 255 (ignored) alone" if ignored else "background alone")
+            + ". If an object is written as 255 (black and white masks): --map 255=CLASS; if all objects of a COCO "
+            "file are marked as crowds: --crowds objects; else nothing is labelled in them"
+        )
     absent = [name for name in taxonomy.names if not counts["classes"][name]["images"]]
     listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
     notes = [*notes, f"{len(absent)} classes are in no mask: {listed}"] if absent else list(notes)
     if counts["lost"]:
         notes.append(f"{counts['lost']} annotations cover no pixel (no area, or outside the image): left out")
+    if counts["undecided"]:
+        notes.append(_told_by_the_others(counts["undecided"], *counts["votes"]))
+    if counts["dark"]:
+        notes.append(dark_note(counts["dark"]))
     if counts["upright"]:
         notes.append(f"{counts['upright']} images carry an EXIF rotation: upright copies lie in {root / 'JPEGImages'}")
     record = read_json(root / RECORD) if (root / RECORD).is_file() else {"images": [], "parts": {}}
@@ -101,35 +126,88 @@ def write_part(
     return found
 
 
+def _told_by_the_others(number: int, stored: int, upright: int) -> str:
+    what = f"{number} images carry an EXIF rotation of which their size does not tell whether the mask is turned"
+    if stored and upright:
+        return f"{what}: taken as upright, but {stored} others are of stored pixels, {upright} upright: look at them"
+    if stored or upright:
+        how = "of stored pixels" if stored else "upright"
+        return f"{what}: taken as {how}, as the {stored or upright} masks are whose size tells"
+    return f"{what}, nor does any other of the set: taken as upright, as tools show them; look at some"
+
+
 def _relative(folder: Path, root: Path) -> str:
     folder, root = Path(folder).resolve(), root.resolve()
     return os.path.relpath(folder, root) if folder.is_relative_to(root.parent) else str(folder)
 
 
+@dataclass
+class Counts:
+    """What became of some masks. ``images``, ``pixels`` [256]: with each value; ``votes``: masks
+    that sizes show to belong to (stored, upright) pixels; ``left``: jobs of turned images of
+    which sizes do not tell that."""
+
+    images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    votes: np.ndarray = field(default_factory=lambda: np.zeros(2, np.int64))
+    upright: int = 0
+    lost: int = 0
+    dark: int = 0
+    left: list[MaskJob] = field(default_factory=list)
+    errors: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
 def convert(
     jobs: list[MaskJob], root: Path, taxonomy: Taxonomy, workers: int | None = None, upright: bool = False
 ) -> dict:  # fmt: skip
-    """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; counts images and pixels of each class.
+    """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; counts images and
+    pixels of each class.
 
-    ``workers`` processes (None = one for each core, at most 8). ``upright``: an image with an EXIF rotation whose mask is that
-    of the upright image gets an upright copy in ``root/JPEGImages``. ValueError lists the masks that could not be made, after
-    all others were.
+    ``workers`` processes (None = one for each core, at most 8). ``upright``: an image with an EXIF
+    rotation whose mask is that of the upright image gets an upright copy in ``root/JPEGImages``.
+    Where sizes do not tell (square, mirrored, upside down) it is as with the images of the set
+    whose sizes do; upright where they disagree or there are none. ValueError lists the masks that
+    could not be made, after all others were.
     """
-    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
-    work = partial(_convert_chunk, root=root, taxonomy=taxonomy, upright=upright)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    images, pixels, turned, lost, errors = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, 0, []
+    work = partial(_convert_chunk, root=root, taxonomy=taxonomy, upright=upright)
     with Progress("masks", len(jobs), stream=sys.stderr, unit="masks") as progress:
-        for done, part in map(work, chunks) if workers < 2 or len(chunks) < 2 else _parallel(work, chunks, workers):
-            progress.advance(done)
-            images, pixels, turned = images + part[0], pixels + part[1], turned + part[2]
-            lost, errors = lost + part[3], errors + part[4]
-    if errors:
-        lines = "\n  ".join(sorted(errors)[:10])
-        raise ValueError(f"{len(errors)} of {len(jobs)} masks could not be made (the others are kept):\n  {lines}")
-    classes = {name: {"images": int(images[i]), "pixels": int(pixels[i])} for i, name in enumerate(taxonomy.all_names)}
-    ignored = int(pixels[IGNORE])
-    return {"images": len(jobs), "upright": turned, "lost": lost, "ignored_pixels": ignored, "classes": classes}
+        found = _each(partial(work, guess=None), jobs, workers, progress.advance)
+        stored, turned = found.votes.tolist()
+        guess = turned > 0 or not stored
+        found += _each(partial(work, guess=guess), found.left, workers, progress.advance)
+    if found.errors:
+        raise ValueError(
+            f"{len(found.errors)} of {len(jobs)} masks could not be made (the others are kept):\n  "
+            + "\n  ".join(_told_once(found.errors)[:10])
+        )
+    names = enumerate(taxonomy.all_names)
+    return {
+        "images": len(jobs), "upright": found.upright, "lost": found.lost, "dark": found.dark,
+        "ignored_pixels": int(found.pixels[IGNORE]), "undecided": len(found.left), "votes": [stored, turned],
+        "classes": {name: {"images": int(found.images[i]), "pixels": int(found.pixels[i])} for i, name in names},
+    }  # fmt: skip
+
+
+def _each(work, jobs: list[MaskJob], workers: int, advance) -> Counts:
+    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    found = Counts()
+    for number, done in map(work, chunks) if workers < 2 or len(chunks) < 2 else _parallel(work, chunks, workers):
+        found += done
+        advance(number)
+    return found
+
+
+def _told_once(errors: list[tuple[str, str, str]]) -> list[str]:
+    """Lines for (source, what is wrong, the same without names of files): each cause once, with
+    the first of its files."""
+    causes = defaultdict(list)
+    for source, text, cause in sorted(errors):
+        causes[cause].append(text if source in text else f"{source}: {text}")
+    return [lines[0] + (f" (and {len(lines) - 1} more for this reason)" if lines[1:] else "") for lines in causes.values()]
 
 
 def _parallel(work, chunks, workers):
@@ -146,33 +224,51 @@ def _parallel(work, chunks, workers):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert_chunk(jobs, root, taxonomy, upright):
-    images, pixels, turned, lost, errors = np.zeros(256, np.int64), np.zeros(256, np.int64), 0, 0, []
+def _convert_chunk(jobs, root, taxonomy, upright, guess) -> tuple[int, Counts]:
+    """(number of jobs that are finished with, what became of them)."""
+    found = Counts()
     for job in jobs:
         try:
-            mask, copied = _convert(job, root, taxonomy, upright)
+            found += _convert(job, root, taxonomy, upright, guess)
         except (ValueError, OSError, Image.DecompressionBombError) as error:
-            errors.append(f"{job.source}: {error}")
-            continue
-        counted = np.bincount(mask.ravel(), minlength=256)
-        images, pixels, turned = images + (counted > 0), pixels + counted, turned + copied
-        lost += job.lost() if job.lost else 0
-    return len(jobs), (images, pixels, turned, lost, errors)
+            cause = str(error).replace(job.source, "").replace(str(job.image), "")
+            found.errors.append((job.source, str(error), cause))
+    return len(jobs) - len(found.left), found
 
 
-def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool) -> tuple[np.ndarray, bool]:
+def _check_size(job: MaskJob, mask: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
+    if mask not in sizes:
+        (height, width), *_ = sizes
+        raise ValueError(f"{job.image} is {width}x{height} (width x height), its mask {mask[1]}x{mask[0]}")
+
+
+def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool, guess: bool | None) -> Counts:
+    """``guess``: whether the mask is that of the upright image where sizes do not tell; None
+    leaves such a job."""
     path, copy = root / "SegmentationClass" / f"{job.name}.png", root / "JPEGImages" / f"{job.name}.png"
     there = path.is_file()
-    mask = read_mask(path) if there else job.draw()
-    check_values(mask, taxonomy, job.source)
     with Image.open(job.image) as image:
         stored, turn = (image.height, image.width), orientation(image) if upright else 1
-        copied = turn > 1 and mask.shape == (stored[::-1] if turn >= 5 else stored)
+        sizes = [stored, stored[::-1]] if turn >= 5 else [stored]
+        if job.size and not there:  # before memory is taken: a file may claim any size
+            _check_size(job, tuple(job.size()), sizes)
+        mask = read_mask(path) if there else job.draw()
+        _check_size(job, mask.shape, sizes)
+        check_values(mask, taxonomy, job.source)
+        told = sizes[-1] != stored
+        if turn > 1 and not told and guess is None:
+            return Counts(left=[job])
+        copied = turn > 1 and (mask.shape == sizes[-1] if told else guess)
+        dark = is_dark(image)
         if copied and not copy.is_file():
             turned = rgb(ImageOps.exif_transpose(image))
             write_atomic(copy, encode_image(np.asarray(turned), ".png"))
-    if not copied and mask.shape != stored:
-        raise ValueError(f"{job.image} is {stored[1]}x{stored[0]} (width x height), its mask {mask.shape[1]}x{mask.shape[0]}")
+    if turn > 1 and not copied:
+        copy.unlink(missing_ok=True)  # of an interrupted run that knew less of the set
     if not there:
         write_atomic(path, encode_mask(mask, taxonomy.palette))
-    return mask, copied
+    pixels = np.bincount(mask.ravel(), minlength=256)
+    vote = told and mask.any()  # masks of nothing lie as we made them
+    votes = np.array([vote and not copied, vote and copied], np.int64)
+    lost = job.lost() if job.lost else 0
+    return Counts((pixels > 0).astype(np.int64), pixels, votes, int(copied), lost, int(dark))

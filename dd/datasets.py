@@ -4,16 +4,19 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from dd.provenance import fingerprint, read_json, sha256, write_atomic
+from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
+from dd.provenance import fingerprint, read_json, read_lines, read_text, sha256, write_atomic
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -76,6 +79,23 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+DARK = 1 << 14  # values of 16 bits below which the high byte says next to nothing
+
+
+def is_dark(image: Image.Image) -> bool:
+    """Whether 16-bit grey uses only its low bits, as cameras of 10 to 14 bits write: its high
+    byte is nearly black."""
+    return image.mode.startswith("I;16") and 0 < np.asarray(image).max() < DARK
+
+
+def dark_note(number: int) -> str:
+    return (
+        f"{number} images of 16 bits use less than a quarter of the range (cameras of 10 to 14 "
+        "bits write so) and come out "
+        "nearly black: stretch their values to 0..65535"
+    )
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Image uint8 [H, W, 3]; ValueError for a file that cannot be decoded."""
     with opened(path) as image:
@@ -98,47 +118,40 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def read_labelled(path: str | Path, size: tuple[int, int], upright: bool) -> np.ndarray:
+def read_labelled(path: str | Path, size: tuple[int, int], upright: Callable[[], bool]) -> np.ndarray:
     """Image uint8 [H, W, 3] as its mask of ``size`` (height, width) was drawn on it: upright by EXIF if only then the sizes
-    agree; where they agree both ways (square, mirrored or upside down), as ``upright`` says."""
+    agree; where they agree both ways (square, mirrored or upside down), as ``upright`` answers."""
     with opened(path) as image:
         turn, stored = orientation(image), (image.height, image.width)
         turned = stored[::-1] if turn >= 5 else stored
-        if turn > 1 and tuple(size) == turned and (upright or turned != stored):
+        if turn > 1 and tuple(size) == turned and (turned != stored or upright()):
             image = ImageOps.exif_transpose(image)
         return np.asarray(rgb(image))
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image, whose ids are lost."""
+def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image: no ids.
+
+    ``taxonomy``: given for masks of others, whose colours must name the classes of their values.
+    """
     with opened(path) as image:
-        if image.mode not in ("P", "L"):
-            raise ValueError(f"mask {path} has mode {image.mode}; a mask holds one class id per pixel (mode P or L)")
-        return np.asarray(image)
+        mask = by_value(image, path)
+        if taxonomy is not None:
+            check_colours(image, mask, taxonomy, path)
+        return mask
 
 
-def read_coloured_mask(path: str | Path, taxonomy: Taxonomy) -> np.ndarray:
-    """Class ids uint8 [H, W] of a mask: palette and grey PNGs hold them, colours are those of the taxonomy.
-
-    ValueError names the colours that no class, background or 255 has.
+def read_coloured_mask(path: str | Path, taxonomy: Taxonomy, renamed: Renamed | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a mask of others: palette and grey images hold them (``renamed``:
+    values that mean another class), colour images have the colours that the taxonomy gives.
+    ValueError where neither can be.
     """
     with opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
-            return read_mask(path)
-        pixels = np.asarray(image).astype(np.int32)
-    if pixels.shape[2] == 4 and (pixels[..., 3] != 255).any():
-        raise ValueError(f"mask {path} is transparent in places; a colour mask must be opaque")
-    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
-    ids = {tuple(taxonomy.palette[3 * i : 3 * i + 3]): i for i in (*range(len(taxonomy)), IGNORE)}
-    found, inverse = np.unique(codes, return_inverse=True)
-    colours = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in found]
-    unknown = [list(c) for c in colours if c not in ids]
-    if unknown:
-        raise ValueError(
-            f"mask {path} has {len(unknown)} colours that no class of taxonomy {taxonomy.name!r} has, such as {unknown[:5]}; "
-            "give the classes their colours in the taxonomy file"
-        )
-    return np.array([ids[c] for c in colours], np.uint8)[inverse].reshape(codes.shape)
+            return read_mask(path, taxonomy) if renamed is None else renamed(by_value(image, path), path)
+        if renamed is not None:
+            raise ValueError(f"mask {path} has colours, which --map does not change: give them in the taxonomy file")
+        return by_colour(image, taxonomy, path)
 
 
 def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
@@ -147,7 +160,10 @@ def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
     if outside:
         raise ValueError(
             f"{path} holds values {outside[:10]} outside the {len(taxonomy)} classes of taxonomy "
-            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for other classes?"
+            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for "
+            "other classes? python -m dd "
+            f"prepare own says what values mean: --map {outside[0]}=ignore, or =background, or a "
+            "class"
         )
 
 
@@ -163,10 +179,7 @@ def read_split(root: str | Path, split: str) -> list[str]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    lines = read_lines(path)
     whole = (Path(root) / RECORD).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
     ids = lines if whole else [line.split()[0] for line in lines]
     bad = [i for i in ids if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i]
@@ -194,10 +207,7 @@ def read_list(path: str | Path, ids: list[str], split: str) -> tuple[list[str], 
             f"shots_list={path}: no such file; expected one image a line, as 2007_000032 or as "
             "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png"
         )
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
+    lines = [line.strip() for line in read_text(path).split("\n")]
     for number, line in enumerate(lines, 1):
         if not line:
             continue
@@ -250,16 +260,18 @@ def image_folders(root: str | Path) -> list[Path]:
 class SegmentationFolder:
     """Images and masks of one split of a VOC-layout folder.
 
-    ``data[i]`` is (image uint8 [H, W, 3], mask uint8 [H, W]); mask values are class ids of ``taxonomy`` or 255. ``masks``
-    names the mask folder (``SegmentationClass``, or ``masks/<set>`` of a synthetic set), ``images`` the folder or folders of
-    the images (None = :func:`image_folders`). ``shots_list``: file that names the images from which
-    the shots are chosen (:func:`read_list`; its record is ``listed``). FileNotFoundError for
-    missing parts, ValueError for a mask of another size than its image or with values outside the
-    classes.
+    ``data[i]`` is (image uint8 [H, W, 3], mask uint8 [H, W]); mask values are class ids of
+    ``taxonomy`` or 255. ``masks`` names the mask folder (``SegmentationClass``, or ``masks/<set>``
+    of a synthetic set), ``images`` the folder or folders of the images (None =
+    :func:`image_folders`). ``shots_list``: file that names the images from which the shots are
+    chosen (:func:`read_list`; its record is ``listed``). FileNotFoundError for missing parts,
+    ValueError for a mask of another size than its image or with values outside the classes.
 
-    An image with an EXIF orientation is turned upright if its mask has that size (:func:`read_labelled`), as tools show it to
-    those who label. Where sizes cannot tell it is upright too, but for prepared data sets (with a dataset.json): they hold
-    upright copies of what is to be turned, and masks of stored pixels for the rest.
+    An image with an EXIF orientation is turned upright if its mask has that size
+    (:func:`read_labelled`), as tools show it to those who label. Where sizes do not tell it is as
+    with the images of the split whose sizes do, upright if these disagree or there are none; but
+    for prepared data sets (with a dataset.json): they hold upright copies of what is to be turned,
+    and masks of stored pixels for the rest.
     """
 
     def __init__(
@@ -275,6 +287,7 @@ class SegmentationFolder:
         given = [images] if isinstance(images, str | Path) else images
         self.images = image_folders(root) if given is None else [Path(f) for f in given]
         self.prepared = (self.root / RECORD).is_file()
+        self.foreign = not self.prepared and not (self.root / "run.json").is_file()
         _check_classes(self.root, taxonomy)
         if not (self.root / masks).is_dir():
             raise FileNotFoundError(
@@ -285,10 +298,25 @@ class SegmentationFolder:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @cached_property
+    def drawn_upright(self) -> bool:
+        """Whether masks belong to the upright image where sizes do not tell; reads the headers
+        of the split once."""
+        votes = set()
+        for name in self.ids if not self.prepared else []:
+            try:
+                with opened(self.image_path(name)) as image:
+                    turn, stored = orientation(image), (image.height, image.width)
+                if turn >= 5 and stored[0] != stored[1]:
+                    votes.add(image_size(self.mask_path(name)) == stored[::-1])
+            except (OSError, ValueError):
+                continue  # said where it is read
+        return not self.prepared and votes != {False}
+
     def image_path(self, name: str) -> Path:
         for folder in self.images:
             for suffix in READ_SUFFIXES:
-                path = folder / (name + suffix)
+                path = _stored(folder, name + suffix)
                 if path.is_file():
                     return path
         raise FileNotFoundError(
@@ -299,11 +327,11 @@ class SegmentationFolder:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         name = self.ids[index]
         path, mask = self.image_path(name), self._stored_mask(name)
-        image = read_labelled(path, mask.shape, upright=not self.prepared)
+        image = read_labelled(path, mask.shape, lambda: self.drawn_upright)
         return image, self._checked(mask, name, image.shape[:2])
 
     def mask_path(self, name: str) -> Path:
-        return self.root / self.masks / f"{name}.png"
+        return _stored(self.root / self.masks, f"{name}.png")
 
     def mask(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """The checked mask of an image of ``size`` (height, width)."""
@@ -315,7 +343,7 @@ class SegmentationFolder:
             raise FileNotFoundError(
                 f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
             )
-        return read_mask(path)
+        return read_mask(path, self.taxonomy if self.foreign else None)
 
     def _checked(self, mask: np.ndarray, name: str, size: tuple[int, int]) -> np.ndarray:
         path = self.mask_path(name)
@@ -356,6 +384,13 @@ class SegmentationFolder:
             return self.image_path(name).stat().st_size
         except FileNotFoundError:
             return None
+
+
+def _stored(folder: Path, name: str) -> Path:
+    """The file of a name that a list may write in another form: macOS writes letters and their
+    marks apart (NFD), others as one (NFC)."""
+    forms = {name: None} if name.isascii() else dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])
+    return next((folder / form for form in forms if (folder / form).is_file()), folder / name)
 
 
 def _check_classes(root: Path, taxonomy) -> None:

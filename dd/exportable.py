@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dd.datasets import RECORD, SegmentationFolder, image_size, read_split
 from dd.exports.source import Item, Source
@@ -103,6 +104,13 @@ def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray
     image, mask = data.image_path(name), data.mask_path(name)
     size = image_size(image)
     ids = data.mask(name, size)
+    with Image.open(mask) as stored:
+        if stored.mode not in ("P", "L"):
+            raise ValueError(
+                f"mask {mask} has mode {stored.mode}; exports copy masks in grey of 8 bits or with "
+                "a palette, "
+                "which python -m dd prepare own makes"
+            )
     counts = np.bincount(ids.ravel(), minlength=256)
     facts = {"prompt": sample.prompt, "classes": list(sample.classes), "seed": sample.seed} if sample else {}
     values = tuple(int(v) for v in np.flatnonzero(counts))

@@ -17,6 +17,7 @@ import numpy as np
 WORD, SIZES = 8, (3, 4, 8, 16)  # bits of a value, and of the four kinds of counts, as Label Studio's own tools write them
 OPAQUE = 128  # alpha from which a pixel belongs to the brush: the edge of a stroke is half transparent
 IGNORED = "ignored"  # the label of 255, as in the export for CVAT
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FROM, TO = "label", "image"  # names of the tags in the labelling configuration
 
 
@@ -102,14 +103,15 @@ class Labelled:
     brushes: tuple[tuple[str, list[int]], ...]
 
 
-def read_export(path: str | Path, content) -> tuple[list[Labelled], list[str]]:
-    """(labelled images, notes) of Label Studio's JSON export ``content`` (the parsed file ``path``). Of several annotations
-    of an image the one that was changed last counts. ValueError for another file, and for what is no brush."""
+def read_export(path: str | Path, content, brushes_only: bool = False) -> tuple[list[Labelled], list[str]]:
+    """(labelled images, notes) of Label Studio's JSON export ``content`` (the parsed file
+    ``path``). Of several annotations of an image the one that was changed last counts.
+    ValueError for another file, and for what is no brush, unless ``brushes_only`` leaves it out."""
     if not isinstance(content, list) or not all(
         isinstance(t, dict) and isinstance(t.get("annotations"), list) for t in content
     ):
         raise ValueError(f'{path} is no list of tasks with annotations: export the project as "JSON" (not JSON-MIN or CSV)')
-    found, empty, several = [], 0, 0
+    found, empty, several, others = [], 0, 0, 0
     for number, one in enumerate(content, 1):
         where = f"{path}, task {one.get('id', number)}"
         finished = [a for a in one["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
@@ -118,48 +120,71 @@ def read_export(path: str | Path, content) -> tuple[list[Labelled], list[str]]:
             continue
         several += len(finished) > 1
         last = max(finished, key=lambda a: (str(a.get("updated_at", "")), str(a.get("id", "")).zfill(20)))
-        found.append(_labelled(where, one.get("data"), last.get("result")))
+        image, left = _labelled(where, one.get("data"), last.get("result"), brushes_only)
+        found.append(image)
+        others += left
     notes = [f"{empty} tasks have no annotation and are left out"] if empty else []
     notes += [f"{several} tasks have several annotations: the one changed last counts"] if several else []
+    notes += [f"{others} regions are no brush and are left out"] if others else []
     if not found:
         raise ValueError(f"{path}: none of its {len(content)} tasks has an annotation; predictions alone are not labels")
     return found, notes
 
 
-def _labelled(where: str, data, result) -> Labelled:
+def _labelled(where: str, data, result, brushes_only: bool) -> tuple[Labelled, int]:
+    """(the image with its brushes, how many regions of another kind are left out)."""
     file = _file(data) if isinstance(data, dict) else None
     if not file or not isinstance(result, list):
-        raise ValueError(f"{where}: expected data.file or data.image, the image's name, and a list result")
+        raise ValueError(
+            f"{where}: expected a list result, and data.file, data.image or one other text in data "
+            "that is the image's name; "
+            f"got {data!r:.200}"
+        )
+    where = f"{where} ({file})"
     regions = [r for r in result if isinstance(r, dict) and str(r.get("type", "")).endswith(("labels", "brush", "mask"))]
-    brushes, sizes = [], set()
+    brushes, sizes = [], []
     for region in regions:
         value = region.get("value")
-        if region["type"] != "brushlabels" or not isinstance(value, dict) or value.get("format") != "rle":
-            raise ValueError(f"{where} ({file}): a region of type {region['type']!r}; only brushes (brushlabels) are read")
+        if region["type"] != "brushlabels" or not isinstance(value, dict) or value.get("format", "rle") != "rle":
+            if brushes_only:
+                continue
+            raise ValueError(
+                f"{where}: a region of type {region['type']!r}; only brushes (brushlabels, run "
+                "lengths) are read. "
+                "--brushes-only leaves the others out"
+            )
         names = value.get("brushlabels")
         if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-            raise ValueError(f"{where} ({file}): a brush with the labels {names!r}; give it one label")
+            raise ValueError(f"{where}: a brush with the labels {names!r:.200}; give it one label")
         if region.get("image_rotation"):
-            raise ValueError(f"{where} ({file}): the image was turned in Label Studio; turn it back and save it again")
-        sizes.add((region.get("original_height"), region.get("original_width")))
+            raise ValueError(f"{where}: the image was turned in Label Studio; turn it back and save it again")
+        size = [region.get(f"original_{side}") for side in ("height", "width")]
+        sizes += [size] if size != [None, None] and size not in sizes else []
         brushes.append((names[0], value.get("rle")))
     if len(sizes) > 1 or any(type(side) is not int or side < 1 for size in sizes for side in size):
-        raise ValueError(f"{where} ({file}): original_height and original_width are {sorted(sizes, key=str)}")
-    return Labelled(file, next(iter(sizes), None), tuple(brushes))
+        raise ValueError(f"{where}: original_height and original_width are {sizes!r:.200}")
+    return Labelled(file, tuple(sizes[0]) if sizes else None, tuple(brushes)), len(regions) - len(brushes)
 
 
 def _file(data: dict) -> str | None:
-    """data.file, which our tasks carry, or the name in the address (without the eight letters that an upload puts before)."""
+    """data.file, which our tasks carry, data.image, or the one other text in data that names an
+    image: a path or name."""
     if isinstance(data.get("file"), str):
         return data["file"]
-    if not isinstance(data.get("image"), str):
-        return None
-    parts = urlsplit(data["image"])
-    path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
-    folder, _, name = path.rpartition("/")
-    prefix, dash, rest = name.partition("-")
-    uploaded = "/upload/" in f"{folder}/" and dash and len(prefix) == 8
-    return rest if uploaded else path
+    found = [_path(data["image"])] if isinstance(data.get("image"), str) else []
+    texts = [_path(text) for text in data.values() if isinstance(text, str)]
+    found = found or [path for path in texts if path.lower().endswith(IMAGES)]
+    return found[0] if len(found) == 1 else None
+
+
+def _path(address: str) -> str:
+    """The path in an address, of a local file in ``d``; an upload keeps the eight letters that
+    were put before its name."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets where a host should be
+        return address
+    return parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
 
 
 def draw(image: Labelled, values: dict[str, int], size: tuple[int, int]) -> np.ndarray:

@@ -7,17 +7,19 @@ of several pages the first one counts.
 
 import sys
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.datasets import image_size, opened, rgb
-from dd.folders import IMAGES, Finder, index
-from dd.provenance import fingerprint, sha256
+from dd.datasets import dark_note, image_size, is_dark, opened, rgb
+from dd.folders import IMAGES, Finder, index, walk
+from dd.provenance import fingerprint, read_lines, sha256
 
 OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")  # photographs, not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -42,17 +44,26 @@ def check_limit(max_pixels: int) -> None:
         raise ValueError(f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, where Pillow itself refuses an image")
 
 
-def read_photo(path, max_pixels: int = MAX_PIXELS, cure: str = "") -> np.ndarray:
-    """uint8 RGB [H, W, 3], upright, of a file or a binary stream. ValueError for what is damaged, no image, too large
-    (judged by its header, before anything is decoded; ``cure``: what else helps), too thin, or of floats."""
+def read_photo(
+    path, max_pixels: int = MAX_PIXELS, cure: str = "", told: Callable[[], object] | None = None
+) -> np.ndarray:  # fmt: skip
+    """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for one
+    that comes out nearly black (:func:`dd.datasets.is_dark`). ValueError for what is damaged, no
+    image, too large (judged by its header, before anything is decoded; ``cure``: what else
+    helps), too thin, or of floats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one, or was chosen
         with opened(path) as image:
             _check_size(path, *image.size, max_pixels, cure)
             if image.mode in ("I", "F"):
+                kind = "whole numbers with a sign or of 32 bits" if image.mode == "I" else "numbers with a point"
                 raise ValueError(
-                    f"{path} holds numbers of 32 bits (mode {image.mode}), which are no brightness; save it with 8 or 16 bits"
+                    f"{path} holds {kind} (mode {image.mode}), which are no brightness; save it "
+                    "with 8 or with 16 bits "
+                    "without a sign"
                 )
+            if told is not None and is_dark(image):
+                told()
             return np.asarray(rgb(ImageOps.exif_transpose(image)))
 
 
@@ -78,11 +89,13 @@ class Photos:
     spread. A note counts photographs of a kind that is not read. FileNotFoundError for no folder or one without images,
     ValueError for two images of one stem."""
 
+    dark = frozenset()  # ids of those that were read and came out nearly black
+
     def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         check_limit(max_pixels)
         self.folder, self.max_pixels, self.files = Path(folder), max_pixels, index(folder, IMAGES)
-        left = sorted(p.suffix.lower() for p in self.folder.rglob("*") if p.suffix.lower() in OTHERS)
-        self.items, self.unreadable, self.notes = [], {}, []
+        left = sorted(p.suffix.lower() for p in walk(folder)[0] if p.suffix.lower() in OTHERS)
+        self.items, self.unreadable, self.notes = [], {}, list(self.files.notes)
         if left:
             kinds = ", ".join(dict.fromkeys(left))
             self.notes += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
@@ -97,9 +110,15 @@ class Photos:
         """(item, its pixels or the error that says why there are none), one after the other."""
         for item in wanted:
             try:
-                yield item, read_photo(self.files[item.id], self.max_pixels, RAISE)
+                told = partial(self._count_dark, item.id)
+                yield item, read_photo(self.files[item.id], self.max_pixels, RAISE, told)
             except (ValueError, OSError) as error:
                 yield item, error
+
+    def _count_dark(self, name: str) -> None:
+        """Note how many photographs come out nearly black, each once."""
+        before, self.dark = dark_note(len(self.dark)), self.dark | {name}
+        self.notes = [n for n in self.notes if n != before] + [dark_note(len(self.dark))]
 
 
 class Photo(Photos):
@@ -164,16 +183,19 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
     """
     if not folder or not Path(folder).is_dir():
         raise FileNotFoundError(f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs")
-    files = index(folder, IMAGES)
+    files = found = index(folder, IMAGES)
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
         if not (named := _named(listed, files)):
             raise ValueError(f"{setting}.list={listed} names no image; one a line, or null for all images")
         if missing := sorted(line for line, name in named.items() if name is None):
-            raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {missing[:3]}")
+            shown = ", ".join(map(Finder(files).near, missing[:3]))
+            raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {shown}")
         chosen = set(named.values())
         files = {name: file for name, file in files.items() if name in chosen}
+    for note in found.notes:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
     _try(list(files.values()), _check_header, setting)
     return list(files.values())
 
@@ -186,7 +208,7 @@ def _check_header(path) -> None:
 def _named(listed, ids) -> dict[str, str | None]:
     """{line of a list: the id that it names, or None}."""
     find = Finder(ids)
-    return {line: find(line) for line in Path(listed).read_text(encoding="utf-8-sig").splitlines() if line.strip()}
+    return {line: find(line) for line in read_lines(listed)}
 
 
 def _try(files: list[Path], read, setting: str) -> None:
@@ -234,7 +256,10 @@ class Unlabelled:
     def check(self) -> None:
         """Decode all of them, which takes a few seconds a hundred; ValueError if one cannot be."""
         print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
-        _try(self.files, read_photo, self.setting)
+        dark = []
+        _try(self.files, lambda path: read_photo(path, told=lambda: dark.append(path)), self.setting)
+        if dark:
+            print(f"warning: {dark_note(len(dark))}", file=sys.stderr, flush=True)
 
     def fingerprint(self) -> dict:
         """What a run records of them: their number, and a hash of their names and sizes in bytes."""

@@ -1,5 +1,6 @@
 """Who made this and from what: hashes, versions, atomic files. No torch."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -14,7 +15,10 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
-
+BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 
 SETTINGS = "settings.json"  # of a run that has begun
 
@@ -76,11 +80,35 @@ def _no_formula(cell):
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
+def decode(data: bytes, where) -> str:
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. ValueError names ``where``
+    it is of another encoding."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where} is no text in UTF-8 ({error.reason} at byte {error.start}; is it ANSI or Latin-1?): save it as UTF-8"
+        ) from None
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file that a person may have written (:func:`decode`), with ``\\n`` at the
+    ends of lines."""
+    return decode(Path(path).read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a list, without blanks around them and without empty ones."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
 def read_json(path: str | Path):
     """Parse a JSON file; FileNotFoundError or ValueError name the file."""
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers of 5,000 digits, lists in lists in lists
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, numbers of 5,000 digits, lists in lists in lists
         raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
 
 

@@ -1,5 +1,7 @@
 """Classes, their words and colours: the vocabulary shared by prompts, masks, segmenters and metrics."""
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +103,25 @@ class Taxonomy:
         """{lower-case noun: class} of all names and synonyms."""
         return {word.lower(): name for name in self.names for word in (name, *self.synonyms.get(name, ()))}
 
+    def find(self, label) -> str | None:
+        """The class that a label of another program names: a name or synonym, however it writes
+        letters (NFC or NFD), case and the blanks between words (``gold_ring``, ``diningtable``);
+        None for none, or where blanks would decide."""
+        for key in (_label, lambda text: _label(text).replace(" ", "")):
+            found = {name for word, name in self.words.items() if key(word) == key(label)}
+            if len(found) == 1:
+                return found.pop()
+        return None
+
+    @property
+    def given_colours(self) -> dict[tuple[int, int, int], int]:
+        """{colour: id} of the classes that were given one, of background (black) and of 255
+        (VOC's) in any case. The classes of VOC have VOC's."""
+        everything = [*range(len(self)), IGNORE]
+        given = {IGNORE if k == IGNORE else self.all_names.index(k) for k in self.colours or {}} | {0, IGNORE}
+        given |= set(everything) if self.names == VOC_NAMES else set()
+        return {tuple(self.palette[3 * i : 3 * i + 3]): i for i in everything if i in given}
+
     @property
     def palette(self) -> list[int]:
         """256 colours as a flat list ``[r, g, b, ...]``: the taxonomy's own over VOC's."""
@@ -109,6 +130,10 @@ class Taxonomy:
             i = key if key == IGNORE else self.all_names.index(key)
             flat[3 * i : 3 * i + 3] = colour
         return flat
+
+
+def _label(text) -> str:
+    return " ".join(re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", str(text)).casefold()).split())
 
 
 def _synonyms(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
@@ -178,7 +203,7 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
             "copies yours to the data set, which data_root=... and data.name=... then find"
         )
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_bytes())  # which knows byte-order marks
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
     kinds = {"name": str, "classes": list}

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
@@ -92,6 +94,73 @@ def test_polygons_without_an_area_draw_nothing():
     assert drawn((1, [[1, 1, 5, 5], box(0, 0, 2, 2)])).sum() == 4
 
 
+TRIANGLE = [2, 1, 7, 1, 2, 6]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        [[2.0, 1, 7.0, 1, 2, 6]],
+        [[[2, 1], [7, 1], [2, 6]]],  # points as pairs
+        [[2, 1], [7, 1], [2, 6]],  # the same, without a list of polygons around it
+        [TRIANGLE, []],
+        [runs(np.zeros((8, 10))), TRIANGLE],
+    ],
+)
+def test_other_forms_of_a_polygon(form):
+    assert np.array_equal(drawn((1, form)), drawn((1, [TRIANGLE]))) and drawn((1, form)).sum() > 8
+
+
+def test_polygons_and_run_lengths_in_one_list():
+    region_ = region(6, 5, 9, 8)
+    both = drawn((1, [TRIANGLE, runs(region_)]))
+    assert np.array_equal(both, np.maximum(drawn((1, [TRIANGLE])), region_))
+    assert np.array_equal(drawn((1, [runs(region_)])), region_)
+    floats = {"size": [8.0, 10.0], "counts": [float(n) for n in runs(region_)["counts"]]}
+    assert np.array_equal(drawn((1, floats)), region_)
+
+
+@pytest.mark.parametrize("far", [1e3, 2e8, 1e300, 1.7e308])
+def test_what_lies_far_outside_the_image_takes_no_memory(far):
+    """The part inside is that of the whole polygon: half-planes and wedges whose corners are far
+    away."""
+    assert np.array_equal(drawn((1, [box(3, 2, far, far)])), region(3, 2, 10, 8))
+    assert np.array_equal(drawn((1, [box(-far, -far, 3, 2)])), region(0, 0, 3, 2))
+    wedge = drawn((1, [[0, 0, far, far, 0, far]]), height=64, width=64)
+    rows, columns = np.mgrid[:64, :64]
+    assert wedge[rows > columns + 1].all() and not wedge[rows < columns - 1].any()
+    assert not drawn((1, [box(far, far, far + 9, far + 9)])).any()
+
+
+@given(st.lists(st.tuples(st.integers(-40, 60), st.integers(-40, 60)), min_size=3, max_size=7))
+@settings(max_examples=60, deadline=None)
+def test_a_cut_polygon_is_the_same_inside(points):
+    """Against drawing on a canvas that holds all of it."""
+    polygon = [float(x) for p in points for x in p]
+    moved = [x + 50 for x in polygon]
+    whole = draw(CocoImage("a", 120, 120, (Shape(0, 1, [moved]),)))[50:58, 50:60]
+    differ = drawn((1, [polygon])) != whole
+    assert differ.sum() <= 4  # cut edges are rounded anew, and fall on the next pixel at most
+
+
+@pytest.mark.parametrize(
+    ("written", "crowd"), [("0", False), ("1", True), (0.0, False), (True, True), ("false", False), (None, False)]
+)
+def test_crowds_as_others_write_them(written, crowd):
+    one = content()
+    one["annotations"] = [{**one["annotations"][0], "iscrowd": written}]
+    images, _ = images_of(one, {18: 2, 17: 1})
+    assert images[0].shapes[0].crowd is crowd
+
+
+@pytest.mark.parametrize("written", ["maybe", 2, [0], 0.5])
+def test_crowds_that_are_neither(written):
+    one = content()
+    one["annotations"] = [{**one["annotations"][0], "iscrowd": written}]
+    with pytest.raises(ValueError, match="annotation 1: iscrowd is .*; expected 0 or 1"):
+        images_of(one, {18: 2, 17: 1})
+
+
 # Against another rasteriser
 
 
@@ -149,6 +218,33 @@ def test_unknown_categories(names, mapping, message):
         category_values([{"id": i, "name": n} for i, n in enumerate(names)], PETS, mapping)
 
 
+def test_categories_that_no_annotation_has_need_no_class():
+    categories = [{"id": 0, "name": "objects-abcd"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "Cat"}]
+    assert category_values(categories, PETS, used={1, 2}) == {1: 1, 2: 1}
+    with pytest.raises(ValueError, match=r"1 categories are no class .* objects-abcd \(id 0\)"):
+        category_values(categories, PETS, used={0, 1})
+
+
+def test_whole_numbers_with_a_point(tmp_path):
+    floats = content()
+    for row in floats["images"]:
+        row |= {k: float(row[k]) for k in ("id", "height", "width")}
+    for row in floats["annotations"]:
+        row |= {k: float(row[k]) for k in ("id", "image_id", "category_id")}
+    for row in floats["categories"]:
+        row["id"] = float(row["id"])
+    write_json(tmp_path / "a.json", content())
+    write_json(tmp_path / "b.json", floats)
+    images = [images_of(read_coco(tmp_path / name), {18: 2, 17: 1})[0] for name in ("a.json", "b.json")]
+    assert images[0] == images[1]
+
+
+def test_ids_of_two_kinds_are_listed():
+    one = content(annotations=[{"image_id": 7, "category_id": 91}, {"image_id": 7, "category_id": "x"}])
+    with pytest.raises(ValueError, match=r"not define: \[91, 'x'\]; defined: \[17, 18, 'a'\]"):
+        images_of(one, {18: 2, "a": 1, 17: 1})
+
+
 # Files
 
 
@@ -190,7 +286,14 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "height": 8, "width": 10}
         ({"images": [{**IMAGE, "width": 10.5}]}, "whole numbers of pixels"),
         ({"images": [{**IMAGE, "height": 0}]}, "whole numbers of pixels"),
         ({"images": [IMAGE, {**IMAGE, "id": 2}]}, r"images must have different file_names, got \['a.jpg'\]"),
-        ({"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]}, "categories must have different ids"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 1.0, "name": "dog"}]}, "categories must have different ids"),
+        ({"images": [{**IMAGE, "id": float("nan")}]}, "id of an entry of images must be a number or a text"),
+        ({"images": [{**IMAGE, "id": 1.5}]}, "id of an entry of images must be a number or a text"),
+        ({"annotations": [{"image_id": 7, "category_id": [1]}]}, "category_id of an entry of annotations must be a number"),
+        ({"images": [{**IMAGE, "height": 1e30}]}, "whole numbers of pixels"),
+        ({"images": [{**IMAGE, "height": float("inf")}]}, "whole numbers of pixels"),
+        ({"annotations": [{"image_id": 7, "segments_info": []}]}, "no 'category_id': .* This is a panoptic file"),
+        ({"annotations": [{"image_id": 7, "caption": "a"}], "categories": None}, "This is a file of captions"),
         ({"annotations": [{"image_id": 7}]}, "an entry of annotations has no 'category_id'"),
     ],
 )
@@ -223,13 +326,24 @@ def test_annotations_that_belong_nowhere(row, message):
     ("segmentation", "message"),
     [
         ([[1, 1, 5, 1, 5, 5, 1]], "odd number"),
-        ([["a", 1, 5, 1, 5, 5]], "could not convert"),
-        ([1, 2, 3, 4, 5, 6], "has no len"),
+        ([["a", 1, 5, 1, 5, 5]], r"holds \['a', 1, .*; expected polygons"),
+        ([1, 2, 3, 4, 5, 6], "holds 1; expected polygons"),
         ({"size": [10, 8], "counts": [80]}, r"for \[height, width\] \[10, 8\], the image is \[8, 10\]"),
         ({"size": [8, 10], "counts": [70, 5]}, "do not add up"),
         ({"size": [8, 10], "counts": [100, -20]}, "do not add up"),
         ({"size": [8, 10], "counts": rle.encode(np.eye(20, dtype=np.uint8, order="F"))["counts"].decode()}, "Invalid RLE"),
         ({"counts": [80]}, "size"),
+        ([[2, 1, float("nan"), 1, 6, 4, 2, 4]], "a coordinate of its segmentation is nan"),
+        ([[2, 1, float("inf"), 1, 6, 4, 2, 4]], "a coordinate of its segmentation is inf"),
+        ([[2, 1, 10**400, 1, 6, 4, 2, 4]], "int too large"),
+        ([{"x": 2, "y": 1}, {"x": 6, "y": 1}], r"holds \{'x': 2, 'y': 1\}; expected polygons"),
+        ([[[2, 1, 0], [6, 1, 0], [6, 4, 0]]], r"holds \[\[2, 1, 0\], .*; expected polygons"),
+        ("2 1 6 1 6 4", "holds '2 1 6 1 6 4'; expected polygons"),
+        ([[True, 1, 5, 1, 5, 5]], r"holds \[True, 1, .*; expected polygons"),
+        ({"size": [8, 10], "counts": [40.5, 39.5]}, "do not add up"),
+        ({"size": [8, 10], "counts": {"a": 1}}, r"its run lengths are \{'a': 1\}; expected"),
+        ({"size": [[8], 10], "counts": [80]}, r"the image is \[8, 10\]"),
+        ({"size": 8, "counts": [80]}, "not iterable"),
     ],
 )
 def test_segmentations_that_cannot_be_drawn(segmentation, message):

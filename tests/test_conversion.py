@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from dd import annotations, conversion, label_studio
 from dd.coco import CocoImage, Shape, draw
 from dd.conversion import MaskJob, convert, finished, write_part
-from dd.datasets import ORIENTATION, SegmentationFolder, encode_image, encode_mask, read_mask
+from dd.datasets import ORIENTATION, SegmentationFolder, encode_image, encode_mask, read_mask, write_split
 from dd.provenance import read_json
 from dd.taxonomy import Taxonomy
 
@@ -133,9 +133,9 @@ def test_an_unfinished_set_of_another_source_begins_anew(places):
     with pytest.raises(ValueError, match="1 of 7 masks"):
         write_part(root, "all", {"made of": "that"}, broken, {}, [real], PETS)
     assert finished(root, "all", {"made of": "this"}) is None
-    other = [MaskJob(j.name, j.image, j.source, partial(np.zeros_like, j.draw())) for j in jobs]
+    other = [MaskJob(j.name, j.image, j.source, partial(np.full_like, j.draw(), 2)) for j in jobs]
     write_part(root, "all", {"made of": "this"}, other, {}, [real], PETS)
-    assert not any(read_mask(path).any() for path in (root / "SegmentationClass").iterdir())
+    assert all((read_mask(path) == 2).all() for path in (root / "SegmentationClass").iterdir())
 
 
 def test_classes_that_no_mask_has_are_counted(places):
@@ -171,7 +171,7 @@ def test_exif_rotations(tmp_path, turn):
     Image.fromarray(pixels).save(path, exif=exif)
     with Image.open(path) as image:
         upright = np.asarray(ImageOps.exif_transpose(image))
-    masks = {"upright": np.zeros(upright.shape[:2], np.uint8), "stored": np.zeros((6, 9), np.uint8)}
+    masks = {"upright": np.ones(upright.shape[:2], np.uint8), "stored": np.ones((6, 9), np.uint8)}
     for name, mask in masks.items():
         job = MaskJob("a", path, "a", mask.copy)
         root = tmp_path / name
@@ -186,6 +186,70 @@ def test_exif_rotations(tmp_path, turn):
             convert([MaskJob("a", path, "a", masks["upright"].copy)], tmp_path / "raw", PETS, upright=False)
 
 
+def turned(folder, name, turn, seed, size=(6, 9)):
+    """(stored pixels, upright pixels) of a photograph that is saved with an EXIF orientation."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(folder / f"{name}.png", exif=exif)
+    with Image.open(folder / f"{name}.png") as image:
+        return pixels, np.asarray(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("drawn_on", [("stored",), ("upright",), ("stored", "upright"), ()])
+def test_what_sizes_do_not_tell_follows_the_rest_of_the_set(tmp_path, drawn_on):
+    """Masks are where red is above 128 in the pixels that they were drawn on."""
+    real, jobs, expected = tmp_path / "real", [], {}
+    rows = [(f"sure{i}", 6, how, (6, 9)) for i, how in enumerate(drawn_on)]
+    rows += [("around", 3, None, (6, 9)), ("square", 6, None, (7, 7)), ("mirrored", 2, None, (6, 9))]
+    followed = "stored" if drawn_on == ("stored",) else "upright"
+    for seed, (name, turn, how, size) in enumerate(rows):
+        both = dict(zip(("stored", "upright"), turned(real, name, turn, seed, size), strict=True))
+        expected[name] = both[how or followed]
+        mask = (expected[name][..., 0] > 128).astype(np.uint8)
+        jobs.append(MaskJob(name, real / f"{name}.png", name, mask.copy))
+    unmarked = turned(real, "unmarked", 6, 99)[1]  # its mask lies as we made it, which is no evidence
+    empty = np.zeros(unmarked.shape[:2], np.uint8)
+    jobs.append(MaskJob("unmarked", real / "unmarked.png", "u", empty.copy))
+    root, names = tmp_path / "data/own", [job.name for job in jobs]
+    record = write_part(root, "all", {}, jobs, {"val": names}, [real], PETS, upright=True, workers=0)
+    data = SegmentationFolder(root, "val", PETS)
+    for i, name in enumerate(data.ids[:-1]):
+        image, mask = data[i]
+        assert np.array_equal(image, expected[name]), name
+        assert np.array_equal(mask == 1, image[..., 0] > 128), name
+    [note] = [n for n in record["notes"] if n.startswith("3 images carry an EXIF rotation of which")]
+    assert {
+        ("stored",): "taken as of stored pixels, as the 1 masks are",
+        ("upright",): "taken as upright, as the 1 masks are",
+        ("stored", "upright"): "but 1 others are of stored pixels, 1 upright: look",
+        (): "nor does any other",
+    }[drawn_on] in note
+    # the same folder in VOC layout, read as it is
+    voc = tmp_path / "voc"
+    write_split(voc, "val", names[:-1])
+    (voc / "SegmentationClass").mkdir()
+    real.rename(voc / "JPEGImages")
+    for name in names[:-1]:
+        file = f"SegmentationClass/{name}.png"
+        (voc / file).write_bytes((root / file).read_bytes())
+    data = SegmentationFolder(voc, "val", PETS)
+    for i, name in enumerate(data.ids):
+        assert np.array_equal(data[i][0], expected[name]), name
+
+
+def test_images_of_which_the_high_byte_says_nothing_are_counted(places):
+    real, root, jobs = places
+    for name, top in (("0", 4095), ("1", 60000), ("2", 16383)):
+        with Image.open(real / f"{name}.png") as image:
+            height, width = image.height, image.width
+        values = np.linspace(0, top, height * width).reshape(height, width).astype(np.uint16)
+        Image.fromarray(values).save(real / f"{name}.png")
+    notes = whole(places)["notes"]
+    assert [n for n in notes if n.startswith("2 images of 16 bits use less than a quarter of the range")]
+
+
 def test_the_background_of_a_turned_image_is_upright(tmp_path):
     """Images that nobody marked lie as those that were marked: as the tool showed them."""
     exif = Image.Exif()
@@ -194,6 +258,32 @@ def test_the_background_of_a_turned_image_is_upright(tmp_path):
     unmarked = label_studio.Labelled("a.jpg", None, [])
     for mask in (annotations._background(tmp_path / "a.jpg"), annotations._brushes(unmarked, {}, tmp_path / "a.jpg")):
         assert mask.shape == (9, 6) and not mask.any()
+
+
+def test_a_set_in_which_no_class_occurs_is_not_ready(places):
+    real, root, jobs = places
+    for value, held in ((0, "background alone"), (255, r"0 \(background\) and 255 \(ignored\) alone")):
+        empty = [MaskJob(j.name, j.image, j.source, partial(np.full_like, j.draw(), value)) for j in jobs]
+        with pytest.raises(ValueError, match=rf"no class of .*'pets' occurs in the 7 masks: they hold {held}"):
+            write_part(root, "all", {"value": value}, empty, {"train": ["0"]}, [real], PETS)
+        assert finished(root, "all", {"value": value}) is None
+
+
+def test_a_cause_is_told_once(places):
+    _, root, jobs = places
+    wrong = [MaskJob(j.name, j.image, f"/masks/{j.name}.png", partial(np.full_like, j.draw(), 7)) for j in jobs[:5]]
+    with pytest.raises(ValueError, match="5 of 7 masks") as error:
+        convert([*wrong, *jobs[5:]], root, PETS, workers=0)
+    lines = str(error.value).splitlines()[1:]
+    assert len(lines) == 1 and lines[0].count("/masks/") == 1 and lines[0].startswith("  /masks/0.png holds values [7]")
+    assert lines[0].endswith("--map 7=ignore, or =background, or a class (and 4 more for this reason)")
+
+
+def test_masks_that_claim_another_size_are_not_drawn(places):
+    _, root, jobs = places
+    job = MaskJob("0", jobs[0].image, "huge", partial(pytest.fail, "drawn"), size=lambda: (30000, 30000))
+    with pytest.raises(ValueError, match=r"0\.png is 9x6 \(width x height\), its mask 30000x30000"):
+        convert([job], root, PETS, workers=0)
 
 
 def test_masks_that_are_there_are_read_not_drawn(places):

@@ -1,7 +1,9 @@
+from unicodedata import normalize
+
 import pytest
 
 from dd.datasets import READ_SUFFIXES
-from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits
+from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits, walk
 
 
 def touch(folder, *names):
@@ -63,6 +65,76 @@ def test_names_as_others_write_them():
         find("b.jpg")
 
 
+def test_a_name_in_another_folder_is_another_file(tmp_path):
+    find = Finder(["cam2/a", "cam2/b", "c", "deep/cam1/d", "cam1/d"])
+    assert find("cam1/a.jpg") is None and find("cam2/a.jpg") == "cam2/a" and find("x/cam2/b") == "cam2/b"
+    assert find.near("cam1/a.jpg") == "'cam1/a.jpg' (another folder has 'cam2/a')"
+    assert find.near("cam1/e.jpg") == "'cam1/e.jpg'"
+    assert find("cam1/d") == "cam1/d" and find("x/deep/cam1/d.png") == "deep/cam1/d"
+    assert find("cam1/c.jpg") == "c"  # --images may be the folder cam1 itself, but not cam2 too
+    with pytest.raises(ValueError, match="cam1/c and cam2/c are two files, and both would be the image 'c'"):
+        find("cam2/c.jpg")
+    (tmp_path / "val.txt").write_text("cam1/a.jpg\n")
+    with pytest.raises(ValueError, match=r"1 of 1 lines name no .* 'cam1/a.jpg' \(another folder has 'cam2/a'\)"):
+        listed_splits({"val": tmp_path / "val.txt"}, ["cam2/a", "b"])
+
+
+def test_names_that_label_studio_changed_at_the_upload():
+    find = Finder(["my photo (1)", "day/b-c", "Maß 2", "x 1", "x_1"])
+    for written, found in {
+        "upload/3/1a2b3c4d-my_photo_1.jpg": "my photo (1)", "/data/upload/12/b-c.PNG": "day/b-c",
+        "images/1a2b3c4d-b-c.jpg": "day/b-c", "1a2b3c4d-Maß_2.jpg": "Maß 2", "cam/1a2b3c4d-b-c.jpg": None,
+        "1a2b3c4d-x_1.jpg": None, "b-c.jpg": None, "my_photo_1.jpg": None, "1a2b3c4d-": None,
+    }.items():  # fmt: skip
+        assert find.upload(written) == found, written
+
+
+def test_names_in_either_form_of_their_letters(tmp_path):
+    whole, apart = normalize("NFC", "Maß_é"), normalize("NFD", "Maß_é")
+    assert whole != apart
+    assert Finder([apart])(f"{whole}.jpg") == apart and Finder([whole])(apart) == whole
+    touch(tmp_path, f"{apart}_mäsk.png")
+    assert [normalize("NFC", n) for n in index(tmp_path, MASKS, normalize("NFC", "_mäsk"))] == [whole]
+    touch(tmp_path / "two", f"{whole}.png", f"{apart}.png")
+    if len(list((tmp_path / "two").iterdir())) == 2:  # a file system that keeps them apart
+        with pytest.raises(ValueError, match="have the same stem"):
+            index(tmp_path / "two", MASKS)
+
+
+def test_linked_folders_are_followed_each_once(tmp_path):
+    touch(tmp_path / "disk2", "d.jpg", "deep/e.jpg")
+    photos = touch(tmp_path / "photos", "a.jpg", "own/b.jpg")
+    (photos / "again").symlink_to(photos / "own")  # a folder that is here anyway keeps its name
+    (photos / "more").symlink_to(tmp_path / "disk2")
+    (photos / "twice").symlink_to(tmp_path / "disk2")
+    (tmp_path / "disk2/round").symlink_to(photos)
+    (photos / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert list(index(photos, IMAGES)) == ["a", "more/d", "more/deep/e", "own/b"]
+
+
+def test_hidden_files_are_passed_over_and_counted(tmp_path):
+    touch(tmp_path, "a.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", ".Trash/b.jpg", ".c.jpg", "@eaDir/a.jpg/THUMB.jpg")
+    touch(tmp_path, "._a.jpg", "__MACOSX/._a.jpg", ".git/notes.txt")
+    found = index(tmp_path, IMAGES)
+    assert list(found) == ["a"]
+    assert found.notes == [f"4 hidden files in {tmp_path} are passed over, such as {tmp_path / '.Trash/b.jpg'}"]
+    assert list(index(touch(tmp_path / ".cache/photos", "a.jpg"), IMAGES)) == ["a"]  # asked for by name
+    assert len(walk(tmp_path)[1]) == 8
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_lists_in_every_encoding_that_says_what_it_is(tmp_path, encoding):
+    (tmp_path / "val.txt").write_bytes("Maß\r\n b.jpg \r\n".encode(encoding))
+    splits, _ = listed_splits({"val": tmp_path / "val.txt"}, ["Maß", "b", "c"])
+    assert splits == {"train": ["c"], "val": ["Maß", "b"]}
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "val.txt").write_bytes("Maß\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"val\.txt is no text in UTF-8 \(.*\): save it as UTF-8"):
+        listed_splits({"val": tmp_path / "val.txt"}, ["Maß", "c"])
+
+
 def test_splits_from_lists(tmp_path):
     (tmp_path / "train.txt").write_text("a.jpg\n\nx/b.jpg\na\n")
     (tmp_path / "val.txt").write_text("c\n")
@@ -77,7 +149,7 @@ def test_splits_from_lists(tmp_path):
     (tmp_path / "val.txt").write_text("c\nb\n")
     with pytest.raises(ValueError, match=r"splits train and val share 1 images, such as \['b'\]"):
         listed_splits(files, ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"split train \(.*\): 2 of 3 lines name no labelled image, such as \['a.jpg', 'a'\]"):
+    with pytest.raises(ValueError, match=r"split train \(.*\): 2 of 3 lines name no labelled image, such as 'a.jpg', 'a'$"):
         listed_splits(files, ["b", "c"])
     (tmp_path / "val.txt").write_text("\n")
     with pytest.raises(ValueError, match="split val .* is empty"):

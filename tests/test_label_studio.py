@@ -146,7 +146,7 @@ def test_the_last_annotation_counts_and_skipped_ones_do_not():
 @pytest.mark.parametrize(
     ("address", "file"),
     [
-        ("/data/upload/3/0a1b2c3d-photo-1.jpg", "photo-1.jpg"),
+        ("/data/upload/3/0a1b2c3d-photo-1.jpg", "/data/upload/3/0a1b2c3d-photo-1.jpg"),
         ("/data/local-files/?d=images/more/a%20b.png", "images/more/a b.png"),
         ("https://example.com/photos/a%20b.jpg?v=1", "/photos/a b.jpg"),
     ],
@@ -164,7 +164,11 @@ def test_names_in_addresses(address, file):
         (lambda t, r: r.update(image_rotation=90), "turn it back"),
         (lambda t, r: r.update(original_width=4), "original_height and original_width"),
         (lambda t, r: r.update(original_height="x"), "original_height and original_width"),
-        (lambda t, r: t.update(data={}), "expected data.file or data.image"),
+        (lambda t, r: r.update(original_height=[2, 3]), "original_height and original_width"),
+        (lambda t, r: r.pop("original_height"), "original_height and original_width"),
+        (lambda t, r: r["value"].update(format="png"), "--brushes-only leaves the others out"),
+        (lambda t, r: t.update(data={"a": "x.jpg", "b": "y.jpg"}), "or one other text in data that is the image's name"),
+        (lambda t, r: t.update(data={}), "data.file, data.image or one other text in data"),
         (lambda t, r: t.update(annotations=[]), "none of its 1 tasks has an annotation"),
         (lambda t, r: t.pop("annotations"), 'export the project as "JSON"'),
     ],
@@ -174,3 +178,22 @@ def test_other_files_are_refused(change, message):
     change(one, one["annotations"][0]["result"][0])
     with pytest.raises(ValueError, match=message):
         read_export("e.json", [one])
+
+
+def test_what_label_studio_writes_otherwise():
+    one = annotated()
+    for region in one["annotations"][0]["result"]:
+        del region["value"]["format"], region["original_width"], region["original_height"]
+    one["data"] = {"photo": "/data/upload/3/1a2b3c4d-a_b.png", "note": "taken in May", "rank": 3}
+    [image], _ = read_export("e.json", [one])
+    assert image.file == "/data/upload/3/1a2b3c4d-a_b.png" and image.size is None
+    assert np.array_equal(draw(image, {"cat": 1, LABELS[2]: 2}, MASK.shape), MASK)
+
+
+def test_regions_that_are_no_brush_are_left_out_on_request():
+    one = annotated()
+    one["annotations"][0]["result"] += [{"type": "keypointlabels", "value": {"x": 1, "keypointlabels": ["cat"]}}] * 2
+    with pytest.raises(ValueError, match="'keypointlabels'; only brushes .* --brushes-only leaves the others out"):
+        read_export("e.json", [one])
+    [image], notes = read_export("e.json", [one], brushes_only=True)
+    assert len(image.brushes) == 2 and notes == ["2 regions are no brush and are left out"]

@@ -22,6 +22,7 @@ FLOORS = {
         "dd.uncertainty",
         "dd.style",
         "dd.batch_norm",
+        "dd.data.*",
     }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders", "dd.self_training"},
     2: {
@@ -66,7 +67,7 @@ FLOORS = {
 # inside them modules may import each other
 ROOMS = (
     "dd.attention", "dd.diffusion", "dd.segmenters", "dd.prompt_sources", "dd.exports", "dd.executors", "dd.tracking",
-    "dd.report", "dd.config", "dd.evaluation",
+    "dd.report", "dd.config", "dd.evaluation", "dd.data",
 )  # fmt: skip
 ADAPTERS = {  # library: the only modules that may import it
     "diffusers": ["dd.diffusion.*"],

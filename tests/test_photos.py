@@ -91,7 +91,7 @@ def test_what_is_no_image_says_so(tmp_path, content):
 
 
 def test_floats_are_no_brightness(tmp_path):
-    with pytest.raises(ValueError, match="32 bits"):
+    with pytest.raises(ValueError, match="numbers with a point"):
         read_photo(saved(tmp_path, Image.fromarray(np.ones((3, 3), np.float32)), "a.tif"))
 
 
@@ -240,10 +240,14 @@ def test_a_list_names_photographs_by_path_or_by_stem(tmp_path):
         return [p.relative_to(tmp_path).as_posix() for p in Unlabelled(tmp_path, tmp_path / "list.txt").files]
 
     assert listed("cam2/0.png") == ["cam2/0.png"] and listed("cam1\\0", "1.png") == ["cam1/0.png", "cam1/1.png"]
-    assert listed("0") == ["0.png"] and listed("elsewhere/1.png") == ["cam1/1.png"]
-    with pytest.raises(ValueError, match="'elsewhere/0' may be any of 0, cam1/0, cam2/0: write its folder too"):
-        listed("elsewhere/0")
-    with pytest.raises(ValueError, match=r"1 images are not in .*, such as \['2.png'\]"):
+    assert listed("0") == ["0.png"] and listed("elsewhere/cam1/1.png") == ["cam1/1.png"]
+    assert listed("elsewhere/0") == ["0.png"]
+    saved(tmp_path, Image.fromarray(COLOURS), "cam2/1.png")
+    with pytest.raises(ValueError, match="'1.png' may be any of cam1/1, cam2/1: write its folder too"):
+        listed("1.png")
+    with pytest.raises(ValueError, match=r"'elsewhere/1' \(another folder has 'cam1/1'\)"):
+        listed("elsewhere/1")
+    with pytest.raises(ValueError, match="1 images are not in .*, such as '2.png'"):
         listed("0", "2.png")
 
 
@@ -294,3 +298,22 @@ def test_images_that_are_not_to_be_chosen(tmp_path):
         without(items, listed)
     with pytest.raises(FileNotFoundError, match=r"leave_out=.*none\.txt: no such file"):
         without(items, tmp_path / "none.txt")
+
+
+def test_whole_numbers_with_a_sign_are_no_brightness(tmp_path):
+    with pytest.raises(ValueError, match="whole numbers with a sign or of 32 bits .* 16 bits without a sign"):
+        read_photo(saved(tmp_path, Image.fromarray(np.ones((3, 3), np.int32)), "a.tif"))
+
+
+def test_photographs_that_come_out_nearly_black_are_counted(tmp_path, capsys):
+    for name, top in (("a", 4095), ("b", 65535), ("c", 0)):
+        pixels = np.linspace(0, top, 24).reshape(4, 6).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    photos = Photos(tmp_path)
+    assert photos.notes == []
+    for _ in range(2):  # each is counted once
+        assert len([pixels for _, pixels in photos.read(photos.items) if pixels.shape == (4, 6, 3)]) == 3
+    [note] = photos.notes
+    assert note.startswith("1 images of 16 bits use less than a quarter of the range")
+    Unlabelled(tmp_path).check()
+    assert capsys.readouterr().err == f"warning: {note}\n"

@@ -128,3 +128,17 @@ def test_a_cell_of_a_table_is_no_formula(tmp_path):
         found = list(csv.reader(file))
     assert found[0] == ["file", "'=1+1 pixels", "'+a", "'-b", "'@c", "'\tx", "a=b"]
     assert found[1] == ["p.jpg", "-3", "-0.5", "", "", "1.5", "2"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_of_other_programs_may_begin_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "a.json").write_bytes('{"name": "Maß 😀"}'.encode(encoding))
+    assert read_json(tmp_path / "a.json") == {"name": "Maß 😀"}
+
+
+def test_text_of_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.json").write_bytes('{"name": "Maß"}'.encode("latin-1"))
+    (tmp_path / "b.json").write_bytes('{"name": "Maß"}'.encode("utf-16")[:-1])
+    for name in ("a.json", "b.json"):
+        with pytest.raises(ValueError, match=rf"{name} is no text in UTF-8 \(.* at byte \d+.*: save it as UTF-8"):
+            read_json(tmp_path / name)

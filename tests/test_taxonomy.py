@@ -1,9 +1,21 @@
 import dataclasses
 import pickle
+import unicodedata
 
 import pytest
 
-from dd.taxonomy import COCO_NAMES, IGNORE, SHAPES_NAMES, TAXONOMIES, VOC_NAMES, Taxonomy, taxonomy, taxonomy_yaml, voc_palette
+from dd.taxonomy import (
+    COCO_NAMES,
+    IGNORE,
+    SHAPES_NAMES,
+    TAXONOMIES,
+    VOC_NAMES,
+    Taxonomy,
+    read_taxonomy,
+    taxonomy,
+    taxonomy_yaml,
+    voc_palette,
+)
 
 # The colour map as the VOC devkit prints it, class by class.
 VOC_COLOURS = [
@@ -192,3 +204,22 @@ def test_files_that_are_no_taxonomy(tmp_path, text, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no taxonomy file .*docs/data.md"):
         taxonomy(tmp_path / "a.yaml")
+
+
+def test_labels_of_other_programs():
+    site = Taxonomy("site", ["gold ring", "hot dog", "hotdog", "Maß"], {"gold ring": ["band"]})
+    for label, name in {
+        "gold_ring": "gold ring", "Gold-Ring": "gold ring", "GOLDRING": "gold ring", " band ": "gold ring", "bands": None,
+        "hot dog": "hot dog", "hotdog": "hotdog", "hot_dog": "hot dog", "h o t dog": None, "ring": None, 7: None,
+        unicodedata.normalize("NFD", "maß"): "Maß",
+    }.items():  # fmt: skip
+        assert site.find(label) == name, label
+    assert [taxonomy("voc").find(n) for n in ("diningtable", "pottedplant", "tvmonitor")] == [
+        "dining table", "potted plant", "tv monitor"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_begins_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "t.yaml").write_bytes("name: t\nclasses: [Maß]\n".encode(encoding))
+    assert read_taxonomy(tmp_path / "t.yaml").names == ("Maß",)

@@ -58,7 +58,7 @@ def masks_from(cfg) -> dict | None:
     if given:
         raise ValueError(f"masks_from={path} and {', '.join(given)} contradict each other; give one of them")
     try:
-        content = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+        content = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_bytes())
         masks, reading = content["masks"], content["diffusion"]
         values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
         typed = {k: type(v) for k, v in masks.items()} == kinds and all(

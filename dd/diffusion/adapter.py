@@ -17,6 +17,10 @@ WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 DOWN = r"\.(?:lora_A|lora\.down|lora_linear_layer\.down)\.weight$"
 UP = r"\.(?:lora_B|lora\.up|lora_linear_layer\.up)\.weight$"
+# What a file may hold, as kohya, diffusers and peft name it; anything else would be passed over.
+DOWN_IN_FILE = r"(?:\.lora_down|\.lora_A|[._]lora\.down|\.lora_linear_layer\.down)\.weight"
+UP_IN_FILE = r"(?:\.lora_up|\.lora_B|[._]lora\.up|\.lora_linear_layer\.up)\.weight"
+READ = rf"(?:{DOWN_IN_FILE}|{UP_IN_FILE}|\.alpha)"
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,14 @@ def merge(pipe, adapter: Adapter, weight: float, base_sha256: str) -> None:
         )
     try:
         with safe_open(adapter.file, "pt") as file:
-            file.keys()  # whole?
+            written = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
+        _check_written(written, adapter.file)
         state, _, _ = pipe.lora_state_dict(str(adapter.file), unet_config=pipe.unet.config, return_lora_metadata=True)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"diffusion.adapter={adapter.file} cannot be read as LoRA weights: {error!s:.200}") from None
+        raise ValueError(f"diffusion.adapter={adapter.file} cannot be read as LoRA weights: {error!s:.300}") from None
+    lost = sum(bool(re.search(f"{kind}$", name)) for name in written for kind in (DOWN_IN_FILE, UP_IN_FILE)) - len(state)
+    if lost > 0:
+        raise ValueError(f"diffusion.adapter={adapter.file}: {lost} of its tensors belong to no layer that diffusers knows")
     parts = _check_fit(pipe, state, adapter.file)
     try:
         pipe.load_lora_weights(str(adapter.file))
@@ -93,12 +101,49 @@ def merge(pipe, adapter: Adapter, weight: float, base_sha256: str) -> None:
     pipe.unload_lora_weights()  # what was merged stays
 
 
+def _check_written(written: dict, file: Path) -> None:
+    """ValueError for a file that holds something that would not be merged, or numbers that are
+    none."""
+    strange = [name for name in written if not re.search(f"{READ}$", name)]
+    if strange:
+        kinds = {"dora_scale": "DoRA", "magnitude": "DoRA", "hada": "LoHa", "lokr": "LoKr", "lora_mid": "LoCon with a middle"}
+        what = next((f" ({kind})" for part, kind in kinds.items() if any(part in name for name in strange)), "")
+        raise ValueError(
+            f"{len(strange)} of its {len(written)} tensors are no part of a LoRA{what} and would "
+            "be left out: "
+            f"{', '.join(strange[:3])}. Merge it with the tool that made it"
+        )
+    if any(name.startswith("base_model.") for name in written):
+        raise ValueError(
+            "its layers have peft's own names (base_model.model. ...): load it there, and save it "
+            "with diffusers' "
+            "save_lora_weights, or put unet. in place of base_model.model."
+        )
+    wrong = [name for name, tensor in written.items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise ValueError(f"{len(wrong)} of its {len(written)} tensors hold numbers that are not finite, such as {wrong[0]}")
+
+
+def _layer_name(pipe, key: str) -> str:
+    """``unet.<layer>.lora....weight`` in the names of the pipeline's own layers, from what
+    diffusers makes of a file."""
+    part, _, name = key.partition(".")
+    name = name.replace(".processor.", ".")
+    if part == "unet":
+        name = re.sub(r"\.(to_[qkv]|to_out)_lora\.", r".\1.lora.", name).replace(".to_out.lora.", ".to_out.0.lora.")
+    else:
+        name = re.sub(r"\.to_(q|k|v|out)_lora\.", r".\1_proj.lora.", name)
+        if not hasattr(getattr(pipe, part, None), "text_model"):  # transformers took this level out
+            name = name.removeprefix("text_model.")
+    return f"{part}.{name}"
+
+
 def _check_fit(pipe, state: dict, file: Path) -> list[str]:
     """Parts of the pipeline that the adapter changes; ValueError for layers that are not there or of another size, which
     diffusers passes over with a line in a log."""
     parts, wrong = set(), []
     for key, tensor in state.items():
-        name = re.sub(r"\.processor\.(to_[qkv]|to_out)_lora\.", r".\1.lora.", key).replace(".to_out.lora.", ".to_out.0.lora.")
+        name = _layer_name(pipe, key)
         found = re.fullmatch(rf"(unet|text_encoder|text_encoder_2)\.(.+?)({DOWN[:-1]}|{UP[:-1]})", name)
         part = getattr(pipe, found[1], None) if found else None
         try:
@@ -116,7 +161,9 @@ def _check_fit(pipe, state: dict, file: Path) -> list[str]:
         shown = "; ".join(wrong[:3]) or "it is empty"
         raise ValueError(
             f"diffusion.adapter={file} does not fit diffusion.model: {len(wrong)} of its {len(state)} tensors: {shown}. "
-            "Give the base model that it was trained on; LoRA on linear and convolution layers can be read"
+            "It may be of another kind of model (1.x, 2.x and XL have other layers and sizes), or "
+            "of another method: LoRA on "
+            "linear and convolution layers of the UNet and the text encoders can be read"
         )
     return sorted(parts)
 

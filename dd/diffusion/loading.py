@@ -10,7 +10,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import httpx  # the client it uses, under its own name
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPImageProcessor
 
 from dd.provenance import read_json, sha256
@@ -78,6 +78,13 @@ def find(
                 "give diffusion.revision=<commit>; a local folder needs none, its weights are hashed"
             )
         folder, commit = _download(model, revision, variant, safety_checker)
+    if folder.is_file():
+        raise ValueError(
+            f"diffusion.model={model!r} is a single file; a folder in diffusers format is read. "
+            "diffusers converts it, once: "
+            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), of XL "
+            "StableDiffusionXLPipeline"
+        )
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"diffusion.model={model!r}: {folder} has no model_index.json; is it in diffusers format?")
     index = read_json(folder / "model_index.json")
@@ -171,9 +178,58 @@ def load(checkpoint: Checkpoint, dtype: str, variant: str | None = None, safety_
         else:
             extra |= {"safety_checker": None, "requires_safety_checker": False}
         kind = getattr(diffusers, checkpoint.pipeline)
-        return kind.from_pretrained(checkpoint.folder, use_safetensors=True, local_files_only=True, **extra)
-    except (OSError, SafetensorError) as error:
+        pipe = kind.from_pretrained(checkpoint.folder, use_safetensors=True, local_files_only=True, **extra)
+    except (OSError, SafetensorError, TypeError, AttributeError, KeyError, ImportError, ValueError) as error:
         raise ValueError(f"{checkpoint.folder} could not be loaded, is it whole? {_first_line(error)}") from None
+    _check_weights(pipe, checkpoint)
+    _check_words(pipe, checkpoint.folder)
+    return pipe
+
+
+def _check_weights(pipe, checkpoint: Checkpoint) -> None:
+    """ValueError for a part that lacks weights, which would stay random, or whose file holds
+    others, which are not used."""
+    for part in {file.parent.name for file in checkpoint.weights}:
+        files = [file for file in checkpoint.weights if file.parent.name == part]
+        stored = {_weight_name(name) for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118
+        own = {_weight_name(name) for name in getattr(pipe, part).state_dict()}
+        for names, what in ((own - stored, "lacks weights"), (stored - own, "holds weights that no layer has")):
+            names = sorted(name for name in names if not name.endswith("position_ids"))  # a buffer of older versions
+            if names:
+                raise ValueError(
+                    f"{checkpoint.folder}: {part} {what}: {len(names)} of {len(own)}, such as "
+                    f"{', '.join(names[:3])}. Is the "
+                    "file whole, and is config.json that of the same model? Download it again"
+                )
+
+
+def _weight_name(name: str) -> str:
+    """A weight's name whatever the version that saved it: levels of CLIP models came and went,
+    and attention of the VAE had other names."""
+    name = re.sub(r"\b(text_model|vision_model)\.", "", name)
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{old[m[2]]}.", name)
+
+
+def _check_words(pipe, folder: Path) -> None:
+    """ValueError for a tokenizer that is not the text encoder's: without its vocabulary a
+    library makes up an empty one."""
+    for end in ("", "_2"):
+        words, encoder = getattr(pipe, f"tokenizer{end}", None), getattr(pipe, f"text_encoder{end}", None)
+        if encoder is None:
+            continue
+        if words is None:
+            raise ValueError(f"{folder} has no tokenizer{end}: copy the folder from where the model came from")
+        rows, longest = len(encoder.get_input_embeddings().weight), encoder.config.max_position_embeddings
+        if len(words) != rows or words.model_max_length > longest:
+            raise ValueError(
+                f"{folder}: tokenizer{end} knows {len(words)} words and "
+                f"{words.model_max_length:.6g} of them in a prompt, "
+                f"text_encoder{end} {rows} and {longest}. Is the vocabulary missing (vocab.json, "
+                "merges.txt or "
+                "tokenizer.json, tokenizer_config.json)? Copy the folder from where the model came "
+                "from"
+            )
 
 
 def choose_scheduler(name: str, current):
@@ -181,7 +237,14 @@ def choose_scheduler(name: str, current):
     allowed = sorted(kind.__name__ for kind in current.compatibles) + [type(current).__name__]
     if name not in allowed:
         raise ValueError(f"diffusion.scheduler={name!r}; allowed for this model: {', '.join(sorted(set(allowed)))}")
-    return getattr(diffusers, name).from_config(current.config)
+    try:
+        return getattr(diffusers, name).from_config(current.config)
+    except ImportError as error:
+        raise ValueError(
+            f"diffusion.scheduler={name} needs a package that is not installed: "
+            f"{_first_line(error)}. Install it, or choose "
+            "another scheduler"
+        ) from None
 
 
 def plain(config) -> dict:

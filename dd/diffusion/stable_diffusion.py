@@ -1,5 +1,6 @@
 """The generator: prompts in, images and the heat maps of their classes out."""
 
+import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -96,6 +97,10 @@ class StableDiffusion:
         if full_prompt not in (False, True, *WORDS):
             allowed = "false, true (all words), " + ", ".join(WORDS)
             raise ValueError(f"diffusion.full_prompt={full_prompt!r}; allowed: {allowed}")
+        if type(guidance) not in (int, float) or not math.isfinite(guidance):
+            raise ValueError(f"diffusion.guidance={guidance!r}: expected a number, such as 7.5")
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"diffusion.size={size!r}: expected the side in pixels, a whole number: images are square")
         if type(capture_every) is not int or not 1 <= capture_every <= steps:
             raise ValueError(f"diffusion.capture_every={capture_every!r}: expected a whole number from 1 to steps={steps}")
         checker = SWITCH[safety_checker]

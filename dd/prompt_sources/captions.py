@@ -1,6 +1,7 @@
 """Prompts from a caption file: with the classes of each caption, or with classes found among its nouns."""
 
 import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from dd.duplicates import similar_to
 from dd.nouns import ClassNouns
 from dd.prompts import Prompts, make_prompt, repeats, split_class_prompt
+from dd.provenance import read_lines, read_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -31,7 +33,7 @@ def read_rows(path: str | Path) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"prompts.path: no file {path}. generate.py stage=caption makes captions of unlabelled images")
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()
+        text = read_text(path).strip()
         rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is neither a JSON list nor JSON lines in UTF-8: {error!s:.300}") from None
@@ -117,12 +119,12 @@ def read_stems(path: str | Path) -> set[str]:
             f"prompts.exclude_split: no file {path}. It lists the images whose captions are left out, so that nothing of "
             "the test set reaches the prompts; prompts.exclude_split=null keeps all captions (the paper's setting, a leak)"
         )
-    return {stem(line) for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()}
+    return {stem(line) for line in read_lines(path)}
 
 
 def stem(filename: str) -> str:
     """File name without folders and without the suffix of an image: an id may hold dots."""
-    name = PurePosixPath(filename.strip().replace("\\", "/")).name
+    name = unicodedata.normalize("NFC", PurePosixPath(filename.strip().replace("\\", "/")).name)
     return name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
 
 

@@ -41,7 +41,7 @@ def image_classes(path, taxonomy) -> tuple[dict[int, tuple[str, ...]], dict[int,
     content = read_lists(
         path, {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
     )  # fmt: skip
-    names = {c["id"]: taxonomy.words.get(str(c["name"]).strip().lower()) for c in content["categories"]}
+    names = {c["id"]: taxonomy.find(c["name"]) for c in content["categories"]}
     if not any(names.values()):
         raise ValueError(
             f"{path}: no category is a class of taxonomy {taxonomy.name!r}; categories: "

@@ -95,16 +95,34 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
     path = local_file(source)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _plain(load_file(path), source)
         with torch.serialization.safe_globals([(_Discarded, name) for name in LOG_TYPES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        weights = content.get("state_dict", content)
+        parts = [content[k] for k in ("state_dict", "model", "model_state_dict") if isinstance(content.get(k), dict)]
+        weights = parts[0] if parts else content
     except (SafetensorError, pickle.UnpicklingError, AttributeError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{source}: refused, for it is damaged, no state dict, or holds objects that could execute code on loading "
             f"({str(error).strip().partition(chr(10))[0]}). If you trust it, save its tensors as .safetensors instead"
         ) from error
-    return {name.removeprefix("module."): w for name, w in weights.items() if isinstance(w, torch.Tensor)}
+    return _plain({name: w for name, w in weights.items() if isinstance(w, torch.Tensor)}, source)
+
+
+def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """Weights without the names of what wrapped the model. ValueError for numbers that are not
+    finite."""
+    for wrapper in ("module.", "model."):
+        if weights and all(name.startswith(wrapper) for name in weights):
+            weights = {name.removeprefix(wrapper): w for name, w in weights.items()}
+    numbers = {name: w for name, w in weights.items() if w.is_floating_point() and not w.is_meta}
+    wrong = [name for name, w in numbers.items() if not torch.isfinite(w).all()]
+    if wrong:
+        raise ValueError(
+            f"{source}: {len(wrong)} of its {len(weights)} tensors hold numbers that are not "
+            f"finite, such as {wrong[0]}: the "
+            "training that made it went wrong, or the file is damaged"
+        )
+    return weights
 
 
 def _resnet_in(weights) -> str:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from dd.datasets import READ_SUFFIXES
+from dd.folders import walk
 from dd.photos import PILLOWS_LIMIT, read_photo
 from dd.progress import Progress
 from dd.provenance import made_by, refuse_other, write_atomic, write_json
@@ -30,8 +31,10 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
         raise FileNotFoundError(f"caption.images={images}: no such folder")
     if folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(f"caption.folder={folder} lies in {images}, which is only read; choose another caption.folder")
-    files = (p for p in images.rglob("*") if p.suffix.lower() in READ_SUFFIXES and p.is_file())
-    names = sorted(p.relative_to(images).as_posix() for p in files)
+    there, hidden = ([p for p in files if p.suffix.lower() in READ_SUFFIXES] for files in walk(images))
+    names = sorted(p.relative_to(images).as_posix() for p in there)
+    if hidden:
+        print(f"warning: {len(hidden)} hidden files in {images} are passed over, such as {hidden[0]}")
     if not names:
         kinds = ", ".join(sorted({suffix.lower() for suffix in READ_SUFFIXES}))
         raise FileNotFoundError(f"caption.images={images} holds no images ({kinds})")

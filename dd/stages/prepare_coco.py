@@ -81,7 +81,14 @@ def _write(root, split, identity, path, folder, workers):
     unlisted = len({p.stem for p in folder.glob("*.jpg")} - {i.stem for i in images})
     notes += [f"{unlisted} images in {folder} are not listed in {path.name}: left out"] if unlisted else []
     jobs = [
-        MaskJob(i.stem, places[i.file_name], f"{path.name}, {i.file_name}", partial(coco.draw, i), partial(coco.lost, i))
+        MaskJob(
+            i.stem,
+            places[i.file_name],
+            f"{path.name}, {i.file_name}",
+            partial(coco.draw, i),
+            partial(coco.lost, i),
+            partial(tuple, (i.height, i.width)),
+        )
         for i in images
     ]
     lists = {split: [i.stem for i in images]}

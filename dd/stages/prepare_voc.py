@@ -6,7 +6,7 @@ from pathlib import Path
 from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import read_mask, read_split
 from dd.downloads import GB, Archive, obtain
-from dd.provenance import fingerprint
+from dd.provenance import fingerprint, read_text
 from dd.sbd import read_sbd_mask
 from dd.taxonomy import taxonomy
 
@@ -58,7 +58,7 @@ def prepare_voc_aug(
         obtain(archives["sbd"], Path(data_root) / "downloads", source, "dataset")
     lists = {name: source / f"{name}.txt" for name in ("train", "val")}
     _complete(source, lists.values())
-    extra = sorted({Path(i).name for path in lists.values() for i in path.read_text().split()})
+    extra = sorted({Path(i).name for path in lists.values() for i in read_text(path).split()})
     splits = {s: read_split(voc, s) for s in ("train", "val", "trainval") if _listed(voc, s)}
     theirs = {i for ids in splits.values() for i in ids}
     extra = [i for i in extra if i not in theirs]
@@ -66,7 +66,8 @@ def prepare_voc_aug(
     splits["train_aug"] = [i for i in [*splits["train"], *extra] if i not in held_out]
     _complete(source, [source / "cls" / f"{i}.mat" for i in extra])
     folders = [f for f in (voc / "JPEGImages", source / "img") if f.is_dir()]
-    jobs = [_job(i, folders, voc / "SegmentationClass" / f"{i}.png", read_mask) for i in sorted(theirs)]
+    checked = partial(read_mask, taxonomy=taxonomy("voc"))
+    jobs = [_job(i, folders, voc / "SegmentationClass" / f"{i}.png", checked) for i in sorted(theirs)]
     jobs += [_job(i, folders, source / "cls" / f"{i}.mat", read_sbd_mask) for i in extra]
     root, identity = Path(data_root) / "voc_aug", {"lists_sha256": {s: fingerprint(ids) for s, ids in splits.items()}}
     done = finished(root, "train_aug", identity, tuple(folders)) or write_part(

@@ -93,7 +93,8 @@ def print_review(target, found: dict, number: int) -> None:
     if found["similar"]:
         print(f"{found['similar']} that look like one before them were left out")
     if found["images"] < number:
-        print(f"warning: number={number}, but there are no more images")
+        why = "the others look like these: distinct=null takes them too" if found["similar"] else "there are no more images"
+        print(f"warning: number={number}, but {why}")
     if found["unreadable"]:
         print(f"warning: {len(found['unreadable'])} images could not be read, listed in {UNREADABLE}")
 
@@ -148,7 +149,7 @@ def _write(target: Path, source, queue, predictor, classes, score: str, identity
         copy, path = target / "images" / item.file, target / "masks" / f"{item.id}.png"
         if not copy.is_file():
             write_atomic(copy, source.files[item.id].read_bytes())
-        mask = read_mask(path) if path.is_file() else predictor([_image(source, item)])[0]
+        mask = read_mask(path, classes) if path.is_file() else predictor([_image(source, item)])[0]
         if not path.is_file():
             write_atomic(path, encode_mask(mask, classes.palette))
         shown = overlay(_image(source, item), mask, classes.palette)

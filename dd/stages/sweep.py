@@ -24,6 +24,7 @@ from dd.provenance import differences, fingerprint, made_by, read_json, sha256, 
 from dd.samples import read_plan, read_records
 from dd.taxonomy import Taxonomy
 
+MADE_HERE = ("masks.json", "settings.json")  # of mask sets and predictions of ours
 PART = 128  # samples that are counted by one process in one go, and kept when a sweep is interrupted
 
 
@@ -112,7 +113,7 @@ def _reference_sha256(reference, samples) -> str:
 
 def _labels(reference, number) -> dict:
     """What the choice owes to labels: ``shots`` masks that nobody says a model made, or how the mask set came about."""
-    for path in (reference / "masks.json", reference / "settings.json"):
+    for path in (reference / name for name in MADE_HERE):
         if path.is_file():
             return {"reference": read_json(path)["identity"]}
     return {"supervision": "B", "shots": number}
@@ -121,11 +122,12 @@ def _labels(reference, number) -> dict:
 def count_samples(folder, reference, settings: list[MaskSettings], taxonomy: Taxonomy, samples) -> np.ndarray:
     """Summed pixels [S, C, C + 1] (:func:`dd.masks.count_grid`) of some samples, on one thread: the same in any process."""
     threads, total = torch.get_num_threads(), 0
+    foreign = not any((reference / name).is_file() for name in MADE_HERE)
     torch.set_num_threads(1)
     try:
         for sample in samples:
             path = reference / f"{sample.id}.png"
-            truth = read_mask(path)
+            truth = read_mask(path, taxonomy if foreign else None)
             check_values(truth, taxonomy, path)
             with Image.open(synthetic_image(folder, sample.id)) as image:
                 if truth.shape != image.size[::-1]:

@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from dd.diffusion import StableDiffusion, loading
 from dd.diffusion.loading import find
@@ -248,3 +249,84 @@ def test_the_model_index_is_that_of_diffusers(folders):
         index = json.loads((folder / "model_index.json").read_text())
         assert index["unet"] == ["diffusers", "UNet2DConditionModel"] and index["_class_name"] in loading.PIPELINES
         assert ("text_encoder_2" in index) == (name == "xl")
+
+
+# Whole?
+
+
+@pytest.mark.parametrize("lost", ["tokenizer.json", "vocab.json", "tokenizer_config.json"])
+def test_a_tokenizer_without_its_vocabulary(folder, tmp_path, lost):
+    shutil.copytree(folder, tmp_path / "part")
+    names = {"tokenizer.json": ["tokenizer.json", "vocab.json", "merges.txt"], "vocab.json": ["tokenizer.json", "vocab.json"]}
+    for name in names.get(lost, [lost]):
+        (tmp_path / "part/tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="part.*(Is the vocabulary missing|could not be loaded, is it whole)"):
+        StableDiffusion(str(tmp_path / "part"))
+
+
+def test_a_folder_without_a_tokenizer(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "part")
+    shutil.rmtree(tmp_path / "part/tokenizer")
+    with pytest.raises(ValueError, match="part.*(tokenizer|could not be loaded, is it whole)"):
+        StableDiffusion(str(tmp_path / "part"))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_are_missing_or_not_used(folder, tmp_path, part):
+    """A library fills what is missing at random, and passes over what it does not know."""
+    shutil.copytree(folder, tmp_path / "part")
+    [file] = (tmp_path / "part" / part).glob("*.safetensors")
+    whole = load_file(file)
+    name = sorted(whole)[len(whole) // 2]
+    save_file({n: w for n, w in whole.items() if n != name}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part} lacks weights: 1 of \d+, such as "):
+        StableDiffusion(str(tmp_path / "part"))
+    save_file(whole | {"somewhere.else.weight": torch.ones(3)}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{part} holds weights that no layer has: 1 of .*somewhere\.else\.weight"):
+        StableDiffusion(str(tmp_path / "part"))
+    save_file(whole | {"text_model.embeddings.position_ids": torch.arange(3)}, file, {"format": "pt"})
+    StableDiffusion(str(tmp_path / "part"))  # a buffer that older versions saved
+
+
+def test_older_names_of_the_attention_of_a_vae(tmp_path):
+    assert [loading._weight_name(f"decoder.mid_block.attentions.0.{n}.weight") for n in ("query", "proj_attn", "to_q")] == [
+        "decoder.mid_block.attentions.0.to_q.weight",
+        "decoder.mid_block.attentions.0.to_out.0.weight",
+        "decoder.mid_block.attentions.0.to_q.weight",
+    ]
+
+
+# Settings of another kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": [64, 96]}, r"diffusion\.size=\[64, 96\]: expected the side in pixels, .* images are square"),
+        ({"size": "64"}, r"diffusion\.size='64': expected the side"),
+        ({"size": 0}, r"diffusion\.size=0: expected the side"),
+        ({"guidance": "high"}, r"diffusion\.guidance='high': expected a number"),
+        ({"guidance": float("nan")}, r"diffusion\.guidance=nan: expected a number"),
+    ],
+)
+def test_settings_of_another_kind(folder, settings, message):
+    with pytest.raises(ValueError, match=message):
+        StableDiffusion(str(folder), **settings)
+
+
+def test_a_scheduler_whose_package_is_missing(folder, monkeypatch):
+    class Needy:
+        @classmethod
+        def from_config(cls, config):
+            raise ImportError("Needy requires the torchsde library but it was not found")
+
+    Needy.__name__ = "DDIMScheduler"
+    monkeypatch.setattr(loading.diffusers, "DDIMScheduler", Needy)
+    with pytest.raises(ValueError, match=r"scheduler=DDIMScheduler needs a package that is not installed: .*torchsde"):
+        StableDiffusion(str(folder), scheduler="DDIMScheduler")
+
+
+def test_a_checkpoint_in_one_file(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"whatever")
+    with pytest.raises(ValueError, match=r"model\.safetensors' is a single file; .*from_single_file"):
+        find(str(tmp_path / "model.safetensors"))

@@ -340,7 +340,7 @@ def test_settings_reach_the_pipeline(folder, settings):
         ({"steps": 0}, "need steps >= 1 and max_power >= 0, got steps=0"),
         ({"max_power": -1}, "got steps=2, max_power=-1"),
         ({"size": 34}, "diffusion.size=34: must be a multiple of 8"),
-        ({"size": -8}, "diffusion.size=-8: must be"),
+        ({"size": -8}, "diffusion.size=-8: expected the side"),
         ({"safety_checker": "maybe"}, "diffusion.safety_checker='maybe'; allowed: on, off"),
         ({"offload": "disk"}, "diffusion.offload='disk'; allowed: none, model"),
         ({"full_prompt": "both"}, "diffusion.full_prompt='both'; allowed: false, true .all words., appended, caption"),

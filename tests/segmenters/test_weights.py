@@ -113,6 +113,21 @@ def test_weights_that_do_not_fit(tmp_path):
     assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items())
 
 
+@pytest.mark.parametrize("wrapped", [lambda w: {"model": w}, lambda w: {f"model.{k}": v for k, v in w.items()}])
+def test_weights_under_a_name_of_their_own(tmp_path, wrapped):
+    weights = backbone_file(tmp_path / "plain.pth")
+    torch.save(wrapped(weights), tmp_path / "wrapped.pth")
+    model = DeepLabV3(4, depth=18, pretrained=str(tmp_path / "wrapped.pth"))
+    assert all(torch.equal(w, weights[k]) for k, w in model.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth"])
+def test_numbers_that_are_not_finite(tmp_path, name):
+    backbone_file(tmp_path / name, **{"fc.weight": torch.tensor([1.0, torch.nan])})
+    with pytest.raises(ValueError, match=r"1 of its \d+ tensors hold numbers that are not finite, such as fc.weight"):
+        read_weights(str(tmp_path / name))
+
+
 class Attack:
     def __init__(self, path):
         self.path = path

@@ -155,7 +155,8 @@ def test_images_that_look_alike_are_taken_once(queue, photos, tmp_path, capsys):
     print_review("out", found, 8)
     shown = capsys.readouterr().out
     assert "warning: 1 photographs are left out, as .heic" in shown
-    assert "1 that look like one before them" in shown and "number=8, but there are no more images" in shown
+    assert "1 that look like one before them" in shown
+    assert "number=8, but the others look like these: distinct=null takes them too" in shown
     assert queue("all", number=8, distinct=None)["images"] == 8
 
 
@@ -296,7 +297,10 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
         with pytest.raises(ValueError, match=message):
             own(path)
 
-    refused("no class of taxonomy .*horse", as_cvat(masks, tmp_path / "1.zip", {**COLOURS, "horse": (1, 1, 1)}))
+    horse = {{"dog": "horse"}.get(label, label): colour for label, colour in COLOURS.items()}
+    refused("1 labels in it are no class of the taxonomy: horse. Map", as_cvat(masks, tmp_path / "1.zip", horse))
+    strange = {"background": (0, 0, 0), "horse": (1, 1, 1), "cow": (2, 2, 2)}
+    refused("none of the labels horse, cow is a class of taxonomy", as_cvat(masks, tmp_path / "9.zip", strange))
     refused("1 of its 4 images are not in --images.*nowhere", as_cvat({**masks, "nowhere": masks[first]}, tmp_path / "2.zip"))
     refused("1 colours that no label", as_cvat(masks, tmp_path / "3.zip", {k: c for k, c in COLOURS.items() if k != "dog"}))
     refused("30x29 .*its mask 30x4", as_cvat({**masks, first: masks[first][:4]}, tmp_path / "4.zip"))
@@ -309,11 +313,13 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
     refused("no zip file", tmp_path / "no.zip")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("annotations.xml", "")
-    refused("has no labelmap.txt: export", tmp_path / "empty.zip")
+    refused("has no labelmap.txt: export .*CVAT for images", tmp_path / "empty.zip")
     refused(
         "1 colours", as_cvat(masks, tmp_path / "7.zip", {"background": (0, 0, 0), "cat": COLOURS["cat"], "ignored": (7, 7, 7)})
     )
-    root, _ = own(as_cvat(masks, tmp_path / "8.zip", {**COLOURS, "horse": (1, 1, 1)}), mapping={"horse": "dog"})
+    with pytest.raises(ValueError, match="map: label 'cow' is not in the file; allowed: .*horse"):
+        own(as_cvat(masks, tmp_path / "8.zip", horse), mapping={"horse": "dog", "cow": "dog"})
+    root, _ = own(as_cvat(masks, tmp_path / "8.zip", {**horse, "nothing": (9, 9, 9)}), mapping={"horse": "dog"})
     assert np.array_equal(read_mask(root / f"SegmentationClass/{first}.png"), masks[first])
 
 
@@ -337,7 +343,7 @@ def test_exports_of_label_studio_that_do_not_fit(queue, photos, tmp_path):
     refused("not in --images.*nowhere", lambda c: c[0]["data"].update(file="nowhere.png"))
     refused("brush 1 .cat.: damaged run lengths", lambda c: value(c).update(rle=value(c)["rle"][:-9]))
     refused("labels 1 images twice", lambda c: c.append(c[0]))
-    refused("30x4 pixels", lambda c: [r.update(original_height=4) for r in c[0]["annotations"][0]["result"]])
+    refused("30x29 .*its mask 30x4", lambda c: [r.update(original_height=4) for r in c[0]["annotations"][0]["result"]])
 
 
 # The command
