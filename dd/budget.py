@@ -4,10 +4,13 @@ A curve is ``{k: mIoU in percent}`` with k real labelled images; a confusion arr
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean, stdev
 
 import numpy as np
+
+from dd.supervision import distinct, label_set, merged
 
 ARMS = {
     "finetune": "synthetic, then real",
@@ -49,6 +52,8 @@ class Plan:
     training split}; ``synthetic_steps`` of pre-training, ``finetune_steps`` after it; ``own_rates``: {recipe: learning rate of
     its experiment}; ``learning_rates``: {recipe: candidates, or None for its own}; ``choose``: the {shots, seed} at which the
     candidates are compared; ``judged_on``: the images, never test images, on which they are, or None if there are none.
+    ``lists``: {domain: "shapes/train", whose images its shots are}; ``judges``: the label sets of
+    ``judged_on`` that no training learns (:mod:`dd.supervision`).
     """
 
     shots: list
@@ -61,6 +66,8 @@ class Plan:
     learning_rates: dict[str, list | None]
     choose: dict
     judged_on: str | None
+    lists: dict[str, str] = field(default_factory=dict)
+    judges: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
         for name, good in (
@@ -102,6 +109,20 @@ class Plan:
         """Learning rates to compare; its own alone if there is nothing to judge them on."""
         rates = self.learning_rates.get(recipe) or [self.own_rates[recipe]]
         return rates if len(rates) == 1 or self.judged_on else [self.own_rates[recipe]]
+
+    @property
+    def choices(self) -> dict[str, list[dict]]:
+        """{recipe: the label sets that its learning rate is chosen on}, of the recipes with several
+        candidates: what judges them, and the real images that they learn."""
+        several = [r for r in self.recipes() if len(self.candidates(r)) > 1]
+        learnt = self.drawn(self.choose["shots"], next(iter(self.domains)))
+        return {r: merged(() if r == "synthetic" else learnt, self.judges) for r in several}
+
+    def drawn(self, shots, domain: str) -> list[dict]:
+        """The label sets that ``shots`` images of a domain are, in the draw that rates are chosen at."""
+        images, name = self.images(shots, domain), self.lists.get(domain, f"{domain}/train")
+        seed = None if images == self.domains[domain] else self.choose["seed"]
+        return [label_set(name, images, seed)] if images else []
 
     def pretraining(self, seed: int, rates: dict) -> Job:
         return Job("synthetic", seed, self.synthetic_steps, rates["synthetic"])
@@ -259,15 +280,26 @@ def skipped(arms: dict, domains: dict[str, int]) -> dict:
     }
 
 
-def target_cost(target: float, miou: dict[int, float], seconds: dict[int, float], prices: Prices) -> dict:
+def bought(plan: Plan, chosen: list[dict], shots, domain: str) -> int:
+    """Labels that a point of a curve is paid for: those of its images, and those that its settings
+    were ``chosen`` on, each once. The images are taken from the draw that chose: it costs least."""
+    return distinct([*chosen, *plan.drawn(shots, domain)])
+
+
+def target_cost(
+    target: float, miou: dict[int, float], seconds: dict[int, float], prices: Prices, labels=None
+) -> dict:  # fmt: skip
     """What ``target`` mIoU costs along one curve: images to label and their :func:`cost`, with the GPU seconds of the next
-    measured point; ``images`` None and ``more_than`` (images) if no measured point reaches it."""
+    measured point; ``images`` None and ``more_than`` (images) if no measured point reaches it.
+    ``labels(images)``: how many labels are paid for, those that chose settings among them; None =
+    the images alone."""
     images = images_for(miou, target)
     if images is None:
         return {"images": None, "more_than": max(miou)}
     whole = math.ceil(round(images, 6))
     spent = seconds[min(k for k in miou if k >= whole)]
-    return {"images": whole, "gpu_seconds": spent, **cost(whole, spent, prices)}
+    paid = whole if labels is None else labels(whole)
+    return {"images": whole, "labels": paid, "gpu_seconds": spent, **cost(paid, spent, prices)}
 
 
 def check_targets(targets) -> None:
@@ -276,9 +308,13 @@ def check_targets(targets) -> None:
         raise ValueError(f"budget.targets={targets!r}: expected a list of mIoUs in percent, or null")
 
 
-def target_costs(arms: dict, seconds: dict, domains: dict[str, int], prices: Prices, targets: list | None = None) -> dict:
+def target_costs(
+    arms: dict, seconds: dict, domains: dict[str, int], prices: Prices, targets: list | None = None,
+    labels=None,
+) -> dict:  # fmt: skip
     """{domain: [{"target", "why", "arms": {arm: :func:`target_cost`}}]}. ``seconds`` has the form of ``arms``. Without
-    ``targets``, what the first control reaches with each number of images (without one, the first arm)."""
+    ``targets``, what the first control reaches with each number of images (without one, the first
+    arm). ``labels(arm, domain, images)``: labels that are paid for; None = the images alone."""
     found = {}
     for domain, size in domains.items():
         measured = {arm: means(values, domain, size) for arm, values in arms.items()}
@@ -289,7 +325,11 @@ def target_costs(arms: dict, seconds: dict, domains: dict[str, int], prices: Pri
         ]
         found[domain] = [
             {"target": t, "why": why, "arms": {
-                arm: target_cost(t, points, means(seconds[arm], domain, size), prices) for arm, points in measured.items()
+                arm: target_cost(
+                    t, points, means(seconds[arm], domain, size), prices,
+                    labels and partial(labels, arm, domain),
+                )
+                for arm, points in measured.items()
             }}
             for t, why in wanted
         ]  # fmt: skip

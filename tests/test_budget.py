@@ -206,11 +206,14 @@ def test_the_cost_of_a_target_by_hand():
     at = target_cost(50.0, {16: 40.0, 64: 60.0}, seconds, prices)
     assert at == {
         "images": 32,
+        "labels": 32,
         "gpu_seconds": 2000.0,
         "labelling": 96.0,
         "computing": pytest.approx(2.0),
         "total": pytest.approx(98),
     }
+    more = target_cost(50.0, {16: 40.0, 64: 60.0}, seconds, prices, lambda images: images + 8)
+    assert (more["images"], more["labels"], more["labelling"]) == (32, 40, 120.0)
     assert target_cost(40.0, {16: 40.0, 64: 60.0}, seconds, prices)["gpu_seconds"] == 1000
     assert target_cost(50.1, {16: 40.0, 64: 60.0}, seconds, prices)["images"] == 33  # whole images, rounded up
     assert target_cost(61.0, {16: 40.0, 64: 60.0}, seconds, prices) == {"images": None, "more_than": 64}
@@ -225,7 +228,10 @@ def test_targets_are_what_the_control_reaches():
     assert [{arm: at["images"] for arm, at in r["arms"].items()} for r in rows] == [
         {"finetune": 0, "real": 16}, {"finetune": 16, "real": 64}
     ]  # fmt: skip
-    assert rows[1]["arms"]["real"] == {"images": 64, "gpu_seconds": 200, "labelling": 64.0, "computing": 0, "total": 64.0}
+    real = {"images": 64, "labels": 64, "gpu_seconds": 200, "labelling": 64.0, "computing": 0, "total": 64.0}
+    assert rows[1]["arms"]["real"] == real
+    rows = target_costs(FOUND, seconds, SIZES, Prices(60, 1.0, 0.0), None, lambda arm, domain, k: k + 5 * (arm == "real"))["d"]
+    assert [rows[1]["arms"][arm]["labels"] for arm in ("finetune", "real")] == [16, 69]
     (row,) = target_costs(FOUND, seconds, SIZES, Prices(), [80.0])["d"]
     assert row["arms"] == {"finetune": {"images": None, "more_than": 256}, "real": {"images": None, "more_than": 64}}
     assert target_costs({"real": {"16": {"d": [None]}}}, {"real": {"16": {"d": [None]}}}, SIZES, Prices()) == {"d": []}

@@ -247,7 +247,7 @@ def test_wrong_settings(given, message):
 def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     prepare_shapes(root, {"train": 5, "tune": 2, "test": 1})
-    write_json(root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}})
+    write_json(root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}, "chosen_on": []})
     return root
 
 

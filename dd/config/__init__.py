@@ -26,6 +26,7 @@ from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, bu
 from dd.config.objects import (
     ALLOWED,
     USER_ERRORS,
+    chosen_on,
     device,
     instantiate,
     palette,
@@ -48,7 +49,16 @@ from dd.config.training import (
     training_sets,
     training_style,
 )
-from dd.config.tuning import FIXED, check_tuning, judging_set, one_device, search_space, study_identity, trial
+from dd.config.tuning import (
+    FIXED,
+    check_tuning,
+    judged_labels,
+    judging_set,
+    one_device,
+    search_space,
+    study_identity,
+    trial,
+)
 
 __all__ = [
     "ALLOWED",
@@ -67,6 +77,7 @@ __all__ = [
     "calibrate_arguments",
     "check_overrides",
     "check_tuning",
+    "chosen_on",
     "deploy_arguments",
     "device",
     "executor",
@@ -74,6 +85,7 @@ __all__ = [
     "generation_seconds",
     "holds_out",
     "instantiate",
+    "judged_labels",
     "judging_set",
     "loggers",
     "main",

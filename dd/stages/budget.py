@@ -6,9 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, check_targets, curves, skipped, target_costs
+from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, bought, check_targets, curves, skipped, target_costs
 from dd.locks import Busy
 from dd.provenance import made_by, refuse_other, write_json
+from dd.supervision import merged, told
 
 SHOWN = 10  # failures listed at the end; budget.json has them all
 POLL = 5.0  # seconds between looks at what other processes are at
@@ -77,6 +78,7 @@ def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
             choice |= {"chosen": max(scores, key=scores.get) if done else None, "judged_on": plan.judged_on}
             choice |= {"candidates": {f"{rate:g}": value for rate, value in scores.items()}}
             choice["why"] = "best mIoU of the candidates" if done else "not chosen: a candidate failed"
+        choice["chosen_on"] = plan.choices.get(recipe)
         if choice["chosen"] is not None:
             rates[recipe] = choice["chosen"]
         choices[recipe] = choice
@@ -89,8 +91,10 @@ def budget(
 ) -> dict:  # fmt: skip
     """Train and score what ``plan`` says, write budget.json and return it; the same call goes on with what is missing.
 
-    ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps"}; ``judge(job)`` trains it and
-    returns its mIoU on the tune split; ``score(job, domain)`` that of a trained job on the domain's test split. Finished
+    ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps",
+    "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.supervision`); ``judge(job)``
+    trains it and returns its mIoU on the tune split; ``score(job, domain)`` that of a trained job on
+    the domain's test split. Finished
     jobs are theirs to skip, and they raise :class:`dd.locks.Busy` for one that another process is at: processes with the
     same call share the jobs, and each of them ends with the whole study. ``identity``: all settings of the study;
     FileExistsError if study.json holds others. ``generation_seconds``: of the synthetic set, once. ValueError at the end,
@@ -105,6 +109,7 @@ def budget(
     rates, choices = _choose(plan, work, judge)
     shape = lambda: {a: {str(k): {} for k in plan.shots if k or a in WITH_SYNTHETIC} for a in plan.arms}  # noqa: E731
     arms, seconds, runs = shape(), shape(), []
+    chosen = {arm: {False: [], True: []} for arm in plan.arms}  # without real images, with some
     points = [  # the whole curve of one seed before the next
         (arm, domain, k, seed)
         for seed in plan.seeds for domain in plan.domains for k in plan.shots for arm in arms if str(k) in arms[arm]
@@ -117,16 +122,29 @@ def budget(
     work.all([(scored, job, domain) for (_, domain, _, _), job in jobs.items() if job])
     for (arm, domain, k, seed), job in jobs.items():
         row = _point(job, domain, work, scored, generation_seconds)
+        sets = _chosen(plan, job, work) if row["run"] else []
+        chosen[arm][k != 0] = merged(chosen[arm][k != 0], sets)
         for table, key in ((arms, "miou"), (seconds, "seconds")):
             table[arm][str(k)].setdefault(domain, []).append(row[key])
         runs.append({"arm": arm, "shots": k, "domain": domain, "seed": seed, **row})
+
+    def labels(arm, domain, images):
+        return bought(plan, chosen[arm][images != 0], images, domain)
+
+    paid = {
+        arm: {k: {d: labels(arm, d, plan.images(_shots(k), d)) for d in plan.domains} for k in values}
+        for arm, values in arms.items()
+    }
     result = {
-        "study": folder.name, "supervision": "real labels: shots, and those that learning rates were judged on",
+        "study": folder.name,
+        "supervision": "real labels: shots, and those that settings were chosen on (cost.labels)",
+        "chosen_on": {arm: merged(*found.values()) for arm, found in chosen.items()},
         "domains": plan.domains, "seeds": plan.seeds, "labels": {a: ARMS[a] for a in plan.arms}, "arms": arms,
         "learning_rates": choices, "steps": _steps(runs), "curves": curves(arms, plan.domains),
         "skipped": skipped(arms, plan.domains),
         "cost": {"prices": vars(prices), "generation_seconds": generation_seconds, "seconds": seconds,
-                 "targets": target_costs(arms, seconds, plan.domains, prices, targets)},
+                 "labels": paid,
+                 "targets": target_costs(arms, seconds, plan.domains, prices, targets, labels)},
         "runs": runs, "failed": work.failed, **made_by(),
     }  # fmt: skip
     write_json(folder / "budget.json", result)
@@ -153,6 +171,17 @@ def _point(job, domain: str, work: _Work, scored, generation_seconds) -> dict:
     drawn = generation_seconds if job.recipe in ("synthetic", *WITH_SYNTHETIC) else 0.0
     steps, spent = done["steps"] + before["steps"], done["seconds"] + before["seconds"] + drawn
     return {"run": str(done["run"]), "miou": miou, "steps": steps, "seconds": spent}
+
+
+def _shots(key: str) -> int | str:
+    return key if key == "all" else int(key)
+
+
+def _chosen(plan: Plan, job, work: _Work) -> list[dict]:
+    """The choices behind a trained job and what it goes on from: its run's, and the study's own."""
+    own = ({"what": "learning_rate", **one} for one in plan.choices.get(job.recipe, ()))
+    before = _chosen(plan, job.after, work) if job.after else []
+    return merged(before, work(work.train, job).get("chosen_on"), own)
 
 
 def _steps(runs: list[dict]) -> dict:
@@ -185,7 +214,10 @@ def print_study(result: dict) -> None:
                     else:
                         text = f"{at['skipped']:.0f} (the control needs {at['needed']:.0f})"
                     print(f"{ARMS[arm]} with {k}, against {ARMS[control]}: real images skipped {text}")
-        table = Table(title=f"What a target costs on {domain}: images to label, price in all")
+        for arm, sets in result["chosen_on"].items():
+            print(f"settings of {ARMS[arm]} were chosen on: {told(sets) or 'no real label'}")
+        title = f"What a target costs on {domain}: images to label, price in all with what chose settings"
+        table = Table(title=title)
         for name in ("mIoU", *(c["label"] for c in shown)):
             table.add_column(name, justify="right")
         for row in result["cost"]["targets"][domain]:

@@ -1,6 +1,7 @@
 """The search of hyper-parameters: a study on disk, what it is told, and trials that are runs of train.py."""
 
 import csv
+import json
 import logging
 import multiprocessing
 import os
@@ -360,7 +361,18 @@ def test_a_study_of_real_trainings(command, tmp_path):
         assert identity["transform"]["flip"] == float(row["transform.flip"])
         assert read_json(folder / "objective.json")["objective"] == float(row["objective"])
         assert identity["seed"] == 0 and row["last_step"] == "2"
-    assert found["run"] == f"{study}/trial={found['trial']}" and len(found["overrides"]) == 2
+    assert found["run"] == f"{study}/trial={found['trial']}" and len(found["overrides"]) == 4
+    sets = [{"data": "shapes", "split": "train", "labels": 4, "seed": 0}, {"data": "shapes", "split": "tune", "labels": 2}]
+    assert found["chosen_on"] == sets  # real images were learnt, and judged by others
+    shown = "[{data:shapes,split:train,labels:4,seed:0},{data:shapes,split:tune,labels:2}]"
+    assert found["overrides"][2:] == [f"++chosen_on.{key}={shown}" for key in ("learning_rate", "flip")]
+    lines = (study / "best.yaml").read_text().splitlines()
+    assert all(f"- {line}" in lines for line in found["overrides"])  # as runs/shapes.sh reads them
+    run = read_json(study / "trial=0/run.json")
+    assert [c for c in run["chosen_on"] if c["what"] == "flip"] == [
+        {"what": "flip", "data": "shapes/train", "labels": 4, "seed": 0}, {"what": "flip", "data": "shapes/tune", "labels": 2},
+    ]  # fmt: skip
+    assert "chosen_on" not in json.dumps([run["identity"], read_json(study / "study.json")])
     assert command(*settings) == (0, [best])
     assert command(*settings, "batch_size=4")[0] == 2
 
@@ -385,6 +397,24 @@ def test_searches_that_make_no_sense(command, tmp_path, capsys, arguments, messa
     assert command("stage=tune", *group, *arguments)[0] == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["shots=2", "seed=5"], [("train", 2, 5), ("tune", 2, None)]),
+        (["shots=all", "hold_out=1"], [("train", 4, None)]),  # what is held out is among them
+        (["source=mixed", "shots=2", "hold_out=1"], [("train", 2, 0)]),
+        (["source=synthetic", "shots=null"], [("tune", 2, None)]),
+        (["source=synthetic", "shots=null", "hold_out=1"], []),  # judged by masks of the attention
+    ],
+)
+def test_what_labels_a_search_looks_at(data_root, tmp_path, given, expected):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = hydra.compose("train", [*tiny(data_root, tmp_path), *given])
+    found = [(one["data"], one["labels"], one.get("seed")) for one in config.judged_labels(cfg)]
+    assert found == [(f"shapes/{split}", labels, seed) for split, labels, seed in expected]
 
 
 def test_a_space_may_lie_in_a_file(tmp_path):
