@@ -37,7 +37,8 @@ def headline(entries, domains):
     columns = ["trained on", "real images from", "supervision", *(f"mIoU on {d}" for d in domains)]
     note = (
         "mIoU in percent on the held-out test split, single scale, background counted. Supervision: what made the synthetic "
-        "images (A: image-text pairs only, B: a few real masks), real: no synthetic image, or whole real splits."
+        "images (A: no real label, not for a setting either; B: real labels chose settings, or a few were trained on), real: "
+        "no synthetic image, or whole real splits."
     )
     seeds = sorted({e["seed"] for e in entries})
     if len(seeds) > 1:

@@ -83,25 +83,33 @@ def budget_sections(study: dict, name: str):
         note = "Mean and standard deviation over training seeds; test split." + (f" {failed} jobs failed." if failed else "")
         svg = charts.line_chart_svg(series, f"real images labelled ({domain})", f"mIoU on {domain} (%)")
         yield Chart(f"{name}: how much labelling on {domain}", svg, note)
-        if prices and size and (priced := _priced(points, spent, domain, size, Prices(**prices))):
+        paid = study.get("cost", {}).get("labels", {})
+        if prices and size and (priced := _priced(points, spent, domain, size, Prices(**prices), paid)):
             svg = charts.curves_svg(
                 {names[a]: c for a, c in priced.items()}, "price in all", f"mIoU on {domain} (%)", points=True
             )
             note = "{minutes_per_image:g} minutes an image at {per_hour:g} an hour, {per_gpu_hour:g} a GPU hour.".format(
                 **prices
             )
+            note += " Labels that settings were chosen on are paid for, each once." if paid else ""
             yield Chart(f"{name}: what it costs on {domain}", svg, note)
         yield from _skipped(study, names, domain, name)
         yield from _targets(study, names, domain, name)
 
 
-def _priced(points, spent, domain, size, prices) -> dict[str, tuple[list, list]]:
-    """{arm: (prices, mIoUs)} of the points whose seconds are known."""
+def _priced(points, spent, domain, size, prices, paid=None) -> dict[str, tuple[list, list]]:
+    """{arm: (prices, mIoUs)} of the points whose seconds are known. ``paid``: {arm: {shots: {domain:
+    labels}}}, those that chose settings included; a study of an earlier version does not tell."""
+
+    def labels(arm, k):
+        images = size if k == "all" else int(k)
+        return (paid or {}).get(arm, {}).get(k, {}).get(domain, images)
+
     found = {}
     for arm, at in points.items():
         seconds = _points(spent.get(arm, {}), domain)
         pairs = [
-            (cost(size if k == "all" else int(k), mean(seconds[k]), prices)["total"], mean(v))
+            (cost(labels(arm, k), mean(seconds[k]), prices)["total"], mean(v))
             for k, v in at.items() if k in seconds
         ]  # fmt: skip
         if pairs:
@@ -136,7 +144,11 @@ def _targets(study, names, domain, name):
         if found is None:
             return None
         never = found["images"] is None
-        return f"more than {found['more_than']} images" if never else f"{found['total']:,.0f} ({found['images']} images)"
+        if never:
+            return f"more than {found['more_than']} images"
+        more = found.get("labels", found["images"]) - found["images"]
+        chose = f", {more} labels more chose settings" if more else ""
+        return f"{found['total']:,.0f} ({found['images']} images{chose})"
 
     table = [[f"{row['target']:.1f} ({row['why']})", *(text(row["arms"].get(a)) for a in arms)] for row in rows]
     columns = ["target mIoU", *(names.get(a, a) for a in arms)]

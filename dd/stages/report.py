@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from dd.provenance import read_json, write_json
 from dd.report import origins, page, results, studies
 from dd.report.compare import comparison
+from dd.report.labels import labels_section
 from dd.report.published import reproduction
 from dd.report.summary import ARMS, collect, separate, summarise
 from dd.taxonomy import Taxonomy
@@ -43,6 +44,7 @@ def report(
     write_json(folder / "summary.json", summary)
     sections = [
         results.headline(entries, domains),
+        labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(entries, d))),
         *(s for path in budgets for s in studies.budget_sections(read_json(path), Path(path).parent.name)),
         *_comparisons(entries, domains, chosen),

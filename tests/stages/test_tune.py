@@ -308,6 +308,41 @@ def command(monkeypatch, data_root, tmp_path):
     GlobalHydra.instance().clear()
 
 
+def test_a_chain_without_a_real_label_is_of_class_a(monkeypatch, run, data_root, tmp_path):
+    """The commands of runs/shapes.sh at small size: images, a rate that synthetic images choose, the
+    training with it. The same commands with the settings of ``experiment=shapes`` are of class B."""
+    import train
+
+    where = [f"data_root={data_root}", f"output_root={tmp_path}", "device=cpu"]
+    made = ["num_images=4", "unit_size=2", "diffusion.steps=1", *where]
+    run("generate", "experiment=shapes_label_free", *made)
+    masks = read_json(data_root / "synthetic/shapes_label_free/SegmentationClass/masks.json")
+    assert masks["chosen_on"] == [] and masks["identity"]["settings"]["power"] == 4
+    name = "experiment=shapes_label_free_synthetic"
+    small = ["batch_size=2", "scale=32", "segmenter.base_channels=8", "trainer.max_steps=2", *where]
+    small += ["trainer.precision=32-true", "trainer.enable_progress_bar=false"]
+    search = ["stage=tune", "tune=learning_rate", "tune.trials=1", "name=search", "hold_out=2"]
+    search += ["trainer.limit_val_batches=1.0", "trainer.val_check_interval=2"]
+    monkeypatch.setattr(sys, "argv", ["train.py", name, *search, *small])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        config.main("train", train.run)
+    found = yaml.safe_load((tmp_path / "search/best.yaml").read_text())
+    assert stop.value.code == 0 and found["chosen_on"] == []
+    assert found["overrides"][1:] == ["++chosen_on.learning_rate=[]"]
+    run("train", name, *small, *found["overrides"])
+    done = read_json(tmp_path / "shapes/label_free/seed=0/run.json")
+    assert (done["supervision"], done["chosen_on"]) == ("A", [])
+    rate = float(found["overrides"][0].partition("=")[2])
+    assert done["identity"]["optimizer"]["learning_rate"] == rate
+
+    run("generate", "experiment=shapes", *made)
+    run("train", "experiment=shapes_synthetic", "transform.crop_size=32", *small)
+    done = read_json(tmp_path / "shapes/synthetic/seed=0/run.json")
+    assert done["supervision"] == "B"
+    assert {c["what"] for c in done["chosen_on"]} == {"attention", "masks", "recipe", "learning_rate"}
+
+
 def validations(run_folder):
     with open(run_folder / "metrics.csv") as file:
         return [float(row["tune/miou"]) for row in csv.DictReader(file) if row["tune/miou"]]
