@@ -34,6 +34,7 @@ def run(cfg) -> float | None:
         done = synthesize(
             cfg.folder, generator, prompts, taxonomy, cfg.num_images, cfg.seed, unit_size, cfg.image_format,
             cfg.prompts_over_limit, cfg.redraw, clip, executor, config.worker_build(cfg, clip),
+            config.chosen_on(cfg, "diffusion"),
         )  # fmt: skip
         print(f"{done['images']} images in {cfg.folder}, {done['made_now']} made now in {done['seconds']:.0f} s")
         if done["drawn_again"] or done["failed"]:
@@ -45,9 +46,13 @@ def run(cfg) -> float | None:
             return None
     if cfg.stage in ("all", "label"):
         absent = find_absent(cfg.folder, rules, masks, clip, cfg.quality.max_share)
-        print(f"masks in {label(cfg.folder, masks, cfg.mask_set, calibration, absent)}")
+        chosen = config.chosen_on(cfg, "masks", *(["quality"] if rules else []))
+        made = label(cfg.folder, masks, cfg.mask_set, calibration, absent, chosen_on=chosen)
+        print(f"masks in {made}")
     if cfg.stage == "filter" or (cfg.stage == "all" and any(r.action == "drop" for r in rules)):
-        result = filter_samples(cfg.folder, rules, cfg.mask_set, cfg.quality.split, clip, cfg.quality.max_share)
+        chosen = config.chosen_on(cfg, "quality")
+        how = (cfg.quality.split, clip, cfg.quality.max_share, chosen)
+        result = filter_samples(cfg.folder, rules, cfg.mask_set, *how)
         print_counts(result)
         print(f"train.py synthetic_split={cfg.quality.split} trains on them; reasons in {cfg.folder}/quality")
     if cfg.stage == "probe":

@@ -22,6 +22,7 @@ from dd.stages.objective import objective
 from dd.stages.train import load_weights, train
 from dd.stages.train_text_to_image import train_text_to_image
 from dd.stages.tune import tune
+from dd.supervision import declared, override
 from dd.tracking.callbacks import Report
 from dd.tracking.loggers import is_main_process, tell
 
@@ -127,12 +128,16 @@ def search(cfg) -> float:
     for corner in corners(space):
         config.trial(cfg, "trial=0", corner, check_only=True)
     how = {k: v for k, v in config.plain(cfg.tune).items() if k != "space"}
-    identity = config.study_identity(cfg, space) | {"content": config.study_content(cfg)}
+    identity, labels = config.study_identity(cfg, space) | {"content": config.study_content(cfg)}, config.judged_labels(cfg)
+    keys = dict.fromkeys(key.rpartition(".")[2] for key in space)
+    record = [override(f"chosen_on.{key}", labels) for key in keys]
 
     def train_trial(number, settings, report):
-        return segmenter(config.trial(cfg, f"trial={number}", overrides(settings, space)), report)
+        chosen = [*overrides(settings, space), *record]
+        return segmenter(config.trial(cfg, f"trial={number}", chosen), report)
 
-    best = tune(folder, train_trial, identity, space, **how, seed=cfg.seed)
+    known = {"chosen_on": declared(labels), "record": record}
+    best = tune(folder, train_trial, identity, space, **how, seed=cfg.seed, **known)
     print(f"{folder}/best.yaml: mIoU {best['objective']:.2f} on tune with {' '.join(best['overrides'])}")
     return best["objective"]
 
@@ -143,13 +148,14 @@ def label_budget(cfg) -> None:
     given, how = config.plain(cfg.budget), {"device": config.device(cfg), "num_workers": cfg.num_workers}
 
     def train_job(job):
-        part = config.budget_run(cfg, job)
-        folder = Path(part.output_root, part.name)
+        part = config.budget_run(cfg, job, choices=plan.choices)
+        folder, told = Path(part.output_root, part.name), ("seconds", "steps", "chosen_on")
         segmenter(part)
-        return {"run": folder, **{k: v for k, v in read_json(folder / "run.json").items() if k in ("seconds", "steps")}}
+        done = read_json(folder / "run.json")
+        return {"run": folder, **{k: v for k, v in done.items() if k in told}}
 
     def judge(job):
-        return segmenter(config.budget_run(cfg, job, judged=True))
+        return segmenter(config.budget_run(cfg, job, judged=True, choices=plan.choices))
 
     def score(job, domain):
         part = config.budget_run(cfg, job)

@@ -1,9 +1,11 @@
 """The plan of a label-budget study, and prices. What it found: :mod:`dd.budget_results`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from dd.supervision import distinct, label_set, merged
 
 ARMS = {
     "finetune": "synthetic, then real",
@@ -50,6 +52,9 @@ class Plan:
 
     ``choose`` may name several: ``shots`` a list, or ``each`` for all of the study's, gives each of
     them a rate of its own (:func:`rate_at`); over a list of ``seed`` candidates are averaged.
+
+    ``lists``: {domain: "shapes/train", whose images its shots are}; ``judges``: the label sets of
+    ``judged_on`` that no training learns (:mod:`dd.supervision`).
     """
 
     shots: list
@@ -63,6 +68,8 @@ class Plan:
     choose: dict
     judged_on: str | None
     draws: list[str]
+    lists: dict[str, str] = field(default_factory=dict)
+    judges: list[dict] = field(default_factory=list)
 
     def __post_init__(self):
         for name, good in (
@@ -118,6 +125,23 @@ class Plan:
 
     def choice_shots(self) -> list:
         return choice_shots(self.choose, self.shots)
+
+    @property
+    def choices(self) -> dict[str, list[dict]]:
+        """{recipe: the label sets that its learning rate is chosen on}, of the recipes with several
+        candidates: what judges them, and the real images that they learn."""
+        several = [r for r in self.recipes() if len(self.candidates(r)) > 1]
+        domain, seeds = next(iter(self.domains)), self.choice_seeds()
+        learnt = merged(*(self.drawn(k, domain, seed) for k in self.choice_shots() for seed in seeds))
+        return {r: merged(() if r == "synthetic" else learnt, self.judges) for r in several}
+
+    def drawn(self, shots, domain: str, seed: int | None = None) -> list[dict]:
+        """The label sets that ``shots`` images of a domain are, in the draw of ``seed``; None: that
+        of the first seed at which rates are chosen."""
+        images, name = self.images(shots, domain), self.lists.get(domain, f"{domain}/train")
+        seed = self.choice_seeds()[0] if seed is None else seed
+        whole = images == self.domains[domain]
+        return [label_set(name, images, None if whole else seed)] if images else []
 
     def choice_seeds(self) -> list[int]:
         seeds = self.choose.get("seed")
@@ -241,6 +265,12 @@ def cost(images: int, gpu_seconds: float, prices: Prices) -> dict[str, float]:
     labelling = images * prices.minutes_per_image / 60 * prices.per_hour
     computing = gpu_seconds / 3600 * prices.per_gpu_hour
     return {"labelling": labelling, "computing": computing, "total": labelling + computing}
+
+
+def bought(plan: Plan, chosen: list[dict], shots, domain: str) -> int:
+    """Labels that a point of a curve is paid for: those of its images, and those that its settings
+    were ``chosen`` on, each once. The images are taken from the draw that chose: it costs least."""
+    return distinct([*chosen, *plan.drawn(shots, domain)])
 
 
 def check_targets(targets) -> None:

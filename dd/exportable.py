@@ -12,6 +12,7 @@ from dd.names import folder_name
 from dd.progress import Progress
 from dd.provenance import fingerprint, read_json, sha256
 from dd.samples import read_records, read_whole_plan
+from dd.supervision import behind
 from dd.taxonomy import TAXONOMIES, Taxonomy, taxonomy
 
 
@@ -43,7 +44,7 @@ def read_source(
             progress.advance(1)
     source = Source(
         folder.resolve().name, chosen, {split: data.ids for split, data in sets.items()}, items, _counted(pixels),
-        _counted(images), _about(masks, run),
+        _counted(images), _about(folder, masks, run),
     )  # fmt: skip
     return source, fingerprint(content)
 
@@ -129,10 +130,12 @@ def _counted(numbers: np.ndarray) -> dict[int, int]:
     return {int(value): int(numbers[value]) for value in np.flatnonzero(numbers)}
 
 
-def _about(masks: str, run: dict) -> dict:
-    """What a data card says of the set, from its run.json."""
+def _about(folder: Path, masks: str, run: dict) -> dict:
+    """What a data card says of the set, from its run.json and masks.json."""
+    labels = behind(read_json(folder / masks / "masks.json")) if run else []
     terms = run.get("terms") or {}
     return {
         "synthetic": bool(run), "generator": run["identity"]["generator"] if run else None, "masks": masks,
         "licence": terms.get("licence"), "link": terms.get("link"),
+        "labels": labels,
     }  # fmt: skip

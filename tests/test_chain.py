@@ -66,7 +66,15 @@ def test_metrics_agree_with_their_own_confusion_matrix(chain):
 
 def test_supervision_and_history_are_recorded(chain):
     finetuned = json.loads((chain / "outputs/shapes/finetune_shapes/shots=4,seed=0/run.json").read_text())
-    assert finetuned["supervision"] == "A"
+    assert finetuned["supervision"] == "B"  # what made the synthetic images: labels chose their settings
+    assert "chosen_on" not in json.dumps(finetuned["identity"])
+    choices = {(c["what"], c["data"], c["labels"]) for c in finetuned["chosen_on"]}
+    assert {("masks", "shapes/tune", 128), ("learning_rate", "shapes/train", 64)} <= choices
+    synthetic = json.loads((chain / "outputs/shapes/synthetic/seed=0/run.json").read_text())
+    assert all(c in finetuned["chosen_on"] for c in synthetic["chosen_on"])
+    folder = chain / "outputs/shapes/finetune_shapes/shots=4,seed=0"
+    scored = json.loads((folder / "eval/shapes/metrics.json").read_text())
+    assert (scored["supervision"], scored["chosen_on"]) == ("B", finetuned["chosen_on"])
     assert finetuned["trained_on"]["shots"] == 4
     assert finetuned["trained_on"]["after"]["source"] == "synthetic"
     real = json.loads((chain / "outputs/shapes/real_shapes/shots=4,seed=0/run.json").read_text())
@@ -88,7 +96,7 @@ def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_pa
     assert not (chain / "outputs/shapes/adapt_segmenter").exists()
     run("train", *adapt, *photos)
     done = json.loads((chain / "outputs/shapes/adapt_segmenter/seed=0/run.json").read_text())
-    assert done["supervision"] == "A" and done["trained_on"]["after"]["source"] == "synthetic"
+    assert done["supervision"] == "B" and done["trained_on"]["after"]["source"] == "synthetic"
     taught = done["trained_on"]["self_training"]
     assert taught["photographs"]["number"] == 6 and taught["teacher"]["confidence"] == 0.9
     before = json.loads((chain / "outputs/shapes/synthetic/seed=0/run.json").read_text())
@@ -110,6 +118,7 @@ def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_pa
 def test_report_is_one_self_contained_file(chain):
     html = (chain / "outputs/shapes/report.html").read_text()
     assert "synthetic only" in html and "shapes_shift" in html
+    assert "Labels behind the runs" in html and "128 of shapes/tune (" in html
     assert "<script" not in html and 'src="http' not in html
 
 

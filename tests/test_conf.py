@@ -98,7 +98,7 @@ def test_every_file_composes_and_fits_the_constructors(root, overrides):
     assert nodes or root == "evaluate"
     config.objects._check_targets(nodes)
     for node in nodes:
-        arguments = {k: v for k, v in node.items() if k != "_target_"}
+        arguments = {k: v for k, v in node.items() if k not in ("_target_", "chosen_on")}
         inspect.signature(hydra.utils.get_object(node["_target_"])).bind_partial(**arguments)
     assert len(config.taxonomy(cfg)) > 1
     assert {"name", "data_root", "output_root", "seed", "device"} <= cfg.keys()
@@ -691,7 +691,7 @@ def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):
 @pytest.fixture(scope="module")
 def synthetic_set(data_root):
     """The real training images as a synthetic set: its mask set is finished."""
-    write_json(data_root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}})
+    write_json(data_root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}, "chosen_on": []})
     return f"synthetic={data_root}/shapes"
 
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
-    0: {"dd.taxonomy", "dd.samples", "dd.provenance", "dd.nouns", "dd.names"},
+    0: {"dd.taxonomy", "dd.samples", "dd.provenance", "dd.nouns", "dd.names", "dd.supervision"},
     1: {
         "dd.prompts",
         "dd.attention.*",

@@ -13,6 +13,7 @@ from dd import config
 ROOT = Path(__file__).parent.parent
 # One write for each call: some scripts make several at a time.
 STUB = '#!/usr/bin/env bash\n[ "$1" = -c ] || echo "$(printf "%q " "$@")" >>"$CALLS"\n'
+FOUND = "objective: 50.0\noverrides:\n- optimizer.learning_rate=0.003\n- ++chosen_on.learning_rate=[]\nchosen_on: []\n"
 
 
 @pytest.fixture
@@ -23,9 +24,11 @@ def calls(tmp_path):
     def run(script: str, **environment: str) -> list[list[str]]:
         shutil.copytree(ROOT / "runs", tmp_path / "runs")
         lists = "data/shapes_shift/ImageSets/Segmentation/train.txt"
-        for file in ("outputs/shapes/summary.json", "benchmarks/results/shapes.json", lists, "bin/python"):
+        files = {"bin/python": STUB, "outputs/shapes_label_free_search/best.yaml": FOUND}
+        results = ("outputs/shapes/summary.json", "benchmarks/results/shapes.json", lists)
+        for file, content in {**dict.fromkeys(results, "{}"), **files}.items():
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / file).write_text(STUB if file == "bin/python" else "{}")
+            (tmp_path / file).write_text(content)
         (tmp_path / "bin/python").chmod(0o755)
         environment |= {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
         script = str(tmp_path / "runs" / script)
@@ -48,7 +51,7 @@ def check(made):
             config.check_overrides(root, overrides)
 
 
-TRAININGS = {"demo.sh": 3, "shapes.sh": 3 + 2 * 2 * 4 * 3 + 10 * 3, "site.sh": 17 * 3 + 1}
+TRAININGS = {"demo.sh": 3, "shapes.sh": 3 + 2 * 2 * 4 * 3 + 10 * 3 + 1 + 3, "site.sh": 17 * 3 + 1}
 
 
 @pytest.mark.parametrize(("script", "trainings"), TRAININGS.items())
@@ -64,6 +67,16 @@ def test_published_lists_are_handed_to_the_trainings_with_few_images(calls):
     assert {c[2] for c in listed} == {"experiment=voc_finetune", "experiment=voc_real"}
     assert all("shots=92,183,366,732" in call for call in listed) and len(listed) == 2
     check(made)
+
+
+def test_the_rate_that_was_found_is_the_one_that_is_trained_with_and_says_how(calls):
+    """The row without labels: what the search wrote stands in the commands of its trainings."""
+    made = calls("shapes.sh", SEEDS="0 1")
+    name = "experiment=shapes_label_free_synthetic"
+    search, *trained = [call for call in made if name in call]
+    assert "stage=tune" in search and "hold_out=64" in search
+    found = ["optimizer.learning_rate=0.003", "++chosen_on.learning_rate=[]"]
+    assert sorted(call[-4:] for call in trained) == [[name, f"seed={seed}", *found] for seed in (0, 1)]
 
 
 @pytest.mark.parametrize("data", ["voc", "coco"])

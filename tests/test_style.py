@@ -247,7 +247,7 @@ def test_wrong_settings(given, message):
 def data_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     prepare_shapes(root, {"train": 5, "tune": 2, "test": 1})
-    write_json(root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}})
+    write_json(root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}, "chosen_on": []})
     return root
 
 
@@ -274,7 +274,8 @@ def test_a_run_records_its_style_and_one_without_is_what_it_was(data_root):
     assert told["trained_on"]["style"] == {
         "kind": "fourier", "share": 0.5, "bandwidth": 0.05, "photographs": files.fingerprint(),
     }  # fmt: skip
-    assert told["supervision"] == record["supervision"] == "A"
+    assert told["supervision"] == record["supervision"] == "B"  # the benchmark's own recipe
+    assert told["chosen_on"] == record["chosen_on"]  # photographs add no label
     assert {k: v for k, v in styled["trained_on"].items() if k != "style"} == identity["trained_on"]
     others = ("style.bandwidth=0.1", "style.share=0.25", "style=color", f"unlabelled.images={data_root}/shapes/JPEGImages")
     found = [recorded(data_root, photos, "style=fourier", other)[0]["trained_on"]["style"] for other in others]

@@ -29,6 +29,7 @@ from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, bu
 from dd.config.objects import (
     ALLOWED,
     USER_ERRORS,
+    chosen_on,
     device,
     instantiate,
     palette,
@@ -52,7 +53,17 @@ from dd.config.training import (
     training_sets,
     training_style,
 )
-from dd.config.tuning import FIXED, check_tuning, judging_set, one_device, search_space, study_content, study_identity, trial
+from dd.config.tuning import (
+    FIXED,
+    check_tuning,
+    judged_labels,
+    judging_set,
+    one_device,
+    search_space,
+    study_content,
+    study_identity,
+    trial,
+)
 
 __all__ = [
     "ALLOWED",
@@ -76,6 +87,7 @@ __all__ = [
     "check_tuning",
     "compose",
     "debugged",
+    "chosen_on",
     "deploy_arguments",
     "device",
     "executor",
@@ -83,6 +95,7 @@ __all__ = [
     "generation_seconds",
     "holds_out",
     "instantiate",
+    "judged_labels",
     "judging_set",
     "loggers",
     "main",

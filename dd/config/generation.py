@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from dd.config.objects import device, instantiate, plain, taxonomy
 from dd.datasets import SegmentationFolder
@@ -16,6 +17,7 @@ from dd.prompts import make_prompt
 from dd.provenance import read_json
 from dd.quality import CLIP, read_rules
 from dd.samples import make_plan
+from dd.supervision import choices
 from dd.units import read_run
 
 
@@ -42,7 +44,8 @@ def worker_build(cfg, clip):
 
 def masks_from(cfg) -> dict | None:
     """Put the settings of ``masks_from``, a file of stage=calibrate or stage=sweep, in ``cfg``: those of the masks and how the
-    attention is read. Returns what a mask set records of their choice; None if there is no file.
+    attention is read, and on which labels they were chosen. Returns what a mask set records of their
+    choice; None if there is no file.
 
     FileNotFoundError, or ValueError for another content (nothing but numbers and names is taken from it), for a stage that
     makes its own choice, and for an override that contradicts the file.
@@ -67,11 +70,15 @@ def masks_from(cfg) -> dict | None:
         if not typed or not reading.keys() <= set(READING):
             raise ValueError(f"masks hold {masks}, diffusion holds {reading}")
         MaskSettings(**masks)
+        choices("masks", content["chosen_on"])
         calibration = {**content["calibration"], "generator": dict(content["calibration"]["generator"])}
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}") from None
     cfg.masks.update(masks)
     cfg.diffusion.update(reading)
+    # The masks' record is the file's too. That of diffusion stays: the file's reading may be its own.
+    how = {"merge": False, "force_add": True}
+    OmegaConf.update(cfg, "masks.chosen_on", content["chosen_on"], **how)
     return calibration
 
 
@@ -140,7 +147,7 @@ def calibrate_arguments(cfg) -> tuple[str, dict]:
         "readings": [dict(zip(READING, choice, strict=True)) for choice in itertools.product(*choices)],
         "data": data, "test_split": cfg.data.test_split, "timesteps": given["timesteps"], "seed": cfg.seed,
         "powers": grid["power"], "thresholds": grid["threshold"], "sources": grid["source"], "band": cfg.masks.band,
-        "append": cfg.prompts.append,
+        "append": cfg.prompts.append, "name": cfg.data.name if own else None,
     }  # fmt: skip
     name = f"calibration_{data.root.name}_{data.split}_{given['shots']}_seed{cfg.seed}.yaml"
     return f"{cfg.output_root}/{cfg.name}/{name}", found

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from dd import search
 from dd.budget import RECIPES, Job, Plan, choice_shots
@@ -15,6 +16,7 @@ from dd.config.training import training_sets, training_style
 from dd.config.tuning import one_device, study_identity
 from dd.datasets import SegmentationFolder
 from dd.samples import read_records
+from dd.supervision import declared, label_set
 
 SET_BY_STUDY = ("seed", "shots", "source", "init_from", "optimizer.learning_rate")
 SHARED = r"(data_root|output_root|device|num_workers|logger.*|trainer\.(devices|accelerator|enable_progress_bar))$"
@@ -93,6 +95,8 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
         synthetic_steps=parts["synthetic"].trainer.max_steps, finetune_steps=parts["finetune"].trainer.max_steps,
         own_rates={recipe: part.optimizer.learning_rate for recipe, part in parts.items()},
         judged_on=_judged_on(cfg, next(iter(domains.values()))), draws=_draws(cfg),
+        lists={domain: f"{part.data.name}/{part.data.train_split}" for domain, part in domains.items()},
+        judges=_judges(cfg, next(iter(domains.values()))),
     )  # fmt: skip
     for draw in plan.draws if "synthetic" in plan.recipes() else ():
         training_sets(_budget_part(cfg, "synthetic", given["domains"][0], draw=draw))
@@ -120,20 +124,30 @@ def _judged_on(cfg, first) -> str | None:
     return f"{len(real_data(first, first.data.tune_split))} images of {first.data.name}/{first.data.tune_split}"
 
 
+def _judges(cfg, first) -> list[dict]:
+    """The label sets of :func:`_judged_on`, unless they are held out and so among the training's."""
+    split = first.data.tune_split
+    if cfg.hold_out is not None or split is None:
+        return []
+    return [label_set(f"{first.data.name}/{split}", len(real_data(first, split)))]
+
+
 def _shared(part) -> dict:
     each = ("tune", "seed", "shots", "init_from", "data", "data_root", "hold_out")
     return {k: v for k, v in study_identity(part, {}).items() if k not in each}
 
 
-def budget_run(cfg, job: Job, judged: bool = False):
+def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None):
     """The configuration of a job. One that is its experiment's own, with nothing changed but data, shots and seed, has the
-    folder that ``train.py -m experiment=...`` gives it, and is shared with it; all others lie below the study's folder."""
+    folder that ``train.py -m experiment=...`` gives it, and is shared with it, with the record of the
+    experiment; all others lie below the study's folder. ``choices``: {recipe: the label sets that its
+    rate is chosen on} (:attr:`dd.budget.Plan.choices`)."""
     domain = job.domain or cfg.budget.domains[0]
     held = judged and cfg.hold_out is not None
     more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]
     more += ["trainer.callbacks.best=null"] * judged
     part = _budget_part(cfg, job.recipe, domain, more, job.draw)
-    after = job.after and budget_run(cfg, job.after)
+    after = job.after and budget_run(cfg, job.after, choices=choices)
     init_from = after and f"{after.output_root}/{after.name}"
     changes = [f"max_steps={job.steps}"] * (job.steps != part.trainer.max_steps)
     changes += [f"learning_rate={job.learning_rate:g}"] * (job.learning_rate != part.optimizer.learning_rate)
@@ -145,6 +159,9 @@ def budget_run(cfg, job: Job, judged: bool = False):
     if not own or any(not re.match(SHARED, k) for k in _given()):
         where = "_".join([job.recipe, *([job.domain] if job.domain else [])])
         part.name = f"{cfg.name}/{where}/{','.join(points + changes)}"
+        if (sets := (choices or {}).get(job.recipe)) is not None:
+            chosen, how = declared(sets), {"merge": False, "force_add": True}
+            OmegaConf.update(part, "chosen_on.learning_rate", chosen, **how)
     else:
         rest = [p for p in points if p not in re.split("[/,]", part.name)]
         part.name = "/".join([part.name, ",".join(rest)]) if rest else part.name

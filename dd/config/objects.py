@@ -15,6 +15,7 @@ from dd.datasets import SegmentationFolder
 from dd.provenance import SETTINGS, read_json
 from dd.segmentation import Views
 from dd.stages.train import load_weights
+from dd.supervision import choices, merged
 
 ALLOWED = (
     "dd.prompt_sources.",
@@ -32,16 +33,20 @@ ALLOWED = (
     "pytorch_lightning.callbacks.",
     "pytorch_lightning.profilers.",
 )
+GROUPS = {"diffusion": "attention"}  # group: what of it was chosen, if that has another name
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, HydraException, OmegaConfBaseException)
 
 
 def instantiate(node, **kwargs):
     """``hydra.utils.instantiate`` for allowed targets only, with plain lists and dictionaries inside.
+    ``chosen_on``, what a node's values were chosen on (:func:`chosen_on`), is no argument.
 
     ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
     """
     _check_targets([node, kwargs])
     _check_arguments(node, "")
+    if (isinstance(node, dict) or OmegaConf.is_dict(node)) and "chosen_on" in node:
+        node = settings(node)
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
@@ -100,6 +105,28 @@ def _elsewhere(target) -> bool:
 def plain(node) -> dict:
     """A configuration node as resolved plain containers."""
     return OmegaConf.to_container(node, resolve=True)
+
+
+def settings(node) -> dict:
+    """:func:`plain` without the record of what the values were chosen on: it decides nothing made."""
+    values = plain(node) if OmegaConf.is_config(node) else node
+    return {k: v for k, v in values.items() if k != "chosen_on"}
+
+
+def chosen_on(cfg, *groups: str) -> list[dict]:
+    """The choices (:mod:`dd.supervision`) that ``cfg`` declares: those of its own key ``chosen_on``,
+    {what: label sets}, and of the ``chosen_on`` of ``groups``. ValueError for another form."""
+
+    def given(key: str):
+        node = OmegaConf.select(cfg, key)
+        return plain(node) if OmegaConf.is_config(node) else node
+
+    own = given("chosen_on") or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"chosen_on={own!r:.200}: expected {{what was chosen: label sets}}")
+    found = [choices(str(what), sets) for what, sets in own.items()]
+    found += [choices(GROUPS.get(group, group), given(f"{group}.chosen_on")) for group in groups]
+    return merged(*found)
 
 
 def taxonomy(cfg) -> taxonomies.Taxonomy:

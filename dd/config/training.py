@@ -6,13 +6,13 @@ import torch
 from omegaconf import OmegaConf
 
 from dd.config.identity import settings_identity
-from dd.config.objects import device, instantiate, plain, real_data, taxonomy, trained_run
+from dd.config.objects import chosen_on, device, instantiate, plain, real_data, settings, taxonomy, trained_run
 from dd.datamodule import Mixture, hold_out, per_process
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_json
-from dd.stages.train import supervision
 from dd.style import Style
+from dd.supervision import merged, supervision
 from dd.tracking.callbacks import Steps
 from dd.tracking.loggers import Guarded, is_main_process
 
@@ -110,12 +110,22 @@ def holds_out(cfg) -> bool:
     return cfg.hold_out is not None and cfg.trainer.get("limit_val_batches") != 0
 
 
-def _mask_settings(images) -> dict:
-    """What the masks of a synthetic set were made with: settings, heat, and the teacher of self-training."""
+def _synthetic_record(images) -> tuple[dict, list[dict]]:
+    """(what the masks of a synthetic set were made with and how its samples were chosen, the labels
+    that decided these)."""
     path = images.root / images.masks / "masks.json"
     if not path.is_file():
         raise FileNotFoundError(f"mask set {path.parent} is not finished (no masks.json); run the stage that makes it again")
-    return read_json(path)["identity"]
+    masks, filtered = read_json(path), _chosen_list(images)
+    if "chosen_on" not in masks:
+        raise ValueError(
+            f"{path} does not say which labels chose its settings: an earlier version wrote it. The "
+            "command that made the mask set adds it (generate.py stage=label, evaluate.py "
+            "stage=self_train); the masks stay as they are"
+        )
+    listed = images.root / "quality" / images.split / "filter.json"
+    chosen = read_json(listed).get("chosen_on") if "rules" in filtered.get("filter", {}) else []
+    return {"mask_settings": masks["identity"], **filtered}, merged(masks.get("chosen_on"), chosen)
 
 
 def _chosen_list(images) -> dict:
@@ -145,6 +155,7 @@ def training_record(
             f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
         )
     before = read_json(Path(cfg.init_from) / "run.json") if cfg.init_from else None
+    chosen_before, chosen_data = before and before.get("chosen_on"), []
     trained_on = {
         "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,
         "after": before and before["trained_on"],
@@ -154,25 +165,32 @@ def training_record(
     if listed:
         trained_on["shots_list"] = listed
     if cfg.source == "synthetic":
-        trained_on |= {"mask_settings": _mask_settings(images), **_chosen_list(images)}
+        made, chosen_data = _synthetic_record(images)
+        trained_on |= made
     if cfg.source == "mixed":
-        trained_on["synthetic"] |= {"mask_settings": _mask_settings(images.synthetic), **_chosen_list(images.synthetic)}
+        made, chosen_data = _synthetic_record(images.synthetic)
+        trained_on["synthetic"] |= made
     if holds_out(cfg):
         trained_on["hold_out"] = cfg.hold_out
     if style is not None:
         trained_on["style"] = style.record()
     if photos is not None:
-        trained_on["self_training"] = {**plain(cfg.self_training), "photographs": photos.fingerprint()}
+        trained_on["self_training"] = {**settings(cfg.self_training), "photographs": photos.fingerprint()}
     names, files = list(images.taxonomy.names), {} if network is None else network.files
     identity = {
         **settings_identity(cfg), "classes": names, "segmenter_files": files, "trained_on": trained_on,
         "init_from_sha256": before and before.get("weights_sha256"),
     }  # fmt: skip
+    # What labels decided changes no weight, so it is told beside the identity; that of all that a run
+    # builds on comes along.
+    own = chosen_on(cfg, *(["self_training"] if photos is not None else []))
+    decided = merged(chosen_before, chosen_data, own)
     record = {
         "segmenter": plain(cfg.segmenter), "taxonomy": {"name": images.taxonomy.name, "names": names},
         "segmenter_files": files,
         "scale": cfg.scale, "bf16": cfg.trainer.precision == "bf16-mixed", "trained_on": trained_on,
-        "supervision": supervision(trained_on, before and before["supervision"]),
+        "supervision": supervision(trained_on, decided, before and before["supervision"]),
+        "chosen_on": decided,
         "validated_on": tune and {**tune.fingerprint(), **({"ids": tune.ids} if holds_out(cfg) else {})},
     }  # fmt: skip
     return identity, record

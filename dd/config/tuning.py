@@ -12,7 +12,8 @@ from dd.config.identity import trainer_identity
 from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
-from dd.config.training import training_record, training_sets, training_style, unlabelled_photos
+from dd.config.training import holds_out, training_record, training_sets, training_style, unlabelled_photos
+from dd.supervision import label_set
 
 FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
 
@@ -42,6 +43,21 @@ def check_tuning(cfg) -> None:
     one_device(cfg, "a trial trains on one device; start the same command once for each")
 
 
+def judged_labels(cfg) -> list[dict]:
+    """The label sets behind a choice between trainings of ``cfg`` by their objective: the real images
+    that they learn, and those that judge them. Images held out of a synthetic set are judged against
+    the masks of their attention: no real label."""
+    found, shots = [], None if cfg.shots in (None, "all") else cfg.shots
+    if cfg.source != "synthetic":
+        images = real_data(cfg, cfg.data.train_split, shots)  # with what is held out of them
+        seed = None if shots is None else cfg.seed
+        found.append(label_set(f"{cfg.data.name}/{images.split}", len(images), seed))
+    if not holds_out(cfg) and cfg.data.tune_split is not None:
+        images = real_data(cfg, cfg.data.tune_split)
+        found.append(label_set(f"{cfg.data.name}/{images.split}", len(images)))
+    return found
+
+
 def one_device(cfg, why: str) -> None:
     devices = cfg.trainer.devices
     if devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
@@ -56,7 +72,7 @@ def search_space(cfg) -> dict:
             raise FileNotFoundError(f"tune.space={space}: no such file")
         space = OmegaConf.to_container(OmegaConf.load(space))
     for key in space if isinstance(space, dict) else ():
-        if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra"):
+        if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra", "chosen_on"):
             raise ValueError(f"tune.space: {key} is not searched: it decides what is compared, not how well it trains")
     return space
 
@@ -64,7 +80,7 @@ def search_space(cfg) -> dict:
 def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
-    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm")}
+    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm", "chosen_on")}
     looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # they prune trials
     used = {"style": cfg.style.kind, "self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
     used["shots_list"] = cfg.shots_list

@@ -5,6 +5,7 @@ import html
 import yaml
 
 from dd.exports.source import Source
+from dd.supervision import distinct, told
 from dd.taxonomy import IGNORE
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
@@ -82,6 +83,17 @@ def _cell(text: str) -> str:
     return html.escape(" ".join(text.split())).replace("|", "&#124;").replace("`", "&#96;")
 
 
+def used_labels(sets: list[dict]) -> str:
+    """What a card says of the labels behind a synthetic set (:func:`dd.supervision.behind`)."""
+    if not sets:
+        return "No real label was used: neither for a mask nor for the choice of a setting."
+    return (
+        f"{distinct(sets) or 'An unknown number of'} real labels stand behind it: settings were chosen on "
+        f"them, or a teacher learnt them: {told(sets)}. A segmenter trained on it is not of supervision "
+        "class A (docs/sweeps.md)."
+    )
+
+
 def adapter(generator: dict) -> str:
     """What a card says of LoRA layers, given the generator of run.json; "" without any."""
     if not generator.get("adapter_sha256"):
@@ -99,7 +111,7 @@ def _origin(about: dict) -> str:
     return (
         "**Synthetic**: the images were made by a text-to-image model, the masks read from its attention (Dataset Diffusion, "
         f"NeurIPS 2023). Generator: `{generator.get('model')}`, revision `{generator.get('revision')}`, weights sha256 "
-        f"`{generator.get('weights_sha256')}`.{adapter(generator)}"
+        f"`{generator.get('weights_sha256')}`.{adapter(generator)} {used_labels(about['labels'])}"
     )
 
 

@@ -1,6 +1,7 @@
 """Sections that say where results come from: what differs between runs, versions, commands, what was left out and why."""
 
 from dd.report.page import Section, Table, Text
+from dd.supervision import behind, told
 
 NAMED = 3  # runs listed beside a value; more are counted
 
@@ -65,6 +66,7 @@ def made_section(run: dict, masks: dict) -> list[Section]:
     """How a synthetic set was made, from its run.json and masks.json."""
     rows = [["images", k, v] for k, v in flatten(run["identity"]).items() if "scheduler_config." not in k]
     rows += [["masks", k, v] for k, v in flatten(masks["identity"]).items()]
+    rows += [["masks", "real labels behind them", told(behind(masks)) or "none"]] if "chosen_on" in masks else []
     rows += [["versions", k, v] for k, v in flatten(run.get("versions", {})).items()]
     command = [f"Command: {run.get('command', '')}", f"Commit: {run.get('git_commit', '') or 'not in a checkout'}"]
     return [Table("How it was made", ["of", "setting", "value"], rows), Text("Command", command)]

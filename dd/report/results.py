@@ -35,7 +35,8 @@ def headline(rows, domains):
     columns = ["trained on", "real images from", "supervision", "steps", "seeds", *scored]
     note = (
         "mIoU in percent on the held-out test split, single scale, background counted. Supervision: what made the synthetic "
-        "images (A: image-text pairs only, B: a few real masks), real: no synthetic image, or whole real splits. "
+        "images (A: no real label, not for a setting either; B: real labels chose settings, or a few were trained on), real: "
+        "no synthetic image, or whole real splits. "
         "Steps: optimiser steps in total, those of the run before counted; a dash: it is not at hand."
     )
     if any(len(r.runs) > 1 for r in rows):

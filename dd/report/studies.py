@@ -85,13 +85,15 @@ def budget_sections(study: dict, name: str):
         }  # fmt: skip
         svg = charts.line_chart_svg(series, f"real images labelled ({domain})", f"mIoU on {domain} (%)")
         yield Chart(f"{name}: how much labelling on {domain}", svg, _note(study, names, domain))
-        if prices and size and (priced := _priced(points, spent, domain, size, Prices(**prices))):
+        paid = study.get("cost", {}).get("labels", {})
+        if prices and size and (priced := _priced(points, spent, domain, size, Prices(**prices), paid)):
             svg = charts.curves_svg(
                 {names[a]: c for a, c in priced.items()}, "price in all", f"mIoU on {domain} (%)", points=True
             )
             note = "{minutes_per_image:g} minutes an image at {per_hour:g} an hour, {per_gpu_hour:g} a GPU hour.".format(
                 **prices
             )
+            note += " Labels that settings were chosen on are paid for, each once." if paid else ""
             yield Chart(f"{name}: what it costs on {domain}", svg, note)
         if "differences" in study:
             yield from _differences(study, names, domain, name)
@@ -145,13 +147,19 @@ def _undecided(study: dict, domain: str) -> str:
     return f" This decides nothing: it takes {LEAST_SEEDS} seeds and {LEAST_IMAGES} test images."
 
 
-def _priced(points, spent, domain, size, prices) -> dict[str, tuple[list, list]]:
-    """{arm: (prices, mIoUs)} of the points whose seconds are known."""
+def _priced(points, spent, domain, size, prices, paid=None) -> dict[str, tuple[list, list]]:
+    """{arm: (prices, mIoUs)} of the points whose seconds are known. ``paid``: {arm: {shots: {domain:
+    labels}}}, those that chose settings included; a study of an earlier version does not tell."""
+
+    def labels(arm, k):
+        images = size if k == "all" else int(k)
+        return (paid or {}).get(arm, {}).get(k, {}).get(domain, images)
+
     found = {}
     for arm, at in points.items():
         seconds = _points(spent.get(arm, {}), domain)
         pairs = [
-            (cost(size if k == "all" else int(k), mean(seconds[k]), prices)["total"], mean(v))
+            (cost(labels(arm, k), mean(seconds[k]), prices)["total"], mean(v))
             for k, v in at.items() if k in seconds
         ]  # fmt: skip
         if pairs:

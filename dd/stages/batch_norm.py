@@ -14,7 +14,7 @@ from dd.locks import Lock
 from dd.provenance import SETTINGS, finished_run, made_by, write_atomic, write_json
 
 CHECKPOINT = Path("checkpoints") / checkpoints.LAST
-KEPT = ("segmenter", "segmenter_files", "taxonomy", "scale", "bf16", "supervision")  # of the run before
+KEPT = ("segmenter", "segmenter_files", "taxonomy", "scale", "bf16", "supervision", "chosen_on")  # of the run before
 
 
 def batch_norm(

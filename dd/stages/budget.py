@@ -9,11 +9,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, check_targets, edge
+from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, bought, check_targets, edge
 from dd.budget_results import Measured, curves, differences, skipped, target_costs
 from dd.evaluation.savings import price_text, skipped_text
 from dd.locks import Busy
 from dd.provenance import made_by, refuse_other, write_json
+from dd.supervision import merged, told
 
 SHOWN = 10  # failures listed at the end; budget.json has them all
 POLL = 5.0  # seconds between looks at what other processes are at
@@ -77,6 +78,7 @@ def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
         if recipe not in several:
             choice = {"chosen": candidates[0], "candidates": None, "judged_on": None, "edge": None}
             choice["why"] = "nothing to judge candidates on: the experiment's own" if len(wanted) > 1 else "as set"
+            choice["chosen_on"] = None
             rates[recipe], choices[recipe] = candidates[0], choice
             _tell(recipe, None, choice)
             continue
@@ -86,6 +88,7 @@ def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
         for k, jobs in places.items():
             scores = [job and work(judge, job) for job in jobs]
             found[k] = {**_best(candidates, scores), "judged_on": plan.judged_on}
+            found[k]["chosen_on"] = plan.choices.get(recipe)
             _tell(recipe, k if len(places) > 1 else None, found[k])
         if len(places) > 1:
             rates[recipe] = {k: choice["chosen"] for k, choice in found.items()}
@@ -143,10 +146,11 @@ def budget(
 ) -> dict:
     """Train and score what ``plan`` says, write budget.json and return it; the same call goes on with what is missing.
 
-    ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps"}; ``judge(job)`` trains it and
-    returns its mIoU on the tune split; ``score(job, domain)`` is that of a trained job on the
-    domain's test split, {"miou", "num_images", "per_image"} with the file that holds each image's
-    confusions, or None. Finished
+    ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps",
+    "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.supervision`);
+    ``judge(job)`` trains it and returns its mIoU on the tune split; ``score(job, domain)`` is that
+    of a trained job on the domain's test split, {"miou", "num_images", "per_image"} with the file
+    that holds each image's confusions, or None. Finished
     jobs are theirs to skip, and they raise :class:`dd.locks.Busy` for one that another process is at: processes with the
     same call share the jobs, and each of them ends with the whole study. ``identity``: all settings of the study;
     FileExistsError if study.json holds others. ``generation_seconds``: of each draw, once.
@@ -161,6 +165,7 @@ def budget(
     rates, choices = _choose(plan, work, judge)
     shape = lambda: {a: {str(k): {} for k in plan.shots if k or a in WITH_SYNTHETIC} for a in plan.arms}  # noqa: E731
     arms, seconds, runs, files, generated = shape(), shape(), [], {}, generation_seconds or {}
+    chosen = {arm: {False: [], True: []} for arm in plan.arms}  # without real images, with some
     points = [  # the whole curve of one seed and draw before the next; controls see no draw
         (arm, domain, k, seed, draw)
         for seed, draw in product(plan.seeds, plan.draws)
@@ -175,6 +180,8 @@ def budget(
     work.all([(scored, job, domain) for (_, domain, *_), job in jobs.items() if job])
     for (arm, domain, k, seed, _), job in jobs.items():
         row = _point(job, domain, work, scored, generated)
+        sets = _chosen(plan, job, work) if row["run"] else []
+        chosen[arm][k != 0] = merged(chosen[arm][k != 0], sets)
         at = arms[arm][str(k)].setdefault(domain, [])
         files[arm, str(k), domain, len(at)] = row.pop("per_image")
         at.append(row["miou"])
@@ -183,14 +190,25 @@ def budget(
         runs.append({**head, **row})
     stored = lambda *run: _confusions(files[run])  # noqa: E731
     found = Measured(arms, plan.domains, plan.seeds, plan.draws, stored)
+
+    def labels(arm, domain, images):
+        return bought(plan, chosen[arm][images != 0], images, domain)
+
+    paid = {
+        arm: {k: {d: labels(arm, d, plan.images(_shots(k), d)) for d in plan.domains} for k in values}
+        for arm, values in arms.items()
+    }
     result = {
-        "study": folder.name, "supervision": "real labels: shots, and those that learning rates were judged on",
+        "study": folder.name,
+        "supervision": "real labels: shots, and those that settings were chosen on (cost.labels)",
+        "chosen_on": {arm: merged(*of.values()) for arm, of in chosen.items()},
         "domains": plan.domains, "seeds": plan.seeds, "draws": plan.draws,
         "labels": {a: ARMS[a] for a in plan.arms}, "arms": arms,
         "learning_rates": choices, "steps": _steps(runs), "curves": curves(arms, plan.domains),
         "differences": differences(found), "skipped": skipped(found),
         "cost": {"prices": vars(prices), "generation_seconds": generated, "seconds": seconds,
-                 "targets": target_costs(found, seconds, prices, targets)},
+                 "labels": paid,
+                 "targets": target_costs(found, seconds, prices, targets, labels)},
         "runs": runs, "failed": work.failed, **made_by(),
     }  # fmt: skip
     write_json(folder / "budget.json", result)
@@ -230,6 +248,17 @@ def _point(job, domain: str, work: _Work, scored, generated: dict) -> dict:
     return {key: found[key] for key in keys}
 
 
+def _shots(key: str) -> int | str:
+    return key if key == "all" else int(key)
+
+
+def _chosen(plan: Plan, job, work: _Work) -> list[dict]:
+    """The choices behind a trained job and what it goes on from: its run's, and the study's own."""
+    own = ({"what": "learning_rate", **one} for one in plan.choices.get(job.recipe, ()))
+    before = _chosen(plan, job.after, work) if job.after else []
+    return merged(before, work(work.train, job).get("chosen_on"), own)
+
+
 def _steps(runs: list[dict]) -> dict:
     """{arm: optimiser steps of its runs, pre-training counted}, as measured."""
     found = {r["arm"]: sorted({o["steps"] for o in runs if o["arm"] == r["arm"] and o["steps"]}) for r in runs}
@@ -260,7 +289,10 @@ def print_study(result: dict) -> None:
                 for k, at in found.get(domain, {}).items():
                     what = f"{ARMS[arm]} with {k}, against {ARMS[control]}"
                     print(f"{what}: real images skipped: {skipped_text(at)}")
-        table = Table(title=f"What a target costs on {domain}: price in all (images to label)")
+        for arm, sets in result["chosen_on"].items():
+            print(f"settings of {ARMS[arm]} were chosen on: {told(sets) or 'no real label'}")
+        title = f"What a target costs on {domain}: images to label, price in all with what chose settings"
+        table = Table(title=title)
         for name in ("mIoU", *(c["label"] for c in shown)):
             table.add_column(name, justify="right")
         for row in result["cost"]["targets"][domain]:

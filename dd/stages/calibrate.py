@@ -1,5 +1,5 @@
 """Stage: a few labelled real images choose the mask settings. They are noised and shown to the generator, its attention
-is read as in generation, and the settings win whose masks fit best. These labels count as used: supervision B."""
+is read as in generation, and the settings win whose masks fit best. These labels count as used (docs/sweeps.md)."""
 
 from copy import deepcopy  # YAML writes a list that stands in two places as a reference
 from dataclasses import asdict
@@ -16,6 +16,7 @@ from dd.masks import READING, MaskSettings, count_grid, scores, settings_grid
 from dd.prompts import make_prompt
 from dd.provenance import write_atomic, write_json
 from dd.samples import Sample
+from dd.supervision import declared, label_set
 from dd.taxonomy import IGNORE
 
 FOLDS = 5
@@ -24,13 +25,15 @@ FOLDS = 5
 def calibrate(
     path, make_generator, readings: list[dict], data: SegmentationFolder, test_split: str | None, timesteps, seed: int = 0,
     powers=None, thresholds=(0.4, 0.5, 0.6), sources=None, band: float = 0.1, append: bool = True, batch_size: int = 8,
+    name: str | None = None,
 ) -> dict:  # fmt: skip
     """Choose power, threshold, source and, of ``readings``, how the attention is read. Writes the choice to ``path`` (YAML in
     the shape of conf/generate.yaml, for ``masks_from``) and all that was tried to ``.json`` beside it; returns the choice.
 
     ``data``: the labelled images; ``make_generator(**reading)`` makes the generator of a reading (such as
     ``{"cross_resolution": 16}``). The highest mIoU wins, uncertain pixels counted as background; the width of the band does
-    not change it, so ``band`` stays as given. ``powers`` and ``sources``: None = all there are. ValueError if an image
+    not change it, so ``band`` stays as given. ``powers`` and ``sources``: None = all there are.
+    ``name``: what the data are called in records, None = their folder's name. ValueError if an image
     belongs to ``test_split``, where nothing is chosen, or if no image holds an object.
     """
     _refuse_test(data, test_split)
@@ -50,12 +53,16 @@ def calibrate(
     best = max(range(len(rows)), key=lambda i: rows[i]["miou"])
     reading, chosen = tried[best]
     calibration = {
-        "by": "calibrate", "supervision": "B", "data": data.root.name, "split": data.split, "masks": data.masks,
+        "by": "calibrate", "data": data.root.name, "split": data.split, "masks": data.masks,
         "shots": len(data), "seed": seed, "ids": list(data.ids), "without_object": len(data) - len(shown),
         "timesteps": list(timesteps), "miou": rows[best]["miou"], "miou_cross_validated": _cross_validated(counts_FTCU),
         "miou_paper_settings": _paper(rows), "generator": {"weights_sha256": identity["weights_sha256"], **deepcopy(reading)},
     }  # fmt: skip
-    content = {"masks": asdict(chosen), "diffusion": reading, "calibration": calibration}
+    labels = label_set(f"{name or data.root.name}/{data.split}", len(data), seed)
+    content = {
+        "masks": asdict(chosen), "diffusion": reading, "chosen_on": declared([labels]),
+        "calibration": calibration,
+    }  # fmt: skip
     table = sorted(rows, key=lambda row: -row["miou"])
     write_json(Path(path).with_suffix(".json"), {**content, "table": table})
     head = f"# Mask settings chosen by {len(data)} labelled images. Use: python generate.py ... masks_from={path}\n"

@@ -78,6 +78,7 @@ def evaluate(
         "checkpoint": "checkpoints/last.ckpt", "weights_sha256": run["weights_sha256"], "weights": weights,
         "protocol": views.protocol,
         "supervision": run["supervision"], "trained_on": run["trained_on"], "masks_made_with": _made_with(data),
+        **({"chosen_on": run["chosen_on"]} if "chosen_on" in run else {}),
     }  # fmt: skip
     if Path(path).exists():
         there = read_json(path)

@@ -12,6 +12,7 @@ from dd.progress import Progress
 from dd.provenance import differences, fingerprint, made_by, read_json, write_json
 from dd.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
 from dd.samples import append_records, read_plan, read_records
+from dd.supervision import behind, merged
 
 HASHES = ("image_sha256", "heat_sha256")
 PART = 64  # samples whose signals are written in one go
@@ -36,10 +37,13 @@ def find_absent(folder, rules: list[Rule], settings: MaskSettings, clip=None, ma
 
 
 def filter_samples(
-    folder, rules: list[Rule], mask_set: str | None = None, split: str = "train_filtered", clip=None, max_share: float = 0.5
-) -> dict:
+    folder, rules: list[Rule], mask_set: str | None = None, split: str = "train_filtered", clip=None,
+    max_share: float = 0.5, chosen_on: list[dict] = (),
+) -> dict:  # fmt: skip
     """Write ``quality/<split>/filter.json``, then the ids that no rule of action ``drop`` hits to
-    ``ImageSets/Segmentation/<split>.txt``; returns what the former holds: rules, thresholds, counts, ids dropped and why.
+    ``ImageSets/Segmentation/<split>.txt``; returns what the former holds: rules, thresholds, counts,
+    ids dropped and why, and the labels that chose the rules (``chosen_on``) or are behind the masks that
+    they look at (:func:`dd.supervision.behind`).
 
     Every rule looks at every sample. Images, heat, masks and the list ``train`` stay as they are; a filtered list of the same
     name is replaced. ValueError for rules that would drop too much (``max_share``, a whole class), for a mask set that
@@ -75,9 +79,12 @@ def filter_samples(
     result = {
         "identity": identity, "samples": len(samples), "kept": len(kept), "rules": counts,
         "classes": {name: _left(name, samples, dropped) for name in sorted({c for s in samples for c in s.classes})},
-        "dropped": {i: dropped[i] for i in sorted(dropped)}, **made_by(),
+        "dropped": {i: dropped[i] for i in sorted(dropped)},
+        "chosen_on": merged(chosen_on, ({**labels, "what": "samples"} for labels in behind(done))),
+        **made_by(),
     }  # fmt: skip
-    if not path.is_file() or differences(read_json(path)["identity"], identity):
+    there = read_json(path) if path.is_file() else {"identity": {}}
+    if differences(there["identity"], identity) or there.get("chosen_on") != result["chosen_on"]:
         write_json(path, result)
     write_split(folder, split, kept)
     return read_json(path)

@@ -19,12 +19,13 @@ from dd.datasets import (
     stored_heat,
     synthetic_image,
 )
-from dd.exports.card import BIASES, adapter
+from dd.exports.card import BIASES, adapter, used_labels
 from dd.masks import MaskSettings, flat, scores, to_mask
 from dd.names import folder_name
 from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.samples import Sample, outcomes, read_plan, recorded
+from dd.supervision import merged
 from dd.taxonomy import IGNORE, voc_palette
 
 DEFAULT_SET = "SegmentationClass"
@@ -38,14 +39,16 @@ def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarra
 
 def label(
     folder, settings: MaskSettings, mask_set: str | None = None, calibration: dict | None = None, absent: dict | None = None,
-    workers: int | None = None,
+    workers: int | None = None, chosen_on: list[dict] = (),
 ) -> Path:  # fmt: skip
     """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``; returns that folder.
 
     ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set that is complete with
     the same settings and heat is left alone, one with others is made anew. The default set also renews the data card.
-    ``calibration``: what guided the choice of ``settings`` (labelled images, a run); it is recorded, since labels that guide
-    a choice are used labels. ValueError if they were chosen for attention that was read in another way than this set's.
+    ``calibration``: how ``settings`` were chosen (by images, by a run). ValueError if for attention
+    that was read in another way than this set's. ``chosen_on``: the labels that chose them
+    (:mod:`dd.supervision`). They and those behind the images are recorded beside the identity, as
+    they decide no pixel: the record is that of the last call.
     ``absent``: {"rules", "classes": {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
     ``workers``: threads, None = one for each core.
 
@@ -72,8 +75,16 @@ def label(
     if (target / "settings.json").is_file():
         raise FileExistsError(f"{target} holds the masks of self-training, costly to make; choose another mask_set=...")
     done = target / "masks.json"
+    chosen = merged(read_json(folder / "run.json").get("chosen_on"), chosen_on)
     if done.exists():
-        if not differences(read_json(done)["identity"], identity):
+        there = read_json(done)
+        if not differences(there["identity"], identity):
+            if there.get("chosen_on") != chosen:
+                write_json(done, {**there, "chosen_on": chosen})
+                if target.name == DEFAULT_SET:
+                    pixels = {int(value): n for value, n in there["pixels"].items()}
+                    lost = sum(map(len, not_drawn.values()))
+                    write_card(folder, plan, pixels, settings, chosen, lost)
             return target
         scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))  # impossible settings touch nothing
         done.unlink()
@@ -94,14 +105,14 @@ def label(
     pixels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
     beside = {"absent": not_drawn} if absent else {}
     beside |= {"vanished": vanished} if vanished else {}
-    write_json(done, {"identity": identity, "pixels": pixels, "sha256": hashes, **beside})
+    write_json(done, {"identity": identity, "chosen_on": chosen, "pixels": pixels, "sha256": hashes, **beside})
     if vanished:
         print(
             f"warning: {sum(map(len, vanished.values()))} classes of {len(vanished)} samples show "
             f"nothing at power {settings.power} of {settings.source} and have no pixel ({done}: vanished)"
         )
     if target.name == DEFAULT_SET:
-        write_card(folder, plan, pixels, settings, calibration, sum(map(len, not_drawn.values())))
+        write_card(folder, plan, pixels, settings, chosen, sum(map(len, not_drawn.values())))
     return target
 
 
@@ -138,7 +149,7 @@ def check_calibration(calibration: dict, generator: dict) -> None:
         )
 
 
-def write_card(folder, plan, pixels, settings, calibration=None, not_drawn=0):
+def write_card(folder, plan, pixels, settings, chosen_on=(), not_drawn=0):
     """README.md and a picture: what is in the data set, how it was made, what to keep in mind."""
     run = read_json(folder / "run.json")
     identity, names = run["identity"], ["background", *run["identity"]["taxonomy"]["names"]]
@@ -161,8 +172,7 @@ def write_card(folder, plan, pixels, settings, calibration=None, not_drawn=0):
     licence = terms.get("licence") or "not stated, ask the owner of the weights"
     again, left_out = found["drawn again"], found["failed"] + found["quarantined"]
     lora = f"-{adapter(generator)}\n" if adapter(generator) else ""
-    chosen = "Labelled images or a trained run chose the mask settings: see `calibration` in `masks.json`."
-    labels = "No human mask was used." if calibration is None else chosen
+    labels = used_labels(chosen_on)
     text = f"""# Synthetic segmentation data set
 
 {len(plan)} images made by a text-to-image model, with masks read from its attention (Dataset Diffusion, NeurIPS 2023).

@@ -37,7 +37,8 @@ def predict(
         "teacher": {k: run[k] for k in ("weights_sha256", "supervision", "trained_on")},
     }
     target = folder / "sweeps" / "predictions" / f"{run['weights_sha256'][:12]}-{fingerprint(identity)[:8]}"
-    write_json(target / "settings.json", {"identity": identity})
+    chosen = run.get("chosen_on", [])
+    write_json(target / "settings.json", {"identity": identity, "chosen_on": chosen})
     batches = [plan[i : i + batch_size] for i in range(0, len(plan[:limit]), batch_size)]
     done = _done(target)
     todo = [batch for batch in batches if any(s.id not in done for s in batch)]

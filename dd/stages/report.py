@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from dd.provenance import read_json, write_json
 from dd.report import origins, page, results, studies
 from dd.report.compare import comparison
+from dd.report.labels import labels_section
 from dd.report.published import reproduction
 from dd.report.rows import Row, arrange
 from dd.report.summary import collect, images_of, separate, summarise
@@ -60,6 +61,7 @@ def report(
     write_json(folder / "summary.json", summary)
     sections = [
         results.headline(rows, domains),
+        labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
         *(s for path in budgets for s in studies.budget_sections(read_json(path), Path(path).parent.name)),
         *_comparisons(rows, domains, chosen),

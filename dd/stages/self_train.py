@@ -38,9 +38,12 @@ def self_train(
     images, target = _training_images(folder, run), folder / "masks" / mask_set
     identity = _identity(folder, images, run, {**views.protocol, "confidence": confidence, "weights": weights})
     _refuse_other(target, identity)
-    if (target / "masks.json").exists():
+    chosen = run.get("chosen_on", [])
+    if (done := target / "masks.json").exists():
+        if "chosen_on" not in (there := read_json(done)):  # of an earlier version
+            write_json(done, {**there, "chosen_on": chosen})
         return target
-    write_json(target / "settings.json", {"identity": identity})
+    write_json(target / "settings.json", {"identity": identity, "chosen_on": chosen})
     done, batches = _done(target), [images.ids[i : i + batch_size] for i in range(0, len(images), batch_size)]
     batches = [b for b in batches if not all(name in done for name in b)]  # whole ones: rounding depends on a batch
     todo = [name for batch in batches for name in batch]
@@ -53,16 +56,17 @@ def self_train(
             predictions = views.predict(segmenter, to_device(shown, device), [tuple(e.shape) for e in empty], confidence)
             append_records(target, "0", [_write(target, *pair) for pair in zip(names, predictions, strict=True)])
             progress.advance(len(names))
-    _finish(target, identity, images.ids)
+    _finish(target, identity, chosen, images.ids)
     return target
 
 
-def _finish(target, identity, names):
+def _finish(target, identity, chosen, names):
     records, pixels = read_records(target), Counter()
     for name in names:
         pixels.update(records[name]["pixels"])
     hashes = {name: records[name]["sha256"] for name in names}
-    write_json(target / "masks.json", {"identity": identity, "pixels": dict(pixels), "sha256": hashes})
+    done = {"identity": identity, "chosen_on": chosen}
+    write_json(target / "masks.json", {**done, "pixels": dict(pixels), "sha256": hashes})
 
 
 class _Unlabelled:

@@ -22,6 +22,7 @@ from dd.names import folder_name
 from dd.progress import Progress
 from dd.provenance import differences, fingerprint, made_by, read_json, sha256, write_atomic, write_json
 from dd.samples import read_plan, read_records
+from dd.supervision import behind, declared, label_set
 from dd.taxonomy import Taxonomy
 
 MADE_HERE = ("masks.json", "settings.json")  # of mask sets and predictions of ours
@@ -52,18 +53,21 @@ def sweep(
         "reference": _reference_sha256(reference, samples), "classes": run["taxonomy"]["names"],
     }  # fmt: skip
     path = folder / "sweeps" / f"{name}.json"
-    if path.exists() and not differences(read_json(path)["sweep"]["identity"], identity):
-        return read_json(path)
+    there = read_json(path) if path.exists() else {}
+    if "chosen_on" in there and not differences(there["sweep"]["identity"], identity):
+        return there
     kept = path.with_suffix(".parts") / fingerprint(identity)[:16]
     taxonomy = Taxonomy(run["taxonomy"]["name"], run["taxonomy"]["names"])
     counts = _count(partial(count_samples, folder, reference, settings, taxonomy), samples, kept, workers)
     table = [{**asdict(s), **metrics.with_uncertain(torch.from_numpy(c))} for s, c in zip(settings, counts, strict=True)]
     table.sort(key=lambda row: (-row["miou"], row["uncertain"]))
     reading = {k: run["generator"].get(k) for k in READING}
+    labels, made = _labels(folder, reference, len(samples))
     result = {
         "masks": {k: table[0][k] for k in asdict(settings[0])}, "diffusion": reading,
+        "chosen_on": declared(labels),
         "calibration": {
-            "by": "sweep", **_labels(reference, len(samples)), "reference_sha256": identity["reference"],
+            "by": "sweep", **made, "reference_sha256": identity["reference"],
             "generator": {"weights_sha256": run["generator"]["weights_sha256"], **reading},
         },
         "sweep": {"folder": str(folder), "against": str(reference), "left_out": left_out, "table": table,
@@ -111,12 +115,14 @@ def _reference_sha256(reference, samples) -> str:
     return fingerprint([sha256(p) for p in paths])
 
 
-def _labels(reference, number) -> dict:
-    """What the choice owes to labels: ``shots`` masks that nobody says a model made, or how the mask set came about."""
+def _labels(folder, reference, number) -> tuple[list[dict], dict]:
+    """(label sets behind the choice, how the reference came about): ``number`` masks that nobody says
+    a model made, or what is behind a mask set or a run's predictions."""
     for path in (reference / name for name in MADE_HERE):
         if path.is_file():
-            return {"reference": read_json(path)["identity"]}
-    return {"supervision": "B", "shots": number}
+            made = read_json(path)
+            return behind(made), {"reference": made["identity"]}
+    return [label_set(f"{folder.name}/{reference.name}", number)], {}
 
 
 def count_samples(folder, reference, settings: list[MaskSettings], taxonomy: Taxonomy, samples) -> np.ndarray:

@@ -19,6 +19,7 @@ from dd.units import drop_records, make_unit, open_tools, present, sweep, worker
 def synthesize(
     folder, generator, prompts, taxonomy, num_images: int | None, seed: int, unit_size: int, image_format: str = "jpg",
     prompts_over_limit: str = "refuse", redraw: int = 3, clip=None, executor=None, build=None,
+    chosen_on: list[dict] = (),
 ) -> dict:  # fmt: skip
     """Make (or go on with) the synthetic data set in ``folder``; returns counts, seconds and whether it is ``complete``.
 
@@ -28,6 +29,7 @@ def synthesize(
     not finite, constant) is drawn again before its sample is left out of the split and of every mask set; ``clip``
     (:class:`dd.quality.ClipScore`): scores images for the quality signals of their records. ``executor``
     (:mod:`dd.executors`): who makes the units, None = this process; ``build(device)`` gives (generator, clip) to a worker.
+    ``chosen_on``: the labels that chose settings (:mod:`dd.supervision`), for run.json.
 
     The plan is written first and never changes; each sample's record is appended after its files are in place. FileExistsError
     if the folder was made with other settings: nothing is touched then; Busy if another run writes it; UnitsFailed if too many
@@ -56,7 +58,8 @@ def synthesize(
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, executor.shard) as lock:
         refuse_other(folder / "run.json", identity, "data set")  # another run may have been quicker
-        _freeze(folder, plan, wanted.dropped, identity, generator.terms)
+        known = {"terms": generator.terms, "chosen_on": list(chosen_on)}
+        _freeze(folder, plan, wanted.dropped, identity, known)
         mine = executor.share(open_units(plan, ()))
         todo = _unfinished(folder, mine, suffix, executor)
         work, died = partial(make_unit, folder, suffix, seed, redraw), partial(worker_died, folder, suffix)
@@ -81,7 +84,7 @@ def synthesize(
     }  # fmt: skip
 
 
-def _freeze(folder, plan, dropped, identity, terms) -> None:
+def _freeze(folder, plan, dropped, identity, known: dict) -> None:
     """Write what says what is made: plan.jsonl, dropped captions, and last run.json, unless they are there."""
     path = folder / "plan.jsonl"
     if not path.is_file() or sha256(path) != identity["plan_sha256"]:
@@ -89,7 +92,7 @@ def _freeze(folder, plan, dropped, identity, terms) -> None:
     if dropped:
         write_atomic(folder / "dropped_captions.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in dropped))
     if not (folder / "run.json").exists():
-        write_json(folder / "run.json", {"identity": identity, "terms": terms, **made_by()})
+        write_json(folder / "run.json", {"identity": identity, **known, **made_by()})
 
 
 def _unfinished(folder, units, suffix, executor) -> list:

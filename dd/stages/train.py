@@ -85,41 +85,6 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     return done
 
 
-def real_labels(trained_on: dict | None) -> list:
-    """How many real images (a number, or ``all``) had their labels used: by a run itself, by the run it went on from, by the
-    teacher that labelled its synthetic images or the choice of their mask settings, and so on back. ``trained_on`` is
-    run.json's; [] = none at all."""
-    if not trained_on:
-        return []
-    found = [trained_on.get("shots") or "all"] if trained_on["source"] in ("real", "mixed") else []
-    for part in (trained_on, trained_on.get("synthetic", {})):
-        found += _mask_labels(part.get("mask_settings"))
-    return found + real_labels(trained_on.get("after"))
-
-
-def _mask_labels(masks: dict | None) -> list:
-    """:func:`real_labels` behind a mask set, from its masks.json: of its teacher, of its ``calibration`` (by images, or by a
-    sweep against a reference that is a mask set itself)."""
-    if not masks:
-        return []
-    calibration = masks.get("calibration", {})
-    found = [calibration["shots"]] if "shots" in calibration else []
-    return found + real_labels(masks.get("teacher", {}).get("trained_on")) + _mask_labels(calibration.get("reference"))
-
-
-def supervision(trained_on: dict, before: str | None) -> str:
-    """Supervision class of a run; ``before`` is that of the run it goes on from.
-
-    Real images alone are ``real``, and fine-tuning a run of class A with them keeps its class: the column says what made
-    the synthetic images, ``trained_on`` how many real ones followed. All else is ``A`` only if no real label was used
-    anywhere (:func:`real_labels`), ``B`` if a chosen number of real images was, ``real`` if whole splits were.
-    """
-    if trained_on["source"] == "real" and before in (None, "A", "real"):
-        return before or "real"
-    labels = real_labels(trained_on)
-    return "real" if "all" in labels else "B" if labels else "A"
-
-
 def _same_classes(init_from, record) -> dict:
     weights = load_weights(init_from)
     theirs, ours = read_json(Path(init_from) / "run.json")["taxonomy"]["names"], record["taxonomy"]["names"]

@@ -34,13 +34,16 @@ def _train(study: Study, trial, train_trial) -> None:
 
 
 def tune(
-    folder, train_trial, identity: dict, space: dict, trials: int, sampler="tpe", pruner="median", pruner_settings=None, seed=0
-):
+    folder, train_trial, identity: dict, space: dict, trials: int, sampler="tpe", pruner="median",
+    pruner_settings=None, seed=0, chosen_on=(), record=(),
+):  # fmt: skip
     """Run trials until ``trials`` of them are complete or pruned; returns what best.yaml holds of the best one.
 
     ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step, mIoU, last)`` may end it by
     an exception. The same command goes on with a study, in several processes at once if wanted. ``identity``: the settings
-    that all trials share; a study with others is refused (FileExistsError).
+    that all trials share; a study with others is refused (FileExistsError). ``chosen_on``: the label
+    sets that the choice owes, ``record``: overrides that say so (:mod:`dd.supervision`), written behind
+    the best settings, so that whoever uses them tells it.
     """
     if type(trials) is not int or trials < 1:
         raise ValueError(f"tune.trials={trials!r}: expected a whole number above 0")
@@ -64,7 +67,9 @@ def tune(
     best = study.study.best_trial
     found = {
         "objective": best.value, "metric": "mIoU on tune, averaged weights of the last step", "trial": best.number,
-        "run": f"{folder}/trial={best.number}", "overrides": overrides(best.params, study.space),
+        "run": f"{folder}/trial={best.number}",
+        "overrides": [*overrides(best.params, study.space), *record],
+        "chosen_on": list(chosen_on),
         "trials": {s: len(study.trials(s.upper())) for s in ("complete", "pruned", "fail", "running")},
     }  # fmt: skip
     write_atomic(study.folder / "best.yaml", yaml.safe_dump(found, sort_keys=False, allow_unicode=True))

@@ -80,6 +80,11 @@ def test_prices_of_points_by_hand(builder):
     # 1 GPU hour = 2; 16 images x 10 min x 24 an hour = 64; the control took half an hour = 1
     assert priced["finetune"] == ([2.0, 66.0, 2050.0], [61.0, 69.0, 77.0])
     assert priced["real"] == ([65.0, 257.0, 2049.0], [50.5, 65.0, 76.5])
+    spent = builder.budget["cost"]["seconds"]
+    paid = {"finetune": {"0": {"shapes": 8}, "16": {"shapes": 24}}}  # 8 labels chose its settings
+    priced = studies._priced(points, spent, "shapes", 512, prices, paid)
+    assert priced["finetune"] == ([34.0, 98.0, 2050.0], [61.0, 69.0, 77.0])
+    assert priced["real"] == ([65.0, 257.0, 2049.0], [50.5, 65.0, 76.5])
 
 
 @pytest.mark.parametrize("study", [{"arms": {}}, {"arms": {"real": {"16": {"shapes": [None]}}}}])

@@ -18,7 +18,8 @@ from dd.report.summary import collect
 from dd.segmentation import Views
 from dd.stages import batch_norm as stage
 from dd.stages.prepare import prepare_shapes
-from dd.stages.train import load_weights, real_labels, supervision
+from dd.stages.train import load_weights
+from dd.supervision import real_labels, supervision
 from dd.taxonomy import SHAPES_NAMES
 
 
@@ -43,8 +44,11 @@ def root(tmp_path_factory, finished_run):
     run = read_json(root / "old/run.json")
     trained_on = {"source": "synthetic", "root": "shapes", "split": "train", "masks": "SegmentationClass", "images": 5,
                   "mask_settings": {"settings": {"power": 4}}, "shots": None, "seed": 0, "after": None}  # fmt: skip
-    write_json(root / "old/run.json", run | {"trained_on": trained_on, "seconds": 3.0, "identity": {}})
+    write_json(root / "old/run.json", run | {"trained_on": trained_on, "seconds": 3.0, "identity": {}, "chosen_on": [CHOSEN]})
     return root
+
+
+CHOSEN = {"what": "masks", "data": "here/tune", "labels": 8}
 
 
 @pytest.fixture
@@ -210,6 +214,6 @@ def test_words_and_classes_of_what_follows():
     assert unlabelled_steps(normed) == steps
     tuned = {"source": "real", "shots": 16, "after": normed}
     assert arm_of(tuned) == "finetuned" and unlabelled_steps(tuned) == steps
-    assert real_labels(normed) == [] and supervision(tuned, "A") == "A" and real_labels(tuned) == [16]
+    assert real_labels(normed) == [] and supervision(tuned, [], "A") == "A" and real_labels(tuned) == [16]
     assert real_labels({**site, "after": {"source": "real", "shots": None, "after": None}}) == ["all"]
     assert json.dumps(tuned)

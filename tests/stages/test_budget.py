@@ -304,6 +304,40 @@ def test_where_a_candidate_of_one_number_of_images_failed_only_these_wait(tmp_pa
     assert real["all"]["here"] == [None, None] and real["16"]["here"] == [41.6, 42.6]
 
 
+# What labels decided
+
+
+CHOSEN = [{"what": "masks", "data": "here/tune", "labels": 12}]
+
+
+def test_labels_that_chose_are_in_the_price_each_set_once(tmp_path, capsys):
+    """Runs say that masks were chosen on 12 tune labels; the study judges rates on the same ones, with
+    16 images of ``here``."""
+    lab = Lab()
+    train = lab.train
+    lab.train = lambda job: {**train(job), "chosen_on": CHOSEN if job.recipe not in ("real", "real_short") else []}
+    judges = [{"data": "here/tune", "labels": 12}]
+    rates = {"synthetic": [1e-3, 1e-2], "real": [1e-3, 1e-2]}
+    study = plan(learning_rates=rates, judges=judges, lists={"here": "here/train", "there": "other/train"})
+    result = lab.study(tmp_path, study, targets=[50.0])
+    rate = {"what": "learning_rate", "data": "here/tune", "labels": 12}
+    drawn = {"what": "learning_rate", "data": "here/train", "labels": 16, "seed": 0}
+    assert result["learning_rates"]["synthetic"]["chosen_on"] == judges
+    assert result["learning_rates"]["finetune"]["chosen_on"] is None
+    assert result["chosen_on"] == {
+        "finetune": [*CHOSEN, rate], "mixed": [*CHOSEN, rate], "real": [drawn, rate], "real_short": [],
+    }  # fmt: skip
+    paid = result["cost"]["labels"]
+    assert paid["finetune"]["0"] == {"here": 12, "there": 12} and paid["finetune"]["16"]["here"] == 16 + 12
+    assert paid["real"] == {"16": {"here": 16 + 12, "there": 16 + 16 + 12}, "all": {"here": 112, "there": 50 + 16 + 12}}
+    assert paid["real_short"]["16"] == {"here": 16, "there": 16}  # as set
+    row = result["cost"]["targets"]["here"][0]["arms"]["finetune"]
+    assert (row["images"], row["labels"]) == (0, 12) and row["labelling"] == pytest.approx(12 / 6 * 20)
+    shown = capsys.readouterr().out
+    assert "settings of real only, equal fine-tuning steps were chosen on: no real label" in shown
+    assert "chosen on: 12 labels of here/tune (masks, learning_rate)" in shown
+
+
 # train.py
 
 SIZES = {"train": 6, "tune": 2, "test": 2}
@@ -318,7 +352,7 @@ def data_root(tmp_path_factory):
     prepare_shapes(root, SIZES)
     (root / "synthetic").mkdir()
     (root / "synthetic/shapes").symlink_to(root / "shapes")
-    write_json(root / "shapes/SegmentationClass/masks.json", {"identity": {"power": 0}})
+    write_json(root / "shapes/SegmentationClass/masks.json", {"identity": {"power": 0}, "chosen_on": []})
     (root / "shapes/records").mkdir()
     (root / "shapes/records/0.jsonl").write_text('{"id": "a", "seconds": 1.5}\n{"id": "b", "seconds": 2.0}\n')
     return root
@@ -369,6 +403,10 @@ def test_one_command_trains_scores_and_goes_on(command, tmp_path, data_root):
     run = read_json(f"{row['run']}/run.json")
     assert run["trained_on"]["shots"] == 2 and run["trained_on"]["root"] == "shapes_shift" and run["identity"]["seed"] == 3
     assert run["identity"]["optimizer"]["learning_rate"] == choice["chosen"]
+    sets = [{"data": "shapes_shift/train", "labels": 2, "seed": 3}, {"data": "shapes_shift/tune", "labels": 2}]
+    rate = [{"what": "learning_rate", **one} for one in sets]
+    assert choice["chosen_on"] == sets and [c for c in run["chosen_on"] if c in rate] == rate and run["supervision"] == "B"
+    assert found["chosen_on"]["finetune"] == [*run["chosen_on"]]
     before = read_json(tmp_path / "shapes_budget/synthetic/seed=3/run.json")
     assert run["identity"]["init_from_sha256"] == before["weights_sha256"] and found["steps"] == {"finetune": 2}
     assert row["seconds"] == pytest.approx(run["seconds"] + before["seconds"] + 3.5)

@@ -18,7 +18,6 @@ from dd.samples import Sample
 from dd.stages.calibrate import calibrate
 from dd.stages.prepare import prepare_shapes
 from dd.stages.probe import score
-from dd.stages.train import real_labels, supervision
 from dd.taxonomy import Taxonomy, taxonomy
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +77,8 @@ def test_the_settings_that_fit_are_chosen(root, tmp_path):
     assert found["diffusion"] == reading
     calibration = found["calibration"]
     assert calibration["miou"] == calibration["miou_cross_validated"] == 100.0
-    assert (calibration["supervision"], calibration["shots"], calibration["seed"]) == ("B", 8, 3)
+    assert (calibration["shots"], calibration["seed"]) == (8, 3)
+    assert found["chosen_on"] == [{"data": "shapes", "split": "train", "labels": 8, "seed": 3}]
     assert calibration["ids"] == data.ids and (calibration["data"], calibration["split"]) == ("shapes", "train")
     assert calibration["generator"] == {"weights_sha256": "5" * 64, **reading}
 
@@ -181,7 +181,8 @@ def test_images_without_an_object(pets, tmp_path):
 CHOICE = {
     "masks": {"power": 1, "threshold": 0.35, "band": 0.1, "source": "class_prompt"},
     "diffusion": {"cross_resolution": 8, "self_resolution": 16},
-    "calibration": {"by": "calibrate", "supervision": "B", "shots": 3, "ids": ["a"], "generator": {"self_resolution": 16}},
+    "chosen_on": [{"data": "shapes", "split": "train", "labels": 3, "seed": 1}],
+    "calibration": {"by": "calibrate", "shots": 3, "ids": ["a"], "generator": {"self_resolution": 16}},
 }
 
 
@@ -202,6 +203,8 @@ def test_a_choice_replaces_the_settings(tmp_path):
     cfg = compose(written(tmp_path / "c.yaml", CHOICE), "stage=label")
     assert config.masks_from(cfg) == CHOICE["calibration"]
     assert config.instantiate(cfg.masks) == MaskSettings(1, 0.35, 0.1)
+    (record,) = config.chosen_on(cfg, "masks")
+    assert record == {"what": "masks", "data": "shapes/train", "labels": 3, "seed": 1}
     assert (cfg.diffusion.cross_resolution, cfg.diffusion.self_resolution) == (8, 16)
     assert config.masks_from(compose()) is None
 
@@ -219,6 +222,8 @@ def test_a_choice_replaces_the_settings(tmp_path):
         {"diffusion": {"cross_resolution": {"_target_": "os.getcwd"}}},
         {"calibration": None},
         {"calibration": {"shots": 3}},
+        {"chosen_on": "tune"},
+        {"chosen_on": [{"data": "shapes", "labels": 3}]},
     ],
 )
 def test_other_content_is_refused(tmp_path, change):
@@ -243,36 +248,6 @@ def test_files_that_are_no_choice(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["generate.py", given, "masks.band=0.2"])
     with pytest.raises(ValueError, match="and masks.band=0.2 contradict each other"):
         config.masks_from(compose(given, "masks.band=0.2"))
-
-
-SYNTHETIC = {"source": "synthetic", "shots": None, "after": None}
-BY_IMAGES = {"calibration": {"by": "calibrate", "shots": 16}}
-
-
-def on_masks(masks):
-    return {**SYNTHETIC, "mask_settings": masks}
-
-
-@pytest.mark.parametrize(
-    ("trained_on", "labels", "expected"),
-    [
-        (on_masks({"settings": {}}), [], "A"),
-        (on_masks(BY_IMAGES), [16], "B"),
-        ({**SYNTHETIC, "after": on_masks(BY_IMAGES)}, [16], "B"),
-        ({"source": "mixed", "shots": 4, "synthetic": {"mask_settings": BY_IMAGES}}, [4, 16], "B"),
-        (on_masks({"teacher": {"trained_on": on_masks(BY_IMAGES)}}), [16], "B"),
-        # a sweep: against exact masks, a run of class A, one that saw all real labels, a set of calibrated masks
-        (on_masks({"calibration": {"by": "sweep", "shots": 500}}), [500], "B"),
-        (on_masks({"calibration": {"by": "sweep", "reference": {"teacher": {"trained_on": SYNTHETIC}}}}), [], "A"),
-        (
-            on_masks({"calibration": {"reference": {"teacher": {"trained_on": {"source": "real", "shots": "all"}}}}}),
-            ["all"], "real",
-        ),
-        (on_masks({"calibration": {"by": "sweep", "reference": BY_IMAGES}}), [16], "B"),
-    ],
-)  # fmt: skip
-def test_labels_that_chose_the_settings_count(trained_on, labels, expected):
-    assert real_labels(trained_on) == labels and supervision(trained_on, None) == expected
 
 
 # The whole chain on the embedded world
@@ -314,18 +289,23 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     generate(*where, *made, f"masks_from={path}")
     masks = read_json(tmp_path / "set/SegmentationClass/masks.json")["identity"]
     assert masks["settings"] == choice["masks"] and masks["calibration"] == calibration
-    assert "No human label" not in (tmp_path / "set/README.md").read_text()
+    attention = {"what": "attention", "data": "shapes/tune", "labels": 128}
+    by_images = {"what": "masks", "data": "shapes/train", "labels": 3, "seed": 1}
+    assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [attention, by_images]
+    card = (tmp_path / "set/README.md").read_text()
+    assert "131 real labels stand behind it" in card and "128 labels of shapes/tune (attention), 3 of shapes/train" in card
     identity = read_json(tmp_path / "set/run.json")["identity"]["generator"]
     assert {k: identity.get(k) for k in choice["diffusion"]} == choice["diffusion"]
 
     cfg = compose_train(root, "source=synthetic", "shots=null", f"synthetic={tmp_path}/set")
     _, record = config.training_record(cfg, config.training_sets(cfg)[0])
     assert record["supervision"] == "B" and record["trained_on"]["mask_settings"]["calibration"] == calibration
-    generate(*where, f"folder={tmp_path}/set", "stage=label", "mask_set=paper")
+    assert record["chosen_on"][:2] == [attention, by_images]
+    generate(*where, f"folder={tmp_path}/set", "stage=label", "mask_set=paper", "masks=paper")
     cfg = compose_train(
         root, "source=synthetic", "shots=null", f"synthetic={tmp_path}/set", "synthetic_masks=masks/paper"
     )  # fmt: skip
-    assert config.training_record(cfg, config.training_sets(cfg)[0])[1]["supervision"] == "A"
+    assert "masks" not in {c["what"] for c in config.training_record(cfg, config.training_sets(cfg)[0])[1]["chosen_on"]}
 
     score = generate(*where, f"folder={tmp_path}/set", "stage=sweep", f"sweep.masks={tmp_path}/set/masks/paper")
     swept = tmp_path / "set/sweeps/paper.json"
@@ -333,7 +313,9 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         tmp_path / "set/masks/paper/masks.json"
     )["identity"]["settings"]["power"]  # fmt: skip
     generate(*where, f"folder={tmp_path}/set", "stage=label", "mask_set=swept", f"masks_from={swept}")
-    assert read_json(tmp_path / "set/masks/swept/masks.json")["identity"]["calibration"]["by"] == "sweep"
+    masks = read_json(tmp_path / "set/masks/swept/masks.json")
+    assert masks["identity"]["calibration"]["by"] == "sweep"
+    assert masks["chosen_on"] == [attention, {**attention, "what": "masks"}]  # what is behind the set it was compared with
 
     other = {**choice, "calibration": {**calibration, "generator": {"weights_sha256": "0" * 64}}}
     given = written(tmp_path / "other.yaml", other)

@@ -412,12 +412,14 @@ def generate(run, folder):
 
 
 TIRES = "+quality.rules.faint={action: absent, signal: peak, below: 0.035}"
+MINE = {"data": "here/tune", "labels": 8}
 STRONG = "+quality.rules.strong={action: drop, signal: peak, above: 0.45}"
 
 
 def test_the_commands_make_masks_and_a_list_and_training_records_them(generate, folder, capsys):
-    generate("stage=label", TIRES)
-    generate("stage=filter", TIRES, STRONG, "quality.split=good")
+    looked = "+quality.chosen_on={data: here, split: tune, labels: 8}"  # the rule's bound was chosen there
+    generate("stage=label", TIRES, looked)
+    generate("stage=filter", TIRES, STRONG, "quality.split=good", looked)
     assert "synthetic_split=good" in capsys.readouterr().out
     train = ["experiment=shapes_synthetic", f"synthetic={folder}", "device=cpu"]
     whole, part = compose("train", *train), compose("train", *train, "synthetic_split=good")
@@ -426,7 +428,10 @@ def test_the_commands_make_masks_and_a_list_and_training_records_them(generate, 
     trained_on = record["trained_on"]
     filtered = read_json(folder / "quality/good/filter.json")
     assert images.ids == [f"{i:06d}" for i in range(1, 8)] and (trained_on["split"], trained_on["images"]) == ("good", 7)
-    assert trained_on["filter"] == filtered["identity"] and record["supervision"] == "A"
+    assert trained_on["filter"] == filtered["identity"] and record["supervision"] == "B"
+    assert filtered["chosen_on"] == [{"what": "quality", **MINE}, {"what": "samples", **MINE}]
+    assert record["chosen_on"][:2] == [{"what": "quality", **MINE}, {"what": "samples", **MINE}]
+    assert "chosen_on" not in json.dumps(identity)
     assert trained_on["filter"]["rules"] == {"strong": {"action": "drop", "signal": "peak", "above": 0.45}}
     assert trained_on["mask_settings"]["absent"]["rules"].keys() == {"faint"}
     other, record = config.training_record(whole, config.training_sets(whole)[0])

@@ -94,7 +94,7 @@ def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys,
     modules["train"].run(compose(site, "train", "experiment=my-site_adapt_segmenter", *small, *again))
     modules["evaluate"].run(compose(site, "evaluate", f"run={site}/outputs/my-site_adapt_segmenter", "data=my-site"))
     run = json.loads((site / "outputs/my-site_adapt_segmenter/run.json").read_text())
-    assert run["supervision"] == "A" and run["trained_on"]["self_training"]["photographs"]["number"] == 2
+    assert run["supervision"] == "B" and run["trained_on"]["self_training"]["photographs"]["number"] == 2
     monkeypatch.chdir(site)
     onnx = ["run=outputs/my-site_adapt_segmenter", "images=photos", "taxonomy=data/my-site.yaml", "output=site.onnx"]
     assert door.main(["deploy", *onnx]) == 0

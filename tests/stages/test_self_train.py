@@ -265,7 +265,11 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
     labelled_by = runs["student"]["trained_on"]["mask_settings"]["teacher"]
     assert labelled_by["weights_sha256"] == runs["teacher"]["weights_sha256"]
     assert labelled_by["trained_on"] == runs["teacher"]["trained_on"]
-    assert [runs[name]["supervision"] for name in ("teacher", "student", "mixed")] == ["A", "A", "B"]
+    assert [runs[name]["supervision"] for name in ("teacher", "student", "mixed")] == ["B", "B", "B"]
+    assert {c["what"] for c in runs["student"]["chosen_on"]} == {"attention", "masks", "recipe", "learning_rate"}
+    masks = read_json(tmp_path / "data/synthetic/shapes/masks/self_training/masks.json")
+    assert masks["chosen_on"] == runs["teacher"]["chosen_on"] and "chosen_on" not in json.dumps(masks["identity"])
+    assert "chosen_on" not in json.dumps(runs["student"]["identity"])  # it decides no weight
     trained_on = runs["mixed"]["trained_on"]
     assert (trained_on["real_share"], trained_on["shots"], trained_on["hold_out"]) == (0.5, 4, 2)
     assert trained_on["real"]["images"] == 2 and trained_on["synthetic"]["images"] == 2

@@ -17,6 +17,7 @@ from dd.stages import sweep as stage
 from dd.stages.label import label
 from dd.stages.predict import predict
 from dd.stages.sweep import print_best, sweep
+from dd.supervision import choices
 
 NAMES, SIZES = ["cat", "dog", "hot dog"], [(12, 9), (16, 16), (7, 15), (12, 9), (10, 11)]
 GENERATOR = {"weights_sha256": "0" * 64, "cross_resolution": 16, "self_resolution": 32, "steps": 3}
@@ -131,7 +132,8 @@ def test_what_is_written_says_what_was_compared(folder, exact):
     assert identity["heat"] == fingerprint([r["heat_sha256"] for r in records[:3]]) and identity["samples"] == 3
     assert identity["reference"] == fingerprint([sha256(exact / f"{i:06d}.png") for i in range(3)])
     calibration = result["calibration"]
-    assert (calibration["supervision"], calibration["shots"], calibration["by"]) == ("B", 3, "sweep")
+    assert calibration["by"] == "sweep"
+    assert result["chosen_on"] == [{"data": folder.name, "split": exact.name, "labels": 3}]
     reading = {"cross_resolution": 16, "self_resolution": 32, "cross_layers": None, "cross_heads": None}
     assert result["diffusion"] == reading and calibration["generator"] == {"weights_sha256": "0" * 64, **reading}
 
@@ -265,6 +267,31 @@ def test_a_sweep_against_predictions_says_whose(folder):
     row = table(result)[0]
     settings = MaskSettings(**result["masks"])
     assert row["miou"] == pytest.approx(slow_row(folder, target, settings)[0])
+
+
+BY_IMAGES = {"what": "masks", "data": "here/tune", "labels": 16}
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "chosen", "expected"),
+    [
+        (RUN["trained_on"], [], []),
+        (RUN["trained_on"], [BY_IMAGES], [{"data": "here/tune", "labels": 16}]),
+        (
+            {"source": "real", "data": "here", "split": "train", "images": 9, "shots": "all"}, [BY_IMAGES],
+            [{"data": "here/train", "labels": 9}, {"data": "here/tune", "labels": 16}],
+        ),
+    ],
+)  # fmt: skip
+def test_a_choice_by_a_run_owes_what_the_run_owes(folder, trained_on, chosen, expected):
+    run = {**RUN, "trained_on": trained_on, "chosen_on": chosen}
+    result = sweep(folder, predict(folder, run, Colours(), Views(16)), "agreement", **GRID)
+    found = choices("masks", result["chosen_on"])
+    assert found == [{"what": "masks", **one} for one in expected]
+    del result["chosen_on"]  # as an earlier version wrote it
+    (folder / "sweeps/agreement.json").write_text(json.dumps(result))
+    again = sweep(folder, predict(folder, run, Colours(), Views(16)), "agreement", **GRID)
+    assert choices("masks", again["chosen_on"]) == found
 
 
 def test_a_run_of_other_classes_is_refused(folder):

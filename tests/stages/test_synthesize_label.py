@@ -387,6 +387,25 @@ def test_uncertain_pixels_come_from_the_band_alone(folder):
     assert {k: v for k, v in without.items() if k != "0"} == {k: v for k, v in with_band.items() if k not in ("0", "255")}
 
 
+def test_labels_that_chose_are_told_beside_what_decides_a_pixel(folder, monkeypatch):
+    """In masks.json and on the card; another record makes no mask anew."""
+    target = label(folder, SETTINGS)
+    assert read_json(target / "masks.json")["chosen_on"] == []
+    assert "No real label was used" in (folder / "README.md").read_text()
+    before = read_json(target / "masks.json")
+    monkeypatch.setattr(label_stage, "to_mask", None)
+    chosen = [{"what": "masks", "data": "shapes/tune", "labels": 128}]
+    label(folder, SETTINGS, chosen_on=chosen)
+    assert read_json(target / "masks.json") == {**before, "chosen_on": chosen}
+    assert "128 labels of shapes/tune (masks)" in (folder / "README.md").read_text()
+    run = read_json(folder / "run.json")
+    assert run["chosen_on"] == []
+    (folder / "run.json").write_text(json.dumps({**run, "chosen_on": [{**chosen[0], "what": "attention"}]}))
+    label(folder, SETTINGS, chosen_on=chosen)
+    assert [c["what"] for c in read_json(target / "masks.json")["chosen_on"]] == ["attention", "masks"]
+    assert "chosen_on" not in json.dumps(run["identity"])
+
+
 def test_labelling_twice_does_nothing(folder, monkeypatch):
     label(folder, SETTINGS)
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}

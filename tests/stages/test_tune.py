@@ -1,6 +1,7 @@
 """The search of hyper-parameters: a study on disk, what it is told, and trials that are runs of train.py."""
 
 import csv
+import json
 import logging
 import multiprocessing
 import os
@@ -307,6 +308,41 @@ def command(monkeypatch, data_root, tmp_path):
     GlobalHydra.instance().clear()
 
 
+def test_a_chain_without_a_real_label_is_of_class_a(monkeypatch, run, data_root, tmp_path):
+    """The commands of runs/shapes.sh at small size: images, a rate that synthetic images choose, the
+    training with it. The same commands with the settings of ``experiment=shapes`` are of class B."""
+    import train
+
+    where = [f"data_root={data_root}", f"output_root={tmp_path}", "device=cpu"]
+    made = ["num_images=4", "unit_size=2", "diffusion.steps=1", *where]
+    run("generate", "experiment=shapes_label_free", *made)
+    masks = read_json(data_root / "synthetic/shapes_label_free/SegmentationClass/masks.json")
+    assert masks["chosen_on"] == [] and masks["identity"]["settings"]["power"] == 4
+    name = "experiment=shapes_label_free_synthetic"
+    small = ["batch_size=2", "scale=32", "segmenter.base_channels=8", "trainer.max_steps=2", *where]
+    small += ["trainer.precision=32-true", "trainer.enable_progress_bar=false"]
+    search = ["stage=tune", "tune=learning_rate", "tune.trials=1", "name=search", "hold_out=2"]
+    search += ["trainer.limit_val_batches=1.0", "trainer.val_check_interval=2"]
+    monkeypatch.setattr(sys, "argv", ["train.py", name, *search, *small])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stop:
+        config.main("train", train.run)
+    found = yaml.safe_load((tmp_path / "search/best.yaml").read_text())
+    assert stop.value.code == 0 and found["chosen_on"] == []
+    assert found["overrides"][1:] == ["++chosen_on.learning_rate=[]"]
+    run("train", name, *small, *found["overrides"])
+    done = read_json(tmp_path / "shapes/label_free/seed=0/run.json")
+    assert (done["supervision"], done["chosen_on"]) == ("A", [])
+    rate = float(found["overrides"][0].partition("=")[2])
+    assert done["identity"]["optimizer"]["learning_rate"] == rate
+
+    run("generate", "experiment=shapes", *made)
+    run("train", "experiment=shapes_synthetic", "transform.crop_size=32", *small)
+    done = read_json(tmp_path / "shapes/synthetic/seed=0/run.json")
+    assert done["supervision"] == "B"
+    assert {c["what"] for c in done["chosen_on"]} == {"attention", "masks", "recipe", "learning_rate"}
+
+
 def validations(run_folder):
     with open(run_folder / "metrics.csv") as file:
         return [float(row["tune/miou"]) for row in csv.DictReader(file) if row["tune/miou"]]
@@ -360,7 +396,18 @@ def test_a_study_of_real_trainings(command, tmp_path):
         assert identity["transform"]["flip"] == float(row["transform.flip"])
         assert read_json(folder / "objective.json")["objective"] == float(row["objective"])
         assert identity["seed"] == 0 and row["last_step"] == "2"
-    assert found["run"] == f"{study}/trial={found['trial']}" and len(found["overrides"]) == 2
+    assert found["run"] == f"{study}/trial={found['trial']}" and len(found["overrides"]) == 4
+    sets = [{"data": "shapes", "split": "train", "labels": 4, "seed": 0}, {"data": "shapes", "split": "tune", "labels": 2}]
+    assert found["chosen_on"] == sets  # real images were learnt, and judged by others
+    shown = "[{data:shapes,split:train,labels:4,seed:0},{data:shapes,split:tune,labels:2}]"
+    assert found["overrides"][2:] == [f"++chosen_on.{key}={shown}" for key in ("learning_rate", "flip")]
+    lines = (study / "best.yaml").read_text().splitlines()
+    assert all(f"- {line}" in lines for line in found["overrides"])  # as runs/shapes.sh reads them
+    run = read_json(study / "trial=0/run.json")
+    assert [c for c in run["chosen_on"] if c["what"] == "flip"] == [
+        {"what": "flip", "data": "shapes/train", "labels": 4, "seed": 0}, {"what": "flip", "data": "shapes/tune", "labels": 2},
+    ]  # fmt: skip
+    assert "chosen_on" not in json.dumps([run["identity"], read_json(study / "study.json")])
     assert command(*settings) == (0, [best])
     assert command(*settings, "batch_size=4")[0] == 2
 
@@ -385,6 +432,24 @@ def test_searches_that_make_no_sense(command, tmp_path, capsys, arguments, messa
     assert command("stage=tune", *group, *arguments)[0] == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["shots=2", "seed=5"], [("train", 2, 5), ("tune", 2, None)]),
+        (["shots=all", "hold_out=1"], [("train", 4, None)]),  # what is held out is among them
+        (["source=mixed", "shots=2", "hold_out=1"], [("train", 2, 0)]),
+        (["source=synthetic", "shots=null"], [("tune", 2, None)]),
+        (["source=synthetic", "shots=null", "hold_out=1"], []),  # judged by masks of the attention
+    ],
+)
+def test_what_labels_a_search_looks_at(data_root, tmp_path, given, expected):
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
+        cfg = hydra.compose("train", [*tiny(data_root, tmp_path), *given])
+    found = [(one["data"], one["labels"], one.get("seed")) for one in config.judged_labels(cfg)]
+    assert found == [(f"shapes/{split}", labels, seed) for split, labels, seed in expected]
 
 
 def test_a_space_may_lie_in_a_file(tmp_path):

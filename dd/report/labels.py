@@ -1,0 +1,48 @@
+"""The real labels behind a run: those it was trained on, and those that decided its settings."""
+
+from dd.report.page import Section, Table
+from dd.supervision import distinct, told, trained_labels
+
+NAMED = 3  # runs listed in a row; more are counted
+UNKNOWN = "not recorded"  # by an earlier version
+
+
+def labels_behind(run: dict) -> dict:
+    """Of a run.json: ``number`` of different labelled images (None = unknown), and in words what was
+    ``chosen`` on which and what was ``trained`` on; "" = none."""
+    trained = trained_labels(run["trained_on"])
+    if "chosen_on" not in run:
+        return {"number": None, "chosen": UNKNOWN, "trained": told(trained)}
+    chosen = run["chosen_on"]
+    return {
+        "number": distinct([*trained, *chosen]),
+        "chosen": told(chosen),
+        "trained": told(trained),
+    }
+
+
+def labels_section(entries: list[dict]) -> Section:
+    """Which labels stand behind each run, runs with the same ones in one row; class A first."""
+    groups = {}
+    for entry in entries:
+        found = labels_behind(entry["run"])
+        key = (entry["supervision"], *(found[k] for k in ("chosen", "trained", "number")))
+        groups.setdefault(key, []).append(entry["name"])
+    rows = [
+        [_named(names), supervision, number, chosen or "no label", trained or "no label"]
+        for (supervision, chosen, trained, number), names in groups.items()
+    ]
+    columns = ["runs", "supervision", "labels in all", "settings chosen on", "trained on"]
+    note = (
+        "Labelled real images, each counted once. A: no label chose anything, settings are published "
+        "constants or were chosen without one; B: labels of real images did, or a few were trained on; "
+        "real: real images alone, or whole real splits. A fine-tuned run has the class of its synthetic "
+        "start, or B if its own settings were chosen on labels."
+    )
+    rows.sort(key=lambda row: row[1])
+    return Table("Labels behind the runs", columns, rows, note, digits={"labels in all": 0})
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED} more"
