@@ -119,9 +119,9 @@ def _chosen_list(images) -> dict:
 def training_record(
     cfg, images, tune=None, photos=None, style: Style | None = None, network=None
 ) -> tuple[dict, dict]:  # fmt: skip
-    """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`), and what evaluation must
-    know of it. ``photos``: the unlabelled ones of self-training; ``network``: the segmenter, which knows the content of the
-    files that it was made from."""
+    """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`),
+    and what evaluation must know of it. ``photos``: the unlabelled ones of self-training;
+    ``network``: the segmenter, which knows the content of the files that it was made from."""
     shots = None if cfg.source == "synthetic" else "all" if cfg.shots in (None, "all") else cfg.shots
     if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
         raise FileNotFoundError(
@@ -146,12 +146,12 @@ def training_record(
         trained_on["self_training"] = {**plain(cfg.self_training), "photographs": photos.fingerprint()}
     names, files = list(images.taxonomy.names), {} if network is None else network.files
     identity = {
-        **settings_identity(cfg), "classes": names, "segmenter_files": files, "trained_on": trained_on,
-        "init_from_sha256": before and before.get("weights_sha256"),
+        **settings_identity(cfg), "classes": names, "segmenter_files": files,
+        "trained_on": trained_on, "init_from_sha256": before and before.get("weights_sha256"),
     }  # fmt: skip
     record = {
-        "segmenter": plain(cfg.segmenter), "taxonomy": {"name": images.taxonomy.name, "names": names},
-        "segmenter_files": files,
+        "segmenter": plain(cfg.segmenter), "segmenter_files": files,
+        "taxonomy": {"name": images.taxonomy.name, "names": names},
         "scale": cfg.scale, "bf16": cfg.trainer.precision == "bf16-mixed", "trained_on": trained_on,
         "supervision": supervision(trained_on, before and before["supervision"]),
         "validated_on": tune and {**tune.fingerprint(), **({"ids": tune.ids} if holds_out(cfg) else {})},
