@@ -41,8 +41,8 @@ def run(cfg) -> float | None:
         folder.mkdir(parents=True, exist_ok=True)
         with Lock(folder, hint="Generators of another name are trained beside it"):
             model = train_text_to_image(
-                folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed, init_from=cfg.init_from,
-                trained_with=config.trainer_identity(cfg),
+                folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed,
+                init_from=cfg.init_from, trained_with=config.trainer_identity(cfg),
             )  # fmt: skip
         return print(f"generator in {model}")
     stages = {"tune": search, "budget": label_budget, "segmenter": segmenter}

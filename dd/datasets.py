@@ -362,13 +362,15 @@ class SegmentationFolder:
         return mask
 
     def fingerprint(self) -> dict:
-        """What a run records of its data: folder name, split, masks, number of images, and a hash of their content."""
+        """What a run records of its data: folder name, split, masks, number of images, and a hash
+        of their content."""
         names = {"root": self.root.name, "split": self.split, "masks": self.masks, "images": len(self)}
         return {**names, "content": self.content()}
 
     def content(self) -> str:
-        """SHA-256 over the ids, the bytes of their masks and the sizes in bytes of their images (a hash of 100,000 images
-        would take minutes): corrected masks and other images are other data."""
+        """SHA-256 over the ids, the bytes of their masks and the sizes in bytes of their images (a
+        hash of 100,000 images would take minutes): corrected masks and other images are other
+        data."""
         done = self.root / self.masks / "masks.json"
         record = read_json(done) if done.is_file() else {}
         known = record.get("sha256", {}) if isinstance(record, dict) else None

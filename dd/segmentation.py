@@ -279,7 +279,8 @@ class Segmentation(pl.LightningModule):
         self.confusion = metrics.confusion_matrix(len(class_names))
         self.teacher, self._loss, self._averages, self._unshared = teacher, None, None, []
         self.counts = None  # confusion matrix int64 [K, K] of the last validation, on the CPU
-        self._since, self._paused = (0.0, 0), 0.0  # (time, step) of the last number of seconds, start of a validation
+        self._since = 0.0, 0  # time and step of the last number of seconds
+        self._paused = 0.0  # time at which a validation began
 
     def on_train_start(self):
         self._averages = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
@@ -292,7 +293,8 @@ class Segmentation(pl.LightningModule):
         self._since = time.perf_counter(), self.trainer.global_step
 
     def _is_logged(self) -> bool:
-        """Whether the step under way is one that Lightning hands to the loggers: nothing is computed for the others."""
+        """Whether the step under way is one that Lightning hands to the loggers: nothing is
+        computed for the others."""
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def training_step(self, batch, _):
@@ -351,8 +353,8 @@ class Segmentation(pl.LightningModule):
                     self.log(f"tune/iou/{name}", value, **same)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """As Lightning does it, which refuses a fused optimiser although without a loss scale there is nothing to undo, and
-        which keeps to itself the norm of the gradient that it clips."""
+        """As Lightning does it, which refuses a fused optimiser although without a loss scale there
+        is nothing to undo, and which keeps to itself the norm of the gradient that it clips."""
         plain = type(self.trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
         scaled = self.hparams.fused and self.trainer.scaler is not None
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
@@ -361,7 +363,8 @@ class Segmentation(pl.LightningModule):
         else:
             norm = None
             if self._is_logged() and not scaled:
-                norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                norm = torch.nn.utils.get_total_norm(gradients)
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if norm is not None and self._is_logged():
             self.log("train/gradient_norm", norm)  # before it is clipped

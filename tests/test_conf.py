@@ -520,7 +520,8 @@ def another(value):
 
 
 def listed(key, settings):
-    """Whether a key is in one of the documented lists, itself or as a part, or of a callback that only looks on."""
+    """Whether a key is in one of the documented lists, itself or as a part, or of a callback that
+    only looks on."""
     parts = key.split(".")
     if parts[:2] == ["trainer", "callbacks"]:  # of another class it is another callback
         return parts[-1] != "_target_" and settings["trainer"]["callbacks"][parts[2]]["_target_"] in config.OBSERVERS

@@ -1,7 +1,8 @@
-"""What makes a training another one: every setting of its configuration, but for the keys below, each with its reason.
+"""What makes a training another one: every setting of its configuration, but for the keys below,
+each with its reason.
 
-A key that is not listed counts, an unknown one of Lightning's trainer too: a folder never answers for settings that it was
-not made with.
+A key that is not listed counts, an unknown one of Lightning's trainer too: a folder never answers
+for settings that it was not made with.
 """
 
 import torch
@@ -38,7 +39,7 @@ CHANGES_NO_WEIGHT = {
     "trainer.val_check_interval": "validation reads the weights",
     "trainer.check_val_every_n_epoch": "validation reads the weights",
     "trainer.num_sanity_val_steps": "validation reads the weights",
-    "trainer.limit_val_batches": "validation reads the weights; what is held out for it is recorded",
+    "trainer.limit_val_batches": "validation reads the weights; hold_out is recorded",
 }
 RECORDED = {  # by what they lead to, not as they are written
     "source": "trained_on",
@@ -69,19 +70,20 @@ OBSERVERS = {  # callbacks by class, whatever they are called
 
 
 def settings_identity(cfg) -> dict:
-    """The settings of a training that decide its weights, but for those that :func:`dd.config.training_record` records by
-    content. ValueError for a debug switch."""
+    """The settings of a training that decide its weights, but for those that
+    :func:`dd.config.training_record` records by content. ValueError for a debug switch."""
     found = _without(plain(cfg), "")
     return {**found, "trainer": trainer_identity(cfg), "processes": processes(cfg)}
 
 
 def trainer_identity(cfg) -> dict:
-    """Of Lightning's trainer and its callbacks what decides weights. ValueError for ``fast_dev_run``, which trains a step and
-    would call the folder finished."""
+    """Of Lightning's trainer and its callbacks what decides weights. ValueError for
+    ``fast_dev_run``, which trains a step and would call the folder finished."""
     if cfg.trainer.get("fast_dev_run"):
         raise ValueError(
-            f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} replaces the schedule, the callbacks and the loggers of a "
-            "training: what it leaves is no run. To try a few steps: trainer.max_steps=2 name=try"
+            f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} replaces the schedule, the callbacks and "
+            "the loggers of a training: what it leaves is no run. To try a few steps: "
+            "trainer.max_steps=2 name=try"
         )
     node = plain(cfg.trainer)
     callbacks = node.pop("callbacks", None) or {}

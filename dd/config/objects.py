@@ -170,8 +170,9 @@ def segmenter_of(run: dict, trusted: bool = False):
     then, now = run.get("segmenter_files", {}).get("config"), made.files.get("config")
     if then not in (None, now):
         raise ValueError(
-            f"segmenter.config={node['config']} describes another model now (sha256 {now[:12]}...) than the run was trained "
-            f"with (sha256 {then[:12]}...). Put the file back as it was, or train a run of another name with the new one"
+            f"segmenter.config={node['config']} describes another model now (sha256 {now[:12]}...) "
+            f"than the run was trained with (sha256 {then[:12]}...). Put the file back as it was, or "
+            "train a run of another name with the new one"
         )
     return made
 

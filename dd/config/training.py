@@ -144,9 +144,9 @@ def _chosen_list(images) -> dict:
 def training_record(
     cfg, images, tune=None, photos=None, style: Style | None = None, network=None
 ) -> tuple[dict, dict]:  # fmt: skip
-    """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`), and what evaluation must
-    know of it. ``photos``: the unlabelled ones of self-training; ``network``: the segmenter, which knows the content of the
-    files that it was made from."""
+    """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`),
+    and what evaluation must know of it. ``photos``: the unlabelled ones of self-training;
+    ``network``: the segmenter, which knows the content of the files that it was made from."""
     listed = getattr(images, "real", images).listed
     shots = (listed["images"] if listed else "all") if cfg.shots in (None, "all") else cfg.shots
     shots = None if cfg.source == "synthetic" else shots
@@ -178,16 +178,16 @@ def training_record(
         trained_on["self_training"] = {**settings(cfg.self_training), "photographs": photos.fingerprint()}
     names, files = list(images.taxonomy.names), {} if network is None else network.files
     identity = {
-        **settings_identity(cfg), "classes": names, "segmenter_files": files, "trained_on": trained_on,
-        "init_from_sha256": before and before.get("weights_sha256"),
+        **settings_identity(cfg), "classes": names, "segmenter_files": files,
+        "trained_on": trained_on, "init_from_sha256": before and before.get("weights_sha256"),
     }  # fmt: skip
     # What labels decided changes no weight, so it is told beside the identity; that of all that a run
     # builds on comes along.
     own = chosen_on(cfg, *(["self_training"] if photos is not None else []))
     decided = merged(chosen_before, chosen_data, own)
     record = {
-        "segmenter": plain(cfg.segmenter), "taxonomy": {"name": images.taxonomy.name, "names": names},
-        "segmenter_files": files,
+        "segmenter": plain(cfg.segmenter), "segmenter_files": files,
+        "taxonomy": {"name": images.taxonomy.name, "names": names},
         "scale": cfg.scale, "bf16": cfg.trainer.precision == "bf16-mixed", "trained_on": trained_on,
         "supervision": supervision(trained_on, decided, before and before["supervision"]),
         "chosen_on": decided,

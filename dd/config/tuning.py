@@ -81,19 +81,21 @@ def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm", "chosen_on")}
-    looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # they prune trials
+    looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
     used = {"style": cfg.style.kind, "self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
     used["shots_list"] = cfg.shots_list
     for key in (k for k, v in used.items() if not v):  # a study begun before there were such keys is still the same study
         node.pop(key)
-    node["trainer"] = {k: v for k, v in node["trainer"].items() if k in looks} | trainer_identity(cfg)
+    looks = {k: v for k, v in node["trainer"].items() if k in looks}
+    node["trainer"] = looks | trainer_identity(cfg)
     node["tune"] = {**{k: v for k, v in node["tune"].items() if k != "trials"}, "space": space}
     return node
 
 
 def study_content(cfg) -> dict:
-    """What the paths in :func:`study_identity` lead to: the images and masks that trials are trained and judged on, and the
-    weights they start from. A finished study of other content is another one."""
+    """What the paths in :func:`study_identity` lead to: the images and masks that trials are
+    trained and judged on, and the weights they start from. A finished study of other content is
+    another one."""
     images, tune = training_sets(cfg)
     photos = unlabelled_photos(cfg, "self_training") if cfg.self_training.teacher else None
     identity, _ = training_record(cfg, images, tune, photos, training_style(cfg))

@@ -21,7 +21,8 @@ def read_metrics(path: str | Path, weights_sha256: str | None = None) -> dict:
     """metrics.json once it has shown that its numbers are those of its confusion matrix, and of the images' own where they are
     stored (they come along as ``images``: {"confusion": uint32 [N, C, C], "ids"}).
 
-    ValueError for a file of another version, one that was edited, or one of another checkpoint than ``weights_sha256``.
+    ValueError for a file of another version, one that was edited, or one of another checkpoint than
+    ``weights_sha256``.
     """
     path, found = Path(path), read_json(path)
     lacking = [k for k in KEYS if k not in found] if isinstance(found, dict) else list(KEYS)

@@ -11,8 +11,8 @@ class Segmenter(nn.Module):
     """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> ``forward``: logits [B, num_classes, H, W]; ``loss(images,
     labels)``: a dictionary with ``loss`` and its named parts; ``parameter_groups(...)`` for a torch optimiser.
 
-    ``num_classes``: background included. ``ignore_index``: the label without a loss. ``files``: {what: SHA-256} of what was
-    read beside the arguments: ``pretrained`` weights, a ``config``.
+    ``num_classes``: background included. ``ignore_index``: the label without a loss. ``files``:
+    {what: SHA-256} of what was read beside the arguments: ``pretrained`` weights, a ``config``.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, mean=MEAN, std=STD):

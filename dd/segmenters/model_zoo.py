@@ -73,12 +73,14 @@ def read_config(name: str, trusted: bool = False) -> dict:
 
 
 def config_sha256(model: dict) -> str:
-    """SHA-256 of the ``model`` part of a configuration with all that it inherits: what is built from the file."""
+    """SHA-256 of the ``model`` part of a configuration with all that it inherits: what is built
+    from the file."""
     return fingerprint(json.loads(json.dumps(model, default=_named)))
 
 
 def _named(value) -> str:
-    """A class or function in a configuration by its name; TypeError for anything else that is no plain value."""
+    """A class or function in a configuration by its name; TypeError for anything else that is no
+    plain value."""
     return f"{value.__module__}.{value.__qualname__}" if callable(value) else json.dumps(value)
 
 

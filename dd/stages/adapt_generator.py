@@ -29,12 +29,14 @@ def adapt_generator(
     """Train LoRA layers of ``generator`` (:class:`dd.diffusion.StableDiffusion`) on the photographs below the folder
     ``images``; returns the adapter's file in ``folder``.
 
-    ``listed``: a file with one image (stem or name) a line, None for all. ``captions``: a file of {"filename", "caption"},
-    or None for ``template`` with each combination of ``conditions`` {name: phrases}. ``lora``: rank, alpha, target_modules;
-    ``training``: settings of :class:`dd.adaptation.Adaptation`; ``samples``: prompts, every, seeds of the sample sheets.
-    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, ``trained_with`` are those of its settings
-    that decide weights. An interrupted training goes on from its last
-    checkpoint, a finished one is left alone, a folder made with other settings is refused. ``run.json`` is written last.
+    ``listed``: a file with one image (stem or name) a line, None for all. ``captions``: a file of
+    {"filename", "caption"}, or None for ``template`` with each combination of ``conditions`` {name:
+    phrases}. ``lora``: rank, alpha, target_modules; ``training``: settings of
+    :class:`dd.adaptation.Adaptation`; ``samples``: prompts, every, seeds of the sample sheets.
+    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, ``trained_with``
+    are those of its settings that decide weights. An interrupted training goes on from its last
+    checkpoint, a finished one is left alone, a folder made with other settings is refused.
+    ``run.json`` is written last.
     """
     folder = Path(folder)
     _check(lora, training, samples, max_steps, batch_size)

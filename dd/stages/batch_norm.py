@@ -14,7 +14,7 @@ from dd.locks import Lock
 from dd.provenance import SETTINGS, finished_run, made_by, write_atomic, write_json
 
 CHECKPOINT = Path("checkpoints") / checkpoints.LAST
-KEPT = ("segmenter", "segmenter_files", "taxonomy", "scale", "bf16", "supervision", "chosen_on")  # of the run before
+KEPT = ("segmenter", "taxonomy", "scale", "bf16", "supervision", "chosen_on")  # of the run before
 
 
 def batch_norm(
@@ -56,10 +56,11 @@ def batch_norm(
         state = segmenter.cpu().state_dict()
         checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in state.items()}}, last)
         done = {
-            "identity": identity, **{k: run[k] for k in KEPT if k in run}, "trained_on": trained_on, "validated_on": None,
+            "identity": identity, **{k: run[k] for k in (*KEPT, "segmenter_files") if k in run},
+            "trained_on": trained_on, "validated_on": None,
             "batch_norm": {"layers": len(changed), "kept": sorted(everything.keys() - set(changed))}, "steps": 0,
-            "seconds": round(time.perf_counter() - started, 1), "weights_sha256": checkpoints.weights_sha256(state),
-            **made_by(),
+            "seconds": round(time.perf_counter() - started, 1),
+            "weights_sha256": checkpoints.weights_sha256(state), **made_by(),
         }  # fmt: skip
         write_json(folder / "run.json", done)
     return done

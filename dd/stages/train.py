@@ -19,8 +19,9 @@ HINT = "Runs of another name train beside it; train.py stage=budget and stage=tu
 def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw`` (the ablation).
 
-    FileNotFoundError if the run is not finished, ValueError for other ``weights``, a damaged file, or
-    averaged weights that are not those of run.json. Nothing but tensors is read, no pickled code.
+    FileNotFoundError if the run is not finished, ValueError for other ``weights``, a damaged file,
+    or averaged weights that are not those of run.json. Nothing but tensors is read, no pickled
+    code.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights={weights!r}; allowed: ema, raw")

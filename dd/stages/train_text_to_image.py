@@ -40,12 +40,13 @@ def train_text_to_image(
 ) -> Path:  # fmt: skip
     """Tokenizer, VAE, then UNet with text encoder; writes ``folder/model``, a complete Stable Diffusion folder.
 
-    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged weights or without;
-    ``trained_with`` are those of its settings that decide weights.
-    ``models`` holds the sizes, ``autoencoder`` and ``text_to_image`` settings, ``max_steps`` and ``batch_size`` of each.
-    ``init_from``: a Stable Diffusion folder whose tokenizer and VAE are kept and whose UNet and text encoder are trained
-    further; ``text_to_image.first_scene`` then says which scenes are new to it. An interrupted run goes on from its last
-    checkpoint; a finished part is not trained again, a folder made with other settings is refused. ``run.json`` is written
+    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged
+    weights or without; ``trained_with`` are those of its settings that decide weights. ``models``
+    holds the sizes, ``autoencoder`` and ``text_to_image`` settings, ``max_steps`` and
+    ``batch_size`` of each. ``init_from``: a Stable Diffusion folder whose tokenizer and VAE are
+    kept and whose UNet and text encoder are trained further; ``text_to_image.first_scene`` then
+    says which scenes are new to it. An interrupted run goes on from its last checkpoint; a finished
+    part is not trained again, a folder made with other settings is refused. ``run.json`` is written
     last.
     """
     folder = Path(folder)

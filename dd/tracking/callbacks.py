@@ -1,5 +1,5 @@
-"""What a training tells its loggers beyond numbers: pictures of the tune set and the confusion matrix on it, and each
-validation to whoever searches."""
+"""What a training tells its loggers beyond numbers: pictures of the tune set and the confusion
+matrix on it, and each validation to whoever searches."""
 
 from dataclasses import dataclass
 
@@ -33,9 +33,10 @@ def image_miou(truth: torch.Tensor, prediction: torch.Tensor, num_classes: int) 
 
 
 class Samples(pl.Callback):
-    """Shows the first ``count`` images of the tune set with truth and prediction and the confusion matrix over all of them at
-    each validation, and a table of the images at the end, in the loggers that can. ``validation_step`` returns its batch's
-    predictions, and the module keeps the matrix as ``counts``."""
+    """Shows the first ``count`` images of the tune set with truth and prediction and the confusion
+    matrix over all of them at each validation, and a table of the images at the end, in the loggers
+    that can. ``validation_step`` returns its batch's predictions, and the module keeps the matrix
+    as ``counts``."""
 
     def __init__(self, count: int = 8):
         self.count, self.shown = count, []
@@ -58,7 +59,8 @@ class Samples(pl.Callback):
         if self.shown:
             tell(trainer, "show", self.shown, module.class_names, trainer.global_step)
         if module.counts is not None and not trainer.sanity_checking:
-            tell(trainer, "confusion", module.counts.numpy(), module.class_names, trainer.global_step)
+            counts = module.counts.numpy()
+            tell(trainer, "confusion", counts, module.class_names, trainer.global_step)
 
     def on_train_end(self, trainer, module):
         if self.shown:

@@ -1,9 +1,10 @@
 """Trackers of a run beside Lightning's metrics.csv: TensorBoard and MLflow here, W&B in its own module.
 
-What fails in a tracker never ends a training (:class:`Guarded`). Beside Lightning's interface a logger may offer
-``begin(settings, trained_on, init_from)``, ``show(samples, class_names, step)``, ``confusion(counts, class_names, step)``,
-``table(samples, class_names, step)``, ``end(done, objective)`` and ``finish(failed)``; ``done`` is run.json. A step is the
-number of optimiser steps that are done, for numbers, pictures and objectives alike.
+What fails in a tracker never ends a training (:class:`Guarded`). Beside Lightning's interface a
+logger may offer ``begin(settings, trained_on, init_from)``, ``show(samples, class_names, step)``,
+``confusion(counts, class_names, step)``, ``table(samples, class_names, step)``, ``end(done,
+objective)`` and ``finish(failed)``; ``done`` is run.json. A step is the number of optimiser steps
+that are done, for numbers, pictures and objectives alike.
 """
 
 import os
@@ -34,12 +35,14 @@ def data_sets(trained_on: dict) -> dict[str, dict]:
 
 
 def flat(node: dict, prefix: str = ""):
-    """(key, value) of everything in nested settings, keys joined by dots; what is no number, truth value or text as text."""
+    """(key, value) of everything in nested settings, keys joined by dots; what is no number, truth
+    value or text as text."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else str(value)
+            simple = isinstance(value, bool | int | float | str)
+            yield f"{prefix}{key}", value if simple else str(value)
 
 
 def artifact_name(text: str) -> str:
@@ -128,7 +131,8 @@ def is_main_process() -> bool:
 
 
 def tell(trainer, what: str, *args) -> None:
-    """Call ``begin``, ``show``, ``confusion``, ``table``, ``end`` or ``finish`` of each of a trainer's loggers that has it."""
+    """Call ``begin``, ``show``, ``confusion``, ``table``, ``end`` or ``finish`` of each of a
+    trainer's loggers that has it."""
     if is_main_process():
         for logger in trainer.loggers:
             logger.attempt(what, *args)
@@ -142,8 +146,9 @@ def panel(sample) -> np.ndarray:
 
 
 def confusion_picture(counts: np.ndarray, class_names) -> np.ndarray:
-    """A confusion matrix [K, K] (rows true, columns predicted) as uint8 [H, W, 3]: a cell is the darker, the larger its share
-    of the row, from white (none) to black (all of the pixels of this class)."""
+    """A confusion matrix [K, K] (rows true, columns predicted) as uint8 [H, W, 3]: a cell is the
+    darker, the larger its share of the row, from white (none) to black (all of the pixels of this
+    class)."""
     counts, font = np.asarray(counts, np.float64), ImageFont.load_default(10)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = int(np.ceil(max(font.getlength(name) for name in class_names))) + 6  # room for the names
@@ -166,8 +171,8 @@ def confusion_picture(counts: np.ndarray, class_names) -> np.ndarray:
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run goes on there. Its table of hyper-parameters is written
-    at the end, with the objective."""
+    """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run goes on there. Its table of
+    hyper-parameters is written at the end, with the objective."""
 
     def __init__(self, save_dir: str):
         need("tensorboard", "tensorboard")
@@ -178,7 +183,8 @@ class TensorBoard(TensorBoardLogger):
         self._settings = settings
 
     def confusion(self, counts, class_names, step):
-        self.experiment.add_image("tune/confusion", confusion_picture(counts, class_names), step, dataformats="HWC")
+        picture = confusion_picture(counts, class_names)
+        self.experiment.add_image("tune/confusion", picture, step, dataformats="HWC")
 
     def end(self, done, objective):
         from torch.utils.tensorboard.summary import hparams
@@ -242,8 +248,8 @@ class MLflow(MLFlowLogger):
             self.experiment.log_image(self.run_id, panel(sample), artifact_file=path)
 
     def confusion(self, counts, class_names, step):
-        path = f"confusion/step_{step:07d}.png"
-        self.experiment.log_image(self.run_id, confusion_picture(counts, class_names), artifact_file=path)
+        path, picture = f"confusion/step_{step:07d}.png", confusion_picture(counts, class_names)
+        self.experiment.log_image(self.run_id, picture, artifact_file=path)
 
     def table(self, samples, class_names, step):
         rows = {"step": step, "columns": ["id", "miou"], "data": [[s.id, s.miou] for s in samples]}

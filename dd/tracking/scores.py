@@ -1,4 +1,5 @@
-"""Test scores in the trackers that a run was trained with: TensorBoard and MLflow here, W&B in its own module."""
+"""Test scores in the trackers that a run was trained with: TensorBoard and MLflow here, W&B in its
+own module."""
 
 import os
 import warnings
@@ -11,22 +12,25 @@ from dd.tracking.loggers import artifact_name, confusion_picture
 
 
 def log_scores(run_folder, where: str, result: dict) -> None:
-    """Add a metrics.json to TensorBoard's files and the MLflow run of a training, where it had them: ``<where>/miou``,
-    ``<where>/pixel_accuracy``, ``<where>/iou/<class>`` and the confusion matrix at the run's last step; ``where`` =
-    ``eval/voc``. What fails there is a warning: metrics.json is kept."""
+    """Add a metrics.json to TensorBoard's files and the MLflow run of a training, where it had
+    them: ``<where>/miou``, ``<where>/pixel_accuracy``, ``<where>/iou/<class>`` and the confusion
+    matrix at the run's last step; ``where`` = ``eval/voc``. What fails there is a warning:
+    metrics.json is kept."""
     run_folder = Path(run_folder)
     for name, log in (("tensorboard", _tensorboard), ("mlflow.json", _mlflow)):
         if not (run_folder / name).exists():
             continue
         try:
-            log(run_folder, where, scores(where, result), result, read_json(run_folder / "run.json")["steps"])
+            log(run_folder, where, result, read_json(run_folder / "run.json")["steps"])
         except Exception as error:
-            what = f"{name.partition('.')[0]} did not take the scores ({type(error).__name__}: {error})"
-            warnings.warn(f"{what}; metrics.json is kept", stacklevel=2)
+            tracker, why = name.partition(".")[0], f"{type(error).__name__}: {error}"
+            what = f"{tracker} did not take the scores ({why}); metrics.json is kept"
+            warnings.warn(what, stacklevel=2)
 
 
 def scores(where: str, result: dict) -> dict[str, float]:
-    """The numbers of a metrics.json by the names they have in trackers; classes without a value are left out."""
+    """The numbers of a metrics.json by the names they have in trackers; classes without a value are
+    left out."""
     found = {f"{where}/{key}": result[key] for key in ("miou", "pixel_accuracy")}
     return found | {f"{where}/iou/{k}": v for k, v in result["iou"].items() if v is not None}
 
@@ -35,22 +39,24 @@ def _picture(result: dict) -> np.ndarray:
     return confusion_picture(np.array(result["confusion"]), list(result["iou"]))
 
 
-def _tensorboard(run_folder, where, values, result, step) -> None:
+def _tensorboard(run_folder, where, result, step) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(run_folder / "tensorboard") as writer:
-        for name, value in values.items():
+        for name, value in scores(where, result).items():
             writer.add_scalar(name, value, step)
         writer.add_image(f"{where}/confusion", _picture(result), step, dataformats="HWC")
 
 
-def _mlflow(run_folder, where, values, result, step) -> None:
+def _mlflow(run_folder, where, result, step) -> None:
     from mlflow.tracking import MlflowClient
 
     known = read_json(run_folder / "mlflow.json")
     if known["tracking_uri"].startswith("file:"):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     client = MlflowClient(known["tracking_uri"])
-    for name, value in values.items():
-        client.log_metric(known["run_id"], "/".join(map(artifact_name, name.split("/"))), value, step=step)
-    client.log_image(known["run_id"], _picture(result), artifact_file=f"confusion/{artifact_name(where)}.png")
+    for name, value in scores(where, result).items():
+        key = "/".join(map(artifact_name, name.split("/")))
+        client.log_metric(known["run_id"], key, value, step=step)
+    path = f"confusion/{artifact_name(where)}.png"
+    client.log_image(known["run_id"], _picture(result), artifact_file=path)

@@ -70,7 +70,8 @@ class Wandb(WandbLogger):
     def confusion(self, counts, class_names, step):
         import wandb
 
-        self.log_metrics({"tune/confusion": wandb.Image(confusion_picture(counts, class_names))}, step)
+        picture = wandb.Image(confusion_picture(counts, class_names))
+        self.log_metrics({"tune/confusion": picture}, step)
 
     def table(self, samples, class_names, step):
         import wandb
