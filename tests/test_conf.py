@@ -484,14 +484,15 @@ def test_training_sets_that_make_no_sense(data_root, overrides, message):
         config.training_sets(training(data_root, *overrides))
 
 
-def test_processes_of_a_training(data_root):
+def test_processes_of_a_training(data_root, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for overrides, number in (
         ([], 1), (["trainer.devices=4"], 4), (["trainer.devices=[1,3]"], 2),
         (["trainer.devices=auto"], 1),
         (["trainer.devices=2", "+trainer.num_nodes=2"], 4), (["trainer.devices=-1"], 1),
         (["trainer.devices=4", "device=cuda:1"], 1), (["trainer.devices=4", "device=cuda"], 4),
     ):  # fmt: skip
-        assert config.training.processes(training(data_root, *overrides)) == number, overrides
+        assert config.processes(training(data_root, *overrides)) == number, overrides
 
 
 def identity_of(cfg):

@@ -86,7 +86,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "openai": ["dd.prompt_sources.endpoint"],
     "optuna": ["dd.search"],
     "wandb": ["dd.tracking.wandb"],
-    "mlflow": ["dd.tracking.loggers"],
+    "mlflow": ["dd.tracking.loggers", "dd.tracking.scores"],
     "tensorboard": ["dd.tracking.loggers"],
     "pycocotools": ["dd.coco", "dd.exports.coco"],
     "cv2": ["dd.photos"],

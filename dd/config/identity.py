@@ -92,7 +92,7 @@ def trainer_identity(cfg) -> dict:
 
 
 def processes(cfg) -> int:
-    """Processes that train together: each of them draws ``batch_size`` images for a step."""
+    """Processes that train together: they share the ``batch_size`` images of a step."""
     devices, kind = cfg.trainer.devices, cfg.trainer.accelerator
     nodes = cfg.trainer.get("num_nodes") or 1
     if cfg.device != "auto":  # as dd.config.training.trainer takes it

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from dd.config.identity import settings_identity
+from dd.config.identity import processes, settings_identity
 from dd.config.objects import chosen_on, device, instantiate, plain, real_data, settings, taxonomy, trained_run
 from dd.datamodule import Mixture, hold_out, per_process
 from dd.datasets import SegmentationFolder, read_split
@@ -24,16 +24,6 @@ def seed_everything(seed: int) -> None:
     from pytorch_lightning import seed_everything as seed_all
 
     seed_all(seed, verbose=False)
-
-
-def processes(cfg) -> int:
-    """Processes of a training as far as its configuration tells: devices times nodes. 1 for auto
-    and -1, which Lightning resolves (the loader's own check comes later then)."""
-    devices, number = plain(cfg)["trainer"]["devices"], 1
-    if cfg.device == "auto" or torch.device(cfg.device).index is None:
-        number = len(devices) if isinstance(devices, list) else devices
-    known = type(number) is int and number > 0
-    return (number if known else 1) * (cfg.trainer.get("num_nodes") or 1)
 
 
 def training_sets(cfg):

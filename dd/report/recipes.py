@@ -85,7 +85,7 @@ def recipe(
     shots = None if data.get("shots") is None else str(data["shots"])
     arm = arm_of(run["trained_on"])
     return Recipe(
-        arm, ARMS[arm].format(k=shots, chain=chain(data)), segmenter_name(run["segmenter"]), settings,
+        arm, ARMS[arm].format(k=_number(data), chain=chain(data)), segmenter_name(run["segmenter"]), settings,
         data.get("seed"), draws[0][1] if len(draws) == 1 else tuple(d for _, d in draws) or None,
         shots, data.get("data", data.get("root")) if shots else None, reader.total(run),
         tuple(unlabelled_steps(run["trained_on"])),
@@ -248,6 +248,12 @@ def unlabelled_steps(trained_on: dict | None) -> list[str]:
     return [*unlabelled_steps(trained_on.get("after")), *here]
 
 
+def _number(trained_on: dict) -> str:
+    """How many real images, in words: ``16``, ``all``, or ``92 of 92.txt`` for those of a list."""
+    listed = trained_on.get("shots_list")
+    return f"{trained_on.get('shots') or 'all'}" + (f" of {listed['file']}" if listed else "")
+
+
 def _stages(trained_on: dict | None) -> list[tuple[str, str]]:
     """(kind, words) of what a run and those before it were trained on, the first one first."""
     if not trained_on:
@@ -255,7 +261,7 @@ def _stages(trained_on: dict | None) -> list[tuple[str, str]]:
     earlier, source = _stages(trained_on.get("after")), trained_on["source"]
     if source == "unlabelled":
         return earlier
-    k = trained_on.get("shots") or "all"
+    k = _number(trained_on)
     if source == "synthetic":
         here = ("synthetic", "synthetic")
         if teacher := (trained_on.get("mask_settings") or {}).get("teacher"):

@@ -50,6 +50,13 @@ def by_weights(*runs):
     return found
 
 
+def test_images_of_a_list_are_no_draw_by_seed():
+    data = {**REAL, "shots": 92, "images": 92, "content": "those of the list"}
+    listed = a_run({**data, "shots_list": {"file": "92.txt", "images": 92, "ids": "i0"}})
+    assert recipe(listed).words == "92 of 92.txt real only" and recipe(listed).shots == "92"
+    assert recipe(listed).key != recipe(a_run(data)).key
+
+
 def test_seeds_differ_in_the_seed_and_in_what_follows_from_it():
     first, second = recipe(real(16, 0)), recipe(real(16, 1))
     assert first.key == second.key and (first.seed, second.seed) == (0, 1)
