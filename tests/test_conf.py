@@ -593,7 +593,7 @@ def test_what_is_recorded_by_content_counts(data_root, tmp_path, synthetic_set, 
     assert key in config.RECORDED
     shutil.copytree(data_root, tmp_path, dirs_exist_ok=True)
     shutil.copytree(tmp_path / "shapes", tmp_path / "copy")
-    (tmp_path / "copy/SegmentationClass/masks.json").write_text('{"identity": {"settings": {"power": 3}}}')
+    (tmp_path / "copy/SegmentationClass/masks.json").write_text('{"identity": {"settings": {"power": 3}}, "chosen_on": []}')
     shutil.copytree(tmp_path / "copy/SegmentationClass", tmp_path / "shapes/masks/other")
     write_json(tmp_path / "run/run.json", {"trained_on": {"source": "synthetic"}, "supervision": "A", "weights_sha256": "0"})
     whole = [f"synthetic={tmp_path}/shapes", f"unlabelled.images={tmp_path}/shapes/JPEGImages", "data.tune_split=null"]

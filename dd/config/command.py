@@ -1,4 +1,5 @@
-"""The command line: compose a configuration, look at every value, run it, and answer errors on one screen."""
+"""The command line: compose a configuration, look at every value, run it, and answer errors on one
+screen."""
 
 import logging
 import os
@@ -31,7 +32,8 @@ SPLITS = ("split", "synthetic_split", "probe.split", "calibrate.split")  # they 
 
 
 def main(config_name: str, run):
-    """Entry point of a root script: compose ``conf/<config_name>.yaml``, call ``run(cfg)``, answer errors on one screen."""
+    """Entry point of a root script: compose ``conf/<config_name>.yaml``, call ``run(cfg)``, answer
+    errors on one screen."""
     if not set(sys.argv[1:]) - {"-m", "--multirun"}:
         print(usage(config_name, sys.modules[run.__module__].__doc__), file=sys.stderr)
         sys.exit(2)
@@ -55,7 +57,8 @@ def main(config_name: str, run):
 
 
 def usage(config_name: str, purpose: str) -> str:
-    """What a command without arguments is answered with: what it does, its experiments and its groups."""
+    """What a command without arguments is answered with: what it does, its experiments and its
+    groups."""
     base, cfg = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("base", config_name))
     lines = [purpose.splitlines()[0], ""]
     lines += [f"usage: python {config_name}.py key=value ...    (-m: several values, as seed=0,1,2, one after the other)", ""]
@@ -74,9 +77,9 @@ def _text(group: str, name: str) -> str:
 
 
 def _guarded(config_name: str, run):
-    """The task that Hydra runs. For an exception inside a single job Hydra prints a traceback of its own:
-    carry ours past it. In a multirun each error goes to the launcher as one line, so that the other jobs
-    are run; Hydra's exit code is 1 then."""
+    """The task that Hydra runs. For an exception inside a single job Hydra prints a traceback of
+    its own: carry ours past it. In a multirun each error goes to the launcher as one line, so that
+    the other jobs are run; Hydra's exit code is 1 then."""
     command = list(sys.argv)
 
     def task(cfg):
@@ -104,7 +107,8 @@ def _guarded(config_name: str, run):
 
 
 def prepare(config_name: str, cfg) -> None:
-    """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what cannot be right."""
+    """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what
+    cannot be right."""
     chosen, typed = HydraConfig.get().runtime.choices, job_overrides()
     check_kinds(cfg, defaults(config_name, chosen, typed))
     check_loaded(cfg)
@@ -115,7 +119,8 @@ def prepare(config_name: str, cfg) -> None:
 
 
 def defaults(config_name: str, chosen: dict, typed: list[str]):
-    """The shipped configuration of the same choices: an experiment of the user's own is left out, its choices are not."""
+    """The shipped configuration of the same choices: an experiment of the user's own is left out,
+    its choices are not."""
     overrides = [o for o in typed if o.partition("=")[0] in groups() and "[" in o]  # several at once: logger=[a,b]
     for group, choice in chosen.items():
         own = group in ("experiment", "debug") and not (CONF / group / f"{choice}.yaml").is_file()
@@ -142,8 +147,9 @@ def _say(error: Exception, cfg=None) -> None:
 
 
 def _message(error: Exception, cfg=None) -> str:
-    """What an error says; of one that a loader's worker passed on with its traceback, the last paragraph; of a value that has
-    to be given, how; of a file that is not there, where it was looked for."""
+    """What an error says; of one that a loader's worker passed on with its traceback, the last
+    paragraph; of a value that has to be given, how; of a file that is not there, where it was
+    looked for."""
     if isinstance(error, MissingMandatoryValue):
         key, more = error.full_key, ", or choose an experiment" if error.full_key == "name" else ""
         return f"{key} has no default and was not given: add {key}=<value> to the command{more}"
@@ -155,8 +161,8 @@ def _message(error: Exception, cfg=None) -> str:
 
 
 def _looked_in(text: str, cfg) -> str:
-    """Of a relative path that is not there: the working folder, and the data_root that was meant if one lies beside the
-    script."""
+    """Of a relative path that is not there: the working folder, and the data_root that was meant if
+    one lies beside the script."""
     root = Path(str(cfg.data_root)) if cfg is not None else Path("data")
     beside = Path(sys.argv[0]).resolve().parent / root
     keys = ("data_root", "output_root", "run", "runs", "images", "init_from", "synthetic", "masks_from", "data.root")

@@ -1,4 +1,5 @@
-"""Where settings come from: the files of this package, and beside them those of the user's own folders."""
+"""Where settings come from: the files of this package, and beside them those of the user's own
+folders."""
 
 import os
 import sys
@@ -13,9 +14,10 @@ SEARCHPATH = "hydra.searchpath"
 
 
 def with_own_folders(arguments: list[str]) -> list[str]:
-    """The arguments of a command with every folder of the user's own settings in one ``hydra.searchpath``, as absolute paths:
-    those of ``--config-dir`` and of ``hydra.searchpath``, and ``conf`` in the working folder if it holds groups of ours. Every
-    composition of this process and of its workers reads them there. ValueError for a folder that does not exist."""
+    """The arguments of a command with every folder of the user's own settings in one
+    ``hydra.searchpath``, as absolute paths: those of ``--config-dir`` and of ``hydra.searchpath``,
+    and ``conf`` in the working folder if it holds groups of ours. Every composition of this process
+    and of its workers reads them there. ValueError for a folder that does not exist."""
     rest, places, waiting = [], [], False
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -53,7 +55,8 @@ def _searchpath() -> list[str]:
 
 
 def own_folders() -> list[Path]:
-    """Folders of the user's own settings, as :func:`with_own_folders` left them in the arguments."""
+    """Folders of the user's own settings, as :func:`with_own_folders` left them in the
+    arguments."""
     parsed = OverridesParser.create().parse_overrides(_searchpath())
     places = [place for override in parsed for place in override.value()]
     return [Path(str(p).removeprefix("file://")) for p in places if str(p).startswith("file://")]

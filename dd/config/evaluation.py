@@ -21,9 +21,9 @@ from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
 
 
 def use_own_data(cfg) -> None:
-    """Where the command names no data (``data=``, or an experiment), take those that the runs were trained with, as
-    their config.yaml tells, and their synthetic set. ValueError for runs of several data sets, or for a file that
-    does not hold such settings."""
+    """Where the command names no data (``data=``, or an experiment), take those that the runs were
+    trained with, as their config.yaml tells, and their synthetic set. ValueError for runs of
+    several data sets, or for a file that does not hold such settings."""
     typed = {re.split("[=.]", o.lstrip("+~"))[0] for o in job_overrides()} if HydraConfig.initialized() else {"data"}
     files = [Path(folder, "config.yaml") for folder in sorted(glob(str(cfg.run)))] if cfg.run else []
     found = [] if typed & {"data", "experiment"} else [_trained_with(cfg, f) for f in files if f.is_file()]
@@ -64,8 +64,9 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
 
 
 def prediction_arguments(cfg, place: Path | None = None) -> dict:
-    """What the stage predict_images takes: by default the results lie in the run's ``predictions/<name of images>``, those of
-    other weights or views in a folder of their own. ``place``: another folder within the run."""
+    """What the stage predict_images takes: by default the results lie in the run's
+    ``predictions/<name of images>``, those of other weights or views in a folder of their own.
+    ``place``: another folder within the run."""
     if not cfg.run:
         raise ValueError(
             f"run=null: stage={cfg.stage} needs the folder of a trained run, such as run=outputs/shapes/real/seed=0"
@@ -91,7 +92,8 @@ def prediction_arguments(cfg, place: Path | None = None) -> dict:
 
 
 def review_arguments(cfg) -> dict:
-    """What the stage review takes: by default the queue lies in the run's ``review/<name of images>-<order>``."""
+    """What the stage review takes: by default the queue lies in the run's ``review/<name of
+    images>-<order>``."""
     if not cfg.images or not Path(cfg.images).is_dir():
         raise FileNotFoundError(f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take frames")
     queue = {key: cfg[key] for key in ("number", "score", "order", "distinct", "seed")}

@@ -64,6 +64,7 @@ OBSERVERS = {  # callbacks by class, whatever they are called
     "pytorch_lightning.callbacks.ModelCheckpoint": "writes checkpoints",
     "pytorch_lightning.callbacks.LearningRateMonitor": "logs",
     "pytorch_lightning.callbacks.DeviceStatsMonitor": "logs",
+    "pytorch_lightning.callbacks.ModelSummary": "shows",
     "pytorch_lightning.callbacks.RichProgressBar": "shows",
     "pytorch_lightning.callbacks.TQDMProgressBar": "shows",
 }

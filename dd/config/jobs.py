@@ -1,4 +1,5 @@
-"""What the jobs of a multirun are called after: each writes to a folder, a mask set or a file of its own."""
+"""What the jobs of a multirun are called after: each writes to a folder, a mask set or a file of
+its own."""
 
 import re
 import sys
@@ -18,12 +19,13 @@ THEMSELVES = {"name", "folder", "output_root", *RESULT.values()}  # keys that ke
 
 
 class JobFailed(CompactHydraException):
-    """One line about a job of a multirun that failed; it travels from a launcher's worker, and Hydra prints no traceback."""
+    """One line about a job of a multirun that failed; it travels from a launcher's worker, and
+    Hydra prints no traceback."""
 
 
 def job_overrides() -> list[str]:
-    """The overrides of this job as typed: Hydra's list of them would resolve ``init_from=out/seed=${seed}`` among its own
-    keys, where there is no seed."""
+    """The overrides of this job as typed: Hydra's list of them would resolve
+    ``init_from=out/seed=${seed}`` among its own keys, where there is no seed."""
     return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
@@ -33,7 +35,8 @@ def debugged() -> str | None:
 
 
 def swept_keys() -> set[str]:
-    """Keys with several values, on the command line or in ``hydra.sweeper.params`` of an experiment."""
+    """Keys with several values, on the command line or in ``hydra.sweeper.params`` of an
+    experiment."""
     typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
     if HydraConfig.initialized():
         params = HydraConfig.get().sweeper.get("params") or {}
@@ -49,15 +52,16 @@ def swept_parts(overrides: list[str]) -> list[str]:
 
 
 def name_job(cfg, overrides: list[str], debug: str | None = None) -> None:
-    """Name the result of a job after what was swept (``a_run/shots=16,seed=0``), so that jobs never share one: the run or data
-    set, or, of a stage that works on a data set, its mask set or file (``masks/masks.threshold=0.4``). Runs of a ``debug``
-    choice lie below a folder of its name."""
+    """Name the result of a job after what was swept (``a_run/shots=16,seed=0``), so that jobs never
+    share one: the run or data set, or, of a stage that works on a data set, its mask set or file
+    (``masks/masks.threshold=0.4``). Runs of a ``debug`` choice lie below a folder of its name."""
     key = RESULT.get(cfg.get("stage"), "name")
     given = OmegaConf.select(cfg, key)
     parts = [p for p in swept_parts(overrides) if p.split("=", 1)[0].lstrip("+~") not in THEMSELVES]
     if key == "name":
         parts = [p for p in parts if p not in re.split("[/,]", cfg.name)]
-        cfg.name = "/".join(["debug", debug][: 2 * bool(debug)] + [cfg.name] + [",".join(parts)] * bool(parts))
+        place = ["debug", debug] if debug else []
+        cfg.name = "/".join([*place, cfg.name, *([",".join(parts)] if parts else [])])
     elif parts:
         first = [] if given in (None, "SegmentationClass") else [str(given)]
         OmegaConf.update(cfg, key, ",".join([*first, *(p.replace("/", "_") for p in parts)]))

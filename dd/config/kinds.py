@@ -1,5 +1,6 @@
-"""Of what kind a setting is: that of its shipped default, a line of ``KINDS`` where the default does not tell, or, of a node
-with a ``_target_``, the annotation in its constructor. Everything is looked at before any work starts."""
+"""Of what kind a setting is: that of its shipped default, a line of ``KINDS`` where the default
+does not tell, or, of a node with a ``_target_``, the annotation in its constructor. Everything is
+looked at before any work starts."""
 
 import inspect
 import json
@@ -96,9 +97,10 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def check_kinds(cfg, default) -> None:
-    """ValueError for a value of another kind than that of the shipped ``default`` (a configuration of the same choices), for a
-    key that the command needs and that was taken away, and for an interpolation that leads nowhere. Whole numbers where text
-    belongs become text (``mask_set=1``)."""
+    """ValueError for a value of another kind than that of the shipped ``default`` (a configuration
+    of the same choices), for a key that the command needs and that was taken away, and for an
+    interpolation that leads nowhere. Whole numbers where text belongs become text
+    (``mask_set=1``)."""
     OmegaConf.select(cfg, "name", throw_on_missing=True)  # others refer to it
     for key, value in OmegaConf.to_container(cfg).items():  # groups first: much refers to what is in them
         if OmegaConf.is_dict(default.get(key)) and not (isinstance(value, str) and "${" in value):
@@ -110,7 +112,8 @@ def check_kinds(cfg, default) -> None:
 
 
 def _check_texts(value, key: str) -> None:
-    """ValueError for text that no file name, prompt or record can hold: a NUL, or half of a surrogate pair."""
+    """ValueError for text that no file name, prompt or record can hold: a NUL, or half of a
+    surrogate pair."""
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_texts(inner, f"{key}.{name}" if key else str(name))
@@ -149,7 +152,8 @@ def _kind(default):
 
 
 def check_arguments(key: str, target, node: dict) -> None:
-    """ValueError for an argument of ``node`` that the constructor of ``target`` does not take, or not of that kind."""
+    """ValueError for an argument of ``node`` that the constructor of ``target`` does not take, or
+    not of that kind."""
     accepted = inspect.signature(target).parameters
     hints = typing.get_type_hints(target.__init__, include_extras=True)
     anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -170,7 +174,8 @@ def _nested(value) -> bool:
 
 
 def check_kind(key: str, value, kind) -> None:
-    """ValueError, with what is allowed, for a plain ``value`` that is not of a ``kind`` (any annotation)."""
+    """ValueError, with what is allowed, for a plain ``value`` that is not of a ``kind`` (any
+    annotation)."""
     try:
         adapter = TypeAdapter(kind, config=STRICT)
         adapter.validate_json(json.dumps(value))  # as JSON: a list is a tuple, too
@@ -192,8 +197,9 @@ def words(kind) -> str:
         least = next((m.ge for m in parts[1:] if isinstance(m, Ge)), None)
         return words(parts[0]) + (f" of {least} or more" if least is not None else "")
     if origin in (typing.Union, types.UnionType):
-        said = dict.fromkeys(words(p) for p in sorted(parts, key=lambda p: p is type(None)))
-        return ", or ".join(filter(None, [", ".join([w for w in said if w][:-1]), [w for w in said if w][-1]]))
+        each = dict.fromkeys(words(p) for p in sorted(parts, key=lambda p: p is type(None)))
+        said = [word for word in each if word]
+        return ", or ".join([", ".join(said[:-1])] * (len(said) > 1) + said[-1:])
     if origin is Literal:
         return ", ".join(str(p) for p in parts)
     if kind in WORDS:

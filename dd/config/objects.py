@@ -44,9 +44,9 @@ def instantiate(node, **kwargs):
     ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
     """
     _check_targets([node, kwargs])
-    _check_arguments(node, "")
     if (isinstance(node, dict) or OmegaConf.is_dict(node)) and "chosen_on" in node:
         node = settings(node)
+    _check_arguments(node, "")
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:

@@ -1,4 +1,5 @@
-"""What is typed as ``key=value``: quoted where Hydra would read it otherwise, and answered with the names that exist."""
+"""What is typed as ``key=value``: quoted where Hydra would read it otherwise, and answered with the
+names that exist."""
 
 import errno
 from difflib import get_close_matches
@@ -20,8 +21,9 @@ REFUSED = (HydraException, OmegaConfBaseException, ValueError, TypeError, Attrib
 
 
 def quoted(argument: str) -> str:
-    """An override in the quotes that Hydra wants around run folders (``shots=16,seed=0``) and around what its grammar cannot
-    read (``Fotos für uns``, ``Photos (1)``); a path is never a number (``images=2024``)."""
+    """An override in the quotes that Hydra wants around run folders (``shots=16,seed=0``) and
+    around what its grammar cannot read (``Fotos für uns``, ``Photos (1)``); a path is never a
+    number (``images=2024``)."""
     key, _, value = argument.partition("=")
     if not value or argument.startswith("-") or '"' in value or value[0] in "'[{":
         return argument
@@ -48,8 +50,9 @@ def one_line(error: Exception) -> str:
 
 
 def check_overrides(config_name: str, overrides: list[str], multirun: bool = True):
-    """The configuration (the first one of a multirun). ValueError for an override whose key or group
-    value does not exist, with the allowed names; for a sweep where there is no ``multirun``."""
+    """The configuration (the first one of a multirun). ValueError for an override whose key or
+    group value does not exist, with the allowed names; for a sweep where there is no
+    ``multirun``."""
     try:
         return _check_overrides(config_name, overrides, multirun)
     except OSError as error:  # Hydra looks for a file of that name
@@ -110,7 +113,8 @@ def _check_output(composed) -> None:
 
 
 def _check_choices(overrides: list[str]) -> None:
-    """ValueError for a choice of a group that does not exist, or whose file is hidden by one of ours."""
+    """ValueError for a choice of a group that does not exist, or whose file is hidden by one of
+    ours."""
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
         if override.is_delete():
@@ -144,7 +148,8 @@ def _check_plugin(typed: str, key: str, value) -> None:
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
-    """What is wrong with the first override that is: looked at one by one, on what the chosen groups bring."""
+    """What is wrong with the first override that is: looked at one by one, on what the chosen
+    groups bring."""
     known = groups()
     chosen = [o for o in overrides if o.lstrip("+~").partition("=")[0] in known or o.startswith("hydra/")]
     try:

@@ -63,7 +63,7 @@ def site(tmp_path_factory):
         path.write_text(re.sub(r"(max_steps: )(\d+)", lambda m: f"{m[1]}{STEPS[int(m[2])]}", path.read_text()))
 
     patch = pytest.MonkeyPatch()
-    for module in ("command", "label_budget", "evaluation"):
+    for module in ("composition",):
         patch.setattr(sys.modules[f"dd.config.{module}"], "CONF", root / "conf")
     sys.path.insert(0, str(ROOT))
     scripts = {name: __import__(name) for name in ("generate", "train", "evaluate")}
