@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dd.provenance import fingerprint, read_json, sha256, write_atomic
+from dd.samples import unfinished
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -159,6 +160,8 @@ def read_split(root: str | Path, split: str) -> list[str]:
             "docs/data.md), synthetic ones by generate.py; another folder in VOC layout: set data.root"
         )
     if not path.is_file():
+        if why := unfinished(root):
+            raise FileNotFoundError(why)
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
     try:
@@ -222,6 +225,20 @@ class SegmentationFolder:
             raise FileNotFoundError(
                 f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label (masks of "
                 "self-training: evaluate.py stage=self_train); for real data check data.root and data.masks"
+            )
+        self._check_grown()
+
+    def _check_grown(self) -> None:
+        """FileNotFoundError for a mask set of before the synthetic set grew."""
+        done = self.root / self.masks / "masks.json"
+        record = read_json(done) if done.is_file() and (self.root / "run.json").is_file() else {}
+        known = record.get("sha256") if isinstance(record, dict) else None
+        left = [name for name in self.ids if name not in known] if isinstance(known, dict) else []
+        if left and known:
+            raise FileNotFoundError(
+                f"the masks in {self.root / self.masks} are those of fewer samples: {len(left)} of "
+                f"the {len(self.ids)} of {self.split!r} have none, such as {left[0]}. Make the mask "
+                "set again (generate.py stage=label, or evaluate.py stage=self_train)"
             )
 
     def __len__(self) -> int:
