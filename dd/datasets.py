@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -61,7 +61,9 @@ def opened(path: str | Path):
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
         if getattr(error, "errno", None) is not None or (type(error) is ValueError and str(path) in str(error)):
             raise  # of the file system, or ours
-        raise ValueError(f"{path} is damaged, or no image: {error!s:.200}. Restore it from a copy or make it again") from None
+        # Pillow names the file again, or the stream that it was handed
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error!s:.200}"
+        raise ValueError(f"{path} is damaged, or no image{why}. Restore it from a copy or make it again") from None
 
 
 def rgb(image: Image.Image) -> Image.Image:
