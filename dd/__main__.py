@@ -163,6 +163,11 @@ def _own_options(parser) -> None:
     add("--voc", help="instead of these: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation")
     add("--split", action="append", default=[], metavar="SPLIT=FILE", help="text file with one image a line")
     add("--share", action="append", default=[], metavar="SPLIT=PART", help="part drawn by --seed; default val=0.2")
+    add(
+        "--splits-of",
+        metavar="FOLDER",
+        help="an earlier, smaller set: its images stay in their splits, new ones are shared out",
+    )
     add("--seed", type=int, default=0)
     add("--map", action="append", default=[], metavar="CATEGORY=CLASS", help="CLASS may be ignore (255) or background")
     add("--crowds", choices=["ignore", "objects"], default="ignore", help="what iscrowd=1 means (default: 255)")
@@ -179,6 +184,7 @@ def _own(options):
         options.root, options.taxonomy, options.name, options.images, options.masks, options.coco, options.voc,
         options.mask_ending, _pairs("--split", options.split), shares, options.seed, _pairs("--map", options.map),
         options.crowds == "ignore", options.workers, options.cvat, options.label_studio,
+        splits_of=options.splits_of,
     )  # fmt: skip
 
 
