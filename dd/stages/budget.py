@@ -26,7 +26,7 @@ class _Work:
         """``expected``: all trainings of the study, at whichever learning rate."""
         self.train, self.found, self.failed = train, {}, []
         self.total, self.steps = len(expected), sum(job.steps for job in expected)
-        self.begun, self.ended, self.spent = set(), set(), []  # spent: (seconds, steps)
+        self.begun, self.recorded, self.watched = set(), {}, {}  # {job: seconds}, by its run, by us
 
     def __call__(self, work, job, *more):
         """``work(job, *more)``, or None if it failed or what the job goes on from did. Busy: another process is at it."""
@@ -64,11 +64,9 @@ class _Work:
         started = time.monotonic()
         try:
             result = work(job, *more)
-            if job not in self.ended:
-                self.ended.add(job)
-                seconds = time.monotonic() - started
-                trained = result if isinstance(result, dict) else {}
-                self.spent.append((trained.get("seconds", seconds), job.steps))
+            self.watched.setdefault(job, time.monotonic() - started)
+            if isinstance(result, dict) and "seconds" in result:
+                self.recorded[job] = result["seconds"]
             return result
         except Busy:
             raise
@@ -78,10 +76,11 @@ class _Work:
 
     def _left(self) -> str:
         """How long the runs that are left will take at the rate of those that have ended."""
-        done = sum(steps for _, steps in self.spent)
-        if not done:
+        found = self.recorded or self.watched  # what was trained before takes no time now
+        if not found:
             return ""
-        left = sum(s for s, _ in self.spent) / done * max(0, self.steps - done)
+        rate = sum(found.values()) / sum(job.steps for job in found)
+        left = rate * max(0, self.steps - sum(job.steps for job in self.watched))
         return f", {round(left / 60)} min left in all" if left >= 90 else f", {round(left)} s left in all"
 
 
