@@ -250,6 +250,11 @@ class Unlabelled:
                     print(f"warning: {error}; the next photograph stands in for it", file=sys.stderr, flush=True)
         raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read")
 
+    def check(self) -> None:
+        """Decode all of them, which takes a few seconds a hundred; ValueError if one cannot be."""
+        print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
+        _try(self.files, read_photo, self.setting)
+
     def sound(self) -> list[int]:
         """Decode all of them, which takes a few seconds a hundred; the places of those that can be. A
         warning names others; ValueError if there are no sound ones."""
