@@ -92,7 +92,8 @@ def segmenter(cfg, report=None) -> float | None:
     try:
         done, value = train(folder, module, data, make_trainer, identity, record, init_from=cfg.init_from), None
         if is_main_process():
-            print(f"{folder}: {done['steps']} steps in {done['seconds']:.0f} s")
+            took = f"{done['steps']} steps in {done['seconds']:.0f} s"
+            print(f"{folder}: {took}" if trainers else f"{folder}: finished before ({took}), nothing to train")
         if judging is not None and is_main_process():
             network.load_state_dict(load_weights(folder))
             how = {"device": config.device(cfg), "bf16": record["bf16"], "num_workers": cfg.num_workers}

@@ -170,6 +170,11 @@ def _own_options(parser) -> None:
     add("--voc", help="instead of these: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation")
     add("--split", action="append", default=[], metavar="SPLIT=FILE", help="text file with one image a line")
     add("--share", action="append", default=[], metavar="SPLIT=PART", help="part drawn by --seed; default val=0.2")
+    add(
+        "--splits-of",
+        metavar="FOLDER",
+        help="an earlier, smaller set: its images stay in their splits, new ones are shared out",
+    )
     add("--seed", type=int, default=0)
     add(
         "--map",
@@ -193,6 +198,7 @@ def _own(options):
         options.mask_ending, _pairs("--split", options.split), shares, options.seed, _pairs("--map", options.map),
         options.crowds == "ignore", options.workers, options.cvat, options.label_studio, options.mask_beginning,
         options.image_ending, options.image_beginning, options.brushes_only,
+        options.splits_of,
     )  # fmt: skip
 
 

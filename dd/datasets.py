@@ -11,12 +11,13 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
 from dd.provenance import fingerprint, read_json, read_lines, read_text, sha256, write_atomic
+from dd.samples import unfinished
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -65,7 +66,9 @@ def opened(path: str | Path):
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
         if getattr(error, "errno", None) is not None or (type(error) is ValueError and str(path) in str(error)):
             raise  # of the file system, or ours
-        raise ValueError(f"{path} is damaged, or no image: {error!s:.200}. Restore it from a copy or make it again") from None
+        # Pillow names the file again, or the stream that it was handed
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error!s:.200}"
+        raise ValueError(f"{path} is damaged, or no image{why}. Restore it from a copy or make it again") from None
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -177,6 +180,8 @@ def read_split(root: str | Path, split: str) -> list[str]:
             "docs/data.md), synthetic ones by generate.py; another folder in VOC layout: set data.root"
         )
     if not path.is_file():
+        if why := unfinished(root):
+            raise FileNotFoundError(why)
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
     lines = read_lines(path)
@@ -293,6 +298,20 @@ class SegmentationFolder:
             raise FileNotFoundError(
                 f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label (masks of "
                 "self-training: evaluate.py stage=self_train); for real data check data.root and data.masks"
+            )
+        self._check_grown()
+
+    def _check_grown(self) -> None:
+        """FileNotFoundError for a mask set of before the synthetic set grew."""
+        done = self.root / self.masks / "masks.json"
+        record = read_json(done) if done.is_file() and (self.root / "run.json").is_file() else {}
+        known = record.get("sha256") if isinstance(record, dict) else None
+        left = [name for name in self.ids if name not in known] if isinstance(known, dict) else []
+        if left and known:
+            raise FileNotFoundError(
+                f"the masks in {self.root / self.masks} are those of fewer samples: {len(left)} of "
+                f"the {len(self.ids)} of {self.split!r} have none, such as {left[0]}. Make the mask "
+                "set again (generate.py stage=label, or evaluate.py stage=self_train)"
             )
 
     def __len__(self) -> int:

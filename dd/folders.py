@@ -190,6 +190,38 @@ def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], li
     return splits, [f"{len(rest)} labelled images are in no split"] if rest else []
 
 
+def kept_splits(root: str | Path) -> dict[str, list[str]]:
+    """{split: ids} of a prepared data set; FileNotFoundError if there is none."""
+    folder = Path(root) / "ImageSets" / "Segmentation"
+    found = {p.stem: p.read_text(encoding="utf-8").splitlines() for p in sorted(folder.glob("*.txt"))}
+    if not found:
+        raise FileNotFoundError(f"{root} is no prepared data set: no lists in {folder}")
+    return found
+
+
+def grown_splits(
+    shares: dict[str, float], ids, seed: int, kept: dict[str, list[str]]
+) -> tuple[dict[str, list[str]], list[str]]:  # fmt: skip
+    """({split: ids}, notes) of a set that has grown: the images of ``kept`` {split: ids} stay where
+    they were, what is new is shared out (:func:`shared_splits`). ValueError if nothing of them is
+    left, or for a split that only one of both has."""
+    ids = set(ids)
+    old = {split: [name for name in names if name in ids] for split, names in kept.items()}
+    number, gone = sum(map(len, old.values())), sum(map(len, kept.values()))
+    if not number:
+        raise ValueError("none of the images of the earlier set is labelled here: is it another one?")
+    if kept.keys() != {"train", *shares}:
+        raise ValueError(
+            f"the earlier set has the splits {', '.join(kept)}, the shares make "
+            f"{', '.join(['train', *shares])}: give the same ones (--share SPLIT=PART)"
+        )
+    new = ids.difference(*old.values())
+    drawn = shared_splits(shares, new, seed) if len(new) > len(shares) else {"train": sorted(new)}
+    notes = [f"{len(new)} images are new, {number} stay in their splits"]
+    notes += [f"{gone - number} images of the earlier set are not labelled here"] if gone > number else []
+    return {split: sorted([*old[split], *drawn.get(split, [])]) for split in kept}, notes
+
+
 def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[str]]:
     """{split: ids}: each split its share, the rest ``train``. By a hash of seed and id: a new image moves few others."""
     ids, splits = sorted(ids), {}

@@ -61,6 +61,11 @@ class Lock:
         self._try(self.files[0][1], fcntl.LOCK_SH)  # a refused exchange has lost the shared lock
         return False
 
+    def share(self) -> None:
+        """Let other shards begin again after :meth:`alone`."""
+        if self.shard is not None and self.files:
+            self._try(self.files[0][1], fcntl.LOCK_SH)
+
     def __reduce__(self):
         return _held, tuple(reduction.DupFd(file.fileno()) for _, file in self.files)
 

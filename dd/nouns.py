@@ -19,6 +19,10 @@ PLURAL_ONLY = (
     "tongs", "pliers", "headphones", "police",
 )  # fmt: skip
 NUMBERS = ("couple of",)  # "a couple of dogs" is no couple
+SINGULAR = (  # they end as plurals do
+    "gas", "canvas", "atlas", "lens", "bias", "alias", "pancreas", "chaos", "cosmos", "rhinoceros", "asbestos", "christmas",
+    "news", "specimen", "regimen", "abdomen", "omen", "stamen", "acumen", "semen", "lumen", "bitumen", "ramen", "cyclamen",
+)  # fmt: skip
 SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
 
 
@@ -26,7 +30,7 @@ def plurals(noun: str) -> tuple[str, ...]:
     """Plural forms of an English noun, the usual one first; of a name of several words its last word is inflected."""
     *before, word = re.split(r"(?<=[\s_-])(?=[^\s_-])", noun)
     head, low = "".join(before), word.lower()
-    if low in SAME or low in PLURAL_ONLY:
+    if low in SAME or is_plural(low):
         forms = (word,)
     elif low in IRREGULAR:
         forms = IRREGULAR[low]
@@ -43,6 +47,16 @@ def plurals(noun: str) -> tuple[str, ...]:
     else:
         forms = (word + "s",)
     return tuple(head + form for form in forms)
+
+
+def is_plural(noun: str) -> bool:
+    """Whether an English noun, by its last word, is a plural: scratches, knives, men; not lens, bus."""
+    word = re.split(r"[\s_-]+", noun.strip().lower())[-1]
+    if word in SAME or word in SINGULAR:
+        return False
+    if word in PLURAL_ONLY or any(word in forms for forms in IRREGULAR.values()):
+        return True
+    return len(word) > 3 and bool(re.search(r"men$|[^siu]s$", word))
 
 
 class ClassNouns:

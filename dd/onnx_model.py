@@ -14,6 +14,8 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
+onnxruntime.disable_telemetry_events()  # it reports to its makers from here on Linux too
+
 FORMAT = "dataset-diffusion segmenter 1"
 OPSET = 20
 NOISY = ("torch.onnx._internal.exporter._registration",)  # says that torchvision is not there

@@ -121,6 +121,20 @@ class Photos:
         self.notes = [n for n in self.notes if n != before] + [dark_note(len(self.dark))]
 
 
+class Gathered(Photos):
+    """The photographs of several folders as those of one; where two have one of a name, the first
+    folder's counts."""
+
+    def __init__(
+        self, folders: list, max_pixels: int = MAX_PIXELS, limit: int | None = None
+    ):  # fmt: skip
+        super().__init__(folders[0], max_pixels, limit=0)
+        for folder in folders[1:]:
+            self.files = {**index(folder, IMAGES), **self.files}
+        for name, path in spread(sorted(self.files.items()), limit):
+            self.items.append(Item(name, str(path), sha256(path)))
+
+
 class Photo(Photos):
     """One photograph, as :class:`Photos` of it alone."""
 
@@ -213,6 +227,17 @@ def _named(listed, ids) -> dict[str, str | None]:
 
 def _try(files: list[Path], read, setting: str) -> None:
     """ValueError with the first ten files that ``read`` refuses, and their number."""
+    bad = [text for text in _problems(files, read) if text]
+    if bad:
+        more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
+        raise ValueError(
+            f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list:\n  "
+            + "\n  ".join(bad[:10] + more)
+        )
+
+
+def _problems(files: list[Path], read) -> list[str | None]:
+    """What ``read`` says of each file that it refuses, None of the others."""
 
     def problem(file):
         try:
@@ -222,13 +247,7 @@ def _try(files: list[Path], read, setting: str) -> None:
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoding leaves the interpreter
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        bad = [text for text in pool.map(problem, files) if text]
-    if bad:
-        more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
-        raise ValueError(
-            f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list:\n  "
-            + "\n  ".join(bad[:10] + more)
-        )
+        return list(pool.map(problem, files))
 
 
 class Unlabelled:
@@ -260,6 +279,24 @@ class Unlabelled:
         _try(self.files, lambda path: read_photo(path, told=lambda: dark.append(path)), self.setting)
         if dark:
             print(f"warning: {dark_note(len(dark))}", file=sys.stderr, flush=True)
+
+    def sound(self) -> list[int]:
+        """Decode all of them, which takes a few seconds a hundred; the places of those that can be. A
+        warning names others; ValueError if there are no sound ones."""
+        print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
+        found = _problems(self.files, read_photo)
+        bad = [text for text in found if text]
+        if len(bad) == len(found):
+            raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read: {bad[0]}")
+        if bad:
+            more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
+            listed = "\n  ".join(bad[:10] + more)
+            print(
+                f"warning: {len(bad)} of {len(found)} photographs cannot be read and are left out:\n  {listed}",
+                file=sys.stderr,
+                flush=True,
+            )
+        return [place for place, text in enumerate(found) if not text]
 
     def fingerprint(self) -> dict:
         """What a run records of them: their number, and a hash of their names and sizes in bytes."""

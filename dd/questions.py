@@ -1,5 +1,6 @@
 """What a guided start asks on a terminal, or takes as options: lists of words. No other module of ours."""
 
+import re
 from pathlib import Path
 
 CONDITIONS = {
@@ -29,31 +30,82 @@ def pairs(option: str, texts: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def ask_classes(ask=input) -> dict[str, list[str]]:
-    """Class names with their synonyms, until an empty line."""
+def fits(check, value) -> bool:
+    """Whether ``check(value)`` raises nothing; if it does, what it says is shown."""
+    try:
+        check(value)
+    except (ValueError, OSError) as error:
+        print(f"  {error}")
+        return False
+    return True
+
+
+def ask_name(name: str, check, ask=input) -> str:
+    """``name``, or another one, asked for until ``check`` takes it."""
+    while not fits(check, name):
+        name = ask("another name: ").strip()
+    return name
+
+
+def ask_classes(check=lambda classes: None, ask=input) -> dict[str, list[str]]:
+    """Class names with their synonyms, until an empty line. One that ``check`` does not take beside
+    those before it is asked for again."""
     found = {}
     while name := ask(f"class {len(found) + 1} (a singular noun; empty = no more): ").strip():
         if name in found:
             print(f"  {name!r} is there already")
-            continue
-        found[name] = _words(ask(f"  other words for {name}, with commas between (empty = none): "))
+        elif fits(check, {**found, name: []}):
+            words = _words(ask(f"  other words for {name}, with commas between (empty = none): "))
+            while not fits(check, {**found, name: words}):
+                words = _words(ask(f"  other words for {name} (empty = none): "))
+            found[name] = words
     return found
 
 
-def ask_conditions(ask=input) -> dict[str, list[str]]:
+def ask_conditions(check=lambda conditions: None, ask=input) -> dict[str, list[str]]:
     """Phrases about the site, those of empty answers left out."""
-    answers = {key: _words(ask(f"{what}, with commas between (empty = leave out): ")) for key, what in CONDITIONS.items()}
-    return {key: words for key, words in answers.items() if words}
+    found = {}
+    for key, what in CONDITIONS.items():
+        question = f"{what}, with commas between (empty = leave out): "
+        while (words := _words(ask(question))) and not fits(check, {key: words}):
+            pass
+        found |= {key: words} if words else {}
+    return found
 
 
-def ask_folder(what: str, ask=input) -> str | None:
-    """A folder that is there (``~`` is the home), or None; asked again until it is: the answers before it are kept."""
+def ask_folder(what: str, check=lambda folder: None, ask=input) -> str | None:
+    """A folder that is there (``~`` is the home) and that ``check`` takes, or None; asked again until
+    it is: the answers before it are kept."""
     while answer := ask(f"{what} (empty = none): ").strip():
-        folder = Path(answer).expanduser()
-        if folder.is_dir():
+        folder = Path(dragged(answer)).expanduser()
+        if not folder.is_dir():
+            print(f"  there is no folder {folder}")
+        elif fits(check, str(folder)):
             return str(folder)
-        print(f"  there is no folder {folder}")
     return None
+
+
+def dragged(answer: str) -> str:
+    """A path without what terminals put around one that is dragged into them: quotes, or a backslash
+    before a blank."""
+    if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "'\"":
+        return answer[1:-1]
+    return re.sub(r"\\([ '\"()&])", r"\1", answer)
+
+
+def ask_choice(what: str, choices: dict[str, str], default: str, ask=input) -> str:
+    """One of ``choices`` {name: what it is}; an empty answer is the default."""
+    for name, text in choices.items():
+        print(f"  {name}: {text}")
+    while (answer := ask(f"{what} (empty = {default}): ").strip() or default) not in choices:
+        print(f"  {answer!r} is none of {', '.join(choices)}")
+    return answer
+
+
+def agreed(ask=input) -> bool:
+    while (answer := ask("write this? (yes or no) ").strip().casefold()) not in ("yes", "y", "no", "n"):
+        pass
+    return answer.startswith("y")
 
 
 def _words(answer: str) -> list[str]:

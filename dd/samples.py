@@ -34,15 +34,18 @@ def sample_seed(run_seed: int, sample_id: str, attempt: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def make_plan(prompts, taxonomy, run_seed: int, unit_size: int) -> list[Sample]:
-    """Samples from prompts (objects with ``text``, ``class_prompt``, ``classes``), grouped in units of ``unit_size``."""
-    return [
-        Sample(
-            f"{i:06d}", p.text, p.class_prompt, tuple(p.classes), tuple(taxonomy.ids(p.classes)),
-            sample_seed(run_seed, f"{i:06d}"), i // unit_size,
-        )
-        for i, p in enumerate(prompts)
-    ]  # fmt: skip
+def make_plan(prompts, taxonomy, run_seed: int, unit_size: int, ends=()) -> list[Sample]:
+    """Samples from prompts (objects with ``text``, ``class_prompt``, ``classes``), grouped in units
+    of ``unit_size``. ``ends``: numbers of samples of earlier plans of a set that has grown; no unit
+    goes across one, so that those that are made keep their composition."""
+    plan, unit, begin = [], -1, 0
+    for i, p in enumerate(prompts):
+        begin = i if i in ends else begin
+        unit += (i - begin) % unit_size == 0
+        name, ids = f"{i:06d}", tuple(taxonomy.ids(p.classes))
+        seed = sample_seed(run_seed, name)
+        plan.append(Sample(name, p.text, p.class_prompt, tuple(p.classes), ids, seed, unit))
+    return plan
 
 
 def plan_lines(plan: list[Sample]) -> Iterator[str]:
@@ -180,6 +183,22 @@ def outcomes(folder: str | Path) -> dict[str, str]:
         else:
             found[record["id"]] = "failed" if record.get("failed") else "drawn again" if record.get("faults") else "good"
     return found
+
+
+def unfinished(folder: str | Path) -> str | None:
+    """What is to be said of a synthetic set whose generation has begun and is not finished; None for
+    any other folder."""
+    folder = Path(folder)
+    if not (folder / "run.json").is_file() or not (folder / "plan.jsonl").is_file():
+        return None
+    plan, found = read_whole_plan(folder), outcomes(folder)
+    made = sum(s.id in found for s in plan)
+    if made == len(plan):
+        return None
+    return (
+        f"{folder}: its generation is not finished: {made} of {len(plan)} images are made; the same "
+        "generate.py command goes on"
+    )
 
 
 def open_units(plan: list[Sample], records) -> list[list[Sample]]:

@@ -3,7 +3,7 @@ from unicodedata import normalize
 import pytest
 
 from dd.datasets import READ_SUFFIXES
-from dd.folders import IMAGES, MASKS, Finder, index, listed_splits, shared_splits, walk
+from dd.folders import IMAGES, MASKS, Finder, grown_splits, index, listed_splits, shared_splits, walk
 
 
 def touch(folder, *names):
@@ -178,3 +178,23 @@ def test_shares_that_make_no_sense(shares):
 def test_too_few_images_for_the_shares():
     with pytest.raises(ValueError, match="2 labelled images are too few"):
         shared_splits({"val": 0.2, "tune": 0.1}, ["a", "b"], 0)
+
+
+def test_images_of_a_set_that_has_grown_stay_in_their_splits():
+    old = shared_splits({"val": 0.2}, [f"{i:02d}" for i in range(20)], 0)
+    ids = [f"{i:02d}" for i in range(1, 50)]
+    found, notes = grown_splits({"val": 0.2}, ids, 0, old)
+    for split in ("train", "val"):
+        assert set(old[split]) - {"00"} <= set(found[split])
+    assert sorted(found["train"] + found["val"]) == ids
+    assert len(found["val"]) == len(set(old["val"]) - {"00"}) + 6  # a fifth of the 30 new ones
+    assert notes == [
+        "30 images are new, 19 stay in their splits",
+        "1 images of the earlier set are not labelled here",
+    ]
+    one, _ = grown_splits({"val": 0.2}, [*ids[:19], "99"], 0, old)
+    assert "99" in one["train"]
+    with pytest.raises(ValueError, match="none of the images of the earlier set"):
+        grown_splits({"val": 0.2}, ["a", "b"], 0, old)
+    with pytest.raises(ValueError, match=r"has the splits train, val, the shares make train, tune"):
+        grown_splits({"tune": 0.2}, ids, 0, old)

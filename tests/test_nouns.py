@@ -2,7 +2,8 @@
 
 import pytest
 
-from dd.nouns import ClassNouns, plurals
+from dd.nouns import ClassNouns, is_plural, plurals
+from dd.prompt_sources.templates import indefinite
 from dd.taxonomy import Taxonomy, taxonomy
 
 VOC, COCO = ClassNouns(taxonomy("voc")), ClassNouns(taxonomy("coco"))
@@ -21,6 +22,19 @@ VOC, COCO = ClassNouns(taxonomy("voc")), ClassNouns(taxonomy("coco"))
 )  # fmt: skip
 def test_plurals(noun, expected):
     assert plurals(noun)[0] == expected
+
+
+@pytest.mark.parametrize("noun", ["scratches", "gold rings", "knives", "men", "firemen", "people", "skis", "Glasses"])
+def test_a_name_that_is_a_plural_is_used_as_it_is(noun):
+    assert is_plural(noun) and plurals(noun)[0] == noun and indefinite(noun) == noun
+
+
+@pytest.mark.parametrize(
+    "noun",
+    ["bus", "gas", "lens", "wine glass", "cactus", "tennis", "specimen", "scratch", "rings box"],
+)
+def test_a_name_that_is_no_plural(noun):
+    assert not is_plural(noun) and plurals(noun)[0] != noun and indefinite(noun) == f"a {noun}"
 
 
 @pytest.mark.parametrize(

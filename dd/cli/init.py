@@ -1,13 +1,28 @@
 """``python -m dd init``: a guided start."""
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 from dd import questions
 from dd.datasets import read_split
-from dd.folders import IMAGES, MASKS, index
-from dd.stages.init import RECIPES, Site, check, few_to_score, init_files, init_taxonomy, strange_words
+from dd.folders import IMAGES, MASKS, index, shared_splits
+from dd.stages.init import (
+    NEEDS,
+    RECIPES,
+    Site,
+    check,
+    check_conditions,
+    check_name,
+    check_photos,
+    few_to_score,
+    init_files,
+    init_taxonomy,
+    site_taxonomy,
+    strange_words,
+    summary,
+)
 from dd.stages.prepare_own import prepare_own
 
 
@@ -22,46 +37,34 @@ def init_options(commands) -> None:
     add("--photos", metavar="FOLDER", help="unlabelled photographs, for captions; only read")
     add("--images", metavar="FOLDER", help="labelled photographs, with --masks; only read")
     add("--masks", metavar="FOLDER", help="their masks: the same stems, class ids as pixel values")
-    add("--generator", choices=list(RECIPES), default="sd15", help="sd15 (default), or embedded: a trial on any machine")
+    add("--generator", choices=list(RECIPES), help="sd15 (default), or embedded: a trial on any machine")
     add("--root", default="data", help="folder of data (default: data); data_root of the other commands")
     add("--conf", default=str(Path(__file__).parents[2] / "conf"), help="folder to write the configuration to (default: conf)")
 
 
 def init(options) -> int:
     classes, phrases = (questions.pairs("--class", options.classes), questions.pairs("--condition", options.condition))
-    if not classes:
+    asks = not classes
+    if asks:
         if not sys.stdin.isatty():
             raise ValueError("init asks only on a terminal; without one give --class NAME=SYNONYM,... for each class")
         try:
-            classes = questions.ask_classes()
-            phrases = phrases or questions.ask_conditions()
-            options.photos = options.photos or questions.ask_folder("folder of unlabelled photographs")
-            options.images = options.images or questions.ask_folder("folder of labelled photographs")
-            options.masks = options.masks or (questions.ask_folder("folder of their masks") if options.images else None)
+            classes, phrases = _ask(options, phrases)
         except EOFError:
             raise ValueError("the questions were not answered to the end; nothing was written") from None
     if (options.images is None) != (options.masks is None):
         raise ValueError("labelled photographs need both --images and --masks; without labels give neither (--photos)")
-    site = Site(options.name, classes, phrases, options.photos, options.generator)
+    site = Site(options.name, classes, phrases, options.photos, options.generator or "sd15")
     for note in strange_words(check(site)):
         print(f"warning: {note}", file=sys.stderr)
-    for folder, kinds in ((options.images, IMAGES), (options.masks, MASKS)):
-        if folder is not None:
-            index(folder, kinds)
-    new = not (Path(options.root) / f"{site.name}.yaml").exists()
-    taxonomy, train_images = init_taxonomy(site, options.root, options.conf), None
-    if options.images is not None:
-        try:
-            folder, notes = prepare_own(options.root, taxonomy, site.name, options.images, options.masks)
-        except BaseException:
-            if new:  # other classes may fit the masks
-                taxonomy.unlink(missing_ok=True)
-            raise
-        for note in notes:
-            print(f"warning: {note}", file=sys.stderr)
-        train_images = len(read_split(folder, "train"))
-        if note := few_to_score(len(read_split(folder, "val"))):
-            print(f"warning: {note}", file=sys.stderr)
+    labelled, kept = _labelled(options)
+    print("\n".join(summary(site, labelled, kept)))
+    if kept is not None and (note := few_to_score(kept)):
+        print(f"warning: {note}", file=sys.stderr)
+    if asks and not _agreed():
+        print("nothing was written")
+        return 1
+    train_images = _write_data(site, options)
     for path in init_files(site, options.conf, train_images):
         print(f"ready: {path}")
     root = "" if options.root == "data" else " " + shlex.quote(f"data_root={options.root}")
@@ -71,3 +74,56 @@ def init(options) -> int:
         print(f"       python evaluate.py run=outputs/{site.name}_synthetic data={site.name}{root}")
         print(f"       python train.py experiment={site.name}_budget{root}")
     return 0
+
+
+def _ask(options, phrases) -> tuple[dict, dict]:
+    """(classes, conditions); folders and generator go to ``options``. Each answer is checked at once."""
+    options.name = questions.ask_name(options.name, check_name)
+    classes = questions.ask_classes(lambda found: site_taxonomy(Site(options.name, found)))
+    phrases = phrases or questions.ask_conditions(check_conditions)
+    images, masks = (lambda folder: index(folder, IMAGES)), (lambda folder: index(folder, MASKS))
+    ask = questions.ask_folder
+    options.photos = options.photos or ask("folder of unlabelled photographs", check_photos)
+    options.images = options.images or ask("folder of labelled photographs", images)
+    if options.images:
+        options.masks = options.masks or ask("folder of their masks", masks)
+    if options.images and not options.masks:
+        print("  without masks they are not labelled: left out")
+        options.images = None
+    options.generator = options.generator or questions.ask_choice("generator", NEEDS, "sd15")
+    return classes, phrases
+
+
+def _agreed() -> bool:
+    try:
+        return questions.agreed()
+    except EOFError:
+        return False
+
+
+def _labelled(options) -> tuple[int | None, int | None]:
+    """(labelled images, those of them that are kept for the score)."""
+    if options.images is None:
+        return None, None
+    ids = index(options.images, IMAGES).keys() & index(options.masks, MASKS).keys()
+    return len(ids), len(shared_splits({"val": 0.2}, ids, 0)["val"]) if len(ids) > 1 else 0
+
+
+def _write_data(site: Site, options) -> int | None:
+    """Write the classes and the labelled photographs; returns how many of these train."""
+    folder = Path(options.root) / site.name
+    new, empty = not folder.with_name(f"{site.name}.yaml").exists(), not folder.exists()
+    taxonomy = init_taxonomy(site, options.root, options.conf)
+    if options.images is None:
+        return None
+    try:
+        folder, notes = prepare_own(options.root, taxonomy, site.name, options.images, options.masks)
+    except BaseException as error:
+        if new:  # other classes may fit the masks
+            taxonomy.unlink(missing_ok=True)
+        if empty and isinstance(error, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return len(read_split(folder, "train"))

@@ -7,8 +7,8 @@ import torch
 
 from dd import taxonomy as taxonomies
 from dd.config.objects import trained_run
-from dd.photos import source
-from dd.provenance import read_json
+from dd.datasets import image_folders
+from dd.photos import Gathered, source
 from dd.segmentation import Predictor
 from dd.taxonomy import BACKGROUND
 
@@ -51,9 +51,10 @@ def loaded(chosen: dict) -> dict:
 def deploy_arguments(chosen: dict) -> dict:
     """What the stage deploy takes."""
     given = loaded(chosen)
-    images = chosen["images"] or _own_images(chosen["data_root"], given["run"])
+    images, root = chosen["images"], chosen["data_root"]
+    pictures = source(images, limit=CHECKED) if images else _own_images(root, given["run"])
     target = chosen["output"] or Path(chosen["run"]) / "segmenter.onnx"
-    return {"target": target, **given, "pictures": source(images, limit=CHECKED), "weights": chosen["weights"]}
+    return {"target": target, **given, "pictures": pictures, "weights": chosen["weights"]}
 
 
 def page_arguments(chosen: dict) -> tuple[dict, int, dict]:
@@ -67,21 +68,18 @@ def page_arguments(chosen: dict) -> tuple[dict, int, dict]:
     return how, int(chosen["port"]), given["run"]
 
 
-def _own_images(data_root, run: dict) -> Path:
-    """Images that the run was trained on, where its data set still lies."""
+def _own_images(data_root, run: dict) -> Gathered:
+    """Images that the run was trained on, where its data set still lies. Its own folder may hold
+    copies of turned images alone; the others lie where its record says."""
     trained_on = run["trained_on"]
     while trained_on["source"] == "unlabelled":
         trained_on = trained_on["after"]
     part = trained_on.get("synthetic", trained_on)
     root = Path(data_root, *(["synthetic"] if trained_on["source"] != "real" else []), str(part.get("root")))
-    record = root / "dataset.json"
-    places = [root / "JPEGImages"]
-    if record.is_file():
-        places += [root / folder for folder in read_json(record)["images"]]
-    for place in places:
-        if place.is_dir():
-            return place
+    places = [place for place in image_folders(root) if place.is_dir()]
+    if places:
+        return Gathered(places, limit=CHECKED)
     raise FileNotFoundError(
-        f"the run's own images are not at {places[0]}: say where data lie (data_root=...), or give a folder of some images "
-        "to compare ONNX with PyTorch on (images=...)"
+        f"the run's own images are not at {root / 'JPEGImages'}: say where data lie "
+        "(data_root=...), or give a folder of some images to compare ONNX with PyTorch on (images=...)"
     )

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import httpx  # the client it uses, under its own name
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessorPil  # the other one needs torchvision, and says so
 
 from dd.provenance import read_json, sha256
 
@@ -174,7 +174,7 @@ def load(checkpoint: Checkpoint, dtype: str, variant: str | None = None, safety_
         if checkpoint.pipeline == "StableDiffusionXLPipeline":
             extra["add_watermarker"] = False  # otherwise pixels would depend on whether a package is installed
         elif safety_checker:
-            extra["feature_extractor"] = CLIPImageProcessor.from_pretrained(checkpoint.folder / "feature_extractor")
+            extra["feature_extractor"] = CLIPImageProcessorPil.from_pretrained(checkpoint.folder / "feature_extractor")
         else:
             extra |= {"safety_checker": None, "requires_safety_checker": False}
         kind = getattr(diffusers, checkpoint.pipeline)

@@ -7,7 +7,7 @@ from string import Formatter
 
 import numpy as np
 
-from dd.nouns import PLURAL_ONLY, plurals
+from dd.nouns import is_plural, plurals
 from dd.prompt_sources.groups import read_groups
 from dd.prompts import Prompts, check_classes, make_prompt
 
@@ -87,8 +87,8 @@ class TemplatePrompts:
 
 
 def indefinite(noun: str) -> str:
-    """ "an apple", "a wooden pallet", "skis"."""
-    if re.split(r"[\s_-]", noun.lower())[-1] in PLURAL_ONLY:
+    """ "an apple", "a wooden pallet", "skis", "scratches"."""
+    if is_plural(noun):
         return noun
     return ("an " if noun.lstrip()[0].lower() in "aeiou" else "a ") + noun.lstrip()
 

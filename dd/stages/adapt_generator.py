@@ -37,6 +37,8 @@ def adapt_generator(
     are those of its settings that decide weights. An interrupted training goes on from its last
     checkpoint, a finished one is left alone, a folder made with other settings is refused.
     ``run.json`` is written last.
+
+    Photographs that cannot be decoded are left out, with a warning and with their captions.
     """
     folder = Path(folder)
     _check(lora, training, samples, max_steps, batch_size)
@@ -54,8 +56,8 @@ def adapt_generator(
     target = folder / diffusion.WEIGHTS
     if finished_run(folder, identity) is not None:
         return target
-    if not (folder / SETTINGS).exists():  # an interrupted training has seen them
-        photos.check()
+    sound = photos.sound()  # with their captions: another photograph in place of one would have its words
+    photos.files, texts = [files[i] for i in sound], [texts[i] for i in sound]
     checkpointing = training.get("gradient_checkpointing", False)
     parameters = diffusion.add_lora(generator.pipe, **identity["lora"], seed=seed, checkpointing=checkpointing)
     settings = {k: v for k, v in training.items() if k != "gradient_checkpointing"}
@@ -72,6 +74,7 @@ def adapt_generator(
     record = {
         "adapter_sha256": sha256(target), "base": generator.settings["model"], "images": str(images), "captions": captions,
         "template": None if captions else template, "supervision": {"labels": 0, "masks_read": False},
+        "left_out": len(files) - len(sound),
         "parameters": sum(p.numel() for p in parameters), "seconds": read_json(folder / "seconds.json")["seconds"],
     }  # fmt: skip
     write_json(folder / "run.json", {"identity": identity, **record, **made_by()})

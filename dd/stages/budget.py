@@ -23,8 +23,11 @@ POLL = 5.0  # seconds between looks at what other processes are at
 class _Work:
     """Each piece of work once in a call. One that fails is kept in ``failed``, so that the rest of the study goes on."""
 
-    def __init__(self, train):
+    def __init__(self, train, expected: set = frozenset()):
+        """``expected``: all trainings of the study, at whichever learning rate."""
         self.train, self.found, self.failed = train, {}, []
+        self.total, self.steps = len(expected), sum(job.steps for job in expected)
+        self.begun, self.recorded, self.watched = set(), {}, {}  # {job: seconds}, by its run, by us
 
     def __call__(self, work, job, *more):
         """``work(job, *more)``, or None if it failed or what the job goes on from did. Busy: another process is at it."""
@@ -56,13 +59,41 @@ class _Work:
     def _try(self, work, job, *more):
         what = f"{job.recipe} {job.domain or ''} shots={job.shots} seed={job.seed} learning_rate={job.learning_rate:g}"
         what += f" draw={job.draw}" if job.draw else ""
+        if job not in self.begun:
+            self.begun.add(job)
+            print(f"run {len(self.begun)} of {self.total}: {what}{self._left()}", flush=True)
+        started = time.monotonic()
         try:
-            return work(job, *more)
+            result = work(job, *more)
+            self.watched.setdefault(job, time.monotonic() - started)
+            if isinstance(result, dict) and "seconds" in result:
+                self.recorded[job] = result["seconds"]
+            return result
         except Busy:
             raise
         except Exception as error:
             self.failed.append({"job": what, "error": f"{type(error).__name__}: {error}"[:500]})
             print(f"failed: {what}: {self.failed[-1]['error']}")
+
+    def _left(self) -> str:
+        """How long the runs that are left will take at the rate of those that have ended."""
+        found = self.recorded or self.watched  # what was trained before takes no time now
+        if not found:
+            return ""
+        rate = sum(found.values()) / sum(job.steps for job in found)
+        left = rate * max(0, self.steps - sum(job.steps for job in self.watched))
+        return f", {round(left / 60)} min left in all" if left >= 90 else f", {round(left)} s left in all"
+
+
+def _expected(plan: Plan, points: list) -> set:
+    """All trainings of a study. Their number does not depend on which learning rates are chosen."""
+    rates = {recipe: plan.candidates(recipe)[0] for recipe in plan.recipes()}
+    jobs = {plan.job(*point[:4], rates, point[4]) for point in points}
+    for recipe in plan.recipes():
+        if len(plan.candidates(recipe)) > 1:
+            jobs |= {job for found in _places(plan, recipe, rates).values() for job in found}
+    jobs -= {None}
+    return jobs | {job.after for job in jobs if job.after}
 
 
 def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
@@ -126,8 +157,10 @@ def _best(candidates: list[float], scores: list) -> dict:
 def _tell(recipe: str, shots, choice: dict) -> None:
     """Say what was chosen, and whether a better one may lie outside the grid."""
     where = recipe if shots is None else f"{recipe} at {shots} images"
-    chosen, among = choice["chosen"], choice["candidates"] or ""
-    print(f"learning rate, {where}: {chosen} ({choice['why']}; {among})")
+    found = (choice["candidates"] or {}).items()
+    among = ", ".join(f"{rate}: {'-' if miou is None else f'{miou:.1f}'}" for rate, miou in found)
+    why = "; ".join(filter(None, (choice["why"], among)))
+    print(f"learning rate, {where}: {choice['chosen']} ({why})")
     if choice["edge"]:
         end, add = choice["edge"]["end"], choice["edge"]["add"]
         print(f"  the {end} of its candidates: a better one may lie beyond it; add {add:g}")
@@ -161,8 +194,6 @@ def budget(
     refuse_other(folder / "study.json", identity, "study")
     if not (folder / "study.json").exists():
         write_json(folder / "study.json", {"identity": identity})
-    work = _Work(train)
-    rates, choices = _choose(plan, work, judge)
     shape = lambda: {a: {str(k): {} for k in plan.shots if k or a in WITH_SYNTHETIC} for a in plan.arms}  # noqa: E731
     arms, seconds, runs, files, generated = shape(), shape(), [], {}, generation_seconds or {}
     chosen = {arm: {False: [], True: []} for arm in plan.arms}  # without real images, with some
@@ -172,6 +203,8 @@ def budget(
         for domain, k, arm in product(plan.domains, plan.shots, arms)
         if str(k) in arms[arm] and (arm in WITH_SYNTHETIC or draw == plan.draws[0])
     ]  # fmt: skip
+    work = _Work(train, _expected(plan, points))
+    rates, choices = _choose(plan, work, judge)
     jobs = {point: plan.job(*point[:4], rates, point[4]) for point in points}
 
     def scored(job, domain):

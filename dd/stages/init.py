@@ -17,6 +17,10 @@ from dd.taxonomy import Taxonomy, taxonomy_yaml
 
 NAME = re.compile(r"(?!(null|true|false|yes|no|on|off|y|n|inf|nan)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
 SHOTS = (16, 64, 256)
+NEEDS = {
+    "sd15": "Stable Diffusion 1.5, 512 px: needs its weights and a GPU",
+    "embedded": "tiny, in the package: any machine; knows nothing of your classes, shows that every step runs",
+}
 RECIPES = {  # generator: what its images and trainings are
     "embedded": {
         "masks": "shapes", "images": 512, "unit": 32, "format": "png", "adapter": "shapes_adapt_generator",
@@ -94,25 +98,55 @@ def few_to_score(number: int) -> str | None:
     )
 
 
-def check(site: Site) -> Taxonomy:
-    """The classes of a site whose name, conditions and folders are in order. ValueError or FileNotFoundError."""
-    if not NAME.fullmatch(site.name):
+def check_name(name: str) -> None:
+    """ValueError for a name that cannot be that of a site's files."""
+    if not NAME.fullmatch(name):
         raise ValueError(
-            f"name {site.name!r}: expected letters, digits, - and _, a letter first (no yes, on, null), such as my-site"
+            f"name {name!r}: expected letters, digits, - and _, a letter first (no yes, on, null), such as my-site"
         )
-    folder_name(site.name, "name")
-    if site.generator not in RECIPES:
-        raise ValueError(f"generator {site.generator!r}; allowed: {', '.join(RECIPES)}")
-    for key, phrases in site.conditions.items():
+    folder_name(name, "name")
+
+
+def check_conditions(conditions: Mapping[str, Sequence[str]]) -> None:
+    """ValueError for phrases that cannot stand in a prompt."""
+    for key, phrases in conditions.items():
         if not re.fullmatch(r"[a-z][a-z_]*", key) or key == "things":
             raise ValueError(f"condition {key!r}: expected a small word such as place or lighting")
         if not phrases or any(not p.strip() or not p.isprintable() or set(p) & set("{}$;") for p in phrases):
             raise ValueError(f"condition {key}: expected phrases without braces, $ and ;, such as dim light; got {phrases}")
+
+
+def check_photos(photos: str) -> None:
+    """FileNotFoundError or ValueError for a folder that cannot be that of a site's photographs."""
+    index(photos, IMAGES)
+    if "$" in (path := str(Path(photos).resolve())):
+        raise ValueError(f"photographs {path!r}: a path with $ cannot stand in a configuration; rename the folder")
+
+
+def check(site: Site) -> Taxonomy:
+    """The classes of a site whose name, conditions and folders are in order. ValueError or FileNotFoundError."""
+    check_name(site.name)
+    if site.generator not in RECIPES:
+        raise ValueError(f"generator {site.generator!r}; allowed: {', '.join(RECIPES)}")
+    check_conditions(site.conditions)
     if site.photos is not None:
-        index(site.photos, IMAGES)
-        if "$" in (path := str(Path(site.photos).resolve())):
-            raise ValueError(f"photographs {path!r}: a path with $ cannot stand in a configuration; rename the folder")
+        check_photos(site.photos)
     return site_taxonomy(site)
+
+
+def summary(site: Site, labelled: int | None, kept: int | None) -> list[str]:
+    """What is to be written, in lines. ``labelled`` images, of which ``kept`` for the score; None
+    without any."""
+    words = [f"{n} ({', '.join(w)})" if w else n for n, w in site.classes.items()]
+    shown = {"classes": ", ".join(words)}
+    shown |= {key: ", ".join(phrases) for key, phrases in site.conditions.items()}
+    shown["photographs"] = "none" if site.photos is None else str(len(index(site.photos, IMAGES)))
+    shown["labelled"] = "none yet"
+    if labelled is not None:
+        few = ", few" if few_to_score(kept) else ""
+        shown["labelled"] = f"{labelled}: {labelled - kept} to train on, {kept} for the score{few}"
+    shown["generator"] = f"{site.generator} ({NEEDS[site.generator]})"
+    return [f"site {site.name}", *(f"  {key}: {text}" for key, text in shown.items())]
 
 
 def init_taxonomy(site: Site, data_root, conf) -> Path:

@@ -8,7 +8,7 @@ from dd.annotations import LABELMAP, cvat_masks, label_studio_masks, labelmap_co
 from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.data.mask_values import Renamed
 from dd.datasets import image_size, read_coloured_mask
-from dd.folders import IMAGES, MASKS, Finder, bare, index, listed_splits, one_form, shared_splits
+from dd.folders import IMAGES, MASKS, Finder, bare, grown_splits, index, kept_splits, listed_splits, one_form, shared_splits
 from dd.names import folder_name
 from dd.provenance import fingerprint, sha256, write_atomic
 from dd.taxonomy import Taxonomy, taxonomy, taxonomy_yaml
@@ -21,7 +21,7 @@ def prepare_own(
     split_files: dict | None = None, shares: dict[str, float] | None = None, seed: int = 0,
     mapping: dict[str, str] | None = None, crowds: bool = True, workers: int | None = None,
     cvat=None, label_studio=None, mask_beginning: str = "", image_ending: str = "", image_beginning: str = "",
-    brushes_only: bool = False,
+    brushes_only: bool = False, splits_of=None,
 ) -> tuple[Path, list[str]]:  # fmt: skip
     """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours),
     a ``coco_file`` (or {split: file}), an export of CVAT ("Segmentation mask 1.1", zip or folder)
@@ -30,8 +30,9 @@ def prepare_own(
     Splits: ``split_files`` {split: file}, or ``shares`` {split: part} drawn by ``seed`` (default:
     val=0.2). ``mapping`` {label or value of a mask: class}; ``crowds`` belongs to ``coco_file``.
     ``mask_ending``, ``mask_beginning`` and those of images: what the names of ``masks`` and
-    ``images`` have more than each other. ValueError, FileNotFoundError or FileExistsError say what
-    does not fit.
+    ``images`` have more than each other. ``splits_of``: the folder of an earlier, smaller set,
+    whose images stay in their splits (:func:`dd.folders.grown_splits`). ValueError,
+    FileNotFoundError or FileExistsError say what does not fit.
     """
     classes, root = taxonomy(taxonomy_file), Path(data_root) / folder_name(name, "name")
     if voc is not None:
@@ -43,6 +44,8 @@ def prepare_own(
     given = [source for source in (masks, coco_file, cvat, label_studio) if source is not None]
     if images is None or len(given) != 1:
         raise ValueError("give --images with one of --masks, --coco, --cvat and --label-studio, or --voc alone")
+    if splits_of is not None and (split_files or Path(splits_of).resolve() == root.resolve()):
+        raise ValueError("--splits-of names another data set, whose images stay in their splits, and goes without --split")
     if split_files and shares:
         raise ValueError("give either --split files or --share parts, not both")
     if masks is None and (mask_ending or mask_beginning or image_ending or image_beginning):
@@ -77,13 +80,24 @@ def prepare_own(
     elif split_files:
         splits, more = listed_splits({k: Path(v) for k, v in split_files.items()}, ids)
         notes += more
+    elif splits_of is not None:
+        splits, more = grown_splits(shares or {"val": 0.2}, ids, seed, kept_splits(splits_of))
+        notes += more
     else:
         splits = shared_splits(shares or {"val": 0.2}, ids, seed)
     identity = {
         "taxonomy": fingerprint(taxonomy_yaml(classes)), "images": str(Path(images).resolve()), **source,
         "splits": {split: fingerprint(names) for split, names in splits.items()},
     }  # fmt: skip
-    done = finished(root, "all", identity)
+    try:
+        done = finished(root, "all", identity)
+    except FileExistsError as error:
+        if not (root / "settings_all.json").exists():
+            raise
+        raise FileExistsError(
+            f"{error}\nWith more labelled images: --name {name}_{len(ids)} --splits-of {root} makes a set "
+            "of its own in which those of this one stay in their splits"
+        ) from None
     if done is None:
         write_atomic(root / "taxonomy.yaml", taxonomy_yaml(classes))
         done = write_part(root, "all", identity, jobs, splits, [Path(images)], classes, workers, True, tuple(notes))

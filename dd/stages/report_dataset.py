@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dd.provenance import read_json
 from dd.report import dataset, origins, page, studies
-from dd.samples import read_plan, read_records
+from dd.samples import read_plan, read_records, unfinished
 from dd.taxonomy import Taxonomy
 
 LIMIT = 20_000_000  # bytes of a page
@@ -14,11 +14,14 @@ def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 6
     """Write ``report.html`` (``report_<mask set>.html`` for a further mask set) into the synthetic set ``folder``: class
     balance, areas, uncertainty, quality signals, ``gallery`` samples to filter and search, how it was made. Returns the page.
 
-    FileNotFoundError if it is no synthetic set or has no such finished mask set; ValueError for a number of samples below 1.
+    FileNotFoundError if it is no synthetic set or has no such finished mask set; ValueError for a number of samples below 1,
+    and for a set whose generation is not finished.
     """
     folder = Path(folder)
     if type(gallery) is not int or gallery < 1:
         raise ValueError(f"gallery={gallery!r}: expected a number of samples to show, 1 or more")
+    if why := unfinished(folder):
+        raise ValueError(why)
     plan, masks = read_plan(folder), folder / mask_set
     if not (masks / "masks.json").is_file():
         there = sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json"))

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from dd.datasets import IMAGE_SUFFIXES, write_split
 from dd.executors import Local
-from dd.locks import Lock
+from dd.locks import Busy, Lock
 from dd.progress import Progress
 from dd.prompt_check import check_spans, print_summary, summarise, within_limit
-from dd.provenance import made_by, refuse_other, sha256, write_atomic, write_json
+from dd.provenance import differences, made_by, refuse_other, sha256, write_atomic, write_json
 from dd.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, without_failed
-from dd.units import drop_records, make_unit, open_tools, present, sweep, worker_died
+from dd.units import drop_records, make_unit, open_tools, present, read_run, sweep, worker_died
 
 
 def synthesize(
@@ -34,6 +34,10 @@ def synthesize(
     The plan is written first and never changes; each sample's record is appended after its files are in place. FileExistsError
     if the folder was made with other settings: nothing is touched then; Busy if another run writes it; UnitsFailed if too many
     units failed; ValueError if no image is good.
+
+    A set grows: with a larger ``num_images`` and prompts that begin with its own, the further samples
+    make units of their own and the units that are made stay as they are. Until they are made, and
+    labelled, the set counts as unfinished.
     """
     folder, suffix, executor = Path(folder), "." + image_format.lstrip("."), executor or Local()
     if (num_images is not None and num_images < 1) or unit_size < 1:
@@ -43,7 +47,8 @@ def synthesize(
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"image_format={image_format!r}; allowed: {', '.join(IMAGE_SUFFIXES)}")
     wanted = within_limit(prompts(taxonomy, num_images, seed), generator, prompts_over_limit)
-    plan = make_plan(wanted, taxonomy, seed, unit_size)
+    ends, old = _ends(folder, len(wanted), unit_size)
+    plan = make_plan(wanted, taxonomy, seed, unit_size, ends)
     identity = {
         "generator": generator.identity(),
         "plan_sha256": plan_sha256(plan),
@@ -51,15 +56,24 @@ def synthesize(
         "taxonomy": {"name": taxonomy.name, "names": list(taxonomy.names)},
     }  # fmt: skip
     identity |= {} if redraw == 3 else {"redraw": redraw}  # sets made before it was a setting can be gone on with
-    refuse_other(folder / "run.json", identity, "data set")
-    if not (folder / "run.json").exists():
+    identity |= {"grown": list(ends)} if ends else {}
+    grows = _grows(folder, old, identity, plan)
+    if not grows:
+        refuse_other(folder / "run.json", identity, "data set")
+    if grows or not (folder / "run.json").exists():
         check_spans(plan, generator)  # a missing class word is found here, not in the middle of the run
         print_summary(summarise(wanted, taxonomy, generator))
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, executor.shard) as lock:
-        refuse_other(folder / "run.json", identity, "data set")  # another run may have been quicker
+        if grows and _identity(folder) == old:
+            if not lock.alone():
+                raise Busy(f"{folder}: samples are added when the other shards have come to an end")
+            _begin_anew(folder, len(plan) - old["num_images"])
+        else:
+            refuse_other(folder / "run.json", identity, "data set")  # another run may have been quicker
         known = {"terms": generator.terms, "chosen_on": list(chosen_on)}
         _freeze(folder, plan, wanted.dropped, identity, known)
+        lock.share()
         mine = executor.share(open_units(plan, ()))
         todo = _unfinished(folder, mine, suffix, executor)
         work, died = partial(make_unit, folder, suffix, seed, redraw), partial(worker_died, folder, suffix)
@@ -91,8 +105,47 @@ def _freeze(folder, plan, dropped, identity, known: dict) -> None:
         write_atomic(path, plan_lines(plan))
     if dropped:
         write_atomic(folder / "dropped_captions.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in dropped))
-    if not (folder / "run.json").exists():
+    if _identity(folder) != json.loads(json.dumps(identity)):
         write_json(folder / "run.json", {"identity": identity, **known, **made_by()})
+
+
+def _identity(folder: Path) -> dict | None:
+    """That of the set as it is; None where none was begun."""
+    return read_run(folder)["identity"] if (folder / "run.json").exists() else None
+
+
+def _ends(folder: Path, number: int, unit_size: int) -> tuple[tuple[int, ...], dict | None]:
+    """(where units end that a set of fewer samples has left short, its identity)."""
+    old = _identity(folder)
+    if old is None:
+        return (), None
+    ends, there = tuple(old.get("grown", ())), old.get("num_images")
+    if type(there) is int and there < number and (there - max(ends, default=0)) % unit_size:
+        ends += (there,)
+    return ends, old
+
+
+def _grows(folder: Path, old: dict | None, identity: dict, plan) -> bool:
+    """Whether the set of ``identity`` is that of ``old`` and more samples. FileExistsError if it would
+    be but for its prompts."""
+    free = ("num_images", "plan_sha256", "grown")
+    same = old is not None and not differences(*({k: v for k, v in one.items() if k not in free} for one in (old, identity)))
+    if not same or type(old.get("num_images")) is not int or old["num_images"] >= len(plan):
+        return False
+    number = old["num_images"]
+    if plan_sha256(plan[:number]) != old["plan_sha256"]:
+        raise FileExistsError(
+            f"{folder} has {number} samples and {len(plan)} are wanted, but the first {number} prompts "
+            "of so many are not those of the set (other prompts=..., or a source that orders all "
+            "of them anew): it cannot grow. Nothing was changed. Make another set: name=..."
+        )
+    return True
+
+
+def _begin_anew(folder: Path, more: int) -> None:
+    """The list of a set that grows goes until it is whole again; its mask sets are made again."""
+    print(f"{folder}: {more} samples are added to it; what is made stays as it is")
+    (folder / "ImageSets" / "Segmentation" / "train.txt").unlink(missing_ok=True)
 
 
 def _unfinished(folder, units, suffix, executor) -> list:

@@ -9,7 +9,7 @@ import torch
 from dd import checkpoints
 from dd.fitting import fit
 from dd.locks import Lock
-from dd.provenance import SETTINGS, finished_run, made_by, read_json, write_json
+from dd.provenance import SETTINGS, differences, finished_run, made_by, read_json, write_json
 from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -58,7 +58,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     first one holds the lock and writes.
     """
     folder = Path(folder)
-    if (done := finished_run(folder, identity)) is not None:
+    if (done := _finished(folder, identity)) is not None:
         return done
     if init_from is not None:
         try:
@@ -84,6 +84,30 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
             done |= {"seconds": seconds, "weights_sha256": weights, **made_by()}
             write_json(folder / "run.json", done)
     return done
+
+
+def _finished(folder: Path, identity: dict) -> dict | None:
+    """:func:`finished_run`; what it refuses because of more steps alone says how to go on from it."""
+    try:
+        return finished_run(folder, identity)
+    except FileExistsError as error:
+        raise FileExistsError(f"{error}{_more_steps(folder, identity)}") from None
+
+
+def _more_steps(folder: Path, identity: dict) -> str:
+    file = folder / "run.json" if (folder / "run.json").exists() else folder / SETTINGS
+    lines = differences(read_json(file)["identity"], identity)
+    if len(lines) != 1 or not lines[0].startswith("trainer.max_steps: "):
+        return ""
+    old, new = read_json(file)["identity"]["trainer"]["max_steps"], identity["trainer"]["max_steps"]
+    if new <= old:
+        return ""
+    first = "" if file.name == "run.json" else f"finish it (trainer.max_steps={old}), then "
+    return (
+        "\nThe learning rate falls to nothing at the last step, so a longer training is no continuation of this one. To go "
+        f"on from its weights as a run of its own: {first}the same command with name={folder.name}_{new} "
+        f"init_from={folder} trainer.max_steps={new - old}"
+    )
 
 
 def _same_classes(init_from, record) -> dict:

@@ -211,7 +211,7 @@ def test_a_list_chooses_images_and_bad_files_are_named(photos, tmp_path):
         find_photos(tmp_path)
 
 
-def test_a_photograph_that_ends_early_is_named_before_the_training(adapt, tmp_path):
+def test_a_photograph_that_ends_early_is_left_out_with_a_warning(adapt, tmp_path, capsys):
     """Its header is sound: only decoding tells."""
     (tmp_path / "site").mkdir()
     for name in ("whole", "torn"):
@@ -219,9 +219,14 @@ def test_a_photograph_that_ends_early_is_named_before_the_training(adapt, tmp_pa
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-400])
     assert len(find_photos(tmp_path / "site")) == 2
-    with pytest.raises(ValueError, match=r"1 of 2 images cannot be read; remove them, or give adaptation\.list:\n.*torn\.jpg"):
-        adapt(tmp_path / "run", images=tmp_path / "site")
-    assert not (tmp_path / "run").exists()
+    file = adapt(tmp_path / "run", images=tmp_path / "site")
+    said = capsys.readouterr().err
+    assert "warning: 1 of 2 photographs cannot be read and are left out:\n" in said and "torn.jpg" in said
+    assert read_json(file.with_name("run.json"))["left_out"] == 1
+    (tmp_path / "site/whole.jpg").unlink()
+    with pytest.raises(ValueError, match=r"none of the 1 photographs in .* can be read: .*torn\.jpg"):
+        adapt(tmp_path / "other", images=tmp_path / "site")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

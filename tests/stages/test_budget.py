@@ -86,6 +86,33 @@ def test_a_finished_study_trains_nothing(tmp_path):
     assert lab.study(tmp_path)["arms"] == first["arms"] and lab.trained == []
 
 
+def test_a_study_says_which_of_its_runs_it_is_at(tmp_path, capsys):
+    lab = Lab()
+    small = {"shots": [0, 16], "seeds": [0], "domains": {"here": 100}, "arms": ["finetune", "real"]}
+    lab.study(tmp_path, plan(**small, learning_rates={"real": [1e-3, 1e-2]}))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
+    assert len(lines) == len(lab.trained) == 5  # two candidates, synthetic alone, the pre-training, what goes on from it
+    assert lines[0] == "run 1 of 5: real here shots=16 seed=0 learning_rate=0.001"
+    assert lines[1].startswith("run 2 of 5: real") and lines[1].endswith("left in all")
+    assert lines[4].startswith("run 5 of 5: finetune here") and ", 60 s left in all" in lines[4]
+
+
+@pytest.mark.parametrize("rates", [{}, {"synthetic": [1e-3, 1e-2], "finetune": [1e-3, 1e-2], "mixed": [1e-2, 1e-1]}])
+def test_the_number_of_runs_is_that_of_the_trainings(tmp_path, capsys, rates):
+    lab = Lab()
+    lab.study(tmp_path, plan(learning_rates=rates))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
+    number = len(lab.trained)
+    assert [line.partition(":")[0] for line in lines] == [f"run {i + 1} of {number}" for i in range(number)]
+
+
+def test_what_was_chosen_is_said_in_words(tmp_path, capsys):
+    Lab().study(tmp_path, plan(learning_rates={"real": [1e-3, 1e-2]}))
+    said = capsys.readouterr().out
+    assert "learning rate, finetune: 0.0003 (as set)\n" in said
+    assert "learning rate, real: 0.01 (best mIoU of the candidates; 0.001: 41.0, 0.01: 50.0)\n" in said
+
+
 def test_an_interrupted_study_goes_on(tmp_path):
     lab = Lab()
     lab.fails = lambda job: KeyboardInterrupt() if len(lab.trained) == 7 else None

@@ -222,3 +222,21 @@ def test_mask2former_is_refused(finished_run, pictures, tmp_path, capsys):
     assert door.main(["deploy", f"run={folder}", f"images={pictures}"]) == 2
     assert "Mask2Former cannot be exported with a free number and size of images" in capsys.readouterr().err
     assert not (folder / "segmenter.onnx").exists()
+
+
+def test_a_folder_of_turned_copies_is_not_all_that_a_run_was_trained_on(finished_run, pictures, tmp_path):
+    """Upright copies lie in the data set; the photographs they were made from, and others, elsewhere."""
+    from dd import config
+
+    folder, run, _ = finished_run(tmp_path / "run")
+    trained_on = {"source": "real", "root": "site", "split": "train"}
+    (folder / "run.json").write_text(json.dumps({**run, "trained_on": trained_on}))
+    copies = tmp_path / "data/site/JPEGImages"
+    copies.mkdir(parents=True)
+    Image.fromarray(read_photo(pictures / "1.png")).save(copies / "1.png")
+    (copies.parent / "dataset.json").write_text(json.dumps({"images": [str(pictures)], "parts": {}}))
+    chosen = config.settings([f"run={folder}", f"data_root={tmp_path}/data"], DEPLOY)
+    found = config.deploy_arguments(chosen)["pictures"]
+    assert [item.id for item in found.items] == ["0", "1", "2", "3"]
+    assert found.files["1"] == copies / "1.png" and found.files["0"] == pictures / "0.png"
+    assert all(image.shape[2] == 3 for _, image in found.read(found.items))

@@ -185,8 +185,8 @@ def test_bad_input_is_named_and_nothing_is_written(site, capsys, monkeypatch, ar
 
 
 def test_classes_that_do_not_fit_the_masks_can_be_given_anew(site, capsys):
-    before = tree(site / "conf")
-    assert init(site, *CLASSES[:4], *labelled(site)) == 2 and tree(site / "conf") == before
+    before = tree(site)
+    assert init(site, *CLASSES[:4], *labelled(site)) == 2 and tree(site) == before
     assert "p2.png" in capsys.readouterr().err  # the mask that holds 3
     assert init(site, *CLASSES, *labelled(site)) == 0
 
@@ -216,7 +216,7 @@ class Terminal(io.StringIO):
 
 def test_on_a_terminal_it_asks(site, monkeypatch):
     answers = ["pallet", "skid, euro pallet", "pallet", "worker", "", "", "in a hall", "", "", "", ""]
-    answers += [str(site / "images"), str(site / "masks")]
+    answers += [str(site / "images"), str(site / "masks"), "embedded", "yes"]
     terminal = Terminal("".join(f"{a}\n" for a in answers))
     monkeypatch.setattr("sys.stdin", terminal)
     for path in (site / "masks").glob("*.png"):
@@ -228,13 +228,50 @@ def test_on_a_terminal_it_asks(site, monkeypatch):
     assert (site / "data/my-site/dataset.json").is_file()
 
 
+def test_each_answer_is_checked_at_once_and_none_is_lost(site, monkeypatch, capsys):
+    """A wrong name, class, synonym, phrase, folder and generator are each asked for again."""
+    answers = ["my site", "my-site", "pallet", "", "Pallets", "cup,mug", "cup", "pallet", "mug", ""]
+    answers += ["in {a} hall", "in a hall", "", "", "", str(site / "masks/none"), f"'{site}/photos'"]
+    answers += [f'"{site}/images"', str(site / "photos"), "sd99", "", "no"]
+    (site / "photos/note.txt").write_text("")
+    monkeypatch.setattr("sys.stdin", terminal := Terminal("".join(f"{a}\n" for a in answers)))
+    before = tree(site)
+    assert init(site, name="my site!") == 1 and tree(site) == before and not terminal.read()
+    said = capsys.readouterr()
+    for why in (
+        "name 'my site!': expected letters", "name 'my site': expected", "'Pallets' means both", "'cup,mug' holds a comma",
+        "'pallet' means both", "expected phrases without braces", "there is no folder", "'sd99' is none of sd15, embedded",
+        "nothing was written", "sd15: Stable Diffusion 1.5, 512 px: needs its weights and a GPU",
+    ):  # fmt: skip
+        assert why in said.out, why
+    assert "  classes: pallet, cup (mug)\n  place: in a hall\n  photographs: 2\n" in said.out
+
+
+def test_a_summary_says_how_many_images_are_for_the_score(site, capsys):
+    for i in range(5, 24):
+        for folder in ("images", "masks"):
+            shutil.copy(site / folder / f"p{i % 3}.png", site / folder / f"p{i}.png")
+    assert init(site, *CLASSES, *labelled(site)) == 0
+    said = capsys.readouterr()
+    assert "  labelled: 24: 19 to train on, 5 for the score, few\n" in said.out
+    assert "warning: 5 labelled images are kept for the score" in said.err
+
+
+@pytest.mark.parametrize(
+    ("answer", "path"),
+    [("'/a b/c'", "/a b/c"), ('"/a b"', "/a b"), ("/a\\ b\\(1\\)", "/a b(1)"), ("/a'b", "/a'b"), ("'", "'")],
+)
+def test_what_a_terminal_puts_around_a_dragged_path(answer, path):
+    assert questions.dragged(answer) == path
+
+
 def test_a_mistyped_folder_is_asked_for_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "photos").mkdir()
     answers = iter(["~/photo", "~/photos"])
-    assert questions.ask_folder("photographs", lambda _: next(answers)) == str(tmp_path / "photos")
+    assert questions.ask_folder("photographs", ask=lambda _: next(answers)) == str(tmp_path / "photos")
     assert f"no folder {tmp_path}/photo\n" in capsys.readouterr().out
-    assert questions.ask_folder("photographs", lambda _: "") is None
+    assert questions.ask_folder("photographs", ask=lambda _: "") is None
 
 
 def test_a_path_that_a_configuration_would_read_otherwise(site, monkeypatch, capsys):
@@ -248,7 +285,7 @@ def test_questions_that_end_early_write_nothing(site, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Terminal("pallet\n\n"))
     before = tree(site)
     assert init(site) == 2 and "nothing was written" in capsys.readouterr().err and tree(site) == before
-    assert questions.ask_conditions(lambda _: "") == {}
+    assert questions.ask_conditions(ask=lambda _: "") == {}
 
 
 def test_every_command_of_the_walk_through_exists(site, monkeypatch, tmp_path):

@@ -572,3 +572,27 @@ def test_options_that_make_no_sense(site, tmp_path, options, message, capsys):
     assert main([*command, str(site / "images"), *options]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and message in shown and not (tmp_path / "data").exists()
+
+
+def test_more_labelled_images_make_a_set_in_which_the_old_splits_are_kept(site, capsys):
+    """The refusal of the larger set under the old name says the command."""
+    data, every = site.parent / "data", []
+    command = ["prepare", "own", "--taxonomy", str(site / "site.yaml"), "--root", str(data)]
+    command += ["--images", str(site / "images"), "--masks", str(site / "colours")]
+    assert main([*command, "--name", "small"]) == 0
+    before = {split: read_split(data / "small", split) for split in ("train", "val")}
+    for i in range(6):
+        image, _ = picture(f"new {i}")
+        (site / f"images/new {i}.png").write_bytes(encode_image(image, ".png"))
+        Image.fromarray(np.full_like(image, (255, 0, 0))).save(site / f"colours/new {i}.png")
+    assert main([*command, "--name", "small"]) == 2
+    assert f"--name small_11 --splits-of {data / 'small'}" in capsys.readouterr().err
+    assert main([*command, "--name", "small_11", "--splits-of", str(data / "small")]) == 0
+    assert "6 images are new, 5 stay in their splits" in capsys.readouterr().err
+    for split, ids in before.items():
+        assert read_split(data / "small", split) == ids
+        every += (now := read_split(data / "small_11", split))
+        assert set(ids) < set(now)
+    assert len(every) == len(set(every)) == 11
+    assert main([*command, "--name", "x", "--splits-of", str(site / "images")]) == 2
+    assert "is no prepared data set" in capsys.readouterr().err

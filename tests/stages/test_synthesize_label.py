@@ -187,7 +187,7 @@ def test_a_finished_set_is_left_alone(folder):
     [
         ({"generator": FakeGenerator(guidance=4.0)}, ["generator.guidance: 3.0 -> 4.0"]),
         ({"seed": 2}, ["seed: 1 -> 2", "plan_sha256: "]),
-        ({"num_images": 8}, ["num_images: 7 -> 8", "plan_sha256: "]),
+        ({"num_images": 6}, ["num_images: 7 -> 6", "plan_sha256: "]),
         ({"unit_size": 2}, ["unit_size: 3 -> 2", "plan_sha256: "]),
         ({"image_format": "jpg"}, ["image_format: .png -> .jpg"]),
         ({"prompts": TemplatePrompts(["{things}"], {}, [1])}, ["plan_sha256: "]),

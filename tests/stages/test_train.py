@@ -101,6 +101,13 @@ def test_other_settings_are_refused_and_nothing_changes(run, tmp_path, finished)
         FileExistsError, match=r"run .*first was made with other settings:\n  seed: 0 -> 1\n  trainer\.max_steps: 4 -> 5\n"
     ):
         run("first", steps=5, seed=1)
+    with pytest.raises(FileExistsError, match="learning rate falls to nothing at the last step") as more:
+        run("first", steps=9)
+    onwards = f"name=first_9 init_from={tmp_path / 'first'} trainer.max_steps=5"
+    assert str(more.value).endswith(onwards)
+    assert ("finish it (trainer.max_steps=4), then" in str(more.value)) != finished
+    with pytest.raises(FileExistsError, match="remove the folder to make it anew.$"):
+        run("first", steps=3)
     assert files(tmp_path / "first") == before
 
 
