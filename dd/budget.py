@@ -119,7 +119,8 @@ class Plan:
         return {r: merged(() if r == "synthetic" else learnt, self.judges) for r in several}
 
     def drawn(self, shots, domain: str) -> list[dict]:
-        """The label sets that ``shots`` images of a domain are, in the draw that rates are chosen at."""
+        """The label sets that ``shots`` images of a domain are, in the draw that rates are chosen
+        at."""
         images, name = self.images(shots, domain), self.lists.get(domain, f"{domain}/train")
         seed = None if images == self.domains[domain] else self.choose["seed"]
         return [label_set(name, images, seed)] if images else []

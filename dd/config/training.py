@@ -161,8 +161,8 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
     chosen["optimizer"] = {k: v for k, v in chosen["optimizer"].items() if v or k not in faster}
     identity = {**chosen, "trainer": trainer_settings, "trained_on": trained_on}
     identity["init_from_sha256"] = before and before["checkpoint_sha256"]
-    # What labels decided changes no weight, so it is told beside the identity; that of all that a run
-    # builds on comes along.
+    # What labels decided changes no weight, so it is told beside the identity; that of all that a
+    # run builds on comes along.
     own = chosen_on(cfg, *(["self_training"] if photos is not None else []))
     decided = merged(chosen_before, chosen_data, own)
     record = {

@@ -92,9 +92,9 @@ def budget(
     """Train and score what ``plan`` says, write budget.json and return it; the same call goes on with what is missing.
 
     ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps",
-    "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.supervision`); ``judge(job)``
-    trains it and returns its mIoU on the tune split; ``score(job, domain)`` that of a trained job on
-    the domain's test split. Finished
+    "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.supervision`);
+    ``judge(job)`` trains it and returns its mIoU on the tune split; ``score(job, domain)`` that of
+    a trained job on the domain's test split. Finished
     jobs are theirs to skip, and they raise :class:`dd.locks.Busy` for one that another process is at: processes with the
     same call share the jobs, and each of them ends with the whole study. ``identity``: all settings of the study;
     FileExistsError if study.json holds others. ``generation_seconds``: of the synthetic set, once. ValueError at the end,

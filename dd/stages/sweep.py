@@ -115,8 +115,8 @@ def _reference_sha256(reference, samples) -> str:
 
 
 def _labels(folder, reference, number) -> tuple[list[dict], dict]:
-    """(label sets behind the choice, how the reference came about): ``number`` masks that nobody says
-    a model made, or what is behind a mask set or a run's predictions."""
+    """(label sets behind the choice, how the reference came about): ``number`` masks that nobody
+    says a model made, or what is behind a mask set or a run's predictions."""
     for path in (reference / "masks.json", reference / "settings.json"):
         if path.is_file():
             made = read_json(path)
