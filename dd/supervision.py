@@ -1,9 +1,10 @@
-"""Which real labels stand behind a result, what they decided, and the supervision class that follows.
+"""Which real labels stand behind a result, what they decided, and the supervision class that
+follows.
 
-A *label set* is ``{"data": "shapes/tune", "labels": 128}``: so many labelled images of a split. With
-``"seed"`` they are a draw of it (:func:`dd.datasets.choose_shots`: of one seed, fewer are among more),
-without it the whole list. A *choice* is a label set with ``"what"`` was chosen by looking at it.
-"""
+A *label set* is ``{"data": "shapes/tune", "labels": 128}``: so many labelled images of a split.
+With ``"seed"`` they are a draw of it (:func:`dd.datasets.choose_shots`: of one seed, fewer are
+among more), without it the whole list. A *choice* is a label set with ``"what"`` was chosen by
+looking at it."""
 
 import re
 
@@ -13,9 +14,9 @@ FORM = "{data: shapes, split: tune, labels: 128} (seed: <number> too for a draw)
 
 
 def choices(what: str, given) -> list[dict]:
-    """The choices that a ``chosen_on`` of the configuration declares for ``what``: a label set in the
-    form of FORM, a list of them, or None. An empty list is a choice without a real label. ValueError for
-    another form."""
+    """The choices that a ``chosen_on`` of the configuration declares for ``what``: a label set in
+    the form of FORM, a list of them, or None. An empty list is a choice without a real label.
+    ValueError for another form."""
     found = []
     for one in given if isinstance(given, list) else [given] if given is not None else []:
         if not _is_declared(one):
@@ -39,7 +40,8 @@ def label_set(data: str, labels: int | None, seed: int | None = None) -> dict:
 
 
 def declared(sets: list[dict]) -> list[dict]:
-    """Label sets in the form in which a configuration declares them, and :func:`choices` reads them."""
+    """Label sets in the form in which a configuration declares them, and :func:`choices` reads
+    them."""
     found = []
     for one in merged([{k: v for k, v in one.items() if k != "what"} for one in sets]):
         data, _, split = one.pop("data").rpartition("/")
@@ -69,8 +71,8 @@ def merged(*lists) -> list[dict]:
 
 
 def trained_labels(trained_on: dict | None) -> list[dict]:
-    """The label sets that were trained on: by a run itself, by the run it went on from, by the teacher
-    that labelled its synthetic images, and so on back. ``trained_on`` is run.json's."""
+    """The label sets that were trained on: by a run itself, by the run it went on from, by the
+    teacher that labelled its synthetic images, and so on back. ``trained_on`` is run.json's."""
     if not trained_on:
         return []
     found = []
@@ -88,7 +90,8 @@ def trained_labels(trained_on: dict | None) -> list[dict]:
 
 
 def real_labels(trained_on: dict | None) -> list:
-    """:func:`trained_labels` as the ``shots`` of these trainings: a number, or ``all``; [] = none."""
+    """:func:`trained_labels` as the ``shots`` of these trainings: a number, or ``all``; [] =
+    none."""
     if not trained_on:
         return []
     found = [trained_on.get("shots") or "all"] if trained_on["source"] in TRAINED else []
@@ -105,8 +108,8 @@ def _teachers(trained_on: dict) -> list[dict]:
 
 
 def behind(masks: dict) -> list[dict]:
-    """Label sets behind a mask set, of its masks.json (or the settings.json of predictions): those that
-    its teacher was trained on, and those that guided a choice."""
+    """Label sets behind a mask set, of its masks.json (or the settings.json of predictions): those
+    that its teacher was trained on, and those that guided a choice."""
     made = {"source": "synthetic", "mask_settings": masks.get("identity")}
     return merged(trained_labels(made), masks.get("chosen_on"))
 
@@ -115,12 +118,12 @@ def supervision(trained_on: dict, chosen: list[dict], before: str | None = None)
     """Supervision class of a run. ``chosen``: the choices behind it, those of the runs and masks it
     builds on included; ``before``: the class of the run it goes on from.
 
-    Real images alone are ``real``. ``A``: no real label chose anything, settings are published constants
-    or were chosen without one. Fine-tuning with real images keeps the class of its synthetic start, since
-    the column says what made the synthetic images (``trained_on`` tells how many real ones followed); if
-    its own settings were chosen by labels, A becomes ``B``. Other runs are ``real`` if whole splits of
-    real masks were trained on anywhere, ``B`` if a number of them was or a label chose anything.
-    """
+    Real images alone are ``real``. ``A``: no real label chose anything, settings are published
+    constants or were chosen without one. Fine-tuning with real images keeps the class of its
+    synthetic start, since the column says what made the synthetic images (``trained_on`` tells how
+    many real ones followed); if its own settings were chosen by labels, A becomes ``B``. Other runs
+    are ``real`` if whole splits of real masks were trained on anywhere, ``B`` if a number of them
+    was or a label chose anything."""
     if trained_on["source"] == "real":
         return "B" if before == "A" and chosen else before or "real"
     trained = real_labels(trained_on)
@@ -128,9 +131,9 @@ def supervision(trained_on: dict, chosen: list[dict], before: str | None = None)
 
 
 def distinct(sets: list[dict]) -> int | None:
-    """How many labelled images ``sets`` are together, each counted once: a whole list holds its draws, of
-    one seed the larger draw holds the smaller, draws of different seeds are counted as if they shared
-    none. None if a number is not known."""
+    """How many labelled images ``sets`` are together, each counted once: a whole list holds its
+    draws, of one seed the larger draw holds the smaller, draws of different seeds are counted as if
+    they shared none. None if a number is not known."""
     by_data = {}
     for one in sets:
         draws = by_data.setdefault(one["data"], {})
@@ -141,7 +144,8 @@ def distinct(sets: list[dict]) -> int | None:
 
 
 def told(sets: list[dict]) -> str:
-    """Choices or label sets in words: "128 labels of a/tune (masks, learning_rate), 64 of a/train"."""
+    """Choices or label sets in words: "128 labels of a/tune (masks, learning_rate), 64 of
+    a/train"."""
     by_set = {}
     for one in sets:
         what = by_set.setdefault((one["data"], one["labels"], one.get("seed")), [])

@@ -1,4 +1,5 @@
-"""What labels decided: the record of a choice, whose labels it counts, and the class that follows."""
+"""What labels decided: the record of a choice, whose labels it counts, and the class that
+follows."""
 
 import hydra
 import pytest

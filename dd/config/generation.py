@@ -44,8 +44,8 @@ def worker_build(cfg, clip):
 
 def masks_from(cfg) -> dict | None:
     """Put the settings of ``masks_from``, a file of stage=calibrate or stage=sweep, in ``cfg``: those of the masks and how the
-    attention is read, and on which labels they were chosen. Returns what a mask set records of their
-    choice; None if there is no file.
+    attention is read, and on which labels they were chosen. Returns what a mask set records of
+    their choice; None if there is no file.
 
     FileNotFoundError, or ValueError for another content (nothing but numbers and names is taken from it), for a stage that
     makes its own choice, and for an override that contradicts the file.
@@ -76,7 +76,8 @@ def masks_from(cfg) -> dict | None:
         raise ValueError(f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}") from None
     cfg.masks.update(masks)
     cfg.diffusion.update(reading)
-    # The masks' record is the file's too. That of diffusion stays: the file's reading may be its own.
+    # The masks' record is the file's too. That of diffusion stays: the file's reading may be its
+    # own.
     how = {"merge": False, "force_add": True}
     OmegaConf.update(cfg, "masks.chosen_on", content["chosen_on"], **how)
     return calibration

@@ -125,7 +125,8 @@ def _judged_on(cfg, first) -> str | None:
 
 
 def _judges(cfg, first) -> list[dict]:
-    """The label sets of :func:`_judged_on`, unless they are held out and so among the training's."""
+    """The label sets of :func:`_judged_on`, unless they are held out and so among the
+    training's."""
     split = first.data.tune_split
     if cfg.hold_out is not None or split is None:
         return []
@@ -139,9 +140,9 @@ def _shared(part) -> dict:
 
 def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None):
     """The configuration of a job. One that is its experiment's own, with nothing changed but data, shots and seed, has the
-    folder that ``train.py -m experiment=...`` gives it, and is shared with it, with the record of the
-    experiment; all others lie below the study's folder. ``choices``: {recipe: the label sets that its
-    rate is chosen on} (:attr:`dd.budget.Plan.choices`)."""
+    folder that ``train.py -m experiment=...`` gives it, and is shared with it, with the record of
+    the experiment; all others lie below the study's folder. ``choices``: {recipe: the label sets
+    that its rate is chosen on} (:attr:`dd.budget.Plan.choices`)."""
     domain = job.domain or cfg.budget.domains[0]
     held = judged and cfg.hold_out is not None
     more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]

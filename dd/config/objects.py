@@ -108,14 +108,16 @@ def plain(node) -> dict:
 
 
 def settings(node) -> dict:
-    """:func:`plain` without the record of what the values were chosen on: it decides nothing made."""
+    """:func:`plain` without the record of what the values were chosen on: it decides nothing
+    made."""
     values = plain(node) if OmegaConf.is_config(node) else node
     return {k: v for k, v in values.items() if k != "chosen_on"}
 
 
 def chosen_on(cfg, *groups: str) -> list[dict]:
-    """The choices (:mod:`dd.supervision`) that ``cfg`` declares: those of its own key ``chosen_on``,
-    {what: label sets}, and of the ``chosen_on`` of ``groups``. ValueError for another form."""
+    """The choices (:mod:`dd.supervision`) that ``cfg`` declares: those of its own key
+    ``chosen_on``, {what: label sets}, and of the ``chosen_on`` of ``groups``. ValueError for
+    another form."""
 
     def given(key: str):
         node = OmegaConf.select(cfg, key)

@@ -44,9 +44,9 @@ def check_tuning(cfg) -> None:
 
 
 def judged_labels(cfg) -> list[dict]:
-    """The label sets behind a choice between trainings of ``cfg`` by their objective: the real images
-    that they learn, and those that judge them. Images held out of a synthetic set are judged against
-    the masks of their attention: no real label."""
+    """The label sets behind a choice between trainings of ``cfg`` by their objective: the real
+    images that they learn, and those that judge them. Images held out of a synthetic set are judged
+    against the masks of their attention: no real label."""
     found, shots = [], None if cfg.shots in (None, "all") else cfg.shots
     if cfg.source != "synthetic":
         images = real_data(cfg, cfg.data.train_split, shots)  # with what is held out of them

@@ -8,8 +8,8 @@ UNKNOWN = "not recorded"  # by an earlier version
 
 
 def labels_behind(run: dict) -> dict:
-    """Of a run.json: ``number`` of different labelled images (None = unknown), and in words what was
-    ``chosen`` on which and what was ``trained`` on; "" = none."""
+    """Of a run.json: ``number`` of different labelled images (None = unknown), and in words what
+    was ``chosen`` on which and what was ``trained`` on; "" = none."""
     trained = trained_labels(run["trained_on"])
     if "chosen_on" not in run:
         return {"number": None, "chosen": UNKNOWN, "trained": told(trained)}

@@ -148,8 +148,9 @@ def _undecided(study: dict, domain: str) -> str:
 
 
 def _priced(points, spent, domain, size, prices, paid=None) -> dict[str, tuple[list, list]]:
-    """{arm: (prices, mIoUs)} of the points whose seconds are known. ``paid``: {arm: {shots: {domain:
-    labels}}}, those that chose settings included; a study of an earlier version does not tell."""
+    """{arm: (prices, mIoUs)} of the points whose seconds are known. ``paid``: {arm: {shots:
+    {domain: labels}}}, those that chose settings included; a study of an earlier version does not
+    tell."""
 
     def labels(arm, k):
         images = size if k == "all" else int(k)

@@ -1,5 +1,6 @@
 """Stage: a few labelled real images choose the mask settings. They are noised and shown to the generator, its attention
-is read as in generation, and the settings win whose masks fit best. These labels count as used (docs/sweeps.md)."""
+is read as in generation, and the settings win whose masks fit best. These labels count as used
+(docs/sweeps.md)."""
 
 from copy import deepcopy  # YAML writes a list that stands in two places as a reference
 from dataclasses import asdict
@@ -33,7 +34,8 @@ def calibrate(
     ``data``: the labelled images; ``make_generator(**reading)`` makes the generator of a reading (such as
     ``{"cross_resolution": 16}``). The highest mIoU wins, uncertain pixels counted as background; the width of the band does
     not change it, so ``band`` stays as given. ``powers`` and ``sources``: None = all there are.
-    ``name``: what the data are called in records, None = their folder's name. ValueError if an image
+    ``name``: what the data are called in records, None = their folder's name. ValueError if an
+    image
     belongs to ``test_split``, where nothing is chosen, or if no image holds an object.
     """
     _refuse_test(data, test_split)

@@ -41,9 +41,9 @@ def filter_samples(
     max_share: float = 0.5, chosen_on: list[dict] = (),
 ) -> dict:  # fmt: skip
     """Write ``quality/<split>/filter.json``, then the ids that no rule of action ``drop`` hits to
-    ``ImageSets/Segmentation/<split>.txt``; returns what the former holds: rules, thresholds, counts,
-    ids dropped and why, and the labels that chose the rules (``chosen_on``) or are behind the masks that
-    they look at (:func:`dd.supervision.behind`).
+    ``ImageSets/Segmentation/<split>.txt``; returns what the former holds: rules, thresholds,
+    counts, ids dropped and why, and the labels that chose the rules (``chosen_on``) or are behind
+    the masks that they look at (:func:`dd.supervision.behind`).
 
     Every rule looks at every sample. Images, heat, masks and the list ``train`` stay as they are; a filtered list of the same
     name is replaced. ValueError for rules that would drop too much (``max_share``, a whole class), for a mask set that

@@ -41,9 +41,9 @@ def tune(
 
     ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step, mIoU, last)`` may end it by
     an exception. The same command goes on with a study, in several processes at once if wanted. ``identity``: the settings
-    that all trials share; a study with others is refused (FileExistsError). ``chosen_on``: the label
-    sets that the choice owes, ``record``: overrides that say so (:mod:`dd.supervision`), written behind
-    the best settings, so that whoever uses them tells it.
+    that all trials share; a study with others is refused (FileExistsError). ``chosen_on``: the
+    label sets that the choice owes, ``record``: overrides that say so (:mod:`dd.supervision`),
+    written behind the best settings, so that whoever uses them tells it.
     """
     if type(trials) is not int or trials < 1:
         raise ValueError(f"tune.trials={trials!r}: expected a whole number above 0")

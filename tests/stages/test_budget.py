@@ -338,8 +338,8 @@ CHOSEN = [{"what": "masks", "data": "here/tune", "labels": 12}]
 
 
 def test_labels_that_chose_are_in_the_price_each_set_once(tmp_path, capsys):
-    """Runs say that masks were chosen on 12 tune labels; the study judges rates on the same ones, with
-    16 images of ``here``."""
+    """Runs say that masks were chosen on 12 tune labels; the study judges rates on the same ones,
+    with 16 images of ``here``."""
     lab = Lab()
     train = lab.train
     lab.train = lambda job: {**train(job), "chosen_on": CHOSEN if job.recipe not in ("real", "real_short") else []}

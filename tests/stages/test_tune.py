@@ -309,8 +309,9 @@ def command(monkeypatch, data_root, tmp_path):
 
 
 def test_a_chain_without_a_real_label_is_of_class_a(monkeypatch, run, data_root, tmp_path):
-    """The commands of runs/shapes.sh at small size: images, a rate that synthetic images choose, the
-    training with it. The same commands with the settings of ``experiment=shapes`` are of class B."""
+    """The commands of runs/shapes.sh at small size: images, a rate that synthetic images choose,
+    the training with it. The same commands with the settings of ``experiment=shapes`` are of class
+    B."""
     import train
 
     where = [f"data_root={data_root}", f"output_root={tmp_path}", "device=cpu"]
