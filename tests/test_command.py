@@ -72,7 +72,7 @@ def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
     for arguments in ([], ["-m"]):
         assert command(pytest.fail, *arguments) == 2
         said = capsys.readouterr().err
-        assert "usage: python generate.py key=value" in said and "experiment=coco | shapes | voc\n" in said
+        assert "usage: python generate.py key=value" in said and "experiment=coco | shapes | shapes_label_free | voc\n" in said
         assert "masks=paper | shapes" in said and "num_images" in said
     assert command(pytest.fail, root="train") == 2
     assert "experiment=coco_budget | coco_finetune" in capsys.readouterr().err

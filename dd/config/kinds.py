@@ -158,8 +158,8 @@ def check_arguments(key: str, target, node: dict) -> None:
     hints = typing.get_type_hints(target.__init__, include_extras=True)
     anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     for name, value in node.items():
-        if name.startswith("_") and name.endswith("_"):
-            continue
+        if (name.startswith("_") and name.endswith("_")) or name == "chosen_on":
+            continue  # of Hydra, and which labels chose the values (dd.supervision)
         if name not in accepted and not anything:
             raise ValueError(f"{key}{name}: {target.__name__} takes no such setting; allowed: {', '.join(accepted)}")
         if name in accepted and name in hints and not _nested(value):
