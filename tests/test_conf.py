@@ -621,6 +621,23 @@ def test_classes_and_images_count(data_root, tmp_path):
     assert first["classes"] == list(taxonomy("shapes").names)
 
 
+def test_a_study_of_other_images_is_another_one(data_root, tmp_path):
+    """Its settings name paths; a finished study does not answer for what lies there now."""
+    shutil.copytree(data_root, tmp_path, dirs_exist_ok=True)
+    cfg = training(tmp_path, "trainer.limit_val_batches=1.0", "shots=null")
+    first, settings = config.study_content(cfg), config.study_identity(cfg, {})
+    masks = tmp_path / "shapes/SegmentationClass"
+    for split, key in (("train", "trained_on"), ("tune", "judged_on")):
+        mask, other = (masks / f"{split}_0000{i}.png" for i in (0, 1))
+        before = mask.read_bytes()
+        shutil.copy(other, mask)
+        assert {k for k, v in config.study_content(cfg).items() if v != first[k]} == {key}
+        mask.write_bytes(before)
+    assert config.study_content(cfg) == first and config.study_identity(cfg, {}) == settings
+    clipped = training(tmp_path, "+trainer.gradient_clip_algorithm=value")
+    assert config.study_identity(clipped, {})["trainer"] != settings["trainer"]
+
+
 @pytest.mark.parametrize(
     ("devices", "more", "expected"),
     [

@@ -210,8 +210,7 @@ class MLflow(MLFlowLogger):
     def __init__(self, save_dir: str, store: str, experiment_name: str, run_name: str, tracking_uri: str | None = None):
         need("mlflow", "mlflow")
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(store).resolve().as_uri()
-        if uri.startswith("file:"):  # MLflow 3 wants to be told that files are meant
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        _allow_files(uri)
         self._folder, self._record = save_dir, Path(save_dir) / "mlflow.json"
         known = read_json(self._record) if self._record.is_file() else {}
         self._goes_on = known.get("tracking_uri") == uri
@@ -259,3 +258,16 @@ class MLflow(MLFlowLogger):
         self.experiment.set_tag(self.run_id, "weights_sha256", done["weights_sha256"])
         if objective is not None:
             self.log_metrics({"objective": objective}, done["steps"])
+
+
+def _allow_files(uri: str) -> None:
+    if uri.startswith("file:"):  # MLflow 3 wants to be told that files are meant
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
+def mlflow_client(uri: str):
+    """What reads and writes the runs of an MLflow server, database or folder of files."""
+    from mlflow.tracking import MlflowClient
+
+    _allow_files(uri)
+    return MlflowClient(uri)

@@ -1,14 +1,13 @@
 """Test scores in the trackers that a run was trained with: TensorBoard and MLflow here, W&B in its
 own module."""
 
-import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 from dd.provenance import read_json
-from dd.tracking.loggers import artifact_name, confusion_picture
+from dd.tracking.loggers import artifact_name, confusion_picture, mlflow_client
 
 
 def log_scores(run_folder, where: str, result: dict) -> None:
@@ -49,12 +48,8 @@ def _tensorboard(run_folder, where, result, step) -> None:
 
 
 def _mlflow(run_folder, where, result, step) -> None:
-    from mlflow.tracking import MlflowClient
-
     known = read_json(run_folder / "mlflow.json")
-    if known["tracking_uri"].startswith("file:"):
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    client = MlflowClient(known["tracking_uri"])
+    client = mlflow_client(known["tracking_uri"])
     for name, value in scores(where, result).items():
         key = "/".join(map(artifact_name, name.split("/")))
         client.log_metric(known["run_id"], key, value, step=step)

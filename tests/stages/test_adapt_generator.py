@@ -156,6 +156,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes_and_a_finished_one_is_left_
         adapt(file.parent, lora={**LORA, "rank": 2})
     with pytest.raises(FileExistsError, match="captions_sha256"):
         adapt(file.parent, template="a picture")
+    with pytest.raises(FileExistsError, match=r"trainer: None -> .*16-true"):
+        adapt(file.parent, trained_with={"precision": "16-true"})
     assert before == {p: p.stat().st_mtime_ns for p in file.parent.rglob("*")}
 
 

@@ -104,6 +104,8 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(make, tmp_p
         make(seed=1)
     with pytest.raises(FileExistsError, match=r"text_to_image\.learning_rate: 0\.001 -> 0\.01"):
         make(text_to_image={**SETTINGS["text_to_image"], "learning_rate": 0.01})
+    with pytest.raises(FileExistsError, match=r"trainer: None -> .*16-true"):
+        make(trained_with={"precision": "16-true"})
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file()}
 
 
