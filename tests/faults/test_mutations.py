@@ -108,7 +108,7 @@ def world(tmp_path_factory):
     reading = {"cross_resolution": None, "self_resolution": 16, "cross_layers": ["up"], "cross_heads": None}
     calibration = {"by": "calibrate", "shots": 16, "generator": {"weights_sha256": "0" * 64}}
     chosen = {"masks": {"power": 1, "threshold": 0.5, "band": 0.1, "source": "class_prompt"}, "diffusion": reading}
-    (root / "chosen.yaml").write_text(yaml.safe_dump({**chosen, "calibration": calibration}))
+    (root / "chosen.yaml").write_text(yaml.safe_dump({**chosen, "chosen_on": [], "calibration": calibration}))
     confusion = [[8, 0], [2, 6]]
     measured = {
         "data": "d", "split": "test", "masks": "m", "num_images": 1, "weights_sha256": "0" * 64, "protocol": {},

@@ -2,11 +2,9 @@
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -43,7 +41,6 @@ def rows_of(html: str, title: str) -> list[list[str]]:
 def site(tmp_path_factory):
     """``init`` with the embedded generator, its study of few steps, and the report over all runs."""
     root = tmp_path_factory.mktemp("site")
-    shutil.copytree(ROOT / "conf", root / "conf")
     for folder in ("images", "masks"):
         (root / folder).mkdir()
     for i in range(15):
@@ -63,17 +60,14 @@ def site(tmp_path_factory):
         path.write_text(re.sub(r"(max_steps: )(\d+)", lambda m: f"{m[1]}{STEPS[int(m[2])]}", path.read_text()))
 
     patch = pytest.MonkeyPatch()
-    for module in ("composition",):
-        patch.setattr(sys.modules[f"dd.config.{module}"], "CONF", root / "conf")
+    patch.chdir(root)  # whose conf/ holds the site's files
     sys.path.insert(0, str(ROOT))
     scripts = {name: __import__(name) for name in ("generate", "train", "evaluate")}
     sys.path.remove(str(ROOT))
     here = [f"data_root={root}/data", f"output_root={root}/outputs", "device=cpu"]
 
     def call(script, *overrides):
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(root / "conf"), version_base="1.3"):
-            cfg = hydra.compose(script, overrides=[*overrides, *here])
+        cfg = config.compose(script, [f"hydra.searchpath=[file://{root}/conf]", *overrides, *here])
         OmegaConf.set_struct(cfg, True)
         return scripts[script].run(cfg)
 
