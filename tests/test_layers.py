@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
-    0: {"dd.taxonomy", "dd.samples", "dd.provenance"},
+    0: {"dd.taxonomy", "dd.provenance", "dd.schemas"},
     1: {
+        "dd.samples",
         "dd.prompts",
         "dd.attention.*",
         "dd.masks",

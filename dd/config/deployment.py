@@ -8,7 +8,8 @@ import torch
 from dd import taxonomy as taxonomies
 from dd.config.objects import trained_run
 from dd.photos import source
-from dd.provenance import read_json
+from dd.provenance import read_own
+from dd.schemas import DATASET
 from dd.segmentation import Predictor
 from dd.taxonomy import BACKGROUND
 
@@ -77,7 +78,7 @@ def _own_images(data_root, run: dict) -> Path:
     record = root / "dataset.json"
     places = [root / "JPEGImages"]
     if record.is_file():
-        places += [root / folder for folder in read_json(record)["images"]]
+        places += [root / folder for folder in read_own(record, DATASET)["images"]]
     for place in places:
         if place.is_dir():
             return place

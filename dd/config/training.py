@@ -9,7 +9,8 @@ from dd.config.objects import device, instantiate, plain, real_data, taxonomy, t
 from dd.datamodule import Mixture, hold_out
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
-from dd.provenance import fingerprint, read_json
+from dd.provenance import fingerprint, read_own
+from dd.schemas import FILTERED, MASKS, TRAINED
 from dd.stages.train import supervision
 from dd.style import Style
 from dd.tracking.callbacks import Steps
@@ -100,7 +101,7 @@ def _mask_settings(images) -> dict:
     path = images.root / images.masks / "masks.json"
     if not path.is_file():
         raise FileNotFoundError(f"mask set {path.parent} is not finished (no masks.json); run the stage that makes it again")
-    return read_json(path)["identity"]
+    return read_own(path, MASKS)["identity"]
 
 
 def _chosen_list(images) -> dict:
@@ -110,7 +111,7 @@ def _chosen_list(images) -> dict:
     path, ids = images.root / "quality" / images.split / "filter.json", fingerprint(read_split(images.root, images.split))
     if not path.is_file():
         return {"filter": {"ids": ids}}
-    identity = read_json(path)["identity"]
+    identity = read_own(path, FILTERED)["identity"]
     if identity["ids"] != ids:
         raise ValueError(f"split {images.split} is not the list that {path} tells of; run generate.py stage=filter again")
     return {"filter": identity}
@@ -124,7 +125,7 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
         raise FileNotFoundError(
             f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
         )
-    before = read_json(Path(cfg.init_from) / "run.json") if cfg.init_from else None
+    before = read_own(Path(cfg.init_from) / "run.json", TRAINED) if cfg.init_from else None
     trained_on = {
         "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,
         "after": before and before["trained_on"],

@@ -5,12 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dd.datasets import read_image, read_mask, stored_heat, synthetic_image, write_split
+from dd.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image, write_split
 from dd.masks import MaskSettings
 from dd.progress import Progress
-from dd.provenance import differences, fingerprint, made_by, read_json, write_json
+from dd.provenance import differences, fingerprint, made_by, read_json, read_own, write_json
 from dd.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
 from dd.samples import append_records, read_plan, read_records
+from dd.schemas import FILTERED, MASKS, WHOLE_MASKS
 
 HASHES = ("image_sha256", "heat_sha256")
 PART = 64  # samples whose signals are written in one go
@@ -54,6 +55,7 @@ def filter_samples(
     for sample, found in zip(samples, signals, strict=True):
         names = not_drawn.get(sample.id, ())
         absent = [i for i, name in zip(sample.class_ids, sample.classes, strict=True) if name in names]
+        check_mask(target / f"{sample.id}.png")
         found["mask"] = mask_signals(read_mask(target / f"{sample.id}.png"), sample.class_ids, absent)
     asked, dropped, counts = {s.id: list(s.classes) for s in samples}, {}, {}
     for rule in dropping:
@@ -76,7 +78,7 @@ def filter_samples(
         "classes": {name: _left(name, samples, dropped) for name in sorted({c for s in samples for c in s.classes})},
         "dropped": {i: dropped[i] for i in sorted(dropped)}, **made_by(),
     }  # fmt: skip
-    if not path.is_file() or differences(read_json(path)["identity"], identity):
+    if not path.is_file() or differences(read_own(path, FILTERED)["identity"], identity):
         write_json(path, result)
     write_split(folder, split, kept)
     return read_json(path)
@@ -110,7 +112,7 @@ def _mask_set(target, rules) -> dict:
     """masks.json of a finished mask set whose absent classes are those of ``rules``."""
     if not (target / "masks.json").is_file():
         raise FileNotFoundError(f"mask set {target} is not finished (no masks.json); run generate.py stage=label first")
-    done = read_json(target / "masks.json")
+    done = read_own(target / "masks.json", {**WHOLE_MASKS, "identity": {**MASKS["identity"], "settings": dict}})
     theirs, ours = done["identity"].get("absent", {}).get("rules", {}), [r for r in rules if r.action == "absent"]
     lines = differences(theirs, {r.name: r.settings() for r in ours})
     if lines:
@@ -127,7 +129,7 @@ def _signals(folder, rules, clip) -> tuple[list, list[dict]]:
     """(samples, their signals): those of the records; what these lack is computed from stored heat and images, and kept in
     ``quality/records/``."""
     folder = Path(folder)
-    samples, records, kept = read_plan(folder), read_records(folder), read_records(folder / "quality")
+    samples, records, kept = read_plan(folder), read_records(folder), read_records(folder / "quality", (*HASHES, "signals"))
     missing = [s.id for s in samples if s.id not in records]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {len(samples)} samples are not generated yet; run generate.py first")

@@ -21,10 +21,12 @@ from dd.datasets import (
 )
 from dd.exports.card import BIASES, adapter
 from dd.masks import MaskSettings, scores, to_mask
-from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
+from dd.provenance import differences, fingerprint, read_own, sha256, sweep, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.samples import Sample, outcomes, read_plan, recorded
+from dd.schemas import MASKS
 from dd.taxonomy import IGNORE, voc_palette
+from dd.units import read_run
 
 DEFAULT_SET = "SegmentationClass"
 TOGETHER = 1024  # masks that wait for a thread
@@ -59,7 +61,7 @@ def label(
     target = folder / DEFAULT_SET if mask_set in (None, DEFAULT_SET) else folder / "masks" / mask_set
     identity = {"settings": asdict(settings), "heat": fingerprint([hashed[s.id] for s in plan])}
     if calibration is not None:
-        check_calibration(calibration, read_json(folder / "run.json")["identity"]["generator"])
+        check_calibration(calibration, read_run(folder)["identity"]["generator"])
         identity["calibration"] = calibration
     if absent is not None:
         identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(not_drawn)}
@@ -67,10 +69,11 @@ def label(
         raise FileExistsError(f"{target} holds the masks of self-training, costly to make; choose another mask_set=...")
     done = target / "masks.json"
     if done.exists():
-        if not differences(read_json(done)["identity"], identity):
+        if not differences(read_own(done, MASKS)["identity"], identity):
             return target
         scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))  # impossible settings touch nothing
         done.unlink()
+    sweep(target)
 
     def write(sample):
         size = image_size(synthetic_image(folder, sample.id))
@@ -122,7 +125,7 @@ def check_calibration(calibration: dict, generator: dict) -> None:
 
 def write_card(folder, plan, pixels, settings, calibration=None, not_drawn=0):
     """README.md and a picture: what is in the data set, how it was made, what to keep in mind."""
-    run = read_json(folder / "run.json")
+    run = read_run(folder)
     identity, names = run["identity"], ["background", *run["identity"]["taxonomy"]["names"]]
     palette, rows = voc_palette(), []
     for sample in plan[:8]:

@@ -9,9 +9,11 @@ import torch
 
 from dd.datamodule import whole_loader
 from dd.datasets import SegmentationFolder, encode_mask, read_image
+from dd.locks import Lock
 from dd.progress import Progress
-from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
+from dd.provenance import differences, fingerprint, read_own, sha256, write_atomic, write_json
 from dd.samples import append_records, read_records
+from dd.schemas import IDENTIFIED, RUN
 from dd.segmentation import to_device
 from dd.taxonomy import Taxonomy
 
@@ -39,6 +41,14 @@ def self_train(
     _refuse_other(target, identity)
     if (target / "masks.json").exists():
         return target
+    target.mkdir(parents=True, exist_ok=True)
+    with Lock(target, hint="Choose another name with mask_set=..."):
+        if not (target / "masks.json").exists():  # by another process in between
+            _label(target, identity, folder, images, run, segmenter, views, confidence, batch_size, device, num_workers)
+    return target
+
+
+def _label(target, identity, folder, images, run, segmenter, views, confidence, batch_size, device, num_workers) -> None:
     write_json(target / "settings.json", {"identity": identity})
     done, batches = _done(target), [images.ids[i : i + batch_size] for i in range(0, len(images), batch_size)]
     batches = [b for b in batches if not all(name in done for name in b)]  # whole ones: rounding depends on a batch
@@ -53,11 +63,10 @@ def self_train(
             append_records(target, "0", [_write(target, *pair) for pair in zip(names, predictions, strict=True)])
             progress.advance(len(names))
     _finish(target, identity, images.ids)
-    return target
 
 
 def _finish(target, identity, names):
-    records, pixels = read_records(target), Counter()
+    records, pixels = read_records(target, ("sha256", "pixels")), Counter()
     for name in names:
         pixels.update(records[name]["pixels"])
     hashes = {name: records[name]["sha256"] for name in names}
@@ -81,7 +90,7 @@ class _Unlabelled:
 def _training_images(folder: Path, run: dict) -> SegmentationFolder:
     if not (folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder} is not a synthetic data set (no run.json); make one with generate.py")
-    classes, theirs = read_json(folder / "run.json")["identity"]["taxonomy"], run["taxonomy"]["names"]
+    classes, theirs = read_own(folder / "run.json", RUN)["identity"]["taxonomy"], run["taxonomy"]["names"]
     if classes["names"] != theirs:
         raise ValueError(
             f"the teacher was trained for the classes {theirs}, the synthetic set {folder} has {classes['names']}: "
@@ -92,7 +101,7 @@ def _training_images(folder: Path, run: dict) -> SegmentationFolder:
 
 def _identity(folder, images, run, settings) -> dict:
     """What decides a mask: settings, the images, and the teacher with what it was trained on, its mask set included."""
-    records = read_records(folder)
+    records = read_records(folder, ("image_sha256",))
     missing = [name for name in images.ids if name not in records]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {len(images)} images have no record; run generate.py again")
@@ -103,7 +112,7 @@ def _identity(folder, images, run, settings) -> dict:
 
 def _refuse_other(target: Path, identity: dict) -> None:
     for file in (target / "masks.json", target / "settings.json"):
-        lines = differences(read_json(file)["identity"], identity) if file.exists() else []
+        lines = differences(read_own(file, IDENTIFIED)["identity"], identity) if file.exists() else []
         if lines:
             more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
             raise FileExistsError(
@@ -115,7 +124,7 @@ def _refuse_other(target: Path, identity: dict) -> None:
 
 def _done(target: Path) -> set[str]:
     """Names of the masks that are as they were written."""
-    records = read_records(target)
+    records = read_records(target, ("sha256", "pixels"))
     files = {name: target / f"{name}.png" for name in records}
     return {name for name, path in files.items() if path.is_file() and sha256(path) == records[name]["sha256"]}
 

@@ -9,7 +9,8 @@ import torch
 from dd import checkpoints
 from dd.fitting import fit
 from dd.locks import Lock
-from dd.provenance import SETTINGS, finished_run, made_by, read_json, sha256, write_json
+from dd.provenance import SETTINGS, finished_run, made_by, read_own, sha256, write_json
+from dd.schemas import TRAINED
 from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -44,7 +45,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     """
     folder = Path(folder)
     if (done := finished_run(folder, identity)) is not None:
-        return done
+        return _sound(folder, done)
     if init_from is not None:
         try:
             module.segmenter.load_state_dict(_same_classes(init_from, record))
@@ -56,7 +57,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint=HINT) if is_main_process() else nullcontext():
         if (done := finished_run(folder, identity)) is not None:  # by another process in between
-            return done
+            return _sound(folder, done)
         if is_main_process():
             write_json(folder / SETTINGS, {"identity": identity})
         trainer = make_trainer()
@@ -66,6 +67,18 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
         if is_main_process():
             done |= {"seconds": round(time.perf_counter() - started, 1), "checkpoint_sha256": sha256(last), **made_by()}
             write_json(folder / "run.json", done)
+    return done
+
+
+def _sound(folder: Path, done: dict) -> dict:
+    """``done``, run.json of a finished run, once its checkpoint has shown that it is as it was written; else ValueError."""
+    path = folder / CHECKPOINT
+    wrong = checkpoints.damage(path) if path.is_file() else "it is gone"
+    if wrong:
+        raise ValueError(
+            f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Put a copy of it back; or remove run.json, and "
+            "the same command goes on from the checkpoint before, or begins anew"
+        )
     return done
 
 
@@ -106,7 +119,7 @@ def supervision(trained_on: dict, before: str | None) -> str:
 
 def _same_classes(init_from, record) -> dict:
     weights = load_weights(init_from)
-    theirs, ours = read_json(Path(init_from) / "run.json")["taxonomy"]["names"], record["taxonomy"]["names"]
+    theirs, ours = read_own(Path(init_from) / "run.json", TRAINED)["taxonomy"]["names"], record["taxonomy"]["names"]
     if theirs != ours:  # the names alone: a list of classes that came back from a labelling tool may be called otherwise
         raise ValueError(f"init_from={init_from} was trained for the classes {theirs}, this run has {ours}")
     return weights

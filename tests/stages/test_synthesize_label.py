@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dd import units
 from dd.datasets import SegmentationFolder, read_image, read_mask, read_split
 from dd.masks import MaskSettings, to_mask
 from dd.prompt_sources.templates import TemplatePrompts
 from dd.prompts import Prompts, make_prompt
-from dd.provenance import read_json
-from dd.samples import read_plan, read_records, sample_seed
+from dd.provenance import read_json, sha256
+from dd.samples import each_record, read_plan, read_records, record_line, sample_seed
 from dd.stages import label as label_stage
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
@@ -418,9 +418,11 @@ def test_the_default_set_by_its_name(folder):
 def test_other_heat_makes_the_masks_anew(folder):
     before = read_json(label(folder, SETTINGS) / "masks.json")
     path = folder / "records/0.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0]["heat_sha256"] = "f" * 64
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    heat = folder / "heat/000000.safetensors"
+    save_file({source: maps[..., ::-1].copy() for source, maps in load_file(heat).items()}, heat)
+    lines = list(each_record(path))
+    lines[0]["heat_sha256"] = sha256(heat)
+    path.write_text("".join(map(record_line, lines)))
     after = read_json(label(folder, SETTINGS) / "masks.json")
     assert after["identity"]["settings"] == before["identity"]["settings"]
     assert after["identity"]["heat"] != before["identity"]["heat"]
@@ -507,7 +509,7 @@ def test_damaged_heat_is_named(folder):
     path = folder / "heat/000003.safetensors"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(
-        ValueError, match=r"000003\.safetensors is damaged .*remove it and its record, and run generate.py again"
+        ValueError, match=r"000003\.safetensors is not what its record says: .*python -m dd verify .*/set names all"
     ):
         label(folder, SETTINGS)
 
