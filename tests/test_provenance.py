@@ -222,3 +222,10 @@ def test_temporary_files_of_writers_that_are_gone_are_swept_and_others_stay(tmp_
     assert left[0].exists() and others.exists() and not left[1].exists()
     sweep(tmp_path)
     assert not left[0].exists() and not others.exists() and all(path.exists() for path in kept)
+
+
+def test_the_doors_repeat_no_long_input(capsys):
+    from dd.__main__ import main
+
+    assert main(["verify", "x" * 10**6]) != 0
+    assert len(capsys.readouterr().err) < 3000

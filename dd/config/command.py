@@ -21,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dd.config.objects import USER_ERRORS
 from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.locks import Busy
+from dd.provenance import shortened
 
 CONF = Path(__file__).parents[2] / "conf"
 PATHS = ("images", "list", "output", "run")  # last part of a key: its value is a file or folder
@@ -66,7 +67,7 @@ def main(config_name: str, run):
         if os.environ.get("DD_TRACEBACK"):
             raise
         code = 2
-        print(f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+        print(f"error: {shortened(str(error))}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
     except KeyboardInterrupt as stop:
         code = 130
         print(f"stopped: {stop or 'interrupted'}. The same command goes on from here.", file=sys.stderr)
@@ -107,7 +108,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no default and was not given: add {error.full_key}=<value> to the command"
     text = str(error)
-    return text.rpartition(f"\n{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
+    return shortened(text.rpartition(f"\n{type(error).__name__}: ")[2] if text.startswith("Caught ") else text)
 
 
 def check_values(cfg) -> None:

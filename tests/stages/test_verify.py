@@ -218,7 +218,7 @@ READERS = {
     "train": lambda f: [SegmentationFolder(f, "train", PETS)[i] for i in range(9)],
     "sweep": lambda f: sweep_masks(f, f / "SegmentationClass", "itself", powers=[0], workers=1),
     "filter": lambda f: filter_samples(f, []),
-    "export": lambda f: export(f, f.parent / "exported", "coco"),
+    "export": lambda f: export("coco", f, f.parent / "exported"),
 }
 USED = {  # what is damaged: by whom it is used
     "image": ("label", "report", "train", "sweep", "export"),
