@@ -39,6 +39,8 @@ TRAINED = {  # run.json of a trained segmenter
     "trained_on": {"source": str}, "seconds?": float, "steps?": int, "bf16?": bool,
 }  # fmt: skip
 
+NAMED = {"taxonomy": CLASSES}  # of it, for those who compare classes
+STARTED = {"trained_on": {"source": str}, "supervision": str}  # what a training goes on from
 LISTED = {"trained_on": {"source": str}, "supervision": str, "seconds": float}  # of it, for reports
 
 DATASET = {  # dataset.json of a prepared data set

@@ -10,7 +10,7 @@ from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source, without
 from dd.provenance import SETTINGS, read_own, sha256
-from dd.schemas import TRAINED
+from dd.schemas import NAMED
 from dd.segmentation import Predictor
 from dd.stages.review import check
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
@@ -56,7 +56,7 @@ def review_arguments(cfg) -> dict:
         given["identity"]["left_out"] = sha256(Path(cfg.leave_out))
     names, colours = given.pop("names")[1:], given.pop("palette")
     classes = Taxonomy(
-        read_own(Path(cfg.run) / "run.json", TRAINED)["taxonomy"]["name"], names, colours=_colours(names, colours)
+        read_own(Path(cfg.run) / "run.json", NAMED)["taxonomy"]["name"], names, colours=_colours(names, colours)
     )
     return {**given, **queue, "classes": classes, "address": cfg.address}
 

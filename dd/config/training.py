@@ -10,7 +10,7 @@ from dd.datamodule import Mixture, hold_out
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_own
-from dd.schemas import FILTERED, MASKS, TRAINED
+from dd.schemas import FILTERED, MASKS, STARTED
 from dd.stages.train import supervision
 from dd.style import Style
 from dd.tracking.callbacks import Steps
@@ -125,7 +125,7 @@ def training_record(cfg, images, tune=None, photos=None, style: Style | None = N
         raise FileNotFoundError(
             f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
         )
-    before = read_own(Path(cfg.init_from) / "run.json", TRAINED) if cfg.init_from else None
+    before = read_own(Path(cfg.init_from) / "run.json", STARTED) if cfg.init_from else None
     trained_on = {
         "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,
         "after": before and before["trained_on"],

@@ -7,7 +7,6 @@ import torch
 from dd import metrics
 from dd.datamodule import whole_loader
 from dd.provenance import read_own, write_json
-from dd.schemas import TRAINED
 from dd.segmentation import count
 
 
@@ -18,7 +17,7 @@ def objective(folder, segmenter, data, views, batch_size: int = 16, device: str 
     ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views`` (:class:`dd.segmentation.Views`) is how it
     looks at an image.
     """
-    path, run = Path(folder) / "objective.json", read_own(Path(folder) / "run.json", TRAINED)
+    path, run = Path(folder) / "objective.json", read_own(Path(folder) / "run.json", {})
     head = {
         "metric": "tune/miou", "checkpoint_sha256": run["checkpoint_sha256"], "data": data.root.name, "split": data.split,
         "num_images": len(data), "protocol": views.protocol,

@@ -10,7 +10,7 @@ from dd import checkpoints
 from dd.fitting import fit
 from dd.locks import Lock
 from dd.provenance import SETTINGS, finished_run, made_by, read_own, sha256, write_json
-from dd.schemas import TRAINED
+from dd.schemas import NAMED
 from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -119,7 +119,7 @@ def supervision(trained_on: dict, before: str | None) -> str:
 
 def _same_classes(init_from, record) -> dict:
     weights = load_weights(init_from)
-    theirs, ours = read_own(Path(init_from) / "run.json", TRAINED)["taxonomy"]["names"], record["taxonomy"]["names"]
+    theirs, ours = read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"], record["taxonomy"]["names"]
     if theirs != ours:  # the names alone: a list of classes that came back from a labelling tool may be called otherwise
         raise ValueError(f"init_from={init_from} was trained for the classes {theirs}, this run has {ours}")
     return weights
