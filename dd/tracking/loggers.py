@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from dd.provenance import fingerprint, read_json, write_json
+from dd.provenance import fingerprint, read_own, write_json
 from dd.taxonomy import voc_palette
 
 CELL = 12  # pixels of a confusion matrix's cell
@@ -213,7 +213,7 @@ class MLflow(MLFlowLogger):
         if uri.startswith("file:"):  # MLflow 3 wants to be told that files are meant
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._folder, self._record = save_dir, Path(save_dir) / "mlflow.json"
-        known = read_json(self._record) if self._record.is_file() else {}
+        known = read_own(self._record, {"run_id?": str}) if self._record.is_file() else {}
         self._goes_on = known.get("tracking_uri") == uri
         run_id = known["run_id"] if self._goes_on else None
         super().__init__(experiment_name, run_name, uri, save_dir=store, run_id=run_id)
