@@ -10,6 +10,10 @@ RUN = {  # run.json of a synthetic data set, for those who need its classes
     "command?": str, "git_commit?": str,
 }  # fmt: skip
 
+DESCRIBED_RUN = {  # for those who tell how it was made
+    **RUN, "identity": {**RUN["identity"], "generator": dict},
+}  # fmt: skip
+
 WHOLE_RUN = {  # and for those who read or go on with all of it
     **RUN, "identity": {"taxonomy": CLASSES, "generator": dict, "plan_sha256": str, "image_format": str},
 }  # fmt: skip

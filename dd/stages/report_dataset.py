@@ -5,9 +5,8 @@ from pathlib import Path
 from dd.provenance import read_own
 from dd.report import dataset, origins, page, studies
 from dd.samples import read_plan, read_records, unfinished
-from dd.schemas import MASKS
+from dd.schemas import DESCRIBED_RUN, MASKS
 from dd.taxonomy import Taxonomy
-from dd.units import read_run
 
 LIMIT = 20_000_000  # bytes of a page
 
@@ -30,13 +29,8 @@ def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 6
         raise FileNotFoundError(
             f"{folder} has no finished mask set {mask_set}; there: {', '.join(there) or 'none, make one with stage=label'}"
         )
-    run, made, records = read_run(folder), read_own(masks / "masks.json", MASKS), read_records(folder)
-    lost = [s.id for s in plan if s.id not in records]
-    if lost:
-        raise ValueError(
-            f"{folder}: {len(lost)} of {len(plan)} samples have no record, such as {lost[0]}: they are not generated yet, or "
-            f"records/ is damaged. Run the same generate.py command again (python -m dd verify {folder} names what is wrong)"
-        )
+    run, records = read_own(folder / "run.json", DESCRIBED_RUN), read_records(folder)
+    made = read_own(masks / "masks.json", MASKS)
     names = Taxonomy(run["identity"]["taxonomy"]["name"], run["identity"]["taxonomy"]["names"]).all_names
     settings = made["identity"].get("settings", {})
     power, source = settings.get("power"), settings.get("source", "class_prompt")

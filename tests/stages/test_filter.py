@@ -14,7 +14,7 @@ from dd import config
 from dd.datasets import encode_mask, read_image, read_mask, read_split, synthetic_image, write_split
 from dd.masks import MaskSettings, to_mask
 from dd.prompts import Prompts, make_prompt
-from dd.provenance import read_json, write_json
+from dd.provenance import read_json, sha256, write_json
 from dd.quality import clip_signals, heat_signals, read_rules
 from dd.samples import each_record, read_plan, read_records
 from dd.stages import filter as filter_stage
@@ -291,6 +291,9 @@ def test_missing_classes_and_uncertain_pixels_are_those_of_the_mask_set(folder):
     label(folder, SETTINGS, absent=find_absent(folder, rules(faint=FAINT), SETTINGS))
     path = folder / "SegmentationClass/000002.png"
     path.write_bytes(encode_mask(np.zeros((16, 16), np.uint8)))
+    done = read_json(path.with_name("masks.json"))
+    done["sha256"]["000002"] = sha256(path)
+    write_json(path.with_name("masks.json"), done)
     result = filter_samples(folder, rules(faint=FAINT, missing=MISSING))  # its tire was called absent, its apple is missing
     assert result["dropped"] == {"000002": [{"rule": "missing", "class": "all", "value": 1, "threshold": 0.0}]}
 
