@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dd import config
 from dd.datasets import SegmentationFolder
-from dd.provenance import read_json
+from dd.provenance import read_own
 from dd.report.summary import audited
 from dd.stages.evaluate import evaluate, print_table
 from dd.stages.predict_images import predict_images, print_predictions
@@ -59,7 +59,7 @@ def run(cfg) -> float | None:
 
 
 def _is_segmenter(run: Path) -> bool:
-    return run.is_file() and "segmenter" in read_json(run)
+    return run.is_file() and "segmenter" in read_own(run, {})
 
 
 def _data(cfg) -> tuple[SegmentationFolder, str]:

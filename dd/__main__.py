@@ -9,6 +9,7 @@ from dd.cli.runs import deploy_run, run_options, show_page
 from dd.downloads import Archive
 from dd.executors import CANNOT_WRITE, EXIT
 from dd.locks import Busy
+from dd.provenance import shortened
 from dd.stages import prepare_coco as coco
 from dd.stages import prepare_voc as voc
 from dd.stages.export import FORMATS, export
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"warning: {note}", file=sys.stderr)
             print(f"ready: {folder}")
     except (ValueError, OSError, Busy) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         if isinstance(error, Busy):
             return EXIT["busy"]
         return EXIT["cannot write"] if getattr(error, "errno", None) in CANNOT_WRITE else 2

@@ -27,7 +27,8 @@ from dd.datasets import (
     write_split,
 )
 from dd.progress import Progress
-from dd.provenance import read_json, refuse_other, write_atomic, write_json
+from dd.provenance import read_own, refuse_other, write_atomic, write_json
+from dd.schemas import IDENTIFIED, PARTS
 from dd.taxonomy import IGNORE, Taxonomy
 
 CHUNK = 64  # masks between two looks at the progress bar; fewer are made without further processes
@@ -65,7 +66,7 @@ def finished(root: str | Path, part: str, identity: dict, images: tuple[Path, ..
     root = Path(root)
     if root.is_dir() and any(root.iterdir()) and not any(root.glob("settings_*.json")):
         raise FileExistsError(f"{root} holds other data, which is not written to: move it, or prepare below another --root")
-    record = read_json(root / RECORD) if (root / RECORD).is_file() else {"parts": {}}
+    record = read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"parts": {}}
     strangers = record["parts"].keys() - next(kind for kind in KINDS if part in kind)
     if strangers:
         raise FileExistsError(
@@ -90,7 +91,7 @@ def write_part(
     hold the images; below ``root``'s parent they are recorded relative to ``root``, so that the whole can be moved.
     """
     root, settings = Path(root), Path(root) / f"settings_{part}.json"
-    if settings.exists() and read_json(settings)["identity"] != identity:
+    if settings.exists() and read_own(settings, IDENTIFIED)["identity"] != identity:
         for job in jobs:
             for folder in ("SegmentationClass", "JPEGImages"):
                 (root / folder / f"{job.name}.png").unlink(missing_ok=True)
@@ -117,7 +118,7 @@ def write_part(
         notes.append(dark_note(counts["dark"]))
     if counts["upright"]:
         notes.append(f"{counts['upright']} images carry an EXIF rotation: upright copies lie in {root / 'JPEGImages'}")
-    record = read_json(root / RECORD) if (root / RECORD).is_file() else {"images": [], "parts": {}}
+    record = read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"images": [], "parts": {}}
     record["images"] += [f for f in (_relative(i, root) for i in images) if f not in record["images"]]
     record["taxonomy"] = {"name": taxonomy.name, "names": list(taxonomy.names)}
     found = {"identity": identity, "splits": {k: len(v) for k, v in splits.items()}, **counts, "notes": notes}

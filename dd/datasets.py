@@ -2,11 +2,12 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
@@ -16,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
-from dd.provenance import fingerprint, read_json, read_lines, read_text, sha256, write_atomic
-from dd.samples import unfinished
+from dd.provenance import fingerprint, read_json, read_lines, read_own, read_text, sha256, write_atomic
+from dd.samples import recorded, unfinished
+from dd.schemas import DATASET, MASKS
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -258,8 +260,47 @@ def choose_shots(ids: list[str], shots: int | None, seed: int, of="the split hol
 def image_folders(root: str | Path) -> list[Path]:
     """Where the images of a data set lie: ``JPEGImages``, then the folders of its record, which are never written to."""
     path, own = Path(root) / RECORD, Path(root) / "JPEGImages"
-    recorded = [Path(root) / folder for folder in read_json(path)["images"]] if path.is_file() else []
+    recorded = [Path(root) / folder for folder in read_own(path, DATASET)["images"]] if path.is_file() else []
     return [own, *recorded] if own.is_dir() or not recorded else recorded
+
+
+def check_recorded(folder: str | Path, key: str, name: str, path: Path) -> None:
+    """ValueError if the file of sample ``name`` is not the one that the records of a synthetic set tell of. ``key``:
+    ``image_sha256`` or ``heat_sha256``. A file that no record tells of passes: real images have none."""
+    known = _recorded(Path(folder), key, _state(Path(folder) / "records")).get(name)
+    if known is not None and sha256(path) != known:
+        raise ValueError(
+            f"{path} is not what its record says: it was damaged or changed. python -m dd verify {folder} names all that is, "
+            "and how it heals"
+        )
+
+
+def check_mask(path: str | Path) -> None:
+    """ValueError if a mask is not the one that masks.json beside it tells of; without a masks.json it passes."""
+    path = Path(path)
+    done = path.parent / "masks.json"
+    known = _mask_hashes(done, _state(done)).get(path.stem) if done.is_file() else None
+    if known is not None and sha256(path) != known:
+        raise ValueError(
+            f"{path} is not what masks.json beside it says: it was damaged or changed. Remove masks.json, and the command "
+            "that made the masks (generate.py stage=label) makes them again"
+        )
+
+
+def _state(place: Path) -> tuple:
+    """Of a file or the files of a folder: another one when they change, so that what was read of them is read again."""
+    paths = [Path(entry.path) for entry in os.scandir(place)] if place.is_dir() else [place] * place.exists()
+    return tuple((p.name, s.st_mtime_ns, s.st_size) for p in sorted(paths) if (s := p.stat()))
+
+
+@lru_cache(maxsize=4)
+def _recorded(folder: Path, key: str, _state) -> dict[str, str]:
+    return recorded(folder, key)
+
+
+@lru_cache(maxsize=4)
+def _mask_hashes(done: Path, _state) -> dict[str, str]:
+    return read_own(done, MASKS).get("sha256", {})
 
 
 class SegmentationFolder:
@@ -291,7 +332,7 @@ class SegmentationFolder:
         self.ids = choose_shots(ids, shots, seed, of)
         given = [images] if isinstance(images, str | Path) else images
         self.images = image_folders(root) if given is None else [Path(f) for f in given]
-        self.prepared = (self.root / RECORD).is_file()
+        self.prepared, self._seen = (self.root / RECORD).is_file(), set()
         self.foreign = not self.prepared and not (self.root / "run.json").is_file()
         _check_classes(self.root, taxonomy)
         if not (self.root / masks).is_dir():
@@ -299,23 +340,34 @@ class SegmentationFolder:
                 f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label (masks of "
                 "self-training: evaluate.py stage=self_train); for real data check data.root and data.masks"
             )
-        self._check_grown()
+        self._check_list()
 
-    def _check_grown(self) -> None:
-        """FileNotFoundError for a mask set of before the synthetic set grew."""
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _check_list(self) -> None:
+        """What a mask set of a synthetic set was made for is what the split lists: FileNotFoundError
+        for a mask set of before the set grew, ValueError if ``train`` is not the list of all masks:
+        a part of it would train on less."""
         done = self.root / self.masks / "masks.json"
-        record = read_json(done) if done.is_file() and (self.root / "run.json").is_file() else {}
-        known = record.get("sha256") if isinstance(record, dict) else None
-        left = [name for name in self.ids if name not in known] if isinstance(known, dict) else []
+        if not done.is_file() or not (self.root / "run.json").is_file():
+            return
+        known = _mask_hashes(done, _state(done))
+        left = [name for name in self.ids if name not in known]
         if left and known:
             raise FileNotFoundError(
                 f"the masks in {self.root / self.masks} are those of fewer samples: {len(left)} of "
                 f"the {len(self.ids)} of {self.split!r} have none, such as {left[0]}. Make the mask "
                 "set again (generate.py stage=label, or evaluate.py stage=self_train)"
             )
-
-    def __len__(self) -> int:
-        return len(self.ids)
+        if self.split != "train" or not known or not (self.root / "plan.jsonl").is_file():
+            return
+        if (listed := read_split(self.root, self.split)) != list(known):
+            raise ValueError(
+                f"{self.root}: ImageSets/Segmentation/train.txt lists {len(listed)} samples, "
+                f"{self.masks}/masks.json tells of {len(known)}, or of others. The same generate.py "
+                "command makes list and masks anew; a part of a set is a list of another name"
+            )
 
     @cached_property
     def drawn_upright(self) -> bool:
@@ -324,7 +376,7 @@ class SegmentationFolder:
         votes = set()
         for name in self.ids if not self.prepared else []:
             try:
-                with opened(self.image_path(name)) as image:
+                with opened(self._found_image(name)) as image:
                     turn, stored = orientation(image), (image.height, image.width)
                 if turn >= 5 and stored[0] != stored[1]:
                     votes.add(image_size(self.mask_path(name)) == stored[::-1])
@@ -332,7 +384,28 @@ class SegmentationFolder:
                 continue  # said where it is read
         return not self.prepared and votes != {False}
 
+    def unchecked(self) -> int:
+        """How many of the images have no recorded hash, so that nobody can tell whether they are
+        as they were; the others are looked at, as all masks of finished mask sets, when they are
+        read for the first time in a process."""
+        known = _recorded(self.root, "image_sha256", _state(self.root / "records"))
+        return sum(name not in known for name in self.ids)
+
+    def _first(self, *what) -> bool:
+        """Whether a file is read for the first time in this process."""
+        first = what not in self._seen
+        self._seen.add(what)
+        return first
+
     def image_path(self, name: str) -> Path:
+        """The image of an id; ValueError if it is not the one that the records of a synthetic set
+        tell of."""
+        path = self._found_image(name)
+        if path.parent == self.root / "JPEGImages" and self._first("image", name):
+            check_recorded(self.root, "image_sha256", name, path)
+        return path
+
+    def _found_image(self, name: str) -> Path:
         for folder in self.images:
             for suffix in READ_SUFFIXES:
                 path = _stored(folder, name + suffix)
@@ -362,6 +435,8 @@ class SegmentationFolder:
             raise FileNotFoundError(
                 f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
             )
+        if self._first("mask", name):
+            check_mask(path)
         return read_mask(path, self.taxonomy if self.foreign else None)
 
     def _checked(self, mask: np.ndarray, name: str, size: tuple[int, int]) -> np.ndarray:
@@ -391,10 +466,7 @@ class SegmentationFolder:
         hash of 100,000 images would take minutes): corrected masks and other images are other
         data."""
         done = self.root / self.masks / "masks.json"
-        record = read_json(done) if done.is_file() else {}
-        known = record.get("sha256", {}) if isinstance(record, dict) else None
-        if not isinstance(known, dict):
-            raise ValueError(f"{done} is damaged: it does not tell the masks' hashes. Make the mask set again (stage=label)")
+        known = read_own(done, MASKS).get("sha256", {}) if done.is_file() else {}
         files = {name: self.mask_path(name) for name in self.ids}
         hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
         return fingerprint([self.ids, hashes, [self._image_bytes(n) for n in self.ids]])
@@ -402,7 +474,7 @@ class SegmentationFolder:
     def _image_bytes(self, name: str) -> int | None:
         """None for an image that is not there: training and evaluation say so when they read it."""
         try:
-            return self.image_path(name).stat().st_size
+            return self._found_image(name).stat().st_size
         except FileNotFoundError:
             return None
 
@@ -454,10 +526,12 @@ def read_captions(root: str | Path) -> dict[str, dict]:
 
 
 def synthetic_image(folder: str | Path, name: str) -> Path:
-    """The image of a sample of a synthetic set, whichever format it was written in."""
+    """The image of a sample of a synthetic set, whichever format it was written in, as its record tells of it
+    (:func:`check_recorded`)."""
     for suffix in IMAGE_SUFFIXES:
         path = Path(folder) / "JPEGImages" / (name + suffix)
         if path.is_file():
+            check_recorded(folder, "image_sha256", name, path)
             return path
     raise FileNotFoundError(f"no image {name} in {folder}; run generate.py again to make what is missing")
 
@@ -504,6 +578,8 @@ def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
     Errors name the file and the way out; OtherDtype for maps that are not float32.
     """
     path = Path(folder) / "heat" / f"{name}.safetensors"
+    if path.is_file():
+        check_recorded(folder, "heat_sha256", name, path)
     try:
         tensors = load_file(path)
     except FileNotFoundError:

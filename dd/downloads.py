@@ -17,7 +17,7 @@ import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from dd.provenance import read_json, write_json
+from dd.provenance import read_own, write_json
 
 GB = 10**9
 TIMEOUT = (20, 60)  # seconds to connect, and between two pieces
@@ -85,7 +85,7 @@ class Resuming:
 
     def _go_on(self, url, progress):
         have = self._have()
-        version = read_json(self._state)["version"] if have else None
+        version = read_own(self._state, {"version": (str, None)})["version"] if have else None
         headers = {"Accept-Encoding": "identity"}  # bytes as they lie on the server
         if have and version:
             headers |= {"Range": f"bytes={have}-", "If-Range": version}
@@ -129,7 +129,7 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
     path = Path(folder) / archive.file_name
     record, known = path.with_name(path.name + ".json"), archive.checksum
     if known is None and record.exists():
-        known = f"sha256:{read_json(record)['sha256']}"
+        known = f"sha256:{read_own(record, {'sha256': str})['sha256']}"
     path.parent.mkdir(parents=True, exist_ok=True)
     if known is not None and path.is_file():
         algorithm, _, digest = known.rpartition(":")

@@ -10,8 +10,9 @@ from dd.datasets import RECORD, SegmentationFolder, image_size, read_split
 from dd.exports.source import Item, Source
 from dd.names import folder_name
 from dd.progress import Progress
-from dd.provenance import fingerprint, read_json, sha256
+from dd.provenance import fingerprint, read_json, read_own, sha256
 from dd.samples import read_records, read_whole_plan
+from dd.schemas import DATASET, WHOLE_MASKS
 from dd.supervision import behind
 from dd.taxonomy import TAXONOMIES, Taxonomy, taxonomy
 
@@ -65,7 +66,7 @@ def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | Non
         raise FileNotFoundError(f"{folder} is not finished (no {RECORD}): run its python -m dd prepare ... again")
     path = folder / masks / "masks.json"
     if path.is_file():
-        return read_json(path)["sha256"]
+        return read_own(path, WHOLE_MASKS)["sha256"]
     if not synthetic:
         return None
     there = ", ".join(sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json"))) or "none"
@@ -81,7 +82,7 @@ def _classes(folder: Path, run: dict, given) -> Taxonomy:
         return given if isinstance(given, Taxonomy) else taxonomy(given)
     if (folder / "taxonomy.yaml").is_file():
         return taxonomy(folder / "taxonomy.yaml")
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record = read_own(folder / RECORD, DATASET) if (folder / RECORD).is_file() else {}
     told = run.get("identity", record).get("taxonomy")
     if not told:
         raise ValueError(f"{folder} does not say what its classes are: give --taxonomy {'|'.join(TAXONOMIES)} or a YAML file")

@@ -6,7 +6,8 @@ import unicodedata
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from dd.provenance import differences, read_json, read_lines, sha256
+from dd.provenance import differences, read_lines, read_own, sha256
+from dd.schemas import IDENTIFIED
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = (".png", ".bmp", ".tif", ".tiff")  # no JPEG: it smears the ids
@@ -254,7 +255,7 @@ def output_folder(target, settings: str, identity: dict, what: str) -> Path:
     """The folder, made, for results whose file ``settings`` names their ``identity``. PermissionError or ValueError for one
     that cannot be written, FileExistsError for one that holds others. ``what``: the results, for messages."""
     target = writable_folder(target)
-    there = read_json(target / settings).get("identity", {}) if (target / settings).is_file() else None
+    there = read_own(target / settings, IDENTIFIED)["identity"] if (target / settings).is_file() else None
     if there is None and any(path.name != ".lock" for path in target.iterdir()):
         raise FileExistsError(f"output={target} holds files that are no {what}; choose a new or empty folder")
     if there is not None and (lines := differences(there, identity)):

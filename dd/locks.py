@@ -11,7 +11,7 @@ from multiprocessing import reduction
 from pathlib import Path
 from uuid import uuid4
 
-from dd.provenance import write_atomic
+from dd.provenance import sweep, write_atomic
 
 NAME = ".lock"
 WORKERS = ".lock-workers"
@@ -27,7 +27,8 @@ class Lock:
     """Held from ``with`` on; copies that are sent to worker processes hold it too, so orphans keep others out.
 
     Alone on ``folder``, or with ``shard=(index, count)`` beside other shards of the same count. Busy names the holder. A
-    file left by a process that died holds nothing. Where the file system knows no locks, a line says so and nothing is held.
+    file left by a process that died holds nothing; whoever is alone removes what killed writers have left half written below
+    the folder (:func:`dd.provenance.sweep`). Where the file system knows no locks, a line says so and nothing is held.
     ``hint``: what Busy advises.
     """
 
@@ -42,6 +43,8 @@ class Lock:
                 self._beside_others()
                 self._take("{}-{}of{}".format(NAME, *self.shard), fcntl.LOCK_EX)
             self._await_workers()
+            if self.shard is None:
+                sweep(self.folder)
         except BaseException:
             self.__exit__()
             raise

@@ -21,6 +21,8 @@ BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of U
 )  # fmt: skip
 
 SETTINGS = "settings.json"  # of a run that has begun
+CHECKSUM = "sha256_of_the_rest"  # the last key of a JSON file of ours
+SHOWN, MOST_SHOWN = 100, 1500  # characters of a value that is quoted, and of a line of an error
 
 
 def sha256(data: bytes | memoryview | Path) -> str:
@@ -36,7 +38,8 @@ def sha256(data: bytes | memoryview | Path) -> str:
 
 def fingerprint(value) -> str:
     """SHA-256 of a plain value through canonical JSON: equal values, equal fingerprints."""
-    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode())
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return sha256(text.encode(errors="surrogatepass"))
 
 
 @contextmanager
@@ -58,6 +61,42 @@ def whole(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def temporary_files(folder: str | Path) -> list[Path]:
+    """What writers that were killed have left (:func:`whole`) in a folder and below it, and what others write just now."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if is_temporary(name)]
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove the :func:`temporary_files` of a folder. Nobody else may be writing there: see :class:`dd.locks.Lock`."""
+    for path in temporary_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def sweep_beside(*paths: str | Path) -> None:
+    """Remove what writers of these files, and of no others, have left beside them and are gone: for a stage of one file,
+    that needs no lock."""
+    for path in map(Path, paths):
+        for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
+            if is_temporary(entry.name) and entry.name.startswith(f".{path.name}."):
+                process = int(entry.name.split(".")[-2])
+                if process == os.getpid() or not _alive(process):
+                    Path(entry.path).unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp") and name.split(".")[-2].isdecimal()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return True
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+
+
 def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
     """Write a whole file or nothing (:func:`whole`). ``data`` may come in pieces."""
     with whole(path) as temporary, open(temporary, "wb") as file:
@@ -66,7 +105,11 @@ def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
 
 
 def write_json(path: str | Path, value) -> None:
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """A JSON file of ours: the last key of an object is the checksum of the others, which :func:`read_json` looks at."""
+    plain = json.loads(json.dumps(value))  # as it is read: keys are texts, tuples lists
+    if isinstance(plain, dict):
+        plain[CHECKSUM] = fingerprint(plain)
+    write_atomic(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: str | Path, rows: Iterable) -> None:
@@ -104,12 +147,107 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def read_json(path: str | Path):
-    """Parse a JSON file; FileNotFoundError or ValueError name the file."""
+    """Parse a JSON file; FileNotFoundError or ValueError name the file. ValueError too for one of
+    ours that is not as it was written: its checksum, which is not part of the result, is another."""
     text = read_text(path)
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON, numbers of 5,000 digits, lists in lists in lists
         raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
+    if not isinstance(found, dict) or next(reversed(found), None) != CHECKSUM:
+        return found  # of others, or of an earlier version
+    recorded = found.pop(CHECKSUM)
+    if recorded != fingerprint(found):
+        raise ValueError(
+            f"{path} is damaged, or was edited: its content is not that of its last line, {CHECKSUM}. Restore it from a "
+            "copy, or make it again; of an edit that is meant, remove that line"
+        )
+    return found
+
+
+def read_own(path: str | Path, schema: dict) -> dict:
+    """A JSON file of ours with all that its readers rely on (:func:`fault`); ValueError names what is not there."""
+    found = read_json(path)
+    if wrong := fault(found, schema):
+        raise ValueError(f"{path} is damaged: {wrong}. Restore it from a copy, or make it again")
+    return found
+
+
+def fault(value, schema, name: str = "") -> str | None:
+    """What of a parsed JSON value is not as ``schema`` says, None if all is.
+
+    A schema is a type (``float`` takes whole numbers, ``object`` anything), a tuple of schemas of which one must fit (None
+    for null), ``[schema of each item]``, or ``{key: schema}`` of an object that may have more keys: a key that ends with ``?``
+    may be missing, ``*`` stands for every key.
+    """
+    if isinstance(schema, tuple):
+        found = [fault(value, one, name) for one in schema]
+        return None if None in found else _expected(value, " or ".join(map(_kind, schema)), name)
+    if schema is None or isinstance(schema, type):
+        return None if _is(value, schema) else _expected(value, _kind(schema), name)
+    if not isinstance(value, type(schema)):
+        return _expected(value, _kind(schema), name)
+    if isinstance(schema, list):
+        parts = ((str(i), item, schema[0]) for i, item in enumerate(value))
+    elif "*" in schema:
+        parts = ((key, item, schema["*"]) for key, item in value.items())
+    else:
+        lacking = [key for key in schema if not key.endswith("?") and key not in value]
+        if lacking:
+            return f"{_dotted(name, lacking[0])} is missing"
+        wanted = ((key.removesuffix("?"), one) for key, one in schema.items())
+        parts = ((key, value[key], one) for key, one in wanted if key in value)
+    return next((found for key, item, one in parts if (found := fault(item, one, _dotted(name, key)))), None)
+
+
+def _is(value, kind) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return value is None if kind is None else isinstance(value, int | float if kind is float else kind)
+
+
+_KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    tuple: "a list",
+}
+
+
+def _kind(schema) -> str:
+    return "null" if schema is None else _KINDS[schema if isinstance(schema, type) else type(schema)]
+
+
+def _dotted(name: str, key: str) -> str:
+    return f"{name}.{key:.{SHOWN}}".removeprefix(".")
+
+
+def _expected(value, what: str, name: str) -> str:
+    return f"{name or 'the whole of it'} is {quoted(value)}, expected {what}"
+
+
+def quoted(value, limit: int = SHOWN) -> str:
+    """``repr`` of a value for a message, cut in its middle; of lists and objects their size alone."""
+    if isinstance(value, dict | list | tuple) and value:
+        return f"{_kind(type(value))} of {len(value):,}"
+    text = repr(value[: 2 * limit] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= limit else f"{text[: limit - 20]} ... {text[-10:]}"
+
+
+def shortened(message: str, limit: int = MOST_SHOWN, lines: int = 100) -> str:
+    """A message for a person: what it quotes of a file or a command line may have a million characters, or lines."""
+
+    def line(text):
+        left_out = len(text) - limit
+        middle = f" ... {left_out:,} characters ... "
+        return text if left_out <= 0 else text[: limit * 2 // 3] + middle + text[-(limit // 3) :]
+
+    shown = message.split("\n")
+    cut = [*shown[: lines - 10], f"... {len(shown) - lines:,} lines ...", *shown[-10:]] if len(shown) > lines else shown
+    return "\n".join(map(line, cut))
 
 
 def versions() -> dict[str, str]:
@@ -155,7 +293,7 @@ def refuse_other(path: str | Path, identity: dict, what: str) -> None:
     """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other settings; nothing is changed."""
     if not Path(path).exists():
         return
-    lines = differences(read_json(path).get("identity", {}), identity)
+    lines = differences(read_own(path, {"identity": dict})["identity"], identity)
     if lines:
         raise FileExistsError(
             f"{what} {Path(path).parent} was made with other settings:\n  "

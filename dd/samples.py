@@ -12,6 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dd.provenance import fault, read_own
+from dd.schemas import RECORD, RUN
+
+CHECK = ', "sum": "'  # before the last field of a record: the first digits of the SHA-256 of what is before it
+DIGITS = 16
+
 PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")  # ids of samples, which are names of files
 
 
@@ -71,15 +77,18 @@ def plan_sha256(plan: list[Sample]) -> str:
 
 
 def read_whole_plan(folder: str | Path) -> list[Sample]:
-    """The frozen plan of a data set; FileNotFoundError says how to make one, ValueError names a line that is damaged."""
+    """The frozen plan of a data set; FileNotFoundError says how to make one, ValueError names a line that is damaged, or says
+    that the plan is another one than run.json, if there is one, tells of."""
     path = Path(folder) / "plan.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py")
-    plan, same = [], {}  # texts and classes repeat: one object each
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:  # str.splitlines() knows more ends
+    plan, same, digest = [], {}, hashlib.sha256()  # texts and classes repeat: one object each
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
+            digest.update(line)
             try:
                 row = json.loads(line)
+                _check_row(row, same)
                 for key in ("classes", "class_ids"):
                     row[key] = tuple(row[key])
                 row |= {k: same.setdefault(row[k], row[k]) for k in ("prompt", "class_prompt", "classes", "class_ids")}
@@ -90,7 +99,29 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
                 raise ValueError(
                     f"{path}, line {number} is damaged; remove the file, and generate.py writes it again"
                 ) from None
+    run = Path(folder) / "run.json"
+    known = read_own(run, RUN)["identity"].get("plan_sha256") if run.is_file() else None
+    if known not in (None, digest.hexdigest()):
+        raise ValueError(
+            f"{path} is not the plan that run.json names: it was damaged or edited; remove the file, and generate.py "
+            "writes it again"
+        )
     return plan
+
+
+def _check_row(row: dict, known: dict) -> None:
+    """ValueError or TypeError for a row of other types than :class:`Sample` has. ``known``: class lists that were seen."""
+    texts = all(type(row[key]) is str for key in ("id", "prompt", "class_prompt"))
+    numbers = type(row["seed"]) is int and type(row["unit"]) is int
+    names, ids = row["classes"], row["class_ids"]
+    if not (texts and numbers and type(names) is list and type(ids) is list):
+        raise TypeError
+    if tuple(names) in known and tuple(ids) in known:
+        return
+    if len(names) != len(ids) or any(type(n) is not str for n in names) or any(type(i) is not int for i in ids):
+        raise TypeError
+    if not all(0 < i < 255 for i in ids):
+        raise ValueError
 
 
 def read_plan(folder: str | Path) -> list[Sample]:
@@ -115,15 +146,15 @@ def failed(records: dict[str, dict]) -> set[str]:
 
 
 def append_records(folder: str | Path, worker: str, records: list[dict]) -> None:
-    """Append records to ``records/<worker>.jsonl`` (:func:`append_lines`)."""
-    append_lines(Path(folder) / "records" / f"{worker}.jsonl", records)
+    """Append records to ``records/<worker>.jsonl`` (:func:`append_lines`), each with its sum."""
+    append_lines(Path(folder) / "records" / f"{worker}.jsonl", records, record_line)
 
 
-def append_lines(path: Path, records: list[dict]) -> None:
+def append_lines(path: Path, records: list[dict], line=lambda r: json.dumps(r) + "\n") -> None:
     """Append JSON lines in one write and sync them; a torn last line is closed first. What could not be written whole (a full
     disk) is taken back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = "".join(json.dumps(r) + "\n" for r in records).encode()
+    data = "".join(map(line, records)).encode()
     with open(path, "a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if size:
@@ -138,16 +169,31 @@ def append_lines(path: Path, records: list[dict]) -> None:
             raise
 
 
+def record_line(record: dict) -> str:
+    """The line of a record: JSON whose last field, ``sum``, tells whether the others are as they were written."""
+    text = json.dumps(record)[:-1]
+    return f'{text}{CHECK}{_sum(text.encode())}"}}\n'
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:DIGITS]
+
+
 def each_record(path: str | Path) -> Iterator[dict]:
-    """The records of one file, in order; a line torn by a crash is ignored."""
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+    """The records of one file, in order; a line that was torn by a crash or is damaged is ignored: what it told of is made
+    again."""
+    with open(path, "rb") as file:
         for line in file:
+            text, check, rest = line.rpartition(CHECK.encode())
+            if check and _sum(text).encode() != rest[:DIGITS]:
+                continue
             try:
                 record = json.loads(line)
-                if isinstance(record["id"], str):
-                    yield record
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, RecursionError):
                 continue
+            if fault(record, RECORD) is None:
+                record.pop("sum", None)
+                yield record
 
 
 def _records(folder) -> Iterator[dict]:
@@ -155,10 +201,13 @@ def _records(folder) -> Iterator[dict]:
         yield from each_record(path)
 
 
-def read_records(folder: str | Path) -> dict[str, dict]:
-    """The last record of every finished sample, by id; that of a quarantined unit only if there is no other."""
+def read_records(folder: str | Path, needs=()) -> dict[str, dict]:
+    """The last record of every finished sample, by id; that of a quarantined unit only if there is no other. A record
+    without one of the fields ``needs`` is none."""
     found = {}
     for record in _records(folder):
+        if any(key not in record for key in needs):
+            continue
         if "error" not in record or "error" in found.get(record["id"], record):
             found[record["id"]] = record
     return found

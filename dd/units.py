@@ -13,15 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from dd.datasets import IMAGE_SUFFIXES, as_stored, encode_image, heat_bytes, read_image
-from dd.provenance import differences, read_json, sha256, write_atomic
+from dd.provenance import differences, is_temporary, read_own, sha256, write_atomic
 from dd.quality import sample_signals
-from dd.samples import Sample, append_records, each_record, sample_seed
+from dd.samples import Sample, append_records, each_record, record_line, sample_seed
+from dd.schemas import WHOLE_RUN
 
 FOLDERS = ("JPEGImages", "heat")
 WRITERS = 8  # threads that encode, hash and sync the files of a unit
-
-
-IDENTITY = {"generator": dict, "plan_sha256": str, "image_format": str, "taxonomy": dict}  # what its readers rely on
 
 
 def read_run(folder: str | Path) -> dict:
@@ -29,10 +27,8 @@ def read_run(folder: str | Path) -> dict:
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a synthetic data set: no run.json. Make one with generate.py")
-    run = read_json(path)
-    identity = run.get("identity") if isinstance(run, dict) else None
-    whole = isinstance(identity, dict) and all(isinstance(identity.get(k), kind) for k, kind in IDENTITY.items())
-    if not whole or identity["image_format"] not in IMAGE_SUFFIXES or not isinstance(identity["taxonomy"].get("names"), list):
+    run = read_own(path, WHOLE_RUN)
+    if run["identity"]["image_format"] not in IMAGE_SUFFIXES:
         raise ValueError(f"{path} is damaged: it does not say what the data set is. Restore it from a copy")
     return run
 
@@ -166,7 +162,7 @@ def drop_records(folder: str | Path, names: set[str], pattern: str = "*.jsonl") 
             lines = sum(1 for _ in file)
         kept = sum(record["id"] not in names for record in each_record(path))
         if kept < lines:
-            write_atomic(path, (json.dumps(r) + "\n" for r in each_record(path) if r["id"] not in names))
+            write_atomic(path, (record_line(r) for r in each_record(path) if r["id"] not in names))
         if not kept:
             path.unlink()
 
@@ -180,26 +176,13 @@ def present(folder: str | Path, suffix: str) -> set[str]:
     return images & heat
 
 
-def temporary_files(folder: str | Path) -> list[Path]:
-    """What writers that were killed have left: ``.<name>.<process>.tmp`` wherever the data set has files."""
-    folder = Path(folder)
-    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if _is_temporary(name)]
-
-
-def sweep(folder: str | Path, names: set[str] | None = None) -> None:
-    """Remove temporary files: all, or those of the images and heat of ``names`` while others are at work."""
-    if names is None:
-        for path in temporary_files(folder):
-            path.unlink(missing_ok=True)
-        return
+def sweep_samples(folder: str | Path, names: set[str]) -> None:
+    """Remove the temporary files of the images and heat of ``names`` while others are at work (else:
+    :func:`dd.provenance.sweep`)."""
     for place in FOLDERS:
         for entry in _entries(Path(folder) / place):
-            if _is_temporary(entry.name) and entry.name[1:].partition(".")[0] in names:
+            if entry.name[1:].partition(".")[0] in names and is_temporary(entry.name):
                 Path(entry.path).unlink(missing_ok=True)
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp") and name.split(".")[-2].isdecimal()
 
 
 def _entries(folder: Path):

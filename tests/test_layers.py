@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"generate", "train", "evaluate"}
 FLOORS = {
-    0: {"dd.taxonomy", "dd.samples", "dd.provenance", "dd.nouns", "dd.names", "dd.supervision"},
+    0: {"dd.taxonomy", "dd.provenance", "dd.schemas", "dd.nouns", "dd.names", "dd.supervision"},
     1: {
+        "dd.samples",
         "dd.prompts",
         "dd.attention.*",
         "dd.masks",

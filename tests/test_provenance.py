@@ -2,13 +2,30 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from dd import provenance
-from dd.provenance import differences, fingerprint, read_json, refuse_other, sha256, write_atomic, write_csv, write_json
+from dd.provenance import (
+    differences,
+    fault,
+    fingerprint,
+    quoted,
+    read_json,
+    read_own,
+    refuse_other,
+    sha256,
+    shortened,
+    sweep,
+    sweep_beside,
+    temporary_files,
+    write_atomic,
+    write_csv,
+    write_json,
+)
 
 
 def test_sha256_of_bytes_and_of_files(tmp_path):
@@ -142,3 +159,87 @@ def test_text_of_another_encoding_is_named(tmp_path):
     for name in ("a.json", "b.json"):
         with pytest.raises(ValueError, match=rf"{name} is no text in UTF-8 \(.* at byte \d+.*: save it as UTF-8"):
             read_json(tmp_path / name)
+
+
+def test_a_json_file_of_ours_shows_every_changed_byte_of_its_content(tmp_path):
+    path, value = tmp_path / "run.json", {"identity": {"seed": 1, "names": ["cat"]}, 3: (1.5, None), "ä": float("inf")}
+    write_json(path, value)
+    read = {"identity": {"seed": 1, "names": ["cat"]}, "3": [1.5, None], "ä": float("inf")}
+    assert read_json(path) == read
+    sound, seen = path.read_bytes(), 0
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+        try:  # what is still read is the same content: a blank, or the name of the checksum
+            assert {k: v for k, v in read_json(path).items() if k in read} == read
+        except ValueError as error:
+            assert str(path) in str(error)
+            seen += 1
+    assert seen > 0.7 * len(sound)
+    path.write_text(sound.decode().replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(ValueError, match="is damaged, or was edited.*remove that line"):
+        read_json(path)
+
+
+def test_files_of_others_and_of_earlier_versions_have_no_checksum(tmp_path):
+    for text, value in (('{"a": 1}', {"a": 1}), ("[1]", [1]), ("{}", {}), ('{"sha256_of_the_rest": "x", "a": 1}', None)):
+        (tmp_path / "a.json").write_text(text)
+        assert read_json(tmp_path / "a.json") == (json.loads(text) if value is None else value)
+
+
+SCHEMA = {"id": str, "sizes": [int], "more?": {"*": (float, None)}, "any": object}
+
+
+@pytest.mark.parametrize(
+    "value, wrong",
+    [
+        ({"id": "a", "sizes": [1, 2], "any": 5, "other": 1}, None),
+        ({"id": "a", "sizes": [], "any": None, "more": {"x": 1, "y": None, "z": 0.5}}, None),
+        (5, "the whole of it is 5, expected an object"),
+        ({"id": "a", "sizes": []}, "any is missing"),
+        ({"id": None, "sizes": [], "any": 1}, "id is None, expected a text"),
+        ({"id": "a", "sizes": [1, True], "any": 1}, "sizes.1 is True, expected a whole number"),
+        ({"id": "a", "sizes": {"0": 1}, "any": 1}, "sizes is an object of 1, expected a list"),
+        ({"id": "a", "sizes": [], "any": 1, "more": {"x": "1"}}, "more.x is '1', expected a number or null"),
+        ({"id": 10**300, "sizes": [], "any": 1}, "id is 1" + "0" * 79 + " ... 0000000000, expected a text"),
+    ],
+)
+def test_a_file_of_ours_says_which_field_is_wrong(tmp_path, value, wrong):
+    assert fault(value, SCHEMA) == wrong
+    (tmp_path / "own.json").write_text(json.dumps(value))
+    if wrong is None:
+        assert read_own(tmp_path / "own.json", SCHEMA) == value
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"own.json is damaged: {wrong}. Restore it")):
+            read_own(tmp_path / "own.json", SCHEMA)
+
+
+def test_what_is_quoted_is_short():
+    assert quoted("cat") == "'cat'" and len(quoted("c" * 10**6)) < 120 and len(quoted([1] * 10**6)) < 120
+    assert shortened("one\ntwo") == "one\ntwo"
+    long = shortened("begin " + "x" * 10**6 + " end")
+    assert long.startswith("begin xxx") and long.endswith("x end") and " 998,510 characters " in long and len(long) < 1600
+    lines = shortened("\n".join(map(str, range(10**5)))).split("\n")
+    assert lines[0] == "0" and lines[-1] == "99999" and "... 99,900 lines ..." in lines and len(lines) == 101
+
+
+def test_temporary_files_of_writers_that_are_gone_are_swept_and_others_stay(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [tmp_path / "a" / f".000004.png.{gone.pid}.tmp", tmp_path / f".b.json.{os.getpid()}.tmp"]
+    others = tmp_path / f".b.json.{os.getppid()}.tmp"  # that is alive
+    kept = [tmp_path / ".b.tmp", tmp_path / f"b.json.{gone.pid}.tmp"]
+    for path in [*left, others, *kept]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    assert sorted(temporary_files(tmp_path)) == sorted([*left, others])
+    sweep_beside(tmp_path / "b.json", tmp_path / "no" / "folder")
+    assert left[0].exists() and others.exists() and not left[1].exists()
+    sweep(tmp_path)
+    assert not left[0].exists() and not others.exists() and all(path.exists() for path in kept)
+
+
+def test_the_doors_repeat_no_long_input(capsys):
+    from dd.__main__ import main
+
+    assert main(["verify", "x" * 10**6]) != 0
+    assert len(capsys.readouterr().err) < 3000

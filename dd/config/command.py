@@ -24,6 +24,7 @@ from dd.config.overrides import check_overrides, one_line, quoted
 from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.locks import Busy
 from dd.names import folder_name
+from dd.provenance import shortened
 
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
 NAMES = {"name": True, "data.name": False, "mask_set": False, "quality.split": False, "sweep.name": False}  # may have parts
@@ -147,6 +148,10 @@ def _say(error: Exception, cfg=None) -> None:
 
 
 def _message(error: Exception, cfg=None) -> str:
+    return shortened(_words(error, cfg))
+
+
+def _words(error: Exception, cfg) -> str:
     """What an error says; of one that a loader's worker passed on with its traceback, the last
     paragraph; of a value that has to be given, how; of a file that is not there, where it was
     looked for."""

@@ -14,7 +14,8 @@ from dd.config.kinds import KINDS, check_kind
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source, without
-from dd.provenance import SETTINGS, read_json, sha256
+from dd.provenance import SETTINGS, read_own, sha256
+from dd.schemas import NAMED
 from dd.segmentation import Predictor
 from dd.stages.review import check
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
@@ -104,7 +105,9 @@ def review_arguments(cfg) -> dict:
         given["source"].items = without(given["source"].items, cfg.leave_out)
         given["identity"]["left_out"] = sha256(Path(cfg.leave_out))
     names, colours = given.pop("names")[1:], given.pop("palette")
-    classes = Taxonomy(read_json(Path(cfg.run) / "run.json")["taxonomy"]["name"], names, colours=_colours(names, colours))
+    classes = Taxonomy(
+        read_own(Path(cfg.run) / "run.json", NAMED)["taxonomy"]["name"], names, colours=_colours(names, colours)
+    )
     return {**given, **queue, "classes": classes, "address": cfg.address}
 
 
@@ -147,7 +150,7 @@ def _missed(pattern: str, runs: list[Path]) -> list[Path]:
     if fixed is None or not Path(*parts[:fixed]).is_dir():
         return []
     there = set(_with(escape(str(Path(*parts[:fixed]))), "run.json")) - set(runs)
-    return sorted(folder for folder in there if "trained_on" in read_json(folder / "run.json"))
+    return sorted(folder for folder in there if "trained_on" in read_own(folder / "run.json", {}))
 
 
 def test_sets(cfg) -> dict[str, SegmentationFolder]:

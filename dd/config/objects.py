@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dd import taxonomy as taxonomies
 from dd.config.kinds import check_arguments
 from dd.datasets import SegmentationFolder
-from dd.provenance import SETTINGS, read_json
+from dd.provenance import SETTINGS, read_own
+from dd.schemas import TRAINED
 from dd.segmentation import Views
 from dd.stages.train import load_weights
 from dd.supervision import choices, merged
@@ -188,9 +189,9 @@ def trained_run(folder, trusted: bool = False, weights: str = "ema", scales=(1.0
             if begun
             else f"{folder}: no finished training run there (a folder with run.json); train it with train.py"
         )
-    run = read_json(Path(folder) / "run.json")
-    if not isinstance(run, dict) or "segmenter" not in run:
+    if "segmenter" not in read_own(Path(folder) / "run.json", {}):
         raise ValueError(f"{folder} is no training run of a segmenter (its run.json names none); give the folder of one")
+    run = read_own(Path(folder) / "run.json", TRAINED)
     segmenter = segmenter_of(run, trusted)
     segmenter.load_state_dict(load_weights(folder, weights))
     return run, segmenter, Views(run["scale"], scales, flip)

@@ -10,7 +10,8 @@ from dd.config.objects import chosen_on, device, instantiate, plain, real_data, 
 from dd.datamodule import Mixture, hold_out, per_process
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
-from dd.provenance import fingerprint, read_json
+from dd.provenance import fingerprint, read_own
+from dd.schemas import FILTERED, MASKS, STARTED
 from dd.style import Style
 from dd.supervision import merged, supervision
 from dd.tracking.callbacks import Steps
@@ -106,7 +107,7 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
     path = images.root / images.masks / "masks.json"
     if not path.is_file():
         raise FileNotFoundError(f"mask set {path.parent} is not finished (no masks.json); run the stage that makes it again")
-    masks, filtered = read_json(path), _chosen_list(images)
+    masks, filtered = read_own(path, MASKS), _chosen_list(images)
     if "chosen_on" not in masks:
         raise ValueError(
             f"{path} does not say which labels chose its settings: an earlier version wrote it. The "
@@ -114,7 +115,8 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
             "stage=self_train); the masks stay as they are"
         )
     listed = images.root / "quality" / images.split / "filter.json"
-    chosen = read_json(listed).get("chosen_on") if "rules" in filtered.get("filter", {}) else []
+    rules = "rules" in filtered.get("filter", {})
+    chosen = read_own(listed, FILTERED).get("chosen_on") if rules else []
     return {"mask_settings": masks["identity"], **filtered}, merged(masks.get("chosen_on"), chosen)
 
 
@@ -125,7 +127,7 @@ def _chosen_list(images) -> dict:
     path, ids = images.root / "quality" / images.split / "filter.json", fingerprint(read_split(images.root, images.split))
     if not path.is_file():
         return {"filter": {"ids": ids}}
-    identity = read_json(path)["identity"]
+    identity = read_own(path, FILTERED)["identity"]
     if identity["ids"] != ids:
         raise ValueError(f"split {images.split} is not the list that {path} tells of; run generate.py stage=filter again")
     return {"filter": identity}
@@ -144,7 +146,7 @@ def training_record(
         raise FileNotFoundError(
             f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
         )
-    before = read_json(Path(cfg.init_from) / "run.json") if cfg.init_from else None
+    before = read_own(Path(cfg.init_from) / "run.json", STARTED) if cfg.init_from else None
     chosen_before, chosen_data = before and before.get("chosen_on"), []
     trained_on = {
         "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,

@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 
-from dd.datasets import read_image, read_mask, stored_heat, synthetic_image
+from dd.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image
 from dd.report import charts, pictures
 from dd.report.explore import Samples, Shown
 from dd.report.page import Chart, Table
@@ -49,6 +49,7 @@ def statistics(plan: list[Sample], masks: Path) -> Statistics:
         path = masks / f"{sample.id}.png"
         if not path.is_file():
             raise FileNotFoundError(f"no mask {path}; run generate.py with stage=label to make this mask set whole")
+        check_mask(path)
         found.add(sample, read_mask(path))
     return found
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dd.datasets import SegmentationFolder, read_image, read_mask, stored_heat, synthetic_image
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
-from dd.provenance import read_json
+from dd.provenance import read_own
 from dd.report import charts, pictures
 from dd.report.compare import image_miou, number_of_runs
 from dd.report.explore import Matrix
@@ -15,6 +15,7 @@ from dd.report.recipes import ARMS
 from dd.report.rows import number_of_images
 from dd.report.summary import cell, images_of, values
 from dd.samples import read_plan
+from dd.schemas import DRAWN
 from dd.taxonomy import voc_palette
 
 LARGEST = 30  # classes of a confusion matrix that is shown whole
@@ -152,7 +153,7 @@ def synthetic_gallery(synthetic, taxonomy, count=8):
     if not (synthetic / "SegmentationClass" / "masks.json").is_file():
         return
     palette, rows = voc_palette(), []
-    made = read_json(synthetic / "SegmentationClass" / "masks.json")["identity"]["settings"]
+    made = read_own(synthetic / "SegmentationClass" / "masks.json", DRAWN)["identity"]["settings"]
     for sample in read_plan(synthetic)[:count]:
         image = read_image(synthetic_image(synthetic, sample.id))
         mask = read_mask(synthetic / "SegmentationClass" / f"{sample.id}.png")

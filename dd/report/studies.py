@@ -8,10 +8,11 @@ from statistics import mean, stdev
 from dd.budget import ARMS, Prices, cost
 from dd.evaluation.savings import bounds_text, price_text, range_text
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
-from dd.provenance import read_json
+from dd.provenance import read_own
 from dd.report import charts
 from dd.report.explore import Matrix
 from dd.report.page import Chart, Table
+from dd.schemas import SWEPT
 
 CURVES = {"train/loss": "training loss", "tune/miou": "mIoU on tune (%)"}  # columns of metrics.csv
 SERIES = 6  # curves in one chart
@@ -273,6 +274,6 @@ def sweep_section(sweep: dict, name: str) -> Matrix | None:
 
 def sweep_sections(synthetic: Path) -> list[Matrix]:
     """The mask sweeps of a synthetic set, from the files of stage=sweep."""
-    found = [(path.stem, read_json(path)) for path in sorted((Path(synthetic) / "sweeps").glob("*.json"))]
+    found = [(path.stem, read_own(path, SWEPT)) for path in sorted((Path(synthetic) / "sweeps").glob("*.json"))]
     sections = [sweep_section(sweep, name) for name, sweep in found]
     return [s for s in sections if s is not None]

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
-from dd.provenance import SETTINGS, read_json
+from dd.provenance import SETTINGS, read_own
 from dd.report.compare import comparable, read_metrics
 from dd.report.recipes import ARMS, labelled_part, recipe, weights_of
 from dd.report.rows import Row
 from dd.samples import read_records
+from dd.schemas import LISTED
 
 
 def collect(folders, synthetic: Path | None = None) -> tuple[list[dict], list[tuple[str, str]]]:
@@ -22,10 +23,9 @@ def collect(folders, synthetic: Path | None = None) -> tuple[list[dict], list[tu
     entries, left_out, runs = [], [], {}
     for folder in map(Path, folders):
         if (folder / "run.json").is_file():
-            run = read_json(folder / "run.json")
-            if "trained_on" in run:
-                runs[folder] = run
-        elif (folder / SETTINGS).is_file() and "trained_on" in read_json(folder / SETTINGS).get("identity", {}):
+            if "trained_on" in read_own(folder / "run.json", {}):
+                runs[folder] = read_own(folder / "run.json", LISTED)
+        elif (folder / SETTINGS).is_file() and "trained_on" in read_own(folder / SETTINGS, {}).get("identity", {}):
             left_out.append((str(folder), "begun and not finished (no run.json): the same train.py command goes on"))
     by_weights = {}
     for run in runs.values():
@@ -57,7 +57,7 @@ def synthetic_sets(root: Path) -> Callable[[dict], dict | None]:
         folder = root / str(data.get("root")) / str(masks)
         if folder not in known:
             files = folder / "masks.json", root / str(data.get("root")) / "run.json"
-            known[folder] = [read_json(f) for f in files] if all(f.is_file() for f in files) else None
+            known[folder] = [read_own(f, {}) for f in files] if all(f.is_file() for f in files) else None
         if known[folder] is None:
             return None
         there, run = known[folder]
@@ -126,7 +126,7 @@ def summarise(rows: list[Row], folder: Path, domains: list[str], synthetic: Path
     if ablations := _ablations(rows, plain, folder, domains, judges):
         summary["ablations"] = ablations
     entries = [e for r in rows for e in r.runs]
-    generation = sum(r["seconds"] for r in read_records(synthetic).values())
+    generation = sum(r["seconds"] for r in read_records(synthetic, ("seconds",)).values())
     train = {arm: sum(e["seconds"] for e in entries if e["recipe"].arm == arm) for arm in ARMS}
     summary["seconds"] = {"generate": round(generation, 1), **{f"train_{k}": round(v, 1) for k, v in train.items()}}
     summary["seeds"] = sorted({e["seed"] for e in entries}, key=str)
@@ -209,13 +209,13 @@ def _probed(runs, folder: Path, file: str) -> float | list[float] | None:
 
 
 def _probe(path: Path) -> float | None:
-    return read_json(path)["miou"] if path.is_file() else None
+    return read_own(path, {"miou": float})["miou"] if path.is_file() else None
 
 
 def _probed_ablations(folder: Path, data: str) -> dict[str, float]:
     """Mask mIoU of the ablations that stage=probe measured on noised real test scenes."""
     path = folder / f"probe_{data}_test.json"
-    found = read_json(path).get("ablations", {}) if path.is_file() else {}
+    found = read_own(path, {"ablations?": {"*": float}}).get("ablations", {}) if path.is_file() else {}
     without = _probe(folder / f"probe_{data}_test_append=off.json")
     return found if without is None else {**found, "append=off": without}
 

@@ -13,9 +13,10 @@ from dd.datasets import encode_image
 from dd.fitting import fit
 from dd.photos import Unlabelled
 from dd.prompt_sources.captions import read_rows, stem
-from dd.provenance import SETTINGS, fingerprint, finished_run, made_by, read_json, sha256, write_atomic, write_json
+from dd.provenance import SETTINGS, fingerprint, finished_run, made_by, read_own, sha256, write_atomic, write_json
 from dd.report.pictures import contact_sheet
 from dd.samples import Sample, sample_seed
+from dd.schemas import SECONDS
 
 LAST = Path("checkpoints") / "last.ckpt"
 MOST_CAPTIONS = 10_000  # of one template: all are listed
@@ -74,8 +75,8 @@ def adapt_generator(
     record = {
         "adapter_sha256": sha256(target), "base": generator.settings["model"], "images": str(images), "captions": captions,
         "template": None if captions else template, "supervision": {"labels": 0, "masks_read": False},
-        "left_out": len(files) - len(sound),
-        "parameters": sum(p.numel() for p in parameters), "seconds": read_json(folder / "seconds.json")["seconds"],
+        "left_out": len(files) - len(sound), "parameters": sum(p.numel() for p in parameters),
+        "seconds": read_own(folder / "seconds.json", SECONDS)["seconds"],
     }  # fmt: skip
     write_json(folder / "run.json", {"identity": identity, **record, **made_by()})
     return target
@@ -151,7 +152,7 @@ def _check_length(generator, texts: list[list[str]]) -> None:
 
 def _fit(folder: Path, trainer, module, data) -> None:
     """Train, and count the seconds of an interrupted training too."""
-    before = read_json(folder / "seconds.json")["seconds"] if (folder / "seconds.json").exists() else 0
+    before = read_own(folder / "seconds.json", SECONDS)["seconds"] if (folder / "seconds.json").exists() else 0
     started = time.perf_counter()
     try:
         fit(trainer, module, data, folder / LAST)

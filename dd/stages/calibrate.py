@@ -15,7 +15,7 @@ from dd import metrics
 from dd.datasets import SegmentationFolder, choose_source, read_captions, read_split
 from dd.masks import READING, MaskSettings, count_grid, scores, settings_grid
 from dd.prompts import make_prompt
-from dd.provenance import write_atomic, write_json
+from dd.provenance import sweep_beside, write_atomic, write_json
 from dd.samples import Sample
 from dd.supervision import declared, label_set
 from dd.taxonomy import IGNORE
@@ -38,6 +38,7 @@ def calibrate(
     image
     belongs to ``test_split``, where nothing is chosen, or if no image holds an object.
     """
+    sweep_beside(path, Path(path).with_suffix(".json"))
     _refuse_test(data, test_split)
     shown, tried, counts = _shown(data, append), [], []
     for reading in readings:

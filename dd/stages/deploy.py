@@ -8,7 +8,7 @@ import torch
 
 from dd.folders import writable_folder
 from dd.onnx_model import Session, exported, metadata
-from dd.provenance import made_by, sha256, write_atomic, write_json
+from dd.provenance import made_by, read_own, sha256, write_atomic, write_json
 from dd.segmentation import MAX_LONG, Predictor
 
 AGREEMENT = 0.999  # of the pixels must get the class that PyTorch gives them
@@ -87,10 +87,18 @@ def _there(target: Path, found: dict) -> bool:
         old = metadata(target)
     except (ValueError, OSError) as error:
         raise FileExistsError(f"output={target} is there and no export of this package ({error}); choose another") from None
+    checked = target.with_suffix(".json")
+    if checked.is_file():
+        known = read_own(checked, {"onnx_sha256": str})["onnx_sha256"]
+        if known != sha256(target):
+            raise FileExistsError(
+                f"output={target} is not the file that {checked.name} beside it tells of: it was damaged or changed. Remove "
+                "it, and the same command writes it again"
+            )
     differing = [k for k in found if old.get(k) != found[k]]
     if differing:
         listed = "; ".join(f"{k} {old.get(k)!s:.80} -> {found[k]!s:.80}" for k in differing[:3])
         raise FileExistsError(
             f"output={target} was exported otherwise ({listed}). Nothing was changed: choose another output=..., or remove it"
         )
-    return True
+    return checked.is_file()  # a file without its check is written once more

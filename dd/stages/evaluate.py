@@ -12,7 +12,8 @@ from dd import metrics
 from dd.datamodule import whole_loader
 from dd.datasets import SegmentationFolder, encode_mask
 from dd.progress import Progress
-from dd.provenance import read_json, sha256, write_atomic, write_json
+from dd.provenance import read_own, sha256, write_atomic, write_json
+from dd.schemas import MASKS
 from dd.segmentation import count
 
 EXAMPLES = 8  # predictions of the first images are kept as pictures,
@@ -81,7 +82,7 @@ def evaluate(
         **({"chosen_on": run["chosen_on"]} if "chosen_on" in run else {}),
     }  # fmt: skip
     if Path(path).exists():
-        there = read_json(path)
+        there = read_own(path, {})
         whole = not per_image or ("per_image" in there and Path(path).with_name(PER_IMAGE).is_file())
         if whole and {k: there.get(k) for k in head} == head:
             return there
@@ -121,7 +122,7 @@ def _write_per_image(path, images, ids) -> str:
 
 def _made_with(data):
     path = data.root / data.masks / "masks.json"
-    return read_json(path)["identity"] if path.is_file() else None
+    return read_own(path, MASKS)["identity"] if path.is_file() else None
 
 
 def print_table(results: dict[str, dict], title: str) -> None:

@@ -7,9 +7,10 @@ from dd.exports import coco, cvat, huggingface, mmseg, ultralytics, webdataset
 from dd.exports.target import Target
 from dd.locks import Lock
 from dd.progress import Progress
-from dd.provenance import fingerprint, made_by, read_json, refuse_other, write_json
+from dd.provenance import fingerprint, made_by, read_own, refuse_other, write_json
+from dd.schemas import EXPORTED
 from dd.taxonomy import taxonomy_yaml
-from dd.units import read_run, sweep
+from dd.units import read_run
 
 FORMATS = {
     "mmseg": mmseg, "coco": coco, "huggingface": huggingface, "webdataset": webdataset, "cvat": cvat,
@@ -49,7 +50,7 @@ def export(
     with Lock(target, hint="Two exports never share a folder."):
         _refuse(target, identity, [])
         if (target / DONE).is_file():
-            files = read_json(target / DONE)["files"]
+            files = read_own(target / DONE, EXPORTED)["files"]
             lost = [target / name for name, size in files.items() if not _is_whole(target / name, size)]
             if not lost:
                 return {"images": len(source.items), "files": len(files), "kept": True, "notes": notes}
@@ -57,7 +58,6 @@ def export(
                 path.unlink(missing_ok=True)
         write_json(target / BEGUN, {"identity": identity})
         (target / DONE).unlink(missing_ok=True)
-        sweep(target)
         with Progress("export", len(source.items)) as progress:
             written = Target(target, link, progress.advance)
             FORMATS[form].write(source, written)

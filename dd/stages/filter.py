@@ -5,13 +5,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dd.datasets import read_image, read_mask, stored_heat, synthetic_image, write_split
+from dd.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image, write_split
 from dd.masks import MaskSettings
 from dd.names import folder_name
 from dd.progress import Progress
-from dd.provenance import differences, fingerprint, made_by, read_json, write_json
+from dd.provenance import differences, fingerprint, made_by, read_json, read_own, write_json
 from dd.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
 from dd.samples import append_records, read_plan, read_records
+from dd.schemas import FILTERED, MASKS, WHOLE_MASKS
 from dd.supervision import behind, merged
 
 HASHES = ("image_sha256", "heat_sha256")
@@ -59,6 +60,7 @@ def filter_samples(
     for sample, found in zip(samples, signals, strict=True):
         names = not_drawn.get(sample.id, ())
         absent = [i for i, name in zip(sample.class_ids, sample.classes, strict=True) if name in names]
+        check_mask(target / f"{sample.id}.png")
         found["mask"] = mask_signals(read_mask(target / f"{sample.id}.png"), sample.class_ids, absent)
     asked, dropped, counts = {s.id: list(s.classes) for s in samples}, {}, {}
     for rule in dropping:
@@ -83,7 +85,7 @@ def filter_samples(
         "chosen_on": merged(chosen_on, ({**labels, "what": "samples"} for labels in behind(done))),
         **made_by(),
     }  # fmt: skip
-    there = read_json(path) if path.is_file() else {"identity": {}}
+    there = read_own(path, FILTERED) if path.is_file() else {"identity": {}}
     if differences(there["identity"], identity) or there.get("chosen_on") != result["chosen_on"]:
         write_json(path, result)
     write_split(folder, split, kept)
@@ -119,7 +121,7 @@ def _mask_set(target, rules) -> dict:
     """masks.json of a finished mask set whose absent classes are those of ``rules``."""
     if not (target / "masks.json").is_file():
         raise FileNotFoundError(f"mask set {target} is not finished (no masks.json); run generate.py stage=label first")
-    done = read_json(target / "masks.json")
+    done = read_own(target / "masks.json", {**WHOLE_MASKS, "identity": {**MASKS["identity"], "settings": dict}})
     theirs, ours = done["identity"].get("absent", {}).get("rules", {}), [r for r in rules if r.action == "absent"]
     lines = differences(theirs, {r.name: r.settings() for r in ours})
     if lines:
@@ -136,7 +138,7 @@ def _signals(folder, rules, clip) -> tuple[list, list[dict]]:
     """(samples, their signals): those of the records; what these lack is computed from stored heat and images, and kept in
     ``quality/records/``."""
     folder = Path(folder)
-    samples, records, kept = read_plan(folder), read_records(folder), read_records(folder / "quality")
+    samples, records, kept = read_plan(folder), read_records(folder), read_records(folder / "quality", (*HASHES, "signals"))
     missing = [s.id for s in samples if s.id not in records]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {len(samples)} samples are not generated yet; run generate.py first")

@@ -22,11 +22,13 @@ from dd.datasets import (
 from dd.exports.card import BIASES, adapter, used_labels
 from dd.masks import MaskSettings, flat, scores, to_mask
 from dd.names import folder_name
-from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
+from dd.provenance import differences, fingerprint, read_own, sha256, sweep, write_atomic, write_json
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.samples import Sample, outcomes, read_plan, recorded
+from dd.schemas import MASKS, RUN
 from dd.supervision import merged
 from dd.taxonomy import IGNORE, voc_palette
+from dd.units import read_run
 
 DEFAULT_SET = "SegmentationClass"
 TOGETHER = 1024  # masks that wait for a thread
@@ -68,16 +70,16 @@ def label(
         target = folder / "masks" / folder_name(mask_set, "mask_set")
     identity = {"settings": asdict(settings), "heat": fingerprint([hashed[s.id] for s in plan])}
     if calibration is not None:
-        check_calibration(calibration, read_json(folder / "run.json")["identity"]["generator"])
+        check_calibration(calibration, read_run(folder)["identity"]["generator"])
         identity["calibration"] = calibration
     if absent is not None:
         identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(not_drawn)}
     if (target / "settings.json").is_file():
         raise FileExistsError(f"{target} holds the masks of self-training, costly to make; choose another mask_set=...")
     done = target / "masks.json"
-    chosen = merged(read_json(folder / "run.json").get("chosen_on"), chosen_on)
+    chosen = merged(read_own(folder / "run.json", RUN).get("chosen_on"), chosen_on)
     if done.exists():
-        there = read_json(done)
+        there = read_own(done, MASKS)
         if not differences(there["identity"], identity):
             if there.get("chosen_on") != chosen:
                 write_json(done, {**there, "chosen_on": chosen})
@@ -88,6 +90,7 @@ def label(
             return target
         scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))  # impossible settings touch nothing
         done.unlink()
+    sweep(target)
 
     def write(sample):
         size = image_size(synthetic_image(folder, sample.id))
@@ -151,7 +154,7 @@ def check_calibration(calibration: dict, generator: dict) -> None:
 
 def write_card(folder, plan, pixels, settings, chosen_on=(), not_drawn=0):
     """README.md and a picture: what is in the data set, how it was made, what to keep in mind."""
-    run = read_json(folder / "run.json")
+    run = read_run(folder)
     identity, names = run["identity"], ["background", *run["identity"]["taxonomy"]["names"]]
     palette, rows = voc_palette(), []
     for sample in plan[:8]:

@@ -7,7 +7,7 @@ from dd.locks import Lock
 from dd.progress import Progress
 from dd.provenance import differences, refuse_other, sha256, write_atomic
 from dd.samples import append_records, outcomes, plan_sha256, read_records, read_whole_plan, without_failed
-from dd.units import drop_records, present, read_run, sweep, unit_files
+from dd.units import drop_records, present, read_run, unit_files
 
 PART = 256  # samples whose records are appended in one go
 LISTS = ("plan.jsonl", "dropped_captions.jsonl")
@@ -36,7 +36,6 @@ def merge(sources: list, into) -> dict:
         raise ValueError(f"{sources[0]}/plan.jsonl is not the plan of its run.json; generate.py writes it again")
     into.mkdir(parents=True, exist_ok=True)
     with Lock(into):
-        sweep(into)
         for name in LISTS:
             if (sources[0] / name).is_file():
                 write_atomic(into / name, (sources[0] / name).read_bytes())

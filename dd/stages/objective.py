@@ -6,7 +6,7 @@ import torch
 
 from dd import metrics
 from dd.datamodule import whole_loader
-from dd.provenance import read_json, write_json
+from dd.provenance import read_own, write_json
 from dd.segmentation import count
 
 
@@ -17,13 +17,13 @@ def objective(folder, segmenter, data, views, batch_size: int = 16, device: str 
     ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views`` (:class:`dd.segmentation.Views`) is how it
     looks at an image.
     """
-    path, run = Path(folder) / "objective.json", read_json(Path(folder) / "run.json")
+    path, run = Path(folder) / "objective.json", read_own(Path(folder) / "run.json", {})
     head = {
         "metric": "tune/miou", "weights_sha256": run["weights_sha256"], "data": data.root.name, "split": data.split,
         "num_images": len(data), "content": data.content(), "protocol": views.protocol,
     }  # fmt: skip
     if path.exists():
-        there = read_json(path)
+        there = read_own(path, {"objective": float})
         if {k: there.get(k) for k in head} == head:
             return there["objective"]
     segmenter.to(device).eval()

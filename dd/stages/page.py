@@ -9,8 +9,9 @@ import numpy as np
 from dd.datasets import encode_image, encode_mask
 from dd.page_server import application
 from dd.photos import MAX_PIXELS, read_photo
-from dd.provenance import read_json
+from dd.provenance import read_own
 from dd.report.pictures import legend, overlay
+from dd.schemas import SCORED
 
 FILES = Path(__file__).parents[1] / "assets" / "page"
 
@@ -56,7 +57,7 @@ def about(folder: str | Path, run: dict) -> dict:
     """What the page says of its run: {"run", "trained_on", "supervision", "steps", "classes", "scores": [[data, mIoU]]}."""
     scores = []
     for path in sorted(Path(folder).glob("eval/*/metrics.json")):
-        found = read_json(path)
+        found = read_own(path, {**SCORED, "num_images": int})
         scores.append([f"{found['data']}/{found['split']}, {found['num_images']} images", f"{found['miou']:.1f}"])
     trained_on = run["trained_on"]
     what = " + ".join(part for part in (trained_on["source"], trained_on.get("root")) if part)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from dd.datasets import encode_mask, read_image, synthetic_image
+from dd.locks import Lock
 from dd.progress import Progress
-from dd.provenance import fingerprint, read_json, sha256, write_atomic, write_json
+from dd.provenance import fingerprint, read_own, sha256, write_atomic, write_json
 from dd.samples import append_records, read_plan, read_records
+from dd.schemas import RUN
 from dd.segmentation import Predictor
 
 
@@ -21,11 +23,11 @@ def predict(
     for a run with other classes.
     """
     folder = Path(folder)
-    plan, records = read_plan(folder), read_records(folder)
+    plan, records = read_plan(folder), read_records(folder, ("image_sha256",))
     missing = [s.id for s in plan if s.id not in records]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet; run generate.py first")
-    classes, theirs = read_json(folder / "run.json")["identity"]["taxonomy"]["names"], run["taxonomy"]["names"]
+    classes, theirs = read_own(folder / "run.json", RUN)["identity"]["taxonomy"]["names"], run["taxonomy"]["names"]
     if classes != theirs:
         raise ValueError(
             f"the run was trained for the classes {theirs}, the synthetic set {folder} has {classes}: masks are compared with "
@@ -44,7 +46,7 @@ def predict(
     todo = [batch for batch in batches if any(s.id not in done for s in batch)]
     predictor = Predictor(run, segmenter, views, device)
     there = sum(map(len, batches)) - sum(map(len, todo))
-    with Progress(f"predict {folder.name}", there + sum(map(len, todo)), there) as progress:
+    with Lock(target), Progress(f"predict {folder.name}", there + sum(map(len, todo)), there) as progress:
         for batch in todo:
             predictions = predictor([read_image(synthetic_image(folder, s.id)) for s in batch])
             append_records(target, "0", [_write(target, *pair) for pair in zip(batch, predictions, strict=True)])
@@ -60,5 +62,5 @@ def _write(target, sample, prediction) -> dict:
 
 def _done(target) -> set[str]:
     """Ids whose prediction is as it was written."""
-    files = {name: (target / f"{name}.png", record["sha256"]) for name, record in read_records(target).items()}
+    files = {name: (target / f"{name}.png", record["sha256"]) for name, record in read_records(target, ("sha256",)).items()}
     return {name for name, (path, written) in files.items() if path.is_file() and sha256(path) == written}

@@ -71,7 +71,7 @@ def print_predictions(target, found: dict) -> None:
 
 def _done(target: Path, items) -> dict[str, dict]:
     """Records of the items whose file and predictions are as they were."""
-    records, found = read_records(target), {}
+    records, found = read_records(target, ("source", "mask", "overlay", "width", "height", "pixels")), {}
     for item in items:
         record = records.get(item.id)
         if record and record["source"] == item.digest:

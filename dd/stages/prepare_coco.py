@@ -7,7 +7,8 @@ from dd import coco
 from dd.conversion import MaskJob, finished, keep_out, write_part
 from dd.datasets import RECORD
 from dd.downloads import GB, Archive, obtain
-from dd.provenance import read_json, sha256
+from dd.provenance import read_own, sha256
+from dd.schemas import PARTS
 from dd.taxonomy import taxonomy
 
 # The site publishes no checksums; these are in use in public repositories (PaddlePaddle's and MLPerf's among them).
@@ -61,7 +62,7 @@ def prepare_coco(
 
 def _ready(root, splits) -> dict | None:
     """The record of a prepared folder that holds all ``splits`` and whose images are where they were."""
-    record = read_json(root / RECORD) if (root / RECORD).is_file() else {"parts": {}, "images": []}
+    record = read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"parts": {}, "images": []}
     return record if set(splits) <= record["parts"].keys() and all((root / f).is_dir() for f in record["images"]) else None
 
 

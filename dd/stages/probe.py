@@ -11,7 +11,7 @@ from dd import metrics
 from dd.datasets import SegmentationFolder, read_captions
 from dd.masks import MaskSettings, to_mask
 from dd.prompts import make_prompt
-from dd.provenance import read_json, write_json
+from dd.provenance import read_own, write_json
 from dd.samples import Sample
 
 
@@ -58,7 +58,7 @@ def probe(
         "generator": generator.identity(),
     }  # fmt: skip
     if Path(path).is_file():
-        there = read_json(Path(path))
+        there = read_own(path, {})
         if {k: there.get(k) for k in head} == head:
             return there
     heat = real_heat(generator, data, timesteps, append=append, limit=limit)

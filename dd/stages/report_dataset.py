@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from dd.provenance import read_json
+from dd.provenance import read_own
 from dd.report import dataset, origins, page, studies
 from dd.samples import read_plan, read_records, unfinished
+from dd.schemas import DESCRIBED_RUN, MASKS
 from dd.taxonomy import Taxonomy
 
 LIMIT = 20_000_000  # bytes of a page
@@ -28,7 +29,8 @@ def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 6
         raise FileNotFoundError(
             f"{folder} has no finished mask set {mask_set}; there: {', '.join(there) or 'none, make one with stage=label'}"
         )
-    run, made, records = read_json(folder / "run.json"), read_json(masks / "masks.json"), read_records(folder)
+    run, records = read_own(folder / "run.json", DESCRIBED_RUN), read_records(folder)
+    made = read_own(masks / "masks.json", MASKS)
     names = Taxonomy(run["identity"]["taxonomy"]["name"], run["identity"]["taxonomy"]["names"]).all_names
     settings = made["identity"].get("settings", {})
     power, source = settings.get("power"), settings.get("source", "class_prompt")

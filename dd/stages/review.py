@@ -101,7 +101,7 @@ def print_review(target, found: dict, number: int) -> None:
 
 def _scored(target: Path, source, items, predictor, batch_size: int, unreadable: dict) -> tuple[list[dict], int]:
     """(records of the items that can be read, how many of them are new); what is recorded of the same file is kept."""
-    records = read_records(target)
+    records = read_records(target, ("file", "source", "look", *SCORES))
     found = {i.id: records[i.id] for i in items if records.get(i.id, {}).get("source") == i.digest}
     todo, before = [item for item in items if item.id not in found], len(found)
     with Progress("score", len(items), before) as bar:

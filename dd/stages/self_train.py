@@ -9,10 +9,12 @@ import torch
 
 from dd.datamodule import whole_loader
 from dd.datasets import SegmentationFolder, encode_mask, read_image
+from dd.locks import Lock
 from dd.names import folder_name
 from dd.progress import Progress
-from dd.provenance import differences, fingerprint, read_json, sha256, write_atomic, write_json
+from dd.provenance import differences, fingerprint, read_own, sha256, write_atomic, write_json
 from dd.samples import append_records, read_records
+from dd.schemas import IDENTIFIED, RUN
 from dd.segmentation import to_device
 from dd.taxonomy import Taxonomy
 
@@ -40,9 +42,20 @@ def self_train(
     _refuse_other(target, identity)
     chosen = run.get("chosen_on", [])
     if (done := target / "masks.json").exists():
-        if "chosen_on" not in (there := read_json(done)):  # of an earlier version
+        if "chosen_on" not in (there := read_own(done, IDENTIFIED)):  # of an earlier version
             write_json(done, {**there, "chosen_on": chosen})
         return target
+    target.mkdir(parents=True, exist_ok=True)
+    arguments = images, run, segmenter, views, confidence, batch_size, device, num_workers
+    with Lock(target, hint="Choose another name with mask_set=..."):
+        if not done.exists():  # by another process in between
+            _label(target, identity, chosen, folder, *arguments)
+    return target
+
+
+def _label(
+    target, identity, chosen, folder, images, run, segmenter, views, confidence, batch_size, device, num_workers
+) -> None:
     write_json(target / "settings.json", {"identity": identity, "chosen_on": chosen})
     done, batches = _done(target), [images.ids[i : i + batch_size] for i in range(0, len(images), batch_size)]
     batches = [b for b in batches if not all(name in done for name in b)]  # whole ones: rounding depends on a batch
@@ -57,11 +70,10 @@ def self_train(
             append_records(target, "0", [_write(target, *pair) for pair in zip(names, predictions, strict=True)])
             progress.advance(len(names))
     _finish(target, identity, chosen, images.ids)
-    return target
 
 
 def _finish(target, identity, chosen, names):
-    records, pixels = read_records(target), Counter()
+    records, pixels = read_records(target, ("sha256", "pixels")), Counter()
     for name in names:
         pixels.update(records[name]["pixels"])
     hashes = {name: records[name]["sha256"] for name in names}
@@ -86,7 +98,7 @@ class _Unlabelled:
 def _training_images(folder: Path, run: dict) -> SegmentationFolder:
     if not (folder / "run.json").is_file():
         raise FileNotFoundError(f"{folder} is not a synthetic data set (no run.json); make one with generate.py")
-    classes, theirs = read_json(folder / "run.json")["identity"]["taxonomy"], run["taxonomy"]["names"]
+    classes, theirs = read_own(folder / "run.json", RUN)["identity"]["taxonomy"], run["taxonomy"]["names"]
     if classes["names"] != theirs:
         raise ValueError(
             f"the teacher was trained for the classes {theirs}, the synthetic set {folder} has {classes['names']}: "
@@ -97,7 +109,7 @@ def _training_images(folder: Path, run: dict) -> SegmentationFolder:
 
 def _identity(folder, images, run, settings) -> dict:
     """What decides a mask: settings, the images, and the teacher with what it was trained on, its mask set included."""
-    records = read_records(folder)
+    records = read_records(folder, ("image_sha256",))
     missing = [name for name in images.ids if name not in records]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} of {len(images)} images have no record; run generate.py again")
@@ -108,7 +120,7 @@ def _identity(folder, images, run, settings) -> dict:
 
 def _refuse_other(target: Path, identity: dict) -> None:
     for file in (target / "masks.json", target / "settings.json"):
-        lines = differences(read_json(file)["identity"], identity) if file.exists() else []
+        lines = differences(read_own(file, IDENTIFIED)["identity"], identity) if file.exists() else []
         if lines:
             more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
             raise FileExistsError(
@@ -120,7 +132,7 @@ def _refuse_other(target: Path, identity: dict) -> None:
 
 def _done(target: Path) -> set[str]:
     """Names of the masks that are as they were written."""
-    records = read_records(target)
+    records = read_records(target, ("sha256", "pixels"))
     files = {name: target / f"{name}.png" for name in records}
     return {name for name, path in files.items() if path.is_file() and sha256(path) == records[name]["sha256"]}
 

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dd import metrics
-from dd.datasets import check_values, choose_source, read_mask, stored_heat, synthetic_image
+from dd.datasets import check_mask, check_values, choose_source, read_mask, stored_heat, synthetic_image
 from dd.masks import READING, MaskSettings, count_grid, scores, settings_grid
 from dd.names import folder_name
 from dd.progress import Progress
-from dd.provenance import differences, fingerprint, made_by, read_json, sha256, write_atomic, write_json
+from dd.provenance import differences, fingerprint, made_by, read_own, sha256, sweep_beside, write_atomic, write_json
 from dd.samples import read_plan, read_records
+from dd.schemas import IDENTIFIED, RUN, SWEPT
 from dd.supervision import behind, declared, label_set
 from dd.taxonomy import Taxonomy
 
@@ -47,15 +48,16 @@ def sweep(
         raise ValueError(f"sweep.workers={workers!r}: expected a whole number from 1 on, or null for the number of cores")
     samples, heat_sha256 = _samples(folder, limit)
     settings, left_out = _settings(folder, samples[0], powers, thresholds, bands, sources)
-    run = read_json(folder / "run.json")["identity"]
+    run = read_own(folder / "run.json", RUN)["identity"]
     identity = {
         "settings": [asdict(s) for s in settings], "samples": len(samples), "heat": heat_sha256,
         "reference": _reference_sha256(reference, samples), "classes": run["taxonomy"]["names"],
     }  # fmt: skip
     path = folder / "sweeps" / f"{name}.json"
-    there = read_json(path) if path.exists() else {}
-    if "chosen_on" in there and not differences(there["sweep"]["identity"], identity):
+    there = read_own(path, SWEPT) if path.exists() else {}
+    if "chosen_on" in there and not differences(there["sweep"].get("identity", {}), identity):
         return there
+    sweep_beside(path)
     kept = path.with_suffix(".parts") / fingerprint(identity)[:16]
     taxonomy = Taxonomy(run["taxonomy"]["name"], run["taxonomy"]["names"])
     counts = _count(partial(count_samples, folder, reference, settings, taxonomy), samples, kept, workers)
@@ -80,7 +82,7 @@ def sweep(
 
 def _samples(folder, limit):
     """(samples, fingerprint of their heat)."""
-    plan, records = read_plan(folder), read_records(folder)
+    plan, records = read_plan(folder), read_records(folder, ("heat_sha256",))
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"sweep.limit={limit!r}: expected a number of samples from 1 on, or null for all {len(plan)}")
     missing = [s.id for s in plan[:limit] if s.id not in records]
@@ -120,7 +122,7 @@ def _labels(folder, reference, number) -> tuple[list[dict], dict]:
     a model made, or what is behind a mask set or a run's predictions."""
     for path in (reference / name for name in MADE_HERE):
         if path.is_file():
-            made = read_json(path)
+            made = read_own(path, IDENTIFIED)
             return behind(made), {"reference": made["identity"]}
     return [label_set(f"{folder.name}/{reference.name}", number)], {}
 
@@ -133,6 +135,7 @@ def count_samples(folder, reference, settings: list[MaskSettings], taxonomy: Tax
     try:
         for sample in samples:
             path = reference / f"{sample.id}.png"
+            check_mask(path)
             truth = read_mask(path, taxonomy if foreign else None)
             check_values(truth, taxonomy, path)
             with Image.open(synthetic_image(folder, sample.id)) as image:

@@ -11,9 +11,9 @@ from dd.executors import Local
 from dd.locks import Busy, Lock
 from dd.progress import Progress
 from dd.prompt_check import check_spans, print_summary, summarise, within_limit
-from dd.provenance import differences, made_by, refuse_other, sha256, write_atomic, write_json
+from dd.provenance import differences, made_by, refuse_other, sha256, sweep, write_atomic, write_json
 from dd.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, without_failed
-from dd.units import drop_records, make_unit, open_tools, present, read_run, sweep, worker_died
+from dd.units import drop_records, make_unit, open_tools, present, read_run, sweep_samples, worker_died
 
 
 def synthesize(
@@ -154,7 +154,8 @@ def _unfinished(folder, units, suffix, executor) -> list:
     done = {name for name, how in found.items() if how == "failed" or (how != "quarantined" and name in there)}
     todo = [unit for unit in units if any(s.id not in done for s in unit)]
     names, alone = {s.id for unit in todo for s in unit}, executor.shard is None
-    sweep(folder, None if alone else names)
+    if not alone:
+        sweep_samples(folder, names)  # else the lock has swept
     if any(name in found for name in names):
         drop_records(folder, names, "*.jsonl" if alone else f"{executor.name(0)}*.jsonl")
     return todo

@@ -9,7 +9,8 @@ import torch
 from dd import checkpoints
 from dd.fitting import fit
 from dd.locks import Lock
-from dd.provenance import SETTINGS, differences, finished_run, made_by, read_json, write_json
+from dd.provenance import SETTINGS, differences, finished_run, made_by, read_json, read_own, write_json
+from dd.schemas import IDENTIFIED, NAMED
 from dd.tracking.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -59,7 +60,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     """
     folder = Path(folder)
     if (done := _finished(folder, identity)) is not None:
-        return done
+        return _sound(folder, done)
     if init_from is not None:
         try:
             module.segmenter.load_state_dict(_same_classes(init_from, record))
@@ -71,7 +72,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint=HINT) if is_main_process() else nullcontext():
         if (done := finished_run(folder, identity)) is not None:  # by another process in between
-            return done
+            return _sound(folder, done)
         if is_main_process():
             write_json(folder / SETTINGS, {"identity": identity})
         trainer = make_trainer()
@@ -94,12 +95,26 @@ def _finished(folder: Path, identity: dict) -> dict | None:
         raise FileExistsError(f"{error}{_more_steps(folder, identity)}") from None
 
 
+def _sound(folder: Path, done: dict) -> dict:
+    """``done``, run.json of a finished run, once its checkpoint has shown that it is as it was
+    written; else ValueError."""
+    path = folder / CHECKPOINT
+    wrong = checkpoints.damage(path) if path.is_file() else "it is gone"
+    if wrong:
+        raise ValueError(
+            f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Put a copy of it back; or remove run.json, and "
+            "the same command goes on from the checkpoint before, or begins anew"
+        )
+    return done
+
+
 def _more_steps(folder: Path, identity: dict) -> str:
     file = folder / "run.json" if (folder / "run.json").exists() else folder / SETTINGS
-    lines = differences(read_json(file)["identity"], identity)
+    there = read_own(file, IDENTIFIED)["identity"]
+    lines = differences(there, identity)
     if len(lines) != 1 or not lines[0].startswith("trainer.max_steps: "):
         return ""
-    old, new = read_json(file)["identity"]["trainer"]["max_steps"], identity["trainer"]["max_steps"]
+    old, new = there["trainer"]["max_steps"], identity["trainer"]["max_steps"]
     if new <= old:
         return ""
     first = "" if file.name == "run.json" else f"finish it (trainer.max_steps={old}), then "
@@ -112,7 +127,7 @@ def _more_steps(folder: Path, identity: dict) -> str:
 
 def _same_classes(init_from, record) -> dict:
     weights = load_weights(init_from)
-    theirs, ours = read_json(Path(init_from) / "run.json")["taxonomy"]["names"], record["taxonomy"]["names"]
+    theirs, ours = read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"], record["taxonomy"]["names"]
     if theirs != ours:  # the names alone: a list of classes that came back from a labelling tool may be called otherwise
         raise ValueError(f"init_from={init_from} was trained for the classes {theirs}, this run has {ours}")
     return weights

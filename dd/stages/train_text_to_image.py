@@ -12,7 +12,7 @@ from dd import checkpoints, diffusion
 from dd.datasets import encode_image
 from dd.fitting import fit
 from dd.prompts import make_prompt
-from dd.provenance import SETTINGS, finished_run, made_by, read_json, sha256, write_atomic, write_json
+from dd.provenance import SETTINGS, finished_run, made_by, read_json, read_own, sha256, write_atomic, write_json
 from dd.report.charts import line_chart_svg
 from dd.report.pictures import contact_sheet
 from dd.samples import Sample, sample_seed
@@ -80,7 +80,7 @@ def train_text_to_image(
     # the averaged weights; the module itself holds the raw ones when a finished training was only opened again
     module.load_state_dict(checkpoints.load(last)["state_dict"])
     diffusion.save_pipeline(folder / "model", vae, text_encoder, tokenizer, unet, scheduler)
-    seconds, hardware = read_json(folder / "seconds.json"), _hardware()
+    seconds, hardware = read_own(folder / "seconds.json", {"vae?": float, "text_to_image": float}), _hardware()
     if init_from is None:
         parts = [{"part": "VAE", "steps": vae_steps, "batch": vae_batch, "seconds": seconds["vae"], "hardware": hardware}]
     settings = {
@@ -131,7 +131,7 @@ class _timed:
         self.started = time.perf_counter()
 
     def __exit__(self, *_):
-        seconds = read_json(self.path) if self.path.exists() else {}
+        seconds = read_own(self.path, {"*": float}) if self.path.exists() else {}
         seconds[self.part] = seconds.get(self.part, 0) + time.perf_counter() - self.started
         write_json(self.path, seconds)
 

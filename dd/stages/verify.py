@@ -14,10 +14,11 @@ from rich.table import Table
 from dd.datasets import OtherDtype, read_image, read_mask, read_split, stored_heat
 from dd.locks import Lock
 from dd.progress import Progress
-from dd.provenance import fingerprint, read_json, sha256
+from dd.provenance import fingerprint, read_own, sha256, temporary_files
 from dd.samples import plan_sha256, read_records, read_whole_plan
+from dd.schemas import WHOLE_MASKS
 from dd.taxonomy import IGNORE
-from dd.units import drop_records, read_run, temporary_files, unit_files
+from dd.units import drop_records, read_run, unit_files
 
 SHOWN = 3
 
@@ -33,13 +34,14 @@ def verify(folder, repair: bool = False, workers: int | None = None) -> list[dic
     """
     folder = Path(folder)
     read_run(folder)
+    leftover = temporary_files(folder)
     if repair:
-        with Lock(folder):
-            return _verify(folder, True, workers)
-    return _verify(folder, False, workers)
+        with Lock(folder):  # which removes them
+            return _verify(folder, True, workers, leftover)
+    return _verify(folder, False, workers, leftover)
 
 
-def _verify(folder, repair, workers):
+def _verify(folder, repair, workers, leftover):
     run, found = read_run(folder)["identity"], []
     try:
         plan = read_whole_plan(folder)
@@ -70,7 +72,6 @@ def _verify(folder, repair, workers):
                 (target / "masks.json").unlink(missing_ok=True)
     found += _splits(folder, good)
     wanted = {p for name in good for p in unit_files(folder, name, suffix)} | {t / f"{n}.png" for t in sets for n in good}
-    leftover = temporary_files(folder)
     found += [_problem("temporary file", p.relative_to(folder), "was left by a writer that was killed") for p in leftover]
     for place in (folder / "JPEGImages", folder / "heat", *sets):
         extra = {p for p in place.glob("*") if p.is_file() and not p.name.startswith(".")} - wanted
@@ -78,8 +79,6 @@ def _verify(folder, repair, workers):
         found += [_problem("orphan", p.relative_to(folder), "belongs to no sample: remove it", False) for p in extra]
     if repair:
         drop_records(folder, {s.id for s in plan if s.unit in broken})
-        for path in leftover:
-            path.unlink(missing_ok=True)
     return found
 
 
@@ -122,10 +121,10 @@ def _mask_set(folder, target, good, records, sizes, classes, pool) -> list[dict]
     if not path.is_file():
         return [_problem("mask set", name, "is not finished (no masks.json)")] if list(target.glob("*.png")) else []
     try:
-        done = read_json(path)
-        hashes, heat = dict(done["sha256"]), done["identity"].get("heat")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        done = read_own(path, WHOLE_MASKS)
+    except ValueError as error:
         return [_problem("mask set", f"{name}/masks.json", f"cannot be read: {error}")]
+    hashes, heat = done["sha256"], done["identity"].get("heat")
     if list(hashes) != good and sorted(hashes) != sorted(good):
         return [_problem("mask set", name, f"holds masks of {len(hashes)} samples, the data set has {len(good)}")]
     found = []
@@ -180,7 +179,7 @@ def print_problems(folder, problems: list[dict], repaired: bool) -> None:
         shown = [f"{p['file']} {p['why']}" for p in problems if p["kind"] == kind][:SHOWN]
         table.add_row(kind, str(number), escape("\n".join(shown)))
     Console().print(table)
-    command = read_json(Path(folder) / "run.json").get("command", "generate.py with the settings of run.json")
+    command = read_run(folder).get("command", "generate.py with the settings of run.json")
     sets = sorted({p["file"] for p in problems if p["kind"] in ("mask", "mask set") and p["file"].startswith("masks/")})
     if any(p["heals"] for p in problems):
         what = "ready to be healed by" if repaired else "after python -m dd verify --repair, healed by"

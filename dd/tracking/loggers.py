@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from dd.provenance import fingerprint, read_json, write_json
+from dd.provenance import fingerprint, read_own, write_json
 from dd.taxonomy import voc_palette
 
 CELL = 12  # pixels of a confusion matrix's cell
@@ -212,7 +212,7 @@ class MLflow(MLFlowLogger):
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(store).resolve().as_uri()
         _allow_files(uri)
         self._folder, self._record = save_dir, Path(save_dir) / "mlflow.json"
-        known = read_json(self._record) if self._record.is_file() else {}
+        known = read_own(self._record, {"run_id?": str}) if self._record.is_file() else {}
         self._goes_on = known.get("tracking_uri") == uri
         run_id = known["run_id"] if self._goes_on else None
         super().__init__(experiment_name, run_name, uri, save_dir=store, run_id=run_id)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
-from dd.provenance import fingerprint, read_json, write_json
+from dd.provenance import fingerprint, read_json, read_own, write_json
 from dd.taxonomy import IGNORE
 from dd.tracking.loggers import artifact_name, confusion_picture, data_sets, need
 
@@ -32,7 +32,7 @@ class Wandb(WandbLogger):
                 "uploaded) or, online, true (checkpoints/last.ckpt is uploaded once, at the end)"
             )
         self._record, self._upload, self._fingerprints = Path(save_dir) / "wandb.json", log_model, {}
-        known = read_json(self._record)["id"] if self._record.is_file() else os.environ.get("WANDB_RUN_ID")
+        known = read_own(self._record, {"id": (str, None)})["id"] if self._record.is_file() else os.environ.get("WANDB_RUN_ID")
         mode = {"mode": "offline"} if offline else {}
         group = group or name.rpartition("/")[0] or None
         super().__init__(name, save_dir, version=known, group=group, job_type="train", **mode, **kwargs)
@@ -62,7 +62,7 @@ class Wandb(WandbLogger):
         for name, value in described.items():
             self.experiment.use_artifact(_artifact(name, "dataset", value, {"data.json": value}))
         if init_from and (Path(init_from) / "wandb.json").is_file():
-            self.experiment.use_artifact(_model(Path(init_from), read_json(Path(init_from) / "run.json")))
+            self.experiment.use_artifact(_model(Path(init_from), read_own(Path(init_from) / "run.json", {})))
 
     def show(self, samples, class_names, step):
         self.log_metrics({"tune/masks": [_overlay(s, class_names, "both") for s in samples]}, step)
@@ -126,7 +126,7 @@ def _artifact(name, kind, metadata, files):
 
 def _model(run_folder: Path, run: dict) -> str:
     """The artifact of a run's model as W&B addresses it."""
-    known = read_json(run_folder / "wandb.json")
+    known = read_own(run_folder / "wandb.json", {"id": str})
     place = "/".join(filter(None, (known["entity"], known["project"])))
     return f"{place}/model-{known['id']}:{run['weights_sha256'][:12]}"
 

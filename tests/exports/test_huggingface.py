@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dd.exports import target
+from dd.provenance import read_json, write_json
 from dd.stages.export import export
 
 
@@ -94,16 +95,15 @@ def test_the_card_tells_origin_licence_and_classes(pets, exported):
     ],
 )  # fmt: skip
 def test_the_licence_is_the_set_s_own(pets, exported, terms, expected):
-    run = json.loads((pets / "run.json").read_text())
-    (pets / "run.json").write_text(json.dumps(run | {"terms": terms}))
+    write_json(pets / "run.json", read_json(pets / "run.json") | {"terms": terms})
     found = header(exported("huggingface", pets))
     assert {k: v for k, v in found.items() if k.startswith("license")} == expected
 
 
 def test_the_card_tells_of_an_adapted_generator(pets, exported):
-    run = json.loads((pets / "run.json").read_text())
+    run = read_json(pets / "run.json")
     run["identity"]["generator"] |= {"adapter_sha256": "ab" * 32, "adapter_weight": 0.8}
-    (pets / "run.json").write_text(json.dumps(run))
+    write_json(pets / "run.json", run)
     text = (exported("huggingface", pets) / "README.md").read_text()
     assert "LoRA layers of weight 0.8 (sha256 `abab" in text and "privacy" in text
 

@@ -74,7 +74,7 @@ def contents(folder):
         if path.parent.name == "records":
             for line in path.read_text().splitlines():
                 try:
-                    records.append({**json.loads(line), "seconds": None})
+                    records.append({**json.loads(line), "seconds": None, "sum": None})
                 except json.JSONDecodeError:
                     continue  # torn
         else:

@@ -25,13 +25,13 @@ from dd.datasets import SegmentationFolder, read_captions
 from dd.masks import MaskSettings
 from dd.prompt_sources.captions import CaptionFile, NounCaptions
 from dd.prompt_sources.coco import CocoCaptions
+from dd.provenance import temporary_files
 from dd.report.compare import read_metrics
 from dd.samples import read_plan, read_records
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
 from dd.stages.verify import verify
 from dd.taxonomy import Taxonomy, read_taxonomy
-from dd.units import temporary_files
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 FOUND = {"verify": 0}  # how often verify had something to say

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from dd.budget import Prices
 from dd.budget_results import Measured, differences, skipped, target_costs
 from dd.datasets import SegmentationFolder
+from dd.provenance import sha256
 from dd.shapes import scene
 from dd.taxonomy import SHAPES_NAMES, Taxonomy, voc_palette
 
@@ -55,7 +56,8 @@ def make_synthetic(folder, count=14, size=64):
                      "classes": list(s.classes), "class_ids": ids, "seed": 1000 + i, "unit": i // 2})  # fmt: skip
         signal = {k: heat.astype(float).max((2, 3)).tolist() for k in ("peak", "spread", "entropy", "area")}
         signals = {"heat": {"class_prompt": signal}, "clip": {"prompt": 20 + i / 10, "classes": [21.0] * len(ids)}}
-        records.append({"id": name, "unit": i // 2, "attempt": 0, "image_sha256": "", "heat_sha256": "", "seconds": 0.5,
+        records.append({"id": name, "unit": i // 2, "attempt": 0, "image_sha256": sha256(folder / f"JPEGImages/{name}.png"),
+                        "heat_sha256": sha256(folder / f"heat/{name}.safetensors"), "seconds": 0.5,
                         "signals": signals})  # fmt: skip
     (folder / "plan.jsonl").write_text("".join(json.dumps(p) + "\n" for p in plan))
     (folder / "records").mkdir()

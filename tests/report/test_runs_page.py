@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from dd.datasets import SegmentationFolder
+from dd.provenance import read_json
 from dd.stages.report import report
 
 
@@ -160,7 +161,7 @@ def test_rows_of_the_confusion_matrix_add_up(html):
 
 
 def test_summary_keeps_its_form(study, html):
-    summary = json.loads((study / "out/summary.json").read_text())
+    summary = read_json(study / "out/summary.json")
     own = {"mask_miou", "synthetic_only", "finetuned", "real_only", "shots_from", "seconds", "seeds"}
     assert set(summary) == own | {"test_images", "recipes"}
     assert set(summary["finetuned"]) == {"16", "64"} and len(summary["synthetic_only"]["shapes"]) == 2

@@ -128,6 +128,24 @@ def test_the_same_export_is_kept_and_checked_again(deployed, pictures, capsys):
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before and f"kept: {file}" in capsys.readouterr().out
 
 
+def test_a_damaged_export_is_not_kept_and_one_without_its_check_is_made_again(deployed, pictures, tmp_path, capsys):
+    folder, _, _, file = deployed
+    copy = tmp_path / "copy.onnx"
+    given = ["deploy", f"run={folder}", f"images={pictures}", f"output={copy}"]
+    assert door.main(given) == 0
+    sound = bytearray(copy.read_bytes())
+    damaged = bytearray(sound)
+    damaged[len(sound) // 2] ^= 1
+    copy.write_bytes(damaged)
+    capsys.readouterr()
+    assert door.main(given) == 2
+    assert "is not the file that copy.json beside it tells of" in capsys.readouterr().err
+    assert copy.read_bytes() == damaged
+    copy.with_suffix(".json").unlink()
+    assert door.main(given) == 0 and read_json(copy.with_suffix(".json"))["onnx_sha256"] == sha256(copy)
+    assert metadata(copy) == metadata(file) and copy.read_bytes() != damaged
+
+
 def test_what_the_command_refuses(deployed, finished_run, pictures, tmp_path, capsys):
     folder, _, _, file = deployed
     other, _, _ = finished_run(tmp_path / "other", seed=1)

@@ -14,9 +14,9 @@ from dd import config
 from dd.datasets import encode_mask, read_image, read_mask, read_split, synthetic_image, write_split
 from dd.masks import MaskSettings, to_mask
 from dd.prompts import Prompts, make_prompt
-from dd.provenance import read_json, write_json
+from dd.provenance import read_json, sha256, write_json
 from dd.quality import clip_signals, heat_signals, read_rules
-from dd.samples import read_plan, read_records
+from dd.samples import each_record, read_plan, read_records
 from dd.stages import filter as filter_stage
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import label, read_heat
@@ -91,8 +91,8 @@ FOREGROUND = {"action": "drop", "signal": "foreground", "below": 0.01}
 def forget_signals(folder):
     """The records of a set that was made before there were signals."""
     path = folder / "records/0.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "signals"}) + "\n" for row in lines))
+    rows = [{k: v for k, v in row.items() if k != "signals"} for row in each_record(path)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def files(folder):
@@ -176,7 +176,7 @@ def test_signals_of_other_heat_do_not_count(folder):
     forget_signals(folder)
     filter_samples(folder, rules(missing=MISSING))
     path = folder / "quality/records/0.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = list(each_record(path))
     path.write_text("".join(json.dumps(row | {"heat_sha256": "other", "signals": {"heat": {}}}) + "\n" for row in rows))
     assert filter_samples(folder, rules(faint={"action": "drop", "signal": "peak", "above": 0.45}))["dropped"].keys() == {
         "000000"
@@ -291,6 +291,9 @@ def test_missing_classes_and_uncertain_pixels_are_those_of_the_mask_set(folder):
     label(folder, SETTINGS, absent=find_absent(folder, rules(faint=FAINT), SETTINGS))
     path = folder / "SegmentationClass/000002.png"
     path.write_bytes(encode_mask(np.zeros((16, 16), np.uint8)))
+    done = read_json(path.with_name("masks.json"))
+    done["sha256"]["000002"] = sha256(path)
+    write_json(path.with_name("masks.json"), done)
     result = filter_samples(folder, rules(faint=FAINT, missing=MISSING))  # its tire was called absent, its apple is missing
     assert result["dropped"] == {"000002": [{"rule": "missing", "class": "all", "value": 1, "threshold": 0.0}]}
 

@@ -136,6 +136,14 @@ def test_a_finished_set_is_left_alone(label_again):
     assert contents(target) == before
 
 
+def test_what_a_killed_writer_left_is_swept(label_again, synthetic):
+    left = synthetic / "masks/self_training/.4.png.18431.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    label_again()
+    assert not left.exists() and not list(left.parent.glob(".*"))
+
+
 @pytest.mark.parametrize("calls", [0, 1, 3, 4])
 def test_an_interrupted_set_goes_on_as_if_it_had_not_been(label_again, synthetic, calls):
     whole = contents(label_again(mask_set="whole"))

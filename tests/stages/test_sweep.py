@@ -325,6 +325,8 @@ def test_a_source_that_is_not_stored(folder, exact):
         maps = heat_of(folder, i)["class_prompt"].copy()
         path.unlink()
         path.write_bytes(heat_bytes({"class_prompt": maps}, {}))
+        image = sha256(folder / f"JPEGImages/{i:06d}.png")
+        append_records(folder, "0", [{"id": f"{i:06d}", "image_sha256": image, "heat_sha256": sha256(path)}])
     with pytest.raises(ValueError, match="masks.source=full_prompt_appended is not stored"):
         sweep(folder, exact, "a", **GRID, sources=["full_prompt_appended"])
     assert len(table(sweep(folder, exact, "a", **GRID))) == 8  # by default all that are stored

@@ -13,8 +13,8 @@ from dd.datasets import OtherDtype, SegmentationFolder, heat_bytes, read_image, 
 from dd.masks import MaskSettings, to_mask
 from dd.prompt_sources.templates import TemplatePrompts
 from dd.prompts import Prompts, make_prompt
-from dd.provenance import read_json
-from dd.samples import read_plan, read_records, sample_seed
+from dd.provenance import read_json, sha256
+from dd.samples import append_records, each_record, read_plan, read_records, record_line, sample_seed
 from dd.stages import label as label_stage
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
@@ -440,9 +440,11 @@ def test_the_default_set_by_its_name(folder):
 def test_other_heat_makes_the_masks_anew(folder):
     before = read_json(label(folder, SETTINGS) / "masks.json")
     path = folder / "records/0.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0]["heat_sha256"] = "f" * 64
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    heat = folder / "heat/000000.safetensors"
+    save_file({source: maps[..., ::-1].copy() for source, maps in load_file(heat).items()}, heat)
+    lines = list(each_record(path))
+    lines[0]["heat_sha256"] = sha256(heat)
+    path.write_text("".join(map(record_line, lines)))
     after = read_json(label(folder, SETTINGS) / "masks.json")
     assert after["identity"]["settings"] == before["identity"]["settings"]
     assert after["identity"]["heat"] != before["identity"]["heat"]
@@ -517,10 +519,17 @@ def test_the_full_prompt_can_be_the_source(tmp_path):
     assert np.array_equal(read_mask(target / f"{sample.id}.png"), to_mask(heat, sample.class_ids, (16, 20), SETTINGS))
 
 
+def record_heat(folder, name):
+    """A record of the heat file as it is now."""
+    digest = sha256(folder / f"heat/{name}.safetensors")
+    append_records(folder, "0", [{**read_records(folder)[name], "heat_sha256": digest}])
+
+
 def test_heat_in_half_precision_makes_no_mask(folder):
     label(folder, SETTINGS)
     path = folder / "heat/000000.safetensors"
     save_file({"class_prompt": stored_heat(folder, "000000")["class_prompt"].astype(np.float16)}, path)
+    record_heat(folder, "000000")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     with pytest.raises(OtherDtype, match="holds class_prompt in float16, expected float32: .*Nothing is converted. Draw"):
         label(folder, replace(SETTINGS, power=2))
@@ -533,6 +542,7 @@ def test_classes_that_show_nothing_at_the_power_in_use_are_named(folder, capsys)
     maps = stored(folder, sample)
     maps[0, 2] = maps[0, 2].mean() + 1e-8 * (maps[0, 2] - maps[0, 2].mean())
     (folder / "heat" / f"{sample.id}.safetensors").write_bytes(heat_bytes({"class_prompt": maps}, {}))
+    record_heat(folder, sample.id)
     target = label(folder, SETTINGS)
     assert "vanished" not in read_json(target / "masks.json") and "warning" not in capsys.readouterr().out
     assert sample.class_ids[0] in read_mask(target / f"{sample.id}.png")
@@ -559,7 +569,7 @@ def test_damaged_heat_is_named(folder):
     path = folder / "heat/000003.safetensors"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(
-        ValueError, match=r"000003\.safetensors is damaged .*remove it and its record, and run generate.py again"
+        ValueError, match=r"000003\.safetensors is not what its record says: .*python -m dd verify .*/set names all"
     ):
         label(folder, SETTINGS)
 

@@ -79,6 +79,19 @@ def test_a_finished_run_is_left_alone(run, tmp_path):
     assert files(tmp_path / "first") == before
 
 
+def test_a_finished_run_with_a_damaged_checkpoint_is_not_called_finished(run, tmp_path):
+    run("first")
+    path = tmp_path / "first/checkpoints/last.ckpt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="first is finished, but its checkpoints/last.ckpt is damaged: its SHA-256"):
+        run("first")
+    path.unlink()
+    with pytest.raises(ValueError, match="is damaged: it is gone. Put a copy of it back"):
+        run("first")
+
+
 def test_a_folder_that_another_process_trains_in_is_left_alone(run, tmp_path):
     (tmp_path / "first").mkdir()
     with Lock(tmp_path / "first") as other:

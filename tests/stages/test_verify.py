@@ -8,13 +8,19 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from dd import datasets
 from dd.__main__ import main
-from dd.datasets import stored_heat
+from dd.datasets import SegmentationFolder, stored_heat
 from dd.locks import Lock
 from dd.masks import MaskSettings
 from dd.provenance import read_json, sha256
+from dd.samples import each_record, record_line
+from dd.stages.export import export
+from dd.stages.filter import filter_samples
 from dd.stages.label import label
 from dd.stages.merge import merge
+from dd.stages.report_dataset import report_dataset
+from dd.stages.sweep import sweep as sweep_masks
 from dd.stages.synthesize import synthesize
 from dd.stages.verify import verify
 from dd.taxonomy import Taxonomy
@@ -53,6 +59,12 @@ def test_a_whole_set_has_no_problems(folder, capsys):
     assert contents(folder) == before
 
 
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
 DAMAGE = {
     "image": lambda f: flip(f / "JPEGImages/000003.png"),
     "heat": lambda f: flip(f / "heat/000008.safetensors"),
@@ -62,6 +74,9 @@ DAMAGE = {
     "mask": lambda f: flip(f / "SegmentationClass/000002.png"),
     "mask ": lambda f: (f / "SegmentationClass/000002.png").unlink(),
     "mask set": lambda f: (f / "SegmentationClass/masks.json").write_text("{"),
+    "mask set ": lambda f: edit(f / "SegmentationClass/masks.json", '"threshold": 0.', '"threshold": 1.'),
+    "record ": lambda f: edit(f / "records/0.jsonl", '"unit": 0', '"unit": 1'),
+    "record  ": lambda f: (f / "records/0.jsonl").write_bytes(b""),
     "split": lambda f: (f / "ImageSets/Segmentation/train.txt").write_text("000001\n"),
     "split ": lambda f: (f / "ImageSets/Segmentation/train.txt").write_text("../x\n"),
     "record": lambda f: (f / "records/0.jsonl").write_bytes((f / "records/0.jsonl").read_bytes()[:-40]),
@@ -96,10 +111,10 @@ def test_heat_in_half_precision_is_named_and_left(folder):
     """A set from before heat was float32: it cannot be gone on with, so no record is taken away."""
     path, records = folder / "heat/000003.safetensors", folder / "records/0.jsonl"
     save_file({"class_prompt": stored_heat(folder, "000003")["class_prompt"].astype(np.float16)}, path)
-    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    rows = list(each_record(records))
     for row in rows:
         row["heat_sha256"] = sha256(path) if row["id"] == "000003" else row["heat_sha256"]
-    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records.write_text("".join(map(record_line, rows)))
     before = records.read_bytes()
     (problem,) = [p for p in verify(folder, repair=True) if p["kind"] == "heat"]
     assert problem["file"] == "heat/000003.safetensors" and "holds class_prompt in float16" in problem["why"]
@@ -133,6 +148,18 @@ def test_a_damaged_run_json_is_one_line(folder, text, capsys):
     (folder / "run.json").write_text(text)
     assert main(["verify", str(folder)]) == 2
     assert "run.json" in capsys.readouterr().err
+
+
+def test_every_changed_character_of_run_and_masks_json_is_seen(folder):
+    for path, old, new in (("run.json", '"seed": 1', '"seed": 7'), ("SegmentationClass/masks.json", '"pixels"', '"pixals"')):
+        edit(folder / path, old, new)
+        try:
+            (problem,) = verify(folder)
+            assert path in problem["file"] and "is damaged, or was edited" in problem["why"]
+        except ValueError as error:
+            assert f"{path} is damaged, or was edited" in str(error)
+        edit(folder / path, new, old)
+    assert verify(folder) == []
 
 
 def test_a_folder_without_a_set(tmp_path, capsys):
@@ -187,8 +214,8 @@ def test_shards_of_other_settings_are_refused_by_name(tmp_path, shards):
 def test_conflicts_are_named_before_anything_is_written(tmp_path, folder, shards):
     path = folder / "records/0.jsonl"
     text = path.read_text()
-    record = json.loads(text.splitlines()[1])
-    path.write_text(text.replace(record["image_sha256"], "1" * 64))
+    record = json.loads(text.splitlines()[1]) | {"image_sha256": "1" * 64}
+    path.write_text("".join([text.splitlines(True)[0], record_line(record), *text.splitlines(True)[2:]]))
     with pytest.raises(ValueError, match="(?s)1 samples differ between sources.*000001: "):
         merge([*shards, folder], tmp_path / "both")
     assert not (tmp_path / "both").exists()
@@ -198,3 +225,77 @@ def test_a_damaged_file_is_not_merged(tmp_path, shards):
     flip(shards[0] / "heat/000000.safetensors")
     with pytest.raises(ValueError, match="000000.safetensors is not what its record says; python -m dd verify"):
         merge(shards, tmp_path / "both")
+
+
+READERS = {
+    "label": lambda f: label(f, MaskSettings(0, 0.5, 0.1), "other"),
+    "report": lambda f: report_dataset(f),
+    "train": lambda f: [SegmentationFolder(f, "train", PETS)[i] for i in range(9)],
+    "sweep": lambda f: sweep_masks(f, f / "SegmentationClass", "itself", powers=[0], workers=1),
+    "filter": lambda f: filter_samples(f, []),
+    "export": lambda f: export("coco", f, f.parent / "exported"),
+}
+USED = {  # what is damaged: by whom it is used
+    "image": ("label", "report", "train", "sweep", "export"),
+    "heat": ("label", "report", "sweep"),
+    "mask": ("report", "train", "sweep", "filter", "export"),
+    "split": ("train", "export"),
+    "record": ("label", "report", "sweep", "filter"),
+    "record ": ("label", "report", "sweep", "filter"),
+    "record  ": ("label", "report", "sweep", "filter"),
+    "mask set ": ("report", "train", "filter", "export"),
+    "plan": ("label", "report", "sweep", "filter", "export"),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+def test_damage_is_seen_where_a_file_is_used(folder, kind):
+    DAMAGE[kind](folder)
+    for reader in USED[kind]:
+        with pytest.raises(ValueError, match="verify|damaged|not generated|not finished|tells of|another"):
+            READERS[reader](folder)
+
+
+def test_a_sound_set_is_used_by_all(folder):
+    for reader in READERS.values():
+        reader(folder)
+    assert verify(folder) == []
+
+
+def test_a_file_is_looked_at_once_in_a_process(folder, monkeypatch):
+    data, seen = SegmentationFolder(folder, "train", PETS), []
+    before = datasets.sha256
+    monkeypatch.setattr(datasets, "sha256", lambda path: seen.append(path) or before(path))
+    for _ in range(3):
+        data[0], data[1]
+    assert len(seen) == 4 and data.unchecked() == 0
+
+
+def test_images_without_a_recorded_hash_are_counted(folder):
+    (folder / "records/0.jsonl").unlink()
+    assert SegmentationFolder(folder, "train", PETS).unchecked() == 9
+
+
+@pytest.mark.parametrize(
+    "file, old, new, reader",
+    [
+        ("SegmentationClass/masks.json", None, '{"sha256": {}}', "report"),
+        ("SegmentationClass/masks.json", None, '{"identity": "x", "sha256": {}}', "filter"),
+        ("SegmentationClass/masks.json", None, '{"identity": null, "sha256": {}}', "export"),
+        ("run.json", None, '{"identity": null}', "label"),
+        ("run.json", None, '{"identity": null}', "report"),
+        ("run.json", None, "5", "export"),
+        ("plan.jsonl", '"class_ids": [1]', '"class_ids": null', "label"),
+        ("plan.jsonl", '"class_ids": [1]', '"class_ids": [255]', "sweep"),
+        ("plan.jsonl", '"prompt": "a photo 0; cat"', '"prompt": 1', "report"),
+        ("records/0.jsonl", None, '{"id": "000000", "signals": 5}\n', "filter"),
+        ("records/0.jsonl", None, '{"id": "000000", "signals": {"heat": 1}}\n', "report"),
+    ],
+)
+def test_a_valid_file_of_other_content_is_named(folder, file, old, new, reader):
+    if old is None:
+        (folder / file).write_text(new)
+    else:
+        edit(folder / file, old, new)
+    with pytest.raises(ValueError, match=file.split("/")[-1] if "records" not in file else "set"):
+        READERS[reader](folder)

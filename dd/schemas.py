@@ -1,0 +1,67 @@
+"""What readers rely on in the files that we write: one schema each, in the form of
+:func:`dd.provenance.fault`. A field that a reader takes is named here; others may stand beside it."""
+
+NUMBER = (float, None)
+CLASSES = {"name": str, "names": [str]}
+
+RUN = {  # run.json of a synthetic data set, for those who need its classes
+    "identity": {"taxonomy": CLASSES, "generator?": dict, "plan_sha256?": str, "image_format?": str},
+    "terms?": ({"licence?": (str, None), "link?": (str, None)}, None), "versions?": dict,
+    "command?": str, "git_commit?": str,
+}  # fmt: skip
+
+DESCRIBED_RUN = {  # for those who tell how it was made
+    **RUN, "identity": {**RUN["identity"], "generator": dict},
+}  # fmt: skip
+
+WHOLE_RUN = {  # and for those who read or go on with all of it
+    **RUN, "identity": {"taxonomy": CLASSES, "generator": dict, "plan_sha256": str, "image_format": str},
+}  # fmt: skip
+
+MASKS = {  # masks.json of a mask set, whoever made it
+    "identity": {
+        "settings?": {"power?": int, "source?": str}, "heat?": str, "images?": str,
+        "absent?": {"rules": {"*": dict}, "classes": str}, "calibration?": dict, "teacher?": dict,
+    },
+    "pixels?": {"*": int}, "sha256?": {"*": str}, "absent?": {"*": [str]},
+}  # fmt: skip
+DRAWN = {"identity": {"settings": {"power": int, "source": str}}}  # of one read from attention
+WHOLE_MASKS = {**MASKS, "sha256": {"*": str}}
+
+SIGNALS = {  # of the records of a synthetic set, and of those that the stage filter keeps
+    "heat?": {"*": {"*": [[NUMBER]]}},
+    "clip?": {"by?": str, "prompt?": NUMBER, "classes?": [NUMBER]},
+}
+RECORD = {  # a line of records/*.jsonl: of generation, self-training, predictions, reviews
+    "id": str, "unit?": int, "attempt?": int, "failed?": bool, "error?": str, "seconds?": float,
+    "faults?": [str], "image_sha256?": str, "heat_sha256?": str, "signals?": SIGNALS,
+    "sha256?": str, "source?": str, "file?": str, "look?": str, "mask?": str, "overlay?": str,
+    "width?": int, "height?": int, "pixels?": ({"*": int}, [int]), "entropy?": float, "margin?": float,
+}  # fmt: skip
+
+TRAINED = {  # run.json of a trained segmenter
+    "segmenter": {"_target_": str}, "taxonomy": CLASSES, "supervision": str, "scale": int,
+    "trained_on": {"source": str}, "seconds?": float, "steps?": int, "bf16?": bool,
+}  # fmt: skip
+
+NAMED = {"taxonomy": CLASSES}  # of it, for those who compare classes
+STARTED = {"trained_on": {"source": str}, "supervision": str}  # what a training goes on from
+LISTED = {"trained_on": {"source": str}, "supervision": str, "seconds": float}  # of it, for reports
+
+DATASET = {  # dataset.json of a prepared data set
+    "images": [str], "parts?": dict, "taxonomy?": {"name?": str, "names": ([str], dict)},
+}  # fmt: skip
+
+PARTS = {**DATASET, "parts": {"*": {"notes": [str]}}}
+
+IDENTIFIED = {"identity": dict}  # settings.json, study.json, review.json, ...
+FILTERED = {"identity": {"ids": str}}  # filter.json of a list that the stage filter wrote
+SWEPT = {  # sweeps/<name>.json
+    "sweep": {"identity?": dict, "against": str, "table": [{
+        "power": int, "threshold": float, "band": float, "source": str, "miou": float,
+        "miou_certain": NUMBER, "uncertain": float,
+    }]},
+}  # fmt: skip
+EXPORTED = {"identity": dict, "files": {"*": int}}  # export.json
+SCORED = {"data": str, "split": str, "miou": float}  # metrics.json, as lists of runs take it
+SECONDS = {"seconds": float}  # seconds.json of a training in parts
