@@ -1,5 +1,6 @@
 """Units on Ray: drivers in processes of their own (tests/faults) on a Ray of this session; what they refuse and why."""
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -121,8 +122,8 @@ def test_a_ray_of_its_own_listens_on_the_loopback_interface_only(tmp_path, whole
     folder = tmp_path / "set"
     process = start(folder, executor={"kind": "ray"}, generator={"pause": 0.1}, **IMAGES)
     wait_for(lambda: workers_of(process), process)
-    addresses = listening(process.pid)
-    assert len(addresses) > 3 and {a for a in addresses if not a.startswith("127.")} == set()
+    wait_for(lambda: len(listening(process.pid)) > 3, process)  # one that is being started has the driver's files
+    assert {a for a in listening(process.pid) if not a.startswith("127.")} == set()
     assert "started Ray for this run" in ended(process, 0)
     assert contents(folder) == whole
 
@@ -138,12 +139,18 @@ def listening(session):
                 sockets[f"socket:[{fields[9]}]"] = ".".join(map(str, octets))
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with contextlib.suppress(OSError):  # a process that has ended by now
             if int(path.read_text().rpartition(")")[2].split()[3]) == session:
-                found += [sockets[t] for f in (path.parent / "fd").iterdir() if (t := str(f.readlink())) in sockets]
-        except OSError:
-            continue
+                found += [sockets[t] for t in map(_target, (path.parent / "fd").iterdir()) if t in sockets]
     return found
+
+
+def _target(descriptor) -> str:
+    """What a descriptor of a process is; "" for one that was closed in between."""
+    try:
+        return str(descriptor.readlink())
+    except OSError:
+        return ""
 
 
 @pytest.mark.full
