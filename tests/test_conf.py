@@ -791,7 +791,8 @@ def test_the_batch_is_measured_once_and_then_that_of_the_set(tmp_path, capsys):
     generator, cfg = Measured(), OmegaConf.create({"unit_size": "auto", "folder": str(tmp_path), "seed": 0})
     assert config.unit_size(cfg, generator, taxonomy("voc")) == 16 and generator.asked == 1
     assert "unit_size=auto: 16 images at a time" in capsys.readouterr().out
-    identity = {"generator": {}, "plan_sha256": "", "image_format": ".png", "taxonomy": {"names": []}, "unit_size": 4}
+    identity = {"generator": {}, "plan_sha256": "", "image_format": ".png", "taxonomy": {"name": "voc", "names": []},
+                "unit_size": 4}  # fmt: skip
     write_json(tmp_path / "run.json", {"identity": identity})
     assert config.unit_size(cfg, generator, taxonomy("voc")) == 4 and generator.asked == 1
     assert config.unit_size(OmegaConf.create({"unit_size": 8}), generator, None) == 8
