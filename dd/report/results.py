@@ -29,11 +29,11 @@ def headline(rows, domains):
         name = f"{row.recipe.segmenter}: {row.name}" if several else row.name
         keys = [(e["seed"], e["draw"]) for e in row.runs]
         cells = (cell(values(row.runs, d)) for d in domains)
-        known = [name, row.recipe.shots_from or "\u2013", row.supervision, row.recipe.steps]
-        table.append([*known, number_of_runs(keys), *cells])
+        known = [row.supervision, number_of_runs(keys), row.recipe.steps, row.recipe.shots_from or "\u2013"]
+        table.append([name, *cells, *known])
     images = images_of(rows, domains)
     scored = [f"mIoU on {d}" + (f" ({images[d]:,} images)" if images[d] else "") for d in domains]
-    columns = ["trained on", "real images from", "supervision", "steps", "seeds", *scored]
+    columns = ["trained on", *scored, "supervision", "seeds", "steps", "real images from"]
     note = (
         "mIoU in percent on the held-out test split, single scale, background counted. Supervision: what made the synthetic "
         "images (A: no real label, not for a setting either; B: real labels chose settings, or a few were trained on), real: "

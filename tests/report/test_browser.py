@@ -133,8 +133,12 @@ def test_a_page_opens_quietly_and_fits(browser, pages, which, width, dark):
 
 def test_a_phone_shows_the_main_numbers_without_scrolling(browser, pages):
     browser.open(pages["runs"], 390)
-    hidden = browser.js("(t => t.scrollWidth - t.clientWidth)(document.querySelector('main .scroll'))")
-    assert hidden <= 0
+    table = "document.querySelector('main .scroll')"
+    heads = browser.js(f"[...{table}.querySelectorAll('thead th')].map(h => h.textContent)")
+    main = [i for i, head in enumerate(heads) if head.startswith("mIoU on")]
+    rows = f"[...{table}.querySelectorAll('tbody tr')]"
+    ends = browser.js(f"{rows}.map(r => r.children[{main[-1]}].getBoundingClientRect().right)")
+    assert main == [1, 2] and max(ends) <= browser.js(f"{table}.getBoundingClientRect().right")
 
 
 SHOWN = "[...document.querySelectorAll('li.sample')].filter(c => c.offsetParent).map(c => c.querySelector('dd').textContent)"

@@ -103,7 +103,7 @@ def test_the_summary_has_the_fair_control(site):
 
 def test_every_number_of_the_first_table_is_the_studys(site):
     study = read_json(site / "outputs/yard_budget/budget.json")["arms"]
-    found = {(row[0], row[3]): row[-1] for row in rows_of((site / "outputs/page/report.html").read_text(), "Results")}
+    found = {(row[0], row[-2]): row[1] for row in rows_of((site / "outputs/page/report.html").read_text(), "Results")}
     expected = {("synthetic only", "3"): study["finetune"]["0"]["yard"]}
     for arm, name in NAMES.items():
         for k in ("8", "all"):

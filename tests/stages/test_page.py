@@ -277,9 +277,9 @@ def test_the_page_in_a_browser(served, tmp_path):
             for n, v in sorted(zip(counts, values, strict=True), reverse=True)
         ]
         sizes = "[...document.images].filter(i => i.offsetParent).map(i => i.decode().then(() => i.naturalWidth))"
-        assert browser.js(f"Promise.all({sizes})") == [320]
+        assert browser.js(f"Promise.all({sizes})") == [320, 320]
         browser.js("at('kind').click()")
-        assert browser.js(f"Promise.all({sizes})") == [320] and browser.js("at('mask').offsetParent !== null")
+        assert browser.js(f"Promise.all({sizes})") == [320, 320] and browser.js("at('mask').offsetParent !== null")
         assert browser.js("at('save').download") == "mask.png"
         assert browser.js("new Set(performance.getEntriesByType('resource').map(e => new URL(e.name).host)).size") == 1
         assert choose("broken.png").startswith("broken.png: the file is damaged, or no image")
