@@ -118,4 +118,7 @@ def test_every_command_shown_exists(command):
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
 def test_every_link_leads_somewhere(link):
-    assert (ROOT / link).exists()
+    page, _, place = link.partition("#")
+    assert (ROOT / page).exists()
+    heads = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE) if place else []
+    assert not place or place in [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads]
