@@ -24,7 +24,7 @@ from benchmarks.machine import machine, seconds
 from dd.datasets import encode_image, encode_mask, stored_heat
 from dd.masks import MaskSettings, normalise
 from dd.provenance import sha256, write_atomic, write_json
-from dd.samples import Sample, append_records, plan_text, read_plan
+from dd.samples import Sample, append_records, plan_sha256, plan_text, read_plan
 from dd.stages.label import label
 
 POWERS, SIDE, SIZE = 9, 32, 512
@@ -46,7 +46,8 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
         heat = F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic").view(len(ids), POWERS, SIDE, SIDE)
         save_file({"class_prompt": heat.numpy()}, folder / "heat" / f"{i:06d}.safetensors")
         (folder / "JPEGImages" / f"{i:06d}.png").write_bytes(picture)
-    append_records(folder, "0", [{"id": s.id, "heat_sha256": s.id, "image_sha256": s.id} for s in plan])
+    heat = lambda s: sha256(folder / "heat" / f"{s.id}.safetensors")  # noqa: E731
+    append_records(folder, "0", [{"id": s.id, "heat_sha256": heat(s), "image_sha256": sha256(picture)} for s in plan])
     (folder / "plan.jsonl").write_text(plan_text(plan))
     generator = {
         "model": "benchmark",
@@ -57,7 +58,9 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
         "guidance": 1.0,
     }
     identity = {"taxonomy": {"name": "benchmark", "names": names}, "generator": generator, "image_format": ".png"}
-    write_json(folder / "run.json", {"identity": identity | {"plan_sha256": "none"}, "command": "", "git_commit": ""})
+    write_json(
+        folder / "run.json", {"identity": identity | {"plan_sha256": plan_sha256(plan)}, "command": "", "git_commit": ""}
+    )
     return folder
 
 

@@ -23,7 +23,7 @@ from dd import metrics
 from dd.datasets import encode_image, encode_mask, read_mask, stored_heat
 from dd.diffusion import StableDiffusion
 from dd.masks import MaskSettings, to_mask
-from dd.provenance import write_json
+from dd.provenance import sha256, write_json
 from dd.samples import Sample, append_records, plan_text
 from dd.stages.sweep import sweep
 from dd.taxonomy import taxonomy
@@ -55,7 +55,8 @@ def write_set(folder: Path, plan: list[Sample]) -> Path:
         (folder / "JPEGImages" / f"{s.id}.png").write_bytes(image)
         mask = rng.choice([0, *s.class_ids], (8, 8)).astype(np.uint8).repeat(SIZE // 8, 0).repeat(SIZE // 8, 1)
         (reference / f"{s.id}.png").write_bytes(encode_mask(mask))
-    append_records(folder, "0", [{"id": s.id, "heat_sha256": s.id} for s in plan])
+        made = sha256(folder / "heat" / f"{s.id}.safetensors")
+        append_records(folder, "0", [{"id": s.id, "heat_sha256": made, "image_sha256": sha256(image)}])
     (folder / "plan.jsonl").write_text(plan_text(plan))
     identity = {"taxonomy": {"name": SHAPES.name, "names": list(SHAPES.names)}, "generator": {"weights_sha256": "0" * 64}}
     write_json(folder / "run.json", {"identity": identity})

@@ -7,14 +7,13 @@ import torch
 
 from benchmarks import evaluate
 from dd import metrics
+from dd.provenance import read_json
 
 
 def test_its_last_line_holds_the_ratios(capsys, tmp_path):
     small = ["--images", "7", "--network", "3", "--batch", "2", "--depth", "18", "--size", "64", "--device", "cpu"]
     result = evaluate.main([*small, "--output", str(tmp_path / "evaluate.json")])
-    assert (
-        json.loads(capsys.readouterr().out.splitlines()[-1]) == result == json.loads((tmp_path / "evaluate.json").read_text())
-    )
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result == read_json(tmp_path / "evaluate.json")
     assert result["images"] == 7 and result["threads"] == torch.get_num_threads()
     each = result["milliseconds_an_image"]
     assert each.keys() == {"ours", "torchmetrics", "mmsegmentation"} and min(each.values()) > 0
