@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from dd.supervision import distinct, label_set, merged
 
 ARMS = {
@@ -210,40 +208,6 @@ def edge(chosen: float, candidates: list[float]) -> dict | None:
         return None
     end, first, second = ("lowest", *grid[:2]) if chosen == grid[0] else ("highest", *grid[:-3:-1])
     return {"end": end, "add": float(f"{first * first / second:.2g}")}
-
-
-def _miou(confusion: np.ndarray) -> np.ndarray:
-    """mIoU in percent of confusion matrices [..., C, C], over the classes that occur in each."""
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
-    union = confusion.sum(-1) + confusion.sum(-2) - hit
-    share = np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
-    return 100 * np.nanmean(share, axis=-1)
-
-
-def bootstrap(per_image: np.ndarray, other: np.ndarray | None = None, draws: int = 1000, level: float = 0.95, seed: int = 0):
-    """(low, high) of the mIoU, or of its difference to ``other`` (``per_image`` minus ``other``, same images in both).
-
-    Percentile bootstrap over images: each draw takes N images with replacement and scores the sum of their matrices.
-    ValueError for no image, or for two runs of another number of images or classes.
-    """
-    if per_image.ndim != 3 or not len(per_image) or per_image.shape[1] != per_image.shape[2]:
-        raise ValueError(f"bootstrap: confusions int [N, C, C] of at least one image, got {list(per_image.shape)}")
-    if other is not None and other.shape != per_image.shape:
-        raise ValueError(
-            f"bootstrap: the two runs were scored on {list(per_image.shape)} and {list(other.shape)} (images, classes, "
-            "classes); only runs on the same images and classes can be compared"
-        )
-    n, c = len(per_image), per_image.shape[1]
-    rng, scores = np.random.default_rng([seed, 4]), []
-    flat = [a.reshape(n, -1).astype(np.float64) for a in (per_image, other) if a is not None]
-    for start in range(0, draws, 100):  # weights of 100 draws at a time: a matrix product instead of a gather
-        size = min(100, draws - start)
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
-        drawn = [_miou((weights @ a).reshape(size, c, c)) for a in flat]
-        scores.append(drawn[0] - drawn[1] if len(drawn) == 2 else drawn[0])
-    tail = 50 * (1 - level)
-    low, high = np.percentile(np.concatenate(scores), [tail, 100 - tail])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Intervals against values worked out by hand or by scipy, and by how often they hold the truth."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -40,6 +42,31 @@ def test_images_alone_give_the_bootstraps_interval():
     assert found.low == pytest.approx(low, abs=0.1)
     assert found.high == pytest.approx(high, abs=0.1)
     assert found.p is None and found.images == 400
+
+
+def test_the_variance_of_the_images_is_that_of_all_their_resamplings():
+    """Three images have 27 equally likely draws, each scored here by hand."""
+    images = np.array([[[10, 0], [0, 10]], [[5, 5], [5, 5]], [[9, 1], [8, 2]]])
+
+    def by_hand(total):
+        return 50 * sum(total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in (0, 1))
+
+    every = [by_hand(images[list(choice)].sum(0)) for choice in product(range(3), repeat=3)]
+    error = np.sqrt(np.var(every) * 3 / 2)  # a bootstrap of n is too narrow by (n - 1) / n
+    found = interval({0: Score(by_hand(images.sum(0)), images)}, draws=20000)
+    assert found.high - found.value == pytest.approx(error * stats.t.ppf(0.975, 2), rel=0.03)
+
+
+def test_equal_images_have_no_spread_and_a_class_that_is_nowhere_is_left_out():
+    confusion = np.zeros((4, 3, 3), int)
+    confusion[:, 0, 0], confusion[:, 1, 1], confusion[:, 1, 0] = 6, 3, 3
+    score = 100 * (6 / 9 + 3 / 6) / 2
+    found = interval({0: Score(score, confusion)})
+    assert miou(confusion.sum(0)) == pytest.approx(score)
+    assert (found.low, found.high) == pytest.approx((score, score))
+    noisy = np.random.default_rng(0).integers(1, 50, (20, 3, 3))
+    same = interval({0: Score(40.0, noisy)}, {0: Score(40.0, noisy)})
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
 def test_nothing_is_said_of_one_run_without_images():
