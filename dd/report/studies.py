@@ -10,6 +10,7 @@ from dd.evaluation.savings import bounds_text, price_text, range_text
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.provenance import read_own
 from dd.report import charts
+from dd.report.compare import signed
 from dd.report.explore import Matrix
 from dd.report.page import Chart, Table
 from dd.schemas import SWEPT
@@ -243,10 +244,6 @@ def _targets(study, names, domain, name):
     )
     title = f"{name}: price of a target on {domain}"
     yield Table(title, columns, table, note + _undecided(study, domain))
-
-
-def signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
 
 
 # ------------------------------------------------------------------------------------------------------------- mask sweeps
