@@ -42,29 +42,22 @@ class Held:
         self.limit, self.bytes = limit, 0
 
     @contextmanager
-    def upload(self):
-        """``take(number)`` inside it: whether there is room for so many more; all are given back at its end."""
-        mine = 0
-
-        def take(number: int) -> bool:
-            nonlocal mine
-            if self.bytes + number > self.limit:
-                return False
-            mine, self.bytes = mine + number, self.bytes + number
-            return True
-
+    def upload(self, size: int):
+        """Whether there is room for ``size`` bytes more; they are given back at the end."""
+        room = size if self.bytes + size <= self.limit else 0
+        self.bytes += room
         try:
-            yield take
+            yield room == size
         finally:
-            self.bytes -= mine
+            self.bytes -= room
 
 
 def application(
     folder: str | Path, answer, about: dict, max_bytes: int = MAX_BYTES, max_held: int = MAX_HELD, seconds: float = SECONDS
 ) -> Starlette:
     """The files of ``folder`` (``index.html`` as ``/``), ``GET /about``: ``about`` as JSON, and ``POST /segment``: the body's
-    bytes -> ``answer(bytes)`` as JSON, one at a time. A ValueError of ``answer`` is status 422 with ``{"error": ...}``; 413:
-    the file is too large; 503: too much is being uploaded; 408: the upload took longer than ``seconds``."""
+    bytes -> ``answer(bytes)`` as JSON, one at a time. A ValueError of ``answer`` is status 422 with ``{"error": ...}``; 411:
+    the size is not told; 413: the file is too large; 503: too much is being uploaded; 408: it took longer than ``seconds``."""
     files = {"/" if p.name == "index.html" else f"/{p.name}": p for p in sorted(Path(folder).iterdir()) if p.suffix in TYPES}
     alone, held = Lock(), Held(max_held)
 
@@ -80,16 +73,21 @@ def application(
         origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
             return _refusal(403, "this page answers its own requests only")
-        data = bytearray()
-        with held.upload() as take:
+        told = request.headers.get("content-length", "")
+        if not (told.isascii() and told.isdigit()):
+            return _refusal(411, "the request does not tell the size of the file")
+        size = int(told[:20])
+        if size > max_bytes:
+            return _refusal(413, f"the file has more than {max_bytes >> 20} MiB; make it smaller")
+        with held.upload(size) as room:
+            if not room:
+                return _refusal(503, "too many images at once; wait for an answer and try again")
+            data, got = bytearray(size), 0  # of one piece: a buffer that grows is moved, and leaves holes
             try:
                 with anyio.fail_after(seconds):
                     async for piece in request.stream():
-                        if len(data) + len(piece) > max_bytes:
-                            return _refusal(413, f"the file has more than {max_bytes >> 20} MiB; make it smaller")
-                        if not take(len(piece)):
-                            return _refusal(503, "too many images at once; wait for an answer and try again")
-                        data += piece
+                        data[got : got + len(piece)] = piece
+                        got += len(piece)
             except TimeoutError:
                 return _refusal(408, f"the upload took longer than {seconds:g} s; try again")
             except ClientDisconnect:

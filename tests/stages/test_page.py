@@ -142,7 +142,7 @@ def test_an_upload_that_stands_still_is_given_up():
     async def send(message):
         sent.append(message)
 
-    headers = [(b"host", b"127.0.0.1")]
+    headers = [(b"host", b"127.0.0.1"), (b"content-length", b"10")]
     scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers, "query_string": b""}
     asyncio.run(app(scope, receive, send))
     assert sent[1]["status"] == 408 and b"took longer than 0.1 s" in sent[2]["body"]
