@@ -85,6 +85,8 @@ def segmenter(cfg, report=None) -> float | None:
     identity, record = config.training_record(cfg, images, tuning, photos and photos[0], style, network)
 
     def make_trainer():
+        if (lost := images.unchecked()) and is_main_process():
+            print(f"not checked: whether {lost} of {len(images)} images are as they were (their set records no hashes)")
         trainers.append(config.trainer(cfg, tuning is not None, [Report(report)] if report else []))
         tell(trainers[0], "begin", config.plain(cfg), record["trained_on"], cfg.init_from)
         return trainers[0]

@@ -128,7 +128,8 @@ def _export(options) -> int:
     )  # fmt: skip
     for note in done["notes"]:
         print(f"warning: {note}", file=sys.stderr)
-    print(f"{'kept' if done['kept'] else 'ready'}: {options.target} ({done['images']} images, {done['files']} files)")
+    how = "there already, by names and sizes" if done["kept"] else "ready"
+    print(f"{how}: {options.target} ({done['images']} images, {done['files']} files)")
     return 0
 
 

@@ -68,6 +68,9 @@ class Mixture(Dataset):
     def __getitem__(self, index: int):
         return self.real[index] if index < len(self.real) else self.synthetic[index - len(self.real)]
 
+    def unchecked(self) -> int:
+        return self.real.unchecked() + self.synthetic.unchecked()
+
     def fingerprint(self) -> dict:
         """What a run records of its data."""
         return {"real_share": self.real_share, "real": self.real.fingerprint(), "synthetic": self.synthetic.fingerprint()}

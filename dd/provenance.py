@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
 PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
 BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -23,6 +25,7 @@ BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of U
 SETTINGS = "settings.json"  # of a run that has begun
 CHECKSUM = "sha256_of_the_rest"  # the last key of a JSON file of ours
 SHOWN, MOST_SHOWN = 100, 1500  # characters of a value that is quoted, and of a line of an error
+MOST_NODES = 100_000  # values of a YAML file
 
 
 def sha256(data: bytes | memoryview | Path) -> str:
@@ -154,15 +157,38 @@ def read_json(path: str | Path):
         found = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON, numbers of 5,000 digits, lists in lists in lists
         raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
-    if not isinstance(found, dict) or next(reversed(found), None) != CHECKSUM:
+    if not isinstance(found, dict) or CHECKSUM not in found:
         return found  # of others, or of an earlier version
     recorded = found.pop(CHECKSUM)
     if recorded != fingerprint(found):
         raise ValueError(
-            f"{path} is damaged, or was edited: its content is not that of its last line, {CHECKSUM}. Restore it from a "
+            f"{path} is damaged, or was edited: its content is not that of {CHECKSUM}, its last line. Restore it from a "
             "copy, or make it again; of an edit that is meant, remove that line"
         )
     return found
+
+
+def read_yaml(path: str | Path):
+    """Parse a YAML file with plain values; FileNotFoundError or ValueError name the file. ValueError
+    too for one whose aliases stand for more than ``MOST_NODES`` values."""
+    data = Path(path).read_bytes()  # the library knows byte-order marks
+    try:
+        if _nodes(yaml.compose(data, yaml.SafeLoader), {}) > MOST_NODES:
+            raise ValueError(f"with its aliases (*name) it has more than {MOST_NODES:,} values; write them out, or fewer")
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
+
+
+def _nodes(node, known: dict) -> int:
+    """Values of a YAML document with each alias written out; ``known``: counts of what was seen."""
+    if node is None or not isinstance(node.value, list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # what holds itself has no end
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else [item])]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_own(path: str | Path, schema: dict) -> dict:

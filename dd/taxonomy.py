@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from dd.provenance import read_yaml
+
 BACKGROUND = "background"
 IGNORE = 255  # "uncertain" in a mask: no loss, no score
 
@@ -202,10 +204,7 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
             f"no taxonomy file {path} (from {Path.cwd()}): docs/data.md shows one; python -m dd prepare own --taxonomy "
             "copies yours to the data set, which data_root=... and data.name=... then find"
         )
-    try:
-        content = yaml.safe_load(Path(path).read_bytes())  # which knows byte-order marks
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
+    content = read_yaml(path)
     kinds = {"name": str, "classes": list}
     if not isinstance(content, dict) or any(not isinstance(content.get(k), kind) for k, kind in kinds.items()):
         raise ValueError(f"{path}: a taxonomy has the keys name (text) and classes (a list); docs/data.md shows one")

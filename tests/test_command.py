@@ -110,6 +110,13 @@ def test_a_wrong_value_in_a_sweep_leaves_the_others(command, capsys):
     assert done == [0, 2] and "error in redraw=many: redraw='many': expected a whole number" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["hydra.sweep.dir", "hydra.run.dir"])
+def test_a_folder_of_hydra_that_leads_nowhere(command, capsys, key):
+    assert command(lambda cfg: pytest.fail("runs"), "seed=0", f"{key}=${{nope}}") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {key}: ") and "nope" in said and "HYDRA_FULL_ERROR" not in said
+
+
 def test_an_interruption_ends_a_sweep(command, capsys):
     done = []
 

@@ -535,7 +535,13 @@ def test_each_setting_is_in_the_identity_or_is_said_to_change_no_weight(data_roo
     first, settings = config.settings_identity(cfg), config.plain(cfg)
     keys = dict(leaves(settings)) | {"trainer.profiler": "simple", "trainer.num_nodes": 2, "trainer.max_time": "1:00"}
     counting = {"accumulate_grad_batches": 2, "gradient_clip_algorithm": "value", "limit_train_batches": 0.5}
-    counting |= {"overfit_batches": 3, "max_steps": 7, "sync_batchnorm": True, "some_new_key": 1, "strategy": "fsdp"}
+    counting |= {
+        "reload_dataloaders_every_n_epochs": 3,
+        "max_steps": 7,
+        "sync_batchnorm": True,
+        "some_new_key": 1,
+        "strategy": "fsdp",
+    }
     counting = {f"trainer.{k}": v for k, v in counting.items()} | {"another_key": 1, "optimizer.new": {"deeper": 2}}
     own = {"device": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1}  # with one process as before
     for key, value in (keys | counting).items():
@@ -661,6 +667,14 @@ def test_a_debug_switch_finishes_no_folder(data_root, tmp_path, value):
         train.run(training(data_root, *given, "segmenter=deeplabv3_r18", "segmenter.base_channels=8"))
     assert not (tmp_path / "x").exists()
     assert identity_of(training(data_root, "+trainer.fast_dev_run=false"))
+
+
+@pytest.mark.parametrize("value", ["1", "0.5"])
+def test_batches_to_overfit_have_a_door_of_their_own(data_root, value):
+    """Lightning's switch would take the first batches of an order that begins anew each time."""
+    with pytest.raises(ValueError, match=rf"trainer.overfit_batches={value}: .*debug=overfit"):
+        identity_of(training(data_root, f"+trainer.overfit_batches={value}"))
+    assert identity_of(training(data_root, "+trainer.overfit_batches=0"))
 
 
 def test_the_record_of_a_real_run(data_root):

@@ -180,10 +180,35 @@ def test_a_json_file_of_ours_shows_every_changed_byte_of_its_content(tmp_path):
         read_json(path)
 
 
+def test_the_checksum_counts_wherever_it_stands(tmp_path):
+    path = tmp_path / "run.json"
+    provenance.write_json(path, {"a": 1})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "later": 2}))
+    with pytest.raises(ValueError, match=r"run.json is damaged, or was edited"):
+        provenance.read_json(path)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdef", "bcdefg", strict=True)
+)
+
+
+def test_a_yaml_file_whose_aliases_have_no_end(tmp_path):
+    """Ten lines stand for ten million values: refused before anything walks through them."""
+    (tmp_path / "sound.yaml").write_bytes("\ufeffa: &a [1, µ]\nb: *a\nc: {<<: {d: 1}}\n".encode())
+    assert provenance.read_yaml(tmp_path / "sound.yaml") == {"a": [1, "µ"], "b": [1, "µ"], "c": {"d": 1}}
+    (tmp_path / "empty.yaml").write_text("")
+    assert provenance.read_yaml(tmp_path / "empty.yaml") is None
+    for text in (BOMB, "&a [*a]", "a: &a {b: *a}", "[" * 3000, "a: b: c", "x: !!python/object:os.system ls"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"bad.yaml is not valid YAML: "):
+            provenance.read_yaml(tmp_path / "bad.yaml")
+
+
 def test_files_of_others_and_of_earlier_versions_have_no_checksum(tmp_path):
-    for text, value in (('{"a": 1}', {"a": 1}), ("[1]", [1]), ("{}", {}), ('{"sha256_of_the_rest": "x", "a": 1}', None)):
+    for text, value in (('{"a": 1}', {"a": 1}), ("[1]", [1]), ("{}", {})):
         (tmp_path / "a.json").write_text(text)
-        assert read_json(tmp_path / "a.json") == (json.loads(text) if value is None else value)
+        assert read_json(tmp_path / "a.json") == value
 
 
 SCHEMA = {"id": str, "sizes": [int], "more?": {"*": (float, None)}, "any": object}

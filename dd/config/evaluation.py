@@ -4,7 +4,6 @@ import re
 from glob import escape, glob, has_magic
 from pathlib import Path
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
@@ -14,7 +13,7 @@ from dd.config.kinds import KINDS, check_kind
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.datasets import SegmentationFolder
 from dd.photos import source, without
-from dd.provenance import SETTINGS, read_own, sha256
+from dd.provenance import SETTINGS, read_own, read_yaml, sha256
 from dd.schemas import NAMED
 from dd.segmentation import Predictor
 from dd.stages.review import check
@@ -44,14 +43,14 @@ def use_own_data(cfg) -> None:
 def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
     """(data group, synthetic set) of a run's config.yaml, below the ``data_root`` of now."""
     try:
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+        saved = read_yaml(file)
         data, before = saved["data"], saved["data_root"]
         for key, value in {**dict.fromkeys(cfg.data, ""), **data}.items():
             check_kind(key, data.get(key, value), KINDS.get(f"data.{key}", str))
         texts = [before, saved.get("synthetic"), *data.values()]
         if any("${" in str(text) for text in texts) or not data["name"]:
             raise ValueError("it refers to other settings")
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} does not tell the data of a training ({error!s:.200}); say them: data=...") from None
 
     def moved(value):

@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 
 from dd.config.objects import device, instantiate, plain, taxonomy
 from dd.datasets import SegmentationFolder
 from dd.masks import READING, MaskSettings
 from dd.prompts import make_prompt
-from dd.provenance import read_json
+from dd.provenance import read_json, read_yaml
 from dd.quality import CLIP, read_rules
 from dd.samples import make_plan
 from dd.supervision import choices
@@ -61,7 +60,7 @@ def masks_from(cfg) -> dict | None:
     if given:
         raise ValueError(f"masks_from={path} and {', '.join(given)} contradict each other; give one of them")
     try:
-        content = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_bytes())
+        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
         masks, reading = content["masks"], content["diffusion"]
         values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
         typed = {k: type(v) for k, v in masks.items()} == kinds and all(
@@ -72,7 +71,7 @@ def masks_from(cfg) -> dict | None:
         MaskSettings(**masks)
         choices("masks", content["chosen_on"])
         calibration = {**content["calibration"], "generator": dict(content["calibration"]["generator"])}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}") from None
     cfg.masks.update(masks)
     cfg.diffusion.update(reading)

@@ -79,7 +79,14 @@ def settings_identity(cfg) -> dict:
 
 def trainer_identity(cfg) -> dict:
     """Of Lightning's trainer and its callbacks what decides weights. ValueError for
-    ``fast_dev_run``, which trains a step and would call the folder finished."""
+    ``fast_dev_run``, which trains a step and would call the folder finished, and for
+    ``overfit_batches``, which our order of the images would not follow."""
+    if cfg.trainer.get("overfit_batches"):
+        raise ValueError(
+            f"trainer.overfit_batches={cfg.trainer.overfit_batches}: the images of a training come in an "
+            "order of their own, of which Lightning would take the first batches. To overfit one batch: "
+            "debug=overfit"
+        )
     if cfg.trainer.get("fast_dev_run"):
         raise ValueError(
             f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} replaces the schedule, the callbacks and "

@@ -105,11 +105,12 @@ def _refuse_sweeps(parsed) -> None:
 
 
 def _check_output(composed) -> None:
-    """Hydra itself reads ``output_root``, before any task."""
-    try:
-        OmegaConf.select(composed, "output_root", throw_on_resolution_failure=True)
-    except OmegaConfBaseException as error:
-        raise ValueError(one_line(error)) from None
+    """Hydra itself reads these, before any task."""
+    for key in ("output_root", "hydra.run.dir", "hydra.sweep.dir"):
+        try:
+            OmegaConf.select(composed, key, throw_on_resolution_failure=True)
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{key}: {one_line(error)}") from None
 
 
 def _check_choices(overrides: list[str]) -> None:

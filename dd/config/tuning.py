@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import ListConfig
 
 from dd.config.composition import compose
 from dd.config.identity import trainer_identity
@@ -13,6 +13,7 @@ from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
 from dd.config.training import holds_out, training_record, training_sets, training_style, unlabelled_photos
+from dd.provenance import read_yaml
 from dd.supervision import label_set
 
 FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
@@ -70,7 +71,7 @@ def search_space(cfg) -> dict:
     if isinstance(space, str):
         if not Path(space).is_file():
             raise FileNotFoundError(f"tune.space={space}: no such file")
-        space = OmegaConf.to_container(OmegaConf.load(space))
+        space = read_yaml(space)
     for key in space if isinstance(space, dict) else ():
         if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra", "chosen_on"):
             raise ValueError(f"tune.space: {key} is not searched: it decides what is compared, not how well it trains")

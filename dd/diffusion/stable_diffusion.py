@@ -15,6 +15,7 @@ from dd.masks import flat
 from dd.prompts import class_words, token_spans, word_places
 
 SWITCH = {"on": True, "off": False, True: True, False: False}  # YAML reads a bare on as true
+MOST_STEPS, MOST_POWER = 1000, 64
 WORDS = ("appended", "caption")  # of the full prompt, at which its attention can be read
 
 
@@ -92,8 +93,11 @@ class StableDiffusion:
             raise ValueError(f"diffusion.safety_checker={safety_checker!r}; allowed: on, off")
         if offload not in ("none", "model"):
             raise ValueError(f"diffusion.offload={offload!r}; allowed: none, model")
-        if steps < 1 or max_power < 0:
-            raise ValueError(f"diffusion: need steps >= 1 and max_power >= 0, got steps={steps}, max_power={max_power}")
+        if not 1 <= steps <= MOST_STEPS or not 0 <= max_power <= MOST_POWER:
+            raise ValueError(
+                f"diffusion: got steps={steps}, max_power={max_power}; expected 1 to {MOST_STEPS} steps (those of the "
+                f"training) and a max_power of 0 to {MOST_POWER} (the heat of each power is kept)"
+            )
         if full_prompt not in (False, True, *WORDS):
             allowed = "false, true (all words), " + ", ".join(WORDS)
             raise ValueError(f"diffusion.full_prompt={full_prompt!r}; allowed: {allowed}")

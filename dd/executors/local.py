@@ -11,6 +11,9 @@ from multiprocessing.connection import wait
 
 from dd.executors.base import EXIT, State, UnitsFailed, answer, ends_run, stopped_by_signal
 from dd.executors.rests import Rests
+from dd.provenance import quoted
+
+MOST = 1024  # workers of a machine, threads of a worker, attempts at a unit
 
 
 class Local:
@@ -26,8 +29,8 @@ class Local:
         threads: int | None = None, spawn: bool = False,
     ):  # fmt: skip
         for name, value in (("workers", workers), ("threads", threads), ("attempts", attempts)):
-            if (value is not None or name == "attempts") and (type(value) is not int or value < 1):
-                raise ValueError(f"executor.{name}={value!r}: expected a whole number from 1 on")
+            if (value is not None or name == "attempts") and (type(value) is not int or not 1 <= value <= MOST):
+                raise ValueError(f"executor.{name}={quoted(value)}: expected a whole number from 1 to {MOST}")
         if type(max_failed) not in (int, float) or not 0 <= max_failed <= 1:
             raise ValueError(f"executor.max_failed={max_failed!r}: expected a share of the units from 0 to 1")
         if devices is not None and (not devices or isinstance(devices, str)):
