@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
+from dd.names import is_text
 from dd.provenance import fingerprint, read_json, read_lines, read_own, read_text, sha256, write_atomic
 from dd.samples import recorded, unfinished
 from dd.schemas import DATASET, MASKS
@@ -521,6 +522,8 @@ def read_captions(root: str | Path) -> dict[str, dict]:
             row = None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
             raise ValueError(f"{path}, line {number}: expected an object with id, caption and classes, got {line!r:.100}")
+        if not is_text(row["caption"]):
+            raise ValueError(f"{path}, line {number}: the caption holds a NUL or half of a character: {line!r:.100}")
         rows[row["id"]] = row
     return rows
 

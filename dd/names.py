@@ -18,6 +18,11 @@ def folder_name(value, key: str, parts: bool = False) -> str:
     return value
 
 
+def is_text(value: str) -> bool:
+    """Whether files, prompts and records can hold a text: no NUL and no half of a surrogate pair."""
+    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def _plain(part: str) -> bool:
     return (
         bool(part.strip()) and part.isprintable() and part[0] != "." and "\\" not in part

@@ -80,6 +80,11 @@ class Progress:
         print(text, file=self.stream, flush=True)
 
 
+def left_in_all(seconds: float) -> str:
+    """``38 min left in all``, of the runs of a study."""
+    return f"{round(seconds / 60)} min left in all" if seconds >= 90 else f"{round(seconds)} s left in all"
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

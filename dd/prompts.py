@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+from dd.names import is_text
 from dd.nouns import SEPARATOR, plurals
 
 
@@ -38,13 +39,15 @@ def make_prompt(caption: str, classes, append: bool = True, repeat: bool = False
     """Append the class words to a caption (unless it ends in them already) and make the class prompt.
 
     Repeated classes count once; with ``repeat`` their words stand as often as they are given
-    ("person person sofa", as in the authors' prompts). ValueError for an empty caption or a prompt
-    without classes.
+    ("person person sofa", as in the authors' prompts). ValueError for an empty caption, one that no
+    file can hold, or a prompt without classes.
     """
     mentions = list(classes)
     caption, classes = caption.strip(), tuple(dict.fromkeys(mentions))
     if not caption or not classes:
         raise ValueError(f"a prompt needs a caption and at least one class, got caption {caption!r}, classes {classes}")
+    if not is_text(caption):
+        raise ValueError(f"caption {caption!r:.200}: expected text without a NUL and without half characters")
     words = " ".join(mentions if repeat else classes)
     head, semicolon, tail = caption.rpartition(";")
     appended = bool(semicolon) and set(tail.split()) == set(words.split())

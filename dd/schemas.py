@@ -65,3 +65,25 @@ SWEPT = {  # sweeps/<name>.json
 EXPORTED = {"identity": dict, "files": {"*": int}}  # export.json
 SCORED = {"data": str, "split": str, "miou": float}  # metrics.json, as lists of runs take it
 SECONDS = {"seconds": float}  # seconds.json of a training in parts
+
+BOUNDS = {"low": NUMBER, "high": NUMBER}
+PRICE = {"median": BOUNDS, "range": BOUNDS}
+AT_SHOTS = {"*": {"*": {"*": [NUMBER]}}}  # {arm: {number of real images: {domain: one of each run}}}
+STUDY = {  # budget.json, as reports take it
+    "arms": AT_SHOTS, "labels?": {"*": str}, "domains?": ({"*": (int, None)}, None),
+    "seeds?": ([int], None), "draws?": (list, None), "failed?": (list, None),
+    "runs?": ([{"domain": str, "num_images?": (int, None)}], None),
+    "learning_rates?": ({"*": {"by_shots?": {"*": dict}}}, None),
+    "cost?": {
+        "prices?": ({"minutes_per_image": float, "per_hour": float, "per_gpu_hour": float}, None),
+        "seconds?": AT_SHOTS, "labels?": {"*": {"*": {"*": int}}},
+        "targets?": {"*": [{"target": float, "why": str, "arms": {"*": {"images": PRICE, "price": PRICE}}}]},
+    },
+    "differences?": [{
+        "arm": str, "k": int, "against": str, "against_k": int, "domain": str, "value": float, **BOUNDS,
+        "p": NUMBER, "p_holm": NUMBER, "seeds": int, "images": (int, None),
+    }],
+    "skipped?": ({"*": {"*": {"*": {"*": {
+        "shown": bool, "median": BOUNDS, "interval": (BOUNDS, None), "runs": [BOUNDS], "falls_again": int,
+    }}}}}, None),
+}  # fmt: skip

@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
+from dd.names import is_text
+
 Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
 Numbers, Names = list[float], list[str]
 KINDS = {  # of keys whose default is null, is not the only kind, or leaves out values that make no sense
@@ -117,7 +119,7 @@ def _check_texts(value, key: str) -> None:
     if isinstance(value, dict | list):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_texts(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+    elif isinstance(value, str) and not is_text(value):
         raise ValueError(f"{key}={_shown(value)}: expected text without a NUL and without half characters")
 
 

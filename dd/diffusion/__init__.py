@@ -1,6 +1,7 @@
 """Stable Diffusion through diffusers: load, generate with its attention observed, build, save. The only importer of
 diffusers."""
 
+import dd.diffusion.quiet  # noqa: F401 (before the others)
 from dd.diffusion.adapter import WEIGHTS, add_lora, noise_schedule, save_adapter
 from dd.diffusion.from_scratch import (
     build_text_and_unet,

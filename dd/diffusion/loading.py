@@ -6,7 +6,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import httpx  # the client it uses, under its own name
@@ -14,12 +13,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPImageProcessorPil  # the other one needs torchvision, and says so
 
 from dd.provenance import read_json, sha256
-
-# Advice of the libraries about optional packages, and their bars for loading a few files.
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "shapes_stable_diffusion"
 

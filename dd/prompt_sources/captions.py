@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dd.duplicates import similar_to
+from dd.names import is_text
 from dd.nouns import ClassNouns
 from dd.prompts import Prompts, make_prompt, repeats, split_class_prompt
 from dd.provenance import read_lines, read_text
@@ -45,6 +46,8 @@ def read_rows(path: str | Path) -> list[dict]:
     for i, row in enumerate(rows):
         if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
             raise ValueError(f"{path}, entry {i}: need 'caption' (text) in each entry, got {row!r:.200}")
+        if not is_text(row["caption"]):
+            raise ValueError(f"{path}, entry {i}: 'caption' holds a NUL or half of a character, got {row['caption']!r:.200}")
         if not isinstance(row.get("filename", ""), str):
             raise ValueError(f"{path}, entry {i}: 'filename' must be text, got {row['filename']!r:.200}")
     return rows

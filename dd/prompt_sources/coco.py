@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 
+from dd.names import is_text
 from dd.prompt_sources.captions import Caption, keep
 from dd.prompts import Prompts, make_prompt
 from dd.provenance import read_json
@@ -26,7 +27,9 @@ def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]
             missing = [k for k in keys if not isinstance(row, dict) or k not in row]
             if missing:
                 raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {row!r:.100}")
-            odd = [k for k in keys if k.endswith("id") and not isinstance(row[k], int | str)]
+            ids = [k for k in keys if k.endswith("id")]
+            row |= {k: int(row[k]) for k in ids if isinstance(row[k], float) and row[k].is_integer()}  # 3.0 is 3
+            odd = [k for k in ids if not isinstance(row[k], int | str)]
             if odd:
                 raise ValueError(f"{path}: {odd[0]} of an entry of {part} must be a number or a text: {row!r:.100}")
     return content
@@ -89,6 +92,8 @@ class CocoCaptions:
                 f"{self.captions} does not match {self.instances}: {len(strange)} images with captions are not listed there, "
                 f"such as image_id {strange[:5]}. Both files must be of one split"
             )
+        if wrong := [row for row in rows if not isinstance(row["caption"], str) or not is_text(row["caption"])]:
+            raise ValueError(f"{self.captions}: a caption must be text without a NUL and half characters: {wrong[0]!r:.200}")
         text = one_line if self.full_stop else plain
         told = [(text(row["caption"]), row["image_id"]) for row in rows]
         captions = (Caption(caption, classes[i], files[i]) for caption, i in told)

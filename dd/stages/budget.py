@@ -13,6 +13,7 @@ from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, bought, check_targets,
 from dd.budget_results import Measured, curves, differences, skipped, target_costs
 from dd.evaluation.savings import price_text, skipped_text
 from dd.locks import Busy
+from dd.progress import left_in_all
 from dd.provenance import made_by, refuse_other, write_json
 from dd.supervision import merged, told
 
@@ -82,7 +83,7 @@ class _Work:
             return ""
         rate = sum(found.values()) / sum(job.steps for job in found)
         left = rate * max(0, self.steps - sum(job.steps for job in self.watched))
-        return f", {round(left / 60)} min left in all" if left >= 90 else f", {round(left)} s left in all"
+        return f", {left_in_all(left)}"
 
 
 def _expected(plan: Plan, points: list) -> set:

@@ -6,13 +6,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dd.provenance import read_json, write_json
+from dd.provenance import read_own, write_json
 from dd.report import origins, page, results, studies
 from dd.report.compare import comparison
 from dd.report.labels import labels_section
 from dd.report.published import reproduction
 from dd.report.rows import Row, arrange
 from dd.report.summary import collect, images_of, separate, summarise
+from dd.schemas import STUDY
 from dd.taxonomy import Taxonomy
 
 SHOWN = 5  # runs named in a line about several
@@ -63,7 +64,7 @@ def report(
         results.headline(rows, domains),
         labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
-        *(s for path in budgets for s in studies.budget_sections(read_json(path), Path(path).parent.name)),
+        *(s for path in budgets for s in studies.budget_sections(read_own(path, STUDY), Path(path).parent.name)),
         *_comparisons(rows, domains, chosen),
         *results.learning_curves(alike, domains),
         *results.class_tables(alike, domains),

@@ -1,9 +1,11 @@
 """Stage: search hyper-parameters with Optuna. Each trial is a run of its own, judged by its mIoU on the tune split."""
 
+import time
 from contextlib import ExitStack
 
 import yaml
 
+from dd.progress import left_in_all
 from dd.provenance import write_atomic
 from dd.search import Study, overrides
 
@@ -48,6 +50,7 @@ def tune(
     if type(trials) is not int or trials < 1:
         raise ValueError(f"tune.trials={trials!r}: expected a whole number above 0")
     study, failed = Study(folder, identity, space, sampler, pruner, pruner_settings or {}, seed), 0
+    begun, own = time.monotonic(), 0  # trials of this process alone tell how long the others will take
     while True:
         with ExitStack() as held:
             trial = study.next(trials, held)
@@ -56,7 +59,11 @@ def tune(
             _train(study, trial, train_trial)
             ended = study.trials()[trial.number]
         write_atomic(study.folder / "trials.csv", study.table())
-        print(f"trial {ended.number} {ended.state.name.lower()}: {ended.value} {ended.params}")
+        own, over = own + 1, len(study.trials("COMPLETE", "PRUNED"))
+        left = (time.monotonic() - begun) / own * max(0, trials - over)
+        result = ended.state.name.lower() + ("" if ended.value is None else f", mIoU {ended.value:.2f}")
+        more = f"{over} of {trials} are over, {left_in_all(left)}"
+        print(f"trial {ended.number}: {result} with {' '.join(overrides(ended.params, study.space))}; {more}")
         failed = failed + 1 if ended.state.name == "FAIL" else 0
         if failed == FAILURES:
             raise ValueError(f"{FAILURES} trials in a row failed; the last one: {ended.user_attrs['error']}")

@@ -21,6 +21,10 @@ TRAIN = [
     "train.py", "experiment=shapes_synthetic", "batch_size=2", "scale=64", "segmenter.base_channels=8",
     "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "trainer.max_steps=2",
 ]  # fmt: skip
+STUDY = [
+    "train.py", "experiment=shapes_budget", *TRAIN[2:], "budget.shots=[0,4]", "budget.domains=[shapes]", "budget.seeds=[0]",
+    "budget.arms=[finetune,real]", "budget.choose=null", "trainer.max_steps=2",
+]  # fmt: skip
 PHOTOS = "images=data/shapes/JPEGImages"
 WORLD = [  # what makes the folder that every case gets a copy of
     [*MAKE, "quality=default"],
@@ -32,6 +36,7 @@ WORLD = [  # what makes the folder that every case gets a copy of
     ["evaluate.py", f"run={RUN}", "stage=review", PHOTOS, "number=3", "output=queue"],
     ["generate.py", "experiment=shapes", "stage=sweep", f"sweep.run={RUN}", "sweep.threshold=[0.4]", "sweep.workers=1"],
     ["dd", "export", "mmseg", SET, "exported"],
+    STUDY,
 ]  # fmt: skip
 COMMANDS = {
     "make": [*MAKE, "name=more", "num_images=2"],
@@ -50,6 +55,7 @@ COMMANDS = {
     "review": ["evaluate.py", "stage=review", f"run={RUN}", PHOTOS, "number=3", "output=queue"],
     "report": ["evaluate.py", "stage=report", "runs=outputs", "name=shapes"],
     "report of a set": ["evaluate.py", "stage=report"],
+    "study": STUDY,
     "verify": ["dd", "verify", SET],
     "export": ["dd", "export", "mmseg", SET, "elsewhere"],
     "runs": ["dd", "runs"],
@@ -82,6 +88,7 @@ FILES = {  # of ours, and who reads them
     f"{RUN}/eval/shapes/metrics.json": ["evaluate", "report", "runs"],
     f"{RUN}/predictions/*/*.json": ["predict"],
     f"{RUN}/predictions/*/*/*.jsonl": ["predict"],
+    "outputs/shapes_budget/*.json": ["study", "report"],
     "queue/*.json": ["review"],
     "queue/*/*.jsonl": ["review"],
     "data/shapes/run.json": ["finetune", "evaluate", "predict"],

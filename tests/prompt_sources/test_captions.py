@@ -77,6 +77,8 @@ def test_a_file_without_appending(tmp_path):
         ([{"caption": "a dog", "class_prompt": ""}, {"caption": " ", "classes": ["dog"]}], "none of 2 captions is left"),
         ([ROWS[1], {"caption": "a dog", "classes": "dog"}], "entry 1: 'classes' must be a list of class names, got 'dog'"),
         ([{"caption": "a dog", "classes": ["dog"], "filename": 7}], "entry 0: 'filename' must be text, got 7"),
+        ([ROWS[1], {"caption": "a dog\0", "classes": ["dog"]}], r"entry 1: 'caption' holds a NUL .*got 'a dog\\x00'"),
+        ([{"caption": "a \ud800 dog", "classes": ["dog"]}], r"entry 0: 'caption' holds .*got 'a \\ud800 dog'"),
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_read(tmp_path, content, message):
@@ -88,6 +90,13 @@ def test_files_that_cannot_be_read(tmp_path, content, message):
 def test_values_of_another_kind_name_their_entry(tmp_path, row):
     with pytest.raises(ValueError, match="entry 1"):
         caption_file(tmp_path, [ROWS[1], row])(VOC, 1, 0)
+
+
+@pytest.mark.parametrize("text", ["a dog\0", "a \udfff dog"])
+def test_no_prompt_is_made_of_what_no_file_can_hold(text):
+    with pytest.raises(ValueError, match="expected text without a NUL and without half characters"):
+        make_prompt(text, ["dog"])
+    assert make_prompt("a 😀 dog", ["dog"]).text == "a 😀 dog; dog"  # a whole character beyond 16 bits
 
 
 def test_a_missing_file_is_named(tmp_path):

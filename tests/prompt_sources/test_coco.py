@@ -38,6 +38,19 @@ def test_classes_are_those_of_the_image_in_category_order(tmp_path):
     assert found.dropped == [{"reason": "names no class", "filename": "000000000030.jpg", "caption": "An empty street"}]
 
 
+def test_ids_that_another_program_wrote_as_floats(tmp_path):
+    rows = [(float(i), c) for i, c in CAPTIONS]
+    assert list(source(tmp_path, rows)(COCO, None, 0)) == list(source(tmp_path)(COCO, None, 0))
+    with pytest.raises(ValueError, match=r"captions.json: image_id of an entry of annotations must be a number or a text"):
+        source(tmp_path, [(7.5, "A man")])(COCO, None, 0)
+
+
+@pytest.mark.parametrize("caption", [None, 5, ["A man"], "A\0man", "A \ud800 man"])
+def test_captions_that_are_no_text(tmp_path, caption):
+    with pytest.raises(ValueError, match=r"captions.json: a caption must be text"):
+        source(tmp_path, [*CAPTIONS, (7, caption)])(COCO, None, 0)
+
+
 def test_full_stops_stay_where_that_is_asked_for(tmp_path):
     captions = [(7, "A man at\n a table. "), (9, "A brush"), (41, "A residence."), (41, "Up...")]
     texts = {p.text for p in source(tmp_path, captions, full_stop=True)(COCO, None, 0)}

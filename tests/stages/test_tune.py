@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -101,6 +102,18 @@ def test_a_study_keeps_its_trials_and_the_best(tmp_path):
     assert (best["trial"], best["objective"]) == (int(top["trial"]), float(top["objective"]))
     assert best["overrides"] == [f"x={float(top['x'])}", f"kind={top['kind']}"]
     assert best["run"] == f"{tmp_path}/study/trial={top['trial']}" and best["trials"]["complete"] == 8
+
+
+def test_a_study_says_how_far_it_is(tmp_path, capsys):
+    search(tmp_path / "study", trials=3)
+    lines = capsys.readouterr().out.splitlines()
+    expected = [
+        rf"trial {int(r['trial'])}: complete, mIoU {float(r['objective']):.2f} with x={re.escape(r['x'])} kind={r['kind']}; "
+        rf"{i + 1} of 3 are over, \d+ s left in all"
+        for i, r in enumerate(table(tmp_path / "study"))
+    ]
+    assert len(lines) == 3 and all(map(re.fullmatch, expected, lines))
+    assert lines[-1].endswith("3 of 3 are over, 0 s left in all")
 
 
 def test_a_finished_study_trains_nothing_and_more_trials_go_on(tmp_path):
