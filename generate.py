@@ -34,7 +34,7 @@ def run(cfg) -> float | None:
         done = synthesize(
             cfg.folder, generator, prompts, taxonomy, cfg.num_images, cfg.seed, unit_size, cfg.image_format,
             cfg.prompts_over_limit, cfg.redraw, clip, executor, config.worker_build(cfg, clip),
-            config.chosen_on(cfg, "diffusion"),
+            config.chosen_on(cfg, "diffusion"), config.prompts_sha256(cfg),
         )  # fmt: skip
         print(f"{done['images']} images in {cfg.folder}, {done['made_now']} made now in {done['seconds']:.0f} s")
         if done["drawn_again"] or done["failed"]:

@@ -161,7 +161,7 @@ def label_budget(cfg) -> None:
         return segmenter(config.budget_run(cfg, job, judged=True, choices=plan.choices))
 
     def score(job, domain):
-        part = config.budget_run(cfg, job)
+        part = config.budget_run(cfg, job, choices=plan.choices)
         folder, trusted = Path(part.output_root, part.name), part.segmenter.get("trusted", False)
         trained, network, views = config.trained_run(folder, trusted)
         path = folder / "eval" / domain / "metrics.json"

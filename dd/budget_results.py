@@ -140,7 +140,8 @@ def skipped(found: Measured) -> dict:
 def _skipped(found: Measured, arm: str, control: str, domain: str, k: int) -> dict:
     mious, controls = found.mious(arm, k, domain), found.curves_of(control, domain)
     own = {key: controls[of] for key in mious if (of := partner(key, controls)) is not None}
-    return savings.images_skipped(k, mious, own, found.gain(arm, k, control, domain))
+    matched = k in found.points(control, domain)
+    return savings.images_skipped(k, mious, own, found.gain(arm, k, control, domain), matched)
 
 
 def differences(found: Measured) -> list[dict]:

@@ -327,6 +327,7 @@ class SegmentationFolder:
     ):  # fmt: skip
         self.root, self.split, self.taxonomy, self.masks = Path(root), split, taxonomy, masks
         ids, self.listed, of = read_split(root, split), None, "the split holds"
+        self.whole_split = ids
         if shots_list is not None:
             ids, self.listed = read_list(shots_list, ids, split)
             of = f"{self.listed['file']} names"
@@ -458,9 +459,15 @@ class SegmentationFolder:
 
     def fingerprint(self) -> dict:
         """What a run records of its data: folder name, split, masks, number of images, and a hash
-        of their content."""
+        of their content; of a part of a split also what it was drawn from: a hash of all ids and
+        the sizes in bytes of their masks."""
         names = {"root": self.root.name, "split": self.split, "masks": self.masks, "images": len(self)}
-        return {**names, "content": self.content()}
+        found = {**names, "content": self.content()}
+        if len(self) < len(self.whole_split):
+            masks = [self.mask_path(name) for name in self.whole_split]
+            sizes = [path.stat().st_size if path.is_file() else None for path in masks]
+            found["drawn_from"] = fingerprint([self.whole_split, sizes])
+        return found
 
     def content(self) -> str:
         """SHA-256 over the ids, the bytes of their masks and the sizes in bytes of their images (a

@@ -23,6 +23,7 @@ SINGULAR = (  # they end as plurals do
     "gas", "canvas", "atlas", "lens", "bias", "alias", "pancreas", "chaos", "cosmos", "rhinoceros", "asbestos", "christmas",
     "news", "specimen", "regimen", "abdomen", "omen", "stamen", "acumen", "semen", "lumen", "bitumen", "ramen", "cyclamen",
 )  # fmt: skip
+OTHER_MEANINGS = ("hot dog", "power plant", "screen door", "table tennis")  # hold a class word of VOC, and mean none
 SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
 
 

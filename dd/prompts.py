@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from dd.names import is_text
-from dd.nouns import SEPARATOR, plurals
+from dd.nouns import OTHER_MEANINGS, SEPARATOR, plurals
+from dd.taxonomy import TAXONOMIES
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,19 @@ def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> l
     Where that is the class words and nothing else, they are counted off. Else a class stands where
     its name or its plural is first a whole word, found as :class:`dd.nouns.ClassNouns` finds them:
     the longest name first, so that no class is read inside the name of another ("dog" in "hot
-    dog"). ValueError names the classes that the text does not hold.
+    dog"), be it one of ``classes``, of a built-in vocabulary, or a phrase that means something else
+    (OTHER_MEANINGS); where it stands nowhere else, inside these. ValueError names the classes that
+    the text does not hold.
     """
     stop = len(text) if stop is None else stop
     if text[start:stop] == " ".join(classes):
         ends = [start + len(" ".join(classes[: i + 1])) for i in range(len(classes))]
         return [(end - len(name), end) for name, end in zip(classes, ends, strict=True)]
-    names, words = _finder(tuple(classes))
-    found: dict[str, tuple[int, int]] = {}
-    for match in words.finditer(text[:stop], start):
-        found.setdefault(names[match.lastindex - 1], match.span())
+    found: dict[str | None, tuple[int, int]] = {}
+    for hidden in (_phrases(), ()):
+        names, words = _finder(tuple(classes), hidden)
+        for match in words.finditer(text[:stop], start):
+            found.setdefault(names[match.lastindex - 1], match.span())
     missing = [name for name in classes if name not in found]
     if missing:
         raise ValueError(
@@ -91,13 +95,24 @@ def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> l
     return [found[name] for name in classes]
 
 
+@lru_cache(maxsize=1)
+def _phrases() -> tuple[str, ...]:
+    """Names of several words, and other meanings, in which a class may stand."""
+    names = [name for known in TAXONOMIES.values() for name in known.names]
+    return tuple(dict.fromkeys(name for name in (*names, *OTHER_MEANINGS) if " " in name))
+
+
 @lru_cache(maxsize=1024)
-def _finder(classes: tuple[str, ...]) -> tuple[list[str], re.Pattern]:
-    """(class of each group, pattern): a group for each name and plural, the longest first."""
-    forms = {" ".join(re.split(SEPARATOR, name)).lower(): name for name in classes}
+def _finder(classes: tuple[str, ...], hidden: tuple[str, ...] = ()) -> tuple[list[str | None], re.Pattern]:
+    """(class of each group, pattern): a group for each name and plural, the longest first; None is
+    the class of ``hidden`` phrases."""
+    forms: dict[str, str | None] = {" ".join(re.split(SEPARATOR, name)).lower(): name for name in classes}
     for name in classes:  # a name that is another's plural stays what it is
         for form in plurals(name):
             forms.setdefault(" ".join(re.split(SEPARATOR, form)).lower(), name)
+    for phrase in hidden:
+        for form in (phrase, *plurals(phrase)):
+            forms.setdefault(form.lower(), None)
     longest = sorted(forms, key=len, reverse=True)
     either = "|".join(f"({SEPARATOR.join(map(re.escape, form.split(' ')))})" for form in longest)
     pattern = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)

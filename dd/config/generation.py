@@ -13,7 +13,7 @@ from dd.config.objects import device, instantiate, plain, taxonomy
 from dd.datasets import SegmentationFolder
 from dd.masks import READING, MaskSettings
 from dd.prompts import make_prompt
-from dd.provenance import read_json, read_yaml
+from dd.provenance import fingerprint, read_json, read_yaml, sha256
 from dd.quality import CLIP, read_rules
 from dd.samples import make_plan
 from dd.supervision import choices
@@ -151,3 +151,20 @@ def calibrate_arguments(cfg) -> tuple[str, dict]:
     }  # fmt: skip
     name = f"calibration_{data.root.name}_{data.split}_{given['shots']}_seed{cfg.seed}.yaml"
     return f"{cfg.output_root}/{cfg.name}/{name}", found
+
+
+def prompts_sha256(cfg) -> str:
+    """Hash of what prompts are drawn from: the settings of their source, the content of the files
+    that these name, and the vocabulary."""
+
+    def content(value):
+        if isinstance(value, dict):
+            return {k: content(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [content(v) for v in value]
+        is_file = isinstance(value, str) and len(value) < 1000 and Path(value).is_file()
+        return {"sha256": sha256(Path(value))} if is_file else value
+
+    words = taxonomy(cfg)
+    vocabulary = [list(words.names), {k: list(v) for k, v in words.synonyms.items()}]
+    return fingerprint([content(plain(cfg.prompts)), cfg.prompts_over_limit, vocabulary])

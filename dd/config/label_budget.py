@@ -11,7 +11,7 @@ from dd import search
 from dd.budget import RECIPES, Job, Plan, choice_shots
 from dd.config.composition import choices, compose
 from dd.config.jobs import job_overrides
-from dd.config.objects import plain, real_data, taxonomy
+from dd.config.objects import chosen_on, plain, real_data, taxonomy
 from dd.config.training import training_sets, training_style
 from dd.config.tuning import one_device, study_identity
 from dd.datasets import SegmentationFolder
@@ -140,9 +140,10 @@ def _shared(part) -> dict:
 
 def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None):
     """The configuration of a job. One that is its experiment's own, with nothing changed but data, shots and seed, has the
-    folder that ``train.py -m experiment=...`` gives it, and is shared with it, with the record of
-    the experiment; all others lie below the study's folder. ``choices``: {recipe: the label sets
-    that its rate is chosen on} (:attr:`dd.budget.Plan.choices`)."""
+    folder that ``train.py -m experiment=...`` gives it, and is shared with it, if the record of the
+    experiment tells the labels that the study chose the rate on; all others lie below the study's
+    folder. ``choices``: {recipe: the label sets that its rate is chosen on}
+    (:attr:`dd.budget.Plan.choices`)."""
     domain = job.domain or cfg.budget.domains[0]
     held = judged and cfg.hold_out is not None
     more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]
@@ -157,10 +158,11 @@ def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None)
         changes += [f"draw={Path(job.draw).name}"]
     points = [f"shots={job.shots}"] * (job.domain is not None) + [f"seed={job.seed}"]
     own = not changes and init_from == part.init_from and (job.domain or "") in part.name
-    if not own or any(not re.match(SHARED, k) for k in _given()):
+    sets = (choices or {}).get(job.recipe)
+    if not own or not _told(part, sets) or any(not re.match(SHARED, k) for k in _given()):
         where = "_".join([job.recipe, *([job.domain] if job.domain else [])])
         part.name = f"{cfg.name}/{where}/{','.join(points + changes)}"
-        if (sets := (choices or {}).get(job.recipe)) is not None:
+        if sets is not None:
             chosen, how = declared(sets), {"merge": False, "force_add": True}
             OmegaConf.update(part, "chosen_on.learning_rate", chosen, **how)
     else:
@@ -169,6 +171,18 @@ def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None)
     part.init_from, part.trainer.max_steps, part.optimizer.learning_rate = init_from, job.steps, job.learning_rate
     part.hold_out = cfg.hold_out if held else None
     return part
+
+
+def _told(part, sets: list[dict] | None) -> bool:
+    """Whether an experiment's own record of its learning rate holds these label sets, or the whole
+    lists that they are drawn from."""
+    record = [
+        {"data": c["data"], "labels": c["labels"], "seed": c.get("seed")}
+        for c in chosen_on(part)
+        if c["what"] == "learning_rate"
+    ]
+    whole = {one["data"] for one in record if one["seed"] is None}
+    return all(one["data"] in whole or {"seed": None, **one} in record for one in sets or ())
 
 
 def budget_test(cfg, domain: str) -> SegmentationFolder:

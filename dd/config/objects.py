@@ -170,13 +170,14 @@ def segmenter_of(run: dict, trusted: bool = False):
     ):
         raise ValueError(f"run.json names a segmenter {node!r} that is not one of dd.segmenters with plain values")
     made = instantiate({**node, "pretrained": None}, num_classes=1 + len(run["taxonomy"]["names"]))
-    then, now = run.get("segmenter_files", {}).get("config"), made.files.get("config")
-    if then not in (None, now):
-        raise ValueError(
-            f"segmenter.config={node['config']} describes another model now (sha256 {now[:12]}...) "
-            f"than the run was trained with (sha256 {then[:12]}...). Put the file back as it was, or "
-            "train a run of another name with the new one"
-        )
+    for part, what in (("config", ""), ("code", ", by the code that it imports,")):
+        then, now = run.get("segmenter_files", {}).get(part), made.files.get(part)
+        if then not in (None, now):
+            raise ValueError(
+                f"segmenter.config={node['config']} describes{what} another model now (sha256 {str(now)[:12]}...) "
+                f"than the run was trained with (sha256 {then[:12]}...). Put the file back as it was, or "
+                "train a run of another name with the new one"
+            )
     return made
 
 

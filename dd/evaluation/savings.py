@@ -108,12 +108,14 @@ def images_skipped(
     mious: Mapping[Hashable, float],
     control: Mapping[Hashable, Curve],
     gain: Interval | None,
+    matched: bool = True,
 ) -> dict:
     """What k labelled images skip: the images that the control needs for the same mIoU, less k.
 
     ``mious``: of the arm's runs at k; ``control``: the curve of each of these runs' partner;
     ``gain``: the arm at k less the control at the smallest number of images >= k that was
-    measured, None if there is none. Returns, as plain values: ``runs`` (bounds of each),
+    measured, None if there is none; ``matched``: that number is k. Against more images a gain shows
+    that images are skipped, but a loss does not show that they cost. Returns, as plain values: ``runs`` (bounds of each),
     ``median`` and ``range`` (bounds), ``interval`` over seeds where all runs are read exactly,
     ``falls_again`` (runs whose control dips below the mIoU later), and ``shown``: False where
     the interval of ``gain``, or that of the skipped images, holds 0. Negative: images cost.
@@ -127,7 +129,7 @@ def images_skipped(
         **summary(skips),
         "interval": over_seeds and vars(over_seeds),
         "falls_again": sum(dips(control.get(key, {}), miou) for key, miou in mious.items()),
-        "shown": gain is not None and not gain.holds_zero and not holds_zero,
+        "shown": gain is not None and not gain.holds_zero and (matched or gain.value > 0) and not holds_zero,
     }
 
 

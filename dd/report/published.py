@@ -30,17 +30,19 @@ def reproduction(data: str, measured: list[dict]) -> list[Section]:
     ``measured``: one entry per run and protocol: ``segmenter`` (as "DeepLabV3 R101"), ``arm`` (a
     key of TRAINED_ON, or another name as it is), ``tta`` (multi-scale and flip), ``seed``, ``miou``
     in percent, ``supervision``; ``images`` in words, their ``number`` and ``steps``; ``variant``:
-    "" for the main recipe of its arm, the only one beside a published number. Several seeds become
-    mean ± standard deviation. The difference is single scale minus published, where as many images
-    were trained on (within a tenth).
+    "" for the main recipe of its arm; ``recipe``: equal for its seeds; ``origin``: the data set of
+    the real images, or "". Of several main recipes (real images of several data sets) the one whose
+    number of images is nearest to the published one stands beside it. Several seeds become mean ±
+    standard deviation. The difference is single scale minus published, where as many images were
+    trained on (within a tenth).
     """
     published = [r for r in PUBLISHED["results"] if r["data"] == data]
     if not published:
         return []
-    groups = {}
+    groups: dict[tuple, list[dict]] = {}
     for entry in measured:
-        groups.setdefault(tuple(entry[k] for k in (*KEYS, "variant")), []).append(entry)
-    rows = [_row(r["segmenter"], r["arm"], r, groups.pop((*(r[k] for k in KEYS), ""), [])) for r in published]
+        groups.setdefault(tuple(entry[k] for k in (*KEYS, "variant", "origin", "recipe")), []).append(entry)
+    rows = [_row(r["segmenter"], r["arm"], r, groups.pop(_nearest(groups, r), [])) for r in published]
     rows += [_row(segmenter, arm, None, found) for (segmenter, arm, *_), found in sorted(groups.items())]
     columns = [
         "segmenter", "trained on", "saw", "published", "published for", "measured", "measured with", "difference",
@@ -63,6 +65,13 @@ def reproduction(data: str, measured: list[dict]) -> list[Section]:
     return [table, Table(f"Other published results: {data}", names, cells, note="Not measured here.")]
 
 
+def _nearest(groups: dict, published: dict) -> tuple | None:
+    """The main recipe of a published row whose number of images is nearest to the published one."""
+    wanted, own = _number(published["images"]), (*(published[k] for k in KEYS), "")
+    found = [key for key in groups if key[: len(own)] == own]
+    return min(found, key=lambda key: (abs(groups[key][0]["number"] - wanted), key), default=None)
+
+
 def _row(segmenter, arm, published, found) -> list[Cell]:
     single, augmented = ([e["miou"] for e in found if e["tta"] is tta] for tta in (False, True))
     saw = published["supervision"] if published else "/".join(sorted({e["supervision"] for e in found}))
@@ -71,6 +80,8 @@ def _row(segmenter, arm, published, found) -> list[Cell]:
     difference = mean(single) - value if single and alike else None
     seeds = ", ".join(str(s) for s in sorted({e["seed"] for e in found}))
     variant = next((f"; {e['variant']}" for e in found if e["variant"]), "")
+    if not published:
+        variant += next((f" (real images from {e['origin']})" for e in found if e["origin"]), "")
     return [
         segmenter, TRAINED_ON.get(arm, arm) + variant, saw, value, published["images"] if published else "",
         _cell(single), _measured_with(found), difference, _cell(augmented), seeds,
@@ -85,8 +96,12 @@ def _measured_with(found) -> str:
 
 def _as_many(number: int, published: str) -> bool:
     """Whether ``number`` images are as many as "40k synthetic + 11.5k real"."""
-    wanted = 1000 * sum(float(k) for k in re.findall(r"([\d.]+)k", published))
+    wanted = _number(published)
     return abs(number - wanted) <= ALIKE * wanted
+
+
+def _number(published: str) -> float:
+    return 1000 * sum(float(k) for k in re.findall(r"([\d.]+)k", published))
 
 
 def _cell(values: list[float]) -> Cell:

@@ -2,8 +2,9 @@
 from run.json alone.
 
 Runs are seeds of one recipe only if everything is equal but the seed and what follows from it: the
-images drawn or held out by it, the weights that it goes on from, masks that a run or a few images
-of the same seed made. Names of folders, and what a setting was chosen on, are no part of a recipe.
+images drawn or held out by it, the weights of the same seed that it goes on from, masks that a run
+or a few images of the same seed made. Names of folders, and what a setting was chosen on, are no
+part of a recipe.
 What cannot be told is left in: a recipe is rather split in two than two are pooled.
 """
 
@@ -132,34 +133,34 @@ class _Reader:
         if (after := run["trained_on"].get("after")) is not None:
             earlier = self.before(run)
             found["before"] = self.settings(earlier) if earlier else self.history(after)
+            found["before"] |= _other_seed(after, run["trained_on"])
         return found
 
     def history(self, trained_on: dict) -> dict:
         """What is known of a run that is not at hand."""
         after = trained_on.get("after")
-        return {
-            "trained_on": self.data(trained_on),
-            **({"before": self.history(after)} if after else {}),
-        }
+        before = {"before": {**self.history(after), **_other_seed(after, trained_on)}} if after else {}
+        return {"trained_on": self.data(trained_on), **before}
 
     def data(self, trained_on: dict) -> dict:
         by_seed = trained_on.get("shots") not in (None, "all") or "hold_out" in trained_on
         parts = ("seed", "after", "real", "synthetic")
         found = {k: v for k, v in trained_on.items() if k not in parts}
         if trained_on["source"] == "synthetic":
-            return self.synthetic(found)
+            return self.synthetic(found, trained_on)
         if trained_on["source"] == "mixed":
-            found["synthetic"] = self.synthetic(trained_on["synthetic"])
+            found["synthetic"] = self.synthetic(trained_on["synthetic"], trained_on)
             found["real"] = _real(trained_on["real"], by_seed, named="data" in trained_on)
             return found
         return _real(found, by_seed, named="data" in trained_on)
 
-    def synthetic(self, data: dict) -> dict:
-        """A synthetic set with its masks: by how both were made where that is known, else by name."""
+    def synthetic(self, data: dict, trained_on: dict) -> dict:
+        """A synthetic set with its masks: by how both were made where that is known, else by name.
+        ``trained_on``: of the run, whose seed that of a teacher or a calibration follows."""
         made, found = self.sets(data), {k: v for k, v in data.items() if k != "filter"}
         masks, chosen = data.get("mask_settings") or {}, data.get("filter") or {}
         if masks:
-            found |= {"mask_settings": self.masks(masks)}
+            found |= {"mask_settings": self.masks(masks, trained_on)}
             found.pop("masks", None)
         if "rules" in chosen:
             found |= {"filter": {k: v for k, v in chosen.items() if k not in ("ids", "mask_set")}}
@@ -173,22 +174,24 @@ class _Reader:
             found.pop("root", None)
         if made is not None or "hold_out" in data or "rules" in chosen or _by_seed(masks):
             found.pop("content", None)
+            found.pop("drawn_from", None)
         return found
 
-    def masks(self, masks: dict) -> dict:
+    def masks(self, masks: dict, trained_on: dict) -> dict:
         found = dict(masks)
         if "absent" in found:
             found["absent"] = {k: v for k, v in found["absent"].items() if k != "classes"}
         if teacher := masks.get("teacher"):
             run = self.find(weights_of(teacher), teacher["trained_on"])
             known = self.settings(run) if run else self.history(teacher["trained_on"])
-            found["teacher"] = known
+            found["teacher"] = {**known, **_other_seed(teacher["trained_on"], trained_on)}
         if calibration := masks.get("calibration"):
             results = ("ids", "without_object", "generator", "reference")
             kept = {k: v for k, v in calibration.items() if k not in results and not k.startswith("miou")}
-            kept.pop("seed", None)
+            if calibration.get("shots") in (None, "all") or kept.get("seed") == trained_on.get("seed"):
+                kept.pop("seed", None)
             if reference := calibration.get("reference"):
-                kept["reference"] = self.masks(reference) if isinstance(reference, dict) else reference
+                kept["reference"] = self.masks(reference, trained_on) if isinstance(reference, dict) else reference
             found["calibration"] = kept
             if _by_seed(masks):
                 found.pop("settings", None)  # the choice of these images
@@ -197,6 +200,13 @@ class _Reader:
 
 def _steps(run: dict) -> int | None:
     return run.get("steps", (run.get("identity") or {}).get("trainer", {}).get("max_steps"))
+
+
+def _other_seed(earlier: dict, trained_on: dict) -> dict:
+    """{"seed": that of an earlier run} where it is not the run's own. Runs that share one start, or
+    one teacher, are not as many independent seeds as they have seeds of their own."""
+    seeds = [labelled_part(data).get("seed") for data in (earlier, trained_on)]
+    return {} if None in seeds or seeds[0] == seeds[1] else {"seed": seeds[0]}
 
 
 def _real(data: dict, by_seed: bool, named: bool) -> dict:
@@ -211,9 +221,12 @@ def _by_seed(masks: dict) -> bool:
 
 
 def _synthesis(made: dict) -> dict:
-    """How a synthetic set was made, but for its seed. Its plan follows from the seed and from the
-    prompts; which prompts, only the words of the command tell."""
+    """How a synthetic set was made, but for its seed. Its plan follows from the seed and from what
+    prompts are drawn from; which that was, of sets that do not tell, only the words of the command
+    say."""
     found = {k: v for k, v in made["identity"].items() if k not in ("seed", "plan_sha256")}
+    if made.get("prompts_sha256"):
+        return {**found, "prompts": made["prompts_sha256"]}
     words = [w for w in made.get("command", "").split() if w.lstrip("+~").split("=")[0].split(".")[0] in OF_PROMPTS]
     if any(w.startswith("experiment=") for w in words):
         return {**found, "prompts": sorted(words)}

@@ -8,7 +8,7 @@ from dd.datasets import SegmentationFolder, read_image, read_mask, stored_heat, 
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.provenance import read_own
 from dd.report import charts, pictures
-from dd.report.compare import image_miou, number_of_runs
+from dd.report.compare import image_miou, number_of_runs, signed
 from dd.report.explore import Matrix
 from dd.report.page import Chart, Gallery, Table
 from dd.report.recipes import ARMS
@@ -42,6 +42,7 @@ def headline(rows, domains):
     )
     if any(len(r.runs) > 1 for r in rows):
         note += " Mean \u00b1 standard deviation over runs: how they spread, not how sure a difference is."
+    note += _unscored(rows, domains)
     few = [f"{d} has {n}" for d, n in images.items() if n is not None and n < LEAST_IMAGES]
     if few:
         note += f" Fewer than {LEAST_IMAGES} test images decide nothing: {', '.join(few)}."
@@ -51,12 +52,23 @@ def headline(rows, domains):
     return Table("Results", columns, table, note=note, bars=tuple(scored))
 
 
+def _unscored(rows, domains) -> str:
+    """A sentence that names the cells that fewer runs stand behind than behind their row."""
+    found = []
+    for row in rows:
+        for domain in domains:
+            scored = sum(domain in e["metrics"] for e in row.runs)
+            found += [f"{row.label} on {domain} ({scored} of {len(row.runs)})"] * (0 < scored < len(row.runs))
+    return f" Not of all its runs: {'; '.join(found)}." if found else ""
+
+
 def measured(rows, data) -> list[dict]:
     """Results of full data (no shots) as the reproduction table takes them."""
     arms = {"synthetic_only": "synthetic", "real_only": "real"}
     return [
         {"segmenter": r.recipe.segmenter, "arm": arms.get(r.recipe.arm, r.recipe.arm), "tta": tta, "seed": e["seed"],
          "miou": results[data]["miou"], "supervision": e["supervision"], "variant": r.variant or "",
+         "recipe": r.recipe.key, "origin": r.recipe.shots_from or "",
          "images": r.images, "number": number_of_images(e["run"]["trained_on"]), "steps": r.recipe.steps}
         for r in rows
         for e in r.runs
@@ -124,6 +136,7 @@ def class_tables(rows, domains):
         if shown:
             images = images_of(rows, [domain])[domain]
             note = f"Percent on {images:,} test images; mean over seeds."
+            note += _unscored([r for r in rows if r.variant is None], [domain])
             yield Table(f"IoU per class on {domain}", ["class", *columns], table, note=note)
             note = f"The first {BARS} of the table's columns." if len(columns) > BARS else ""
             bar_charts.append(Chart(f"IoU bars on {domain}", charts.bar_chart_svg(bars, f"IoU on {domain} (%)"), note))
@@ -136,17 +149,28 @@ def ablation_table(summary, domains):
     if own:
         shipped = {**summary["synthetic_only"], **{k: summary.get(k) for k in ("mask_miou", "mask_agreement")}}
         rows = [
-            [name, cell(v.get("mask_miou")), cell(v.get("mask_agreement")), *(cell(v[d]) for d in domains)]
+            [name, cell(v.get("mask_miou")), cell(v.get("mask_agreement")), *(cell(v[d]) for d in domains),
+             *(_difference(v.get("less", {}).get(d)) for d in domains)]
             for name, v in {"as in the first table": shipped, **own}.items()
-        ]
+        ]  # fmt: skip
         images = summary["test_images"]
         columns = ["synthetic only, with", "mask mIoU", "mask agreement", *(f"mIoU on {d}" for d in domains)]
+        columns += [f"less the first, on {d}" for d in domains]
         note = (
             "The masks on noised real test scenes (uncertain pixels as background), their agreement with segmenters of all "
             "real images, and the segmenter trained on them. mIoU: mean \u00b1 standard deviation over "
-            f"seeds, on {', '.join(f'{n:,} test images of {d}' for d, n in images.items() if n)}."
+            f"seeds, on {', '.join(f'{n:,} test images of {d}' for d, n in images.items() if n)}. Less the first: the mean "
+            "difference of runs of one seed, its 95 % interval, and the number of pairs."
         )
         yield Table("Ablations", columns, rows, note=note)
+
+
+def _difference(found: dict | None) -> str | None:
+    """``−0.9 [−1.2, −0.6] (3)``; None without a pair."""
+    if found is None:
+        return None
+    within = "" if found["low"] is None else f" [{signed(found['low'])}, {signed(found['high'])}]"
+    return f"{signed(found['value'])}{within} ({found['seeds']})"
 
 
 def synthetic_gallery(synthetic, taxonomy, count=8):

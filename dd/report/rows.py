@@ -79,7 +79,9 @@ def arrange(
     unlabelled photographs, the one that was trained on the report's ``synthetic`` set and mask set;
     of several the one with as many steps in total as most arms have; then with the most seeds, the
     most steps, the most images; then the one that shares most settings with all other recipes.
-    What is equal in all this is told apart by the hash of its settings.
+    What is equal in all this is told apart by the hash of its settings. Recipes of less than half
+    of the steps of another one of their arm do not say how many steps arms have: a few short trials
+    never become the rule.
     """
     kept, left_out = _once(entries)
     recipes: dict[str, list[dict]] = {}
@@ -118,10 +120,16 @@ def _once(entries) -> tuple[list[dict], list[tuple[str, str]]]:
 
 def _ranking(recipes, groups, synthetic, masks):
     """The key by which the main recipe of a group is the largest."""
-    totals = Counter()
+    arms: Counter = Counter()
+    runs_of: Counter = Counter()
     for found in groups.values():
-        totals.update({runs[0]["recipe"].steps for runs in found.values()} - {None})
-    shared = max(totals, key=lambda steps: (totals[steps], steps), default=None)
+        number: Counter = Counter()
+        for runs in found.values():
+            number[runs[0]["recipe"].steps or 0] += len(runs)
+        whole = {steps: n for steps, n in number.items() if steps and 2 * steps >= max(number)}
+        arms.update(whole.keys())
+        runs_of.update(whole)
+    shared = max(arms, key=lambda steps: (arms[steps], runs_of[steps], steps), default=None)
     settings = {key: leaves(runs[0]["recipe"].settings) for key, runs in recipes.items()}
     everywhere = Counter(leaf for found in settings.values() for leaf in found)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
+from dd.evaluation.statistics import interval
 from dd.provenance import SETTINGS, read_own
 from dd.report.compare import comparable, read_metrics
 from dd.report.recipes import ARMS, labelled_part, recipe, weights_of
@@ -157,16 +158,20 @@ def _described(row: Row, domains) -> dict:
 
 
 def _ablations(rows, plain, folder, domains, judges) -> dict:
-    """{what tells a recipe from the main one of its arm: its mIoUs, and the quality of its masks}."""
+    """{what tells a recipe from the main one of its arm: its mIoUs, ``less`` (of synthetic images
+    alone: those less the main one's, paired over seeds), and the quality of its masks}."""
     first, ablations = domains[0], {}
+    main = next((r for r in rows if (r.recipe.arm, r.variant) == ("synthetic_only", None)), None)
     for row in rows:
         if row.variant is None:
             continue
         origin = f" ({row.recipe.shots_from})" if row.recipe.shots_from not in (None, first) else ""
-        own = row.recipe.arm == "synthetic_only"
+        own = row.recipe.arm == "synthetic_only" and main is not None
         name = row.variant if own else f"{row.recipe.words}{origin}, {row.variant}"
         ablations[name] = {d: values(row.runs, d) for d in domains}
         ablations[name] |= {"of": row.recipe.words, "steps": row.recipe.steps, "seeds": row.seeds}
+        if own:
+            ablations[name]["less"] = {d: _less(row.scores(d), main.scores(d)) for d in domains}
         if (probed := _probed(row.runs, folder, f"probe_{first}_test.json")) is not None:
             ablations[name]["mask_miou"] = probed
         sets = {audited(labelled_part(e["run"]["trained_on"])) for e in row.runs} if own else set()
@@ -174,12 +179,22 @@ def _ablations(rows, plain, folder, domains, judges) -> dict:
             ablations[name]["mask_agreement"] = agreement
     raw = {d: values(plain, f"{d}-raw") for d in domains}
     if any(v is not None for v in raw.values()):
-        raw |= {"of": ARMS["synthetic_only"], "seeds": sorted({e["seed"] for e in plain}, key=str)}
+        scored = [e for e in plain if any(f"{d}-raw" in e["metrics"] for d in domains)]
+        raw |= {"of": ARMS["synthetic_only"], "seeds": sorted({e["seed"] for e in scored}, key=str)}
+        raw["less"] = {d: _less(main.scores(f"{d}-raw"), main.scores(d)) for d in domains}
         ablations["ema=off" if "ema=off" not in ablations else "ema=off (raw weights)"] = raw
     for name, miou in _probed_ablations(folder, first).items():
         if name in ablations:
             ablations[name]["mask_miou"] = miou
     return ablations
+
+
+def _less(scores: dict, main: dict) -> dict | None:
+    """{"value", "low", "high", "seeds"} of a paired difference; None without a pair."""
+    if not scores.keys() & main.keys():
+        return None
+    found = interval(scores, main)
+    return {"value": found.value, "low": found.low, "high": found.high, "seeds": found.seeds}
 
 
 def audited(data: dict) -> str:

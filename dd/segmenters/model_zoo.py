@@ -4,8 +4,10 @@ import difflib
 import json
 import logging
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -29,6 +31,7 @@ from dd.segmenters.weights import load_pretrained, local_file, read_weights  # n
 log = logging.getLogger(__name__)
 
 CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
+LIBRARIES = ("mmseg", "mmengine", "mmcv", "torch", "dd")  # by version, which a run records
 KINDS = ("EncoderDecoder", "CascadeEncoderDecoder")
 PACKAGES = "(mmdet, mmpretrain and full mmcv are no part of this package)"
 
@@ -76,6 +79,33 @@ def config_sha256(model: dict) -> str:
     """SHA-256 of the ``model`` part of a configuration with all that it inherits: what is built
     from the file."""
     return fingerprint(json.loads(json.dumps(model, default=_named)))
+
+
+def own_code(net: torch.nn.Module, file: Path) -> dict[str, str]:
+    """{module: SHA-256} of the code that a network is built of and that no library brings: the
+    modules of its layers' classes, and those from which these have names or which they import.
+    Classes that the configuration ``file`` defines itself count by that file."""
+    found: dict[str, str] = {}
+    waiting = {type(layer).__module__ for layer in net.modules()}
+    while waiting:
+        name = waiting.pop()
+        if name in found or name.partition(".")[0] in LIBRARIES:
+            continue
+        module = sys.modules.get(name)
+        path = getattr(module, "__file__", None)
+        found[name] = sha256(Path(path) if path and Path(path).is_file() else file)
+        used = {
+            v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None) for v in vars(module or net).values()
+        }
+        waiting |= {n for n in used if isinstance(n, str) and _is_own(n)}
+    return found
+
+
+def _is_own(name: str) -> bool:
+    """Whether a module lies outside Python's and the installed packages' folders."""
+    path = getattr(sys.modules.get(name), "__file__", None)
+    places = [Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib")]
+    return path is not None and not any(place in Path(path).resolve().parents for place in places)
 
 
 def _named(value) -> str:
@@ -178,6 +208,8 @@ class ModelZoo(Segmenter):
             if node.get("type") == "SyncBN":
                 node["type"] = "BN"
         net = _build(config, model, num_classes)
+        if code := own_code(net, config_file(config, trusted)):
+            read["code"] = fingerprint(code)
         if pretrained == "config":
             if source is None:
                 raise ValueError(f"pretrained='config': config={config!r} names no weights; use null or a file")

@@ -19,7 +19,7 @@ from dd.units import drop_records, make_unit, open_tools, present, read_run, swe
 def synthesize(
     folder, generator, prompts, taxonomy, num_images: int | None, seed: int, unit_size: int, image_format: str = "jpg",
     prompts_over_limit: str = "refuse", redraw: int = 3, clip=None, executor=None, build=None,
-    chosen_on: list[dict] = (),
+    chosen_on: list[dict] = (), prompts_sha256: str | None = None,
 ) -> dict:  # fmt: skip
     """Make (or go on with) the synthetic data set in ``folder``; returns counts, seconds and whether it is ``complete``.
 
@@ -29,7 +29,8 @@ def synthesize(
     not finite, constant) is drawn again before its sample is left out of the split and of every mask set; ``clip``
     (:class:`dd.quality.ClipScore`): scores images for the quality signals of their records. ``executor``
     (:mod:`dd.executors`): who makes the units, None = this process; ``build(device)`` gives (generator, clip) to a worker.
-    ``chosen_on``: the labels that chose settings (:mod:`dd.supervision`), for run.json.
+    ``chosen_on``: the labels that chose settings (:mod:`dd.supervision`), for run.json;
+    ``prompts_sha256``: of what prompts are drawn from, by which reports tell draws of one recipe.
 
     The plan is written first and never changes; each sample's record is appended after its files are in place. FileExistsError
     if the folder was made with other settings: nothing is touched then; Busy if another run writes it; UnitsFailed if too many
@@ -71,7 +72,7 @@ def synthesize(
             _begin_anew(folder, len(plan) - old["num_images"])
         else:
             refuse_other(folder / "run.json", identity, "data set")  # another run may have been quicker
-        known = {"terms": generator.terms, "chosen_on": list(chosen_on)}
+        known = {"terms": generator.terms, "chosen_on": list(chosen_on), "prompts_sha256": prompts_sha256}
         _freeze(folder, plan, wanted.dropped, identity, known)
         lock.share()
         mine = executor.share(open_units(plan, ()))

@@ -103,6 +103,8 @@ def test_a_loss_is_not_shown_as_nothing_skipped():
     control = {0: {16: 27.0, 64: 40.0}}
     assert skipped_text(images_skipped(16, {0: 22.1}, control, LOSS)) == "at most 0"
     assert skipped_text(images_skipped(64, {0: 22.1}, control, LOSS)) == "costs at least 48"
+    unlike = images_skipped(64, {0: 22.1}, control, LOSS, matched=False)  # the control had more labels, no wonder
+    assert not unlike["shown"] and images_skipped(64, {0: 22.1}, control, GAIN, matched=False)["shown"]
     half_way = images_skipped(64, {0: 33.5}, control, LOSS)
     assert half_way["runs"] == [{"seed": 0, "draw": None, "low": -32.0, "high": -32.0}]
     assert skipped_text(half_way) == "costs 32"

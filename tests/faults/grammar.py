@@ -23,7 +23,8 @@ TRAIN = [
 ]  # fmt: skip
 STUDY = [
     "train.py", "experiment=shapes_budget", *TRAIN[2:], "budget.shots=[0,4]", "budget.domains=[shapes]", "budget.seeds=[0]",
-    "budget.arms=[finetune,real]", "budget.choose=null", "trainer.max_steps=2",
+    "budget.arms=[finetune,real]", "budget.learning_rates.synthetic=null",
+    "budget.learning_rates.finetune=null", "budget.learning_rates.real=null", "budget.choose.shots=4", "trainer.max_steps=2",
 ]  # fmt: skip
 PHOTOS = "images=data/shapes/JPEGImages"
 WORLD = [  # what makes the folder that every case gets a copy of

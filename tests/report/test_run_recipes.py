@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from dd.provenance import write_json
+from dd.provenance import read_json, write_json
 from dd.report.recipes import arm_of, chain, recipe, telling
 from dd.report.rows import arrange
 from dd.report.summary import collect, separate
@@ -94,6 +94,30 @@ def test_what_is_not_drawn_by_the_seed_counts():
     assert recipe(real(16)).key != recipe(elsewhere).key
 
 
+def test_images_drawn_from_other_lists_or_masks_are_no_seeds():
+    """Two plants whose folders are both called own: the same number of images, drawn from other ones."""
+
+    def of(plant, seed):
+        run = real(16, seed)
+        run["trained_on"] |= {"data": "own", "root": f"plant_{plant}", "drawn_from": f"list {plant}"}
+        return recipe(run)
+
+    assert of("a", 0).key == of("a", 1).key and of("a", 0).key != of("b", 1).key
+
+
+def test_runs_that_share_a_start_are_no_independent_seeds():
+    """Three fine-tunings of one run: that of its own seed is another recipe, and the row of the others names the start."""
+    start = a_run(SYNTHETIC, 0, steps=540, weights="w0")
+    tuned = [recipe(real(16, s, before=start), by_weights(start)) for s in (0, 1, 2)]
+    assert tuned[1].key == tuned[2].key != tuned[0].key
+    assert telling(tuned[1].settings, tuned[0].settings) == ["before it seed=0"]
+    starts = [a_run(SYNTHETIC, s, steps=540, weights=f"w{s}") for s in (0, 1)]
+    each = [recipe(real(16, s, before=starts[s]), by_weights(*starts)) for s in (0, 1)]
+    assert each[0].key == each[1].key == tuned[0].key
+    gone = [recipe(real(16, s, before=starts[0])) for s in (0, 1)]  # the start is no longer there
+    assert gone[0].key != gone[1].key
+
+
 def test_folders_and_what_a_setting_was_chosen_on_do_not_count():
     plain, other = (
         a_run(SYNTHETIC),
@@ -172,6 +196,11 @@ def test_draws_of_a_synthetic_set_are_told_where_the_set_is_at_hand(tmp_path):
     }
     write_json(tmp_path / "set1/run.json", prompts)
     assert len({recipe(run, sets=synthetic_sets(tmp_path)).key for run in runs}) == 2
+    for draw, prompts in ((0, "p"), (1, "edited"), (1, "p")):  # of one experiment, whose prompts somebody edited
+        made = read_json(tmp_path / f"set{draw}/run.json") | {"prompts_sha256": prompts, "command": command}
+        write_json(tmp_path / f"set{draw}/run.json", made)
+        keys = {recipe(run, sets=synthetic_sets(tmp_path)).key for run in runs}
+        assert len(keys) == (1 if prompts == "p" and draw else 2)
     write_json(tmp_path / "set1/SegmentationClass/masks.json", {"identity": {**MADE, "heat": "made anew"}})
     assert recipe(runs[1], sets=synthetic_sets(tmp_path)).draw is None  # not the set that was trained on
 
@@ -238,6 +267,22 @@ def test_a_run_of_five_steps_is_no_headline_whatever_its_folder(demo, rows, buil
     found, left_out = rows(root)
     assert not left_out and {name: found[name] for name in before} == before
     assert list(found.keys() - before) == ["synthetic only; 5 steps"]
+
+
+def test_short_trials_of_several_arms_are_no_headline(tmp_path, rows, builder):
+    """The arms have different numbers of steps, their trials the same."""
+    tests, root = [builder.test(tmp_path / "data/shapes")], tmp_path / "outputs"
+    for seed in range(3):
+        builder.run(root / f"synthetic/{seed}", tests, 0.2, seed, steps=540)
+        builder.run(root / f"real/{seed}", tests, 0.1, seed, "real", "all", steps=600)
+    builder.run(root / "try/synthetic", tests, 0.9, steps=2)
+    builder.run(root / "try/real", tests, 0.9, 0, "real", "all", steps=2)
+    builder.run(root / "try/long", tests, 0.05, 0, "real", "all", steps=5000)
+    found, _ = rows(root)
+    assert {name: len(values) for name, (values, _) in found.items()} == {
+        "synthetic only": 3, "synthetic only; 2 steps": 1, "all real only": 3, "all real only; 2 steps": 1,
+        "all real only; 5000 steps": 1,
+    }  # fmt: skip
 
 
 def test_names_of_folders_change_nothing(demo, rows, builder, tmp_path):

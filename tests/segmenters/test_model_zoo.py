@@ -12,6 +12,7 @@ from dd.segmenters.model_zoo import CONFIGS, ModelZoo, config_file, for_classes,
 
 DEEPLAB = "deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024"
 MIT = "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512"
+FCN = "fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024"
 OCR = "ocrnet/ocrnet_hr18s_4xb4-20k_voc12aug-512x512"
 PSP = "pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512"
 placeholder = pytest.mark.skipif(
@@ -238,6 +239,41 @@ def test_a_configuration_that_was_edited_is_another_model(tmp_path):
         with pytest.raises(ValueError, match=said + ".*Put the file back as it was, or train"):
             config.segmenter_of(run, trusted=True)
         edited.write_text(before)
+
+
+def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, monkeypatch):
+    """A head of one's own, and a module that it imports: an edited line of either is another model."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_parts.py").write_text("SCALE = 1.0\n")
+    head = (
+        "from mmseg.models import FCNHead\nfrom mmseg.registry import MODELS\nimport my_parts\n"
+        "@MODELS.register_module(force=True)\nclass MyHead(FCNHead):\n"
+        "    def forward(self, x):\n        return super().forward(x) * my_parts.SCALE\n"
+    )
+    (tmp_path / "my_head.py").write_text(head)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"_base_ = [{str(CONFIGS / FCN)!r} + '.py']\nmodel = dict(decode_head=dict(type='MyHead'))\n"
+        "custom_imports = dict(imports=['my_head'], allow_failed_imports=False)\n"
+    )
+
+    def files():
+        for name in ("my_head", "my_parts"):  # as in a process of its own
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        return ModelZoo(3, str(file), trusted=True).files
+
+    made = files()
+    assert set(made) == {"config", "code"} and files() == made and "code" not in ModelZoo(3, FCN).files
+    node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
+    run = {"segmenter": node, "segmenter_files": made, "taxonomy": {"names": ["a", "b"]}}
+    for name in ("my_parts", "my_head"):
+        path = tmp_path / f"{name}.py"
+        before = path.read_text()
+        path.write_text(before + "# edited\n")
+        assert files()["config"] == made["config"] and files()["code"] != made["code"]
+        with pytest.raises(ValueError, match=r"mine.py describes, by the code that it imports, another model now"):
+            config.segmenter_of(run, trusted=True)
+        path.write_text(before)
 
 
 def test_weights_that_were_read_are_known_by_their_hash(tmp_path):

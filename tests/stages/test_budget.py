@@ -534,6 +534,22 @@ def test_runs_are_those_of_the_experiments_own_commands(command, tmp_path):
     assert len({part["name"] for part in changed.values()}) == len(changed)
 
 
+@pytest.mark.parametrize("rate", [1e-4, 1e-3], ids=["its own", "another"])
+def test_a_rate_that_labels_chose_is_told_whichever_wins(command, rate):
+    """An experiment that says that no label chose its rate shares no run with a study in which labels did."""
+
+    def look(cfg):
+        plan, _ = config.budget_plan(cfg)
+        job = plan.pretraining(0, {"synthetic": rate})
+        return plan.choices["synthetic"], config.plain(config.budget_run(cfg, job, choices=plan.choices))
+
+    free = ["budget.experiments.synthetic=shapes_label_free_synthetic", "budget.learning_rates.synthetic=[1e-4,1e-3]"]
+    status, (sets, part) = command(*SMALL, *free, do=look)
+    assert status == 0 and [s["data"] for s in sets] == ["shapes/tune"]
+    assert part["name"].startswith("shapes_budget/synthetic/") and part["optimizer"]["learning_rate"] == rate
+    assert part["chosen_on"]["learning_rate"] == [{"data": "shapes", "split": "tune", "labels": sets[0]["labels"]}]
+
+
 def test_the_shots_of_a_study_may_be_published_lists(command, tmp_path):
     """A list for each number of shots; the synthetic images alone need none."""
     for number in (2, 4):
