@@ -45,6 +45,8 @@ def run(cfg) -> float | None:
         return print(f"masks in {masks}")
     how["per_image"] = cfg.stage == "evaluate"  # an audit may be of a whole synthetic set
     (data, name), results = _data(cfg), {}
+    if lost := data.unchecked():
+        print(f"not checked: whether {lost} of {len(data)} images are as they were (their set records no hashes)")
     for folder in folders:
         trained, segmenter, views = config.trained_run(folder, *seen)
         path = Path(folder, name, views.name, "metrics.json")  # augmented results lie below those of one view

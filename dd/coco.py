@@ -246,11 +246,19 @@ def _parts(segmentation) -> tuple[list[list[float]], list[dict]]:
                 "...], or run lengths with size "
                 "and counts"
             )
-        numbers = [float(x) for x in numbers]
+        numbers = [_float(x) for x in numbers]
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"a coordinate of its segmentation is {next(x for x in numbers if not math.isfinite(x))}")
         polygons.append(numbers)
     return polygons, codes
+
+
+def _float(number: int | float) -> float:
+    """A number of a JSON, which may be a whole one of any size."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)
 
 
 def _cut(polygon: list[float], height: int, width: int) -> list[float]:

@@ -58,10 +58,14 @@ def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
 
 
 @contextmanager
-def opened(path: str | Path):
-    """Pillow's image of a file; whatever it says of one that it cannot decode becomes a ValueError with the file's name.
-    Images of more than 179 million pixels are refused (Pillow's limit against decompression bombs)."""
+def opened(path, header: bool = False):
+    """Pillow's image of a file or a binary stream; whatever it says of one that it cannot decode
+    becomes a ValueError with the file's name, as does a PNG whose checksums are not those of its
+    parts (Pillow decodes it to other pixels), unless the ``header`` alone is read. Images of more
+    than 179 million pixels are refused (Pillow's limit against decompression bombs)."""
     try:
+        if not header:
+            _check_png(path)
         with Image.open(path) as image:
             yield image
     except Image.DecompressionBombError as error:
@@ -72,6 +76,14 @@ def opened(path: str | Path):
         # Pillow names the file again, or the stream that it was handed
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error!s:.200}"
         raise ValueError(f"{path} is damaged, or no image{why}. Restore it from a copy or make it again") from None
+
+
+def _check_png(path) -> None:
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            image.verify()
+    if hasattr(path, "seek"):
+        path.seek(0)
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -110,13 +122,15 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def image_size(path: str | Path, upright: bool = False) -> tuple[int, int]:
     """(height, width) of an image, from its header: of the pixels as they are stored, or ``upright`` by EXIF."""
-    with opened(path) as image:
+    with opened(path, header=True) as image:
         size = image.height, image.width
         return size[::-1] if upright and orientation(image) >= 5 else size
 
 
 def orientation(image: Image.Image) -> int:
     """EXIF orientation of an open image: 1 is upright, with 5 and more the sides change places; 1 where it says none."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # it may stand behind the pixels; and what Pillow says of these is not to be lost
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error, OSError):  # EXIF data that cannot be read say nothing
@@ -378,7 +392,7 @@ class SegmentationFolder:
         votes = set()
         for name in self.ids if not self.prepared else []:
             try:
-                with opened(self._found_image(name)) as image:
+                with opened(self._found_image(name), header=True) as image:
                     turn, stored = orientation(image), (image.height, image.width)
                 if turn >= 5 and stored[0] != stored[1]:
                     votes.add(image_size(self.mask_path(name)) == stored[::-1])

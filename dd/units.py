@@ -27,6 +27,12 @@ def read_run(folder: str | Path) -> dict:
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a synthetic data set: no run.json. Make one with generate.py")
+    made = read_own(path, {}).get("identity")
+    if isinstance(made, dict) and "domain" in made:
+        raise ValueError(
+            f"{folder} is not a synthetic data set: its images are the scenes of {made['domain']!r}, made by python -m dd "
+            "prepare shapes (and again, if it is removed)"
+        )
     run = read_own(path, WHOLE_RUN)
     if run["identity"]["image_format"] not in IMAGE_SUFFIXES:
         raise ValueError(f"{path} is damaged: it does not say what the data set is. Restore it from a copy")

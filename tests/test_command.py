@@ -199,7 +199,12 @@ def test_what_is_typed_may_refer_to_other_keys(command, capsys):
     assert command(lambda cfg: names.append(cfg.folder), "-m", folder, "seed=0,1", "hydra.sweep.dir=sweep") == 0
     assert names == ["data/synthetic/seed=0", "data/synthetic/seed=1"]
     assert command(pytest.fail, "seed=${nope}") == 2
-    assert "error: seed: Interpolation key 'nope' not found\n" in capsys.readouterr().err
+    assert "error: seed='${nope}': there is no key 'nope'\n" in capsys.readouterr().err
+
+
+def test_the_key_that_refers_to_nothing_is_blamed_and_not_one_that_refers_to_it(command, capsys):
+    assert command(pytest.fail, "experiment=shapes_synthetic", "seed=${nope}", root="train") == 2  # its name has the seed
+    assert "error: seed='${nope}': there is no key 'nope'\n" in capsys.readouterr().err
 
 
 # What values may be
@@ -300,7 +305,7 @@ def test_an_interpolation_that_leads_nowhere_is_named(root):
             OmegaConf.set_struct(cfg, False)
             cfg[key] = "${nope}"
             check_kinds(cfg, config.compose(root, ["name=a"]))
-        assert config.command._message(error.value, cfg) == f"{key}: Interpolation key 'nope' not found"
+        assert config.command._message(error.value, cfg) == f"{key}='${{nope}}': there is no key 'nope'"
 
 
 def test_every_null_has_its_kind():

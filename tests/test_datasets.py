@@ -31,6 +31,26 @@ COLOURED = Taxonomy("pets", ["cat", "dog"], colours={"cat": (128, 0, 0), "dog": 
 SIZES = [(12, 9), (7, 15), (8, 8), (5, 11), (9, 9)]
 
 
+def test_a_png_with_another_byte_is_never_read_as_other_pixels(tmp_path):
+    """Pillow decodes most of them, and forgets the error of the rest when it has looked for EXIF data in between."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    path, kinds = tmp_path / "a.png", []
+    Image.fromarray(pixels).save(path)
+    sound = path.read_bytes()
+    for at in range(8, len(sound), 7):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 16]) + sound[at + 1 :])
+        for read in (read_image, lambda p: read_labelled(p, (20, 24), lambda: True), read_photo):
+            try:
+                kinds.append("read")
+                assert np.array_equal(read(path), pixels)
+            except ValueError as error:
+                kinds[-1] = "refused"
+                assert str(path) in str(error)
+    assert kinds.count("refused") > 0.9 * len(kinds)
+    path.write_bytes(sound)
+    assert np.array_equal(read_photo(io.BytesIO(sound)), pixels)  # a stream, as an upload is one
+
+
 def picture(i):
     rng, size = np.random.default_rng(i), SIZES[i]
     return rng.integers(0, 256, (*size, 3), dtype=np.uint8), rng.choice(np.array([0, 1, 2, 255], np.uint8), size)

@@ -110,6 +110,14 @@ def test_the_wrong_key_is_blamed_and_no_innocent_one(root, overrides, blamed):
     assert str(error.value).startswith(blamed) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("override", "why"), [("name='", "a quote ' is not closed"), ('name="a', 'a quote " is not closed'),
+                                               ("name='a", "a quote ' is not closed")])  # fmt: skip
+def test_a_quote_that_is_not_closed_is_named(override, why):
+    with pytest.raises(ValueError) as error:
+        config.check_overrides("train", ["seed=1", override])
+    assert str(error.value).startswith(f"{override!r}: {why}; a text as it is: name=")
+
+
 @pytest.mark.parametrize(
     "override", ["+trainer.accumulate_grad_batches=1,2", "++seed=1,2", "+trainer.overfit_batches=1", "~experiment"]
 )

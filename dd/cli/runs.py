@@ -32,6 +32,9 @@ def deploy_run(options) -> int:
     given = config.deploy_arguments(chosen)
     done = deploy(**given)
     print(f"{100 * done['agreement']:.4f} % of {done['pixels']} pixels of {done['images']} images are as PyTorch's in float32")
+    if bad := done["unreadable"]:
+        said = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
+        print(f"warning: {len(bad)} of {len(bad) + done['images']} images could not be read: {said}", file=sys.stderr)
     if len(done["classes_seen"]) == 1:
         print("warning: both see one class in these images, which says little; give others with images=...", file=sys.stderr)
     print(f"{'kept' if done['kept'] else 'ready'}: {given['target']}")

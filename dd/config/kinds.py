@@ -4,13 +4,15 @@ looked at before any work starts."""
 
 import inspect
 import json
+import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
@@ -103,24 +105,40 @@ def check_kinds(cfg, default) -> None:
     of the same choices), for a key that the command needs and that was taken away, and for an
     interpolation that leads nowhere. Whole numbers where text belongs become text
     (``mask_set=1``)."""
+    try:
+        _check_kinds(cfg, default)
+    except InterpolationKeyError as error:  # of the first key that refers to a key that does
+        found = re.search(r"key '([^']*)'", str(error))
+        for key, value in _leaves(OmegaConf.to_container(cfg), "") if found else ():
+            if isinstance(value, str) and re.search(rf"\$\{{\s*{re.escape(found[1])}\s*\}}", value):
+                raise ValueError(f"{key}={_shown(value)}: there is no key {found[1]!r}") from None
+        raise
+
+
+def _leaves(value, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _check_kinds(cfg, default) -> None:
     OmegaConf.select(cfg, "name", throw_on_missing=True)  # others refer to it
     for key, value in OmegaConf.to_container(cfg).items():  # groups first: much refers to what is in them
         if OmegaConf.is_dict(default.get(key)) and not (isinstance(value, str) and "${" in value):
             check_kind(key, value, dict)
     OmegaConf.resolve(default)
     values = OmegaConf.to_container(cfg, resolve=True)
-    _check_texts(values, "")
+    _check_texts(values)
     _compare(cfg, values, OmegaConf.to_container(default), "")
 
 
-def _check_texts(value, key: str) -> None:
-    """ValueError for text that no file name, prompt or record can hold: a NUL, or half of a
-    surrogate pair."""
-    if isinstance(value, dict | list):
-        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_texts(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, str) and not is_text(value):
-        raise ValueError(f"{key}={_shown(value)}: expected text without a NUL and without half characters")
+def _check_texts(values: dict) -> None:
+    """ValueError for text that no file name, prompt or record can hold."""
+    for key, value in _leaves(values, ""):
+        if isinstance(value, str) and not is_text(value):
+            raise ValueError(f"{key}={_shown(value)}: expected text without a NUL and without half characters")
 
 
 def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:

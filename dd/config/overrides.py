@@ -66,7 +66,7 @@ def _check_overrides(config_name: str, overrides: list[str], multirun: bool):
     try:
         parsed = parse(overrides)
     except HydraException as error:
-        raise ValueError(one_line(error)) from None
+        raise ValueError(_not_read(overrides, error)) from None
     values = [_choices(o) for o in parsed]
     tries = [[v[0] for v in values]]
     for i, each in enumerate(values):  # each choice of a swept group must exist; values are checked when used
@@ -84,6 +84,16 @@ def _check_overrides(config_name: str, overrides: list[str], multirun: bool):
         _check_output(composed)
         first = first or composed
     return first
+
+
+def _not_read(overrides: list[str], error: HydraException) -> str:
+    """Which override Hydra's grammar does not take, and why."""
+    typed = next((o for o in overrides if not _readable(o)), None)
+    if typed is None or "Exception" not in str(error).split(":")[0]:  # its own words tell
+        return one_line(error)
+    quote = next((q for q in "'\"" if typed.count(q) % 2), None)
+    why = f"a quote {quote} is not closed" if quote else "a sign in it must stand between quotes"
+    return f"{typed!r:.200}: {why}; a text as it is: {typed.partition('=')[0]}='\"the text\"'"
 
 
 def _choices(override) -> list[str]:

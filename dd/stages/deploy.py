@@ -38,7 +38,7 @@ def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[i
     there = _there(target, found)
     writable_folder(target.parent)
     data = target.read_bytes() if there else exported(segmenter.cpu(), found)
-    images = _images(pictures)
+    images, unreadable = _images(pictures)
     checked = compare(Session(data), Predictor({}, segmenter, views), images)
     if checked["agreement"] < AGREEMENT:
         raise ValueError(
@@ -49,7 +49,7 @@ def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[i
         write_atomic(target, data)
     result = {"weights_sha256": run["weights_sha256"], "onnx_sha256": sha256(data), **checked, **made_by()}
     write_json(target.with_suffix(".json"), result)
-    return {**result, "kept": there}
+    return {**result, "kept": there, "unreadable": unreadable}
 
 
 def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) -> dict:
@@ -68,13 +68,15 @@ def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) ->
     return {"agreement": same / pixels, "pixels": pixels, "images": len(images), "classes_seen": sorted(seen)}
 
 
-def _images(pictures) -> list[np.ndarray]:
+def _images(pictures) -> tuple[list[np.ndarray], list[str]]:
+    """(images, why others could not be read)."""
     found = [(item, image) for item, image in pictures.read(pictures.items)]
     good = [image for _, image in found if not isinstance(image, Exception)]
     if not good:
         why = found[0][1] if found else "there are none"
         raise ValueError(f"no image to compare ONNX with PyTorch on could be read ({why}); give others with images=...")
-    return good
+    bad = [*pictures.unreadable.values(), *(str(image) for _, image in found if isinstance(image, Exception))]
+    return good, bad
 
 
 def _there(target: Path, found: dict) -> bool:

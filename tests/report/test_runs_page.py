@@ -76,6 +76,18 @@ def test_the_page_says_what_its_numbers_rest_on(html):
         assert "12 test images" in section(html, title)
 
 
+def test_a_cell_of_fewer_runs_than_its_row_is_named(copy, make):
+    """The second seed was never scored behind the gap: its mean there is of one seed."""
+    gone = sorted(p for p in (copy / "outputs").glob("**/eval/shapes_shift") if "seed=1" in str(p) and "synthetic" in str(p))[
+        0
+    ]
+    shutil.rmtree(gone)
+    html = make(copy).read_text()
+    assert "Not of all its runs: synthetic only on shapes_shift (1 of 2)." in section(html, "Results")
+    assert "synthetic only on shapes_shift (1 of 2)" in section(html, "IoU per class on shapes_shift")
+    assert "Not of all its runs" not in section(html, "IoU per class on shapes")
+
+
 def test_the_chart_of_equal_steps_has_no_other_ones(copy, make, builder, tests_of):
     """A control of fewer steps has more seeds, a fair one is there at one number of images only: no
     curve is left."""

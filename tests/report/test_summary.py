@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from dd.report.rows import arrange
 from dd.report.summary import collect, summarise
 
@@ -58,6 +60,12 @@ def test_the_study_has_all_its_numbers(tmp_path, builder):
     assert ablations.pop("paper")["mask_miou"] == 33.0
     assert calibrated["mask_miou"] == [70.0, 74.0] and len(calibrated["shapes"]) == 2
     assert calibrated["seeds"] == [0, 1] and ablations["power=1"]["seeds"] == [0]
+    raw = ablations["ema=off"]  # of seed 0 alone, and compared with seed 0 alone
+    assert raw["seeds"] == [0] and raw["less"]["shapes"]["seeds"] == 1
+    assert raw["less"]["shapes"]["value"] == pytest.approx(raw["shapes"] - summary["synthetic_only"]["shapes"][0])
+    paired = calibrated["less"]["shapes"]
+    each = [a - b for a, b in zip(calibrated["shapes"], summary["synthetic_only"]["shapes"], strict=True)]
+    assert paired["seeds"] == 2 and paired["value"] == pytest.approx(sum(each) / 2)
     assert summary["test_images"] == {"shapes": 12, "shapes_shift": 12}
     (described,) = [r for r in summary["recipes"] if r["name"] == "synthetic only"]
     assert described["main"] and described["steps"] == 300 and described["trained_on"] == "512 synthetic"

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_the_same_export_is_kept_and_checked_again(deployed, pictures, capsys):
     before = file.read_bytes(), file.stat().st_mtime_ns
     assert door.main(["deploy", f"run={folder}", f"images={pictures}"]) == 0
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before and f"kept: {file}" in capsys.readouterr().out
+
+
+def test_images_that_cannot_be_read_are_told(deployed, pictures, tmp_path, capsys):
+    folder, _, _, _ = deployed
+    some = Path(shutil.copytree(pictures, tmp_path / "some"))
+    data = bytearray((some / "0.png").read_bytes())
+    data[len(data) * 3 // 5] ^= 1
+    (some / "0.png").write_bytes(data)
+    (some / "x.jpg").write_bytes(b"no image")
+    assert door.main(["deploy", f"run={folder}", f"images={some}", f"output={tmp_path}/new.onnx"]) == 0
+    said = capsys.readouterr()
+    assert "of 3 images are as PyTorch's" in said.out
+    assert "warning: 2 of 5 images could not be read: " in said.err
+    assert f"{some}/0.png is damaged" in said.err and f"{some}/x.jpg is damaged" in said.err
 
 
 def test_a_damaged_export_is_not_kept_and_one_without_its_check_is_made_again(deployed, pictures, tmp_path, capsys):

@@ -19,6 +19,7 @@ from dd.stages.export import export
 from dd.stages.filter import filter_samples
 from dd.stages.label import label
 from dd.stages.merge import merge
+from dd.stages.prepare import prepare_shapes
 from dd.stages.report_dataset import report_dataset
 from dd.stages.sweep import sweep as sweep_masks
 from dd.stages.synthesize import synthesize
@@ -299,3 +300,10 @@ def test_a_valid_file_of_other_content_is_named(folder, file, old, new, reader):
         edit(folder / file, old, new)
     with pytest.raises(ValueError, match=file.split("/")[-1] if "records" not in file else "set"):
         READERS[reader](folder)
+
+
+def test_a_prepared_set_is_not_called_damaged(tmp_path, capsys):
+    prepare_shapes(tmp_path, sizes={"train": 1, "tune": 1, "test": 1})
+    assert main(["verify", str(tmp_path / "shapes")]) == 2
+    said = capsys.readouterr().err
+    assert "shapes is not a synthetic data set: its images are the scenes of 'shapes'" in said and "damaged" not in said
