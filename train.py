@@ -141,7 +141,8 @@ def search(cfg) -> float:
 
     known = {"chosen_on": declared(labels), "record": record}
     best = tune(folder, train_trial, identity, space, **how, seed=cfg.seed, **known)
-    print(f"{folder}/best.yaml: mIoU {best['objective']:.2f} on tune with {' '.join(best['overrides'])}")
+    judges = f"{cfg.hold_out} images held out" if cfg.hold_out is not None else f"{cfg.data.name}/{cfg.data.tune_split}"
+    print(f"{folder}/best.yaml: mIoU {best['objective']:.2f} on {judges} with {' '.join(best['overrides'])}")
     return best["objective"]
 
 

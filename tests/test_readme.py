@@ -67,6 +67,7 @@ def measured_groups():
     parts = [shapes, shapes["shots_from_shapes_shift"]]
     for domain in shapes["synthetic_only"]:
         arms = [shapes["synthetic_only"], *shapes["ablations"].values()]
+        arms += [{d: [run["miou"][d] for run in r["runs"]] for d in shapes["synthetic_only"]} for r in shapes["recipes"]]
         arms += [at for part in parts for at in part["finetuned"].values()]
         arms += [at for part in parts for at in part["real_only"].values()]
         yield [dict(enumerate(at[domain])) for at in arms]

@@ -73,7 +73,8 @@ def tune(
         )
     best = study.study.best_trial
     found = {
-        "objective": best.value, "metric": "mIoU on tune, averaged weights of the last step", "trial": best.number,
+        "objective": best.value, "trial": best.number,
+        "metric": "mIoU on the images that judge, averaged weights of the last step",
         "run": f"{folder}/trial={best.number}",
         "overrides": [*overrides(best.params, study.space), *record],
         "chosen_on": list(chosen_on),
