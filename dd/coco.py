@@ -258,7 +258,7 @@ def _float(number: int | float) -> float:
     try:
         return float(number)
     except OverflowError:
-        return math.copysign(math.inf, number)
+        return math.inf if number > 0 else -math.inf
 
 
 def _cut(polygon: list[float], height: int, width: int) -> list[float]:

@@ -21,7 +21,6 @@ from dd.datasets import (
     encode_image,
     encode_mask,
     is_dark,
-    opened,
     orientation,
     read_mask,
     rgb,
@@ -249,7 +248,7 @@ def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool, guess:
     leaves such a job."""
     path, copy = root / "SegmentationClass" / f"{job.name}.png", root / "JPEGImages" / f"{job.name}.png"
     there = path.is_file()
-    with opened(job.image, header=True) as image:
+    with Image.open(job.image) as image:
         stored, turn = (image.height, image.width), orientation(image) if upright else 1
         sizes = [stored, stored[::-1]] if turn >= 5 else [stored]
         if job.size and not there:  # before memory is taken: a file may claim any size

@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
@@ -78,12 +78,30 @@ def opened(path, header: bool = False):
         raise ValueError(f"{path} is damaged, or no image{why}. Restore it from a copy or make it again") from None
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
 def _check_png(path) -> None:
-    with Image.open(path) as image:
-        if image.format == "PNG":
-            image.verify()
-    if hasattr(path, "seek"):
+    """SyntaxError, as Pillow's, for a PNG with a part whose checksum is wrong; what else may be
+    wrong with a file is left to Pillow."""
+    with nullcontext(path) if hasattr(path, "read") else open(path, "rb") as file:
+        if file.read(len(PNG)) == PNG:
+            _check_parts(file)
+    if hasattr(path, "read"):
         path.seek(0)
+
+
+def _check_parts(file) -> None:
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        checksum, left = zlib.crc32(kind), length
+        while left and (data := file.read(min(left, 1 << 20))):
+            checksum, left = zlib.crc32(data, checksum), left - len(data)
+        told = file.read(4)
+        if len(told) == 4 and struct.unpack(">I", told)[0] != checksum:
+            raise SyntaxError(f"the checksum of its part {kind!r} is wrong")
+        if kind == b"IEND":
+            return
 
 
 def rgb(image: Image.Image) -> Image.Image:

@@ -101,7 +101,7 @@ def test_a_name_that_no_file_could_have_is_answered():
         ("train", ["experiment=[[1]]"], "'experiment=[[1]]': no such experiment; allowed: coco, "),
         ("train", ["experiment=1"], "'experiment=1': no such experiment"),
         ("train", ["data=null"], "'data=null': no such data; allowed: coco"),
-        ("train", ["a b"], "LexerNoViableAltException: a b"),
+        ("train", ["a b"], "'a b': expected key=value"),
     ],
 )  # fmt: skip
 def test_the_wrong_key_is_blamed_and_no_innocent_one(root, overrides, blamed):

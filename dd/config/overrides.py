@@ -91,6 +91,8 @@ def _not_read(overrides: list[str], error: HydraException) -> str:
     typed = next((o for o in overrides if not _readable(o)), None)
     if typed is None or "Exception" not in str(error).split(":")[0]:  # its own words tell
         return one_line(error)
+    if "=" not in typed:
+        return f"{typed!r:.200}: expected key=value"
     quote = next((q for q in "'\"" if typed.count(q) % 2), None)
     why = f"a quote {quote} is not closed" if quote else "a sign in it must stand between quotes"
     return f"{typed!r:.200}: {why}; a text as it is: {typed.partition('=')[0]}='\"the text\"'"
