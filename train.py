@@ -19,7 +19,7 @@ from dd.stages.batch_norm import batch_norm
 from dd.stages.budget import budget
 from dd.stages.evaluate import evaluate
 from dd.stages.objective import objective
-from dd.stages.train import load_weights, train
+from dd.stages.train import fill, load_weights, train
 from dd.stages.train_text_to_image import train_text_to_image
 from dd.stages.tune import tune
 from dd.supervision import declared, override
@@ -97,7 +97,7 @@ def segmenter(cfg, report=None) -> float | None:
             took = f"{done['steps']} steps in {done['seconds']:.0f} s"
             print(f"{folder}: {took}" if trainers else f"{folder}: finished before ({took}), nothing to train")
         if judging is not None and is_main_process():
-            network.load_state_dict(load_weights(folder))
+            fill(network, load_weights(folder), folder)
             how = {"device": config.device(cfg), "bf16": record["bf16"], "num_workers": cfg.num_workers}
             value = objective(folder, network, judging, Views(cfg.scale), cfg.batch_size, **how)
             print(f"{folder}: mIoU {value:.2f} on {judging.split}, the objective")
@@ -113,7 +113,7 @@ def segmenter(cfg, report=None) -> float | None:
 def try_out(cfg, module, data, network) -> None:
     """A debug run: the training as it is set, whose folder is never a run's and from which nothing goes on."""
     if cfg.init_from:
-        network.load_state_dict(load_weights(cfg.init_from))
+        fill(network, load_weights(cfg.init_from), f"init_from={cfg.init_from}")
     if config.debugged() == "overfit":
         data.train = Subset(data.train, range(min(cfg.batch_size, len(data.train))))
     trainer = config.trainer(cfg, data.tune is not None)

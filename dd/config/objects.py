@@ -15,7 +15,7 @@ from dd.datasets import SegmentationFolder
 from dd.provenance import SETTINGS, read_own
 from dd.schemas import TRAINED
 from dd.segmentation import Views
-from dd.stages.train import load_weights
+from dd.stages.train import fill, load_weights
 from dd.supervision import choices, merged
 
 ALLOWED = (
@@ -194,5 +194,5 @@ def trained_run(folder, trusted: bool = False, weights: str = "ema", scales=(1.0
         raise ValueError(f"{folder} is no training run of a segmenter (its run.json names none); give the folder of one")
     run = read_own(Path(folder) / "run.json", TRAINED)
     segmenter = segmenter_of(run, trusted)
-    segmenter.load_state_dict(load_weights(folder, weights))
+    fill(segmenter, load_weights(folder, weights), folder)
     return run, segmenter, Views(run["scale"], scales, flip)

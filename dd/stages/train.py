@@ -9,7 +9,7 @@ import torch
 from dd import checkpoints
 from dd.fitting import fit
 from dd.locks import Lock
-from dd.provenance import SETTINGS, differences, finished_run, made_by, read_json, read_own, write_json
+from dd.provenance import SETTINGS, differences, finished_run, made_by, read_own, write_json
 from dd.schemas import IDENTIFIED, NAMED
 from dd.tracking.loggers import is_main_process
 
@@ -31,7 +31,7 @@ def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"{run} is not a finished training run (no run.json or {CHECKPOINT}); train it with train.py")
     checkpoint = checkpoints.load(path)
     average = _segmenter(checkpoint["state_dict"])
-    known = read_json(Path(run) / "run.json").get("weights_sha256")
+    known = read_own(Path(run) / "run.json", {"weights_sha256?": (str, None)}).get("weights_sha256")
     if (found := checkpoints.weights_sha256(average)) != known:
         raise ValueError(
             f"{path} holds other weights (sha256 {found[:12]}...) than {run}/run.json tells of "
@@ -41,6 +41,18 @@ def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     if weights == "ema":
         return average
     return _segmenter(checkpoint.get("current_model_state", checkpoint["state_dict"]))
+
+
+def fill(segmenter, state: dict[str, torch.Tensor], run) -> None:
+    """Give a segmenter the weights of a run; ValueError for those of another segmenter."""
+    try:
+        segmenter.load_state_dict(state)
+    except RuntimeError as error:
+        listed = "\n".join(str(error).splitlines()[1:4])
+        raise ValueError(
+            f"{run}: its segmenter is another one, or has other classes. Use the same segmenter=..., and the run.json that "
+            f"was written with its weights\n{listed}"
+        ) from None
 
 
 def _segmenter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -62,13 +74,7 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
     if (done := _finished(folder, identity)) is not None:
         return _sound(folder, done)
     if init_from is not None:
-        try:
-            module.segmenter.load_state_dict(_same_classes(init_from, record))
-        except RuntimeError as error:
-            listed = "\n".join(str(error).splitlines()[1:4])
-            raise ValueError(
-                f"init_from={init_from}: its segmenter is another one. Use the same segmenter=...\n{listed}"
-            ) from None
+        fill(module.segmenter, _same_classes(init_from, record), f"init_from={init_from}")
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint=HINT) if is_main_process() else nullcontext():
         if (done := finished_run(folder, identity)) is not None:  # by another process in between

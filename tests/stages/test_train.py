@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from dd import checkpoints
+from dd import checkpoints, config
 from dd.locks import Busy, Lock
 from dd.provenance import read_json, write_json
 from dd.segmentation import EMA, LastCheckpoint, Segmentation
@@ -241,7 +241,7 @@ def test_another_segmenter_is_no_start(run, tmp_path, change):
         state = {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()}
         done = read_json(tmp_path / "first/run.json")
         write_json(tmp_path / "first/run.json", {**done, "weights_sha256": checkpoints.weights_sha256(state)})
-    with pytest.raises(ValueError, match=r"init_from=.*its segmenter is another one.*Use the same segmenter="):
+    with pytest.raises(ValueError, match=r"init_from=.*its segmenter is another one(?s:.)*Use the same segmenter="):
         run("second", width=4 if change == "a layer more" else 5, init_from=tmp_path / "first")
     assert not (tmp_path / "second/run.json").exists()
 
@@ -304,3 +304,21 @@ SYNTHETIC, FEW, ALL = trained("synthetic"), trained("real", 16), trained("real",
 )
 def test_only_a_run_that_no_real_label_reached_is_of_class_a(trained_on, before, expected):
     assert supervision(trained_on, [], before) == expected
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"taxonomy": {"name": "pets", "names": ["cat"]}},
+        {"segmenter": {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "base_channels": 4}},
+    ],
+)
+def test_a_run_json_of_another_segmenter_is_named(finished_run, tmp_path, edit):
+    """Its checksum is right: whoever edited it meant to."""
+    folder, run, _ = finished_run(tmp_path / "run")
+    write_json(folder / "run.json", {**run, **edit})
+    with pytest.raises(ValueError, match=r"run: its segmenter is another one, or has other classes"):
+        config.trained_run(folder)
+    write_json(folder / "run.json", {**run, "weights_sha256": 5})
+    with pytest.raises(ValueError, match=r"run.json is damaged: weights_sha256 is 5, expected a text"):
+        config.trained_run(folder)
