@@ -128,7 +128,7 @@ def _export(options) -> int:
     )  # fmt: skip
     for note in done["notes"]:
         print(f"warning: {note}", file=sys.stderr)
-    how = "there already, by names and sizes" if done["kept"] else "ready"
+    how = "kept (by the names and sizes of its files)" if done["kept"] else "ready"
     print(f"{how}: {options.target} ({done['images']} images, {done['files']} files)")
     return 0
 

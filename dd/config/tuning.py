@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import ListConfig
+from omegaconf import ListConfig, OmegaConf
 
 from dd.config.composition import compose
 from dd.config.identity import trainer_identity
@@ -71,7 +71,8 @@ def search_space(cfg) -> dict:
     if isinstance(space, str):
         if not Path(space).is_file():
             raise FileNotFoundError(f"tune.space={space}: no such file")
-        space = read_yaml(space)
+        read_yaml(space)  # refuses what has no end
+        space = OmegaConf.to_container(OmegaConf.load(space))  # 1e-5 is a number, as on the command line
     for key in space if isinstance(space, dict) else ():
         if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra", "chosen_on"):
             raise ValueError(f"tune.space: {key} is not searched: it decides what is compared, not how well it trains")

@@ -310,7 +310,7 @@ def test_only_a_run_that_no_real_label_reached_is_of_class_a(trained_on, before,
     "edit",
     [
         {"taxonomy": {"name": "pets", "names": ["cat"]}},
-        {"segmenter": {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "base_channels": 4}},
+        {"segmenter": {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "base_channels": 16}},
     ],
 )
 def test_a_run_json_of_another_segmenter_is_named(finished_run, tmp_path, edit):
