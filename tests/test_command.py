@@ -1,6 +1,8 @@
 """The command line: what a job is called, what each value may be, how errors are answered and sweeps go on."""
 
+import errno
 import logging
+import os
 import sys
 import typing
 
@@ -108,6 +110,16 @@ def test_a_wrong_value_in_a_sweep_leaves_the_others(command, capsys):
     done = []
     assert command(lambda cfg: done.append(cfg.redraw), "-m", "redraw=0,many,2", "hydra.sweep.dir=sweep") == 1
     assert done == [0, 2] and "error in redraw=many: redraw='many': expected a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP])
+def test_a_path_that_cannot_be_one_is_answered(command, capsys, number):
+    def run(cfg):
+        raise OSError(number, os.strerror(number), "x" * 300)
+
+    assert command(run, "seed=0") == 2
+    said = capsys.readouterr().err
+    assert os.strerror(number) in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("key", ["hydra.sweep.dir", "hydra.run.dir"])

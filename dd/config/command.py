@@ -1,6 +1,7 @@
 """The command line: compose a configuration, look at every value, run it, and answer errors on one
 screen."""
 
+import errno
 import logging
 import os
 import sys
@@ -26,6 +27,7 @@ from dd.locks import Busy
 from dd.names import folder_name
 from dd.provenance import shortened
 
+NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)  # what a path was given for
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
 NAMES = {"name": True, "data.name": False, "mask_set": False, "quality.split": False, "sweep.name": False}  # may have parts
 FOLDERS = ("data_root", "output_root", "folder", "caption.folder", "synthetic")
@@ -160,6 +162,8 @@ def _words(error: Exception, cfg) -> str:
         return f"{key} has no default and was not given: add {key}=<value> to the command{more}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return one_line(error)
+    if isinstance(error, OSError) and error.errno in NO_PATH and error.filename:
+        return f"{error.filename!s:.100}: {error.strerror}; expected a file or a folder"
     text = str(error)
     text = text.rpartition(f"\n{type(error).__name__}: ")[2] if text.startswith("Caught ") else text
     return text + _looked_in(text, cfg) if isinstance(error, FileNotFoundError) else text
@@ -208,4 +212,5 @@ def exit_code(error: Exception) -> int | None:
         return EXIT["busy"]
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in CANNOT_WRITE):
         return EXIT["cannot write"]
-    return 2 if isinstance(error, USER_ERRORS) else None
+    wrong_path = isinstance(error, OSError) and error.errno in NO_PATH
+    return 2 if wrong_path or isinstance(error, USER_ERRORS) else None
