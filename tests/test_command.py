@@ -438,3 +438,11 @@ def test_no_value_of_another_kind_shows_a_foreign_error(root):
             except config.command.ANSWERED as error:
                 said = config.command._message(error, cfg)
                 assert key in said and "\n" not in said and len(said) < 600, (key, value, said)
+
+
+@pytest.mark.parametrize(
+    "override", ["~executor._target_", "executor._target_=null", "executor._target_=[a]", "masks._target_=''"]
+)
+def test_a_node_that_is_made_into_an_object_keeps_its_class(command, capsys, override):
+    assert command(lambda cfg: config.instantiate(cfg.masks), "seed=0", override) == 2
+    assert "error: " in capsys.readouterr().err

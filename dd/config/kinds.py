@@ -145,7 +145,7 @@ def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
     foreign = "_target_" in defaults  # its constructor knows better: check_arguments
     for name, default in defaults.items():
         key = f"{prefix}{name}"
-        kind = KINDS.get(key, None if foreign else _kind(default))
+        kind = str if name == "_target_" else KINDS.get(key, None if foreign else _kind(default))
         if name not in values:
             loose = prefix and isinstance(default, dict) and "_target_" in default  # one callback, one logger
             if kind is not None and not loose:
