@@ -7,6 +7,8 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -27,6 +29,8 @@ from dd.locks import Busy
 from dd.names import folder_name
 from dd.provenance import shortened
 
+SAID: set[str] = set()  # of the jobs of a multirun, in this process
+FULL = "HYDRA_FULL_ERROR"
 NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)  # what a path was given for
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
 NAMES = {"name": True, "data.name": False, "mask_set": False, "quality.split": False, "sweep.name": False}  # may have parts
@@ -47,7 +51,12 @@ def main(config_name: str, run):
         cfg = check_overrides(config_name, overrides, multirun)
         if multirun:
             Path(cfg.output_root).mkdir(parents=True, exist_ok=True)  # Hydra's multirun.yaml lies there
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_guarded(config_name, run))()
+        with _own_words() if multirun else nullcontext():
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_guarded(config_name, run))()
+    except JobFailed as error:
+        code = 1
+        if str(error) not in SAID:  # it ran in another process
+            print(f"error in {error}", file=sys.stderr)
     except ANSWERED as error:
         code = exit_code(error)
         if os.environ.get("DD_TRACEBACK") or code is None:
@@ -57,6 +66,20 @@ def main(config_name: str, run):
         code = 130
         print(f"stopped: {str(stop) or 'interrupted'}. The same command goes on from here.", file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Errors of a multirun reach :func:`main` as they are: Hydra would say them again, with an
+    advice that is not ours."""
+    before = os.environ.get(FULL)
+    os.environ[FULL] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FULL)
+        if before is not None:
+            os.environ[FULL] = before
 
 
 def usage(config_name: str, purpose: str) -> str:
@@ -142,6 +165,7 @@ def _failed(error: Exception, cfg, known: bool) -> JobFailed:
     job = ",".join(swept_parts(job_overrides())) or f"job {HydraConfig.get().job.num}"
     text = f"{job}: {_message(error, cfg) if known else repr(error)}"
     print(f"error in {text}\nThe other jobs go on.", file=sys.stderr)
+    SAID.add(text)
     return JobFailed(text)
 
 

@@ -20,6 +20,7 @@ from dd.names import is_text
 
 Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
 Numbers, Names = list[float], list[str]
+Class = Annotated[str, "of an object"]  # never a number that means text
 KINDS = {  # of keys whose default is null, is not the only kind, or leaves out values that make no sense
     "seed": Natural,
     "num_images": Count | None,
@@ -65,7 +66,7 @@ KINDS = {  # of keys whose default is null, is not the only kind, or leaves out 
     "scale": Count,
     "style.kind": str | None,
     "self_training.teacher": dict | None,
-    "trainer.callbacks": dict,
+    "trainer.callbacks": dict[str, dict | None],
     "trainer.devices": int | str | list[int],
     "trainer.precision": int | str | None,
     "tune.space": dict | str | None,
@@ -145,10 +146,10 @@ def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
     foreign = "_target_" in defaults  # its constructor knows better: check_arguments
     for name, default in defaults.items():
         key = f"{prefix}{name}"
-        kind = str if name == "_target_" else KINDS.get(key, None if foreign else _kind(default))
+        kind = Class if name == "_target_" else KINDS.get(key, None if foreign else _kind(default))
         if name not in values:
             loose = prefix and isinstance(default, dict) and "_target_" in default  # one callback, one logger
-            if kind is not None and not loose:
+            if (kind is not None or prefix == "trainer.") and not loose:
                 raise ValueError(f"{key}: taken away, and the command needs it; leave ~{key} out")
             continue
         value = values[name]
