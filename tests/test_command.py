@@ -454,7 +454,7 @@ def test_a_node_that_is_made_into_an_object_keeps_its_class(command, capsys, ove
     [
         ("~trainer.default_root_dir", "trainer.default_root_dir: taken away, and the command needs it"),
         ("~trainer.log_every_n_steps", "trainer.log_every_n_steps: taken away"),
-        ("trainer.callbacks.ema=some", "trainer.callbacks={"), ("trainer.callbacks=[1]", "trainer.callbacks=[1]: expected names"),
+        ("trainer.callbacks.ema=some", "trainer.callbacks={"), ("trainer.callbacks=[1]", "'trainer.callbacks=[1]': Error"),
     ],
 )  # fmt: skip
 def test_what_a_training_needs_of_its_trainer(command, capsys, override, message):
