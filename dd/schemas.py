@@ -3,11 +3,12 @@
 
 NUMBER = (float, None)
 CLASSES = {"name": str, "names": [str]}
+CHOSEN = ([{"what": str, "data": str, "labels": (int, None), "seed?": (int, None)}], None)  # chosen_on: dd.supervision
 
 RUN = {  # run.json of a synthetic data set, for those who need its classes
     "identity": {"taxonomy": CLASSES, "generator?": dict, "plan_sha256?": str, "image_format?": str},
     "terms?": ({"licence?": (str, None), "link?": (str, None)}, None), "versions?": dict,
-    "command?": str, "git_commit?": str,
+    "command?": str, "git_commit?": str, "chosen_on?": CHOSEN,
 }  # fmt: skip
 
 DESCRIBED_RUN = {  # for those who tell how it was made
@@ -23,7 +24,7 @@ MASKS = {  # masks.json of a mask set, whoever made it
         "settings?": {"power?": int, "source?": str}, "heat?": str, "images?": str,
         "absent?": {"rules": {"*": dict}, "classes": str}, "calibration?": dict, "teacher?": dict,
     },
-    "pixels?": {"*": int}, "sha256?": {"*": str}, "absent?": {"*": [str]},
+    "pixels?": {"*": int}, "sha256?": {"*": str}, "absent?": {"*": [str]}, "chosen_on?": CHOSEN,
 }  # fmt: skip
 DRAWN = {"identity": {"settings": {"power": int, "source": str}}}  # of one read from attention
 WHOLE_MASKS = {**MASKS, "sha256": {"*": str}}
@@ -41,12 +42,12 @@ RECORD = {  # a line of records/*.jsonl: of generation, self-training, predictio
 
 TRAINED = {  # run.json of a trained segmenter
     "segmenter": {"_target_": str}, "taxonomy": CLASSES, "supervision": str, "scale": int,
-    "trained_on": {"source": str}, "seconds?": float, "steps?": int, "bf16?": bool,
+    "trained_on": {"source": str}, "seconds?": float, "steps?": int, "bf16?": bool, "chosen_on?": CHOSEN,
 }  # fmt: skip
 
 NAMED = {"taxonomy": CLASSES}  # of it, for those who compare classes
-STARTED = {"trained_on": {"source": str}, "supervision": str}  # what a training goes on from
-LISTED = {"trained_on": {"source": str}, "supervision": str, "seconds": float}  # of it, for reports
+STARTED = {"trained_on": {"source": str}, "supervision": str, "chosen_on?": CHOSEN}  # what a training goes on from
+LISTED = {"trained_on": {"source": str}, "supervision": str, "seconds": float, "chosen_on?": CHOSEN}  # of it, for reports
 
 DATASET = {  # dataset.json of a prepared data set
     "images": [str], "parts?": dict, "taxonomy?": {"name?": str, "names": ([str], dict)},
@@ -55,7 +56,7 @@ DATASET = {  # dataset.json of a prepared data set
 PARTS = {**DATASET, "parts": {"*": {"notes": [str]}}}
 
 IDENTIFIED = {"identity": dict}  # settings.json, study.json, review.json, ...
-FILTERED = {"identity": {"ids": str}}  # filter.json of a list that the stage filter wrote
+FILTERED = {"identity": {"ids": str}, "chosen_on?": CHOSEN}  # filter.json of a list that the stage filter wrote
 SWEPT = {  # sweeps/<name>.json
     "sweep": {"identity?": dict, "against": str, "table": [{
         "power": int, "threshold": float, "band": float, "source": str, "miou": float,
