@@ -57,6 +57,10 @@ PARTS = {**DATASET, "parts": {"*": {"notes": [str]}}}
 
 IDENTIFIED = {"identity": dict}  # settings.json, study.json, review.json, ...
 FILTERED = {"identity": {"ids": str}, "chosen_on?": CHOSEN}  # filter.json of a list that the stage filter wrote
+WHOLE_FILTER = {  # and what the stage itself says of it
+    **FILTERED, "samples": int, "kept": int, "rules": {"*": {"samples": int}},
+    "classes": {"*": {"kept": int, "samples": int}},
+}  # fmt: skip
 SWEPT = {  # sweeps/<name>.json
     "sweep": {"identity?": dict, "against": str, "table": [{
         "power": int, "threshold": float, "band": float, "source": str, "miou": float,

@@ -12,7 +12,7 @@ from dd.progress import Progress
 from dd.provenance import differences, fingerprint, made_by, read_json, read_own, write_json
 from dd.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
 from dd.samples import append_records, read_plan, read_records
-from dd.schemas import FILTERED, MASKS, WHOLE_MASKS
+from dd.schemas import MASKS, WHOLE_FILTER, WHOLE_MASKS
 from dd.supervision import behind, merged
 
 HASHES = ("image_sha256", "heat_sha256")
@@ -85,7 +85,7 @@ def filter_samples(
         "chosen_on": merged(chosen_on, ({**labels, "what": "samples"} for labels in behind(done))),
         **made_by(),
     }  # fmt: skip
-    there = read_own(path, FILTERED) if path.is_file() else {"identity": {}}
+    there = read_own(path, WHOLE_FILTER) if path.is_file() else {"identity": {}}
     if differences(there["identity"], identity) or there.get("chosen_on") != result["chosen_on"]:
         write_json(path, result)
     write_split(folder, split, kept)
