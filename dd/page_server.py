@@ -86,6 +86,8 @@ def application(
             try:
                 with anyio.fail_after(seconds):
                     async for piece in request.stream():
+                        if got + len(piece) > size:  # sent in chunks, beside a size that was not meant
+                            return _refusal(413, "the file is larger than its request says")
                         data[got : got + len(piece)] = piece
                         got += len(piece)
             except TimeoutError:

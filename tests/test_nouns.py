@@ -1,8 +1,10 @@
 """Caption nouns: plurals, word boundaries, names of several words, caption order."""
 
 import pytest
+import yaml
 
-from dd.nouns import ClassNouns, is_plural, plurals
+from dd import config
+from dd.nouns import OTHER_MEANINGS, ClassNouns, is_plural, plurals
 from dd.prompt_sources.templates import indefinite
 from dd.taxonomy import Taxonomy, taxonomy
 
@@ -140,3 +142,8 @@ def test_names_with_other_separators_and_signs():
     find = ClassNouns(Taxonomy("n", ["fork_lift", "Euro-Pallet", "M8 bolt (steel)", "Gabelstapler"])).find
     assert find("a fork lift, two euro pallets, fork-lifts") == ("fork_lift", "Euro-Pallet")
     assert find("an m8 bolt (steel) by a GABELSTAPLER") == ("M8 bolt (steel)", "Gabelstapler")
+
+
+def test_the_phrases_hidden_from_prompts_are_those_of_the_shipped_source():
+    shipped = yaml.safe_load((config.CONF / "prompts/paper_voc.yaml").read_text())["other_meanings"]
+    assert tuple(shipped) == OTHER_MEANINGS

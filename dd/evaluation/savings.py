@@ -115,10 +115,12 @@ def images_skipped(
     ``mious``: of the arm's runs at k; ``control``: the curve of each of these runs' partner;
     ``gain``: the arm at k less the control at the smallest number of images >= k that was
     measured, None if there is none; ``matched``: that number is k. Against more images a gain shows
-    that images are skipped, but a loss does not show that they cost. Returns, as plain values: ``runs`` (bounds of each),
-    ``median`` and ``range`` (bounds), ``interval`` over seeds where all runs are read exactly,
-    ``falls_again`` (runs whose control dips below the mIoU later), and ``shown``: False where
-    the interval of ``gain``, or that of the skipped images, holds 0. Negative: images cost.
+    that images are skipped, but a loss does not show that they cost.
+
+    Returns, as plain values: ``runs`` (bounds of each), ``median`` and ``range`` (bounds),
+    ``interval`` over seeds where all runs are read exactly, ``falls_again`` (runs whose control
+    dips below the mIoU later), and ``shown``: False where the interval of ``gain``, or that of the
+    skipped images, holds 0, and for a loss that is not ``matched``. Negative: images cost.
     """
     needed = {key: images_for(control.get(key, {}), miou) for key, miou in mious.items()}
     skips = {key: found.less(k) for key, found in needed.items()}

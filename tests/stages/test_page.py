@@ -129,6 +129,25 @@ def test_uploads_share_a_bounded_memory():
         assert client.post("/segment", content=bytes(1 << 20)).status_code == 200
 
 
+def test_an_upload_holds_no_more_than_it_says():
+    """A server may take chunks beside a size: what comes beyond it is not kept."""
+    app = application(FILES, lambda data: pytest.fail("asked"), ABOUT)
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": bytes(8), "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-length", b"10")]
+    scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 413 and b"larger than its request says" in sent[1]["body"]
+    unsized = TestClient(app, base_url=HERE).post("/segment", content=iter([b"half"]))
+    assert unsized.status_code == 411
+
+
 def test_an_upload_that_stands_still_is_given_up():
     app = application(FILES, lambda data: pytest.fail("asked"), ABOUT, seconds=0.1)
     sent = []
