@@ -82,6 +82,8 @@ def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> l
         return [(end - len(name), end) for name, end in zip(classes, ends, strict=True)]
     found: dict[str | None, tuple[int, int]] = {}
     for hidden in (_phrases(), ()):
+        if found.keys() >= set(classes):
+            break
         names, words = _finder(tuple(classes), hidden)
         for match in words.finditer(text[:stop], start):
             found.setdefault(names[match.lastindex - 1], match.span())
