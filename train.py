@@ -15,7 +15,6 @@ from dd.search import corners, overrides
 from dd.segmentation import Views
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.adapt_generator import adapt_generator
-from dd.stages.batch_norm import batch_norm
 from dd.stages.budget import budget
 from dd.stages.evaluate import evaluate
 from dd.stages.objective import objective
@@ -26,7 +25,7 @@ from dd.supervision import declared, override
 from dd.tracking.callbacks import Report
 from dd.tracking.loggers import is_main_process, tell
 
-STAGES = ("segmenter", "text_to_image", "adapt_generator", "batch_norm", "tune", "budget")
+STAGES = ("segmenter", "text_to_image", "adapt_generator", "tune", "budget")
 
 
 def run(cfg) -> float | None:
@@ -46,7 +45,7 @@ def run(cfg) -> float | None:
             )  # fmt: skip
         return print(f"generator in {model}")
     stages = {"tune": search, "budget": label_budget, "segmenter": segmenter}
-    return (stages | {"adapt_generator": adapt, "batch_norm": site_norm})[cfg.stage](cfg)
+    return (stages | {"adapt_generator": adapt})[cfg.stage](cfg)
 
 
 def adapt(cfg) -> None:
@@ -58,31 +57,22 @@ def adapt(cfg) -> None:
     print(f"adapter in {file}: generate.py diffusion.adapter={folder}")
 
 
-def site_norm(cfg) -> None:
-    """A finished run with the batch-norm statistics of unlabelled photographs."""
-    done = batch_norm(**config.batch_norm_arguments(cfg))
-    number, kept = done["trained_on"]["photographs"]["number"], len(done["batch_norm"]["kept"])
-    more = f" ({kept} that predictions do not use keep theirs)" if kept else ""
-    what = f"{done['batch_norm']['layers']} batch-norm layers have the statistics of {number} photographs{more}"
-    print(f"{cfg.output_root}/{cfg.name}: {what}")
-
-
 def segmenter(cfg, report=None) -> float | None:
     """Train a segmenter; returns its objective, mIoU on the tune split. ``report`` hears of each validation."""
     folder, trainers, failed = f"{cfg.output_root}/{cfg.name}", [], True
     images, tuning = config.training_sets(cfg)
-    judging, style = config.judging_set(cfg, tuning), config.training_style(cfg)
+    judging = config.judging_set(cfg, tuning)
     config.seed_everything(cfg.seed)
     network = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
     teacher, photos = config.self_training(cfg, len(images.taxonomy))
     module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names), teacher=teacher)
     data = SegmentationData(
         images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed,
-        photos, style,
+        photos,
     )  # fmt: skip
     if config.debugged():
         return try_out(cfg, module, data, network)
-    identity, record = config.training_record(cfg, images, tuning, photos and photos[0], style, network)
+    identity, record = config.training_record(cfg, images, tuning, photos and photos[0], network)
 
     def make_trainer():
         if (lost := images.unchecked()) and is_main_process():

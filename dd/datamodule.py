@@ -16,14 +16,11 @@ class Schedule(Dataset):
     """A fixed number of draws from ``data`` as one long epoch: every image once per pass, each pass in its own order.
 
     Position p belongs to pass p // n; its sample and augmentation seed depend on (seed, p) alone. Process ``offset`` of
-    ``stride`` takes every stride-th position. An item is (image [3, h, w], label [h, w]). ``style(image, seed)``
-    (:class:`dd.style.Style`): what synthetic images are changed by before ``transform``.
+    ``stride`` takes every stride-th position. An item is (image [3, h, w], label [h, w]).
     """
 
-    real_images = 0  # samples from this one on are synthetic
-
-    def __init__(self, data, transform, length: int, seed: int, stride: int = 1, offset: int = 0, style=None):
-        self.data, self.transform, self.length, self.seed, self.style = data, transform, length, seed, style
+    def __init__(self, data, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
+        self.data, self.transform, self.length, self.seed = data, transform, length, seed
         self.stride, self.offset = stride, offset
 
     def __len__(self) -> int:
@@ -41,8 +38,6 @@ class Schedule(Dataset):
             raise IndexError(index)
         sample, seed = self.draw(index)
         image, mask = self.data[sample]
-        if self.style is not None and sample >= self.real_images:
-            image = self.style(image, seed)
         return self.transform(image, mask, seed)
 
 
@@ -83,9 +78,8 @@ class MixedSchedule(Schedule):
     Each part goes through its own passes as in :class:`Schedule`, with a seed of its own, undisturbed by the other part.
     """
 
-    def __init__(self, data: Mixture, transform, length: int, seed: int, stride: int = 1, offset: int = 0, style=None):
-        super().__init__(data, transform, length, seed, stride, offset, style)
-        self.real_images = len(data.real)
+    def __init__(self, data: Mixture, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
+        super().__init__(data, transform, length, seed, stride, offset)
         self.real, self.synthetic = (
             Schedule(part, transform, length, sample_seed(seed, name), stride, offset)
             for name, part in (("real", data.real), ("synthetic", data.synthetic))
@@ -174,14 +168,12 @@ class SegmentationData(pl.LightningDataModule):
     are indexable (image, mask) data. ``batch_size`` is that of all processes together
     (:func:`per_process`); ``tune`` is divided among the processes, each image once. ``photos``:
     (unlabelled photographs, their transform) to train on beside the labelled images: a batch then
-    holds what :class:`WithPhotos` says. ``style``: of the synthetic images that are trained on, see
-    :class:`Schedule`."""
+    holds what :class:`WithPhotos` says."""
 
     allow_zero_length_dataloader_with_multiple_devices = True  # fewer images to validate than processes
 
     def __init__(
-        self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0, photos=None,
-        style=None,
+        self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0, photos=None
     ):  # fmt: skip
         super().__init__()
         if not len(train):
@@ -189,7 +181,6 @@ class SegmentationData(pl.LightningDataModule):
         self.train, self.tune = train, tune
         self.train_transform, self.eval_transform = train_transform, eval_transform
         self.batch_size, self.num_workers, self.seed, self.photos = batch_size, num_workers, seed, photos
-        self.style = style
 
     def train_dataloader(self):
         trainer = self.trainer
@@ -198,7 +189,7 @@ class SegmentationData(pl.LightningDataModule):
         length = trainer.max_steps * trainer.accumulate_grad_batches * share
         schedule = kind(
             self.train, self.train_transform, length, self.seed,
-            stride=trainer.world_size, offset=trainer.global_rank, style=self.style,
+            stride=trainer.world_size, offset=trainer.global_rank,
         )  # fmt: skip
         if self.photos:
             schedule = WithPhotos(schedule, *self.photos)

@@ -65,7 +65,6 @@ for seed in $SEEDS; do
 done
 python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/paper masks=paper
 label checked quality=default
-python generate.py experiment=shapes stage=filter mask_set=checked quality=default
 python generate.py experiment=shapes name=shapes_no_append prompts.append=false
 for seed in $SEEDS; do
   for set in $SETS; do
@@ -73,7 +72,7 @@ for seed in $SEEDS; do
   done
   echo "experiment=shapes_synthetic name=shapes/ablation/append=off/seed=$seed synthetic=data/synthetic/shapes_no_append seed=$seed"
   echo "experiment=shapes_synthetic name=shapes/ablation/calibrated_16/seed=$seed synthetic_masks=masks/calibrated_seed=$seed seed=$seed"
-  echo "experiment=shapes_synthetic name=shapes/ablation/filtered/seed=$seed synthetic_masks=masks/checked synthetic_split=train_filtered seed=$seed"
+  echo "experiment=shapes_synthetic name=shapes/ablation/filtered/seed=$seed synthetic_masks=masks/checked seed=$seed"
 done | trainings
 
 for data in shapes shapes_shift; do
@@ -86,7 +85,7 @@ audit() { python evaluate.py stage=audit run="outputs/shapes/real_shapes/shots=a
 audit
 audit synthetic=data/synthetic/shapes_no_append
 audit synthetic=data/synthetic/shapes_label_free
-audit synthetic_masks=masks/checked synthetic_split=train_filtered
+audit synthetic_masks=masks/checked
 for set in $SETS $(printf "calibrated_seed=%s " $SEEDS); do audit synthetic_masks=masks/$set; done
 python evaluate.py stage=report runs=outputs/shapes name=shapes domains=[shapes,shapes_shift]
 cp outputs/shapes/summary.json benchmarks/results/shapes.json

@@ -28,10 +28,6 @@ THIRD="trainer.max_steps=300 optimizer.learning_rate=1.0e-3"
 ADAPTED="synthetic=data/synthetic/shapes_adapted"
 {
   seeds "experiment=shapes_synthetic name=site/generator/seed=SEED seed=SEED $ADAPTED"
-  for style in color fourier; do
-    seeds "experiment=shapes_synthetic name=site/style_$style/seed=SEED seed=SEED style=$style unlabelled.images=$PHOTOS"
-  done
-  seeds "experiment=shapes_batch_norm name=site/batch_norm/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter_300/seed=SEED seed=SEED unlabelled.images=$PHOTOS $THIRD"
   seeds "experiment=shapes_adapt_segmenter name=site/synthetic_longer/seed=SEED seed=SEED self_training=off"

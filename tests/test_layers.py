@@ -22,8 +22,6 @@ FLOORS = {
         "dd.duplicates",
         "dd.questions",
         "dd.uncertainty",
-        "dd.style",
-        "dd.batch_norm",
         "dd.data.*",
     }
     | {"dd.locks", "dd.progress", "dd.checkpoints", "dd.loaders", "dd.self_training"},

@@ -91,7 +91,6 @@ def test_a_name_that_no_file_could_have_is_answered():
     [
         ("train", ["logger=wandb", "logger.wandb.offline=true", "trainer.max_stps=5"], "'trainer.max_stps=5': no key"),
         ("train", ["segmenter=segformer_b0", "segmenter.size=b1", "seeed=1"], "'seeed=1': no key 'seeed' at the top level"),
-        ("train", ["style=fourier", "style.bandwidth=0.1", "style.sare=1"], "'style.sare=1': no key 'sare' in style"),
         ("generate", ["executor=shard", "executor.index=0", "executor.cnt=2"], "'executor.cnt=2': no key 'cnt' in executor"),
         ("generate", ["data=voc_aug", "data.synthetic=a", "masks.bnd=1"], "'masks.bnd=1': no key 'bnd' in masks"),
         ("train", ["+trainer.accumulate_grad_batches=2", "trainer.max_stps=5"], "'trainer.max_stps=5': no key 'max_stps'"),

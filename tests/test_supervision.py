@@ -116,8 +116,6 @@ def test_trained_labels_are_those_of_all_that_a_run_builds_on():
              "real": {"root": "x", "split": "train", "images": 4}, "synthetic": {"mask_settings": {}}}  # fmt: skip
     assert trained_labels(mixed) == [label_set("site/train", 4, 2), label_set("voc/train", 16, 0)]
     assert trained_labels(synthetic()) == trained_labels(None) == []
-    unlabelled = {"source": "unlabelled", "after": real(8)}
-    assert trained_labels(unlabelled) == [label_set("voc/train", 8, 0)]
 
 
 def test_what_is_behind_a_mask_set():

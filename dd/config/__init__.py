@@ -43,7 +43,6 @@ from dd.config.objects import (
 from dd.config.overrides import check_overrides, quoted
 from dd.config.training import (
     SOURCES,
-    batch_norm_arguments,
     holds_out,
     loggers,
     seed_everything,
@@ -52,7 +51,6 @@ from dd.config.training import (
     trainer_factory,
     training_record,
     training_sets,
-    training_style,
 )
 from dd.config.tuning import (
     FIXED,
@@ -79,7 +77,6 @@ __all__ = [
     "SOURCES",
     "USER_ERRORS",
     "adaptation",
-    "batch_norm_arguments",
     "budget_plan",
     "budget_run",
     "budget_test",
@@ -131,7 +128,6 @@ __all__ = [
     "trainer_identity",
     "training_record",
     "training_sets",
-    "training_style",
     "trial",
     "unit_size",
     "use_own_data",

@@ -72,8 +72,6 @@ def _own_images(data_root, run: dict) -> Gathered:
     """Images that the run was trained on, where its data set still lies. Its own folder may hold
     copies of turned images alone; the others lie where its record says."""
     trained_on = run["trained_on"]
-    while trained_on["source"] == "unlabelled":
-        trained_on = trained_on["after"]
     part = trained_on.get("synthetic", trained_on)
     root = Path(data_root, *(["synthetic"] if trained_on["source"] != "real" else []), str(part.get("root")))
     places = [place for place in image_folders(root) if place.is_dir()]

@@ -105,7 +105,7 @@ def quality(cfg) -> tuple:
     rules, model = read_rules(plain(cfg.quality)["rules"]), cfg.quality.clip.model
     if cfg.stage == "filter" and not any(r.action == "drop" for r in rules):
         raise ValueError(
-            "stage=filter needs a rule of action drop: quality=default, or one of your own such as "
+            "stage=filter needs a rule of action drop, such as "
             "+quality.rules.uncertain='{action: drop, signal: uncertain, above: 0.5}' (docs/quality.md)"
         )
     if cfg.stage == "all" and model is None and any(r.signal in CLIP for r in rules):

@@ -64,7 +64,6 @@ KINDS = {  # of keys whose default is null, is not the only kind, or leaves out 
     "batch_size": Count,
     "num_workers": Natural,
     "scale": Count,
-    "style.kind": str | None,
     "self_training.teacher": dict | None,
     "trainer.callbacks": dict[str, dict | None],
     "trainer.devices": int | str | list[int],

@@ -12,7 +12,7 @@ from dd.budget import RECIPES, Job, Plan, choice_shots
 from dd.config.composition import choices, compose
 from dd.config.jobs import job_overrides
 from dd.config.objects import chosen_on, plain, real_data, taxonomy
-from dd.config.training import training_sets, training_style
+from dd.config.training import training_sets
 from dd.config.tuning import one_device, study_identity
 from dd.datasets import SegmentationFolder
 from dd.samples import read_records
@@ -78,8 +78,6 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
     needed = [r for r in RECIPES if r in ("synthetic", "finetune") or r in (given["arms"] or ())]
     parts = {recipe: _budget_part(cfg, recipe, given["domains"][0]) for recipe in needed}
     domains = {domain: _budget_part(cfg, "finetune", domain) for domain in given["domains"]}
-    for part in parts.values():
-        training_style(part)  # what a recipe refuses is refused before the first one trains
     for domain, part in domains.items():
         if part.data.tune_split == part.data.test_split:
             raise ValueError(

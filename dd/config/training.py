@@ -6,13 +6,12 @@ import torch
 from omegaconf import OmegaConf
 
 from dd.config.identity import processes, settings_identity
-from dd.config.objects import chosen_on, device, instantiate, plain, real_data, settings, taxonomy, trained_run
+from dd.config.objects import chosen_on, instantiate, plain, real_data, settings, taxonomy
 from dd.datamodule import Mixture, hold_out, per_process
 from dd.datasets import SegmentationFolder, read_split
 from dd.photos import Unlabelled
 from dd.provenance import fingerprint, read_own
 from dd.schemas import FILTERED, MASKS, STARTED
-from dd.style import Style
 from dd.supervision import merged, supervision
 from dd.tracking.callbacks import Steps
 from dd.tracking.loggers import Guarded, is_main_process
@@ -57,30 +56,6 @@ def unlabelled_photos(cfg, why: str) -> Unlabelled:
     if not cfg.unlabelled.images:
         raise ValueError(f"{why} needs photographs of the site: unlabelled.images=<folder> (they are only looked at)")
     return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
-
-
-def training_style(cfg) -> Style | None:
-    """What changes the synthetic images of a training (group ``style``), None for style=off. ValueError for a training without
-    synthetic images or without photographs."""
-    if cfg.style.kind is None:
-        return None
-    if cfg.source == "real":
-        raise ValueError(f"style={cfg.style.kind} changes synthetic images, and source=real has none; use style=off")
-    return Style(unlabelled_photos(cfg, f"style={cfg.style.kind}"), **plain(cfg.style))
-
-
-def batch_norm_arguments(cfg) -> dict:
-    """What the stage batch_norm takes. ValueError without a run or photographs, FileNotFoundError for an unfinished run."""
-    if not cfg.init_from:
-        raise ValueError("stage=batch_norm changes a finished run: init_from=<its folder>")
-    photos = unlabelled_photos(cfg, "stage=batch_norm")
-    folder = Path(cfg.output_root, cfg.name)
-    if folder.resolve() == Path(cfg.init_from).resolve():
-        raise ValueError(f"name={cfg.name} is the run of init_from: give the new run another name=...")
-    run, segmenter, views = trained_run(cfg.init_from, cfg.segmenter.get("trusted", False))
-    how = {"share": cfg.batch_norm.share, "batch_size": cfg.batch_size, "device": device(cfg)}
-    text = OmegaConf.to_yaml(cfg, resolve=True)
-    return {"folder": folder, "run": run, "segmenter": segmenter, "views": views, "photos": photos, "config": text, **how}
 
 
 def self_training(cfg, num_classes: int):
@@ -134,7 +109,7 @@ def _chosen_list(images) -> dict:
 
 
 def training_record(
-    cfg, images, tune=None, photos=None, style: Style | None = None, network=None
+    cfg, images, tune=None, photos=None, network=None
 ) -> tuple[dict, dict]:  # fmt: skip
     """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`),
     and what evaluation must know of it. ``photos``: the unlabelled ones of self-training;
@@ -164,8 +139,6 @@ def training_record(
         trained_on["synthetic"] |= made
     if holds_out(cfg):
         trained_on["hold_out"] = cfg.hold_out
-    if style is not None:
-        trained_on["style"] = style.record()
     if photos is not None:
         trained_on["self_training"] = {**settings(cfg.self_training), "photographs": photos.fingerprint()}
     names, files = list(images.taxonomy.names), {} if network is None else network.files

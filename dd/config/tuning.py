@@ -12,7 +12,7 @@ from dd.config.identity import trainer_identity
 from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
-from dd.config.training import holds_out, training_record, training_sets, training_style, unlabelled_photos
+from dd.config.training import holds_out, training_record, training_sets, unlabelled_photos
 from dd.provenance import read_yaml
 from dd.supervision import label_set
 
@@ -82,9 +82,9 @@ def search_space(cfg) -> dict:
 def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
-    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "batch_norm", "chosen_on")}
+    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "chosen_on")}
     looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
-    used = {"style": cfg.style.kind, "self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
+    used = {"self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
     used["shots_list"] = cfg.shots_list
     for key in (k for k, v in used.items() if not v):  # a study begun before there were such keys is still the same study
         node.pop(key)
@@ -100,7 +100,7 @@ def study_content(cfg) -> dict:
     another one."""
     images, tune = training_sets(cfg)
     photos = unlabelled_photos(cfg, "self_training") if cfg.self_training.teacher else None
-    identity, _ = training_record(cfg, images, tune, photos, training_style(cfg))
+    identity, _ = training_record(cfg, images, tune, photos)
     found = {key: identity[key] for key in ("trained_on", "init_from_sha256")}
     return found | {"judged_on": tune.fingerprint()}
 

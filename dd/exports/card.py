@@ -49,7 +49,7 @@ ids = np.asarray(data[0]["mask"])                               # class ids: the
 same = load_dataset("imagefolder", data_files={{"{first}": "<this folder>/imagefolder/{first}/**"}}, split="{first}")
 ```
 
-`id2label.json` names the pixel values, `croissant.json` describes the parquet files (Croissant 1.0).
+`id2label.json` names the pixel values.
 
 - Licence: {_licence(about)}
 - Masks are those of `{_cell(str(about["masks"]))}`; they know classes, not single objects.

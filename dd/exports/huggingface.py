@@ -1,4 +1,4 @@
-"""Hugging Face: parquet files with images and masks inside, an image folder with ``metadata.jsonl``, card and Croissant file.
+"""Hugging Face: parquet files with images and masks inside, an image folder with ``metadata.jsonl`` and card.
 
 ``data/<split>-<n>-of-<m>.parquet`` is what ``load_dataset(<target>)`` reads; ``imagefolder/<split>`` holds the same samples as
 files. Masks stay palette (or grey) PNGs: their pixel values are the keys of ``id2label.json``.
@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from dd.exports.card import card
-from dd.exports.croissant import croissant
 from dd.exports.source import Item, Source, record
 from dd.exports.target import Target, shards
 from dd.taxonomy import IGNORE
@@ -60,7 +59,6 @@ def write(source: Source, target: Target) -> None:
     names = {str(i): name for i, name in enumerate(source.taxonomy.all_names)}
     target.write("id2label.json", lambda: json.dumps(names | {str(IGNORE): "uncertain"}, indent=1, ensure_ascii=False) + "\n")
     target.write("README.md", partial(card, source, files))
-    target.write("croissant.json", partial(croissant, source, files, columns(source), target.root))
 
 
 def columns(source: Source) -> list[str]:

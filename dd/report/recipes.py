@@ -80,7 +80,7 @@ def recipe(
 ) -> Recipe:
     """The recipe of ``run``, a run.json. ``runs``: {hash of weights: their run.json} of those that
     it may go on from; ``sets(synthetic part of trained_on)``: run.json of that set, if at hand."""
-    data, reader = labelled_part(run["trained_on"]), _Reader(runs or {}, sets)
+    data, reader = run["trained_on"], _Reader(runs or {}, sets)
     settings = without_choices(reader.settings(run))
     draws = sorted({str(d): d for d in reader.draws}.items())
     shots = None if data.get("shots") is None else str(data["shots"])
@@ -205,7 +205,7 @@ def _steps(run: dict) -> int | None:
 def _other_seed(earlier: dict, trained_on: dict) -> dict:
     """{"seed": that of an earlier run} where it is not the run's own. Runs that share one start, or
     one teacher, are not as many independent seeds as they have seeds of their own."""
-    seeds = [labelled_part(data).get("seed") for data in (earlier, trained_on)]
+    seeds = [data.get("seed") for data in (earlier, trained_on)]
     return {} if None in seeds or seeds[0] == seeds[1] else {"seed": seeds[0]}
 
 
@@ -236,28 +236,12 @@ def _synthesis(made: dict) -> dict:
 # ------------------------------------------------------------------------------------------ arms
 
 
-def labelled_part(trained_on: dict) -> dict:
-    """What the weights were trained on, before statistics of unlabelled photographs followed
-    (stage=batch_norm)."""
-    while trained_on["source"] == "unlabelled":
-        trained_on = trained_on["after"]
-    return trained_on
-
-
 def unlabelled_steps(trained_on: dict | None) -> list[str]:
     """What a run, and those that it goes on from, learnt from photographs without labels; the first
     step first."""
     if not trained_on:
         return []
-    here = []
-    if style := trained_on.get("style"):
-        settings = ", ".join(f"{k} {style[k]:g}" for k in ("bandwidth", "share") if k in style)
-        here.append(f"{style['kind']} style of photographs ({settings})")
-    if trained_on.get("self_training"):
-        here.append("self-training on photographs")
-    if trained_on["source"] == "unlabelled":
-        share = trained_on["batch_norm"]["share"]
-        here.append("batch norm of photographs" + (f" (share {share:g})" if share != 1 else ""))
+    here = ["self-training on photographs"] if trained_on.get("self_training") else []
     return [*unlabelled_steps(trained_on.get("after")), *here]
 
 
@@ -272,8 +256,6 @@ def _stages(trained_on: dict | None) -> list[tuple[str, str]]:
     if not trained_on:
         return []
     earlier, source = _stages(trained_on.get("after")), trained_on["source"]
-    if source == "unlabelled":
-        return earlier
     k = _number(trained_on)
     if source == "synthetic":
         here = ("synthetic", "synthetic")

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from dd.evaluation.statistics import interval
 from dd.provenance import SETTINGS, read_own
 from dd.report.compare import comparable, read_metrics
-from dd.report.recipes import ARMS, labelled_part, recipe, weights_of
+from dd.report.recipes import ARMS, recipe, weights_of
 from dd.report.rows import Row
 from dd.samples import read_records
 from dd.schemas import LISTED
@@ -174,7 +174,7 @@ def _ablations(rows, plain, folder, domains, judges) -> dict:
             ablations[name]["less"] = {d: _less(row.scores(d), main.scores(d)) for d in domains}
         if (probed := _probed(row.runs, folder, f"probe_{first}_test.json")) is not None:
             ablations[name]["mask_miou"] = probed
-        sets = {audited(labelled_part(e["run"]["trained_on"])) for e in row.runs} if own else set()
+        sets = {audited(e["run"]["trained_on"]) for e in row.runs} if own else set()
         if agreement := _agreement(judges, sets):
             ablations[name]["mask_agreement"] = agreement
     raw = {d: values(plain, f"{d}-raw") for d in domains}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dd.exportable import is_synthetic, read_source
-from dd.exports import coco, cvat, huggingface, mmseg, ultralytics, webdataset
+from dd.exports import coco, cvat, huggingface, mmseg, webdataset
 from dd.exports.target import Target
 from dd.locks import Lock
 from dd.progress import Progress
@@ -13,9 +13,12 @@ from dd.taxonomy import taxonomy_yaml
 from dd.units import read_run
 
 FORMATS = {
-    "mmseg": mmseg, "coco": coco, "huggingface": huggingface, "webdataset": webdataset, "cvat": cvat,
-    "ultralytics": ultralytics,
-}  # fmt: skip
+    "mmseg": mmseg,
+    "coco": coco,
+    "huggingface": huggingface,
+    "webdataset": webdataset,
+    "cvat": cvat,
+}
 VERSION = 1  # of what the formats write: a new one when they write something else
 BEGUN, DONE = "export_begun.json", "export.json"
 

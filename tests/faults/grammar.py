@@ -27,9 +27,10 @@ STUDY = [
     "budget.learning_rates.finetune=null", "budget.learning_rates.real=null", "budget.choose.shots=4", "trainer.max_steps=2",
 ]  # fmt: skip
 PHOTOS = "images=data/shapes/JPEGImages"
+DROP = "+quality.rules.missing={action: drop, signal: missing, above: 1}"
 WORLD = [  # what makes the folder that every case gets a copy of
     [*MAKE, "quality=default"],
-    [*MAKE, "quality=default", "stage=filter"],
+    [*MAKE, "quality=default", "stage=filter", DROP],
     [*MAKE, "stage=label", "mask_set=power0", "masks.power=0"],
     TRAIN,
     ["evaluate.py", f"run={RUN}"],
@@ -43,7 +44,7 @@ COMMANDS = {
     "make": [*MAKE, "name=more", "num_images=2"],
     "go on": [*MAKE, "stage=synthesize"],
     "label": [*MAKE, "stage=label", "mask_set=other", "masks.power=1"],
-    "filter": [*MAKE, "stage=filter", "quality=default"],
+    "filter": [*MAKE, "stage=filter", "quality=default", DROP],
     "sweep": [*MAKE, "stage=sweep", f"sweep.run={RUN}", "sweep.threshold=[0.4]", "sweep.workers=1"],
     "chosen": [*MAKE, "stage=label", "mask_set=other", f"masks_from={SET}/sweeps/shapes_synthetic_seed=0.json"],
     "train": [*TRAIN, "name=new"],
