@@ -4,8 +4,7 @@ from glob import glob
 from pathlib import Path
 
 from dd import config
-from dd.datasets import SegmentationFolder
-from dd.provenance import read_own
+from dd.data.datasets import SegmentationFolder
 from dd.report.summary import audited
 from dd.stages.evaluate import evaluate, print_table
 from dd.stages.predict_images import predict_images, print_predictions
@@ -13,8 +12,9 @@ from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
 from dd.stages.review import print_review, review
 from dd.stages.self_train import self_train
-from dd.tracking.scores import log_scores
-from dd.tracking.wandb import log_evaluation
+from dd.store.provenance import read_own
+from dd.training.scores import log_scores
+from dd.training.wandb import log_evaluation
 
 STAGES = ("evaluate", "predict", "review", "audit", "self_train", "report")
 

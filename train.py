@@ -6,13 +6,8 @@ from tempfile import TemporaryDirectory
 from torch.utils.data import Subset
 
 from dd import config
-from dd.budget import Prices
-from dd.datamodule import SegmentationData
-from dd.fitting import fit
-from dd.locks import Lock
-from dd.provenance import read_json
-from dd.search import corners, overrides
-from dd.segmentation import Views
+from dd.evaluation.budget import Prices
+from dd.evaluation.supervision import declared, override
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.adapt_generator import adapt_generator
 from dd.stages.budget import budget
@@ -21,9 +16,14 @@ from dd.stages.objective import objective
 from dd.stages.train import fill, load_weights, train
 from dd.stages.train_text_to_image import train_text_to_image
 from dd.stages.tune import tune
-from dd.supervision import declared, override
-from dd.tracking.callbacks import Report
-from dd.tracking.loggers import is_main_process, tell
+from dd.store.locks import Lock
+from dd.store.provenance import read_json
+from dd.training.callbacks import Report
+from dd.training.datamodule import SegmentationData
+from dd.training.fitting import fit
+from dd.training.loggers import is_main_process, tell
+from dd.training.search import corners, overrides
+from dd.training.segmentation import Views
 
 STAGES = ("segmenter", "text_to_image", "adapt_generator", "tune", "budget")
 

@@ -13,8 +13,8 @@ import torch
 import triton
 
 from benchmarks.machine import machine
-from dd import attention
 from dd.attention import fused
+from dd.attention import maths as attention
 
 LAYERS = {  # samples, heads, pixels, keys, width of a head
     "sdxl self 64x64, 2 images": (2, 10, 4096, 4096, 64),

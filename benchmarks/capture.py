@@ -27,9 +27,9 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from benchmarks.full_size import build_unet, save
 from benchmarks.machine import machine
 from benchmarks.sweep import make_plan
-from dd import attention
-from dd.diffusion import AttentionRecorder, StableDiffusion
-from dd.diffusion.memory import peak_bytes, reset_peak
+from dd.attention import maths as attention
+from dd.generators import AttentionRecorder, StableDiffusion
+from dd.generators.memory import peak_bytes, reset_peak
 
 LARGEST = 64  # side of the maps that the naive variant keeps
 SIDES = {"sd15": (16, 32), "sd21": (16, 32), "sdxl": (32, 64)}

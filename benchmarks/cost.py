@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_size import UNETS, VAE
-from dd.diffusion import AttentionRecorder
+from dd.generators import AttentionRecorder
 from dd.segmenters.mmsegmentation import DeepLabV3
 
 SETS = {"voc": (40_000, 20_000, 21, 1.4), "coco": (80_000, 40_000, 81, 2.0)}  # images, iterations, outputs, classes per image

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.machine import machine
 from dd import config
-from dd.onnx_model import Session, exported
+from dd.deploy.onnx_model import Session, exported
 
 
 def main():

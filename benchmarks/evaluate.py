@@ -21,14 +21,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from benchmarks.machine import machine
 from benchmarks.voc import CLASSES, labels, write_voc
-from dd import metrics
-from dd.datamodule import whole_loader
-from dd.datasets import SegmentationFolder
-from dd.provenance import write_json
-from dd.segmentation import Views, to_device
+from dd.data.datasets import SegmentationFolder
+from dd.evaluation import metrics
 from dd.segmenters.mmsegmentation import DeepLabV3
 from dd.stages.evaluate import PerImage
+from dd.store.provenance import write_json
 from dd.taxonomy import taxonomy
+from dd.training.datamodule import whole_loader
+from dd.training.segmentation import Views, to_device
 
 SIZE = (375, 500)
 DRAWN = 64  # masks; the images of the set repeat them

@@ -31,11 +31,11 @@ from benchmarks.full_size import save
 from benchmarks.machine import machine
 from benchmarks.machine import seconds as wall
 from benchmarks.sweep import make_plan
-from dd.diffusion import StableDiffusion
-from dd.executors import Local
-from dd.prompts import make_prompt
-from dd.samples import read_plan
+from dd.execution import Local
+from dd.generators import StableDiffusion
+from dd.prompts.prompt import make_prompt
 from dd.stages.synthesize import synthesize
+from dd.store.samples import read_plan
 from dd.taxonomy import taxonomy
 
 OPTIONS = ("channels_last", "fused_projections", "compile")

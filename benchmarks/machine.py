@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dd.provenance import versions
+from dd.store.provenance import versions
 
 
 def machine(device: str = "cpu") -> dict:

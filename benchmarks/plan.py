@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from dd.prompts import make_prompt
-from dd.provenance import write_atomic
-from dd.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, read_plan
+from dd.prompts.prompt import make_prompt
+from dd.store.provenance import write_atomic
+from dd.store.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, read_plan
 from dd.taxonomy import Taxonomy
 
 UNIT = 32

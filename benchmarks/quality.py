@@ -20,13 +20,13 @@ import yaml
 
 from benchmarks.machine import machine
 from dd import config
-from dd.datasets import read_mask
-from dd.diffusion import StableDiffusion
-from dd.prompt_sources.templates import TemplatePrompts
-from dd.samples import make_plan, read_plan
+from dd.data.datasets import read_mask
+from dd.generators import StableDiffusion
+from dd.prompts.templates import TemplatePrompts
 from dd.stages.predict import predict
 from dd.stages.sweep import sweep
 from dd.stages.synthesize import synthesize
+from dd.store.samples import make_plan, read_plan
 from dd.taxonomy import taxonomy
 
 CONF = Path(__file__).parents[1] / "conf"

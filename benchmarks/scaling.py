@@ -22,11 +22,11 @@ import torch
 from benchmarks.generate import Wanted
 from benchmarks.generate import prompts as shapes_prompts
 from benchmarks.machine import machine
-from dd.diffusion import StableDiffusion
-from dd.diffusion.memory import peak_bytes, reset_peak
-from dd.executors import Local
-from dd.masks import MaskSettings
-from dd.prompts import make_prompt
+from dd.execution import Local
+from dd.generators import StableDiffusion
+from dd.generators.memory import peak_bytes, reset_peak
+from dd.masks.threshold import MaskSettings
+from dd.prompts.prompt import make_prompt
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
 from dd.taxonomy import Taxonomy, taxonomy

@@ -14,11 +14,11 @@ import numpy as np
 
 from benchmarks.machine import machine
 from dd.config import trained_run
-from dd.datasets import SegmentationFolder, encode_image
-from dd.provenance import read_json, write_json
+from dd.data.datasets import SegmentationFolder, encode_image
 from dd.report.pictures import contact_sheet, overlay
-from dd.segmentation import Predictor
+from dd.store.provenance import read_json, write_json
 from dd.taxonomy import taxonomy
+from dd.training.segmentation import Predictor
 
 SITE, COLUMNS = "shapes_shift", 8
 RESULT = Path(__file__).parent / "results" / "site.json"

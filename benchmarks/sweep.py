@@ -19,13 +19,13 @@ import torch
 from safetensors.numpy import save_file
 
 from benchmarks.machine import seconds
-from dd import metrics
-from dd.datasets import encode_image, encode_mask, read_mask, stored_heat
-from dd.diffusion import StableDiffusion
-from dd.masks import MaskSettings, to_mask
-from dd.provenance import sha256, write_json
-from dd.samples import Sample, append_records, plan_text
+from dd.data.datasets import encode_image, encode_mask, read_mask, stored_heat
+from dd.evaluation import metrics
+from dd.generators import StableDiffusion
+from dd.masks.threshold import MaskSettings, to_mask
 from dd.stages.sweep import sweep
+from dd.store.provenance import sha256, write_json
+from dd.store.samples import Sample, append_records, plan_text
 from dd.taxonomy import taxonomy
 
 SHAPES, POWERS, HEAT, SIZE = taxonomy("shapes"), 9, 16, 64

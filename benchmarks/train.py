@@ -21,7 +21,7 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.train_sides import Setup, Side, child
 from benchmarks.voc import write_voc
-from dd.provenance import write_json
+from dd.store.provenance import write_json
 
 FASTER = {
     "channels_last": "optimizer.channels_last=true", "fused": "optimizer.fused=true", "compile": "optimizer.compile=true",

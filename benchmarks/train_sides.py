@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 
 from dd import config
-from dd.datamodule import SegmentationData
-from dd.diffusion.memory import peak_bytes, reset_peak
-from dd.fitting import Reseed
+from dd.generators.memory import peak_bytes, reset_peak
 from dd.segmenters.mmsegmentation import CHANNELS, quiet_construction  # puts the placeholder for compiled operations in place
 from dd.segmenters.transforms import EvalTransform
+from dd.training.datamodule import SegmentationData
+from dd.training.fitting import Reseed
 
 CONFIGS = "deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py"
 OPERATIONS = 8  # of the profiler's table

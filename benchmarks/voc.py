@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dd.datasets import encode_image, encode_mask, write_split
+from dd.data.datasets import encode_image, encode_mask, write_split
 
 SIZES = ((375, 500), (333, 500), (500, 375), (375, 500))  # height, width: most of VOC's images are of one of these
 CLASSES = 21

@@ -6,10 +6,7 @@ from pathlib import Path
 
 from dd.cli.init import init, init_options
 from dd.cli.runs import deploy_run, run_options, show_page
-from dd.downloads import Archive
-from dd.executors import CANNOT_WRITE, EXIT
-from dd.locks import Busy
-from dd.provenance import shortened
+from dd.execution import CANNOT_WRITE, EXIT
 from dd.stages import prepare_coco as coco
 from dd.stages import prepare_voc as voc
 from dd.stages.export import FORMATS, export
@@ -18,6 +15,9 @@ from dd.stages.merge import merge
 from dd.stages.prepare import prepare_shapes
 from dd.stages.prepare_own import prepare_own
 from dd.stages.verify import print_problems, verify
+from dd.store.downloads import Archive
+from dd.store.locks import Busy
+from dd.store.provenance import shortened
 
 KINDS = {
     "shapes": "both domains of the embedded world",

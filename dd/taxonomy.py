@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from dd.provenance import read_yaml
+from dd.store.provenance import read_yaml
 
 BACKGROUND = "background"
 IGNORE = 255  # "uncertain" in a mask: no loss, no score

@@ -1,7 +1,7 @@
 """Small fakes that several tests share."""
 
+import importlib
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -101,8 +101,9 @@ DEEPLAB = {
 def finished_run():
     """``make(folder, node=DEEPLAB, names=("cat", "dog"), seed=0, scale=32)``: a finished run of a tiny segmenter that sees
     every class somewhere; returns (folder, run.json, the segmenter)."""
-    from dd import checkpoints, config
-    from dd.provenance import write_json
+    from dd import config
+    from dd.store import checkpoints
+    from dd.store.provenance import write_json
 
     def make(folder, node=None, names=("cat", "dog"), seed=0, scale=32):
         run = {
@@ -126,7 +127,7 @@ def finished_run():
 @pytest.fixture
 def toy_data():
     """``make(count=7, tune=None, batch_size=2, seed=0)``: a data module on :class:`ToyPictures`."""
-    from dd.datamodule import SegmentationData
+    from dd.training.datamodule import SegmentationData
 
     def make(count=7, tune=None, batch_size=2, seed=0):
         validation = None if tune is None else ToyPictures(tune)
@@ -199,11 +200,7 @@ def run():
     """``run(command, *overrides)``: a root script in this process, with its configuration composed as on the command line."""
 
     def run(command: str, *overrides: str):
-        sys.path.insert(0, str(ROOT))
-        try:
-            module = __import__(command)
-        finally:
-            sys.path.remove(str(ROOT))
+        module = importlib.import_module(command)
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = hydra.compose(command, overrides=list(overrides))
@@ -252,7 +249,7 @@ def tiny_clip():
         from transformers import CLIPConfig, CLIPModel
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-        from dd.diffusion import train_tokenizer
+        from dd.generators import train_tokenizer
 
         folder.mkdir(parents=True, exist_ok=True)
         words = train_tokenizer(["a photo of an apple", "a gold ring and a pine tree"] * 10, 30, folder)
@@ -281,7 +278,7 @@ def ray_cluster():
     """A Ray of this session on the loopback interface: 2 CPUs that drivers of their own processes join. ``.address``."""
     import os
 
-    from dd.executors import ray as adapter
+    from dd.execution import ray as adapter
 
     os.environ.update(adapter.BEFORE_IMPORT | adapter.LOOPBACK | {"RAY_AUTH_MODE": "disabled"})
     from ray.cluster_utils import Cluster

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dd import config
-from dd.budget import Prices
-from dd.budget_results import Measured, differences, skipped, target_costs
+from dd.evaluation.budget import Prices
+from dd.evaluation.budget_results import Measured, differences, skipped, target_costs
 from dd.evaluation.statistics import Score, interval
 
 ROOT = Path(__file__).parent.parent

@@ -5,9 +5,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from dd import questions
-from dd.datasets import read_split
-from dd.folders import IMAGES, MASKS, index, shared_splits
+from dd.cli import questions
+from dd.data.datasets import read_split
+from dd.data.folders import IMAGES, MASKS, index, shared_splits
 from dd.stages.init import (
     NEEDS,
     RECIPES,

@@ -46,7 +46,7 @@ def show_page(options) -> int:
 
     chosen = config.settings(options.settings, PAGE)
     try:
-        from dd.page_server import serve
+        from dd.deploy.page_server import serve
         from dd.stages.page import about, page
     except ModuleNotFoundError as error:
         raise _missing(error, "page") from None

@@ -24,10 +24,10 @@ from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_p
 from dd.config.kinds import check_kinds
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
-from dd.executors import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
-from dd.locks import Busy
-from dd.names import folder_name
-from dd.provenance import shortened
+from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
+from dd.store.locks import Busy
+from dd.store.names import folder_name
+from dd.store.provenance import shortened
 
 SAID: set[str] = set()  # of the jobs of a multirun, in this process
 FULL = "HYDRA_FULL_ERROR"

@@ -7,10 +7,10 @@ import torch
 
 from dd import taxonomy as taxonomies
 from dd.config.objects import trained_run
-from dd.datasets import image_folders
-from dd.photos import Gathered, source
-from dd.segmentation import Predictor
+from dd.data.datasets import image_folders
+from dd.data.photos import Gathered, source
 from dd.taxonomy import BACKGROUND
+from dd.training.segmentation import Predictor
 
 CHECKED = 16  # pictures, evenly spread over those there are
 

@@ -11,13 +11,13 @@ from dd.config.composition import group_file
 from dd.config.jobs import job_overrides
 from dd.config.kinds import KINDS, check_kind
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
-from dd.datasets import SegmentationFolder
-from dd.photos import source, without
-from dd.provenance import SETTINGS, read_own, read_yaml, sha256
-from dd.schemas import NAMED
-from dd.segmentation import Predictor
+from dd.data.datasets import SegmentationFolder
+from dd.data.photos import source, without
 from dd.stages.review import check
+from dd.store.provenance import SETTINGS, read_own, read_yaml, sha256
+from dd.store.schemas import NAMED
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
+from dd.training.segmentation import Predictor
 
 
 def use_own_data(cfg) -> None:

@@ -10,14 +10,14 @@ import torch
 from omegaconf import OmegaConf
 
 from dd.config.objects import device, instantiate, plain, taxonomy
-from dd.datasets import SegmentationFolder
-from dd.masks import READING, MaskSettings
-from dd.prompts import make_prompt
-from dd.provenance import fingerprint, read_json, read_yaml, sha256
-from dd.quality import CLIP, read_rules
-from dd.samples import make_plan
-from dd.supervision import choices
-from dd.units import read_run
+from dd.data.datasets import SegmentationFolder
+from dd.data.quality import CLIP, read_rules
+from dd.evaluation.supervision import choices
+from dd.execution.units import read_run
+from dd.masks.threshold import READING, MaskSettings
+from dd.prompts.prompt import make_prompt
+from dd.store.provenance import fingerprint, read_json, read_yaml, sha256
+from dd.store.samples import make_plan
 
 
 def executor(cfg):

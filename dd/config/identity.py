@@ -57,8 +57,8 @@ RECORDED = {  # by what they lead to, not as they are written
     "trainer.num_nodes": "processes",
 }
 OBSERVERS = {  # callbacks by class, whatever they are called
-    "dd.segmentation.LastCheckpoint": "writes checkpoints",
-    "dd.tracking.callbacks.Samples": "shows predictions",
+    "dd.training.segmentation.LastCheckpoint": "writes checkpoints",
+    "dd.training.callbacks.Samples": "shows predictions",
     "pytorch_lightning.callbacks.ModelCheckpoint": "writes checkpoints",
     "pytorch_lightning.callbacks.LearningRateMonitor": "logs",
     "pytorch_lightning.callbacks.DeviceStatsMonitor": "logs",

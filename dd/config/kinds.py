@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationKeyError
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from dd.names import is_text
+from dd.store.names import is_text
 
 Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
 Numbers, Names = list[float], list[str]
@@ -179,7 +179,7 @@ def check_arguments(key: str, target, node: dict) -> None:
     anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     for name, value in node.items():
         if (name.startswith("_") and name.endswith("_")) or name == "chosen_on":
-            continue  # of Hydra, and which labels chose the values (dd.supervision)
+            continue  # of Hydra, and which labels chose the values (dd.evaluation.supervision)
         if name not in accepted and not anything:
             raise ValueError(f"{key}{name}: {target.__name__} takes no such setting; allowed: {', '.join(accepted)}")
         if name in accepted and name in hints and not _nested(value):

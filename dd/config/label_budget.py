@@ -7,16 +7,16 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from dd import search
-from dd.budget import RECIPES, Job, Plan, choice_shots
 from dd.config.composition import choices, compose
 from dd.config.jobs import job_overrides
 from dd.config.objects import chosen_on, plain, real_data, taxonomy
 from dd.config.training import training_sets
 from dd.config.tuning import one_device, study_identity
-from dd.datasets import SegmentationFolder
-from dd.samples import read_records
-from dd.supervision import declared, label_set
+from dd.data.datasets import SegmentationFolder
+from dd.evaluation.budget import RECIPES, Job, Plan, choice_shots
+from dd.evaluation.supervision import declared, label_set
+from dd.store.samples import read_records
+from dd.training import search
 
 SET_BY_STUDY = ("seed", "shots", "source", "init_from", "optimizer.learning_rate")
 SHARED = r"(data_root|output_root|device|num_workers|logger.*|trainer\.(devices|accelerator|enable_progress_bar))$"
@@ -141,7 +141,7 @@ def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None)
     folder that ``train.py -m experiment=...`` gives it, and is shared with it, if the record of the
     experiment tells the labels that the study chose the rate on; all others lie below the study's
     folder. ``choices``: {recipe: the label sets that its rate is chosen on}
-    (:attr:`dd.budget.Plan.choices`)."""
+    (:attr:`dd.evaluation.budget.Plan.choices`)."""
     domain = job.domain or cfg.budget.domains[0]
     held = judged and cfg.hold_out is not None
     more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]

@@ -11,24 +11,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dd import taxonomy as taxonomies
 from dd.config.kinds import check_arguments
-from dd.datasets import SegmentationFolder
-from dd.provenance import SETTINGS, read_own
-from dd.schemas import TRAINED
-from dd.segmentation import Views
+from dd.data.datasets import SegmentationFolder
+from dd.evaluation.supervision import choices, merged
 from dd.stages.train import fill, load_weights
-from dd.supervision import choices, merged
+from dd.store.provenance import SETTINGS, read_own
+from dd.store.schemas import TRAINED
+from dd.training.segmentation import Views
 
 ALLOWED = (
-    "dd.prompt_sources.",
-    "dd.captioner.",
-    "dd.executors.",
-    "dd.masks.",
-    "dd.quality.",
-    "dd.diffusion.",
+    "dd.prompts.",
+    "dd.prompts.captioner.",
+    "dd.execution.",
+    "dd.masks.threshold.",
+    "dd.data.quality.",
+    "dd.generators.",
     "dd.segmenters.",
-    "dd.segmentation.",
-    "dd.self_training.",
-    "dd.tracking.",
+    "dd.training.segmentation.",
+    "dd.training.mean_teacher.",
+    "dd.training.",
     "pytorch_lightning.trainer.trainer.Trainer",
     "pytorch_lightning.loggers.",
     "pytorch_lightning.callbacks.",
@@ -116,7 +116,7 @@ def settings(node) -> dict:
 
 
 def chosen_on(cfg, *groups: str) -> list[dict]:
-    """The choices (:mod:`dd.supervision`) that ``cfg`` declares: those of its own key
+    """The choices (:mod:`dd.evaluation.supervision`) that ``cfg`` declares: those of its own key
     ``chosen_on``, {what: label sets}, and of the ``chosen_on`` of ``groups``. ValueError for
     another form."""
 

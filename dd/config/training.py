@@ -7,14 +7,14 @@ from omegaconf import OmegaConf
 
 from dd.config.identity import processes, settings_identity
 from dd.config.objects import chosen_on, instantiate, plain, real_data, settings, taxonomy
-from dd.datamodule import Mixture, hold_out, per_process
-from dd.datasets import SegmentationFolder, read_split
-from dd.photos import Unlabelled
-from dd.provenance import fingerprint, read_own
-from dd.schemas import FILTERED, MASKS, STARTED
-from dd.supervision import merged, supervision
-from dd.tracking.callbacks import Steps
-from dd.tracking.loggers import Guarded, is_main_process
+from dd.data.datasets import SegmentationFolder, read_split
+from dd.data.photos import Unlabelled
+from dd.evaluation.supervision import merged, supervision
+from dd.store.provenance import fingerprint, read_own
+from dd.store.schemas import FILTERED, MASKS, STARTED
+from dd.training.callbacks import Steps
+from dd.training.datamodule import Mixture, hold_out, per_process
+from dd.training.loggers import Guarded, is_main_process
 
 SOURCES = ("synthetic", "real", "mixed")
 

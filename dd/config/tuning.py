@@ -13,8 +13,8 @@ from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
 from dd.config.training import holds_out, training_record, training_sets, unlabelled_photos
-from dd.provenance import read_yaml
-from dd.supervision import label_set
+from dd.evaluation.supervision import label_set
+from dd.store.provenance import read_yaml
 
 FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
 

@@ -4,8 +4,8 @@ import html
 
 import yaml
 
+from dd.evaluation.supervision import distinct, told
 from dd.exports.source import Source
-from dd.supervision import distinct, told
 from dd.taxonomy import IGNORE
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
@@ -84,7 +84,7 @@ def _cell(text: str) -> str:
 
 
 def used_labels(sets: list[dict]) -> str:
-    """What a card says of the labels behind a synthetic set (:func:`dd.supervision.behind`)."""
+    """What a card says of the labels behind a synthetic set (:func:`dd.evaluation.supervision.behind`)."""
     if not sets:
         return "No real label was used: neither for a mask nor for the choice of a setting."
     return (

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from dd.exports.source import Item
-from dd.provenance import whole, write_atomic
+from dd.store.provenance import whole, write_atomic
 
 SHARD_BYTES = 256 << 20  # of images and masks, before the next tar or parquet file is begun
 
@@ -56,7 +56,7 @@ class Target:
             ) from None
 
     def whole(self, name: str) -> AbstractContextManager[Path]:
-        """A temporary path to write the file ``name`` to (:func:`dd.provenance.whole`)."""
+        """A temporary path to write the file ``name`` to (:func:`dd.store.provenance.whole`)."""
         return whole(self.root / name)
 
 

@@ -8,8 +8,8 @@ from statistics import mean, stdev
 import numpy as np
 
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS, Interval, holm, interval
-from dd.provenance import differences, fingerprint, read_json, sha256
 from dd.report.page import Section, Table
+from dd.store.provenance import differences, fingerprint, read_json, sha256
 
 KEYS = ("data", "split", "masks", "num_images", "protocol", "miou", "iou", "pixel_accuracy", "confusion",
         "weights_sha256", "supervision", "trained_on")  # fmt: skip

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dd.provenance import write_atomic
+from dd.store.provenance import write_atomic
 
 NAME = "index.html"
 

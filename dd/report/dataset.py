@@ -6,11 +6,11 @@ from statistics import median
 
 import numpy as np
 
-from dd.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image
+from dd.data.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image
 from dd.report import charts, pictures
 from dd.report.explore import Samples, Shown
 from dd.report.page import Chart, Table
-from dd.samples import Sample
+from dd.store.samples import Sample
 from dd.taxonomy import IGNORE, voc_palette
 
 SIGNALS = {"peak": "peak of the heat", "spread": "spread of the heat (max - min)", "entropy": "entropy of the heat",
@@ -79,7 +79,7 @@ def balance(found: Statistics, names):
 
 
 def histograms(found: Statistics, signals: list[dict], power: int | None, source: str):
-    """Areas, uncertainty, and the quality signals of the records (:mod:`dd.quality`) as far as they are there."""
+    """Areas, uncertainty, and the quality signals of the records (:mod:`dd.data.quality`) as far as they are there."""
     areas = [a for values in found.areas.values() for a in values]
     if areas:
         svg = charts.histogram_svg(areas, "area of a class in an image (%)", "classes in images")

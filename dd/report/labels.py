@@ -1,7 +1,7 @@
 """The real labels behind a run: those it was trained on, and those that decided its settings."""
 
+from dd.evaluation.supervision import distinct, told, trained_labels
 from dd.report.page import Section, Table
-from dd.supervision import distinct, told, trained_labels
 
 NAMED = 3  # runs listed in a row; more are counted
 UNKNOWN = "not recorded"  # by an earlier version

@@ -1,7 +1,7 @@
 """Sections that say where results come from: what differs between runs, versions, commands, what was left out and why."""
 
+from dd.evaluation.supervision import behind, told
 from dd.report.page import Section, Table, Text
-from dd.supervision import behind, told
 
 NAMED = 3  # runs listed beside a value; more are counted
 

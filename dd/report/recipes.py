@@ -11,8 +11,8 @@ What cannot be told is left in: a recipe is rather split in two than two are poo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dd.provenance import fingerprint
 from dd.report.origins import flatten
+from dd.store.provenance import fingerprint
 
 ARMS = {
     "synthetic_only": "synthetic only",

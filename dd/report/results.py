@@ -4,9 +4,8 @@ from statistics import mean
 
 import numpy as np
 
-from dd.datasets import SegmentationFolder, read_image, read_mask, stored_heat, synthetic_image
+from dd.data.datasets import SegmentationFolder, read_image, read_mask, stored_heat, synthetic_image
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
-from dd.provenance import read_own
 from dd.report import charts, pictures
 from dd.report.compare import image_miou, number_of_runs, signed
 from dd.report.explore import Matrix
@@ -14,8 +13,9 @@ from dd.report.page import Chart, Gallery, Table
 from dd.report.recipes import ARMS
 from dd.report.rows import number_of_images
 from dd.report.summary import cell, images_of, values
-from dd.samples import read_plan
-from dd.schemas import DRAWN
+from dd.store.provenance import read_own
+from dd.store.samples import read_plan
+from dd.store.schemas import DRAWN
 from dd.taxonomy import voc_palette
 
 LARGEST = 30  # classes of a confusion matrix that is shown whole

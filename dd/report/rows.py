@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from dd.evaluation.statistics import Score
-from dd.provenance import differences
 from dd.report.recipes import ARMS, Recipe, leaves, named, weights_of
+from dd.store.provenance import differences
 
 
 @dataclass

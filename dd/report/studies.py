@@ -5,15 +5,15 @@ from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 
-from dd.budget import ARMS, Prices, cost
+from dd.evaluation.budget import ARMS, Prices, cost
 from dd.evaluation.savings import bounds_text, price_text, range_text
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
-from dd.provenance import read_own
 from dd.report import charts
 from dd.report.compare import signed
 from dd.report.explore import Matrix
 from dd.report.page import Chart, Table
-from dd.schemas import SWEPT
+from dd.store.provenance import read_own
+from dd.store.schemas import SWEPT
 
 CURVES = {"train/loss": "training loss", "tune/miou": "mIoU on tune (%)"}  # columns of metrics.csv
 SERIES = 6  # curves in one chart

@@ -6,12 +6,12 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from dd.evaluation.statistics import interval
-from dd.provenance import SETTINGS, read_own
 from dd.report.compare import comparable, read_metrics
 from dd.report.recipes import ARMS, recipe, weights_of
 from dd.report.rows import Row
-from dd.samples import read_records
-from dd.schemas import LISTED
+from dd.store.provenance import SETTINGS, read_own
+from dd.store.samples import read_records
+from dd.store.schemas import LISTED
 
 
 def collect(folders, synthetic: Path | None = None) -> tuple[list[dict], list[tuple[str, str]]]:

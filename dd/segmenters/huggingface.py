@@ -14,9 +14,9 @@ from transformers import (
     SegformerModel,
 )
 
-from dd.checkpoints import weights_sha256
 from dd.segmenters.base import NORMS, Segmenter, parameter_groups, synchronise
 from dd.segmenters.mask_loss import mask2former_loss
+from dd.store.checkpoints import weights_sha256
 
 RESNETS = {  # depth: kind of block, blocks and channels of each stage
     18: ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),

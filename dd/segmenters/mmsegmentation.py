@@ -15,9 +15,9 @@ import mmseg.models  # noqa: E402, F401  fills the registry
 from mmengine.logging import MMLogger  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 
-from dd.provenance import sha256  # noqa: E402
 from dd.segmenters.base import Segmenter, parameter_groups, synchronise  # noqa: E402
 from dd.segmenters.weights import load_pretrained, local_file  # noqa: E402
+from dd.store.provenance import sha256  # noqa: E402
 
 CHANNELS = {  # depth: input and inner channels of the decode head, then of the auxiliary head
     18: (512, 128, 256, 64),

@@ -23,10 +23,10 @@ from mmseg.models.backbones import ResNet  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
-from dd.provenance import fingerprint, sha256  # noqa: E402
 from dd.segmenters.base import Segmenter, parameter_groups, synchronise  # noqa: E402
 from dd.segmenters.mmsegmentation import quiet_construction  # noqa: E402
 from dd.segmenters.weights import load_pretrained, local_file, read_weights  # noqa: E402
+from dd.store.provenance import fingerprint, sha256  # noqa: E402
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,17 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from dd import checkpoints, diffusion
-from dd.adaptation import Adaptation, EachSteps, PhotoData
-from dd.datasets import encode_image
-from dd.fitting import fit
-from dd.photos import Unlabelled
-from dd.prompt_sources.captions import read_rows, stem
-from dd.provenance import SETTINGS, fingerprint, finished_run, made_by, read_own, sha256, write_atomic, write_json
+from dd import generators as diffusion
+from dd.data.datasets import encode_image
+from dd.data.photos import Unlabelled
+from dd.prompts.captions import read_rows, stem
 from dd.report.pictures import contact_sheet
-from dd.samples import Sample, sample_seed
-from dd.schemas import SECONDS
+from dd.store import checkpoints
+from dd.store.provenance import SETTINGS, fingerprint, finished_run, made_by, read_own, sha256, write_atomic, write_json
+from dd.store.samples import Sample, sample_seed
+from dd.store.schemas import SECONDS
+from dd.training.adaptation import Adaptation, EachSteps, PhotoData
+from dd.training.fitting import fit
 
 LAST = Path("checkpoints") / "last.ckpt"
 MOST_CAPTIONS = 10_000  # of one template: all are listed
@@ -27,13 +28,13 @@ def adapt_generator(
     max_steps: int, batch_size: int, samples: dict, num_workers: int = 0, seed: int = 0,
     trained_with: dict | None = None,
 ) -> Path:  # fmt: skip
-    """Train LoRA layers of ``generator`` (:class:`dd.diffusion.StableDiffusion`) on the photographs below the folder
+    """Train LoRA layers of ``generator`` (:class:`dd.generators.StableDiffusion`) on the photographs below the folder
     ``images``; returns the adapter's file in ``folder``.
 
     ``listed``: a file with one image (stem or name) a line, None for all. ``captions``: a file of
     {"filename", "caption"}, or None for ``template`` with each combination of ``conditions`` {name:
     phrases}. ``lora``: rank, alpha, target_modules; ``training``: settings of
-    :class:`dd.adaptation.Adaptation`; ``samples``: prompts, every, seeds of the sample sheets.
+    :class:`dd.training.adaptation.Adaptation`; ``samples``: prompts, every, seeds of the sample sheets.
     ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, ``trained_with``
     are those of its settings that decide weights. An interrupted training goes on from its last
     checkpoint, a finished one is left alone, a folder made with other settings is refused.

@@ -9,13 +9,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dd.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, bought, check_targets, edge
-from dd.budget_results import Measured, curves, differences, skipped, target_costs
+from dd.evaluation.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, bought, check_targets, edge
+from dd.evaluation.budget_results import Measured, curves, differences, skipped, target_costs
 from dd.evaluation.savings import price_text, skipped_text
-from dd.locks import Busy
-from dd.progress import left_in_all
-from dd.provenance import made_by, refuse_other, write_json
-from dd.supervision import merged, told
+from dd.evaluation.supervision import merged, told
+from dd.store.locks import Busy
+from dd.store.progress import left_in_all
+from dd.store.provenance import made_by, refuse_other, write_json
 
 SHOWN = 10  # failures listed at the end; budget.json has them all
 POLL = 5.0  # seconds between looks at what other processes are at
@@ -181,11 +181,11 @@ def budget(
     """Train and score what ``plan`` says, write budget.json and return it; the same call goes on with what is missing.
 
     ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps",
-    "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.supervision`);
+    "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.evaluation.supervision`);
     ``judge(job)`` trains it and returns its mIoU on the tune split; ``score(job, domain)`` is that
     of a trained job on the domain's test split, {"miou", "num_images", "per_image"} with the file
     that holds each image's confusions, or None. Finished
-    jobs are theirs to skip, and they raise :class:`dd.locks.Busy` for one that another process is at: processes with the
+    jobs are theirs to skip, and they raise :class:`dd.store.locks.Busy` for one that another process is at: processes with the
     same call share the jobs, and each of them ends with the whole study. ``identity``: all settings of the study;
     FileExistsError if study.json holds others. ``generation_seconds``: of each draw, once.
     ValueError at the end, with a list, if jobs failed.

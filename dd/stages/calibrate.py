@@ -11,13 +11,13 @@ import torch
 import yaml
 from PIL import Image
 
-from dd import metrics
-from dd.datasets import SegmentationFolder, choose_source, read_captions, read_split
-from dd.masks import READING, MaskSettings, count_grid, scores, settings_grid
-from dd.prompts import make_prompt
-from dd.provenance import sweep_beside, write_atomic, write_json
-from dd.samples import Sample
-from dd.supervision import declared, label_set
+from dd.data.datasets import SegmentationFolder, choose_source, read_captions, read_split
+from dd.evaluation import metrics
+from dd.evaluation.supervision import declared, label_set
+from dd.masks.threshold import READING, MaskSettings, count_grid, scores, settings_grid
+from dd.prompts.prompt import make_prompt
+from dd.store.provenance import sweep_beside, write_atomic, write_json
+from dd.store.samples import Sample
 from dd.taxonomy import IGNORE
 
 FOLDS = 5
@@ -123,7 +123,7 @@ def _settings(heat, powers, thresholds, band, sources) -> list[MaskSettings]:
 
 
 def _count(heat, data, shown, settings) -> np.ndarray:
-    """Pixels [F, S, C, C + 1] (:func:`dd.masks.count_grid`) of each fold of the images."""
+    """Pixels [F, S, C, C + 1] (:func:`dd.masks.threshold.count_grid`) of each fold of the images."""
     classes, folds = len(data.taxonomy), min(FOLDS, len(shown))
     total = np.zeros((folds, len(settings), classes, classes + 1), np.int64)
     for n, ((i, sample), maps) in enumerate(zip(shown, heat, strict=True)):

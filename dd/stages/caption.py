@@ -4,11 +4,11 @@ import json
 import os
 from pathlib import Path
 
-from dd.datasets import READ_SUFFIXES
-from dd.folders import walk
-from dd.photos import PILLOWS_LIMIT, read_photo
-from dd.progress import Progress
-from dd.provenance import made_by, refuse_other, write_atomic, write_json
+from dd.data.datasets import READ_SUFFIXES
+from dd.data.folders import walk
+from dd.data.photos import PILLOWS_LIMIT, read_photo
+from dd.store.progress import Progress
+from dd.store.provenance import made_by, refuse_other, write_atomic, write_json
 
 CAPTIONS = "captions.jsonl"
 UNREADABLE = "unreadable.txt"

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dd.folders import writable_folder
-from dd.onnx_model import Session, exported, metadata
-from dd.provenance import made_by, read_own, sha256, write_atomic, write_json
-from dd.segmentation import MAX_LONG, Predictor
+from dd.data.folders import writable_folder
+from dd.deploy.onnx_model import Session, exported, metadata
+from dd.store.provenance import made_by, read_own, sha256, write_atomic, write_json
+from dd.training.segmentation import MAX_LONG, Predictor
 
 AGREEMENT = 0.999  # of the pixels must get the class that PyTorch gives them
 
@@ -30,7 +30,7 @@ def facts(run: dict, segmenter, views, names, palette: list[int], weights: str) 
 def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[int], weights: str = "ema") -> dict:
     """Write ``segmenter`` (weights loaded) to ``target`` (.onnx), and the check beside it (.json); returns what that holds.
 
-    ``pictures`` (:mod:`dd.photos`) are segmented by both, in float32: with their mirror image in a batch, and cut.
+    ``pictures`` (:mod:`dd.data.photos`) are segmented by both, in float32: with their mirror image in a batch, and cut.
     ValueError, and nothing is written, if fewer than 99.9 % of the pixels agree or no picture can be read. A file that is
     there is kept if it is this checkpoint's and agrees; FileExistsError for one of another checkpoint, or no such file.
     """

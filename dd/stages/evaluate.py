@@ -8,13 +8,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dd import metrics
-from dd.datamodule import whole_loader
-from dd.datasets import SegmentationFolder, encode_mask
-from dd.progress import Progress
-from dd.provenance import read_own, sha256, write_atomic, write_json
-from dd.schemas import MASKS
-from dd.segmentation import count
+from dd.data.datasets import SegmentationFolder, encode_mask
+from dd.evaluation import metrics
+from dd.store.progress import Progress
+from dd.store.provenance import read_own, sha256, write_atomic, write_json
+from dd.store.schemas import MASKS
+from dd.training.datamodule import whole_loader
+from dd.training.segmentation import count
 
 EXAMPLES = 8  # predictions of the first images are kept as pictures,
 EXTREMES = 4  # and of those with the best and with the worst mIoU
@@ -63,7 +63,7 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to ``path``.
 
-    ``run`` is the run's run.json, ``views`` (:class:`dd.segmentation.Views`) the protocol: single scale, or test-time
+    ``run`` is the run's run.json, ``views`` (:class:`dd.training.segmentation.Views`) the protocol: single scale, or test-time
     augmentation. One integer confusion matrix at original image size, 255 left out. A file that is there for the same
     checkpoint, data and protocol is kept. ``per_image``: each image's own matrix goes to per_image.npz beside it
     (``confusion`` uint32 [N, C, C], ``ids``). ValueError if the run's classes are not the data's.

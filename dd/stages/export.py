@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from dd.exportable import is_synthetic, read_source
+from dd.execution.units import read_run
 from dd.exports import coco, cvat, huggingface, mmseg, webdataset
+from dd.exports.exportable import is_synthetic, read_source
 from dd.exports.target import Target
-from dd.locks import Lock
-from dd.progress import Progress
-from dd.provenance import fingerprint, made_by, read_own, refuse_other, write_json
-from dd.schemas import EXPORTED
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.provenance import fingerprint, made_by, read_own, refuse_other, write_json
+from dd.store.schemas import EXPORTED
 from dd.taxonomy import taxonomy_yaml
-from dd.units import read_run
 
 FORMATS = {
     "mmseg": mmseg,

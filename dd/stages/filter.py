@@ -5,15 +5,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dd.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image, write_split
-from dd.masks import MaskSettings
-from dd.names import folder_name
-from dd.progress import Progress
-from dd.provenance import differences, fingerprint, made_by, read_json, read_own, write_json
-from dd.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
-from dd.samples import append_records, read_plan, read_records
-from dd.schemas import MASKS, WHOLE_FILTER, WHOLE_MASKS
-from dd.supervision import behind, merged
+from dd.data.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image, write_split
+from dd.data.quality import CLIP, Rule, clip_signals, heat_signals, judge, mask_signals, refuse_excess
+from dd.evaluation.supervision import behind, merged
+from dd.masks.threshold import MaskSettings
+from dd.store.names import folder_name
+from dd.store.progress import Progress
+from dd.store.provenance import differences, fingerprint, made_by, read_json, read_own, write_json
+from dd.store.samples import append_records, read_plan, read_records
+from dd.store.schemas import MASKS, WHOLE_FILTER, WHOLE_MASKS
 
 HASHES = ("image_sha256", "heat_sha256")
 PART = 64  # samples whose signals are written in one go
@@ -44,7 +44,7 @@ def filter_samples(
     """Write ``quality/<split>/filter.json``, then the ids that no rule of action ``drop`` hits to
     ``ImageSets/Segmentation/<split>.txt``; returns what the former holds: rules, thresholds,
     counts, ids dropped and why, and the labels that chose the rules (``chosen_on``) or are behind
-    the masks that they look at (:func:`dd.supervision.behind`).
+    the masks that they look at (:func:`dd.evaluation.supervision.behind`).
 
     Every rule looks at every sample. Images, heat, masks and the list ``train`` stay as they are; a filtered list of the same
     name is replaced. ValueError for rules that would drop too much (``max_share``, a whole class), for a mask set that

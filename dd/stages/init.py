@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dd.folders import IMAGES, index
-from dd.label_studio import IGNORED
-from dd.names import folder_name
-from dd.nouns import plurals
-from dd.prompt_sources.templates import indefinite
-from dd.provenance import write_atomic
+from dd.data.folders import IMAGES, index
+from dd.data.label_studio import IGNORED
+from dd.prompts.nouns import plurals
+from dd.prompts.templates import indefinite
+from dd.store.names import folder_name
+from dd.store.provenance import write_atomic
 from dd.taxonomy import Taxonomy, taxonomy_yaml
 
 NAME = re.compile(r"(?!(null|true|false|yes|no|on|off|y|n|inf|nan)$)[a-z][a-z0-9_-]*", re.IGNORECASE)
@@ -73,7 +73,7 @@ def strange_words(classes: Taxonomy, model: str = "embedded") -> list[str]:
     if not words:
         return []
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about optional packages
-    from dd.diffusion.words import token_pieces  # seconds, which other commands need not wait for
+    from dd.generators.words import token_pieces  # seconds, which other commands need not wait for
 
     pieces = token_pieces(model, words)
     return [
@@ -251,7 +251,7 @@ def _prompts(site: Site) -> str:
     return (
         "# What the site looks like, in words: conf/prompts/site.yaml explains each key. One phrase of each condition is\n"
         "# drawn for each prompt; add conditions and templates that name them.\n"
-        "_target_: dd.prompt_sources.templates.TemplatePrompts\nappend: true\n"
+        "_target_: dd.prompts.templates.TemplatePrompts\nappend: true\n"
         + (
             "counts: [1.0]             # one class a prompt: the embedded generator reads 40 short tokens\n"
             if site.generator == "embedded"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dd.datasets import (
+from dd.data.datasets import (
     choose_source,
     encode_image,
     encode_mask,
@@ -19,16 +19,16 @@ from dd.datasets import (
     stored_heat,
     synthetic_image,
 )
+from dd.evaluation.supervision import merged
+from dd.execution.units import read_run
 from dd.exports.card import BIASES, adapter, used_labels
-from dd.masks import MaskSettings, flat, scores, to_mask
-from dd.names import folder_name
-from dd.provenance import differences, fingerprint, read_own, sha256, sweep, write_atomic, write_json
+from dd.masks.threshold import MaskSettings, flat, scores, to_mask
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
-from dd.samples import Sample, outcomes, read_plan, recorded
-from dd.schemas import MASKS, RUN
-from dd.supervision import merged
+from dd.store.names import folder_name
+from dd.store.provenance import differences, fingerprint, read_own, sha256, sweep, write_atomic, write_json
+from dd.store.samples import Sample, outcomes, read_plan, recorded
+from dd.store.schemas import MASKS, RUN
 from dd.taxonomy import IGNORE, voc_palette
-from dd.units import read_run
 
 DEFAULT_SET = "SegmentationClass"
 TOGETHER = 1024  # masks that wait for a thread
@@ -49,7 +49,7 @@ def label(
     the same settings and heat is left alone, one with others is made anew. The default set also renews the data card.
     ``calibration``: how ``settings`` were chosen (by images, by a run). ValueError if for attention
     that was read in another way than this set's. ``chosen_on``: the labels that chose them
-    (:mod:`dd.supervision`). They and those behind the images are recorded beside the identity, as
+    (:mod:`dd.evaluation.supervision`). They and those behind the images are recorded beside the identity, as
     they decide no pixel: the record is that of the last call.
     ``absent``: {"rules", "classes": {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
     ``workers``: threads, None = one for each core.

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dd.provenance import SETTINGS, read_json
+from dd.store.provenance import SETTINGS, read_json
 
 
 def list_runs(root: str | Path) -> list[dict]:

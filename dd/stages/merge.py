@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from dd.datasets import write_split
-from dd.locks import Lock
-from dd.progress import Progress
-from dd.provenance import differences, refuse_other, sha256, write_atomic
-from dd.samples import append_records, outcomes, plan_sha256, read_records, read_whole_plan, without_failed
-from dd.units import drop_records, present, read_run, unit_files
+from dd.data.datasets import write_split
+from dd.execution.units import drop_records, present, read_run, unit_files
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.provenance import differences, refuse_other, sha256, write_atomic
+from dd.store.samples import append_records, outcomes, plan_sha256, read_records, read_whole_plan, without_failed
 
 PART = 256  # samples whose records are appended in one go
 LISTS = ("plan.jsonl", "dropped_captions.jsonl")

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import torch
 
-from dd import metrics
-from dd.datamodule import whole_loader
-from dd.provenance import read_own, write_json
-from dd.segmentation import count
+from dd.evaluation import metrics
+from dd.store.provenance import read_own, write_json
+from dd.training.datamodule import whole_loader
+from dd.training.segmentation import count
 
 
 def objective(folder, segmenter, data, views, batch_size: int = 16, device: str = "cpu", bf16=False, num_workers=0) -> float:
     """mIoU in percent of a finished run on ``data``, the tune split or the images held out; written to ``objective.json`` and
     read from there the next time.
 
-    ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views`` (:class:`dd.segmentation.Views`) is how it
+    ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views`` (:class:`dd.training.segmentation.Views`) is how it
     looks at an image.
     """
     path, run = Path(folder) / "objective.json", read_own(Path(folder) / "run.json", {})

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dd.datasets import encode_image, encode_mask
-from dd.page_server import application
-from dd.photos import MAX_PIXELS, read_photo
-from dd.provenance import read_own
+from dd.data.datasets import encode_image, encode_mask
+from dd.data.photos import MAX_PIXELS, read_photo
+from dd.deploy.page_server import application
 from dd.report.pictures import legend, overlay
-from dd.schemas import SCORED
+from dd.store.provenance import read_own
+from dd.store.schemas import SCORED
 
-FILES = Path(__file__).parents[1] / "assets" / "page"
+FILES = Path(__file__).parents[1] / "deploy" / "page"
 
 
 class Upload(io.BytesIO):
@@ -68,5 +68,5 @@ def about(folder: str | Path, run: dict) -> dict:
 
 
 def page(predictor, names, palette: list[int], about: dict):
-    """The application that :func:`dd.page_server.serve` serves."""
+    """The application that :func:`dd.deploy.page_server.serve` serves."""
     return application(FILES, answer_of(predictor, names, palette), about)

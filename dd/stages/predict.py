@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from dd.datasets import encode_mask, read_image, synthetic_image
-from dd.locks import Lock
-from dd.progress import Progress
-from dd.provenance import fingerprint, read_own, sha256, write_atomic, write_json
-from dd.samples import append_records, read_plan, read_records
-from dd.schemas import RUN
-from dd.segmentation import Predictor
+from dd.data.datasets import encode_mask, read_image, synthetic_image
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.provenance import fingerprint, read_own, sha256, write_atomic, write_json
+from dd.store.samples import append_records, read_plan, read_records
+from dd.store.schemas import RUN
+from dd.training.segmentation import Predictor
 
 
 def predict(
@@ -18,7 +18,7 @@ def predict(
     """Predictions of ``segmenter`` (weights loaded) for the first ``limit`` samples of the synthetic set ``folder``, in
     ``sweeps/predictions/<checkpoint's hash>-<hash of all else>``; returns that folder.
 
-    ``run`` is the run's run.json, ``views`` (:class:`dd.segmentation.Views`) how it looks at an image. What is there is
+    ``run`` is the run's run.json, ``views`` (:class:`dd.training.segmentation.Views`) how it looks at an image. What is there is
     not made again; a batch is always the same samples, so neither ``limit`` nor an interruption changes a pixel. ValueError
     for a run with other classes.
     """

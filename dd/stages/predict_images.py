@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from dd.datasets import encode_image, encode_mask
-from dd.folders import output_folder
-from dd.locks import Lock
-from dd.photos import batches
-from dd.progress import Progress
-from dd.prompt_sources.templates import enumerated, indefinite
-from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
+from dd.data.datasets import encode_image, encode_mask
+from dd.data.folders import output_folder
+from dd.data.photos import batches
+from dd.prompts.templates import enumerated, indefinite
 from dd.report.contact_sheet import NAME, write_contact_sheet
 from dd.report.pictures import legend, overlay
-from dd.samples import append_records, read_records
-from dd.segmentation import fitting
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_json
+from dd.store.samples import append_records, read_records
+from dd.training.segmentation import fitting
 
 SETTINGS, AREAS, CAPTIONS, UNREADABLE = "predictions.json", "areas.csv", "captions.jsonl", "unreadable.csv"
 CAPTIONED = 0.01  # share of an image from which on a class is in its caption
@@ -24,7 +24,7 @@ BATCH_PIXELS = 1 << 24  # of a batch together, beside its number of images
 
 
 def predict_images(target, source, predictor, identity: dict, names, palette: list[int], batch_size: int = 16) -> dict:
-    """Predictions for ``source`` (:mod:`dd.photos`) in the folder ``target``: ``masks/<id>.png``,
+    """Predictions for ``source`` (:mod:`dd.data.photos`) in the folder ``target``: ``masks/<id>.png``,
     ``overlays/<id>.jpg``, areas.csv, captions.jsonl, unreadable.csv, and index.html to look at them.
     Returns {"images", "kept": how many were there, "unreadable": {file: why}, "notes"}.
 

@@ -3,12 +3,12 @@
 from functools import partial
 from pathlib import Path
 
-from dd import coco
-from dd.conversion import MaskJob, finished, keep_out, write_part
-from dd.datasets import RECORD
-from dd.downloads import GB, Archive, obtain
-from dd.provenance import read_own, sha256
-from dd.schemas import PARTS
+from dd.data import coco
+from dd.data.conversion import MaskJob, finished, keep_out, write_part
+from dd.data.datasets import RECORD
+from dd.store.downloads import GB, Archive, obtain
+from dd.store.provenance import read_own, sha256
+from dd.store.schemas import PARTS
 from dd.taxonomy import taxonomy
 
 # The site publishes no checksums; these are in use in public repositories (PaddlePaddle's and MLPerf's among them).

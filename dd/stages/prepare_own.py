@@ -3,14 +3,25 @@
 from functools import partial
 from pathlib import Path
 
-from dd import coco
-from dd.annotations import LABELMAP, cvat_masks, label_studio_masks, labelmap_colours, read_by_labelmap
-from dd.conversion import MaskJob, finished, keep_out, write_part
+from dd.data import coco
+from dd.data.annotations import LABELMAP, cvat_masks, label_studio_masks, labelmap_colours, read_by_labelmap
+from dd.data.conversion import MaskJob, finished, keep_out, write_part
+from dd.data.datasets import image_size, read_coloured_mask
+from dd.data.folders import (
+    IMAGES,
+    MASKS,
+    Finder,
+    bare,
+    grown_splits,
+    index,
+    kept_splits,
+    listed_splits,
+    one_form,
+    shared_splits,
+)
 from dd.data.mask_values import Renamed
-from dd.datasets import image_size, read_coloured_mask
-from dd.folders import IMAGES, MASKS, Finder, bare, grown_splits, index, kept_splits, listed_splits, one_form, shared_splits
-from dd.names import folder_name
-from dd.provenance import fingerprint, sha256, write_atomic
+from dd.store.names import folder_name
+from dd.store.provenance import fingerprint, sha256, write_atomic
 from dd.taxonomy import Taxonomy, taxonomy, taxonomy_yaml
 
 LISTS = ("train", "val", "tune", "test")
@@ -31,7 +42,7 @@ def prepare_own(
     val=0.2). ``mapping`` {label or value of a mask: class}; ``crowds`` belongs to ``coco_file``.
     ``mask_ending``, ``mask_beginning`` and those of images: what the names of ``masks`` and
     ``images`` have more than each other. ``splits_of``: the folder of an earlier, smaller set,
-    whose images stay in their splits (:func:`dd.folders.grown_splits`). ValueError,
+    whose images stay in their splits (:func:`dd.data.folders.grown_splits`). ValueError,
     FileNotFoundError or FileExistsError say what does not fit.
     """
     classes, root = taxonomy(taxonomy_file), Path(data_root) / folder_name(name, "name")

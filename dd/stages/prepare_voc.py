@@ -3,11 +3,11 @@
 from functools import partial
 from pathlib import Path
 
-from dd.conversion import MaskJob, finished, keep_out, write_part
-from dd.datasets import read_mask, read_split
-from dd.downloads import GB, Archive, obtain
-from dd.provenance import fingerprint, read_text
-from dd.sbd import read_sbd_mask
+from dd.data.conversion import MaskJob, finished, keep_out, write_part
+from dd.data.datasets import read_mask, read_split
+from dd.data.sbd import read_sbd_mask
+from dd.store.downloads import GB, Archive, obtain
+from dd.store.provenance import fingerprint, read_text
 from dd.taxonomy import taxonomy
 
 # Checksums as published with torchvision's VOCSegmentation and SBDataset.

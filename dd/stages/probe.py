@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dd import metrics
-from dd.datasets import SegmentationFolder, read_captions
-from dd.masks import MaskSettings, to_mask
-from dd.prompts import make_prompt
-from dd.provenance import read_own, write_json
-from dd.samples import Sample
+from dd.data.datasets import SegmentationFolder, read_captions
+from dd.evaluation import metrics
+from dd.masks.threshold import MaskSettings, to_mask
+from dd.prompts.prompt import make_prompt
+from dd.store.provenance import read_own, write_json
+from dd.store.samples import Sample
 
 
 def real_heat(generator, data: SegmentationFolder, timesteps, batch_size: int = 32, append: bool = True, limit=None) -> list:

@@ -6,14 +6,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dd.provenance import read_own, write_json
 from dd.report import origins, page, results, studies
 from dd.report.compare import comparison
 from dd.report.labels import labels_section
 from dd.report.published import reproduction
 from dd.report.rows import Row, arrange
 from dd.report.summary import collect, images_of, separate, summarise
-from dd.schemas import STUDY
+from dd.store.provenance import read_own, write_json
+from dd.store.schemas import STUDY
 from dd.taxonomy import Taxonomy
 
 SHOWN = 5  # runs named in a line about several

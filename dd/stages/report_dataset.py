@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from dd.provenance import read_own
 from dd.report import dataset, origins, page, studies
-from dd.samples import read_plan, read_records, unfinished
-from dd.schemas import DESCRIBED_RUN, MASKS
+from dd.store.provenance import read_own
+from dd.store.samples import read_plan, read_records, unfinished
+from dd.store.schemas import DESCRIBED_RUN, MASKS
 from dd.taxonomy import Taxonomy
 
 LIMIT = 20_000_000  # bytes of a page

@@ -4,22 +4,22 @@ from pathlib import Path
 
 import numpy as np
 
-from dd import label_studio
-from dd.datasets import encode_image, encode_mask, read_mask
+from dd.data import label_studio
+from dd.data.datasets import encode_image, encode_mask, read_mask
+from dd.data.folders import output_folder
+from dd.data.photos import batches
+from dd.evaluation.uncertainty import SCORES, alike, look
 from dd.exports import cvat
 from dd.exports.source import Item, Source
 from dd.exports.target import Target
-from dd.folders import output_folder
-from dd.locks import Lock
-from dd.photos import batches
-from dd.progress import Progress
-from dd.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.report.contact_sheet import NAME, write_contact_sheet
 from dd.report.pictures import legend, overlay
-from dd.samples import append_records, read_records
-from dd.segmentation import fitting
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_json
+from dd.store.samples import append_records, read_records
 from dd.taxonomy import IGNORE, taxonomy_yaml
-from dd.uncertainty import SCORES, alike, look
+from dd.training.segmentation import fitting
 
 SETTINGS, QUEUE, UNREADABLE, LIST = "review.json", "queue.csv", "unreadable.csv", "train.txt"
 ORDERS = ("uncertain", "random")
@@ -44,10 +44,10 @@ def review(
     target, source, predictor, identity: dict, classes, number: int = 16, score: str = "entropy", order: str = "uncertain",
     distinct: int | None = 4, seed: int = 0, batch_size: int = 16, address: str = LOCAL_FILES,
 ) -> dict:  # fmt: skip
-    """A queue of ``number`` images of ``source`` (:class:`dd.photos.Photos`) in the folder ``target``; returns {"images",
+    """A queue of ``number`` images of ``source`` (:class:`dd.data.photos.Photos`) in the folder ``target``; returns {"images",
     "scored": how many were looked at now, "similar": left out, "unreadable": {file: why}, "notes"}.
 
-    ``score``: one of :data:`dd.uncertainty.SCORES`. ``order``: ``uncertain``, highest score first, ties by name; an image
+    ``score``: one of :data:`dd.evaluation.uncertainty.SCORES`. ``order``: ``uncertain``, highest score first, ties by name; an image
     whose look differs in at most ``distinct`` of 64 bits from one before it is left out. Or ``random``, drawn by ``seed``
     from all that can be read. ``predictor`` makes masks and ``probabilities``; ``classes``: its taxonomy. ``review.json`` is
     written first, queue.csv last, index.html shows the queue; an interrupted queue goes on.

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dd.datamodule import whole_loader
-from dd.datasets import SegmentationFolder, encode_mask, read_image
-from dd.locks import Lock
-from dd.names import folder_name
-from dd.progress import Progress
-from dd.provenance import differences, fingerprint, read_own, sha256, write_atomic, write_json
-from dd.samples import append_records, read_records
-from dd.schemas import IDENTIFIED, RUN
-from dd.segmentation import to_device
+from dd.data.datasets import SegmentationFolder, encode_mask, read_image
+from dd.store.locks import Lock
+from dd.store.names import folder_name
+from dd.store.progress import Progress
+from dd.store.provenance import differences, fingerprint, read_own, sha256, write_atomic, write_json
+from dd.store.samples import append_records, read_records
+from dd.store.schemas import IDENTIFIED, RUN
 from dd.taxonomy import Taxonomy
+from dd.training.datamodule import whole_loader
+from dd.training.segmentation import to_device
 
 
 def self_train(
@@ -26,7 +26,7 @@ def self_train(
     """Write the predictions of ``segmenter`` (weights loaded) for the training images of the synthetic set ``folder`` to
     ``masks/<mask_set>``, beside the masks that are there; returns that folder.
 
-    ``run`` is the teacher's run.json, ``views`` (:class:`dd.segmentation.Views`) how it looks at an image. ``confidence``:
+    ``run`` is the teacher's run.json, ``views`` (:class:`dd.training.segmentation.Views`) how it looks at an image. ``confidence``:
     pixels whose strongest class has a smaller probability become 255; None keeps every pixel. ``masks.json`` comes last,
     as in the label stage; an interrupted set goes on, and a finished one is left alone. ValueError for a teacher of other
     classes; FileExistsError for a set of another teacher or other settings, whose predictions were costly: nothing is

@@ -15,15 +15,15 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from dd import metrics
-from dd.datasets import check_mask, check_values, choose_source, read_mask, stored_heat, synthetic_image
-from dd.masks import READING, MaskSettings, count_grid, scores, settings_grid
-from dd.names import folder_name
-from dd.progress import Progress
-from dd.provenance import differences, fingerprint, made_by, read_own, sha256, sweep_beside, write_atomic, write_json
-from dd.samples import read_plan, read_records
-from dd.schemas import IDENTIFIED, RUN, SWEPT
-from dd.supervision import behind, declared, label_set
+from dd.data.datasets import check_mask, check_values, choose_source, read_mask, stored_heat, synthetic_image
+from dd.evaluation import metrics
+from dd.evaluation.supervision import behind, declared, label_set
+from dd.masks.threshold import READING, MaskSettings, count_grid, scores, settings_grid
+from dd.store.names import folder_name
+from dd.store.progress import Progress
+from dd.store.provenance import differences, fingerprint, made_by, read_own, sha256, sweep_beside, write_atomic, write_json
+from dd.store.samples import read_plan, read_records
+from dd.store.schemas import IDENTIFIED, RUN, SWEPT
 from dd.taxonomy import Taxonomy
 
 MADE_HERE = ("masks.json", "settings.json")  # of mask sets and predictions of ours
@@ -128,7 +128,7 @@ def _labels(folder, reference, number) -> tuple[list[dict], dict]:
 
 
 def count_samples(folder, reference, settings: list[MaskSettings], taxonomy: Taxonomy, samples) -> np.ndarray:
-    """Summed pixels [S, C, C + 1] (:func:`dd.masks.count_grid`) of some samples, on one thread: the same in any process."""
+    """Summed pixels [S, C, C + 1] (:func:`dd.masks.threshold.count_grid`) of some samples, on one thread: the same in any process."""
     threads, total = torch.get_num_threads(), 0
     foreign = not any((reference / name).is_file() for name in MADE_HERE)
     torch.set_num_threads(1)

@@ -6,14 +6,14 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from dd.datasets import IMAGE_SUFFIXES, write_split
-from dd.executors import Local
-from dd.locks import Busy, Lock
-from dd.progress import Progress
-from dd.prompt_check import check_spans, print_summary, summarise, within_limit
-from dd.provenance import differences, made_by, refuse_other, sha256, sweep, write_atomic, write_json
-from dd.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, without_failed
-from dd.units import drop_records, make_unit, open_tools, present, read_run, sweep_samples, worker_died
+from dd.data.datasets import IMAGE_SUFFIXES, write_split
+from dd.execution import Local
+from dd.execution.units import drop_records, make_unit, open_tools, present, read_run, sweep_samples, worker_died
+from dd.prompts.check import check_spans, print_summary, summarise, within_limit
+from dd.store.locks import Busy, Lock
+from dd.store.progress import Progress
+from dd.store.provenance import differences, made_by, refuse_other, sha256, sweep, write_atomic, write_json
+from dd.store.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, without_failed
 
 
 def synthesize(
@@ -23,13 +23,13 @@ def synthesize(
 ) -> dict:  # fmt: skip
     """Make (or go on with) the synthetic data set in ``folder``; returns counts, seconds and whether it is ``complete``.
 
-    ``generator`` makes images and heat of a unit (:class:`dd.diffusion.StableDiffusion`), ``prompts(taxonomy, number,
+    ``generator`` makes images and heat of a unit (:class:`dd.generators.StableDiffusion`), ``prompts(taxonomy, number,
     seed)`` gives the prompts (``num_images`` None: all that the source has); ``prompts_over_limit``: what happens to those
-    longer than the text encoder reads (:func:`dd.prompt_check.within_limit`); ``redraw``: how often a bad image (blacked out,
+    longer than the text encoder reads (:func:`dd.prompts.check.within_limit`); ``redraw``: how often a bad image (blacked out,
     not finite, constant) is drawn again before its sample is left out of the split and of every mask set; ``clip``
-    (:class:`dd.quality.ClipScore`): scores images for the quality signals of their records. ``executor``
-    (:mod:`dd.executors`): who makes the units, None = this process; ``build(device)`` gives (generator, clip) to a worker.
-    ``chosen_on``: the labels that chose settings (:mod:`dd.supervision`), for run.json;
+    (:class:`dd.data.quality.ClipScore`): scores images for the quality signals of their records. ``executor``
+    (:mod:`dd.execution`): who makes the units, None = this process; ``build(device)`` gives (generator, clip) to a worker.
+    ``chosen_on``: the labels that chose settings (:mod:`dd.evaluation.supervision`), for run.json;
     ``prompts_sha256``: of what prompts are drawn from, by which reports tell draws of one recipe.
 
     The plan is written first and never changes; each sample's record is appended after its files are in place. FileExistsError

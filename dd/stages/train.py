@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from dd import checkpoints
-from dd.fitting import fit
-from dd.locks import Lock
-from dd.provenance import SETTINGS, differences, finished_run, made_by, read_own, write_json
-from dd.schemas import IDENTIFIED, NAMED
-from dd.tracking.loggers import is_main_process
+from dd.store import checkpoints
+from dd.store.locks import Lock
+from dd.store.provenance import SETTINGS, differences, finished_run, made_by, read_own, write_json
+from dd.store.schemas import IDENTIFIED, NAMED
+from dd.training.fitting import fit
+from dd.training.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 HINT = "Runs of another name train beside it; train.py stage=budget and stage=tune share their work by themselves"
@@ -61,13 +61,13 @@ def _segmenter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def train(folder, module, data, make_trainer, identity: dict, record: dict, init_from=None) -> dict:
-    """Fit ``module`` (:class:`dd.segmentation.Segmentation`) on ``data`` and return what run.json holds.
+    """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return what run.json holds.
 
     ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and is left alone, one
     with another identity is refused. An interrupted run goes on from its last checkpoint. ``init_from``: a finished
     run whose averaged weights are the start. ``make_trainer()`` gives the Lightning trainer; it is called when
     nothing is refused any more. ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
-    :class:`dd.locks.Busy` while another process trains in the folder. Of the processes of one training (several GPUs) the
+    :class:`dd.store.locks.Busy` while another process trains in the folder. Of the processes of one training (several GPUs) the
     first one holds the lock and writes.
     """
     folder = Path(folder)

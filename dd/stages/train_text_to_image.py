@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dd import checkpoints, diffusion
-from dd.datasets import encode_image
-from dd.fitting import fit
-from dd.prompts import make_prompt
-from dd.provenance import SETTINGS, finished_run, made_by, read_json, read_own, sha256, write_atomic, write_json
+from dd import generators as diffusion
+from dd.data.datasets import encode_image
+from dd.embedded.shapes import scene
+from dd.prompts.prompt import make_prompt
 from dd.report.charts import line_chart_svg
 from dd.report.pictures import contact_sheet
-from dd.samples import Sample, sample_seed
-from dd.shapes import scene
-from dd.text_to_image import Autoencoder, CaptionedData, TextToImage
+from dd.store import checkpoints
+from dd.store.provenance import SETTINGS, finished_run, made_by, read_json, read_own, sha256, write_atomic, write_json
+from dd.store.samples import Sample, sample_seed
+from dd.training.fitting import fit
+from dd.training.text_to_image import Autoencoder, CaptionedData, TextToImage
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -177,7 +178,7 @@ loads with `diffusers.StableDiffusionPipeline`.
 
 Captions of the `tune` split, class words appended, DPM-Solver++ 25 steps, guidance 3. Not chosen by hand.
 
-- **Data**: scenes of `dd.shapes` (split `generator`, seed {seed}) as image-caption pairs; no mask was read. The
+- **Data**: scenes of `dd.embedded.shapes` (split `generator`, seed {seed}) as image-caption pairs; no mask was read. The
   scenes are never used for training or testing a segmenter.
 - **Training**: every scene new. Captions plain, with the class words appended, class words alone, or empty (10 %,
   classifier-free guidance). In 80 % of the samples the text's hidden states from the end token on are set to zero

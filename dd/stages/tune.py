@@ -5,9 +5,9 @@ from contextlib import ExitStack
 
 import yaml
 
-from dd.progress import left_in_all
-from dd.provenance import write_atomic
-from dd.search import Study, overrides
+from dd.store.progress import left_in_all
+from dd.store.provenance import write_atomic
+from dd.training.search import Study, overrides
 
 FAILURES = 3  # trials in a row that end in an error of the training before the study does
 
@@ -44,7 +44,7 @@ def tune(
     ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step, mIoU, last)`` may end it by
     an exception. The same command goes on with a study, in several processes at once if wanted. ``identity``: the settings
     that all trials share; a study with others is refused (FileExistsError). ``chosen_on``: the
-    label sets that the choice owes, ``record``: overrides that say so (:mod:`dd.supervision`),
+    label sets that the choice owes, ``record``: overrides that say so (:mod:`dd.evaluation.supervision`),
     written behind the best settings, so that whoever uses them tells it.
     """
     if type(trials) is not int or trials < 1:

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dd.datasets import OtherDtype, read_image, read_mask, read_split, stored_heat
-from dd.locks import Lock
-from dd.progress import Progress
-from dd.provenance import fingerprint, read_own, sha256, temporary_files
-from dd.samples import plan_sha256, read_records, read_whole_plan
-from dd.schemas import WHOLE_MASKS
+from dd.data.datasets import OtherDtype, read_image, read_mask, read_split, stored_heat
+from dd.execution.units import drop_records, read_run, unit_files
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.provenance import fingerprint, read_own, sha256, temporary_files
+from dd.store.samples import plan_sha256, read_records, read_whole_plan
+from dd.store.schemas import WHOLE_MASKS
 from dd.taxonomy import IGNORE
-from dd.units import drop_records, read_run, unit_files
 
 SHOWN = 3
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import evaluate
-from dd import metrics
-from dd.provenance import read_json
+from dd.evaluation import metrics
+from dd.store.provenance import read_json
 
 
 def test_its_last_line_holds_the_ratios(capsys, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.full_size import MILLIONS, UNETS, build_unet
-from dd.diffusion import AttentionRecorder
+from dd.generators import AttentionRecorder
 
 
 @pytest.fixture

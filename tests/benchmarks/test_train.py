@@ -10,7 +10,7 @@ import torch
 from benchmarks import train
 from benchmarks.train_sides import Setup, Side, Timed, Turns, ours, runner, runner_config
 from benchmarks.voc import write_voc
-from dd.datasets import SegmentationFolder
+from dd.data.datasets import SegmentationFolder
 from dd.taxonomy import taxonomy
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.datasets import SegmentationFolder, encode_mask, read_coloured_mask, read_mask, write_split
+from dd.data.datasets import SegmentationFolder, encode_mask, read_coloured_mask, read_mask, write_split
 from dd.stages.export import export
 from dd.taxonomy import Taxonomy, taxonomy, voc_palette
 

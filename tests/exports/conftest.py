@@ -1,25 +1,21 @@
 """Two data sets that are awkward to export: a real one by hand, a synthetic one from the fake generator."""
 
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dd.datasets import encode_image, encode_mask, write_split
-from dd.masks import MaskSettings
-from dd.prompts import Prompts, make_prompt
-from dd.provenance import write_json
+from dd.data.datasets import encode_image, encode_mask, write_split
+from dd.masks.threshold import MaskSettings
+from dd.prompts.prompt import Prompts, make_prompt
 from dd.stages.export import export
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
+from dd.store.provenance import write_json
 from dd.taxonomy import Taxonomy, taxonomy_yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import fake
+from tests.faults import fake
 
 CLASSES = Taxonomy(
     "hall", ("gold ring", "Straße, naß", 'tv "old" {x}', "never there"), colours={"gold ring": (250, 200, 10), 255: (9, 9, 9)}

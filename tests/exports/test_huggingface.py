@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from dd.exports import target
-from dd.provenance import read_json, write_json
 from dd.stages.export import export
+from dd.store.provenance import read_json, write_json
 
 
 @pytest.fixture(autouse=True)

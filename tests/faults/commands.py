@@ -13,7 +13,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SECONDS, BYTES = 60, 3 << 30
-sys.path.insert(0, str(ROOT))
 
 
 def warm_up() -> None:
@@ -24,10 +23,10 @@ def warm_up() -> None:
     import train
 
     assert all((dd.__main__, evaluate, generate, train))
-    import dd.diffusion
+    import dd.generators
     import dd.report
     import dd.segmenters.mmsegmentation
-    import dd.tracking.loggers
+    import dd.training.loggers
 
 
 def child(argv: list[str], folder: str, output: str) -> int:

@@ -5,13 +5,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-import fake
-
-from dd.executors import EXIT, Local, Ray, Shard, UnitsFailed
-from dd.locks import Busy
+from dd.execution import EXIT, Local, Ray, Shard, UnitsFailed
 from dd.stages.synthesize import synthesize
+from dd.store.locks import Busy
 from dd.taxonomy import Taxonomy
+from tests.faults import fake
 
 
 class QuickRay(Ray):

@@ -10,11 +10,11 @@ import types
 import numpy as np
 
 if "torch" not in sys.modules:  # the signals of heat are not what is tested, and their module imports torch
-    light = types.ModuleType("dd.quality")
+    light = types.ModuleType("dd.data.quality")
     light.sample_signals = lambda sample, maps, clip, image: {"peak": float(next(iter(maps.values())).max())}
-    sys.modules.setdefault("dd.quality", light)
+    sys.modules.setdefault("dd.data.quality", light)
 
-from dd.prompts import Prompts, make_prompt
+from dd.prompts.prompt import Prompts, make_prompt
 
 
 class FakeGenerator:

@@ -3,17 +3,14 @@ and every file of ours with content that is valid JSON and wrong, or with a flip
 
 import json
 import re
-import sys
 from pathlib import Path
 
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from dd import config
-from dd.provenance import CHECKSUM, fingerprint
-from dd.samples import record_line
+from dd.store.provenance import CHECKSUM, fingerprint
+from dd.store.samples import record_line
 
 RUN, SET = "outputs/shapes/synthetic/seed=0", "data/synthetic/shapes"
 MAKE = ["generate.py", "experiment=shapes", "num_images=4", "unit_size=2", "diffusion.steps=2"]

@@ -8,16 +8,17 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from dd.locks import WORKERS
+from dd.store.locks import WORKERS
 
-DRIVER = Path(__file__).parent / "driver.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def start(folder, **settings):
     """A driver in a process of its own; its session, so that nothing of it survives a test."""
-    command = [sys.executable, str(DRIVER), str(folder), json.dumps(settings)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, "-m", "tests.faults.driver", str(folder), json.dumps(settings)]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def finish(folder, **settings):

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-sys.path.insert(0, str(Path(__file__).parent))
-import grammar
-
 from dd.stages.prepare import prepare_shapes
+from tests.faults import grammar
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 LOOK = {
     "deadline": None, "database": None, "derandomize": True,
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -44,10 +42,14 @@ class Commands:
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grammar")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"PYTHONWARNINGS": "ignore::FutureWarning"}
     with subprocess.Popen(
-        [sys.executable, HERE / "commands.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "tests.faults.commands"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stdout.readline() == "ready\n"
         made = Commands(folder, process)

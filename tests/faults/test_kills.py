@@ -4,13 +4,11 @@ import json
 import random
 import resource
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from runs import contents, finish, kill_sometime, start, wait_for, workers_of
+from tests.faults.runs import contents, finish, kill_sometime, start, wait_for, workers_of
 
 SLOW = {"pause": 0.03, "bad_share": 0.2}
 IMAGES = {"images": 36, "unit_size": 2}

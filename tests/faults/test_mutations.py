@@ -3,10 +3,8 @@
 import json
 import shutil
 import signal
-import sys
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import hydra
 import numpy as np
@@ -16,22 +14,20 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-import fake
-
 from dd import config
-from dd.coco import category_values, draw, images_of, read_coco
-from dd.datasets import SegmentationFolder, read_captions
-from dd.masks import MaskSettings
-from dd.prompt_sources.captions import CaptionFile, NounCaptions
-from dd.prompt_sources.coco import CocoCaptions
-from dd.provenance import temporary_files
+from dd.data.coco import category_values, draw, images_of, read_coco
+from dd.data.datasets import SegmentationFolder, read_captions
+from dd.masks.threshold import MaskSettings
+from dd.prompts.captions import CaptionFile, NounCaptions
+from dd.prompts.coco import CocoCaptions
 from dd.report.compare import read_metrics
-from dd.samples import read_plan, read_records
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
 from dd.stages.verify import verify
+from dd.store.provenance import temporary_files
+from dd.store.samples import read_plan, read_records
 from dd.taxonomy import Taxonomy, read_taxonomy
+from tests.faults import fake
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 FOUND = {"verify": 0}  # how often verify had something to say

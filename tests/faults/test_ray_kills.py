@@ -2,14 +2,11 @@
 
 import random
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from dd.locks import WORKERS
-from runs import contents, finish, kill_sometime, start, wait_for, workers_of
+from dd.store.locks import WORKERS
+from tests.faults.runs import contents, finish, kill_sometime, start, wait_for, workers_of
 
 SLOW = {"pause": 0.1, "bad_share": 0.2}
 IMAGES = {"images": 36, "unit_size": 2}

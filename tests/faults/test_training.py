@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dd import checkpoints
-from dd.provenance import read_json
 from dd.stages.prepare import prepare_shapes
 from dd.stages.train import load_weights
+from dd.store import checkpoints
+from dd.store.provenance import read_json
 
 ROOT = Path(__file__).parents[2]
 TINY = [

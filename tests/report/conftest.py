@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dd.budget import Prices
-from dd.budget_results import Measured, differences, skipped, target_costs
-from dd.datasets import SegmentationFolder
-from dd.provenance import sha256
-from dd.shapes import scene
+from dd.data.datasets import SegmentationFolder
+from dd.embedded.shapes import scene
+from dd.evaluation.budget import Prices
+from dd.evaluation.budget_results import Measured, differences, skipped, target_costs
+from dd.store.provenance import sha256
 from dd.taxonomy import SHAPES_NAMES, Taxonomy, voc_palette
 
 SHAPES = Taxonomy("shapes", SHAPES_NAMES)

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from dd.datasets import SegmentationFolder
+from dd.data.datasets import SegmentationFolder
 from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
 

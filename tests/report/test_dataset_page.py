@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from dd.datasets import read_mask
+from dd.data.datasets import read_mask
 from dd.report import dataset
-from dd.samples import read_plan
 from dd.stages import report_dataset as stage
+from dd.store.samples import read_plan
 
 
 @pytest.fixture(scope="module")

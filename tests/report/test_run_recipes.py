@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from dd.provenance import read_json, write_json
 from dd.report.recipes import arm_of, chain, recipe, telling
 from dd.report.rows import arrange
 from dd.report.summary import collect, separate
+from dd.store.provenance import read_json, write_json
 
 SEGMENTER = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18}
 REAL = {

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from dd.datasets import SegmentationFolder
-from dd.provenance import read_json
+from dd.data.datasets import SegmentationFolder
 from dd.stages.report import report
+from dd.store.provenance import read_json
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A site's label-budget study and the page about its runs: each number of the page is the study's."""
 
+import importlib
 import json
 import re
 import sys
@@ -12,8 +13,8 @@ from omegaconf import OmegaConf
 
 from dd import __main__ as door
 from dd import config
-from dd.datasets import encode_image, encode_mask
-from dd.provenance import read_json
+from dd.data.datasets import encode_image, encode_mask
+from dd.store.provenance import read_json
 
 ROOT = Path(__file__).parents[2]
 STEPS = {
@@ -61,9 +62,7 @@ def site(tmp_path_factory):
 
     patch = pytest.MonkeyPatch()
     patch.chdir(root)  # whose conf/ holds the site's files
-    sys.path.insert(0, str(ROOT))
-    scripts = {name: __import__(name) for name in ("generate", "train", "evaluate")}
-    sys.path.remove(str(ROOT))
+    scripts = {name: importlib.import_module(name) for name in ("generate", "train", "evaluate")}
     here = [f"data_root={root}/data", f"output_root={root}/outputs", "device=cpu"]
 
     def call(script, *overrides):

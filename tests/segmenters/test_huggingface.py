@@ -12,8 +12,8 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
-from dd.checkpoints import weights_sha256
 from dd.segmenters.huggingface import Mask2Former, SegFormer
+from dd.store.checkpoints import weights_sha256
 
 TINY = {
     "depth": 18, "num_queries": 10, "channels": 32, "encoder_layers": 1, "decoder_layers": 3, "encoder_feedforward": 32,

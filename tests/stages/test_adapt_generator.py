@@ -12,15 +12,15 @@ from pytorch_lightning.loggers import CSVLogger
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dd import diffusion
-from dd.diffusion import AttentionRecorder, StableDiffusion
-from dd.photos import find_photos
-from dd.prompts import make_prompt
-from dd.provenance import read_json, sha256
-from dd.samples import make_plan
-from dd.segmentation import LastCheckpoint
+from dd import generators as diffusion
+from dd.data.photos import find_photos
+from dd.generators import AttentionRecorder, StableDiffusion
+from dd.prompts.prompt import make_prompt
 from dd.stages import adapt_generator as stage
+from dd.store.provenance import read_json, sha256
+from dd.store.samples import make_plan
 from dd.taxonomy import taxonomy
+from dd.training.segmentation import LastCheckpoint
 
 SAMPLES = {"prompts": ["a photo", ""], "every": 2, "seeds": 2}
 LORA = {"rank": 3, "alpha": 6, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}

@@ -11,12 +11,12 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from dd import config
-from dd.budget import ARMS, Job, Plan, Prices
-from dd.datasets import choose_shots
-from dd.locks import Busy, Lock
-from dd.provenance import read_json, write_json
+from dd.data.datasets import choose_shots
+from dd.evaluation.budget import ARMS, Job, Plan, Prices
 from dd.stages.budget import budget
 from dd.stages.prepare import prepare_shapes
+from dd.store.locks import Busy, Lock
+from dd.store.provenance import read_json, write_json
 
 RATES = {"synthetic": 1e-3, "finetune": 3e-4, "mixed": 1e-3, "real": 1e-3, "real_short": 1e-3}
 

@@ -1,5 +1,6 @@
 """Mask settings chosen by a few labelled real images, the file that holds them, and what their labels make of a run."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from dd import config, metrics
-from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_split, write_split
-from dd.masks import MaskSettings
-from dd.provenance import read_json
-from dd.samples import Sample
+from dd import config
+from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split, write_split
+from dd.evaluation import metrics
+from dd.masks.threshold import MaskSettings
 from dd.stages.calibrate import calibrate
 from dd.stages.prepare import prepare_shapes
 from dd.stages.probe import score
+from dd.store.provenance import read_json
+from dd.store.samples import Sample
 from dd.taxonomy import Taxonomy, taxonomy
 
 ROOT = Path(__file__).parents[2]
@@ -254,11 +256,7 @@ def test_files_that_are_no_choice(tmp_path, monkeypatch):
 
 
 def generate(*overrides):
-    sys.path.insert(0, str(ROOT))
-    try:
-        module = __import__("generate")
-    finally:
-        sys.path.remove(str(ROOT))
+    module = importlib.import_module("generate")
     return module.run(compose(*overrides))
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.captioner import Captioner
-from dd.prompt_sources.captions import NounCaptions
-from dd.provenance import read_json
+from dd.prompts.captioner import Captioner
+from dd.prompts.captions import NounCaptions
 from dd.stages.caption import caption
+from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy
 
 

@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 
 from dd import __main__ as door
-from dd.checkpoints import weights_sha256
 from dd.cli.runs import DEPLOY
-from dd.onnx_model import Session, exported, metadata
-from dd.photos import read_photo, source
-from dd.provenance import read_json, sha256
-from dd.segmentation import Predictor, Views
+from dd.data.photos import read_photo, source
+from dd.deploy.onnx_model import Session, exported, metadata
 from dd.stages import deploy as stage
 from dd.stages.deploy import deploy
 from dd.stages.train import load_weights
+from dd.store.checkpoints import weights_sha256
+from dd.store.provenance import read_json, sha256
 from dd.taxonomy import Taxonomy, voc_palette
+from dd.training.segmentation import Predictor, Views
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/onnx_predict.py"

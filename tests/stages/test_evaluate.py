@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from dd import metrics
-from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, write_split
-from dd.provenance import read_json, write_json
-from dd.segmentation import Views
+from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, write_split
+from dd.evaluation import metrics
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.evaluate import Shown, evaluate, print_table
+from dd.store.provenance import read_json, write_json
 from dd.taxonomy import Taxonomy
+from dd.training.segmentation import Views
 
 PETS = Taxonomy("pets", ["cat", "dog"])
 RUN = {

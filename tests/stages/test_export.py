@@ -1,24 +1,20 @@
 import json
 import os
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dd.__main__ import main
-from dd.datasets import encode_mask
+from dd.data.datasets import encode_mask
 from dd.exports.target import Target
-from dd.locks import Lock
-from dd.masks import MaskSettings
+from dd.masks.threshold import MaskSettings
 from dd.stages.export import FORMATS, export
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
+from dd.store.locks import Lock
 from dd.taxonomy import Taxonomy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import fake
+from tests.faults import fake
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 

@@ -11,16 +11,16 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from dd import config
-from dd.datasets import encode_mask, read_image, read_mask, read_split, synthetic_image, write_split
-from dd.masks import MaskSettings, to_mask
-from dd.prompts import Prompts, make_prompt
-from dd.provenance import read_json, sha256, write_json
-from dd.quality import clip_signals, heat_signals, read_rules
-from dd.samples import each_record, read_plan, read_records
+from dd.data.datasets import encode_mask, read_image, read_mask, read_split, synthetic_image, write_split
+from dd.data.quality import clip_signals, heat_signals, read_rules
+from dd.masks.threshold import MaskSettings, to_mask
+from dd.prompts.prompt import Prompts, make_prompt
 from dd.stages import filter as filter_stage
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import label, read_heat
 from dd.stages.synthesize import synthesize
+from dd.store.provenance import read_json, sha256, write_json
+from dd.store.samples import each_record, read_plan, read_records
 from dd.taxonomy import taxonomy
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def clip(tiny_clip, tmp_path_factory):
-    from dd.quality import ClipScore
+    from dd.data.quality import ClipScore
 
     return ClipScore(str(tiny_clip(tmp_path_factory.mktemp("clip"))))
 

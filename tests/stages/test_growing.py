@@ -2,17 +2,16 @@
 
 import pytest
 
-from dd import units
-from dd.datasets import SegmentationFolder, read_split
-from dd.executors import Shard
-from dd.locks import Busy, Lock
-from dd.masks import MaskSettings
-from dd.provenance import read_json, sha256
-from dd.samples import make_plan, plan_sha256, read_plan
+from dd.data.datasets import SegmentationFolder, read_split
+from dd.execution import Shard, units
+from dd.masks.threshold import MaskSettings
 from dd.stages import synthesize as stage
 from dd.stages.label import label
 from dd.stages.report_dataset import report_dataset
 from dd.stages.verify import verify
+from dd.store.locks import Busy, Lock
+from dd.store.provenance import read_json, sha256
+from dd.store.samples import make_plan, plan_sha256, read_plan
 from tests.stages.test_synthesize_label import PROMPTS, SHAPES, FakeGenerator, contents, make
 
 MASKS = MaskSettings(power=1, threshold=0.4, band=0.0)

@@ -1,5 +1,6 @@
 """A guided start: from class names and folders to an experiment that runs."""
 
+import importlib
 import io
 import json
 import re
@@ -17,8 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from dd import __main__ as door
-from dd import config, questions
-from dd.datasets import encode_image, encode_mask, read_mask
+from dd import config
+from dd.cli import questions
+from dd.data.datasets import encode_image, encode_mask, read_mask
 from dd.stages.init import Site, few_to_score, site_taxonomy, strange_words
 from dd.taxonomy import taxonomy
 
@@ -68,11 +70,7 @@ def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys,
     said = capsys.readouterr()
     assert "python train.py experiment=my-site_budget" in said.out
     assert "warning: 1 labelled image is kept for the score, a fifth of all" in said.err
-    sys.path.insert(0, str(ROOT))
-    try:
-        modules = {name: __import__(name) for name in ("generate", "train", "evaluate")}
-    finally:
-        sys.path.remove(str(ROOT))
+    modules = {name: importlib.import_module(name) for name in ("generate", "train", "evaluate")}
     images = ["num_images=4", "unit_size=2", "diffusion.steps=1", "device=cpu"]
     modules["generate"].run(compose(site, "generate", "experiment=my-site", *images))
     plan = [json.loads(line) for line in (site / "data/synthetic/my-site/plan.jsonl").read_text().splitlines()]

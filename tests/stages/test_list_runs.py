@@ -3,8 +3,8 @@
 import pytest
 
 from dd.__main__ import main
-from dd.provenance import SETTINGS, write_json
 from dd.stages.list_runs import list_runs
+from dd.store.provenance import SETTINGS, write_json
 
 TRAINED = {"source": "synthetic", "root": "pets"}
 

@@ -25,10 +25,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dd import __main__ as door
-from dd.page_server import application
-from dd.segmentation import Predictor, Views
+from dd.deploy.page_server import application
 from dd.stages.page import FILES, about, answer_of, page
 from dd.taxonomy import voc_palette
+from dd.training.segmentation import Predictor, Views
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["background", "cat", "dog"]

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.checkpoints import weights_sha256
-from dd.datasets import read_image, read_mask
-from dd.locks import Busy, Lock
-from dd.photos import source
-from dd.provenance import read_json, write_json
-from dd.segmentation import Predictor, Views
+from dd.data.datasets import read_image, read_mask
+from dd.data.photos import source
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.predict_images import predict_images, print_predictions
 from dd.stages.train import load_weights
+from dd.store.checkpoints import weights_sha256
+from dd.store.locks import Busy, Lock
+from dd.store.provenance import read_json, write_json
 from dd.taxonomy import Taxonomy, voc_palette
+from dd.training.segmentation import Predictor, Views
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["background", "cat", "dog, hot"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dd.__main__ import main
-from dd.datasets import SegmentationFolder, read_captions, read_split
-from dd.shapes import DOMAINS, scene
+from dd.data.datasets import SegmentationFolder, read_captions, read_split
+from dd.embedded.shapes import DOMAINS, scene
 from dd.stages import prepare
 from dd.stages.prepare import prepare_shapes
 from dd.taxonomy import taxonomy

@@ -5,11 +5,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from dd import downloads
 from dd.__main__ import main
-from dd.datasets import SegmentationFolder, encode_image, read_split
-from dd.provenance import read_json
+from dd.data.datasets import SegmentationFolder, encode_image, read_split
 from dd.stages.prepare_coco import prepare_coco
+from dd.store import downloads
+from dd.store.provenance import read_json
 from dd.taxonomy import COCO_NAMES, taxonomy
 
 IDS = [i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}]

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from dd import downloads
 from dd.__main__ import main
-from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, read_split
-from dd.sbd import read_sbd_mask
+from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, read_split
+from dd.data.sbd import read_sbd_mask
 from dd.stages.prepare_voc import ARCHIVES, prepare_voc, prepare_voc_aug
+from dd.store import downloads
 from dd.taxonomy import taxonomy
 
 LISTS = {"train": ["2007_01", "2007_02"], "val": ["2007_03", "2007_04"]}

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from dd.datasets import SegmentationFolder
-from dd.masks import MaskSettings
-from dd.provenance import read_json
+from dd.data.datasets import SegmentationFolder
+from dd.masks.threshold import MaskSettings
 from dd.stages.prepare import prepare_shapes
 from dd.stages.probe import probe, real_heat, score
+from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy
 
 SHAPES = taxonomy("shapes")

@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 
 from dd.__main__ import main
-from dd.checkpoints import weights_sha256
-from dd.datasets import SegmentationFolder, encode_mask, read_image, read_mask, read_split
-from dd.label_studio import SIZES, WORD
-from dd.photos import source
-from dd.provenance import read_json
-from dd.segmentation import Predictor, Views
+from dd.data.datasets import SegmentationFolder, encode_mask, read_image, read_mask, read_split
+from dd.data.label_studio import SIZES, WORD
+from dd.data.photos import source
+from dd.evaluation.uncertainty import entropy
 from dd.stages.prepare_own import prepare_own
 from dd.stages.review import print_review, review
 from dd.stages.train import load_weights
+from dd.store.checkpoints import weights_sha256
+from dd.store.provenance import read_json
 from dd.taxonomy import Taxonomy
-from dd.uncertainty import entropy
+from dd.training.segmentation import Predictor, Views
 
 ROOT = Path(__file__).parents[2]
 CLASSES = Taxonomy("pets", ("cat", "dog"), colours={"cat": (250, 1, 2)})

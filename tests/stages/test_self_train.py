@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dd.datasets import SegmentationFolder, encode_image, encode_mask, read_image, read_mask, write_split
-from dd.provenance import read_json, sha256, write_json
-from dd.samples import append_records
-from dd.segmentation import Views
+from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_image, read_mask, write_split
 from dd.stages.self_train import self_train
+from dd.store.provenance import read_json, sha256, write_json
+from dd.store.samples import append_records
 from dd.taxonomy import Taxonomy
+from dd.training.segmentation import Views
 
 ROOT = Path(__file__).parents[2]
 PETS = Taxonomy("pets", ["cat", "dog"])

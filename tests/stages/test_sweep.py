@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from dd import metrics
-from dd.datasets import encode_image, encode_mask, heat_bytes, read_image, read_mask
-from dd.masks import MaskSettings, to_mask
-from dd.provenance import fingerprint, read_json, sha256, write_json
-from dd.samples import Sample, append_records, plan_text
-from dd.segmentation import Views
+from dd.data.datasets import encode_image, encode_mask, heat_bytes, read_image, read_mask
+from dd.evaluation import metrics
+from dd.evaluation.supervision import choices
+from dd.masks.threshold import MaskSettings, to_mask
 from dd.stages import sweep as stage
 from dd.stages.label import label
 from dd.stages.predict import predict
 from dd.stages.sweep import print_best, sweep
-from dd.supervision import choices
+from dd.store.provenance import fingerprint, read_json, sha256, write_json
+from dd.store.samples import Sample, append_records, plan_text
+from dd.training.segmentation import Views
 
 NAMES, SIZES = ["cat", "dog", "hot dog"], [(12, 9), (16, 16), (7, 15), (12, 9), (10, 11)]
 GENERATOR = {"weights_sha256": "0" * 64, "cross_resolution": 16, "self_resolution": 32, "steps": 3}

@@ -8,16 +8,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dd import units
-from dd.datasets import OtherDtype, SegmentationFolder, heat_bytes, read_image, read_mask, read_split, stored_heat
-from dd.masks import MaskSettings, to_mask
-from dd.prompt_sources.templates import TemplatePrompts
-from dd.prompts import Prompts, make_prompt
-from dd.provenance import read_json, sha256
-from dd.samples import append_records, each_record, read_plan, read_records, record_line, sample_seed
+from dd.data.datasets import OtherDtype, SegmentationFolder, heat_bytes, read_image, read_mask, read_split, stored_heat
+from dd.execution import units
+from dd.masks.threshold import MaskSettings, to_mask
+from dd.prompts.prompt import Prompts, make_prompt
+from dd.prompts.templates import TemplatePrompts
 from dd.stages import label as label_stage
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
+from dd.store.provenance import read_json, sha256
+from dd.store.samples import append_records, each_record, read_plan, read_records, record_line, sample_seed
 from dd.taxonomy import taxonomy
 
 SHAPES = taxonomy("shapes")

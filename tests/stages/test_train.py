@@ -6,12 +6,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from dd import checkpoints, config
-from dd.locks import Busy, Lock
-from dd.provenance import read_json, write_json
-from dd.segmentation import EMA, LastCheckpoint, Segmentation
+from dd import config
+from dd.evaluation.supervision import supervision
 from dd.stages.train import load_weights, train
-from dd.supervision import supervision
+from dd.store import checkpoints
+from dd.store.locks import Busy, Lock
+from dd.store.provenance import read_json, write_json
+from dd.training.segmentation import EMA, LastCheckpoint, Segmentation
 
 RECORD = {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "supervision": "A", "scale": 8}
 

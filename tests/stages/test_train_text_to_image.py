@@ -4,10 +4,10 @@ import pytest
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger
 
-from dd import diffusion
-from dd.provenance import read_json, sha256
-from dd.segmentation import EMA, LastCheckpoint
+from dd import generators as diffusion
 from dd.stages import train_text_to_image as stage
+from dd.store.provenance import read_json, sha256
+from dd.training.segmentation import EMA, LastCheckpoint
 
 MODELS = {
     "tokenizer_merges": 20,

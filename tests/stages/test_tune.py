@@ -19,15 +19,16 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from dd import config, metrics
-from dd.datamodule import whole_loader
-from dd.datasets import SegmentationFolder
-from dd.provenance import read_json
-from dd.search import Study, corners, distributions, override, overrides
-from dd.segmentation import Views, count
+from dd import config
+from dd.data.datasets import SegmentationFolder
+from dd.evaluation import metrics
 from dd.stages.prepare import prepare_shapes
 from dd.stages.tune import tune
+from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy
+from dd.training.datamodule import whole_loader
+from dd.training.search import Study, corners, distributions, override, overrides
+from dd.training.segmentation import Views, count
 
 ROOT = Path(__file__).parents[2]
 SPACE = {"x": {"low": -2.0, "high": 5.0}, "kind": {"choices": ["good", "bad"]}}

@@ -1,20 +1,16 @@
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from dd import datasets
 from dd.__main__ import main
-from dd.datasets import SegmentationFolder, stored_heat
-from dd.locks import Lock
-from dd.masks import MaskSettings
-from dd.provenance import read_json, sha256
-from dd.samples import each_record, record_line
+from dd.data import datasets
+from dd.data.datasets import SegmentationFolder, stored_heat
+from dd.execution import Shard
+from dd.masks.threshold import MaskSettings
 from dd.stages.export import export
 from dd.stages.filter import filter_samples
 from dd.stages.label import label
@@ -24,13 +20,12 @@ from dd.stages.report_dataset import report_dataset
 from dd.stages.sweep import sweep as sweep_masks
 from dd.stages.synthesize import synthesize
 from dd.stages.verify import verify
+from dd.store.locks import Lock
+from dd.store.provenance import read_json, sha256
+from dd.store.samples import each_record, record_line
 from dd.taxonomy import Taxonomy
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
-import fake
-
-from dd.executors import Shard
-from runs import contents
+from tests.faults import fake
+from tests.faults.runs import contents
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 

@@ -1,0 +1,119 @@
+"""From attention to class heat maps (Dataset Diffusion, sections on class-prompt attention and self-attention
+exponentiation). Pure functions on tensors; the hooks that feed them live in :mod:`dd.generators`.
+
+Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of a head, K classes, P powers.
+"""
+
+import warnings
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+AT_ONCE = {"cuda": 2**26, "cpu": 2**22}  # few, larger kernels on a GPU; on a CPU what its cache holds
+FUSED_ON = {"cuda"}
+HALF = (torch.float16, torch.bfloat16)  # products of these are exact in float32, so the kernels lose nothing
+WIDEST = 256  # the widest head whose tiles fit into a GPU's shared memory
+
+
+def split_heads(x_BNC: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B, N, H*D] -> [B, H, N, D]."""
+    batch, length, width = x_BNC.shape
+    return x_BNC.unflatten(2, (heads, width // heads)).transpose(1, 2)
+
+
+def mean_attention(
+    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float, onto: torch.Tensor | None = None, weight: int = 1
+) -> torch.Tensor:
+    """``weight`` times the mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row sums to ``weight``. With
+    ``onto`` [B, N, T] it is added there and that is returned.
+
+    In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works; else by :func:`mean_attention_by_heads`.
+    """
+    device, width = q_BHND.device, q_BHND.shape[3]
+    made_for = device.type in FUSED_ON and q_BHND.dtype in HALF and width <= WIDEST
+    if made_for and (fused := _fused(device, q_BHND.dtype, width)) is not None:
+        sizes = q_BHND.shape[0], q_BHND.shape[2], k_BHTD.shape[2]
+        out = torch.empty(sizes, dtype=torch.float32, device=device) if onto is None else onto
+        fused.mean_attention(q_BHND, k_BHTD, scale, out, onto is not None, weight)
+        return out
+    total = mean_attention_by_heads(q_BHND, k_BHTD, scale)
+    total = total if weight == 1 else total.mul_(weight)
+    return total if onto is None else onto.add_(total)
+
+
+def mean_attention_by_heads(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float) -> torch.Tensor:
+    """:func:`mean_attention`, as many heads at a time as ``AT_ONCE`` bytes hold (one at least), so that the head dimension is
+    never held whole where it is large."""
+    batch, heads, pixels, _ = q_BHND.shape
+    each = 4 * batch * pixels * k_BHTD.shape[2]
+    count, total = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each), None
+    for first in range(0, heads, count):
+        q, k = (x[:, first : first + count].float() for x in (q_BHND, k_BHTD))
+        probs = torch.matmul(q * scale, k.transpose(2, 3)).softmax(-1)
+        probs = probs.sum(1) if probs.shape[1] > 1 else probs[:, 0]
+        total = probs if total is None else total.add_(probs)
+    return total.div_(heads)
+
+
+@cache
+def _fused(device: torch.device, dtype: torch.dtype, width: int):
+    """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: tried on heads of this kind."""
+    try:
+        from dd.attention import fused
+
+        for length in (77, 256):
+            q, k = (torch.zeros(1, 1, n, width, dtype=dtype, device=device) for n in (16, length))
+            for add in (False, True):
+                fused.mean_attention(q, k, 1.0, torch.zeros(1, 16, length, device=device), add)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no Triton, no C compiler, a GPU that is too old: each in words of its own
+        said = " ".join(str(error).split())[:300]
+        warnings.warn(
+            f"attention is read without the fused kernel, which does not run here for heads of {width} in {dtype} "
+            f"({type(error).__name__}: {said}); results are the same, large batches take longer to read. It needs the package "
+            "triton and a C compiler",
+            stacklevel=2,
+        )
+        return None
+    return fused
+
+
+def class_maps(cross_NT: torch.Tensor, spans: list[list[int]]) -> torch.Tensor:
+    """One map per class = mean over the tokens of its words: [N, T], K lists of positions -> [K, N]."""
+    return torch.stack([cross_NT[:, positions].mean(1) for positions in spans])
+
+
+def resize_maps(maps_KN: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Bicubic resize of square maps [K, r*r] to [K, resolution**2]."""
+    side = int(maps_KN.shape[1] ** 0.5)
+    if side == resolution:
+        return maps_KN
+    grid = maps_KN.view(1, -1, side, side)
+    return F.interpolate(grid, size=(resolution, resolution), mode="bicubic", align_corners=False).flatten(2)[0]
+
+
+def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -> torch.Tensor:
+    """(A_S)^k A_C for k = 0 ... max_power as float64 [K, P, N] on the CPU: k products with thin
+    matrices, never a matrix power.
+
+    Each row of A_S sums to 1, so a constant passes through it unchanged. The mean of each map is
+    kept apart and only the rest is multiplied: what a map shows may be a thousandth of its level,
+    and would lose these three digits to the rounding of the whole.
+    """
+    mean_K1 = maps_KN.mean(1, keepdim=True)
+    means, rests = [mean_K1], [maps_KN - mean_K1]
+    for _ in range(max_power):
+        rest_KN = (self_NN @ rests[-1].T).T
+        drift_K1 = rest_KN.mean(1, keepdim=True)
+        means.append(means[-1] + drift_K1)
+        rests.append(rest_KN - drift_K1)
+    return torch.stack(rests, 1).cpu().double() + torch.stack(means, 1).cpu().double()
+
+
+def heat_maps(cross_NT: torch.Tensor, self_NN: torch.Tensor, spans: list[list[int]], max_power: int) -> torch.Tensor:
+    """Refined heat of one sample at the self-attention's resolution r: float64 [K, P, r, r]."""
+    side = int(self_NN.shape[0] ** 0.5)
+    maps_KN = resize_maps(class_maps(cross_NT, spans), side)
+    return exponentiate(self_NN, maps_KN, max_power).unflatten(-1, (side, side))

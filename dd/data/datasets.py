@@ -1,0 +1,654 @@
+"""Segmentation data sets on disk in PASCAL VOC layout: read, check, write, choose shots."""
+
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
+from dd.store.names import is_text
+from dd.store.provenance import fingerprint, read_json, read_lines, read_own, read_text, sha256, write_atomic
+from dd.store.samples import recorded, unfinished
+from dd.store.schemas import DATASET, MASKS
+from dd.taxonomy import IGNORE, Taxonomy, voc_palette
+
+IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
+READ_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+READ_SUFFIXES += tuple(suffix.upper() for suffix in READ_SUFFIXES)
+RECORD = "dataset.json"  # of a prepared data set, written last: where its images lie, what its masks were made from
+JPEG_QUALITY = 95
+ORIENTATION = 0x0112  # EXIF
+MEAN = ".mean"  # ends the name of the tensor beside the maps of a source in a heat file
+NAME_LIMIT = 200  # bytes of a file's name, suffixes and a temporary name left room for
+
+
+def encode_image(pixels: np.ndarray, suffix: str) -> bytes:
+    """Image uint8 [H, W, 3] as PNG or as JPEG of quality 95 without chroma subsampling."""
+    buffer = io.BytesIO()
+    if suffix == ".jpg":
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    elif suffix == ".png":
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
+    else:
+        raise ValueError(f"image format {suffix!r}; allowed: {', '.join(IMAGE_SUFFIXES)}")
+    return buffer.getvalue()
+
+
+VOC_COLOURS = bytes(voc_palette())
+
+
+def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
+    """Mask uint8 [H, W] as a palette PNG, with VOC's colours unless others are given."""
+    image = Image.fromarray(mask)
+    image.putpalette(palette or VOC_COLOURS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+@contextmanager
+def opened(path, header: bool = False):
+    """Pillow's image of a file or a binary stream; whatever it says of one that it cannot decode
+    becomes a ValueError with the file's name, as does a PNG whose checksums are not those of its
+    parts (Pillow decodes it to other pixels), unless the ``header`` alone is read. Images of more
+    than 179 million pixels are refused (Pillow's limit against decompression bombs)."""
+    try:
+        if not header:
+            _check_png(path)
+        with Image.open(path) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is refused: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
+        if getattr(error, "errno", None) is not None or (type(error) is ValueError and str(path) in str(error)):
+            raise  # of the file system, or ours
+        # Pillow names the file again, or the stream that it was handed
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error!s:.200}"
+        raise ValueError(f"{path} is damaged, or no image{why}. Restore it from a copy or make it again") from None
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _check_png(path) -> None:
+    """SyntaxError, as Pillow's, for a PNG with a part whose checksum is wrong; what else may be
+    wrong with a file is left to Pillow."""
+    with nullcontext(path) if hasattr(path, "read") else open(path, "rb") as file:
+        if file.read(len(PNG)) == PNG:
+            _check_parts(file)
+    if hasattr(path, "read"):
+        path.seek(0)
+
+
+def _check_parts(file) -> None:
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        checksum, left = zlib.crc32(kind), length
+        while left and (data := file.read(min(left, 1 << 20))):
+            checksum, left = zlib.crc32(data, checksum), left - len(data)
+        told = file.read(4)
+        if len(told) == 4 and struct.unpack(">I", told)[0] != checksum:
+            raise SyntaxError(f"the checksum of its part {kind!r} is wrong")
+        if kind == b"IEND":
+            return
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Any image of Pillow's in RGB: of 16-bit grey the high byte (Pillow would make all of it from 255 on white), transparent
+    pixels on white, CMYK without a profile."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+DARK = 1 << 14  # values of 16 bits below which the high byte says next to nothing
+
+
+def is_dark(image: Image.Image) -> bool:
+    """Whether 16-bit grey uses only its low bits, as cameras of 10 to 14 bits write: its high
+    byte is nearly black."""
+    return image.mode.startswith("I;16") and 0 < np.asarray(image).max() < DARK
+
+
+def dark_note(number: int) -> str:
+    return (
+        f"{number} images of 16 bits use less than a quarter of the range (cameras of 10 to 14 "
+        "bits write so) and come out "
+        "nearly black: stretch their values to 0..65535"
+    )
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Image uint8 [H, W, 3]; ValueError for a file that cannot be decoded."""
+    with opened(path) as image:
+        return np.asarray(rgb(image))
+
+
+def image_size(path: str | Path, upright: bool = False) -> tuple[int, int]:
+    """(height, width) of an image, from its header: of the pixels as they are stored, or ``upright`` by EXIF."""
+    with opened(path, header=True) as image:
+        size = image.height, image.width
+        return size[::-1] if upright and orientation(image) >= 5 else size
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an open image: 1 is upright, with 5 and more the sides change places; 1 where it says none."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # it may stand behind the pixels; and what Pillow says of these is not to be lost
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error, OSError):  # EXIF data that cannot be read say nothing
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def read_labelled(path: str | Path, size: tuple[int, int], upright: Callable[[], bool]) -> np.ndarray:
+    """Image uint8 [H, W, 3] as its mask of ``size`` (height, width) was drawn on it: upright by EXIF if only then the sizes
+    agree; where they agree both ways (square, mirrored or upside down), as ``upright`` answers."""
+    with opened(path) as image:
+        turn, stored = orientation(image), (image.height, image.width)
+        turned = stored[::-1] if turn >= 5 else stored
+        if turn > 1 and tuple(size) == turned and (turned != stored or upright()):
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(rgb(image))
+
+
+def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image: no ids.
+
+    ``taxonomy``: given for masks of others, whose colours must name the classes of their values.
+    """
+    with opened(path) as image:
+        mask = by_value(image, path)
+        if taxonomy is not None:
+            check_colours(image, mask, taxonomy, path)
+        return mask
+
+
+def read_coloured_mask(path: str | Path, taxonomy: Taxonomy, renamed: Renamed | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a mask of others: palette and grey images hold them (``renamed``:
+    values that mean another class), colour images have the colours that the taxonomy gives.
+    ValueError where neither can be.
+    """
+    with opened(path) as image:
+        if image.mode not in ("RGB", "RGBA"):
+            return read_mask(path, taxonomy) if renamed is None else renamed(by_value(image, path), path)
+        if renamed is not None:
+            raise ValueError(f"mask {path} has colours, which --map does not change: give them in the taxonomy file")
+        return by_colour(image, taxonomy, path)
+
+
+def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
+    """ValueError names the file and its values that are neither a class nor 255."""
+    outside = sorted(set(np.unique(mask).tolist()) - set(range(len(taxonomy))) - {IGNORE})
+    if outside:
+        raise ValueError(
+            f"{path} holds values {outside[:10]} outside the {len(taxonomy)} classes of taxonomy "
+            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for "
+            "other classes? python -m dd "
+            f"prepare own says what values mean: --map {outside[0]}=ignore, or =background, or a "
+            "class"
+        )
+
+
+def read_split(root: str | Path, split: str) -> list[str]:
+    """Ids of a split in ``ImageSets/Segmentation``. Errors name the splits there are; no id leaves the folder."""
+    folder = Path(root) / "ImageSets" / "Segmentation"
+    path = folder / f"{split}.txt"
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"no data set at {root}. Real ones are made by: python -m dd prepare shapes (or voc, voc_aug, coco, own; see "
+            "docs/data.md), synthetic ones by generate.py; another folder in VOC layout: set data.root"
+        )
+    if not path.is_file():
+        if why := unfinished(root):
+            raise FileNotFoundError(why)
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
+    lines = read_lines(path)
+    whole = (Path(root) / RECORD).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
+    ids = lines if whole else [line.split()[0] for line in lines]
+    bad = [i for i in ids if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i]
+    if bad:
+        raise ValueError(f"{path}: id {bad[0]!r:.100} would leave the data set's folder")
+    bad = [i for i in ids if "\0" in i or len(i) > 1000 or max(map(len, i.encode().split(b"/"))) > NAME_LIMIT]
+    if bad:
+        raise ValueError(f"{path}: {bad[0]!r:.100} cannot be the name of a file")
+    if not ids:
+        raise ValueError(f"{path} is empty; a split lists one image id a line. Write the list, or name another split")
+    return ids
+
+
+def read_list(path: str | Path, ids: list[str], split: str) -> tuple[list[str], dict]:
+    """(the ids that a list names, in its order; its record: file name, number of images, hash of
+    the ids). A line is one of ``ids``, those of ``split``, or begins with the path of its image
+    ("JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png", as published lists do).
+
+    FileNotFoundError, or ValueError for an empty list, an image named twice, or one that is not in
+    the split.
+    """
+    path, known, found, strange = Path(path), set(ids), {}, []
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"shots_list={path}: no such file; expected one image a line, as 2007_000032 or as "
+            "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png"
+        )
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        name = next((name for name in _meant(line) if name in known), None)
+        if name is None:
+            strange.append(line)
+        elif name in found:
+            raise ValueError(f"{path}: line {number} names {name} again (line {found[name]} did)")
+        else:
+            found[name] = number
+    if strange:
+        number = f"{len(strange)} of its {len(strange) + len(found)} lines"
+        raise ValueError(
+            f"{path}: {number} name no image of split {split!r}, such as {strange[0]!r:.100}. "
+            "Choose the data, or data.train_split, that the list was made for"
+        )
+    if not found:
+        raise ValueError(f"{path} names no image; expected one a line")
+    return list(found), {"file": path.name, "images": len(found), "ids": fingerprint(list(found))}
+
+
+def _meant(line: str) -> Iterator[str]:
+    """What id a line may mean, the likeliest first: all of it, its first word, ends of a path."""
+    yield line
+    name = line.split()[0]
+    yield name
+    name = next((name.removesuffix(s) for s in READ_SUFFIXES if name.endswith(s)), name)
+    parts = PurePosixPath(name).parts
+    yield from ("/".join(parts[i:]) for i in range(len(parts)))
+
+
+def choose_shots(ids: list[str], shots: int | None, seed: int, of="the split holds") -> list[str]:
+    """``shots`` ids chosen by seed, nested: fewer shots are the first of more. None = all of them."""
+    if shots is None:
+        return list(ids)
+    if type(shots) is not int or not 1 <= shots <= len(ids):
+        choice = f"choose 1 to {len(ids)}, or null for all"
+        raise ValueError(f"shots={shots!r}, but {of} {len(ids)} images; {choice}")
+    order = np.random.default_rng([seed, 3]).permutation(len(ids))
+    return [ids[i] for i in order[:shots]]
+
+
+def image_folders(root: str | Path) -> list[Path]:
+    """Where the images of a data set lie: ``JPEGImages``, then the folders of its record, which are never written to."""
+    path, own = Path(root) / RECORD, Path(root) / "JPEGImages"
+    recorded = [Path(root) / folder for folder in read_own(path, DATASET)["images"]] if path.is_file() else []
+    return [own, *recorded] if own.is_dir() or not recorded else recorded
+
+
+def check_recorded(folder: str | Path, key: str, name: str, path: Path) -> None:
+    """ValueError if the file of sample ``name`` is not the one that the records of a synthetic set tell of. ``key``:
+    ``image_sha256`` or ``heat_sha256``. A file that no record tells of passes: real images have none."""
+    known = _recorded(Path(folder), key, _state(Path(folder) / "records")).get(name)
+    if known is not None and sha256(path) != known:
+        raise ValueError(
+            f"{path} is not what its record says: it was damaged or changed. python -m dd verify {folder} names all that is, "
+            "and how it heals"
+        )
+
+
+def check_mask(path: str | Path) -> None:
+    """ValueError if a mask is not the one that masks.json beside it tells of; without a masks.json it passes."""
+    path = Path(path)
+    done = path.parent / "masks.json"
+    known = _mask_hashes(done, _state(done)).get(path.stem) if done.is_file() else None
+    if known is not None and sha256(path) != known:
+        raise ValueError(
+            f"{path} is not what masks.json beside it says: it was damaged or changed. Remove masks.json, and the command "
+            "that made the masks (generate.py stage=label) makes them again"
+        )
+
+
+def _state(place: Path) -> tuple:
+    """Of a file or the files of a folder: another one when they change, so that what was read of them is read again."""
+    paths = [Path(entry.path) for entry in os.scandir(place)] if place.is_dir() else [place] * place.exists()
+    return tuple((p.name, s.st_mtime_ns, s.st_size) for p in sorted(paths) if (s := p.stat()))
+
+
+@lru_cache(maxsize=4)
+def _recorded(folder: Path, key: str, _state) -> dict[str, str]:
+    return recorded(folder, key)
+
+
+@lru_cache(maxsize=4)
+def _mask_hashes(done: Path, _state) -> dict[str, str]:
+    return read_own(done, MASKS).get("sha256", {})
+
+
+class SegmentationFolder:
+    """Images and masks of one split of a VOC-layout folder.
+
+    ``data[i]`` is (image uint8 [H, W, 3], mask uint8 [H, W]); mask values are class ids of
+    ``taxonomy`` or 255. ``masks`` names the mask folder (``SegmentationClass``, or ``masks/<set>``
+    of a synthetic set), ``images`` the folder or folders of the images (None =
+    :func:`image_folders`). ``shots_list``: file that names the images from which the shots are
+    chosen (:func:`read_list`; its record is ``listed``). FileNotFoundError for missing parts,
+    ValueError for a mask of another size than its image or with values outside the classes.
+
+    An image with an EXIF orientation is turned upright if its mask has that size
+    (:func:`read_labelled`), as tools show it to those who label. Where sizes do not tell it is as
+    with the images of the split whose sizes do, upright if these disagree or there are none; but
+    for prepared data sets (with a dataset.json): they hold upright copies of what is to be turned,
+    and masks of stored pixels for the rest.
+    """
+
+    def __init__(
+        self, root, split: str, taxonomy, masks: str = "SegmentationClass", shots: int | None = None, seed: int = 0,
+        images: str | Path | list | None = None, shots_list: str | Path | None = None,
+    ):  # fmt: skip
+        self.root, self.split, self.taxonomy, self.masks = Path(root), split, taxonomy, masks
+        ids, self.listed, of = read_split(root, split), None, "the split holds"
+        self.whole_split = ids
+        if shots_list is not None:
+            ids, self.listed = read_list(shots_list, ids, split)
+            of = f"{self.listed['file']} names"
+        self.ids = choose_shots(ids, shots, seed, of)
+        given = [images] if isinstance(images, str | Path) else images
+        self.images = image_folders(root) if given is None else [Path(f) for f in given]
+        self.prepared, self._seen = (self.root / RECORD).is_file(), set()
+        self.foreign = not self.prepared and not (self.root / "run.json").is_file()
+        _check_classes(self.root, taxonomy)
+        if not (self.root / masks).is_dir():
+            raise FileNotFoundError(
+                f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label (masks of "
+                "self-training: evaluate.py stage=self_train); for real data check data.root and data.masks"
+            )
+        self._check_list()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _check_list(self) -> None:
+        """What a mask set of a synthetic set was made for is what the split lists: FileNotFoundError
+        for a mask set of before the set grew, ValueError if ``train`` is not the list of all masks:
+        a part of it would train on less."""
+        done = self.root / self.masks / "masks.json"
+        if not done.is_file() or not (self.root / "run.json").is_file():
+            return
+        known = _mask_hashes(done, _state(done))
+        left = [name for name in self.ids if name not in known]
+        if left and known:
+            raise FileNotFoundError(
+                f"the masks in {self.root / self.masks} are those of fewer samples: {len(left)} of "
+                f"the {len(self.ids)} of {self.split!r} have none, such as {left[0]}. Make the mask "
+                "set again (generate.py stage=label, or evaluate.py stage=self_train)"
+            )
+        if self.split != "train" or not known or not (self.root / "plan.jsonl").is_file():
+            return
+        if (listed := read_split(self.root, self.split)) != list(known):
+            raise ValueError(
+                f"{self.root}: ImageSets/Segmentation/train.txt lists {len(listed)} samples, "
+                f"{self.masks}/masks.json tells of {len(known)}, or of others. The same generate.py "
+                "command makes list and masks anew; a part of a set is a list of another name"
+            )
+
+    @cached_property
+    def drawn_upright(self) -> bool:
+        """Whether masks belong to the upright image where sizes do not tell; reads the headers
+        of the split once."""
+        votes = set()
+        for name in self.ids if not self.prepared else []:
+            try:
+                with opened(self._found_image(name), header=True) as image:
+                    turn, stored = orientation(image), (image.height, image.width)
+                if turn >= 5 and stored[0] != stored[1]:
+                    votes.add(image_size(self.mask_path(name)) == stored[::-1])
+            except (OSError, ValueError):
+                continue  # said where it is read
+        return not self.prepared and votes != {False}
+
+    def unchecked(self) -> int:
+        """How many of the images have no recorded hash, so that nobody can tell whether they are
+        as they were; the others are looked at, as all masks of finished mask sets, when they are
+        read for the first time in a process."""
+        known = _recorded(self.root, "image_sha256", _state(self.root / "records"))
+        return sum(name not in known for name in self.ids)
+
+    def _first(self, *what) -> bool:
+        """Whether a file is read for the first time in this process."""
+        first = what not in self._seen
+        self._seen.add(what)
+        return first
+
+    def image_path(self, name: str) -> Path:
+        """The image of an id; ValueError if it is not the one that the records of a synthetic set
+        tell of."""
+        path = self._found_image(name)
+        if path.parent == self.root / "JPEGImages" and self._first("image", name):
+            check_recorded(self.root, "image_sha256", name, path)
+        return path
+
+    def _found_image(self, name: str) -> Path:
+        for folder in self.images:
+            for suffix in READ_SUFFIXES:
+                path = _stored(folder, name + suffix)
+                if path.is_file():
+                    return path
+        raise FileNotFoundError(
+            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, but split {self.split!r} lists "
+            "it: add the file, or take the id out of the list"
+        )
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        name = self.ids[index]
+        path, mask = self.image_path(name), self._stored_mask(name)
+        image = read_labelled(path, mask.shape, lambda: self.drawn_upright)
+        return image, self._checked(mask, name, image.shape[:2])
+
+    def mask_path(self, name: str) -> Path:
+        return _stored(self.root / self.masks, f"{name}.png")
+
+    def mask(self, name: str, size: tuple[int, int]) -> np.ndarray:
+        """The checked mask of an image of ``size`` (height, width)."""
+        return self._checked(self._stored_mask(name), name, size)
+
+    def _stored_mask(self, name: str) -> np.ndarray:
+        path = self.mask_path(name)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
+            )
+        if self._first("mask", name):
+            check_mask(path)
+        return read_mask(path, self.taxonomy if self.foreign else None)
+
+    def _checked(self, mask: np.ndarray, name: str, size: tuple[int, int]) -> np.ndarray:
+        path = self.mask_path(name)
+        if mask.shape != tuple(size):
+            height, width = image_size(self.image_path(name), upright=True)
+            turned = (
+                f" ({width}x{height} upright by EXIF; prepare own writes upright copies)"
+                if (height, width) != tuple(size)
+                else ""
+            )
+            raise ValueError(
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}{turned}: a mask has the size of "
+                "its image. Is it the mask of another image? Else resize it with nearest neighbour"
+            )
+        check_values(mask, self.taxonomy, path)
+        return mask
+
+    def fingerprint(self) -> dict:
+        """What a run records of its data: folder name, split, masks, number of images, and a hash
+        of their content; of a part of a split also what it was drawn from: a hash of all ids and
+        the sizes in bytes of their masks."""
+        names = {"root": self.root.name, "split": self.split, "masks": self.masks, "images": len(self)}
+        found = {**names, "content": self.content()}
+        if len(self) < len(self.whole_split):
+            masks = [self.mask_path(name) for name in self.whole_split]
+            sizes = [path.stat().st_size if path.is_file() else None for path in masks]
+            found["drawn_from"] = fingerprint([self.whole_split, sizes])
+        return found
+
+    def content(self) -> str:
+        """SHA-256 over the ids, the bytes of their masks and the sizes in bytes of their images (a
+        hash of 100,000 images would take minutes): corrected masks and other images are other
+        data."""
+        done = self.root / self.masks / "masks.json"
+        known = read_own(done, MASKS).get("sha256", {}) if done.is_file() else {}
+        files = {name: self.mask_path(name) for name in self.ids}
+        hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
+        return fingerprint([self.ids, hashes, [self._image_bytes(n) for n in self.ids]])
+
+    def _image_bytes(self, name: str) -> int | None:
+        """None for an image that is not there: training and evaluation say so when they read it."""
+        try:
+            return self._found_image(name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+
+def _stored(folder: Path, name: str) -> Path:
+    """The file of a name that a list may write in another form: macOS writes letters and their
+    marks apart (NFD), others as one (NFC)."""
+    forms = {name: None} if name.isascii() else dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])
+    return next((folder / form for form in forms if (folder / form).is_file()), folder / name)
+
+
+def _check_classes(root: Path, taxonomy) -> None:
+    """ValueError if the data set says that it was made for other classes: its mask values would mean something else."""
+    made = [(root / "run.json", ("identity", "taxonomy", "names")), (root / RECORD, ("taxonomy", "names"))]
+    for path, keys in made:
+        names = read_json(path) if path.is_file() else {}
+        for key in keys:
+            names = names.get(key, {}) if isinstance(names, dict) else None
+        if not isinstance(names, list | dict):
+            raise ValueError(f"{path} is damaged: {'.'.join(keys)} is no list of class names. Restore it from a copy")
+        if names and list(names) != list(taxonomy.names):
+            raise ValueError(
+                f"data set {root} was made for the classes {list(names)}, these are {list(taxonomy.names)} (taxonomy "
+                f"{taxonomy.name!r}). Choose its own data group, or make it anew"
+            )
+
+
+def write_split(root: str | Path, split: str, ids: list[str]) -> None:
+    write_atomic(Path(root) / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{i}\n" for i in ids))
+
+
+def read_captions(root: str | Path) -> dict[str, dict]:
+    """``captions.jsonl`` of a data set by id: {"id", "caption", "classes"}."""
+    path = Path(root) / "captions.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"data set {root} has no captions.jsonl: its images cannot be shown to the generator")
+    kinds, rows = {"id": str, "caption": str, "classes": list}, {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+            raise ValueError(f"{path}, line {number}: expected an object with id, caption and classes, got {line!r:.100}")
+        if not is_text(row["caption"]):
+            raise ValueError(f"{path}, line {number}: the caption holds a NUL or half of a character: {line!r:.100}")
+        rows[row["id"]] = row
+    return rows
+
+
+def synthetic_image(folder: str | Path, name: str) -> Path:
+    """The image of a sample of a synthetic set, whichever format it was written in, as its record tells of it
+    (:func:`check_recorded`)."""
+    for suffix in IMAGE_SUFFIXES:
+        path = Path(folder) / "JPEGImages" / (name + suffix)
+        if path.is_file():
+            check_recorded(folder, "image_sha256", name, path)
+            return path
+    raise FileNotFoundError(f"no image {name} in {folder}; run generate.py again to make what is missing")
+
+
+class OtherDtype(ValueError):
+    """Heat that was stored in another precision than float32."""
+
+
+def _to_tensors(heat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tensors = {}
+    for source, maps in heat.items():
+        whole = np.asarray(maps, np.float64)
+        mean_KP = whole.mean((2, 3)).astype(np.float32)
+        tensors[source] = (whole - mean_KP[..., None, None]).astype(np.float32)
+        tensors[source + MEAN] = mean_KP
+    return tensors
+
+
+def _from_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    heat = {s: maps.astype(np.float64) for s, maps in tensors.items() if not s.endswith(MEAN)}
+    for source, maps in heat.items():
+        if source + MEAN in tensors:
+            maps += tensors[source + MEAN][..., None, None]
+    return heat
+
+
+def as_stored(heat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Heat as :func:`stored_heat` gives it once it is written."""
+    return _from_tensors(_to_tensors(heat))
+
+
+def heat_bytes(heat: dict[str, np.ndarray], description: dict) -> bytes:
+    """The content of a heat file: of each source of ``heat`` ([K, P, r, r]) its maps without their
+    means, float32, and these as ``<source>.mean``, float32 [K, P]. The contrast of a map may be far
+    below its level: float32 of the whole value would round it away."""
+    # one key: safetensors writes several in a random order
+    return save(_to_tensors(heat), {"description": json.dumps(description)})
+
+
+def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
+    """Stored heat of a sample by source, float64 [classes, powers, r, r]: maps and means of
+    :func:`heat_bytes` added up; maps without means beside them are taken as they are.
+
+    Errors name the file and the way out; OtherDtype for maps that are not float32.
+    """
+    path = Path(folder) / "heat" / f"{name}.safetensors"
+    if path.is_file():
+        check_recorded(folder, "heat_sha256", name, path)
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no heat {path}; run generate.py again to make what is missing") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and its record, and run generate.py again") from None
+    for key, values in tensors.items():
+        maps = tensors.get(key.removesuffix(MEAN))
+        if values.dtype != np.float32:
+            raise OtherDtype(
+                f"{path} holds {key} in {values.dtype}, expected float32: min-max of maps that "
+                "were rounded so changes masks, a quarter of the pixels at high powers. Nothing is "
+                f"converted. Draw the set again: another name=..., or remove {folder} first"
+            )
+        if maps is None or (key.endswith(MEAN) and values.shape != maps.shape[:2]):
+            raise ValueError(
+                f"{path} is damaged ({key} of shape {values.shape} fits no maps); remove it and "
+                "its record, and run generate.py again"
+            )
+    return _from_tensors(tensors)
+
+
+def choose_source(heat: dict[str, np.ndarray], source: str, folder) -> np.ndarray:
+    """The maps of one source (``dd.masks.threshold.SOURCES``). ValueError names those that are stored."""
+    if source not in heat:
+        raise ValueError(
+            f"masks.source={source} is not stored in {folder}: it holds {', '.join(heat)}. "
+            f"Generate with diffusion.full_prompt={source.removeprefix('full_prompt_')}, or true for all"
+        )
+    return heat[source]

@@ -1,0 +1,266 @@
+"""Folders of images and masks as people have them: files found by stem, splits from lists or by a seeded share."""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from dd.store.provenance import differences, read_lines, read_own, sha256
+from dd.store.schemas import IDENTIFIED
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASKS = (".png", ".bmp", ".tif", ".tiff")  # no JPEG: it smears the ids
+HIDDEN = (".", "@eaDir", "__MACOSX")  # names that begin so: copies, thumbnails and trash of other programs
+
+
+class Files(dict):
+    """{path below a folder without suffix: file}; ``notes`` count what was passed over."""
+
+    def __init__(self, files=(), notes=()):
+        super().__init__(files)
+        self.notes = list(notes)
+
+
+def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """(files below ``folder``, those with a hidden name or in a hidden folder), sorted. Linked
+    folders are followed, each real folder once, under its own name where it has one here."""
+    top, found, hidden, seen, places = Path(folder), [], [], set(), [Path(folder)]
+    while places:
+        for place, folders, names in os.walk(places.pop(0)):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            links = [f for f in sorted(folders) if os.path.islink(os.path.join(place, f))]
+            places += [Path(place) / f for f in links]
+            for path in (Path(place) / name for name in names):
+                parts = path.relative_to(top).parts
+                (hidden if any(part.startswith(HIDDEN) for part in parts) else found).append(path)
+    return sorted(p for p in found if p.is_file()), sorted(p for p in hidden if p.is_file())
+
+
+def one_form(name: str) -> str:
+    """A name as it is compared: macOS writes letters and their marks apart (NFD), others as one
+    (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def index(
+    folder: str | Path, suffixes: tuple[str, ...], ending: str = "", beginning: str = ""
+) -> Files:  # fmt: skip
+    """Files of ``folder`` and the folders in it by their path without suffix, sorted. ``ending``
+    (``_mask``) and ``beginning`` (``gt_``) are taken off the name; files without them are left out.
+    Hidden files are passed over, and counted in the notes; what macOS lays beside files
+    (``._name``) is none of its own.
+
+    FileNotFoundError for no folder or no such file, ValueError for two files of one stem and for
+    names that are no UTF-8.
+    """
+    folder, found, seen = Path(folder), Files(), {}
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    files, hidden = walk(folder)
+    for path in files:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if path.suffix.lower() not in suffixes or (name := bare(name, beginning, ending)) is None:
+            continue
+        _check_name(path)
+        if (before := seen.setdefault(one_form(name), path)) != path:
+            raise ValueError(f"{before} and {path} have the same stem, by which it is found: rename one")
+        found[name] = path
+    if not found:
+        raise FileNotFoundError(f"no file {beginning}*{ending} with {', '.join(suffixes)} in {folder}")
+    passed = [p for p in hidden if p.suffix.lower() in suffixes and not p.name.startswith("._")]
+    if passed:
+        found.notes.append(f"{len(passed)} hidden files in {folder} are passed over, such as {passed[0]}")
+    return found
+
+
+def bare(name: str, beginning: str = "", ending: str = "") -> str | None:
+    """A path without suffix whose last part is freed of ``beginning`` and ``ending``; None if it
+    has not both."""
+    folder, slash, last = name.rpartition("/")
+    beginning, ending = one_form(beginning), one_form(ending)
+    if not beginning and not ending:
+        return name
+    last = one_form(last)
+    if not (last.startswith(beginning) and last.endswith(ending) and len(last) > len(beginning + ending)):
+        return None
+    return folder + slash + last[len(beginning) : len(last) - len(ending)]
+
+
+def _check_name(path: Path) -> None:
+    """ValueError for a name that cannot be written to lists and tables: bytes of another encoding, as old archives bring."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the name of {ascii(str(path))} is no UTF-8 (an old archive?): rename it") from None
+
+
+class Finder:
+    """Names as lists and exports write them (with or without suffix and folders, of any system) ->
+    ids of an index.
+
+    The written path and that of the id must be one the end of the other: cam1/a.jpg is not cam2/a,
+    but photos/a.jpg is a.
+    """
+
+    def __init__(self, ids):
+        self.ids, self.by_stem, self.named = {one_form(name): name for name in ids}, defaultdict(list), {}
+        for name in self.ids:
+            self.by_stem[PurePosixPath(name).name].append(name)
+
+    def __call__(self, written: str) -> str | None:
+        """None if there is no such id; ValueError if several have the name, or if two paths
+        would be one id."""
+        path = _written(written)
+        found = [i for i in self.by_stem[path.name] if _ends(path, PurePosixPath(i))]
+        inside = [i for i in found if len(PurePosixPath(i).parts) <= len(path.parts)]
+        found = [max(inside, key=len)] if inside else found
+        if len(found) > 1:
+            raise ValueError(f"{written!r} may be any of {', '.join(found[:5])}: write its folder too")
+        if not found:
+            return None
+        before = self.named.setdefault(found[0], path)
+        if not _ends(before, path):
+            raise ValueError(f"{before} and {path} are two files, and both would be the image {found[0]!r}")
+        return self.ids[found[0]]
+
+    def near(self, written: str) -> str:
+        """``written`` for a message, with the id of the same name that lies in another folder."""
+        others = self.by_stem[_written(written).name]
+        return f"{written!r} (another folder has {others[0]!r})" if others else repr(written)
+
+    def upload(self, written: str) -> str | None:
+        """As a call, of a name that Label Studio may have changed at the upload: eight signs and
+        a dash in front, blanks as _, other signs left out, no folder but its own. None where
+        several ids would be called so."""
+        folder, _, name = _written(written).as_posix().rpartition("/")
+        prefix = re.match(r"[0-9a-f]{8}-(?=.)", name)
+        own = re.search(r"(^|/)upload/\d+$", folder) or (prefix and folder in ("", "images"))
+        if not own:
+            return None
+        plain = _uploaded(name[prefix.end() :] if prefix else name)
+        found = [i for stem, ids in self.by_stem.items() if _uploaded(stem) == plain for i in ids]
+        return self.ids[found[0]] if len(found) == 1 else None
+
+
+def _written(text: str) -> PurePosixPath:
+    return PurePosixPath(without_suffix(one_form(str(text).strip().replace("\\", "/"))))
+
+
+def without_suffix(name: str) -> str:
+    """A path without the suffix of an image; other dots stay."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix.lower()}" in IMAGES else name
+
+
+def _ends(a: PurePosixPath, b: PurePosixPath) -> bool:
+    """Whether one of two paths is the end of the other."""
+    length = min(len(a.parts), len(b.parts))
+    return a.parts[-length:] == b.parts[-length:]
+
+
+def _uploaded(stem: str) -> str:
+    return re.sub(r"[^-\w.]", "", stem.strip().replace(" ", "_"))
+
+
+def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], list[str]]:
+    """({split: ids}, notes) from one text file for each split, an image a line; splits never share an image. What is
+    in no list is ``train`` if there is no list of that name."""
+    find, splits, owner = Finder(ids), {}, {}
+    for split, path in files.items():
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"split {split}: no file {path}")
+        lines = read_lines(path)
+        found = [find(line) for line in lines]
+        unknown = [find.near(line) for line, name in zip(lines, found, strict=True) if name is None]
+        if unknown or not lines:
+            what = f"{len(unknown)} of {len(lines)} lines name no labelled image, such as {', '.join(unknown[:5])}"
+            raise ValueError(f"split {split} ({path}): {what if lines else 'is empty'}")
+        shared = [name for name in found if owner.setdefault(name, split) != split]
+        if shared:
+            raise ValueError(f"splits {owner[shared[0]]} and {split} share {len(shared)} images, such as {shared[:5]}")
+        splits[split] = list(dict.fromkeys(found))
+    rest = sorted(set(ids) - owner.keys())
+    if "train" not in splits:
+        if not rest:
+            raise ValueError("the lists hold every labelled image: none is left for train")
+        return {"train": rest, **splits}, []
+    return splits, [f"{len(rest)} labelled images are in no split"] if rest else []
+
+
+def kept_splits(root: str | Path) -> dict[str, list[str]]:
+    """{split: ids} of a prepared data set; FileNotFoundError if there is none."""
+    folder = Path(root) / "ImageSets" / "Segmentation"
+    found = {p.stem: p.read_text(encoding="utf-8").splitlines() for p in sorted(folder.glob("*.txt"))}
+    if not found:
+        raise FileNotFoundError(f"{root} is no prepared data set: no lists in {folder}")
+    return found
+
+
+def grown_splits(
+    shares: dict[str, float], ids, seed: int, kept: dict[str, list[str]]
+) -> tuple[dict[str, list[str]], list[str]]:  # fmt: skip
+    """({split: ids}, notes) of a set that has grown: the images of ``kept`` {split: ids} stay where
+    they were, what is new is shared out (:func:`shared_splits`). ValueError if nothing of them is
+    left, or for a split that only one of both has."""
+    ids = set(ids)
+    old = {split: [name for name in names if name in ids] for split, names in kept.items()}
+    number, gone = sum(map(len, old.values())), sum(map(len, kept.values()))
+    if not number:
+        raise ValueError("none of the images of the earlier set is labelled here: is it another one?")
+    if kept.keys() != {"train", *shares}:
+        raise ValueError(
+            f"the earlier set has the splits {', '.join(kept)}, the shares make "
+            f"{', '.join(['train', *shares])}: give the same ones (--share SPLIT=PART)"
+        )
+    new = ids.difference(*old.values())
+    drawn = shared_splits(shares, new, seed) if len(new) > len(shares) else {"train": sorted(new)}
+    notes = [f"{len(new)} images are new, {number} stay in their splits"]
+    notes += [f"{gone - number} images of the earlier set are not labelled here"] if gone > number else []
+    return {split: sorted([*old[split], *drawn.get(split, [])]) for split in kept}, notes
+
+
+def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[str]]:
+    """{split: ids}: each split its share, the rest ``train``. By a hash of seed and id: a new image moves few others."""
+    ids, splits = sorted(ids), {}
+    if "train" in shares or any(not 0 < s < 1 for s in shares.values()) or sum(shares.values()) >= 1:
+        raise ValueError(
+            f"shares {shares}: expected parts of 1 for splits beside train, such as val=0.2, that leave it a rest"
+        )
+    order = sorted(ids, key=lambda name: sha256(f"{seed}/{name}".encode()))
+    for split, share in shares.items():
+        count = max(1, round(share * len(ids)))
+        splits[split], order = sorted(order[:count]), order[count:]
+    if not order or not all(splits.values()):
+        raise ValueError(f"{len(ids)} labelled images are too few for the shares {shares}")
+    return {"train": sorted(order), **splits}
+
+
+def writable_folder(folder) -> Path:
+    """The folder, made if need be. ValueError where a file is in its place, PermissionError if it cannot be written to."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"output: {folder} is a file, or lies below one; choose another folder with output=...") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"output: you may not write to {folder}; choose another folder with output=...")
+    return folder
+
+
+def output_folder(target, settings: str, identity: dict, what: str) -> Path:
+    """The folder, made, for results whose file ``settings`` names their ``identity``. PermissionError or ValueError for one
+    that cannot be written, FileExistsError for one that holds others. ``what``: the results, for messages."""
+    target = writable_folder(target)
+    there = read_own(target / settings, IDENTIFIED)["identity"] if (target / settings).is_file() else None
+    if there is None and any(path.name != ".lock" for path in target.iterdir()):
+        raise FileExistsError(f"output={target} holds files that are no {what}; choose a new or empty folder")
+    if there is not None and (lines := differences(there, identity)):
+        raise FileExistsError(
+            f"output={target} holds {what} that were made otherwise:\n  " + "\n  ".join(lines) + "\nNothing was changed. "
+            "Choose another folder with output=..., or remove this one"
+        )
+    return target

@@ -1,0 +1,157 @@
+"""Which real labels stand behind a result, what they decided, and the supervision class that
+follows.
+
+A *label set* is ``{"data": "shapes/tune", "labels": 128}``: so many labelled images of a split.
+With ``"seed"`` they are a draw of it (:func:`dd.data.datasets.choose_shots`: of one seed, fewer are
+among more), without it the whole list. A *choice* is a label set with ``"what"`` was chosen by
+looking at it."""
+
+import re
+
+TRAINED = ("real", "mixed")  # sources whose real images are trained on
+KEYS = {"data", "split", "labels"}
+FORM = "{data: shapes, split: tune, labels: 128} (seed: <number> too for a draw), a list of such, or null"
+
+
+def choices(what: str, given) -> list[dict]:
+    """The choices that a ``chosen_on`` of the configuration declares for ``what``: a label set in
+    the form of FORM, a list of them, or None. An empty list is a choice without a real label.
+    ValueError for another form."""
+    found = []
+    for one in given if isinstance(given, list) else [given] if given is not None else []:
+        if not _is_declared(one):
+            raise ValueError(f"chosen_on of {what}: got {one!r:.200}; expected {FORM}")
+        sets = label_set(f"{one['data']}/{one['split']}", one["labels"], one.get("seed"))
+        found.append({"what": what, **sets})
+    return found
+
+
+def _is_declared(one) -> bool:
+    if not isinstance(one, dict) or not KEYS <= one.keys() <= KEYS | {"seed"}:
+        return False
+    names = all(isinstance(one[key], str) and one[key] for key in ("data", "split"))
+    numbers = type(one["labels"]) is int and type(one.get("seed", 0)) is int
+    return names and numbers and one["labels"] >= 1
+
+
+def label_set(data: str, labels: int | None, seed: int | None = None) -> dict:
+    """``labels`` images of ``data`` ("shapes/tune"), drawn by ``seed``; None = the whole list."""
+    return {"data": data, "labels": labels} | ({} if seed is None else {"seed": seed})
+
+
+def declared(sets: list[dict]) -> list[dict]:
+    """Label sets in the form in which a configuration declares them, and :func:`choices` reads
+    them."""
+    found = []
+    for one in merged([{k: v for k, v in one.items() if k != "what"} for one in sets]):
+        data, _, split = one.pop("data").rpartition("/")
+        found.append({"data": data, "split": split, **one})
+    return found
+
+
+def override(key: str, sets: list[dict]) -> str:
+    """A Hydra override that declares label sets, in place of what was declared there: one word."""
+
+    def text(value) -> str:
+        plain = re.fullmatch(r"[\w./-]+", str(value))
+        return str(value) if plain else "'" + str(value).replace("'", r"\'") + "'"
+
+    pairs = ([f"{key}:{text(value)}" for key, value in one.items()] for one in declared(sets))
+    shown = ("{" + ",".join(each) + "}" for each in pairs)
+    return f"++{key}=[{','.join(shown)}]"
+
+
+def merged(*lists) -> list[dict]:
+    """Label sets or choices of several lists, each once, in order."""
+    found = []
+    for one in (one for each in lists for one in each or ()):
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def trained_labels(trained_on: dict | None) -> list[dict]:
+    """The label sets that were trained on: by a run itself, by the run it went on from, by the
+    teacher that labelled its synthetic images, and so on back. ``trained_on`` is run.json's."""
+    if not trained_on:
+        return []
+    found = []
+    if trained_on["source"] in TRAINED:
+        own = trained_on.get("real", trained_on)
+        images, shots = own.get("images"), trained_on.get("shots")
+        if type(shots) is int:
+            labels, seed = shots, trained_on.get("seed")
+        else:  # what was held out of them is counted: it judged the run
+            labels, seed = images and images + trained_on.get("hold_out", 0), None
+        data = trained_on.get("data") or own.get("root")
+        found.append(label_set(f"{data}/{own.get('split')}", labels, seed))
+    before = [*_teachers(trained_on), trained_on.get("after")]
+    return merged(found, *map(trained_labels, before))
+
+
+def real_labels(trained_on: dict | None) -> list:
+    """:func:`trained_labels` as the ``shots`` of these trainings: a number, or ``all``; [] =
+    none."""
+    if not trained_on:
+        return []
+    found = [trained_on.get("shots") or "all"] if trained_on["source"] in TRAINED else []
+    for teacher in _teachers(trained_on):
+        found += real_labels(teacher)
+    return found + real_labels(trained_on.get("after"))
+
+
+def _teachers(trained_on: dict) -> list[dict]:
+    """``trained_on`` of the runs that labelled the synthetic images of a training."""
+    parts = (trained_on, trained_on.get("synthetic", {}))
+    masks = [part.get("mask_settings") or {} for part in parts]
+    return [found for m in masks if (found := m.get("teacher", {}).get("trained_on"))]
+
+
+def behind(masks: dict) -> list[dict]:
+    """Label sets behind a mask set, of its masks.json (or the settings.json of predictions): those
+    that its teacher was trained on, and those that guided a choice."""
+    made = {"source": "synthetic", "mask_settings": masks.get("identity")}
+    return merged(trained_labels(made), masks.get("chosen_on"))
+
+
+def supervision(trained_on: dict, chosen: list[dict], before: str | None = None) -> str:
+    """Supervision class of a run. ``chosen``: the choices behind it, those of the runs and masks it
+    builds on included; ``before``: the class of the run it goes on from.
+
+    Real images alone are ``real``. ``A``: no real label chose anything, settings are published
+    constants or were chosen without one. Fine-tuning with real images keeps the class of its
+    synthetic start, since the column says what made the synthetic images (``trained_on`` tells how
+    many real ones followed); if its own settings were chosen by labels, A becomes ``B``. Other runs
+    are ``real`` if whole splits of real masks were trained on anywhere, ``B`` if a number of them
+    was or a label chose anything."""
+    if trained_on["source"] == "real":
+        return "B" if before == "A" and chosen else before or "real"
+    trained = real_labels(trained_on)
+    return "real" if "all" in trained else "B" if trained or chosen else "A"
+
+
+def distinct(sets: list[dict]) -> int | None:
+    """How many labelled images ``sets`` are together, each counted once: a whole list holds its
+    draws, of one seed the larger draw holds the smaller, draws of different seeds are counted as if
+    they shared none. None if a number is not known."""
+    by_data = {}
+    for one in sets:
+        draws = by_data.setdefault(one["data"], {})
+        if one["labels"] is None:
+            return None
+        draws[one.get("seed")] = max(draws.get(one.get("seed"), 0), one["labels"])
+    return sum(draws.get(None) or sum(draws.values()) for draws in by_data.values())
+
+
+def told(sets: list[dict]) -> str:
+    """Choices or label sets in words: "128 labels of a/tune (masks, learning_rate), 64 of
+    a/train"."""
+    by_set = {}
+    for one in sets:
+        what = by_set.setdefault((one["data"], one["labels"], one.get("seed")), [])
+        what += [one["what"]] if "what" in one and one["what"] not in what else []
+    parts = []
+    for (data, labels, _), what in by_set.items():
+        number = f"{'all' if labels is None else labels}{'' if parts else ' labels'}"
+        parts.append(f"{number} of {data}" + (f" ({', '.join(what)})" if what else ""))
+    return ", ".join(parts)

@@ -1,0 +1,198 @@
+"""One unit of a synthetic data set on disk: made, found finished, taken back. What every executor's worker does."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from dd.data.datasets import IMAGE_SUFFIXES, as_stored, encode_image, heat_bytes, read_image
+from dd.data.quality import sample_signals
+from dd.store.provenance import differences, is_temporary, read_own, sha256, write_atomic
+from dd.store.samples import Sample, append_records, each_record, record_line, sample_seed
+from dd.store.schemas import WHOLE_RUN
+
+FOLDERS = ("JPEGImages", "heat")
+WRITERS = 8  # threads that encode, hash and sync the files of a unit
+
+
+def read_run(folder: str | Path) -> dict:
+    """run.json of a synthetic data set; FileNotFoundError or ValueError say what is wrong with it."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a synthetic data set: no run.json. Make one with generate.py")
+    made = read_own(path, {}).get("identity")
+    if isinstance(made, dict) and "domain" in made:
+        raise ValueError(
+            f"{folder} is not a synthetic data set: its images are the scenes of {made['domain']!r}, made by python -m dd "
+            "prepare shapes (and again, if it is removed)"
+        )
+    run = read_own(path, WHOLE_RUN)
+    if run["identity"]["image_format"] not in IMAGE_SUFFIXES:
+        raise ValueError(f"{path} is damaged: it does not say what the data set is. Restore it from a copy")
+    return run
+
+
+def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
+    """Where image and heat of a sample lie."""
+    return Path(folder) / "JPEGImages" / f"{name}{suffix}", Path(folder) / "heat" / f"{name}.safetensors"
+
+
+def make_unit(
+    folder: Path, suffix: str, seed: int, redraw: int, tools: tuple, unit: list[Sample], worker: str
+) -> Callable[[], None]:
+    """Draw a unit; what is returned does the rest, image, heat and, last, the records of its samples, and may be called in
+    another thread. ``tools``: (generator, CLIP model or None); the other arguments are those of
+    :func:`dd.stages.synthesize.synthesize`.
+
+    Both models work here: torch keeps settings for each thread (flushing of denormals, the device), and memory that was
+    measured for one of them at a time would be used by both at once.
+    """
+    started, (generator, clip) = time.perf_counter(), tools
+    drawn = [
+        Drawn(sample, image, maps, {"attempt": min(len(faults), redraw)} | ({"faults": faults} if faults else {}))
+        for sample, image, maps, faults in _draw(generator, unit, seed, redraw)
+    ]
+    each = round((time.perf_counter() - started) / len(unit), 4)
+    if clip is not None:
+        drawn = _scored(drawn, suffix, clip)
+    return partial(_write_unit, folder, suffix, worker, drawn, each)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sample that is not written yet. ``image`` None: every attempt was bad; ``record``: what its record says of attempts;
+    ``encoded`` image and ``signals``: with a CLIP model, which sees the image as it will be stored."""
+
+    sample: Sample
+    image: np.ndarray | None
+    maps: dict
+    record: dict
+    encoded: bytes | None = None
+    signals: dict | None = None
+
+
+def _scored(drawn, suffix, clip) -> list[Drawn]:
+    with ThreadPoolExecutor(WRITERS) as pool:
+        encoded = list(pool.map(lambda d: d.image is not None and encode_image(d.image, suffix), drawn))
+    return [
+        replace(d, encoded=data, signals=_signals(d, clip, read_image(BytesIO(data)))) if data else d
+        for d, data in zip(drawn, encoded, strict=True)
+    ]
+
+
+def _signals(drawn, clip=None, image=None) -> dict:
+    return sample_signals(drawn.sample, as_stored(drawn.maps), clip, image)
+
+
+def _write_unit(folder, suffix, worker, drawn, each) -> None:
+    """Files, then their names, then the records that speak of them: a unit is done or it is not."""
+    with ThreadPoolExecutor(WRITERS) as pool:  # encoding and hashing leave the interpreter, syncing waits for the disk
+        written = list(pool.map(lambda d: {"failed": True} if d.image is None else _write(folder, suffix, d), drawn))
+    records = []
+    for d, found in zip(drawn, written, strict=True):
+        record = {"id": d.sample.id, "unit": d.sample.unit, **d.record, **found, "seconds": each}
+        if d.image is not None:
+            record["signals"] = d.signals or _signals(d)
+        records.append(record)
+    for name in FOLDERS:
+        _sync(folder / name)  # the names too are on the disk before a record speaks of them
+    append_records(folder, worker, records)
+
+
+def _write(folder, suffix, drawn) -> dict:
+    """Write image and heat of a sample; returns their hashes."""
+    description = {"classes": drawn.sample.classes, "powers": drawn.maps["class_prompt"].shape[1]}
+    contents = drawn.encoded or encode_image(drawn.image, suffix), heat_bytes(drawn.maps, description)
+    for path, data in zip(unit_files(folder, drawn.sample.id, suffix), contents, strict=True):
+        write_atomic(path, data)
+    return dict(zip(("image_sha256", "heat_sha256"), map(sha256, contents), strict=True))
+
+
+def _draw(generator, unit, seed, redraw):
+    """(sample, image, heat, faults of its bad attempts) of a unit; the image is None if every attempt was bad. Another attempt
+    is drawn alone, with the attempt's own seed: it depends on nothing but the sample."""
+    images, heat, faults = generator.generate(unit)
+    for sample, image, maps, fault in zip(unit, images, heat, faults, strict=True):
+        seen = []
+        while fault is not None:
+            seen.append(fault)
+            if len(seen) > redraw:
+                image = None
+                break
+            again = replace(sample, seed=sample_seed(seed, sample.id, attempt=len(seen)))
+            (image,), (maps,), (fault,) = generator.generate([again])
+        yield sample, image, maps, seen
+
+
+def _sync(folder):
+    if folder.is_dir():
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_tools(build, identity: dict, device: str) -> tuple:
+    """``build(device=device)`` for a worker process; ValueError unless its generator is the one the run was begun with."""
+    generator, clip = build(device=device)
+    lines = differences(identity, json.loads(json.dumps(generator.identity())))
+    if lines:
+        raise ValueError("the worker's generator is another one than the driver's:\n  " + "\n  ".join(lines))
+    return generator, clip
+
+
+def worker_died(folder: Path, suffix: str, unit: list[Sample], worker: str, pid: int) -> bool:
+    """Whether the unit was recorded before its worker died; if not, what is left of it is taken away."""
+    names, path = {s.id for s in unit}, folder / "records" / f"{worker}.jsonl"
+    if path.is_file() and names <= {r["id"] for r in each_record(path) if "error" not in r}:
+        return True
+    drop_records(folder, names, f"{worker}.jsonl")
+    for name in names:
+        for file in unit_files(folder, name, suffix):
+            file.with_name(f".{file.name}.{pid}.tmp").unlink(missing_ok=True)
+    return False
+
+
+def drop_records(folder: str | Path, names: set[str], pattern: str = "*.jsonl") -> None:
+    """Take the records of these samples, and torn lines, out of the files that hold some. Nobody may be writing them."""
+    for path in sorted((Path(folder) / "records").glob(pattern)):
+        with open(path, "rb") as file:
+            lines = sum(1 for _ in file)
+        kept = sum(record["id"] not in names for record in each_record(path))
+        if kept < lines:
+            write_atomic(path, (record_line(r) for r in each_record(path) if r["id"] not in names))
+        if not kept:
+            path.unlink()
+
+
+def present(folder: str | Path, suffix: str) -> set[str]:
+    """Ids whose image and heat are both there."""
+    images, heat = (
+        {e.name.removesuffix(end) for e in _entries(Path(folder) / name) if e.name.endswith(end)}
+        for name, end in zip(FOLDERS, (suffix, ".safetensors"), strict=True)
+    )
+    return images & heat
+
+
+def sweep_samples(folder: str | Path, names: set[str]) -> None:
+    """Remove the temporary files of the images and heat of ``names`` while others are at work (else:
+    :func:`dd.store.provenance.sweep`)."""
+    for place in FOLDERS:
+        for entry in _entries(Path(folder) / place):
+            if entry.name[1:].partition(".")[0] in names and is_temporary(entry.name):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _entries(folder: Path):
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as found:
+        yield from found

@@ -1,0 +1,34 @@
+"""Stable Diffusion through diffusers: load, generate with its attention observed, build, save. The only importer of
+diffusers."""
+
+import dd.generators.quiet  # noqa: F401 (before the others)
+from dd.generators.adapter import WEIGHTS, add_lora, noise_schedule, save_adapter
+from dd.generators.from_scratch import (
+    build_text_and_unet,
+    build_vae,
+    latent_scale,
+    load_vae,
+    save_pipeline,
+    train_tokenizer,
+    training_scheduler,
+)
+from dd.generators.loading import EMBEDDED
+from dd.generators.recorder import AttentionRecorder
+from dd.generators.stable_diffusion import StableDiffusion
+
+__all__ = [
+    "EMBEDDED",
+    "AttentionRecorder",
+    "StableDiffusion",
+    "WEIGHTS",
+    "add_lora",
+    "build_text_and_unet",
+    "build_vae",
+    "latent_scale",
+    "load_vae",
+    "noise_schedule",
+    "save_adapter",
+    "save_pipeline",
+    "train_tokenizer",
+    "training_scheduler",
+]

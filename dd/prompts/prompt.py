@@ -1,0 +1,226 @@
+"""Prompts: a caption, its classes, class-prompt appending, and where the class words stand in the tokens.
+
+Dataset Diffusion, section on text prompts: ``"<caption>; <class> <class> ..."`` beside a class prompt of the class words
+alone.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from dd.prompts.nouns import OTHER_MEANINGS, SEPARATOR, plurals
+from dd.store.names import is_text
+from dd.taxonomy import TAXONOMIES
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``text`` is what the image is generated from, ``class_prompt`` what the attention is read with.
+
+    ``classes`` in prompt order, without repeats: the order of the words in ``class_prompt``, which
+    may hold a class more than once (:func:`class_words`).
+    """
+
+    text: str
+    class_prompt: str
+    classes: tuple[str, ...]
+
+
+class Prompts(list):
+    """A list of :class:`Prompt`, with what happened on the way to it: ``dropped`` [{"reason", "filename", "caption"}], the
+    captions that were left out, and how many were ``trimmed``."""
+
+    def __init__(self, prompts=(), dropped=(), trimmed: int = 0):
+        super().__init__(prompts)
+        self.dropped, self.trimmed = list(dropped), trimmed
+
+
+def make_prompt(caption: str, classes, append: bool = True, repeat: bool = False) -> Prompt:
+    """Append the class words to a caption (unless it ends in them already) and make the class prompt.
+
+    Repeated classes count once; with ``repeat`` their words stand as often as they are given
+    ("person person sofa", as in the authors' prompts). ValueError for an empty caption, one that no
+    file can hold, or a prompt without classes.
+    """
+    mentions = list(classes)
+    caption, classes = caption.strip(), tuple(dict.fromkeys(mentions))
+    if not caption or not classes:
+        raise ValueError(f"a prompt needs a caption and at least one class, got caption {caption!r}, classes {classes}")
+    if not is_text(caption):
+        raise ValueError(f"caption {caption!r:.200}: expected text without a NUL and without half characters")
+    words = " ".join(mentions if repeat else classes)
+    head, semicolon, tail = caption.rpartition(";")
+    appended = bool(semicolon) and set(tail.split()) == set(words.split())
+    if append:
+        return Prompt(caption if appended else f"{caption}; {words}", words, classes)
+    return Prompt(head.strip() if appended else caption, words, classes)
+
+
+def class_words(class_prompt: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """``classes`` as often and in the order in which a class prompt names them; ``classes`` as they
+    are if it holds other words or has them in another order."""
+    either = "|".join(map(re.escape, sorted(classes, key=len, reverse=True)))
+    found = tuple(re.findall(rf"(?<!\S)(?:{either})(?!\S)", class_prompt))
+    whole = " ".join(found) == class_prompt and tuple(dict.fromkeys(found)) == tuple(classes)
+    return found if whole else classes
+
+
+def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
+    """Character span of each class name in ``text[start:stop]``; a name may be given more than once.
+
+    Where that is the class words and nothing else, they are counted off. Else a class stands where
+    its name or its plural is first a whole word, found as :class:`dd.prompts.nouns.ClassNouns` finds them:
+    the longest name first, so that no class is read inside the name of another ("dog" in "hot
+    dog"), be it one of ``classes``, of a built-in vocabulary, or a phrase that means something else
+    (OTHER_MEANINGS); where it stands nowhere else, inside these. ValueError names the classes that
+    the text does not hold.
+    """
+    stop = len(text) if stop is None else stop
+    if text[start:stop] == " ".join(classes):
+        ends = [start + len(" ".join(classes[: i + 1])) for i in range(len(classes))]
+        return [(end - len(name), end) for name, end in zip(classes, ends, strict=True)]
+    found: dict[str | None, tuple[int, int]] = {}
+    for hidden in (_phrases(), ()):
+        if found.keys() >= set(classes):
+            break
+        names, words = _finder(tuple(classes), hidden)
+        for match in words.finditer(text[:stop], start):
+            found.setdefault(names[match.lastindex - 1], match.span())
+    missing = [name for name in classes if name not in found]
+    if missing:
+        raise ValueError(
+            f"class {missing} is missing from its prompt {text[start:stop]!r}. Name the class in the "
+            "caption, or have class words appended (prompts.append=true) and, of the full prompt, "
+            "these read alone (diffusion.full_prompt=appended)"
+        )
+    return [found[name] for name in classes]
+
+
+@lru_cache(maxsize=1)
+def _phrases() -> tuple[str, ...]:
+    """Names of several words, and other meanings, in which a class may stand."""
+    names = [name for known in TAXONOMIES.values() for name in known.names]
+    return tuple(dict.fromkeys(name for name in (*names, *OTHER_MEANINGS) if " " in name))
+
+
+@lru_cache(maxsize=1024)
+def _finder(classes: tuple[str, ...], hidden: tuple[str, ...] = ()) -> tuple[list[str | None], re.Pattern]:
+    """(class of each group, pattern): a group for each name and plural, the longest first; None is
+    the class of ``hidden`` phrases."""
+    forms: dict[str, str | None] = {" ".join(re.split(SEPARATOR, name)).lower(): name for name in classes}
+    for name in classes:  # a name that is another's plural stays what it is
+        for form in plurals(name):
+            forms.setdefault(" ".join(re.split(SEPARATOR, form)).lower(), name)
+    for phrase in hidden:
+        for form in (phrase, *plurals(phrase)):
+            forms.setdefault(form.lower(), None)
+    longest = sorted(forms, key=len, reverse=True)
+    either = "|".join(f"({SEPARATOR.join(map(re.escape, form.split(' ')))})" for form in longest)
+    pattern = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)
+    return [forms[form] for form in longest], pattern
+
+
+def token_spans(text: str, classes, offsets, start: int = 0, stop: int | None = None) -> list[list[int]]:
+    """Token positions of each class, from the tokenizer's own character ``offsets`` [(begin, end), ...] of ``text`` (empty
+    spans are special tokens); the words are those of :func:`find_words`. Handles names of several
+    words and words of several tokens. A class that is given more than once has one list, of all its
+    words.
+
+    ValueError if a class word was cut off by the tokenizer's length limit.
+    """
+    spans = {name: [] for name in classes}
+    for name, (begin, end) in zip(classes, find_words(text, classes, start, stop), strict=True):
+        inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > begin]
+        if not inside or max(offsets[i][1] for i in inside) < end:
+            raise ValueError(
+                f"class {name!r} is cut off: the prompt {text!r} is longer than the text encoder's {len(offsets)} tokens. "
+                "Shorten the caption"
+            )
+        spans[name] += [i for i in inside if i not in spans[name]]
+    return list(spans.values())
+
+
+def appended_from(text: str, class_prompt: str) -> int:
+    """Where the appended class words begin in a prompt, 0 if they were not appended."""
+    head, separator, tail = text.rpartition("; ")
+    return len(head + separator) if separator and set(tail.split()) == set(class_prompt.split()) else 0
+
+
+def word_places(text: str, class_prompt: str) -> dict[str, tuple[int, int]]:
+    """Where the words of a prompt stand: ``caption`` (begin, end) and, if class words were appended
+    to it, these as ``appended``."""
+    start = appended_from(text, class_prompt)
+    if not start:
+        return {"caption": (0, len(text))}
+    return {"appended": (start, len(text)), "caption": (0, start - len("; "))}
+
+
+def check_classes(prompts: list[Prompt], taxonomy) -> list[Prompt]:
+    """All prompts as they came; ValueError for none at all or for a class outside the taxonomy."""
+    if not prompts:
+        raise ValueError("no prompts: the prompt file or template list is empty")
+    for i, prompt in enumerate(prompts):
+        unknown = [c for c in prompt.classes if c not in taxonomy.names]
+        if unknown:
+            raise ValueError(
+                f"prompt {i} ({prompt.text!r}): unknown class {unknown}; taxonomy {taxonomy.name!r} allows: "
+                + ", ".join(taxonomy.names)
+            )
+    return prompts
+
+
+def split_class_prompt(words: str, taxonomy) -> list[str]:
+    """Class names out of a class prompt such as ``"person dining table"``, the longest name first. ValueError for a word
+    that begins no class."""
+    tokens, names = words.split(), sorted((n.split() for n in taxonomy.names), key=len, reverse=True)
+    found, i = [], 0
+    while i < len(tokens):
+        match = next((n for n in names if tokens[i : i + len(n)] == n), None)
+        if match is None:
+            raise ValueError(f"unknown class at {' '.join(tokens[i:])!r}; allowed: {', '.join(taxonomy.names)}")
+        found.append(" ".join(match))
+        i += len(match)
+    return found
+
+
+def repeats(captions: list[tuple[str, ...]], at_least: int) -> list[int]:
+    """How often each caption, given by its classes, is repeated so that each class has ``at_least`` prompts.
+
+    The paper's balancing: ``max over its classes k of ceil(at_least / n_k)``, n_k = number of captions with class k.
+    """
+    number = Counter(name for classes in captions for name in set(classes))
+    return [max(-(-at_least // number[name]) for name in classes) for classes in captions]
+
+
+def trim_caption(prompt: Prompt, fits) -> Prompt | None:
+    """The prompt with words taken off the end of its caption until ``fits(text)``; appended class words stay.
+
+    None if one word of caption is still too much, or if a class that only the caption names would go.
+    """
+    start = appended_from(prompt.text, prompt.class_prompt)
+    caption, appended = (prompt.text[: start - 2], prompt.text[start - 2 :]) if start else (prompt.text, "")
+    kept = [] if appended else [name for name in prompt.classes if _names(caption, name)]
+    whole = [span for name in prompt.classes for span in _mentions(caption, name)]
+    for end in reversed([word.end() for word in re.finditer(r"\S+", caption)][:-1]):
+        if any(begin < end < stop for begin, stop in whole):  # between the words of a class name
+            continue
+        shorter = caption[:end].rstrip(" ,;:-")
+        if not shorter or not all(_names(shorter, name) for name in kept):
+            return None
+        if fits(shorter + appended):
+            return Prompt(shorter + appended, prompt.class_prompt, prompt.classes)
+    return None
+
+
+def _mentions(text: str, name: str) -> list[tuple[int, int]]:
+    """Spans of a class name in a caption, its plural too."""
+    words = r"[\s_-]+".join(map(re.escape, name.split()))
+    return [m.span() for m in re.finditer(rf"(?<!\w){words}\w*", text, re.IGNORECASE)]
+
+
+def _names(text: str, name: str) -> bool:
+    try:
+        return bool(find_words(text, [name]))
+    except ValueError:
+        return False

@@ -1,0 +1,337 @@
+"""Who made this and from what: hashes, versions, atomic files. No torch."""
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
+BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+
+SETTINGS = "settings.json"  # of a run that has begun
+CHECKSUM = "sha256_of_the_rest"  # the last key of a JSON file of ours
+SHOWN, MOST_SHOWN = 100, 1500  # characters of a value that is quoted, and of a line of an error
+MOST_NODES = 100_000  # values of a YAML file
+
+
+def sha256(data: bytes | memoryview | Path) -> str:
+    """Hexadecimal SHA-256 of bytes, or of a file read in pieces."""
+    if isinstance(data, bytes | memoryview):
+        return hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256()
+    with open(data, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint(value) -> str:
+    """SHA-256 of a plain value through canonical JSON: equal values, equal fingerprints."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return sha256(text.encode(errors="surrogatepass"))
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path in the same folder to write to: synced and renamed to ``path`` when the block ends well, removed when
+    it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:  # some systems sync only what is open for writing
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:  # a full disk, a signal: nothing half-written stays
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write names no file
+        raise
+
+
+def temporary_files(folder: str | Path) -> list[Path]:
+    """What writers that were killed have left (:func:`whole`) in a folder and below it, and what others write just now."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if is_temporary(name)]
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove the :func:`temporary_files` of a folder. Nobody else may be writing there: see :class:`dd.store.locks.Lock`."""
+    for path in temporary_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def sweep_beside(*paths: str | Path) -> None:
+    """Remove what writers of these files, and of no others, have left beside them and are gone: for a stage of one file,
+    that needs no lock."""
+    for path in map(Path, paths):
+        for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
+            if is_temporary(entry.name) and entry.name.startswith(f".{path.name}."):
+                process = int(entry.name.split(".")[-2])
+                if process == os.getpid() or not _alive(process):
+                    Path(entry.path).unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp") and name.split(".")[-2].isdecimal()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return True
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+
+
+def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
+    """Write a whole file or nothing (:func:`whole`). ``data`` may come in pieces."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        for piece in [data] if isinstance(data, bytes | str) else data:
+            file.write(piece.encode() if isinstance(piece, str) else piece)
+
+
+def write_json(path: str | Path, value) -> None:
+    """A JSON file of ours: the last key of an object is the checksum of the others, which :func:`read_json` looks at."""
+    plain = json.loads(json.dumps(value))  # as it is read: keys are texts, tuples lists
+    if isinstance(plain, dict):
+        plain[CHECKSUM] = fingerprint(plain)
+    write_atomic(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: Iterable) -> None:
+    """A table for spreadsheets: what one would take for a formula (a class named ``=1+1``) has a ' before it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_no_formula(cell) for cell in row] for row in rows)
+    write_atomic(path, text.getvalue())
+
+
+def _no_formula(cell):
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
+def decode(data: bytes, where) -> str:
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. ValueError names ``where``
+    it is of another encoding."""
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where} is no text in UTF-8 ({error.reason} at byte {error.start}; is it ANSI or Latin-1?): save it as UTF-8"
+        ) from None
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file that a person may have written (:func:`decode`), with ``\\n`` at the
+    ends of lines."""
+    return decode(Path(path).read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a list, without blanks around them and without empty ones."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def read_json(path: str | Path):
+    """Parse a JSON file; FileNotFoundError or ValueError name the file. ValueError too for one of
+    ours that is not as it was written: its checksum, which is not part of the result, is another."""
+    text = read_text(path)
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, numbers of 5,000 digits, lists in lists in lists
+        raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
+    if not isinstance(found, dict) or CHECKSUM not in found:
+        return found  # of others, or of an earlier version
+    recorded = found.pop(CHECKSUM)
+    if recorded != fingerprint(found):
+        raise ValueError(
+            f"{path} is damaged, or was edited: its content is not that of {CHECKSUM}, its last line. Restore it from a "
+            "copy, or make it again; of an edit that is meant, remove that line"
+        )
+    return found
+
+
+def read_yaml(path: str | Path):
+    """Parse a YAML file with plain values; FileNotFoundError or ValueError name the file. ValueError
+    too for one whose aliases stand for more than ``MOST_NODES`` values."""
+    data = Path(path).read_bytes()  # the library knows byte-order marks
+    try:
+        if _nodes(yaml.compose(data, yaml.SafeLoader), {}) > MOST_NODES:
+            raise ValueError(f"with its aliases (*name) it has more than {MOST_NODES:,} values; write them out, or fewer")
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
+
+
+def _nodes(node, known: dict) -> int:
+    """Values of a YAML document with each alias written out; ``known``: counts of what was seen."""
+    if node is None or not isinstance(node.value, list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # what holds itself has no end
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else [item])]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]
+
+
+def read_own(path: str | Path, schema: dict) -> dict:
+    """A JSON file of ours with all that its readers rely on (:func:`fault`); ValueError names what is not there."""
+    found = read_json(path)
+    if wrong := fault(found, schema):
+        raise ValueError(f"{path} is damaged: {wrong}. Restore it from a copy, or make it again")
+    return found
+
+
+def fault(value, schema, name: str = "") -> str | None:
+    """What of a parsed JSON value is not as ``schema`` says, None if all is.
+
+    A schema is a type (``float`` takes whole numbers, ``object`` anything), a tuple of schemas of which one must fit (None
+    for null), ``[schema of each item]``, or ``{key: schema}`` of an object that may have more keys: a key that ends with ``?``
+    may be missing, ``*`` stands for every key.
+    """
+    if isinstance(schema, tuple):
+        found = [fault(value, one, name) for one in schema]
+        return None if None in found else _expected(value, " or ".join(map(_kind, schema)), name)
+    if schema is None or isinstance(schema, type):
+        return None if _is(value, schema) else _expected(value, _kind(schema), name)
+    if not isinstance(value, type(schema)):
+        return _expected(value, _kind(schema), name)
+    if isinstance(schema, list):
+        parts = ((str(i), item, schema[0]) for i, item in enumerate(value))
+    elif "*" in schema:
+        parts = ((key, item, schema["*"]) for key, item in value.items())
+    else:
+        lacking = [key for key in schema if not key.endswith("?") and key not in value]
+        if lacking:
+            return f"{_dotted(name, lacking[0])} is missing"
+        wanted = ((key.removesuffix("?"), one) for key, one in schema.items())
+        parts = ((key, value[key], one) for key, one in wanted if key in value)
+    return next((found for key, item, one in parts if (found := fault(item, one, _dotted(name, key)))), None)
+
+
+def _is(value, kind) -> bool:
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return value is None if kind is None else isinstance(value, int | float if kind is float else kind)
+
+
+_KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    tuple: "a list",
+}
+
+
+def _kind(schema) -> str:
+    return "null" if schema is None else _KINDS[schema if isinstance(schema, type) else type(schema)]
+
+
+def _dotted(name: str, key: str) -> str:
+    return f"{name}.{key:.{SHOWN}}".removeprefix(".")
+
+
+def _expected(value, what: str, name: str) -> str:
+    return f"{name or 'the whole of it'} is {quoted(value)}, expected {what}"
+
+
+def quoted(value, limit: int = SHOWN) -> str:
+    """``repr`` of a value for a message, cut in its middle; of lists and objects their size alone."""
+    if isinstance(value, dict | list | tuple) and value:
+        return f"{_kind(type(value))} of {len(value):,}"
+    text = repr(value[: 2 * limit] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= limit else f"{text[: limit - 20]} ... {text[-10:]}"
+
+
+def shortened(message: str, limit: int = MOST_SHOWN, lines: int = 100) -> str:
+    """A message for a person: what it quotes of a file or a command line may have a million characters, or lines."""
+
+    def line(text):
+        left_out = len(text) - limit
+        middle = f" ... {left_out:,} characters ... "
+        return text if left_out <= 0 else text[: limit * 2 // 3] + middle + text[-(limit // 3) :]
+
+    shown = message.split("\n")
+    cut = [*shown[: lines - 10], f"... {len(shown) - lines:,} lines ...", *shown[-10:]] if len(shown) > lines else shown
+    return "\n".join(map(line, cut))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit(folder: str | Path = Path(__file__).parent) -> str:
+    """Commit of the checkout of ``folder`` (this package), with ``+`` when files differ from it; empty outside one."""
+    here = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run([*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+
+
+def made_by() -> dict:
+    """Versions, commit and command of this process: what run.json carries beside its settings."""
+    return {"versions": versions(), "git_commit": git_commit(), "command": " ".join(sys.argv)}
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every differing leaf of two nested dictionaries."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines
+
+
+def refuse_other(path: str | Path, identity: dict, what: str) -> None:
+    """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other settings; nothing is changed."""
+    if not Path(path).exists():
+        return
+    lines = differences(read_own(path, {"identity": dict})["identity"], identity)
+    if lines:
+        raise FileExistsError(
+            f"{what} {Path(path).parent} was made with other settings:\n  "
+            + "\n  ".join(lines)
+            + "\nNothing was changed. Choose another name (name=...), or remove the folder to make it anew."
+        )
+
+
+def finished_run(folder: str | Path, identity: dict) -> dict | None:
+    """run.json of a finished run, None where there is none yet; FileExistsError for a folder, finished or begun, of other
+    settings."""
+    folder = Path(folder)
+    for file in (folder / "run.json", folder / SETTINGS):
+        refuse_other(file, identity, "run")
+    return read_json(folder / "run.json") if (folder / "run.json").exists() else None

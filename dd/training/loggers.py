@@ -1,0 +1,273 @@
+"""Trackers of a run beside Lightning's metrics.csv: TensorBoard and MLflow here, W&B in its own module.
+
+What fails in a tracker never ends a training (:class:`Guarded`). Beside Lightning's interface a
+logger may offer ``begin(settings, trained_on, init_from)``, ``show(samples, class_names, step)``,
+``confusion(counts, class_names, step)``, ``table(samples, class_names, step)``, ``end(done,
+objective)`` and ``finish(failed)``; ``done`` is run.json. A step is the number of optimiser steps
+that are done, for numbers, pictures and objectives alike.
+"""
+
+import os
+import re
+import warnings
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from dd.store.provenance import fingerprint, read_own, write_json
+from dd.taxonomy import voc_palette
+
+CELL = 12  # pixels of a confusion matrix's cell
+PATIENCE = 3  # failures in a row of one method after which it is left alone: a server that is away costs minutes each time
+
+
+def data_sets(trained_on: dict) -> dict[str, dict]:
+    """{name: what is recorded of it} of the data sets behind a run's ``trained_on``: one, or two of mixed training."""
+    parts = [trained_on[k] for k in ("real", "synthetic") if isinstance(trained_on.get(k), dict)] or [trained_on]
+    keys = ("root", "split", "masks", "images", "shots", "mask_settings")
+    return {part["root"]: {k: part[k] for k in keys if k in part} for part in parts}
+
+
+def flat(node: dict, prefix: str = ""):
+    """(key, value) of everything in nested settings, keys joined by dots; what is no number, truth
+    value or text as text."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            simple = isinstance(value, bool | int | float | str)
+            yield f"{prefix}{key}", value if simple else str(value)
+
+
+def artifact_name(text: str) -> str:
+    """``text`` in the letters that W&B allows in names."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")
+
+
+def need(library: str, extra: str) -> None:
+    """ValueError with the extra to install if ``library`` is missing."""
+    if find_spec(library) is None:
+        raise ValueError(f'logger={extra} needs {library}, which is not installed: pip install -e ".[{extra}]"')
+
+
+class Guarded(Logger):
+    """A logger whose failures are one warning and nothing else. A method that fails :data:`PATIENCE` times in a row
+    is left alone."""
+
+    def __init__(self, logger):
+        super().__init__()
+        self.logger, self.kind = logger, type(logger).__name__
+        self._failures, self._warned = Counter(), False
+
+    def attempt(self, name: str, *args, **kwargs):
+        """The attribute ``name`` of the logger, or what it returns when called; None if it has none or fails."""
+        if self._failures[name] >= PATIENCE or not hasattr(type(self.logger), name):
+            return None
+        try:
+            value = getattr(self.logger, name)
+            value = value(*args, **kwargs) if callable(value) else value
+            self._failures[name] = 0
+            return value
+        except Exception as error:
+            self._failures[name] += 1
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"logger {self.kind} failed in {name} ({type(error).__name__}: {error}); the training goes on, "
+                    f"without it. It is tried again, up to {PATIENCE} times in a row",
+                    stacklevel=2,
+                )
+        return None
+
+    @property
+    def name(self):
+        return self.attempt("name")
+
+    @property
+    def version(self):
+        return self.attempt("version")
+
+    @property
+    def save_dir(self):
+        return self.attempt("save_dir")
+
+    @property
+    def log_dir(self):
+        return self.attempt("log_dir")
+
+    @property
+    def experiment(self):
+        return self.attempt("experiment")
+
+    def log_metrics(self, metrics, step=None):
+        """Lightning gives the index of the step, from 0 on."""
+        self.attempt("log_metrics", metrics, None if step is None else step + 1)
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        self.attempt("log_hyperparams", params, *args, **kwargs)
+
+    def log_graph(self, model, input_array=None):
+        self.attempt("log_graph", model, input_array)
+
+    def save(self):
+        self.attempt("save")
+
+    def finalize(self, status):
+        self.attempt("finalize", status)
+
+    def after_save_checkpoint(self, checkpoint_callback):
+        self.attempt("after_save_checkpoint", checkpoint_callback)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes, of those that train together."""
+    return rank_zero_only.rank == 0
+
+
+def tell(trainer, what: str, *args) -> None:
+    """Call ``begin``, ``show``, ``confusion``, ``table``, ``end`` or ``finish`` of each of a
+    trainer's loggers that has it."""
+    if is_main_process():
+        for logger in trainer.loggers:
+            logger.attempt(what, *args)
+
+
+def panel(sample) -> np.ndarray:
+    """Image, truth and prediction side by side in the palette's colours: uint8 [H, 3 W, 3]; 255 is light grey."""
+    palette = np.array(voc_palette(), np.uint8).reshape(256, 3)
+    coloured = [(sample.image * 0.4 + palette[m] * 0.6).astype(np.uint8) for m in (sample.truth, sample.prediction)]
+    return np.concatenate([sample.image, *coloured], 1)
+
+
+def confusion_picture(counts: np.ndarray, class_names) -> np.ndarray:
+    """A confusion matrix [K, K] (rows true, columns predicted) as uint8 [H, W, 3]: a cell is the
+    darker, the larger its share of the row, from white (none) to black (all of the pixels of this
+    class)."""
+    counts, font = np.asarray(counts, np.float64), ImageFont.load_default(10)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = int(np.ceil(max(font.getlength(name) for name in class_names))) + 6  # room for the names
+    cells = np.round(255 * (1 - shares)).astype(np.uint8).repeat(CELL, 0).repeat(CELL, 1)
+    size = side + len(cells)
+    page, names = Image.new("L", (size, size), 255), Image.new("L", (len(cells), side), 255)
+    page.paste(Image.fromarray(cells), (side, side))
+    for image, right in ((page, side - 3), (names, None)):
+        draw = ImageDraw.Draw(image)
+        for i, name in enumerate(class_names):
+            middle = CELL * i + CELL // 2
+            if right is not None:
+                draw.text((right, side + middle), name, 0, font, anchor="rm")
+            else:
+                line = Image.new("L", (side, CELL), 255)
+                ImageDraw.Draw(line).text((3, CELL // 2), name, 0, font, anchor="lm")
+                image.paste(line.rotate(90, expand=True), (CELL * i, 0))
+    page.paste(names, (side, 0))
+    return np.asarray(page.convert("RGB"))
+
+
+class TensorBoard(TensorBoardLogger):
+    """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run goes on there. Its table of
+    hyper-parameters is written at the end, with the objective."""
+
+    def __init__(self, save_dir: str):
+        need("tensorboard", "tensorboard")
+        super().__init__(save_dir, name="", version="tensorboard", default_hp_metric=False)
+        self._settings = {}
+
+    def begin(self, settings, trained_on, init_from):
+        self._settings = settings
+
+    def confusion(self, counts, class_names, step):
+        picture = confusion_picture(counts, class_names)
+        self.experiment.add_image("tune/confusion", picture, step, dataformats="HWC")
+
+    def end(self, done, objective):
+        from torch.utils.tensorboard.summary import hparams
+
+        metrics = {} if objective is None else {"objective": objective}
+        self.log_metrics(metrics, done["steps"])
+        for summary in hparams(dict(flat(self._settings)), metrics):
+            self.experiment._get_file_writer().add_summary(summary, done["steps"])
+        self.experiment.flush()
+
+    def show(self, samples, class_names, step):
+        for sample in samples:
+            self.experiment.add_image(f"tune/masks/{sample.id}", panel(sample), step, dataformats="HWC")
+
+
+class MLflow(MLFlowLogger):
+    """One MLflow run for each run folder: its id is kept in ``<save_dir>/mlflow.json``, so that a resumed run goes on in it.
+
+    ``tracking_uri``: a server or database; None = MLFLOW_TRACKING_URI, or files in the folder ``store``. No checkpoint is
+    copied.
+    """
+
+    def __init__(self, save_dir: str, store: str, experiment_name: str, run_name: str, tracking_uri: str | None = None):
+        need("mlflow", "mlflow")
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(store).resolve().as_uri()
+        _allow_files(uri)
+        self._folder, self._record = save_dir, Path(save_dir) / "mlflow.json"
+        known = read_own(self._record, {"run_id?": str}) if self._record.is_file() else {}
+        self._goes_on = known.get("tracking_uri") == uri
+        run_id = known["run_id"] if self._goes_on else None
+        super().__init__(experiment_name, run_name, uri, save_dir=store, run_id=run_id)
+
+    @property
+    def save_dir(self):
+        return self._folder
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        first = not self._initialized
+        client = super().experiment
+        if first:
+            client.update_run(self._run_id, status="RUNNING")
+            write_json(self._record, {"run_id": self._run_id, "tracking_uri": self._tracking_uri})
+        return client
+
+    @rank_zero_only
+    def log_hyperparams(self, params):
+        if not self._goes_on:  # MLflow refuses to change what was logged
+            super().log_hyperparams(params)
+
+    def begin(self, settings, trained_on, init_from):
+        self.log_hyperparams(settings)
+        for name, described in data_sets(trained_on).items():
+            self.experiment.set_tag(self.run_id, f"data.{artifact_name(name)}", fingerprint(described))
+
+    def show(self, samples, class_names, step):
+        for sample in samples:
+            path = f"masks/{artifact_name(sample.id)}/step_{step:07d}.png"
+            self.experiment.log_image(self.run_id, panel(sample), artifact_file=path)
+
+    def confusion(self, counts, class_names, step):
+        path, picture = f"confusion/step_{step:07d}.png", confusion_picture(counts, class_names)
+        self.experiment.log_image(self.run_id, picture, artifact_file=path)
+
+    def table(self, samples, class_names, step):
+        rows = {"step": step, "columns": ["id", "miou"], "data": [[s.id, s.miou] for s in samples]}
+        self.experiment.log_dict(self.run_id, rows, "samples.json")
+
+    def end(self, done, objective):
+        self.experiment.set_tag(self.run_id, "weights_sha256", done["weights_sha256"])
+        if objective is not None:
+            self.log_metrics({"objective": objective}, done["steps"])
+
+
+def _allow_files(uri: str) -> None:
+    if uri.startswith("file:"):  # MLflow 3 wants to be told that files are meant
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
+def mlflow_client(uri: str):
+    """What reads and writes the runs of an MLflow server, database or folder of files."""
+    from mlflow.tracking import MlflowClient
+
+    _allow_files(uri)
+    return MlflowClient(uri)

@@ -1,0 +1,168 @@
+"""Optuna: the space of a search and its study on disk. The only importer of optuna."""
+
+import csv
+import fcntl
+import inspect
+import io
+import json
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from dd.store.provenance import refuse_other, write_json
+from dd.store.samples import sample_seed
+
+SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
+PRUNERS = {
+    "median": "MedianPruner", "percentile": "PercentilePruner", "halving": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner", "none": "NopPruner",
+}  # fmt: skip
+FORMS = "{low: 1.0e-5, high: 1.0e-2, log: true}, {low: 1, high: 8, step: 1} or {choices: [a, b]}"
+
+
+def _optuna():
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise ValueError('stage=tune needs optuna, which is not installed: pip install -e ".[sweeps]"') from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def override(key: str, value) -> str:
+    """``key=value`` as Hydra reads it: bare words stay bare, everything else is written as JSON."""
+    bare = isinstance(value, str) and value and all(c.isalnum() or c in "_-./" for c in value)
+    return f"{key}={value if bare else json.dumps(value)}"
+
+
+def _distribution(key: str, spec):
+    """Optuna's distribution of one entry of a space; ValueError with the forms there are."""
+    d, wrong = _optuna().distributions, f"tune.space: {key}: {spec!r}"
+    if not isinstance(spec, dict) or not (
+        {"choices"} == set(spec) or {"low", "high"} <= set(spec) <= {"low", "high", "log", "step"}
+    ):
+        raise ValueError(f"{wrong}: expected {FORMS}")
+    if "choices" in spec:
+        if not isinstance(spec["choices"], list) or len(spec["choices"]) < 2:
+            raise ValueError(f"{wrong}: expected a list of at least two choices")
+        return d.CategoricalDistribution([override(key, c).partition("=")[2] for c in spec["choices"]])
+    low, high, log, step = (spec.get(k) for k in ("low", "high", "log", "step"))
+    if (
+        any(isinstance(n, bool) or not isinstance(n, int | float) for n in (low, high))
+        or not low < high
+        or log not in (None, True, False)
+    ):
+        raise ValueError(f"{wrong}: expected numbers low < high, and log: true or false")
+    whole = isinstance(low, int) and isinstance(high, int)
+    try:
+        if whole:
+            return d.IntDistribution(low, high, log=bool(log), step=1 if step is None else step)
+        return d.FloatDistribution(low, high, log=bool(log), step=step)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{wrong}: {error}") from None
+
+
+def distributions(space: dict) -> dict:
+    """{key: Optuna's distribution} of a search space; ValueError for an empty one and for entries of another form."""
+    if not isinstance(space, dict) or not space:
+        raise ValueError(f"tune.space={space!r}: expected keys of the configuration, each with {FORMS}")
+    return {key: _distribution(key, spec) for key, spec in space.items()}
+
+
+def corners(space: dict) -> list[list[str]]:
+    """Overrides that together hold every choice and both ends of every range: what must be accepted before a study begins."""
+    distributions(space)
+    values = {k: s["choices"] if "choices" in s else [s["low"], s["high"]] for k, s in space.items()}
+    return [[override(k, v[min(i, len(v) - 1)]) for k, v in values.items()] for i in range(max(map(len, values.values())))]
+
+
+def _chosen(table: dict, module, key: str, name: str, settings: dict):
+    if name not in table:
+        raise ValueError(f"tune.{key}={name!r}; allowed: {', '.join(table)}")
+    made = getattr(module, table[name])
+    try:
+        inspect.signature(made).bind(**settings)
+        return made(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"tune.{key}_settings={settings}: {error}; {name} takes {inspect.signature(made)}") from None
+
+
+@contextmanager
+def _locked(path: Path, wait: bool = True):
+    """Yields whether this process now holds the lock; a lock of a process that died is free."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class Study:
+    """An Optuna study in a folder: ``study.json`` (its settings), ``study.journal`` (its trials), a lock for each trial.
+
+    Workers are processes that opened the same folder. FileExistsError for a folder whose study has other settings.
+    """
+
+    def __init__(self, folder, identity: dict, space: dict, sampler: str, pruner: str, pruner_settings: dict, seed: int):
+        self.optuna, self.folder, self.space, self.seed = _optuna(), Path(folder), distributions(space), seed
+        self.sampler = lambda number: _chosen(
+            SAMPLERS, self.optuna.samplers, "sampler", sampler, {"seed": sample_seed(seed, f"trial={number}") % 2**32}
+        )
+        pruner = _chosen(PRUNERS, self.optuna.pruners, "pruner", pruner, pruner_settings)
+        journal, first = self.optuna.storages.journal, self.sampler(0)
+        refuse_other(self.folder / "study.json", identity, "study")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / ".study.lock"):
+            refuse_other(self.folder / "study.json", identity, "study")
+            write_json(self.folder / "study.json", {"identity": identity})
+            path = str(self.folder / "study.journal")
+            storage = self.optuna.storages.JournalStorage(
+                journal.JournalFileBackend(path, lock_obj=journal.JournalFileOpenLock(path))
+            )
+            self.study = self.optuna.create_study(
+                study_name="study", storage=storage, sampler=first, pruner=pruner, direction="maximize", load_if_exists=True
+            )  # fmt: skip
+
+    def trials(self, *states: str) -> list:
+        found = self.study.get_trials(deepcopy=False)
+        return [t for t in found if not states or t.state.name in states]
+
+    def next(self, number: int, held: ExitStack):
+        """A trial to train, its lock in ``held``: one whose worker died, else a new one; None when ``number`` trials are
+        complete, pruned or being trained by other workers."""
+        with _locked(self.folder / ".study.lock"):
+            for trial in self.trials("RUNNING"):
+                if not held.enter_context(_locked(self._lock(trial.number), wait=False)):
+                    continue
+                if trial.params.keys() == self.space.keys():
+                    return self.optuna.trial.Trial(self.study, trial._trial_id)
+                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)  # its worker died choosing its settings
+            if len(self.trials("COMPLETE", "PRUNED", "RUNNING")) >= number:
+                return None
+            # a stream for each trial: workers and later calls must not repeat each other's draws
+            self.study.sampler = self.sampler(len(self.trials()))
+            trial = self.study.ask(self.space)
+            held.enter_context(_locked(self._lock(trial.number)))
+            return trial
+
+    def _lock(self, number: int) -> Path:
+        return self.folder / f".trial={number}.lock"
+
+    def table(self) -> str:
+        """All trials as CSV."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["trial", "state", "objective", "last_step", *self.space, "error"])
+        for t in self.trials():
+            settings = [t.params.get(key) for key in self.space]
+            error = t.user_attrs.get("error", "")
+            rows.writerow(
+                [t.number, t.state.name.lower(), t.value, max(t.intermediate_values, default=None), *settings, error]
+            )
+        return text.getvalue()
+
+
+def overrides(settings: dict, space) -> list[str]:
+    """Hydra overrides of a trial's settings; those of a choice are kept as they were written."""
+    return [f"{k}={settings[k]}" if isinstance(settings[k], str) else override(k, settings[k]) for k in space]
