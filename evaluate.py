@@ -33,30 +33,55 @@ def run(cfg) -> float | None:
     if cfg.stage == "review":
         given = config.review_arguments(cfg)
         return print_review(given["target"], review(**given), given["number"])
-    folders = sorted(f for f in glob(str(cfg.run)) if _is_segmenter(Path(f, "run.json"))) if cfg.run else []
+    folders = (
+        sorted(f for f in glob(str(cfg.run)) if _is_segmenter(Path(f, "run.json")))
+        if cfg.run
+        else []
+    )
     if not folders:
-        raise FileNotFoundError(f"run={cfg.run}: no finished training run of a segmenter there (a folder with run.json)")
+        raise FileNotFoundError(
+            f"run={cfg.run}: no finished training run of a segmenter there (a folder with run.json)"
+        )
     seen = cfg.trusted, cfg.weights, config.plain(cfg)["scales"], cfg.flip
-    how = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")} | {"device": config.device(cfg)}
+    how = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")} | {
+        "device": config.device(cfg)
+    }
     if cfg.stage == "self_train":
         if len(folders) > 1:
-            raise ValueError(f"run={cfg.run}: a mask set has one teacher, got {len(folders)} runs; name one of them")
-        masks = self_train(cfg.synthetic, *config.trained_run(folders[0], *seen), cfg.mask_set, cfg.confidence, **how)
+            raise ValueError(
+                f"run={cfg.run}: a mask set has one teacher, got {len(folders)} runs; name one of "
+                "them"
+            )
+        masks = self_train(
+            cfg.synthetic,
+            *config.trained_run(folders[0], *seen),
+            cfg.mask_set,
+            cfg.confidence,
+            **how,
+        )
         return print(f"masks in {masks}")
     how["per_image"] = cfg.stage == "evaluate"  # an audit may be of a whole synthetic set
     (data, name), results = _data(cfg), {}
     if lost := data.unchecked():
-        print(f"not checked: whether {lost} of {len(data)} images are as they were (their set records no hashes)")
+        print(
+            f"not checked: whether {lost} of {len(data)} images are as they were (their set "
+            "records no hashes)"
+        )
     for folder in folders:
         trained, segmenter, views = config.trained_run(folder, *seen)
-        path = Path(folder, name, views.name, "metrics.json")  # augmented results lie below those of one view
+        path = Path(
+            folder, name, views.name, "metrics.json"
+        )  # augmented results lie below those of one view
         results[folder] = evaluate(path, trained, segmenter, data, views, **how)
         where = path.parent.relative_to(folder).as_posix()
         log_scores(folder, where, results[folder])
         if cfg.wandb:
             log_evaluation(folder, where, results[folder])
     what = f"{cfg.synthetic} masks" if cfg.stage == "audit" else f"{cfg.data.name}/{cfg.split}"
-    print_table(results, f"IoU on {what} ({data.split}, {len(data)} images{views.name and ', '}{views.name})")
+    print_table(
+        results,
+        f"IoU on {what} ({data.split}, {len(data)} images{views.name and ', '}{views.name})",
+    )
     return next(iter(results.values()))["miou"]
 
 

@@ -1,4 +1,4 @@
-"""Train a segmenter, the embedded generator, or an adapter of one.   python train.py experiment=shapes_synthetic"""
+"""Train a segmenter, a generator, or an adapter.   python train.py experiment=shapes_synthetic"""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,10 @@ def run(cfg) -> float | None:
     if cfg.stage not in STAGES:
         raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(STAGES)}")
     if config.debugged() and cfg.stage != "segmenter":
-        raise ValueError(f"debug={config.debugged()} tries the training of stage=segmenter; got stage={cfg.stage}")
+        raise ValueError(
+            f"debug={config.debugged()} tries the training of stage=segmenter; got "
+            f"stage={cfg.stage}"
+        )
     if cfg.stage == "text_to_image":
         parts = {k: config.plain(cfg[k]) for k in ("models", "autoencoder", "text_to_image")}
         folder, trainer = Path(cfg.output_root, cfg.name), config.trainer_factory(cfg)
@@ -40,9 +43,14 @@ def run(cfg) -> float | None:
         folder.mkdir(parents=True, exist_ok=True)
         with Lock(folder, hint="Generators of another name are trained beside it"):
             model = train_text_to_image(
-                folder, trainer, **parts, num_workers=cfg.num_workers, seed=cfg.seed,
-                init_from=cfg.init_from, trained_with=config.trainer_identity(cfg),
-            )  # fmt: skip
+                folder,
+                trainer,
+                **parts,
+                num_workers=cfg.num_workers,
+                seed=cfg.seed,
+                init_from=cfg.init_from,
+                trained_with=config.trainer_identity(cfg),
+            )
         return print(f"generator in {model}")
     stages = {"tune": search, "budget": label_budget, "segmenter": segmenter}
     return (stages | {"adapt_generator": adapt})[cfg.stage](cfg)
@@ -58,37 +66,63 @@ def adapt(cfg) -> None:
 
 
 def segmenter(cfg, report=None) -> float | None:
-    """Train a segmenter; returns its objective, mIoU on the tune split. ``report`` hears of each validation."""
+    """Train a segmenter; returns its objective, mIoU on the tune split. ``report`` hears of each
+    validation."""
     folder, trainers, failed = f"{cfg.output_root}/{cfg.name}", [], True
     images, tuning = config.training_sets(cfg)
     judging = config.judging_set(cfg, tuning)
     config.seed_everything(cfg.seed)
     network = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
     teacher, photos = config.self_training(cfg, len(images.taxonomy))
-    module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names), teacher=teacher)
+    module = config.instantiate(
+        cfg.optimizer,
+        segmenter=network,
+        class_names=list(images.taxonomy.all_names),
+        teacher=teacher,
+    )
     data = SegmentationData(
-        images, tuning, config.instantiate(cfg.transform), EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed,
+        images,
+        tuning,
+        config.instantiate(cfg.transform),
+        EvalTransform(cfg.scale),
+        cfg.batch_size,
+        cfg.num_workers,
+        cfg.seed,
         photos,
-    )  # fmt: skip
+    )
     if config.debugged():
         return try_out(cfg, module, data, network)
     identity, record = config.training_record(cfg, images, tuning, photos and photos[0], network)
 
     def make_trainer():
         if (lost := images.unchecked()) and is_main_process():
-            print(f"not checked: whether {lost} of {len(images)} images are as they were (their set records no hashes)")
+            print(
+                f"not checked: whether {lost} of {len(images)} images are as they were (their set "
+                "records no hashes)"
+            )
         trainers.append(config.trainer(cfg, tuning is not None, [Report(report)] if report else []))
         tell(trainers[0], "begin", config.plain(cfg), record["trained_on"], cfg.init_from)
         return trainers[0]
 
     try:
-        done, value = train(folder, module, data, make_trainer, identity, record, init_from=cfg.init_from), None
+        done, value = (
+            train(folder, module, data, make_trainer, identity, record, init_from=cfg.init_from),
+            None,
+        )
         if is_main_process():
             took = f"{done['steps']} steps in {done['seconds']:.0f} s"
-            print(f"{folder}: {took}" if trainers else f"{folder}: finished before ({took}), nothing to train")
+            print(
+                f"{folder}: {took}"
+                if trainers
+                else f"{folder}: finished before ({took}), nothing to train"
+            )
         if judging is not None and is_main_process():
             fill(network, load_weights(folder), folder)
-            how = {"device": config.device(cfg), "bf16": record["bf16"], "num_workers": cfg.num_workers}
+            how = {
+                "device": config.device(cfg),
+                "bf16": record["bf16"],
+                "num_workers": cfg.num_workers,
+            }
             value = objective(folder, network, judging, Views(cfg.scale), cfg.batch_size, **how)
             print(f"{folder}: mIoU {value:.2f} on {judging.split}, the objective")
         for trainer in trainers:
@@ -101,7 +135,8 @@ def segmenter(cfg, report=None) -> float | None:
 
 
 def try_out(cfg, module, data, network) -> None:
-    """A debug run: the training as it is set, whose folder is never a run's and from which nothing goes on."""
+    """A debug run: the training as it is set, whose folder is never a run's and from which
+    nothing goes on."""
     if cfg.init_from:
         fill(network, load_weights(cfg.init_from), f"init_from={cfg.init_from}")
     if config.debugged() == "overfit":
@@ -111,7 +146,10 @@ def try_out(cfg, module, data, network) -> None:
         fit(trainer, module, data, Path(folder, "last.ckpt"))
     found = {k: v for k, v in trainer.callback_metrics.items() if k in ("train/loss", "tune/miou")}
     shown = " ".join(f"{k}={float(v):.4g}" for k, v in found.items())
-    print(f"debug={config.debugged()}: {trainer.global_step} steps, {shown} ({cfg.output_root}/{cfg.name}; no run is kept)")
+    print(
+        f"debug={config.debugged()}: {trainer.global_step} steps, {shown} "
+        f"({cfg.output_root}/{cfg.name}; no run is kept)"
+    )
 
 
 def search(cfg) -> float:
@@ -121,7 +159,10 @@ def search(cfg) -> float:
     for corner in corners(space):
         config.trial(cfg, "trial=0", corner, check_only=True)
     how = {k: v for k, v in config.plain(cfg.tune).items() if k != "space"}
-    identity, labels = config.study_identity(cfg, space) | {"content": config.study_content(cfg)}, config.judged_labels(cfg)
+    identity, labels = (
+        config.study_identity(cfg, space) | {"content": config.study_content(cfg)},
+        config.judged_labels(cfg),
+    )
     keys = dict.fromkeys(key.rpartition(".")[2] for key in space)
     record = [override(f"chosen_on.{key}", labels) for key in keys]
 
@@ -131,15 +172,25 @@ def search(cfg) -> float:
 
     known = {"chosen_on": declared(labels), "record": record}
     best = tune(folder, train_trial, identity, space, **how, seed=cfg.seed, **known)
-    judges = f"{cfg.hold_out} images held out" if cfg.hold_out is not None else f"{cfg.data.name}/{cfg.data.tune_split}"
-    print(f"{folder}/best.yaml: mIoU {best['objective']:.2f} on {judges} with {' '.join(best['overrides'])}")
+    judges = (
+        f"{cfg.hold_out} images held out"
+        if cfg.hold_out is not None
+        else f"{cfg.data.name}/{cfg.data.tune_split}"
+    )
+    print(
+        f"{folder}/best.yaml: mIoU {best['objective']:.2f} on {judges} with "
+        f"{' '.join(best['overrides'])}"
+    )
     return best["objective"]
 
 
 def label_budget(cfg) -> None:
     """mIoU against the number of real labelled images, with and without synthetic ones."""
     plan, identity = config.budget_plan(cfg)
-    given, how = config.plain(cfg.budget), {"device": config.device(cfg), "num_workers": cfg.num_workers}
+    given, how = (
+        config.plain(cfg.budget),
+        {"device": config.device(cfg), "num_workers": cfg.num_workers},
+    )
 
     def train_job(job):
         part = config.budget_run(cfg, job, choices=plan.choices)
@@ -162,7 +213,17 @@ def label_budget(cfg) -> None:
         return {"miou": found["miou"], "num_images": found["num_images"], "per_image": stored}
 
     money, spent = Prices(**(given["prices"] or {})), config.generation_seconds(cfg)
-    budget(f"{cfg.output_root}/{cfg.name}", plan, train_job, judge, score, identity, money, given["targets"], spent)
+    budget(
+        f"{cfg.output_root}/{cfg.name}",
+        plan,
+        train_job,
+        judge,
+        score,
+        identity,
+        money,
+        given["targets"],
+        spent,
+    )
     print(f"{cfg.output_root}/{cfg.name}/budget.json")
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.attention
 
-Medians of triton.testing.do_bench over random queries and keys in float16, each added to a running sum; and the largest
-difference between the two. The last line is JSON.
+Medians of triton.testing.do_bench over random queries and keys in float16, each added to a running
+sum; and the largest difference between the two. The last line is JSON.
 """
 
 import argparse
@@ -39,17 +39,30 @@ def compare(samples: int, heads: int, pixels: int, keys: int, width: int) -> dic
 
     fused.mean_attention(q, k, scale, total, add=False)
     difference = (total - attention.mean_attention_by_heads(q, k, scale)).abs().max().item()
-    before, after = (triton.testing.do_bench(way, return_mode="median") for way in (slow, with_kernels))
-    return {"slow": round(before, 4), "fused": round(after, 4), "times": round(before / after, 2), "difference": difference}
+    before, after = (
+        triton.testing.do_bench(way, return_mode="median") for way in (slow, with_kernels)
+    )
+    return {
+        "slow": round(before, 4),
+        "fused": round(after, 4),
+        "times": round(before / after, 2),
+        "difference": difference,
+    }
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("the fused kernels run on a GPU alone; this machine has none that torch can use")
+        raise SystemExit(
+            "the fused kernels run on a GPU alone; this machine has none that torch can use"
+        )
     found = {name: compare(*layer) for name, layer in LAYERS.items()}
     for name, row in found.items():
-        print(f"{name:28} {row['slow']:8.3f} ms, fused {row['fused']:8.3f} ms, {row['times']:5.1f}x")
+        print(
+            f"{name:28} {row['slow']:8.3f} ms, fused {row['fused']:8.3f} ms, {row['times']:5.1f}x"
+        )
     print(json.dumps({"attention": found, **machine("cuda")}))
 
 

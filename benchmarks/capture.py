@@ -1,13 +1,16 @@
-"""What reading the attention costs: the plain pipeline, the same with capture, and one that keeps every map.
+"""What reading the attention costs: the plain pipeline, the same with capture, and one that keeps
+every map.
 
-    python -m benchmarks.capture [--models embedded sd15] [--batch 1 4] [--device cuda] [--dtype float16]
+    python -m benchmarks.capture [--models embedded sd15] [--batch 1 4] [--device cuda] [--dtype
+    float16]
 
-On a GPU whole generations of the models at their true sizes, without VAE slicing; on a CPU whole generations of the embedded
-model, and single guided steps of the large UNets. The variants take turns, ``--rounds`` times; a ratio is the median over the
-rounds of the ratio within a round; on a CPU in processor time of one thread, which other work on the machine disturbs
-less. ``unfused``: on a GPU, without dd.attention.fused. ``naive``: softmax written out in every layer, the mean over heads of
-each map up to 64x64 kept for each step. Peak memory, weights included: of the GPU's allocator, or all that the process held.
-The last line is JSON.
+On a GPU whole generations of the models at their true sizes, without VAE slicing; on a CPU whole
+generations of the embedded model, and single guided steps of the large UNets. The variants take
+turns, ``--rounds`` times; a ratio is the median over the rounds of the ratio within a round; on a
+CPU in processor time of one thread, which other work on the machine disturbs less. ``unfused``: on
+a GPU, without dd.attention.fused. ``naive``: softmax written out in every layer, the mean over
+heads of each map up to 64x64 kept for each step. Peak memory, weights included: of the GPU's
+allocator, or all that the process held. The last line is JSON.
 """
 
 import argparse
@@ -36,14 +39,18 @@ SIDES = {"sd15": (16, 32), "sd21": (16, 32), "sdxl": (32, 64)}
 
 
 class KeepEveryMap:
-    """An attention processor that writes the softmax out and keeps the mean over heads of each map, step by step."""
+    """An attention processor that writes the softmax out and keeps the mean over heads of each
+    map, step by step."""
 
     def __init__(self, kept: list):
         self.kept = kept
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        q, k, v = (
+            attn.head_to_batch_dim(x)
+            for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
         probabilities = attn.get_attention_scores(q, k, attention_mask)
         if hidden_states.shape[1] <= LARGEST**2:
             self.kept.append(probabilities.unflatten(0, (-1, attn.heads)).mean(1))
@@ -55,7 +62,9 @@ def naive(unet):
     kept = []
     before = unet.attn_processors
     if not all(isinstance(p, AttnProcessor2_0) for p in before.values()):
-        raise ValueError("the plain pipeline is expected to use torch's fused attention in every layer")
+        raise ValueError(
+            "the plain pipeline is expected to use torch's fused attention in every layer"
+        )
     unet.set_attn_processor(KeepEveryMap(kept))
     try:
         yield
@@ -75,9 +84,13 @@ def unfused():
 
 def build(model: str, device: str, dtype: str, steps: int) -> StableDiffusion:
     if model == "embedded":
-        return StableDiffusion(steps=steps, guidance=3.0, device=device, dtype=dtype, self_resolution=16)
+        return StableDiffusion(
+            steps=steps, guidance=3.0, device=device, dtype=dtype, self_resolution=16
+        )
     with tempfile.TemporaryDirectory() as folder:
-        return StableDiffusion(str(save(model, Path(folder), device)), steps=steps, device=device, dtype=dtype)
+        return StableDiffusion(
+            str(save(model, Path(folder), device)), steps=steps, device=device, dtype=dtype
+        )
 
 
 def generations(generator: StableDiffusion, batch: int) -> dict:
@@ -89,35 +102,44 @@ def generations(generator: StableDiffusion, batch: int) -> dict:
             generator.generate(plan, capture=capture)
 
     return {
-        "plain": lambda: run(nullcontext(), False), "capture": lambda: run(nullcontext(), True),
+        "plain": lambda: run(nullcontext(), False),
+        "capture": lambda: run(nullcontext(), True),
         **({"unfused": lambda: run(unfused(), True)} if generator.device != "cpu" else {}),
         "naive": lambda: run(naive(generator.unet), False),
-    }  # fmt: skip
+    }
 
 
 def single_steps(unet, model: str, batch: int, device: str) -> dict:
     """{variant: a function that does one guided step of a UNet}."""
     latent, width = unet.config.sample_size, unet.config.cross_attention_dim
     random = torch.Generator(device).manual_seed(0)
-    noise = torch.randn(2 * batch, 4, latent, latent, generator=random, device=device, dtype=unet.dtype)
+    noise = torch.randn(
+        2 * batch, 4, latent, latent, generator=random, device=device, dtype=unet.dtype
+    )
     states = torch.randn(2 * batch, 77, width, generator=random, device=device, dtype=unet.dtype)
     added = None
     if model == "sdxl":
-        added = {"text_embeds": torch.zeros(2 * batch, 1280).to(states), "time_ids": torch.ones(2 * batch, 6).to(states)}
+        added = {
+            "text_embeds": torch.zeros(2 * batch, 1280).to(states),
+            "time_ids": torch.ones(2 * batch, 6).to(states),
+        }
 
     def step(context):
         with torch.no_grad(), context:
-            unet(noise, torch.full((2 * batch,), 500, device=device), states, added_cond_kwargs=added)
+            unet(
+                noise, torch.full((2 * batch,), 500, device=device), states, added_cond_kwargs=added
+            )
 
     return {
         "plain": lambda: step(nullcontext()),
         "capture": lambda: step(AttentionRecorder(unet, states[:batch], *SIDES[model])),
         "naive": lambda: step(naive(unet)),
-    }  # fmt: skip
+    }
 
 
 def give_back(device: str) -> None:
-    """What is no longer used goes back to the system, or the next variant would be charged with it."""
+    """What is no longer used goes back to the system, or the next variant would be charged with
+    it."""
     if device == "cpu" and sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -145,36 +167,47 @@ def measure(variants: dict, rounds: int, device: str) -> dict:
                 peaks[name] = max(peaks.get(name, 0), peak_bytes(device))
     found = {}
     for name in variants:
-        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["plain"], strict=True))
+        ratio = statistics.median(
+            a / b for a, b in zip(seconds[name], seconds["plain"], strict=True)
+        )
         found[name] = {
-            "seconds": round(statistics.median(seconds[name]), 4), "time_over_plain": round(ratio, 4),
-            "peak_gb": round(peaks[name] / 1e9, 3), "peak_over_plain": round(peaks[name] / peaks["plain"], 4),
-        }  # fmt: skip
+            "seconds": round(statistics.median(seconds[name]), 4),
+            "time_over_plain": round(ratio, 4),
+            "peak_gb": round(peaks[name] / 1e9, 3),
+            "peak_over_plain": round(peaks[name] / peaks["plain"], 4),
+        }
     return found
 
 
 def profile(run, device: str) -> None:
     """The operations that take most of the time of ``run()``."""
     kind = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kind.CPU] if device == "cpu" else [kind.CPU, kind.CUDA]) as found:
+    with torch.profiler.profile(
+        activities=[kind.CPU] if device == "cpu" else [kind.CPU, kind.CUDA]
+    ) as found:
         run()
     key = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
     rows = sorted(found.key_averages(), key=lambda row: -getattr(row, key))
     total = sum(getattr(row, key) for row in rows)
     print(
-        "  of the time with capture: " + ", ".join(f"{row.key} {100 * getattr(row, key) / total:.1f} %" for row in rows[:10])
+        "  of the time with capture: "
+        + ", ".join(f"{row.key} {100 * getattr(row, key) / total:.1f} %" for row in rows[:10])
     )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", choices=["embedded", *SIDES])
     parser.add_argument("--batch", nargs="+", type=int)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--steps", type=int, help="of a whole generation")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--profile", action="store_true", help="print which operations take the time")
+    parser.add_argument(
+        "--profile", action="store_true", help="print which operations take the time"
+    )
     options = parser.parse_args()
     gpu = options.device != "cpu"
     models = options.models or (list(SIDES) if gpu else ["embedded", "sd15"])
@@ -185,19 +218,42 @@ def main():
     results = []
     for model in models:
         whole, steps = gpu or model == "embedded", options.steps or (25 if gpu else 20)
-        built = build(model, options.device, dtype, steps) if whole else build_unet(model, getattr(torch, dtype))
-        for batch in options.batch or ([1, 4, 16] if gpu else [1, 16] if model == "embedded" else [1]):
-            print(f"{model}, batch {batch}, {dtype}, {f'{steps} steps and decoding' if whole else 'one guided step'}")
-            variants = generations(built, batch) if whole else single_steps(built, model, batch, options.device)
+        built = (
+            build(model, options.device, dtype, steps)
+            if whole
+            else build_unet(model, getattr(torch, dtype))
+        )
+        for batch in options.batch or (
+            [1, 4, 16] if gpu else [1, 16] if model == "embedded" else [1]
+        ):
+            print(
+                f"{model}, batch {batch}, {dtype}, "
+                f"{f'{steps} steps and decoding' if whole else 'one guided step'}"
+            )
+            variants = (
+                generations(built, batch)
+                if whole
+                else single_steps(built, model, batch, options.device)
+            )
             found = measure(variants, options.rounds, options.device)
             if options.profile:
                 profile(variants["capture"], options.device)
             for name, row in found.items():
                 print(
-                    f"  {name:8} {row['seconds']:9.3f} s {row['time_over_plain']:7.3f}x   peak {row['peak_gb']:7.3f} GB "
+                    f"  {name:8} {row['seconds']:9.3f} s {row['time_over_plain']:7.3f}x   peak "
+                    f"{row['peak_gb']:7.3f} GB "
                     f"{row['peak_over_plain']:6.3f}x"
                 )
-            results.append({"model": model, "batch": batch, "dtype": dtype, "whole": whole, "steps": steps, **found})
+            results.append(
+                {
+                    "model": model,
+                    "batch": batch,
+                    "dtype": dtype,
+                    "whole": whole,
+                    "steps": steps,
+                    **found,
+                }
+            )
         del built, variants
     print(json.dumps({"capture": results, **machine(options.device)}))
 

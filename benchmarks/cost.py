@@ -1,14 +1,15 @@
-"""GPU-hours, disk and price of the paper's two reproductions, computed from the models' own operation counts.
+"""GPU-hours, disk and price of the paper's two reproductions, computed from the models' own
+operation counts.
 
     python -m benchmarks.cost [--tflops 100] [--float32 0.5] [--gpus 8] [--price 2]
 
-Nothing is run: the models are built without weights (meta device) at their published sizes and their multiplications are
-counted by torch, those of reading the attention too. The assumptions: ``--tflops`` is what a GPU
-sustains on such models in half precision (an A100's peak is 312; a third of the peak is what convolutions
-and attention of this size usually reach), ``--float32`` the share of it that is left in float32, in
-which segmenters are trained (an A100's peak there is 156, with the TF32 convolutions that are
-PyTorch's default).
-``--price``: of a GPU-hour, a placeholder for your own. The last line is JSON.
+Nothing is run: the models are built without weights (meta device) at their published sizes and
+their multiplications are counted by torch, those of reading the attention too. The assumptions:
+``--tflops`` is what a GPU sustains on such models in half precision (an A100's peak is 312; a third
+of the peak is what convolutions and attention of this size usually reach), ``--float32`` the share
+of it that is left in float32, in which segmenters are trained (an A100's peak there is 156, with
+the TF32 convolutions that are PyTorch's default). ``--price``: of a GPU-hour, a placeholder for
+your own. The last line is JSON.
 """
 
 import argparse
@@ -22,7 +23,10 @@ from benchmarks.full_size import UNETS, VAE
 from dd.generators import AttentionRecorder
 from dd.segmenters.mmsegmentation import DeepLabV3
 
-SETS = {"voc": (40_000, 20_000, 21, 1.4), "coco": (80_000, 40_000, 81, 2.0)}  # images, iterations, outputs, classes per image
+SETS = {
+    "voc": (40_000, 20_000, 21, 1.4),
+    "coco": (80_000, 40_000, 81, 2.0),
+}  # images, iterations, outputs, classes per image
 STEPS, FAST, BATCH, HEAT_BYTES, POWERS, JPEG_BYTES = 100, 25, 8, 32 * 32 * 4, 9, 110_000
 
 
@@ -34,8 +38,12 @@ def tera(run) -> float:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tflops", type=float, default=100, help="sustained TFLOP/s of one GPU in half precision")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tflops", type=float, default=100, help="sustained TFLOP/s of one GPU in half precision"
+    )
     parser.add_argument("--float32", type=float, default=0.5, help="share of --tflops in float32")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--price", type=float, default=2, help="of a GPU-hour")
@@ -48,14 +56,30 @@ def main():
         with AttentionRecorder(unet, text, 16, 32):
             capture = tera(lambda: unet(latents, torch.tensor(0, device="meta"), text)) - step
     parameters = sum(p.numel() for p in unet.parameters())
-    images_of = {n: n * (2 * step + capture) + decode for n in (STEPS, FAST)}  # guidance: each step sees the image twice
-    print(f"SD 2.1 base: UNet of {parameters / 1e6:.1f} M parameters; TFLOP: {step:.3f} a call, {decode:.2f} to decode")
-    print(f"reading the attention: {capture:.4f} TFLOP a step, {100 * capture / (2 * step):.1f} % of a step")
-    print("; ".join(f"an image of {n} steps with guidance: {tflop:.0f} TFLOP" for n, tflop in images_of.items()))
+    images_of = {
+        n: n * (2 * step + capture) + decode for n in (STEPS, FAST)
+    }  # guidance: each step sees the image twice
+    print(
+        f"SD 2.1 base: UNet of {parameters / 1e6:.1f} M parameters; TFLOP: {step:.3f} a call, "
+        f"{decode:.2f} to decode"
+    )
+    print(
+        f"reading the attention: {capture:.4f} TFLOP a step, {100 * capture / (2 * step):.1f} % "
+        "of a step"
+    )
+    print(
+        "; ".join(
+            f"an image of {n} steps with guidance: {tflop:.0f} TFLOP"
+            for n, tflop in images_of.items()
+        )
+    )
     result = {**vars(options), "unet_tflop": step}
     result |= {"capture_tflop": capture, "image_tflop": images_of, "sets": {}}
     for name, (images, iterations, outputs, classes) in SETS.items():
-        hours = {f"generate, {n} steps": images * tflop / options.tflops / 3600 for n, tflop in images_of.items()}
+        hours = {
+            f"generate, {n} steps": images * tflop / options.tflops / 3600
+            for n, tflop in images_of.items()
+        }
         for depth in (50, 101):
             segmenter = DeepLabV3(outputs, depth).to("meta").eval()
             forward = tera(lambda s=segmenter: s(torch.empty(1, 3, 512, 512, device="meta")))
@@ -66,7 +90,10 @@ def main():
         print(f"{name}: {images} images")
         for part, value in hours.items():
             on_all, price = value / options.gpus, value * options.price
-            print(f"  {part:20s} {value:7.1f} GPU-hours, {on_all:6.1f} h on {options.gpus} GPUs, price {price:7.0f}")
+            print(
+                f"  {part:20s} {value:7.1f} GPU-hours, {on_all:6.1f} h on {options.gpus} GPUs, "
+                f"price {price:7.0f}"
+            )
         print(f"  disk                 {disk:7.1f} GiB of images, heat and masks")
     print(json.dumps(result))
 

@@ -1,9 +1,12 @@
-"""What an exported segmenter gains: PyTorch and ONNX Runtime side by side on the CPU, turn by turn, in images per second.
+"""What an exported segmenter gains: PyTorch and ONNX Runtime side by side on the CPU, turn by turn,
+in images per second.
 
-    python -m benchmarks.deploy [--run FOLDER | --depth 18 --base-channels 32] [--size 128] [--batch 1] [--turns 10]
+    python -m benchmarks.deploy [--run FOLDER | --depth 18 --base-channels 32] [--size 128] [--batch
+    1] [--turns 10]
 
-Without a run: a DeepLabV3 with random weights, which is as fast. Both get the same resized images and give masks at that
-size; resizing the photograph is left out. The median of the turns counts. The last line is JSON.
+Without a run: a DeepLabV3 with random weights, which is as fast. Both get the same resized images
+and give masks at that size; resizing the photograph is left out. The median of the turns counts.
+The last line is JSON.
 """
 
 import argparse
@@ -21,14 +24,27 @@ from dd.deploy.onnx_model import Session, exported
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="a trained run instead of --depth, --base-channels and --classes")
-    for name, default in (("depth", 18), ("base-channels", 32), ("classes", 8), ("size", 128), ("batch", 1), ("turns", 10)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", help="a trained run instead of --depth, --base-channels and --classes"
+    )
+    for name, default in (
+        ("depth", 18),
+        ("base-channels", 32),
+        ("classes", 8),
+        ("size", 128),
+        ("batch", 1),
+        ("turns", 10),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     segmenter, what = chosen(options)
     session = Session(exported(segmenter, {}))
-    images = np.random.default_rng(0).integers(0, 256, (options.batch, 3, options.size, options.size), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (options.batch, 3, options.size, options.size), dtype=np.uint8
+    )
     size = (options.size, options.size)
 
     def with_torch():
@@ -45,15 +61,26 @@ def main():
             start = time.perf_counter()
             one()
             taken.append(time.perf_counter() - start)
-    rates = {one.__name__[5:]: options.batch / statistics.median(taken) for one, taken in seconds.items()}
+    rates = {
+        one.__name__[5:]: options.batch / statistics.median(taken) for one, taken in seconds.items()
+    }
     ratio = rates["onnx"] / rates["torch"]
-    print(f"PyTorch {rates['torch']:.2f} images/s, ONNX Runtime {rates['onnx']:.2f} images/s: {ratio:.2f} times as many")
+    print(
+        f"PyTorch {rates['torch']:.2f} images/s, ONNX Runtime {rates['onnx']:.2f} images/s: "
+        f"{ratio:.2f} times as many"
+    )
     found = {
-        "what": what, "size": options.size, "batch": options.batch, "turns": options.turns,
-        "pytorch_images_per_second": round(rates["torch"], 3), "onnx_images_per_second": round(rates["onnx"], 3),
-        "onnx_over_pytorch": round(ratio, 3), "same_pixels": round(same, 6),
-        "onnxruntime": version("onnxruntime"), **machine(),
-    }  # fmt: skip
+        "what": what,
+        "size": options.size,
+        "batch": options.batch,
+        "turns": options.turns,
+        "pytorch_images_per_second": round(rates["torch"], 3),
+        "onnx_images_per_second": round(rates["onnx"], 3),
+        "onnx_over_pytorch": round(ratio, 3),
+        "same_pixels": round(same, 6),
+        "onnxruntime": version("onnxruntime"),
+        **machine(),
+    }
     print(json.dumps(found))
 
 

@@ -1,15 +1,18 @@
-"""From prompts to files: the whole stage against the plain diffusers pipeline that only saves its images.
+"""From prompts to files: the whole stage against the plain diffusers pipeline that only saves its
+images.
 
-    python -m benchmarks.generate [--model embedded sd15] [--device cuda] [--dtype float16] [--images 64] [--batch 16]
+    python -m benchmarks.generate [--model embedded sd15] [--device cuda] [--dtype float16]
+    [--images 64] [--batch 16]
 
-``plain``: the pipeline called batch by batch, each image saved. ``ours``: the stage synthesize, with attention, heat, hashes,
-records and syncs; then the same with each option that makes the pixels no different beyond rounding, and with all of them.
-``in turns``: no unit is drawn while the one before is written. The rows take turns, ``--rounds`` times; on a CPU in processor
-time of one thread, and in wall time, which other work on the machine disturbs. ``writing alone``: how fast the stage is with
-512-px images that are already there (heat of up to three classes at 32x32, JPEG). ``played GPU``, on a CPU: the same images,
-but each batch comes only after the time that a GPU of ``--rate`` images a second takes, in which the processor is free;
-``plain`` waits and saves. Joules are those that the driver counted for the GPU (pynvml, where installed). The last line is
-JSON.
+``plain``: the pipeline called batch by batch, each image saved. ``ours``: the stage synthesize,
+with attention, heat, hashes, records and syncs; then the same with each option that makes the
+pixels no different beyond rounding, and with all of them. ``in turns``: no unit is drawn while the
+one before is written. The rows take turns, ``--rounds`` times; on a CPU in processor time of one
+thread, and in wall time, which other work on the machine disturbs. ``writing alone``: how fast the
+stage is with 512-px images that are already there (heat of up to three classes at 32x32, JPEG).
+``played GPU``, on a CPU: the same images, but each batch comes only after the time that a GPU of
+``--rate`` images a second takes, in which the processor is free; ``plain`` waits and saves. Joules
+are those that the driver counted for the GPU (pynvml, where installed). The last line is JSON.
 """
 
 import argparse
@@ -64,23 +67,32 @@ def plain(generator: StableDiffusion, number: int, batch: int, folder: Path, suf
     for first in range(0, number, batch):
         part = plan[first : first + batch]
         made = generator.pipe(
-            prompt=[s.prompt for s in part], generator=[torch.Generator("cpu").manual_seed(s.seed) for s in part],
-            num_inference_steps=generator.steps, guidance_scale=generator.guidance, height=generator.size,
+            prompt=[s.prompt for s in part],
+            generator=[torch.Generator("cpu").manual_seed(s.seed) for s in part],
+            num_inference_steps=generator.steps,
+            guidance_scale=generator.guidance,
+            height=generator.size,
             width=generator.size,
-        )  # fmt: skip
+        )
         for sample, image in zip(part, made.images, strict=True):
             image.save(folder / f"{sample.id}{suffix}", quality=95)
 
 
 class AlreadyThere:
-    """A generator that gives the same smooth 512-px images and heat of three classes again and again."""
+    """A generator that gives the same smooth 512-px images and heat of three classes again and
+    again."""
 
     terms, token_limit, device = {}, 77, "cpu"
 
     def __init__(self, batch: int):
         rng = np.random.default_rng(0)
         coarse = rng.integers(0, 256, (batch, 32, 32, 3), np.uint8)
-        self.images = np.stack([np.asarray(Image.fromarray(c).resize((512, 512), Image.Resampling.BICUBIC)) for c in coarse])
+        self.images = np.stack(
+            [
+                np.asarray(Image.fromarray(c).resize((512, 512), Image.Resampling.BICUBIC))
+                for c in coarse
+            ]
+        )
         self.heat = rng.random((3, 9, 32, 32)).astype(np.float32)
 
     def identity(self):
@@ -118,7 +130,8 @@ class PlayedGPU(AlreadyThere):
 
 
 def beside_gpu(folder: Path, batch: int, rate: float, rounds: int, images: int = 64) -> dict:
-    """Images a second of plain, ours and ours in turns with :class:`PlayedGPU`, and their medians over plain."""
+    """Images a second of plain, ours and ours in turns with :class:`PlayedGPU`, and their
+    medians over plain."""
     generator, classes = PlayedGPU(batch, rate), taxonomy("shapes")
 
     def save_only():
@@ -130,7 +143,18 @@ def beside_gpu(folder: Path, batch: int, rate: float, rounds: int, images: int =
                 Image.fromarray(image).save(folder / f"{sample.id}.jpg", quality=95)
 
     rows = {"plain": save_only} | {
-        row: partial(synthesize, folder, generator, prompts, classes, images, 0, batch, "jpg", executor=executor)
+        row: partial(
+            synthesize,
+            folder,
+            generator,
+            prompts,
+            classes,
+            images,
+            0,
+            batch,
+            "jpg",
+            executor=executor,
+        )
         for row, executor in (("ours", Local()), ("in turns", InTurns()))
     }
     taken = {row: [] for row in rows}
@@ -158,7 +182,9 @@ def joules(device: str) -> float | None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--model", choices=["embedded", "sd15", "sd21", "sdxl"])
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
@@ -170,17 +196,33 @@ def main():
     parser.add_argument("--options", nargs="*", default=list(OPTIONS), choices=OPTIONS)
     options = parser.parse_args()
     gpu = options.device != "cpu"
-    model, dtype = options.model or ("sd15" if gpu else "embedded"), options.dtype or ("float16" if gpu else "float32")
-    steps, clock = options.steps or (25 if gpu else 20), time.perf_counter if gpu else time.process_time
+    model, dtype = (
+        options.model or ("sd15" if gpu else "embedded"),
+        options.dtype or ("float16" if gpu else "float32"),
+    )
+    steps, clock = (
+        options.steps or (25 if gpu else 20),
+        time.perf_counter if gpu else time.process_time,
+    )
     torch.set_flush_denormal(True)
     if not gpu:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         root, suffix = Path(root), "png" if model == "embedded" else "jpg"
-        embedded = {"guidance": 3.0, "cross_resolution": 16, "self_resolution": 16} if model == "embedded" else {}
-        name = model if model == "embedded" else str(save(model, root / "checkpoint", options.device))
-        build = partial(StableDiffusion, name, steps=steps, device=options.device, dtype=dtype, **embedded)
-        generators = {"ours": build()} | {option: build(**{option: True}) for option in options.options}
+        embedded = (
+            {"guidance": 3.0, "cross_resolution": 16, "self_resolution": 16}
+            if model == "embedded"
+            else {}
+        )
+        name = (
+            model if model == "embedded" else str(save(model, root / "checkpoint", options.device))
+        )
+        build = partial(
+            StableDiffusion, name, steps=steps, device=options.device, dtype=dtype, **embedded
+        )
+        generators = {"ours": build()} | {
+            option: build(**{option: True}) for option in options.options
+        }
         if len(options.options) > 1:
             generators["all of them"] = build(**dict.fromkeys(options.options, True))
 
@@ -189,7 +231,11 @@ def main():
             synthesize(root / "set", generator, *given, executor=executor)
             assert len(read_plan(root / "set")) == options.images
 
-        rows = {"plain": lambda: plain(generators["ours"], options.images, options.batch, root / "set", f".{suffix}")}
+        rows = {
+            "plain": lambda: plain(
+                generators["ours"], options.images, options.batch, root / "set", f".{suffix}"
+            )
+        }
         rows |= {row: lambda g=generator: stage(g) for row, generator in generators.items()}
         rows["in turns"] = lambda: stage(generators["ours"], InTurns())
         seconds, walls, energy = ({row: [] for row in rows} for _ in range(3))
@@ -206,25 +252,41 @@ def main():
                 shutil.rmtree(root / "set")
         alone = round(writing(root / "set", options.batch))
         shutil.rmtree(root / "set")
-        played = {} if gpu else beside_gpu(root / "set", options.batch, options.rate, options.rounds)
+        played = (
+            {} if gpu else beside_gpu(root / "set", options.batch, options.rate, options.rounds)
+        )
     found = {}
     for row in rows:
         found[row] = over_plain(seconds["plain"], seconds[row], options.images)
         found[row]["wall"] = over_plain(walls["plain"], walls[row], options.images)
         if energy[row]:
-            found[row]["images_per_kwh"] = round(options.images / (statistics.median(energy[row]) / 3.6e6))
+            found[row]["images_per_kwh"] = round(
+                options.images / (statistics.median(energy[row]) / 3.6e6)
+            )
         text = f"{found[row]['images_per_kwh']:8} images/kWh" if energy[row] else ""
         for what, clocked in (("", found[row]), ("wall", found[row]["wall"])):
-            print(f"{row:18} {what:4} {clocked['images_per_second']:8.3f} images/s {clocked['over_plain']:7.3f}x {text}")
+            print(
+                f"{row:18} {what:4} {clocked['images_per_second']:8.3f} images/s "
+                f"{clocked['over_plain']:7.3f}x {text}"
+            )
     print(f"writing alone      {alone:8} images/s of 512 px")
     for row, made in played.items():
-        print(f"played GPU, {row:8} {made['images_per_second']:8.3f} images/s {made['over_plain']:7.3f}x")
+        print(
+            f"played GPU, {row:8} {made['images_per_second']:8.3f} images/s "
+            f"{made['over_plain']:7.3f}x"
+        )
     result = {
-        "played_gpu": {"rate": options.rate, **played}, "load": [round(load, 1) for load in os.getloadavg()],
-        "writing_images_per_second": alone, "model": model, "dtype": dtype, "steps": steps, "batch": options.batch,
-        "images": options.images, "generate": found,
+        "played_gpu": {"rate": options.rate, **played},
+        "load": [round(load, 1) for load in os.getloadavg()],
+        "writing_images_per_second": alone,
+        "model": model,
+        "dtype": dtype,
+        "steps": steps,
+        "batch": options.batch,
+        "images": options.images,
+        "generate": found,
         **machine(options.device),
-    }  # fmt: skip
+    }
     print(json.dumps(result))
 
 

@@ -1,10 +1,12 @@
-"""Masks per second from stored heat at 512x512, with one thread and with one for each core, for few and for many classes.
+"""Masks per second from stored heat at 512x512, with one thread and with one for each core, for few
+and for many classes.
 
     python -m benchmarks.label [--samples 400]
 
-The whole stage: heat read, masks made, PNG files written and synced. Heat of 9 powers at 32x32, one to three classes an
-image of a taxonomy of 8 or of 80 classes; the rows take turns. ``naive``: bicubic interpolation of the maps by torch, argmax
-and np.unique, one mask after the other. The last line is JSON.
+The whole stage: heat read, masks made, PNG files written and synced. Heat of 9 powers at 32x32, one
+to three classes an image of a taxonomy of 8 or of 80 classes; the rows take turns. ``naive``:
+bicubic interpolation of the maps by torch, argmax and np.unique, one mask after the other. The last
+line is JSON.
 """
 
 import argparse
@@ -32,7 +34,8 @@ SETTINGS = MaskSettings()
 
 
 def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]) -> Path:
-    """A synthetic set of ``number`` samples with ``classes`` in all and one of ``in_image`` in each; smooth random heat."""
+    """A synthetic set of ``number`` samples with ``classes`` in all and one of ``in_image`` in
+    each; smooth random heat."""
     rng, plan = np.random.default_rng(0), []
     names = [f"class {i}" for i in range(1, classes + 1)]
     for part in ("heat", "JPEGImages"):
@@ -41,13 +44,21 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
     for i in range(number):
         ids = tuple(int(v) for v in 1 + rng.permutation(classes)[: rng.choice(in_image)])
         chosen = tuple(names[v - 1] for v in ids)
-        plan.append(Sample(f"{i:06d}", "; ".join(chosen), " ".join(chosen), chosen, ids, seed=i, unit=i))
+        plan.append(
+            Sample(f"{i:06d}", "; ".join(chosen), " ".join(chosen), chosen, ids, seed=i, unit=i)
+        )
         coarse = torch.from_numpy(rng.random((len(ids) * POWERS, 1, 6, 6), np.float32))
-        heat = F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic").view(len(ids), POWERS, SIDE, SIDE)
+        heat = F.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic").view(
+            len(ids), POWERS, SIDE, SIDE
+        )
         save_file({"class_prompt": heat.numpy()}, folder / "heat" / f"{i:06d}.safetensors")
         (folder / "JPEGImages" / f"{i:06d}.png").write_bytes(picture)
     heat = lambda s: sha256(folder / "heat" / f"{s.id}.safetensors")  # noqa: E731
-    append_records(folder, "0", [{"id": s.id, "heat_sha256": heat(s), "image_sha256": sha256(picture)} for s in plan])
+    append_records(
+        folder,
+        "0",
+        [{"id": s.id, "heat_sha256": heat(s), "image_sha256": sha256(picture)} for s in plan],
+    )
     (folder / "plan.jsonl").write_text(plan_text(plan))
     generator = {
         "model": "benchmark",
@@ -57,9 +68,18 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
         "steps": 1,
         "guidance": 1.0,
     }
-    identity = {"taxonomy": {"name": "benchmark", "names": names}, "generator": generator, "image_format": ".png"}
+    identity = {
+        "taxonomy": {"name": "benchmark", "names": names},
+        "generator": generator,
+        "image_format": ".png",
+    }
     write_json(
-        folder / "run.json", {"identity": identity | {"plan_sha256": plan_sha256(plan)}, "command": "", "git_commit": ""}
+        folder / "run.json",
+        {
+            "identity": identity | {"plan_sha256": plan_sha256(plan)},
+            "command": "",
+            "git_commit": "",
+        },
     )
     return folder
 
@@ -67,8 +87,12 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
 def naive(folder: Path, target: Path) -> None:
     """The same files, as one would write it down."""
     for sample in read_plan(folder):
-        maps = torch.from_numpy(stored_heat(folder, sample.id)["class_prompt"][:, SETTINGS.power].astype(np.float32))
-        scores = F.interpolate(normalise(maps)[None], size=(SIZE, SIZE), mode="bicubic", align_corners=False)[0]
+        maps = torch.from_numpy(
+            stored_heat(folder, sample.id)["class_prompt"][:, SETTINGS.power].astype(np.float32)
+        )
+        scores = F.interpolate(
+            normalise(maps)[None], size=(SIZE, SIZE), mode="bicubic", align_corners=False
+        )[0]
         best, which = scores.max(0)
         mask = torch.tensor(sample.class_ids, dtype=torch.uint8)[which]
         mask[best < SETTINGS.threshold] = 255
@@ -79,14 +103,19 @@ def naive(folder: Path, target: Path) -> None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     sets = {"few": (8, (1, 2, 3)), "many": (80, (1, 2, 3)), "crowded": (80, (8,))}
     with TemporaryDirectory() as root:
-        folders = {name: write_set(Path(root) / name, options.samples, *what) for name, what in sets.items()}
+        folders = {
+            name: write_set(Path(root) / name, options.samples, *what)
+            for name, what in sets.items()
+        }
 
         def stage(name, workers):
             shutil.rmtree(folders[name] / "masks", ignore_errors=True)
@@ -104,15 +133,21 @@ def main():
         for _ in range(options.rounds):
             for name, run in rows.items():
                 each[name].append(run())
-    speed = {name: round(options.samples / statistics.median(found), 1) for name, found in each.items()}
+    speed = {
+        name: round(options.samples / statistics.median(found), 1) for name, found in each.items()
+    }
     for name, found in speed.items():
         print(f"{name:40} {found:8.1f} masks/s")
     one, all_cores, many = (list(speed.values())[i] for i in (1, 2, 3))
     result = {
-        "masks_per_second": speed, "over_naive": round(one / speed["naive, 1 thread"], 2),
-        "cores_over_one": round(all_cores / one, 2), "many_over_few_classes": round(many / all_cores, 2),
-        "samples": options.samples, "command": f"python -m benchmarks.label --samples {options.samples}", **machine(),
-    }  # fmt: skip
+        "masks_per_second": speed,
+        "over_naive": round(one / speed["naive, 1 thread"], 2),
+        "cores_over_one": round(all_cores / one, 2),
+        "many_over_few_classes": round(many / all_cores, 2),
+        "samples": options.samples,
+        "command": f"python -m benchmarks.label --samples {options.samples}",
+        **machine(),
+    }
     print(json.dumps(result))
 
 

@@ -1,10 +1,12 @@
-"""What plan, records, hashes and syncs cost beside generating: the stage synthesize against the bare generator, in one run.
+"""What plan, records, hashes and syncs cost beside generating: the stage synthesize against the
+bare generator, in one run.
 
     python -m benchmarks.overhead [--samples 128]
 
-The embedded generator, attention recorded, with the settings of experiment=shapes. The seconds inside the generator are
-counted while the stage runs; all that is left of its wall time is overhead. Encoding images and heat and their quality
-signals, which any program that keeps its images pays, are measured once more by themselves. The last line is JSON.
+The embedded generator, attention recorded, with the settings of experiment=shapes. The seconds
+inside the generator are counted while the stage runs; all that is left of its wall time is
+overhead. Encoding images and heat and their quality signals, which any program that keeps its
+images pays, are measured once more by themselves. The last line is JSON.
 """
 
 import argparse
@@ -46,12 +48,17 @@ class Timed:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=128)
     number = parser.parse_args().samples
     torch.set_flush_denormal(True)
     read_at = {"cross_resolution": 16, "self_resolution": 16}
-    generator, shapes = Timed(StableDiffusion(steps=20, guidance=3.0, full_prompt=True, **read_at)), taxonomy("shapes")
+    generator, shapes = (
+        Timed(StableDiffusion(steps=20, guidance=3.0, full_prompt=True, **read_at)),
+        taxonomy("shapes"),
+    )
     generator.generator.generate(make_plan(1))  # the first call is slower
     wanted = yaml.safe_load((Path(__file__).parents[1] / "conf/prompts/shapes.yaml").read_text())
     prompts = TemplatePrompts(**{k: v for k, v in wanted.items() if k != "_target_"})
@@ -69,12 +76,17 @@ def main():
         encoding = time.perf_counter() - start
     made = generator.seconds
     found = {
-        "samples": number, "seconds_generator": round(made, 2), "seconds_stage": round(whole, 2),
+        "samples": number,
+        "seconds_generator": round(made, 2),
+        "seconds_stage": round(whole, 2),
         "overhead_percent": round(100 * (whole - made) / made, 2),
         "of_which_encoding_and_signals_percent": round(100 * encoding / made, 2),
         "plan_records_hashes_syncs_percent": round(100 * (whole - made - encoding) / made, 2),
-    }  # fmt: skip
-    print(f"{number} images: {made:.1f} s in the generator, {whole:.1f} s in the stage, {encoding:.2f} s of it encoding")
+    }
+    print(
+        f"{number} images: {made:.1f} s in the generator, {whole:.1f} s in the stage, "
+        f"{encoding:.2f} s of it encoding"
+    )
     print(json.dumps(found))
 
 

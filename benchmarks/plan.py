@@ -2,7 +2,8 @@
 
     python benchmarks/plan.py [--samples 1000000]
 
-Half of the samples have records (as they are written, without quality signals). The last line is one JSON object.
+Half of the samples have records (as they are written, without quality signals). The last line is
+one JSON object.
 """
 
 import argparse
@@ -14,18 +15,31 @@ from pathlib import Path
 
 from dd.prompts.prompt import make_prompt
 from dd.store.provenance import write_atomic
-from dd.store.samples import append_records, make_plan, open_units, outcomes, plan_lines, plan_sha256, read_plan
+from dd.store.samples import (
+    append_records,
+    make_plan,
+    open_units,
+    outcomes,
+    plan_lines,
+    plan_sha256,
+    read_plan,
+)
 from dd.taxonomy import Taxonomy
 
 UNIT = 32
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=1_000_000)
     number, seconds = parser.parse_args().samples, {}
     taxonomy = Taxonomy("pets", ["cat", "dog", "cow", "guinea pig"])
-    prompts = [make_prompt(f"a photo of something on a table in a room, {i % 40_000}", ["cat", "dog"]) for i in range(number)]
+    prompts = [
+        make_prompt(f"a photo of something on a table in a room, {i % 40_000}", ["cat", "dog"])
+        for i in range(number)
+    ]
 
     def timed(name, call):
         start = time.perf_counter()
@@ -41,13 +55,26 @@ def main():
         timed("freeze", lambda: write_atomic(Path(folder) / "plan.jsonl", plan_lines(plan)))
         record = {"attempt": 0, "image_sha256": "0" * 64, "heat_sha256": "1" * 64, "seconds": 1.0}
         for start in range(0, number // 2, 10_000):
-            append_records(folder, "0", [{"id": s.id, "unit": s.unit, **record} for s in plan[start : start + 10_000]])
+            append_records(
+                folder,
+                "0",
+                [{"id": s.id, "unit": s.unit, **record} for s in plan[start : start + 10_000]],
+            )
         plan = None
         plan = timed("open", lambda: read_plan(folder))
         found = timed("read records", lambda: outcomes(folder))
         todo = timed("find open units", lambda: open_units(plan, found))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"samples": number, "open_units": len(todo), "seconds": seconds, "peak_gib": round(memory, 2)}))
+    print(
+        json.dumps(
+            {
+                "samples": number,
+                "open_units": len(todo),
+                "seconds": seconds,
+                "peak_gib": round(memory, 2),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

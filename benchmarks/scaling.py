@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling [--workers 1 2] [--samples 1000 10000 100000] [--classes 8 80 254]
 
-``workers``: images per second of the embedded generator with 1, 2, ... worker processes of one thread each. ``samples``: a
-generator that makes nothing (8x8 images, no model) shows what plan, records and files cost: seconds and peak memory of a run,
-of finding out that it is complete, and of its masks. ``classes``: the same with taxonomies of other sizes. The last line is
-JSON.
+``workers``: images per second of the embedded generator with 1, 2, ... worker processes of one
+thread each. ``samples``: a generator that makes nothing (8x8 images, no model) shows what plan,
+records and files cost: seconds and peak memory of a run, of finding out that it is complete, and of
+its masks. ``classes``: the same with taxonomies of other sizes. The last line is JSON.
 """
 
 import argparse
@@ -41,7 +41,9 @@ class Nothing:
     terms, token_limit, device = {}, 77, "cpu"
 
     def identity(self):
-        return dict.fromkeys(("model", "revision", "weights_sha256", "scheduler", "steps", "guidance"), "none")
+        return dict.fromkeys(
+            ("model", "revision", "weights_sha256", "scheduler", "steps", "guidance"), "none"
+        )
 
     def token_count(self, text):
         return len(text.split())
@@ -52,7 +54,11 @@ class Nothing:
     def generate(self, samples):
         images = np.zeros((len(samples), 8, 8, 3), np.uint8)
         heat = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8) / 64
-        return images, [{"class_prompt": heat.repeat(len(s.classes), 0)} for s in samples], [None] * len(samples)
+        return (
+            images,
+            [{"class_prompt": heat.repeat(len(s.classes), 0)} for s in samples],
+            [None] * len(samples),
+        )
 
 
 def embedded(device):
@@ -66,11 +72,22 @@ def workers(counts: list[int], images: int, root: Path) -> list[dict]:
     for count in counts:
         started = time.perf_counter()
         how = {"executor": Local(count, spawn=True), "build": embedded}
-        made = synthesize(root / "set", generator, shapes_prompts, taxonomy("shapes"), images, 0, 4, "png", **how)
-        rows.append({"workers": count, "seconds": round(time.perf_counter() - started, 1), "made": made["made_now"]})
+        made = synthesize(
+            root / "set", generator, shapes_prompts, taxonomy("shapes"), images, 0, 4, "png", **how
+        )
+        rows.append(
+            {
+                "workers": count,
+                "seconds": round(time.perf_counter() - started, 1),
+                "made": made["made_now"],
+            }
+        )
         shutil.rmtree(root / "set")
         rows[-1]["over_one"] = round(rows[0]["seconds"] / rows[-1]["seconds"], 2)
-        print(f"{count} workers: {rows[-1]['seconds']:.1f} s for {images} images, start included; {rows[-1]['over_one']:.2f}x")
+        print(
+            f"{count} workers: {rows[-1]['seconds']:.1f} s for {images} images, start included; "
+            f"{rows[-1]['over_one']:.2f}x"
+        )
     return rows
 
 
@@ -86,17 +103,21 @@ def simulate(number: int, classes: Taxonomy, root: Path) -> dict:
 
     row = {"samples": number, "classes": len(classes.names)}
     for what, work in (
-        ("make", run), ("find complete", run), ("masks", lambda: label(root / "set", MaskSettings(0))),
-    ):  # fmt: skip
+        ("make", run),
+        ("find complete", run),
+        ("masks", lambda: label(root / "set", MaskSettings(0))),
+    ):
         reset_peak()
         before, started = peak_bytes(), time.perf_counter()
         work()
         row[what] = {
-            "seconds": round(time.perf_counter() - started, 2), "peak_mb_above_start": round((peak_bytes() - before) / 1e6),
-        }  # fmt: skip
+            "seconds": round(time.perf_counter() - started, 2),
+            "peak_mb_above_start": round((peak_bytes() - before) / 1e6),
+        }
     shutil.rmtree(root / "set")
     text = ", ".join(
-        f"{what} {1e6 * row[what]['seconds'] / number:.0f} us a sample and {row[what]['peak_mb_above_start']} MB"
+        f"{what} {1e6 * row[what]['seconds'] / number:.0f} us a sample and "
+        f"{row[what]['peak_mb_above_start']} MB"
         for what in ("make", "find complete", "masks")
     )
     print(f"{number} samples, {row['classes']} classes: {text}", flush=True)
@@ -104,7 +125,9 @@ def simulate(number: int, classes: Taxonomy, root: Path) -> dict:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", nargs="*", type=int, default=[1, os.cpu_count()])
     parser.add_argument("--images", type=int, default=64, help="for the rows of workers")
     parser.add_argument("--samples", nargs="*", type=int, default=[1000, 10_000, 100_000])
@@ -115,7 +138,8 @@ def main():
         result = {"workers": workers(options.workers, options.images, Path(root))}
         result["samples"] = [simulate(number, few, Path(root)) for number in options.samples]
         result["classes"] = [
-            simulate(2000, Taxonomy("many", tuple(f"class{i}" for i in range(n))), Path(root)) for n in options.classes
+            simulate(2000, Taxonomy("many", tuple(f"class{i}" for i in range(n))), Path(root))
+            for n in options.classes
         ]
     print(json.dumps({**result, **machine()}))
 

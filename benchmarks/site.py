@@ -1,9 +1,11 @@
-"""What each step without labels gains on the embedded example site: the runs of runs/site.sh -> benchmarks/results/site.json.
+"""What each step without labels gains on the embedded example site: the runs of runs/site.sh ->
+benchmarks/results/site.json.
 
     python -m benchmarks.site [--outputs outputs] [--data-root data] [--figure docs/site.png]
 
-mIoU on the test images of shapes_shift for each arm and seed; arms whose runs are not there are left out. ``--figure``:
-photographs, images of the plain and of the adapted generator for the same prompts, and what two segmenters see in photographs.
+mIoU on the test images of shapes_shift for each arm and seed; arms whose runs are not there are
+left out. ``--figure``: photographs, images of the plain and of the adapted generator for the same
+prompts, and what two segmenters see in photographs.
 """
 
 import argparse
@@ -25,7 +27,10 @@ RESULT = Path(__file__).parent / "results" / "site.json"
 ARMS = {  # name: (real labels, folder below outputs, runs of all seeds)
     "synthetic only": ("0", "shapes/synthetic/seed=*"),
     "adapted generator": ("0", "site/generator/seed=*"),
-    "adapted generator, self-training, a third of the steps": ("0", "site/generator_segmenter/seed=*"),
+    "adapted generator, self-training, a third of the steps": (
+        "0",
+        "site/generator_segmenter/seed=*",
+    ),
     "self-training on photographs": ("0", "site/segmenter/seed=*"),
     "as many steps more without photographs": ("0", "site/synthetic_longer/seed=*"),
     "self-training, a third of the steps": ("0", "site/segmenter_300/seed=*"),
@@ -49,32 +54,47 @@ def collect(outputs: Path) -> dict:
             path = folder / "eval" / SITE / "metrics.json"
             if path.is_file():
                 measured, run = read_json(path), read_json(folder / "run.json")
-                assert measured["weights_sha256"] == run["weights_sha256"], f"{path} is of another training"
+                assert measured["weights_sha256"] == run["weights_sha256"], (
+                    f"{path} is of another training"
+                )
                 runs[str(run["trained_on"]["seed"])] = (measured["miou"], run["seconds"])
         if runs:
-            miou, seconds = ({seed: round(r[i], 2) for seed, r in sorted(runs.items())} for i in (0, 1))
+            miou, seconds = (
+                {seed: round(r[i], 2) for seed, r in sorted(runs.items())} for i in (0, 1)
+            )
             found[arm] = {"labels": labels, "miou": miou, "seconds": seconds}
     return found
 
 
 def figure(outputs: Path, data_root: Path) -> np.ndarray:
     """uint8 RGB [H, W, 3]."""
-    classes, shown = taxonomy("shapes"), SegmentationFolder(data_root / SITE, "tune", taxonomy("shapes"))
+    classes, shown = (
+        taxonomy("shapes"),
+        SegmentationFolder(data_root / SITE, "tune", taxonomy("shapes")),
+    )
     photos = [shown[i] for i in range(COLUMNS)]
     rows = {"photographs": [image for image, _ in photos]}
-    for name, folder in (("generator", "shapes"), ("adapted generator, the same prompts", "shapes_adapted")):
+    for name, folder in (
+        ("generator", "shapes"),
+        ("adapted generator, the same prompts", "shapes_adapted"),
+    ):
         images = SegmentationFolder(data_root / "synthetic" / folder, "train", classes)
         rows[name] = [images[i][0] for i in range(COLUMNS)]
     for name in ("synthetic only", "self-training on photographs"):
         predictor = Predictor(*trained_run(next(iter(sorted(outputs.glob(ARMS[name][1]))))))
         masks = predictor([image for image, _ in photos])
-        rows[name] = [overlay(image, mask, classes.palette) for (image, _), mask in zip(photos, masks, strict=True)]
+        rows[name] = [
+            overlay(image, mask, classes.palette)
+            for (image, _), mask in zip(photos, masks, strict=True)
+        ]
     rows["exact masks"] = [overlay(image, mask, classes.palette) for image, mask in photos]
     return contact_sheet(list(rows.values()), 2, row_labels=list(rows))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--figure", type=Path)

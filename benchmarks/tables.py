@@ -1,7 +1,8 @@
-"""Rewrite the result tables of README.md from benchmarks/results/: shapes.json (made by runs/shapes.sh) and
-shapes_budget.json (outputs/shapes_budget/budget.json of train.py experiment=shapes_budget), site.json (runs/site.sh).
+"""Rewrite the result tables of README.md from benchmarks/results/: shapes.json (made by
+runs/shapes.sh) and shapes_budget.json (outputs/shapes_budget/budget.json of train.py
+experiment=shapes_budget), site.json (runs/site.sh).
 
-python benchmarks/tables.py            # rewrites README.md between its markers, draws docs/label_budget.png
+python benchmarks/tables.py    # rewrites README.md between its markers, draws label_budget.png
 python benchmarks/tables.py --check    # exit 1 if README.md does not hold the numbers of the files
 """
 
@@ -79,7 +80,11 @@ def tables(summary: dict) -> str:
     """The markdown of the main table and, if there are any, of the ablations."""
     domains, seeds = list(summary["synthetic_only"]), summary["seeds"]
     parts = [(summary["shots_from"], summary)]
-    parts += [(k.removeprefix("shots_from_"), v) for k, v in summary.items() if k.startswith("shots_from_")]
+    parts += [
+        (k.removeprefix("shots_from_"), v)
+        for k, v in summary.items()
+        if k.startswith("shots_from_")
+    ]
     both = ("finetuned", "real_only")
     pairs = {
         (origin, k, d): tuple(of_seeds(part[arm][k][d], seeds) for arm in both)
@@ -96,7 +101,9 @@ def tables(summary: dict) -> str:
     rows.append(["synthetic only", "-", SUPERVISION, *alone, *nothing])
     for row in without_labels(summary):
         mious = [cell([run["miou"][d] for run in row["runs"]]) for d in domains]
-        rows.append(["synthetic only, no label chose anything", "-", row["supervision"], *mious, *nothing])
+        rows.append(
+            ["synthetic only, no label chose anything", "-", row["supervision"], *mious, *nothing]
+        )
     for origin, part in parts:
         for k in part["real_only"]:
             gains = [less.get((origin, k, d), "-") for d in domains]
@@ -107,9 +114,17 @@ def tables(summary: dict) -> str:
                 if k in part[arm]:
                     mious = [cell(part[arm][k][d]) for d in domains]
                     rows.append([name, origin, supervision, *mious, *last])
-    lines = [table(rows), "", f"Seeds {summary['seeds']}. Mask mIoU on noised real test scenes: {cell(summary['mask_miou'])}."]
+    lines = [
+        table(rows),
+        "",
+        f"Seeds {summary['seeds']}. Mask mIoU on noised real test scenes: "
+        f"{cell(summary['mask_miou'])}.",
+    ]
     if "mask_agreement" in summary:
-        lines[-1] += f" Agreement of the synthetic masks with the all-real segmenter: {cell(summary['mask_agreement'])}."
+        lines[-1] += (
+            " Agreement of the synthetic masks with the all-real segmenter: "
+            f"{cell(summary['mask_agreement'])}."
+        )
     if "ablations" in summary:
         lines += ["", table(ablations(summary, domains))]
     return "\n".join(lines)
@@ -129,7 +144,7 @@ def ablations(summary: dict, domains: list[str]) -> list[list[str]]:
         (name, d): (of_seeds(found[d], seeds), own[d])
         for name, found in summary["ablations"].items()
         for d in domains
-    }  # fmt: skip
+    }
     less = paired(pairs)
     masks = ("mask_miou", "mask_agreement")
     rows = [["synthetic only, with", "mask mIoU", "mask agreement"]]
@@ -205,26 +220,40 @@ def site_table(results: dict) -> str:
 
 
 def draw(study: dict, path: Path) -> None:
-    """mIoU against the number of real images, a panel for each domain, as a picture for the README."""
+    """mIoU against the number of real images, a panel for each domain, as a picture for the
+    README."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (domain, size) in zip(
-        figure.subplots(1, len(study["domains"]), sharey=True), study["domains"].items(), strict=True
+        figure.subplots(1, len(study["domains"]), sharey=True),
+        study["domains"].items(),
+        strict=True,
     ):
         curves = [c for c in study["curves"] if c["domain"] == domain]
         ticks = sorted({k for c in curves for k in c["k"]})
         for curve, marker, colour in zip(curves, "os^D", COLOURS, strict=False):
             x = [ticks.index(k) for k in curve["k"]]
             axes.errorbar(
-                x, curve["mean"], [sd or 0 for sd in curve["sd"]], label=curve["label"], marker=marker, color=colour, capsize=3
+                x,
+                curve["mean"],
+                [sd or 0 for sd in curve["sd"]],
+                label=curve["label"],
+                marker=marker,
+                color=colour,
+                capsize=3,
             )
         axes.set_xticks(range(len(ticks)), [f"all ({k})" if k == size else str(k) for k in ticks])
         axes.set(title=domain, xlabel="real images with hand-made masks")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("mIoU on test (%)")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        frameon=False,
+        loc="outside lower center",
+        ncols=4,
+    )
     figure.savefig(path, dpi=110)
 
 

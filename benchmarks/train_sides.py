@@ -1,5 +1,6 @@
-"""The two trainings that benchmarks/train.py compares, each in a process of its own: ours as train.py builds it, and
-mmsegmentation's Runner with its own configuration. They take turns: while one trains the other waits."""
+"""The two trainings that benchmarks/train.py compares, each in a process of its own: ours as
+train.py builds it, and mmsegmentation's Runner with its own configuration. They take turns:
+while one trains the other waits."""
 
 import sys
 import time
@@ -13,7 +14,10 @@ import torch
 
 from dd import config
 from dd.generators.memory import peak_bytes, reset_peak
-from dd.segmenters.mmsegmentation import CHANNELS, quiet_construction  # puts the placeholder for compiled operations in place
+from dd.segmenters.mmsegmentation import (
+    CHANNELS,
+    quiet_construction,
+)  # puts the placeholder for compiled operations in place
 from dd.segmenters.transforms import EvalTransform
 from dd.training.datamodule import SegmentationData
 from dd.training.fitting import Reseed
@@ -35,7 +39,8 @@ class Side:
 
 @dataclass
 class Setup:
-    """What all trainings share: ``data`` a VOC folder, ``turns`` of ``turn`` steps each, the first one not counted."""
+    """What all trainings share: ``data`` a VOC folder, ``turns`` of ``turn`` steps each, the
+    first one not counted."""
 
     data: str
     work: str
@@ -72,10 +77,17 @@ class Timed:
 
 
 class Turns:
-    """Waits for its turn before the first step and after each ``turn`` steps, and tells what the turn took."""
+    """Waits for its turn before the first step and after each ``turn`` steps, and tells what the
+    turn took."""
 
     def __init__(self, connection, setup: Setup):
-        self.connection, self.setup, self.loader, self.steps, self.losses = connection, setup, None, 0, []
+        self.connection, self.setup, self.loader, self.steps, self.losses = (
+            connection,
+            setup,
+            None,
+            0,
+            [],
+        )
 
     def begin(self, loader: Timed) -> None:
         self.loader = loader
@@ -89,7 +101,10 @@ class Turns:
             return
         if self.setup.device == "cuda":
             torch.cuda.synchronize()
-        told = {"seconds": time.perf_counter() - self.started, "waited": self.loader.seconds - self.waited}
+        told = {
+            "seconds": time.perf_counter() - self.started,
+            "waited": self.loader.seconds - self.waited,
+        }
         told |= {"peak_bytes": peak_bytes(self.setup.device), "loss": float(self.losses[-1])}
         self.connection.send(told)
         if self.steps < self.setup.turns * self.setup.turn:
@@ -108,7 +123,8 @@ class TimedData(SegmentationData):
 
 
 class TakeTurns(pl.Callback):
-    """Stands last, so that a step's average of the weights is part of the step. The step after the last turn is profiled."""
+    """Stands last, so that a step's average of the weights is part of the step. The step after
+    the last turn is profiled."""
 
     def __init__(self, turns: Turns, data: TimedData):
         self.turns, self.data, self.profiler = turns, data, None
@@ -128,22 +144,38 @@ class TakeTurns(pl.Callback):
 
 
 def ours(turns: Turns, side: Side, setup: Setup) -> list:
-    """Train by dd's parts as train.py puts them together; returns the profiler's first lines, if ``side`` is profiled."""
+    """Train by dd's parts as train.py puts them together; returns the profiler's first lines, if
+    ``side`` is profiled."""
     overrides = [
-        "experiment=voc_synthetic", "source=real", f"data.root={setup.data}", f"batch_size={setup.batch}",
-        f"num_workers={setup.workers}", f"scale={setup.size}", f"device={setup.device}", "segmenter.pretrained=null",
-        f"segmenter.depth={setup.depth}", f"trainer.max_steps={setup.steps(side)}", f"output_root={setup.work}",
-        f"name={side.name}", f"trainer.precision={'bf16-mixed' if side.bf16 else '32-true'}", "trainer.callbacks.last=null",
-        "trainer.enable_progress_bar=false", *side.overrides,
-    ]  # fmt: skip
+        "experiment=voc_synthetic",
+        "source=real",
+        f"data.root={setup.data}",
+        f"batch_size={setup.batch}",
+        f"num_workers={setup.workers}",
+        f"scale={setup.size}",
+        f"device={setup.device}",
+        "segmenter.pretrained=null",
+        f"segmenter.depth={setup.depth}",
+        f"trainer.max_steps={setup.steps(side)}",
+        f"output_root={setup.work}",
+        f"name={side.name}",
+        f"trainer.precision={'bf16-mixed' if side.bf16 else '32-true'}",
+        "trainer.callbacks.last=null",
+        "trainer.enable_progress_bar=false",
+        *side.overrides,
+    ]
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = hydra.compose("train", overrides)
     images, _ = config.training_sets(cfg)
     config.seed_everything(cfg.seed)
     network = config.instantiate(cfg.segmenter, num_classes=len(images.taxonomy))
-    module = config.instantiate(cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names))
+    module = config.instantiate(
+        cfg.optimizer, segmenter=network, class_names=list(images.taxonomy.all_names)
+    )
     transform = config.instantiate(cfg.transform)
-    data = TimedData(images, None, transform, EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed)
+    data = TimedData(
+        images, None, transform, EvalTransform(cfg.scale), cfg.batch_size, cfg.num_workers, cfg.seed
+    )
     last = TakeTurns(turns, data)
     trainer = config.trainer(cfg, False, [Reseed(cfg.seed), last])
     trainer.fit(module, datamodule=data)
@@ -163,7 +195,8 @@ def operations(profiler) -> list:
 
 
 def runner_config(side: Side, setup: Setup):
-    """mmsegmentation's own configuration; what is changed in it: paths, sizes, no validation, no checkpoint, one device."""
+    """mmsegmentation's own configuration; what is changed in it: paths, sizes, no validation, no
+    checkpoint, one device."""
     import mmseg
     from mmengine.config import Config
 
@@ -187,15 +220,26 @@ def runner_config(side: Side, setup: Setup):
         }
         step.update(changed.get(step.type, {}))
     cfg.train_dataloader.dataset = data
-    cfg.train_dataloader.update(batch_size=setup.batch, num_workers=setup.workers, persistent_workers=setup.workers > 0)
+    cfg.train_dataloader.update(
+        batch_size=setup.batch, num_workers=setup.workers, persistent_workers=setup.workers > 0
+    )
     cfg.train_cfg.update(max_iters=setup.steps(side), val_interval=10**9)
-    for key in ("val_dataloader", "val_cfg", "val_evaluator", "test_dataloader", "test_cfg", "test_evaluator"):
+    for key in (
+        "val_dataloader",
+        "val_cfg",
+        "val_evaluator",
+        "test_dataloader",
+        "test_cfg",
+        "test_evaluator",
+    ):
         cfg[key] = None
     cfg.default_hooks.checkpoint = None
     cfg.update(work_dir=f"{setup.work}/{side.name}", log_level="ERROR", randomness={"seed": 0})
     if side.bf16:
         cfg.optim_wrapper.update(
-            {"type": "AmpOptimWrapper", "dtype": "bfloat16"} if setup.device == "cuda" else {"type": "Bf16"}
+            {"type": "AmpOptimWrapper", "dtype": "bfloat16"}
+            if setup.device == "cuda"
+            else {"type": "Bf16"}
         )
     return cfg
 
@@ -216,7 +260,9 @@ def runner(turns: Turns, side: Side, setup: Setup) -> list:
 
     class TakeTurnsHook(Hook):
         def before_train(self, runner):
-            runner.train_loop.dataloader_iterator = iter(Timed(runner.train_loop.dataloader_iterator))
+            runner.train_loop.dataloader_iterator = iter(
+                Timed(runner.train_loop.dataloader_iterator)
+            )
             turns.begin(runner.train_loop.dataloader_iterator)
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):

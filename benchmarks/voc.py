@@ -1,4 +1,5 @@
-"""A data set in PASCAL VOC layout and of VOC's sizes, made of noise: what a loader reads costs what photographs cost."""
+"""A data set in PASCAL VOC layout and of VOC's sizes, made of noise: what a loader reads costs
+what photographs cost."""
 
 from pathlib import Path
 
@@ -7,12 +8,18 @@ import numpy as np
 
 from dd.data.datasets import encode_image, encode_mask, write_split
 
-SIZES = ((375, 500), (333, 500), (500, 375), (375, 500))  # height, width: most of VOC's images are of one of these
+SIZES = (
+    (375, 500),
+    (333, 500),
+    (500, 375),
+    (375, 500),
+)  # height, width: most of VOC's images are of one of these
 CLASSES = 21
 
 
 def labels(rng, size) -> np.ndarray:
-    """Mask uint8 of background and up to three objects, each with a border of 255, as VOC draws them."""
+    """Mask uint8 of background and up to three objects, each with a border of 255, as VOC draws
+    them."""
     mask = np.zeros(size, np.uint8)
     for class_id in rng.integers(1, CLASSES, rng.integers(1, 4)):
         centre = [int(rng.integers(0, n)) for n in size[::-1]]
@@ -40,7 +47,9 @@ def write_voc(folder, number: int, split: str = "train", seed: int = 0) -> Path:
     for i, name in enumerate(ids):
         rng = np.random.default_rng([seed, i])
         size = SIZES[i % len(SIZES)]
-        (folder / "JPEGImages" / f"{name}.jpg").write_bytes(encode_image(photograph(rng, size), ".jpg"))
+        (folder / "JPEGImages" / f"{name}.jpg").write_bytes(
+            encode_image(photograph(rng, size), ".jpg")
+        )
         (folder / "SegmentationClass" / f"{name}.png").write_bytes(encode_mask(labels(rng, size)))
     write_split(folder, split, ids)
     return folder

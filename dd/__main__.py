@@ -1,4 +1,5 @@
-"""``python -m dd prepare|verify|merge|export|init|runs|deploy|page``: commands that need no configuration."""
+"""``python -m dd prepare|verify|merge|export|init|runs|deploy|page``: commands that need no
+configuration."""
 
 import argparse
 import sys
@@ -33,17 +34,33 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="write a data set to disk in PASCAL VOC layout")
     kinds = prepare.add_subparsers(dest="data", required=True)
-    parsers = {name: kinds.add_parser(name, help=text, description=text) for name, text in KINDS.items()}
+    parsers = {
+        name: kinds.add_parser(name, help=text, description=text) for name, text in KINDS.items()
+    }
     for name, one in parsers.items():
         one.add_argument(
-            "--root", default="data", help="folder to write below (default: data); data_root of the other commands"
+            "--root",
+            default="data",
+            help="folder to write below (default: data); data_root of the other commands",
         )
         if name in ("voc_aug", "coco", "own"):
-            one.add_argument("--workers", type=int, help="processes that make masks (default: one for each core, at most 8)")
-    for name, archives in (("voc", ["trainval"]), ("voc_aug", voc.ARCHIVES), ("coco", coco.ARCHIVES)):
+            one.add_argument(
+                "--workers",
+                type=int,
+                help="processes that make masks (default: one for each core, at most 8)",
+            )
+    for name, archives in (
+        ("voc", ["trainval"]),
+        ("voc_aug", voc.ARCHIVES),
+        ("coco", coco.ARCHIVES),
+    ):
         _web_options(parsers[name], list(archives))
-    parsers["voc_aug"].add_argument("--sbd", help="an existing copy of SBD: the folder with cls, train.txt and val.txt")
-    parsers["coco"].add_argument("--splits", nargs="+", default=["val", "train"], choices=["val", "train"])
+    parsers["voc_aug"].add_argument(
+        "--sbd", help="an existing copy of SBD: the folder with cls, train.txt and val.txt"
+    )
+    parsers["coco"].add_argument(
+        "--splits", nargs="+", default=["val", "train"], choices=["val", "train"]
+    )
     _own_options(parsers["own"])
     _synthetic_options(commands)
     _export_options(commands)
@@ -76,22 +93,45 @@ def _prepare(options) -> list:
     if options.data == "own":
         return [_own(options)]
     known = coco.ARCHIVES if options.data == "coco" else voc.ARCHIVES
-    archives = _archives(known, _pairs("--url", options.url), _pairs("--checksum", options.checksum))
+    archives = _archives(
+        known, _pairs("--url", options.url), _pairs("--checksum", options.checksum)
+    )
     if options.data == "voc":
         return [voc.prepare_voc(options.root, archives, options.existing)]
     if options.data == "voc_aug":
-        return [voc.prepare_voc_aug(options.root, archives, options.existing, options.sbd, options.workers)]
-    return [coco.prepare_coco(options.root, archives, options.existing, options.splits, options.workers)]
+        return [
+            voc.prepare_voc_aug(
+                options.root, archives, options.existing, options.sbd, options.workers
+            )
+        ]
+    return [
+        coco.prepare_coco(options.root, archives, options.existing, options.splits, options.workers)
+    ]
 
 
 def _synthetic_options(commands) -> None:
-    check = commands.add_parser("verify", help="read every file of a synthetic data set; exit code 1 if something is wrong")
+    check = commands.add_parser(
+        "verify", help="read every file of a synthetic data set; exit code 1 if something is wrong"
+    )
     check.add_argument("folder", help="such as data/synthetic/shapes")
-    check.add_argument("--repair", action="store_true", help="let generate.py make the damaged units again, and only these")
-    check.add_argument("--workers", type=int, help="threads (default: one for each core, at most 8)")
-    join = commands.add_parser("merge", help="join shards of one synthetic data set that were made in different places")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="let generate.py make the damaged units again, and only these",
+    )
+    check.add_argument(
+        "--workers", type=int, help="threads (default: one for each core, at most 8)"
+    )
+    join = commands.add_parser(
+        "merge", help="join shards of one synthetic data set that were made in different places"
+    )
     join.add_argument("sources", nargs="+", metavar="FOLDER")
-    join.add_argument("--into", required=True, metavar="FOLDER", help="a new folder, or one with the same settings")
+    join.add_argument(
+        "--into",
+        required=True,
+        metavar="FOLDER",
+        help="a new folder, or one with the same settings",
+    )
 
 
 def _verify(options) -> int:
@@ -104,28 +144,58 @@ def _verify(options) -> int:
 
 def _merge(options) -> int:
     done = merge(options.sources, options.into)
-    print(f"{done['copied']} of {done['samples']} samples copied to {options.into}, {done['missing']} are not made yet")
-    print(f"what is missing, and the masks: the command of the shards, in that folder (python {done['command']})")
+    print(
+        f"{done['copied']} of {done['samples']} samples copied to {options.into}, "
+        f"{done['missing']} are not made yet"
+    )
+    print(
+        "what is missing, and the masks: the command of the shards, in that folder (python "
+        f"{done['command']})"
+    )
     return 0
 
 
 def _export_options(commands) -> None:
-    parser = commands.add_parser("export", help="write a finished data set in the format of another tool")
+    parser = commands.add_parser(
+        "export", help="write a finished data set in the format of another tool"
+    )
     add, how = parser.add_argument, parser.add_mutually_exclusive_group()
     add("format", choices=list(FORMATS))
     add("folder", help="a synthetic set, such as data/synthetic/shapes, or a folder in VOC layout")
     add("target", help="a new or empty folder, or that of the same export, interrupted or finished")
-    add("--masks", default="SegmentationClass", help="mask set: SegmentationClass (default) or masks/<set>")
-    add("--split", nargs="+", metavar="SPLIT", help="lists of samples (default: all that the set has)")
-    add("--taxonomy", help="voc, coco, shapes or a YAML file, where the folder does not tell its classes")
+    add(
+        "--masks",
+        default="SegmentationClass",
+        help="mask set: SegmentationClass (default) or masks/<set>",
+    )
+    add(
+        "--split",
+        nargs="+",
+        metavar="SPLIT",
+        help="lists of samples (default: all that the set has)",
+    )
+    add(
+        "--taxonomy",
+        help="voc, coco, shapes or a YAML file, where the folder does not tell its classes",
+    )
     how.add_argument("--copy", action="store_true", help="copies of the files (default)")
-    how.add_argument("--link", action="store_true", help="hard links where the same file will do: to change one changes both")
+    how.add_argument(
+        "--link",
+        action="store_true",
+        help="hard links where the same file will do: to change one changes both",
+    )
 
 
 def _export(options) -> int:
     done = export(
-        options.format, options.folder, options.target, options.masks, options.split, options.taxonomy, options.link
-    )  # fmt: skip
+        options.format,
+        options.folder,
+        options.target,
+        options.masks,
+        options.split,
+        options.taxonomy,
+        options.link,
+    )
     for note in done["notes"]:
         print(f"warning: {note}", file=sys.stderr)
     how = "kept (by the names and sizes of its files)" if done["kept"] else "ready"
@@ -134,7 +204,9 @@ def _export(options) -> int:
 
 
 def _runs_options(commands) -> None:
-    parser = commands.add_parser("runs", help="the training runs below a folder: data, steps, mIoU, unfinished ones")
+    parser = commands.add_parser(
+        "runs", help="the training runs below a folder: data, steps, mIoU, unfinished ones"
+    )
     parser.add_argument("folder", nargs="?", default="outputs", help="default: outputs")
 
 
@@ -144,34 +216,85 @@ def _runs(options) -> int:
 
 
 def _web_options(parser, names) -> None:
-    parser.add_argument("--existing", help="an existing copy, read where it lies (never written to)")
-    what = f"of an archive ({', '.join(names)})"
-    parser.add_argument("--url", action="append", default=[], metavar="ARCHIVE=URL", help=f"another address {what}")
     parser.add_argument(
-        "--checksum", action="append", default=[], metavar="ARCHIVE=md5:...|sha256:...",
-        help=f"checksum {what}; with --url alone it is recorded at the first download and compared later",
-    )  # fmt: skip
+        "--existing", help="an existing copy, read where it lies (never written to)"
+    )
+    what = f"of an archive ({', '.join(names)})"
+    parser.add_argument(
+        "--url", action="append", default=[], metavar="ARCHIVE=URL", help=f"another address {what}"
+    )
+    parser.add_argument(
+        "--checksum",
+        action="append",
+        default=[],
+        metavar="ARCHIVE=md5:...|sha256:...",
+        help=f"checksum {what}; with --url alone it is recorded at the first download and "
+        "compared later",
+    )
 
 
 def _own_options(parser) -> None:
     add = parser.add_argument
-    add("--taxonomy", required=True, help="YAML file of names, synonyms and colours, or voc, coco, shapes")
+    add(
+        "--taxonomy",
+        required=True,
+        help="YAML file of names, synonyms and colours, or voc, coco, shapes",
+    )
     add("--name", default="own", help="folder below the root (default: own)")
     add("--images", help="folder of images; never written to")
-    add("--masks", help="folder of masks with the images' stems: class ids (palette or grey PNG) or the taxonomy's colours")
+    add(
+        "--masks",
+        help="folder of masks with the images' stems: class ids (palette or grey PNG) or the "
+        "taxonomy's colours",
+    )
     for what, one in (("mask", "_mask or gt_"), ("image", "_leftImg8bit or image_")):
         for end in ("ending", "beginning"):
-            add(f"--{what}-{end}", default="", help=f"what the stems of {what}s have more than the others, such as {one}")
+            add(
+                f"--{what}-{end}",
+                default="",
+                help=f"what the stems of {what}s have more than the others, such as {one}",
+            )
     add(
-        "--coco", action="append", metavar="[SPLIT=]JSON",
-        help="COCO JSON, such as labelme, CVAT, Roboflow and Label Studio export; one for each split: train=a.json",
-    )  # fmt: skip
-    add("--brushes-only", action="store_true", help="with --label-studio: leave regions out that are no brush")
-    add("--cvat", help="what CVAT exports as Segmentation mask 1.1: the zip, or its unpacked folder (needs --images)")
-    add("--label-studio", metavar="JSON", help="what Label Studio exports as JSON, with brushes (needs --images)")
-    add("--voc", help="instead of these: a folder with JPEGImages, SegmentationClass and ImageSets/Segmentation")
-    add("--split", action="append", default=[], metavar="SPLIT=FILE", help="text file with one image a line")
-    add("--share", action="append", default=[], metavar="SPLIT=PART", help="part drawn by --seed; default val=0.2")
+        "--coco",
+        action="append",
+        metavar="[SPLIT=]JSON",
+        help="COCO JSON, such as labelme, CVAT, Roboflow and Label Studio export; one for each "
+        "split: train=a.json",
+    )
+    add(
+        "--brushes-only",
+        action="store_true",
+        help="with --label-studio: leave regions out that are no brush",
+    )
+    add(
+        "--cvat",
+        help="what CVAT exports as Segmentation mask 1.1: the zip, or its unpacked folder (needs "
+        "--images)",
+    )
+    add(
+        "--label-studio",
+        metavar="JSON",
+        help="what Label Studio exports as JSON, with brushes (needs --images)",
+    )
+    add(
+        "--voc",
+        help="instead of these: a folder with JPEGImages, SegmentationClass and "
+        "ImageSets/Segmentation",
+    )
+    add(
+        "--split",
+        action="append",
+        default=[],
+        metavar="SPLIT=FILE",
+        help="text file with one image a line",
+    )
+    add(
+        "--share",
+        action="append",
+        default=[],
+        metavar="SPLIT=PART",
+        help="part drawn by --seed; default val=0.2",
+    )
     add(
         "--splits-of",
         metavar="FOLDER",
@@ -183,9 +306,15 @@ def _own_options(parser) -> None:
         action="append",
         default=[],
         metavar="LABEL=CLASS",
-        help="of an annotation, or value of a mask (11=ignore); CLASS may be ignore (255) or background",
+        help="of an annotation, or value of a mask (11=ignore); CLASS may be ignore (255) or "
+        "background",
     )
-    add("--crowds", choices=["ignore", "objects"], default="ignore", help="what iscrowd=1 means (default: 255)")
+    add(
+        "--crowds",
+        choices=["ignore", "objects"],
+        default="ignore",
+        help="what iscrowd=1 means (default: 255)",
+    )
 
 
 def _own(options):
@@ -194,14 +323,32 @@ def _own(options):
         try:
             shares[split] = float(part)
         except ValueError:
-            raise ValueError(f"--share {split}={part}: expected a part of 1, such as val=0.2") from None
+            raise ValueError(
+                f"--share {split}={part}: expected a part of 1, such as val=0.2"
+            ) from None
     return prepare_own(
-        options.root, options.taxonomy, options.name, options.images, options.masks, _coco_files(options.coco), options.voc,
-        options.mask_ending, _pairs("--split", options.split), shares, options.seed, _pairs("--map", options.map),
-        options.crowds == "ignore", options.workers, options.cvat, options.label_studio, options.mask_beginning,
-        options.image_ending, options.image_beginning, options.brushes_only,
+        options.root,
+        options.taxonomy,
+        options.name,
+        options.images,
+        options.masks,
+        _coco_files(options.coco),
+        options.voc,
+        options.mask_ending,
+        _pairs("--split", options.split),
+        shares,
+        options.seed,
+        _pairs("--map", options.map),
+        options.crowds == "ignore",
+        options.workers,
+        options.cvat,
+        options.label_studio,
+        options.mask_beginning,
+        options.image_ending,
+        options.image_beginning,
+        options.brushes_only,
         options.splits_of,
-    )  # fmt: skip
+    )
 
 
 def _coco_files(values: list[str] | None) -> str | dict[str, str] | None:
@@ -210,7 +357,9 @@ def _coco_files(values: list[str] | None) -> str | dict[str, str] | None:
         return values[0] if values else None
     found = _pairs("--coco", values)
     if len(found) < len(values):
-        raise ValueError("--coco: several files need a split each, as in --coco train=a.json --coco val=b.json")
+        raise ValueError(
+            "--coco: several files need a split each, as in --coco train=a.json --coco val=b.json"
+        )
     return found
 
 
@@ -221,17 +370,21 @@ def _pairs(option: str, values: list[str]) -> dict[str, str]:
     return dict(v.split("=", 1) for v in values)
 
 
-def _archives(known: dict[str, Archive], urls: dict[str, str], checksums: dict[str, str]) -> dict[str, Archive]:
+def _archives(
+    known: dict[str, Archive], urls: dict[str, str], checksums: dict[str, str]
+) -> dict[str, Archive]:
     """The official archives, or others: another address comes without the official checksum."""
     unknown = sorted((urls.keys() | checksums.keys()) - known.keys())
     if unknown:
         raise ValueError(f"no archive {unknown[0]!r}; allowed: {', '.join(known)}")
     return {
         name: Archive(
-            urls.get(name, one.url), checksums.get(name, None if name in urls else one.checksum), one.max_bytes
+            urls.get(name, one.url),
+            checksums.get(name, None if name in urls else one.checksum),
+            one.max_bytes,
         )
         for name, one in known.items()
-    }  # fmt: skip
+    }
 
 
 COMMANDS = {

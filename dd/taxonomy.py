@@ -1,4 +1,5 @@
-"""Classes, their words and colours: the vocabulary shared by prompts, masks, segmenters and metrics."""
+"""Classes, their words and colours: the vocabulary shared by prompts, masks, segmenters and
+metrics."""
 
 import re
 import unicodedata
@@ -15,52 +16,173 @@ IGNORE = 255  # "uncertain" in a mask: no loss, no score
 
 # Words the paper uses for the VOC classes (its prompts say "dining table", not "diningtable").
 VOC_NAMES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table", "dog",
-    "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "dining table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "potted plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv monitor",
+)
 # Caption nouns behind them in the authors' prompt list, read off the published prompts. Which makes
-# of car theirs holds is not known here; these make little but cars. Ours: "police car" is no person.
+# of car theirs holds is not known here; these make little but cars. Ours: "police car" is no
+# person.
 VOC_SYNONYMS = {
-    "aeroplane": ("plane", "jet", "airplane"), "bicycle": ("bike",),
+    "aeroplane": ("plane", "jet", "airplane"),
+    "bicycle": ("bike",),
     "bird": ("duck", "owl", "parrot", "swan", "pigeon"),
     "boat": ("ship", "canoe", "kayak", "sailboat", "ferry", "police boat"),
     "bus": ("police bus",),
     "car": (
-        "van", "jeep", "suv", "police car", "police van", "audi", "cadillac", "ferrari",
-        "lamborghini", "maserati", "porsche",
+        "van",
+        "jeep",
+        "suv",
+        "police car",
+        "police van",
+        "audi",
+        "cadillac",
+        "ferrari",
+        "lamborghini",
+        "maserati",
+        "porsche",
     ),
-    "cat": ("kitten",), "chair": ("stool",), "cow": ("bull", "cattle", "ox"),
-    "dining table": ("table",), "dog": ("puppy", "pug", "police dog"),
+    "cat": ("kitten",),
+    "chair": ("stool",),
+    "cow": ("bull", "cattle", "ox"),
+    "dining table": ("table",),
+    "dog": ("puppy", "pug", "police dog"),
     "horse": ("pony", "police horse"),
     "motorbike": ("motorcycle", "dirt bike", "police motorcycle"),
     "person": (
-        "man", "woman", "people", "boy", "girl", "baby", "child", "rider", "couple", "kid", "bride",
-        "groom", "police", "cyclist",
+        "man",
+        "woman",
+        "people",
+        "boy",
+        "girl",
+        "baby",
+        "child",
+        "rider",
+        "couple",
+        "kid",
+        "bride",
+        "groom",
+        "police",
+        "cyclist",
     ),
-    "potted plant": ("plant", "potted flower"), "sheep": ("lamb",), "sofa": ("couch",),
-    "train": ("tram", "train car"), "tv monitor": ("television", "tv", "monitor", "screen"),
-}  # fmt: skip
+    "potted plant": ("plant", "potted flower"),
+    "sheep": ("lamb",),
+    "sofa": ("couch",),
+    "train": ("tram", "train car"),
+    "tv monitor": ("television", "tv", "monitor", "screen"),
+}
 # The 80 thing categories of COCO 2017 in the order of their ids (1 to 90 with ten gaps).
 COCO_NAMES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
-    "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra",
-    "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
-    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork",
-    "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut",
-    "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
-    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
-    "hair drier", "toothbrush",
-)  # fmt: skip
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
 SHAPES_NAMES = ("apple", "banana", "leaf", "brick", "tire", "gold ring", "heart", "pine tree")
 
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """Object classes in mask order: class ``i`` of ``names`` is pixel value ``i + 1``, background is 0, ignored is 255.
+    """Object classes in mask order: class ``i`` of ``names`` is pixel value ``i + 1``, background
+    is 0, ignored is 255.
 
-    ``synonyms``: {class: singular nouns that mean it}. ``colours``: {class, "background" or 255: (r, g, b)}; a class
-    without one has VOC's. Raises ValueError for an empty or repeated name, for more than 254 classes (PNG masks hold one
-    byte), for a word of two classes and for a colour of two.
+    ``synonyms``: {class: singular nouns that mean it}. ``colours``: {class, "background" or 255:
+    (r, g, b)}; a class without one has VOC's. Raises ValueError for an empty or repeated name, for
+    more than 254 classes (PNG masks hold one byte), for a word of two classes and for a colour of
+    two.
     """
 
     name: str
@@ -72,19 +194,28 @@ class Taxonomy:
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names or any(not n.strip() for n in self.names):
-            raise ValueError(f"taxonomy {self.name!r}: got an empty list of classes or an empty class name")
+            raise ValueError(
+                f"taxonomy {self.name!r}: got an empty list of classes or an empty class name"
+            )
         lower = [n.lower() for n in self.names]
         if len(set(lower)) != len(lower):
             twice = sorted({n for n in self.names if lower.count(n.lower()) > 1})
-            raise ValueError(f"taxonomy {self.name!r}: class names must be unique, got {twice} more than once")
-        reserved = [n for n in self.names if n.lower() in (BACKGROUND, "_background_", "__ignore__")]
+            raise ValueError(
+                f"taxonomy {self.name!r}: class names must be unique, got {twice} more than once"
+            )
+        reserved = [
+            n for n in self.names if n.lower() in (BACKGROUND, "_background_", "__ignore__")
+        ]
         if reserved:
             raise ValueError(
-                f"taxonomy {self.name!r}: {BACKGROUND!r} is always class 0 and ignored pixels are {IGNORE}; leave "
+                f"taxonomy {self.name!r}: {BACKGROUND!r} is always class 0 and ignored pixels are "
+                f"{IGNORE}; leave "
                 f"{reserved[0]!r} out of the names"
             )
         if len(self.names) > 254:
-            raise ValueError(f"taxonomy {self.name!r}: got {len(self.names)} classes, a mask holds at most 254")
+            raise ValueError(
+                f"taxonomy {self.name!r}: got {len(self.names)} classes, a mask holds at most 254"
+            )
         object.__setattr__(self, "all_names", (BACKGROUND, *self.names))
         object.__setattr__(self, "synonyms", _synonyms(self))
         object.__setattr__(self, "colours", _colours(self))
@@ -94,16 +225,24 @@ class Taxonomy:
         return len(self.all_names)
 
     def ids(self, names) -> list[int]:
-        """Pixel values of class names, in the order given. ValueError names the unknown ones and the allowed ones."""
+        """Pixel values of class names, in the order given. ValueError names the unknown ones and
+        the allowed ones."""
         unknown = [n for n in names if n not in self.names]
         if unknown:
-            raise ValueError(f"unknown class {unknown} in taxonomy {self.name!r}; allowed: {', '.join(self.names)}")
+            raise ValueError(
+                f"unknown class {unknown} in taxonomy {self.name!r}; allowed: "
+                f"{', '.join(self.names)}"
+            )
         return [self.all_names.index(n) for n in names]
 
     @property
     def words(self) -> dict[str, str]:
         """{lower-case noun: class} of all names and synonyms."""
-        return {word.lower(): name for name in self.names for word in (name, *self.synonyms.get(name, ()))}
+        return {
+            word.lower(): name
+            for name in self.names
+            for word in (name, *self.synonyms.get(name, ()))
+        }
 
     def find(self, label) -> str | None:
         """The class that a label of another program names: a name or synonym, however it writes
@@ -120,7 +259,10 @@ class Taxonomy:
         """{colour: id} of the classes that were given one, of background (black) and of 255
         (VOC's) in any case. The classes of VOC have VOC's."""
         everything = [*range(len(self)), IGNORE]
-        given = {IGNORE if k == IGNORE else self.all_names.index(k) for k in self.colours or {}} | {0, IGNORE}
+        given = {IGNORE if k == IGNORE else self.all_names.index(k) for k in self.colours or {}} | {
+            0,
+            IGNORE,
+        }
         given |= set(everything) if self.names == VOC_NAMES else set()
         return {tuple(self.palette[3 * i : 3 * i + 3]): i for i in everything if i in given}
 
@@ -135,7 +277,9 @@ class Taxonomy:
 
 
 def _label(text) -> str:
-    return " ".join(re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", str(text)).casefold()).split())
+    return " ".join(
+        re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", str(text)).casefold()).split()
+    )
 
 
 def _synonyms(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
@@ -143,12 +287,18 @@ def _synonyms(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
     taxonomy.ids(taxonomy.synonyms)
     owner, checked = {name.lower(): name for name in taxonomy.names}, {}
     for name, words in taxonomy.synonyms.items():
-        if not isinstance(words, list | tuple) or any(not isinstance(w, str) or not w.strip() for w in words):
-            raise ValueError(f"taxonomy {taxonomy.name!r}: synonyms of {name!r} must be a list of words, got {words!r}")
+        if not isinstance(words, list | tuple) or any(
+            not isinstance(w, str) or not w.strip() for w in words
+        ):
+            raise ValueError(
+                f"taxonomy {taxonomy.name!r}: synonyms of {name!r} must be a list of words, got "
+                f"{words!r}"
+            )
         for word in words:
             if owner.setdefault(word.lower(), name) != name:
                 raise ValueError(
-                    f"taxonomy {taxonomy.name!r}: the word {word!r} means both {owner[word.lower()]!r} and {name!r}; "
+                    f"taxonomy {taxonomy.name!r}: the word {word!r} means both "
+                    f"{owner[word.lower()]!r} and {name!r}; "
                     "take it from one of them"
                 )
         checked[name] = tuple(words)
@@ -164,14 +314,16 @@ def _colours(taxonomy: Taxonomy) -> dict | None:
     for key, colour in colours.items():
         if len(colour) != 3 or any(type(c) is not int or not 0 <= c <= 255 for c in colour):
             raise ValueError(
-                f"taxonomy {taxonomy.name!r}: colour of {key!r} must be [red, green, blue], 0 to 255; got {list(colour)}"
+                f"taxonomy {taxonomy.name!r}: colour of {key!r} must be [red, green, blue], 0 to "
+                f"255; got {list(colour)}"
             )
     voc, seen = voc_palette(), {}
     for i, key in [*enumerate(taxonomy.all_names), (IGNORE, IGNORE)]:
         colour = colours.get(key, tuple(voc[3 * i : 3 * i + 3]))
         if colour in seen:
             raise ValueError(
-                f"taxonomy {taxonomy.name!r}: {seen[colour]!r} and {key!r} have the same colour {list(colour)} "
+                f"taxonomy {taxonomy.name!r}: {seen[colour]!r} and {key!r} have the same colour "
+                f"{list(colour)} "
                 "(a class without one has VOC's); give one of them another"
             )
         seen[colour] = key
@@ -180,7 +332,11 @@ def _colours(taxonomy: Taxonomy) -> dict | None:
 
 TAXONOMIES = {
     t.name: t
-    for t in (Taxonomy("voc", VOC_NAMES, VOC_SYNONYMS), Taxonomy("coco", COCO_NAMES), Taxonomy("shapes", SHAPES_NAMES))
+    for t in (
+        Taxonomy("voc", VOC_NAMES, VOC_SYNONYMS),
+        Taxonomy("coco", COCO_NAMES),
+        Taxonomy("shapes", SHAPES_NAMES),
+    )
 }
 
 
@@ -190,39 +346,56 @@ def taxonomy(name_or_path: str | Path) -> Taxonomy:
         return TAXONOMIES[str(name_or_path)]
     if Path(name_or_path).suffix in (".yaml", ".yml"):
         return read_taxonomy(name_or_path)
-    raise ValueError(f"unknown taxonomy {str(name_or_path)!r}; allowed: {', '.join(TAXONOMIES)}, or the path of a YAML file")
+    raise ValueError(
+        f"unknown taxonomy {str(name_or_path)!r}; allowed: {', '.join(TAXONOMIES)}, or the path "
+        "of a YAML file"
+    )
 
 
 def read_taxonomy(path: str | Path) -> Taxonomy:
     """``name`` and ``classes`` (names, or mappings of name, synonyms, colour) of a YAML file.
 
-    ``background_colour`` and ``ignored_colour`` may stand beside them. FileNotFoundError, or ValueError with the file and
-    what was expected.
+    ``background_colour`` and ``ignored_colour`` may stand beside them. FileNotFoundError, or
+    ValueError with the file and what was expected.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no taxonomy file {path} (from {Path.cwd()}): docs/data.md shows one; python -m dd prepare own --taxonomy "
+            f"no taxonomy file {path} (from {Path.cwd()}): docs/data.md shows one; python -m dd "
+            "prepare own --taxonomy "
             "copies yours to the data set, which data_root=... and data.name=... then find"
         )
     content = read_yaml(path)
     kinds = {"name": str, "classes": list}
-    if not isinstance(content, dict) or any(not isinstance(content.get(k), kind) for k, kind in kinds.items()):
-        raise ValueError(f"{path}: a taxonomy has the keys name (text) and classes (a list); docs/data.md shows one")
+    if not isinstance(content, dict) or any(
+        not isinstance(content.get(k), kind) for k, kind in kinds.items()
+    ):
+        raise ValueError(
+            f"{path}: a taxonomy has the keys name (text) and classes (a list); docs/data.md "
+            "shows one"
+        )
     _allow(path, "the file", content, ("name", "classes", "background_colour", "ignored_colour"))
     classes = [row if isinstance(row, dict) else {"name": row} for row in content["classes"]]
     for row in classes:
         _allow(path, f"class {row.get('name')!r}", row, ("name", "synonyms", "colour"))
         if not isinstance(row.get("name"), str):
-            raise ValueError(f"{path}: a class name must be text, got {row.get('name')!r} (put yes, no, on, off, 1 in quotes)")
+            raise ValueError(
+                f"{path}: a class name must be text, got {row.get('name')!r} (put yes, no, on, "
+                "off, 1 in quotes)"
+            )
     colours = {row["name"]: row["colour"] for row in classes if row.get("colour") is not None}
     others = {BACKGROUND: "background_colour", IGNORE: "ignored_colour"}
     colours |= {k: content[key] for k, key in others.items() if key in content}
     wrong = [key for key, colour in colours.items() if not isinstance(colour, list)]
     if wrong:
-        raise ValueError(f"{path}: colour of {wrong[0]!r} must be a list [red, green, blue], got {colours[wrong[0]]!r}")
+        raise ValueError(
+            f"{path}: colour of {wrong[0]!r} must be a list [red, green, blue], got "
+            f"{colours[wrong[0]]!r}"
+        )
     synonyms = {row["name"]: row["synonyms"] for row in classes if row.get("synonyms")}
     try:
-        return Taxonomy(content["name"], tuple(row["name"] for row in classes), synonyms, colours or None)
+        return Taxonomy(
+            content["name"], tuple(row["name"] for row in classes), synonyms, colours or None
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -232,20 +405,31 @@ def taxonomy_yaml(taxonomy: Taxonomy) -> str:
     colours = {key: list(colour) for key, colour in (taxonomy.colours or {}).items()}
     content = {"name": taxonomy.name, "classes": []}
     for name in taxonomy.names:
-        row = {"name": name, "synonyms": list(taxonomy.synonyms.get(name, ())), "colour": colours.get(name)}
+        row = {
+            "name": name,
+            "synonyms": list(taxonomy.synonyms.get(name, ())),
+            "colour": colours.get(name),
+        }
         content["classes"].append({k: v for k, v in row.items() if v})
-    content |= {k: colours[i] for i, k in ((BACKGROUND, "background_colour"), (IGNORE, "ignored_colour")) if i in colours}
+    content |= {
+        k: colours[i]
+        for i, k in ((BACKGROUND, "background_colour"), (IGNORE, "ignored_colour"))
+        if i in colours
+    }
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _allow(path, where, mapping, keys):
     unknown = [k for k in mapping if k not in keys]
     if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r} in {where}; allowed: {', '.join(keys)}")
+        raise ValueError(
+            f"{path}: unknown key {unknown[0]!r} in {where}; allowed: {', '.join(keys)}"
+        )
 
 
 def voc_palette(n: int = 256) -> list[int]:
-    """The PASCAL VOC colour map as a flat list ``[r, g, b] * n``: colours from the bits of the id (VOC devkit)."""
+    """The PASCAL VOC colour map as a flat list ``[r, g, b] * n``: colours from the bits of the
+    id (VOC devkit)."""
     flat = []
     for i in range(n):
         rgb = [0, 0, 0]

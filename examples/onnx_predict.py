@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """OpenCV's bilinear resize of uint8 [H, W, 3], with its integers: the network was trained on such images."""
+    """OpenCV's bilinear resize of uint8 [H, W, 3], with its integers: the network was trained on
+    such images."""
 
     def taps(old: int, new: int):
         place = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
@@ -23,7 +24,9 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
     left, right, across = taps(image.shape[1], width)
     top, bottom, down = taps(image.shape[0], height)
     rows, down = (image[:, left] * (2048 - across) + image[:, right] * across) >> 4, down[..., None]
-    return ((((2048 - down) * rows[top] >> 16) + (down * rows[bottom] >> 16) + 2) >> 2).astype(np.uint8)
+    return ((((2048 - down) * rows[top] >> 16) + (down * rows[bottom] >> 16) + 2) >> 2).astype(
+        np.uint8
+    )
 
 
 def main(model: str, photo: str, target: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-# Without a GPU Triton's kernels run in its interpreter; asked for before other packages import triton.
+# Without a GPU Triton's kernels run in its interpreter; asked for before other packages import
+# triton.
 os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
 
 import hydra
@@ -21,12 +22,15 @@ ROOT = Path(__file__).parent.parent
 
 
 class TinySegmenter(torch.nn.Module):
-    """What the training asks of a segmenter, in two layers: no dropout, so that a training can be made again bit by bit."""
+    """What the training asks of a segmenter, in two layers: no dropout, so that a training can
+    be made again bit by bit."""
 
     def __init__(self, num_classes: int = 3, width: int = 4):
         super().__init__()
         convolution = torch.nn.Conv2d(3, width, 3, 2, 1, bias=False)
-        self.backbone = torch.nn.Sequential(convolution, torch.nn.BatchNorm2d(width), torch.nn.ReLU())
+        self.backbone = torch.nn.Sequential(
+            convolution, torch.nn.BatchNorm2d(width), torch.nn.ReLU()
+        )
         self.head = torch.nn.Conv2d(width, num_classes, 1)
 
     def forward(self, images):
@@ -39,10 +43,19 @@ class TinySegmenter(torch.nn.Module):
 
     def parameter_groups(self, learning_rate, weight_decay, backbone_multiplier):
         return [
-            {"name": "backbone", "params": list(self.backbone.parameters()), "lr": learning_rate * backbone_multiplier,
-             "weight_decay": weight_decay},
-            {"name": "heads", "params": list(self.head.parameters()), "lr": learning_rate, "weight_decay": weight_decay},
-        ]  # fmt: skip
+            {
+                "name": "backbone",
+                "params": list(self.backbone.parameters()),
+                "lr": learning_rate * backbone_multiplier,
+                "weight_decay": weight_decay,
+            },
+            {
+                "name": "heads",
+                "params": list(self.head.parameters()),
+                "lr": learning_rate,
+                "weight_decay": weight_decay,
+            },
+        ]
 
 
 class ToyPictures:
@@ -74,11 +87,23 @@ def toy_eval(image):
 def quiet_trainer(folder, max_steps, callbacks=(), **kwargs):
     """Lightning's trainer on one CPU core, without files and lines of its own."""
     return pl.Trainer(
-        max_steps=max_steps, max_epochs=-1, accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks),
-        **{"devices": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-           "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-           "limit_val_batches": 0, **kwargs},
-    )  # fmt: skip
+        max_steps=max_steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **{
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            **kwargs,
+        },
+    )
 
 
 @pytest.fixture
@@ -93,30 +118,42 @@ def tiny_segmenter():
 
 
 DEEPLAB = {
-    "_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "base_channels": 8, "dilations": [1, 2, 3],
-}  # fmt: skip
+    "_target_": "dd.segmenters.mmsegmentation.DeepLabV3",
+    "depth": 18,
+    "base_channels": 8,
+    "dilations": [1, 2, 3],
+}
 
 
 @pytest.fixture(scope="session")
 def finished_run():
-    """``make(folder, node=DEEPLAB, names=("cat", "dog"), seed=0, scale=32)``: a finished run of a tiny segmenter that sees
-    every class somewhere; returns (folder, run.json, the segmenter)."""
+    """``make(folder, node=DEEPLAB, names=("cat", "dog"), seed=0, scale=32)``: a finished run of
+    a tiny segmenter that sees every class somewhere; returns (folder, run.json, the segmenter)."""
     from dd import config
     from dd.store import checkpoints
     from dd.store.provenance import write_json
 
     def make(folder, node=None, names=("cat", "dog"), seed=0, scale=32):
         run = {
-            "segmenter": node or DEEPLAB, "taxonomy": {"name": "pets", "names": list(names)}, "scale": scale, "bf16": False,
-            "supervision": "A", "trained_on": {"source": "synthetic"},
-        }  # fmt: skip
+            "segmenter": node or DEEPLAB,
+            "taxonomy": {"name": "pets", "names": list(names)},
+            "scale": scale,
+            "bf16": False,
+            "supervision": "A",
+            "trained_on": {"source": "synthetic"},
+        }
         torch.manual_seed(seed)
         segmenter = config.segmenter_of(run).eval()
-        if "decode_head" in dict(segmenter.named_children()):  # as if trained: far from an equal score of all classes
+        if "decode_head" in dict(
+            segmenter.named_children()
+        ):  # as if trained: far from an equal score of all classes
             torch.nn.init.normal_(segmenter.decode_head.conv_seg.weight, std=5)
         checkpoint = folder / "checkpoints/last.ckpt"
         checkpoint.parent.mkdir(parents=True)
-        checkpoints.save({"state_dict": {f"segmenter.{k}": v for k, v in segmenter.state_dict().items()}}, checkpoint)
+        checkpoints.save(
+            {"state_dict": {f"segmenter.{k}": v for k, v in segmenter.state_dict().items()}},
+            checkpoint,
+        )
         run["weights_sha256"] = checkpoints.weights_sha256(segmenter.state_dict())
         write_json(folder / "run.json", run)
         return folder, run, segmenter
@@ -131,7 +168,9 @@ def toy_data():
 
     def make(count=7, tune=None, batch_size=2, seed=0):
         validation = None if tune is None else ToyPictures(tune)
-        return SegmentationData(ToyPictures(count), validation, toy_train, toy_eval, batch_size, 0, seed)
+        return SegmentationData(
+            ToyPictures(count), validation, toy_train, toy_eval, batch_size, 0, seed
+        )
 
     return make
 
@@ -142,10 +181,18 @@ def make_trainer():
 
 
 class WebFiles:
-    """What a local server holds and how it behaves: ``files`` {path: bytes}, ``cuts`` = bytes after which it hangs up."""
+    """What a local server holds and how it behaves: ``files`` {path: bytes}, ``cuts`` = bytes
+    after which it hangs up."""
 
     def __init__(self):
-        self.files, self.cuts, self.asked, self.ranges, self.etag, self.status = {}, [], [], True, '"1"', None
+        self.files, self.cuts, self.asked, self.ranges, self.etag, self.status = (
+            {},
+            [],
+            [],
+            True,
+            '"1"',
+            None,
+        )
         self.address = None
 
     def url(self, path):
@@ -182,7 +229,9 @@ def web():
             if files.etag:
                 self.send_header("ETag", files.etag)
             self.end_headers()
-            self.wfile.write(data[begin : begin + files.cuts.pop(0)] if files.cuts else data[begin:])
+            self.wfile.write(
+                data[begin : begin + files.cuts.pop(0)] if files.cuts else data[begin:]
+            )
 
         def log_message(self, *_):
             pass
@@ -197,7 +246,8 @@ def web():
 
 @pytest.fixture(scope="session")
 def run():
-    """``run(command, *overrides)``: a root script in this process, with its configuration composed as on the command line."""
+    """``run(command, *overrides)``: a root script in this process, with its configuration
+    composed as on the command line."""
 
     def run(command: str, *overrides: str):
         module = importlib.import_module(command)
@@ -212,29 +262,61 @@ def run():
 
 @pytest.fixture(scope="session")
 def tiny_blip():
-    """``make(folder, seed=0)``: a BLIP in the format of the hub (safetensors), tiny, random weights. It speaks in nouns."""
+    """``make(folder, seed=0)``: a BLIP in the format of the hub (safetensors), tiny, random
+    weights. It speaks in nouns."""
 
     def make(folder, seed=0):
         from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
         from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "dog", "cat", "man", "sofa", "bus", "horse", "bird"]
+        words = [
+            "[PAD]",
+            "[UNK]",
+            "[CLS]",
+            "[SEP]",
+            "[MASK]",
+            "[DEC]",
+            "dog",
+            "cat",
+            "man",
+            "sofa",
+            "bus",
+            "horse",
+            "bird",
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "vocab.txt").write_text("\n".join(words) + "\n")
         BertTokenizer.from_pretrained(folder).save_pretrained(folder)
-        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        text = {**sizes, "vocab_size": len(words), "bos_token_id": 5, "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3,
-                "max_position_embeddings": 40, "encoder_hidden_size": 16}  # fmt: skip
+        sizes = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
+        text = {
+            **sizes,
+            "vocab_size": len(words),
+            "bos_token_id": 5,
+            "pad_token_id": 0,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "max_position_embeddings": 40,
+            "encoder_hidden_size": 16,
+        }
         torch.manual_seed(seed)
         vision = {**sizes, "image_size": 32, "patch_size": 8}
-        model = BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=16))
-        for weights in model.parameters():  # BLIP starts so small that every image gets the same words
+        model = BlipForConditionalGeneration(
+            BlipConfig(text_config=text, vision_config=vision, projection_dim=16)
+        )
+        for (
+            weights
+        ) in model.parameters():  # BLIP starts so small that every image gets the same words
             torch.nn.init.normal_(weights, std=0.4)
         torch.nn.init.constant_(model.text_decoder.cls.predictions.bias[:6], -100)
         model.save_pretrained(folder)
         processor = BlipImageProcessorPil(
             size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
-        )  # fmt: skip
+        )
         processor.save_pretrained(folder)
         return folder
 
@@ -243,7 +325,8 @@ def tiny_blip():
 
 @pytest.fixture(scope="session")
 def tiny_clip():
-    """``make(folder, seed=0)``: a CLIP in the format of the hub (safetensors), tiny, random weights, 32-px images."""
+    """``make(folder, seed=0)``: a CLIP in the format of the hub (safetensors), tiny, random
+    weights, 32-px images."""
 
     def make(folder, seed=0):
         from transformers import CLIPConfig, CLIPModel
@@ -252,21 +335,40 @@ def tiny_clip():
         from dd.generators import train_tokenizer
 
         folder.mkdir(parents=True, exist_ok=True)
-        words = train_tokenizer(["a photo of an apple", "a gold ring and a pine tree"] * 10, 30, folder)
+        words = train_tokenizer(
+            ["a photo of an apple", "a gold ring and a pine tree"] * 10, 30, folder
+        )
         words.save_pretrained(folder)
-        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        text = {**sizes, "vocab_size": len(words), "max_position_embeddings": 24, "bos_token_id": words.bos_token_id,
-                "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}  # fmt: skip
+        sizes = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
+        text = {
+            **sizes,
+            "vocab_size": len(words),
+            "max_position_embeddings": 24,
+            "bos_token_id": words.bos_token_id,
+            "eos_token_id": words.eos_token_id,
+            "pad_token_id": words.pad_token_id,
+        }
         torch.manual_seed(seed)
         vision = {**sizes, "image_size": 32, "patch_size": 8}
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-        for weights in model.parameters():  # CLIP starts so small that every text gets the same embedding
+        for (
+            weights
+        ) in model.parameters():  # CLIP starts so small that every text gets the same embedding
             torch.nn.init.normal_(weights, std=0.4)
         torch.nn.init.normal_(model.text_model.embeddings.token_embedding.weight, std=2)
-        model.visual_projection.weight.data.neg_()  # seed 0 would give every image a negative cosine, a score of 0
+        # seed 0 would give every image a negative cosine, a score of 0
+        model.visual_projection.weight.data.neg_()
         model.save_pretrained(folder)
         CLIPImageProcessorPil(
-            size={"shortest_edge": 32}, crop_size=32, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+            size={"shortest_edge": 32},
+            crop_size=32,
+            image_mean=[0.5, 0.4, 0.3],
+            image_std=[0.2, 0.3, 0.4],
         ).save_pretrained(folder)
         return folder
 
@@ -275,7 +377,8 @@ def tiny_clip():
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A Ray of this session on the loopback interface: 2 CPUs that drivers of their own processes join. ``.address``."""
+    """A Ray of this session on the loopback interface: 2 CPUs that drivers of their own
+    processes join. ``.address``."""
     import os
 
     from dd.execution import ray as adapter

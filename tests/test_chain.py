@@ -1,4 +1,5 @@
-"""The whole chain once at small size, with the embedded generator: prompts to metrics.json, report and summary."""
+"""The whole chain once at small size, with the embedded generator: prompts to metrics.json,
+report and summary."""
 
 import json
 import subprocess
@@ -11,7 +12,12 @@ from dd.report.rows import arrange
 from dd.report.summary import collect
 
 ROOT = Path(__file__).parent.parent
-SMALL_SEGMENTER = ["batch_size=2", "scale=64", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
+SMALL_SEGMENTER = [
+    "batch_size=2",
+    "scale=64",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +33,45 @@ def chain(tmp_path_factory, run):
     run("generate", *small, *where, "stage=label", "mask_set=power0", "masks.power=0")
     run("generate", "experiment=shapes", *where, "stage=probe", "probe.split=test", "probe.limit=3")
     run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=2")
-    run("train", "experiment=shapes_finetune", "shots=4", *SMALL_SEGMENTER, *where, "trainer.max_steps=1")
-    run("train", "experiment=shapes_real", "shots=4", *SMALL_SEGMENTER, *where, "trainer.max_steps=3")
+    run(
+        "train",
+        "experiment=shapes_finetune",
+        "shots=4",
+        *SMALL_SEGMENTER,
+        *where,
+        "trainer.max_steps=1",
+    )
+    run(
+        "train",
+        "experiment=shapes_real",
+        "shots=4",
+        *SMALL_SEGMENTER,
+        *where,
+        "trainer.max_steps=3",
+    )
     for data in ("shapes", "shapes_shift"):
         run("evaluate", f"run={root}/outputs/shapes/*/*", f"data={data}", *where)
     run("evaluate", "stage=audit", f'run="{root}/outputs/shapes/real_shapes/*"', *where)
-    run("evaluate", "stage=report", f"runs={root}/outputs", "name=shapes", "domains=[shapes,shapes_shift]", *where)
+    run(
+        "evaluate",
+        "stage=report",
+        f"runs={root}/outputs",
+        "name=shapes",
+        "domains=[shapes,shapes_shift]",
+        *where,
+    )
     return root
 
 
 def test_summary_has_every_number_of_the_demo(chain):
     summary = json.loads((chain / "outputs/shapes/summary.json").read_text())
     assert summary["shots_from"] == "shapes"
-    assert set(summary["seconds"]) >= {"generate", "train_synthetic_only", "train_finetuned", "train_real_only"}
+    assert set(summary["seconds"]) >= {
+        "generate",
+        "train_synthetic_only",
+        "train_finetuned",
+        "train_real_only",
+    }
     for value in (
         summary["mask_miou"],
         *summary["synthetic_only"].values(),
@@ -65,8 +97,12 @@ def test_metrics_agree_with_their_own_confusion_matrix(chain):
 
 
 def test_supervision_and_history_are_recorded(chain):
-    finetuned = json.loads((chain / "outputs/shapes/finetune_shapes/shots=4,seed=0/run.json").read_text())
-    assert finetuned["supervision"] == "B"  # what made the synthetic images: labels chose their settings
+    finetuned = json.loads(
+        (chain / "outputs/shapes/finetune_shapes/shots=4,seed=0/run.json").read_text()
+    )
+    assert (
+        finetuned["supervision"] == "B"
+    )  # what made the synthetic images: labels chose their settings
     assert "chosen_on" not in json.dumps(finetuned["identity"])
     choices = {(c["what"], c["data"], c["labels"]) for c in finetuned["chosen_on"]}
     assert {("masks", "shapes/tune", 128), ("learning_rate", "shapes/train", 64)} <= choices
@@ -82,12 +118,18 @@ def test_supervision_and_history_are_recorded(chain):
 
 
 def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_path):
-    """On top of the synthetic-only run, with the photographs of a list; recorded, in a row of its own, gone on from."""
+    """On top of the synthetic-only run, with the photographs of a list; recorded, in a row of
+    its own, gone on from."""
     where = [f"data_root={chain}/data", f"output_root={chain}/outputs", *SMALL_SEGMENTER]
     site = chain / "data/shapes_shift"
-    photos = [f"unlabelled.images={site}/JPEGImages", f"unlabelled.list={site}/ImageSets/Segmentation/train.txt"]
+    photos = [
+        f"unlabelled.images={site}/JPEGImages",
+        f"unlabelled.list={site}/ImageSets/Segmentation/train.txt",
+    ]
     adapt = ["experiment=shapes_adapt_segmenter", *where, "trainer.max_steps=2"]
-    with pytest.raises(ValueError, match=r"self_training needs photographs of the site: unlabelled.images=<folder>"):
+    with pytest.raises(
+        ValueError, match=r"self_training needs photographs of the site: unlabelled.images=<folder>"
+    ):
         run("train", *adapt)
     with pytest.raises(ValueError, match=r"leave trainer.callbacks.ema on"):
         run("train", *adapt, *photos, "trainer.callbacks.ema=null")
@@ -105,14 +147,29 @@ def test_self_training_on_photographs_is_a_run_like_any_other(chain, run, tmp_pa
     with pytest.raises(FileExistsError, match=r"photographs.number: 6 -> 1"):
         run("train", *adapt, photos[0], f"unlabelled.list={chain}/one.txt")
     start = f'init_from="{chain}/outputs/shapes/adapt_segmenter/seed=0"'
-    run("train", "experiment=shapes_finetune", "shots=4", start, "name=shapes/after", *where, "trainer.max_steps=1")
-    entries, _ = collect([chain / "outputs/shapes" / name for name in ("synthetic/seed=0", "adapt_segmenter/seed=0", "after")])
+    run(
+        "train",
+        "experiment=shapes_finetune",
+        "shots=4",
+        start,
+        "name=shapes/after",
+        *where,
+        "trainer.max_steps=1",
+    )
+    entries, _ = collect(
+        [
+            chain / "outputs/shapes" / name
+            for name in ("synthetic/seed=0", "adapt_segmenter/seed=0", "after")
+        ]
+    )
     rows, twice = arrange(entries, "shapes")
     step = "self-training on photographs"
     found = {(row.name, row.recipe.steps) for row in rows}
     assert not twice and found == {
-        ("synthetic only", 2), (f"synthetic only; {step}", 4), (f"synthetic, then 4 real; {step}", 5)
-    }  # fmt: skip
+        ("synthetic only", 2),
+        (f"synthetic only; {step}", 4),
+        (f"synthetic, then 4 real; {step}", 5),
+    }
 
 
 def test_report_is_one_self_contained_file(chain):
@@ -124,7 +181,11 @@ def test_report_is_one_self_contained_file(chain):
 
 def test_everything_again_changes_nothing(chain, run):
     where = [f"data_root={chain}/data", f"output_root={chain}/outputs"]
-    kept = {p: p.stat().st_mtime_ns for p in chain.rglob("*") if p.is_file() and p.suffix in (".png", ".safetensors", ".ckpt")}
+    kept = {
+        p: p.stat().st_mtime_ns
+        for p in chain.rglob("*")
+        if p.is_file() and p.suffix in (".png", ".safetensors", ".ckpt")
+    }
     run("generate", "experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=2", *where)
     run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=2")
     run("evaluate", f"run={chain}/outputs/shapes/*/*", *where)
@@ -134,7 +195,14 @@ def test_everything_again_changes_nothing(chain, run):
 def test_other_settings_are_refused_and_named(chain, run):
     where = [f"data_root={chain}/data", f"output_root={chain}/outputs"]
     with pytest.raises(FileExistsError, match=r"generator\.steps: 2 -> 3"):
-        run("generate", "experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=3", *where)
+        run(
+            "generate",
+            "experiment=shapes",
+            "num_images=6",
+            "unit_size=3",
+            "diffusion.steps=3",
+            *where,
+        )
     with pytest.raises(FileExistsError, match="max_steps"):
         run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=4")
 
@@ -146,15 +214,20 @@ def test_other_settings_are_refused_and_named(chain, run):
         (["train.py", "experiment=shapes_syntetic"], "Did you mean 'shapes_synthetic'"),
         (["evaluate.py", "run=outputs/nowhere"], "no finished training run"),
         (["generate.py", "experiment=shapes", "diffusion.model=./missing"], "no such folder"),
-        (["train.py", "experiment=shapes_real", "data_root=nowhere"], "python -m dd prepare shapes"),
+        (
+            ["train.py", "experiment=shapes_real", "data_root=nowhere"],
+            "python -m dd prepare shapes",
+        ),
     ],
 )
 def test_bad_input_is_answered_on_one_screen(tmp_path, command, expected):
     script, *overrides = command
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *overrides, f"output_root={tmp_path}/outputs"],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert expected in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 24

@@ -1,4 +1,5 @@
-"""The house as a rule: arrows only point down, and each heavy library has its own adapter. Read with ``ast``, run nothing."""
+"""The house as a rule: arrows only point down, and each heavy library has its own adapter. Read
+with ``ast``, run nothing."""
 
 import ast
 import graphlib
@@ -45,7 +46,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "torchmetrics": ["dd.evaluation.metrics"],
     "scipy": ["dd.segmenters.mask_loss", "dd.data.sbd", "dd.evaluation.statistics"],
     "matplotlib": ["dd.report.*"],
-    "jinja2": ["dd.report.*"],
+    "jinja2": ["dd.report.*", "dd.store.templates"],
 }
 NO_TORCH = ("dd.taxonomy", "dd.store.*")
 WITH_TORCH = {"dd.store.checkpoints"}  # the file format is torch's
@@ -61,7 +62,9 @@ FLOORS = floors()
 
 
 def fits(module, patterns):
-    return any(module == p or (p.endswith(".*") and f"{module}.".startswith(p[:-1])) for p in patterns)
+    return any(
+        module == p or (p.endswith(".*") and f"{module}.".startswith(p[:-1])) for p in patterns
+    )
 
 
 def room(module):
@@ -76,7 +79,8 @@ def floor(module):
 
 
 def modules():
-    """{module name: source} of the package and of the scripts beside it; empty ``__init__`` files are no modules."""
+    """{module name: source} of the package and of the scripts beside it; empty ``__init__``
+    files are no modules."""
     found = {path.stem: path.read_text() for path in ROOT.glob("*.py")}
     for path in (ROOT / "dd").rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -86,7 +90,8 @@ def modules():
 
 
 def imported(source, name, ours):
-    """Modules that ``source`` imports, wherever in the file: ours in full, others by their first part."""
+    """Modules that ``source`` imports, wherever in the file: ours in full, others by their first
+    part."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -139,17 +144,32 @@ def test_every_room_of_the_picture_is_there_and_no_other():
 
 
 def test_few_files_stand_alone():
-    assert {p.name for p in (ROOT / "dd").glob("*.py")} == {"__init__.py", "__main__.py", "taxonomy.py"}
+    assert {p.name for p in (ROOT / "dd").glob("*.py")} == {
+        "__init__.py",
+        "__main__.py",
+        "taxonomy.py",
+    }
 
 
 @pytest.mark.parametrize("module", sorted(OURS))
 def test_heavy_libraries_stay_in_their_adapters(module):
     for library in IMPORTS[module] & ADAPTERS.keys():
-        assert fits(module, ADAPTERS[library]), f"{module} imports {library}, which only {ADAPTERS[library]} may import"
+        assert fits(module, ADAPTERS[library]), (
+            f"{module} imports {library}, which only {ADAPTERS[library]} may import"
+        )
 
 
 def test_every_adapter_that_is_claimed_is_used():
-    for library in ("diffusers", "transformers", "mmseg", "pytorch_lightning", "hydra", "torchmetrics", "ray", "openai"):
+    for library in (
+        "diffusers",
+        "transformers",
+        "mmseg",
+        "pytorch_lightning",
+        "hydra",
+        "torchmetrics",
+        "ray",
+        "openai",
+    ):
         assert any(library in libraries for libraries in IMPORTS.values()), library
 
 

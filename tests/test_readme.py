@@ -22,8 +22,13 @@ README = (ROOT / "README.md").read_text()
 def test_the_result_tables_are_those_of_the_results_files(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
-    assert tables["main"]() == 0, "python benchmarks/tables.py writes the tables of benchmarks/results/ into README.md"
-    changed = {**json.loads((ROOT / "benchmarks/results/shapes.json").read_text()), "mask_miou": 1.25}
+    assert tables["main"]() == 0, (
+        "python benchmarks/tables.py writes the tables of benchmarks/results/ into README.md"
+    )
+    changed = {
+        **json.loads((ROOT / "benchmarks/results/shapes.json").read_text()),
+        "mask_miou": 1.25,
+    }
     assert tables["tables"](changed) not in README and "1.2" in tables["tables"](changed)
 
 
@@ -54,7 +59,9 @@ def test_tables_pair_the_seeds():
     runs = [exact, {"low": 64.0, "high": None}]
     found = {"runs": runs, "median": exact, "interval": None, "shown": True}
     assert skip(found) == "60 (60, at least 64)"
-    assert skip({**found, "interval": {"low": 20.0, "high": 70.4}}) == "60 [20, 70] (60, at least 64)"
+    assert (
+        skip({**found, "interval": {"low": 20.0, "high": 70.4}}) == "60 [20, 70] (60, at least 64)"
+    )
     assert skip({**found, "shown": False}) == "not shown (60, at least 64)" and skip(None) == "-"
     exact = {"low": -60.0, "high": -60.0}
     found |= {"runs": [exact], "median": exact, "interval": {"low": -70.0, "high": -20.0}}
@@ -67,7 +74,10 @@ def measured_groups():
     parts = [shapes, shapes["shots_from_shapes_shift"]]
     for domain in shapes["synthetic_only"]:
         arms = [shapes["synthetic_only"], *shapes["ablations"].values()]
-        arms += [{d: [run["miou"][d] for run in r["runs"]] for d in shapes["synthetic_only"]} for r in shapes["recipes"]]
+        arms += [
+            {d: [run["miou"][d] for run in r["runs"]] for d in shapes["synthetic_only"]}
+            for r in shapes["recipes"]
+        ]
         arms += [at for part in parts for at in part["finetuned"].values()]
         arms += [at for part in parts for at in part["real_only"].values()]
         yield [dict(enumerate(at[domain])) for at in arms]
@@ -105,9 +115,9 @@ def commands():
         for block in re.findall(r"```(?:bash)?\n(.*?)```", path.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 line = re.sub(r"\s#\s.*", "", line).strip()
-                if (found := re.match(r"python (generate|train|evaluate)\.py (.*)", line)) and not re.search(
-                    "\\.\\.\\.|…|<|\\$", line
-                ):
+                if (
+                    found := re.match(r"python (generate|train|evaluate)\.py (.*)", line)
+                ) and not re.search("\\.\\.\\.|…|<|\\$", line):
                     yield found[1], found[2]
 
 
@@ -122,4 +132,6 @@ def test_every_link_leads_somewhere(link):
     page, _, place = link.partition("#")
     assert (ROOT / page).exists()
     heads = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE) if place else []
-    assert not place or place in [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads]
+    assert not place or place in [
+        re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads
+    ]

@@ -19,10 +19,28 @@ from dd.taxonomy import (
 
 # The colour map as the VOC devkit prints it, class by class.
 VOC_COLOURS = [
-    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128), (64, 0, 0),
-    (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0),
-    (128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128),
-]  # fmt: skip
+    (0, 0, 0),
+    (128, 0, 0),
+    (0, 128, 0),
+    (128, 128, 0),
+    (0, 0, 128),
+    (128, 0, 128),
+    (0, 128, 128),
+    (128, 128, 128),
+    (64, 0, 0),
+    (192, 0, 0),
+    (64, 128, 0),
+    (192, 128, 0),
+    (64, 0, 128),
+    (192, 0, 128),
+    (64, 128, 128),
+    (192, 128, 128),
+    (0, 64, 0),
+    (128, 64, 0),
+    (0, 192, 0),
+    (128, 192, 0),
+    (0, 64, 128),
+]
 
 
 def test_pixel_values_begin_after_background():
@@ -63,9 +81,14 @@ def test_254_classes_leave_255_free():
 
 
 def test_unknown_names_are_answered_with_the_allowed_ones():
-    with pytest.raises(ValueError, match=r"unknown class \['cow', 'background'\].*allowed: cat, dog"):
+    with pytest.raises(
+        ValueError, match=r"unknown class \['cow', 'background'\].*allowed: cat, dog"
+    ):
         Taxonomy("pets", ["cat", "dog"]).ids(["cat", "cow", "background"])
-    with pytest.raises(ValueError, match="unknown taxonomy 'vox'; allowed: voc, coco, shapes, or the path of a YAML"):
+    with pytest.raises(
+        ValueError,
+        match="unknown taxonomy 'vox'; allowed: voc, coco, shapes, or the path of a YAML",
+    ):
         taxonomy("vox")
 
 
@@ -90,8 +113,16 @@ def test_the_palette_is_that_of_the_voc_devkit():
 
 def test_words_lead_to_their_class():
     pets = Taxonomy("pets", ["Cat", "guinea pig"], {"guinea pig": ["cavy", "Cuy"]})
-    assert pets.words == {"cat": "Cat", "guinea pig": "guinea pig", "cavy": "guinea pig", "cuy": "guinea pig"}
-    assert taxonomy("voc").words["dirt bike"] == "motorbike" and taxonomy("voc").words["bike"] == "bicycle"
+    assert pets.words == {
+        "cat": "Cat",
+        "guinea pig": "guinea pig",
+        "cavy": "guinea pig",
+        "cuy": "guinea pig",
+    }
+    assert (
+        taxonomy("voc").words["dirt bike"] == "motorbike"
+        and taxonomy("voc").words["bike"] == "bicycle"
+    )
     assert set(taxonomy("voc").words.values()) == set(VOC_NAMES)
 
 
@@ -121,8 +152,16 @@ def test_words_that_are_not_clear(synonyms, message):
 
 
 def test_colours_stand_over_those_of_voc():
-    pets = Taxonomy("pets", ["cat", "dog"], colours={"dog": [9, 8, 7], 255: (255, 255, 255), "background": (1, 1, 1)})
-    assert pets.palette[:9] == [1, 1, 1, 128, 0, 0, 9, 8, 7] and pets.palette[-3:] == [255] * 3 and len(pets.palette) == 768
+    pets = Taxonomy(
+        "pets",
+        ["cat", "dog"],
+        colours={"dog": [9, 8, 7], 255: (255, 255, 255), "background": (1, 1, 1)},
+    )
+    assert (
+        pets.palette[:9] == [1, 1, 1, 128, 0, 0, 9, 8, 7]
+        and pets.palette[-3:] == [255] * 3
+        and len(pets.palette) == 768
+    )
     assert Taxonomy("pets", ["cat"]).palette == voc_palette()
 
 
@@ -148,7 +187,16 @@ def test_colours_that_are_not_clear(colours, message):
 
 def test_coco_has_80_things():
     assert len(COCO_NAMES) == 80 and len(taxonomy("coco")) == 81
-    places = {"person": 1, "truck": 8, "stop sign": 12, "bird": 15, "skis": 31, "hot dog": 53, "tv": 63, "toothbrush": 80}
+    places = {
+        "person": 1,
+        "truck": 8,
+        "stop sign": 12,
+        "bird": 15,
+        "skis": 31,
+        "hot dog": 53,
+        "tv": 63,
+        "toothbrush": 80,
+    }
     assert taxonomy("coco").ids(places) == list(places.values())
 
 
@@ -171,7 +219,10 @@ def test_a_taxonomy_from_a_file(tmp_path):
     site = taxonomy(tmp_path / "site.yaml")
     assert site == taxonomy(str(tmp_path / "site.yaml"))
     assert (site.name, site.names) == ("site", ("scratch", "gold ring"))
-    assert site.synonyms == {"gold ring": ("ring", "band")} and site.colours == {"gold ring": (255, 0, 0), IGNORE: (1, 1, 1)}
+    assert site.synonyms == {"gold ring": ("ring", "band")} and site.colours == {
+        "gold ring": (255, 0, 0),
+        IGNORE: (1, 1, 1),
+    }
     for other in (site, taxonomy("voc")):
         (tmp_path / "copy.yml").write_text(taxonomy_yaml(other))
         assert taxonomy(tmp_path / "copy.yml") == other
@@ -184,12 +235,18 @@ def test_a_taxonomy_from_a_file(tmp_path):
         ("- cat", "has the keys name .text. and classes .a list."),
         ("name: a\nclasses: cat", "has the keys name"),
         ("name: a\nclasses: [no, yes]", r"a class name must be text, got False \(put yes, no"),
-        ("name: a\nclasses: [cat]\ncolors: 3", "unknown key 'colors' in the file; allowed: name, classes"),
+        (
+            "name: a\nclasses: [cat]\ncolors: 3",
+            "unknown key 'colors' in the file; allowed: name, classes",
+        ),
         (
             "name: a\nclasses: [{name: cat, color: [1, 2, 3]}]",
             "unknown key 'color' in class 'cat'; allowed: name, syn",
         ),
-        ("name: a\nclasses: [{name: cat, colour: red}]", "colour of 'cat' must be a list .red, green, blue., got 'red'"),
+        (
+            "name: a\nclasses: [{name: cat, colour: red}]",
+            "colour of 'cat' must be a list .red, green, blue., got 'red'",
+        ),
         ("name: a\nclasses: [cat]\nbackground_colour:", "colour of 'background' must be a list"),
         ("name: a\nclasses: [cat, Cat]", "class names must be unique"),
         ("name: a\nclasses: !!python/object/apply:os.getcwd []", "is not valid YAML"),
@@ -209,14 +266,25 @@ def test_a_missing_file(tmp_path):
 def test_labels_of_other_programs():
     site = Taxonomy("site", ["gold ring", "hot dog", "hotdog", "Maß"], {"gold ring": ["band"]})
     for label, name in {
-        "gold_ring": "gold ring", "Gold-Ring": "gold ring", "GOLDRING": "gold ring", " band ": "gold ring", "bands": None,
-        "hot dog": "hot dog", "hotdog": "hotdog", "hot_dog": "hot dog", "h o t dog": None, "ring": None, 7: None,
+        "gold_ring": "gold ring",
+        "Gold-Ring": "gold ring",
+        "GOLDRING": "gold ring",
+        " band ": "gold ring",
+        "bands": None,
+        "hot dog": "hot dog",
+        "hotdog": "hotdog",
+        "hot_dog": "hot dog",
+        "h o t dog": None,
+        "ring": None,
+        7: None,
         unicodedata.normalize("NFD", "maß"): "Maß",
-    }.items():  # fmt: skip
+    }.items():
         assert site.find(label) == name, label
     assert [taxonomy("voc").find(n) for n in ("diningtable", "pottedplant", "tvmonitor")] == [
-        "dining table", "potted plant", "tv monitor"
-    ]  # fmt: skip
+        "dining table",
+        "potted plant",
+        "tv monitor",
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -1,9 +1,11 @@
-"""The mean attention over heads as two Triton kernels, for half precision on a GPU: the logits never leave the chip.
+"""The mean attention over heads as two Triton kernels, for half precision on a GPU: the logits
+never leave the chip.
 
-The first finds the logarithm of each row's sum of exponentials, head by head (the online softmax of FlashAttention, Dao et al.
-2022, without its product with the values); the second computes a tile of the logits once more for each head and adds the
-normalised exponentials, so that only the mean [B, N, T] is written. The keys of a prompt need the second alone. Shape letters
-as in :mod:`dd.attention`.
+The first finds the logarithm of each row's sum of exponentials, head by head (the online softmax of
+FlashAttention, Dao et al. 2022, without its product with the values); the second computes a tile of
+the logits once more for each head and adds the normalised exponentials, so that only the mean [B,
+N, T] is written. The keys of a prompt need the second alone. Shape letters as in
+:mod:`dd.attention`.
 """
 
 import torch
@@ -16,9 +18,24 @@ WHOLE = 128  # the most columns that one tile holds: those of a prompt
 
 @triton.jit
 def _log_sums(
-    q, k, out, heads, pixels, length, width, factor, q_b, q_h, q_n, k_b, k_h, k_t,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    out,
+    heads,
+    pixels,
+    length,
+    width,
+    factor,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_t,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """out [B, H, N] = log2 sum_T 2**(factor * q k^T)"""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sample, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
@@ -30,20 +47,48 @@ def _log_sums(
     total = tl.zeros((ROWS,), tl.float32)
     for first in range(0, length, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
-        key = tl.load(k_at + columns[None, :] * k_t, mask=(columns[None, :] < length) & (d[:, None] < width), other=0.0)
+        key = tl.load(
+            k_at + columns[None, :] * k_t,
+            mask=(columns[None, :] < length) & (d[:, None] < width),
+            other=0.0,
+        )
         logits = tl.where(columns[None, :] < length, tl.dot(query, key) * factor, float("-inf"))
         higher = tl.maximum(highest, tl.max(logits, 1))
         total = total * tl.exp2(highest - higher) + tl.sum(tl.exp2(logits - higher[:, None]), 1)
         highest = higher
-    tl.store(out + tl.program_id(1).to(tl.int64) * pixels + rows, highest + tl.log2(total), mask=rows < pixels)
+    tl.store(
+        out + tl.program_id(1).to(tl.int64) * pixels + rows,
+        highest + tl.log2(total),
+        mask=rows < pixels,
+    )
 
 
 @triton.jit
 def _mean(
-    q, k, log_sums, out, share, heads, pixels, length, width, factor, q_b, q_h, q_n, k_b, k_h, k_t,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr, ADD: tl.constexpr,
-):  # fmt: skip
-    """out [B, N, T] = (out if ADD) + share * sum_H 2**(factor * q k^T - log_sums); WHOLE: a tile holds all columns"""
+    q,
+    k,
+    log_sums,
+    out,
+    share,
+    heads,
+    pixels,
+    length,
+    width,
+    factor,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_t,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WHOLE: tl.constexpr,
+    ADD: tl.constexpr,
+):
+    """out [B, N, T] = (out if ADD) + share * sum_H 2**(factor * q k^T - log_sums); WHOLE: a tile
+    holds all columns"""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     sample = tl.program_id(2).to(tl.int64)
@@ -74,10 +119,15 @@ def _mean(
 
 
 def mean_attention(
-    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float, out_BNT: torch.Tensor, add: bool, weight: int = 1
+    q_BHND: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    scale: float,
+    out_BNT: torch.Tensor,
+    add: bool,
+    weight: int = 1,
 ) -> None:
-    """Write ``weight`` times the mean over heads of softmax(Q K^T * scale) to ``out_BNT`` (float32, contiguous), or add it to
-    what is there."""
+    """Write ``weight`` times the mean over heads of softmax(Q K^T * scale) to ``out_BNT``
+    (float32, contiguous), or add it to what is there."""
     q, k = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHND, k_BHTD))
     (batch, heads, pixels, width), length = q.shape, k.shape[2]
     sizes = (heads, pixels, length, width, scale * LOG2_E, *q.stride()[:3], *k.stride()[:3])
@@ -91,11 +141,27 @@ def mean_attention(
             _log_sums[grid](q, k, log_sums, *sizes, ROWS=rows, COLUMNS=columns, WIDTH=padded, **how)
         grid = (triton.cdiv(length, columns), triton.cdiv(pixels, rows), batch)
         many = {"WHOLE": whole, "ADD": add, **how}
-        _mean[grid](q, k, log_sums, out_BNT, weight / heads, *sizes, ROWS=rows, COLUMNS=columns, WIDTH=padded, **many)
+        _mean[grid](
+            q,
+            k,
+            log_sums,
+            out_BNT,
+            weight / heads,
+            *sizes,
+            ROWS=rows,
+            COLUMNS=columns,
+            WIDTH=padded,
+            **many,
+        )
 
 
 def _tile(width: int, length: int) -> tuple[int, int, dict]:
-    """Rows and columns of a tile and the launch's options, within the 99 KiB of shared memory of any GPU since Ampere."""
+    """Rows and columns of a tile and the launch's options, within the 99 KiB of shared memory of
+    any GPU since Ampere."""
     if length <= WHOLE:
-        return 32 if width > 128 else 64, max(16, triton.next_power_of_2(length)), {"num_warps": 4, "num_stages": 1}
+        return (
+            32 if width > 128 else 64,
+            max(16, triton.next_power_of_2(length)),
+            {"num_warps": 4, "num_stages": 1},
+        )
     return 64, 64, {"num_warps": 4, "num_stages": 3 if width <= 64 else 2 if width <= 128 else 1}

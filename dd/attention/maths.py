@@ -1,7 +1,9 @@
-"""From attention to class heat maps (Dataset Diffusion, sections on class-prompt attention and self-attention
-exponentiation). Pure functions on tensors; the hooks that feed them live in :mod:`dd.generators`.
+"""From attention to class heat maps (Dataset Diffusion, sections on class-prompt attention and
+self-attention exponentiation). Pure functions on tensors; the hooks that feed them live in
+:mod:`dd.generators`.
 
-Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of a head, K classes, P powers.
+Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of a head, K classes, P
+powers.
 """
 
 import warnings
@@ -10,9 +12,15 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-AT_ONCE = {"cuda": 2**26, "cpu": 2**22}  # few, larger kernels on a GPU; on a CPU what its cache holds
+AT_ONCE = {
+    "cuda": 2**26,
+    "cpu": 2**22,
+}  # few, larger kernels on a GPU; on a CPU what its cache holds
 FUSED_ON = {"cuda"}
-HALF = (torch.float16, torch.bfloat16)  # products of these are exact in float32, so the kernels lose nothing
+HALF = (
+    torch.float16,
+    torch.bfloat16,
+)  # products of these are exact in float32, so the kernels lose nothing
 WIDEST = 256  # the widest head whose tiles fit into a GPU's shared memory
 
 
@@ -23,12 +31,17 @@ def split_heads(x_BNC: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def mean_attention(
-    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float, onto: torch.Tensor | None = None, weight: int = 1
+    q_BHND: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    scale: float,
+    onto: torch.Tensor | None = None,
+    weight: int = 1,
 ) -> torch.Tensor:
-    """``weight`` times the mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row sums to ``weight``. With
-    ``onto`` [B, N, T] it is added there and that is returned.
+    """``weight`` times the mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row
+    sums to ``weight``. With ``onto`` [B, N, T] it is added there and that is returned.
 
-    In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works; else by :func:`mean_attention_by_heads`.
+    In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works; else by
+    :func:`mean_attention_by_heads`.
     """
     device, width = q_BHND.device, q_BHND.shape[3]
     made_for = device.type in FUSED_ON and q_BHND.dtype in HALF and width <= WIDEST
@@ -42,9 +55,11 @@ def mean_attention(
     return total if onto is None else onto.add_(total)
 
 
-def mean_attention_by_heads(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float) -> torch.Tensor:
-    """:func:`mean_attention`, as many heads at a time as ``AT_ONCE`` bytes hold (one at least), so that the head dimension is
-    never held whole where it is large."""
+def mean_attention_by_heads(
+    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """:func:`mean_attention`, as many heads at a time as ``AT_ONCE`` bytes hold (one at least),
+    so that the head dimension is never held whole where it is large."""
     batch, heads, pixels, _ = q_BHND.shape
     each = 4 * batch * pixels * k_BHTD.shape[2]
     count, total = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each), None
@@ -58,7 +73,8 @@ def mean_attention_by_heads(q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: f
 
 @cache
 def _fused(device: torch.device, dtype: torch.dtype, width: int):
-    """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: tried on heads of this kind."""
+    """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: tried on
+    heads of this kind."""
     try:
         from dd.attention import fused
 
@@ -68,11 +84,15 @@ def _fused(device: torch.device, dtype: torch.dtype, width: int):
                 fused.mean_attention(q, k, 1.0, torch.zeros(1, 16, length, device=device), add)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # no Triton, no C compiler, a GPU that is too old: each in words of its own
+    except (
+        Exception
+    ) as error:  # no Triton, no C compiler, a GPU that is too old: each in words of its own
         said = " ".join(str(error).split())[:300]
         warnings.warn(
-            f"attention is read without the fused kernel, which does not run here for heads of {width} in {dtype} "
-            f"({type(error).__name__}: {said}); results are the same, large batches take longer to read. It needs the package "
+            "attention is read without the fused kernel, which does not run here for heads of "
+            f"{width} in {dtype} "
+            f"({type(error).__name__}: {said}); results are the same, large batches take longer "
+            "to read. It needs the package "
             "triton and a C compiler",
             stacklevel=2,
         )
@@ -81,7 +101,8 @@ def _fused(device: torch.device, dtype: torch.dtype, width: int):
 
 
 def class_maps(cross_NT: torch.Tensor, spans: list[list[int]]) -> torch.Tensor:
-    """One map per class = mean over the tokens of its words: [N, T], K lists of positions -> [K, N]."""
+    """One map per class = mean over the tokens of its words: [N, T], K lists of positions -> [K,
+    N]."""
     return torch.stack([cross_NT[:, positions].mean(1) for positions in spans])
 
 
@@ -91,7 +112,9 @@ def resize_maps(maps_KN: torch.Tensor, resolution: int) -> torch.Tensor:
     if side == resolution:
         return maps_KN
     grid = maps_KN.view(1, -1, side, side)
-    return F.interpolate(grid, size=(resolution, resolution), mode="bicubic", align_corners=False).flatten(2)[0]
+    return F.interpolate(
+        grid, size=(resolution, resolution), mode="bicubic", align_corners=False
+    ).flatten(2)[0]
 
 
 def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -> torch.Tensor:
@@ -112,7 +135,9 @@ def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -
     return torch.stack(rests, 1).cpu().double() + torch.stack(means, 1).cpu().double()
 
 
-def heat_maps(cross_NT: torch.Tensor, self_NN: torch.Tensor, spans: list[list[int]], max_power: int) -> torch.Tensor:
+def heat_maps(
+    cross_NT: torch.Tensor, self_NN: torch.Tensor, spans: list[list[int]], max_power: int
+) -> torch.Tensor:
     """Refined heat of one sample at the self-attention's resolution r: float64 [K, P, r, r]."""
     side = int(self_NN.shape[0] ** 0.5)
     maps_KN = resize_maps(class_maps(cross_NT, spans), side)

@@ -28,32 +28,70 @@ from dd.stages.prepare_own import prepare_own
 
 def init_options(commands) -> None:
     parser = commands.add_parser(
-        "init", help="a guided start: the configuration of a site of your own", epilog="without --class it asks, on a terminal"
+        "init",
+        help="a guided start: the configuration of a site of your own",
+        epilog="without --class it asks, on a terminal",
     )
     add = parser.add_argument
     add("name", help="of the site, its experiments and its data, such as my-site")
-    add("--class", dest="classes", action="append", default=[], metavar="NAME[=SYNONYM,...]", help="in mask order")
-    add("--condition", action="append", default=[], metavar="NAME=PHRASE,...", help="such as lighting=dim light,neon light")
+    add(
+        "--class",
+        dest="classes",
+        action="append",
+        default=[],
+        metavar="NAME[=SYNONYM,...]",
+        help="in mask order",
+    )
+    add(
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=PHRASE,...",
+        help="such as lighting=dim light,neon light",
+    )
     add("--photos", metavar="FOLDER", help="unlabelled photographs, for captions; only read")
     add("--images", metavar="FOLDER", help="labelled photographs, with --masks; only read")
     add("--masks", metavar="FOLDER", help="their masks: the same stems, class ids as pixel values")
-    add("--generator", choices=list(RECIPES), help="sd15 (default), or embedded: a trial on any machine")
-    add("--root", default="data", help="folder of data (default: data); data_root of the other commands")
-    add("--conf", default=str(Path(__file__).parents[2] / "conf"), help="folder to write the configuration to (default: conf)")
+    add(
+        "--generator",
+        choices=list(RECIPES),
+        help="sd15 (default), or embedded: a trial on any machine",
+    )
+    add(
+        "--root",
+        default="data",
+        help="folder of data (default: data); data_root of the other commands",
+    )
+    add(
+        "--conf",
+        default=str(Path(__file__).parents[2] / "conf"),
+        help="folder to write the configuration to (default: conf)",
+    )
 
 
 def init(options) -> int:
-    classes, phrases = (questions.pairs("--class", options.classes), questions.pairs("--condition", options.condition))
+    classes, phrases = (
+        questions.pairs("--class", options.classes),
+        questions.pairs("--condition", options.condition),
+    )
     asks = not classes
     if asks:
         if not sys.stdin.isatty():
-            raise ValueError("init asks only on a terminal; without one give --class NAME=SYNONYM,... for each class")
+            raise ValueError(
+                "init asks only on a terminal; without one give --class NAME=SYNONYM,... for each "
+                "class"
+            )
         try:
             classes, phrases = _ask(options, phrases)
         except EOFError:
-            raise ValueError("the questions were not answered to the end; nothing was written") from None
+            raise ValueError(
+                "the questions were not answered to the end; nothing was written"
+            ) from None
     if (options.images is None) != (options.masks is None):
-        raise ValueError("labelled photographs need both --images and --masks; without labels give neither (--photos)")
+        raise ValueError(
+            "labelled photographs need both --images and --masks; without labels give neither "
+            "(--photos)"
+        )
     site = Site(options.name, classes, phrases, options.photos, options.generator or "sd15")
     for note in strange_words(check(site)):
         print(f"warning: {note}", file=sys.stderr)
@@ -77,7 +115,8 @@ def init(options) -> int:
 
 
 def _ask(options, phrases) -> tuple[dict, dict]:
-    """(classes, conditions); folders and generator go to ``options``. Each answer is checked at once."""
+    """(classes, conditions); folders and generator go to ``options``. Each answer is checked at
+    once."""
     options.name = questions.ask_name(options.name, check_name)
     classes = questions.ask_classes(lambda found: site_taxonomy(Site(options.name, found)))
     phrases = phrases or questions.ask_conditions(check_conditions)
@@ -117,7 +156,9 @@ def _write_data(site: Site, options) -> int | None:
     if options.images is None:
         return None
     try:
-        folder, notes = prepare_own(options.root, taxonomy, site.name, options.images, options.masks)
+        folder, notes = prepare_own(
+            options.root, taxonomy, site.name, options.images, options.masks
+        )
     except BaseException as error:
         if new:  # other classes may fit the masks
             taxonomy.unlink(missing_ok=True)

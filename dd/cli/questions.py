@@ -1,4 +1,5 @@
-"""What a guided start asks on a terminal, or takes as options: lists of words. No other module of ours."""
+"""What a guided start asks on a terminal, or takes as options: lists of words. No other module
+of ours."""
 
 import re
 from pathlib import Path
@@ -15,7 +16,9 @@ def pair(option: str, text: str) -> tuple[str, list[str]]:
     """("pallet", ["skid", "euro pallet"]) of "pallet=skid,euro pallet"; words may be missing."""
     name, equals, words = text.partition("=")
     if equals and not words.strip():
-        raise ValueError(f"{option} {text!r}: nothing stands behind the =; expected NAME=WORD,WORD or NAME alone")
+        raise ValueError(
+            f"{option} {text!r}: nothing stands behind the =; expected NAME=WORD,WORD or NAME alone"
+        )
     return name.strip(), [w.strip() for w in words.split(",")] if equals else []
 
 
@@ -25,7 +28,9 @@ def pairs(option: str, texts: list[str]) -> dict[str, list[str]]:
     for text in texts:
         name, words = pair(option, text)
         if name in found:
-            raise ValueError(f"{option} {name!r} is given twice; give all its words at once: NAME=WORD,WORD")
+            raise ValueError(
+                f"{option} {name!r} is given twice; give all its words at once: NAME=WORD,WORD"
+            )
         found[name] = words
     return found
 
@@ -74,8 +79,8 @@ def ask_conditions(check=lambda conditions: None, ask=input) -> dict[str, list[s
 
 
 def ask_folder(what: str, check=lambda folder: None, ask=input) -> str | None:
-    """A folder that is there (``~`` is the home) and that ``check`` takes, or None; asked again until
-    it is: the answers before it are kept."""
+    """A folder that is there (``~`` is the home) and that ``check`` takes, or None; asked again
+    until it is: the answers before it are kept."""
     while answer := ask(f"{what} (empty = none): ").strip():
         folder = Path(dragged(answer)).expanduser()
         if not folder.is_dir():
@@ -86,8 +91,8 @@ def ask_folder(what: str, check=lambda folder: None, ask=input) -> str | None:
 
 
 def dragged(answer: str) -> str:
-    """A path without what terminals put around one that is dragged into them: quotes, or a backslash
-    before a blank."""
+    """A path without what terminals put around one that is dragged into them: quotes, or a
+    backslash before a blank."""
     if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "'\"":
         return answer[1:-1]
     return re.sub(r"\\([ '\"()&])", r"\1", answer)
@@ -103,7 +108,12 @@ def ask_choice(what: str, choices: dict[str, str], default: str, ask=input) -> s
 
 
 def agreed(ask=input) -> bool:
-    while (answer := ask("write this? (yes or no) ").strip().casefold()) not in ("yes", "y", "no", "n"):
+    while (answer := ask("write this? (yes or no) ").strip().casefold()) not in (
+        "yes",
+        "y",
+        "no",
+        "n",
+    ):
         pass
     return answer.startswith("y")
 

@@ -3,7 +3,12 @@
 import contextlib
 import sys
 
-RUN = {"run": None, "weights": "ema", "trusted": "false", "taxonomy": None}  # settings of each command that uses a run
+RUN = {
+    "run": None,
+    "weights": "ema",
+    "trusted": "false",
+    "taxonomy": None,
+}  # settings of each command that uses a run
 DEPLOY = {**RUN, "output": None, "images": None, "data_root": "data"}
 PAGE = {**RUN, "port": "8000"}
 
@@ -14,11 +19,15 @@ def run_options(commands) -> None:
         ("page", PAGE, "a page on this machine that segments an image dropped on it"),
     ):
         parser = commands.add_parser(name, help=text, description=text)
-        parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help=f"{', '.join(keys)} (docs/deploy.md)")
+        parser.add_argument(
+            "settings", nargs="+", metavar="KEY=VALUE", help=f"{', '.join(keys)} (docs/deploy.md)"
+        )
 
 
 def _missing(error: ModuleNotFoundError, extra: str) -> ValueError:
-    return ValueError(f'{error.name} is not installed; install what {extra} needs: pip install -e ".[{extra}]"')
+    return ValueError(
+        f'{error.name} is not installed; install what {extra} needs: pip install -e ".[{extra}]"'
+    )
 
 
 def deploy_run(options) -> int:
@@ -31,12 +40,22 @@ def deploy_run(options) -> int:
         raise _missing(error, "deploy") from None
     given = config.deploy_arguments(chosen)
     done = deploy(**given)
-    print(f"{100 * done['agreement']:.4f} % of {done['pixels']} pixels of {done['images']} images are as PyTorch's in float32")
+    print(
+        f"{100 * done['agreement']:.4f} % of {done['pixels']} pixels of {done['images']} images "
+        "are as PyTorch's in float32"
+    )
     if bad := done["unreadable"]:
         said = "; ".join(bad[:3]) + ("; ..." if len(bad) > 3 else "")
-        print(f"warning: {len(bad)} of {len(bad) + done['images']} images could not be read: {said}", file=sys.stderr)
+        print(
+            f"warning: {len(bad)} of {len(bad) + done['images']} images could not be read: {said}",
+            file=sys.stderr,
+        )
     if len(done["classes_seen"]) == 1:
-        print("warning: both see one class in these images, which says little; give others with images=...", file=sys.stderr)
+        print(
+            "warning: both see one class in these images, which says little; give others with "
+            "images=...",
+            file=sys.stderr,
+        )
     print(f"{'kept' if done['kept'] else 'ready'}: {given['target']}")
     return 0
 

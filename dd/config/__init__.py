@@ -1,18 +1,27 @@
 """From a Hydra configuration to plain objects: the only importer of Hydra beside the root scripts.
 
-Nothing outside an allow-list of prefixes is instantiated, checked on the resolved object's own module and name, and a
-mistyped override is answered with the names that exist before any work starts.
+Nothing outside an allow-list of prefixes is instantiated, checked on the resolved object's own
+module and name, and a mistyped override is answered with the names that exist before any work
+starts.
 """
 
 import os
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read by the imports below: no advice about optional packages
+os.environ.setdefault(
+    "TRANSFORMERS_VERBOSITY", "error"
+)  # read by the imports below: no advice about optional packages
 
 from dd.config.adaptation import adaptation
 from dd.config.command import exit_code, main
 from dd.config.composition import CONF, compose
 from dd.config.deployment import deploy_arguments, page_arguments, settings
-from dd.config.evaluation import prediction_arguments, report_arguments, review_arguments, test_sets, use_own_data
+from dd.config.evaluation import (
+    prediction_arguments,
+    report_arguments,
+    review_arguments,
+    test_sets,
+    use_own_data,
+)
 from dd.config.generation import (
     calibrate_arguments,
     executor,
@@ -24,9 +33,24 @@ from dd.config.generation import (
     worker_build,
     worker_tools,
 )
-from dd.config.identity import CHANGES_NO_WEIGHT, OBSERVERS, RECORDED, processes, settings_identity, trainer_identity
+from dd.config.identity import (
+    CHANGES_NO_WEIGHT,
+    OBSERVERS,
+    RECORDED,
+    processes,
+    settings_identity,
+    trainer_identity,
+)
 from dd.config.jobs import debugged, name_job
-from dd.config.label_budget import JUDGED, SET_BY_STUDY, SHARED, budget_plan, budget_run, budget_test, generation_seconds
+from dd.config.label_budget import (
+    JUDGED,
+    SET_BY_STUDY,
+    SHARED,
+    budget_plan,
+    budget_run,
+    budget_test,
+    generation_seconds,
+)
 from dd.config.objects import (
     ALLOWED,
     USER_ERRORS,

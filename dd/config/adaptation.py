@@ -6,16 +6,21 @@ from dd.config.tuning import one_device
 
 
 def adaptation(cfg) -> dict:
-    """Arguments of :func:`dd.stages.adapt_generator.adapt_generator` but for folder and trainer. ValueError for a stage
-    without its settings, several devices, or a generator that brings an adapter or another precision than float32."""
+    """Arguments of :func:`dd.stages.adapt_generator.adapt_generator` but for folder and trainer.
+    ValueError for a stage without its settings, several devices, or a generator that brings an
+    adapter or another precision than float32."""
     if cfg.get("adaptation") is None:
-        raise ValueError("stage=adapt_generator needs its settings: experiment=shapes_adapt_generator or sd_adapt_generator")
+        raise ValueError(
+            "stage=adapt_generator needs its settings: experiment=shapes_adapt_generator or "
+            "sd_adapt_generator"
+        )
     one_device(cfg, "an adapter is trained on one device")
     given = plain(cfg.adaptation)
     node = {"dtype": "float32", **given.pop("generator")}
     if node["dtype"] != "float32" or node.get("adapter"):
         raise ValueError(
-            "adaptation.generator: trained from float32 weights without an adapter (trainer.precision chooses the "
+            "adaptation.generator: trained from float32 weights without an adapter "
+            "(trainer.precision chooses the "
             f"arithmetic); got dtype={node['dtype']}, adapter={node.get('adapter')}"
         )
     generator = instantiate(node, device=device(cfg))

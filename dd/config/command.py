@@ -31,11 +31,28 @@ from dd.store.provenance import shortened
 
 SAID: set[str] = set()  # of the jobs of a multirun, in this process
 FULL = "HYDRA_FULL_ERROR"
-NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)  # what a path was given for
+NO_PATH = (
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+)  # what a path was given for
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
-NAMES = {"name": True, "data.name": False, "mask_set": False, "quality.split": False, "sweep.name": False}  # may have parts
+NAMES = {
+    "name": True,
+    "data.name": False,
+    "mask_set": False,
+    "quality.split": False,
+    "sweep.name": False,
+}  # may have parts
 FOLDERS = ("data_root", "output_root", "folder", "caption.folder", "synthetic")
-SPLITS = ("split", "synthetic_split", "probe.split", "calibrate.split")  # they name files, and folders of results
+SPLITS = (
+    "split",
+    "synthetic_split",
+    "probe.split",
+    "calibrate.split",
+)  # they name files, and folders of results
 
 
 def main(config_name: str, run):
@@ -47,12 +64,18 @@ def main(config_name: str, run):
     code, multirun = 0, bool({"-m", "--multirun"} & set(sys.argv[1:]))
     try:
         sys.argv[1:] = with_own_folders([quoted(a) for a in sys.argv[1:]])
-        overrides = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))]
+        overrides = [
+            a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))
+        ]
         cfg = check_overrides(config_name, overrides, multirun)
         if multirun:
-            Path(cfg.output_root).mkdir(parents=True, exist_ok=True)  # Hydra's multirun.yaml lies there
+            Path(cfg.output_root).mkdir(
+                parents=True, exist_ok=True
+            )  # Hydra's multirun.yaml lies there
         with _own_words() if multirun else nullcontext():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(_guarded(config_name, run))()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+                _guarded(config_name, run)
+            )()
     except JobFailed as error:
         code = 1
         if str(error) not in SAID:  # it ran in another process
@@ -64,7 +87,10 @@ def main(config_name: str, run):
         _say(error)
     except KeyboardInterrupt as stop:
         code = 130
-        print(f"stopped: {str(stop) or 'interrupted'}. The same command goes on from here.", file=sys.stderr)
+        print(
+            f"stopped: {str(stop) or 'interrupted'}. The same command goes on from here.",
+            file=sys.stderr,
+        )
     sys.exit(code)
 
 
@@ -87,13 +113,23 @@ def usage(config_name: str, purpose: str) -> str:
     groups."""
     base, cfg = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("base", config_name))
     lines = [purpose.splitlines()[0], ""]
-    lines += [f"usage: python {config_name}.py key=value ...    (-m: several values, as seed=0,1,2, one after the other)", ""]
+    lines += [
+        f"usage: python {config_name}.py key=value ...    (-m: several values, as seed=0,1,2, one "
+        "after the other)",
+        "",
+    ]
     own = [n for n in choices("experiment") if f"python {config_name}.py" in _text("experiment", n)]
     lines += [f"experiment={' | '.join(own)}"] if own else []
-    for group in (g for entry in cfg.defaults if not isinstance(entry, str) for g in entry if g in groups()):
+    for group in (
+        g for entry in cfg.defaults if not isinstance(entry, str) for g in entry if g in groups()
+    ):
         lines += [f"{group}={' | '.join(choices(group))}"] if group != "experiment" else []
     keys = [str(k) for k in dict.fromkeys([*base, *cfg]) if k not in ("defaults", "hydra")]
-    lines += ["", f"keys: {', '.join(keys)}", f"python {config_name}.py --help shows all of them with their defaults"]
+    lines += [
+        "",
+        f"keys: {', '.join(keys)}",
+        f"python {config_name}.py --help shows all of them with their defaults",
+    ]
     return "\n".join(lines)
 
 
@@ -111,10 +147,18 @@ def _guarded(config_name: str, run):
     def task(cfg):
         sys.argv = list(command)  # a launcher's worker has another one; it names what is swept
         torch.set_flush_denormal(True)
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # neither hardware lists nor advertisements
-        warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")  # it holds config.yaml
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed training's
-        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own, for every run
+        logging.getLogger("pytorch_lightning").setLevel(
+            logging.WARNING
+        )  # neither hardware lists nor advertisements
+        warnings.filterwarnings(
+            "ignore", "Experiment logs directory .* exists and is not empty"
+        )  # it holds config.yaml
+        warnings.filterwarnings(
+            "ignore", "Checkpoint directory .* exists and is not empty"
+        )  # a resumed training's
+        warnings.filterwarnings(
+            "ignore", ".*LeafSpec.* is deprecated"
+        )  # Lightning's own, for every run
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             prepare(config_name, cfg)
@@ -147,7 +191,9 @@ def prepare(config_name: str, cfg) -> None:
 def defaults(config_name: str, chosen: dict, typed: list[str]):
     """The shipped configuration of the same choices: an experiment of the user's own is left out,
     its choices are not."""
-    overrides = [o for o in typed if o.partition("=")[0] in groups() and "[" in o]  # several at once: logger=[a,b]
+    overrides = [
+        o for o in typed if o.partition("=")[0] in groups() and "[" in o
+    ]  # several at once: logger=[a,b]
     for group, choice in chosen.items():
         own = group in ("experiment", "debug") and not (CONF / group / f"{choice}.yaml").is_file()
         if group in groups() and choice is not None and not own:
@@ -170,7 +216,10 @@ def _failed(error: Exception, cfg, known: bool) -> JobFailed:
 
 
 def _say(error: Exception, cfg=None) -> None:
-    print(f"error: {_message(error, cfg)}\n(DD_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+    print(
+        f"error: {_message(error, cfg)}\n(DD_TRACEBACK=1 shows where it was raised)",
+        file=sys.stderr,
+    )
 
 
 def _message(error: Exception, cfg=None) -> str:
@@ -198,18 +247,38 @@ def _looked_in(text: str, cfg) -> str:
     one lies beside the script."""
     root = Path(str(cfg.data_root)) if cfg is not None else Path("data")
     beside = Path(sys.argv[0]).resolve().parent / root
-    keys = ("data_root", "output_root", "run", "runs", "images", "init_from", "synthetic", "masks_from", "data.root")
-    given = [str(v) for k in keys if cfg is not None and (v := OmegaConf.select(cfg, k)) is not None]
+    keys = (
+        "data_root",
+        "output_root",
+        "run",
+        "runs",
+        "images",
+        "init_from",
+        "synthetic",
+        "masks_from",
+        "data.root",
+    )
+    given = [
+        str(v) for k in keys if cfg is not None and (v := OmegaConf.select(cfg, k)) is not None
+    ]
     if not any(value in text and not Path(value).is_absolute() for value in given):
         return ""
-    more = f"; there is {beside}: data_root={beside}" if beside.is_dir() and beside != root.resolve() else ""
+    more = (
+        f"; there is {beside}: data_root={beside}"
+        if beside.is_dir() and beside != root.resolve()
+        else ""
+    )
     return f". Relative paths begin at {Path.cwd()}, data_root={root} is {root.absolute()}{more}"
 
 
 def check_values(cfg) -> None:
     """ValueError for a value of a key that several commands share, before any work starts."""
     for key, parts in NAMES.items():
-        if (name := OmegaConf.select(cfg, key)) is not None or key in ("name", "mask_set") and key in cfg:
+        if (
+            (name := OmegaConf.select(cfg, key)) is not None
+            or key in ("name", "mask_set")
+            and key in cfg
+        ):
             folder_name(name, key, parts)
     for key in FOLDERS:
         if OmegaConf.select(cfg, key) == "":
@@ -225,7 +294,10 @@ def check_values(cfg) -> None:
         raise ValueError(f"device={cfg.device!r}; allowed: auto, cpu, cuda, cuda:1, ...") from None
     there = torch.cuda.device_count()
     if chosen.type == "cuda" and (chosen.index or 0) >= there:
-        raise ValueError(f"device={cfg.device}, but torch sees {there} CUDA devices here; device=auto takes what there is")
+        raise ValueError(
+            f"device={cfg.device}, but torch sees {there} CUDA devices here; device=auto takes "
+            "what there is"
+        )
 
 
 def exit_code(error: Exception) -> int | None:
@@ -234,7 +306,9 @@ def exit_code(error: Exception) -> int | None:
         return EXIT["units failed"]
     if isinstance(error, Busy):
         return EXIT["busy"]
-    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in CANNOT_WRITE):
+    if isinstance(error, PermissionError) or (
+        isinstance(error, OSError) and error.errno in CANNOT_WRITE
+    ):
         return EXIT["cannot write"]
     wrong_path = isinstance(error, OSError) and error.errno in NO_PATH
     return 2 if wrong_path or isinstance(error, USER_ERRORS) else None

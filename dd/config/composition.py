@@ -27,16 +27,24 @@ def with_own_folders(arguments: list[str]) -> list[str]:
         elif argument in ("--config-dir", "-cd"):
             waiting = True
         elif key in ("--config-path", "-cp", "--config-name", "-cn"):
-            raise ValueError(f"{key} would replace the settings of this package; --config-dir=<folder> adds yours to them")
+            raise ValueError(
+                f"{key} would replace the settings of this package; --config-dir=<folder> adds "
+                "yours to them"
+            )
         elif key.lstrip("+") == SEARCHPATH:
             given = OverridesParser.create().parse_override(f"{SEARCHPATH}={value}").value()
-            places += [_folder(str(v), SEARCHPATH) for v in (given if isinstance(given, list) else [given])]
+            places += [
+                _folder(str(v), SEARCHPATH) for v in (given if isinstance(given, list) else [given])
+            ]
         else:
             rest.append(argument)
     here = Path.cwd() / "conf"
     if any((here / group).is_dir() for group in groups()) and here.resolve() != CONF.resolve():
         places.append(f"file://{here}")
-    quoted = ['"' + place.replace("\\", "\\\\").replace('"', '\\"') + '"' for place in dict.fromkeys(places)]
+    quoted = [
+        '"' + place.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        for place in dict.fromkeys(places)
+    ]
     return [*rest, *([f"{SEARCHPATH}=[{','.join(quoted)}]"] if quoted else [])]
 
 
@@ -90,7 +98,9 @@ def groups() -> list[str]:
 
 def choices(group: str) -> list[str]:
     """Names of the files of a group, the user's own among them."""
-    return sorted({p.stem for folder in (CONF, *own_folders()) for p in (folder / group).glob("*.yaml")})
+    return sorted(
+        {p.stem for folder in (CONF, *own_folders()) for p in (folder / group).glob("*.yaml")}
+    )
 
 
 def group_file(group: str, name: str) -> Path | None:
@@ -103,4 +113,6 @@ def twins(group: str, name: str) -> list[Path]:
     """The user's own files of that name which ours hides, with another content."""
     ours = CONF / group / f"{name}.yaml"
     files = [folder / group / f"{name}.yaml" for folder in own_folders()]
-    return [f for f in files if ours.is_file() and f.is_file() and f.read_bytes() != ours.read_bytes()]
+    return [
+        f for f in files if ours.is_file() and f.is_file() and f.read_bytes() != ours.read_bytes()
+    ]

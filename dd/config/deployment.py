@@ -1,4 +1,5 @@
-"""What ``python -m dd deploy`` and ``page`` need: settings as key=value, a trained run, pictures to check it on."""
+"""What ``python -m dd deploy`` and ``page`` need: settings as key=value, a trained run, pictures
+to check it on."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,8 +17,8 @@ CHECKED = 16  # pictures, evenly spread over those there are
 
 
 def settings(arguments: list[str], allowed: dict[str, str | None]) -> dict[str, str | None]:
-    """``key=value`` arguments over the defaults ``allowed``. ValueError for a missing run, and for another key with the near
-    ones."""
+    """``key=value`` arguments over the defaults ``allowed``. ValueError for a missing run, and
+    for another key with the near ones."""
     found = dict(allowed)
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -27,7 +28,10 @@ def settings(arguments: list[str], allowed: dict[str, str | None]) -> dict[str, 
             raise ValueError(f"{argument!r}: expected key=value; keys: {', '.join(allowed)}{hint}")
         found[key] = value
     if not found["run"]:
-        raise ValueError("run=... is missing: the folder of a finished training run, such as outputs/shapes/synthetic/seed=0")
+        raise ValueError(
+            "run=... is missing: the folder of a finished training run, such as "
+            "outputs/shapes/synthetic/seed=0"
+        )
     return found
 
 
@@ -35,13 +39,16 @@ def loaded(chosen: dict) -> dict:
     """``run``, ``segmenter``, ``views``, ``names`` and ``palette`` of the chosen run."""
     if chosen["trusted"] not in ("true", "false"):
         raise ValueError(f"trusted={chosen['trusted']}; allowed: true, false")
-    run, segmenter, views = trained_run(chosen["run"], chosen["trusted"] == "true", chosen["weights"])
+    run, segmenter, views = trained_run(
+        chosen["run"], chosen["trusted"] == "true", chosen["weights"]
+    )
     palette = taxonomies.voc_palette()
     if chosen["taxonomy"]:
         taxonomy = taxonomies.taxonomy(chosen["taxonomy"])
         if list(taxonomy.names) != run["taxonomy"]["names"]:
             raise ValueError(
-                f"taxonomy={chosen['taxonomy']} has the classes {list(taxonomy.names)}, the run {run['taxonomy']['names']}"
+                f"taxonomy={chosen['taxonomy']} has the classes {list(taxonomy.names)}, the run "
+                f"{run['taxonomy']['names']}"
             )
         palette = taxonomy.palette
     names = [BACKGROUND, *run["taxonomy"]["names"]]
@@ -73,11 +80,14 @@ def _own_images(data_root, run: dict) -> Gathered:
     copies of turned images alone; the others lie where its record says."""
     trained_on = run["trained_on"]
     part = trained_on.get("synthetic", trained_on)
-    root = Path(data_root, *(["synthetic"] if trained_on["source"] != "real" else []), str(part.get("root")))
+    root = Path(
+        data_root, *(["synthetic"] if trained_on["source"] != "real" else []), str(part.get("root"))
+    )
     places = [place for place in image_folders(root) if place.is_dir()]
     if places:
         return Gathered(places, limit=CHECKED)
     raise FileNotFoundError(
         f"the run's own images are not at {root / 'JPEGImages'}: say where data lie "
-        "(data_root=...), or give a folder of some images to compare ONNX with PyTorch on (images=...)"
+        "(data_root=...), or give a folder of some images to compare ONNX with PyTorch on "
+        "(images=...)"
     )

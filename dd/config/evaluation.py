@@ -24,15 +24,30 @@ def use_own_data(cfg) -> None:
     """Where the command names no data (``data=``, or an experiment), take those that the runs were
     trained with, as their config.yaml tells, and their synthetic set. ValueError for runs of
     several data sets, or for a file that does not hold such settings."""
-    typed = {re.split("[=.]", o.lstrip("+~"))[0] for o in job_overrides()} if HydraConfig.initialized() else {"data"}
-    files = [Path(folder, "config.yaml") for folder in sorted(glob(str(cfg.run)))] if cfg.run else []
-    found = [] if typed & {"data", "experiment"} else [_trained_with(cfg, f) for f in files if f.is_file()]
+    typed = (
+        {re.split("[=.]", o.lstrip("+~"))[0] for o in job_overrides()}
+        if HydraConfig.initialized()
+        else {"data"}
+    )
+    files = (
+        [Path(folder, "config.yaml") for folder in sorted(glob(str(cfg.run)))] if cfg.run else []
+    )
+    found = (
+        []
+        if typed & {"data", "experiment"}
+        else [_trained_with(cfg, f) for f in files if f.is_file()]
+    )
     if not found:
         return
     data, synthetic = found[0]
     if any(other != data for other, _ in found):
-        names = ", ".join(f"{d['name']} in {d['root']}" for d in {str(d): d for d, _ in found}.values())
-        raise ValueError(f"run={cfg.run}: these runs were trained with several data sets ({names}); choose one: data=...")
+        names = ", ".join(
+            f"{d['name']} in {d['root']}" for d in {str(d): d for d, _ in found}.values()
+        )
+        raise ValueError(
+            f"run={cfg.run}: these runs were trained with several data sets ({names}); choose "
+            "one: data=..."
+        )
     OmegaConf.update(cfg, "data", data, merge=False, force_add=True)
     if "synthetic" not in typed and synthetic is not None and all(s == synthetic for _, s in found):
         cfg.synthetic = synthetic
@@ -51,7 +66,9 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
         if any("${" in str(text) for text in texts) or not data["name"]:
             raise ValueError("it refers to other settings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} does not tell the data of a training ({error!s:.200}); say them: data=...") from None
+        raise ValueError(
+            f"{file} does not tell the data of a training ({error!s:.200}); say them: data=..."
+        ) from None
 
     def moved(value):
         if isinstance(value, list):
@@ -60,7 +77,9 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
         return f"{cfg.data_root}{value.removeprefix(before)}" if inside else value
 
     synthetic = saved.get("synthetic")
-    return {k: moved(v) for k, v in data.items()}, moved(synthetic) if isinstance(synthetic, str) else None
+    return {k: moved(v) for k, v in data.items()}, moved(synthetic) if isinstance(
+        synthetic, str
+    ) else None
 
 
 def prediction_arguments(cfg, place: Path | None = None) -> dict:
@@ -69,43 +88,64 @@ def prediction_arguments(cfg, place: Path | None = None) -> dict:
     ``place``: another folder within the run."""
     if not cfg.run:
         raise ValueError(
-            f"run=null: stage={cfg.stage} needs the folder of a trained run, such as run=outputs/shapes/real/seed=0"
+            f"run=null: stage={cfg.stage} needs the folder of a trained run, such as "
+            "run=outputs/shapes/real/seed=0"
         )
     if type(cfg.batch_size) is not int or cfg.batch_size < 1:
         raise ValueError(f"batch_size={cfg.batch_size!r}: expected a whole number of 1 or more")
-    run, segmenter, views = trained_run(cfg.run, cfg.trusted, cfg.weights, plain(cfg)["scales"], cfg.flip)
+    run, segmenter, views = trained_run(
+        cfg.run, cfg.trusted, cfg.weights, plain(cfg)["scales"], cfg.flip
+    )
     images = source(cfg.images, cfg.every, cfg.max_pixels)
     path = Path(cfg.images).resolve()
     how = [part for part in (cfg.weights if cfg.weights != "ema" else "", views.name) if part]
     place = place or Path("predictions", path.stem if path.is_file() else path.name)
     target = Path(cfg.output or Path(cfg.run, place.parent, "-".join([place.name, *how])))
     if path.is_dir() and target.resolve().is_relative_to(path):
-        raise ValueError(f"output={target} lies in images={cfg.images}: its masks would be taken for images next time")
+        raise ValueError(
+            f"output={target} lies in images={cfg.images}: its masks would be taken for images "
+            "next time"
+        )
     identity = {
-        "weights_sha256": run["weights_sha256"], "weights": cfg.weights, "protocol": views.protocol,
-        "classes": run["taxonomy"]["names"], "images": str(path),
-    }  # fmt: skip
+        "weights_sha256": run["weights_sha256"],
+        "weights": cfg.weights,
+        "protocol": views.protocol,
+        "classes": run["taxonomy"]["names"],
+        "images": str(path),
+    }
     return {
-        "target": target, "source": images, "predictor": Predictor(run, segmenter, views, device(cfg)), "identity": identity,
-        "names": [BACKGROUND, *run["taxonomy"]["names"]], "palette": palette(cfg, run), "batch_size": cfg.batch_size,
-    }  # fmt: skip
+        "target": target,
+        "source": images,
+        "predictor": Predictor(run, segmenter, views, device(cfg)),
+        "identity": identity,
+        "names": [BACKGROUND, *run["taxonomy"]["names"]],
+        "palette": palette(cfg, run),
+        "batch_size": cfg.batch_size,
+    }
 
 
 def review_arguments(cfg) -> dict:
     """What the stage review takes: by default the queue lies in the run's ``review/<name of
     images>-<order>``."""
     if not cfg.images or not Path(cfg.images).is_dir():
-        raise FileNotFoundError(f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take frames")
+        raise FileNotFoundError(
+            f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take "
+            "frames"
+        )
     queue = {key: cfg[key] for key in ("number", "score", "order", "distinct", "seed")}
     check(**queue)
-    name = f"{Path(cfg.images).resolve().name}-{cfg.order}" + (f"-{cfg.seed}" if cfg.order == "random" else "")
+    name = f"{Path(cfg.images).resolve().name}-{cfg.order}" + (
+        f"-{cfg.seed}" if cfg.order == "random" else ""
+    )
     given = prediction_arguments(cfg, Path("review", name))
     if cfg.leave_out:
         given["source"].items = without(given["source"].items, cfg.leave_out)
         given["identity"]["left_out"] = sha256(Path(cfg.leave_out))
     names, colours = given.pop("names")[1:], given.pop("palette")
     classes = Taxonomy(
-        read_own(Path(cfg.run) / "run.json", NAMED)["taxonomy"]["name"], names, colours=_colours(names, colours)
+        read_own(Path(cfg.run) / "run.json", NAMED)["taxonomy"]["name"],
+        names,
+        colours=_colours(names, colours),
     )
     return {**given, **queue, "classes": classes, "address": cfg.address}
 
@@ -115,7 +155,11 @@ def _colours(names, palette: list[int]) -> dict:
     places = {BACKGROUND: 0, IGNORE: IGNORE, **{name: i for i, name in enumerate(names, 1)}}
     colours = {key: tuple(palette[3 * i : 3 * i + 3]) for key, i in places.items()}
     voc = voc_palette()
-    return {key: c for key, c in colours.items() if c != tuple(voc[3 * places[key] : 3 * places[key] + 3])}
+    return {
+        key: c
+        for key, c in colours.items()
+        if c != tuple(voc[3 * places[key] : 3 * places[key] + 3])
+    }
 
 
 def report_arguments(cfg) -> dict:
@@ -127,14 +171,22 @@ def report_arguments(cfg) -> dict:
     begun = _with(pattern, SETTINGS) if cfg.runs else []
     runs = sorted({*_with(pattern, "run.json"), *begun}) if cfg.runs else []
     if not any((folder / "run.json").is_file() for folder in runs):
-        raise FileNotFoundError(f"runs={cfg.runs}: no finished training run below it (a folder with run.json)")
+        raise FileNotFoundError(
+            f"runs={cfg.runs}: no finished training run below it (a folder with run.json)"
+        )
     return {
-        "folder": f"{cfg.output_root}/{cfg.name}", "runs": runs, "tests": test_sets(cfg), "synthetic": cfg.synthetic,
-        "masks": cfg.synthetic_masks, "missed": _missed(pattern, runs),
-        "taxonomy": taxonomy(cfg), "domains": list(cfg.domains), "title": f"Dataset Diffusion: {cfg.name}",
+        "folder": f"{cfg.output_root}/{cfg.name}",
+        "runs": runs,
+        "tests": test_sets(cfg),
+        "synthetic": cfg.synthetic,
+        "masks": cfg.synthetic_masks,
+        "missed": _missed(pattern, runs),
+        "taxonomy": taxonomy(cfg),
+        "domains": list(cfg.domains),
+        "title": f"Dataset Diffusion: {cfg.name}",
         "baseline": cfg.baseline,
         "budgets": sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
-    }  # fmt: skip
+    }
 
 
 def _with(pattern: str, file: str) -> list[Path]:
@@ -161,5 +213,7 @@ def test_sets(cfg) -> dict[str, SegmentationFolder]:
             node = OmegaConf.merge({"data_root": cfg.data_root}, OmegaConf.load(file))
         if Path(node.root).is_dir() and domain in (cfg.data.name, file and file.stem):
             images = OmegaConf.to_container(node, resolve=True).get("images")
-            found[domain] = SegmentationFolder(node.root, node.test_split, taxonomy(cfg), node.masks, images=images)
+            found[domain] = SegmentationFolder(
+                node.root, node.test_split, taxonomy(cfg), node.masks, images=images
+            )
     return found

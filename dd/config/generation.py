@@ -1,4 +1,5 @@
-"""What generate.py needs: executors, mask settings from a file, quality rules, sweeps and calibration."""
+"""What generate.py needs: executors, mask settings from a file, quality rules, sweeps and
+calibration."""
 
 import itertools
 import re
@@ -21,7 +22,8 @@ from dd.store.samples import make_plan
 
 
 def executor(cfg):
-    """Who makes the units; its number of threads becomes this process's too, since it is part of the identity."""
+    """Who makes the units; its number of threads becomes this process's too, since it is part of
+    the identity."""
     chosen = instantiate(cfg.executor)
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
@@ -29,7 +31,8 @@ def executor(cfg):
 
 
 def worker_tools(diffusion: dict, clip: dict | None, threads: int, device: str) -> tuple:
-    """(generator, CLIP model or None) of a worker process, with the numerics of the driver's process."""
+    """(generator, CLIP model or None) of a worker process, with the numerics of the driver's
+    process."""
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     return instantiate(diffusion, device=device), clip and instantiate(clip, device=device)
@@ -42,37 +45,57 @@ def worker_build(cfg, clip):
 
 
 def masks_from(cfg) -> dict | None:
-    """Put the settings of ``masks_from``, a file of stage=calibrate or stage=sweep, in ``cfg``: those of the masks and how the
-    attention is read, and on which labels they were chosen. Returns what a mask set records of
-    their choice; None if there is no file.
+    """Put the settings of ``masks_from``, a file of stage=calibrate or stage=sweep, in ``cfg``:
+    those of the masks and how the attention is read, and on which labels they were chosen. Returns
+    what a mask set records of their choice; None if there is no file.
 
-    FileNotFoundError, or ValueError for another content (nothing but numbers and names is taken from it), for a stage that
-    makes its own choice, and for an override that contradicts the file.
+    FileNotFoundError, or ValueError for another content (nothing but numbers and names is taken
+    from it), for a stage that makes its own choice, and for an override that contradicts the file.
     """
     if cfg.masks_from is None:
         return None
-    path, kinds = Path(cfg.masks_from), {"power": int, "threshold": float, "band": float, "source": str}
+    path, kinds = (
+        Path(cfg.masks_from),
+        {"power": int, "threshold": float, "band": float, "source": str},
+    )
     if cfg.stage in ("sweep", "calibrate"):
-        raise ValueError(f"masks_from has no effect with stage={cfg.stage}, which tries settings of its own")
+        raise ValueError(
+            f"masks_from has no effect with stage={cfg.stage}, which tries settings of its own"
+        )
     if not path.is_file():
-        raise FileNotFoundError(f"masks_from={path}: no such file; stage=calibrate and stage=sweep print where theirs is")
-    given = [a for a in sys.argv[1:] if re.match(rf"masks[.=]|diffusion\.({'|'.join(READING)})=", a)]
+        raise FileNotFoundError(
+            f"masks_from={path}: no such file; stage=calibrate and stage=sweep print where theirs "
+            "is"
+        )
+    given = [
+        a for a in sys.argv[1:] if re.match(rf"masks[.=]|diffusion\.({'|'.join(READING)})=", a)
+    ]
     if given:
-        raise ValueError(f"masks_from={path} and {', '.join(given)} contradict each other; give one of them")
+        raise ValueError(
+            f"masks_from={path} and {', '.join(given)} contradict each other; give one of them"
+        )
     try:
         content = read_json(path) if path.suffix == ".json" else read_yaml(path)
         masks, reading = content["masks"], content["diffusion"]
-        values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
+        values = [
+            v for value in reading.values() for v in (value if type(value) is list else [value])
+        ]
         typed = {k: type(v) for k, v in masks.items()} == kinds and all(
-            v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v)) for v in values
+            v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v))
+            for v in values
         )
         if not typed or not reading.keys() <= set(READING):
             raise ValueError(f"masks hold {masks}, diffusion holds {reading}")
         MaskSettings(**masks)
         choices("masks", content["chosen_on"])
-        calibration = {**content["calibration"], "generator": dict(content["calibration"]["generator"])}
+        calibration = {
+            **content["calibration"],
+            "generator": dict(content["calibration"]["generator"]),
+        }
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise ValueError(f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}") from None
+        raise ValueError(
+            f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}"
+        ) from None
     cfg.masks.update(masks)
     cfg.diffusion.update(reading)
     # The masks' record is the file's too. That of diffusion stays: the file's reading may be its
@@ -83,7 +106,8 @@ def masks_from(cfg) -> dict | None:
 
 
 def unit_size(cfg, generator, taxonomy) -> int:
-    """How many samples are generated together; for ``auto`` what fits into memory, or what the set was begun with."""
+    """How many samples are generated together; for ``auto`` what fits into memory, or what the
+    set was begun with."""
     if type(cfg.unit_size) is int:
         return cfg.unit_size
     if cfg.unit_size != "auto":
@@ -99,56 +123,100 @@ def unit_size(cfg, generator, taxonomy) -> int:
 
 
 def quality(cfg) -> tuple:
-    """(rules, CLIP model or None) of the quality group for the stages that use them; ([], None) for the others."""
+    """(rules, CLIP model or None) of the quality group for the stages that use them; ([], None)
+    for the others."""
     if cfg.stage not in ("all", "synthesize", "label", "filter"):
         return [], None
     rules, model = read_rules(plain(cfg.quality)["rules"]), cfg.quality.clip.model
     if cfg.stage == "filter" and not any(r.action == "drop" for r in rules):
         raise ValueError(
             "stage=filter needs a rule of action drop, such as "
-            "+quality.rules.uncertain='{action: drop, signal: uncertain, above: 0.5}' (docs/quality.md)"
+            "+quality.rules.uncertain='{action: drop, signal: uncertain, above: 0.5}' "
+            "(docs/quality.md)"
         )
     if cfg.stage == "all" and model is None and any(r.signal in CLIP for r in rules):
-        raise ValueError("a rule of quality reads CLIP scores: give quality.clip.model=<folder, or hub id with a revision>")
+        raise ValueError(
+            "a rule of quality reads CLIP scores: give quality.clip.model=<folder, or hub id with "
+            "a revision>"
+        )
     return rules, None if model is None else instantiate(cfg.quality.clip, device=device(cfg))
 
 
 def sweep_arguments(cfg) -> dict:
-    """What the sweep stage takes beside the folder; ``reference`` is missing as yet if a run has to predict it."""
+    """What the sweep stage takes beside the folder; ``reference`` is missing as yet if a run has
+    to predict it."""
     given = plain(cfg.sweep)
     if (given["masks"] is None) == (given["run"] is None):
         raise ValueError(
-            "stage=sweep compares masks with sweep.masks=<a folder of masks <id>.png> or with what sweep.run=<a training run> "
-            f"predicts; give one of them, got sweep.masks={given['masks']}, sweep.run={given['run']}"
+            "stage=sweep compares masks with sweep.masks=<a folder of masks <id>.png> or with "
+            "what sweep.run=<a training run> "
+            f"predicts; give one of them, got sweep.masks={given['masks']}, "
+            f"sweep.run={given['run']}"
         )
     reference = Path(given["masks"] or given["run"])
-    inside = reference.relative_to(cfg.output_root) if reference.is_relative_to(cfg.output_root) else Path(reference.name)
-    found = {"powers": given["power"], "thresholds": given["threshold"], "bands": given["band"], "sources": given["source"]}
-    found |= {"limit": given["limit"], "workers": given["workers"], "name": given["name"] or "_".join(inside.parts)}
+    inside = (
+        reference.relative_to(cfg.output_root)
+        if reference.is_relative_to(cfg.output_root)
+        else Path(reference.name)
+    )
+    found = {
+        "powers": given["power"],
+        "thresholds": given["threshold"],
+        "bands": given["band"],
+        "sources": given["source"],
+    }
+    found |= {
+        "limit": given["limit"],
+        "workers": given["workers"],
+        "name": given["name"] or "_".join(inside.parts),
+    }
     return found | {"reference": reference}
 
 
 def calibrate_arguments(cfg) -> tuple[str, dict]:
-    """(file of the choice, what the calibrate stage takes): each reading of the attention builds its own generator."""
+    """(file of the choice, what the calibrate stage takes): each reading of the attention builds
+    its own generator."""
     given, grid = plain(cfg.calibrate), plain(cfg.sweep)
     if type(given["shots"]) is not int:
-        raise ValueError(f"calibrate.shots={given['shots']!r}: expected a number of labelled images, such as 16")
+        raise ValueError(
+            f"calibrate.shots={given['shots']!r}: expected a number of labelled images, such as 16"
+        )
     own = given["data"] == cfg.data.root
     images = plain(cfg.data).get("images") if own else None
     data = SegmentationFolder(
-        given["data"], given["split"], taxonomy(cfg), cfg.data.masks, given["shots"], cfg.seed, images
-    )  # fmt: skip
+        given["data"],
+        given["split"],
+        taxonomy(cfg),
+        cfg.data.masks,
+        given["shots"],
+        cfg.seed,
+        images,
+    )
     for key in READING:
         if given[key] is not None and (not isinstance(given[key], list) or not given[key]):
-            raise ValueError(f"calibrate.{key}={given[key]!r}: expected a list of choices, or null for that of diffusion")
+            raise ValueError(
+                f"calibrate.{key}={given[key]!r}: expected a list of choices, or null for that of "
+                "diffusion"
+            )
     choices = [given[k] or [plain(cfg.diffusion)[k]] for k in READING]
     found = {
-        "make_generator": lambda **reading: instantiate(cfg.diffusion, device=device(cfg), **reading),
-        "readings": [dict(zip(READING, choice, strict=True)) for choice in itertools.product(*choices)],
-        "data": data, "test_split": cfg.data.test_split, "timesteps": given["timesteps"], "seed": cfg.seed,
-        "powers": grid["power"], "thresholds": grid["threshold"], "sources": grid["source"], "band": cfg.masks.band,
-        "append": cfg.prompts.append, "name": cfg.data.name if own else None,
-    }  # fmt: skip
+        "make_generator": lambda **reading: instantiate(
+            cfg.diffusion, device=device(cfg), **reading
+        ),
+        "readings": [
+            dict(zip(READING, choice, strict=True)) for choice in itertools.product(*choices)
+        ],
+        "data": data,
+        "test_split": cfg.data.test_split,
+        "timesteps": given["timesteps"],
+        "seed": cfg.seed,
+        "powers": grid["power"],
+        "thresholds": grid["threshold"],
+        "sources": grid["source"],
+        "band": cfg.masks.band,
+        "append": cfg.prompts.append,
+        "name": cfg.data.name if own else None,
+    }
     name = f"calibration_{data.root.name}_{data.split}_{given['shots']}_seed{cfg.seed}.yaml"
     return f"{cfg.output_root}/{cfg.name}/{name}", found
 

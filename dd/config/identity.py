@@ -81,13 +81,16 @@ def trainer_identity(cfg) -> dict:
     ``overfit_batches``, which our order of the images would not follow."""
     if cfg.trainer.get("overfit_batches"):
         raise ValueError(
-            f"trainer.overfit_batches={cfg.trainer.overfit_batches}: the images of a training come in an "
-            "order of their own, of which Lightning would take the first batches. To overfit one batch: "
+            f"trainer.overfit_batches={cfg.trainer.overfit_batches}: the images of a training "
+            "come in an "
+            "order of their own, of which Lightning would take the first batches. To overfit one "
+            "batch: "
             "debug=overfit"
         )
     if cfg.trainer.get("fast_dev_run"):
         raise ValueError(
-            f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} replaces the schedule, the callbacks and "
+            f"trainer.fast_dev_run={cfg.trainer.fast_dev_run} replaces the schedule, the "
+            "callbacks and "
             "the loggers of a training: what it leaves is no run. To try a few steps: "
             "trainer.max_steps=2 name=try"
         )

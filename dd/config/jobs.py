@@ -15,7 +15,12 @@ RESULT = {  # stage: the key that names what it writes into a data set that is t
     "sweep": "sweep.name",
     "self_train": "mask_set",
 }
-THEMSELVES = {"name", "folder", "output_root", *RESULT.values()}  # keys that keep jobs apart without being repeated
+THEMSELVES = {
+    "name",
+    "folder",
+    "output_root",
+    *RESULT.values(),
+}  # keys that keep jobs apart without being repeated
 
 
 class JobFailed(CompactHydraException):
@@ -42,7 +47,11 @@ def swept_keys() -> set[str]:
         params = HydraConfig.get().sweeper.get("params") or {}
         params = OmegaConf.to_container(OmegaConf.create(params), resolve=False)
         typed += [f"{key}={value}" for key, value in params.items()]
-    return {o.key_or_group for o in OverridesParser.create().parse_overrides(typed) if o.is_sweep_override()}
+    return {
+        o.key_or_group
+        for o in OverridesParser.create().parse_overrides(typed)
+        if o.is_sweep_override()
+    }
 
 
 def swept_parts(overrides: list[str]) -> list[str]:

@@ -21,7 +21,8 @@ from dd.store.names import is_text
 Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
 Numbers, Names = list[float], list[str]
 Class = Annotated[str, "of an object"]  # never a number that means text
-KINDS = {  # of keys whose default is null, is not the only kind, or leaves out values that make no sense
+# of keys whose default is null, is not the only kind, or leaves out values that make no sense
+KINDS = {
     "seed": Natural,
     "num_images": Count | None,
     "unit_size": Count | Literal["auto"],
@@ -96,8 +97,16 @@ KINDS = {  # of keys whose default is null, is not the only kind, or leaves out 
     "baseline": str | None,
     "confidence": float | None,
 }
-STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)  # "3" is no number, true no 1
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+STRICT = ConfigDict(
+    strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+)  # "3" is no number, true no 1
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
 
 
 def check_kinds(cfg, default) -> None:
@@ -125,7 +134,9 @@ def _leaves(value, key: str) -> Iterator[tuple[str, Any]]:
 
 def _check_kinds(cfg, default) -> None:
     OmegaConf.select(cfg, "name", throw_on_missing=True)  # others refer to it
-    for key, value in OmegaConf.to_container(cfg).items():  # groups first: much refers to what is in them
+    for key, value in OmegaConf.to_container(
+        cfg
+    ).items():  # groups first: much refers to what is in them
         if OmegaConf.is_dict(default.get(key)) and not (isinstance(value, str) and "${" in value):
             check_kind(key, value, dict)
     OmegaConf.resolve(default)
@@ -138,7 +149,9 @@ def _check_texts(values: dict) -> None:
     """ValueError for text that no file name, prompt or record can hold."""
     for key, value in _leaves(values, ""):
         if isinstance(value, str) and not is_text(value):
-            raise ValueError(f"{key}={_shown(value)}: expected text without a NUL and without half characters")
+            raise ValueError(
+                f"{key}={_shown(value)}: expected text without a NUL and without half characters"
+            )
 
 
 def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
@@ -147,7 +160,9 @@ def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
         key = f"{prefix}{name}"
         kind = Class if name == "_target_" else KINDS.get(key, None if foreign else _kind(default))
         if name not in values:
-            loose = prefix and isinstance(default, dict) and "_target_" in default  # one callback, one logger
+            loose = (
+                prefix and isinstance(default, dict) and "_target_" in default
+            )  # one callback, one logger
             if (kind is not None or prefix == "trainer.") and not loose:
                 raise ValueError(f"{key}: taken away, and the command needs it; leave ~{key} out")
             continue
@@ -158,7 +173,9 @@ def _compare(cfg, values: dict, defaults: dict, prefix: str) -> None:
             OmegaConf.update(cfg, key, str(value))
         elif kind is not None:
             check_kind(key, value, kind)
-        if isinstance(value, dict) and isinstance(default, dict) and key not in KINDS:  # they may be left out: null
+        if (
+            isinstance(value, dict) and isinstance(default, dict) and key not in KINDS
+        ):  # they may be left out: null
             _compare(cfg, value, default, f"{key}.")
 
 
@@ -181,7 +198,10 @@ def check_arguments(key: str, target, node: dict) -> None:
         if (name.startswith("_") and name.endswith("_")) or name == "chosen_on":
             continue  # of Hydra, and which labels chose the values (dd.evaluation.supervision)
         if name not in accepted and not anything:
-            raise ValueError(f"{key}{name}: {target.__name__} takes no such setting; allowed: {', '.join(accepted)}")
+            raise ValueError(
+                f"{key}{name}: {target.__name__} takes no such setting; allowed: "
+                f"{', '.join(accepted)}"
+            )
         if name in accepted and name in hints and not _nested(value):
             check_kind(f"{key}{name}", value, hints[name])
 
@@ -206,7 +226,9 @@ def check_kind(key: str, value, kind) -> None:
 
 
 def _shown(value) -> str:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    text = (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    )
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 

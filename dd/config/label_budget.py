@@ -19,30 +19,51 @@ from dd.store.samples import read_records
 from dd.training import search
 
 SET_BY_STUDY = ("seed", "shots", "source", "init_from", "optimizer.learning_rate")
-SHARED = r"(data_root|output_root|device|num_workers|logger.*|trainer\.(devices|accelerator|enable_progress_bar))$"
-JUDGED = ("trainer.limit_val_batches=1.0", "trainer.val_check_interval=null", "trainer.check_val_every_n_epoch=1")
+SHARED = (
+    r"(data_root|output_root|device|num_workers|logger.*"
+    r"|trainer\.(devices|accelerator|enable_progress_bar))$"
+)
+JUDGED = (
+    "trainer.limit_val_batches=1.0",
+    "trainer.val_check_interval=null",
+    "trainer.check_val_every_n_epoch=1",
+)
 
 
 def _given() -> dict[str, str]:
     """{key: override} of this command, without those that say which study it is."""
     keys = {o.lstrip("+~").partition("=")[0]: o for o in job_overrides()}
-    return {k: o for k, o in keys.items() if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")}
+    return {
+        k: o
+        for k, o in keys.items()
+        if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")
+    }
 
 
 def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None):
-    """The configuration of a recipe of the study on a domain, but for its name: the recipe's experiment, then the overrides of
-    this command, then ``more``; its synthetic images are those of ``draw``, None for ``synthetic``.
-    ValueError for an experiment or a domain that does not exist."""
+    """The configuration of a recipe of the study on a domain, but for its name: the recipe's
+    experiment, then the overrides of this command, then ``more``; its synthetic images are those
+    of ``draw``, None for ``synthetic``. ValueError for an experiment or a domain that does not
+    exist."""
     experiment = plain(cfg.budget)["experiments"]["real" if recipe == "real_short" else recipe]
     known = {kind: choices(kind) for kind in ("experiment", "data")}
     if experiment not in known["experiment"]:
-        raise ValueError(f"budget.experiments: {recipe}: {experiment!r}; allowed: {', '.join(known['experiment'])}")
+        raise ValueError(
+            f"budget.experiments: {recipe}: {experiment!r}; allowed: "
+            f"{', '.join(known['experiment'])}"
+        )
     own = domain == cfg.data.name
     if not own and domain not in known["data"]:
-        raise ValueError(f"budget.domains: {domain!r} is neither {cfg.data.name!r} nor one of {', '.join(known['data'])}")
+        raise ValueError(
+            f"budget.domains: {domain!r} is neither {cfg.data.name!r} nor one of "
+            f"{', '.join(known['data'])}"
+        )
     given = {k: o for k, o in _given().items() if k != "data"}
     if not own and (detail := [o for k, o in given.items() if k.startswith("data.")]):
-        raise ValueError(f"{', '.join(detail)} would change every domain; write a file in conf/data for each of them")
+        raise ValueError(
+            f"{', '.join(detail)} would change every domain; write a file in conf/data for each "
+            "of them"
+        )
     data = HydraConfig.get().runtime.choices["data"] if own else domain
     fixed = [f"experiment={experiment}", f"data={data}", "stage=segmenter", "hold_out=null"]
     fixed += ["shots_list=null"] if recipe == "synthetic" else []
@@ -68,42 +89,68 @@ def _draws(cfg) -> list[str]:
 
 
 def budget_plan(cfg) -> tuple[Plan, dict]:
-    """(plan, settings that all runs of the study share). Data and settings are checked; nothing is trained or written."""
+    """(plan, settings that all runs of the study share). Data and settings are checked; nothing
+    is trained or written."""
     one_device(cfg, "a run of the study trains on one device")
     if found := [o for k, o in _given().items() if k in SET_BY_STUDY]:
-        raise ValueError(f"{', '.join(found)}: stage=budget sets this for each run; see the keys of budget")
+        raise ValueError(
+            f"{', '.join(found)}: stage=budget sets this for each run; see the keys of budget"
+        )
     given = plain(cfg.budget)
     if not isinstance(given["domains"], list) or not given["domains"]:
-        raise ValueError(f"budget.domains={given['domains']!r}: expected a list of data sets, such as [{cfg.data.name}]")
+        raise ValueError(
+            f"budget.domains={given['domains']!r}: expected a list of data sets, such as "
+            f"[{cfg.data.name}]"
+        )
     needed = [r for r in RECIPES if r in ("synthetic", "finetune") or r in (given["arms"] or ())]
     parts = {recipe: _budget_part(cfg, recipe, given["domains"][0]) for recipe in needed}
     domains = {domain: _budget_part(cfg, "finetune", domain) for domain in given["domains"]}
     for domain, part in domains.items():
         if part.data.tune_split == part.data.test_split:
             raise ValueError(
-                f"data {domain!r} has its test split as tune split, and nothing is ever chosen on the test split; "
+                f"data {domain!r} has its test split as tune split, and nothing is ever chosen on "
+                "the test split; "
                 "set data.tune_split=null, or to other images"
             )
         if taxonomy(part) != taxonomy(cfg):
             raise ValueError(f"budget.domains: {domain!r} has other classes than {cfg.data.name!r}")
     plan = Plan(
-        **{k: given[k] for k in ("shots", "seeds", "arms")}, choose=given["choose"] or {},
+        **{k: given[k] for k in ("shots", "seeds", "arms")},
+        choose=given["choose"] or {},
         learning_rates=given["learning_rates"] or {},
-        domains={domain: len(real_data(part, part.data.train_split)) for domain, part in domains.items()},
-        synthetic_steps=parts["synthetic"].trainer.max_steps, finetune_steps=parts["finetune"].trainer.max_steps,
+        domains={
+            domain: len(real_data(part, part.data.train_split)) for domain, part in domains.items()
+        },
+        synthetic_steps=parts["synthetic"].trainer.max_steps,
+        finetune_steps=parts["finetune"].trainer.max_steps,
         own_rates={recipe: part.optimizer.learning_rate for recipe, part in parts.items()},
-        judged_on=_judged_on(cfg, next(iter(domains.values()))), draws=_draws(cfg),
-        lists={domain: f"{part.data.name}/{part.data.train_split}" for domain, part in domains.items()},
+        judged_on=_judged_on(cfg, next(iter(domains.values()))),
+        draws=_draws(cfg),
+        lists={
+            domain: f"{part.data.name}/{part.data.train_split}" for domain, part in domains.items()
+        },
         judges=_judges(cfg, next(iter(domains.values()))),
-    )  # fmt: skip
+    )
     for draw in plan.draws if "synthetic" in plan.recipes() else ():
         training_sets(_budget_part(cfg, "synthetic", given["domains"][0], draw=draw))
-    settings = {**given, "hold_out": cfg.hold_out, "images": plan.domains, "judged_on": plan.judged_on}
-    for loose in ("prices", "targets", "generation_seconds"):  # what is made of the runs, not what they are
+    settings = {
+        **given,
+        "hold_out": cfg.hold_out,
+        "images": plan.domains,
+        "judged_on": plan.judged_on,
+    }
+    for loose in (
+        "prices",
+        "targets",
+        "generation_seconds",
+    ):  # what is made of the runs, not what they are
         settings.pop(loose)
     if given["synthetic"] is None:  # a study from before there was such a key is still the same
         settings.pop("synthetic")
-    identity = {"budget": settings, "recipes": {r: _shared(p) for r, p in parts.items() if r in plan.recipes()}}
+    identity = {
+        "budget": settings,
+        "recipes": {r: _shared(p) for r, p in parts.items() if r in plan.recipes()},
+    }
     return plan, identity | {"data": {domain: plain(part.data) for domain, part in domains.items()}}
 
 
@@ -115,11 +162,17 @@ def _judged_on(cfg, first) -> str | None:
         listed = choice_shots(given["choose"], given["shots"])
         fewest = min((k for k in listed if type(k) is int), default=math.inf)
         if type(cfg.hold_out) is not int or not 1 <= cfg.hold_out < fewest:
-            raise ValueError(f"hold_out={cfg.hold_out}: expected a number of images below budget.choose.shots={images}")
+            raise ValueError(
+                f"hold_out={cfg.hold_out}: expected a number of images below "
+                f"budget.choose.shots={images}"
+            )
         return f"{cfg.hold_out} images held out of the training set"
     if first.data.tune_split is None:
         return None
-    return f"{len(real_data(first, first.data.tune_split))} images of {first.data.name}/{first.data.tune_split}"
+    return (
+        f"{len(real_data(first, first.data.tune_split))} images of "
+        f"{first.data.name}/{first.data.tune_split}"
+    )
 
 
 def _judges(cfg, first) -> list[dict]:
@@ -137,20 +190,26 @@ def _shared(part) -> dict:
 
 
 def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None):
-    """The configuration of a job. One that is its experiment's own, with nothing changed but data, shots and seed, has the
-    folder that ``train.py -m experiment=...`` gives it, and is shared with it, if the record of the
-    experiment tells the labels that the study chose the rate on; all others lie below the study's
-    folder. ``choices``: {recipe: the label sets that its rate is chosen on}
-    (:attr:`dd.evaluation.budget.Plan.choices`)."""
+    """The configuration of a job. One that is its experiment's own, with nothing changed but
+    data, shots and seed, has the folder that ``train.py -m experiment=...`` gives it, and is
+    shared with it, if the record of the experiment tells the labels that the study chose the
+    rate on; all others lie below the study's folder. ``choices``: {recipe: the label sets that
+    its rate is chosen on} (:attr:`dd.evaluation.budget.Plan.choices`)."""
     domain = job.domain or cfg.budget.domains[0]
     held = judged and cfg.hold_out is not None
-    more = [f"seed={job.seed}", *([f"shots={job.shots}"] if job.domain else []), *(JUDGED if judged else ())]
+    more = [
+        f"seed={job.seed}",
+        *([f"shots={job.shots}"] if job.domain else []),
+        *(JUDGED if judged else ()),
+    ]
     more += ["trainer.callbacks.best=null"] * judged
     part = _budget_part(cfg, job.recipe, domain, more, job.draw)
     after = job.after and budget_run(cfg, job.after, choices=choices)
     init_from = after and f"{after.output_root}/{after.name}"
     changes = [f"max_steps={job.steps}"] * (job.steps != part.trainer.max_steps)
-    changes += [f"learning_rate={job.learning_rate:g}"] * (job.learning_rate != part.optimizer.learning_rate)
+    changes += [f"learning_rate={job.learning_rate:g}"] * (
+        job.learning_rate != part.optimizer.learning_rate
+    )
     changes += [f"hold_out={cfg.hold_out}"] * held
     if job.draw not in (None, cfg.synthetic):
         changes += [f"draw={Path(job.draw).name}"]
@@ -166,7 +225,11 @@ def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None)
     else:
         rest = [p for p in points if p not in re.split("[/,]", part.name)]
         part.name = "/".join([part.name, ",".join(rest)]) if rest else part.name
-    part.init_from, part.trainer.max_steps, part.optimizer.learning_rate = init_from, job.steps, job.learning_rate
+    part.init_from, part.trainer.max_steps, part.optimizer.learning_rate = (
+        init_from,
+        job.steps,
+        job.learning_rate,
+    )
     part.hold_out = cfg.hold_out if held else None
     return part
 
@@ -193,7 +256,10 @@ def generation_seconds(cfg) -> dict[str, float]:
     """{synthetic set: seconds that drawing it took}, by its records, or as given for each."""
     given = cfg.budget.generation_seconds
     if given is not None and not (type(given) in (int, float) and given >= 0):
-        raise ValueError(f"budget.generation_seconds={given!r}: expected a number of 0 or more, or null for the records' own")
+        raise ValueError(
+            f"budget.generation_seconds={given!r}: expected a number of 0 or more, or null for "
+            "the records' own"
+        )
     if given is not None:
         return dict.fromkeys(_draws(cfg), given)
     drawn = {draw: read_records(draw).values() for draw in _draws(cfg)}

@@ -35,14 +35,22 @@ ALLOWED = (
     "pytorch_lightning.profilers.",
 )
 GROUPS = {"diffusion": "attention"}  # group: what of it was chosen, if that has another name
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    HydraException,
+    OmegaConfBaseException,
+)
 
 
 def instantiate(node, **kwargs):
-    """``hydra.utils.instantiate`` for allowed targets only, with plain lists and dictionaries inside.
-    ``chosen_on``, what a node's values were chosen on (:func:`chosen_on`), is no argument.
+    """``hydra.utils.instantiate`` for allowed targets only, with plain lists and dictionaries
+    inside. ``chosen_on``, what a node's values were chosen on (:func:`chosen_on`), is no argument.
 
-    ValueError names the target that is refused: a configuration cannot call ``os.system`` or ``torch.load``.
+    ValueError names the target that is refused: a configuration cannot call ``os.system`` or
+    ``torch.load``.
     """
     _check_targets([node, kwargs])
     if (isinstance(node, dict) or OmegaConf.is_dict(node)) and "chosen_on" in node:
@@ -66,9 +74,12 @@ def _check_targets(node):
             except Exception:
                 target = None
             name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-            if not isinstance(target, type) or not any(name == a or (a.endswith(".") and name.startswith(a)) for a in ALLOWED):
+            if not isinstance(target, type) or not any(
+                name == a or (a.endswith(".") and name.startswith(a)) for a in ALLOWED
+            ):
                 raise ValueError(
-                    f"_target_ {node['_target_']!r} (really {name}) is not allowed; allowed: {', '.join(ALLOWED)}"
+                    f"_target_ {node['_target_']!r} (really {name}) is not allowed; allowed: "
+                    f"{', '.join(ALLOWED)}"
                 )
         for value in node.values():
             _check_targets(value)
@@ -78,8 +89,9 @@ def _check_targets(node):
 
 
 def check_loaded(cfg) -> None:
-    """ValueError for a setting that the constructor of its node does not take, where that is at hand: what another module
-    brings, which may be large and is not needed by every stage, is looked at when it is made."""
+    """ValueError for a setting that the constructor of its node does not take, where that is at
+    hand: what another module brings, which may be large and is not needed by every stage, is
+    looked at when it is made."""
     for key, node in plain(cfg).items():
         _check_arguments(node, f"{key}.", loaded=True)
 
@@ -92,7 +104,9 @@ def _check_arguments(node, prefix: str, loaded: bool = False) -> None:
         target = node.get("_target_")
         if "_target_" in node and not (loaded and _elsewhere(target)):
             _check_targets({"_target_": target})
-            known = {k: v for k, v in node.items() if v is not None or not loaded}  # null may be set before it is made
+            known = {
+                k: v for k, v in node.items() if v is not None or not loaded
+            }  # null may be set before it is made
             check_arguments(prefix, hydra.utils.get_object(target), known)
         for key, value in node.items():
             _check_arguments(value, f"{prefix}{key}.", loaded)
@@ -137,12 +151,17 @@ def taxonomy(cfg) -> taxonomies.Taxonomy:
 
 
 def palette(cfg, run: dict) -> list[int]:
-    """Colours of a run's classes: those of the chosen data's taxonomy where it has the same classes, else VOC's."""
+    """Colours of a run's classes: those of the chosen data's taxonomy where it has the same
+    classes, else VOC's."""
     try:
         chosen = taxonomy(cfg)
     except FileNotFoundError:  # data=own without its data: a run needs no data set to be used
         return taxonomies.voc_palette()
-    return chosen.palette if list(chosen.names) == run["taxonomy"]["names"] else taxonomies.voc_palette()
+    return (
+        chosen.palette
+        if list(chosen.names) == run["taxonomy"]["names"]
+        else taxonomies.voc_palette()
+    )
 
 
 def device(cfg) -> str:
@@ -154,44 +173,62 @@ def device(cfg) -> str:
 
 def real_data(cfg, split: str, shots: int | None = None, shots_list=None) -> SegmentationFolder:
     """Images and masks of one split of the data group; ``shots`` of them, or of those of a list."""
-    images = plain(cfg.data).get("images")  # a folder, a list of them, or null: where the data set itself says
+    images = plain(cfg.data).get(
+        "images"
+    )  # a folder, a list of them, or null: where the data set itself says
     which = shots, cfg.seed, images, shots_list
     return SegmentationFolder(cfg.data.root, split, taxonomy(cfg), cfg.data.masks, *which)
 
 
 def segmenter_of(run: dict, trusted: bool = False):
-    """The segmenter of a run.json with its number of classes: our own classes with plain values, nothing else. A run.json
-    cannot declare a configuration file ``trusted``, because that file is executed: whoever rebuilds the segmenter does."""
+    """The segmenter of a run.json with its number of classes: our own classes with plain values,
+    nothing else. A run.json cannot declare a configuration file ``trusted``, because that file
+    is executed: whoever rebuilds the segmenter does."""
     node = dict(run["segmenter"])
     if "trusted" in node:
         node["trusted"] = trusted
     if not str(node.get("_target_", "")).startswith("dd.segmenters.") or any(
-        isinstance(x, dict | list) for v in node.values() for x in (v if isinstance(v, list) else [v])
+        isinstance(x, dict | list)
+        for v in node.values()
+        for x in (v if isinstance(v, list) else [v])
     ):
-        raise ValueError(f"run.json names a segmenter {node!r} that is not one of dd.segmenters with plain values")
+        raise ValueError(
+            f"run.json names a segmenter {node!r} that is not one of dd.segmenters with plain "
+            "values"
+        )
     made = instantiate({**node, "pretrained": None}, num_classes=1 + len(run["taxonomy"]["names"]))
     for part, what in (("config", ""), ("code", ", by the code that it imports,")):
         then, now = run.get("segmenter_files", {}).get(part), made.files.get(part)
         if then not in (None, now):
             raise ValueError(
-                f"segmenter.config={node['config']} describes{what} another model now (sha256 {str(now)[:12]}...) "
-                f"than the run was trained with (sha256 {then[:12]}...). Put the file back as it was, or "
+                f"segmenter.config={node['config']} describes{what} another model now (sha256 "
+                f"{str(now)[:12]}...) "
+                f"than the run was trained with (sha256 {then[:12]}...). Put the file back as it "
+                "was, or "
                 "train a run of another name with the new one"
             )
     return made
 
 
-def trained_run(folder, trusted: bool = False, weights: str = "ema", scales=(1.0,), flip: bool = False) -> tuple:
-    """(run.json, segmenter with its weights, how it looks at an image around the run's own scale) of a finished run."""
+def trained_run(
+    folder, trusted: bool = False, weights: str = "ema", scales=(1.0,), flip: bool = False
+) -> tuple:
+    """(run.json, segmenter with its weights, how it looks at an image around the run's own
+    scale) of a finished run."""
     if not (Path(folder) / "run.json").is_file():
         begun = (Path(folder) / SETTINGS).is_file()
         raise FileNotFoundError(
-            f"{folder}: its training has begun and is not finished (no run.json); the same train.py command goes on"
+            f"{folder}: its training has begun and is not finished (no run.json); the same "
+            "train.py command goes on"
             if begun
-            else f"{folder}: no finished training run there (a folder with run.json); train it with train.py"
+            else f"{folder}: no finished training run there (a folder with run.json); train it "
+            "with train.py"
         )
     if "segmenter" not in read_own(Path(folder) / "run.json", {}):
-        raise ValueError(f"{folder} is no training run of a segmenter (its run.json names none); give the folder of one")
+        raise ValueError(
+            f"{folder} is no training run of a segmenter (its run.json names none); give the "
+            "folder of one"
+        )
     run = read_own(Path(folder) / "run.json", TRAINED)
     segmenter = segmenter_of(run, trusted)
     fill(segmenter, load_weights(folder, weights), folder)

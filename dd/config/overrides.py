@@ -14,10 +14,34 @@ from dd.config.composition import choices, compose, groups, parse, plugins, twin
 
 # last part of a key: its value is a name, a file or a folder, and 2024 is text there
 TEXT = (
-    "images", "list", "output", "run", "runs", "name", "folder", "mask_set", "root", "data_root", "output_root", "synthetic",
-    "synthetic_masks", "init_from", "masks_from", "leave_out", "baseline", "path", "model", "shots_list",
-)  # fmt: skip
-REFUSED = (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError)  # what compositions raise
+    "images",
+    "list",
+    "output",
+    "run",
+    "runs",
+    "name",
+    "folder",
+    "mask_set",
+    "root",
+    "data_root",
+    "output_root",
+    "synthetic",
+    "synthetic_masks",
+    "init_from",
+    "masks_from",
+    "leave_out",
+    "baseline",
+    "path",
+    "model",
+    "shots_list",
+)
+REFUSED = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    TypeError,
+    AttributeError,
+)  # what compositions raise
 
 
 def quoted(argument: str) -> str:
@@ -44,8 +68,14 @@ def _readable(argument: str) -> bool:
 def one_line(error: Exception) -> str:
     """What an error of Hydra or OmegaConf says, without the lines that name their own objects."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("object_type=", "reference_type=", "full_key:", "See https://"))]
-    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    kept = [
+        line
+        for line in lines
+        if not line.startswith(("object_type=", "reference_type=", "full_key:", "See https://"))
+    ]
+    key = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), ""
+    )
     return f"{key}: {' '.join(kept)}" if key else " ".join(kept) or type(error).__name__
 
 
@@ -59,7 +89,9 @@ def check_overrides(config_name: str, overrides: list[str], multirun: bool = Tru
         if error.errno != errno.ENAMETOOLONG:
             raise
         longest = max(overrides, key=len)
-        raise ValueError(f"{longest[:80]!r}...: no setting or choice has a name of {len(longest)} characters") from None
+        raise ValueError(
+            f"{longest[:80]!r}...: no setting or choice has a name of {len(longest)} characters"
+        ) from None
 
 
 def _check_overrides(config_name: str, overrides: list[str], multirun: bool):
@@ -69,7 +101,9 @@ def _check_overrides(config_name: str, overrides: list[str], multirun: bool):
         raise ValueError(_not_read(overrides, error)) from None
     values = [_choices(o) for o in parsed]
     tries = [[v[0] for v in values]]
-    for i, each in enumerate(values):  # each choice of a swept group must exist; values are checked when used
+    for i, each in enumerate(
+        values
+    ):  # each choice of a swept group must exist; values are checked when used
         if each[0].partition("=")[0] in groups():
             tries += [[*tries[0][:i], choice, *tries[0][i + 1 :]] for choice in each[1:]]
     first = None
@@ -111,8 +145,10 @@ def _refuse_sweeps(parsed) -> None:
         if override.is_sweep_override():
             key, _, value = override.input_line.partition("=")
             raise ValueError(
-                f"{override.input_line!r} stands for several runs: add -m (a run for each value); one run "
-                f"with a list of values is {key}=[...], a text with a comma needs quotes: {key}='\"{value}\"'"
+                f"{override.input_line!r} stands for several runs: add -m (a run for each value); "
+                "one run "
+                f"with a list of values is {key}=[...], a text with a comma needs quotes: "
+                f"{key}='\"{value}\"'"
             )
 
 
@@ -141,10 +177,14 @@ def _check_choices(overrides: list[str]) -> None:
         for name in names:
             if not isinstance(name, str) or (name not in there and "${" not in name):
                 more = _nearest(str(name), there)
-                raise ValueError(f"{override.input_line!r:.200}: no such {key}; allowed: {', '.join(there)}{more}")
+                raise ValueError(
+                    f"{override.input_line!r:.200}: no such {key}; allowed: "
+                    f"{', '.join(there)}{more}"
+                )
             if hidden := twins(key, name):
                 raise ValueError(
-                    f"{override.input_line!r}: {hidden[0]} has the name of a file of this package and would not be read; give "
+                    f"{override.input_line!r}: {hidden[0]} has the name of a file of this package "
+                    "and would not be read; give "
                     "it another name"
                 )
 
@@ -154,7 +194,10 @@ def _check_plugin(typed: str, key: str, value) -> None:
     if value not in there and value is not None:
         more = ""
         if key == "hydra/launcher":
-            more = '; joblib, submitit_local and submitit_slurm are installed by: pip install -e ".[sweeps]"'
+            more = (
+                "; joblib, submitit_local and submitit_slurm are installed by: pip install -e "
+                '".[sweeps]"'
+            )
         elif key == "hydra/sweeper":
             more = "; Optuna is used directly: python train.py stage=tune"
         raise ValueError(f"{typed!r}: no such {key}; installed: {', '.join(there)}{more}")
@@ -164,7 +207,9 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     """What is wrong with the first override that is: looked at one by one, on what the chosen
     groups bring."""
     known = groups()
-    chosen = [o for o in overrides if o.lstrip("+~").partition("=")[0] in known or o.startswith("hydra/")]
+    chosen = [
+        o for o in overrides if o.lstrip("+~").partition("=")[0] in known or o.startswith("hydra/")
+    ]
     try:
         base = compose(config_name, chosen, return_hydra_config=True)
     except REFUSED:  # no value is to blame
@@ -191,7 +236,10 @@ def _unknown(base, override: str, known: list[str]) -> str | None:
         if part not in names:
             names = [name for name in names if name != "hydra"]
             where = f"in {'.'.join(path)}" if path else "at the top level"
-            return f"{override!r:.200}: no key {part!r} {where}; allowed: {', '.join(names)}{_nearest(part, names)}"
+            return (
+                f"{override!r:.200}: no key {part!r} {where}; allowed: "
+                f"{', '.join(names)}{_nearest(part, names)}"
+            )
         path.append(part)
         node = node._get_node(part)
     return None

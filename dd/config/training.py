@@ -20,20 +20,25 @@ SOURCES = ("synthetic", "real", "mixed")
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds of the weights' initial values and of everything that is not a function of the sample."""
+    """Seeds of the weights' initial values and of everything that is not a function of the
+    sample."""
     from pytorch_lightning import seed_everything as seed_all
 
     seed_all(seed, verbose=False)
 
 
 def training_sets(cfg):
-    """(training set, tune set or None) of a train configuration. The tune set is ``hold_out`` images of the training set
-    (of its real part in mixed training), or the data's tune split; nothing is held out when nothing is validated."""
+    """(training set, tune set or None) of a train configuration. The tune set is ``hold_out``
+    images of the training set (of its real part in mixed training), or the data's tune split;
+    nothing is held out when nothing is validated."""
     per_process(cfg.batch_size, processes(cfg))
     if cfg.source not in SOURCES:
         raise ValueError(f"source={cfg.source!r}; allowed: {', '.join(SOURCES)}")
     if cfg.source == "synthetic" and cfg.shots not in (None, "all"):
-        raise ValueError(f"shots={cfg.shots} has no effect with source=synthetic; use source=real or source=mixed")
+        raise ValueError(
+            f"shots={cfg.shots} has no effect with source=synthetic; use source=real or "
+            "source=mixed"
+        )
     if cfg.source == "synthetic" and cfg.shots_list is not None:
         raise ValueError(f"shots_list={cfg.shots_list} has no effect with source=synthetic")
     real = synthetic = tune = None
@@ -41,31 +46,40 @@ def training_sets(cfg):
         shots = None if cfg.shots in (None, "all") else cfg.shots
         real = real_data(cfg, cfg.data.train_split, shots, cfg.shots_list)
     if cfg.source != "real":
-        synthetic = SegmentationFolder(cfg.synthetic, cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks)
+        synthetic = SegmentationFolder(
+            cfg.synthetic, cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks
+        )
     if holds_out(cfg) and real is not None:
         real, tune = hold_out(real, cfg.hold_out, cfg.seed)
     elif holds_out(cfg):
         synthetic, tune = hold_out(synthetic, cfg.hold_out, cfg.seed)
     elif cfg.data.tune_split is not None and cfg.trainer.get("limit_val_batches") != 0:
         tune = real_data(cfg, cfg.data.tune_split)
-    return (Mixture(real, synthetic, cfg.real_share) if real and synthetic else real or synthetic), tune
+    return (
+        Mixture(real, synthetic, cfg.real_share) if real and synthetic else real or synthetic
+    ), tune
 
 
 def unlabelled_photos(cfg, why: str) -> Unlabelled:
-    """The photographs of the site; ValueError that says what needs them (``why``) if none are given."""
+    """The photographs of the site; ValueError that says what needs them (``why``) if none are
+    given."""
     if not cfg.unlabelled.images:
-        raise ValueError(f"{why} needs photographs of the site: unlabelled.images=<folder> (they are only looked at)")
+        raise ValueError(
+            f"{why} needs photographs of the site: unlabelled.images=<folder> (they are only "
+            "looked at)"
+        )
     return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
 
 
 def self_training(cfg, num_classes: int):
-    """(teacher, (photographs, their transform)) of a train configuration; (None, None) where it is off. ValueError without
-    photographs, or without the average of the weights."""
+    """(teacher, (photographs, their transform)) of a train configuration; (None, None) where it
+    is off. ValueError without photographs, or without the average of the weights."""
     if not cfg.self_training.teacher:
         return None, None
     if not cfg.trainer.callbacks.get("ema"):
         raise ValueError(
-            "self_training: the teacher is the average of the weights; leave trainer.callbacks.ema on (or self_training=off)"
+            "self_training: the teacher is the average of the weights; leave "
+            "trainer.callbacks.ema on (or self_training=off)"
         )
     photos = unlabelled_photos(cfg, "self_training")
     teacher = instantiate(cfg.self_training.teacher, num_classes=num_classes)
@@ -81,11 +95,15 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
     that decided these)."""
     path = images.root / images.masks / "masks.json"
     if not path.is_file():
-        raise FileNotFoundError(f"mask set {path.parent} is not finished (no masks.json); run the stage that makes it again")
+        raise FileNotFoundError(
+            f"mask set {path.parent} is not finished (no masks.json); run the stage that makes it "
+            "again"
+        )
     masks, filtered = read_own(path, MASKS), _chosen_list(images)
     if "chosen_on" not in masks:
         raise ValueError(
-            f"{path} does not say which labels chose its settings: an earlier version wrote it. The "
+            f"{path} does not say which labels chose its settings: an earlier version wrote it. "
+            "The "
             "command that made the mask set adds it (generate.py stage=label, evaluate.py "
             "stage=self_train); the masks stay as they are"
         )
@@ -96,21 +114,26 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
 
 
 def _chosen_list(images) -> dict:
-    """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if a filter wrote it, how."""
+    """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if
+    a filter wrote it, how."""
     if images.split == "train":
         return {}
-    path, ids = images.root / "quality" / images.split / "filter.json", fingerprint(read_split(images.root, images.split))
+    path, ids = (
+        images.root / "quality" / images.split / "filter.json",
+        fingerprint(read_split(images.root, images.split)),
+    )
     if not path.is_file():
         return {"filter": {"ids": ids}}
     identity = read_own(path, FILTERED)["identity"]
     if identity["ids"] != ids:
-        raise ValueError(f"split {images.split} is not the list that {path} tells of; run generate.py stage=filter again")
+        raise ValueError(
+            f"split {images.split} is not the list that {path} tells of; run generate.py "
+            "stage=filter again"
+        )
     return {"filter": identity}
 
 
-def training_record(
-    cfg, images, tune=None, photos=None, network=None
-) -> tuple[dict, dict]:  # fmt: skip
+def training_record(cfg, images, tune=None, photos=None, network=None) -> tuple[dict, dict]:
     """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`),
     and what evaluation must know of it. ``photos``: the unlabelled ones of self-training;
     ``network``: the segmenter, which knows the content of the files that it was made from."""
@@ -119,16 +142,22 @@ def training_record(
     shots = None if cfg.source == "synthetic" else shots
     if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
         raise FileNotFoundError(
-            f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with train.py"
+            f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with "
+            "train.py"
         )
     before = read_own(Path(cfg.init_from) / "run.json", STARTED) if cfg.init_from else None
     chosen_before, chosen_data = before and before.get("chosen_on"), []
     trained_on = {
-        "source": cfg.source, **images.fingerprint(), "shots": shots, "seed": cfg.seed,
+        "source": cfg.source,
+        **images.fingerprint(),
+        "shots": shots,
+        "seed": cfg.seed,
         "after": before and before["trained_on"],
-    }  # fmt: skip
+    }
     if cfg.source != "synthetic":
-        trained_on["data"] = cfg.data.name  # the name that reports know it by; "root" may be any folder
+        trained_on["data"] = (
+            cfg.data.name
+        )  # the name that reports know it by; "root" may be any folder
     if listed:
         trained_on["shots_list"] = listed
     if cfg.source == "synthetic":
@@ -140,40 +169,61 @@ def training_record(
     if holds_out(cfg):
         trained_on["hold_out"] = cfg.hold_out
     if photos is not None:
-        trained_on["self_training"] = {**settings(cfg.self_training), "photographs": photos.fingerprint()}
+        trained_on["self_training"] = {
+            **settings(cfg.self_training),
+            "photographs": photos.fingerprint(),
+        }
     names, files = list(images.taxonomy.names), {} if network is None else network.files
     identity = {
-        **settings_identity(cfg), "classes": names, "segmenter_files": files,
-        "trained_on": trained_on, "init_from_sha256": before and before.get("weights_sha256"),
-    }  # fmt: skip
-    # What labels decided changes no weight, so it is told beside the identity; that of all that a run
-    # builds on comes along.
+        **settings_identity(cfg),
+        "classes": names,
+        "segmenter_files": files,
+        "trained_on": trained_on,
+        "init_from_sha256": before and before.get("weights_sha256"),
+    }
+    # What labels decided changes no weight, so it is told beside the identity; that of all that a
+    # run builds on comes along.
     own = chosen_on(cfg, *(["self_training"] if photos is not None else []))
     decided = merged(chosen_before, chosen_data, own)
     record = {
-        "segmenter": plain(cfg.segmenter), "segmenter_files": files,
+        "segmenter": plain(cfg.segmenter),
+        "segmenter_files": files,
         "taxonomy": {"name": images.taxonomy.name, "names": names},
-        "scale": cfg.scale, "bf16": cfg.trainer.precision == "bf16-mixed", "trained_on": trained_on,
+        "scale": cfg.scale,
+        "bf16": cfg.trainer.precision == "bf16-mixed",
+        "trained_on": trained_on,
         "supervision": supervision(trained_on, decided, before and before["supervision"]),
         "chosen_on": decided,
-        "validated_on": tune and {**tune.fingerprint(), **({"ids": tune.ids} if holds_out(cfg) else {})},
-    }  # fmt: skip
+        "validated_on": tune
+        and {**tune.fingerprint(), **({"ids": tune.ids} if holds_out(cfg) else {})},
+    }
     return identity, record
 
 
 def loggers(cfg, **more) -> list[Guarded]:
-    """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of the training."""
+    """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of
+    the training."""
     nodes = plain(cfg.logger)
-    return [Guarded(instantiate({**nodes[k], **more})) for k in sorted(nodes, key=lambda name: name != "csv")]
+    return [
+        Guarded(instantiate({**nodes[k], **more}))
+        for k in sorted(nodes, key=lambda name: name != "csv")
+    ]
 
 
 def trainer(cfg, validate: bool, more_callbacks=()):
-    """Lightning's trainer with the chosen callbacks and loggers; without a tune set nothing is validated or called best."""
+    """Lightning's trainer with the chosen callbacks and loggers; without a tune set nothing is
+    validated or called best."""
     node = plain(cfg.trainer)
     callbacks = {k: v for k, v in node.pop("callbacks").items() if v and (validate or k != "best")}
-    node |= {} if validate else {"limit_val_batches": 0, "val_check_interval": None, "check_val_every_n_epoch": None}
+    node |= (
+        {}
+        if validate
+        else {"limit_val_batches": 0, "val_check_interval": None, "check_val_every_n_epoch": None}
+    )
     _prepare(cfg, Path(node["default_root_dir"]), Path(node["default_root_dir"]))
-    node["enable_checkpointing"] = "best" in callbacks  # otherwise Lightning adds a ModelCheckpoint of its own
+    node["enable_checkpointing"] = (
+        "best" in callbacks
+    )  # otherwise Lightning adds a ModelCheckpoint of its own
     if cfg.device != "auto":
         chosen = torch.device(cfg.device)
         node["accelerator"] = chosen.type
@@ -183,8 +233,9 @@ def trainer(cfg, validate: bool, more_callbacks=()):
 
 
 def _trainer(name, node, callbacks, loggers):
-    """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see them. A training of fewer
-    steps than ``log_every_n_steps`` logs its last one. ``enable_progress_bar``: our own bar; without it, lines."""
+    """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see
+    them. A training of fewer steps than ``log_every_n_steps`` logs its last one.
+    ``enable_progress_bar``: our own bar; without it, lines."""
     callbacks = [*callbacks, Steps(name, node.get("enable_progress_bar", True))]
     node = {**node, "enable_progress_bar": False}
     if node["max_steps"] > 0:
@@ -201,16 +252,25 @@ def _prepare(cfg, folder: Path, log_folder: Path) -> None:
 
 
 def _keep_log(path: Path) -> None:
-    """Lightning's CSV logger removes the metrics.csv it finds: an interrupted run's goes on as metrics.1.csv, 2, ..."""
+    """Lightning's CSV logger removes the metrics.csv it finds: an interrupted run's goes on as
+    metrics.1.csv, 2, ..."""
     if path.exists():
-        path.rename(next(p for i in range(1, 10**6) if not (p := path.with_name(f"metrics.{i}.csv")).exists()))
+        path.rename(
+            next(
+                p for i in range(1, 10**6) if not (p := path.with_name(f"metrics.{i}.csv")).exists()
+            )
+        )
 
 
 def trainer_factory(cfg):
-    """``make(max_steps, default_root_dir, average)`` for a training of several parts, each with its own folder and log."""
+    """``make(max_steps, default_root_dir, average)`` for a training of several parts, each with
+    its own folder and log."""
 
     def make(max_steps, default_root_dir, average):
-        node = plain(cfg.trainer) | {"max_steps": max_steps, "default_root_dir": str(default_root_dir)}
+        node = plain(cfg.trainer) | {
+            "max_steps": max_steps,
+            "default_root_dir": str(default_root_dir),
+        }
         parts = {k: v for k, v in node.pop("callbacks").items() if v and (average or k != "ema")}
         _prepare(cfg, Path(cfg.output_root, cfg.name), Path(default_root_dir))
         parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")

@@ -16,29 +16,52 @@ from dd.config.training import holds_out, training_record, training_sets, unlabe
 from dd.evaluation.supervision import label_set
 from dd.store.provenance import read_yaml
 
-FIXED = ("name", "stage", "experiment", "tune", "data", "data_root", "output_root", "logger", "seed", "hold_out", "device")
+FIXED = (
+    "name",
+    "stage",
+    "experiment",
+    "tune",
+    "data",
+    "data_root",
+    "output_root",
+    "logger",
+    "seed",
+    "hold_out",
+    "device",
+)
 
 
 def judging_set(cfg, tune):
-    """What a run's objective is measured on: the ``tune`` set of its training; in a multirun without validation the data's
-    tune split, if it has one; else None. Never the test split."""
-    if tune is not None or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    """What a run's objective is measured on: the ``tune`` set of its training; in a multirun
+    without validation the data's tune split, if it has one; else None. Never the test split."""
+    if (
+        tune is not None
+        or not HydraConfig.initialized()
+        or HydraConfig.get().mode != RunMode.MULTIRUN
+    ):
         return tune
     split = cfg.data.tune_split
     return None if split in (None, cfg.data.test_split) else real_data(cfg, split)
 
 
 def check_tuning(cfg) -> None:
-    """ValueError for a study without a tune split, without validation on the way, or on several devices."""
+    """ValueError for a study without a tune split, without validation on the way, or on several
+    devices."""
     if cfg.hold_out is None and cfg.data.tune_split in (None, cfg.data.test_split):
-        what = "no tune split" if cfg.data.tune_split is None else f"the test split {cfg.data.test_split!r} as tune split"
+        what = (
+            "no tune split"
+            if cfg.data.tune_split is None
+            else f"the test split {cfg.data.test_split!r} as tune split"
+        )
         raise ValueError(
-            f"data {cfg.data.name!r} has {what}, and nothing is ever chosen on the test split; keep training images back "
+            f"data {cfg.data.name!r} has {what}, and nothing is ever chosen on the test split; "
+            "keep training images back "
             "with hold_out=<number>, or set data.tune_split"
         )
     if cfg.trainer.get("limit_val_batches") == 0:
         raise ValueError(
-            "trainer.limit_val_batches=0 validates nothing, and trials are judged by validation: add "
+            "trainer.limit_val_batches=0 validates nothing, and trials are judged by validation: "
+            "add "
             "trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
         )
     one_device(cfg, "a trial trains on one device; start the same command once for each")
@@ -66,27 +89,36 @@ def one_device(cfg, why: str) -> None:
 
 
 def search_space(cfg) -> dict:
-    """``tune.space``, or what the YAML file says that it names; ValueError for a key that a search must not touch."""
+    """``tune.space``, or what the YAML file says that it names; ValueError for a key that a
+    search must not touch."""
     space = plain(cfg.tune)["space"]
     if isinstance(space, str):
         if not Path(space).is_file():
             raise FileNotFoundError(f"tune.space={space}: no such file")
         read_yaml(space)  # refuses what has no end
-        space = OmegaConf.to_container(OmegaConf.load(space))  # 1e-5 is a number, as on the command line
+        space = OmegaConf.to_container(
+            OmegaConf.load(space)
+        )  # 1e-5 is a number, as on the command line
     for key in space if isinstance(space, dict) else ():
         if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra", "chosen_on"):
-            raise ValueError(f"tune.space: {key} is not searched: it decides what is compared, not how well it trains")
+            raise ValueError(
+                f"tune.space: {key} is not searched: it decides what is compared, not how well it "
+                "trains"
+            )
     return space
 
 
 def study_identity(cfg, space: dict) -> dict:
-    """Settings that all trials of a study share: all but where it runs, how many trials there are and who listens."""
+    """Settings that all trials of a study share: all but where it runs, how many trials there
+    are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "chosen_on")}
     looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
     used = {"self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
     used["shots_list"] = cfg.shots_list
-    for key in (k for k, v in used.items() if not v):  # a study begun before there were such keys is still the same study
+    for key in (
+        k for k, v in used.items() if not v
+    ):  # a study begun before there were such keys is still the same study
         node.pop(key)
     looks = {k: v for k, v in node["trainer"].items() if k in looks}
     node["trainer"] = looks | trainer_identity(cfg)

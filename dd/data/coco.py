@@ -1,7 +1,9 @@
-"""COCO annotation files (COCO 2017, and what labelme, CVAT and Label Studio export) as semantic masks.
+"""COCO annotation files (COCO 2017, and what labelme, CVAT and Label Studio export) as semantic
+masks.
 
-The rule, ours: objects painted from large to small so that small ones stay visible; crowd regions are 255 where no object
-covers them; images without objects are background. Polygons and run lengths are rasterised by pycocotools.
+The rule, ours: objects painted from large to small so that small ones stay visible; crowd regions
+are 255 where no object covers them; images without objects are background. Polygons and run lengths
+are rasterised by pycocotools.
 """
 
 import math
@@ -20,7 +22,8 @@ FAR = 1e12  # pixels; where a coordinate is larger its exact place no longer mat
 
 @dataclass(frozen=True)
 class Shape:
-    """One annotation: the class id (0 to 254, or 255) it paints, its segmentation as in the file, is it a crowd."""
+    """One annotation: the class id (0 to 254, or 255) it paints, its segmentation as in the
+    file, is it a crowd."""
 
     id: int
     value: int
@@ -48,30 +51,51 @@ def read_coco(path: str | Path) -> dict:
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or any(not isinstance(content.get(p), list) for p in parts):
         raise ValueError(
-            f"{path}: a COCO annotation file holds the lists {', '.join(parts)} (an instances file, not captions)"
-            + _instead(content)
+            f"{path}: a COCO annotation file holds the lists {', '.join(parts)} (an instances "
+            "file, not captions)" + _instead(content)
         )
     if not content["images"]:
         raise ValueError(f"{path} lists no images")
-    keys = {"images": ("id", "file_name", "height", "width"), "annotations": ("image_id", "category_id")}
+    keys = {
+        "images": ("id", "file_name", "height", "width"),
+        "annotations": ("image_id", "category_id"),
+    }
     for part, needed in (*keys.items(), ("categories", ("id", "name"))):
         for row in content[part]:
             if not isinstance(row, dict):
                 raise ValueError(f"{path}: an entry of {part} is no object: {str(row)[:100]}")
             missing = [k for k in needed if k not in row]
             if missing:
-                raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {str(row)[:100]}{_instead(content)}")
+                raise ValueError(
+                    f"{path}: an entry of {part} has no {missing[0]!r}: "
+                    f"{str(row)[:100]}{_instead(content)}"
+                )
             row |= {k: _whole(row[k]) for k in needed}
-            odd = [k for k in needed if k not in ("height", "width") and type(row[k]) not in (int, str)]
+            odd = [
+                k for k in needed if k not in ("height", "width") and type(row[k]) not in (int, str)
+            ]
             if odd:
-                raise ValueError(f"{path}: {odd[0]} of an entry of {part} must be a number or a text: {str(row)[:100]}")
-    odd = [i for i in content["images"] if any(type(i[k]) is not int or not 0 < i[k] < 2**16 for k in ("height", "width"))]
+                raise ValueError(
+                    f"{path}: {odd[0]} of an entry of {part} must be a number or a text: "
+                    f"{str(row)[:100]}"
+                )
+    odd = [
+        i
+        for i in content["images"]
+        if any(type(i[k]) is not int or not 0 < i[k] < 2**16 for k in ("height", "width"))
+    ]
     if odd:
-        raise ValueError(f"{path}: height and width of an image must be whole numbers of pixels: {str(odd[0])[:100]}")
+        raise ValueError(
+            f"{path}: height and width of an image must be whole numbers of pixels: "
+            f"{str(odd[0])[:100]}"
+        )
     for part, key in (("images", "id"), ("images", "file_name"), ("categories", "id")):
         twice = [k for k, n in Counter(row[key] for row in content[part]).items() if n > 1]
         if twice:
-            raise ValueError(f"{path}: {part} must have different {key}s, got {str(twice[:5])[:200]} more than once")
+            raise ValueError(
+                f"{path}: {part} must have different {key}s, got {str(twice[:5])[:200]} more than "
+                "once"
+            )
     return content
 
 
@@ -85,7 +109,10 @@ def _instead(content) -> str:
     rows = content.get("annotations") if isinstance(content, dict) else None
     first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
     if "segments_info" in first:
-        return ". This is a panoptic file, which is not read: give the instances file of the same images"
+        return (
+            ". This is a panoptic file, which is not read: give the instances file of the same "
+            "images"
+        )
     if "caption" in first:
         return ". This is a file of captions"
     if isinstance(content, dict) and isinstance(content.get("image"), dict) and rows is not None:
@@ -98,8 +125,11 @@ def _instead(content) -> str:
 
 
 def category_values(
-    categories: list[dict], taxonomy: Taxonomy, mapping: dict[str, str] | None = None, used: set | None = None
-) -> dict:  # fmt: skip
+    categories: list[dict],
+    taxonomy: Taxonomy,
+    mapping: dict[str, str] | None = None,
+    used: set | None = None,
+) -> dict:
     """{category id: class id}: categories are found by name (or synonym), not by id, whose gaps
     mean nothing.
 
@@ -108,19 +138,28 @@ def category_values(
     names in the mapping that no category has.
     """
     mapping = mapping or {}
-    targets = {BACKGROUND: 0, "ignore": IGNORE} | dict(zip(taxonomy.names, taxonomy.ids(taxonomy.names), strict=True))
+    targets = {BACKGROUND: 0, "ignore": IGNORE} | dict(
+        zip(taxonomy.names, taxonomy.ids(taxonomy.names), strict=True)
+    )
     strange = sorted(mapping.keys() - {str(c["name"]) for c in categories})
     wrong = sorted(set(mapping.values()) - targets.keys())
     if strange or wrong:
-        what = f"category {strange[0]!r} is not in the file" if strange else f"class {wrong[0]!r} is not in the taxonomy"
+        what = (
+            f"category {strange[0]!r} is not in the file"
+            if strange
+            else f"class {wrong[0]!r} is not in the taxonomy"
+        )
         names = [str(c["name"]) for c in categories] if strange else list(targets)
         raise ValueError(f"map: {what}; allowed: {', '.join(names)}")
-    found = {c["id"]: mapping.get(str(c["name"])) or class_of(c["name"], taxonomy) for c in categories}
+    found = {
+        c["id"]: mapping.get(str(c["name"])) or class_of(c["name"], taxonomy) for c in categories
+    }
     needed = [c for c in categories if used is None or c["id"] in used]
     unknown = [f"{c['name']} (id {c['id']})" for c in needed if found[c["id"]] is None]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} categories are no class of taxonomy {taxonomy.name!r}: {', '.join(unknown[:20])}. Map each to a "
+            f"{len(unknown)} categories are no class of taxonomy {taxonomy.name!r}: "
+            f"{', '.join(unknown[:20])}. Map each to a "
             "class, to ignore (255) or to background, as in --map NAME=ignore"
         )
     return {i: targets[name] for i, name in found.items() if name is not None}
@@ -141,14 +180,19 @@ def class_of(label, taxonomy: Taxonomy) -> str | None:
     return own.get(str(label).strip().lower()) or taxonomy.find(label)
 
 
-def images_of(content: dict, values: dict[int, int], crowds: bool = True) -> tuple[list[CocoImage], list[str]]:
-    """(images with their shapes in the order of the file, warnings with counts); ``crowds=False`` paints crowds as objects.
+def images_of(
+    content: dict, values: dict[int, int], crowds: bool = True
+) -> tuple[list[CocoImage], list[str]]:
+    """(images with their shapes in the order of the file, warnings with counts); ``crowds=False``
+    paints crowds as objects.
 
     ValueError for annotations of an unknown image or category, and when no annotation has a mask.
     """
     known = {image["id"] for image in content["images"]}
     lost = [a["image_id"] for a in content["annotations"] if a["image_id"] not in known]
-    strange = Counter(a["category_id"] for a in content["annotations"] if a["category_id"] not in values)
+    strange = Counter(
+        a["category_id"] for a in content["annotations"] if a["category_id"] not in values
+    )
     if lost:
         raise ValueError(
             f"{len(lost)} annotations belong to images that the file does not list, such as "
@@ -167,13 +211,24 @@ def images_of(content: dict, values: dict[int, int], crowds: bool = True) -> tup
             continue
         is_crowd = _crowd(row, row.get("id", number)) and crowds
         crowd += is_crowd
-        shape = Shape(row.get("id", number), values[row["category_id"]], row["segmentation"], is_crowd)
+        shape = Shape(
+            row.get("id", number), values[row["category_id"]], row["segmentation"], is_crowd
+        )
         shapes[row["image_id"]].append(shape)
     if empty and empty == len(content["annotations"]):
-        raise ValueError(f"none of the {empty} annotations has a segmentation: boxes alone make no masks")
+        raise ValueError(
+            f"none of the {empty} annotations has a segmentation: boxes alone make no masks"
+        )
     notes = [f"{empty} annotations have no segmentation (boxes?): left out"] if empty else []
-    notes += [f"{crowd} crowd annotations (iscrowd=1) are 255 where no object covers them"] if crowd else []
-    images = [CocoImage(i["file_name"], i["height"], i["width"], tuple(shapes[i["id"]])) for i in content["images"]]
+    notes += (
+        [f"{crowd} crowd annotations (iscrowd=1) are 255 where no object covers them"]
+        if crowd
+        else []
+    )
+    images = [
+        CocoImage(i["file_name"], i["height"], i["width"], tuple(shapes[i["id"]]))
+        for i in content["images"]
+    ]
     return images, notes
 
 
@@ -181,14 +236,17 @@ def _crowd(row: dict, name) -> bool:
     """``iscrowd`` as it is written: a number, true or false, or text of them. ValueError names
     the annotation."""
     written = row.get("iscrowd")
-    found = {"0": False, "1": True, "false": False, "true": True, "none": False}.get(str(_whole(written)).strip().lower())
+    found = {"0": False, "1": True, "false": False, "true": True, "none": False}.get(
+        str(_whole(written)).strip().lower()
+    )
     if found is None:
         raise ValueError(f"annotation {name!s:.50}: iscrowd is {written!r:.100}; expected 0 or 1")
     return found
 
 
 def draw(image: CocoImage) -> np.ndarray:
-    """Class ids uint8 [H, W] by the rule above; ValueError names the annotation that cannot be drawn."""
+    """Class ids uint8 [H, W] by the rule above; ValueError names the annotation that cannot be
+    drawn."""
     mask, objects = np.zeros((image.height, image.width), np.uint8), []
     for shape in image.shapes:
         code = _encode(shape, image.height, image.width)
@@ -198,13 +256,16 @@ def draw(image: CocoImage) -> np.ndarray:
             mask[rle.decode(code) > 0] = IGNORE
         else:
             objects.append((int(rle.area(code)), shape.value, code))
-    for _, value, code in sorted(objects, key=lambda item: -item[0]):  # stable: equal areas in the order of the file
+    for _, value, code in sorted(
+        objects, key=lambda item: -item[0]
+    ):  # stable: equal areas in the order of the file
         mask[rle.decode(code) > 0] = value
     return mask
 
 
 def lost(image: CocoImage) -> int:
-    """How many of its annotations cover no pixel: polygons without an area or outside the image, empty run lengths."""
+    """How many of its annotations cover no pixel: polygons without an area or outside the image,
+    empty run lengths."""
     codes = (_encode(shape, image.height, image.width) for shape in image.shapes)
     return sum(code is None or not rle.area(code) for code in codes)
 
@@ -238,7 +299,11 @@ def _parts(segmentation) -> tuple[list[list[float]], list[dict]]:
         if isinstance(part, dict) and {"size", "counts"} & part.keys():
             codes.append(part)
             continue
-        pairs = isinstance(part, list) and bool(part) and all(isinstance(p, list) and len(p) == 2 for p in part)
+        pairs = (
+            isinstance(part, list)
+            and bool(part)
+            and all(isinstance(p, list) and len(p) == 2 for p in part)
+        )
         numbers = [x for pair in part for x in pair] if pairs else part
         if not isinstance(numbers, list) or not all(type(x) in (int, float) for x in numbers):
             raise ValueError(
@@ -248,7 +313,10 @@ def _parts(segmentation) -> tuple[list[list[float]], list[dict]]:
             )
         numbers = [_float(x) for x in numbers]
         if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"a coordinate of its segmentation is {next(x for x in numbers if not math.isfinite(x))}")
+            raise ValueError(
+                "a coordinate of its segmentation is "
+                f"{next(x for x in numbers if not math.isfinite(x))}"
+            )
         polygons.append(numbers)
     return polygons, codes
 
@@ -287,13 +355,17 @@ def _run_lengths(code: dict, height: int, width: int) -> dict:
     """Checked run lengths of an image of this size, as pycocotools takes them."""
     size, counts = [_whole(n) for n in code["size"]], code["counts"]
     if size != [height, width]:
-        raise ValueError(f"its run lengths are for [height, width] {size!r:.100}, the image is {[height, width]}")
+        raise ValueError(
+            f"its run lengths are for [height, width] {size!r:.100}, the image is {[height, width]}"
+        )
     if isinstance(counts, list):
         counts = [_whole(n) for n in counts]
         if any(type(n) is not int or n < 0 for n in counts) or sum(counts) != height * width:
             raise ValueError("its run lengths do not add up to the image")
         return rle.frPyObjects({"size": size, "counts": counts}, height, width)
     if not isinstance(counts, str) or not counts.isascii():
-        raise ValueError(f"its run lengths are {counts!r:.100}; expected a list of numbers, or text")
+        raise ValueError(
+            f"its run lengths are {counts!r:.100}; expected a list of numbers, or text"
+        )
     rle.decode({"size": size, "counts": counts})  # raises for damaged text
     return {"size": size, "counts": counts.encode()}

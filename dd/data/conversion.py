@@ -1,4 +1,5 @@
-"""Masks of any source written as a prepared data set, in parallel and resumable; the images stay where they lie."""
+"""Masks of any source written as a prepared data set, in parallel and resumable; the images stay
+where they lie."""
 
 import os
 import sys
@@ -36,14 +37,17 @@ CHUNK = 64  # masks between two looks at the progress bar; fewer are made withou
 
 @dataclass(frozen=True)
 class MaskJob:
-    """A mask to write: its id, its image's file, the file it comes from (for messages), and what reads or draws it."""
+    """A mask to write: its id, its image's file, the file it comes from (for messages), and what
+    reads or draws it."""
 
     name: str
     image: Path
     source: str
     draw: Callable[[], np.ndarray]
     lost: Callable[[], int] | None = None  # how many of its annotations cover no pixel
-    size: Callable[[], tuple[int, int]] | None = None  # (height, width) of the mask, before it is drawn
+    size: Callable[[], tuple[int, int]] | None = (
+        None  # (height, width) of the mask, before it is drawn
+    )
 
 
 def keep_out(root: str | Path, folders) -> None:
@@ -51,44 +55,68 @@ def keep_out(root: str | Path, folders) -> None:
     for folder in folders:
         if folder is not None and Path(root).resolve().is_relative_to(Path(folder).resolve()):
             raise FileExistsError(
-                f"{root} lies in {folder}, which holds other data, which is not written to: choose another --root"
+                f"{root} lies in {folder}, which holds other data, which is not written to: "
+                "choose another --root"
             )
 
 
-KINDS = ({"train", "val"}, {"train_aug"}, {"all"})  # parts of COCO, of augmented VOC, of own data: never in one folder
+KINDS = (
+    {"train", "val"},
+    {"train_aug"},
+    {"all"},
+)  # parts of COCO, of augmented VOC, of own data: never in one folder
 
 
-def finished(root: str | Path, part: str, identity: dict, images: tuple[Path, ...] = ()) -> dict | None:
-    """The record of a finished part, or None; FileExistsError if it was made from something else, or holds other data.
+def finished(
+    root: str | Path, part: str, identity: dict, images: tuple[Path, ...] = ()
+) -> dict | None:
+    """The record of a finished part, or None; FileExistsError if it was made from something else,
+    or holds other data.
 
     ``images``: where the images lie now; recorded folders that are gone are replaced by them.
     """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()) and not any(root.glob("settings_*.json")):
-        raise FileExistsError(f"{root} holds other data, which is not written to: move it, or prepare below another --root")
+        raise FileExistsError(
+            f"{root} holds other data, which is not written to: move it, or prepare below another "
+            "--root"
+        )
     record = read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"parts": {}}
     strangers = record["parts"].keys() - next(kind for kind in KINDS if part in kind)
     if strangers:
         raise FileExistsError(
-            f"{root} is another data set (it holds {', '.join(sorted(strangers))}). Choose another --name or --root"
+            f"{root} is another data set (it holds {', '.join(sorted(strangers))}). Choose "
+            "another --name or --root"
         )
     if part in record["parts"]:
         refuse_other(root / f"settings_{part}.json", identity, "data set")
         there = [f for f in record["images"] if (root / f).is_dir()]
         if images and len(there) < len(record["images"]):
-            record["images"] = there + [f for f in (_relative(i, root) for i in images) if f not in there]
+            record["images"] = there + [
+                f for f in (_relative(i, root) for i in images) if f not in there
+            ]
             write_json(root / RECORD, record)
     return record["parts"].get(part)
 
 
 def write_part(
-    root: str | Path, part: str, identity: dict, jobs: list[MaskJob], splits: dict[str, list[str]], images: list[Path],
-    taxonomy: Taxonomy, workers: int | None = None, upright: bool = False, notes: tuple[str, ...] = (),
-) -> dict:  # fmt: skip
-    """Masks, split lists and, last, the record of one part (a split or all) of a prepared data set; returns its record.
+    root: str | Path,
+    part: str,
+    identity: dict,
+    jobs: list[MaskJob],
+    splits: dict[str, list[str]],
+    images: list[Path],
+    taxonomy: Taxonomy,
+    workers: int | None = None,
+    upright: bool = False,
+    notes: tuple[str, ...] = (),
+) -> dict:
+    """Masks, split lists and, last, the record of one part (a split or all) of a prepared data set;
+    returns its record.
 
-    An interrupted part goes on where it stopped, or begins anew if its source is another now. ``images``: the folders that
-    hold the images; below ``root``'s parent they are recorded relative to ``root``, so that the whole can be moved.
+    An interrupted part goes on where it stopped, or begins anew if its source is another now.
+    ``images``: the folders that hold the images; below ``root``'s parent they are recorded relative
+    to ``root``, so that the whole can be moved.
     """
     root, settings = Path(root), Path(root) / f"settings_{part}.json"
     if settings.exists() and read_own(settings, IDENTIFIED)["identity"] != identity:
@@ -104,37 +132,60 @@ def write_part(
         raise ValueError(
             f"no class of taxonomy {taxonomy.name!r} occurs in the {len(jobs)} masks: they hold "
             + ("0 (background) and 255 (ignored) alone" if ignored else "background alone")
-            + ". If an object is written as 255 (black and white masks): --map 255=CLASS; if all objects of a COCO "
+            + ". If an object is written as 255 (black and white masks): --map 255=CLASS; if all "
+            "objects of a COCO "
             "file are marked as crowds: --crowds objects; else nothing is labelled in them"
         )
     absent = [name for name in taxonomy.names if not counts["classes"][name]["images"]]
     listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
     notes = [*notes, f"{len(absent)} classes are in no mask: {listed}"] if absent else list(notes)
     if counts["lost"]:
-        notes.append(f"{counts['lost']} annotations cover no pixel (no area, or outside the image): left out")
+        notes.append(
+            f"{counts['lost']} annotations cover no pixel (no area, or outside the image): left out"
+        )
     if counts["undecided"]:
         notes.append(_told_by_the_others(counts["undecided"], *counts["votes"]))
     if counts["dark"]:
         notes.append(dark_note(counts["dark"]))
     if counts["upright"]:
-        notes.append(f"{counts['upright']} images carry an EXIF rotation: upright copies lie in {root / 'JPEGImages'}")
-    record = read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"images": [], "parts": {}}
-    record["images"] += [f for f in (_relative(i, root) for i in images) if f not in record["images"]]
+        notes.append(
+            f"{counts['upright']} images carry an EXIF rotation: upright copies lie in "
+            f"{root / 'JPEGImages'}"
+        )
+    record = (
+        read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"images": [], "parts": {}}
+    )
+    record["images"] += [
+        f for f in (_relative(i, root) for i in images) if f not in record["images"]
+    ]
     record["taxonomy"] = {"name": taxonomy.name, "names": list(taxonomy.names)}
-    found = {"identity": identity, "splits": {k: len(v) for k, v in splits.items()}, **counts, "notes": notes}
+    found = {
+        "identity": identity,
+        "splits": {k: len(v) for k, v in splits.items()},
+        **counts,
+        "notes": notes,
+    }
     record["parts"][part] = found
     write_json(root / RECORD, record)
     return found
 
 
 def _told_by_the_others(number: int, stored: int, upright: int) -> str:
-    what = f"{number} images carry an EXIF rotation of which their size does not tell whether the mask is turned"
+    what = (
+        f"{number} images carry an EXIF rotation of which their size does not tell whether the "
+        "mask is turned"
+    )
     if stored and upright:
-        return f"{what}: taken as upright, but {stored} others are of stored pixels, {upright} upright: look at them"
+        return (
+            f"{what}: taken as upright, but {stored} others are of stored pixels, {upright} "
+            "upright: look at them"
+        )
     if stored or upright:
         how = "of stored pixels" if stored else "upright"
         return f"{what}: taken as {how}, as the {stored or upright} masks are whose size tells"
-    return f"{what}, nor does any other of the set: taken as upright, as tools show them; look at some"
+    return (
+        f"{what}, nor does any other of the set: taken as upright, as tools show them; look at some"
+    )
 
 
 def _relative(folder: Path, root: Path) -> str:
@@ -162,8 +213,12 @@ class Counts:
 
 
 def convert(
-    jobs: list[MaskJob], root: Path, taxonomy: Taxonomy, workers: int | None = None, upright: bool = False
-) -> dict:  # fmt: skip
+    jobs: list[MaskJob],
+    root: Path,
+    taxonomy: Taxonomy,
+    workers: int | None = None,
+    upright: bool = False,
+) -> dict:
     """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; counts images and
     pixels of each class.
 
@@ -187,16 +242,26 @@ def convert(
         )
     names = enumerate(taxonomy.all_names)
     return {
-        "images": len(jobs), "upright": found.upright, "lost": found.lost, "dark": found.dark,
-        "ignored_pixels": int(found.pixels[IGNORE]), "undecided": len(found.left), "votes": [stored, turned],
-        "classes": {name: {"images": int(found.images[i]), "pixels": int(found.pixels[i])} for i, name in names},
-    }  # fmt: skip
+        "images": len(jobs),
+        "upright": found.upright,
+        "lost": found.lost,
+        "dark": found.dark,
+        "ignored_pixels": int(found.pixels[IGNORE]),
+        "undecided": len(found.left),
+        "votes": [stored, turned],
+        "classes": {
+            name: {"images": int(found.images[i]), "pixels": int(found.pixels[i])}
+            for i, name in names
+        },
+    }
 
 
 def _each(work, jobs: list[MaskJob], workers: int, advance) -> Counts:
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
     found = Counts()
-    for number, done in map(work, chunks) if workers < 2 or len(chunks) < 2 else _parallel(work, chunks, workers):
+    for number, done in (
+        map(work, chunks) if workers < 2 or len(chunks) < 2 else _parallel(work, chunks, workers)
+    ):
         found += done
         advance(number)
     return found
@@ -208,7 +273,10 @@ def _told_once(errors: list[tuple[str, str, str]]) -> list[str]:
     causes = defaultdict(list)
     for source, text, cause in sorted(errors):
         causes[cause].append(text if source in text else f"{source}: {text}")
-    return [lines[0] + (f" (and {len(lines) - 1} more for this reason)" if lines[1:] else "") for lines in causes.values()]
+    return [
+        lines[0] + (f" (and {len(lines) - 1} more for this reason)" if lines[1:] else "")
+        for lines in causes.values()
+    ]
 
 
 def _parallel(work, chunks, workers):
@@ -219,7 +287,8 @@ def _parallel(work, chunks, workers):
             yield future.result()
     except BrokenProcessPool:
         raise OSError(
-            "a worker process died (memory?); the finished masks are kept. Run the command again with fewer --workers"
+            "a worker process died (memory?); the finished masks are kept. Run the command again "
+            "with fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -240,13 +309,20 @@ def _convert_chunk(jobs, root, taxonomy, upright, guess) -> tuple[int, Counts]:
 def _check_size(job: MaskJob, mask: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
     if mask not in sizes:
         (height, width), *_ = sizes
-        raise ValueError(f"{job.image} is {width}x{height} (width x height), its mask {mask[1]}x{mask[0]}")
+        raise ValueError(
+            f"{job.image} is {width}x{height} (width x height), its mask {mask[1]}x{mask[0]}"
+        )
 
 
-def _convert(job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool, guess: bool | None) -> Counts:
+def _convert(
+    job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool, guess: bool | None
+) -> Counts:
     """``guess``: whether the mask is that of the upright image where sizes do not tell; None
     leaves such a job."""
-    path, copy = root / "SegmentationClass" / f"{job.name}.png", root / "JPEGImages" / f"{job.name}.png"
+    path, copy = (
+        root / "SegmentationClass" / f"{job.name}.png",
+        root / "JPEGImages" / f"{job.name}.png",
+    )
     there = path.is_file()
     with Image.open(job.image) as image:
         stored, turn = (image.height, image.width), orientation(image) if upright else 1

@@ -18,7 +18,15 @@ from safetensors.numpy import load_file, save
 
 from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
 from dd.store.names import is_text
-from dd.store.provenance import fingerprint, read_json, read_lines, read_own, read_text, sha256, write_atomic
+from dd.store.provenance import (
+    fingerprint,
+    read_json,
+    read_lines,
+    read_own,
+    read_text,
+    sha256,
+    write_atomic,
+)
 from dd.store.samples import recorded, unfinished
 from dd.store.schemas import DATASET, MASKS
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
@@ -26,7 +34,8 @@ from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
 READ_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 READ_SUFFIXES += tuple(suffix.upper() for suffix in READ_SUFFIXES)
-RECORD = "dataset.json"  # of a prepared data set, written last: where its images lie, what its masks were made from
+# of a prepared data set, written last: where its images lie, what its masks were made from
+RECORD = "dataset.json"
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # EXIF
 MEAN = ".mean"  # ends the name of the tensor beside the maps of a source in a heat file
@@ -70,12 +79,24 @@ def opened(path, header: bool = False):
             yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is refused: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, MemoryError) as error:
-        if getattr(error, "errno", None) is not None or (type(error) is ValueError and str(path) in str(error)):
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        MemoryError,
+    ) as error:
+        if getattr(error, "errno", None) is not None or (
+            type(error) is ValueError and str(path) in str(error)
+        ):
             raise  # of the file system, or ours
         # Pillow names the file again, or the stream that it was handed
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error!s:.200}"
-        raise ValueError(f"{path} is damaged, or no image{why}. Restore it from a copy or make it again") from None
+        raise ValueError(
+            f"{path} is damaged, or no image{why}. Restore it from a copy or make it again"
+        ) from None
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -105,8 +126,8 @@ def _check_parts(file) -> None:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any image of Pillow's in RGB: of 16-bit grey the high byte (Pillow would make all of it from 255 on white), transparent
-    pixels on white, CMYK without a profile."""
+    """Any image of Pillow's in RGB: of 16-bit grey the high byte (Pillow would make all of it
+    from 255 on white), transparent pixels on white, CMYK without a profile."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -139,26 +160,39 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def image_size(path: str | Path, upright: bool = False) -> tuple[int, int]:
-    """(height, width) of an image, from its header: of the pixels as they are stored, or ``upright`` by EXIF."""
+    """(height, width) of an image, from its header: of the pixels as they are stored, or
+    ``upright`` by EXIF."""
     with opened(path, header=True) as image:
         size = image.height, image.width
         return size[::-1] if upright and orientation(image) >= 5 else size
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of an open image: 1 is upright, with 5 and more the sides change places; 1 where it says none."""
+    """EXIF orientation of an open image: 1 is upright, with 5 and more the sides change places;
+    1 where it says none."""
     if image.format == "PNG" and "exif" not in image.info:
-        image.load()  # it may stand behind the pixels; and what Pillow says of these is not to be lost
+        # it may stand behind the pixels; and what Pillow says of these is not to be lost
+        image.load()
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error, OSError):  # EXIF data that cannot be read say nothing
+    except (
+        SyntaxError,
+        ValueError,
+        KeyError,
+        TypeError,
+        struct.error,
+        OSError,
+    ):  # EXIF data that cannot be read say nothing
         return 1
     return found if found in range(1, 9) else 1
 
 
-def read_labelled(path: str | Path, size: tuple[int, int], upright: Callable[[], bool]) -> np.ndarray:
-    """Image uint8 [H, W, 3] as its mask of ``size`` (height, width) was drawn on it: upright by EXIF if only then the sizes
-    agree; where they agree both ways (square, mirrored or upside down), as ``upright`` answers."""
+def read_labelled(
+    path: str | Path, size: tuple[int, int], upright: Callable[[], bool]
+) -> np.ndarray:
+    """Image uint8 [H, W, 3] as its mask of ``size`` (height, width) was drawn on it: upright by
+    EXIF if only then the sizes agree; where they agree both ways (square, mirrored or upside
+    down), as ``upright`` answers."""
     with opened(path) as image:
         turn, stored = orientation(image), (image.height, image.width)
         turned = stored[::-1] if turn >= 5 else stored
@@ -179,16 +213,25 @@ def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
         return mask
 
 
-def read_coloured_mask(path: str | Path, taxonomy: Taxonomy, renamed: Renamed | None = None) -> np.ndarray:
+def read_coloured_mask(
+    path: str | Path, taxonomy: Taxonomy, renamed: Renamed | None = None
+) -> np.ndarray:
     """Class ids uint8 [H, W] of a mask of others: palette and grey images hold them (``renamed``:
     values that mean another class), colour images have the colours that the taxonomy gives.
     ValueError where neither can be.
     """
     with opened(path) as image:
         if image.mode not in ("RGB", "RGBA"):
-            return read_mask(path, taxonomy) if renamed is None else renamed(by_value(image, path), path)
+            return (
+                read_mask(path, taxonomy)
+                if renamed is None
+                else renamed(by_value(image, path), path)
+            )
         if renamed is not None:
-            raise ValueError(f"mask {path} has colours, which --map does not change: give them in the taxonomy file")
+            raise ValueError(
+                f"mask {path} has colours, which --map does not change: give them in the taxonomy "
+                "file"
+            )
         return by_colour(image, taxonomy, path)
 
 
@@ -206,30 +249,48 @@ def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
 
 
 def read_split(root: str | Path, split: str) -> list[str]:
-    """Ids of a split in ``ImageSets/Segmentation``. Errors name the splits there are; no id leaves the folder."""
+    """Ids of a split in ``ImageSets/Segmentation``. Errors name the splits there are; no id
+    leaves the folder."""
     folder = Path(root) / "ImageSets" / "Segmentation"
     path = folder / f"{split}.txt"
     if not Path(root).is_dir():
         raise FileNotFoundError(
-            f"no data set at {root}. Real ones are made by: python -m dd prepare shapes (or voc, voc_aug, coco, own; see "
-            "docs/data.md), synthetic ones by generate.py; another folder in VOC layout: set data.root"
+            f"no data set at {root}. Real ones are made by: python -m dd prepare shapes (or voc, "
+            "voc_aug, coco, own; see "
+            "docs/data.md), synthetic ones by generate.py; another folder in VOC layout: set "
+            "data.root"
         )
     if not path.is_file():
         if why := unfinished(root):
             raise FileNotFoundError(why)
         known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"data set {root} has no split {split!r} ({path}); splits there: {known}")
+        raise FileNotFoundError(
+            f"data set {root} has no split {split!r} ({path}); splits there: {known}"
+        )
     lines = read_lines(path)
-    whole = (Path(root) / RECORD).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
+    whole = (
+        Path(root) / RECORD
+    ).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
     ids = lines if whole else [line.split()[0] for line in lines]
-    bad = [i for i in ids if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i]
+    bad = [
+        i
+        for i in ids
+        if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i
+    ]
     if bad:
         raise ValueError(f"{path}: id {bad[0]!r:.100} would leave the data set's folder")
-    bad = [i for i in ids if "\0" in i or len(i) > 1000 or max(map(len, i.encode().split(b"/"))) > NAME_LIMIT]
+    bad = [
+        i
+        for i in ids
+        if "\0" in i or len(i) > 1000 or max(map(len, i.encode().split(b"/"))) > NAME_LIMIT
+    ]
     if bad:
         raise ValueError(f"{path}: {bad[0]!r:.100} cannot be the name of a file")
     if not ids:
-        raise ValueError(f"{path} is empty; a split lists one image id a line. Write the list, or name another split")
+        raise ValueError(
+            f"{path} is empty; a split lists one image id a line. Write the list, or name another "
+            "split"
+        )
     return ids
 
 
@@ -280,7 +341,8 @@ def _meant(line: str) -> Iterator[str]:
 
 
 def choose_shots(ids: list[str], shots: int | None, seed: int, of="the split holds") -> list[str]:
-    """``shots`` ids chosen by seed, nested: fewer shots are the first of more. None = all of them."""
+    """``shots`` ids chosen by seed, nested: fewer shots are the first of more. None = all of
+    them."""
     if shots is None:
         return list(ids)
     if type(shots) is not int or not 1 <= shots <= len(ids):
@@ -291,38 +353,52 @@ def choose_shots(ids: list[str], shots: int | None, seed: int, of="the split hol
 
 
 def image_folders(root: str | Path) -> list[Path]:
-    """Where the images of a data set lie: ``JPEGImages``, then the folders of its record, which are never written to."""
+    """Where the images of a data set lie: ``JPEGImages``, then the folders of its record, which
+    are never written to."""
     path, own = Path(root) / RECORD, Path(root) / "JPEGImages"
-    recorded = [Path(root) / folder for folder in read_own(path, DATASET)["images"]] if path.is_file() else []
+    recorded = (
+        [Path(root) / folder for folder in read_own(path, DATASET)["images"]]
+        if path.is_file()
+        else []
+    )
     return [own, *recorded] if own.is_dir() or not recorded else recorded
 
 
 def check_recorded(folder: str | Path, key: str, name: str, path: Path) -> None:
-    """ValueError if the file of sample ``name`` is not the one that the records of a synthetic set tell of. ``key``:
-    ``image_sha256`` or ``heat_sha256``. A file that no record tells of passes: real images have none."""
+    """ValueError if the file of sample ``name`` is not the one that the records of a synthetic
+    set tell of. ``key``: ``image_sha256`` or ``heat_sha256``. A file that no record tells of
+    passes: real images have none."""
     known = _recorded(Path(folder), key, _state(Path(folder) / "records")).get(name)
     if known is not None and sha256(path) != known:
         raise ValueError(
-            f"{path} is not what its record says: it was damaged or changed. python -m dd verify {folder} names all that is, "
+            f"{path} is not what its record says: it was damaged or changed. python -m dd verify "
+            f"{folder} names all that is, "
             "and how it heals"
         )
 
 
 def check_mask(path: str | Path) -> None:
-    """ValueError if a mask is not the one that masks.json beside it tells of; without a masks.json it passes."""
+    """ValueError if a mask is not the one that masks.json beside it tells of; without a
+    masks.json it passes."""
     path = Path(path)
     done = path.parent / "masks.json"
     known = _mask_hashes(done, _state(done)).get(path.stem) if done.is_file() else None
     if known is not None and sha256(path) != known:
         raise ValueError(
-            f"{path} is not what masks.json beside it says: it was damaged or changed. Remove masks.json, and the command "
+            f"{path} is not what masks.json beside it says: it was damaged or changed. Remove "
+            "masks.json, and the command "
             "that made the masks (generate.py stage=label) makes them again"
         )
 
 
 def _state(place: Path) -> tuple:
-    """Of a file or the files of a folder: another one when they change, so that what was read of them is read again."""
-    paths = [Path(entry.path) for entry in os.scandir(place)] if place.is_dir() else [place] * place.exists()
+    """Of a file or the files of a folder: another one when they change, so that what was read of
+    them is read again."""
+    paths = (
+        [Path(entry.path) for entry in os.scandir(place)]
+        if place.is_dir()
+        else [place] * place.exists()
+    )
     return tuple((p.name, s.st_mtime_ns, s.st_size) for p in sorted(paths) if (s := p.stat()))
 
 
@@ -354,9 +430,16 @@ class SegmentationFolder:
     """
 
     def __init__(
-        self, root, split: str, taxonomy, masks: str = "SegmentationClass", shots: int | None = None, seed: int = 0,
-        images: str | Path | list | None = None, shots_list: str | Path | None = None,
-    ):  # fmt: skip
+        self,
+        root,
+        split: str,
+        taxonomy,
+        masks: str = "SegmentationClass",
+        shots: int | None = None,
+        seed: int = 0,
+        images: str | Path | list | None = None,
+        shots_list: str | Path | None = None,
+    ):
         self.root, self.split, self.taxonomy, self.masks = Path(root), split, taxonomy, masks
         ids, self.listed, of = read_split(root, split), None, "the split holds"
         self.whole_split = ids
@@ -371,8 +454,10 @@ class SegmentationFolder:
         _check_classes(self.root, taxonomy)
         if not (self.root / masks).is_dir():
             raise FileNotFoundError(
-                f"data set {root} has no masks in {masks}. For a synthetic set run generate.py with stage=label (masks of "
-                "self-training: evaluate.py stage=self_train); for real data check data.root and data.masks"
+                f"data set {root} has no masks in {masks}. For a synthetic set run generate.py "
+                "with stage=label (masks of "
+                "self-training: evaluate.py stage=self_train); for real data check data.root and "
+                "data.masks"
             )
         self._check_list()
 
@@ -380,9 +465,9 @@ class SegmentationFolder:
         return len(self.ids)
 
     def _check_list(self) -> None:
-        """What a mask set of a synthetic set was made for is what the split lists: FileNotFoundError
-        for a mask set of before the set grew, ValueError if ``train`` is not the list of all masks:
-        a part of it would train on less."""
+        """What a mask set of a synthetic set was made for is what the split lists:
+        FileNotFoundError for a mask set of before the set grew, ValueError if ``train`` is not
+        the list of all masks: a part of it would train on less."""
         done = self.root / self.masks / "masks.json"
         if not done.is_file() or not (self.root / "run.json").is_file():
             return
@@ -391,7 +476,8 @@ class SegmentationFolder:
         if left and known:
             raise FileNotFoundError(
                 f"the masks in {self.root / self.masks} are those of fewer samples: {len(left)} of "
-                f"the {len(self.ids)} of {self.split!r} have none, such as {left[0]}. Make the mask "
+                f"the {len(self.ids)} of {self.split!r} have none, such as {left[0]}. Make the "
+                "mask "
                 "set again (generate.py stage=label, or evaluate.py stage=self_train)"
             )
         if self.split != "train" or not known or not (self.root / "plan.jsonl").is_file():
@@ -399,7 +485,8 @@ class SegmentationFolder:
         if (listed := read_split(self.root, self.split)) != list(known):
             raise ValueError(
                 f"{self.root}: ImageSets/Segmentation/train.txt lists {len(listed)} samples, "
-                f"{self.masks}/masks.json tells of {len(known)}, or of others. The same generate.py "
+                f"{self.masks}/masks.json tells of {len(known)}, or of others. The same "
+                "generate.py "
                 "command makes list and masks anew; a part of a set is a list of another name"
             )
 
@@ -446,7 +533,8 @@ class SegmentationFolder:
                 if path.is_file():
                     return path
         raise FileNotFoundError(
-            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, but split {self.split!r} lists "
+            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, but "
+            f"split {self.split!r} lists "
             "it: add the file, or take the id out of the list"
         )
 
@@ -467,7 +555,8 @@ class SegmentationFolder:
         path = self.mask_path(name)
         if not path.is_file():
             raise FileNotFoundError(
-                f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out of the list"
+                f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out "
+                "of the list"
             )
         if self._first("mask", name):
             check_mask(path)
@@ -483,7 +572,8 @@ class SegmentationFolder:
                 else ""
             )
             raise ValueError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}{turned}: a mask has the size of "
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image "
+                f"{size[1]}x{size[0]}{turned}: a mask has the size of "
                 "its image. Is it the mask of another image? Else resize it with nearest neighbour"
             )
         check_values(mask, self.taxonomy, path)
@@ -493,7 +583,12 @@ class SegmentationFolder:
         """What a run records of its data: folder name, split, masks, number of images, and a hash
         of their content; of a part of a split also what it was drawn from: a hash of all ids and
         the sizes in bytes of their masks."""
-        names = {"root": self.root.name, "split": self.split, "masks": self.masks, "images": len(self)}
+        names = {
+            "root": self.root.name,
+            "split": self.split,
+            "masks": self.masks,
+            "images": len(self),
+        }
         found = {**names, "content": self.content()}
         if len(self) < len(self.whole_split):
             masks = [self.mask_path(name) for name in self.whole_split]
@@ -508,7 +603,9 @@ class SegmentationFolder:
         done = self.root / self.masks / "masks.json"
         known = read_own(done, MASKS).get("sha256", {}) if done.is_file() else {}
         files = {name: self.mask_path(name) for name in self.ids}
-        hashes = [known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()]
+        hashes = [
+            known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()
+        ]
         return fingerprint([self.ids, hashes, [self._image_bytes(n) for n in self.ids]])
 
     def _image_bytes(self, name: str) -> int | None:
@@ -522,35 +619,51 @@ class SegmentationFolder:
 def _stored(folder: Path, name: str) -> Path:
     """The file of a name that a list may write in another form: macOS writes letters and their
     marks apart (NFD), others as one (NFC)."""
-    forms = {name: None} if name.isascii() else dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])
+    forms = (
+        {name: None}
+        if name.isascii()
+        else dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])
+    )
     return next((folder / form for form in forms if (folder / form).is_file()), folder / name)
 
 
 def _check_classes(root: Path, taxonomy) -> None:
-    """ValueError if the data set says that it was made for other classes: its mask values would mean something else."""
-    made = [(root / "run.json", ("identity", "taxonomy", "names")), (root / RECORD, ("taxonomy", "names"))]
+    """ValueError if the data set says that it was made for other classes: its mask values would
+    mean something else."""
+    made = [
+        (root / "run.json", ("identity", "taxonomy", "names")),
+        (root / RECORD, ("taxonomy", "names")),
+    ]
     for path, keys in made:
         names = read_json(path) if path.is_file() else {}
         for key in keys:
             names = names.get(key, {}) if isinstance(names, dict) else None
         if not isinstance(names, list | dict):
-            raise ValueError(f"{path} is damaged: {'.'.join(keys)} is no list of class names. Restore it from a copy")
+            raise ValueError(
+                f"{path} is damaged: {'.'.join(keys)} is no list of class names. Restore it from "
+                "a copy"
+            )
         if names and list(names) != list(taxonomy.names):
             raise ValueError(
-                f"data set {root} was made for the classes {list(names)}, these are {list(taxonomy.names)} (taxonomy "
+                f"data set {root} was made for the classes {list(names)}, these are "
+                f"{list(taxonomy.names)} (taxonomy "
                 f"{taxonomy.name!r}). Choose its own data group, or make it anew"
             )
 
 
 def write_split(root: str | Path, split: str, ids: list[str]) -> None:
-    write_atomic(Path(root) / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{i}\n" for i in ids))
+    write_atomic(
+        Path(root) / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{i}\n" for i in ids)
+    )
 
 
 def read_captions(root: str | Path) -> dict[str, dict]:
     """``captions.jsonl`` of a data set by id: {"id", "caption", "classes"}."""
     path = Path(root) / "captions.jsonl"
     if not path.is_file():
-        raise FileNotFoundError(f"data set {root} has no captions.jsonl: its images cannot be shown to the generator")
+        raise FileNotFoundError(
+            f"data set {root} has no captions.jsonl: its images cannot be shown to the generator"
+        )
     kinds, rows = {"id": str, "caption": str, "classes": list}, {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -559,23 +672,33 @@ def read_captions(root: str | Path) -> dict[str, dict]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
-            raise ValueError(f"{path}, line {number}: expected an object with id, caption and classes, got {line!r:.100}")
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(key), kind) for key, kind in kinds.items()
+        ):
+            raise ValueError(
+                f"{path}, line {number}: expected an object with id, caption and classes, got "
+                f"{line!r:.100}"
+            )
         if not is_text(row["caption"]):
-            raise ValueError(f"{path}, line {number}: the caption holds a NUL or half of a character: {line!r:.100}")
+            raise ValueError(
+                f"{path}, line {number}: the caption holds a NUL or half of a character: "
+                f"{line!r:.100}"
+            )
         rows[row["id"]] = row
     return rows
 
 
 def synthetic_image(folder: str | Path, name: str) -> Path:
-    """The image of a sample of a synthetic set, whichever format it was written in, as its record tells of it
-    (:func:`check_recorded`)."""
+    """The image of a sample of a synthetic set, whichever format it was written in, as its
+    record tells of it (:func:`check_recorded`)."""
     for suffix in IMAGE_SUFFIXES:
         path = Path(folder) / "JPEGImages" / (name + suffix)
         if path.is_file():
             check_recorded(folder, "image_sha256", name, path)
             return path
-    raise FileNotFoundError(f"no image {name} in {folder}; run generate.py again to make what is missing")
+    raise FileNotFoundError(
+        f"no image {name} in {folder}; run generate.py again to make what is missing"
+    )
 
 
 class OtherDtype(ValueError):
@@ -625,9 +748,13 @@ def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
     try:
         tensors = load_file(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no heat {path}; run generate.py again to make what is missing") from None
+        raise FileNotFoundError(
+            f"no heat {path}; run generate.py again to make what is missing"
+        ) from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and its record, and run generate.py again") from None
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it and its record, and run generate.py again"
+        ) from None
     for key, values in tensors.items():
         maps = tensors.get(key.removesuffix(MEAN))
         if values.dtype != np.float32:
@@ -645,10 +772,12 @@ def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
 
 
 def choose_source(heat: dict[str, np.ndarray], source: str, folder) -> np.ndarray:
-    """The maps of one source (``dd.masks.threshold.SOURCES``). ValueError names those that are stored."""
+    """The maps of one source (``dd.masks.threshold.SOURCES``). ValueError names those that are
+    stored."""
     if source not in heat:
         raise ValueError(
             f"masks.source={source} is not stored in {folder}: it holds {', '.join(heat)}. "
-            f"Generate with diffusion.full_prompt={source.removeprefix('full_prompt_')}, or true for all"
+            f"Generate with diffusion.full_prompt={source.removeprefix('full_prompt_')}, or true "
+            "for all"
         )
     return heat[source]

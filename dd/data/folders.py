@@ -1,4 +1,5 @@
-"""Folders of images and masks as people have them: files found by stem, splits from lists or by a seeded share."""
+"""Folders of images and masks as people have them: files found by stem, splits from lists or by
+a seeded share."""
 
 import os
 import re
@@ -11,7 +12,11 @@ from dd.store.schemas import IDENTIFIED
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = (".png", ".bmp", ".tif", ".tiff")  # no JPEG: it smears the ids
-HIDDEN = (".", "@eaDir", "__MACOSX")  # names that begin so: copies, thumbnails and trash of other programs
+HIDDEN = (
+    ".",
+    "@eaDir",
+    "__MACOSX",
+)  # names that begin so: copies, thumbnails and trash of other programs
 
 
 class Files(dict):
@@ -48,7 +53,7 @@ def one_form(name: str) -> str:
 
 def index(
     folder: str | Path, suffixes: tuple[str, ...], ending: str = "", beginning: str = ""
-) -> Files:  # fmt: skip
+) -> Files:
     """Files of ``folder`` and the folders in it by their path without suffix, sorted. ``ending``
     (``_mask``) and ``beginning`` (``gt_``) are taken off the name; files without them are left out.
     Hidden files are passed over, and counted in the notes; what macOS lays beside files
@@ -67,13 +72,19 @@ def index(
             continue
         _check_name(path)
         if (before := seen.setdefault(one_form(name), path)) != path:
-            raise ValueError(f"{before} and {path} have the same stem, by which it is found: rename one")
+            raise ValueError(
+                f"{before} and {path} have the same stem, by which it is found: rename one"
+            )
         found[name] = path
     if not found:
-        raise FileNotFoundError(f"no file {beginning}*{ending} with {', '.join(suffixes)} in {folder}")
+        raise FileNotFoundError(
+            f"no file {beginning}*{ending} with {', '.join(suffixes)} in {folder}"
+        )
     passed = [p for p in hidden if p.suffix.lower() in suffixes and not p.name.startswith("._")]
     if passed:
-        found.notes.append(f"{len(passed)} hidden files in {folder} are passed over, such as {passed[0]}")
+        found.notes.append(
+            f"{len(passed)} hidden files in {folder} are passed over, such as {passed[0]}"
+        )
     return found
 
 
@@ -85,17 +96,22 @@ def bare(name: str, beginning: str = "", ending: str = "") -> str | None:
     if not beginning and not ending:
         return name
     last = one_form(last)
-    if not (last.startswith(beginning) and last.endswith(ending) and len(last) > len(beginning + ending)):
+    if not (
+        last.startswith(beginning) and last.endswith(ending) and len(last) > len(beginning + ending)
+    ):
         return None
     return folder + slash + last[len(beginning) : len(last) - len(ending)]
 
 
 def _check_name(path: Path) -> None:
-    """ValueError for a name that cannot be written to lists and tables: bytes of another encoding, as old archives bring."""
+    """ValueError for a name that cannot be written to lists and tables: bytes of another
+    encoding, as old archives bring."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the name of {ascii(str(path))} is no UTF-8 (an old archive?): rename it") from None
+        raise ValueError(
+            f"the name of {ascii(str(path))} is no UTF-8 (an old archive?): rename it"
+        ) from None
 
 
 class Finder:
@@ -107,7 +123,11 @@ class Finder:
     """
 
     def __init__(self, ids):
-        self.ids, self.by_stem, self.named = {one_form(name): name for name in ids}, defaultdict(list), {}
+        self.ids, self.by_stem, self.named = (
+            {one_form(name): name for name in ids},
+            defaultdict(list),
+            {},
+        )
         for name in self.ids:
             self.by_stem[PurePosixPath(name).name].append(name)
 
@@ -119,12 +139,16 @@ class Finder:
         inside = [i for i in found if len(PurePosixPath(i).parts) <= len(path.parts)]
         found = [max(inside, key=len)] if inside else found
         if len(found) > 1:
-            raise ValueError(f"{written!r} may be any of {', '.join(found[:5])}: write its folder too")
+            raise ValueError(
+                f"{written!r} may be any of {', '.join(found[:5])}: write its folder too"
+            )
         if not found:
             return None
         before = self.named.setdefault(found[0], path)
         if not _ends(before, path):
-            raise ValueError(f"{before} and {path} are two files, and both would be the image {found[0]!r}")
+            raise ValueError(
+                f"{before} and {path} are two files, and both would be the image {found[0]!r}"
+            )
         return self.ids[found[0]]
 
     def near(self, written: str) -> str:
@@ -167,8 +191,8 @@ def _uploaded(stem: str) -> str:
 
 
 def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], list[str]]:
-    """({split: ids}, notes) from one text file for each split, an image a line; splits never share an image. What is
-    in no list is ``train`` if there is no list of that name."""
+    """({split: ids}, notes) from one text file for each split, an image a line; splits never
+    share an image. What is in no list is ``train`` if there is no list of that name."""
     find, splits, owner = Finder(ids), {}, {}
     for split, path in files.items():
         if not Path(path).is_file():
@@ -177,11 +201,17 @@ def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], li
         found = [find(line) for line in lines]
         unknown = [find.near(line) for line, name in zip(lines, found, strict=True) if name is None]
         if unknown or not lines:
-            what = f"{len(unknown)} of {len(lines)} lines name no labelled image, such as {', '.join(unknown[:5])}"
+            what = (
+                f"{len(unknown)} of {len(lines)} lines name no labelled image, such as "
+                f"{', '.join(unknown[:5])}"
+            )
             raise ValueError(f"split {split} ({path}): {what if lines else 'is empty'}")
         shared = [name for name in found if owner.setdefault(name, split) != split]
         if shared:
-            raise ValueError(f"splits {owner[shared[0]]} and {split} share {len(shared)} images, such as {shared[:5]}")
+            raise ValueError(
+                f"splits {owner[shared[0]]} and {split} share {len(shared)} images, such as "
+                f"{shared[:5]}"
+            )
         splits[split] = list(dict.fromkeys(found))
     rest = sorted(set(ids) - owner.keys())
     if "train" not in splits:
@@ -194,7 +224,9 @@ def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], li
 def kept_splits(root: str | Path) -> dict[str, list[str]]:
     """{split: ids} of a prepared data set; FileNotFoundError if there is none."""
     folder = Path(root) / "ImageSets" / "Segmentation"
-    found = {p.stem: p.read_text(encoding="utf-8").splitlines() for p in sorted(folder.glob("*.txt"))}
+    found = {
+        p.stem: p.read_text(encoding="utf-8").splitlines() for p in sorted(folder.glob("*.txt"))
+    }
     if not found:
         raise FileNotFoundError(f"{root} is no prepared data set: no lists in {folder}")
     return found
@@ -202,7 +234,7 @@ def kept_splits(root: str | Path) -> dict[str, list[str]]:
 
 def grown_splits(
     shares: dict[str, float], ids, seed: int, kept: dict[str, list[str]]
-) -> tuple[dict[str, list[str]], list[str]]:  # fmt: skip
+) -> tuple[dict[str, list[str]], list[str]]:
     """({split: ids}, notes) of a set that has grown: the images of ``kept`` {split: ids} stay where
     they were, what is new is shared out (:func:`shared_splits`). ValueError if nothing of them is
     left, or for a split that only one of both has."""
@@ -210,7 +242,9 @@ def grown_splits(
     old = {split: [name for name in names if name in ids] for split, names in kept.items()}
     number, gone = sum(map(len, old.values())), sum(map(len, kept.values()))
     if not number:
-        raise ValueError("none of the images of the earlier set is labelled here: is it another one?")
+        raise ValueError(
+            "none of the images of the earlier set is labelled here: is it another one?"
+        )
     if kept.keys() != {"train", *shares}:
         raise ValueError(
             f"the earlier set has the splits {', '.join(kept)}, the shares make "
@@ -219,16 +253,26 @@ def grown_splits(
     new = ids.difference(*old.values())
     drawn = shared_splits(shares, new, seed) if len(new) > len(shares) else {"train": sorted(new)}
     notes = [f"{len(new)} images are new, {number} stay in their splits"]
-    notes += [f"{gone - number} images of the earlier set are not labelled here"] if gone > number else []
+    notes += (
+        [f"{gone - number} images of the earlier set are not labelled here"]
+        if gone > number
+        else []
+    )
     return {split: sorted([*old[split], *drawn.get(split, [])]) for split in kept}, notes
 
 
 def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[str]]:
-    """{split: ids}: each split its share, the rest ``train``. By a hash of seed and id: a new image moves few others."""
+    """{split: ids}: each split its share, the rest ``train``. By a hash of seed and id: a new
+    image moves few others."""
     ids, splits = sorted(ids), {}
-    if "train" in shares or any(not 0 < s < 1 for s in shares.values()) or sum(shares.values()) >= 1:
+    if (
+        "train" in shares
+        or any(not 0 < s < 1 for s in shares.values())
+        or sum(shares.values()) >= 1
+    ):
         raise ValueError(
-            f"shares {shares}: expected parts of 1 for splits beside train, such as val=0.2, that leave it a rest"
+            f"shares {shares}: expected parts of 1 for splits beside train, such as val=0.2, that "
+            "leave it a rest"
         )
     order = sorted(ids, key=lambda name: sha256(f"{seed}/{name}".encode()))
     for split, share in shares.items():
@@ -240,27 +284,41 @@ def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[st
 
 
 def writable_folder(folder) -> Path:
-    """The folder, made if need be. ValueError where a file is in its place, PermissionError if it cannot be written to."""
+    """The folder, made if need be. ValueError where a file is in its place, PermissionError if
+    it cannot be written to."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"output: {folder} is a file, or lies below one; choose another folder with output=...") from None
+        raise ValueError(
+            f"output: {folder} is a file, or lies below one; choose another folder with output=..."
+        ) from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"output: you may not write to {folder}; choose another folder with output=...")
+        raise PermissionError(
+            f"output: you may not write to {folder}; choose another folder with output=..."
+        )
     return folder
 
 
 def output_folder(target, settings: str, identity: dict, what: str) -> Path:
-    """The folder, made, for results whose file ``settings`` names their ``identity``. PermissionError or ValueError for one
-    that cannot be written, FileExistsError for one that holds others. ``what``: the results, for messages."""
+    """The folder, made, for results whose file ``settings`` names their ``identity``.
+    PermissionError or ValueError for one that cannot be written, FileExistsError for one that
+    holds others. ``what``: the results, for messages."""
     target = writable_folder(target)
-    there = read_own(target / settings, IDENTIFIED)["identity"] if (target / settings).is_file() else None
+    there = (
+        read_own(target / settings, IDENTIFIED)["identity"]
+        if (target / settings).is_file()
+        else None
+    )
     if there is None and any(path.name != ".lock" for path in target.iterdir()):
-        raise FileExistsError(f"output={target} holds files that are no {what}; choose a new or empty folder")
+        raise FileExistsError(
+            f"output={target} holds files that are no {what}; choose a new or empty folder"
+        )
     if there is not None and (lines := differences(there, identity)):
         raise FileExistsError(
-            f"output={target} holds {what} that were made otherwise:\n  " + "\n  ".join(lines) + "\nNothing was changed. "
+            f"output={target} holds {what} that were made otherwise:\n  "
+            + "\n  ".join(lines)
+            + "\nNothing was changed. "
             "Choose another folder with output=..., or remove this one"
         )
     return target

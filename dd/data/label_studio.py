@@ -1,9 +1,11 @@
-"""Label Studio: its run lengths of brushes, tasks with predictions, the labelling configuration, and its JSON export.
+"""Label Studio: its run lengths of brushes, tasks with predictions, the labelling configuration,
+and its JSON export.
 
-A brush is an RGBA picture of the image's size, row by row, of which only alpha counts. Its run lengths are bits, most
-significant first, in a list of bytes: 32 bits number of values, 5 bits word size - 1, 4 x 4 bits (sizes of a count) - 1; then
-blocks: 1 bit (1 = one value repeated, 0 = as many values as they are), 2 bits which of the four sizes, count - 1 in that many
-bits, and the value or values.
+A brush is an RGBA picture of the image's size, row by row, of which only alpha counts. Its run
+lengths are bits, most significant first, in a list of bytes: 32 bits number of values, 5 bits word
+size - 1, 4 x 4 bits (sizes of a count) - 1; then blocks: 1 bit (1 = one value repeated, 0 = as many
+values as they are), 2 bits which of the four sizes, count - 1 in that many bits, and the value or
+values.
 """
 
 import json
@@ -14,8 +16,13 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-WORD, SIZES = 8, (3, 4, 8, 16)  # bits of a value, and of the four kinds of counts, as Label Studio's own tools write them
-OPAQUE = 128  # alpha from which a pixel belongs to the brush: the edge of a stroke is half transparent
+WORD, SIZES = (
+    8,
+    (3, 4, 8, 16),
+)  # bits of a value, and of the four kinds of counts, as Label Studio's own tools write them
+OPAQUE = (
+    128  # alpha from which a pixel belongs to the brush: the edge of a stroke is half transparent
+)
 IGNORED = "ignored"  # the label of 255, as in the export for CVAT
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FROM, TO = "label", "image"  # names of the tags in the labelling configuration
@@ -41,7 +48,8 @@ def encode(mask: np.ndarray) -> list[int]:
 
 
 def decode(rle: list[int], height: int, width: int) -> np.ndarray:
-    """The mask bool [height, width] of run lengths. ValueError for damaged ones, and for those of another size."""
+    """The mask bool [height, width] of run lengths. ValueError for damaged ones, and for those
+    of another size."""
     if not isinstance(rle, list) or any(type(b) is not int or not 0 <= b <= 255 for b in rle):
         raise ValueError("damaged run lengths: expected a list of bytes, 0 to 255")
     text, at, number = bin(int.from_bytes(bytes([1, *rle]), "big"))[3:], 53, 4 * height * width
@@ -49,7 +57,9 @@ def decode(rle: list[int], height: int, width: int) -> np.ndarray:
         raise ValueError(f"damaged run lengths: {len(rle)} bytes, which do not hold the head")
     claimed, word = int(text[:32], 2), int(text[32:37], 2) + 1
     if claimed != number:
-        raise ValueError(f"run lengths of {claimed} values; {width}x{height} pixels of 4 channels are {number}")
+        raise ValueError(
+            f"run lengths of {claimed} values; {width}x{height} pixels of 4 channels are {number}"
+        )
     sizes = [int(text[i : i + 4], 2) + 1 for i in range(37, 53, 4)]
     values, done = np.zeros(number, np.uint8), 0
     while done < number:
@@ -58,76 +68,115 @@ def decode(rle: list[int], height: int, width: int) -> np.ndarray:
         run = int(text[at + 3 : head] or "0", 2) + 1
         stop = head + word * (1 if repeated else run)
         if stop > len(text) or done + run > number:
-            raise ValueError(f"damaged run lengths: they end or overflow after {done} of {number} values")
+            raise ValueError(
+                f"damaged run lengths: they end or overflow after {done} of {number} values"
+            )
         words = [int(text[i : i + word], 2) for i in range(head, stop, word)]
         values[done : done + run] = np.minimum(words, 255)
         done, at = done + run, stop
     return values.reshape(height, width, 4)[..., 3] >= OPAQUE
 
 
-def task(file: str, mask: np.ndarray, labels: dict[int, str], version: str, facts: dict, folder: str) -> dict:
-    """One task with a prediction: a brush for each of ``labels`` {pixel value: label} in ``mask`` uint8 [H, W].
+def task(
+    file: str, mask: np.ndarray, labels: dict[int, str], version: str, facts: dict, folder: str
+) -> dict:
+    """One task with a prediction: a brush for each of ``labels`` {pixel value: label} in ``mask``
+    uint8 [H, W].
 
-    ``file``: the image's path, kept as ``data.file``; ``folder``: what stands before it in the address of the image, quoted.
+    ``file``: the image's path, kept as ``data.file``; ``folder``: what stands before it in the
+    address of the image, quoted.
     """
     height, width = mask.shape
     result = [
         {
-            "id": f"class{value}", "type": "brushlabels", "from_name": FROM, "to_name": TO, "original_width": width,
-            "original_height": height, "image_rotation": 0,
-            "value": {"format": "rle", "rle": encode(mask == value), "brushlabels": [labels[value]]},
+            "id": f"class{value}",
+            "type": "brushlabels",
+            "from_name": FROM,
+            "to_name": TO,
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {
+                "format": "rle",
+                "rle": encode(mask == value),
+                "brushlabels": [labels[value]],
+            },
         }
-        for value in np.unique(mask).tolist() if value in labels
-    ]  # fmt: skip
+        for value in np.unique(mask).tolist()
+        if value in labels
+    ]
     prediction = {"model_version": version, "result": result}
-    return {"data": {"image": folder + quote(file), "file": file, **facts}, "predictions": [prediction]}
+    return {
+        "data": {"image": folder + quote(file), "file": file, **facts},
+        "predictions": [prediction],
+    }
 
 
 def configuration(labels: dict[str, tuple[int, int, int]]) -> str:
     """The labelling configuration (XML) of a project with these labels and colours."""
     rows = [
-        f"    <Label value={quoteattr(n)} background={quoteattr('#{:02x}{:02x}{:02x}'.format(*c))}/>"
+        f"    <Label value={quoteattr(n)} "
+        f"background={quoteattr('#{:02x}{:02x}{:02x}'.format(*c))}/>"
         for n, c in labels.items()
     ]
-    head = f'<View>\n  <Image name="{TO}" value="$image" zoom="true"/>\n  <BrushLabels name="{FROM}" toName="{TO}">\n'
+    head = (
+        f'<View>\n  <Image name="{TO}" value="$image" zoom="true"/>\n  <BrushLabels '
+        f'name="{FROM}" toName="{TO}">\n'
+    )
     return head + "\n".join(rows) + "\n  </BrushLabels>\n</View>\n"
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """One image as it came back: its ``file``, ``size`` (height, width; None without a brush), ``brushes``: (label, run
-    lengths) in the order in which they were drawn."""
+    """One image as it came back: its ``file``, ``size`` (height, width; None without a brush),
+    ``brushes``: (label, run lengths) in the order in which they were drawn."""
 
     file: str
     size: tuple[int, int] | None
     brushes: tuple[tuple[str, list[int]], ...]
 
 
-def read_export(path: str | Path, content, brushes_only: bool = False) -> tuple[list[Labelled], list[str]]:
+def read_export(
+    path: str | Path, content, brushes_only: bool = False
+) -> tuple[list[Labelled], list[str]]:
     """(labelled images, notes) of Label Studio's JSON export ``content`` (the parsed file
     ``path``). Of several annotations of an image the one that was changed last counts.
     ValueError for another file, and for what is no brush, unless ``brushes_only`` leaves it out."""
     if not isinstance(content, list) or not all(
         isinstance(t, dict) and isinstance(t.get("annotations"), list) for t in content
     ):
-        raise ValueError(f'{path} is no list of tasks with annotations: export the project as "JSON" (not JSON-MIN or CSV)')
+        raise ValueError(
+            f'{path} is no list of tasks with annotations: export the project as "JSON" (not '
+            "JSON-MIN or CSV)"
+        )
     found, empty, several, others = [], 0, 0, 0
     for number, one in enumerate(content, 1):
         where = f"{path}, task {one.get('id', number)}"
-        finished = [a for a in one["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
+        finished = [
+            a for a in one["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")
+        ]
         if not finished:
             empty += 1
             continue
         several += len(finished) > 1
-        last = max(finished, key=lambda a: (str(a.get("updated_at", "")), str(a.get("id", "")).zfill(20)))
+        last = max(
+            finished, key=lambda a: (str(a.get("updated_at", "")), str(a.get("id", "")).zfill(20))
+        )
         image, left = _labelled(where, one.get("data"), last.get("result"), brushes_only)
         found.append(image)
         others += left
     notes = [f"{empty} tasks have no annotation and are left out"] if empty else []
-    notes += [f"{several} tasks have several annotations: the one changed last counts"] if several else []
+    notes += (
+        [f"{several} tasks have several annotations: the one changed last counts"]
+        if several
+        else []
+    )
     notes += [f"{others} regions are no brush and are left out"] if others else []
     if not found:
-        raise ValueError(f"{path}: none of its {len(content)} tasks has an annotation; predictions alone are not labels")
+        raise ValueError(
+            f"{path}: none of its {len(content)} tasks has an annotation; predictions alone are "
+            "not labels"
+        )
     return found, notes
 
 
@@ -141,11 +190,19 @@ def _labelled(where: str, data, result, brushes_only: bool) -> tuple[Labelled, i
             f"got {data!r:.200}"
         )
     where = f"{where} ({file})"
-    regions = [r for r in result if isinstance(r, dict) and str(r.get("type", "")).endswith(("labels", "brush", "mask"))]
+    regions = [
+        r
+        for r in result
+        if isinstance(r, dict) and str(r.get("type", "")).endswith(("labels", "brush", "mask"))
+    ]
     brushes, sizes = [], []
     for region in regions:
         value = region.get("value")
-        if region["type"] != "brushlabels" or not isinstance(value, dict) or value.get("format", "rle") != "rle":
+        if (
+            region["type"] != "brushlabels"
+            or not isinstance(value, dict)
+            or value.get("format", "rle") != "rle"
+        ):
             if brushes_only:
                 continue
             raise ValueError(
@@ -157,13 +214,17 @@ def _labelled(where: str, data, result, brushes_only: bool) -> tuple[Labelled, i
         if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
             raise ValueError(f"{where}: a brush with the labels {names!r:.200}; give it one label")
         if region.get("image_rotation"):
-            raise ValueError(f"{where}: the image was turned in Label Studio; turn it back and save it again")
+            raise ValueError(
+                f"{where}: the image was turned in Label Studio; turn it back and save it again"
+            )
         size = [region.get(f"original_{side}") for side in ("height", "width")]
         sizes += [size] if size != [None, None] and size not in sizes else []
         brushes.append((names[0], value.get("rle")))
     if len(sizes) > 1 or any(type(side) is not int or side < 1 for size in sizes for side in size):
         raise ValueError(f"{where}: original_height and original_width are {sizes!r:.200}")
-    return Labelled(file, tuple(sizes[0]) if sizes else None, tuple(brushes)), len(regions) - len(brushes)
+    return Labelled(file, tuple(sizes[0]) if sizes else None, tuple(brushes)), len(regions) - len(
+        brushes
+    )
 
 
 def _file(data: dict) -> str | None:
@@ -188,7 +249,8 @@ def _path(address: str) -> str:
 
 
 def draw(image: Labelled, values: dict[str, int], size: tuple[int, int]) -> np.ndarray:
-    """Class ids uint8 [H, W]: brushes over one another in their order, the rest background. ``size``: for one without any."""
+    """Class ids uint8 [H, W]: brushes over one another in their order, the rest background.
+    ``size``: for one without any."""
     mask = np.zeros(image.size or size, np.uint8)
     for number, (label, rle) in enumerate(image.brushes, 1):
         try:

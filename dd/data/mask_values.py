@@ -46,8 +46,11 @@ def by_colour(image: Image.Image, taxonomy: Taxonomy, path) -> np.ndarray:
     unknown = [c for c in colours if c not in ids]
     if unknown:
         plain = taxonomy.palette
-        likely = [n for n, i in zip(taxonomy.names, range(1, len(taxonomy)), strict=True)
-                  if tuple(plain[3 * i : 3 * i + 3]) in unknown]  # fmt: skip
+        likely = [
+            n
+            for n, i in zip(taxonomy.names, range(1, len(taxonomy)), strict=True)
+            if tuple(plain[3 * i : 3 * i + 3]) in unknown
+        ]
         if all(len(set(c)) == 1 for c in colours):
             cure = "Its channels are equal: if they are class ids, save one of them, in grey"
         elif likely:
@@ -81,13 +84,23 @@ class Renamed:
     """
 
     def __init__(self, mapping: dict[str, str], taxonomy: Taxonomy):
-        targets = {BACKGROUND: 0, "ignore": IGNORE} | {n: i for i, n in enumerate(taxonomy.names, 1)}
+        targets = {BACKGROUND: 0, "ignore": IGNORE} | {
+            n: i for i, n in enumerate(taxonomy.names, 1)
+        }
         for value, name in mapping.items():
             if not (value.isdecimal() and int(value) < 256):
-                raise ValueError(f"map: {value!r} is no value of a mask; expected 0 to 255, as in --map 11=ignore")
+                raise ValueError(
+                    f"map: {value!r} is no value of a mask; expected 0 to 255, as in --map "
+                    "11=ignore"
+                )
             if name not in targets:
-                raise ValueError(f"map: class {name!r} is not in the taxonomy; allowed: {', '.join(targets)}")
-        self.ids, self.names = {int(value): targets[name] for value, name in mapping.items()}, taxonomy.all_names
+                raise ValueError(
+                    f"map: class {name!r} is not in the taxonomy; allowed: {', '.join(targets)}"
+                )
+        self.ids, self.names = (
+            {int(value): targets[name] for value, name in mapping.items()},
+            taxonomy.all_names,
+        )
         self.table = np.arange(256, dtype=np.uint8)
         self.table[list(self.ids)] = list(self.ids.values())
 
@@ -123,7 +136,9 @@ def check_colours(image: Image.Image, mask: np.ndarray, taxonomy: Taxonomy, path
     wrong = [v for v, i in told.items() if i != v]
     if wrong:
         shown = "; ".join(
-            f"value {v} is {_name(taxonomy, v)}, its colour {list(colours[v])} {_name(taxonomy, told[v])}" for v in wrong[:3]
+            f"value {v} is {_name(taxonomy, v)}, its colour {list(colours[v])} "
+            f"{_name(taxonomy, told[v])}"
+            for v in wrong[:3]
         )
         raise ValueError(
             f"mask {path}: values and colours name different classes: {shown}. Save it in grey if "

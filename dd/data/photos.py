@@ -1,8 +1,9 @@
-"""Photographs and videos as people have them -> uint8 RGB [H, W, 3], upright. What cannot be read says why.
+"""Photographs and videos as people have them -> uint8 RGB [H, W, 3], upright. What cannot be read
+says why.
 
-A photograph is turned as its EXIF orientation says, as viewers show it: its mask has that size too. 16-bit grey keeps its
-high byte (the whole range 0..65535 becomes 0..255), transparent pixels lie on white, CMYK becomes RGB without a profile, and
-of several pages the first one counts.
+A photograph is turned as its EXIF orientation says, as viewers show it: its mask has that size too.
+16-bit grey keeps its high byte (the whole range 0..65535 becomes 0..255), transparent pixels lie on
+white, CMYK becomes RGB without a profile, and of several pages the first one counts.
 """
 
 import sys
@@ -21,18 +22,32 @@ from dd.data.datasets import dark_note, image_size, is_dark, opened, rgb
 from dd.data.folders import IMAGES, Finder, index, walk
 from dd.store.provenance import fingerprint, read_lines, sha256
 
-OTHERS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw")  # photographs, not read
+OTHERS = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".gif",
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+)  # photographs, not read
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 MAX_PIXELS = 50_000_000
 PILLOWS_LIMIT = 2 * 89_478_485  # above it Pillow itself refuses: a small file may claim any size
-RAISE = ", or raise max_pixels (memory: 4 bytes a pixel and class)"  # where a command has this setting
+RAISE = (
+    ", or raise max_pixels (memory: 4 bytes a pixel and class)"  # where a command has this setting
+)
 MAX_RATIO = 1000  # of the sides: the shorter one must keep a pixel when the image is made smaller
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture: ``id`` (a path without suffix, which its results get), ``file`` as people know it, ``digest``: SHA-256 of
-    the file it comes from."""
+    """One picture: ``id`` (a path without suffix, which its results get), ``file`` as people
+    know it, ``digest``: SHA-256 of the file it comes from."""
 
     id: str
     file: str
@@ -41,22 +56,31 @@ class Item:
 
 def check_limit(max_pixels: int) -> None:
     if type(max_pixels) is not int or not 1 <= max_pixels <= PILLOWS_LIMIT:
-        raise ValueError(f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, where Pillow itself refuses an image")
+        raise ValueError(
+            f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, where Pillow itself "
+            "refuses an image"
+        )
 
 
 def read_photo(
     path, max_pixels: int = MAX_PIXELS, cure: str = "", told: Callable[[], object] | None = None
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for one
-    that comes out nearly black (:func:`dd.data.datasets.is_dark`). ValueError for what is damaged, no
-    image, too large (judged by its header, before anything is decoded; ``cure``: what else
-    helps), too thin, or of floats."""
+    that comes out nearly black (:func:`dd.data.datasets.is_dark`). ValueError for what is
+    damaged, no image, too large (judged by its header, before anything is decoded; ``cure``:
+    what else helps), too thin, or of floats."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the lower one, or was chosen
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # the limit here is the lower one, or was chosen
         with opened(path) as image:
             _check_size(path, *image.size, max_pixels, cure)
             if image.mode in ("I", "F"):
-                kind = "whole numbers with a sign or of 32 bits" if image.mode == "I" else "numbers with a point"
+                kind = (
+                    "whole numbers with a sign or of 32 bits"
+                    if image.mode == "I"
+                    else "numbers with a point"
+                )
                 raise ValueError(
                     f"{path} holds {kind} (mode {image.mode}), which are no brightness; save it "
                     "with 8 or with 16 bits "
@@ -70,11 +94,15 @@ def read_photo(
 def _check_size(path, width: int, height: int, max_pixels: int, cure: str = "") -> None:
     if width * height > max_pixels:
         raise ValueError(
-            f"{path} has {width}x{height} = {width * height / 1e6:.1f} million pixels, the limit is {max_pixels / 1e6:g}: "
+            f"{path} has {width}x{height} = {width * height / 1e6:.1f} million pixels, the limit "
+            f"is {max_pixels / 1e6:g}: "
             f"make it smaller or cut it{cure}"
         )
     if max(width, height) > MAX_RATIO * min(width, height):
-        raise ValueError(f"{path} is {width}x{height}: one side may be at most {MAX_RATIO} times the other; cut it")
+        raise ValueError(
+            f"{path} is {width}x{height}: one side may be at most {MAX_RATIO} times the other; "
+            "cut it"
+        )
 
 
 def spread(values: list, limit: int | None) -> list:
@@ -85,9 +113,10 @@ def spread(values: list, limit: int | None) -> list:
 
 
 class Photos:
-    """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`. ``limit``: so many of them, evenly
-    spread. A note counts photographs of a kind that is not read. FileNotFoundError for no folder or one without images,
-    ValueError for two images of one stem."""
+    """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`.
+    ``limit``: so many of them, evenly spread. A note counts photographs of a kind that is not
+    read. FileNotFoundError for no folder or one without images, ValueError for two images of one
+    stem."""
 
     dark = frozenset()  # ids of those that were read and came out nearly black
 
@@ -98,7 +127,10 @@ class Photos:
         self.items, self.unreadable, self.notes = [], {}, list(self.files.notes)
         if left:
             kinds = ", ".join(dict.fromkeys(left))
-            self.notes += [f"{len(left)} photographs are left out, as {kinds} is not read: convert them to JPEG or PNG"]
+            self.notes += [
+                f"{len(left)} photographs are left out, as {kinds} is not read: convert them to "
+                "JPEG or PNG"
+            ]
         for name, path in spread(list(self.files.items()), limit):
             file = path.relative_to(self.folder).as_posix()
             try:
@@ -125,9 +157,7 @@ class Gathered(Photos):
     """The photographs of several folders as those of one; where two have one of a name, the first
     folder's counts."""
 
-    def __init__(
-        self, folders: list, max_pixels: int = MAX_PIXELS, limit: int | None = None
-    ):  # fmt: skip
+    def __init__(self, folders: list, max_pixels: int = MAX_PIXELS, limit: int | None = None):
         super().__init__(folders[0], max_pixels, limit=0)
         for folder in folders[1:]:
             self.files = {**index(folder, IMAGES), **self.files}
@@ -146,13 +176,22 @@ class Photo(Photos):
 
 
 class Video:
-    """Every ``every``-th frame of a video file: ``items`` (``frame_000000``, ...), and :meth:`read`. The frames are those
-    that can be decoded; a note says if its header promises more. ValueError for a file without any."""
+    """Every ``every``-th frame of a video file: ``items`` (``frame_000000``, ...), and
+    :meth:`read`. The frames are those that can be decoded; a note says if its header promises
+    more. ValueError for a file without any."""
 
-    def __init__(self, path: str | Path, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        every: int = 1,
+        max_pixels: int = MAX_PIXELS,
+        limit: int | None = None,
+    ):
         check_limit(max_pixels)
         if type(every) is not int or every < 1:
-            raise ValueError(f"every={every!r}: expected a whole number of 1 or more, 1 = each frame of a video")
+            raise ValueError(
+                f"every={every!r}: expected a whole number of 1 or more, 1 = each frame of a video"
+            )
         self.path, self.every, self.unreadable, self.notes = Path(path), every, {}, []
         video = self._open()
         sides = (int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
@@ -162,12 +201,18 @@ class Video:
             count += 1
         video.release()
         if not count:
-            raise ValueError(f"{path}: no frame of it can be decoded; it is damaged, or no video that OpenCV reads")
+            raise ValueError(
+                f"{path}: no frame of it can be decoded; it is damaged, or no video that OpenCV "
+                "reads"
+            )
         if count < promised:
-            self.notes.append(f"{path} ends after {count} of the {promised} frames that its header promises")
+            self.notes.append(
+                f"{path} ends after {count} of the {promised} frames that its header promises"
+            )
         digest = sha256(self.path)
         self.items = [
-            Item(f"frame_{n:06d}", f"{self.path.name}#{n}", digest) for n in spread(list(range(0, count, every)), limit)
+            Item(f"frame_{n:06d}", f"{self.path.name}#{n}", digest)
+            for n in spread(list(range(0, count, every)), limit)
         ]
 
     def read(self, wanted: list[Item]):
@@ -178,34 +223,51 @@ class Video:
             good = video.grab()
             if number in by_frame:
                 decoded, frame = video.retrieve() if good else (False, None)
-                yield by_frame[number], frame[..., ::-1] if decoded else ValueError(f"frame {number} cannot be decoded")
+                yield (
+                    by_frame[number],
+                    frame[..., ::-1]
+                    if decoded
+                    else ValueError(f"frame {number} cannot be decoded"),
+                )
         video.release()
 
     def _open(self):
         video = cv2.VideoCapture(str(self.path))
         if not video.isOpened():
-            raise ValueError(f"{self.path} is damaged, or no video that OpenCV reads; convert it to MP4 (H.264)")
+            raise ValueError(
+                f"{self.path} is damaged, or no video that OpenCV reads; convert it to MP4 (H.264)"
+            )
         return video
 
 
 def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
-    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a path below the folder, a
-    name or a stem a line) alone if one is given. Errors name the settings ``<setting>.images`` and ``<setting>.list``.
+    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a
+    path below the folder, a name or a stem a line) alone if one is given. Errors name the settings
+    ``<setting>.images`` and ``<setting>.list``.
 
-    FileNotFoundError for no folder, no image or no list; ValueError for two images of one stem, for listed images that are not
-    there or may be several, and for files that cannot be read.
+    FileNotFoundError for no folder, no image or no list; ValueError for two images of one stem, for
+    listed images that are not there or may be several, and for files that cannot be read.
     """
     if not folder or not Path(folder).is_dir():
-        raise FileNotFoundError(f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs")
+        raise FileNotFoundError(
+            f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs"
+        )
     files = found = index(folder, IMAGES)
     if listed is not None:
         if not Path(listed).is_file():
-            raise FileNotFoundError(f"{setting}.list={listed}: no such file; one image a line, or null for all images")
+            raise FileNotFoundError(
+                f"{setting}.list={listed}: no such file; one image a line, or null for all images"
+            )
         if not (named := _named(listed, files)):
-            raise ValueError(f"{setting}.list={listed} names no image; one a line, or null for all images")
+            raise ValueError(
+                f"{setting}.list={listed} names no image; one a line, or null for all images"
+            )
         if missing := sorted(line for line, name in named.items() if name is None):
             shown = ", ".join(map(Finder(files).near, missing[:3]))
-            raise ValueError(f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as {shown}")
+            raise ValueError(
+                f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as "
+                f"{shown}"
+            )
         chosen = set(named.values())
         files = {name: file for name, file in files.items() if name in chosen}
     for note in found.notes:
@@ -231,8 +293,8 @@ def _try(files: list[Path], read, setting: str) -> None:
     if bad:
         more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
         raise ValueError(
-            f"{len(bad)} of {len(files)} images cannot be read; remove them, or give {setting}.list:\n  "
-            + "\n  ".join(bad[:10] + more)
+            f"{len(bad)} of {len(files)} images cannot be read; remove them, or give "
+            f"{setting}.list:\n  " + "\n  ".join(bad[:10] + more)
         )
 
 
@@ -251,12 +313,17 @@ def _problems(files: list[Path], read) -> list[str | None]:
 
 
 class Unlabelled:
-    """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright (:func:`read_photo`). In place of one that
-    turns out to be damaged, with a warning, the next sound one stands. Arguments and errors are those of
-    :func:`find_photos`."""
+    """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright
+    (:func:`read_photo`). In place of one that turns out to be damaged, with a warning, the next
+    sound one stands. Arguments and errors are those of :func:`find_photos`."""
 
     def __init__(self, images, listed=None, setting: str = "unlabelled"):
-        self.folder, self.setting, self.files, self._told = images, setting, find_photos(images, listed, setting), set()
+        self.folder, self.setting, self.files, self._told = (
+            images,
+            setting,
+            find_photos(images, listed, setting),
+            set(),
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -269,72 +336,98 @@ class Unlabelled:
             except (ValueError, OSError) as error:
                 if path not in self._told:
                     self._told.add(path)
-                    print(f"warning: {error}; the next photograph stands in for it", file=sys.stderr, flush=True)
+                    print(
+                        f"warning: {error}; the next photograph stands in for it",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read")
 
     def check(self) -> None:
         """Decode all of them, which takes a few seconds a hundred; ValueError if one cannot be."""
         print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
         dark = []
-        _try(self.files, lambda path: read_photo(path, told=lambda: dark.append(path)), self.setting)
+        _try(
+            self.files, lambda path: read_photo(path, told=lambda: dark.append(path)), self.setting
+        )
         if dark:
             print(f"warning: {dark_note(len(dark))}", file=sys.stderr, flush=True)
 
     def sound(self) -> list[int]:
-        """Decode all of them, which takes a few seconds a hundred; the places of those that can be. A
-        warning names others; ValueError if there are no sound ones."""
+        """Decode all of them, which takes a few seconds a hundred; the places of those that can
+        be. A warning names others; ValueError if there are no sound ones."""
         print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
         found = _problems(self.files, read_photo)
         bad = [text for text in found if text]
         if len(bad) == len(found):
-            raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read: {bad[0]}")
+            raise ValueError(
+                f"none of the {len(self)} photographs in {self.folder} can be read: {bad[0]}"
+            )
         if bad:
             more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
             listed = "\n  ".join(bad[:10] + more)
             print(
-                f"warning: {len(bad)} of {len(found)} photographs cannot be read and are left out:\n  {listed}",
+                f"warning: {len(bad)} of {len(found)} photographs cannot be read and are left "
+                f"out:\n  {listed}",
                 file=sys.stderr,
                 flush=True,
             )
         return [place for place, text in enumerate(found) if not text]
 
     def fingerprint(self) -> dict:
-        """What a run records of them: their number, and a hash of their names and sizes in bytes."""
-        sizes = [f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}" for path in self.files]
+        """What a run records of them: their number, and a hash of their names and sizes in
+        bytes."""
+        sizes = [
+            f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}"
+            for path in self.files
+        ]
         return {"number": len(self.files), "sha256": fingerprint(sizes)}
 
 
-def source(images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None) -> Photos | Video:
-    """The photographs of a folder, a single one, or the frames of a video file. Errors say what is allowed."""
+def source(
+    images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None
+) -> Photos | Video:
+    """The photographs of a folder, a single one, or the frames of a video file. Errors say what
+    is allowed."""
     if not images or not Path(images).exists():
         given = f"images={images}: nothing is there" if images else "images is not given"
-        raise FileNotFoundError(f"{given}; expected images=<a folder of images, an image, or a video file>")
+        raise FileNotFoundError(
+            f"{given}; expected images=<a folder of images, an image, or a video file>"
+        )
     if Path(images).is_dir():
         return Photos(images, max_pixels, limit)
     if Path(images).suffix.lower() in IMAGES:
         return Photo(images, max_pixels)
     if Path(images).suffix.lower() not in VIDEOS:
         raise ValueError(
-            f"images={images}: expected an image or a folder of them ({', '.join(IMAGES)}) or a video ({', '.join(VIDEOS)})"
+            f"images={images}: expected an image or a folder of them ({', '.join(IMAGES)}) or a "
+            f"video ({', '.join(VIDEOS)})"
         )
     return Video(images, every, max_pixels, limit)
 
 
 def without(items: list[Item], listed) -> list[Item]:
-    """``items`` but for those that the file ``listed`` names, one (path, name or stem) a line; what it names beside them does
-    not matter. FileNotFoundError for no file, ValueError if none of the items is left."""
+    """``items`` but for those that the file ``listed`` names, one (path, name or stem) a line;
+    what it names beside them does not matter. FileNotFoundError for no file, ValueError if none
+    of the items is left."""
     if not Path(listed).is_file():
-        raise FileNotFoundError(f"leave_out={listed}: no such file; one image a line, such as the val.txt of your data set")
+        raise FileNotFoundError(
+            f"leave_out={listed}: no such file; one image a line, such as the val.txt of your "
+            "data set"
+        )
     named = set(_named(listed, [item.id for item in items]).values())
     left = [item for item in items if item.id not in named]
     if not left:
-        raise ValueError(f"leave_out={listed} names all {len(items)} images: none is left to choose from")
+        raise ValueError(
+            f"leave_out={listed} names all {len(items)} images: none is left to choose from"
+        )
     return left
 
 
 def batches(pictures, batch_size: int, pixels: int, unreadable: dict, fail=lambda what: None):
-    """Lists of (item, image) of what ``read`` yields, at most ``batch_size`` of them and ``pixels`` together (or one image);
-    what is no image goes to ``unreadable`` {file: why}, and ``fail`` is told."""
+    """Lists of (item, image) of what ``read`` yields, at most ``batch_size`` of them and
+    ``pixels`` together (or one image); what is no image goes to ``unreadable`` {file: why}, and
+    ``fail`` is told."""
     batch, size = [], 0
     for item, image in pictures:
         if isinstance(image, Exception):

@@ -1,7 +1,9 @@
-"""How good is a synthetic sample? Signals of its heat, its mask and (with a CLIP model) its image, and rules on them.
+"""How good is a synthetic sample? Signals of its heat, its mask and (with a CLIP model) its image,
+and rules on them.
 
-Min-max makes a class that was never drawn as strong as one that was (see :mod:`dd.masks.threshold`): the signals of the heat are those
-*before* min-max. Shape letters: K classes of a sample, P powers, N cells of a heat map, T texts, D width of an embedding.
+Min-max makes a class that was never drawn as strong as one that was (see
+:mod:`dd.masks.threshold`): the signals of the heat are those *before* min-max. Shape letters: K
+classes of a sample, P powers, N cells of a heat map, T texts, D width of an embedding.
 """
 
 from collections import Counter
@@ -25,58 +27,73 @@ BOUNDS = ("below", "above", "below_percentile", "above_percentile")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-# ------------------------------------------------------------------------------------------------------------- signals
+# ------------------------------------------------------------------------------------------ signals
 
 
 def heat_signals(maps) -> dict[str, list[list[float]]]:
-    """{signal: [K][P]} of stored heat [K, P, r, r]: ``peak`` = max; ``spread`` = max - min, what min-max stretches to 1;
-    ``entropy`` of the map as a distribution, from 0 (one cell) to 1 (flat); ``area`` = share of the cells with at least half
-    of the peak. Six significant digits."""
+    """{signal: [K][P]} of stored heat [K, P, r, r]: ``peak`` = max; ``spread`` = max - min, what
+    min-max stretches to 1; ``entropy`` of the map as a distribution, from 0 (one cell) to 1
+    (flat); ``area`` = share of the cells with at least half of the peak. Six significant digits."""
     heat_KPN = np.asarray(maps, np.float64).reshape(*np.shape(maps)[:2], -1)
     peak, mass_KPN = heat_KPN.max(-1), heat_KPN.clip(0)
     cells, total = heat_KPN.shape[-1], mass_KPN.sum(-1, keepdims=True)
     part_KPN = np.divide(mass_KPN, total, out=np.full_like(mass_KPN, 1 / cells), where=total > 0)
     logs_KPN = np.log(part_KPN, out=np.zeros_like(part_KPN), where=part_KPN > 0)
     found = {
-        "peak": peak, "spread": peak - heat_KPN.min(-1), "entropy": -(part_KPN * logs_KPN).sum(-1) / np.log(cells),
+        "peak": peak,
+        "spread": peak - heat_KPN.min(-1),
+        "entropy": -(part_KPN * logs_KPN).sum(-1) / np.log(cells),
         "area": (heat_KPN >= peak[..., None] / 2).mean(-1),
-    }  # fmt: skip
-    return {name: [[float(f"{v:.6g}") for v in row] for row in values.tolist()] for name, values in found.items()}
+    }
+    return {
+        name: [[float(f"{v:.6g}") for v in row] for row in values.tolist()]
+        for name, values in found.items()
+    }
 
 
 def mask_signals(mask: np.ndarray, class_ids, absent=()) -> dict:
-    """Of a mask uint8 [H, W]: ``uncertain`` and ``foreground``, shares of the pixels that are 255 and that have a class;
-    ``share`` of each of ``class_ids``, None for those in ``absent`` (class ids that were not drawn); ``missing``, the number
-    of the others that have no pixel."""
+    """Of a mask uint8 [H, W]: ``uncertain`` and ``foreground``, shares of the pixels that are
+    255 and that have a class; ``share`` of each of ``class_ids``, None for those in ``absent``
+    (class ids that were not drawn); ``missing``, the number of the others that have no pixel."""
     share = [None if i in absent else float((mask == i).mean()) for i in class_ids]
     return {
-        "uncertain": float((mask == IGNORE).mean()), "foreground": float(((mask != 0) & (mask != IGNORE)).mean()),
-        "share": share, "missing": share.count(0.0),
-    }  # fmt: skip
+        "uncertain": float((mask == IGNORE).mean()),
+        "foreground": float(((mask != 0) & (mask != IGNORE)).mean()),
+        "share": share,
+        "missing": share.count(0.0),
+    }
 
 
 def clip_signals(clip, image: np.ndarray, prompt: str, classes) -> dict:
-    """Scores of an image for its prompt and for "a photo of a <class>" of each class; ``by`` = which model says so."""
+    """Scores of an image for its prompt and for "a photo of a <class>" of each class; ``by`` =
+    which model says so."""
     scores = clip(image, [prompt, *(f"a photo of a {name}" for name in classes)])
     return {"by": clip.weights_sha256[:16], "prompt": scores[0], "classes": scores[1:]}
 
 
 def sample_signals(sample, heat: dict, clip=None, image: np.ndarray | None = None) -> dict:
-    """What a sample's record keeps: signals of each source of its heat, and of its image if there is a CLIP model."""
+    """What a sample's record keeps: signals of each source of its heat, and of its image if
+    there is a CLIP model."""
     found = {"heat": {source: heat_signals(maps) for source, maps in heat.items()}}
-    return found if clip is None else {**found, "clip": clip_signals(clip, image, sample.prompt, sample.classes)}
+    return (
+        found
+        if clip is None
+        else {**found, "clip": clip_signals(clip, image, sample.prompt, sample.classes)}
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- rules
+# -------------------------------------------------------------------------------------------- rules
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to samples whose signal lies beyond a bound: ``action`` drop, or absent (the class is not drawn).
+    """What happens to samples whose signal lies beyond a bound: ``action`` drop, or absent (the
+    class is not drawn).
 
-    Exactly one bound is given, as a number (``below``, ``above``) or as a percentile of the samples with the same class
-    (``below_percentile``, ``above_percentile``; of all samples for a signal that is one number per sample). A signal of each
-    class drops a sample if one of its classes is beyond the bound. ``power`` of the heat: None = the one of the masks.
+    Exactly one bound is given, as a number (``below``, ``above``) or as a percentile of the samples
+    with the same class (``below_percentile``, ``above_percentile``; of all samples for a signal
+    that is one number per sample). A signal of each class drops a sample if one of its classes is
+    beyond the bound. ``power`` of the heat: None = the one of the masks.
     """
 
     name: str
@@ -91,22 +108,33 @@ class Rule:
     def __post_init__(self):
         where, possible = f"quality.rules.{self.name}", (*HEAT, "clip_class")
         if self.action not in ("drop", "absent"):
-            raise ValueError(f"{where}.action={self.action!r}; allowed: drop (the sample), absent (the class is not drawn)")
+            raise ValueError(
+                f"{where}.action={self.action!r}; allowed: drop (the sample), absent (the class "
+                "is not drawn)"
+            )
         if self.signal not in (*HEAT, *CLIP, *MASK):
-            raise ValueError(f"{where}.signal={self.signal!r}; allowed: {', '.join((*HEAT, *CLIP, *MASK))}")
+            raise ValueError(
+                f"{where}.signal={self.signal!r}; allowed: {', '.join((*HEAT, *CLIP, *MASK))}"
+            )
         if self.action == "absent" and self.signal not in possible:
             raise ValueError(
-                f"{where}: {self.signal} is not known of a class before the masks are drawn; a class is called absent by one "
+                f"{where}: {self.signal} is not known of a class before the masks are drawn; a "
+                "class is called absent by one "
                 f"of {', '.join(possible)}"
             )
         given = {b: getattr(self, b) for b in BOUNDS if getattr(self, b) is not None}
         if len(given) != 1 or type(next(iter(given.values()))) not in (int, float):
-            raise ValueError(f"{where} needs one number for one of {', '.join(BOUNDS)}; got {given or 'none'}")
+            raise ValueError(
+                f"{where} needs one number for one of {', '.join(BOUNDS)}; got {given or 'none'}"
+            )
         (kind, value), power = next(iter(given.items())), self.power
         if kind.endswith("percentile") and not 0 < value < 100:
             raise ValueError(f"{where}.{kind}={value}: expected a percentile between 0 and 100")
         if power is not None and (self.signal not in HEAT or type(power) is not int or power < 0):
-            raise ValueError(f"{where}.power={power!r}: expected a stored power, 0, 1, ..., for one of {', '.join(HEAT)}")
+            raise ValueError(
+                f"{where}.power={power!r}: expected a stored power, 0, 1, ..., for one of "
+                f"{', '.join(HEAT)}"
+            )
 
     def settings(self) -> dict:
         """As in YAML: nothing that is not given."""
@@ -120,31 +148,46 @@ class Rule:
         return float(self.below if self.above is None else self.above)
 
     def meets(self, value: float, threshold: float) -> bool:
-        return value < threshold if self.above is None and self.above_percentile is None else value > threshold
+        return (
+            value < threshold
+            if self.above is None and self.above_percentile is None
+            else value > threshold
+        )
 
 
 def read_rules(given: dict) -> list[Rule]:
-    """Rules by name as in YAML; one that is null is left out. ValueError names the key or value that makes no sense."""
+    """Rules by name as in YAML; one that is null is left out. ValueError names the key or value
+    that makes no sense."""
     fields, rules = set(Rule.__dataclass_fields__) - {"name"}, []
     for name, rule in given.items():
         if rule is None:
             continue
         if not isinstance(rule, dict) or not {"action", "signal"} <= rule.keys() <= fields:
-            raise ValueError(f"quality.rules.{name}={rule!r}: expected action, signal and a bound; keys: {sorted(fields)}")
+            raise ValueError(
+                f"quality.rules.{name}={rule!r}: expected action, signal and a bound; keys: "
+                f"{sorted(fields)}"
+            )
         rules.append(Rule(str(name), **rule))
     return rules
 
 
-def judge(rule: Rule, samples, signals: list[dict], power: int | None = None, source: str = "class_prompt") -> dict:
-    """{"thresholds": {class, or "all": number}, "hits": {sample id: [{"class", "value", "threshold"}]}} of a rule.
+def judge(
+    rule: Rule, samples, signals: list[dict], power: int | None = None, source: str = "class_prompt"
+) -> dict:
+    """{"thresholds": {class, or "all": number}, "hits": {sample id: [{"class", "value",
+    "threshold"}]}} of a rule.
 
-    ``signals``: of each sample, with ``heat``, ``clip`` and ``mask`` as far as the rule needs them; ``power`` and ``source``
-    are those of the masks. A value that is None is never beyond a bound.
+    ``signals``: of each sample, with ``heat``, ``clip`` and ``mask`` as far as the rule needs them;
+    ``power`` and ``source`` are those of the masks. A value that is None is never beyond a bound.
     """
     values, pairs = {}, []
     for sample, found in zip(samples, signals, strict=True):
         stored = _values(rule, found, power, source)
-        own = list(zip(sample.classes, stored, strict=True)) if rule.signal in PER_CLASS else [("all", stored)]
+        own = (
+            list(zip(sample.classes, stored, strict=True))
+            if rule.signal in PER_CLASS
+            else [("all", stored)]
+        )
         pairs.append([(name, value) for name, value in own if value is not None])
         for name, value in pairs[-1]:
             values.setdefault(name, []).append(value)
@@ -152,7 +195,9 @@ def judge(rule: Rule, samples, signals: list[dict], power: int | None = None, so
     for sample, own in zip(samples, pairs, strict=True):
         beyond = [(name, value) for name, value in own if rule.meets(value, bounds[name])]
         if beyond:
-            hits[sample.id] = [{"class": name, "value": value, "threshold": bounds[name]} for name, value in beyond]
+            hits[sample.id] = [
+                {"class": name, "value": value, "threshold": bounds[name]} for name, value in beyond
+            ]
     return {"thresholds": bounds, "hits": hits}
 
 
@@ -163,16 +208,24 @@ def _values(rule, found, power, source):
         return found["clip"][CLIP[rule.signal]]
     power = power if rule.power is None else rule.power
     if power is None:
-        raise ValueError(f"quality.rules.{rule.name}: these masks were not made from heat; say of which power, .power=0")
+        raise ValueError(
+            f"quality.rules.{rule.name}: these masks were not made from heat; say of which power, "
+            ".power=0"
+        )
     stored = found["heat"][source][rule.signal]
     if power >= len(stored[0]):
-        raise ValueError(f"quality.rules.{rule.name}: power {power} is not stored, powers 0 to {len(stored[0]) - 1} are")
+        raise ValueError(
+            f"quality.rules.{rule.name}: power {power} is not stored, powers 0 to "
+            f"{len(stored[0]) - 1} are"
+        )
     return [powers[power] for powers in stored]
 
 
-def refuse_excess(what: str, samples, lost: dict[str, list[str]], max_share: float, action: str) -> None:
-    """ValueError with the numbers if ``lost`` ({sample id: classes}) is more than ``max_share`` of the samples (action drop)
-    or of the classes asked for (absent), or every image of a class."""
+def refuse_excess(
+    what: str, samples, lost: dict[str, list[str]], max_share: float, action: str
+) -> None:
+    """ValueError with the numbers if ``lost`` ({sample id: classes}) is more than ``max_share``
+    of the samples (action drop) or of the classes asked for (absent), or every image of a class."""
     if type(max_share) not in (int, float) or not 0 < max_share <= 1:
         raise ValueError(f"quality.max_share={max_share!r}: expected a share above 0 and up to 1")
     asked = Counter(name for sample in samples for name in sample.classes)
@@ -183,22 +236,33 @@ def refuse_excess(what: str, samples, lost: dict[str, list[str]], max_share: flo
     counts = ", ".join(f"{name} {n} of {asked[name]}" for name, n in sorted(gone.items()))
     whole = sorted(name for name in asked if gone[name] == asked[name])
     if number > max_share * total or whole:
-        reason = f"and with them every image of {', '.join(whole)}" if whole else f"more than quality.max_share={max_share:g}"
+        reason = (
+            f"and with them every image of {', '.join(whole)}"
+            if whole
+            else f"more than quality.max_share={max_share:g}"
+        )
         hit = f"{what} would take out {number} of {total} {unit} ({100 * number / total:.0f} %)"
-        raise ValueError(f"{hit}, {reason}. Images by class: {counts}. Nothing was changed; choose a milder bound")
+        raise ValueError(
+            f"{hit}, {reason}. Images by class: {counts}. Nothing was changed; choose a milder "
+            "bound"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------- CLIP
+# --------------------------------------------------------------------------------------------- CLIP
 
 
 class ClipScore:
-    """``clip(image, texts)`` -> 100 · max(cosine, 0) of an image uint8 [H, W, 3] and each text, as torchmetrics' CLIPScore.
+    """``clip(image, texts)`` -> 100 · max(cosine, 0) of an image uint8 [H, W, 3] and each text, as
+    torchmetrics' CLIPScore.
 
-    ``model``: a local folder or a hub id (with ``revision``) of a CLIP of transformers; safetensors only, no code from its
-    repository. A text longer than the encoder reads is cut. FileNotFoundError or ValueError say what is wrong with the model.
+    ``model``: a local folder or a hub id (with ``revision``) of a CLIP of transformers; safetensors
+    only, no code from its repository. A text longer than the encoder reads is cut.
+    FileNotFoundError or ValueError say what is wrong with the model.
     """
 
-    def __init__(self, model: str, revision: str | None = None, dtype: str = "float32", device: str = "cpu"):
+    def __init__(
+        self, model: str, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+    ):
         if dtype not in DTYPES:
             raise ValueError(f"quality.clip.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
         _check_folder(model)
@@ -207,35 +271,58 @@ class ClipScore:
             kind = transformers.AutoConfig.from_pretrained(model, **where).model_type
             if kind != "clip":
                 raise ValueError(f"it is a model of type {kind!r}, expected clip")
-            self.processor = transformers.AutoImageProcessor.from_pretrained(model, backend="pil", **where)
+            self.processor = transformers.AutoImageProcessor.from_pretrained(
+                model, backend="pil", **where
+            )
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(model, **where)
             self.model, loading = transformers.CLIPModel.from_pretrained(
-                model, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **where
+                model,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                **where,
             )
             if loading["missing_keys"]:
-                raise ValueError(f"its weights lack {len(loading['missing_keys'])} of CLIP's; is it half of a CLIP?")
+                raise ValueError(
+                    f"its weights lack {len(loading['missing_keys'])} of CLIP's; is it half of a "
+                    "CLIP?"
+                )
         except (OSError, ValueError) as error:
             what = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
-                f"quality.clip.model={model!r} could not be loaded: {what[0]}\nA hub id needs a network (or a filled cache) "
-                "and a quality.clip.revision with safetensors weights; without a network give the folder of a copy"
+                f"quality.clip.model={model!r} could not be loaded: {what[0]}\nA hub id needs a "
+                "network (or a filled cache) "
+                "and a quality.clip.revision with safetensors weights; without a network give the "
+                "folder of a copy"
             ) from None
         self.model.to(device).eval()
         self.weights_sha256 = weights_sha256(self.model.state_dict())
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, texts: list[str]) -> list[float]:
-        pixels = self.processor(images=[image], return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        pixels = self.processor(
+            images=[image], return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
         longest = self.model.config.text_config.max_position_embeddings
-        words = self.tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        words = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
         read = {k: words[k].to(self.model.device) for k in ("input_ids", "attention_mask")}
-        image_1D = _embedding(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
+        image_1D = _embedding(
+            self.model.get_image_features(
+                pixel_values=pixels.to(self.model.device, self.model.dtype)
+            )
+        )
         text_TD = _embedding(self.model.get_text_features(**read))
-        return [round(v, 4) for v in (100 * torch.cosine_similarity(image_1D, text_TD)).clamp_min(0).tolist()]
+        return [
+            round(v, 4)
+            for v in (100 * torch.cosine_similarity(image_1D, text_TD)).clamp_min(0).tolist()
+        ]
 
 
 def _embedding(found) -> torch.Tensor:
-    """Float32 embeddings: transformers 5 returns an object that holds them, older ones the tensor."""
+    """Float32 embeddings: transformers 5 returns an object that holds them, older ones the
+    tensor."""
     return (found if isinstance(found, torch.Tensor) else found.pooler_output).float()
 
 
@@ -243,10 +330,12 @@ def _check_folder(model: str) -> None:
     folder = Path(model)
     if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         raise FileNotFoundError(
-            f"quality.clip.model={model!r}: no such folder. Give a local folder in transformers format or a hub id such as "
+            f"quality.clip.model={model!r}: no such folder. Give a local folder in transformers "
+            "format or a hub id such as "
             "openai/clip-vit-large-patch14"
         )
     if folder.exists() and not list(folder.glob("*.safetensors")):
         raise ValueError(
-            f"quality.clip.model={model!r} holds no safetensors weights (*.safetensors); pickles can run code when loaded"
+            f"quality.clip.model={model!r} holds no safetensors weights (*.safetensors); pickles "
+            "can run code when loaded"
         )

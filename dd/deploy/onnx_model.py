@@ -1,7 +1,9 @@
-"""A segmenter as an ONNX file, and ONNX Runtime that runs it. The only module that imports onnx and onnxruntime.
+"""A segmenter as an ONNX file, and ONNX Runtime that runs it. The only module that imports onnx and
+onnxruntime.
 
-The file holds the whole way from a resized image to a mask: normalisation, network, logits resized to the size of the
-original, argmax. What it expects and gives is in its metadata (:func:`metadata`).
+The file holds the whole way from a resized image to a mask: normalisation, network, logits resized
+to the size of the original, argmax. What it expects and gives is in its metadata
+(:func:`metadata`).
 """
 
 import json
@@ -22,9 +24,10 @@ NOISY = ("torch.onnx._internal.exporter._registration",)  # says that torchvisio
 
 
 def exported(segmenter, facts: dict[str, str]) -> bytes:
-    """The ONNX file of a segmenter on the CPU, with ``facts`` as its metadata. Inputs: ``images`` uint8 [batch, 3, height,
-    width], RGB; ``size`` int64 [2], height and width of the masks. Outputs: ``mask`` uint8 [batch, *size], ``logits`` float
-    [batch, classes, height, width]. Batch, height and width are free. ValueError if the segmenter does not allow it."""
+    """The ONNX file of a segmenter on the CPU, with ``facts`` as its metadata. Inputs:
+    ``images`` uint8 [batch, 3, height, width], RGB; ``size`` int64 [2], height and width of the
+    masks. Outputs: ``mask`` uint8 [batch, *size], ``logits`` float [batch, classes, height,
+    width]. Batch, height and width are free. ValueError if the segmenter does not allow it."""
     free, example = torch.export.Dim.DYNAMIC, torch.zeros(2, 3, 128, 160, dtype=torch.uint8)
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
@@ -35,12 +38,20 @@ def exported(segmenter, facts: dict[str, str]) -> bytes:
             warnings.simplefilter("ignore", FutureWarning)  # of torch's own export
             warnings.simplefilter("ignore", DeprecationWarning)
             program = torch.onnx.export(
-                segmenter.float().eval(), (example,), dynamo=True, dynamic_shapes=({0: free, 2: free, 3: free},),
-                input_names=["images"], output_names=["logits"], opset_version=OPSET, verbose=False, external_data=False,
-            )  # fmt: skip
+                segmenter.float().eval(),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: free, 2: free, 3: free},),
+                input_names=["images"],
+                output_names=["logits"],
+                opset_version=OPSET,
+                verbose=False,
+                external_data=False,
+            )
     except Exception as error:  # whatever of torch, mmsegmentation or transformers cannot be traced
         raise ValueError(
-            f"{type(segmenter).__name__} cannot be exported with a free number and size of images: its code depends on their "
+            f"{type(segmenter).__name__} cannot be exported with a free number and size of "
+            "images: its code depends on their "
             f"values. DeepLabV3 and SegFormer can. torch.onnx says: {_why(error)}"
         ) from error
     finally:
@@ -68,17 +79,24 @@ def _add_mask(model) -> None:
             value.type.tensor_type.shape.dim[place].dim_param = name
     del graph.value_info[:]  # of the former names
     graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
-    graph.node.extend([
-        helper.make_node("Shape", ["logits"], ["dd_kept"], start=0, end=2),
-        helper.make_node("Concat", ["dd_kept", "size"], ["dd_sizes"], axis=0),
-        helper.make_node(
-            "Resize", ["logits", "", "", "dd_sizes"], ["dd_large"], mode="linear",
-            coordinate_transformation_mode="half_pixel",
-        ),
-        helper.make_node("ArgMax", ["dd_large"], ["dd_ids"], axis=1, keepdims=0),
-        helper.make_node("Cast", ["dd_ids"], ["mask"], to=TensorProto.UINT8),
-    ])  # fmt: skip
-    mask = helper.make_tensor_value_info("mask", TensorProto.UINT8, ["batch", "mask_height", "mask_width"])
+    graph.node.extend(
+        [
+            helper.make_node("Shape", ["logits"], ["dd_kept"], start=0, end=2),
+            helper.make_node("Concat", ["dd_kept", "size"], ["dd_sizes"], axis=0),
+            helper.make_node(
+                "Resize",
+                ["logits", "", "", "dd_sizes"],
+                ["dd_large"],
+                mode="linear",
+                coordinate_transformation_mode="half_pixel",
+            ),
+            helper.make_node("ArgMax", ["dd_large"], ["dd_ids"], axis=1, keepdims=0),
+            helper.make_node("Cast", ["dd_ids"], ["mask"], to=TensorProto.UINT8),
+        ]
+    )
+    mask = helper.make_tensor_value_info(
+        "mask", TensorProto.UINT8, ["batch", "mask_height", "mask_width"]
+    )
     graph.output.insert(0, mask)
 
 
@@ -89,28 +107,39 @@ def metadata(file) -> dict[str, str]:
     except Exception as error:  # whatever protobuf says of bytes that are no ONNX
         raise ValueError(f"{file} is no ONNX file ({type(error).__name__})") from None
     if found.get("format") != FORMAT:
-        raise ValueError(f"{file} is an ONNX file, but none of this package (its metadata lack format={FORMAT!r})")
+        raise ValueError(
+            f"{file} is an ONNX file, but none of this package (its metadata lack "
+            f"format={FORMAT!r})"
+        )
     return found
 
 
 class Session:
-    """ONNX Runtime on the CPU. ``model``: the bytes of a file or its path; ``threads``: None = as many as torch."""
+    """ONNX Runtime on the CPU. ``model``: the bytes of a file or its path; ``threads``: None =
+    as many as torch."""
 
     def __init__(self, model, threads: int | None = None):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 4
         given = model if isinstance(model, bytes) else str(model)
-        self.session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            given, options, providers=["CPUExecutionProvider"]
+        )
         self.facts = {k: json.loads(v) if v[:1] in "[{" else v for k, v in self._read().items()}
 
     def _read(self) -> dict:
         return self.session.get_modelmeta().custom_metadata_map
 
     def __call__(self, images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Masks uint8 [B, *size] of resized images uint8 [B, 3, h, w]. ValueError if the network does not take them."""
+        """Masks uint8 [B, *size] of resized images uint8 [B, 3, h, w]. ValueError if the network
+        does not take them."""
         try:
-            return self.session.run(["mask"], {"images": images, "size": np.array(size, np.int64)})[0]
+            return self.session.run(["mask"], {"images": images, "size": np.array(size, np.int64)})[
+                0
+            ]
         except Exception as error:  # onnxruntime's errors share no class
             why = " ".join(str(error).split())[:300]
-            raise ValueError(f"the exported network does not take images of shape {list(images.shape)}: {why}") from error
+            raise ValueError(
+                f"the exported network does not take images of shape {list(images.shape)}: {why}"
+            ) from error

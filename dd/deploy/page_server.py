@@ -1,8 +1,10 @@
-"""A page that only this machine sees: files, and one question that is answered. The only importer of starlette and uvicorn.
+"""A page that only this machine sees: files, and one question that is answered. The only importer
+of starlette and uvicorn.
 
-Bound to 127.0.0.1; requests by another name (DNS rebinding) or from another site's page are refused, and the page may load
-and ask nothing but its own server. Nothing is stored, logged or counted. Memory is bounded: uploads that would hold more than
-MAX_HELD bytes together are refused, slow ones are given up, and one image is answered at a time.
+Bound to 127.0.0.1; requests by another name (DNS rebinding) or from another site's page are
+refused, and the page may load and ask nothing but its own server. Nothing is stored, logged or
+counted. Memory is bounded: uploads that would hold more than MAX_HELD bytes together are refused,
+slow ones are given up, and one image is answered at a time.
 """
 
 import socket
@@ -27,7 +29,8 @@ MAX_HELD = 256 << 20  # of all that are uploaded or wait for their answer
 SECONDS = 60  # for an upload, which comes from this machine
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
+    "data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
@@ -36,7 +39,8 @@ HEADERS = {
 
 
 class Held:
-    """Bytes of the uploads in memory, at most ``limit``. Used by one thread, that of the event loop."""
+    """Bytes of the uploads in memory, at most ``limit``. Used by one thread, that of the event
+    loop."""
 
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
@@ -53,12 +57,22 @@ class Held:
 
 
 def application(
-    folder: str | Path, answer, about: dict, max_bytes: int = MAX_BYTES, max_held: int = MAX_HELD, seconds: float = SECONDS
+    folder: str | Path,
+    answer,
+    about: dict,
+    max_bytes: int = MAX_BYTES,
+    max_held: int = MAX_HELD,
+    seconds: float = SECONDS,
 ) -> Starlette:
-    """The files of ``folder`` (``index.html`` as ``/``), ``GET /about``: ``about`` as JSON, and ``POST /segment``: the body's
-    bytes -> ``answer(bytes)`` as JSON, one at a time. A ValueError of ``answer`` is status 422 with ``{"error": ...}``; 411:
-    the size is not told; 413: the file is too large; 503: too much is being uploaded; 408: it took longer than ``seconds``."""
-    files = {"/" if p.name == "index.html" else f"/{p.name}": p for p in sorted(Path(folder).iterdir()) if p.suffix in TYPES}
+    """The files of ``folder`` (``index.html`` as ``/``), ``GET /about``: ``about`` as JSON, and
+    ``POST /segment``: the body's bytes -> ``answer(bytes)`` as JSON, one at a time. A ValueError
+    of ``answer`` is status 422 with ``{"error": ...}``; 411: the size is not told; 413: the file
+    is too large; 503: too much is being uploaded; 408: it took longer than ``seconds``."""
+    files = {
+        "/" if p.name == "index.html" else f"/{p.name}": p
+        for p in sorted(Path(folder).iterdir())
+        if p.suffix in TYPES
+    }
     alone, held = Lock(), Held(max_held)
 
     def show(path: Path):
@@ -82,11 +96,16 @@ def application(
         with held.upload(size) as room:
             if not room:
                 return _refusal(503, "too many images at once; wait for an answer and try again")
-            data, got = bytearray(size), 0  # of one piece: a buffer that grows is moved, and leaves holes
+            data, got = (
+                bytearray(size),
+                0,
+            )  # of one piece: a buffer that grows is moved, and leaves holes
             try:
                 with anyio.fail_after(seconds):
                     async for piece in request.stream():
-                        if got + len(piece) > size:  # sent in chunks, beside a size that was not meant
+                        if (
+                            got + len(piece) > size
+                        ):  # sent in chunks, beside a size that was not meant
                             return _refusal(413, "the file is larger than its request says")
                         data[got : got + len(piece)] = piece
                         got += len(piece)
@@ -105,7 +124,8 @@ def application(
     routes = [Route(path, show(file)) for path, file in files.items()]
     only_here = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     return Starlette(
-        routes=[*routes, Route("/about", tell), Route("/segment", segment, methods=["POST"])], middleware=[only_here]
+        routes=[*routes, Route("/about", tell), Route("/segment", segment, methods=["POST"])],
+        middleware=[only_here],
     )
 
 
@@ -114,14 +134,19 @@ def _refusal(status: int, why: str) -> JSONResponse:
 
 
 def serve(app: Starlette, port: int) -> None:
-    """Serve until Ctrl-C, and print the address first; ``port`` 0 takes a free one. ValueError if it is taken."""
+    """Serve until Ctrl-C, and print the address first; ``port`` 0 takes a free one. ValueError
+    if it is taken."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
         except OSError as error:
-            raise ValueError(f"port={port}: {error.strerror}; choose another, or port=0 for a free one") from None
+            raise ValueError(
+                f"port={port}: {error.strerror}; choose another, or port=0 for a free one"
+            ) from None
         listener.listen()  # from now on a request waits until the server has begun
         print(f"ready: http://{HOST}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
-        settings = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, lifespan="off")
+        settings = uvicorn.Config(
+            app, log_level="error", access_log=False, server_header=False, lifespan="off"
+        )
         uvicorn.Server(settings).run(sockets=[listener])

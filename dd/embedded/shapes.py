@@ -1,12 +1,14 @@
-"""The embedded world: captioned scenes of everyday things with pixel-exact masks, a pure function of (seed, index).
+"""The embedded world: captioned scenes of everyday things with pixel-exact masks, a pure function
+of (seed, index).
 
-It is to this package what PASCAL VOC and Stable Diffusion's training images are to the paper, in miniature. Each class is
-a *thing* with its own outline, texture and colours; apple, heart and brick share reds, banana and gold ring yellows, leaf
-and pine tree greens, so that colour alone does not give the class, and tire and gold ring share an outline.
+It is to this package what PASCAL VOC and Stable Diffusion's training images are to the paper, in
+miniature. Each class is a *thing* with its own outline, texture and colours; apple, heart and brick
+share reds, banana and gold ring yellows, leaf and pine tree greens, so that colour alone does not
+give the class, and tire and gold ring share an outline.
 
-Two domains: ``shapes`` (what the generator is trained on) and ``shapes_shift`` (a domain gap: other backgrounds, side
-light, colour cast, blur and sensor noise). Splits are disjoint by construction: every (domain, split) has its own stream
-of random numbers.
+Two domains: ``shapes`` (what the generator is trained on) and ``shapes_shift`` (a domain gap: other
+backgrounds, side light, colour cast, blur and sensor noise). Splits are disjoint by construction:
+every (domain, split) has its own stream of random numbers.
 """
 
 from dataclasses import dataclass
@@ -17,21 +19,31 @@ from dd.taxonomy import SHAPES_NAMES
 
 SIZE = 64  # pixels, square
 DOMAINS = ("shapes", "shapes_shift")
-SPLITS = ("generator", "train", "tune", "test")  # "generator": scenes for the text-to-image model, never for segmenters
+SPLITS = (
+    "generator",
+    "train",
+    "tune",
+    "test",
+)  # "generator": scenes for the text-to-image model, never for segmenters
 BACKGROUNDS = ("plain", "striped", "gradient")
 LIGHTS = ("dark", "normal", "bright")
 COLOURS = {
-    "grey": (0.55, 0.55, 0.56), "white": (0.90, 0.90, 0.88), "blue": (0.30, 0.45, 0.78), "purple": (0.52, 0.36, 0.66),
-    "pink": (0.87, 0.62, 0.72), "beige": (0.80, 0.73, 0.60),
-}  # fmt: skip
+    "grey": (0.55, 0.55, 0.56),
+    "white": (0.90, 0.90, 0.88),
+    "blue": (0.30, 0.45, 0.78),
+    "purple": (0.52, 0.36, 0.66),
+    "pink": (0.87, 0.62, 0.72),
+    "beige": (0.80, 0.73, 0.60),
+}
 LIGHT_GAIN = {"dark": 0.55, "normal": 1.0, "bright": 1.4}
 MIN_VISIBLE = 0.45  # share of an object that must stay visible under the ones drawn later
 
 
 @dataclass(frozen=True)
 class Scene:
-    """``image`` uint8 [size, size, 3]; ``mask`` uint8 [size, size] of class ids, 0 = background; ``classes`` in the
-    order in which the caption names them (also the order of drawing, the last one in front)."""
+    """``image`` uint8 [size, size, 3]; ``mask`` uint8 [size, size] of class ids, 0 = background;
+    ``classes`` in the order in which the caption names them (also the order of drawing, the last
+    one in front)."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -42,9 +54,10 @@ class Scene:
     light: str
 
 
-# ------------------------------------------------------------------------------------------------------------ outlines
-# Each thing maps object coordinates (u right, v down, about [-1, 1]) to (inside, rgb): ``inside`` is positive inside the
-# outline and falls by about one per unit of length, ``rgb`` is [3, H, W] in [0, 1].
+# ----------------------------------------------------------------------------------------- outlines
+# Each thing maps object coordinates (u right, v down, about [-1, 1]) to (inside, rgb): ``inside``
+# is positive inside the outline and falls by about one per unit of length, ``rgb`` is [3, H, W] in
+# [0, 1].
 
 
 def _flat(colour, like):
@@ -80,7 +93,9 @@ def _banana(u, v, rng):
     inner = np.hypot(u * 0.92, v + 0.98) - 1.02
     yellow = _flat((0.95, 0.82 + 0.06 * rng.random(), 0.16), u) * (1.02 - 0.25 * np.clip(v, 0, 1))
     tips = np.clip((np.abs(u) - 0.74) * 9, 0, 1)
-    return np.minimum(np.minimum(outer, inner), 0.93 - np.abs(u)), _blend(yellow, _flat((0.35, 0.24, 0.08), u), tips)
+    return np.minimum(np.minimum(outer, inner), 0.93 - np.abs(u)), _blend(
+        yellow, _flat((0.35, 0.24, 0.08), u), tips
+    )
 
 
 def _leaf(u, v, rng):
@@ -98,7 +113,9 @@ def _brick(u, v, rng):
     clay = clay * (1 + 0.16 * (rng.random(u.shape, np.float32) - 0.5))
     holes = np.min([np.hypot(u - c, v) for c in (-0.55, 0.0, 0.55)], axis=0) < 0.19
     edge = (np.abs(v) > 0.40) | (np.abs(u) > 0.88)
-    return inside, _blend(_blend(clay, clay * 0.72, edge * 1.0), _flat((0.22, 0.09, 0.07), u), holes * 1.0)
+    return inside, _blend(
+        _blend(clay, clay * 0.72, edge * 1.0), _flat((0.22, 0.09, 0.07), u), holes * 1.0
+    )
 
 
 def _tire(u, v, rng):
@@ -125,19 +142,30 @@ def _heart(u, v, rng):
 
 
 def _pine_tree(u, v, rng):
-    tiers = [0.72 * ((v - top) * slope - np.abs(u)) for top, slope in ((-1.0, 0.72), (-0.62, 0.72), (-0.22, 0.78))]
+    tiers = [
+        0.72 * ((v - top) * slope - np.abs(u))
+        for top, slope in ((-1.0, 0.72), (-0.62, 0.72), (-0.22, 0.78))
+    ]
     ends = (-0.28, 0.16, 0.66)
     crown = np.max([np.minimum(t, end - v) for t, end in zip(tiers, ends, strict=True)], axis=0)
     trunk = np.minimum(np.minimum(0.15 - np.abs(u), 1.0 - v), v - 0.4)
     needles = rng.random(u.shape, np.float32)
     green = _flat((0.06, 0.34 + 0.06 * rng.random(), 0.16), u) * (0.8 + 0.45 * needles)
-    return np.maximum(crown, trunk), _blend(green, _flat((0.38, 0.24, 0.12), u), (trunk > crown) * 1.0)
+    return np.maximum(crown, trunk), _blend(
+        green, _flat((0.38, 0.24, 0.12), u), (trunk > crown) * 1.0
+    )
 
 
-THINGS = dict(zip(SHAPES_NAMES, (_apple, _banana, _leaf, _brick, _tire, _gold_ring, _heart, _pine_tree), strict=True))
+THINGS = dict(
+    zip(
+        SHAPES_NAMES,
+        (_apple, _banana, _leaf, _brick, _tire, _gold_ring, _heart, _pine_tree),
+        strict=True,
+    )
+)
 
 
-# -------------------------------------------------------------------------------------------------------------- scenes
+# ------------------------------------------------------------------------------------------- scenes
 
 
 def _smooth_noise(rng, size, cells):
@@ -167,7 +195,9 @@ def _background(rng, kind, colour, xx, yy, shift):
             shade = shade * (1 + 0.16 * np.sin(across * 60 + 7 * _smooth_noise(rng, size, 5)))
         else:
             shade = shade * np.where(((along * 7) % 1 < 0.5) ^ ((across * 7) % 1 < 0.5), 1.0, 0.84)
-    grain = 1 + 0.05 * _smooth_noise(rng, size, 16) + 0.03 * (rng.random(xx.shape, np.float32) - 0.5)
+    grain = (
+        1 + 0.05 * _smooth_noise(rng, size, 16) + 0.03 * (rng.random(xx.shape, np.float32) - 0.5)
+    )
     return base[:, None, None] * (shade * grain)[None]
 
 
@@ -177,7 +207,11 @@ def _draw(rng, image, mask, names, ids, xx, yy):
     for name, value in zip(names, ids, strict=True):
         radius = size * rng.uniform(0.18, 0.28)
         cx, cy = rng.uniform(radius * 0.75, size - radius * 0.75, 2)
-        turn = rng.uniform(-0.35, 0.35) if name in ("pine tree", "apple", "heart") else rng.uniform(-np.pi, np.pi)
+        turn = (
+            rng.uniform(-0.35, 0.35)
+            if name in ("pine tree", "apple", "heart")
+            else rng.uniform(-np.pi, np.pi)
+        )
         cos, sin = np.cos(turn) / radius, np.sin(turn) / radius
         u, v = (xx - cx) * cos + (yy - cy) * sin, -(xx - cx) * sin + (yy - cy) * cos
         inside, rgb = THINGS[name](u, v, rng)
@@ -191,13 +225,17 @@ def _draw(rng, image, mask, names, ids, xx, yy):
 def _sensor(rng, image, xx, yy):
     """The domain gap: side light, colour cast, blur and noise (image float [3, H, W])."""
     size, angle = xx.shape[0], rng.uniform(0, 2 * np.pi)
-    side = 1 + rng.uniform(0.15, 0.4) * ((xx - size / 2) * np.cos(angle) + (yy - size / 2) * np.sin(angle)) / (size / 2)
+    side = 1 + rng.uniform(0.15, 0.4) * (
+        (xx - size / 2) * np.cos(angle) + (yy - size / 2) * np.sin(angle)
+    ) / (size / 2)
     image = image * side[None] * rng.uniform(0.85, 1.15, 3).astype(np.float32)[:, None, None]
     sigma = rng.uniform(0.4, 1.1)
     taps = np.exp(-0.5 * (np.arange(-3, 4) / sigma) ** 2)
     taps /= taps.sum()
     for axis in (1, 2):
-        padded = np.pad(image, [(0, 0)] + [(3, 3) if a == axis else (0, 0) for a in (1, 2)], mode="edge")
+        padded = np.pad(
+            image, [(0, 0)] + [(3, 3) if a == axis else (0, 0) for a in (1, 2)], mode="edge"
+        )
         image = sum(t * np.take(padded, range(k, k + size), axis) for k, t in enumerate(taps))
     return image + rng.normal(0, rng.uniform(0.02, 0.07), image.shape)
 
@@ -207,21 +245,27 @@ def article(name: str) -> str:
 
 
 def caption_of(rng, classes, background, colour, light) -> str:
-    """One caption that names the objects, the background and the light, in one of several wordings."""
+    """One caption that names the objects, the background and the light, in one of several
+    wordings."""
     things = [article(c) for c in classes]
     listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
     start = ("a photo of ", "", "a picture of ")[rng.integers(3)]
-    where = (f" on a {background} {colour} background", f", {background} {colour} background")[rng.integers(2)]
+    where = (f" on a {background} {colour} background", f", {background} {colour} background")[
+        rng.integers(2)
+    ]
     return start + listed + where + (f" in {light} light", f", {light} light")[rng.integers(2)]
 
 
 def scene(domain: str, split: str, index: int, seed: int = 0, size: int = SIZE) -> Scene:
-    """Scene ``index`` of a split: the same arguments give the same pixels, on any machine with the same numpy.
+    """Scene ``index`` of a split: the same arguments give the same pixels, on any machine with the
+    same numpy.
 
     Raises ValueError for an unknown domain or split and for a negative index.
     """
     if domain not in DOMAINS or split not in SPLITS or index < 0:
-        raise ValueError(f"no scene {domain!r}/{split!r}/{index}; domains {DOMAINS}, splits {SPLITS}, index >= 0")
+        raise ValueError(
+            f"no scene {domain!r}/{split!r}/{index}; domains {DOMAINS}, splits {SPLITS}, index >= 0"
+        )
     rng = np.random.default_rng([seed, DOMAINS.index(domain), SPLITS.index(split), index])
     yy, xx = np.meshgrid(*[np.arange(size, dtype=np.float32) + 0.5] * 2, indexing="ij")
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
@@ -233,10 +277,20 @@ def scene(domain: str, split: str, index: int, seed: int = 0, size: int = SIZE) 
     while True:  # until nobody is hidden by the things in front
         image = _background(rng, background, colour, xx, yy, shift)
         mask = np.zeros((size, size), np.uint8)
-        if min(_draw(rng, image, mask, classes, [int(i) + 1 for i in order], xx, yy)) >= MIN_VISIBLE:
+        if (
+            min(_draw(rng, image, mask, classes, [int(i) + 1 for i in order], xx, yy))
+            >= MIN_VISIBLE
+        ):
             break
     image = image * LIGHT_GAIN[light] * rng.uniform(0.94, 1.06)
     image = _sensor(rng, image, xx, yy) if shift else image + rng.normal(0, 0.008, image.shape)
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
-    return Scene(np.ascontiguousarray(pixels), mask, caption_of(rng, classes, background, colour, light), classes,
-                 background, colour, light)  # fmt: skip
+    return Scene(
+        np.ascontiguousarray(pixels),
+        mask,
+        caption_of(rng, classes, background, colour, light),
+        classes,
+        background,
+        colour,
+        light,
+    )

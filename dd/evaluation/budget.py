@@ -1,4 +1,5 @@
-"""The plan of a label-budget study, and prices. What it found: :mod:`dd.evaluation.budget_results`."""
+"""The plan of a label-budget study, and prices. What it found:
+:mod:`dd.evaluation.budget_results`."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ RECIPES = ("synthetic", *ARMS)  # what has a learning rate of its own
 
 @dataclass(frozen=True)
 class Job:
-    """One training. ``domain`` gives its ``shots`` real images (both None: synthetic images alone), ``after`` is the training
-    that it goes on from. ``draw``: the synthetic set that it or ``after`` sees, None for none."""
+    """One training. ``domain`` gives its ``shots`` real images (both None: synthetic images
+    alone), ``after`` is the training that it goes on from. ``draw``: the synthetic set that it
+    or ``after`` sees, None for none."""
 
     recipe: str
     seed: int
@@ -42,11 +44,12 @@ def _whole(value, least: int) -> bool:
 class Plan:
     """What a study trains. ValueError for a plan that cannot be.
 
-    ``shots``: numbers of real images, 0 (synthetic images alone) and ``all`` included; ``domains``: {name: images in its
-    training split}; ``synthetic_steps`` of pre-training, ``finetune_steps`` after it; ``own_rates``: {recipe: learning rate of
-    its experiment}; ``learning_rates``: {recipe: candidates, or None for its own}; ``choose``: the {shots, seed} at which the
-    candidates are compared; ``judged_on``: the images, never test images, on which they are, or None if there are none.
-    ``draws``: the synthetic sets, crossed with the seeds; candidates see the first.
+    ``shots``: numbers of real images, 0 (synthetic images alone) and ``all`` included; ``domains``:
+    {name: images in its training split}; ``synthetic_steps`` of pre-training, ``finetune_steps``
+    after it; ``own_rates``: {recipe: learning rate of its experiment}; ``learning_rates``: {recipe:
+    candidates, or None for its own}; ``choose``: the {shots, seed} at which the candidates are
+    compared; ``judged_on``: the images, never test images, on which they are, or None if there are
+    none. ``draws``: the synthetic sets, crossed with the seeds; candidates see the first.
 
     ``choose`` may name several: ``shots`` a list, or ``each`` for all of the study's, gives each of
     them a rate of its own (:func:`rate_at`); over a list of ``seed`` candidates are averaged.
@@ -71,14 +74,30 @@ class Plan:
 
     def __post_init__(self):
         for name, good in (
-            ("shots", lambda k: k == "all" or _whole(k, 0)), ("seeds", lambda s: _whole(s, 0)), ("arms", ARMS.__contains__)
-        ):  # fmt: skip
+            ("shots", lambda k: k == "all" or _whole(k, 0)),
+            ("seeds", lambda s: _whole(s, 0)),
+            ("arms", ARMS.__contains__),
+        ):
             given = getattr(self, name)
-            if not isinstance(given, list) or not given or not all(map(good, given)) or len(set(given)) < len(given):
-                what = {"shots": "numbers of images, such as [0, 16, all]", "seeds": "whole numbers", "arms": ", ".join(ARMS)}
-                raise ValueError(f"budget.{name}={given!r}: expected a list, without repetition, of {what[name]}")
+            if (
+                not isinstance(given, list)
+                or not given
+                or not all(map(good, given))
+                or len(set(given)) < len(given)
+            ):
+                what = {
+                    "shots": "numbers of images, such as [0, 16, all]",
+                    "seeds": "whole numbers",
+                    "arms": ", ".join(ARMS),
+                }
+                raise ValueError(
+                    f"budget.{name}={given!r}: expected a list, without repetition, of {what[name]}"
+                )
         if 0 in self.shots and not set(WITH_SYNTHETIC) & set(self.arms):
-            raise ValueError("budget.shots holds 0, synthetic images alone, and no arm has any; add finetune or mixed")
+            raise ValueError(
+                "budget.shots holds 0, synthetic images alone, and no arm has any; add finetune "
+                "or mixed"
+            )
         if not self.domains:
             raise ValueError("budget.domains is empty: name the data whose images are labelled")
         draws = self.draws
@@ -98,14 +117,26 @@ class Plan:
         for name, size in self.domains.items():
             for k in (*self.shots, *places):
                 if k != "all" and k > size:
-                    raise ValueError(f"budget: {k} shots, but the training split of {name} holds {size} images; use all")
+                    raise ValueError(
+                        f"budget: {k} shots, but the training split of {name} holds {size} "
+                        "images; use all"
+                    )
             if {size, "all"} <= set(self.shots):
-                raise ValueError(f"budget.shots: {size} and all are the same images of {name}; give one of them")
-        for recipe, rates in self.learning_rates.items():
-            fine = rates is None or (isinstance(rates, list) and rates and len(set(rates)) == len(rates))
-            if recipe not in RECIPES or not fine or not all(type(r) in (int, float) and 0 < r < math.inf for r in rates or ()):
                 raise ValueError(
-                    f"budget.learning_rates.{recipe}={rates!r}: expected a list of different numbers above 0, or null for the "
+                    f"budget.shots: {size} and all are the same images of {name}; give one of them"
+                )
+        for recipe, rates in self.learning_rates.items():
+            fine = rates is None or (
+                isinstance(rates, list) and rates and len(set(rates)) == len(rates)
+            )
+            if (
+                recipe not in RECIPES
+                or not fine
+                or not all(type(r) in (int, float) and 0 < r < math.inf for r in rates or ())
+            ):
+                raise ValueError(
+                    f"budget.learning_rates.{recipe}={rates!r}: expected a list of different "
+                    "numbers above 0, or null for the "
                     f"experiment's own; recipes: {', '.join(RECIPES)}"
                 )
 
@@ -114,7 +145,11 @@ class Plan:
 
     def recipes(self) -> list[str]:
         """Recipes that the arms need, in an order in which their learning rates can be chosen."""
-        return [r for r in RECIPES if r in self.arms or (r == "synthetic" and set(WITH_SYNTHETIC) & set(self.arms))]
+        return [
+            r
+            for r in RECIPES
+            if r in self.arms or (r == "synthetic" and set(WITH_SYNTHETIC) & set(self.arms))
+        ]
 
     def candidates(self, recipe: str) -> list[float]:
         """Learning rates to compare; its own alone if there is nothing to judge them on."""
@@ -130,7 +165,9 @@ class Plan:
         candidates: what judges them, and the real images that they learn."""
         several = [r for r in self.recipes() if len(self.candidates(r)) > 1]
         domain, seeds = next(iter(self.domains)), self.choice_seeds()
-        learnt = merged(*(self.drawn(k, domain, seed) for k in self.choice_shots() for seed in seeds))
+        learnt = merged(
+            *(self.drawn(k, domain, seed) for k in self.choice_shots() for seed in seeds)
+        )
         return {r: merged(() if r == "synthetic" else learnt, self.judges) for r in several}
 
     def drawn(self, shots, domain: str, seed: int | None = None) -> list[dict]:
@@ -150,10 +187,12 @@ class Plan:
         return Job("synthetic", seed, self.synthetic_steps, rate, draw=draw or self.draws[0])
 
     def job(self, arm: str, domain: str, shots, seed: int, rates: dict, draw=None) -> Job | None:
-        """The training behind one point of a curve; None for a control without images, or an arm without a rate as yet.
+        """The training behind one point of a curve; None for a control without images, or an arm
+        without a rate as yet.
 
-        All arms take ``synthetic_steps + finetune_steps`` in total, but for the control of equal fine-tuning steps.
-        ``rates``: {recipe: see :func:`rate_at`}; ``draw``: one of ``draws``, None for the first.
+        All arms take ``synthetic_steps + finetune_steps`` in total, but for the control of equal
+        fine-tuning steps. ``rates``: {recipe: see :func:`rate_at`}; ``draw``: one of ``draws``,
+        None for the first.
         """
         total, draw = self.synthetic_steps + self.finetune_steps, draw or self.draws[0]
         recipe = "synthetic" if shots == 0 else arm
@@ -212,7 +251,8 @@ def edge(chosen: float, candidates: list[float]) -> dict | None:
 
 @dataclass(frozen=True)
 class Prices:
-    """``minutes_per_image``: annotation; ``per_hour``: of an annotator; ``per_gpu_hour``: of the machine that computes."""
+    """``minutes_per_image``: annotation; ``per_hour``: of an annotator; ``per_gpu_hour``: of the
+    machine that computes."""
 
     minutes_per_image: float = 10.0
     per_hour: float = 20.0
@@ -225,7 +265,8 @@ class Prices:
 
 
 def cost(images: int, gpu_seconds: float, prices: Prices) -> dict[str, float]:
-    """What ``images`` labelled by hand and ``gpu_seconds`` of computing cost: labelling, computing, total."""
+    """What ``images`` labelled by hand and ``gpu_seconds`` of computing cost: labelling,
+    computing, total."""
     labelling = images * prices.minutes_per_image / 60 * prices.per_hour
     computing = gpu_seconds / 3600 * prices.per_gpu_hour
     return {"labelling": labelling, "computing": computing, "total": labelling + computing}
@@ -239,5 +280,9 @@ def bought(plan: Plan, chosen: list[dict], shots, domain: str) -> int:
 
 def check_targets(targets) -> None:
     """ValueError for targets that are no list of numbers; None is allowed."""
-    if targets is not None and not (isinstance(targets, list) and all(type(t) in (int, float) for t in targets)):
-        raise ValueError(f"budget.targets={targets!r}: expected a list of mIoUs in percent, or null")
+    if targets is not None and not (
+        isinstance(targets, list) and all(type(t) in (int, float) for t in targets)
+    ):
+        raise ValueError(
+            f"budget.targets={targets!r}: expected a list of mIoUs in percent, or null"
+        )

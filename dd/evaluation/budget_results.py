@@ -217,9 +217,9 @@ def target_costs(found: Measured, seconds: dict, prices: Prices, targets=None, l
                 key: target_cost(row["target"], at, own[key], prices, paid)
                 for key, at in points.items()
                 if at
-            }  # fmt: skip
+            }
             row["arms"][arm] = {
                 kind: savings.summary({key: at[kind] for key, at in runs.items()})
                 for kind in ("images", "labels", "price")
-            }  # fmt: skip
+            }
     return rows

@@ -7,7 +7,8 @@ from dd.taxonomy import IGNORE
 
 
 class ConfusionMatrix(MulticlassConfusionMatrix):
-    """torchmetrics' matrix, counted by :func:`image_counts`: the same integers in a fraction of the time."""
+    """torchmetrics' matrix, counted by :func:`image_counts`: the same integers in a fraction of
+    the time."""
 
     def update(self, predictions, labels) -> None:
         """Class ids [H, W] of one image and its labels, or a list of each."""
@@ -17,27 +18,40 @@ class ConfusionMatrix(MulticlassConfusionMatrix):
 
 
 def confusion_matrix(num_classes: int) -> ConfusionMatrix:
-    """A metric that counts pixels [true class, predicted class]; pixels whose label is 255 are left out."""
+    """A metric that counts pixels [true class, predicted class]; pixels whose label is 255 are
+    left out."""
     return ConfusionMatrix(num_classes=num_classes, ignore_index=IGNORE, validate_args=False)
 
 
-def image_counts(predictions: list[torch.Tensor], labels: list[torch.Tensor], num_classes: int) -> torch.Tensor:
-    """Confusion matrix of each image, int64 [N, C, C] [true class, predicted class], on the images' device.
+def image_counts(
+    predictions: list[torch.Tensor], labels: list[torch.Tensor], num_classes: int
+) -> torch.Tensor:
+    """Confusion matrix of each image, int64 [N, C, C] [true class, predicted class], on the images'
+    device.
 
-    ``predictions``: class ids, any integers; ``labels``: of the same sizes, class ids or 255, which is left out. ValueError
-    for other labels. All images are counted at once: on a GPU one wait for the batch instead of several for each image.
+    ``predictions``: class ids, any integers; ``labels``: of the same sizes, class ids or 255, which
+    is left out. ValueError for other labels. All images are counted at once: on a GPU one wait for
+    the batch instead of several for each image.
     """
-    rows = IGNORE + 1  # one for each value of a label, so that nothing has to be sorted out before counting
+    rows = (
+        IGNORE + 1
+    )  # one for each value of a label, so that nothing has to be sorted out before counting
     pairs = [
-        (label.to(torch.int32) * num_classes).add_(prediction).add_(i * rows * num_classes).flatten()
+        (label.to(torch.int32) * num_classes)
+        .add_(prediction)
+        .add_(i * rows * num_classes)
+        .flatten()
         for i, (prediction, label) in enumerate(zip(predictions, labels, strict=True))
     ]
     size = len(pairs) * rows * num_classes
-    counts = torch.bincount(torch.cat(pairs), minlength=size)[:size].view(len(pairs), rows, num_classes)
+    counts = torch.bincount(torch.cat(pairs), minlength=size)[:size].view(
+        len(pairs), rows, num_classes
+    )
     if counts[:, num_classes:IGNORE].any():
         wrong = counts[:, num_classes:IGNORE].sum((0, 2)).nonzero().flatten() + num_classes
         raise ValueError(
-            f"labels hold the values {wrong[:8].tolist()}; allowed: 0..{num_classes - 1}, and {IGNORE} to leave a pixel out"
+            f"labels hold the values {wrong[:8].tolist()}; allowed: 0..{num_classes - 1}, and "
+            f"{IGNORE} to leave a pixel out"
         )
     return counts[:, :num_classes]
 
@@ -50,7 +64,8 @@ def iou(confusion: torch.Tensor) -> list[float | None]:
 
 
 def miou(confusion: torch.Tensor) -> float:
-    """Mean of :func:`iou` over the classes that occur, background counted. ValueError for an empty matrix."""
+    """Mean of :func:`iou` over the classes that occur, background counted. ValueError for an
+    empty matrix."""
     present = [v for v in iou(confusion) if v is not None]
     if not present:
         raise ValueError("the confusion matrix is empty: no pixel was scored (are all labels 255?)")
@@ -58,11 +73,12 @@ def miou(confusion: torch.Tensor) -> float:
 
 
 def with_uncertain(counts: torch.Tensor) -> dict:
-    """Scores of masks with uncertain pixels, from integer counts [C, C + 1] [true class, class in the mask] whose last
-    column holds the uncertain ones.
+    """Scores of masks with uncertain pixels, from integer counts [C, C + 1] [true class, class in
+    the mask] whose last column holds the uncertain ones.
 
-    ``miou``: uncertain pixels count as background, so that none is hidden; ``miou_certain``: they are left out (None if
-    nothing is certain); ``uncertain``: their share in percent. ValueError if no pixel was counted.
+    ``miou``: uncertain pixels count as background, so that none is hidden; ``miou_certain``: they
+    are left out (None if nothing is certain); ``uncertain``: their share in percent. ValueError if
+    no pixel was counted.
     """
     certain, uncertain = counts[:, :-1], counts[:, -1]
     shown = certain.clone()

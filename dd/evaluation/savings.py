@@ -131,7 +131,10 @@ def images_skipped(
         **summary(skips),
         "interval": over_seeds and vars(over_seeds),
         "falls_again": sum(dips(control.get(key, {}), miou) for key, miou in mious.items()),
-        "shown": gain is not None and not gain.holds_zero and (matched or gain.value > 0) and not holds_zero,
+        "shown": gain is not None
+        and not gain.holds_zero
+        and (matched or gain.value > 0)
+        and not holds_zero,
     }
 
 

@@ -20,7 +20,8 @@ BATCH = 100  # bootstrap draws that are scored at once
 
 @dataclass(frozen=True)
 class Score:
-    """mIoU of one run in percent; ``per_image`` its confusions int [N, C, C], None if not stored."""
+    """mIoU of one run in percent; ``per_image`` its confusions int [N, C, C], None if not
+    stored."""
 
     miou: float
     per_image: np.ndarray | None = None
@@ -155,7 +156,10 @@ def _images_variance(sides: list[list[np.ndarray]], draws: int) -> float:
     for start in range(0, draws, BATCH):
         size = min(BATCH, draws - start)
         weights = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
-        drawn = [np.mean([miou((weights @ m).reshape(size, c, c)) for m in side], axis=0) for side in flat]
+        drawn = [
+            np.mean([miou((weights @ m).reshape(size, c, c)) for m in side], axis=0)
+            for side in flat
+        ]
         scores.append(drawn[0] - drawn[1] if len(drawn) == 2 else drawn[0])
     spread = float(np.concatenate(scores).var(ddof=1))
     return spread * n / (n - 1) if n > 1 else 0.0  # a bootstrap of n is too narrow by (n - 1) / n

@@ -10,7 +10,10 @@ import re
 
 TRAINED = ("real", "mixed")  # sources whose real images are trained on
 KEYS = {"data", "split", "labels"}
-FORM = "{data: shapes, split: tune, labels: 128} (seed: <number> too for a draw), a list of such, or null"
+FORM = (
+    "{data: shapes, split: tune, labels: 128} (seed: <number> too for a draw), a list of such, "
+    "or null"
+)
 
 
 def choices(what: str, given) -> list[dict]:

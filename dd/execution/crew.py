@@ -1,4 +1,5 @@
-"""The workers of one run on a Ray cluster: given units, lost, replaced, let go. Ray comes as an argument."""
+"""The workers of one run on a Ray cluster: given units, lost, replaced, let go. Ray comes as an
+argument."""
 
 import os
 import time
@@ -17,8 +18,8 @@ READY = ("idle", "busy")
 
 @dataclass(eq=False)
 class Member:
-    """A worker as the driver sees it. ``state``: placing, building, idle, busy, or refused (it keeps its place, so that none
-    is tried there again); ``answer``: what it was last asked for."""
+    """A worker as the driver sees it. ``state``: placing, building, idle, busy, or refused (it
+    keeps its place, so that none is tried there again); ``answer``: what it was last asked for."""
 
     actor: Any
     number: int  # of all that were started: its byte of the fence
@@ -34,15 +35,28 @@ class Member:
 
 
 class Crew:
-    """``run()`` makes the units of ``state``. ``needs``: {"CPU", "GPU"} of a worker; ``task``: (work, build, device)."""
+    """``run()`` makes the units of ``state``. ``needs``: {"CPU", "GPU"} of a worker; ``task``:
+    (work, build, device)."""
 
     def __init__(self, ray, state, settings, needs, task, died, fence):
-        self.ray, self.state, self.settings, self.needs, self.died, self.fence = ray, state, settings, needs, died, fence
+        self.ray, self.state, self.settings, self.needs, self.died, self.fence = (
+            ray,
+            state,
+            settings,
+            needs,
+            died,
+            fence,
+        )
         self.members, self.gone, self.started, self.bad_starts, self.wait_until = [], [], 0, 0, 0.0
         self.was_ready, self.looked = False, 0.0
         shared = os.getcwd(), str(fence.path.parent), fence.token, versions()
         work, build, device = task
-        options = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_restarts": 0, "max_task_retries": 0}
+        options = {
+            "num_cpus": needs["CPU"],
+            "num_gpus": needs["GPU"],
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
         self.actor = ray.remote(Worker).options(**options)
         self.arguments = build, work, device, *shared
 
@@ -72,7 +86,9 @@ class Crew:
         self.looked = time.monotonic()
         refused = sum(m.state == "refused" for m in self.members)
         room = sum(self._room(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
-        wanted = min(self.settings.workers or max(1, room - refused), len(self.state.queue) + self._busy())
+        wanted = min(
+            self.settings.workers or max(1, room - refused), len(self.state.queue) + self._busy()
+        )
         if self.looked >= self.wait_until:
             for _ in range(wanted - (len(self.members) - refused)):
                 self._start()
@@ -85,7 +101,9 @@ class Crew:
             raise kind(self._no_place(max(waiting)))
 
     def _room(self, resources) -> int:
-        return min(int(resources.get(key, 0) / need + 1e-9) for key, need in self.needs.items() if need)
+        return min(
+            int(resources.get(key, 0) / need + 1e-9) for key, need in self.needs.items() if need
+        )
 
     def _no_place(self, seconds) -> str:
         def amount(resources):
@@ -93,17 +111,23 @@ class Crew:
 
         nodes = sum(node["Alive"] for node in self.ray.nodes())
         return (
-            f"no worker got a place in {seconds:.0f} s. Each asks for {amount(self.needs)} on one node "
-            f"(executor.cpus_per_worker, executor.gpus_per_worker); the cluster's {nodes} nodes have "
-            f"{amount(self.ray.cluster_resources())} together, of which {amount(self.ray.available_resources())} are free. "
-            "Ask for less, add nodes, wait until others have ended, or give it more time with executor.timeout"
+            f"no worker got a place in {seconds:.0f} s. Each asks for {amount(self.needs)} on one "
+            "node "
+            f"(executor.cpus_per_worker, executor.gpus_per_worker); the cluster's {nodes} nodes "
+            "have "
+            f"{amount(self.ray.cluster_resources())} together, of which "
+            f"{amount(self.ray.available_resources())} are free. "
+            "Ask for less, add nodes, wait until others have ended, or give it more time with "
+            "executor.timeout"
         )
 
     def _start(self):
         taken = {m.slot for m in (*self.members, *self.gone)}
         slot = next(i for i in range(1, len(taken) + 2) if i not in taken)
         name, number = self.settings.name(slot), self.started
-        member = Member(self.actor.remote(*self.arguments, number, name), number, slot, name, time.monotonic())
+        member = Member(
+            self.actor.remote(*self.arguments, number, name), number, slot, name, time.monotonic()
+        )
         member.answer, self.started = member.actor.start.remote(), self.started + 1
         self.members.append(member)
 
@@ -134,7 +158,8 @@ class Crew:
             self.state.lost(number, content)
 
     def _refuse(self, member, why):
-        """A node that cannot take part ends a run that is beginning; one that joins later is left alone."""
+        """A node that cannot take part ends a run that is beginning; one that joins later is
+        left alone."""
         member.where, text = why[0], f"the worker on {why[0]} could not start: {why[1]}"
         if not any(m.state in READY for m in self.members):
             raise ValueError(text)
@@ -154,11 +179,17 @@ class Crew:
             return
         self.bad_starts += 1
         self.wait_until = time.monotonic() + min(60, 2 ** (self.bad_starts - 1))
-        if self.bad_starts >= self.settings.attempts and not any(m.state in READY for m in self.members):
-            raise UnitsFailed(f"{self.bad_starts} workers in a row were lost before their first unit: {member.how}")
+        if self.bad_starts >= self.settings.attempts and not any(
+            m.state in READY for m in self.members
+        ):
+            raise UnitsFailed(
+                f"{self.bad_starts} workers in a row were lost before their first unit: "
+                f"{member.how}"
+            )
 
     def _bury(self):
-        """What a lost worker was at goes to another once it cannot write any more; it may have been recorded all the same."""
+        """What a lost worker was at goes to another once it cannot write any more; it may have
+        been recorded all the same."""
         for member in list(self.gone):
             number, late = member.unit, time.monotonic() - member.since > self.settings.timeout
             if self.fence.free(member.number):
@@ -171,7 +202,9 @@ class Crew:
                     self.state.lost(number, member.how)
             elif late and number is not None:
                 member.unit = None  # its name stays taken
-                held = f"{member.how}; it still holds the data set after {self.settings.timeout:g} s"
+                held = (
+                    f"{member.how}; it still holds the data set after {self.settings.timeout:g} s"
+                )
                 self.state.lost(number, held, final=True)
 
     def _kill(self, member):
@@ -191,11 +224,18 @@ class Crew:
 
 
 class Worker:
-    """The actor. Its answers are (kind, content); it writes only while it holds its byte of the fence."""
+    """The actor. Its answers are (kind, content); it writes only while it holds its byte of the
+    fence."""
 
-    def __init__(self, build, work, device, directory, folder, token, driver_versions, number, name):
+    def __init__(
+        self, build, work, device, directory, folder, token, driver_versions, number, name
+    ):
         self.make_tools, self.work, self.device, self.name = build, work, device, name
-        self.directory, self.fence, self.versions = directory, (folder, number, token), driver_versions
+        self.directory, self.fence, self.versions = (
+            directory,
+            (folder, number, token),
+            driver_versions,
+        )
 
     def start(self):
         """Is this the driver's file system and software?"""
@@ -203,7 +243,10 @@ class Worker:
         try:
             os.chdir(self.directory)  # relative paths of the configuration
         except OSError:
-            return "refused", (where, f"no folder {self.directory}: start the run in a folder that every machine sees")
+            return "refused", (
+                where,
+                f"no folder {self.directory}: start the run in a folder that every machine sees",
+            )
         try:
             self.held = Fence.hold(*self.fence)
         except (ValueError, OSError) as error:
@@ -226,5 +269,7 @@ class Worker:
 
 def _short(error) -> str:
     """The first and the last line of what Ray says, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     return " ... ".join(dict.fromkeys((lines[0][:300], lines[-1][:300])))

@@ -17,34 +17,58 @@ MOST = 1024  # workers of a machine, threads of a worker, attempts at a unit
 
 
 class Local:
-    """Worker processes on this machine: one for each device of ``devices`` (None: every GPU, or the CPU), or ``workers``
-    spread over them; a single one is this process itself unless ``spawn``.
+    """Worker processes on this machine: one for each device of ``devices`` (None: every GPU, or the
+    CPU), or ``workers`` spread over them; a single one is this process itself unless ``spawn``.
 
-    A worker that dies is started again; a unit is tried ``attempts`` times in all, then quarantined. UnitsFailed as soon as
-    more than ``max_failed`` (a share) of the units are. ``threads``: CPU threads of each worker, None for the process's own.
+    A worker that dies is started again; a unit is tried ``attempts`` times in all, then
+    quarantined. UnitsFailed as soon as more than ``max_failed`` (a share) of the units are.
+    ``threads``: CPU threads of each worker, None for the process's own.
     """
 
     def __init__(
-        self, workers: int | None = None, devices: list[str] | None = None, attempts: int = 3, max_failed: float = 0.01,
-        threads: int | None = None, spawn: bool = False,
-    ):  # fmt: skip
+        self,
+        workers: int | None = None,
+        devices: list[str] | None = None,
+        attempts: int = 3,
+        max_failed: float = 0.01,
+        threads: int | None = None,
+        spawn: bool = False,
+    ):
         for name, value in (("workers", workers), ("threads", threads), ("attempts", attempts)):
-            if (value is not None or name == "attempts") and (type(value) is not int or not 1 <= value <= MOST):
-                raise ValueError(f"executor.{name}={quoted(value)}: expected a whole number from 1 to {MOST}")
+            if (value is not None or name == "attempts") and (
+                type(value) is not int or not 1 <= value <= MOST
+            ):
+                raise ValueError(
+                    f"executor.{name}={quoted(value)}: expected a whole number from 1 to {MOST}"
+                )
         if type(max_failed) not in (int, float) or not 0 <= max_failed <= 1:
-            raise ValueError(f"executor.max_failed={max_failed!r}: expected a share of the units from 0 to 1")
+            raise ValueError(
+                f"executor.max_failed={max_failed!r}: expected a share of the units from 0 to 1"
+            )
         if devices is not None and (not devices or isinstance(devices, str)):
-            raise ValueError(f"executor.devices={devices!r}: expected a list such as [cuda:0, cuda:1], or null")
-        self.workers, self.devices, self.attempts, self.max_failed = workers, devices, attempts, max_failed
+            raise ValueError(
+                f"executor.devices={devices!r}: expected a list such as [cuda:0, cuda:1], or null"
+            )
+        self.workers, self.devices, self.attempts, self.max_failed = (
+            workers,
+            devices,
+            attempts,
+            max_failed,
+        )
         self.threads, self.spawn, self.shard = threads, spawn, None
 
     def places(self, device: str) -> list[str]:
-        """The device of each worker; ``device`` is what the run was given (``cuda`` = every GPU)."""
+        """The device of each worker; ``device`` is what the run was given (``cuda`` = every
+        GPU)."""
         devices = self.devices or [device]
         if devices == ["cuda"]:
             import torch  # here, since workers of other generators do without it
 
-            devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.device_count() > 1 else ["cuda"]
+            devices = (
+                [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+                if torch.cuda.device_count() > 1
+                else ["cuda"]
+            )
         return [devices[i % len(devices)] for i in range(self.workers or len(devices))]
 
     def share(self, units: list) -> list:
@@ -55,11 +79,15 @@ class Local:
         """Of a worker, and of its file of records."""
         return str(worker)
 
-    def run(self, units, total: int, work, tools, build, died, progress, device: str = "cpu", lock=None) -> dict:
-        """Make ``units`` of ``total``; returns {position in ``units``: error} of those that are quarantined.
+    def run(
+        self, units, total: int, work, tools, build, died, progress, device: str = "cpu", lock=None
+    ) -> dict:
+        """Make ``units`` of ``total``; returns {position in ``units``: error} of those that are
+        quarantined.
 
-        ``tools``: this process's own, ``build(device)`` those of a worker process; ``died(unit, worker, pid)`` tidies up after
-        a worker that died and says whether the unit is done all the same. OSError for a disk that takes no more.
+        ``tools``: this process's own, ``build(device)`` those of a worker process; ``died(unit,
+        worker, pid)`` tidies up after a worker that died and says whether the unit is done all the
+        same. OSError for a disk that takes no more.
         """
         places, state = self.places(device), State(units, self, total, progress)
         with stopped_by_signal():
@@ -67,7 +95,10 @@ class Local:
                 self._run_here(state, work, tools)
             elif units:
                 if build is None:
-                    raise ValueError("several workers need a way to build the generator in each of them: give build")
+                    raise ValueError(
+                        "several workers need a way to build the generator in each of them: give "
+                        "build"
+                    )
                 _Pool(state, places[: len(units)], self, work, build, died, lock).run()
         return state.failed
 
@@ -107,13 +138,18 @@ def _count(state, number, error):
 class _Pool:
     """Worker processes, each with a pipe; a pipe that breaks is a worker that died.
 
-    A worker that has drawn a unit is given the next one, which it draws while the rest of the first is done. So it has two
-    units at most, and answers for them in their order.
+    A worker that has drawn a unit is given the next one, which it draws while the rest of the first
+    is done. So it has two units at most, and answers for them in their order.
     """
 
     def __init__(self, state, places, executor, work, build, died, lock):
         self.state, self.places, self.died, self.executor = state, places, died, executor
-        self.task, self.workers, self.starts, self.context = (work, build, lock), {}, {}, get_context("spawn")
+        self.task, self.workers, self.starts, self.context = (
+            (work, build, lock),
+            {},
+            {},
+            get_context("spawn"),
+        )
 
     def run(self):
         try:
@@ -129,7 +165,9 @@ class _Pool:
     def _start(self, slot):
         ours, theirs = self.context.Pipe()
         name = self.executor.name(slot)
-        process = self.context.Process(target=_worker, args=(*self.task, self.places[slot], name, theirs), daemon=True)
+        process = self.context.Process(
+            target=_worker, args=(*self.task, self.places[slot], name, theirs), daemon=True
+        )
         process.start()
         theirs.close()  # so that the pipe breaks when the worker dies
         self.workers[ours] = process, slot, []
@@ -155,7 +193,9 @@ class _Pool:
 
     def _beside(self, number) -> bool:
         """Whether the next unit can be drawn while the rest of this one is done."""
-        return bool(self.state.queue) and not any(map(self.state.alone, (number, self.state.queue[0])))
+        return bool(self.state.queue) and not any(
+            map(self.state.alone, (number, self.state.queue[0]))
+        )
 
     def _next(self, channel):
         if self.state.queue:
@@ -174,7 +214,10 @@ class _Pool:
         channel.close()
         process.join()
         self.starts[slot] = self.starts.get(slot, 0) + 1
-        how = f"worker {self.executor.name(slot)} died (exit code {process.exitcode}: {_how(process.exitcode)})"
+        how = (
+            f"worker {self.executor.name(slot)} died (exit code {process.exitcode}: "
+            f"{_how(process.exitcode)})"
+        )
         if not numbers:
             self.state.progress.fail(how)
             if self.starts[slot] >= self.executor.attempts:
@@ -224,7 +267,8 @@ def _worker(work, build, lock, place, name, channel):
 
 
 def _make_one(work, tools, name, channel, rests) -> bool:
-    """Draw a unit and begin its rest, whose thread says how it ended; whether the worker goes on."""
+    """Draw a unit and begin its rest, whose thread says how it ended; whether the worker goes
+    on."""
     try:
         unit = channel.recv()
     except EOFError:
@@ -242,6 +286,7 @@ def _make_one(work, tools, name, channel, rests) -> bool:
 
 
 def _end_with_parent():
-    """A driver that was killed cannot stop its workers: they stop themselves, so that the next driver is alone."""
+    """A driver that was killed cannot stop its workers: they stop themselves, so that the next
+    driver is alone."""
     wait([parent_process().sentinel])
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""The rest of a unit (its files and records), done in a thread of its own while the next unit is drawn."""
+"""The rest of a unit (its files and records), done in a thread of its own while the next unit is
+drawn."""
 
 import threading
 import time
@@ -9,12 +10,13 @@ LOOK = 0.005  # seconds between looks whether the thread has ended
 
 
 class Rests:
-    """At most one rest is under way: :meth:`end` comes before the next :meth:`begin`, so that one unit that is drawn is held
-    beside the one that is being drawn.
+    """At most one rest is under way: :meth:`end` comes before the next :meth:`begin`, so that one
+    unit that is drawn is held beside the one that is being drawn.
 
-    ``with`` ends only when the rest under way has, whatever ends the block: also Ctrl-C and SIGTERM, however often they come.
-    A signal may strike between any two steps of the main thread, so that it shares no lock with the other: joining a thread,
-    or waiting for a future, can hang after that.
+    ``with`` ends only when the rest under way has, whatever ends the block: also Ctrl-C and
+    SIGTERM, however often they come. A signal may strike between any two steps of the main thread,
+    so that it shares no lock with the other: joining a thread, or waiting for a future, can hang
+    after that.
     """
 
     def __init__(self):

@@ -1,4 +1,5 @@
-"""One unit of a synthetic data set on disk: made, found finished, taken back. What every executor's worker does."""
+"""One unit of a synthetic data set on disk: made, found finished, taken back. What every
+executor's worker does."""
 
 import json
 import os
@@ -23,40 +24,53 @@ WRITERS = 8  # threads that encode, hash and sync the files of a unit
 
 
 def read_run(folder: str | Path) -> dict:
-    """run.json of a synthetic data set; FileNotFoundError or ValueError say what is wrong with it."""
+    """run.json of a synthetic data set; FileNotFoundError or ValueError say what is wrong with
+    it."""
     path = Path(folder) / "run.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a synthetic data set: no run.json. Make one with generate.py")
+        raise FileNotFoundError(
+            f"{folder} is not a synthetic data set: no run.json. Make one with generate.py"
+        )
     made = read_own(path, {}).get("identity")
     if isinstance(made, dict) and "domain" in made:
         raise ValueError(
-            f"{folder} is not a synthetic data set: its images are the scenes of {made['domain']!r}, made by python -m dd "
+            f"{folder} is not a synthetic data set: its images are the scenes of "
+            f"{made['domain']!r}, made by python -m dd "
             "prepare shapes (and again, if it is removed)"
         )
     run = read_own(path, WHOLE_RUN)
     if run["identity"]["image_format"] not in IMAGE_SUFFIXES:
-        raise ValueError(f"{path} is damaged: it does not say what the data set is. Restore it from a copy")
+        raise ValueError(
+            f"{path} is damaged: it does not say what the data set is. Restore it from a copy"
+        )
     return run
 
 
 def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
     """Where image and heat of a sample lie."""
-    return Path(folder) / "JPEGImages" / f"{name}{suffix}", Path(folder) / "heat" / f"{name}.safetensors"
+    return Path(folder) / "JPEGImages" / f"{name}{suffix}", Path(
+        folder
+    ) / "heat" / f"{name}.safetensors"
 
 
 def make_unit(
     folder: Path, suffix: str, seed: int, redraw: int, tools: tuple, unit: list[Sample], worker: str
 ) -> Callable[[], None]:
-    """Draw a unit; what is returned does the rest, image, heat and, last, the records of its samples, and may be called in
-    another thread. ``tools``: (generator, CLIP model or None); the other arguments are those of
-    :func:`dd.stages.synthesize.synthesize`.
+    """Draw a unit; what is returned does the rest, image, heat and, last, the records of its
+    samples, and may be called in another thread. ``tools``: (generator, CLIP model or None); the
+    other arguments are those of :func:`dd.stages.synthesize.synthesize`.
 
-    Both models work here: torch keeps settings for each thread (flushing of denormals, the device), and memory that was
-    measured for one of them at a time would be used by both at once.
+    Both models work here: torch keeps settings for each thread (flushing of denormals, the device),
+    and memory that was measured for one of them at a time would be used by both at once.
     """
     started, (generator, clip) = time.perf_counter(), tools
     drawn = [
-        Drawn(sample, image, maps, {"attempt": min(len(faults), redraw)} | ({"faults": faults} if faults else {}))
+        Drawn(
+            sample,
+            image,
+            maps,
+            {"attempt": min(len(faults), redraw)} | ({"faults": faults} if faults else {}),
+        )
         for sample, image, maps, faults in _draw(generator, unit, seed, redraw)
     ]
     each = round((time.perf_counter() - started) / len(unit), 4)
@@ -67,8 +81,9 @@ def make_unit(
 
 @dataclass(frozen=True)
 class Drawn:
-    """A sample that is not written yet. ``image`` None: every attempt was bad; ``record``: what its record says of attempts;
-    ``encoded`` image and ``signals``: with a CLIP model, which sees the image as it will be stored."""
+    """A sample that is not written yet. ``image`` None: every attempt was bad; ``record``: what
+    its record says of attempts; ``encoded`` image and ``signals``: with a CLIP model, which sees
+    the image as it will be stored."""
 
     sample: Sample
     image: np.ndarray | None
@@ -80,9 +95,13 @@ class Drawn:
 
 def _scored(drawn, suffix, clip) -> list[Drawn]:
     with ThreadPoolExecutor(WRITERS) as pool:
-        encoded = list(pool.map(lambda d: d.image is not None and encode_image(d.image, suffix), drawn))
+        encoded = list(
+            pool.map(lambda d: d.image is not None and encode_image(d.image, suffix), drawn)
+        )
     return [
-        replace(d, encoded=data, signals=_signals(d, clip, read_image(BytesIO(data)))) if data else d
+        replace(d, encoded=data, signals=_signals(d, clip, read_image(BytesIO(data))))
+        if data
+        else d
         for d, data in zip(drawn, encoded, strict=True)
     ]
 
@@ -93,8 +112,14 @@ def _signals(drawn, clip=None, image=None) -> dict:
 
 def _write_unit(folder, suffix, worker, drawn, each) -> None:
     """Files, then their names, then the records that speak of them: a unit is done or it is not."""
-    with ThreadPoolExecutor(WRITERS) as pool:  # encoding and hashing leave the interpreter, syncing waits for the disk
-        written = list(pool.map(lambda d: {"failed": True} if d.image is None else _write(folder, suffix, d), drawn))
+    with ThreadPoolExecutor(
+        WRITERS
+    ) as pool:  # encoding and hashing leave the interpreter, syncing waits for the disk
+        written = list(
+            pool.map(
+                lambda d: {"failed": True} if d.image is None else _write(folder, suffix, d), drawn
+            )
+        )
     records = []
     for d, found in zip(drawn, written, strict=True):
         record = {"id": d.sample.id, "unit": d.sample.unit, **d.record, **found, "seconds": each}
@@ -109,15 +134,19 @@ def _write_unit(folder, suffix, worker, drawn, each) -> None:
 def _write(folder, suffix, drawn) -> dict:
     """Write image and heat of a sample; returns their hashes."""
     description = {"classes": drawn.sample.classes, "powers": drawn.maps["class_prompt"].shape[1]}
-    contents = drawn.encoded or encode_image(drawn.image, suffix), heat_bytes(drawn.maps, description)
+    contents = (
+        drawn.encoded or encode_image(drawn.image, suffix),
+        heat_bytes(drawn.maps, description),
+    )
     for path, data in zip(unit_files(folder, drawn.sample.id, suffix), contents, strict=True):
         write_atomic(path, data)
     return dict(zip(("image_sha256", "heat_sha256"), map(sha256, contents), strict=True))
 
 
 def _draw(generator, unit, seed, redraw):
-    """(sample, image, heat, faults of its bad attempts) of a unit; the image is None if every attempt was bad. Another attempt
-    is drawn alone, with the attempt's own seed: it depends on nothing but the sample."""
+    """(sample, image, heat, faults of its bad attempts) of a unit; the image is None if every
+    attempt was bad. Another attempt is drawn alone, with the attempt's own seed: it depends on
+    nothing but the sample."""
     images, heat, faults = generator.generate(unit)
     for sample, image, maps, fault in zip(unit, images, heat, faults, strict=True):
         seen = []
@@ -141,16 +170,20 @@ def _sync(folder):
 
 
 def open_tools(build, identity: dict, device: str) -> tuple:
-    """``build(device=device)`` for a worker process; ValueError unless its generator is the one the run was begun with."""
+    """``build(device=device)`` for a worker process; ValueError unless its generator is the one
+    the run was begun with."""
     generator, clip = build(device=device)
     lines = differences(identity, json.loads(json.dumps(generator.identity())))
     if lines:
-        raise ValueError("the worker's generator is another one than the driver's:\n  " + "\n  ".join(lines))
+        raise ValueError(
+            "the worker's generator is another one than the driver's:\n  " + "\n  ".join(lines)
+        )
     return generator, clip
 
 
 def worker_died(folder: Path, suffix: str, unit: list[Sample], worker: str, pid: int) -> bool:
-    """Whether the unit was recorded before its worker died; if not, what is left of it is taken away."""
+    """Whether the unit was recorded before its worker died; if not, what is left of it is taken
+    away."""
     names, path = {s.id for s in unit}, folder / "records" / f"{worker}.jsonl"
     if path.is_file() and names <= {r["id"] for r in each_record(path) if "error" not in r}:
         return True
@@ -162,7 +195,8 @@ def worker_died(folder: Path, suffix: str, unit: list[Sample], worker: str, pid:
 
 
 def drop_records(folder: str | Path, names: set[str], pattern: str = "*.jsonl") -> None:
-    """Take the records of these samples, and torn lines, out of the files that hold some. Nobody may be writing them."""
+    """Take the records of these samples, and torn lines, out of the files that hold some. Nobody
+    may be writing them."""
     for path in sorted((Path(folder) / "records").glob(pattern)):
         with open(path, "rb") as file:
             lines = sum(1 for _ in file)
@@ -183,8 +217,8 @@ def present(folder: str | Path, suffix: str) -> set[str]:
 
 
 def sweep_samples(folder: str | Path, names: set[str]) -> None:
-    """Remove the temporary files of the images and heat of ``names`` while others are at work (else:
-    :func:`dd.store.provenance.sweep`)."""
+    """Remove the temporary files of the images and heat of ``names`` while others are at work
+    (else: :func:`dd.store.provenance.sweep`)."""
     for place in FOLDERS:
         for entry in _entries(Path(folder) / place):
             if entry.name[1:].partition(".")[0] in names and is_temporary(entry.name):

@@ -1,22 +1,37 @@
 """The data card of the Hugging Face export: a README.md with the header that the hub reads."""
 
 import html
+from pathlib import Path
 
 import yaml
 
 from dd.evaluation.supervision import distinct, told
 from dd.exports.source import Source
+from dd.store.templates import fill
 from dd.taxonomy import IGNORE
 
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+TEMPLATE = Path(__file__).with_name("card.md.j2")
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
 LICENCES = {  # as data sets of this project state them: the hub's own identifier
-    "apache-2.0": "apache-2.0", "mit": "mit", "cc-by-4.0": "cc-by-4.0", "cc-by-sa-4.0": "cc-by-sa-4.0", "cc0-1.0": "cc0-1.0",
-    "creativeml openrail-m": "creativeml-openrail-m", "creativeml openrail++-m": "openrail++",
-}  # fmt: skip
+    "apache-2.0": "apache-2.0",
+    "mit": "mit",
+    "cc-by-4.0": "cc-by-4.0",
+    "cc-by-sa-4.0": "cc-by-sa-4.0",
+    "cc0-1.0": "cc0-1.0",
+    "creativeml openrail-m": "creativeml-openrail-m",
+    "creativeml openrail++-m": "openrail++",
+}
 
 BIASES = (
-    "Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where the model *attended* "
-    "to a word even if the object is missing, and objects that were not asked for are background."
+    "Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where "
+    "the model *attended* to a word even if the object is missing, and objects that were not "
+    "asked for are background."
 )
 
 
@@ -27,33 +42,19 @@ def card(source: Source, files: dict[str, list[str]]) -> str:
     rows = [f"| {i} | {_cell(name)} | {_share(source, i, total)} |" for i, name in enumerate(names)]
     rows.append(f"| {IGNORE} | uncertain, to be ignored | {_share(source, IGNORE, total)} |")
     splits = ", ".join(f"`{split}` ({len(ids)})" for split, ids in source.splits.items())
-    first = next(iter(files))
-    return f"""---
-{yaml.safe_dump(header(source, files), sort_keys=False, allow_unicode=True)}---
-
-# {_cell(source.name)}
-
-{count} images with a segmentation mask each. Splits: {splits}; an image may be in several.
-{_origin(about)}
-
-| pixel value | class | images | pixels |
-|---|---|---|---|
-{chr(10).join(rows)}
-
-```python
-import numpy as np
-from datasets import load_dataset
-
-data = load_dataset("<this folder or repository>", split="{first}")     # the parquet files in data/
-ids = np.asarray(data[0]["mask"])                               # class ids: the mask is a palette image
-same = load_dataset("imagefolder", data_files={{"{first}": "<this folder>/imagefolder/{first}/**"}}, split="{first}")
-```
-
-`id2label.json` names the pixel values.
-
-- Licence: {_licence(about)}
-- Masks are those of `{_cell(str(about["masks"]))}`; they know classes, not single objects.
-{_limits(about)}"""
+    return fill(
+        TEMPLATE,
+        header=yaml.safe_dump(header(source, files), sort_keys=False, allow_unicode=True),
+        name=_cell(source.name),
+        count=count,
+        splits=splits,
+        origin=_origin(about),
+        rows=rows,
+        first=next(iter(files)),
+        licence=_licence(about),
+        masks=_cell(str(about["masks"])),
+        biases=BIASES if about["synthetic"] else "",
+    )
 
 
 def header(source: Source, files: dict[str, list[str]]) -> dict:
@@ -62,16 +63,28 @@ def header(source: Source, files: dict[str, list[str]]) -> dict:
     licence = LICENCES.get(str(about["licence"] or "").lower())
     terms = {"license": licence or ("other" if about["licence"] else "unknown")}
     if terms["license"] == "other":
-        terms |= {"license_name": about["licence"]} | ({"license_link": about["link"]} if about["link"] else {})
+        terms |= {"license_name": about["licence"]} | (
+            {"license_link": about["link"]} if about["link"] else {}
+        )
     size = next((name for limit, name in SIZES if len(source.items) < limit), "n>10M")
-    synthetic = {"annotations_creators": ["machine-generated"], "tags": ["synthetic", "stable-diffusion"]}
+    synthetic = {
+        "annotations_creators": ["machine-generated"],
+        "tags": ["synthetic", "stable-diffusion"],
+    }
     return {
-        "pretty_name": source.name, "task_categories": ["image-segmentation"], "task_ids": ["semantic-segmentation"], **terms,
-        **(synthetic if about["synthetic"] else {}), "size_categories": [size],
+        "pretty_name": source.name,
+        "task_categories": ["image-segmentation"],
+        "task_ids": ["semantic-segmentation"],
+        **terms,
+        **(synthetic if about["synthetic"] else {}),
+        "size_categories": [size],
         "configs": [
-            {"config_name": "default", "data_files": [{"split": s, "path": f"data/{s}-*-of-*.parquet"} for s in files]}
+            {
+                "config_name": "default",
+                "data_files": [{"split": s, "path": f"data/{s}-*-of-*.parquet"} for s in files],
+            }
         ],
-    }  # fmt: skip
+    }
 
 
 def _share(source: Source, value: int, total: int) -> str:
@@ -84,12 +97,15 @@ def _cell(text: str) -> str:
 
 
 def used_labels(sets: list[dict]) -> str:
-    """What a card says of the labels behind a synthetic set (:func:`dd.evaluation.supervision.behind`)."""
+    """What a card says of the labels behind a synthetic set
+    (:func:`dd.evaluation.supervision.behind`)."""
     if not sets:
         return "No real label was used: neither for a mask nor for the choice of a setting."
     return (
-        f"{distinct(sets) or 'An unknown number of'} real labels stand behind it: settings were chosen on "
-        f"them, or a teacher learnt them: {told(sets)}. A segmenter trained on it is not of supervision "
+        f"{distinct(sets) or 'An unknown number of'} real labels stand behind it: settings were "
+        "chosen on "
+        f"them, or a teacher learnt them: {told(sets)}. A segmenter trained on it is not of "
+        "supervision "
         "class A (docs/sweeps.md)."
     )
 
@@ -99,18 +115,25 @@ def adapter(generator: dict) -> str:
     if not generator.get("adapter_sha256"):
         return ""
     return (
-        f" Adapted with LoRA layers of weight {generator['adapter_weight']} (sha256 `{generator['adapter_sha256']}`) that "
-        "were trained on other images: these may look like those, and rights and privacy of those may reach to these."
+        f" Adapted with LoRA layers of weight {generator['adapter_weight']} (sha256 "
+        f"`{generator['adapter_sha256']}`) that "
+        "were trained on other images: these may look like those, and rights and privacy of those "
+        "may reach to these."
     )
 
 
 def _origin(about: dict) -> str:
     if not about["synthetic"]:
-        return "Real images, as prepared by `python -m dd prepare` or by hand; see their source for how they were labelled."
+        return (
+            "Real images, as prepared by `python -m dd prepare` or by hand; see their source "
+            "for how they were labelled."
+        )
     generator = about["generator"]
     return (
-        "**Synthetic**: the images were made by a text-to-image model, the masks read from its attention (Dataset Diffusion, "
-        f"NeurIPS 2023). Generator: `{generator.get('model')}`, revision `{generator.get('revision')}`, weights sha256 "
+        "**Synthetic**: the images were made by a text-to-image model, the masks read from its "
+        "attention (Dataset Diffusion, "
+        f"NeurIPS 2023). Generator: `{generator.get('model')}`, revision "
+        f"`{generator.get('revision')}`, weights sha256 "
         f"`{generator.get('weights_sha256')}`.{adapter(generator)} {used_labels(about['labels'])}"
     )
 
@@ -120,10 +143,6 @@ def _licence(about: dict) -> str:
         return "not known to this export; ask the owner of the images."
     licence = about["licence"] or "not stated, ask the owner of the weights"
     link = f" ({about['link']})" if about["link"] else ""
-    return f"of the generator's weights: {licence}{link}. It governs what may be done with the images."
-
-
-def _limits(about: dict) -> str:
-    if not about["synthetic"]:
-        return ""
-    return f"- {BIASES}\n"
+    return (
+        f"of the generator's weights: {licence}{link}. It governs what may be done with the images."
+    )

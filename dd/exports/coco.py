@@ -1,8 +1,9 @@
-"""COCO: semantic masks as run lengths (``semantic_<split>.json``) and panoptic PNGs with ``panoptic_<split>.json``.
+"""COCO: semantic masks as run lengths (``semantic_<split>.json``) and panoptic PNGs with
+``panoptic_<split>.json``.
 
-A class of an image is one annotation or segment: the masks know classes, not objects. Category ids are pixel values,
-background is category 0; uncertain pixels are in no annotation, and 0 (void) in the panoptic PNGs, whose segment id is
-category id + 1.
+A class of an image is one annotation or segment: the masks know classes, not objects. Category ids
+are pixel values, background is category 0; uncertain pixels are in no annotation, and 0 (void) in
+the panoptic PNGs, whose segment id is category id + 1.
 """
 
 import json
@@ -16,8 +17,10 @@ from dd.exports.target import Target
 from dd.taxonomy import IGNORE
 
 NOTE = (
-    "Masks of classes, not of objects: one annotation (or segment) is all that an image shows of a class, and instances are "
-    "not real. Pixels in no annotation (panoptic: id 0) are uncertain and are to be ignored; category 0 is background."
+    "Masks of classes, not of objects: one annotation (or segment) is all that an image shows of "
+    "a class, and instances are "
+    "not real. Pixels in no annotation (panoptic: id 0) are uncertain and are to be ignored; "
+    "category 0 is background."
 )
 
 
@@ -44,7 +47,9 @@ def write(source: Source, target: Target) -> None:
 def _panoptic(item: Item) -> bytes:
     ids = read_ids(item)
     segments = np.where(ids == IGNORE, 0, ids.astype(np.int32) + 1)  # R + 256 G + 65536 B
-    return png(np.stack([segments & 255, segments >> 8 & 255, segments >> 16], axis=-1).astype(np.uint8))
+    return png(
+        np.stack([segments & 255, segments >> 8 & 255, segments >> 16], axis=-1).astype(np.uint8)
+    )
 
 
 def _split(source: Source, split: str, numbers: dict[str, int]) -> tuple[dict, dict]:
@@ -53,36 +58,56 @@ def _split(source: Source, split: str, numbers: dict[str, int]) -> tuple[dict, d
     for item in source.each(split):
         height, width = item.size
         number, name = numbers[item.id], f"{item.id}{item.suffix}"
-        images.append({"id": number, "file_name": name, "height": height, "width": width, **item.facts})
+        images.append(
+            {"id": number, "file_name": name, "height": height, "width": width, **item.facts}
+        )
         found = _regions(item)
         for value, region in found.items():
             row = {"id": len(semantic) + 1, "image_id": number, "category_id": value, "iscrowd": 0}
             semantic.append(row | region)
         rows = [
-            {"id": value + 1, "category_id": value, "iscrowd": 0, "area": region["area"], "bbox": region["bbox"]}
+            {
+                "id": value + 1,
+                "category_id": value,
+                "iscrowd": 0,
+                "area": region["area"],
+                "bbox": region["bbox"],
+            }
             for value, region in found.items()
         ]
         panoptic.append({"image_id": number, "file_name": f"{item.id}.png", "segments_info": rows})
-    head = {"info": {"description": NOTE, "data_set": source.name, "split": split}, "images": images}
+    head = {
+        "info": {"description": NOTE, "data_set": source.name, "split": split},
+        "images": images,
+    }
     tail = {"categories": _categories(source)}
     return {**head, "annotations": semantic, **tail}, {**head, "annotations": panoptic, **tail}
 
 
 def _regions(item: Item) -> dict[int, dict]:
-    """{class id: run lengths, area in pixels and box [x, y, width, height]} of the classes in a mask."""
+    """{class id: run lengths, area in pixels and box [x, y, width, height]} of the classes in a
+    mask."""
     ids, found = read_ids(item), {}
     for value in item.values:
         if value != IGNORE:
             code = rle.encode(np.asfortranarray(ids == value, np.uint8))
             area, box = int(rle.area(code)), [float(x) for x in rle.toBbox(code)]
-            text = {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode("ascii")}
+            text = {
+                "size": [int(n) for n in code["size"]],
+                "counts": code["counts"].decode("ascii"),
+            }
             found[value] = {"segmentation": text, "area": area, "bbox": box}
     return found
 
 
 def _categories(source: Source) -> list[dict]:
     return [
-        {"id": i, "name": name, "supercategory": name if i == 0 else source.taxonomy.name, "isthing": 0,
-         "color": source.colour(i)}
+        {
+            "id": i,
+            "name": name,
+            "supercategory": name if i == 0 else source.taxonomy.name,
+            "isthing": 0,
+            "color": source.colour(i),
+        }
         for i, name in enumerate(source.taxonomy.all_names)
-    ]  # fmt: skip
+    ]

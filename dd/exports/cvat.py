@@ -1,7 +1,9 @@
-"""CVAT's "Segmentation mask 1.1": one zip in PASCAL VOC layout with coloured masks and ``labelmap.txt``, and ``labels.json``.
+"""CVAT's "Segmentation mask 1.1": one zip in PASCAL VOC layout with coloured masks and
+``labelmap.txt``, and ``labels.json``.
 
-``SegmentationClass`` holds the classes' colours. ``SegmentationObject`` numbers the regions that CVAT draws: one for each
-class of an image, and none for background, which would otherwise become a mask over the whole image.
+``SegmentationClass`` holds the classes' colours. ``SegmentationObject`` numbers the regions that
+CVAT draws: one for each class of an image, and none for background, which would otherwise become a
+mask over the whole image.
 """
 
 import json
@@ -22,13 +24,22 @@ ARCHIVE = "cvat.zip"
 def check(source: Source, link: bool) -> list[str]:
     """ValueError for a class name that labelmap.txt cannot hold."""
     for name in source.taxonomy.names:
-        if ":" in name or name.startswith("#") or name != name.strip() or len(name.splitlines()) != 1:
+        if (
+            ":" in name
+            or name.startswith("#")
+            or name != name.strip()
+            or len(name.splitlines()) != 1
+        ):
             raise ValueError(
-                f"class {name!r}: a name in CVAT's labelmap.txt has no colon, line break, # at its start or blank at an end; "
+                f"class {name!r}: a name in CVAT's labelmap.txt has no colon, line break, # at "
+                "its start or blank at an end; "
                 "rename the class in a taxonomy file, or choose another format"
             )
         if name.lower() == IGNORED:
-            raise ValueError(f"class {name!r}: CVAT's label {IGNORED!r} is that of uncertain pixels here; rename the class")
+            raise ValueError(
+                f"class {name!r}: CVAT's label {IGNORED!r} is that of uncertain pixels here; "
+                "rename the class"
+            )
     return ["--link changes nothing: a zip file holds copies"] if link else []
 
 
@@ -42,7 +53,9 @@ def write(source: Source, target: Target) -> None:
 
 def _labels(source: Source) -> dict[str, list[int]]:
     """{label: colour}, background and, last, that of uncertain pixels included."""
-    names = dict(zip(source.taxonomy.all_names, map(source.colour, range(len(source.taxonomy))), strict=True))
+    names = dict(
+        zip(source.taxonomy.all_names, map(source.colour, range(len(source.taxonomy))), strict=True)
+    )
     return names | {IGNORED: source.colour(IGNORE)}
 
 
@@ -51,7 +64,11 @@ def _zip(source: Source, labels: dict, path: Path, target: Target) -> None:
         lines = [f"{name}:{','.join(map(str, colour))}::\n" for name, colour in labels.items()]
         _add(archive, "labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(lines))
         for split, names in source.splits.items():
-            _add(archive, f"ImageSets/Segmentation/{split}.txt", "".join(f"{name}\n" for name in names))
+            _add(
+                archive,
+                f"ImageSets/Segmentation/{split}.txt",
+                "".join(f"{name}\n" for name in names),
+            )
         for item in source.items.values():
             classes, regions = _coloured(source, item)
             _add(archive, f"JPEGImages/{item.id}{item.suffix}", item.image.read_bytes())
@@ -65,7 +82,9 @@ def _coloured(source: Source, item: Item) -> tuple[bytes, bytes]:
     ids, numbers = read_ids(item), np.zeros(256, np.uint8)
     present = [value for value in item.values if value != 0]
     numbers[present] = range(1, len(present) + 1)
-    classes, regions = (np.array(p, np.uint8).reshape(256, 3) for p in (source.taxonomy.palette, voc_palette()))
+    classes, regions = (
+        np.array(p, np.uint8).reshape(256, 3) for p in (source.taxonomy.palette, voc_palette())
+    )
     return png(classes[ids]), png(regions[numbers[ids]])
 
 

@@ -1,4 +1,5 @@
-"""A data set as the exports take it: which lists, which classes, and every file checked before anything is written."""
+"""A data set as the exports take it: which lists, which classes, and every file checked before
+anything is written."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,18 +20,24 @@ from dd.taxonomy import TAXONOMIES, Taxonomy, taxonomy
 
 def read_source(
     folder: Path, run: dict | None, masks: str, splits: list[str] | None, classes=None
-) -> tuple[Source, str]:  # fmt: skip
-    """(the checked data set, hash of its content). ``run``: run.json of a synthetic set, None for real data; the other
-    arguments, and the errors, are those of :func:`dd.stages.export.export`."""
+) -> tuple[Source, str]:
+    """(the checked data set, hash of its content). ``run``: run.json of a synthetic set, None
+    for real data; the other arguments, and the errors, are those of
+    :func:`dd.stages.export.export`."""
     folder_name(masks, "--masks", parts=True)
     synthetic, run = run is not None, run or {}
     hashes = _mask_set(folder, masks, synthetic)
     chosen = _classes(folder, run, classes)
-    sets = {split: SegmentationFolder(folder, split, chosen, masks) for split in _splits(folder, splits, synthetic)}
+    sets = {
+        split: SegmentationFolder(folder, split, chosen, masks)
+        for split in _splits(folder, splits, synthetic)
+    }
     for split, data in sets.items():
         twice = [name for name, number in Counter(data.ids).items() if number > 1]
         if twice:
-            raise ValueError(f"split {split} lists {twice[0]!r} more than once: take it out of the list")
+            raise ValueError(
+                f"split {split} lists {twice[0]!r} more than once: take it out of the list"
+            )
     plan = {s.id: s for s in read_whole_plan(folder)} if synthetic else {}
     records = read_records(folder) if synthetic else {}
     wanted = {name: data for data in sets.values() for name in data.ids}
@@ -38,15 +45,32 @@ def read_source(
     with Progress("check", len(wanted)) as progress:
         for name, data in wanted.items():
             items[name], counts, image_hash, mask_hash = _item(data, name, plan.get(name))
-            _compare(folder, "image", items[name].image, image_hash, records.get(name, {}).get("image_sha256", image_hash))
-            _compare(folder, "mask", items[name].mask, mask_hash, mask_hash if hashes is None else hashes.get(name))
+            _compare(
+                folder,
+                "image",
+                items[name].image,
+                image_hash,
+                records.get(name, {}).get("image_sha256", image_hash),
+            )
+            _compare(
+                folder,
+                "mask",
+                items[name].mask,
+                mask_hash,
+                mask_hash if hashes is None else hashes.get(name),
+            )
             content[name] = [image_hash, mask_hash, items[name].facts]
             pixels, images = pixels + counts, images + (counts > 0)
             progress.advance(1)
     source = Source(
-        folder.resolve().name, chosen, {split: data.ids for split, data in sets.items()}, items, _counted(pixels),
-        _counted(images), _about(folder, masks, run),
-    )  # fmt: skip
+        folder.resolve().name,
+        chosen,
+        {split: data.ids for split, data in sets.items()},
+        items,
+        _counted(pixels),
+        _counted(images),
+        _about(folder, masks, run),
+    )
     return source, fingerprint(content)
 
 
@@ -57,21 +81,32 @@ def is_synthetic(folder: Path) -> bool:
     if (folder / "plan.jsonl").is_file():
         return True
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return isinstance(run, dict) and isinstance(run.get("identity"), dict) and "generator" in run["identity"]
+    return (
+        isinstance(run, dict)
+        and isinstance(run.get("identity"), dict)
+        and "generator" in run["identity"]
+    )
 
 
 def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | None:
-    """Hashes of the masks by id; None for real data that has none. FileNotFoundError for what is not finished."""
+    """Hashes of the masks by id; None for real data that has none. FileNotFoundError for what is
+    not finished."""
     if not synthetic and any(folder.glob("settings_*.json")) and not (folder / RECORD).is_file():
-        raise FileNotFoundError(f"{folder} is not finished (no {RECORD}): run its python -m dd prepare ... again")
+        raise FileNotFoundError(
+            f"{folder} is not finished (no {RECORD}): run its python -m dd prepare ... again"
+        )
     path = folder / masks / "masks.json"
     if path.is_file():
         return read_own(path, WHOLE_MASKS)["sha256"]
     if not synthetic:
         return None
-    there = ", ".join(sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json"))) or "none"
+    there = (
+        ", ".join(sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json")))
+        or "none"
+    )
     raise FileNotFoundError(
-        f"{folder} has no finished mask set {masks} (no masks.json); finished ones: {there}. Masks are made by generate.py "
+        f"{folder} has no finished mask set {masks} (no masks.json); finished ones: {there}. "
+        "Masks are made by generate.py "
         "with stage=label, by evaluate.py with stage=self_train"
     )
 
@@ -85,9 +120,16 @@ def _classes(folder: Path, run: dict, given) -> Taxonomy:
     record = read_own(folder / RECORD, DATASET) if (folder / RECORD).is_file() else {}
     told = run.get("identity", record).get("taxonomy")
     if not told:
-        raise ValueError(f"{folder} does not say what its classes are: give --taxonomy {'|'.join(TAXONOMIES)} or a YAML file")
+        raise ValueError(
+            f"{folder} does not say what its classes are: give --taxonomy {'|'.join(TAXONOMIES)} "
+            "or a YAML file"
+        )
     known = TAXONOMIES.get(told["name"])
-    return known if known and list(known.names) == told["names"] else Taxonomy(told["name"], told["names"])
+    return (
+        known
+        if known and list(known.names) == told["names"]
+        else Taxonomy(told["name"], told["names"])
+    )
 
 
 def _splits(folder: Path, wanted: list[str] | None, synthetic: bool) -> list[str]:
@@ -95,14 +137,17 @@ def _splits(folder: Path, wanted: list[str] | None, synthetic: bool) -> list[str
         return list(dict.fromkeys(wanted))
     found = sorted(path.stem for path in (folder / "ImageSets" / "Segmentation").glob("*.txt"))
     if not found and synthetic:
-        raise FileNotFoundError(f"{folder} is not finished (no list of samples): run its generate.py command again")
+        raise FileNotFoundError(
+            f"{folder} is not finished (no list of samples): run its generate.py command again"
+        )
     if not found:
         read_split(folder, "train")  # says what is missing
     return found
 
 
 def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray, str, str]:
-    """(item, pixels of each value, SHA-256 of image and mask); ValueError names what is wrong with which file."""
+    """(item, pixels of each value, SHA-256 of image and mask); ValueError names what is wrong
+    with which file."""
     image, mask = data.image_path(name), data.mask_path(name)
     size = image_size(image)
     ids = data.mask(name, size)
@@ -114,7 +159,11 @@ def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray
                 "which python -m dd prepare own makes"
             )
     counts = np.bincount(ids.ravel(), minlength=256)
-    facts = {"prompt": sample.prompt, "classes": list(sample.classes), "seed": sample.seed} if sample else {}
+    facts = (
+        {"prompt": sample.prompt, "classes": list(sample.classes), "seed": sample.seed}
+        if sample
+        else {}
+    )
     values = tuple(int(v) for v in np.flatnonzero(counts))
     return Item(name, image, mask, size, values, facts), counts, sha256(image), sha256(mask)
 
@@ -122,7 +171,8 @@ def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray
 def _compare(folder: Path, kind: str, path: Path, found: str, recorded: str | None) -> None:
     if found != recorded:
         raise ValueError(
-            f"{kind} {path} is not what its record says; python -m dd verify {folder} names all that is damaged, "
+            f"{kind} {path} is not what its record says; python -m dd verify {folder} names all "
+            "that is damaged, "
             "and how it heals"
         )
 
@@ -136,7 +186,10 @@ def _about(folder: Path, masks: str, run: dict) -> dict:
     labels = behind(read_json(folder / masks / "masks.json")) if run else []
     terms = run.get("terms") or {}
     return {
-        "synthetic": bool(run), "generator": run["identity"]["generator"] if run else None, "masks": masks,
-        "licence": terms.get("licence"), "link": terms.get("link"),
+        "synthetic": bool(run),
+        "generator": run["identity"]["generator"] if run else None,
+        "masks": masks,
+        "licence": terms.get("licence"),
+        "link": terms.get("link"),
         "labels": labels,
-    }  # fmt: skip
+    }

@@ -1,7 +1,9 @@
-"""Hugging Face: parquet files with images and masks inside, an image folder with ``metadata.jsonl`` and card.
+"""Hugging Face: parquet files with images and masks inside, an image folder with ``metadata.jsonl``
+and card.
 
-``data/<split>-<n>-of-<m>.parquet`` is what ``load_dataset(<target>)`` reads; ``imagefolder/<split>`` holds the same samples as
-files. Masks stay palette (or grey) PNGs: their pixel values are the keys of ``id2label.json``.
+``data/<split>-<n>-of-<m>.parquet`` is what ``load_dataset(<target>)`` reads;
+``imagefolder/<split>`` holds the same samples as files. Masks stay palette (or grey) PNGs: their
+pixel values are the keys of ``id2label.json``.
 """
 
 import json
@@ -32,8 +34,10 @@ def check(source: Source, link: bool) -> list[str]:
     bad = [split for split in source.splits if not re.fullmatch(r"\w+(\.\w+)*", split)]
     if bad:
         raise ValueError(
-            f"split {bad[0]!r}: the datasets library takes letters, digits, _ and single dots in a split's name. Copy the "
-            "list in ImageSets/Segmentation under another name, and choose by --split what to export"
+            f"split {bad[0]!r}: the datasets library takes letters, digits, _ and single dots in "
+            "a split's name. Copy the "
+            "list in ImageSets/Segmentation under another name, and choose by --split what to "
+            "export"
         )
     return ["--link changes nothing for the parquet files, which hold copies"] if link else []
 
@@ -49,7 +53,9 @@ def write(source: Source, target: Target) -> None:
             rows.append({"image_file_name": image, "mask_file_name": mask, **record(source, item)})
         target.write(f"{folder}/metadata.jsonl", partial(map, _line, rows))
         parts = shards(source.each(split))
-        files[split] = [f"data/{split}-{i:05d}-of-{len(parts):05d}.parquet" for i in range(len(parts))]
+        files[split] = [
+            f"data/{split}-{i:05d}-of-{len(parts):05d}.parquet" for i in range(len(parts))
+        ]
         for name, items in zip(files[split], parts, strict=True):
             if target.missing(name):
                 with target.whole(name) as path:
@@ -57,13 +63,18 @@ def write(source: Source, target: Target) -> None:
             for item in items:
                 target.done(item)
     names = {str(i): name for i, name in enumerate(source.taxonomy.all_names)}
-    target.write("id2label.json", lambda: json.dumps(names | {str(IGNORE): "uncertain"}, indent=1, ensure_ascii=False) + "\n")
+    target.write(
+        "id2label.json",
+        lambda: json.dumps(names | {str(IGNORE): "uncertain"}, indent=1, ensure_ascii=False) + "\n",
+    )
     target.write("README.md", partial(card, source, files))
 
 
 def columns(source: Source) -> list[str]:
     """Those of a synthetic set, or those that real data has too."""
-    return [c for c in COLUMNS if source.about["synthetic"] or c not in ("prompt", "classes", "seed")]
+    return [
+        c for c in COLUMNS if source.about["synthetic"] or c not in ("prompt", "classes", "seed")
+    ]
 
 
 def _pyarrow():
@@ -71,7 +82,9 @@ def _pyarrow():
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise ValueError('export huggingface needs pyarrow, which is not installed: pip install -e ".[exports]"') from None
+        raise ValueError(
+            'export huggingface needs pyarrow, which is not installed: pip install -e ".[exports]"'
+        ) from None
     return pyarrow
 
 
@@ -83,11 +96,15 @@ def _parquet(source: Source, items: list[Item], path: Path) -> None:
     """One shard, in row groups, with the features that let the datasets library decode images."""
     pa, chosen = _pyarrow(), columns(source)
     types = {
-        "string": pa.string(), "int64": pa.int64(), "strings": pa.list_(pa.string()),
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "strings": pa.list_(pa.string()),
         "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-    }  # fmt: skip
+    }
     features = {"info": {"features": {c: COLUMNS[c][1] for c in chosen}}}
-    schema = pa.schema([(c, types[COLUMNS[c][0]]) for c in chosen], {"huggingface": json.dumps(features)})
+    schema = pa.schema(
+        [(c, types[COLUMNS[c][0]]) for c in chosen], {"huggingface": json.dumps(features)}
+    )
     with pa.parquet.ParquetWriter(path, schema) as writer:
         for start in range(0, len(items), GROUP):
             rows = [_row(source, item) for item in items[start : start + GROUP]]
@@ -96,4 +113,8 @@ def _parquet(source: Source, items: list[Item], path: Path) -> None:
 
 def _row(source: Source, item: Item) -> dict:
     image = {"bytes": item.image.read_bytes(), "path": f"{item.id}{item.suffix}"}
-    return {**record(source, item), "image": image, "mask": {"bytes": item.mask.read_bytes(), "path": f"{item.id}.png"}}
+    return {
+        **record(source, item),
+        "image": image,
+        "mask": {"bytes": item.mask.read_bytes(), "path": f"{item.id}.png"},
+    }

@@ -1,4 +1,5 @@
-"""mmsegmentation 1.x: ``images/<split>``, ``annotations/<split>`` (PNGs of class ids) and a configuration, ``dataset.py``."""
+"""mmsegmentation 1.x: ``images/<split>``, ``annotations/<split>`` (PNGs of class ids) and a
+configuration, ``dataset.py``."""
 
 from functools import partial
 
@@ -23,13 +24,19 @@ def write(source: Source, target: Target) -> None:
 
 
 def _config(source: Source) -> str:
-    names, colours = source.taxonomy.all_names, [source.colour(i) for i in range(len(source.taxonomy))]
+    names, colours = (
+        source.taxonomy.all_names,
+        [source.colour(i) for i in range(len(source.taxonomy))],
+    )
     height = max(item.size[0] for item in source.items.values())
     width = max(item.size[1] for item in source.items.values())
+    crop = min(height, CROP), min(width, CROP)
     train, val, test = source.main_splits()
-    splits = "\n".join(f"    {_text(s)}: {_dataset(source, s, s not in (val, test))}," for s in source.splits)
+    splits = "\n".join(
+        f"    {_text(s)}: {_dataset(source, s, s not in (val, test))}," for s in source.splits
+    )
     parts = [
-        f"""# How mmsegmentation 1.x reads this folder; made to be a _base_ beside a model with num_classes = {len(names)}.
+        f"""# mmsegmentation 1.x reads this folder: a _base_ of a model with {len(names)} classes.
 num_classes, ignore_index = {len(names)}, {IGNORE}
 data_root = "{{{{ fileDirname }}}}"  # the folder of this file
 metainfo = dict(
@@ -40,7 +47,7 @@ train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
     dict(type="RandomResize", scale=({width}, {height}), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=({min(height, CROP)}, {min(width, CROP)}), cat_max_ratio=0.75),
+    dict(type="RandomCrop", crop_size={crop}, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
@@ -60,17 +67,23 @@ splits = {{
     for kind, split in (("val", val), ("test", test or val)):
         if split:
             parts.append(_loader(kind, split, 1, "DefaultSampler", False))
-            parts.append(f'{kind}_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], ignore_index={IGNORE})\n')
+            parts.append(
+                f'{kind}_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], '
+                f"ignore_index={IGNORE})\n"
+            )
     return "".join(parts)
 
 
 def _dataset(source: Source, split: str, training: bool) -> str:
-    """The text of a data set. mmsegmentation's own takes one suffix: images of several suffixes are several, joined."""
+    """The text of a data set. mmsegmentation's own takes one suffix: images of several suffixes
+    are several, joined."""
     images, annotations = _text(f"images/{split}"), _text(f"annotations/{split}")
     one = [
-        f'dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo, img_suffix={_text(suffix)}, '
+        'dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo, '
+        f"img_suffix={_text(suffix)}, "
         f'seg_map_suffix=".png", data_prefix=dict(img_path={images}, seg_map_path={annotations}), '
-        f"ignore_index={IGNORE}, reduce_zero_label=False, pipeline={'train' if training else 'test'}_pipeline)"
+        f"ignore_index={IGNORE}, reduce_zero_label=False, "
+        f"pipeline={'train' if training else 'test'}_pipeline)"
         for suffix in sorted({item.suffix for item in source.each(split)})
     ]
     return one[0] if len(one) == 1 else f'dict(type="ConcatDataset", datasets=[{", ".join(one)}])'

@@ -1,4 +1,5 @@
-"""What is exported, whatever the format: samples that were checked before, and what is known of them."""
+"""What is exported, whatever the format: samples that were checked before, and what is known of
+them."""
 
 import io
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from dd.taxonomy import IGNORE, Taxonomy
 class Item:
     """One image file and its mask, a PNG of class ids in mode P or L.
 
-    ``size``: (height, width) in pixels. ``values``: the pixel values in the mask, ascending, 255 among them. ``facts``:
-    prompt, classes asked for and seed of a synthetic sample, {} for a real one.
+    ``size``: (height, width) in pixels. ``values``: the pixel values in the mask, ascending, 255
+    among them. ``facts``: prompt, classes asked for and seed of a synthetic sample, {} for a real
+    one.
     """
 
     id: str
@@ -33,10 +35,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set to export. ``splits``: {split: sample ids in order}; a sample may be in several. ``items``: {id: Item}.
+    """A data set to export. ``splits``: {split: sample ids in order}; a sample may be in several.
+    ``items``: {id: Item}.
 
-    ``pixels`` and ``images``: {pixel value: how many} over all items. ``about``: what the data card says (``synthetic``,
-    ``generator``, ``command``, ``licence``, ``link``, ``masks``; None where it is not known).
+    ``pixels`` and ``images``: {pixel value: how many} over all items. ``about``: what the data card
+    says (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``; None where it
+    is not known).
     """
 
     name: str
@@ -55,7 +59,8 @@ class Source:
         return self.taxonomy.palette[3 * value : 3 * value + 3]
 
     def main_splits(self) -> tuple[str | None, str | None, str | None]:
-        """The splits that a trainer's configuration names: (to train on, to choose by, to report); None = there is none."""
+        """The splits that a trainer's configuration names: (to train on, to choose by, to
+        report); None = there is none."""
         rest = [s for s in self.splits if s not in ("train", "val", "tune", "test")]
         train = "train" if "train" in self.splits else next(iter(rest), None)
         val = next((s for s in ("val", "tune") if s in self.splits), None)
@@ -69,7 +74,8 @@ def read_ids(item: Item) -> np.ndarray:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Grey [H, W] or colour [H, W, 3] pixels uint8 as a PNG without a palette, whose colours some readers take for ids."""
+    """Grey [H, W] or colour [H, W, 3] pixels uint8 as a PNG without a palette, whose colours
+    some readers take for ids."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
@@ -77,4 +83,8 @@ def png(pixels: np.ndarray) -> bytes:
 
 def record(source: Source, item: Item) -> dict:
     """What a table of samples says of one: id, facts, and the names of the classes in its mask."""
-    return {"id": item.id, **item.facts, "present": [source.taxonomy.all_names[v] for v in item.values if v != IGNORE]}
+    return {
+        "id": item.id,
+        **item.facts,
+        "present": [source.taxonomy.all_names[v] for v in item.values if v != IGNORE],
+    }

@@ -13,13 +13,25 @@ SHARD_BYTES = 256 << 20  # of images and masks, before the next tar or parquet f
 
 
 class Target:
-    """The folder of one export. ``link``: hard links in place of copies; ``advance(1)`` is called for each finished sample.
+    """The folder of one export. ``link``: hard links in place of copies; ``advance(1)`` is called
+    for each finished sample.
 
     ``names`` collects the files of the export, in the order in which they were asked for.
     """
 
-    def __init__(self, root: str | Path, link: bool = False, advance: Callable[[int], None] = lambda number: None):
-        self.root, self.link, self.names, self._advance, self._done = Path(root), link, [], advance, set()
+    def __init__(
+        self,
+        root: str | Path,
+        link: bool = False,
+        advance: Callable[[int], None] = lambda number: None,
+    ):
+        self.root, self.link, self.names, self._advance, self._done = (
+            Path(root),
+            link,
+            [],
+            advance,
+            set(),
+        )
 
     def done(self, item: Item) -> None:
         """A sample is written; counted once, in however many splits it is."""
@@ -33,7 +45,8 @@ class Target:
         return not (self.root / name).is_file()
 
     def write(self, name: str, make: Callable[[], bytes | str | Iterable]) -> None:
-        """The file with the content that ``make`` returns, which is called only if the file is not there."""
+        """The file with the content that ``make`` returns, which is called only if the file is
+        not there."""
         if self.missing(name):
             write_atomic(self.root / name, make())
 
@@ -51,7 +64,8 @@ class Target:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
             raise ValueError(
-                f"{source} cannot be linked into {self.root} ({error.strerror}): hard links need one file system that knows "
+                f"{source} cannot be linked into {self.root} ({error.strerror}): hard links need "
+                "one file system that knows "
                 "them. Use --copy"
             ) from None
 
@@ -61,7 +75,8 @@ class Target:
 
 
 def shards(items: Iterable[Item], limit: int | None = None) -> list[list[Item]]:
-    """Items in order, in parts whose images and masks have at most ``limit`` bytes (:data:`SHARD_BYTES`), or one item."""
+    """Items in order, in parts whose images and masks have at most ``limit`` bytes
+    (:data:`SHARD_BYTES`), or one item."""
     limit, parts, size = limit or SHARD_BYTES, [], 0
     for item in items:
         bytes_ = item.image.stat().st_size + item.mask.stat().st_size

@@ -1,7 +1,9 @@
-"""WebDataset: tar shards with ``<id>.jpg`` (or another suffix), ``<id>.mask.png`` and ``<id>.json`` of each sample.
+"""WebDataset: tar shards with ``<id>.jpg`` (or another suffix), ``<id>.mask.png`` and ``<id>.json``
+of each sample.
 
-The bytes depend on the content alone: files in order, no times, owners or rights. A dot in the last part of an id would end
-the key of a sample, so it is written as %2E (and % as %25); ``id`` in the JSON is as it was.
+The bytes depend on the content alone: files in order, no times, owners or rights. A dot in the last
+part of an id would end the key of a sample, so it is written as %2E (and % as %25); ``id`` in the
+JSON is as it was.
 """
 
 import io
@@ -56,5 +58,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _info(source: Source, found: dict) -> str:
     names = dict(enumerate(source.taxonomy.all_names))
-    content = {"name": source.name, "classes": names, "ignored": IGNORE, "splits": found, "about": source.about}
+    content = {
+        "name": source.name,
+        "classes": names,
+        "ignored": IGNORE,
+        "splits": found,
+        "about": source.about,
+    }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

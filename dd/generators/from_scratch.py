@@ -1,5 +1,5 @@
-"""A Stable Diffusion built from scratch: tokenizer, VAE, text encoder, UNet with random weights, and the folder they are
-saved to."""
+"""A Stable Diffusion built from scratch: tokenizer, VAE, text encoder, UNet with random weights,
+and the folder they are saved to."""
 
 import copy
 import json
@@ -20,10 +20,14 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-def train_tokenizer(captions, merges: int, folder: str | Path, max_length: int = 77) -> CLIPTokenizer:
-    """Learn a byte-pair encoding in CLIP's format (vocab.json, merges.txt) from captions and save it to ``folder``.
+def train_tokenizer(
+    captions, merges: int, folder: str | Path, max_length: int = 77
+) -> CLIPTokenizer:
+    """Learn a byte-pair encoding in CLIP's format (vocab.json, merges.txt) from captions and save
+    it to ``folder``.
 
-    ``merges``: number of merges; few of them leave rare words in several tokens, as in CLIP's own vocabulary.
+    ``merges``: number of merges; few of them leave rare words in several tokens, as in CLIP's own
+    vocabulary.
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Lowercase()
@@ -38,19 +42,29 @@ def train_tokenizer(captions, merges: int, folder: str | Path, max_length: int =
     bpe.train_from_iterator(
         captions,
         trainers.BpeTrainer(
-            vocab_size=base + merges, initial_alphabet=alphabet, end_of_word_suffix="</w>",
-            special_tokens=[*alphabet, *(c + "</w>" for c in alphabet)],  # fixed ids, so that ties are broken alike every time
+            vocab_size=base + merges,
+            initial_alphabet=alphabet,
+            end_of_word_suffix="</w>",
+            special_tokens=[
+                *alphabet,
+                *(c + "</w>" for c in alphabet),
+            ],  # fixed ids, so that ties are broken alike every time
         ),
-    )  # fmt: skip
+    )
     learned = json.loads(bpe.to_str())["model"]["merges"][:merges]
     pairs = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned]
     words = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(p) for p in pairs), START, END]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False))
+    (folder / "vocab.json").write_text(
+        json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False)
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
     tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=max_length, pad_token=END
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        model_max_length=max_length,
+        pad_token=END,
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -67,8 +81,11 @@ def build_vae(sample_size: int, **config) -> AutoencoderKL:
     )
 
 
-def build_text_and_unet(tokenizer, text_encoder: dict, unet: dict) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """A CLIP text encoder and a conditional UNet with random weights; the settings are theirs in transformers/diffusers."""
+def build_text_and_unet(
+    tokenizer, text_encoder: dict, unet: dict
+) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """A CLIP text encoder and a conditional UNet with random weights; the settings are theirs in
+    transformers/diffusers."""
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -85,31 +102,46 @@ def build_text_and_unet(tokenizer, text_encoder: dict, unet: dict) -> tuple[CLIP
 def training_scheduler(prediction_type: str) -> DDPMScheduler:
     """Stable Diffusion's noise schedule (scaled linear, 1,000 steps)."""
     return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type,
-        clip_sample=False, steps_offset=1,
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        clip_sample=False,
+        steps_offset=1,
+    )
 
 
 @torch.no_grad()
 def latent_scale(vae: AutoencoderKL, images: torch.Tensor) -> float:
-    """1 / standard deviation of the latents of ``images`` [N, 3, H, W] in [-1, 1]: the VAE's ``scaling_factor``."""
+    """1 / standard deviation of the latents of ``images`` [N, 3, H, W] in [-1, 1]: the VAE's
+    ``scaling_factor``."""
     return float(1 / vae.encode(images).latent_dist.mean.float().std())
 
 
 def save_pipeline(folder, vae, text_encoder, tokenizer, unet, training_scheduler) -> None:
-    """Write a complete Stable Diffusion folder in float16 safetensors, sampled with DPM-Solver++."""
+    """Write a complete Stable Diffusion folder in float16 safetensors, sampled with
+    DPM-Solver++."""
     modules = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
     pipe = StableDiffusionPipeline(
-        **{name: copy.deepcopy(module).to("cpu", torch.float16) for name, module in modules.items()},
-        tokenizer=tokenizer, scheduler=DPMSolverMultistepScheduler.from_config(training_scheduler.config),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        **{
+            name: copy.deepcopy(module).to("cpu", torch.float16) for name, module in modules.items()
+        },
+        tokenizer=tokenizer,
+        scheduler=DPMSolverMultistepScheduler.from_config(training_scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipe.save_pretrained(folder, safe_serialization=True)
-    for path in Path(folder).glob("*/config.json"):  # where a model was loaded from is no property of it
+    for path in Path(folder).glob(
+        "*/config.json"
+    ):  # where a model was loaded from is no property of it
         settings = json.loads(path.read_text())
         if settings.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(settings, indent=2) + "\n")
-    tokenizer.backend_tokenizer.model.save(str(Path(folder) / "tokenizer"))  # vocab.json and merges.txt beside tokenizer.json
+    tokenizer.backend_tokenizer.model.save(
+        str(Path(folder) / "tokenizer")
+    )  # vocab.json and merges.txt beside tokenizer.json
 
 
 def load_vae(folder) -> AutoencoderKL:

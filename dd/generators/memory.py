@@ -5,7 +5,10 @@ from pathlib import Path
 
 import torch
 
-SHARE = {"cuda": 0.85, "cpu": 0.5}  # of what is free: other batches may need a little more, and a CPU's memory is everyone's
+SHARE = {
+    "cuda": 0.85,
+    "cpu": 0.5,
+}  # of what is free: other batches may need a little more, and a CPU's memory is everyone's
 CEILING = 64
 STATUS = Path("/proc/self/status")
 
@@ -20,45 +23,58 @@ def reset_peak(device: str = "cpu") -> None:
 
 
 def peak_bytes(device: str = "cpu") -> int:
-    """The most memory held since :func:`reset_peak`: reserved by the GPU's allocator, or held by this process (Linux)."""
+    """The most memory held since :func:`reset_peak`: reserved by the GPU's allocator, or held by
+    this process (Linux)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return _kilobytes(STATUS, "VmHWM") * 1024
 
 
 def budget_bytes(device: str = "cpu") -> int:
-    """What a process may hold on ``device``: what it holds now and a share (``SHARE``) of what is free. ValueError where
-    that cannot be known."""
+    """What a process may hold on ``device``: what it holds now and a share (``SHARE``) of what
+    is free. ValueError where that cannot be known."""
     kind = torch.device(device).type
     if kind == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return torch.cuda.memory_reserved(device) + int(SHARE[kind] * free)
     if kind != "cpu" or not STATUS.is_file():
         raise ValueError(
-            "unit_size=auto measures memory on CUDA devices and on the CPU of Linux; give a number, as unit_size=4"
+            "unit_size=auto measures memory on CUDA devices and on the CPU of Linux; give a "
+            "number, as unit_size=4"
         )
-    return _kilobytes(STATUS, "VmRSS") * 1024 + int(SHARE[kind] * _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024)
+    return _kilobytes(STATUS, "VmRSS") * 1024 + int(
+        SHARE[kind] * _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
+    )
 
 
 def _kilobytes(path: Path, name: str) -> int:
-    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
+    return next(
+        int(line.split()[1])
+        for line in path.read_text().splitlines()
+        if line.startswith(f"{name}:")
+    )
 
 
-def largest_batch(peak: Callable[[int], int], base: int, budget: int, ceiling: int = CEILING) -> int:
-    """The largest power of two up to ``ceiling`` whose ``peak(batch)`` bytes are within ``budget``; ``base`` bytes are held
-    anyway.
+def largest_batch(
+    peak: Callable[[int], int], base: int, budget: int, ceiling: int = CEILING
+) -> int:
+    """The largest power of two up to ``ceiling`` whose ``peak(batch)`` bytes are within ``budget``;
+    ``base`` bytes are held anyway.
 
-    ``peak`` is asked for 1, 2, 4, ... and for none that the last two lead to expect above the budget, so that memory never
-    runs out on the way. ValueError if not even one image fits.
+    ``peak`` is asked for 1, 2, 4, ... and for none that the last two lead to expect above the
+    budget, so that memory never runs out on the way. ValueError if not even one image fits.
     """
     batch, held = 1, [base, peak(1)]
     if held[-1] > budget:
         raise ValueError(
-            f"one image needs {held[-1] / 1e9:.1f} GB and there are {budget / 1e9:.1f} GB: diffusion.vae_slicing=true, "
+            f"one image needs {held[-1] / 1e9:.1f} GB and there are {budget / 1e9:.1f} GB: "
+            "diffusion.vae_slicing=true, "
             "diffusion.offload=model or a smaller diffusion.size need less"
         )
     while batch * 2 <= ceiling:
-        growth = (held[-1] - held[-2]) * (1 if batch == 1 else 2)  # base, 1, 2, 4, 8 images: steps of 1, 1, 2, 4
+        growth = (held[-1] - held[-2]) * (
+            1 if batch == 1 else 2
+        )  # base, 1, 2, 4, 8 images: steps of 1, 1, 2, 4
         if held[-1] + growth > budget:
             break
         held.append(peak(batch * 2))

@@ -1,5 +1,6 @@
-"""The attention of a UNet, observed with hooks on its layers' projections: no processor is replaced and nothing is projected
-twice, so the image with capture is bit-identical to the image without. Which resolutions a UNet has, and which are read."""
+"""The attention of a UNet, observed with hooks on its layers' projections: no processor is
+replaced and nothing is projected twice, so the image with capture is bit-identical to the image
+without. Which resolutions a UNet has, and which are read."""
 
 import math
 
@@ -8,15 +9,20 @@ from diffusers.models.attention_processor import Attention
 
 from dd.attention import maths as attention
 
-# Bytes of queries and keys that are held until they are read at once: starting a kernel for each layer takes longer than its
-# work where batches are small. They are views of what their layers projected, two to three times as much (the unconditional
-# half, fused values). Elsewhere each layer is read by itself.
+# Bytes of queries and keys that are held until they are read at once: starting a kernel for each
+# layer takes longer than its work where batches are small. They are views of what their layers
+# projected, two to three times as much (the unconditional half, fused values). Elsewhere each layer
+# is read by itself.
 TOGETHER = {"cuda": 2**27}
-PARTS = {"self": 2, "cross": 4}  # of the latent's side: 32 and 16 of Stable Diffusion's 64, as in the paper
+PARTS = {
+    "self": 2,
+    "cross": 4,
+}  # of the latent's side: 32 and 16 of Stable Diffusion's 64, as in the paper
 
 
 def attention_sides(unet, latent: int) -> dict[str, list[int]]:
-    """Sides of the maps of a UNet's ``self`` and ``cross`` attention for square latents of side ``latent``.
+    """Sides of the maps of a UNet's ``self`` and ``cross`` attention for square latents of side
+    ``latent``.
 
     From where its layers stand: level i of the UNet works at the latent halved i times, rounded up.
     """
@@ -27,14 +33,21 @@ def attention_sides(unet, latent: int) -> dict[str, list[int]]:
     for name, module in unet.named_modules():
         if isinstance(module, Attention) and name.endswith((".attn1", ".attn2")):
             block, place = name.split(".")[:2]
-            level = {"down_blocks": lambda i: i, "up_blocks": lambda i: -1 - i, "mid_block": lambda _: -1}[block]
-            found["cross" if module.is_cross_attention else "self"].add(sides[level(int(place) if place.isdigit() else 0)])
+            level = {
+                "down_blocks": lambda i: i,
+                "up_blocks": lambda i: -1 - i,
+                "mid_block": lambda _: -1,
+            }[block]
+            found["cross" if module.is_cross_attention else "self"].add(
+                sides[level(int(place) if place.isdigit() else 0)]
+            )
     return {kind: sorted(each) for kind, each in found.items()}
 
 
 def choose_side(kind: str, wanted: int | None, sides: list[int], latent: int) -> int:
-    """The side at which ``kind`` attention is read: ``wanted``, or for None the one nearest (in ratio) to the paper's share
-    of the latent, a quarter for cross- and a half for self-attention; of two equally near the finer one.
+    """The side at which ``kind`` attention is read: ``wanted``, or for None the one nearest (in
+    ratio) to the paper's share of the latent, a quarter for cross- and a half for self-attention;
+    of two equally near the finer one.
 
     ValueError names the sides that there are.
     """
@@ -42,7 +55,8 @@ def choose_side(kind: str, wanted: int | None, sides: list[int], latent: int) ->
         return wanted
     if wanted is not None or not sides:
         raise ValueError(
-            f"diffusion.{kind}_resolution={wanted}: this model has no {kind}-attention there; it has {sides} for latents of "
+            f"diffusion.{kind}_resolution={wanted}: this model has no {kind}-attention there; it "
+            f"has {sides} for latents of "
             f"{latent}x{latent}. null takes the one nearest to 1/{PARTS[kind]} of the latent"
         )
     return min(sides, key=lambda side: (abs(math.log2(side * PARTS[kind] / latent)), -side))
@@ -51,18 +65,26 @@ def choose_side(kind: str, wanted: int | None, sides: list[int], latent: int) ->
 class AttentionRecorder:
     """Records, while active, the mean attention of a UNet over heads, layers and steps, per sample.
 
-    ``cross[source]`` [B, N, T] at ``cross_resolution`` for the sources ``class_prompt`` (keys from ``class_states``
-    [B, T, C], the text encoder's states of the class prompts; queries from the image being made) and, if
-    ``full_prompt``, ``full_prompt`` (the prompt the image is made from); ``self_attention`` [B, M, M] at
-    ``self_resolution``. Only the conditional half of a guided batch is read. ``cross_layers``: the cross-attention layers
-    that are read, by the beginning of their names (``up_blocks.1``), and ``cross_heads`` their heads by number; None = all.
-    ``every``: only each so-manieth call of the UNet is read, from the first on.
+    ``cross[source]`` [B, N, T] at ``cross_resolution`` for the sources ``class_prompt`` (keys from
+    ``class_states`` [B, T, C], the text encoder's states of the class prompts; queries from the
+    image being made) and, if ``full_prompt``, ``full_prompt`` (the prompt the image is made from);
+    ``self_attention`` [B, M, M] at ``self_resolution``. Only the conditional half of a guided batch
+    is read. ``cross_layers``: the cross-attention layers that are read, by the beginning of their
+    names (``up_blocks.1``), and ``cross_heads`` their heads by number; None = all. ``every``: only
+    each so-manieth call of the UNet is read, from the first on.
     """
 
     def __init__(
-        self, unet, class_states, cross_resolution: int, self_resolution: int, full_prompt: bool = False,
-        cross_layers: list[str] | None = None, cross_heads: list[int] | None = None, every: int = 1,
-    ):  # fmt: skip
+        self,
+        unet,
+        class_states,
+        cross_resolution: int,
+        self_resolution: int,
+        full_prompt: bool = False,
+        cross_layers: list[str] | None = None,
+        cross_heads: list[int] | None = None,
+        every: int = 1,
+    ):
         self.unet, self.class_states, self.full_prompt = unet, class_states, full_prompt
         self.cross_resolution, self.self_resolution = cross_resolution, self_resolution
         self.cross_layers, self.cross_heads = cross_layers, cross_heads
@@ -103,15 +125,24 @@ class AttentionRecorder:
         self.calls += 1
 
     def _observers(self, name, module):
-        """(projection, forward hook) of what a layer projects: queries, then keys, or several at once where they are fused."""
+        """(projection, forward hook) of what a layer projects: queries, then keys, or several at
+        once where they are fused."""
         if module.is_cross_attention:
             yield module.to_q, lambda _, __, queries: self._cross(name, module, queries)
             if self.full_prompt and module.fused_projections:
-                yield module.to_kv, lambda _, __, both: self._keys("full_prompt", name, module, both.chunk(2, -1)[0])
+                yield (
+                    module.to_kv,
+                    lambda _, __, both: self._keys(
+                        "full_prompt", name, module, both.chunk(2, -1)[0]
+                    ),
+                )
             elif self.full_prompt:
                 yield module.to_k, lambda _, __, keys: self._keys("full_prompt", name, module, keys)
         elif module.fused_projections:
-            yield module.to_qkv, lambda _, __, three: self._self(name, module, *three.chunk(3, -1)[:2])
+            yield (
+                module.to_qkv,
+                lambda _, __, three: self._self(name, module, *three.chunk(3, -1)[:2]),
+            )
         else:
             yield module.to_q, lambda _, __, queries: self._self(name, module, queries)
             yield module.to_k, lambda _, __, keys: self._keys("self", name, module, keys)
@@ -141,12 +172,15 @@ class AttentionRecorder:
                 self._queries[name] = queries
 
     def _keys(self, source, name, module, keys):
-        """The keys that follow the queries of a layer that is read; those of the class prompt follow none."""
+        """The keys that follow the queries of a layer that is read; those of the class prompt
+        follow none."""
         if (queries := self._queries.pop(name, None)) is not None:
             self._add(source, module, queries, self._conditional(keys))
 
     def _chosen(self, name):
-        return self.cross_layers is None or any(f"{name}.".startswith(f"{layer}.") for layer in self.cross_layers)
+        return self.cross_layers is None or any(
+            f"{name}.".startswith(f"{layer}.") for layer in self.cross_layers
+        )
 
     def _conditional(self, tensor):
         return tensor[-len(self.class_states) :]
@@ -163,37 +197,63 @@ class AttentionRecorder:
 
     @torch.no_grad()
     def _sum_up(self, source):
-        """Add the attention of the layers that are held, as if they were one layer with the heads of all."""
+        """Add the attention of the layers that are held, as if they were one layer with the
+        heads of all."""
         (heads, scale, *_), held = self._held.pop(source)
         layers, chosen = len(held), None if source == "self" else self.cross_heads
         queries, keys = (x[0] if layers == 1 else torch.cat(x, 2) for x in zip(*held, strict=True))
         queries, keys = (attention.split_heads(x, heads * layers) for x in (queries, keys))
         if chosen is not None:
             if not chosen or not set(chosen) <= set(range(heads)):
-                raise ValueError(f"diffusion.cross_heads={chosen}: a layer that is read has the heads 0 to {heads - 1}")
+                raise ValueError(
+                    f"diffusion.cross_heads={chosen}: a layer that is read has the heads 0 to "
+                    f"{heads - 1}"
+                )
             each = [layer * heads + head for layer in range(layers) for head in chosen]
             queries, keys = queries[:, each], keys[:, each]
-        self._sums[source] = attention.mean_attention(queries, keys, scale, self._sums.get(source), layers)
+        self._sums[source] = attention.mean_attention(
+            queries, keys, scale, self._sums.get(source), layers
+        )
         self._counts[source] = self._counts.get(source, 0) + layers
 
     def check(self):
         """ValueError naming the layers and resolutions that exist if a wanted one was not seen."""
         if not self.seen:
-            raise ValueError(f"no attention was captured: {type(self.unet).__name__} ran no attention layer")
-        here = [n for n, pixels in self.seen.items() if n.endswith("attn2") and pixels == self.cross_resolution**2]
-        unused = [layer for layer in self.cross_layers or [] if not any(f"{n}.".startswith(f"{layer}.") for n in here)]
+            raise ValueError(
+                f"no attention was captured: {type(self.unet).__name__} ran no attention layer"
+            )
+        here = [
+            n
+            for n, pixels in self.seen.items()
+            if n.endswith("attn2") and pixels == self.cross_resolution**2
+        ]
+        unused = [
+            layer
+            for layer in self.cross_layers or []
+            if not any(f"{n}.".startswith(f"{layer}.") for n in here)
+        ]
         if here and (unused or self.cross_layers == []):
             raise ValueError(
-                f"diffusion.cross_layers={self.cross_layers}: no cross-attention layer at {self.cross_resolution} has a name "
-                f"that begins so ({', '.join(unused) or 'nothing named'}). Layers:\n  " + "\n  ".join(here)
+                f"diffusion.cross_layers={self.cross_layers}: no cross-attention layer at "
+                f"{self.cross_resolution} has a name "
+                f"that begins so ({', '.join(unused) or 'nothing named'}). Layers:\n  "
+                + "\n  ".join(here)
             )
-        for kind, part, wanted in (("self", "attn1", self.self_resolution), ("class_prompt", "attn2", self.cross_resolution)):
+        for kind, part, wanted in (
+            ("self", "attn1", self.self_resolution),
+            ("class_prompt", "attn2", self.cross_resolution),
+        ):
             if kind not in self._sums:
-                there = sorted({round(n**0.5) for layer, n in self.seen.items() if layer.endswith(part)})
-                layers = "\n  ".join(f"{layer} at {round(n**0.5)}" for layer, n in self.seen.items())
+                there = sorted(
+                    {round(n**0.5) for layer, n in self.seen.items() if layer.endswith(part)}
+                )
+                layers = "\n  ".join(
+                    f"{layer} at {round(n**0.5)}" for layer, n in self.seen.items()
+                )
                 name = "self" if kind == "self" else "cross"
                 raise ValueError(
-                    f"diffusion.{name}_resolution={wanted}: this model has no {name}-attention there; it has {there}. "
+                    f"diffusion.{name}_resolution={wanted}: this model has no {name}-attention "
+                    f"there; it has {there}. "
                     f"Layers:\n  {layers}"
                 )
 

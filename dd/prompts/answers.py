@@ -1,4 +1,5 @@
-"""Questions to a language model and its answers: how it is asked, what is read, where an answer is kept."""
+"""Questions to a language model and its answers: how it is asked, what is read, where an answer
+is kept."""
 
 import json
 from collections.abc import Iterable
@@ -8,27 +9,41 @@ from dd.store.provenance import fingerprint
 from dd.store.samples import append_lines
 
 TASK = (
-    "You write captions of photographs for a text-to-image model that makes training images. Each caption is one plain "
-    "English sentence about what the camera sees. It names its objects by words of their classes, and no object of another."
+    "You write captions of photographs for a text-to-image model that makes training images. Each "
+    "caption is one plain "
+    "English sentence about what the camera sees. It names its objects by words of their classes, "
+    "and no object of another."
 )
 MAX_TRIES = 500  # braces of an answer at which no JSON begins, before it counts as none
-FORM = 'Answer with JSON alone: {"prompts": [{"text": "<caption>", "classes": ["<class>", ...]}, ...]}'
+FORM = (
+    'Answer with JSON alone: {"prompts": [{"text": "<caption>", "classes": ["<class>", ...]}, ...]}'
+)
 
 
-def question(taxonomy, wanted: Iterable[Iterable[str]], conditions: str, max_words: int, number: int) -> list[dict]:
-    """Messages that ask for one caption of each list of classes in ``wanted``; ``number`` tells the questions apart."""
-    others = {name: f" (or: {', '.join(words)})" for name, words in taxonomy.synonyms.items() if words}
+def question(
+    taxonomy, wanted: Iterable[Iterable[str]], conditions: str, max_words: int, number: int
+) -> list[dict]:
+    """Messages that ask for one caption of each list of classes in ``wanted``; ``number`` tells
+    the questions apart."""
+    others = {
+        name: f" (or: {', '.join(words)})" for name, words in taxonomy.synonyms.items() if words
+    }
     known = "; ".join(name + others.get(name, "") for name in taxonomy.names)
     lists = "\n".join(f"{i}. {', '.join(classes)}" for i, classes in enumerate(wanted, 1))
     parts = [
         f"Classes: {known}.",
         f"The site: {conditions}" if conditions else "",
-        f"Write list {number + 1} of captions, all different, also from those of other lists. Vary the scene, the number of "
-        f"objects and how they stand. At most {max_words} words each. One caption for each line of classes:",
+        f"Write list {number + 1} of captions, all different, also from those of other lists. "
+        "Vary the scene, the number of "
+        f"objects and how they stand. At most {max_words} words each. One caption for each line "
+        "of classes:",
         lists,
         FORM,
     ]
-    return [{"role": "system", "content": TASK}, {"role": "user", "content": "\n".join(p for p in parts if p)}]
+    return [
+        {"role": "system", "content": TASK},
+        {"role": "user", "content": "\n".join(p for p in parts if p)},
+    ]
 
 
 def schema(taxonomy) -> dict:
@@ -48,26 +63,35 @@ def schema(taxonomy) -> dict:
         "required": ["prompts"],
         "additionalProperties": False,
     }
-    return {"type": "json_schema", "json_schema": {"name": "prompts", "strict": True, "schema": answer}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "prompts", "strict": True, "schema": answer},
+    }
 
 
 def read_answer(answer: dict) -> tuple[list, str | None]:
-    """(entries, what is wrong with the whole answer or None). JSON may stand between other words, which may hold braces."""
+    """(entries, what is wrong with the whole answer or None). JSON may stand between other
+    words, which may hold braces."""
     text = answer["text"].strip()
     if not text:
         return [], "empty answer"
     content = _content(text)
     if content is None:
         cut = answer.get("finish") == "length"
-        return [], "answer cut off (fewer prompts.per_request make it shorter)" if cut else "answer is not JSON"
+        return (
+            [],
+            "answer cut off (fewer prompts.per_request make it shorter)"
+            if cut
+            else "answer is not JSON",
+        )
     if not isinstance(content.get("prompts"), list):
         return [], "answer has no list 'prompts'"
     return content["prompts"], None if content["prompts"] else "answer without captions"
 
 
 def _content(text: str) -> dict | None:
-    """The JSON object from the first brace to the last; or else, behind a model's thinking, the first one with a list
-    'prompts'; or None."""
+    """The JSON object from the first brace to the last; or else, behind a model's thinking, the
+    first one with a list 'prompts'; or None."""
     try:
         return json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (ValueError, RecursionError):
@@ -86,8 +110,9 @@ def _content(text: str) -> dict | None:
 
 
 class Answers:
-    """Answers in the JSON lines of ``path``, found by the hash of the request; of two with one hash the first one counts, so
-    that runs at the same time end with the same prompts. Lines torn by a crash are passed over."""
+    """Answers in the JSON lines of ``path``, found by the hash of the request; of two with one
+    hash the first one counts, so that runs at the same time end with the same prompts. Lines
+    torn by a crash are passed over."""
 
     def __init__(self, path: Path):
         self.path, self.found, self._end = path, {}, 0
@@ -101,7 +126,10 @@ class Answers:
 
     def keep(self, request: dict, url: str, answer: dict) -> None:
         """Append an answer, whole and synced, with its request and the address that gave it."""
-        append_lines(self.path, [{"key": fingerprint(request), "url": url, "request": request, "answer": answer}])
+        append_lines(
+            self.path,
+            [{"key": fingerprint(request), "url": url, "request": request, "answer": answer}],
+        )
         self._read()
 
     def _read(self) -> None:

@@ -1,4 +1,5 @@
-"""Captions of images by a transformers model (BLIP by default). Safetensors only, no code from the model's repository."""
+"""Captions of images by a transformers model (BLIP by default). Safetensors only, no code from
+the model's repository."""
 
 from pathlib import Path
 
@@ -17,9 +18,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 class Captioner:
     """``captioner(images)`` -> one caption for each image uint8 [H, W, 3].
 
-    ``model``: a local folder or a hub id (with ``revision``) of any image-to-text model that writes from pixels alone, such as
-    BLIP, BLIP-2, GIT or a ViT-GPT2. ``num_beams``: width of the search, nothing is drawn at random.
-    FileNotFoundError or ValueError say what is wrong with the model.
+    ``model``: a local folder or a hub id (with ``revision``) of any image-to-text model that writes
+    from pixels alone, such as BLIP, BLIP-2, GIT or a ViT-GPT2. ``num_beams``: width of the search,
+    nothing is drawn at random. FileNotFoundError or ValueError say what is wrong with the model.
     """
 
     def __init__(
@@ -34,14 +35,23 @@ class Captioner:
         if dtype not in DTYPES:
             raise ValueError(f"captioner.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
         if max_new_tokens < 1 or num_beams < 1:
-            raise ValueError(f"captioner: max_new_tokens={max_new_tokens} and num_beams={num_beams} must be at least 1")
+            raise ValueError(
+                f"captioner: max_new_tokens={max_new_tokens} and num_beams={num_beams} must be at "
+                "least 1"
+            )
         self.settings = {
-            "model": model, "revision": revision, "dtype": dtype, "max_new_tokens": max_new_tokens, "num_beams": num_beams
-        }  # fmt: skip
+            "model": model,
+            "revision": revision,
+            "dtype": dtype,
+            "max_new_tokens": max_new_tokens,
+            "num_beams": num_beams,
+        }
         self.folder, self.device, self.dtype = _find(model), device, getattr(torch, dtype)
         where = {"revision": revision, "trust_remote_code": False}
         try:
-            self.processor = AutoImageProcessor.from_pretrained(self.folder or model, backend="pil", **where)
+            self.processor = AutoImageProcessor.from_pretrained(
+                self.folder or model, backend="pil", **where
+            )
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder or model, **where)
             self.model = AutoModelForImageTextToText.from_pretrained(
                 self.folder or model, dtype=self.dtype, use_safetensors=True, **where
@@ -49,8 +59,10 @@ class Captioner:
         except (OSError, ValueError) as error:
             what = str(error).strip().splitlines() or [type(error).__name__]
             raise FileNotFoundError(
-                f"captioner.model={model!r} could not be loaded: {what[0]}\nA hub id needs a network (or a filled cache) and "
-                "a revision with safetensors weights; on a machine without a network, copy the model and give its folder: "
+                f"captioner.model={model!r} could not be loaded: {what[0]}\nA hub id needs a "
+                "network (or a filled cache) and "
+                "a revision with safetensors weights; on a machine without a network, copy the "
+                "model and give its folder: "
                 "captioner.model=/path/to/folder"
             ) from None
         self.model.to(device).eval()
@@ -58,46 +70,73 @@ class Captioner:
     def identity(self) -> dict:
         """What decides a caption: settings, weights, device type."""
         weights = weights_sha256(self.model.state_dict())
-        return {**self.settings, "weights_sha256": weights, "device": torch.device(self.device).type}
+        return {
+            **self.settings,
+            "weights_sha256": weights,
+            "device": torch.device(self.device).type,
+        }
 
     @torch.no_grad()
     def __call__(self, images: list[np.ndarray]) -> list[str]:
-        pixels = self.processor(images=list(images), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
-        search = {"num_beams": self.settings["num_beams"], "max_new_tokens": self.settings["max_new_tokens"]}
+        pixels = self.processor(
+            images=list(images), return_tensors="pt", input_data_format="channels_last"
+        )["pixel_values"]
+        search = {
+            "num_beams": self.settings["num_beams"],
+            "max_new_tokens": self.settings["max_new_tokens"],
+        }
         try:
-            tokens = self.model.generate(pixel_values=pixels.to(self.device, self.dtype), do_sample=False, **search)
+            tokens = self.model.generate(
+                pixel_values=pixels.to(self.device, self.dtype), do_sample=False, **search
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"captioner.model={self.settings['model']!r} ({type(self.model).__name__}) does not caption from pixels "
-                f"alone: {str(error)[:300]}. Choose an image-to-text model such as Salesforce/blip-image-captioning-base"
+                f"captioner.model={self.settings['model']!r} ({type(self.model).__name__}) does "
+                "not caption from pixels "
+                f"alone: {str(error)[:300]}. Choose an image-to-text model such as "
+                "Salesforce/blip-image-captioning-base"
             ) from None
         starts = self._start_tokens()
         words = [[token for token in row if token not in starts] for row in tokens.tolist()]
-        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(words, skip_special_tokens=True)]
+        return [
+            " ".join(text.split())
+            for text in self.tokenizer.batch_decode(words, skip_special_tokens=True)
+        ]
 
     def _start_tokens(self) -> set[int]:
         """Tokens that begin a caption: BLIP's [DEC] is one to the model, not to its tokenizer."""
         configs = (self.model.config.get_text_config(decoder=True), self.model.generation_config)
-        return {getattr(c, name, None) for c in configs for name in ("bos_token_id", "decoder_start_token_id")}
+        return {
+            getattr(c, name, None)
+            for c in configs
+            for name in ("bos_token_id", "decoder_start_token_id")
+        }
 
 
 def _find(model: str) -> Path | None:
-    """The local folder that a model name means, or None for a hub id; errors for no folder, no model, only pickles."""
+    """The local folder that a model name means, or None for a hub id; errors for no folder, no
+    model, only pickles."""
     folder = Path(model)
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") != 1:
             raise FileNotFoundError(
-                f"captioner.model={model!r}: no such folder. Give a local folder in transformers format (with config.json) or "
+                f"captioner.model={model!r}: no such folder. Give a local folder in transformers "
+                "format (with config.json) or "
                 "a hub id such as Salesforce/blip-image-captioning-base"
             )
         return None
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"captioner.model={model!r}: {folder} has no config.json; is it in transformers format?")
+        raise FileNotFoundError(
+            f"captioner.model={model!r}: {folder} has no config.json; is it in transformers format?"
+        )
     if not list(folder.glob("*.safetensors")):
-        pickles = sorted(f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        pickles = sorted(
+            f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt")
+        )
         found = f", only pickles {pickles}, which can run code when loaded" if pickles else ""
         raise ValueError(
-            f"captioner.model={model!r}: {folder} holds no safetensors weights{found}. Give a folder whose weights are "
+            f"captioner.model={model!r}: {folder} holds no safetensors weights{found}. Give a "
+            "folder whose weights are "
             "*.safetensors"
         )
     return folder

@@ -1,4 +1,5 @@
-"""Prompts from COCO captions, with the classes that the instance annotations of the same images name."""
+"""Prompts from COCO captions, with the classes that the instance annotations of the same images
+name."""
 
 from collections import defaultdict
 
@@ -11,61 +12,82 @@ from dd.store.provenance import read_json
 
 
 def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]]:
-    """Lists of a COCO JSON whose entries have the ``needed`` keys. FileNotFoundError, or ValueError with the entry."""
+    """Lists of a COCO JSON whose entries have the ``needed`` keys. FileNotFoundError, or
+    ValueError with the entry."""
     try:
         content = read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"no file {path}. COCO 2017 has captions_train2017.json and instances_train2017.json in one archive "
-            "(python -m dd prepare coco); prompts.captions and prompts.instances say where they lie (prompts=paper_coco: "
+            f"no file {path}. COCO 2017 has captions_train2017.json and instances_train2017.json "
+            "in one archive "
+            "(python -m dd prepare coco); prompts.captions and prompts.instances say where they "
+            "lie (prompts=paper_coco: "
             "prompts.sources.captions.captions and prompts.sources.captions.instances)"
         ) from None
     for part, keys in needed.items():
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise ValueError(f"{path} has no list {part!r}; expected a COCO file with {', '.join(needed)}")
+            raise ValueError(
+                f"{path} has no list {part!r}; expected a COCO file with {', '.join(needed)}"
+            )
         for row in content[part]:
             missing = [k for k in keys if not isinstance(row, dict) or k not in row]
             if missing:
                 raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {row!r:.100}")
             ids = [k for k in keys if k.endswith("id")]
-            row |= {k: int(row[k]) for k in ids if isinstance(row[k], float) and row[k].is_integer()}  # 3.0 is 3
+            row |= {
+                k: int(row[k]) for k in ids if isinstance(row[k], float) and row[k].is_integer()
+            }  # 3.0 is 3
             odd = [k for k in ids if not isinstance(row[k], int | str)]
             if odd:
-                raise ValueError(f"{path}: {odd[0]} of an entry of {part} must be a number or a text: {row!r:.100}")
+                raise ValueError(
+                    f"{path}: {odd[0]} of an entry of {part} must be a number or a text: "
+                    f"{row!r:.100}"
+                )
     return content
 
 
 def image_classes(path, taxonomy) -> tuple[dict[int, tuple[str, ...]], dict[int, str]]:
     """({image id: classes in the taxonomy's order}, {image id: file name}) of an instances file.
 
-    Categories are found by name or synonym, not by id; those that are no class of the taxonomy are passed over. Crowd
-    regions count as their class. ValueError if no category is a class, or for ids that the file does not define.
+    Categories are found by name or synonym, not by id; those that are no class of the taxonomy are
+    passed over. Crowd regions count as their class. ValueError if no category is a class, or for
+    ids that the file does not define.
     """
     content = read_lists(
-        path, {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
-    )  # fmt: skip
+        path,
+        {
+            "images": ("id", "file_name"),
+            "annotations": ("image_id", "category_id"),
+            "categories": ("id", "name"),
+        },
+    )
     names = {c["id"]: taxonomy.find(c["name"]) for c in content["categories"]}
     if not any(names.values()):
         raise ValueError(
             f"{path}: no category is a class of taxonomy {taxonomy.name!r}; categories: "
-            f"{', '.join(str(c['name']) for c in content['categories'][:20])}; classes: {', '.join(taxonomy.names[:20])}"
+            f"{', '.join(str(c['name']) for c in content['categories'][:20])}; classes: "
+            f"{', '.join(taxonomy.names[:20])}"
         )
     files = {image["id"]: str(image["file_name"]) for image in content["images"]}
     found = defaultdict(set)
     for row in content["annotations"]:
         for key, known in (("category_id", names), ("image_id", files)):
             if row[key] not in known:
-                raise ValueError(f"{path}: an annotation has {key} {row[key]!r}, which the file does not define: {row!r:.100}")
+                raise ValueError(
+                    f"{path}: an annotation has {key} {row[key]!r}, which the file does not "
+                    f"define: {row!r:.100}"
+                )
         found[row["image_id"]].add(names[row["category_id"]])
     order = {name: i for i, name in enumerate(taxonomy.names)}
     return {i: tuple(sorted(found[i] - {None}, key=order.get)) for i in files}, files
 
 
 class CocoCaptions:
-    """Prompts from ``captions_*.json`` and ``instances_*.json`` of the same COCO split; images without a class are dropped.
+    """Prompts from ``captions_*.json`` and ``instances_*.json`` of the same COCO split; images
+    without a class are dropped.
 
-    An image gives its second caption when every image has given one. ``exclude_split``, ``drop_similar``: see
-    :func:`dd.prompts.captions.keep`. ``full_stop``: captions keep theirs.
+    An image gives its second caption when every image has given one. ``exclude_split``,
+    ``drop_similar``: see :func:`dd.prompts.captions.keep`. ``full_stop``: captions keep theirs.
     """
 
     def __init__(
@@ -89,20 +111,33 @@ class CocoCaptions:
         strange = sorted({row["image_id"] for row in rows} - files.keys(), key=str)
         if strange:
             raise ValueError(
-                f"{self.captions} does not match {self.instances}: {len(strange)} images with captions are not listed there, "
+                f"{self.captions} does not match {self.instances}: {len(strange)} images with "
+                "captions are not listed there, "
                 f"such as image_id {strange[:5]}. Both files must be of one split"
             )
-        if wrong := [row for row in rows if not isinstance(row["caption"], str) or not is_text(row["caption"])]:
-            raise ValueError(f"{self.captions}: a caption must be text without a NUL and half characters: {wrong[0]!r:.200}")
+        if wrong := [
+            row
+            for row in rows
+            if not isinstance(row["caption"], str) or not is_text(row["caption"])
+        ]:
+            raise ValueError(
+                f"{self.captions}: a caption must be text without a NUL and half characters: "
+                f"{wrong[0]!r:.200}"
+            )
         text = one_line if self.full_stop else plain
         told = [(text(row["caption"]), row["image_id"]) for row in rows]
         captions = (Caption(caption, classes[i], files[i]) for caption, i in told)
         captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
-        prompts, of_image = [make_prompt(c.text, c.classes, self.append) for c in captions], defaultdict(list)
+        prompts, of_image = (
+            [make_prompt(c.text, c.classes, self.append) for c in captions],
+            defaultdict(list),
+        )
         for i, caption in enumerate(captions):
             of_image[caption.filename].append(i)
         order = rounds(list(of_image.values()), seed)
-        return Prompts([prompts[order[i % len(order)]] for i in range(number or len(order))], dropped)
+        return Prompts(
+            [prompts[order[i % len(order)]] for i in range(number or len(order))], dropped
+        )
 
 
 def one_line(caption) -> str:
@@ -115,7 +150,8 @@ def plain(caption) -> str:
 
 
 def rounds(groups: list[list[int]], seed: int) -> list[int]:
-    """All members in rounds: one of each group, then a second one of each, ...; order within groups and rounds by the seed."""
+    """All members in rounds: one of each group, then a second one of each, ...; order within
+    groups and rounds by the seed."""
     rng, order = np.random.default_rng([seed, 5]), []
     groups = [[members[k] for k in rng.permutation(len(members))] for members in groups]
     while groups:

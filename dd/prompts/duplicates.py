@@ -14,16 +14,20 @@ def normalised(text: str) -> str:
 
 
 def similar_to(texts: list[str], threshold: float) -> list[int | None]:
-    """For each text the index of an earlier, kept one that it resembles, or None: then it is kept itself.
+    """For each text the index of an earlier, kept one that it resembles, or None: then it is kept
+    itself.
 
-    ``threshold`` 1: equal after :func:`normalised`. Below: Jaccard index of the word sets, ``|a & b| / |a | b|``, at least
-    the threshold. Only texts with a common key are compared (:func:`_keys`). ValueError for a threshold outside [0.5, 1].
+    ``threshold`` 1: equal after :func:`normalised`. Below: Jaccard index of the word sets, ``|a &
+    b| / |a | b|``, at least the threshold. Only texts with a common key are compared
+    (:func:`_keys`). ValueError for a threshold outside [0.5, 1].
     """
     _check(threshold)
     plain = [normalised(t) for t in texts]
     if threshold == 1:
         first: dict[str, int] = {}
-        return [None if first.setdefault(text, i) == i else first[text] for i, text in enumerate(plain)]
+        return [
+            None if first.setdefault(text, i) == i else first[text] for i, text in enumerate(plain)
+        ]
     sets = [frozenset(text.split()) for text in plain]
     number = Counter(word for words in sets for word in words)
     rarity = {word: i for i, word in enumerate(sorted(number, key=lambda w: (number[w], w)))}
@@ -33,7 +37,10 @@ def similar_to(texts: list[str], threshold: float) -> list[int | None]:
         if near is None:
             keys = _keys(sorted(rarity[word] for word in words), threshold)
             candidates = {j for key in keys for j in index.get(key, ())}
-            near = next((j for j in sorted(candidates) if _jaccard(words, sets[j]) >= threshold - 1e-9), None)
+            near = next(
+                (j for j in sorted(candidates) if _jaccard(words, sets[j]) >= threshold - 1e-9),
+                None,
+            )
         answers.append(near)
         if near is None:
             kept[words] = i
@@ -43,8 +50,9 @@ def similar_to(texts: list[str], threshold: float) -> list[int | None]:
 
 
 class Earlier:
-    """``repeats(text)``: whether a text resembles an earlier one that did not, as in :func:`similar_to`, for texts that come
-    one after another. Long words are taken for the rare ones: what is found is the same, in another time."""
+    """``repeats(text)``: whether a text resembles an earlier one that did not, as in
+    :func:`similar_to`, for texts that come one after another. Long words are taken for the rare
+    ones: what is found is the same, in another time."""
 
     def __init__(self, threshold: float):
         _check(threshold)
@@ -68,15 +76,20 @@ class Earlier:
 
 def _check(threshold: float) -> None:
     if not 0.5 <= threshold <= 1:
-        raise ValueError(f"drop_similar={threshold}: a similarity from 0.5 to 1 (equal but for case and punctuation), or null")
+        raise ValueError(
+            f"drop_similar={threshold}: a similarity from 0.5 to 1 (equal but for case and "
+            "punctuation), or null"
+        )
 
 
 def _keys(ranks: list, threshold: float) -> list[int]:
-    """Keys of a word set, given by ``ranks`` (or the words) from rare to frequent: two similar sets have one in common.
+    """Keys of a word set, given by ``ranks`` (or the words) from rare to frequent: two similar sets
+    have one in common.
 
-    Sets that share n words, at least ``m = ceil(threshold * size)`` of each, find the first ``k = min(n, KEY_WORDS)`` of
-    these among their first ``size - m + k`` words; combinations of k words are the keys (prefix filtering, Bayardo, Ma,
-    Srikant, WWW 2007, with longer prefixes as in Wang, Li, Feng, SIGMOD 2012).
+    Sets that share n words, at least ``m = ceil(threshold * size)`` of each, find the first ``k =
+    min(n, KEY_WORDS)`` of these among their first ``size - m + k`` words; combinations of k words
+    are the keys (prefix filtering, Bayardo, Ma, Srikant, WWW 2007, with longer prefixes as in Wang,
+    Li, Feng, SIGMOD 2012).
     """
     m = math.ceil(threshold * len(ranks) - 1e-9)
     sizes = range(min(m, KEY_WORDS), KEY_WORDS + 1)

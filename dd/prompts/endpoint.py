@@ -8,40 +8,57 @@ KEPT = "Answers so far are kept: the same command goes on from there"
 
 
 class NoAnswer(ConnectionError, ValueError):
-    """The endpoint could not be asked, or did not answer; the message names its address and what to do."""
+    """The endpoint could not be asked, or did not answer; the message names its address and what
+    to do."""
 
 
 class Endpoint:
     """``ask(request)``: one chat completion of the endpoint at ``base_url`` (``https://host/v1``).
 
-    The key is read from the environment variable ``api_key_env`` (None, or an empty variable: asked without one, as local
-    servers are) when the first question is asked; it is never stored, and taken out of what the endpoint says. A failed
-    attempt (status 408, 409, 429, 5xx, no connection, nothing within ``timeout`` seconds) is repeated ``max_retries`` times,
-    after the seconds of Retry-After where the endpoint says so. ValueError for settings of another form.
+    The key is read from the environment variable ``api_key_env`` (None, or an empty variable: asked
+    without one, as local servers are) when the first question is asked; it is never stored, and
+    taken out of what the endpoint says. A failed attempt (status 408, 409, 429, 5xx, no connection,
+    nothing within ``timeout`` seconds) is repeated ``max_retries`` times, after the seconds of
+    Retry-After where the endpoint says so. ValueError for settings of another form.
     """
 
-    def __init__(self, base_url: str, api_key_env: str | None = "OPENAI_API_KEY", max_retries: int = 5, timeout: float = 120):
+    def __init__(
+        self,
+        base_url: str,
+        api_key_env: str | None = "OPENAI_API_KEY",
+        max_retries: int = 5,
+        timeout: float = 120,
+    ):
         self.url = _checked_url(base_url)
         self.api_key_env, self.max_retries, self.timeout = api_key_env, max_retries, timeout
         if type(max_retries) is not int or max_retries < 0:
-            raise ValueError(f"prompts.max_retries={max_retries!r}: expected a whole number of 0 or more")
+            raise ValueError(
+                f"prompts.max_retries={max_retries!r}: expected a whole number of 0 or more"
+            )
         if type(timeout) not in (int, float) or not timeout > 0:
             raise ValueError(f"prompts.timeout={timeout!r}: expected seconds, more than 0")
         self._client = None
 
     def ask(self, request: dict) -> dict:
-        """{"text", "finish", "model", "fingerprint", "tokens"} of the answer to ``request`` (model, messages, ...); ``text``
-        may be empty. :class:`NoAnswer` with the reason, in words without the key."""
+        """{"text", "finish", "model", "fingerprint", "tokens"} of the answer to ``request``
+        (model, messages, ...); ``text`` may be empty. :class:`NoAnswer` with the reason, in
+        words without the key."""
         openai, key = _openai(), self._key()
         if self._client is None:
             self._client = openai.OpenAI(
-                base_url=self.url, api_key=key or "none", max_retries=self.max_retries, timeout=self.timeout
-            )  # fmt: skip
+                base_url=self.url,
+                api_key=key or "none",
+                max_retries=self.max_retries,
+                timeout=self.timeout,
+            )
         try:
             answer = self._client.chat.completions.create(**request)
         except openai.OpenAIError as error:
             raise NoAnswer(self._explain(openai, error, key)) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:  # a body that is not the JSON its Content-Type says
+        except (
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+        ) as error:  # a body that is not the JSON its Content-Type says
             raise NoAnswer(self._no_completion(getattr(error, "doc", error), key)) from None
         choices = getattr(answer, "choices", None)
         if not isinstance(choices, list):
@@ -58,12 +75,18 @@ class Endpoint:
     def _key(self) -> str:
         key = (os.environ.get(self.api_key_env, "") if self.api_key_env else "").strip()
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise ValueError(f"the key in {self.api_key_env} holds characters that no HTTP header takes; copy it again, alone")
+            raise ValueError(
+                f"the key in {self.api_key_env} holds characters that no HTTP header takes; copy "
+                "it again, alone"
+            )
         return key
 
     def _no_completion(self, body, key: str) -> str:
-        """What came instead of a chat completion, the endpoint's own error where it gives one, with nothing of the key."""
-        body = getattr(body, "model_extra", None) or body  # of a completion without choices: what no completion has
+        """What came instead of a chat completion, the endpoint's own error where it gives one,
+        with nothing of the key."""
+        body = (
+            getattr(body, "model_extra", None) or body
+        )  # of a completion without choices: what no completion has
         told = body.get("error") if isinstance(body, dict) else None
         told = told.get("message") or told if isinstance(told, dict) else told
         said = " ".join(str(told or body).split())
@@ -71,8 +94,10 @@ class Endpoint:
         if told:
             return f"{self.url} answers with an error: {said[:300]!r}. {KEPT}, later"
         return (
-            f"{self.url} answers, but not as a chat completion: {repr(said[:100]) if said else 'an empty body'}. Is it the "
-            "address of an OpenAI-compatible endpoint (it often ends in /v1)? prompts.base_url says where"
+            f"{self.url} answers, but not as a chat completion: "
+            f"{repr(said[:100]) if said else 'an empty body'}. Is it the "
+            "address of an OpenAI-compatible endpoint (it often ends in /v1)? prompts.base_url "
+            "says where"
         )
 
     def _explain(self, openai, error, key: str) -> str:
@@ -83,14 +108,30 @@ class Endpoint:
         said = (said.replace(key, "<key>") if key else said)[:300]
         tries = f"tried {self.max_retries + 1} time{'s' * (self.max_retries > 0)}"
         if isinstance(error, openai.APITimeoutError):
-            return f"{self.url}: no answer within {self.timeout:g} s, {tries}. {KEPT}; prompts.timeout gives it longer"
+            return (
+                f"{self.url}: no answer within {self.timeout:g} s, {tries}. {KEPT}; "
+                "prompts.timeout gives it longer"
+            )
         if isinstance(error, openai.APIConnectionError):
-            return f"{self.url}: no connection, {tries} ({said}). Is the endpoint running, and prompts.base_url right? {KEPT}"
+            return (
+                f"{self.url}: no connection, {tries} ({said}). Is the endpoint running, and "
+                f"prompts.base_url right? {KEPT}"
+            )
         if status in (401, 403):
-            have = f"the key in {self.api_key_env}" if key else f"a request without a key ({self.api_key_env} is empty)"
-            return f"{self.url} refuses {have}: {said}. Put a valid key into the environment variable of prompts.api_key_env"
+            have = (
+                f"the key in {self.api_key_env}"
+                if key
+                else f"a request without a key ({self.api_key_env} is empty)"
+            )
+            return (
+                f"{self.url} refuses {have}: {said}. Put a valid key into the environment "
+                "variable of prompts.api_key_env"
+            )
         if status == 404:
-            return f"{self.url}: {said}. Is prompts.base_url right (it often ends in /v1), and is prompts.model known there?"
+            return (
+                f"{self.url}: {said}. Is prompts.base_url right (it often ends in /v1), and is "
+                "prompts.model known there?"
+            )
         if status == 429:
             after = error.response.headers.get("retry-after", "")
             wait = f" and to wait {after} s" if after.isdecimal() else ""
@@ -99,25 +140,33 @@ class Endpoint:
             return f"{self.url} fails, {tries}: {said}. {KEPT}, later"
         return (
             f"{self.url} refuses the request: {said}. An endpoint without structured output: "
-            "prompts.json_schema=false; without a seed or a temperature: prompts.seed=null, prompts.temperature=null"
+            "prompts.json_schema=false; without a seed or a temperature: prompts.seed=null, "
+            "prompts.temperature=null"
         )
 
 
 def _checked_url(url: str) -> str:
-    """The address, which must hold no user name, password or query: it stands in messages and in files."""
+    """The address, which must hold no user name, password or query: it stands in messages and in
+    files."""
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
         host, _ = parts.hostname, parts.port
     except ValueError:
-        raise ValueError("prompts.base_url is no address; expected https://host/v1 or http://localhost:11434/v1") from None
+        raise ValueError(
+            "prompts.base_url is no address; expected https://host/v1 or http://localhost:11434/v1"
+        ) from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ValueError(
-            f"prompts.base_url={where}: give it without user name, password and what follows ? or #. A key belongs in the "
-            "environment variable that prompts.api_key_env names, never in a setting: settings are written to files"
+            f"prompts.base_url={where}: give it without user name, password and what follows ? or "
+            "#. A key belongs in the "
+            "environment variable that prompts.api_key_env names, never in a setting: settings "
+            "are written to files"
         )
     if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"prompts.base_url={url!r}: expected https://host/v1 or http://localhost:11434/v1")
+        raise ValueError(
+            f"prompts.base_url={url!r}: expected https://host/v1 or http://localhost:11434/v1"
+        )
     return url.rstrip("/")
 
 
@@ -126,7 +175,8 @@ def _openai():
         import openai
     except ModuleNotFoundError:
         raise ValueError(
-            'prompts=llm needs openai to ask for more, which is not installed: pip install -e ".[llm]". Prompts that are in '
+            "prompts=llm needs openai to ask for more, which is not installed: pip install -e "
+            '".[llm]". Prompts that are in '
             "the cache already need neither it nor a network"
         ) from None
     return openai

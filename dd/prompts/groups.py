@@ -12,15 +12,19 @@ from dd.taxonomy import IGNORE
 
 
 def read_groups(groups: list[list[str]] | str, taxonomy) -> Counter:
-    """{set of classes: weight}. ``groups``: lists of class names (weight 1 each); the path of a caption file, with
-    classes or with nouns to find them; or a folder of masks (PNG of class ids), each weighted by how often it occurs.
+    """{set of classes: weight}. ``groups``: lists of class names (weight 1 each); the path of a
+    caption file, with classes or with nouns to find them; or a folder of masks (PNG of class ids),
+    each weighted by how often it occurs.
 
-    ValueError for unknown classes or pixel values, FileNotFoundError for a path that does not exist.
+    ValueError for unknown classes or pixel values, FileNotFoundError for a path that does not
+    exist.
     """
     if isinstance(groups, str):
         path = Path(groups)
         if not path.exists():
-            raise FileNotFoundError(f"prompts.groups={groups}: no such caption file or folder of masks")
+            raise FileNotFoundError(
+                f"prompts.groups={groups}: no such caption file or folder of masks"
+            )
         found = mask_groups(path, taxonomy) if path.is_dir() else caption_groups(path, taxonomy)
     else:
         if any(not isinstance(group, list | tuple) for group in groups):
@@ -29,7 +33,10 @@ def read_groups(groups: list[list[str]] | str, taxonomy) -> Counter:
             taxonomy.ids(group)
         found = Counter(frozenset(group) for group in groups)
     if not any(found):
-        raise ValueError(f"prompts.groups={groups!r:.200} holds no class; leave groups out (null) if any classes go together")
+        raise ValueError(
+            f"prompts.groups={groups!r:.200} holds no class; leave groups out (null) if any "
+            "classes go together"
+        )
     return found
 
 
@@ -39,7 +46,9 @@ def caption_groups(path: Path, taxonomy) -> Counter:
     for i, row in enumerate(read_rows(path)):
         labelled = row.keys() & {"classes", "class_prompt"}
         try:
-            found[frozenset(row_classes(row, taxonomy) if labelled else nouns.find(nouns_alone(row)))] += 1
+            found[
+                frozenset(row_classes(row, taxonomy) if labelled else nouns.find(nouns_alone(row)))
+            ] += 1
         except ValueError as error:
             raise ValueError(f"{path}, entry {i}: {error}") from None
     return found
@@ -51,11 +60,15 @@ def mask_groups(folder: Path, taxonomy) -> Counter:
     for path in sorted(folder.glob("*.png")):
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
-                raise ValueError(f"mask {path} has mode {image.mode}; a mask holds one class id per pixel (mode P or L)")
+                raise ValueError(
+                    f"mask {path} has mode {image.mode}; a mask holds one class id per pixel "
+                    "(mode P or L)"
+                )
             values = set(np.unique(np.asarray(image)).tolist()) - {0, IGNORE}
         if values and max(values) >= len(taxonomy):
             raise ValueError(
-                f"mask {path} has the value {max(values)}; taxonomy {taxonomy.name!r} has classes 0 to {len(taxonomy) - 1}"
+                f"mask {path} has the value {max(values)}; taxonomy {taxonomy.name!r} has classes "
+                f"0 to {len(taxonomy) - 1}"
             )
         found[frozenset(taxonomy.all_names[value] for value in values)] += 1
     if not found:

@@ -1,34 +1,120 @@
 """Class names in captions: nouns -> classes through the synonyms of a taxonomy, and their plurals.
 
-Words are compared as they are spelled: no tagger tells "men train in a gym" from "a train". Phrases that hold a class word
-and mean something else (a hot dog) are given as ``other_meanings``.
+Words are compared as they are spelled: no tagger tells "men train in a gym" from "a train". Phrases
+that hold a class word and mean something else (a hot dog) are given as ``other_meanings``.
 """
 
 import re
 
 IRREGULAR = {
-    "man": ("men",), "person": ("people", "persons"), "child": ("children",), "ox": ("oxen",), "mouse": ("mice", "mouses"),
-    "louse": ("lice",), "goose": ("geese",), "foot": ("feet",), "tooth": ("teeth",), "die": ("dice",),
-}  # fmt: skip
-LIKE_MAN = re.compile(r"(?<!hu)(?<!ger)(?<!ro)(?<!otto)(?<!sha)(?<!talis)(?<!cai)man$")  # policeman, but not human
-TO_VES = ("knife", "leaf", "loaf", "wolf", "calf", "shelf", "half", "wife", "life", "scarf", "hoof", "thief", "elf")
-TO_OES = ("potato", "tomato", "buffalo", "mosquito", "mango", "volcano", "torpedo", "cargo", "hero", "domino")
-SAME = ("sheep", "deer", "fish", "moose", "bison", "salmon", "aircraft", "spacecraft", "hovercraft", "series", "species")
+    "man": ("men",),
+    "person": ("people", "persons"),
+    "child": ("children",),
+    "ox": ("oxen",),
+    "mouse": ("mice", "mouses"),
+    "louse": ("lice",),
+    "goose": ("geese",),
+    "foot": ("feet",),
+    "tooth": ("teeth",),
+    "die": ("dice",),
+}
+LIKE_MAN = re.compile(
+    r"(?<!hu)(?<!ger)(?<!ro)(?<!otto)(?<!sha)(?<!talis)(?<!cai)man$"
+)  # policeman, but not human
+TO_VES = (
+    "knife",
+    "leaf",
+    "loaf",
+    "wolf",
+    "calf",
+    "shelf",
+    "half",
+    "wife",
+    "life",
+    "scarf",
+    "hoof",
+    "thief",
+    "elf",
+)
+TO_OES = (
+    "potato",
+    "tomato",
+    "buffalo",
+    "mosquito",
+    "mango",
+    "volcano",
+    "torpedo",
+    "cargo",
+    "hero",
+    "domino",
+)
+SAME = (
+    "sheep",
+    "deer",
+    "fish",
+    "moose",
+    "bison",
+    "salmon",
+    "aircraft",
+    "spacecraft",
+    "hovercraft",
+    "series",
+    "species",
+)
 PLURAL_ONLY = (
-    "skis", "scissors", "people", "cattle", "stairs", "trousers", "jeans", "shorts", "goggles",
-    "tongs", "pliers", "headphones", "police",
-)  # fmt: skip
+    "skis",
+    "scissors",
+    "people",
+    "cattle",
+    "stairs",
+    "trousers",
+    "jeans",
+    "shorts",
+    "goggles",
+    "tongs",
+    "pliers",
+    "headphones",
+    "police",
+)
 NUMBERS = ("couple of",)  # "a couple of dogs" is no couple
 SINGULAR = (  # they end as plurals do
-    "gas", "canvas", "atlas", "lens", "bias", "alias", "pancreas", "chaos", "cosmos", "rhinoceros", "asbestos", "christmas",
-    "news", "specimen", "regimen", "abdomen", "omen", "stamen", "acumen", "semen", "lumen", "bitumen", "ramen", "cyclamen",
-)  # fmt: skip
-OTHER_MEANINGS = ("hot dog", "power plant", "screen door", "table tennis")  # hold a class word of VOC, and mean none
+    "gas",
+    "canvas",
+    "atlas",
+    "lens",
+    "bias",
+    "alias",
+    "pancreas",
+    "chaos",
+    "cosmos",
+    "rhinoceros",
+    "asbestos",
+    "christmas",
+    "news",
+    "specimen",
+    "regimen",
+    "abdomen",
+    "omen",
+    "stamen",
+    "acumen",
+    "semen",
+    "lumen",
+    "bitumen",
+    "ramen",
+    "cyclamen",
+)
+OTHER_MEANINGS = (
+    "hot dog",
+    "power plant",
+    "screen door",
+    "table tennis",
+)  # hold a class word of VOC, and mean none
 SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
 
 
 def plurals(noun: str) -> tuple[str, ...]:
-    """Plural forms of an English noun, the usual one first; of a name of several words its last word is inflected."""
+    """Plural forms of an English noun, the usual one first; of a name of several words its last
+    word is inflected."""
     *before, word = re.split(r"(?<=[\s_-])(?=[^\s_-])", noun)
     head, low = "".join(before), word.lower()
     if low in SAME or is_plural(low):
@@ -51,7 +137,8 @@ def plurals(noun: str) -> tuple[str, ...]:
 
 
 def is_plural(noun: str) -> bool:
-    """Whether an English noun, by its last word, is a plural: scratches, knives, men; not lens, bus."""
+    """Whether an English noun, by its last word, is a plural: scratches, knives, men; not lens,
+    bus."""
     word = re.split(r"[\s_-]+", noun.strip().lower())[-1]
     if word in SAME or word in SINGULAR:
         return False
@@ -64,9 +151,9 @@ class ClassNouns:
     """``find(caption)``: the classes of a taxonomy that a caption names, in caption order, each
     once; ``mentions(caption)``: as often as it names them.
 
-    Names, synonyms and their plurals are found as whole words in any case, the longest first: in "a train car" the synonym
-    "train car" hides "car". ``other_meanings``: phrases that name no class, found in the same way. ValueError for such a
-    phrase that is a class's own word.
+    Names, synonyms and their plurals are found as whole words in any case, the longest first: in "a
+    train car" the synonym "train car" hides "car". ``other_meanings``: phrases that name no class,
+    found in the same way. ValueError for such a phrase that is a class's own word.
     """
 
     def __init__(self, taxonomy, other_meanings=()):
@@ -75,7 +162,8 @@ class ClassNouns:
         for phrase in other_meanings:
             if _spelling(phrase) in own:
                 raise ValueError(
-                    f"other_meanings: {phrase!r} is a word of class {own[_spelling(phrase)]!r} of taxonomy {taxonomy.name!r}; "
+                    f"other_meanings: {phrase!r} is a word of class {own[_spelling(phrase)]!r} of "
+                    f"taxonomy {taxonomy.name!r}; "
                     "take it from one of them"
                 )
             self.classes |= dict.fromkeys(map(_spelling, (phrase, *plurals(phrase))))
@@ -84,7 +172,9 @@ class ClassNouns:
                 self.classes.setdefault(_spelling(form), name)
         words = sorted(self.classes, key=len, reverse=True)
         either = "|".join(re.escape(w).replace(r"\ ", SEPARATOR) for w in words)
-        self._words = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)  # no part of "man-made" is a word
+        self._words = re.compile(
+            rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE
+        )  # no part of "man-made" is a word
 
     def find(self, caption: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.mentions(caption)))

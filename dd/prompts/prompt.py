@@ -1,7 +1,8 @@
-"""Prompts: a caption, its classes, class-prompt appending, and where the class words stand in the tokens.
+"""Prompts: a caption, its classes, class-prompt appending, and where the class words stand in the
+tokens.
 
-Dataset Diffusion, section on text prompts: ``"<caption>; <class> <class> ..."`` beside a class prompt of the class words
-alone.
+Dataset Diffusion, section on text prompts: ``"<caption>; <class> <class> ..."`` beside a class
+prompt of the class words alone.
 """
 
 import re
@@ -16,7 +17,8 @@ from dd.taxonomy import TAXONOMIES
 
 @dataclass(frozen=True)
 class Prompt:
-    """``text`` is what the image is generated from, ``class_prompt`` what the attention is read with.
+    """``text`` is what the image is generated from, ``class_prompt`` what the attention is read
+    with.
 
     ``classes`` in prompt order, without repeats: the order of the words in ``class_prompt``, which
     may hold a class more than once (:func:`class_words`).
@@ -28,8 +30,8 @@ class Prompt:
 
 
 class Prompts(list):
-    """A list of :class:`Prompt`, with what happened on the way to it: ``dropped`` [{"reason", "filename", "caption"}], the
-    captions that were left out, and how many were ``trimmed``."""
+    """A list of :class:`Prompt`, with what happened on the way to it: ``dropped`` [{"reason",
+    "filename", "caption"}], the captions that were left out, and how many were ``trimmed``."""
 
     def __init__(self, prompts=(), dropped=(), trimmed: int = 0):
         super().__init__(prompts)
@@ -37,7 +39,8 @@ class Prompts(list):
 
 
 def make_prompt(caption: str, classes, append: bool = True, repeat: bool = False) -> Prompt:
-    """Append the class words to a caption (unless it ends in them already) and make the class prompt.
+    """Append the class words to a caption (unless it ends in them already) and make the class
+    prompt.
 
     Repeated classes count once; with ``repeat`` their words stand as often as they are given
     ("person person sofa", as in the authors' prompts). ValueError for an empty caption, one that no
@@ -46,9 +49,14 @@ def make_prompt(caption: str, classes, append: bool = True, repeat: bool = False
     mentions = list(classes)
     caption, classes = caption.strip(), tuple(dict.fromkeys(mentions))
     if not caption or not classes:
-        raise ValueError(f"a prompt needs a caption and at least one class, got caption {caption!r}, classes {classes}")
+        raise ValueError(
+            f"a prompt needs a caption and at least one class, got caption {caption!r}, classes "
+            f"{classes}"
+        )
     if not is_text(caption):
-        raise ValueError(f"caption {caption!r:.200}: expected text without a NUL and without half characters")
+        raise ValueError(
+            f"caption {caption!r:.200}: expected text without a NUL and without half characters"
+        )
     words = " ".join(mentions if repeat else classes)
     head, semicolon, tail = caption.rpartition(";")
     appended = bool(semicolon) and set(tail.split()) == set(words.split())
@@ -66,15 +74,18 @@ def class_words(class_prompt: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     return found if whole else classes
 
 
-def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
-    """Character span of each class name in ``text[start:stop]``; a name may be given more than once.
+def find_words(
+    text: str, classes, start: int = 0, stop: int | None = None
+) -> list[tuple[int, int]]:
+    """Character span of each class name in ``text[start:stop]``; a name may be given more than
+    once.
 
     Where that is the class words and nothing else, they are counted off. Else a class stands where
-    its name or its plural is first a whole word, found as :class:`dd.prompts.nouns.ClassNouns` finds them:
-    the longest name first, so that no class is read inside the name of another ("dog" in "hot
-    dog"), be it one of ``classes``, of a built-in vocabulary, or a phrase that means something else
-    (OTHER_MEANINGS); where it stands nowhere else, inside these. ValueError names the classes that
-    the text does not hold.
+    its name or its plural is first a whole word, found as :class:`dd.prompts.nouns.ClassNouns`
+    finds them: the longest name first, so that no class is read inside the name of another ("dog"
+    in "hot dog"), be it one of ``classes``, of a built-in vocabulary, or a phrase that means
+    something else (OTHER_MEANINGS); where it stands nowhere else, inside these. ValueError names
+    the classes that the text does not hold.
     """
     stop = len(text) if stop is None else stop
     if text[start:stop] == " ".join(classes):
@@ -90,7 +101,8 @@ def find_words(text: str, classes, start: int = 0, stop: int | None = None) -> l
     missing = [name for name in classes if name not in found]
     if missing:
         raise ValueError(
-            f"class {missing} is missing from its prompt {text[start:stop]!r}. Name the class in the "
+            f"class {missing} is missing from its prompt {text[start:stop]!r}. Name the class in "
+            "the "
             "caption, or have class words appended (prompts.append=true) and, of the full prompt, "
             "these read alone (diffusion.full_prompt=appended)"
         )
@@ -105,10 +117,14 @@ def _phrases() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _finder(classes: tuple[str, ...], hidden: tuple[str, ...] = ()) -> tuple[list[str | None], re.Pattern]:
+def _finder(
+    classes: tuple[str, ...], hidden: tuple[str, ...] = ()
+) -> tuple[list[str | None], re.Pattern]:
     """(class of each group, pattern): a group for each name and plural, the longest first; None is
     the class of ``hidden`` phrases."""
-    forms: dict[str, str | None] = {" ".join(re.split(SEPARATOR, name)).lower(): name for name in classes}
+    forms: dict[str, str | None] = {
+        " ".join(re.split(SEPARATOR, name)).lower(): name for name in classes
+    }
     for name in classes:  # a name that is another's plural stays what it is
         for form in plurals(name):
             forms.setdefault(" ".join(re.split(SEPARATOR, form)).lower(), name)
@@ -121,11 +137,13 @@ def _finder(classes: tuple[str, ...], hidden: tuple[str, ...] = ()) -> tuple[lis
     return [forms[form] for form in longest], pattern
 
 
-def token_spans(text: str, classes, offsets, start: int = 0, stop: int | None = None) -> list[list[int]]:
-    """Token positions of each class, from the tokenizer's own character ``offsets`` [(begin, end), ...] of ``text`` (empty
-    spans are special tokens); the words are those of :func:`find_words`. Handles names of several
-    words and words of several tokens. A class that is given more than once has one list, of all its
-    words.
+def token_spans(
+    text: str, classes, offsets, start: int = 0, stop: int | None = None
+) -> list[list[int]]:
+    """Token positions of each class, from the tokenizer's own character ``offsets`` [(begin, end),
+    ...] of ``text`` (empty spans are special tokens); the words are those of :func:`find_words`.
+    Handles names of several words and words of several tokens. A class that is given more than once
+    has one list, of all its words.
 
     ValueError if a class word was cut off by the tokenizer's length limit.
     """
@@ -134,7 +152,8 @@ def token_spans(text: str, classes, offsets, start: int = 0, stop: int | None = 
         inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > begin]
         if not inside or max(offsets[i][1] for i in inside) < end:
             raise ValueError(
-                f"class {name!r} is cut off: the prompt {text!r} is longer than the text encoder's {len(offsets)} tokens. "
+                f"class {name!r} is cut off: the prompt {text!r} is longer than the text "
+                f"encoder's {len(offsets)} tokens. "
                 "Shorten the caption"
             )
         spans[name] += [i for i in inside if i not in spans[name]]
@@ -144,7 +163,9 @@ def token_spans(text: str, classes, offsets, start: int = 0, stop: int | None = 
 def appended_from(text: str, class_prompt: str) -> int:
     """Where the appended class words begin in a prompt, 0 if they were not appended."""
     head, separator, tail = text.rpartition("; ")
-    return len(head + separator) if separator and set(tail.split()) == set(class_prompt.split()) else 0
+    return (
+        len(head + separator) if separator and set(tail.split()) == set(class_prompt.split()) else 0
+    )
 
 
 def word_places(text: str, class_prompt: str) -> dict[str, tuple[int, int]]:
@@ -164,42 +185,53 @@ def check_classes(prompts: list[Prompt], taxonomy) -> list[Prompt]:
         unknown = [c for c in prompt.classes if c not in taxonomy.names]
         if unknown:
             raise ValueError(
-                f"prompt {i} ({prompt.text!r}): unknown class {unknown}; taxonomy {taxonomy.name!r} allows: "
-                + ", ".join(taxonomy.names)
+                f"prompt {i} ({prompt.text!r}): unknown class {unknown}; taxonomy "
+                f"{taxonomy.name!r} allows: " + ", ".join(taxonomy.names)
             )
     return prompts
 
 
 def split_class_prompt(words: str, taxonomy) -> list[str]:
-    """Class names out of a class prompt such as ``"person dining table"``, the longest name first. ValueError for a word
-    that begins no class."""
-    tokens, names = words.split(), sorted((n.split() for n in taxonomy.names), key=len, reverse=True)
+    """Class names out of a class prompt such as ``"person dining table"``, the longest name
+    first. ValueError for a word that begins no class."""
+    tokens, names = (
+        words.split(),
+        sorted((n.split() for n in taxonomy.names), key=len, reverse=True),
+    )
     found, i = [], 0
     while i < len(tokens):
         match = next((n for n in names if tokens[i : i + len(n)] == n), None)
         if match is None:
-            raise ValueError(f"unknown class at {' '.join(tokens[i:])!r}; allowed: {', '.join(taxonomy.names)}")
+            raise ValueError(
+                f"unknown class at {' '.join(tokens[i:])!r}; allowed: {', '.join(taxonomy.names)}"
+            )
         found.append(" ".join(match))
         i += len(match)
     return found
 
 
 def repeats(captions: list[tuple[str, ...]], at_least: int) -> list[int]:
-    """How often each caption, given by its classes, is repeated so that each class has ``at_least`` prompts.
+    """How often each caption, given by its classes, is repeated so that each class has ``at_least``
+    prompts.
 
-    The paper's balancing: ``max over its classes k of ceil(at_least / n_k)``, n_k = number of captions with class k.
+    The paper's balancing: ``max over its classes k of ceil(at_least / n_k)``, n_k = number of
+    captions with class k.
     """
     number = Counter(name for classes in captions for name in set(classes))
     return [max(-(-at_least // number[name]) for name in classes) for classes in captions]
 
 
 def trim_caption(prompt: Prompt, fits) -> Prompt | None:
-    """The prompt with words taken off the end of its caption until ``fits(text)``; appended class words stay.
+    """The prompt with words taken off the end of its caption until ``fits(text)``; appended class
+    words stay.
 
-    None if one word of caption is still too much, or if a class that only the caption names would go.
+    None if one word of caption is still too much, or if a class that only the caption names would
+    go.
     """
     start = appended_from(prompt.text, prompt.class_prompt)
-    caption, appended = (prompt.text[: start - 2], prompt.text[start - 2 :]) if start else (prompt.text, "")
+    caption, appended = (
+        (prompt.text[: start - 2], prompt.text[start - 2 :]) if start else (prompt.text, "")
+    )
     kept = [] if appended else [name for name in prompt.classes if _names(caption, name)]
     whole = [span for name in prompt.classes for span in _mentions(caption, name)]
     for end in reversed([word.end() for word in re.finditer(r"\S+", caption)][:-1]):

@@ -37,25 +37,35 @@ CHART_STYLE = {
 
 
 def bar_chart_svg(
-    groups: dict[str, list[tuple[str, float | None, float | None]]], value_label: str, digits: int = 1
-) -> Markup:  # fmt: skip
-    """Horizontal bars as inline SVG: ``{series: [(label, mean, sd or None), ...]}``; rows in order of first appearance.
+    groups: dict[str, list[tuple[str, float | None, float | None]]],
+    value_label: str,
+    digits: int = 1,
+) -> Markup:
+    """Horizontal bars as inline SVG: ``{series: [(label, mean, sd or None), ...]}``; rows in order
+    of first appearance.
 
-    A label that a series lacks, or whose mean is None, leaves a gap. The mean (± sd) stands at the end of each bar.
+    A label that a series lacks, or whose mean is None, leaves a gap. The mean (± sd) stands at the
+    end of each bar.
     """
     labels = list(dict.fromkeys(label for bars in groups.values() for label, _, _ in bars))
-    known = [(mean, sd or 0) for bars in groups.values() for _, mean, sd in bars if mean is not None]
+    known = [
+        (mean, sd or 0) for bars in groups.values() for _, mean, sd in bars if mean is not None
+    ]
     if not known:
         raise ValueError(f"a bar chart needs at least one mean, got {groups!r}")
     low = min(mean - sd if mean < 0 else 0 for mean, sd in known)
     high = max(mean + sd if mean >= 0 else 0 for mean, sd in known)
-    room = (0.5 if low < 0 < high else 0.35) * ((high - low) or 1)  # for the numbers at the ends of the bars
+    room = (0.5 if low < 0 < high else 0.35) * (
+        (high - low) or 1
+    )  # for the numbers at the ends of the bars
     thickness, space = 0.165, 0.12  # inches
     pitch = len(groups) * thickness + space
     with matplotlib.rc_context(CHART_STYLE):
         figure, axes = _figure(height=len(labels) * pitch + 0.75, names=groups)
         handles = []
-        for s, (bars, colour) in enumerate(zip(groups.values(), _cycle(SERIES_COLOURS, len(groups)), strict=True)):
+        for s, (bars, colour) in enumerate(
+            zip(groups.values(), _cycle(SERIES_COLOURS, len(groups)), strict=True)
+        ):
             alpha = 1 if s < len(SERIES_COLOURS) else 0.5  # a second round of colours, paler
             for label, mean, sd in bars:
                 if mean is None:
@@ -63,16 +73,27 @@ def bar_chart_svg(
                 y = labels.index(label) + (s - (len(groups) - 1) / 2) * thickness / pitch
                 axes.barh(y, mean, height=0.86 * thickness / pitch, color=colour, alpha=alpha)
                 if sd is not None:
-                    axes.errorbar(mean, y, xerr=sd, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2)
-                text = f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+                    axes.errorbar(
+                        mean, y, xerr=sd, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2
+                    )
+                text = (
+                    f"{mean:.{digits}f}" if sd is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"
+                )
                 sign, side = (1, "left") if mean >= 0 else (-1, "right")
                 axes.annotate(
-                    text.replace("-", "−"), (mean + sign * (sd or 0), y), (4 * sign, 0),
-                    textcoords="offset points", ha=side, va="center_baseline", fontsize=8,
-                )  # fmt: skip
+                    text.replace("-", "−"),
+                    (mean + sign * (sd or 0), y),
+                    (4 * sign, 0),
+                    textcoords="offset points",
+                    ha=side,
+                    va="center_baseline",
+                    fontsize=8,
+                )
             handles.append(Patch(color=colour, alpha=alpha))
         axes.set_xlim(low - room * (low < 0), high + room)
-        axes.set_xticks([t for t in MaxNLocator(4).tick_values(low, high) if low * 1.15 <= t <= high * 1.15])
+        axes.set_xticks(
+            [t for t in MaxNLocator(4).tick_values(low, high) if low * 1.15 <= t <= high * 1.15]
+        )
         axes.set_yticks(range(len(labels)), [textwrap.fill(label, 18) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlabel(value_label)
@@ -81,11 +102,13 @@ def bar_chart_svg(
         return _svg(figure, handles, groups, f"Bar chart: {value_label}")
 
 
-def line_chart_svg(series: dict[str, tuple[list, list, list | None]], xlabel: str, ylabel: str) -> Markup:
+def line_chart_svg(
+    series: dict[str, tuple[list, list, list | None]], xlabel: str, ylabel: str
+) -> Markup:
     """Lines with error bars as inline SVG: ``{name: (x labels, means, sds or None)}``.
 
-    The x axis is categorical: the labels of all series at equal distances, sorted if all are numbers. A mean or sd may
-    be None.
+    The x axis is categorical: the labels of all series at equal distances, sorted if all are
+    numbers. A mean or sd may be None.
     """
     labels = list(dict.fromkeys(x for xs, _, _ in series.values() for x in xs))
     if not labels:
@@ -103,7 +126,15 @@ def line_chart_svg(series: dict[str, tuple[list, list, list | None]], xlabel: st
             style = {"color": colour, "marker": marker, "markersize": 4.5, "linewidth": 1.8}
             handles += axes.plot(x, mean, **style)
             shown = sd > 0
-            axes.errorbar(x[shown], mean[shown], sd[shown], fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5)
+            axes.errorbar(
+                x[shown],
+                mean[shown],
+                sd[shown],
+                fmt="none",
+                ecolor=colour,
+                elinewidth=1.2,
+                capsize=2.5,
+            )
         every = -(-len(labels) // 8)  # at most eight tick labels
         axes.set_xticks(range(0, len(labels), every), [str(x) for x in labels[::every]])
         axes.margins(x=0.06, y=0.12)
@@ -115,8 +146,11 @@ def line_chart_svg(series: dict[str, tuple[list, list, list | None]], xlabel: st
         return _svg(figure, handles, series, f"Line chart: {ylabel} by {xlabel}")
 
 
-def curves_svg(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str, points: bool = False) -> Markup:
-    """Curves over a numeric axis as inline SVG: ``{name: (xs, ys)}``; long ones are thinned to about 300 points.
+def curves_svg(
+    series: dict[str, tuple[list, list]], xlabel: str, ylabel: str, points: bool = False
+) -> Markup:
+    """Curves over a numeric axis as inline SVG: ``{name: (xs, ys)}``; long ones are thinned to
+    about 300 points.
 
     ``points``: few measured points, shown with markers. ValueError if there is nothing to draw.
     """
@@ -129,8 +163,16 @@ def curves_svg(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str, p
             every = max(1, len(xs) // 300)
             marker = _cycle(MARKERS, len(series))[i] if points else None
             colour = _cycle(SERIES_COLOURS, len(series))[i]
-            dashes = ("-", "--", ":", "-.")[i // len(SERIES_COLOURS) % 4]  # a second round of colours looks different
-            style = {"color": colour, "linewidth": 1.6, "marker": marker, "markersize": 4.5, "linestyle": dashes}
+            dashes = ("-", "--", ":", "-.")[
+                i // len(SERIES_COLOURS) % 4
+            ]  # a second round of colours looks different
+            style = {
+                "color": colour,
+                "linewidth": 1.6,
+                "marker": marker,
+                "markersize": 4.5,
+                "linestyle": dashes,
+            }
             handles += axes.plot(xs[::every], ys[::every], **style)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -142,19 +184,30 @@ def curves_svg(series: dict[str, tuple[list, list]], xlabel: str, ylabel: str, p
         return _svg(figure, handles, series, f"Line chart: {ylabel} by {xlabel}")
 
 
-def histogram_svg(values, xlabel: str, ylabel: str = "samples", bins: int = 20, limits: tuple | None = None) -> Markup:
-    """A histogram of at least one finite number as inline SVG, with a line at the median. ``limits``: of the bins, None =
-    those of the values. ValueError for no value, or one that is not finite."""
+def histogram_svg(
+    values, xlabel: str, ylabel: str = "samples", bins: int = 20, limits: tuple | None = None
+) -> Markup:
+    """A histogram of at least one finite number as inline SVG, with a line at the median.
+    ``limits``: of the bins, None = those of the values. ValueError for no value, or one that is
+    not finite."""
     values = np.asarray(values, float)
     if not values.size or not np.isfinite(values).all():
-        raise ValueError(f"a histogram of {xlabel!r} needs finite numbers, got {values[:5].tolist()} (n = {values.size})")
+        raise ValueError(
+            f"a histogram of {xlabel!r} needs finite numbers, got {values[:5].tolist()} (n = "
+            f"{values.size})"
+        )
     counts, edges = np.histogram(values, bins, limits)
     median = float(np.median(values))
     with matplotlib.rc_context(CHART_STYLE):
         figure, axes = _figure(height=2.1, names=["one"])
         axes.bar(edges[:-1], counts, np.diff(edges) * 0.92, align="edge", color=SERIES_COLOURS[0])
         axes.axvline(median, color=SERIES_COLOURS[1], linewidth=1.4, linestyle="--")
-        axes.set_title(f"median {median:.3g}".replace("-", "\N{MINUS SIGN}"), fontsize=9, color=INK, loc="right")
+        axes.set_title(
+            f"median {median:.3g}".replace("-", "\N{MINUS SIGN}"),
+            fontsize=9,
+            color=INK,
+            loc="right",
+        )
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(xlabel)
@@ -163,7 +216,8 @@ def histogram_svg(values, xlabel: str, ylabel: str = "samples", bins: int = 20, 
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
         description = (
-            f"Histogram of {xlabel}: {values.size} values, median {median:.3g}, {values.min():.3g} to {values.max():.3g}"
+            f"Histogram of {xlabel}: {values.size} values, median {median:.3g}, "
+            f"{values.min():.3g} to {values.max():.3g}"
         )
         return _svg(figure, [], [], description)
 
@@ -183,10 +237,18 @@ def _figure(height: float, names):
 
 
 def _svg(figure: Figure, handles, names, description: str) -> Markup:
-    """The figure as one ``<svg>`` element: no prolog, metadata, page-wide style or ids that two charts would share."""
+    """The figure as one ``<svg>`` element: no prolog, metadata, page-wide style or ids that two
+    charts would share."""
     if len(names) > 1:
         columns = _legend_columns(names)
-        figure.legend(handles, list(names), loc="outside upper left", ncols=columns, fontsize=9, handlelength=1.4)
+        figure.legend(
+            handles,
+            list(names),
+            loc="outside upper left",
+            ncols=columns,
+            fontsize=9,
+            handlelength=1.4,
+        )
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
@@ -194,7 +256,12 @@ def _svg(figure: Figure, handles, names, description: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    opening = f'<svg role="img" aria-label="{escape(description)}" style="stroke-linejoin: round; stroke-linecap: butt"'
+    opening = (
+        f'<svg role="img" aria-label="{escape(description)}" style="stroke-linejoin: round; '
+        'stroke-linecap: butt"'
+    )
     svg = svg.replace("<svg", opening, 1)
-    svg = svg.replace(INK, f"var(--chart-ink, {INK})").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
+    svg = svg.replace(INK, f"var(--chart-ink, {INK})").replace(
+        "'DejaVu Sans'", "system-ui, 'DejaVu Sans'"
+    )
     return Markup(svg.strip())

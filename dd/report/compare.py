@@ -11,15 +11,28 @@ from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS, Interval, holm, 
 from dd.report.page import Section, Table
 from dd.store.provenance import differences, fingerprint, read_json, sha256
 
-KEYS = ("data", "split", "masks", "num_images", "protocol", "miou", "iou", "pixel_accuracy", "confusion",
-        "weights_sha256", "supervision", "trained_on")  # fmt: skip
+KEYS = (
+    "data",
+    "split",
+    "masks",
+    "num_images",
+    "protocol",
+    "miou",
+    "iou",
+    "pixel_accuracy",
+    "confusion",
+    "weights_sha256",
+    "supervision",
+    "trained_on",
+)
 LEVEL = 0.95  # of intervals
 EDITED = "it was edited or damaged; remove it and evaluate the run again"
 
 
 def read_metrics(path: str | Path, weights_sha256: str | None = None) -> dict:
-    """metrics.json once it has shown that its numbers are those of its confusion matrix, and of the images' own where they are
-    stored (they come along as ``images``: {"confusion": uint32 [N, C, C], "ids"}).
+    """metrics.json once it has shown that its numbers are those of its confusion matrix, and of the
+    images' own where they are stored (they come along as ``images``: {"confusion": uint32 [N, C,
+    C], "ids"}).
 
     ValueError for a file of another version, one that was edited, or one of another checkpoint than
     ``weights_sha256``.
@@ -27,20 +40,32 @@ def read_metrics(path: str | Path, weights_sha256: str | None = None) -> dict:
     path, found = Path(path), read_json(path)
     lacking = [k for k in KEYS if k not in found] if isinstance(found, dict) else list(KEYS)
     if lacking:
-        raise ValueError(f"{path} lacks {', '.join(lacking)}: another version wrote it; remove it and evaluate the run again")
+        raise ValueError(
+            f"{path} lacks {', '.join(lacking)}: another version wrote it; remove it and evaluate "
+            "the run again"
+        )
     if weights_sha256 is not None and found["weights_sha256"] != weights_sha256:
-        raise ValueError(f"{path} was measured with another checkpoint than the run has now; evaluate the run again")
+        raise ValueError(
+            f"{path} was measured with another checkpoint than the run has now; evaluate the run "
+            "again"
+        )
     try:
         confusion = np.array(found["confusion"], np.int64)
         names = list(found["iou"])
-        right = confusion.shape == (len(names),) * 2 and confusion.min() >= 0 and confusion.sum() > 0
+        right = (
+            confusion.shape == (len(names),) * 2 and confusion.min() >= 0 and confusion.sum() > 0
+        )
         right = right and _same_scores(found, confusion)
     except (TypeError, ValueError, AttributeError, OverflowError):
         right = False
     if not right:
-        raise ValueError(f"{path}: its mIoU, IoUs and accuracy are not those of its confusion matrix: {EDITED}")
+        raise ValueError(
+            f"{path}: its mIoU, IoUs and accuracy are not those of its confusion matrix: {EDITED}"
+        )
     if "per_image" in found:
-        found["images"] = _read_images(path.parent, found["per_image"], confusion, found["num_images"])
+        found["images"] = _read_images(
+            path.parent, found["per_image"], confusion, found["num_images"]
+        )
     return found
 
 
@@ -48,7 +73,11 @@ def _same_scores(found: dict, confusion: np.ndarray) -> bool:
     ious = iou(confusion)
     given = np.array([np.nan if v is None else v for v in found["iou"].values()], float)
     accuracy = 100 * np.trace(confusion) / confusion.sum()
-    pairs = [(found["miou"], np.nanmean(ious)), (found["pixel_accuracy"], accuracy), *zip(given, ious, strict=True)]
+    pairs = [
+        (found["miou"], np.nanmean(ious)),
+        (found["pixel_accuracy"], accuracy),
+        *zip(given, ious, strict=True),
+    ]
     return all(np.isclose(a, b, rtol=0, atol=1e-6, equal_nan=True) for a, b in pairs)
 
 
@@ -61,13 +90,16 @@ def _read_images(folder: Path, recorded: dict, confusion: np.ndarray, number: in
         raise ValueError(f"{path} is not the file that metrics.json names: {EDITED}")
     with np.load(path, allow_pickle=False) as stored:
         images = {"confusion": stored["confusion"], "ids": stored["ids"].tolist()}
-    if len(images["ids"]) != number or not np.array_equal(images["confusion"].sum(0, dtype=np.int64), confusion):
+    if len(images["ids"]) != number or not np.array_equal(
+        images["confusion"].sum(0, dtype=np.int64), confusion
+    ):
         raise ValueError(f"{path} does not add up to metrics.json beside it: {EDITED}")
     return images
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU in percent of each class of matrices [..., C, C]; nan for a class that occurs neither in labels nor predictions."""
+    """IoU in percent of each class of matrices [..., C, C]; nan for a class that occurs neither
+    in labels nor predictions."""
     confusion = confusion.astype(float)
     hit = np.diagonal(confusion, axis1=-2, axis2=-1)
     union = confusion.sum(-1) + confusion.sum(-2) - hit
@@ -75,19 +107,30 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
 
 def image_miou(images: dict) -> dict[str, float]:
-    """{id: mIoU of this image alone, over the classes that occur in it}, without images whose pixels are all ignored."""
+    """{id: mIoU of this image alone, over the classes that occur in it}, without images whose
+    pixels are all ignored."""
     values = iou(images["confusion"])
-    return {i: float(np.nanmean(v)) for i, v in zip(images["ids"], values, strict=True) if not np.isnan(v).all()}
+    return {
+        i: float(np.nanmean(v))
+        for i, v in zip(images["ids"], values, strict=True)
+        if not np.isnan(v).all()
+    }
 
 
 def measured_on(result: dict) -> dict:
-    """What two results must share to be compared; ``content`` (ids, masks) and ``ids`` are None where it does not say."""
+    """What two results must share to be compared; ``content`` (ids, masks) and ``ids`` are None
+    where it does not say."""
     images = result.get("images")
     return {
-        "data": result["data"], "split": result["split"], "masks": result["masks"], "images": result["num_images"],
-        "classes": list(result["iou"]), "masks made with": fingerprint(result.get("masks_made_with"))[:12],
-        "ids": images and fingerprint(images["ids"])[:12], "content": result.get("content"),
-    }  # fmt: skip
+        "data": result["data"],
+        "split": result["split"],
+        "masks": result["masks"],
+        "images": result["num_images"],
+        "classes": list(result["iou"]),
+        "masks made with": fingerprint(result.get("masks_made_with"))[:12],
+        "ids": images and fingerprint(images["ids"])[:12],
+        "content": result.get("content"),
+    }
 
 
 def _lines(one: dict, other: dict) -> list[str]:
@@ -95,8 +138,11 @@ def _lines(one: dict, other: dict) -> list[str]:
     return differences({k: one[k] for k in known}, {k: other[k] for k in known})
 
 
-def comparable(results: dict[str, dict], baseline: str | None = None) -> tuple[dict[str, dict], dict[str, str]]:
-    """(results that were measured on the same images and classes, {name of another: why it is left out}).
+def comparable(
+    results: dict[str, dict], baseline: str | None = None
+) -> tuple[dict[str, dict], dict[str, str]]:
+    """(results that were measured on the same images and classes, {name of another: why it is left
+    out}).
 
     The standard is ``baseline`` where it is among them, else what most results were measured on.
     """
@@ -105,16 +151,24 @@ def comparable(results: dict[str, dict], baseline: str | None = None) -> tuple[d
     on = {name: measured_on(r) for name, r in results.items()}
     if baseline in on:
         standard = on[baseline]
-    else:  # one with ids, where there is one: without them nothing says that the images are the same
+    # one with ids, where there is one: without them nothing says that the images are the same
+    else:
         votes = Counter(fingerprint(v) for v in on.values())
         standard = max(
             on.values(),
-            key=lambda v: (votes[fingerprint(v)], v["ids"] is not None, v["images"], fingerprint(v)),
+            key=lambda v: (
+                votes[fingerprint(v)],
+                v["ids"] is not None,
+                v["images"],
+                fingerprint(v),
+            ),
         )
     left_out = {}
     for name, given in on.items():
         if lines := _lines(standard, given):
-            left_out[name] = "measured on something else than the others: " + "; ".join(line[:200] for line in lines)
+            left_out[name] = "measured on something else than the others: " + "; ".join(
+                line[:200] for line in lines
+            )
     return {n: r for n, r in results.items() if n not in left_out}, left_out
 
 
@@ -129,13 +183,17 @@ def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -
     scores = {row.label: row.scores(data) for row in rows if row.scores(data)}
     if baseline.label not in scores:
         known = ", ".join(scores)
-        raise ValueError(f"baseline {baseline.label!r} has no result to compare with on {data}; there are: {known}")
+        raise ValueError(
+            f"baseline {baseline.label!r} has no result to compare with on {data}; there are: "
+            f"{known}"
+        )
     supervision = {row.label: row.supervision for row in rows}
     means = {label: mean(s.miou for s in found.values()) for label, found in scores.items()}
     paired = {
         label: found
         for label in scores
-        if label != baseline.label and (found := paired_interval(scores[label], scores[baseline.label], draws)) is not None
+        if label != baseline.label
+        and (found := paired_interval(scores[label], scores[baseline.label], draws)) is not None
     }
     adjusted = holm({label: found.p for label, found in paired.items() if found.p is not None})
     cells, strong = [], set()
@@ -153,9 +211,16 @@ def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -
             strong.add((len(cells), 5))
         cells.append([*row, *_difference(found, adjusted.get(label))])
     columns = [
-        "trained on", "supervision", "seeds", "mIoU", "95 % interval", f"difference to {baseline.label}",
-        "95 % interval of the difference", "p (Holm)", "pairs",
-    ]  # fmt: skip
+        "trained on",
+        "supervision",
+        "seeds",
+        "mIoU",
+        "95 % interval",
+        f"difference to {baseline.label}",
+        "95 % interval of the difference",
+        "p (Holm)",
+        "pairs",
+    ]
     found = [r["metrics"][data] for row in rows for r in row.runs if data in r["metrics"]]
     images = found[0]["num_images"]
     seeds = max((f.seeds for f in paired.values()), default=0)
@@ -167,8 +232,13 @@ def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -
         f"rows (Holm), is at most {1 - LEVEL:.2f}. {undecided(images, seeds)}"
     )
     if any(s.per_image is None for found in scores.values() for s in found.values()):
-        note += " A result without a matrix for each image has no share of the images in its interval; evaluate the run again."
-    return Table(title, columns, cells, note=note.strip(), bars=("mIoU",), highlight=frozenset(strong))
+        note += (
+            " A result without a matrix for each image has no share of the images in its "
+            "interval; evaluate the run again."
+        )
+    return Table(
+        title, columns, cells, note=note.strip(), bars=("mIoU",), highlight=frozenset(strong)
+    )
 
 
 def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | None:
@@ -184,7 +254,9 @@ def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | Non
             pairs |= {(s, d): (score, found) for (s, d), found in other.items() if s == seed}
     if not pairs:
         return None
-    return interval({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}, draws=draws)
+    return interval(
+        {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}, draws=draws
+    )
 
 
 def number_of_runs(keys) -> int | str:
@@ -216,5 +288,7 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _interval(found: Interval, text=lambda v: f"{v:.1f}".replace("-", "\N{MINUS SIGN}")) -> str | None:
+def _interval(
+    found: Interval, text=lambda v: f"{v:.1f}".replace("-", "\N{MINUS SIGN}")
+) -> str | None:
     return None if found.low is None else f"{text(found.low)} to {text(found.high)}"

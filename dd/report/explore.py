@@ -1,4 +1,5 @@
-"""Sections to look around in: a shaded matrix, and samples that can be filtered by class and searched by text."""
+"""Sections to look around in: a shaded matrix, and samples that can be filtered by class and
+searched by text."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ PICTURES = ("data:image/png;base64,", "data:image/jpeg;base64,")
 def check_picture(uri: str, where: str) -> None:
     """ValueError for anything that a browser would have to fetch or run."""
     if not uri.startswith(PICTURES):
-        raise ValueError(f"{where}: pictures are PNG or JPEG data URIs (png_data_uri, small_data_uri), got {uri[:40]!r}")
+        raise ValueError(
+            f"{where}: pictures are PNG or JPEG data URIs (png_data_uri, small_data_uri), got "
+            f"{uri[:40]!r}"
+        )
 
 
 def check_legend(legend, where: str) -> None:
@@ -23,9 +27,11 @@ def check_legend(legend, where: str) -> None:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A table of numbers whose cells are shaded from the lowest to the highest: ``values`` [rows][columns], None = empty.
+    """A table of numbers whose cells are shaded from the lowest to the highest: ``values``
+    [rows][columns], None = empty.
 
-    ``corner`` says what rows and columns are; ``limits``: (unshaded, fully shaded), None = lowest and highest value.
+    ``corner`` says what rows and columns are; ``limits``: (unshaded, fully shaded), None = lowest
+    and highest value.
     """
 
     kind: ClassVar[str] = "matrix"
@@ -42,7 +48,8 @@ class Matrix:
         widths = {len(row) for row in self.values}
         if len(self.values) != len(self.rows) or widths - {len(self.columns)}:
             raise ValueError(
-                f"matrix {self.title!r}: {len(self.rows)} rows and {len(self.columns)} columns are named, the values have "
+                f"matrix {self.title!r}: {len(self.rows)} rows and {len(self.columns)} columns "
+                "are named, the values have "
                 f"{len(self.values)} rows of {sorted(widths)} columns"
             )
 
@@ -53,18 +60,22 @@ class Matrix:
         span = (high - low) or 1
         return [
             [
-                {"text": "", "shade": 0} if v is None else
-                {"text": f"{v:.{self.digits}f}", "shade": round(100 * min(1, max(0, (v - low) / span)))}
+                {"text": "", "shade": 0}
+                if v is None
+                else {
+                    "text": f"{v:.{self.digits}f}",
+                    "shade": round(100 * min(1, max(0, (v - low) / span))),
+                }
                 for v in row
             ]
             for row in self.values
-        ]  # fmt: skip
+        ]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample: ``text`` is searched and shown, ``facts`` are shown, ``classes`` and ``missing`` (of them) are filtered by;
-    ``pictures`` of (caption, data URI)."""
+    """One sample: ``text`` is searched and shown, ``facts`` are shown, ``classes`` and
+    ``missing`` (of them) are filtered by; ``pictures`` of (caption, data URI)."""
 
     id: str
     text: str
@@ -80,7 +91,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples with a filter by class, a search in their text, and a switch for those with a class that is missing."""
+    """Samples with a filter by class, a search in their text, and a switch for those with a
+    class that is missing."""
 
     kind: ClassVar[str] = "samples"
     title: str

@@ -1,8 +1,10 @@
-"""A report as one HTML file that needs nothing else: no requests; for desktop, phone, dark mode and paper.
+"""A report as one HTML file that needs nothing else: no requests; for desktop, phone, dark mode and
+paper.
 
-Build sections (:class:`Text`, :class:`Table`, :class:`Chart`, :class:`Gallery`, and those of :mod:`dd.report.explore`),
-:func:`render` them, :func:`write` the page. All text is escaped; only a Markup chart is taken as it is. The page's own content
-security policy makes a browser refuse whatever is not inline, and every script but ``filter.js``, which it knows by its hash.
+Build sections (:class:`Text`, :class:`Table`, :class:`Chart`, :class:`Gallery`, and those of
+:mod:`dd.report.explore`), :func:`render` them, :func:`write` the page. All text is escaped; only a
+Markup chart is taken as it is. The page's own content security policy makes a browser refuse
+whatever is not inline, and every script but ``filter.js``, which it knows by its hash.
 """
 
 import base64
@@ -21,11 +23,14 @@ from PIL import Image
 
 from dd.report.explore import SCRIPT, Matrix, Samples, check_legend, check_picture
 
-PIXEL_ART = 168  # CSS pixels, the widest a gallery shows a picture: smaller ones are enlarged, with hard pixel edges
+# CSS pixels, the widest a gallery shows a picture: smaller ones are enlarged, with hard pixel edges
+PIXEL_ART = 168
 MISSING = "–"
 
 Number = int | float | None
-Cell = str | Number | tuple[Number, Number]  # text, a number, or (mean, sd); None is shown as a dash
+Cell = (
+    str | Number | tuple[Number, Number]
+)  # text, a number, or (mean, sd); None is shown as a dash
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first cell names its row. A column of numbers is set right, floats with 1 decimal.
+    """Rows of cells; the first cell names its row. A column of numbers is set right, floats with 1
+    decimal.
 
-    ``digits``: decimals of other columns. ``bars``: columns in percent whose cells get a bar from 0 to 100. ``best``:
-    columns whose largest number is bold. ``highlight``: further (row, column) indices to set bold.
+    ``digits``: decimals of other columns. ``bars``: columns in percent whose cells get a bar from 0
+    to 100. ``best``: columns whose largest number is bold. ``highlight``: further (row, column)
+    indices to set bold.
     """
 
     kind: ClassVar[str] = "table"
@@ -58,15 +65,24 @@ class Table:
     def __post_init__(self):
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"table {self.title!r}: {len(self.columns)} columns, but {len(row)} cells in {row!r}")
+                raise ValueError(
+                    f"table {self.title!r}: {len(self.columns)} columns, but {len(row)} cells in "
+                    f"{row!r}"
+                )
         unknown = {*self.bars, *self.best, *self.digits} - set(self.columns)
         if unknown:
-            raise ValueError(f"table {self.title!r}: no column {sorted(unknown)}; columns: {self.columns}")
+            raise ValueError(
+                f"table {self.title!r}: no column {sorted(unknown)}; columns: {self.columns}"
+            )
 
     def cells(self) -> list[list[dict]]:
-        """What the template shows: text, numeric (set right), strong, bar (percent or None) of each cell."""
+        """What the template shows: text, numeric (set right), strong, bar (percent or None) of
+        each cell."""
         columns = list(zip(*self.rows, strict=True))
-        numeric = [any(map(_is_number, column)) and not any(isinstance(c, str) for c in column) for column in columns]
+        numeric = [
+            any(map(_is_number, column)) and not any(isinstance(c, str) for c in column)
+            for column in columns
+        ]
         largest = [max(map(_mean, filter(_is_number, column)), default=None) for column in columns]
         return [
             [
@@ -75,7 +91,9 @@ class Table:
                     "numeric": numeric[j],
                     "strong": (i, j) in self.highlight
                     or (name in self.best and _is_number(cell) and _mean(cell) == largest[j]),
-                    "bar": min(100.0, max(0.0, _mean(cell))) if name in self.bars and _is_number(cell) else None,
+                    "bar": min(100.0, max(0.0, _mean(cell)))
+                    if name in self.bars and _is_number(cell)
+                    else None,
                 }
                 for j, (name, cell) in enumerate(zip(self.columns, row, strict=True))
             ]
@@ -85,7 +103,9 @@ class Table:
     def _text(self, cell: Cell, column: str) -> str:
         if isinstance(cell, tuple):
             mean, sd = cell
-            return self._text(mean, column) + (f" ± {self._text(sd, column)}" if None not in cell else "")
+            return self._text(mean, column) + (
+                f" ± {self._text(sd, column)}" if None not in cell else ""
+            )
         if cell is None or isinstance(cell, str):
             return MISSING if cell is None else cell
         digits = 0 if isinstance(cell, Integral) else self.digits.get(column, 1)
@@ -94,7 +114,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart from :mod:`dd.report.pictures`; ``svg`` must be Markup, the one thing that the page does not escape."""
+    """A chart from :mod:`dd.report.pictures`; ``svg`` must be Markup, the one thing that the
+    page does not escape."""
 
     kind: ClassVar[str] = "chart"
     title: str
@@ -104,12 +125,15 @@ class Chart:
     def __post_init__(self):
         if not isinstance(self.svg, Markup):
             got = type(self.svg).__name__
-            raise TypeError(f"chart {self.title!r}: svg must be Markup, as bar_chart_svg returns it; got {got}")
+            raise TypeError(
+                f"chart {self.title!r}: svg must be Markup, as bar_chart_svg returns it; got {got}"
+            )
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of pictures: ``rows`` of (label, one data URI per column), ``legend`` of (name, "#rrggbb")."""
+    """Rows of pictures: ``rows`` of (label, one data URI per column), ``legend`` of (name,
+    "#rrggbb")."""
 
     kind: ClassVar[str] = "gallery"
     title: str
@@ -122,7 +146,8 @@ class Gallery:
         for label, pictures in self.rows:
             if len(pictures) != len(self.columns):
                 raise ValueError(
-                    f"gallery {self.title!r}: {len(self.columns)} columns, but {len(pictures)} pictures in {label!r}"
+                    f"gallery {self.title!r}: {len(self.columns)} columns, but {len(pictures)} "
+                    f"pictures in {label!r}"
                 )
             for picture in pictures:
                 check_picture(picture, f"gallery {self.title!r}, row {label!r}")
@@ -132,8 +157,11 @@ class Gallery:
 Section = Text | Table | Chart | Gallery | Matrix | Samples
 
 
-def render(title: str, subtitle: str, sections: list[Section], facts: dict[str, str] | None = None) -> str:
-    """The page as HTML. ``facts`` are short name-value pairs under the title; the titles make the navigation."""
+def render(
+    title: str, subtitle: str, sections: list[Section], facts: dict[str, str] | None = None
+) -> str:
+    """The page as HTML. ``facts`` are short name-value pairs under the title; the titles make
+    the navigation."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -143,7 +171,11 @@ def render(title: str, subtitle: str, sections: list[Section], facts: dict[str, 
         keep_trailing_newline=True,
     )
     environment.filters["picture_size"] = picture_size
-    script = Markup(SCRIPT.read_text(encoding="utf-8")) if any(isinstance(s, Samples) for s in sections) else None
+    script = (
+        Markup(SCRIPT.read_text(encoding="utf-8"))
+        if any(isinstance(s, Samples) for s in sections)
+        else None
+    )
     return environment.get_template("page.html.j2").render(
         title=title,
         subtitle=subtitle,
@@ -193,7 +225,8 @@ def _anchors(sections) -> list[str]:
 
 
 def _widths(sections) -> list[str]:
-    """Neighbouring charts share a row in pairs ("half"); everything else, and a chart left over, is "full"."""
+    """Neighbouring charts share a row in pairs ("half"); everything else, and a chart left over,
+    is "full"."""
     widths = []
     for i, section in enumerate(sections):
         second = i > 0 and isinstance(sections[i - 1], Chart) and widths[-1] == "open"

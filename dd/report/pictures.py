@@ -1,7 +1,8 @@
 """Pictures for reports, README and data cards: arrays in, arrays or self-contained strings out.
 
-Pictures are uint8 RGB [H, W, 3]; a mask is uint8 [H, W] of class ids, 0 = background, 255 = uncertain; a palette is a
-flat list ``[r, g, b] * n`` in class order (:func:`dd.taxonomy.voc_palette`).
+Pictures are uint8 RGB [H, W, 3]; a mask is uint8 [H, W] of class ids, 0 = background, 255 =
+uncertain; a palette is a flat list ``[r, g, b] * n`` in class order
+(:func:`dd.taxonomy.voc_palette`).
 """
 
 import base64
@@ -19,17 +20,20 @@ UNCERTAIN_RGB = (206, 208, 212)
 HATCH_RGB = (120, 124, 130)  # second colour of the stripes over uncertain pixels
 
 
-# ------------------------------------------------------------------------------------------------------------ pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def _lookup(mask, palette: list[int]) -> np.ndarray:
-    """Colours [256, 3] of every pixel value; ValueError if the mask is not a mask or holds a class without a colour."""
+    """Colours [256, 3] of every pixel value; ValueError if the mask is not a mask or holds a
+    class without a colour."""
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise ValueError(f"a mask is uint8 [H, W], got {mask.dtype} {list(mask.shape)}")
     colours = np.asarray(palette, np.uint8).reshape(-1, 3)[:IGNORE]
     highest = int(mask.max(where=mask != IGNORE, initial=0))
     if highest >= len(colours):
-        raise ValueError(f"the mask holds class {highest}, the palette ends at class {len(colours) - 1}")
+        raise ValueError(
+            f"the mask holds class {highest}, the palette ends at class {len(colours) - 1}"
+        )
     lookup = np.zeros((256, 3), np.uint8)
     lookup[: len(colours)] = colours
     lookup[0], lookup[IGNORE] = BACKGROUND_RGB, UNCERTAIN_RGB
@@ -41,11 +45,16 @@ def colour_mask(mask: np.ndarray, palette: list[int]) -> np.ndarray:
     return _lookup(mask, palette)[mask]
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, palette: list[int], alpha: float = 0.55) -> np.ndarray:
-    """The mask over its image: classes at opacity ``alpha``, uncertain as grey stripes, background pixels unchanged."""
+def overlay(
+    image: np.ndarray, mask: np.ndarray, palette: list[int], alpha: float = 0.55
+) -> np.ndarray:
+    """The mask over its image: classes at opacity ``alpha``, uncertain as grey stripes,
+    background pixels unchanged."""
     _check_image(image)
     if image.shape[:2] != mask.shape:
-        raise ValueError(f"image and mask differ in size: {list(image.shape[:2])} and {list(mask.shape)}")
+        raise ValueError(
+            f"image and mask differ in size: {list(image.shape[:2])} and {list(mask.shape)}"
+        )
     colours = _lookup(mask, palette)[mask]
     y, x = np.indices(mask.shape)
     stripe = (x + y) // max(2, max(mask.shape) // 96) % 2 == 1
@@ -55,12 +64,15 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: list[int], alpha: floa
 
 
 def heat(image: np.ndarray, heat: np.ndarray, alpha: float = 0.7) -> np.ndarray:
-    """A heat map [h, w] over the greyed image: min-max scaled (a constant map is cold), bicubic to the image size."""
+    """A heat map [h, w] over the greyed image: min-max scaled (a constant map is cold), bicubic
+    to the image size."""
     _check_image(image)
     heat = np.asarray(heat, np.float64)
     if heat.ndim != 2 or not np.isfinite(heat).all():
         finite = "finite" if np.isfinite(heat).all() else "not finite"
-        raise ValueError(f"a heat map is [h, w] of finite numbers, got {list(heat.shape)}, {finite}")
+        raise ValueError(
+            f"a heat map is [h, w] of finite numbers, got {list(heat.shape)}, {finite}"
+        )
     span = heat.max() - heat.min()
     scaled = ((heat - heat.min()) / (span if span > 0 else 1)).astype(np.float32)
     size = image.shape[1], image.shape[0]
@@ -71,22 +83,25 @@ def heat(image: np.ndarray, heat: np.ndarray, alpha: float = 0.7) -> np.ndarray:
 
 
 def legend(names, palette: list[int], uncertain: bool = False) -> list[tuple[str, str]]:
-    """(name, "#rrggbb") of every class as :func:`colour_mask` paints it; ``names`` in mask order, background first."""
+    """(name, "#rrggbb") of every class as :func:`colour_mask` paints it; ``names`` in mask
+    order, background first."""
     colours = _lookup(np.array([[len(names) - 1]], np.uint8), palette)
     entries = [(name, _hex(colours[i])) for i, name in enumerate(names)]
     return [*entries, ("uncertain", _hex(UNCERTAIN_RGB))] if uncertain else entries
 
 
 def png_data_uri(array: np.ndarray, scale: int = 1) -> str:
-    """A uint8 picture, RGB [H, W, 3] or grey [H, W], as a ``data:`` URI; every pixel becomes ``scale`` x ``scale``."""
+    """A uint8 picture, RGB [H, W, 3] or grey [H, W], as a ``data:`` URI; every pixel becomes
+    ``scale`` x ``scale``."""
     stream = io.BytesIO()
     Image.fromarray(_enlarged(array, scale)).save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def small_data_uri(array: np.ndarray, side: int = SMALL, photo: bool = True) -> str:
-    """A picture as a ``data:`` URI of at most ``side`` pixels a side, so that a page with many stays small: smaller ones as
-    they are, larger ones shrunk. ``photo``: photographs and heat become JPEG where that is shrunk, masks stay PNG."""
+    """A picture as a ``data:`` URI of at most ``side`` pixels a side, so that a page with many
+    stays small: smaller ones as they are, larger ones shrunk. ``photo``: photographs and heat
+    become JPEG where that is shrunk, masks stay PNG."""
     size = np.array(array.shape[1::-1])
     if max(size) <= side:
         return png_data_uri(array)
@@ -108,9 +123,11 @@ def contact_sheet(
     row_labels: list[str] | None = None,
     column_labels: list[str] | None = None,
 ) -> np.ndarray:
-    """Pictures in a white grid, uint8 RGB [H, W, 3]: a row may be short, a cell is as large as its column and row need.
+    """Pictures in a white grid, uint8 RGB [H, W, 3]: a row may be short, a cell is as large as its
+    column and row need.
 
-    ``gap`` pixels lie around and between the cells; labels (wrapped, one per row or column) stand left and above.
+    ``gap`` pixels lie around and between the cells; labels (wrapped, one per row or column) stand
+    left and above.
     """
     if not rows or not any(rows):
         raise ValueError("a contact sheet needs at least one picture, got none")
@@ -121,11 +138,16 @@ def contact_sheet(
     cells = [[_enlarged(picture, scale) for picture in row] for row in rows]
     font = ImageFont.load_default(13)
     widths = [max(row[j].shape[1] for row in cells if j < len(row)) for j in range(n_columns)]
-    heads = [_wrapped(text, font, width) for text, width in zip(column_labels or [], widths, strict=False)]
+    heads = [
+        _wrapped(text, font, width)
+        for text, width in zip(column_labels or [], widths, strict=False)
+    ]
     sides = [_wrapped(text, font, 150) for text in row_labels or []]
     widths = [max(w, *_text_size(heads[j], font)[:1]) if heads else w for j, w in enumerate(widths)]
     heights = [max((p.shape[0] for p in row), default=0) for row in cells]
-    heights = [max(h, *_text_size(sides[i], font)[1:]) if sides else h for i, h in enumerate(heights)]
+    heights = [
+        max(h, *_text_size(sides[i], font)[1:]) if sides else h for i, h in enumerate(heights)
+    ]
     left = max((_text_size(t, font)[0] for t in sides), default=-gap) + 2 * gap
     top = max((_text_size(t, font)[1] for t in heads), default=-gap) + 2 * gap
     xs = left + np.concatenate([[0], np.cumsum(np.add(widths, gap))])
@@ -161,7 +183,9 @@ def _wrapped(text: str, font, width: float) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        lines[-1:] = [longer] if not lines[-1] or font.getlength(longer) <= width else [lines[-1], word]
+        lines[-1:] = (
+            [longer] if not lines[-1] or font.getlength(longer) <= width else [lines[-1], word]
+        )
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """Published results beside measured ones: the reproduction table.
 
-The published numbers are data (``published.json``) with their sources and what the method was shown (supervision class):
-A image-text pairs only, B a few real masks, C all real masks, D a foundation labeller, real = real masks train the
-segmenter. What was not run stays empty.
+The published numbers are data (``published.json``) with their sources and what the method was shown
+(supervision class): A image-text pairs only, B a few real masks, C all real masks, D a foundation
+labeller, real = real masks train the segmenter. What was not run stays empty.
 """
 
 import json
@@ -41,28 +41,50 @@ def reproduction(data: str, measured: list[dict]) -> list[Section]:
         return []
     groups: dict[tuple, list[dict]] = {}
     for entry in measured:
-        groups.setdefault(tuple(entry[k] for k in (*KEYS, "variant", "origin", "recipe")), []).append(entry)
-    rows = [_row(r["segmenter"], r["arm"], r, groups.pop(_nearest(groups, r), [])) for r in published]
-    rows += [_row(segmenter, arm, None, found) for (segmenter, arm, *_), found in sorted(groups.items())]
+        groups.setdefault(
+            tuple(entry[k] for k in (*KEYS, "variant", "origin", "recipe")), []
+        ).append(entry)
+    rows = [
+        _row(r["segmenter"], r["arm"], r, groups.pop(_nearest(groups, r), [])) for r in published
+    ]
+    rows += [
+        _row(segmenter, arm, None, found) for (segmenter, arm, *_), found in sorted(groups.items())
+    ]
     columns = [
-        "segmenter", "trained on", "saw", "published", "published for", "measured", "measured with", "difference",
-        "measured, multi-scale + flip", "seeds",
-    ]  # fmt: skip
+        "segmenter",
+        "trained on",
+        "saw",
+        "published",
+        "published for",
+        "measured",
+        "measured with",
+        "difference",
+        "measured, multi-scale + flip",
+        "seeds",
+    ]
     sources = {r["source"] for r in published}
     note = (
-        "mIoU in percent; a dash: not run. A difference is given where as many images were trained on. Saw: "
+        "mIoU in percent; a dash: not run. A difference is given where as many images were "
+        "trained on. Saw: "
         + "; ".join(f"{k} = {v}" for k, v in PUBLISHED["supervision"].items())
         + ". Sources: "
         + "; ".join(f"{PUBLISHED['sources'][s]} ({_which(published, s)})" for s in sorted(sources))
-        + ". Whether the published figures include self-training or test-time augmentation is not known."
+        + ". Whether the published figures include self-training or test-time augmentation is not "
+        "known."
     )
     table = Table(f"Reproduction: {data}", columns, rows, note=note, digits={"difference": 1})
     others = [r for r in PUBLISHED["others"] if r["data"] == data]
     if not others:
         return [table]
-    cells = [[r["method"], r["segmenter"], r["images"], r["supervision"], str(r["miou"]), _source(r)] for r in others]
+    cells = [
+        [r["method"], r["segmenter"], r["images"], r["supervision"], str(r["miou"]), _source(r)]
+        for r in others
+    ]
     names = ["method", "segmenter", "images", "saw", "mIoU", "source"]
-    return [table, Table(f"Other published results: {data}", names, cells, note="Not measured here.")]
+    return [
+        table,
+        Table(f"Other published results: {data}", names, cells, note="Not measured here."),
+    ]
 
 
 def _nearest(groups: dict, published: dict) -> tuple | None:
@@ -74,7 +96,11 @@ def _nearest(groups: dict, published: dict) -> tuple | None:
 
 def _row(segmenter, arm, published, found) -> list[Cell]:
     single, augmented = ([e["miou"] for e in found if e["tta"] is tta] for tta in (False, True))
-    saw = published["supervision"] if published else "/".join(sorted({e["supervision"] for e in found}))
+    saw = (
+        published["supervision"]
+        if published
+        else "/".join(sorted({e["supervision"] for e in found}))
+    )
     value = published and published["miou"]
     alike = published and all(_as_many(e["number"], published["images"]) for e in found)
     difference = mean(single) - value if single and alike else None
@@ -83,9 +109,17 @@ def _row(segmenter, arm, published, found) -> list[Cell]:
     if not published:
         variant += next((f" (real images from {e['origin']})" for e in found if e["origin"]), "")
     return [
-        segmenter, TRAINED_ON.get(arm, arm) + variant, saw, value, published["images"] if published else "",
-        _cell(single), _measured_with(found), difference, _cell(augmented), seeds,
-    ]  # fmt: skip
+        segmenter,
+        TRAINED_ON.get(arm, arm) + variant,
+        saw,
+        value,
+        published["images"] if published else "",
+        _cell(single),
+        _measured_with(found),
+        difference,
+        _cell(augmented),
+        seeds,
+    ]
 
 
 def _measured_with(found) -> str:

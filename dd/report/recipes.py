@@ -86,11 +86,17 @@ def recipe(
     shots = None if data.get("shots") is None else str(data["shots"])
     arm = arm_of(run["trained_on"])
     return Recipe(
-        arm, ARMS[arm].format(k=_number(data), chain=chain(data)), segmenter_name(run["segmenter"]), settings,
-        data.get("seed"), draws[0][1] if len(draws) == 1 else tuple(d for _, d in draws) or None,
-        shots, data.get("data", data.get("root")) if shots else None, reader.total(run),
+        arm,
+        ARMS[arm].format(k=_number(data), chain=chain(data)),
+        segmenter_name(run["segmenter"]),
+        settings,
+        data.get("seed"),
+        draws[0][1] if len(draws) == 1 else tuple(d for _, d in draws) or None,
+        shots,
+        data.get("data", data.get("root")) if shots else None,
+        reader.total(run),
         tuple(unlabelled_steps(run["trained_on"])),
-    )  # fmt: skip
+    )
 
 
 def without_choices(settings):
@@ -101,7 +107,8 @@ def without_choices(settings):
 
 
 class _Reader:
-    """Settings of a run and of those before it; ``draws``: seeds of the synthetic sets on the way."""
+    """Settings of a run and of those before it; ``draws``: seeds of the synthetic sets on the
+    way."""
 
     def __init__(self, runs, sets):
         self.runs, self.sets, self.draws = runs, sets, []
@@ -139,7 +146,9 @@ class _Reader:
     def history(self, trained_on: dict) -> dict:
         """What is known of a run that is not at hand."""
         after = trained_on.get("after")
-        before = {"before": {**self.history(after), **_other_seed(after, trained_on)}} if after else {}
+        before = (
+            {"before": {**self.history(after), **_other_seed(after, trained_on)}} if after else {}
+        )
         return {"trained_on": self.data(trained_on), **before}
 
     def data(self, trained_on: dict) -> dict:
@@ -170,7 +179,9 @@ class _Reader:
         if made is not None:
             self.draws.append(made["identity"].get("seed"))
             found["images_made"] = _synthesis(made)
-            found["mask_settings"] = {k: v for k, v in found["mask_settings"].items() if k not in ("heat", "images")}
+            found["mask_settings"] = {
+                k: v for k, v in found["mask_settings"].items() if k not in ("heat", "images")
+            }
             found.pop("root", None)
         if made is not None or "hold_out" in data or "rules" in chosen or _by_seed(masks):
             found.pop("content", None)
@@ -187,11 +198,19 @@ class _Reader:
             found["teacher"] = {**known, **_other_seed(teacher["trained_on"], trained_on)}
         if calibration := masks.get("calibration"):
             results = ("ids", "without_object", "generator", "reference")
-            kept = {k: v for k, v in calibration.items() if k not in results and not k.startswith("miou")}
-            if calibration.get("shots") in (None, "all") or kept.get("seed") == trained_on.get("seed"):
+            kept = {
+                k: v
+                for k, v in calibration.items()
+                if k not in results and not k.startswith("miou")
+            }
+            if calibration.get("shots") in (None, "all") or kept.get("seed") == trained_on.get(
+                "seed"
+            ):
                 kept.pop("seed", None)
             if reference := calibration.get("reference"):
-                kept["reference"] = self.masks(reference, trained_on) if isinstance(reference, dict) else reference
+                kept["reference"] = (
+                    self.masks(reference, trained_on) if isinstance(reference, dict) else reference
+                )
             found["calibration"] = kept
             if _by_seed(masks):
                 found.pop("settings", None)  # the choice of these images
@@ -227,7 +246,11 @@ def _synthesis(made: dict) -> dict:
     found = {k: v for k, v in made["identity"].items() if k not in ("seed", "plan_sha256")}
     if made.get("prompts_sha256"):
         return {**found, "prompts": made["prompts_sha256"]}
-    words = [w for w in made.get("command", "").split() if w.lstrip("+~").split("=")[0].split(".")[0] in OF_PROMPTS]
+    words = [
+        w
+        for w in made.get("command", "").split()
+        if w.lstrip("+~").split("=")[0].split(".")[0] in OF_PROMPTS
+    ]
     if any(w.startswith("experiment=") for w in words):
         return {**found, "prompts": sorted(words)}
     return {**found, "plan_sha256": made["identity"].get("plan_sha256")}
@@ -268,15 +291,22 @@ def _stages(trained_on: dict | None) -> list[tuple[str, str]]:
                     f"synthetic with masks of a run on {', then '.join(w for _, w in taught)}",
                 )
     else:
-        here = {"real": ("real", f"{k} real"), "mixed": ("mixed", f"synthetic and {k} real")}[source]
+        here = {"real": ("real", f"{k} real"), "mixed": ("mixed", f"synthetic and {k} real")}[
+            source
+        ]
     return earlier if earlier[-1:] == [here] == [("synthetic", "synthetic")] else [*earlier, here]
 
 
 def arm_of(trained_on: dict) -> str:
     """A key of ARMS: what a run was trained on, in which order."""
     kinds = [kind for kind, _ in _stages(trained_on)]
-    plain = {("synthetic",): "synthetic_only", ("self_training",): "self_training",
-             ("synthetic", "real"): "finetuned", ("mixed",): "mixed", ("real",): "real_only"}  # fmt: skip
+    plain = {
+        ("synthetic",): "synthetic_only",
+        ("self_training",): "self_training",
+        ("synthetic", "real"): "finetuned",
+        ("mixed",): "mixed",
+        ("real",): "real_only",
+    }
     return plain.get(tuple(kinds), "other")
 
 
@@ -292,7 +322,11 @@ def segmenter_name(settings: dict) -> str:
         return f"Mask2Former R{settings.get('depth', 50)}"
     if "depth" in settings:
         return f"{kind} R{settings['depth']}"
-    parts = [str(settings[k]).upper() if k == "size" else settings[k] for k in ("size", "config") if k in settings]
+    parts = [
+        str(settings[k]).upper() if k == "size" else settings[k]
+        for k in ("size", "config")
+        if k in settings
+    ]
     return " ".join([kind, *parts])
 
 
@@ -335,15 +369,19 @@ def _words(path: tuple, value) -> tuple[str, bool]:
         return f"{before}goes on from another run", True
     if key in ("content", "heat", "ids", "sha256", "plan_sha256"):
         return (
-            f"{before}other {'images or masks' if key == 'content' else key.removesuffix('_sha256')}",
+            f"{before}other "
+            f"{'images or masks' if key == 'content' else key.removesuffix('_sha256')}",
             True,
         )
     if isinstance(value, dict):
         return before + key, True
     text = _value(value)
-    plain = {"learning_rate": f"rate {text}", "steps": f"{text} step{'s' * (text != '1')}",
-             "images": f"{text} images",
-             "batch_size": f"batch {text}"}  # fmt: skip
+    plain = {
+        "learning_rate": f"rate {text}",
+        "steps": f"{text} step{'s' * (text != '1')}",
+        "images": f"{text} images",
+        "batch_size": f"batch {text}",
+    }
     return before + plain.get(key, f"{key}={text}"), True
 
 

@@ -48,8 +48,13 @@ class Row:
 
     def scores(self, data: str) -> dict[Hashable, Score]:
         """{(seed, draw): its score on ``data``}."""
-        found = {(e["seed"], e["draw"]): e["metrics"][data] for e in self.runs if data in e["metrics"]}
-        return {key: Score(m["miou"], m["images"]["confusion"] if m.get("images") else None) for key, m in found.items()}
+        found = {
+            (e["seed"], e["draw"]): e["metrics"][data] for e in self.runs if data in e["metrics"]
+        }
+        return {
+            key: Score(m["miou"], m["images"]["confusion"] if m.get("images") else None)
+            for key, m in found.items()
+        }
 
 
 def images_by_kind(trained_on: dict) -> dict[str, int]:
@@ -109,12 +114,18 @@ def _once(entries) -> tuple[list[dict], list[tuple[str, str]]]:
     key = lambda e: (e["recipe"].key, str(e["seed"]), str(e["draw"]))  # noqa: E731
     kept, left_out = [], []
     for _, found in groupby(sorted(entries, key=key), key):
-        best, *others = sorted(found, key=lambda e: (-len(e["metrics"]), str(weights_of(e["run"])), e["name"]))
+        best, *others = sorted(
+            found, key=lambda e: (-len(e["metrics"]), str(weights_of(e["run"])), e["name"])
+        )
         kept.append(best)
         for other in others:
             lines = differences(*(e["run"].get("identity") or {} for e in (best, other)))
-            more = f"; they differ in {'; '.join(line[:100] for line in lines[:2])}" if lines else ""
-            left_out.append((other["name"], f"a second run of the recipe and seed of {best['name']}{more}"))
+            more = (
+                f"; they differ in {'; '.join(line[:100] for line in lines[:2])}" if lines else ""
+            )
+            left_out.append(
+                (other["name"], f"a second run of the recipe and seed of {best['name']}{more}")
+            )
     return kept, left_out
 
 
@@ -138,17 +149,25 @@ def _ranking(recipes, groups, synthetic, masks):
         recipe, seeds = runs[0]["recipe"], {e["seed"] for e in runs}
         data = runs[0]["run"]["trained_on"]
         return (  # the fingerprint last: something must tell equals apart, and names must not
-            _configured(data, synthetic, masks), recipe.steps == shared, len(seeds), recipe.steps or 0,
-            data.get("images") or 0, sum(everywhere[s] for s in settings[key]) / len(settings[key]), key,
-        )  # fmt: skip
+            _configured(data, synthetic, masks),
+            recipe.steps == shared,
+            len(seeds),
+            recipe.steps or 0,
+            data.get("images") or 0,
+            sum(everywhere[s] for s in settings[key]) / len(settings[key]),
+            key,
+        )
 
     return rank
 
 
 def _configured(trained_on: dict | None, synthetic: str | None, masks: str) -> bool:
-    """Whether the synthetic images of a run are the report's, with its masks; so where it has none."""
+    """Whether the synthetic images of a run are the report's, with its masks; so where it has
+    none."""
     while trained_on:
-        part = trained_on.get("synthetic", trained_on if trained_on["source"] == "synthetic" else None)
+        part = trained_on.get(
+            "synthetic", trained_on if trained_on["source"] == "synthetic" else None
+        )
         if part and (part.get("root"), part.get("masks")) != (synthetic, masks):
             return False
         trained_on = trained_on.get("after")
@@ -192,4 +211,6 @@ def _label(rows: list[Row]) -> None:
     for row in rows:
         origin = f" ({row.recipe.shots_from})" if row.recipe.shots_from and len(origins) > 1 else ""
         prefix = f"{row.recipe.segmenter}: " if several else ""
-        row.label = f"{prefix}{row.recipe.words}{origin}" + (f"; {row.variant}" if row.variant else "")
+        row.label = f"{prefix}{row.recipe.words}{origin}" + (
+            f"; {row.variant}" if row.variant else ""
+        )

@@ -21,7 +21,8 @@ ALPHA = 0.05  # of p-values after Holm
 
 
 def read_curve(path: Path, column: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of a column of metrics.csv; rows that a broken-off write left unreadable are skipped."""
+    """(steps, values) of a column of metrics.csv; rows that a broken-off write left unreadable
+    are skipped."""
     steps, values = [], []
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
@@ -36,7 +37,8 @@ def read_curve(path: Path, column: str) -> tuple[list[int], list[float]]:
 
 
 def learning_curves(entries, arm_name):
-    """Training loss and validation mIoU by step, one run for each arm; ``arm_name(entry)`` names them."""
+    """Training loss and validation mIoU by step, one run for each arm; ``arm_name(entry)`` names
+    them."""
     chosen = {}
     for entry in entries:
         if (entry["folder"] / "metrics.csv").is_file() and not entry["ablation"]:
@@ -45,11 +47,17 @@ def learning_curves(entries, arm_name):
         series = {name: read_curve(path, column) for name, path in chosen.items()}
         series = dict([(n, c) for n, c in series.items() if c[0]][:SERIES])
         if series:
-            more = f" {len(chosen) - SERIES} more runs are not shown." if len(chosen) > SERIES else ""
-            yield Chart(f"Learning curves: {label}", charts.curves_svg(series, "step", label), f"One seed of each arm.{more}")
+            more = (
+                f" {len(chosen) - SERIES} more runs are not shown." if len(chosen) > SERIES else ""
+            )
+            yield Chart(
+                f"Learning curves: {label}",
+                charts.curves_svg(series, "step", label),
+                f"One seed of each arm.{more}",
+            )
 
 
-# ------------------------------------------------------------------------------------------------------------- label budget
+# ------------------------------------------------------------------------------------- label budget
 
 
 def _points(values: dict, domain: str) -> dict[str, list[float]]:
@@ -60,7 +68,8 @@ def _points(values: dict, domain: str) -> dict[str, list[float]]:
 
 
 def _shots_label(k: str, size: int | None) -> int | str:
-    """A place on the axis of label budgets; ``size``: how many images "all" are, if that is known."""
+    """A place on the axis of label budgets; ``size``: how many images "all" are, if that is
+    known."""
     if k != "all":
         return int(k)
     return f"all ({size})" if size else k
@@ -71,7 +80,9 @@ def budget_sections(study: dict, name: str):
     budget.json (:mod:`dd.stages.budget`)."""
     arms = study["arms"]
     names = {a: study.get("labels", {}).get(a) or ARMS.get(a, a) for a in arms}
-    domains = list(dict.fromkeys(d for values in arms.values() for at in values.values() for d in at))
+    domains = list(
+        dict.fromkeys(d for values in arms.values() for at in values.values() for d in at)
+    )
     prices, spent = study.get("cost", {}).get("prices"), study.get("cost", {}).get("seconds", {})
     for domain in domains:
         points = {a: _points(values, domain) for a, values in arms.items()}
@@ -81,20 +92,34 @@ def budget_sections(study: dict, name: str):
         shots = {k for p in points.values() for k in p}
         order = sorted(shots, key=lambda k: (k == "all", int(k) if k != "all" else 0))
         series = {
-            names[a]: ([_shots_label(k, size) for k in order], [mean(p[k]) if k in p else None for k in order],
-                       [stdev(p[k]) if len(p.get(k, ())) > 1 else None for k in order])
-            for a, p in points.items() if p
-        }  # fmt: skip
-        svg = charts.line_chart_svg(series, f"real images labelled ({domain})", f"mIoU on {domain} (%)")
+            names[a]: (
+                [_shots_label(k, size) for k in order],
+                [mean(p[k]) if k in p else None for k in order],
+                [stdev(p[k]) if len(p.get(k, ())) > 1 else None for k in order],
+            )
+            for a, p in points.items()
+            if p
+        }
+        svg = charts.line_chart_svg(
+            series, f"real images labelled ({domain})", f"mIoU on {domain} (%)"
+        )
         yield Chart(f"{name}: how much labelling on {domain}", svg, _note(study, names, domain))
         paid = study.get("cost", {}).get("labels", {})
-        if prices and size and (priced := _priced(points, spent, domain, size, Prices(**prices), paid)):
+        if (
+            prices
+            and size
+            and (priced := _priced(points, spent, domain, size, Prices(**prices), paid))
+        ):
             svg = charts.curves_svg(
-                {names[a]: c for a, c in priced.items()}, "price in all", f"mIoU on {domain} (%)", points=True
+                {names[a]: c for a, c in priced.items()},
+                "price in all",
+                f"mIoU on {domain} (%)",
+                points=True,
             )
-            note = "{minutes_per_image:g} minutes an image at {per_hour:g} an hour, {per_gpu_hour:g} a GPU hour.".format(
-                **prices
-            )
+            note = (
+                "{minutes_per_image:g} minutes an image at {per_hour:g} an hour, "
+                "{per_gpu_hour:g} a GPU hour."
+            ).format(**prices)
             note += " Labels that settings were chosen on are paid for, each once." if paid else ""
             yield Chart(f"{name}: what it costs on {domain}", svg, note)
         if "differences" in study:
@@ -163,8 +188,9 @@ def _priced(points, spent, domain, size, prices, paid=None) -> dict[str, tuple[l
         seconds = _points(spent.get(arm, {}), domain)
         pairs = [
             (cost(labels(arm, k), mean(seconds[k]), prices)["total"], mean(v))
-            for k, v in at.items() if k in seconds
-        ]  # fmt: skip
+            for k, v in at.items()
+            if k in seconds
+        ]
         if pairs:
             found[arm] = tuple(map(list, zip(*sorted(pairs), strict=True)))
     return found
@@ -235,7 +261,10 @@ def _targets(study, names, domain, name):
     if not arms:
         return
     text = lambda found: None if found is None else price_text(found)  # noqa: E731
-    table = [[f"{row['target']:.1f} ({row['why']})", *(text(row["arms"].get(a)) for a in arms)] for row in rows]
+    table = [
+        [f"{row['target']:.1f} ({row['why']})", *(text(row["arms"].get(a)) for a in arms)]
+        for row in rows
+    ]
     columns = ["target mIoU", *(names.get(a, a) for a in arms)]
     note = (
         "Labelling and computing; images to label. Each run is read off its own curve: the median, "
@@ -246,31 +275,47 @@ def _targets(study, names, domain, name):
     yield Table(title, columns, table, note + _undecided(study, domain))
 
 
-# ------------------------------------------------------------------------------------------------------------- mask sweeps
+# -------------------------------------------------------------------------------------- mask sweeps
 
 
 def sweep_section(sweep: dict, name: str) -> Matrix | None:
-    """mIoU of the masks by power and threshold, at the band and the source of the best setting; None without settings."""
+    """mIoU of the masks by power and threshold, at the band and the source of the best setting;
+    None without settings."""
     table = sweep["sweep"]["table"]
     if not table:
         return None
     best = table[0]
-    shown = [row for row in table if row["source"] == best["source"] and row["band"] == best["band"]]
-    powers, thresholds = sorted({r["power"] for r in shown}), sorted({r["threshold"] for r in shown})
+    shown = [
+        row for row in table if row["source"] == best["source"] and row["band"] == best["band"]
+    ]
+    powers, thresholds = (
+        sorted({r["power"] for r in shown}),
+        sorted({r["threshold"] for r in shown}),
+    )
     at = {(r["power"], r["threshold"]): r["miou"] for r in shown}
     note = (
-        f"mIoU in percent against {sweep['sweep']['against']}, uncertain pixels counted as background; band {best['band']:g}, "
-        f"source {best['source']}, those of the best of {len(table)} settings (power {best['power']}, threshold "
+        f"mIoU in percent against {sweep['sweep']['against']}, uncertain pixels counted as "
+        f"background; band {best['band']:g}, "
+        f"source {best['source']}, those of the best of {len(table)} settings (power "
+        f"{best['power']}, threshold "
         f"{best['threshold']:g}: {best['miou']:.1f})."
     )
     return Matrix(
-        f"Mask sweep: {name}", "power \\ threshold", [str(p) for p in powers], [f"{t:g}" for t in thresholds],
-        [[at.get((p, t)) for t in thresholds] for p in powers], note, digits=1,
-    )  # fmt: skip
+        f"Mask sweep: {name}",
+        "power \\ threshold",
+        [str(p) for p in powers],
+        [f"{t:g}" for t in thresholds],
+        [[at.get((p, t)) for t in thresholds] for p in powers],
+        note,
+        digits=1,
+    )
 
 
 def sweep_sections(synthetic: Path) -> list[Matrix]:
     """The mask sweeps of a synthetic set, from the files of stage=sweep."""
-    found = [(path.stem, read_own(path, SWEPT)) for path in sorted((Path(synthetic) / "sweeps").glob("*.json"))]
+    found = [
+        (path.stem, read_own(path, SWEPT))
+        for path in sorted((Path(synthetic) / "sweeps").glob("*.json"))
+    ]
     sections = [sweep_section(sweep, name) for name, sweep in found]
     return [s for s in sections if s is not None]

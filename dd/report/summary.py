@@ -26,21 +26,42 @@ def collect(folders, synthetic: Path | None = None) -> tuple[list[dict], list[tu
         if (folder / "run.json").is_file():
             if "trained_on" in read_own(folder / "run.json", {}):
                 runs[folder] = read_own(folder / "run.json", LISTED)
-        elif (folder / SETTINGS).is_file() and "trained_on" in read_own(folder / SETTINGS, {}).get("identity", {}):
-            left_out.append((str(folder), "begun and not finished (no run.json): the same train.py command goes on"))
+        elif (folder / SETTINGS).is_file() and "trained_on" in read_own(folder / SETTINGS, {}).get(
+            "identity", {}
+        ):
+            left_out.append(
+                (
+                    str(folder),
+                    "begun and not finished (no run.json): the same train.py command goes on",
+                )
+            )
     by_weights = {}
     for run in runs.values():
         by_weights.setdefault(weights_of(run), []).append(run)
     sets = synthetic_sets(Path(synthetic).parent) if synthetic is not None else None
     for folder, run in runs.items():
         metrics = _read(folder, "eval/*/metrics.json", run, lambda p: p.parent.name, left_out)
-        augmented = _read(folder, "eval/*/ms_flip/metrics.json", run, lambda p: p.parts[-3], left_out)
-        audits = _read(folder, "audit/*/*/metrics.json", run, lambda p: "/".join(p.parts[-3:-1]), left_out)
+        augmented = _read(
+            folder, "eval/*/ms_flip/metrics.json", run, lambda p: p.parts[-3], left_out
+        )
+        audits = _read(
+            folder, "audit/*/*/metrics.json", run, lambda p: "/".join(p.parts[-3:-1]), left_out
+        )
         what = recipe(run, by_weights, *([sets] if sets else []))
         entries.append(
-            {"folder": folder, "recipe": what, "seed": what.seed, "draw": what.draw, "supervision": run["supervision"],
-             "metrics": metrics, "augmented": augmented, "audits": audits, "seconds": run["seconds"], "run": run}
-        )  # fmt: skip
+            {
+                "folder": folder,
+                "recipe": what,
+                "seed": what.seed,
+                "draw": what.draw,
+                "supervision": run["supervision"],
+                "metrics": metrics,
+                "augmented": augmented,
+                "audits": audits,
+                "seconds": run["seconds"],
+                "run": run,
+            }
+        )
     shared = os.path.commonpath([e["folder"].parent for e in entries]) if entries else ""
     for entry in entries:
         entry["name"] = Path(os.path.relpath(entry["folder"], shared)).as_posix()
@@ -58,7 +79,9 @@ def synthetic_sets(root: Path) -> Callable[[dict], dict | None]:
         folder = root / str(data.get("root")) / str(masks)
         if folder not in known:
             files = folder / "masks.json", root / str(data.get("root")) / "run.json"
-            known[folder] = [read_own(f, {}) for f in files] if all(f.is_file() for f in files) else None
+            known[folder] = (
+                [read_own(f, {}) for f in files] if all(f.is_file() for f in files) else None
+            )
         if known[folder] is None:
             return None
         there, run = known[folder]
@@ -80,16 +103,20 @@ def _read(folder: Path, pattern: str, run: dict, key, left_out) -> dict:
 
 
 def separate(entries: list[dict], baseline: str | None) -> list[tuple[str, str]]:
-    """Take results that were measured on other images or classes than most (or than the baseline) out of the entries; returns
-    [(result, why)]."""
+    """Take results that were measured on other images or classes than most (or than the
+    baseline) out of the entries; returns [(result, why)]."""
     left_out = []
     for kind in ("metrics", "augmented", "audits"):
         for data in sorted({d for e in entries for d in e[kind]}):
-            _, others = comparable({e["name"]: e[kind][data] for e in entries if data in e[kind]}, baseline)
+            _, others = comparable(
+                {e["name"]: e[kind][data] for e in entries if data in e[kind]}, baseline
+            )
             for entry in entries:
                 if entry["name"] in others:
                     miou = entry[kind].pop(data)["miou"]
-                    left_out.append((f"{entry['name']} on {data} (mIoU {miou:.1f})", others[entry["name"]]))
+                    left_out.append(
+                        (f"{entry['name']} on {data} (mIoU {miou:.1f})", others[entry["name"]])
+                    )
     return left_out
 
 
@@ -100,7 +127,9 @@ def values(entries, data: str) -> float | list[float] | None:
 
 
 def _by_shots(rows, arm, shots_from, domains) -> dict:
-    chosen = [r for r in rows if (r.recipe.arm, r.recipe.shots_from, r.variant) == (arm, shots_from, None)]
+    chosen = [
+        r for r in rows if (r.recipe.arm, r.recipe.shots_from, r.variant) == (arm, shots_from, None)
+    ]
     return {r.recipe.shots: {d: values(r.runs, d) for d in domains} for r in chosen}
 
 
@@ -108,7 +137,9 @@ def summarise(rows: list[Row], folder: Path, domains: list[str], synthetic: Path
     """The content of summary.json; mIoU in percent, lists over seeds where several were run.
     ``rows``: of one segmenter."""
     first, *others = domains
-    plain = [e for r in rows if (r.recipe.arm, r.variant) == ("synthetic_only", None) for e in r.runs]
+    plain = [
+        e for r in rows if (r.recipe.arm, r.variant) == ("synthetic_only", None) for e in r.runs
+    ]
     summary = {
         "mask_miou": _probe(folder / f"probe_{first}_test.json"),
         "synthetic_only": {d: values(plain, d) for d in domains},
@@ -121,7 +152,12 @@ def summarise(rows: list[Row], folder: Path, domains: list[str], synthetic: Path
         if any(arms.values()):
             summary[f"shots_from_{other}"] = arms
     whole = ("real_only", "all", first, None)
-    judges = [e for r in rows if (r.recipe.arm, r.recipe.shots, r.recipe.shots_from, r.variant) == whole for e in r.runs]
+    judges = [
+        e
+        for r in rows
+        if (r.recipe.arm, r.recipe.shots, r.recipe.shots_from, r.variant) == whole
+        for e in r.runs
+    ]
     if agreement := _agreement(judges, {f"{synthetic.name}/SegmentationClass"}):
         summary["mask_agreement"] = agreement
     if ablations := _ablations(rows, plain, folder, domains, judges):
@@ -129,7 +165,10 @@ def summarise(rows: list[Row], folder: Path, domains: list[str], synthetic: Path
     entries = [e for r in rows for e in r.runs]
     generation = sum(r["seconds"] for r in read_records(synthetic, ("seconds",)).values())
     train = {arm: sum(e["seconds"] for e in entries if e["recipe"].arm == arm) for arm in ARMS}
-    summary["seconds"] = {"generate": round(generation, 1), **{f"train_{k}": round(v, 1) for k, v in train.items()}}
+    summary["seconds"] = {
+        "generate": round(generation, 1),
+        **{f"train_{k}": round(v, 1) for k, v in train.items()},
+    }
     summary["seeds"] = sorted({e["seed"] for e in entries}, key=str)
     summary["test_images"] = images_of(rows, domains)
     summary["recipes"] = [_described(row, domains) for row in rows]
@@ -138,7 +177,10 @@ def summarise(rows: list[Row], folder: Path, domains: list[str], synthetic: Path
 
 def images_of(rows: list[Row], domains) -> dict[str, int | None]:
     """{domain: images that its scores were taken on}; None where there is no score."""
-    found = {d: [e["metrics"][d]["num_images"] for r in rows for e in r.runs if d in e["metrics"]] for d in domains}
+    found = {
+        d: [e["metrics"][d]["num_images"] for r in rows for e in r.runs if d in e["metrics"]]
+        for d in domains
+    }
     return {d: max(numbers, default=None) for d, numbers in found.items()}
 
 
@@ -146,15 +188,26 @@ def _described(row: Row, domains) -> dict:
     """A recipe in summary.json, with all that its numbers rest on."""
     what = row.recipe
     return {
-        "name": row.label, "arm": what.arm, "main": row.variant is None, "segmenter": what.segmenter,
-        "shots": what.shots, "shots_from": what.shots_from, "steps": what.steps, "trained_on": row.images,
-        "supervision": row.supervision, "recipe": what.key,
+        "name": row.label,
+        "arm": what.arm,
+        "main": row.variant is None,
+        "segmenter": what.segmenter,
+        "shots": what.shots,
+        "shots_from": what.shots_from,
+        "steps": what.steps,
+        "trained_on": row.images,
+        "supervision": row.supervision,
+        "recipe": what.key,
         "runs": [
-            {"run": e["name"], "seed": e["seed"], "draw": e["draw"],
-             "miou": {d: e["metrics"][d]["miou"] for d in domains if d in e["metrics"]}}
+            {
+                "run": e["name"],
+                "seed": e["seed"],
+                "draw": e["draw"],
+                "miou": {d: e["metrics"][d]["miou"] for d in domains if d in e["metrics"]},
+            }
             for e in row.runs
         ],
-    }  # fmt: skip
+    }
 
 
 def _ablations(rows, plain, folder, domains, judges) -> dict:
@@ -198,13 +251,15 @@ def _less(scores: dict, main: dict) -> dict | None:
 
 
 def audited(data: dict) -> str:
-    """Name of a synthetic set with its masks, of a fingerprint or ``trained_on``: where ``audit/`` keeps their agreement."""
+    """Name of a synthetic set with its masks, of a fingerprint or ``trained_on``: where
+    ``audit/`` keeps their agreement."""
     listed = "" if data["split"] == "train" else f"-{data['split']}"
     return f"{data['root']}/{Path(data['masks']).name}{listed}"
 
 
 def _agreement(judges, sets: set[str]) -> float | list[float] | None:
-    """Agreement of masks with each judge, its mean over several mask sets; None if a judge lacks one."""
+    """Agreement of masks with each judge, its mean over several mask sets; None if a judge lacks
+    one."""
     found = [[e["audits"].get(name) for name in sets] for e in judges]
     if not sets or not found or any(None in each for each in found):
         return None
@@ -230,7 +285,9 @@ def _probe(path: Path) -> float | None:
 def _probed_ablations(folder: Path, data: str) -> dict[str, float]:
     """Mask mIoU of the ablations that stage=probe measured on noised real test scenes."""
     path = folder / f"probe_{data}_test.json"
-    found = read_own(path, {"ablations?": {"*": float}}).get("ablations", {}) if path.is_file() else {}
+    found = (
+        read_own(path, {"ablations?": {"*": float}}).get("ablations", {}) if path.is_file() else {}
+    )
     without = _probe(folder / f"probe_{data}_test_append=off.json")
     return found if without is None else {**found, "append=off": without}
 

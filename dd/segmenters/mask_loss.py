@@ -1,7 +1,9 @@
-"""The loss of Mask2Former (Cheng et al., 2022, arXiv:2112.01527) for semantic masks with ignored pixels.
+"""The loss of Mask2Former (Cheng et al., 2022, arXiv:2112.01527) for semantic masks with ignored
+pixels.
 
-Equal to transformers' Mask2FormerLoss where every pixel is labelled. An ignored pixel has no target: points drawn on it
-have no weight, and near it a target is interpolated among labelled pixels only.
+Equal to transformers' Mask2FormerLoss where every pixel is labelled. An ignored pixel has no
+target: points drawn on it have no weight, and near it a target is interpolated among labelled
+pixels only.
 
 B images, Q queries, C classes, M masks (one for each class of an image), N matched pairs, P points.
 """
@@ -12,11 +14,17 @@ from scipy.optimize import linear_sum_assignment
 
 WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}  # of the parts, in the matching and in the loss
 NO_OBJECT = 0.1  # weight of the class "no object"
-OVERSAMPLE, IMPORTANT = 3.0, 0.75  # candidates for each point, and the share of points chosen for their uncertainty
+OVERSAMPLE, IMPORTANT = (
+    3.0,
+    0.75,
+)  # candidates for each point, and the share of points chosen for their uncertainty
 
 
-def semantic_targets(labels: torch.Tensor, ignore_index: int = 255) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Labels [B, H, W] -> for each image its classes [M] and their masks, float [M, H, W]; no image has an ignored class."""
+def semantic_targets(
+    labels: torch.Tensor, ignore_index: int = 255
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Labels [B, H, W] -> for each image its classes [M] and their masks, float [M, H, W]; no
+    image has an ignored class."""
     targets = []
     for label in labels:
         classes = label.unique()
@@ -37,14 +45,17 @@ def weights_at(known: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def targets_at(masks: torch.Tensor, known: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Targets [N, P]: masks interpolated among known pixels, as without ignored ones where all four neighbours are known."""
+    """Targets [N, P]: masks interpolated among known pixels, as without ignored ones where all
+    four neighbours are known."""
     share, all_of_it = _sample(known, points), _sample(torch.ones_like(known), points)
     return _sample(masks, points) * all_of_it / share.clamp(min=1e-6)
 
 
-def match(class_logits, mask_logits, classes, masks, num_points: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hungarian matching of one image: class logits [Q, C+1], mask logits [Q, h, w], classes [M], masks [M, H, W] ->
-    indices of the matched queries and of their masks."""
+def match(
+    class_logits, mask_logits, classes, masks, num_points: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hungarian matching of one image: class logits [Q, C+1], mask logits [Q, h, w], classes
+    [M], masks [M, H, W] -> indices of the matched queries and of their masks."""
     points = torch.rand(1, num_points, 2, device=mask_logits.device)
     known = masks.sum(0, keepdim=True)
     weights = weights_at(known, points)
@@ -58,14 +69,21 @@ def match(class_logits, mask_logits, classes, masks, num_points: int) -> tuple[t
     likely = class_logits.softmax(1)[:, classes]
     cost = WEIGHTS["mask"] * cross_entropy + WEIGHTS["dice"] * dice - WEIGHTS["class"] * likely
     worst = torch.finfo(cost.dtype).max
-    queries, chosen = linear_sum_assignment(torch.nan_to_num(cost, nan=worst, posinf=worst, neginf=worst).cpu().numpy())
+    queries, chosen = linear_sum_assignment(
+        torch.nan_to_num(cost, nan=worst, posinf=worst, neginf=worst).cpu().numpy()
+    )
     return torch.as_tensor(queries, device=cost.device), torch.as_tensor(chosen, device=cost.device)
 
 
 def uncertain_points(logits: torch.Tensor, known: torch.Tensor, num_points: int) -> torch.Tensor:
-    """Points [N, P, 2] of mask logits [N, h, w]: three in four where the sign is least certain, known [N, H, W]."""
+    """Points [N, P, 2] of mask logits [N, h, w]: three in four where the sign is least certain,
+    known [N, H, W]."""
     candidates = torch.rand(len(logits), int(num_points * OVERSAMPLE), 2, device=logits.device)
-    certainty = _sample(logits, candidates).abs().masked_fill(weights_at(known, candidates) == 0, float("inf"))
+    certainty = (
+        _sample(logits, candidates)
+        .abs()
+        .masked_fill(weights_at(known, candidates) == 0, float("inf"))
+    )
     important = int(num_points * IMPORTANT)
     index = certainty.topk(important, dim=1, largest=False).indices
     chosen = candidates.gather(1, index[:, :, None].expand(-1, -1, 2))
@@ -74,13 +92,15 @@ def uncertain_points(logits: torch.Tensor, known: torch.Tensor, num_points: int)
 
 
 def layer_loss(class_logits, mask_logits, targets, num_points: int) -> dict[str, torch.Tensor]:
-    """Unweighted ``class``, ``mask`` and ``dice`` of one decoder layer: class logits [B, Q, C+1], mask logits [B, Q, h, w],
-    targets of :func:`semantic_targets`, none of them empty."""
+    """Unweighted ``class``, ``mask`` and ``dice`` of one decoder layer: class logits [B, Q,
+    C+1], mask logits [B, Q, h, w], targets of :func:`semantic_targets`, none of them empty."""
     no_object = class_logits.shape[2] - 1
     wanted_class = torch.full(class_logits.shape[:2], no_object, device=class_logits.device)
     logits, masks, known = [], [], []
     for i, (classes, image_masks) in enumerate(targets):
-        queries, chosen = match(class_logits[i].detach(), mask_logits[i].detach(), classes, image_masks, num_points)
+        queries, chosen = match(
+            class_logits[i].detach(), mask_logits[i].detach(), classes, image_masks, num_points
+        )
         wanted_class[i, queries] = classes[chosen]
         logits.append(mask_logits[i][queries])
         masks.append(image_masks[chosen])
@@ -94,9 +114,13 @@ def layer_loss(class_logits, mask_logits, targets, num_points: int) -> dict[str,
         wanted = targets_at(masks, known, points) * weights
     at_points = _sample(logits, points)
     number = sum(len(classes) for classes, _ in targets)
-    cross_entropy = F.binary_cross_entropy_with_logits(at_points, wanted, weights, reduction="none").sum(1)
+    cross_entropy = F.binary_cross_entropy_with_logits(
+        at_points, wanted, weights, reduction="none"
+    ).sum(1)
     probabilities = at_points.sigmoid() * weights
-    dice = 1 - (2 * (probabilities * wanted).sum(1) + 1) / (probabilities.sum(1) + wanted.sum(1) + 1)
+    dice = 1 - (2 * (probabilities * wanted).sum(1) + 1) / (
+        probabilities.sum(1) + wanted.sum(1) + 1
+    )
     return {
         "class": F.cross_entropy(class_logits.transpose(1, 2), wanted_class, class_weights),
         "mask": (cross_entropy / weights.sum(1).clamp(min=1)).sum() / number,
@@ -109,13 +133,20 @@ def mask2former_loss(
 ) -> dict[str, torch.Tensor]:
     """Sums over the decoder layers of the weighted parts, and ``loss``, the sum of all.
 
-    ``layers``: (class logits [B, Q, C+1], mask logits [B, Q, h, w]), float32, the last layer first. Images without a
-    labelled pixel add nothing to any part.
+    ``layers``: (class logits [B, Q, C+1], mask logits [B, Q, h, w]), float32, the last layer first.
+    Images without a labelled pixel add nothing to any part.
     """
     targets = semantic_targets(labels, ignore_index)
     kept = [i for i, (classes, _) in enumerate(targets) if len(classes)]
-    totals = {part: sum(c.sum() + m.sum() for c, m in layers) * 0 for part in WEIGHTS}  # every parameter has a gradient
+    totals = {
+        part: sum(c.sum() + m.sum() for c, m in layers) * 0 for part in WEIGHTS
+    }  # every parameter has a gradient
     for class_logits, mask_logits in layers if kept else ():
-        found = layer_loss(class_logits[kept], mask_logits[kept], [targets[i] for i in kept], num_points)
+        found = layer_loss(
+            class_logits[kept], mask_logits[kept], [targets[i] for i in kept], num_points
+        )
         totals = {part: totals[part] + WEIGHTS[part] * found[part] for part in WEIGHTS}
-    return {**{f"decode.loss_{part}": value for part, value in totals.items()}, "loss": sum(totals.values())}
+    return {
+        **{f"decode.loss_{part}": value for part, value in totals.items()},
+        "loss": sum(totals.values()),
+    }

@@ -1,4 +1,5 @@
-"""Any segmenter of mmsegmentation's model zoo, by the name of its configuration file, without its Runner."""
+"""Any segmenter of mmsegmentation's model zoo, by the name of its configuration file, without
+its Runner."""
 
 import difflib
 import json
@@ -37,8 +38,9 @@ PACKAGES = "(mmdet, mmpretrain and full mmcv are no part of this package)"
 
 
 def config_file(name: str, trusted: bool = False) -> Path:
-    """The configuration called ``<model>/<file>`` (the folder and ``.py`` may be left out) among those that came with
-    mmsegmentation; another file only if ``trusted``, because reading a configuration executes it."""
+    """The configuration called ``<model>/<file>`` (the folder and ``.py`` may be left out) among
+    those that came with mmsegmentation; another file only if ``trusted``, because reading a
+    configuration executes it."""
     known = {f"{path.parent.name}/{path.stem}": path for path in sorted(CONFIGS.glob("[!_]*/*.py"))}
     wanted = str(name).removesuffix(".py")
     found = [path for key, path in known.items() if wanted in (key, key.partition("/")[2])]
@@ -48,30 +50,43 @@ def config_file(name: str, trusted: bool = False) -> Path:
         if trusted:
             return Path(name)
         raise ValueError(
-            f"config={name!r} is a file outside mmsegmentation, and reading a configuration executes it as Python. If you "
-            "have read it and trust it, add segmenter.trusted=true to train.py, trusted=true to other commands"
+            f"config={name!r} is a file outside mmsegmentation, and reading a configuration "
+            "executes it as Python. If you "
+            "have read it and trust it, add segmenter.trusted=true to train.py, trusted=true to "
+            "other commands"
         )
-    near = [key for key in known if key.startswith(f"{wanted}/")] or difflib.get_close_matches(wanted, known, n=5, cutoff=0.3)
+    near = [key for key in known if key.startswith(f"{wanted}/")] or difflib.get_close_matches(
+        wanted, known, n=5, cutoff=0.3
+    )
     raise ValueError(
-        f"config={name!r}: mmsegmentation {mmseg.__version__} has no such configuration among its {len(known)}; "
+        f"config={name!r}: mmsegmentation {mmseg.__version__} has no such configuration among its "
+        f"{len(known)}; "
         f"near: {', '.join(near[:5]) or 'none'}. Names are <model>/<file>; models: "
         f"{', '.join(sorted({key.partition('/')[0] for key in known}))}"
     )
 
 
 def read_config(name: str, trusted: bool = False) -> dict:
-    """The ``model`` part of a configuration as a plain dictionary. ValueError for one that this package cannot run."""
+    """The ``model`` part of a configuration as a plain dictionary. ValueError for one that this
+    package cannot run."""
     try:
         config = Config.fromfile(config_file(name, trusted))
     except ImportError as error:
         what = str(error).partition(", the current")[0]
-        raise ValueError(f"config={name!r} needs a package that is not installed: {what} {PACKAGES}") from error
+        raise ValueError(
+            f"config={name!r} needs a package that is not installed: {what} {PACKAGES}"
+        ) from error
     model = config.get("model")
     kind = model and model.get("type")
     if kind not in KINDS:
-        raise ValueError(f"config={name!r} describes a model of type {kind!r}; allowed: {', '.join(KINDS)}")
+        raise ValueError(
+            f"config={name!r} describes a model of type {kind!r}; allowed: {', '.join(KINDS)}"
+        )
     if isinstance(model.decode_head, dict) and model.decode_head.get("type") == "PIDHead":
-        raise ValueError(f"config={name!r} is trained on edge maps beside the masks (PIDHead), which data here do not have")
+        raise ValueError(
+            f"config={name!r} is trained on edge maps beside the masks (PIDHead), which data here "
+            "do not have"
+        )
     return model.to_dict()
 
 
@@ -95,7 +110,8 @@ def own_code(net: torch.nn.Module, file: Path) -> dict[str, str]:
         path = getattr(module, "__file__", None)
         found[name] = sha256(Path(path) if path and Path(path).is_file() else file)
         used = {
-            v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None) for v in vars(module or net).values()
+            v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None)
+            for v in vars(module or net).values()
         }
         waiting |= {n for n in used if isinstance(n, str) and _is_own(n)}
     return found
@@ -118,18 +134,22 @@ def _dictionaries(node):
     """Every dictionary inside ``node``, itself included."""
     if isinstance(node, dict):
         yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+    for child in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    ):
         yield from _dictionaries(child)
 
 
 def for_classes(model: dict, num_classes: int) -> None:
-    """Write ``num_classes`` into every head, whether one, a list or nested, in place. Weights of the classes of another
-    data set are dropped."""
+    """Write ``num_classes`` into every head, whether one, a list or nested, in place. Weights of
+    the classes of another data set are dropped."""
     heads = [model.get("decode_head"), model.get("auxiliary_head")]
     for node in _dictionaries(heads):
         if "num_classes" in node:
             node["num_classes"] = num_classes
-            if node.get("type", "").endswith("Head") and node.get("out_channels") == 1:  # binary, with a threshold
+            if (
+                node.get("type", "").endswith("Head") and node.get("out_channels") == 1
+            ):  # binary, with a threshold
                 node.update(out_channels=num_classes, threshold=None)
         weights = node.get("class_weight")
         if isinstance(weights, list | tuple) and len(weights) != num_classes:
@@ -138,7 +158,8 @@ def for_classes(model: dict, num_classes: int) -> None:
 
 
 def take_weights(model: dict) -> str | None:
-    """Remove every mention of pre-trained weights, in place; returns those of the backbone, or None."""
+    """Remove every mention of pre-trained weights, in place; returns those of the backbone, or
+    None."""
     nodes = [model, *_dictionaries(model.get("backbone"))]
     named = [node["pretrained"] for node in nodes if isinstance(node.get("pretrained"), str)]
     for node in _dictionaries(model):
@@ -161,29 +182,40 @@ def _build(name: str, model: dict, num_classes: int):
                 net = MODELS.build(ConfigDict(model))
         except (KeyError, ImportError, AssertionError) as error:
             raise ValueError(f"config={name!r} cannot be built: {error} {PACKAGES}") from error
-    heads = net.decode_head if isinstance(net.decode_head, torch.nn.ModuleList) else [net.decode_head]
+    heads = (
+        net.decode_head if isinstance(net.decode_head, torch.nn.ModuleList) else [net.decode_head]
+    )
     if heads[-1].out_channels != num_classes:
         raise ValueError(
-            f"config={name!r} has {heads[-1].out_channels} outputs for {num_classes} classes, and one is needed each"
+            f"config={name!r} has {heads[-1].out_channels} outputs for {num_classes} classes, and "
+            "one is needed each"
         )
     if sys.modules[NAME].__spec__.loader is None:  # the placeholder
-        compiled = {type(m).__name__ for m in net.modules() if hasattr(sys.modules[type(m).__module__], "ext_module")}
+        compiled = {
+            type(m).__name__
+            for m in net.modules()
+            if hasattr(sys.modules[type(m).__module__], "ext_module")
+        }
         if compiled:
             raise ValueError(
-                f"config={name!r} uses {', '.join(sorted(compiled))}, of mmcv's compiled operations, and mmcv-lite has none "
+                f"config={name!r} uses {', '.join(sorted(compiled))}, of mmcv's compiled "
+                "operations, and mmcv-lite has none "
                 "of them. To use it, install full mmcv 2.1.0 in place of mmcv-lite 2.1.0"
             )
     return net
 
 
 class ModelZoo(Segmenter):
-    """A model of mmsegmentation's zoo with our classes; its colours, heads and losses are those of its configuration.
+    """A model of mmsegmentation's zoo with our classes; its colours, heads and losses are those of
+    its configuration.
 
-    ``config``: a name as ``pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512``, see :func:`config_file`, also for ``trusted``.
-    ``pretrained``: None for random weights, ``config`` for the backbone's weights that the configuration names, else a
-    source of :func:`dd.segmenters.weights.load_pretrained`. ``sync_bn``: see :func:`dd.segmenters.base.synchronise`; on
-    one device every synchronised batch norm of the configuration is a plain one. Its schedule, optimiser and
-    augmentation are not used, and 255 is ignored.
+    ``config``: a name as ``pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512``, see
+    :func:`config_file`, also for ``trusted``. ``pretrained``: None for random weights, ``config``
+    for the backbone's weights that the configuration names, else a source of
+    :func:`dd.segmenters.weights.load_pretrained`. ``sync_bn``: see
+    :func:`dd.segmenters.base.synchronise`; on one device every synchronised batch norm of the
+    configuration is a plain one. Its schedule, optimiser and augmentation are not used, and 255 is
+    ignored.
     """
 
     def __init__(
@@ -200,7 +232,9 @@ class ModelZoo(Segmenter):
         colours = model.pop("data_preprocessor", None) or {}
         bgr = not colours.get("bgr_to_rgb", False)
         mean, std = (list(colours.get(k) or [v] * 3) for k, v in (("mean", 0.0), ("std", 1.0)))
-        super().__init__(num_classes, mean=mean[::-1] if bgr else mean, std=std[::-1] if bgr else std)
+        super().__init__(
+            num_classes, mean=mean[::-1] if bgr else mean, std=std[::-1] if bgr else std
+        )
         self.bgr, self.files = bgr, read
         for_classes(model, num_classes)
         source = take_weights(model)
@@ -212,11 +246,18 @@ class ModelZoo(Segmenter):
             read["code"] = fingerprint(code)
         if pretrained == "config":
             if source is None:
-                raise ValueError(f"pretrained='config': config={config!r} names no weights; use null or a file")
+                raise ValueError(
+                    f"pretrained='config': config={config!r} names no weights; use null or a file"
+                )
             pretrained = source
-            if not isinstance(net.backbone, ResNet):  # transformers convert their checkpoints while they load them
+            if not isinstance(
+                net.backbone, ResNet
+            ):  # transformers convert their checkpoints while they load them
                 read_weights(source)
-                net.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(local_file(source))}
+                net.backbone.init_cfg = {
+                    "type": "Pretrained",
+                    "checkpoint": str(local_file(source)),
+                }
                 read["pretrained"], pretrained = sha256(local_file(source)), None
         with quiet_construction():
             net.init_weights()
@@ -230,20 +271,29 @@ class ModelZoo(Segmenter):
         return images.flip(1) if self.bgr else images
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W], RGB, 0..255 -> logits [B, num_classes, H, W], by sliding windows where the file says so."""
+        """Images [B, 3, H, W], RGB, 0..255 -> logits [B, num_classes, H, W], by sliding windows
+        where the file says so."""
         size = images.shape[2:]
         meta = {"ori_shape": size, "img_shape": size, "pad_shape": size, "padding_size": [0] * 4}
         return self.net.inference(self._inputs(images), [dict(meta) for _ in images])
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The configuration's own losses by mmsegmentation's names (``decode.loss_ce``, ...), and ``loss``, their sum."""
+        """The configuration's own losses by mmsegmentation's names (``decode.loss_ce``, ...),
+        and ``loss``, their sum."""
         self.check_labels(images, labels)
         size = tuple(images.shape[2:])
         meta = {"ori_shape": size, "img_shape": size, "pad_shape": size}
-        samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None]), metainfo=meta) for label in labels]
+        samples = [
+            SegDataSample(gt_sem_seg=PixelData(data=label[None]), metainfo=meta) for label in labels
+        ]
         total, named = self.net.parse_losses(self.net.loss(self._inputs(images), samples))
         return {**named, "loss": total}
 
-    def parameter_groups(self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1) -> list[dict]:
-        """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the rate of the rest."""
-        return parameter_groups(self, self.net.backbone, learning_rate, weight_decay, backbone_multiplier)
+    def parameter_groups(
+        self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
+    ) -> list[dict]:
+        """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the
+        rate of the rest."""
+        return parameter_groups(
+            self, self.net.backbone, learning_rate, weight_decay, backbone_multiplier
+        )

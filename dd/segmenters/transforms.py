@@ -1,4 +1,5 @@
-"""Augmentation and resizing by mmsegmentation's own transforms, with RGB in and out (inside it is BGR, as there)."""
+"""Augmentation and resizing by mmsegmentation's own transforms, with RGB in and out (inside it
+is BGR, as there)."""
 
 import random
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ SIGMA = (0.15, 1.15)  # pixels, of a student's blur
 
 @contextmanager
 def _seeded(seed: int):
-    """Seed numpy's and Python's global generators, which the transforms draw from, and put both back at the end."""
+    """Seed numpy's and Python's global generators, which the transforms draw from, and put both
+    back at the end."""
     before = np.random.get_state(), random.getstate()
     np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # takes seeds of any length
     random.seed(seed)
@@ -35,7 +37,10 @@ def _seeded(seed: int):
 
 def _bgr(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image: expected uint8 RGB [H, W, 3], got {image.dtype} {image.shape}; convert('RGB') first")
+        raise ValueError(
+            f"image: expected uint8 RGB [H, W, 3], got {image.dtype} {image.shape}; "
+            "convert('RGB') first"
+        )
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
@@ -44,12 +49,14 @@ def _rgb_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 class TrainTransform:
-    """mmsegmentation's training pipeline: RandomResize, RandomCrop, RandomFlip, PhotoMetricDistortion, padding.
+    """mmsegmentation's training pipeline: RandomResize, RandomCrop, RandomFlip,
+    PhotoMetricDistortion, padding.
 
-    ``scale``: the short side in pixels before the random ratio; the long side is held to four times as much, as in
-    mmsegmentation's (2048, 512). ``ratio_range``: of the random size. ``crop_size``: side of the square result.
-    ``cat_max_ratio``: a crop of which one class fills more than this is drawn again, up to ten times (1 = never).
-    ``flip``: probability of a mirror image. ``photometric``: brightness, contrast, saturation and hue.
+    ``scale``: the short side in pixels before the random ratio; the long side is held to four times
+    as much, as in mmsegmentation's (2048, 512). ``ratio_range``: of the random size. ``crop_size``:
+    side of the square result. ``cat_max_ratio``: a crop of which one class fills more than this is
+    drawn again, up to ten times (1 = never). ``flip``: probability of a mirror image.
+    ``photometric``: brightness, contrast, saturation and hue.
     """
 
     def __init__(
@@ -65,60 +72,88 @@ class TrainTransform:
         low, high = ratio_range
         if scale < 1 or crop_size < 1 or not 0 < low <= high:
             raise ValueError(
-                f"scale={scale}, crop_size={crop_size}, ratio_range={(low, high)}: expected 1 or more for scale and "
+                f"scale={scale}, crop_size={crop_size}, ratio_range={(low, high)}: expected 1 or "
+                "more for scale and "
                 "crop_size, and for ratio_range two positive numbers, the smaller one first"
             )
         if not (0 < cat_max_ratio <= 1 and 0 <= flip <= 1):
-            raise ValueError(f"{cat_max_ratio=}, {flip=}: expected 0 < cat_max_ratio <= 1 and 0 <= flip <= 1")
+            raise ValueError(
+                f"{cat_max_ratio=}, {flip=}: expected 0 < cat_max_ratio <= 1 and 0 <= flip <= 1"
+            )
         self.crop_size, self.ignore_index = crop_size, ignore_index
         self.transforms = [
-            RandomResize((4 * scale, scale), ratio_range=(low, high), resize_type=Resize, keep_ratio=True),
+            RandomResize(
+                (4 * scale, scale), ratio_range=(low, high), resize_type=Resize, keep_ratio=True
+            ),
             RandomCrop(crop_size, cat_max_ratio=cat_max_ratio, ignore_index=ignore_index),
             RandomFlip(prob=float(flip)),
         ]
         if photometric:
             self.transforms.append(PhotoMetricDistortion())
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 RGB [H, W, 3] and uint8 [H, W] -> float32 RGB [3, crop, crop] in 0..255 and int64 [crop, crop].
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 RGB [H, W, 3] and uint8 [H, W] -> float32 RGB [3, crop, crop] in 0..255 and int64
+        [crop, crop].
 
-        The result is a function of the arguments alone; the global random states are left as they were (not
-        thread-safe: use worker processes). Where the image ends before the crop does, at the right and below, the mask
-        is ``ignore_index`` and the image the mean colour, which normalisation turns into 0, mmsegmentation's padding.
+        The result is a function of the arguments alone; the global random states are left as they
+        were (not thread-safe: use worker processes). Where the image ends before the crop does, at
+        the right and below, the mask is ``ignore_index`` and the image the mean colour, which
+        normalisation turns into 0, mmsegmentation's padding.
         """
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
-            raise ValueError(f"mask: expected uint8 {image.shape[:2]}, as the image, got {mask.dtype} {mask.shape}")
+            raise ValueError(
+                f"mask: expected uint8 {image.shape[:2]}, as the image, got {mask.dtype} "
+                f"{mask.shape}"
+            )
         results = {"img": _bgr(image), "gt_seg_map": mask, "seg_fields": ["gt_seg_map"]}
         with _seeded(seed):
             for transform in self.transforms:
                 results = transform(results)
-        image, mask = _rgb_tensor(results["img"]), torch.from_numpy(np.ascontiguousarray(results["gt_seg_map"]))
+        image, mask = (
+            _rgb_tensor(results["img"]),
+            torch.from_numpy(np.ascontiguousarray(results["gt_seg_map"])),
+        )
         height, width = mask.shape
         padded_image = torch.tensor(MEAN).view(3, 1, 1).repeat(1, self.crop_size, self.crop_size)
-        padded_mask = torch.full((self.crop_size, self.crop_size), self.ignore_index, dtype=torch.int64)
+        padded_mask = torch.full(
+            (self.crop_size, self.crop_size), self.ignore_index, dtype=torch.int64
+        )
         padded_image[:, :height, :width] = image
         padded_mask[:height, :width] = mask
         return padded_image, padded_mask
 
 
 class TwoViews:
-    """A photograph for a teacher and for its student: resized, cut and mirrored as :class:`TrainTransform` does it, and that
-    with other brightness, contrast, saturation and hue, at times blurred (``blur``: how often; sigma 0.15 to 1.15 pixels) or
-    without colours (``grey``: how often). What is changed further follows DACS (Tranheden et al. 2021, arXiv:2007.08702).
+    """A photograph for a teacher and for its student: resized, cut and mirrored as
+    :class:`TrainTransform` does it, and that with other brightness, contrast, saturation and hue,
+    at times blurred (``blur``: how often; sigma 0.15 to 1.15 pixels) or without colours (``grey``:
+    how often). What is changed further follows DACS (Tranheden et al. 2021, arXiv:2007.08702).
     """
 
     def __init__(
-        self, scale: int, ratio_range: tuple[float, float] = (0.5, 2.0), crop_size: int = 512, flip: float = 0.5,
-        blur: float = 0.5, grey: float = 0.2,
-    ):  # fmt: skip
+        self,
+        scale: int,
+        ratio_range: tuple[float, float] = (0.5, 2.0),
+        crop_size: int = 512,
+        flip: float = 0.5,
+        blur: float = 0.5,
+        grey: float = 0.2,
+    ):
         if not (0 <= blur <= 1 and 0 <= grey <= 1):
             raise ValueError(f"{blur=}, {grey=}: expected probabilities from 0 to 1")
-        self.cut = TrainTransform(scale, ratio_range, crop_size, cat_max_ratio=1.0, flip=flip, photometric=False)
+        self.cut = TrainTransform(
+            scale, ratio_range, crop_size, cat_max_ratio=1.0, flip=flip, photometric=False
+        )
         self.blur, self.grey, self.change = blur, grey, PhotoMetricDistortion()
 
-    def __call__(self, photo: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """uint8 RGB [H, W, 3] -> the teacher's view and the student's, float32 RGB [3, crop, crop] in 0..255, and bool [crop,
-        crop]: false where the photograph ends before the crop does. A function of the arguments alone, as there."""
+    def __call__(
+        self, photo: np.ndarray, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """uint8 RGB [H, W, 3] -> the teacher's view and the student's, float32 RGB [3, crop,
+        crop] in 0..255, and bool [crop, crop]: false where the photograph ends before the crop
+        does. A function of the arguments alone, as there."""
         shown, mask = self.cut(photo, np.zeros(photo.shape[:2], np.uint8), seed)
         known, rng = mask == 0, np.random.default_rng([seed, 8])
         pixels = np.ascontiguousarray(shown.numpy().transpose(1, 2, 0).astype(np.uint8)[:, :, ::-1])
@@ -134,15 +169,19 @@ class TwoViews:
 
 
 class EvalTransform:
-    """mmsegmentation's test pipeline, Resize((max_long, short_side), keep_ratio=True), for the image only.
+    """mmsegmentation's test pipeline, Resize((max_long, short_side), keep_ratio=True), for the
+    image only.
 
-    The short side becomes ``short_side`` pixels, fewer where the long side would exceed ``max_long``. Masks are not
-    resized: predictions are brought back to the original size instead.
+    The short side becomes ``short_side`` pixels, fewer where the long side would exceed
+    ``max_long``. Masks are not resized: predictions are brought back to the original size instead.
     """
 
     def __init__(self, short_side: int, max_long: int = 2048):
         if not 1 <= short_side <= max_long:
-            raise ValueError(f"short_side={short_side}, max_long={max_long}: expected 1 <= short_side <= max_long")
+            raise ValueError(
+                f"short_side={short_side}, max_long={max_long}: expected 1 <= short_side <= "
+                "max_long"
+            )
         self.short_side = short_side
         self.resize = Resize(scale=(max_long, short_side), keep_ratio=True)
 

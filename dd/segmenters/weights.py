@@ -1,4 +1,5 @@
-"""Weights of mmsegmentation's models and backbones: found by name or URL, downloaded once, read without executing anything."""
+"""Weights of mmsegmentation's models and backbones: found by name or URL, downloaded once, read
+without executing anything."""
 
 import difflib
 import json
@@ -14,12 +15,20 @@ from safetensors.torch import load_file
 
 log = logging.getLogger(__name__)
 
-HUBS = {"open-mmlab://": "openmmlab.json", "torchvision://": "torchvision_0.12.json"}  # lists that mmengine ships
-RESNETS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101"}  # blocks in each stage: depth
+HUBS = {
+    "open-mmlab://": "openmmlab.json",
+    "torchvision://": "torchvision_0.12.json",
+}  # lists that mmengine ships
+RESNETS = {
+    (2, 2, 2, 2): "18",
+    (3, 4, 6, 3): "50",
+    (3, 4, 23, 3): "101",
+}  # blocks in each stage: depth
 
 
 class _Discarded:
-    """Stands for everything of a training log in an mmengine checkpoint: made from anything, does and keeps nothing."""
+    """Stands for everything of a training log in an mmengine checkpoint: made from anything,
+    does and keeps nothing."""
 
     def __init__(self, *args):
         pass
@@ -28,7 +37,8 @@ class _Discarded:
         pass
 
 
-# What mmengine's Runner saves beside the weights, in its HistoryBuffers. torch.load sees these names, but never them.
+# What mmengine's Runner saves beside the weights, in its HistoryBuffers. torch.load sees these
+# names, but never them.
 LOG_TYPES = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
@@ -43,43 +53,55 @@ LOG_TYPES = (
 
 
 def weights_url(source: str) -> str:
-    """The URL of ``open-mmlab://<name>`` or ``torchvision://<name>`` in mmengine's own list; other sources as they are."""
+    """The URL of ``open-mmlab://<name>`` or ``torchvision://<name>`` in mmengine's own list;
+    other sources as they are."""
     for prefix, listed in HUBS.items():
         if source.startswith(prefix):
             known = json.loads((files("mmengine") / "hub" / listed).read_text())
             name = source.removeprefix(prefix)
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=3) or list(known)[:3]
-                raise ValueError(f"pretrained={source!r}: mmengine knows no such weights; did you mean {', '.join(near)}?")
+                raise ValueError(
+                    f"pretrained={source!r}: mmengine knows no such weights; did you mean "
+                    f"{', '.join(near)}?"
+                )
             return known[name]
     return source
 
 
 def local_file(source: str) -> Path:
-    """The file that ``source`` names; a hub name or a URL is downloaded once, to torch.hub's cache, and must have the
-    SHA-256 that its name ends with (``-2cccc1ad.pth``)."""
+    """The file that ``source`` names; a hub name or a URL is downloaded once, to torch.hub's
+    cache, and must have the SHA-256 that its name ends with (``-2cccc1ad.pth``)."""
     url = weights_url(source)
     if not url.startswith(("https://", "http://")):
         if not Path(source).is_file():
             raise FileNotFoundError(
-                f"pretrained={source!r}: no such file; allowed: a .safetensors or .pth file, open-mmlab://<name>, a URL"
+                f"pretrained={source!r}: no such file; allowed: a .safetensors or .pth file, "
+                "open-mmlab://<name>, a URL"
             )
         return Path(source)
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([0-9a-f]{8,})\.\w+$", target.name)
-        by_hand = f"bring the file there yourself and pass its path, segmenter.pretrained=/path/to/{target.name}"
+        by_hand = (
+            "bring the file there yourself and pass its path, "
+            f"segmenter.pretrained=/path/to/{target.name}"
+        )
         try:
-            torch.hub.download_url_to_file(url, str(target), hash_prefix=digest and digest[1], progress=False)
+            torch.hub.download_url_to_file(
+                url, str(target), hash_prefix=digest and digest[1], progress=False
+            )
         except OSError as error:
             raise FileNotFoundError(
-                f"pretrained={source!r}: cannot download {url} ({error}). On a machine without network, {by_hand}, "
+                f"pretrained={source!r}: cannot download {url} ({error}). On a machine without "
+                f"network, {by_hand}, "
                 f"or place it at {target}"
             ) from error
         except RuntimeError as error:  # the hash
             raise ValueError(
-                f"pretrained={source!r}: what came from {url} is not the file that its name promises ({error}). Try again, "
+                f"pretrained={source!r}: what came from {url} is not the file that its name "
+                f"promises ({error}). Try again, "
                 f"or {by_hand}"
             ) from error
     return target
@@ -88,9 +110,9 @@ def local_file(source: str) -> Path:
 def read_weights(source: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name, on the CPU; nothing in the file is executed.
 
-    ``source``: a .safetensors or .pth file, ``open-mmlab://<name>``, ``torchvision://<name>``, or a URL. Checkpoints of
-    mmengine's Runner are read, and their training logs discarded. ValueError for a .pth that holds other objects than
-    tensors.
+    ``source``: a .safetensors or .pth file, ``open-mmlab://<name>``, ``torchvision://<name>``, or a
+    URL. Checkpoints of mmengine's Runner are read, and their training logs discarded. ValueError
+    for a .pth that holds other objects than tensors.
     """
     path = local_file(source)
     try:
@@ -98,12 +120,24 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
             return _plain(load_file(path), source)
         with torch.serialization.safe_globals([(_Discarded, name) for name in LOG_TYPES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        parts = [content[k] for k in ("state_dict", "model", "model_state_dict") if isinstance(content.get(k), dict)]
+        parts = [
+            content[k]
+            for k in ("state_dict", "model", "model_state_dict")
+            if isinstance(content.get(k), dict)
+        ]
         weights = parts[0] if parts else content
-    except (SafetensorError, pickle.UnpicklingError, AttributeError, RuntimeError, EOFError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+    ) as error:
         raise ValueError(
-            f"{source}: refused, for it is damaged, no state dict, or holds objects that could execute code on loading "
-            f"({str(error).strip().partition(chr(10))[0]}). If you trust it, save its tensors as .safetensors instead"
+            f"{source}: refused, for it is damaged, no state dict, or holds objects that could "
+            "execute code on loading "
+            f"({str(error).strip().partition(chr(10))[0]}). If you trust it, save its tensors as "
+            ".safetensors instead"
         ) from error
     return _plain({name: w for name, w in weights.items() if isinstance(w, torch.Tensor)}, source)
 
@@ -126,21 +160,31 @@ def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Ten
 
 
 def _resnet_in(weights) -> str:
-    """What a backbone's file holds, for an error: ``, which holds a ResNet of depth 50``; empty where it cannot be told."""
-    blocks = {match.groups() for name in weights if (match := re.match(r"layer(\d)\.(\d+)\.", name))}
+    """What a backbone's file holds, for an error: ``, which holds a ResNet of depth 50``; empty
+    where it cannot be told."""
+    blocks = {
+        match.groups() for name in weights if (match := re.match(r"layer(\d)\.(\d+)\.", name))
+    }
     depth = RESNETS.get(tuple(sum(stage == str(i) for stage, _ in blocks) for i in (1, 2, 3, 4)))
     if depth == "50" and "layer1.0.conv3.weight" not in weights:
         depth = "34"
-    variant = "V1c" if "stem.0.weight" in weights else " (v1b, torchvision's)" if "conv1.weight" in weights else ""
+    variant = (
+        "V1c"
+        if "stem.0.weight" in weights
+        else " (v1b, torchvision's)"
+        if "conv1.weight" in weights
+        else ""
+    )
     return f", which holds a ResNet{variant} of depth {depth}," if depth else ""
 
 
 def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
-    """Load a backbone or a whole EncoderDecoder from ``source`` (see :func:`read_weights`); returns what stayed random.
+    """Load a backbone or a whole EncoderDecoder from ``source`` (see :func:`read_weights`); returns
+    what stayed random.
 
-    A backbone file (ImageNet; its classifier is not used) must match in every tensor. In a whole model only the last
-    layer of each head (``conv_seg``) may differ in its number of classes; it then stays random. Anything else, as
-    weights of another depth, raises ValueError with the names.
+    A backbone file (ImageNet; its classifier is not used) must match in every tensor. In a whole
+    model only the last layer of each head (``conv_seg``) may differ in its number of classes; it
+    then stays random. Anything else, as weights of another depth, raises ValueError with the names.
     """
     weights = read_weights(source)
     whole = any(name.startswith("decode_head.") for name in weights)
@@ -149,7 +193,9 @@ def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
     else:
         target = model.backbone
         weights = {name.removeprefix("backbone."): w for name, w in weights.items()}
-        unused = [name for name in weights if name.startswith(("fc.", "head."))]  # the ImageNet classifier
+        unused = [
+            name for name in weights if name.startswith(("fc.", "head."))
+        ]  # the ImageNet classifier
     own = target.state_dict()
     missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in weights if n not in own and n not in unused]
@@ -157,17 +203,36 @@ def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
     left_random = [n for n in differing if ".conv_seg." in n]
     differing = [n for n in differing if n not in left_random]
     if missing or unexpected or differing:
-        problems = {"missing in the file": missing, "unexpected": unexpected, "of another shape": differing}
-        listed = "; ".join(f"{len(ns)} {what} ({', '.join(ns[:3])}, ...)" for what, ns in problems.items() if ns)
+        problems = {
+            "missing in the file": missing,
+            "unexpected": unexpected,
+            "of another shape": differing,
+        }
+        listed = "; ".join(
+            f"{len(ns)} {what} ({', '.join(ns[:3])}, ...)" for what, ns in problems.items() if ns
+        )
         kind, depth = type(model.backbone).__name__, getattr(model.backbone, "depth", None)
         wanted = f"{kind} of depth {depth}" if depth else kind
-        advice = "Use weights of the same depth and variant" if depth else "Use weights of the same model"
-        raise ValueError(
-            f"{source}{_resnet_in(weights)} does not fit {'this ' + type(model).__name__ if whole else 'a ' + wanted}: "
-            f"{listed}. {advice}" + (f", as open-mmlab://resnet{depth}_v1c" if kind == "ResNetV1c" else "")
+        advice = (
+            "Use weights of the same depth and variant"
+            if depth
+            else "Use weights of the same model"
         )
-    target.load_state_dict({n: w for n, w in weights.items() if n in own and n not in left_random}, strict=False)
-    log.info("%s: loaded the %s; not used: %s", source, "whole model" if whole else "backbone", unused or "nothing")
+        raise ValueError(
+            f"{source}{_resnet_in(weights)} does not fit "
+            f"{'this ' + type(model).__name__ if whole else 'a ' + wanted}: "
+            f"{listed}. {advice}"
+            + (f", as open-mmlab://resnet{depth}_v1c" if kind == "ResNetV1c" else "")
+        )
+    target.load_state_dict(
+        {n: w for n, w in weights.items() if n in own and n not in left_random}, strict=False
+    )
+    log.info(
+        "%s: loaded the %s; not used: %s",
+        source,
+        "whole model" if whole else "backbone",
+        unused or "nothing",
+    )
     if left_random:
         log.warning("%s: made for another number of classes; left random: %s", source, left_random)
     return left_random

@@ -1,4 +1,5 @@
-"""Stage: the label-budget study, mIoU against the number of real labelled images on several arms."""
+"""Stage: the label-budget study, mIoU against the number of real labelled images on several
+arms."""
 
 import time
 from itertools import product
@@ -22,7 +23,8 @@ POLL = 5.0  # seconds between looks at what other processes are at
 
 
 class _Work:
-    """Each piece of work once in a call. One that fails is kept in ``failed``, so that the rest of the study goes on."""
+    """Each piece of work once in a call. One that fails is kept in ``failed``, so that the rest
+    of the study goes on."""
 
     def __init__(self, train, expected: set = frozenset()):
         """``expected``: all trainings of the study, at whichever learning rate."""
@@ -31,7 +33,8 @@ class _Work:
         self.begun, self.recorded, self.watched = set(), {}, {}  # {job: seconds}, by its run, by us
 
     def __call__(self, work, job, *more):
-        """``work(job, *more)``, or None if it failed or what the job goes on from did. Busy: another process is at it."""
+        """``work(job, *more)``, or None if it failed or what the job goes on from did. Busy:
+        another process is at it."""
         key = (work, job, *more)
         if key not in self.found:
             ready = job.after is None or self(self.train, job.after) is not None
@@ -58,7 +61,10 @@ class _Work:
         return True
 
     def _try(self, work, job, *more):
-        what = f"{job.recipe} {job.domain or ''} shots={job.shots} seed={job.seed} learning_rate={job.learning_rate:g}"
+        what = (
+            f"{job.recipe} {job.domain or ''} shots={job.shots} seed={job.seed} "
+            f"learning_rate={job.learning_rate:g}"
+        )
         what += f" draw={job.draw}" if job.draw else ""
         if job not in self.begun:
             self.begun.add(job)
@@ -109,7 +115,11 @@ def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
         candidates, wanted = plan.candidates(recipe), plan.learning_rates.get(recipe) or ()
         if recipe not in several:
             choice = {"chosen": candidates[0], "candidates": None, "judged_on": None, "edge": None}
-            choice["why"] = "nothing to judge candidates on: the experiment's own" if len(wanted) > 1 else "as set"
+            choice["why"] = (
+                "nothing to judge candidates on: the experiment's own"
+                if len(wanted) > 1
+                else "as set"
+            )
             choice["chosen_on"] = None
             rates[recipe], choices[recipe] = candidates[0], choice
             _tell(recipe, None, choice)
@@ -178,16 +188,17 @@ def budget(
     targets=None,
     generation_seconds: dict[str, float] | None = None,
 ) -> dict:
-    """Train and score what ``plan`` says, write budget.json and return it; the same call goes on with what is missing.
+    """Train and score what ``plan`` says, write budget.json and return it; the same call goes on
+    with what is missing.
 
     ``train(job)`` trains, or finds trained, one job and returns {"run", "seconds", "steps",
     "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.evaluation.supervision`);
     ``judge(job)`` trains it and returns its mIoU on the tune split; ``score(job, domain)`` is that
     of a trained job on the domain's test split, {"miou", "num_images", "per_image"} with the file
-    that holds each image's confusions, or None. Finished
-    jobs are theirs to skip, and they raise :class:`dd.store.locks.Busy` for one that another process is at: processes with the
-    same call share the jobs, and each of them ends with the whole study. ``identity``: all settings of the study;
-    FileExistsError if study.json holds others. ``generation_seconds``: of each draw, once.
+    that holds each image's confusions, or None. Finished jobs are theirs to skip, and they raise
+    :class:`dd.store.locks.Busy` for one that another process is at: processes with the same call
+    share the jobs, and each of them ends with the whole study. ``identity``: all settings of the
+    study; FileExistsError if study.json holds others. ``generation_seconds``: of each draw, once.
     ValueError at the end, with a list, if jobs failed.
     """
     check_targets(targets)
@@ -195,15 +206,16 @@ def budget(
     refuse_other(folder / "study.json", identity, "study")
     if not (folder / "study.json").exists():
         write_json(folder / "study.json", {"identity": identity})
-    shape = lambda: {a: {str(k): {} for k in plan.shots if k or a in WITH_SYNTHETIC} for a in plan.arms}  # noqa: E731
-    arms, seconds, runs, files, generated = shape(), shape(), [], {}, generation_seconds or {}
+    used = {a: [k for k in plan.shots if k or a in WITH_SYNTHETIC] for a in plan.arms}
+    arms, seconds = ({a: {str(k): {} for k in ks} for a, ks in used.items()} for _ in range(2))
+    runs, files, generated = [], {}, generation_seconds or {}
     chosen = {arm: {False: [], True: []} for arm in plan.arms}  # without real images, with some
     points = [  # the whole curve of one seed and draw before the next; controls see no draw
         (arm, domain, k, seed, draw)
         for seed, draw in product(plan.seeds, plan.draws)
         for domain, k, arm in product(plan.domains, plan.shots, arms)
         if str(k) in arms[arm] and (arm in WITH_SYNTHETIC or draw == plan.draws[0])
-    ]  # fmt: skip
+    ]
     work = _Work(train, _expected(plan, points))
     rates, choices = _choose(plan, work, judge)
     jobs = {point: plan.job(*point[:4], rates, point[4]) for point in points}
@@ -229,31 +241,49 @@ def budget(
         return bought(plan, chosen[arm][images != 0], images, domain)
 
     paid = {
-        arm: {k: {d: labels(arm, d, plan.images(_shots(k), d)) for d in plan.domains} for k in values}
+        arm: {
+            k: {d: labels(arm, d, plan.images(_shots(k), d)) for d in plan.domains} for k in values
+        }
         for arm, values in arms.items()
     }
     result = {
         "study": folder.name,
         "supervision": "real labels: shots, and those that settings were chosen on (cost.labels)",
         "chosen_on": {arm: merged(*of.values()) for arm, of in chosen.items()},
-        "domains": plan.domains, "seeds": plan.seeds, "draws": plan.draws,
-        "labels": {a: ARMS[a] for a in plan.arms}, "arms": arms,
-        "learning_rates": choices, "steps": _steps(runs), "curves": curves(arms, plan.domains),
-        "differences": differences(found), "skipped": skipped(found),
-        "cost": {"prices": vars(prices), "generation_seconds": generated, "seconds": seconds,
-                 "labels": paid,
-                 "targets": target_costs(found, seconds, prices, targets, labels)},
-        "runs": runs, "failed": work.failed, **made_by(),
-    }  # fmt: skip
+        "domains": plan.domains,
+        "seeds": plan.seeds,
+        "draws": plan.draws,
+        "labels": {a: ARMS[a] for a in plan.arms},
+        "arms": arms,
+        "learning_rates": choices,
+        "steps": _steps(runs),
+        "curves": curves(arms, plan.domains),
+        "differences": differences(found),
+        "skipped": skipped(found),
+        "cost": {
+            "prices": vars(prices),
+            "generation_seconds": generated,
+            "seconds": seconds,
+            "labels": paid,
+            "targets": target_costs(found, seconds, prices, targets, labels),
+        },
+        "runs": runs,
+        "failed": work.failed,
+        **made_by(),
+    }
     write_json(folder / "budget.json", result)
     print_study(result)
     if work.failed:
         lines = [f"{f['job']}: {f['error']}" for f in work.failed]
-        lines[SHOWN:] = [f"and {len(lines) - SHOWN} more, in {folder}/budget.json"] if len(lines) > SHOWN else []
+        lines[SHOWN:] = (
+            [f"and {len(lines) - SHOWN} more, in {folder}/budget.json"]
+            if len(lines) > SHOWN
+            else []
+        )
         missing = sum(r["miou"] is None for r in runs)
         raise ValueError(
-            f"some jobs failed, {missing} of {len(runs)} points are missing; the same command tries them again:\n  "
-            + "\n  ".join(lines)
+            f"some jobs failed, {missing} of {len(runs)} points are missing; the same command "
+            "tries them again:\n  " + "\n  ".join(lines)
         )
     return result
 
@@ -295,12 +325,19 @@ def _chosen(plan: Plan, job, work: _Work) -> list[dict]:
 
 def _steps(runs: list[dict]) -> dict:
     """{arm: optimiser steps of its runs, pre-training counted}, as measured."""
-    found = {r["arm"]: sorted({o["steps"] for o in runs if o["arm"] == r["arm"] and o["steps"]}) for r in runs}
+    found = {
+        r["arm"]: sorted({o["steps"] for o in runs if o["arm"] == r["arm"] and o["steps"]})
+        for r in runs
+    }
     return {arm: steps[0] if len(steps) == 1 else steps or None for arm, steps in found.items()}
 
 
 def _cell(values) -> str:
-    return "-" if values is None else f"{values[0]:.1f}" + (f" ± {values[1]:.1f}" if values[1] is not None else "")
+    return (
+        "-"
+        if values is None
+        else f"{values[0]:.1f}" + (f" ± {values[1]:.1f}" if values[1] is not None else "")
+    )
 
 
 def print_study(result: dict) -> None:
@@ -309,7 +346,10 @@ def print_study(result: dict) -> None:
     draws = f", {len(result['draws'])} synthetic draws" if len(result["draws"]) > 1 else ""
     for domain in result["domains"]:
         shown = [c for c in result["curves"] if c["domain"] == domain]
-        points = {c["arm"]: dict(zip(c["k"], zip(c["mean"], c["sd"], strict=True), strict=True)) for c in shown}
+        points = {
+            c["arm"]: dict(zip(c["k"], zip(c["mean"], c["sd"], strict=True), strict=True))
+            for c in shown
+        }
         table = Table(title=f"mIoU on {domain} (test), seeds {result['seeds']}{draws}")
         for name in ("real images", *(c["label"] for c in shown)):
             table.add_column(name, justify="right")
@@ -325,7 +365,10 @@ def print_study(result: dict) -> None:
                     print(f"{what}: real images skipped: {skipped_text(at)}")
         for arm, sets in result["chosen_on"].items():
             print(f"settings of {ARMS[arm]} were chosen on: {told(sets) or 'no real label'}")
-        title = f"What a target costs on {domain}: images to label, price in all with what chose settings"
+        title = (
+            f"What a target costs on {domain}: images to label, price in all with what chose "
+            "settings"
+        )
         table = Table(title=title)
         for name in ("mIoU", *(c["label"] for c in shown)):
             table.add_column(name, justify="right")

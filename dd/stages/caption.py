@@ -1,4 +1,5 @@
-"""Stage: a folder of unlabelled images -> one caption each, in a file that prompts are made from. Resumable."""
+"""Stage: a folder of unlabelled images -> one caption each, in a file that prompts are made
+from. Resumable."""
 
 import json
 import os
@@ -15,26 +16,38 @@ UNREADABLE = "unreadable.txt"
 
 
 def caption(folder, captioner, images, batch_size: int) -> dict:
-    """Caption every image below the folder ``images`` into ``folder``; returns counts and the unreadable images.
+    """Caption every image below the folder ``images`` into ``folder``; returns counts and the
+    unreadable images.
 
-    ``captions.jsonl`` holds {"filename" (below ``images``), "caption"}, appended batch by batch and sorted at the end; a line
-    torn by a crash is made again. Images that cannot be read are passed over and listed in ``unreadable.txt`` with the
-    reason. ``images`` is never written to. FileNotFoundError for no images; ValueError if none can be read; FileExistsError
-    if the captions there are another captioner's.
+    ``captions.jsonl`` holds {"filename" (below ``images``), "caption"}, appended batch by batch and
+    sorted at the end; a line torn by a crash is made again. Images that cannot be read are passed
+    over and listed in ``unreadable.txt`` with the reason. ``images`` is never written to.
+    FileNotFoundError for no images; ValueError if none can be read; FileExistsError if the captions
+    there are another captioner's.
     """
     if images is None:
-        raise ValueError("caption.images: the folder of images to caption is missing; give caption.images=<folder>")
+        raise ValueError(
+            "caption.images: the folder of images to caption is missing; give "
+            "caption.images=<folder>"
+        )
     folder, images = Path(folder), Path(images)
     if batch_size < 1:
         raise ValueError(f"caption.batch_size={batch_size}: 1 or more images at a time")
     if not images.is_dir():
         raise FileNotFoundError(f"caption.images={images}: no such folder")
     if folder.resolve().is_relative_to(images.resolve()):
-        raise ValueError(f"caption.folder={folder} lies in {images}, which is only read; choose another caption.folder")
-    there, hidden = ([p for p in files if p.suffix.lower() in READ_SUFFIXES] for files in walk(images))
+        raise ValueError(
+            f"caption.folder={folder} lies in {images}, which is only read; choose another "
+            "caption.folder"
+        )
+    there, hidden = (
+        [p for p in files if p.suffix.lower() in READ_SUFFIXES] for files in walk(images)
+    )
     names = sorted(p.relative_to(images).as_posix() for p in there)
     if hidden:
-        print(f"warning: {len(hidden)} hidden files in {images} are passed over, such as {hidden[0]}")
+        print(
+            f"warning: {len(hidden)} hidden files in {images} are passed over, such as {hidden[0]}"
+        )
     if not names:
         kinds = ", ".join(sorted({suffix.lower() for suffix in READ_SUFFIXES}))
         raise FileNotFoundError(f"caption.images={images} holds no images ({kinds})")
@@ -52,7 +65,9 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
             batch = todo[start : start + batch_size]
             pixels, reasons = _pixels(images, batch)
             unreadable |= reasons
-            rows = dict(zip(pixels, captioner(list(pixels.values())) if pixels else [], strict=True))
+            rows = dict(
+                zip(pixels, captioner(list(pixels.values())) if pixels else [], strict=True)
+            )
             file.write("".join(map(_line, rows.items())))
             file.flush()
             os.fsync(file.fileno())
@@ -61,11 +76,20 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
     _write(folder / CAPTIONS, dict(sorted(found.items())))
     (folder / UNREADABLE).unlink(missing_ok=True)
     if unreadable:
-        write_atomic(folder / UNREADABLE, "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()))
+        write_atomic(
+            folder / UNREADABLE,
+            "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()),
+        )
     if not found:
         name, reason = next(iter(unreadable.items()))
-        raise ValueError(f"none of the {len(names)} images in {images} can be read, such as {name}: {reason}")
-    return {"captions": len(found), "made_now": len(todo) - len(unreadable), "unreadable": list(unreadable)}
+        raise ValueError(
+            f"none of the {len(names)} images in {images} can be read, such as {name}: {reason}"
+        )
+    return {
+        "captions": len(found),
+        "made_now": len(todo) - len(unreadable),
+        "unreadable": list(unreadable),
+    }
 
 
 def _pixels(images: Path, names: list[str]) -> tuple[dict, dict[str, str]]:
@@ -90,7 +114,9 @@ def _write(path: Path, captions: dict[str, str]) -> None:
 def _read(path: Path) -> dict[str, str]:
     """{file name: caption} of the whole lines of a caption file."""
     found = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []:
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    ):
         try:
             row = json.loads(line)
             found[row["filename"]] = row["caption"]

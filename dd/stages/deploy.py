@@ -1,4 +1,5 @@
-"""Stage: a trained run as one ONNX file, checked against PyTorch on real images before it is written."""
+"""Stage: a trained run as one ONNX file, checked against PyTorch on real images before it is
+written."""
 
 import json
 from pathlib import Path
@@ -15,24 +16,45 @@ AGREEMENT = 0.999  # of the pixels must get the class that PyTorch gives them
 
 
 def facts(run: dict, segmenter, views, names, palette: list[int], weights: str) -> dict[str, str]:
-    """The metadata of the file: all that its user needs to know, each value as text (lists and mappings as JSON)."""
-    mean, std = ([round(float(v), 4) for v in getattr(segmenter, k).flatten()] for k in ("mean", "std"))
+    """The metadata of the file: all that its user needs to know, each value as text (lists and
+    mappings as JSON)."""
+    mean, std = (
+        [round(float(v), 4) for v in getattr(segmenter, k).flatten()] for k in ("mean", "std")
+    )
     values = {
-        "classes": list(names), "palette": palette,
-        "size": {"short_side": views.short_side, "max_long": MAX_LONG, "resize": "bilinear, OpenCV's INTER_LINEAR on uint8"},
-        "normalisation": {"where": "in the file: give RGB, 0..255, uint8", "mean": mean, "std": std},
-        "weights_sha256": run["weights_sha256"], "weights": weights, "precision": "float32",
-        "supervision": run["supervision"], "segmenter": run["segmenter"],
-    }  # fmt: skip
-    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+        "classes": list(names),
+        "palette": palette,
+        "size": {
+            "short_side": views.short_side,
+            "max_long": MAX_LONG,
+            "resize": "bilinear, OpenCV's INTER_LINEAR on uint8",
+        },
+        "normalisation": {
+            "where": "in the file: give RGB, 0..255, uint8",
+            "mean": mean,
+            "std": std,
+        },
+        "weights_sha256": run["weights_sha256"],
+        "weights": weights,
+        "precision": "float32",
+        "supervision": run["supervision"],
+        "segmenter": run["segmenter"],
+    }
+    return {
+        k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()
+    }
 
 
-def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[int], weights: str = "ema") -> dict:
-    """Write ``segmenter`` (weights loaded) to ``target`` (.onnx), and the check beside it (.json); returns what that holds.
+def deploy(
+    target, run: dict, segmenter, views, pictures, names, palette: list[int], weights: str = "ema"
+) -> dict:
+    """Write ``segmenter`` (weights loaded) to ``target`` (.onnx), and the check beside it (.json);
+    returns what that holds.
 
-    ``pictures`` (:mod:`dd.data.photos`) are segmented by both, in float32: with their mirror image in a batch, and cut.
-    ValueError, and nothing is written, if fewer than 99.9 % of the pixels agree or no picture can be read. A file that is
-    there is kept if it is this checkpoint's and agrees; FileExistsError for one of another checkpoint, or no such file.
+    ``pictures`` (:mod:`dd.data.photos`) are segmented by both, in float32: with their mirror image
+    in a batch, and cut. ValueError, and nothing is written, if fewer than 99.9 % of the pixels
+    agree or no picture can be read. A file that is there is kept if it is this checkpoint's and
+    agrees; FileExistsError for one of another checkpoint, or no such file.
     """
     target, found = Path(target), facts(run, segmenter, views, names, palette, weights)
     there = _there(target, found)
@@ -42,18 +64,26 @@ def deploy(target, run: dict, segmenter, views, pictures, names, palette: list[i
     checked = compare(Session(data), Predictor({}, segmenter, views), images)
     if checked["agreement"] < AGREEMENT:
         raise ValueError(
-            f"the exported network gives only {100 * checked['agreement']:.2f} % of the pixels of {len(images)} images the "
-            f"class that PyTorch gives them, and {100 * AGREEMENT:g} % are needed. Nothing was written"
+            f"the exported network gives only {100 * checked['agreement']:.2f} % of the pixels of "
+            f"{len(images)} images the "
+            f"class that PyTorch gives them, and {100 * AGREEMENT:g} % are needed. Nothing was "
+            "written"
         )
     if not there:
         write_atomic(target, data)
-    result = {"weights_sha256": run["weights_sha256"], "onnx_sha256": sha256(data), **checked, **made_by()}
+    result = {
+        "weights_sha256": run["weights_sha256"],
+        "onnx_sha256": sha256(data),
+        **checked,
+        **made_by(),
+    }
     write_json(target.with_suffix(".json"), result)
     return {**result, "kept": there, "unreadable": unreadable}
 
 
 def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) -> dict:
-    """{"agreement": share of pixels, "pixels", "images", "classes_seen"} of ONNX Runtime and PyTorch on the same images."""
+    """{"agreement": share of pixels, "pixels", "images", "classes_seen"} of ONNX Runtime and
+    PyTorch on the same images."""
     same = pixels = 0
     seen = set()
     for image in images:
@@ -61,11 +91,18 @@ def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) ->
         cut = image[: max(1, 2 * height // 3), : max(1, 3 * width // 4)]
         for batch in ([image, image[:, ::-1]], [cut]):
             expected = np.stack(predictor([np.ascontiguousarray(one) for one in batch]))
-            shown = torch.stack([predictor.views(np.ascontiguousarray(one))[0] for one in batch]).numpy()
+            shown = torch.stack(
+                [predictor.views(np.ascontiguousarray(one))[0] for one in batch]
+            ).numpy()
             masks = session(shown, expected.shape[1:])
             same, pixels = same + int((masks == expected).sum()), pixels + expected.size
             seen |= set(np.unique(expected).tolist())
-    return {"agreement": same / pixels, "pixels": pixels, "images": len(images), "classes_seen": sorted(seen)}
+    return {
+        "agreement": same / pixels,
+        "pixels": pixels,
+        "images": len(images),
+        "classes_seen": sorted(seen),
+    }
 
 
 def _images(pictures) -> tuple[list[np.ndarray], list[str]]:
@@ -74,8 +111,14 @@ def _images(pictures) -> tuple[list[np.ndarray], list[str]]:
     good = [image for _, image in found if not isinstance(image, Exception)]
     if not good:
         why = found[0][1] if found else "there are none"
-        raise ValueError(f"no image to compare ONNX with PyTorch on could be read ({why}); give others with images=...")
-    bad = [*pictures.unreadable.values(), *(str(image) for _, image in found if isinstance(image, Exception))]
+        raise ValueError(
+            f"no image to compare ONNX with PyTorch on could be read ({why}); give others with "
+            "images=..."
+        )
+    bad = [
+        *pictures.unreadable.values(),
+        *(str(image) for _, image in found if isinstance(image, Exception)),
+    ]
     return good, bad
 
 
@@ -88,19 +131,23 @@ def _there(target: Path, found: dict) -> bool:
     try:
         old = metadata(target)
     except (ValueError, OSError) as error:
-        raise FileExistsError(f"output={target} is there and no export of this package ({error}); choose another") from None
+        raise FileExistsError(
+            f"output={target} is there and no export of this package ({error}); choose another"
+        ) from None
     checked = target.with_suffix(".json")
     if checked.is_file():
         known = read_own(checked, {"onnx_sha256": str})["onnx_sha256"]
         if known != sha256(target):
             raise FileExistsError(
-                f"output={target} is not the file that {checked.name} beside it tells of: it was damaged or changed. Remove "
+                f"output={target} is not the file that {checked.name} beside it tells of: it was "
+                "damaged or changed. Remove "
                 "it, and the same command writes it again"
             )
     differing = [k for k in found if old.get(k) != found[k]]
     if differing:
         listed = "; ".join(f"{k} {old.get(k)!s:.80} -> {found[k]!s:.80}" for k in differing[:3])
         raise FileExistsError(
-            f"output={target} was exported otherwise ({listed}). Nothing was changed: choose another output=..., or remove it"
+            f"output={target} was exported otherwise ({listed}). Nothing was changed: choose "
+            "another output=..., or remove it"
         )
     return checked.is_file()  # a file without its check is written once more

@@ -1,4 +1,5 @@
-"""Stage: mIoU of a trained run on real data, and the audit of a synthetic set's masks by such a run."""
+"""Stage: mIoU of a trained run on real data, and the audit of a synthetic set's masks by such a
+run."""
 
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +38,8 @@ class PerImage:
 
 
 class Shown:
-    """Predictions worth a look: of the first images, and of those with the lowest and the highest mIoU of their own."""
+    """Predictions worth a look: of the first images, and of those with the lowest and the
+    highest mIoU of their own."""
 
     def __init__(self):
         self.first, self.ranked, self.seen = [], [], 0
@@ -46,10 +48,14 @@ class Shown:
         if self.seen < EXAMPLES:
             self.first.append((self.seen, prediction.cpu()))
         if confusion.any():  # else each pixel is 255
-            self.ranked.append((metrics.miou(torch.from_numpy(confusion.astype(np.int64))), self.seen, prediction))
+            self.ranked.append(
+                (metrics.miou(torch.from_numpy(confusion.astype(np.int64))), self.seen, prediction)
+            )
             self.ranked.sort(key=lambda row: row[:2])
             del self.ranked[EXTREMES:-EXTREMES]
-            self.ranked = [(*row, kept.cpu()) for *row, kept in self.ranked]  # only what is kept leaves the GPU
+            self.ranked = [
+                (*row, kept.cpu()) for *row, kept in self.ranked
+            ]  # only what is kept leaves the GPU
         self.seen += 1
 
     def predictions(self) -> dict:
@@ -58,48 +64,74 @@ class Shown:
 
 
 def evaluate(
-    path, run: dict, segmenter, data: SegmentationFolder, views, batch_size: int = 16, device: str = "cpu", weights="ema",
-    num_workers: int = 0, per_image: bool = True,
-) -> dict:  # fmt: skip
-    """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to ``path``.
+    path,
+    run: dict,
+    segmenter,
+    data: SegmentationFolder,
+    views,
+    batch_size: int = 16,
+    device: str = "cpu",
+    weights="ema",
+    num_workers: int = 0,
+    per_image: bool = True,
+) -> dict:
+    """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to
+    ``path``.
 
-    ``run`` is the run's run.json, ``views`` (:class:`dd.training.segmentation.Views`) the protocol: single scale, or test-time
-    augmentation. One integer confusion matrix at original image size, 255 left out. A file that is there for the same
-    checkpoint, data and protocol is kept. ``per_image``: each image's own matrix goes to per_image.npz beside it
-    (``confusion`` uint32 [N, C, C], ``ids``). ValueError if the run's classes are not the data's.
+    ``run`` is the run's run.json, ``views`` (:class:`dd.training.segmentation.Views`) the protocol:
+    single scale, or test-time augmentation. One integer confusion matrix at original image size,
+    255 left out. A file that is there for the same checkpoint, data and protocol is kept.
+    ``per_image``: each image's own matrix goes to per_image.npz beside it (``confusion`` uint32 [N,
+    C, C], ``ids``). ValueError if the run's classes are not the data's.
     """
     theirs = run["taxonomy"]["names"]
     if list(data.taxonomy.names) != theirs:
         raise ValueError(
-            f"the run was trained for the classes {theirs}, data {data.root.name!r} has {list(data.taxonomy.names)}: "
+            f"the run was trained for the classes {theirs}, data {data.root.name!r} has "
+            f"{list(data.taxonomy.names)}: "
             "a run is evaluated on data with its own classes"
         )
     head = {
-        "data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data), "content": data.content(),
-        "checkpoint": "checkpoints/last.ckpt", "weights_sha256": run["weights_sha256"], "weights": weights,
+        "data": data.root.name,
+        "split": data.split,
+        "masks": data.masks,
+        "num_images": len(data),
+        "content": data.content(),
+        "checkpoint": "checkpoints/last.ckpt",
+        "weights_sha256": run["weights_sha256"],
+        "weights": weights,
         "protocol": views.protocol,
-        "supervision": run["supervision"], "trained_on": run["trained_on"], "masks_made_with": _made_with(data),
+        "supervision": run["supervision"],
+        "trained_on": run["trained_on"],
+        "masks_made_with": _made_with(data),
         **({"chosen_on": run["chosen_on"]} if "chosen_on" in run else {}),
-    }  # fmt: skip
+    }
     if Path(path).exists():
         there = read_own(path, {})
-        whole = not per_image or ("per_image" in there and Path(path).with_name(PER_IMAGE).is_file())
+        whole = not per_image or (
+            "per_image" in there and Path(path).with_name(PER_IMAGE).is_file()
+        )
         if whole and {k: there.get(k) for k in head} == head:
             return there
     segmenter = segmenter.to(device).eval()
     confusion = PerImage(len(data.taxonomy))
     with Progress(f"evaluate on {data.root.name}/{data.split}", len(data)) as progress:
-        autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
+        autocast = torch.autocast(
+            device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False)
+        )
         with autocast:
             loader = whole_loader(data, views, batch_size, num_workers)
             shown = Shown()
 
             def after(predictions):
                 progress.advance(len(predictions))
-                for prediction, own in zip(predictions, confusion.images[-len(predictions) :], strict=True):
+                for prediction, own in zip(
+                    predictions, confusion.images[-len(predictions) :], strict=True
+                ):
                     shown.add(prediction, own)
                 if not per_image:
-                    confusion.images.clear()  # of 80,000 images with 81 classes they would fill 2 GB
+                    # of 80,000 images with 81 classes they would fill 2 GB
+                    confusion.images.clear()
 
             counted = count(segmenter, loader, confusion, device, after, views.predict)
     for position, prediction in shown.predictions().items():
@@ -107,7 +139,10 @@ def evaluate(
         write_atomic(target, encode_mask(prediction.numpy().astype(np.uint8)))
     result = {**head, **metrics.summarise(counted, data.taxonomy.all_names)}
     if per_image:
-        result["per_image"] = {"file": PER_IMAGE, "sha256": _write_per_image(path, confusion.images, data.ids)}
+        result["per_image"] = {
+            "file": PER_IMAGE,
+            "sha256": _write_per_image(path, confusion.images, data.ids),
+        }
     write_json(path, result)
     return result
 
@@ -130,9 +165,17 @@ def print_table(results: dict[str, dict], title: str) -> None:
     table = Table(title=title)
     table.add_column("class", no_wrap=True)
     folders = [Path(name).parts for name in results]
-    shared = 0 if len(folders) == 1 else next(i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
+    shared = (
+        0
+        if len(folders) == 1
+        else next(i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
+    )
     for parts in folders:
-        table.add_column("/".join(parts[shared:]).replace("/", "/ ").replace(",", ", "), justify="right", overflow="fold")
+        table.add_column(
+            "/".join(parts[shared:]).replace("/", "/ ").replace(",", ", "),
+            justify="right",
+            overflow="fold",
+        )
     for class_name in next(iter(results.values()))["iou"]:
         values = [r["iou"].get(class_name) for r in results.values()]
         table.add_row(class_name, *("-" if v is None else f"{v:.1f}" for v in values))

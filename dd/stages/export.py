@@ -1,4 +1,5 @@
-"""Stage: a finished data set in the format of another tool. What is exported is checked first, file by file."""
+"""Stage: a finished data set in the format of another tool. What is exported is checked first,
+file by file."""
 
 from pathlib import Path
 
@@ -24,18 +25,26 @@ BEGUN, DONE = "export_begun.json", "export.json"
 
 
 def export(
-    form: str, folder, target, masks: str = "SegmentationClass", splits: list[str] | None = None, classes=None,
+    form: str,
+    folder,
+    target,
+    masks: str = "SegmentationClass",
+    splits: list[str] | None = None,
+    classes=None,
     link: bool = False,
-) -> dict:  # fmt: skip
-    """Write the data set ``folder`` to ``target`` in one of :data:`FORMATS`; {"images", "files", "kept", "notes"}.
+) -> dict:
+    """Write the data set ``folder`` to ``target`` in one of :data:`FORMATS`; {"images", "files",
+    "kept", "notes"}.
 
-    ``folder``: a finished synthetic set, or a folder in VOC layout; ``masks``: its mask set; ``splits``: its lists, None =
-    all; ``classes``: a taxonomy's name or file, needed where the folder does not tell. ``link``: hard links where the same
-    file will do. ``export.json`` is written last; an interrupted export goes on, a finished one is kept (what it has lost is
-    made again).
+    ``folder``: a finished synthetic set, or a folder in VOC layout; ``masks``: its mask set;
+    ``splits``: its lists, None = all; ``classes``: a taxonomy's name or file, needed where the
+    folder does not tell. ``link``: hard links where the same file will do. ``export.json`` is
+    written last; an interrupted export goes on, a finished one is kept (what it has lost is made
+    again).
 
-    FileNotFoundError or ValueError for a set that is unfinished or damaged, or that the format cannot hold; FileExistsError
-    for a target that holds something else; Busy while another process exports there. Nothing is written then.
+    FileNotFoundError or ValueError for a set that is unfinished or damaged, or that the format
+    cannot hold; FileExistsError for a target that holds something else; Busy while another process
+    exports there. Nothing is written then.
     """
     folder, target = Path(folder), Path(target)
     if form not in FORMATS:
@@ -44,19 +53,31 @@ def export(
     source, content = read_source(folder, run, masks, splits, classes)
     notes = FORMATS[form].check(source, link)
     identity = {
-        "format": form, "version": VERSION, "name": source.name, "masks": masks, "content": content,
-        "taxonomy": fingerprint(taxonomy_yaml(source.taxonomy)), "about": fingerprint(source.about),
+        "format": form,
+        "version": VERSION,
+        "name": source.name,
+        "masks": masks,
+        "content": content,
+        "taxonomy": fingerprint(taxonomy_yaml(source.taxonomy)),
+        "about": fingerprint(source.about),
         "splits": {split: fingerprint(ids) for split, ids in source.splits.items()},
-    }  # fmt: skip
+    }
     _refuse(target, identity, [folder, *{item.image.parent for item in source.items.values()}])
     target.mkdir(parents=True, exist_ok=True)
     with Lock(target, hint="Two exports never share a folder."):
         _refuse(target, identity, [])
         if (target / DONE).is_file():
             files = read_own(target / DONE, EXPORTED)["files"]
-            lost = [target / name for name, size in files.items() if not _is_whole(target / name, size)]
+            lost = [
+                target / name for name, size in files.items() if not _is_whole(target / name, size)
+            ]
             if not lost:
-                return {"images": len(source.items), "files": len(files), "kept": True, "notes": notes}
+                return {
+                    "images": len(source.items),
+                    "files": len(files),
+                    "kept": True,
+                    "notes": notes,
+                }
             for path in lost:
                 path.unlink(missing_ok=True)
         write_json(target / BEGUN, {"identity": identity})
@@ -74,14 +95,23 @@ def _refuse(target: Path, identity: dict, sources: list[Path]) -> None:
     """FileExistsError for a target that holds something else, or lies in what is exported."""
     for path in sources:
         if target.resolve().is_relative_to(path.resolve()):
-            raise FileExistsError(f"{target} lies in {path}, which is exported and not written to: choose another target")
+            raise FileExistsError(
+                f"{target} lies in {path}, which is exported and not written to: choose another "
+                "target"
+            )
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file: an export is a folder")
     for name in (BEGUN, DONE):
         refuse_other(target / name, identity, "export")
     begun = any((target / name).is_file() for name in (BEGUN, DONE))
-    if target.is_dir() and not begun and any(not path.name.startswith(".") for path in target.iterdir()):
-        raise FileExistsError(f"{target} holds other files, which are not touched: choose a new or an empty folder")
+    if (
+        target.is_dir()
+        and not begun
+        and any(not path.name.startswith(".") for path in target.iterdir())
+    ):
+        raise FileExistsError(
+            f"{target} holds other files, which are not touched: choose a new or an empty folder"
+        )
 
 
 def _is_whole(path: Path, size: int) -> bool:

@@ -1,4 +1,5 @@
-"""Stage: stored heat maps -> a mask set. Cheap: another threshold or power never touches the generator."""
+"""Stage: stored heat maps -> a mask set. Cheap: another threshold or power never touches the
+generator."""
 
 import os
 from collections import Counter
@@ -25,11 +26,21 @@ from dd.exports.card import BIASES, adapter, used_labels
 from dd.masks.threshold import MaskSettings, flat, scores, to_mask
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.store.names import folder_name
-from dd.store.provenance import differences, fingerprint, read_own, sha256, sweep, write_atomic, write_json
+from dd.store.provenance import (
+    differences,
+    fingerprint,
+    read_own,
+    sha256,
+    sweep,
+    write_atomic,
+    write_json,
+)
 from dd.store.samples import Sample, outcomes, read_plan, recorded
 from dd.store.schemas import MASKS, RUN
+from dd.store.templates import fill
 from dd.taxonomy import IGNORE, voc_palette
 
+TEMPLATE = Path(__file__).parent / "templates" / "data_card.md.j2"
 DEFAULT_SET = "SegmentationClass"
 TOGETHER = 1024  # masks that wait for a thread
 
@@ -40,19 +51,26 @@ def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarra
 
 
 def label(
-    folder, settings: MaskSettings, mask_set: str | None = None, calibration: dict | None = None, absent: dict | None = None,
-    workers: int | None = None, chosen_on: list[dict] = (),
-) -> Path:  # fmt: skip
-    """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``; returns that folder.
+    folder,
+    settings: MaskSettings,
+    mask_set: str | None = None,
+    calibration: dict | None = None,
+    absent: dict | None = None,
+    workers: int | None = None,
+    chosen_on: list[dict] = (),
+) -> Path:
+    """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``;
+    returns that folder.
 
-    ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set that is complete with
-    the same settings and heat is left alone, one with others is made anew. The default set also renews the data card.
-    ``calibration``: how ``settings`` were chosen (by images, by a run). ValueError if for attention
-    that was read in another way than this set's. ``chosen_on``: the labels that chose them
-    (:mod:`dd.evaluation.supervision`). They and those behind the images are recorded beside the identity, as
-    they decide no pixel: the record is that of the last call.
-    ``absent``: {"rules", "classes": {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
-    ``workers``: threads, None = one for each core.
+    ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set
+    that is complete with the same settings and heat is left alone, one with others is made anew.
+    The default set also renews the data card. ``calibration``: how ``settings`` were chosen (by
+    images, by a run). ValueError if for attention that was read in another way than this set's.
+    ``chosen_on``: the labels that chose them (:mod:`dd.evaluation.supervision`). They and those
+    behind the images are recorded beside the identity, as they decide no pixel: the record is that
+    of the last call. ``absent``: {"rules", "classes": {sample id: names}} of
+    :func:`dd.stages.filter.find_absent`; these classes are not drawn. ``workers``: threads, None =
+    one for each core.
 
     A class whose map is flat at this power and source has no pixel; ``vanished`` in masks.json
     names these, {sample id: names}, and their number is printed.
@@ -62,7 +80,8 @@ def label(
     missing = [s.id for s in plan if not isinstance(hashed.get(s.id), str)]
     if missing:
         raise ValueError(
-            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as {missing[0]}; run generate.py "
+            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as "
+            f"{missing[0]}; run generate.py "
             "first (python -m dd verify tells whether their records are damaged)"
         )
     target = folder / DEFAULT_SET
@@ -75,7 +94,10 @@ def label(
     if absent is not None:
         identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(not_drawn)}
     if (target / "settings.json").is_file():
-        raise FileExistsError(f"{target} holds the masks of self-training, costly to make; choose another mask_set=...")
+        raise FileExistsError(
+            f"{target} holds the masks of self-training, costly to make; choose another "
+            "mask_set=..."
+        )
     done = target / "masks.json"
     chosen = merged(read_own(folder / "run.json", RUN).get("chosen_on"), chosen_on)
     if done.exists():
@@ -88,7 +110,9 @@ def label(
                     lost = sum(map(len, not_drawn.values()))
                     write_card(folder, plan, pixels, settings, chosen, lost)
             return target
-        scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))  # impossible settings touch nothing
+        scores(
+            read_heat(folder, plan[0], settings.source), settings.power, (1, 1)
+        )  # impossible settings touch nothing
         done.unlink()
     sweep(target)
 
@@ -108,11 +132,15 @@ def label(
     pixels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
     beside = {"absent": not_drawn} if absent else {}
     beside |= {"vanished": vanished} if vanished else {}
-    write_json(done, {"identity": identity, "chosen_on": chosen, "pixels": pixels, "sha256": hashes, **beside})
+    write_json(
+        done,
+        {"identity": identity, "chosen_on": chosen, "pixels": pixels, "sha256": hashes, **beside},
+    )
     if vanished:
         print(
             f"warning: {sum(map(len, vanished.values()))} classes of {len(vanished)} samples show "
-            f"nothing at power {settings.power} of {settings.source} and have no pixel ({done}: vanished)"
+            f"nothing at power {settings.power} of {settings.source} and have no pixel ({done}: "
+            "vanished)"
         )
     if target.name == DEFAULT_SET:
         write_card(folder, plan, pixels, settings, chosen, sum(map(len, not_drawn.values())))
@@ -141,13 +169,18 @@ def _mask(heat_KPrr, sample, not_drawn, size, settings) -> tuple[np.ndarray, lis
 
 
 def check_calibration(calibration: dict, generator: dict) -> None:
-    """ValueError if mask settings were chosen for other attention than that of ``generator``, an identity as in run.json."""
-    lines = differences({k: generator.get(k) for k in calibration["generator"]}, calibration["generator"])
+    """ValueError if mask settings were chosen for other attention than that of ``generator``, an
+    identity as in run.json."""
+    lines = differences(
+        {k: generator.get(k) for k in calibration["generator"]}, calibration["generator"]
+    )
     if lines:
         raise ValueError(
-            "the mask settings of masks_from were chosen for other attention (this generator -> theirs):\n  "
+            "the mask settings of masks_from were chosen for other attention (this generator -> "
+            "theirs):\n  "
             + "\n  ".join(lines)
-            + "\nUse the generator they were chosen for (masks_from sets how its attention is read; an older set keeps its "
+            + "\nUse the generator they were chosen for (masks_from sets how its attention is "
+            "read; an older set keeps its "
             "own, so take another name=...), or choose settings anew"
         )
 
@@ -159,45 +192,42 @@ def write_card(folder, plan, pixels, settings, chosen_on=(), not_drawn=0):
     palette, rows = voc_palette(), []
     for sample in plan[:8]:
         image = read_image(synthetic_image(folder, sample.id))
-        maps, mask = read_heat(folder, sample, settings.source), read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
+        maps, mask = (
+            read_heat(folder, sample, settings.source),
+            read_mask(folder / DEFAULT_SET / f"{sample.id}.png"),
+        )
         strongest = maps[:, min(settings.power, maps.shape[1] - 1)]
-        rows.append([image, heat(image, strongest[0]), colour_mask(mask, palette), overlay(image, mask, palette)])
-    write_atomic(folder / "card.png", encode_image(contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0])), ".png"))
-    total, images = sum(pixels.values()), dict.fromkeys(names, 0)
-    for sample in plan:
-        for name in sample.classes:
-            images[name] += 1
-    table = "\n".join(
-        f"| {name} | {images[name] if i else len(plan)} | {100 * pixels.get(i, 0) / total:.1f} % |"
-        for i, name in enumerate(names)
+        rows.append(
+            [
+                image,
+                heat(image, strongest[0]),
+                colour_mask(mask, palette),
+                overlay(image, mask, palette),
+            ]
+        )
+    write_atomic(
+        folder / "card.png",
+        encode_image(contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0])), ".png"),
     )
-    generator, terms, found = identity["generator"], run.get("terms") or {}, Counter(outcomes(folder).values())
-    licence = terms.get("licence") or "not stated, ask the owner of the weights"
-    again, left_out = found["drawn again"], found["failed"] + found["quarantined"]
-    lora = f"-{adapter(generator)}\n" if adapter(generator) else ""
-    labels = used_labels(chosen_on)
-    text = f"""# Synthetic segmentation data set
-
-{len(plan)} images made by a text-to-image model, with masks read from its attention (Dataset Diffusion, NeurIPS 2023).
-{labels} PASCAL VOC layout: `JPEGImages/`, `SegmentationClass/` (palette PNG, 255 = uncertain), `ImageSets/`.
-
-![image, heat of the first class, mask, overlay](card.png)
-
-Image, heat map of the first class, mask, overlay.
-
-| class | images that asked for it | pixels |
-|---|---|---|
-{table}
-| uncertain (255) | | {100 * pixels.get(IGNORE, 0) / total:.1f} % |
-
-- Generator: `{generator["model"]}`, revision `{generator["revision"]}`, weights sha256 `{generator["weights_sha256"]}`;
-  {generator["scheduler"] or "its own scheduler"}, {generator["steps"]} steps, guidance {generator["guidance"]}, safety
-  checker {generator.get("safety_checker", "off")}. Bad images: {again} drawn again, {left_out} samples left out (`records/`).
-{lora}- Masks: power {settings.power}, threshold {settings.threshold}, uncertainty band {settings.band}, source
-  {settings.source}. Classes that rules called absent and that were not drawn: {not_drawn} (`masks.json`).
-- Made by: `{run["command"]}`, commit `{run["git_commit"] or "unknown"}`. `run.json` and `plan.jsonl` make it again.
-- Licence of the generator's weights: {licence}{f" ({terms['link']})" if terms.get("link") else ""}. It governs what may be
-  done with the images; check it before you publish them.
-- {BIASES}
-"""
+    total, asked = sum(pixels.values()), Counter(name for s in plan for name in s.classes)
+    asked["background"] = len(plan)
+    found, generator = Counter(outcomes(folder).values()), identity["generator"]
+    text = fill(
+        TEMPLATE,
+        images=len(plan),
+        labels=used_labels(chosen_on),
+        classes=[
+            (name, asked[name], 100 * pixels.get(i, 0) / total) for i, name in enumerate(names)
+        ],
+        uncertain=100 * pixels.get(IGNORE, 0) / total,
+        generator=generator,
+        again=found["drawn again"],
+        left_out=found["failed"] + found["quarantined"],
+        lora=adapter(generator),
+        settings=settings,
+        not_drawn=not_drawn,
+        run=run,
+        terms={"licence": None, "link": None, **(run.get("terms") or {})},
+        biases=BIASES,
+    )
     write_atomic(folder / "README.md", text)

@@ -9,23 +9,34 @@ from dd.store.provenance import SETTINGS, read_json
 
 
 def list_runs(root: str | Path) -> list[dict]:
-    """[{"run", "trained_on", "steps", "supervision", "scores": {data/split: mIoU}, "unfinished": why or None}] of every
-    folder below ``root`` that a training has begun, by name. FileNotFoundError if ``root`` is no folder."""
+    """[{"run", "trained_on", "steps", "supervision", "scores": {data/split: mIoU}, "unfinished":
+    why or None}] of every folder below ``root`` that a training has begun, by name.
+    FileNotFoundError if ``root`` is no folder."""
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}; give the one that runs are written below, as outputs")
+        raise FileNotFoundError(
+            f"no folder {root}; give the one that runs are written below, as outputs"
+        )
     folders = {p.parent for name in ("run.json", SETTINGS) for p in root.rglob(name)}
     return [found for folder in sorted(folders) if (found := _entry(root, folder))]
 
 
 def _entry(root: Path, folder: Path) -> dict | None:
     """None for a folder of another kind."""
-    entry = {"run": folder.relative_to(root).as_posix(), "trained_on": "", "steps": None, "supervision": "", "scores": {}}
+    entry = {
+        "run": folder.relative_to(root).as_posix(),
+        "trained_on": "",
+        "steps": None,
+        "supervision": "",
+        "scores": {},
+    }
     try:
         finished = (folder / "run.json").is_file()
         run = read_json(folder / ("run.json" if finished else SETTINGS))
         trained_on = run["trained_on"] if finished else run["identity"]["trained_on"]
-        entry["trained_on"] = " + ".join(p for p in (trained_on["source"], trained_on.get("root")) if p)
+        entry["trained_on"] = " + ".join(
+            p for p in (trained_on["source"], trained_on.get("root")) if p
+        )
         if not finished:
             return {**entry, "unfinished": "stopped before its end"}
         entry |= {"steps": run["steps"], "supervision": run["supervision"]}
@@ -47,7 +58,9 @@ def print_runs(found: list[dict], root) -> None:
     for e in found:
         scores = "\n".join(f"{data} {miou:.1f}" for data, miou in e["scores"].items())
         steps = "" if e["steps"] is None else str(e["steps"])
-        table.add_row(e["run"], e["trained_on"], steps, e["supervision"], scores, e["unfinished"] or "")
+        table.add_row(
+            e["run"], e["trained_on"], steps, e["supervision"], scores, e["unfinished"] or ""
+        )
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a file has room

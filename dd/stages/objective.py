@@ -1,4 +1,5 @@
-"""Stage: the number by which runs are chosen, mIoU of the last averaged weights on the tune split."""
+"""Stage: the number by which runs are chosen, mIoU of the last averaged weights on the tune
+split."""
 
 from pathlib import Path
 
@@ -10,18 +11,32 @@ from dd.training.datamodule import whole_loader
 from dd.training.segmentation import count
 
 
-def objective(folder, segmenter, data, views, batch_size: int = 16, device: str = "cpu", bf16=False, num_workers=0) -> float:
-    """mIoU in percent of a finished run on ``data``, the tune split or the images held out; written to ``objective.json`` and
-    read from there the next time.
+def objective(
+    folder,
+    segmenter,
+    data,
+    views,
+    batch_size: int = 16,
+    device: str = "cpu",
+    bf16=False,
+    num_workers=0,
+) -> float:
+    """mIoU in percent of a finished run on ``data``, the tune split or the images held out; written
+    to ``objective.json`` and read from there the next time.
 
-    ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views`` (:class:`dd.training.segmentation.Views`) is how it
-    looks at an image.
+    ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views``
+    (:class:`dd.training.segmentation.Views`) is how it looks at an image.
     """
     path, run = Path(folder) / "objective.json", read_own(Path(folder) / "run.json", {})
     head = {
-        "metric": "tune/miou", "weights_sha256": run["weights_sha256"], "data": data.root.name, "split": data.split,
-        "num_images": len(data), "content": data.content(), "protocol": views.protocol,
-    }  # fmt: skip
+        "metric": "tune/miou",
+        "weights_sha256": run["weights_sha256"],
+        "data": data.root.name,
+        "split": data.split,
+        "num_images": len(data),
+        "content": data.content(),
+        "protocol": views.protocol,
+    }
     if path.exists():
         there = read_own(path, {"objective": float})
         if {k: there.get(k) for k in head} == head:

@@ -26,9 +26,9 @@ class Upload(io.BytesIO):
 
 
 def answer_of(predictor, names, palette: list[int], max_pixels: int = MAX_PIXELS):
-    """``answer(data)``: the bytes of an image file -> {"width", "height", "image" and "overlay" (JPEG),
-    "mask" (palette PNG), all as ``data:`` URIs, "areas": [{"class", "colour", "pixels", "percent"}]}.
-    ValueError for what is no image, or too large."""
+    """``answer(data)``: the bytes of an image file -> {"width", "height", "image" and "overlay"
+    (JPEG), "mask" (palette PNG), all as ``data:`` URIs, "areas": [{"class", "colour", "pixels",
+    "percent"}]}. ValueError for what is no image, or too large."""
     colours = [colour for _, colour in legend(names, palette)]
 
     def answer(data: bytes) -> dict:
@@ -40,11 +40,13 @@ def answer_of(predictor, names, palette: list[int], max_pixels: int = MAX_PIXELS
             for name, colour, count in zip(names, colours, counts, strict=True)
         ]
         return {
-            "width": mask.shape[1], "height": mask.shape[0], "areas": areas,
+            "width": mask.shape[1],
+            "height": mask.shape[0],
+            "areas": areas,
             "image": _uri("image/jpeg", encode_image(image, ".jpg")),
             "mask": _uri("image/png", encode_mask(mask, palette)),
             "overlay": _uri("image/jpeg", encode_image(overlay(image, mask, palette), ".jpg")),
-        }  # fmt: skip
+        }
 
     return answer
 
@@ -54,17 +56,27 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def about(folder: str | Path, run: dict) -> dict:
-    """What the page says of its run: {"run", "trained_on", "supervision", "steps", "classes", "scores": [[data, mIoU]]}."""
+    """What the page says of its run: {"run", "trained_on", "supervision", "steps", "classes",
+    "scores": [[data, mIoU]]}."""
     scores = []
     for path in sorted(Path(folder).glob("eval/*/metrics.json")):
         found = read_own(path, {**SCORED, "num_images": int})
-        scores.append([f"{found['data']}/{found['split']}, {found['num_images']} images", f"{found['miou']:.1f}"])
+        scores.append(
+            [
+                f"{found['data']}/{found['split']}, {found['num_images']} images",
+                f"{found['miou']:.1f}",
+            ]
+        )
     trained_on = run["trained_on"]
     what = " + ".join(part for part in (trained_on["source"], trained_on.get("root")) if part)
     return {
-        "run": Path(folder).resolve().name, "trained_on": what, "supervision": run["supervision"], "steps": run.get("steps"),
-        "classes": run["taxonomy"]["names"], "scores": scores,
-    }  # fmt: skip
+        "run": Path(folder).resolve().name,
+        "trained_on": what,
+        "supervision": run["supervision"],
+        "steps": run.get("steps"),
+        "classes": run["taxonomy"]["names"],
+        "scores": scores,
+    }
 
 
 def page(predictor, names, palette: list[int], about: dict):

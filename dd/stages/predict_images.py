@@ -1,4 +1,5 @@
-"""Stage: what a trained run sees in photographs or in a video: masks, overlays, and the area of each class."""
+"""Stage: what a trained run sees in photographs or in a video: masks, overlays, and the area of
+each class."""
 
 import json
 from pathlib import Path
@@ -17,20 +18,29 @@ from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_
 from dd.store.samples import append_records, read_records
 from dd.training.segmentation import fitting
 
-SETTINGS, AREAS, CAPTIONS, UNREADABLE = "predictions.json", "areas.csv", "captions.jsonl", "unreadable.csv"
+SETTINGS, AREAS, CAPTIONS, UNREADABLE = (
+    "predictions.json",
+    "areas.csv",
+    "captions.jsonl",
+    "unreadable.csv",
+)
 CAPTIONED = 0.01  # share of an image from which on a class is in its caption
 SHOWN = 20  # unreadable files on the screen; the file lists all
 BATCH_PIXELS = 1 << 24  # of a batch together, beside its number of images
 
 
-def predict_images(target, source, predictor, identity: dict, names, palette: list[int], batch_size: int = 16) -> dict:
-    """Predictions for ``source`` (:mod:`dd.data.photos`) in the folder ``target``: ``masks/<id>.png``,
-    ``overlays/<id>.jpg``, areas.csv, captions.jsonl, unreadable.csv, and index.html to look at them.
-    Returns {"images", "kept": how many were there, "unreadable": {file: why}, "notes"}.
+def predict_images(
+    target, source, predictor, identity: dict, names, palette: list[int], batch_size: int = 16
+) -> dict:
+    """Predictions for ``source`` (:mod:`dd.data.photos`) in the folder ``target``:
+    ``masks/<id>.png``, ``overlays/<id>.jpg``, areas.csv, captions.jsonl, unreadable.csv, and
+    index.html to look at them. Returns {"images", "kept": how many were there, "unreadable": {file:
+    why}, "notes"}.
 
-    ``predictor``: images uint8 [H, W, 3] -> masks uint8 [H, W] of the classes ``names``, background first; ``identity``: what
-    decides a mask beside the image (checkpoint, protocol). What is there of the same file, checkpoint and protocol is not made
-    again. FileExistsError if ``target`` holds another run's predictions, ValueError if no image can be read.
+    ``predictor``: images uint8 [H, W, 3] -> masks uint8 [H, W] of the classes ``names``, background
+    first; ``identity``: what decides a mask beside the image (checkpoint, protocol). What is there
+    of the same file, checkpoint and protocol is not made again. FileExistsError if ``target`` holds
+    another run's predictions, ValueError if no image can be read.
     """
     target = output_folder(target, SETTINGS, identity, "predictions")
     with Lock(target, hint="Choose another folder with output=..."):
@@ -48,11 +58,14 @@ def predict_images(target, source, predictor, identity: dict, names, palette: li
         _write_tables(target, records, unreadable, names)
         pictures = [(r["file"], f"overlays/{r['id']}.jpg") for r in records]
         note = f"{len(pictures)} images, classes over them. Masks are in masks/, areas in {AREAS}."
-        write_contact_sheet(target, f"Predictions in {target.name}", note, pictures, legend(names, palette))
+        write_contact_sheet(
+            target, f"Predictions in {target.name}", note, pictures, legend(names, palette)
+        )
     if not done:
         first = next(iter(unreadable.items()))
         raise ValueError(
-            f"none of the {len(unreadable)} images could be read, listed in {target / UNREADABLE}; {first[0]}: {first[1]}"
+            f"none of the {len(unreadable)} images could be read, listed in "
+            f"{target / UNREADABLE}; {first[0]}: {first[1]}"
         )
     return {"images": len(done), "kept": kept, "unreadable": unreadable, "notes": source.notes}
 
@@ -61,7 +74,10 @@ def print_predictions(target, found: dict) -> None:
     """What was made, and what could not be read."""
     for note in found["notes"]:
         print(f"warning: {note}")
-    print(f"predictions of {found['images']} images in {target} ({found['kept']} were there), areas in {AREAS}")
+    print(
+        f"predictions of {found['images']} images in {target} ({found['kept']} were there), areas "
+        f"in {AREAS}"
+    )
     print(f"to look at: {Path(target) / NAME}")
     if found["unreadable"]:
         print(f"{len(found['unreadable'])} could not be read ({UNREADABLE}):")
@@ -71,11 +87,17 @@ def print_predictions(target, found: dict) -> None:
 
 def _done(target: Path, items) -> dict[str, dict]:
     """Records of the items whose file and predictions are as they were."""
-    records, found = read_records(target, ("source", "mask", "overlay", "width", "height", "pixels")), {}
+    records, found = (
+        read_records(target, ("source", "mask", "overlay", "width", "height", "pixels")),
+        {},
+    )
     for item in items:
         record = records.get(item.id)
         if record and record["source"] == item.digest:
-            kept = {path: record[key] for path, key in zip(_paths(target, item.id), ("mask", "overlay"), strict=True)}
+            kept = {
+                path: record[key]
+                for path, key in zip(_paths(target, item.id), ("mask", "overlay"), strict=True)
+            }
             if all(path.is_file() and sha256(path) == digest for path, digest in kept.items()):
                 found[item.id] = {**record, "file": item.file}
     return found
@@ -90,28 +112,51 @@ def _write(target: Path, item, image, mask, palette, num_classes: int) -> dict:
     for path, data in zip(_paths(target, item.id), files, strict=True):
         write_atomic(path, data)
     return {
-        "id": item.id, "file": item.file, "source": item.digest, "mask": sha256(files[0]), "overlay": sha256(files[1]),
-        "width": mask.shape[1], "height": mask.shape[0], "pixels": np.bincount(mask.ravel(), minlength=num_classes).tolist(),
-    }  # fmt: skip
+        "id": item.id,
+        "file": item.file,
+        "source": item.digest,
+        "mask": sha256(files[0]),
+        "overlay": sha256(files[1]),
+        "width": mask.shape[1],
+        "height": mask.shape[0],
+        "pixels": np.bincount(mask.ravel(), minlength=num_classes).tolist(),
+    }
 
 
 def _caption(record: dict, names) -> dict:
-    """What an image shows, the largest first: captions without a label or a captioner (:mod:`dd.stages.adapt_generator`)."""
+    """What an image shows, the largest first: captions without a label or a captioner
+    (:mod:`dd.stages.adapt_generator`)."""
     enough = CAPTIONED * record["width"] * record["height"]
-    seen = sorted((-count, name) for count, name in zip(record["pixels"][1:], names[1:], strict=True) if count >= enough)
+    seen = sorted(
+        (-count, name)
+        for count, name in zip(record["pixels"][1:], names[1:], strict=True)
+        if count >= enough
+    )
     classes = [name for _, name in seen]
-    text = f"a photo of {enumerated([indefinite(name) for name in classes])}" if classes else "a photo"
+    text = (
+        f"a photo of {enumerated([indefinite(name) for name in classes])}" if classes else "a photo"
+    )
     return {"filename": record["file"], "caption": text, "classes": classes}
 
 
 def _write_tables(target: Path, records: list[dict], unreadable: dict, names) -> None:
-    head = ["file", "width", "height", *(f"{name} {unit}" for name in names for unit in ("pixels", "percent"))]
+    head = [
+        "file",
+        "width",
+        "height",
+        *(f"{name} {unit}" for name in names for unit in ("pixels", "percent")),
+    ]
     rows = [head]
     for record in records:
         size = record["width"] * record["height"]
-        areas = [value for count in record["pixels"] for value in (count, f"{100 * count / size:.4f}")]
+        areas = [
+            value for count in record["pixels"] for value in (count, f"{100 * count / size:.4f}")
+        ]
         rows.append([record["file"], record["width"], record["height"], *areas])
     write_csv(target / AREAS, rows)
-    write_atomic(target / CAPTIONS, (json.dumps(_caption(record, names), ensure_ascii=False) + "\n" for record in records))
+    write_atomic(
+        target / CAPTIONS,
+        (json.dumps(_caption(record, names), ensure_ascii=False) + "\n" for record in records),
+    )
     if unreadable or (target / UNREADABLE).exists():  # an emptied list says more than an old one
         write_csv(target / UNREADABLE, [["file", "why"], *unreadable.items()])

@@ -10,8 +10,11 @@ from dd.store.provenance import refuse_other, write_atomic, write_json
 SIZES = {"train": 768, "tune": 128, "test": 512}
 
 
-def prepare_shapes(data_root="data", sizes: dict[str, int] | None = None, seed: int = 0) -> list[Path]:
-    """``data_root/shapes`` and ``data_root/shapes_shift`` with splits train, tune and test; a finished folder is kept.
+def prepare_shapes(
+    data_root="data", sizes: dict[str, int] | None = None, seed: int = 0
+) -> list[Path]:
+    """``data_root/shapes`` and ``data_root/shapes_shift`` with splits train, tune and test; a
+    finished folder is kept.
 
     FileExistsError if a folder there was made with another seed or other sizes.
     """

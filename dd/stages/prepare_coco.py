@@ -11,32 +11,54 @@ from dd.store.provenance import read_own, sha256
 from dd.store.schemas import PARTS
 from dd.taxonomy import taxonomy
 
-# The site publishes no checksums; these are in use in public repositories (PaddlePaddle's and MLPerf's among them).
+# The site publishes no checksums; these are in use in public repositories (PaddlePaddle's and
+# MLPerf's among them).
 ARCHIVES = {
     "annotations": Archive(
         "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
-        "md5:f4bbac642086de4f52a3fdda2de5fa2c", 3 * GB,
+        "md5:f4bbac642086de4f52a3fdda2de5fa2c",
+        3 * GB,
     ),
-    "val": Archive("http://images.cocodataset.org/zips/val2017.zip", "md5:442b8da7639aecaf257c1dceb8ba8c80", 3 * GB),
-    "train": Archive("http://images.cocodataset.org/zips/train2017.zip", "md5:cced6f7f71b7629ddf16f17bbcfab6b2", 40 * GB),
-}  # fmt: skip
+    "val": Archive(
+        "http://images.cocodataset.org/zips/val2017.zip",
+        "md5:442b8da7639aecaf257c1dceb8ba8c80",
+        3 * GB,
+    ),
+    "train": Archive(
+        "http://images.cocodataset.org/zips/train2017.zip",
+        "md5:cced6f7f71b7629ddf16f17bbcfab6b2",
+        40 * GB,
+    ),
+}
 EXPECTED = {"train": 118287, "val": 5000}
 
 
 def prepare_coco(
-    data_root="data", archives=None, existing=None, splits=("val", "train"), workers: int | None = None
+    data_root="data",
+    archives=None,
+    existing=None,
+    splits=("val", "train"),
+    workers: int | None = None,
 ) -> tuple[Path, list[str]]:
-    """(``data_root/coco``, notes): masks and lists of the chosen splits; images are read from ``existing`` or
-    ``data_root/coco2017`` (annotations/, train2017/, val2017/), downloaded where they are not there.
+    """(``data_root/coco``, notes): masks and lists of the chosen splits; images are read from
+    ``existing`` or ``data_root/coco2017`` (annotations/, train2017/, val2017/), downloaded where
+    they are not there.
 
-    FileExistsError if masks were made from another annotation file; ValueError when it does not match the images.
+    FileExistsError if masks were made from another annotation file; ValueError when it does not
+    match the images.
     """
     unknown = [s for s in splits if s not in EXPECTED]
     if unknown or not splits:
         raise ValueError(f"splits {list(splits)}; allowed: {', '.join(EXPECTED)}")
-    source, root, notes = Path(existing or Path(data_root) / "coco2017"), Path(data_root) / "coco", []
+    source, root, notes = (
+        Path(existing or Path(data_root) / "coco2017"),
+        Path(data_root) / "coco",
+        [],
+    )
     keep_out(root, [existing])
-    if existing is None and not source.is_dir() and (record := _ready(root, splits)):  # made from a copy elsewhere
+    if (
+        existing is None and not source.is_dir() and (record := _ready(root, splits))
+    ):  # made from a copy elsewhere
         return root, [f"{s}: {note}" for s in splits for note in record["parts"][s]["notes"]]
     for split in splits:
         folders = {}
@@ -44,43 +66,67 @@ def prepare_coco(
             places = [source / name, source / "images" / name]
             folders[key] = next((p for p in places if p.is_dir()), places[0])
             if not folders[key].is_dir() and existing is not None:
-                raise FileNotFoundError(f"{source} has no folder {name}: COCO 2017 lies in annotations, train2017 and val2017")
+                raise FileNotFoundError(
+                    f"{source} has no folder {name}: COCO 2017 lies in annotations, train2017 and "
+                    "val2017"
+                )
             if not folders[key].is_dir():
-                obtain((archives or ARCHIVES)[key], Path(data_root) / "downloads", folders[key], name)
+                obtain(
+                    (archives or ARCHIVES)[key], Path(data_root) / "downloads", folders[key], name
+                )
         path = folders["annotations"] / f"instances_{split}2017.json"
         if not path.is_file():
-            raise FileNotFoundError(f"no {path}: is {folders['annotations']} that of COCO 2017 (instances)?")
+            raise FileNotFoundError(
+                f"no {path}: is {folders['annotations']} that of COCO 2017 (instances)?"
+            )
         identity = {"annotations_sha256": sha256(path), "rule": "large to small, crowds 255"}
         done = finished(root, split, identity, (folders[split],)) or _write(
             root, split, identity, path, folders[split], workers
         )
         if done["images"] != EXPECTED[split]:
-            done["notes"].append(f"{split} holds {done['images']} images, the published data {EXPECTED[split]}")
+            done["notes"].append(
+                f"{split} holds {done['images']} images, the published data {EXPECTED[split]}"
+            )
         notes += [f"{split}: {note}" for note in done["notes"]]
     return root, notes
 
 
 def _ready(root, splits) -> dict | None:
-    """The record of a prepared folder that holds all ``splits`` and whose images are where they were."""
-    record = read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"parts": {}, "images": []}
-    return record if set(splits) <= record["parts"].keys() and all((root / f).is_dir() for f in record["images"]) else None
+    """The record of a prepared folder that holds all ``splits`` and whose images are where they
+    were."""
+    record = (
+        read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"parts": {}, "images": []}
+    )
+    return (
+        record
+        if set(splits) <= record["parts"].keys()
+        and all((root / f).is_dir() for f in record["images"])
+        else None
+    )
 
 
 def _write(root, split, identity, path, folder, workers):
     classes, content = taxonomy("coco"), coco.read_coco(path)
     try:
-        images, notes = coco.images_of(content, coco.category_values(content["categories"], classes))
+        images, notes = coco.images_of(
+            content, coco.category_values(content["categories"], classes)
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     places = {i.file_name: folder / Path(i.file_name).name for i in images}
     missing = [name for name, place in places.items() if not place.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{path} does not match the images: {len(missing)} of the {len(images)} it lists are not in {folder}, such as "
+            f"{path} does not match the images: {len(missing)} of the {len(images)} it lists are "
+            f"not in {folder}, such as "
             f"{', '.join(missing[:5])}"
         )
     unlisted = len({p.stem for p in folder.glob("*.jpg")} - {i.stem for i in images})
-    notes += [f"{unlisted} images in {folder} are not listed in {path.name}: left out"] if unlisted else []
+    notes += (
+        [f"{unlisted} images in {folder} are not listed in {path.name}: left out"]
+        if unlisted
+        else []
+    )
     jobs = [
         MaskJob(
             i.stem,
@@ -93,4 +139,6 @@ def _write(root, split, identity, path, folder, workers):
         for i in images
     ]
     lists = {split: [i.stem for i in images]}
-    return write_part(root, split, identity, jobs, lists, [folder], classes, workers, notes=tuple(notes))
+    return write_part(
+        root, split, identity, jobs, lists, [folder], classes, workers, notes=tuple(notes)
+    )

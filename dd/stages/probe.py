@@ -1,5 +1,6 @@
-"""Stage: how good is a generator's attention? Real scenes with exact masks are noised and shown to it, the attention is
-read as in generation, and the masks are compared: the quickest honest measure, no image is generated."""
+"""Stage: how good is a generator's attention? Real scenes with exact masks are noised and shown
+to it, the attention is read as in generation, and the masks are compared: the quickest honest
+measure, no image is generated."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,16 @@ from dd.store.provenance import read_own, write_json
 from dd.store.samples import Sample
 
 
-def real_heat(generator, data: SegmentationFolder, timesteps, batch_size: int = 32, append: bool = True, limit=None) -> list:
-    """Heat of the real images of ``data`` (by source), noised to ``timesteps``, with their own captions as prompts."""
+def real_heat(
+    generator,
+    data: SegmentationFolder,
+    timesteps,
+    batch_size: int = 32,
+    append: bool = True,
+    limit=None,
+) -> list:
+    """Heat of the real images of ``data`` (by source), noised to ``timesteps``, with their own
+    captions as prompts."""
     captions, heat = read_captions(data.root), []
     names = data.ids[:limit]
     for first in range(0, len(names), batch_size):
@@ -24,39 +33,62 @@ def real_heat(generator, data: SegmentationFolder, timesteps, batch_size: int = 
         for i, name in enumerate(names[first : first + batch_size], first):
             prompt = make_prompt(captions[name]["caption"], captions[name]["classes"], append)
             ids = tuple(data.taxonomy.ids(prompt.classes))
-            samples.append(Sample(name, prompt.text, prompt.class_prompt, prompt.classes, ids, seed=i, unit=0))
+            samples.append(
+                Sample(name, prompt.text, prompt.class_prompt, prompt.classes, ids, seed=i, unit=0)
+            )
             images.append(data[i][0])
-        for sample, maps in zip(samples, generator.read_real(np.stack(images), samples, timesteps), strict=True):
+        for sample, maps in zip(
+            samples, generator.read_real(np.stack(images), samples, timesteps), strict=True
+        ):
             heat.append((sample, maps))
     return heat
 
 
 def score(heat, data: SegmentationFolder, settings: MaskSettings) -> torch.Tensor:
-    """Confusion of masks read from ``heat`` with the exact ones. Uncertain pixels count as background: nothing is hidden."""
+    """Confusion of masks read from ``heat`` with the exact ones. Uncertain pixels count as
+    background: nothing is hidden."""
     certain = MaskSettings(settings.power, settings.threshold, 0.0, settings.source)
     confusion = metrics.confusion_matrix(len(data.taxonomy))
     for i, (sample, maps) in enumerate(heat):
         truth = data[i][1]
         mask = to_mask(maps[settings.source], sample.class_ids, truth.shape, certain)
-        confusion.update(torch.from_numpy(mask.astype(np.int64))[None], torch.from_numpy(truth.astype(np.int64))[None])
+        confusion.update(
+            torch.from_numpy(mask.astype(np.int64))[None],
+            torch.from_numpy(truth.astype(np.int64))[None],
+        )
     return confusion.compute()
 
 
 def probe(
-    path, generator, data: SegmentationFolder, settings: MaskSettings, timesteps, append: bool = True, limit=None
+    path,
+    generator,
+    data: SegmentationFolder,
+    settings: MaskSettings,
+    timesteps,
+    append: bool = True,
+    limit=None,
 ) -> dict:
     """Measure ``settings`` on ``data``, and what changes with another power or other words that are
-    read (``ablations``: mask mIoU of each power and source that is there, at the same threshold); on
-    a tune split, also a grid of powers and thresholds to choose from.
+    read (``ablations``: mask mIoU of each power and source that is there, at the same threshold);
+    on a tune split, also a grid of powers and thresholds to choose from.
 
-    Writes ``path`` (JSON) with the mask mIoU and returns its content; a file of the same measurement is kept.
+    Writes ``path`` (JSON) with the mask mIoU and returns its content; a file of the same
+    measurement is kept.
     """
     head = {
-        "data": data.root.name, "split": data.split, "content": data.content(), "num_images": len(data.ids[:limit]),
-        "timesteps": list(timesteps), "append": append,
-        "masks": {"power": settings.power, "threshold": settings.threshold, "source": settings.source},
+        "data": data.root.name,
+        "split": data.split,
+        "content": data.content(),
+        "num_images": len(data.ids[:limit]),
+        "timesteps": list(timesteps),
+        "append": append,
+        "masks": {
+            "power": settings.power,
+            "threshold": settings.threshold,
+            "source": settings.source,
+        },
         "generator": generator.identity(),
-    }  # fmt: skip
+    }
     if Path(path).is_file():
         there = read_own(path, {})
         if {k: there.get(k) for k in head} == head:
@@ -68,8 +100,12 @@ def probe(
 
     powers, sources = range(heat[0][1][settings.source].shape[1]), heat[0][1]
     result = {**head, **metrics.summarise(score(heat, data, settings), data.taxonomy.all_names)}
-    result["ablations"] = {f"power={power}": miou(power=power) for power in powers if power != settings.power}
-    result["ablations"] |= {f"attention={s}": miou(source=s) for s in sources if s != settings.source}
+    result["ablations"] = {
+        f"power={power}": miou(power=power) for power in powers if power != settings.power
+    }
+    result["ablations"] |= {
+        f"attention={s}": miou(source=s) for s in sources if s != settings.source
+    }
     if data.split == "tune":
         result["grid"] = {
             f"power={power},threshold={threshold}": miou(power=power, threshold=threshold, band=0.0)

@@ -17,13 +17,25 @@ from dd.store.schemas import STUDY
 from dd.taxonomy import Taxonomy
 
 SHOWN = 5  # runs named in a line about several
-SUBTITLE = "Masks read from a text-to-image model's attention, the segmenter trained on them, and what real labels add."
+SUBTITLE = (
+    "Masks read from a text-to-image model's attention, the segmenter trained on them, and "
+    "what real labels add."
+)
 
 
 def report(
-    folder, runs, tests: dict, synthetic, taxonomy: Taxonomy, domains: list[str], title: str, baseline=None, budgets=(),
-    masks: str = "SegmentationClass", missed=(),
-) -> Path:  # fmt: skip
+    folder,
+    runs,
+    tests: dict,
+    synthetic,
+    taxonomy: Taxonomy,
+    domains: list[str],
+    title: str,
+    baseline=None,
+    budgets=(),
+    masks: str = "SegmentationClass",
+    missed=(),
+) -> Path:
     """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs``
     (folders); returns the page.
 
@@ -48,15 +60,22 @@ def report(
     why = "below the same folder, and the pattern of runs leaves it out"
     left_out += _several(list(map(str, missed)), why)
     for what, why in left_out:  # on the page too
-        Console(stderr=True, soft_wrap=True).print(f"not compared: {what}: {why}", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"not compared: {what}: {why}", markup=False, highlight=False
+        )
     if not entries:
         reasons = "".join(f"\n  {what}: {why[:300]}" for what, why in left_out[:5])
-        raise ValueError(f"report: none of {[str(r) for r in runs][:5]} is a finished run with an evaluation{reasons}")
+        raise ValueError(
+            f"report: none of {[str(r) for r in runs][:5]} is a finished run with an "
+            f"evaluation{reasons}"
+        )
     _check_classes(entries, domains, taxonomy)
     chosen = _row_of(rows, _given(found, baseline)) if baseline else _usual(rows)
     times = Counter(e["recipe"].segmenter for e in entries)
     main = max(times, key=lambda name: (times[name], name))
-    alike = [row for row in rows if row.recipe.segmenter == main]  # curves and class tables are about one segmenter
+    alike = [
+        row for row in rows if row.recipe.segmenter == main
+    ]  # curves and class tables are about one segmenter
     firsts = [row.runs[0] for row in alike if row.variant is None]
     summary = summarise(alike, folder, domains, synthetic)
     write_json(folder / "summary.json", summary)
@@ -64,7 +83,11 @@ def report(
         results.headline(rows, domains),
         labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
-        *(s for path in budgets for s in studies.budget_sections(read_own(path, STUDY), Path(path).parent.name)),
+        *(
+            s
+            for path in budgets
+            for s in studies.budget_sections(read_own(path, STUDY), Path(path).parent.name)
+        ),
         *_comparisons(rows, domains, chosen),
         *results.learning_curves(alike, domains),
         *results.class_tables(alike, domains),
@@ -82,11 +105,15 @@ def report(
         "Recipes": str(len(rows)),
         "Seeds": ", ".join(map(str, summary["seeds"])),
         "Test images": ", ".join(f"{d} {n:,}" for d, n in images_of(rows, domains).items() if n),
-        "Mask mIoU on noised real test scenes": summary["mask_miou"] and f"{summary['mask_miou']:.1f}",
+        "Mask mIoU on noised real test scenes": summary["mask_miou"]
+        and f"{summary['mask_miou']:.1f}",
         "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v),
     }
     print_table(sections[0])
-    return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, {k: v for k, v in facts.items() if v}))
+    return page.write(
+        folder / "report.html",
+        page.render(title, SUBTITLE, sections, {k: v for k, v in facts.items() if v}),
+    )
 
 
 def print_table(section: page.Table) -> None:
@@ -112,7 +139,9 @@ def _row_of(rows: list[Row], entry: dict) -> Row:
     """The row of a run's recipe."""
     found = next((row for row in rows if row.recipe.key == entry["recipe"].key), None)
     if found is None:
-        raise ValueError(f"baseline={entry['folder']} has no evaluation that can be compared; evaluate it again")
+        raise ValueError(
+            f"baseline={entry['folder']} has no evaluation that can be compared; evaluate it again"
+        )
     return found
 
 
@@ -136,7 +165,8 @@ def _check_classes(entries, domains, taxonomy) -> None:
             names = list(entry["metrics"].get(domain, {}).get("iou", taxonomy.all_names))
             if names != list(taxonomy.all_names):
                 raise ValueError(
-                    f"{entry['folder']} was evaluated with the classes {names}, and data says {list(taxonomy.all_names)}; "
+                    f"{entry['folder']} was evaluated with the classes {names}, and data says "
+                    f"{list(taxonomy.all_names)}; "
                     "give the report the data of the runs (data=...)"
                 )
 

@@ -12,11 +12,12 @@ LIMIT = 20_000_000  # bytes of a page
 
 
 def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 60) -> Path:
-    """Write ``report.html`` (``report_<mask set>.html`` for a further mask set) into the synthetic set ``folder``: class
-    balance, areas, uncertainty, quality signals, ``gallery`` samples to filter and search, how it was made. Returns the page.
+    """Write ``report.html`` (``report_<mask set>.html`` for a further mask set) into the synthetic
+    set ``folder``: class balance, areas, uncertainty, quality signals, ``gallery`` samples to
+    filter and search, how it was made. Returns the page.
 
-    FileNotFoundError if it is no synthetic set or has no such finished mask set; ValueError for a number of samples below 1,
-    and for a set whose generation is not finished.
+    FileNotFoundError if it is no synthetic set or has no such finished mask set; ValueError for a
+    number of samples below 1, and for a set whose generation is not finished.
     """
     folder = Path(folder)
     if type(gallery) is not int or gallery < 1:
@@ -27,11 +28,14 @@ def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 6
     if not (masks / "masks.json").is_file():
         there = sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json"))
         raise FileNotFoundError(
-            f"{folder} has no finished mask set {mask_set}; there: {', '.join(there) or 'none, make one with stage=label'}"
+            f"{folder} has no finished mask set {mask_set}; there: "
+            f"{', '.join(there) or 'none, make one with stage=label'}"
         )
     run, records = read_own(folder / "run.json", DESCRIBED_RUN), read_records(folder)
     made = read_own(masks / "masks.json", MASKS)
-    names = Taxonomy(run["identity"]["taxonomy"]["name"], run["identity"]["taxonomy"]["names"]).all_names
+    names = Taxonomy(
+        run["identity"]["taxonomy"]["name"], run["identity"]["taxonomy"]["names"]
+    ).all_names
     settings = made["identity"].get("settings", {})
     power, source = settings.get("power"), settings.get("source", "class_prompt")
     found = dataset.statistics(plan, masks)
@@ -40,15 +44,25 @@ def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 6
     tail = [*studies.sweep_sections(folder), *origins.made_section(run, made)]
     seconds = sum(r["seconds"] for r in records.values() if "seconds" in r)
     facts = {
-        "Images": f"{len(plan):,}", "Classes": str(len(names) - 1), "Masks": mask_set,
-        "Generator": str(run["identity"]["generator"].get("model")), "Seconds to generate": f"{seconds:,.0f}",
+        "Images": f"{len(plan):,}",
+        "Classes": str(len(names) - 1),
+        "Masks": mask_set,
+        "Generator": str(run["identity"]["generator"].get("model")),
+        "Seconds to generate": f"{seconds:,.0f}",
         "Images that lack a class": f"{len(found.missing):,}",
         "Licence": str(run.get("terms", {}).get("licence") or "not stated"),
-    }  # fmt: skip
+    }
     name = "report" if mask_set == "SegmentationClass" else f"report_{Path(mask_set).name}"
     while True:  # pictures are what makes a page large
-        shown = dataset.gallery(folder, masks, dataset.choose(plan, gallery), found, names, power, source)
-        html = page.render(f"Synthetic data: {folder.name}", "Images without a human label.", [*head, shown, *tail], facts)
+        shown = dataset.gallery(
+            folder, masks, dataset.choose(plan, gallery), found, names, power, source
+        )
+        html = page.render(
+            f"Synthetic data: {folder.name}",
+            "Images without a human label.",
+            [*head, shown, *tail],
+            facts,
+        )
         if len(html.encode()) < LIMIT or gallery == 1:
             return page.write(folder / f"{name}.html", html)
         gallery //= 2

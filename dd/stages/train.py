@@ -14,11 +14,15 @@ from dd.training.fitting import fit
 from dd.training.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
-HINT = "Runs of another name train beside it; train.py stage=budget and stage=tune share their work by themselves"
+HINT = (
+    "Runs of another name train beside it; train.py stage=budget and stage=tune share their "
+    "work by themselves"
+)
 
 
 def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
-    """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw`` (the ablation).
+    """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw``
+    (the ablation).
 
     FileNotFoundError if the run is not finished, ValueError for other ``weights``, a damaged file,
     or averaged weights that are not those of run.json. Nothing but tensors is read, no pickled
@@ -28,7 +32,10 @@ def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
         raise ValueError(f"weights={weights!r}; allowed: ema, raw")
     path = Path(run) / CHECKPOINT
     if not path.is_file() or not (Path(run) / "run.json").is_file():
-        raise FileNotFoundError(f"{run} is not a finished training run (no run.json or {CHECKPOINT}); train it with train.py")
+        raise FileNotFoundError(
+            f"{run} is not a finished training run (no run.json or {CHECKPOINT}); train it with "
+            "train.py"
+        )
     checkpoint = checkpoints.load(path)
     average = _segmenter(checkpoint["state_dict"])
     known = read_own(Path(run) / "run.json", {"weights_sha256?": (str, None)}).get("weights_sha256")
@@ -50,7 +57,8 @@ def fill(segmenter, state: dict[str, torch.Tensor], run) -> None:
     except RuntimeError as error:
         listed = "\n".join(str(error).splitlines()[1:4])
         raise ValueError(
-            f"{run}: its segmenter is another one, or has other classes. Use the same segmenter=..., and the run.json that "
+            f"{run}: its segmenter is another one, or has other classes. Use the same "
+            "segmenter=..., and the run.json that "
             f"was written with its weights\n{listed}"
         ) from None
 
@@ -61,14 +69,16 @@ def _segmenter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def train(folder, module, data, make_trainer, identity: dict, record: dict, init_from=None) -> dict:
-    """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return what run.json holds.
+    """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return what
+    run.json holds.
 
-    ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and is left alone, one
-    with another identity is refused. An interrupted run goes on from its last checkpoint. ``init_from``: a finished
-    run whose averaged weights are the start. ``make_trainer()`` gives the Lightning trainer; it is called when
-    nothing is refused any more. ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
-    :class:`dd.store.locks.Busy` while another process trains in the folder. Of the processes of one training (several GPUs) the
-    first one holds the lock and writes.
+    ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and is
+    left alone, one with another identity is refused. An interrupted run goes on from its last
+    checkpoint. ``init_from``: a finished run whose averaged weights are the start.
+    ``make_trainer()`` gives the Lightning trainer; it is called when nothing is refused any more.
+    ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
+    :class:`dd.store.locks.Busy` while another process trains in the folder. Of the processes of one
+    training (several GPUs) the first one holds the lock and writes.
     """
     folder = Path(folder)
     if (done := _finished(folder, identity)) is not None:
@@ -94,7 +104,8 @@ def train(folder, module, data, make_trainer, identity: dict, record: dict, init
 
 
 def _finished(folder: Path, identity: dict) -> dict | None:
-    """:func:`finished_run`; what it refuses because of more steps alone says how to go on from it."""
+    """:func:`finished_run`; what it refuses because of more steps alone says how to go on from
+    it."""
     try:
         return finished_run(folder, identity)
     except FileExistsError as error:
@@ -108,7 +119,8 @@ def _sound(folder: Path, done: dict) -> dict:
     wrong = checkpoints.damage(path) if path.is_file() else "it is gone"
     if wrong:
         raise ValueError(
-            f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Put a copy of it back; or remove run.json, and "
+            f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Put a copy of it "
+            "back; or remove run.json, and "
             "the same command goes on from the checkpoint before, or begins anew"
         )
     return done
@@ -125,15 +137,26 @@ def _more_steps(folder: Path, identity: dict) -> str:
         return ""
     first = "" if file.name == "run.json" else f"finish it (trainer.max_steps={old}), then "
     return (
-        "\nThe learning rate falls to nothing at the last step, so a longer training is no continuation of this one. To go "
-        f"on from its weights as a run of its own: {first}the same command with name={folder.name}_{new} "
+        "\nThe learning rate falls to nothing at the last step, so a longer training is no "
+        "continuation of this one. To go "
+        f"on from its weights as a run of its own: {first}the same command with "
+        f"name={folder.name}_{new} "
         f"init_from={folder} trainer.max_steps={new - old}"
     )
 
 
 def _same_classes(init_from, record) -> dict:
     weights = load_weights(init_from)
-    theirs, ours = read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"], record["taxonomy"]["names"]
-    if theirs != ours:  # the names alone: a list of classes that came back from a labelling tool may be called otherwise
-        raise ValueError(f"init_from={init_from} was trained for the classes {theirs}, this run has {ours}")
+    theirs, ours = (
+        read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"],
+        record["taxonomy"]["names"],
+    )
+    if (
+        theirs != ours
+        # the names alone: a list of classes that came back from a labelling tool may be called
+        # otherwise
+    ):
+        raise ValueError(
+            f"init_from={init_from} was trained for the classes {theirs}, this run has {ours}"
+        )
     return weights

@@ -1,4 +1,5 @@
-"""Stage: train the embedded Stable Diffusion from scratch on captioned scenes. Each finished part is kept and skipped."""
+"""Stage: train the embedded Stable Diffusion from scratch on captioned scenes. Each finished
+part is kept and skipped."""
 
 import csv
 import os
@@ -15,11 +16,22 @@ from dd.prompts.prompt import make_prompt
 from dd.report.charts import line_chart_svg
 from dd.report.pictures import contact_sheet
 from dd.store import checkpoints
-from dd.store.provenance import SETTINGS, finished_run, made_by, read_json, read_own, sha256, write_atomic, write_json
+from dd.store.provenance import (
+    SETTINGS,
+    finished_run,
+    made_by,
+    read_json,
+    read_own,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from dd.store.samples import Sample, sample_seed
+from dd.store.templates import fill
 from dd.training.fitting import fit
 from dd.training.text_to_image import Autoencoder, CaptionedData, TextToImage
 
+TEMPLATE = Path(__file__).parent / "templates" / "generator_card.md.j2"
 LAST = Path("checkpoints") / "last.ckpt"
 
 
@@ -31,15 +43,25 @@ def _captions(count: int, seed: int):
 
 
 def _images(count: int, seed: int) -> torch.Tensor:
-    stack = torch.stack([torch.from_numpy(scene("shapes", "generator", i, seed).image) for i in range(count)])
+    stack = torch.stack(
+        [torch.from_numpy(scene("shapes", "generator", i, seed).image) for i in range(count)]
+    )
     return stack.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_text_to_image(
-    folder, trainer, models: dict, autoencoder: dict, text_to_image: dict, num_workers: int, seed: int, init_from=None,
+    folder,
+    trainer,
+    models: dict,
+    autoencoder: dict,
+    text_to_image: dict,
+    num_workers: int,
+    seed: int,
+    init_from=None,
     trained_with: dict | None = None,
-) -> Path:  # fmt: skip
-    """Tokenizer, VAE, then UNet with text encoder; writes ``folder/model``, a complete Stable Diffusion folder.
+) -> Path:
+    """Tokenizer, VAE, then UNet with text encoder; writes ``folder/model``, a complete Stable
+    Diffusion folder.
 
     ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged
     weights or without; ``trained_with`` are those of its settings that decide weights. ``models``
@@ -51,7 +73,12 @@ def train_text_to_image(
     last.
     """
     folder = Path(folder)
-    identity = {"models": models, "autoencoder": autoencoder, "text_to_image": text_to_image, "seed": seed}
+    identity = {
+        "models": models,
+        "autoencoder": autoencoder,
+        "text_to_image": text_to_image,
+        "seed": seed,
+    }
     identity["trainer"] = trained_with
     start = None if init_from is None else diffusion.StableDiffusion(init_from)
     identity["init_from_sha256"] = start and start.checkpoint.sha256()
@@ -66,46 +93,95 @@ def train_text_to_image(
         history = start.checkpoint.folder / "training.json"
         parts = read_json(history) if history.is_file() else []
         start = start.pipe
-        vae, tokenizer, unet, text_encoder = start.vae, start.tokenizer, start.unet, start.text_encoder
+        vae, tokenizer, unet, text_encoder = (
+            start.vae,
+            start.tokenizer,
+            start.unet,
+            start.text_encoder,
+        )
         unet.train(), text_encoder.train()
     else:
-        vae, tokenizer = _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_workers, seed)
+        vae, tokenizer = _train_vae(
+            folder, trainer, models, vae_settings, vae_steps, vae_batch, num_workers, seed
+        )
         torch.manual_seed(seed)
-        text_encoder, unet = diffusion.build_text_and_unet(tokenizer, models["text_encoder"], models["unet"])
+        text_encoder, unet = diffusion.build_text_and_unet(
+            tokenizer, models["text_encoder"], models["unet"]
+        )
 
     scheduler = diffusion.training_scheduler(models["prediction_type"])
     module = TextToImage(unet, text_encoder, vae, tokenizer, scheduler, seed=seed, **t2i_settings)
-    data, last = CaptionedData(batch_size, num_workers, seed, first=first_scene), folder / "training" / LAST
+    data, last = (
+        CaptionedData(batch_size, num_workers, seed, first=first_scene),
+        folder / "training" / LAST,
+    )
     with _timed(folder, "text_to_image"):
-        fit(trainer(max_steps=t2i_steps, default_root_dir=folder / "training", average=True), module, data, last)
-    # the averaged weights; the module itself holds the raw ones when a finished training was only opened again
+        fit(
+            trainer(max_steps=t2i_steps, default_root_dir=folder / "training", average=True),
+            module,
+            data,
+            last,
+        )
+    # the averaged weights; the module itself holds the raw ones when a finished training was only
+    # opened again
     module.load_state_dict(checkpoints.load(last)["state_dict"])
     diffusion.save_pipeline(folder / "model", vae, text_encoder, tokenizer, unet, scheduler)
-    seconds, hardware = read_own(folder / "seconds.json", {"vae?": float, "text_to_image": float}), _hardware()
+    seconds, hardware = (
+        read_own(folder / "seconds.json", {"vae?": float, "text_to_image": float}),
+        _hardware(),
+    )
     if init_from is None:
-        parts = [{"part": "VAE", "steps": vae_steps, "batch": vae_batch, "seconds": seconds["vae"], "hardware": hardware}]
+        parts = [
+            {
+                "part": "VAE",
+                "steps": vae_steps,
+                "batch": vae_batch,
+                "seconds": seconds["vae"],
+                "hardware": hardware,
+            }
+        ]
     settings = {
         "steps": t2i_steps,
         "batch": batch_size,
         "learning_rate": t2i_settings["learning_rate"],
         "from_scene": first_scene,
     }
-    parts.append({"part": "UNet and text encoder", **settings, "seconds": seconds["text_to_image"], "hardware": hardware})
+    parts.append(
+        {
+            "part": "UNet and text encoder",
+            **settings,
+            "seconds": seconds["text_to_image"],
+            "hardware": hardware,
+        }
+    )
     write_json(folder / "model" / "training.json", parts)
     write_card(folder, parts, seed)
-    weights = {str(f.relative_to(folder)): sha256(f) for f in sorted((folder / "model").rglob("*.safetensors"))}
-    write_json(folder / "run.json", {"identity": identity, "parts": parts, "weights_sha256": weights, **made_by()})
+    weights = {
+        str(f.relative_to(folder)): sha256(f)
+        for f in sorted((folder / "model").rglob("*.safetensors"))
+    }
+    write_json(
+        folder / "run.json",
+        {"identity": identity, "parts": parts, "weights_sha256": weights, **made_by()},
+    )
     return folder / "model"
 
 
 def _hardware() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, no GPU"
+    return (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} CPU cores, no GPU"
+    )
 
 
 def _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_workers, seed):
     """(trained VAE, tokenizer), from disk where they are finished."""
     tokenizer = diffusion.train_tokenizer(
-        _captions(3000, seed), models["tokenizer_merges"], folder / "tokenizer", models["max_length"]
+        _captions(3000, seed),
+        models["tokenizer_merges"],
+        folder / "tokenizer",
+        models["max_length"],
     )
 
     torch.manual_seed(seed)
@@ -115,7 +191,12 @@ def _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_
         module, data = Autoencoder(vae, **vae_settings), CaptionedData(vae_batch, num_workers, seed)
         training = folder / "vae_training"
         with _timed(folder, "vae"):
-            fit(trainer(max_steps=vae_steps, default_root_dir=training, average=False), module, data, training / LAST)
+            fit(
+                trainer(max_steps=vae_steps, default_root_dir=training, average=False),
+                module,
+                data,
+                training / LAST,
+            )
         vae.register_to_config(scaling_factor=diffusion.latent_scale(vae, _images(256, seed)))
         vae.save_pretrained(folder / "vae.tmp")
         (folder / "vae.tmp").rename(vae_done)
@@ -123,7 +204,8 @@ def _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_
 
 
 class _timed:
-    """Adds the seconds of a part to ``seconds.json``; an interrupted part counts with what it used."""
+    """Adds the seconds of a part to ``seconds.json``; an interrupted part counts with what it
+    used."""
 
     def __init__(self, folder: Path, part: str):
         self.path, self.part = folder / "seconds.json", part
@@ -143,58 +225,43 @@ def _samples(count: int) -> list[Sample]:
     for i in range(count):
         s = scene("shapes", "tune", i)
         p = make_prompt(s.caption, s.classes)
-        samples.append(Sample(str(i), p.text, p.class_prompt, p.classes, (), sample_seed(0, str(i)), 0))
+        samples.append(
+            Sample(str(i), p.text, p.class_prompt, p.classes, (), sample_seed(0, str(i)), 0)
+        )
     return samples
 
 
 def write_card(folder: Path, parts: list[dict], seed: int) -> None:
-    """The model card beside the weights: README.md, samples.png, loss.svg (of the last part of the training)."""
+    """The model card beside the weights: README.md, samples.png, loss.svg (of the last part of
+    the training)."""
     model, samples = folder / "model", _samples(32)
-    images, _, _ = diffusion.StableDiffusion(str(model), guidance=3.0).generate(samples, capture=False)
+    images, _, _ = diffusion.StableDiffusion(str(model), guidance=3.0).generate(
+        samples, capture=False
+    )
     rows = [list(images[i : i + 8]) for i in range(0, len(images), 8)]
     write_atomic(model / "samples.png", encode_image(contact_sheet(rows, scale=2), ".png"))
-    logged = {}  # an interrupted training left metrics.1.csv, metrics.2.csv, ...; of a step made twice either will do
+    # an interrupted training left metrics.1.csv, metrics.2.csv, ...; of a step made twice either
+    # will do
+    logged = {}
     for path in (folder / "training").glob("metrics*.csv"):
         with open(path) as file:
-            logged |= {int(r["step"]): float(r["text_to_image/loss"]) for r in csv.DictReader(file) if r["text_to_image/loss"]}
-    bins = [b for b in np.array_split(np.array(sorted(logged.items())), min(24, len(logged))) if len(b)]
-    series = {"loss": ([int(b[-1, 0]) + 1 for b in bins], [float(b[:, 1].mean()) for b in bins], None)}
+            logged |= {
+                int(r["step"]): float(r["text_to_image/loss"])
+                for r in csv.DictReader(file)
+                if r["text_to_image/loss"]
+            }
+    bins = [
+        b for b in np.array_split(np.array(sorted(logged.items())), min(24, len(logged))) if len(b)
+    ]
+    series = {
+        "loss": ([int(b[-1, 0]) + 1 for b in bins], [float(b[:, 1].mean()) for b in bins], None)
+    }
     write_atomic(model / "loss.svg", str(line_chart_svg(series, "step", "denoising loss")))
     size = sum(f.stat().st_size for f in model.rglob("*.safetensors")) / 2**20
     rows = "\n".join(
-        f"| {p['part']} | {p['steps']:,} | {p['batch']} | {p['hardware']} | {p['seconds'] / 60:.0f} minutes |" for p in parts
+        f"| {p['part']} | {p['steps']:,} | {p['batch']} | {p['hardware']} | "
+        f"{p['seconds'] / 60:.0f} minutes |"
+        for p in parts
     )
-    write_atomic(model / "README.md", CARD.format(size=size, seed=seed, parts=rows))
-
-
-CARD = """# Embedded text-to-image model
-
-A Stable Diffusion in miniature (VAE, UNet with cross- and self-attention, CLIP text encoder and tokenizer, scheduler;
-{size:.1f} MiB of float16 safetensors) that draws 64-px scenes of apples, bananas, leaves, bricks, tires, gold rings,
-hearts and pine trees. It exists so that the whole pipeline of this package can be run and measured on any machine. It
-loads with `diffusers.StableDiffusionPipeline`.
-
-![samples](samples.png)
-
-Captions of the `tune` split, class words appended, DPM-Solver++ 25 steps, guidance 3. Not chosen by hand.
-
-- **Data**: scenes of `dd.embedded.shapes` (split `generator`, seed {seed}) as image-caption pairs; no mask was read. The
-  scenes are never used for training or testing a segmenter.
-- **Training**: every scene new. Captions plain, with the class words appended, class words alone, or empty (10 %,
-  classifier-free guidance). In 80 % of the samples the text's hidden states from the end token on are set to zero
-  (training only), so that objects are read from their own words. v-prediction, averaged weights.
-
-| part | steps | batch | hardware | time, with interruptions and beside other work |
-|---|---|---|---|---|
-{parts}
-
-- **Recipe**: `python train.py experiment=shapes_text_to_image`, then
-  `python train.py experiment=shapes_text_to_image_more`, which goes on from its result.
-- **Licence**: Apache-2.0, as the package. The training images are drawn by the package itself.
-- **Limits**: it knows eight things, six colours of background and three lights; everything else in a prompt is noise
-  to it.
-
-Loss of the last part:
-
-![loss](loss.svg)
-"""
+    card = fill(TEMPLATE, size=size, seed=seed, parts=rows)
+    write_atomic(model / "README.md", card)

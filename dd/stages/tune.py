@@ -1,4 +1,5 @@
-"""Stage: search hyper-parameters with Optuna. Each trial is a run of its own, judged by its mIoU on the tune split."""
+"""Stage: search hyper-parameters with Optuna. Each trial is a run of its own, judged by its mIoU
+on the tune split."""
 
 import time
 from contextlib import ExitStack
@@ -13,9 +14,13 @@ FAILURES = 3  # trials in a row that end in an error of the training before the 
 
 
 def _train(study: Study, trial, train_trial) -> None:
-    """Train one trial and tell the study how it ended. Errors of the training itself (out of memory, a loss that is not a
-    number) fail the trial; other errors and interruptions are raised, an interrupted trial is trained on the next time."""
-    states, known = study.optuna.trial.TrialState, set(study.trials()[trial.number].intermediate_values)
+    """Train one trial and tell the study how it ended. Errors of the training itself (out of
+    memory, a loss that is not a number) fail the trial; other errors and interruptions are
+    raised, an interrupted trial is trained on the next time."""
+    states, known = (
+        study.optuna.trial.TrialState,
+        set(study.trials()[trial.number].intermediate_values),
+    )
 
     def report(step, value, last):
         if step not in known:  # a resumed training validates again
@@ -36,21 +41,35 @@ def _train(study: Study, trial, train_trial) -> None:
 
 
 def tune(
-    folder, train_trial, identity: dict, space: dict, trials: int, sampler="tpe", pruner="median",
-    pruner_settings=None, seed=0, chosen_on=(), record=(),
-):  # fmt: skip
-    """Run trials until ``trials`` of them are complete or pruned; returns what best.yaml holds of the best one.
+    folder,
+    train_trial,
+    identity: dict,
+    space: dict,
+    trials: int,
+    sampler="tpe",
+    pruner="median",
+    pruner_settings=None,
+    seed=0,
+    chosen_on=(),
+    record=(),
+):
+    """Run trials until ``trials`` of them are complete or pruned; returns what best.yaml holds of
+    the best one.
 
-    ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step, mIoU, last)`` may end it by
-    an exception. The same command goes on with a study, in several processes at once if wanted. ``identity``: the settings
-    that all trials share; a study with others is refused (FileExistsError). ``chosen_on``: the
-    label sets that the choice owes, ``record``: overrides that say so (:mod:`dd.evaluation.supervision`),
-    written behind the best settings, so that whoever uses them tells it.
+    ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step,
+    mIoU, last)`` may end it by an exception. The same command goes on with a study, in several
+    processes at once if wanted. ``identity``: the settings that all trials share; a study with
+    others is refused (FileExistsError). ``chosen_on``: the label sets that the choice owes,
+    ``record``: overrides that say so (:mod:`dd.evaluation.supervision`), written behind the best
+    settings, so that whoever uses them tells it.
     """
     if type(trials) is not int or trials < 1:
         raise ValueError(f"tune.trials={trials!r}: expected a whole number above 0")
     study, failed = Study(folder, identity, space, sampler, pruner, pruner_settings or {}, seed), 0
-    begun, own = time.monotonic(), 0  # trials of this process alone tell how long the others will take
+    begun, own = (
+        time.monotonic(),
+        0,
+    )  # trials of this process alone tell how long the others will take
     while True:
         with ExitStack() as held:
             trial = study.next(trials, held)
@@ -61,24 +80,37 @@ def tune(
         write_atomic(study.folder / "trials.csv", study.table())
         own, over = own + 1, len(study.trials("COMPLETE", "PRUNED"))
         left = (time.monotonic() - begun) / own * max(0, trials - over)
-        result = ended.state.name.lower() + ("" if ended.value is None else f", mIoU {ended.value:.2f}")
+        result = ended.state.name.lower() + (
+            "" if ended.value is None else f", mIoU {ended.value:.2f}"
+        )
         more = f"{over} of {trials} are over, {left_in_all(left)}"
-        print(f"trial {ended.number}: {result} with {' '.join(overrides(ended.params, study.space))}; {more}")
+        print(
+            f"trial {ended.number}: {result} with "
+            f"{' '.join(overrides(ended.params, study.space))}; {more}"
+        )
         failed = failed + 1 if ended.state.name == "FAIL" else 0
         if failed == FAILURES:
-            raise ValueError(f"{FAILURES} trials in a row failed; the last one: {ended.user_attrs['error']}")
+            raise ValueError(
+                f"{FAILURES} trials in a row failed; the last one: {ended.user_attrs['error']}"
+            )
     if not study.trials("COMPLETE"):
         raise ValueError(
-            f"no trial of {folder} is complete yet; other workers are at it, or all were pruned: raise tune.trials"
+            f"no trial of {folder} is complete yet; other workers are at it, or all were pruned: "
+            "raise tune.trials"
         )
     best = study.study.best_trial
     found = {
-        "objective": best.value, "trial": best.number,
+        "objective": best.value,
+        "trial": best.number,
         "metric": "mIoU on the images that judge, averaged weights of the last step",
         "run": f"{folder}/trial={best.number}",
         "overrides": [*overrides(best.params, study.space), *record],
         "chosen_on": list(chosen_on),
-        "trials": {s: len(study.trials(s.upper())) for s in ("complete", "pruned", "fail", "running")},
-    }  # fmt: skip
-    write_atomic(study.folder / "best.yaml", yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
+        "trials": {
+            s: len(study.trials(s.upper())) for s in ("complete", "pruned", "fail", "running")
+        },
+    }
+    write_atomic(
+        study.folder / "best.yaml", yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    )
     return found

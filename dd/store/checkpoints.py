@@ -1,8 +1,9 @@
 """Checkpoints on disk: a whole file or none, with a checksum, and the one before is kept.
 
-A folder holds ``last.ckpt``, ``previous.ckpt`` (the last one before it) and ``SHA256SUMS`` in the format of ``sha256sum``.
-The sum of a file is recorded before the file gets its name, and names only move after that; a file is therefore judged by
-whether its sum is recorded at all, so that a crash at any point leaves sound files that are known to be sound.
+A folder holds ``last.ckpt``, ``previous.ckpt`` (the last one before it) and ``SHA256SUMS`` in the
+format of ``sha256sum``. The sum of a file is recorded before the file gets its name, and names only
+move after that; a file is therefore judged by whether its sum is recorded at all, so that a crash
+at any point leaves sound files that are known to be sound.
 """
 
 import hashlib
@@ -20,8 +21,8 @@ LAST, PREVIOUS, DAMAGED, SUMS = "last.ckpt", "previous.ckpt", "damaged.ckpt", "S
 
 
 def save(content: dict, path: str | Path) -> None:
-    """``torch.save`` with a checksum; a ``last.ckpt`` that was there becomes ``previous.ckpt`` (a damaged one
-    ``damaged.ckpt``). OSError (a full disk) leaves everything as it was."""
+    """``torch.save`` with a checksum; a ``last.ckpt`` that was there becomes ``previous.ckpt``
+    (a damaged one ``damaged.ckpt``). OSError (a full disk) leaves everything as it was."""
     path, buffer = Path(path), io.BytesIO()
     torch.save(content, buffer)
     new, before = (sha256(buffer.getbuffer()), path.name), sums(path.parent)
@@ -45,7 +46,10 @@ def save(content: dict, path: str | Path) -> None:
 def load(path: str | Path) -> dict:
     """A checkpoint on the CPU, weights and plain values only; ValueError for a damaged one."""
     if wrong := damage(path):
-        raise ValueError(f"{path} is damaged ({wrong}). Put a copy of it back, or make it again in another folder")
+        raise ValueError(
+            f"{path} is damaged ({wrong}). Put a copy of it back, or make it again in another "
+            "folder"
+        )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -66,31 +70,39 @@ def weights_sha256(state: dict[str, torch.Tensor]) -> str:
 
 
 def newest(folder: str | Path) -> tuple[Path | None, str]:
-    """(the newest sound checkpoint or None, a warning or ""); ValueError if there are some and none is sound."""
+    """(the newest sound checkpoint or None, a warning or ""); ValueError if there are some and
+    none is sound."""
     there = [path for path in (Path(folder, LAST), Path(folder, PREVIOUS)) if path.is_file()]
     wrong = []
     for path in there:
         found = damage(path)
         if found is None:
-            skipped = f"warning: {', '.join(wrong)}: going on from the one before, {path}" if wrong else ""
+            skipped = (
+                f"warning: {', '.join(wrong)}: going on from the one before, {path}"
+                if wrong
+                else ""
+            )
             return path, skipped
         wrong.append(f"{path} is damaged ({found})")
     if wrong:
         raise ValueError(
-            f"{', '.join(wrong)}, and there is no other checkpoint to go on from. Put a copy of one of them back, or remove "
+            f"{', '.join(wrong)}, and there is no other checkpoint to go on from. Put a copy of "
+            "one of them back, or remove "
             "what is damaged: the same command then begins at step 0"
         )
     return None, ""
 
 
 def damage(path: str | Path, digest: str | None = None) -> str | None:
-    """What is wrong with a file (``digest``: its SHA-256, if known), None if nothing is. Without a recorded sum (runs of
-    earlier versions) the sums inside the file are checked."""
+    """What is wrong with a file (``digest``: its SHA-256, if known), None if nothing is. Without
+    a recorded sum (runs of earlier versions) the sums inside the file are checked."""
     path = Path(path)
     recorded = sums(path.parent)
     if any(name == path.name for _, name in recorded):
         return (
-            None if (digest or sha256(path)) in {known for known, _ in recorded} else f"its SHA-256 is not the one in {SUMS}"
+            None
+            if (digest or sha256(path)) in {known for known, _ in recorded}
+            else f"its SHA-256 is not the one in {SUMS}"
         )
     try:
         with zipfile.ZipFile(path) as file:
@@ -101,15 +113,24 @@ def damage(path: str | Path, digest: str | None = None) -> str | None:
 
 
 def sums(folder: str | Path) -> list[tuple[str, str]]:
-    """(SHA-256, file name) of each line of ``SHA256SUMS``, the newest first; what is no such line is passed over."""
+    """(SHA-256, file name) of each line of ``SHA256SUMS``, the newest first; what is no such
+    line is passed over."""
     path = Path(folder, SUMS)
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    return [(digest, name) for digest, _, name in (line.partition("  ") for line in lines) if len(digest) == 64 and name]
+    return [
+        (digest, name)
+        for digest, _, name in (line.partition("  ") for line in lines)
+        if len(digest) == 64 and name
+    ]
 
 
 def tidy(folder: str | Path) -> None:
     """Remove what writers that were killed left half written."""
-    for path in [*Path(folder).glob(".*.tmp"), *Path(folder).glob("*.next"), Path(folder, "last.tmp")]:
+    for path in [
+        *Path(folder).glob(".*.tmp"),
+        *Path(folder).glob("*.next"),
+        Path(folder, "last.tmp"),
+    ]:
         path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,5 @@
-"""Archives from the web: resumed, checked, unpacked safely. pooch checks and moves them, the hook below resumes."""
+"""Archives from the web: resumed, checked, unpacked safely. pooch checks and moves them, the
+hook below resumes."""
 
 import gzip
 import hashlib
@@ -15,7 +16,14 @@ from urllib.parse import urlsplit
 import pooch
 import requests
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from dd.store.provenance import read_own, write_json
 
@@ -25,8 +33,8 @@ TIMEOUT = (20, 60)  # seconds to connect, and between two pieces
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on the web. ``checksum`` is ``md5:...`` or ``sha256:...``, or None: then it is recorded at the first download and
-    compared later. It may unpack to at most ``max_bytes``."""
+    """A file on the web. ``checksum`` is ``md5:...`` or ``sha256:...``, or None: then it is
+    recorded at the first download and compared later. It may unpack to at most ``max_bytes``."""
 
     url: str
     checksum: str | None
@@ -34,11 +42,18 @@ class Archive:
 
     def __post_init__(self):
         if urlsplit(self.url).scheme not in ("http", "https") or not self.file_name:
-            raise ValueError(f"url {self.url!r}: expected http:// or https:// and a file name at the end")
+            raise ValueError(
+                f"url {self.url!r}: expected http:// or https:// and a file name at the end"
+            )
         algorithm, _, digest = (self.checksum or "").partition(":")
         digits = {"md5": 32, "sha256": 64}
-        if self.checksum and (len(digest) != digits.get(algorithm) or set(digest) - set("0123456789abcdef")):
-            raise ValueError(f"checksum {self.checksum!r}: expected md5: and 32 or sha256: and 64 small hexadecimal digits")
+        if self.checksum and (
+            len(digest) != digits.get(algorithm) or set(digest) - set("0123456789abcdef")
+        ):
+            raise ValueError(
+                f"checksum {self.checksum!r}: expected md5: and 32 or sha256: and 64 small "
+                "hexadecimal digits"
+            )
 
     @property
     def file_name(self) -> str:
@@ -46,31 +61,46 @@ class Archive:
 
 
 class Resuming:
-    """A downloader for pooch that keeps half a file in ``part`` and goes on from there, now or in a later run.
+    """A downloader for pooch that keeps half a file in ``part`` and goes on from there, now or in a
+    later run.
 
-    A part is only continued if the server still has the same file (its ETag or date). A connection may break any number of
-    times as long as bytes come, ``retries`` times at the same place. OSError when the disk is too small; ConnectionError when
-    the server ends before the file does.
+    A part is only continued if the server still has the same file (its ETag or date). A connection
+    may break any number of times as long as bytes come, ``retries`` times at the same place.
+    OSError when the disk is too small; ConnectionError when the server ends before the file does.
     """
 
     def __init__(self, part: Path, retries: int = 5, pause: float = 2.0):
         self.part, self.retries, self.pause = part, retries, pause
 
     def __call__(self, url, output_file, _pooch, check_only=False):
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(self.part.name.removesuffix(".part"), total=None)
             tries, have = 0, self._have()
             while True:
                 try:
-                    self._go_on(url, lambda done, total: bar.update(task, completed=done, total=total))
+                    self._go_on(
+                        url, lambda done, total: bar.update(task, completed=done, total=total)
+                    )
                     break
-                except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                except (
+                    requests.ConnectionError,
+                    requests.Timeout,
+                    requests.exceptions.ChunkedEncodingError,
+                ) as error:
                     tries, have = (tries + 1 if self._have() <= have else 1), self._have()
                     if tries > self.retries:
                         raise ConnectionError(
-                            f"{url}: the connection broke {tries} times at the same place ({error}). {have} bytes are kept in "
-                            f"{self.part}: run the command again to go on, or give another address with --url"
+                            f"{url}: the connection broke {tries} times at the same place "
+                            f"({error}). {have} bytes are kept in "
+                            f"{self.part}: run the command again to go on, or give another "
+                            "address with --url"
                         ) from None
                     time.sleep(self.pause * 2 ** (tries - 1))
         shutil.move(self.part, output_file)
@@ -96,23 +126,34 @@ class Resuming:
                 self.part.unlink()
                 return self._go_on(url, progress)
             if response.status_code >= 500:
-                raise requests.ConnectionError(f"the server answers {response.status_code} {response.reason}")
+                raise requests.ConnectionError(
+                    f"the server answers {response.status_code} {response.reason}"
+                )
             if not response.ok:
                 raise FileNotFoundError(
-                    f"{url}: the server answers {response.status_code} {response.reason}. Give another address with --url"
+                    f"{url}: the server answers {response.status_code} {response.reason}. Give "
+                    "another address with --url"
                 )
-            if response.status_code != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            if response.status_code != 206 or not response.headers.get(
+                "Content-Range", ""
+            ).startswith(f"bytes {have}-"):
                 have = 0
             length = response.headers.get("Content-Length")
             total = have + int(length) if length else None
             free = shutil.disk_usage(self.part.parent).free
             if total and total - have > free:
                 raise OSError(
-                    f"{url}: {(total - have) / GB:.1f} GB to download, {free / GB:.1f} GB free in {self.part.parent}"
+                    f"{url}: {(total - have) / GB:.1f} GB to download, {free / GB:.1f} GB free in "
+                    f"{self.part.parent}"
                 )
             tag = response.headers.get("ETag", "")
-            strong = tag if tag and not tag.startswith("W/") else None  # If-Range takes no weak tags
-            write_json(self._state, {"url": url, "version": strong or response.headers.get("Last-Modified")})
+            strong = (
+                tag if tag and not tag.startswith("W/") else None
+            )  # If-Range takes no weak tags
+            write_json(
+                self._state,
+                {"url": url, "version": strong or response.headers.get("Last-Modified")},
+            )
             with open(self.part, "ab" if have else "wb") as file:
                 for piece in response.iter_content(1 << 20):
                     have += file.write(piece)
@@ -124,7 +165,8 @@ class Resuming:
 def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float = 2.0) -> Path:
     """The archive's file in ``folder``, downloaded unless it is there and intact.
 
-    ValueError when its checksum is another than the known one or the one recorded in ``<file>.json`` at the first download.
+    ValueError when its checksum is another than the known one or the one recorded in
+    ``<file>.json`` at the first download.
     """
     path = Path(folder) / archive.file_name
     record, known = path.with_name(path.name + ".json"), archive.checksum
@@ -136,10 +178,12 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
         if pooch.file_hash(str(path), algorithm or "sha256") == digest.lower():
             return path
         Console(stderr=True, soft_wrap=True).print(
-            f"warning: {path} has another checksum than {known}: half copied, damaged or another version. It is downloaded "
+            f"warning: {path} has another checksum than {known}: half copied, damaged or another "
+            "version. It is downloaded "
             f"again from {archive.url} and replaced when that is whole",
-            markup=False, highlight=False,
-        )  # fmt: skip
+            markup=False,
+            highlight=False,
+        )
     hook = Resuming(path.with_name(path.name + ".part"), retries, pause)
     pooch.get_logger().setLevel("WARNING")  # it announces every hash; the progress bar says enough
     try:
@@ -147,17 +191,21 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
     except ValueError as error:  # pooch's own words name a temporary file
         if "does not match the known hash" not in str(error):
             raise
+        whose = "known for this archive"
+        cure = "give its checksum with --checksum"
+        if not archive.checksum:
+            whose, cure = f"recorded at the first download in {record}", f"delete {record}"
         raise ValueError(
-            f"{archive.url}: the downloaded file has another checksum than {known} "
-            f"({'known for this archive' if archive.checksum else f'recorded at the first download in {record}'}). It was not "
-            "kept. Try again, give another address with --url, or, if the file is meant to have changed, "
-            + ("give its checksum with --checksum" if archive.checksum else f"delete {record}")
+            f"{archive.url}: the downloaded file has another checksum than {known} ({whose}). It "
+            "was not kept. Try again, give another address with --url, or, if the file is meant to "
+            f"have changed, {cure}"
         ) from error
     return path
 
 
 def keep_checksum(path: Path, url: str) -> None:
-    """Record the SHA-256 of a file whose unpacking proved it whole, beside it, unless that was done before."""
+    """Record the SHA-256 of a file whose unpacking proved it whole, beside it, unless that was
+    done before."""
     record = path.with_name(path.name + ".json")
     if not record.exists():
         with open(path, "rb") as file:
@@ -166,10 +214,11 @@ def keep_checksum(path: Path, url: str) -> None:
 
 
 def unpack(path: str | Path, folder: str | Path, max_bytes: int) -> None:
-    """All files of a .zip, .tar, .tar.gz or .tgz into ``folder``; nothing leaves it, and links are refused.
+    """All files of a .zip, .tar, .tar.gz or .tgz into ``folder``; nothing leaves it, and links are
+    refused.
 
-    ValueError for a damaged archive, for a member that is unsafe and for more than ``max_bytes``; OSError when the disk is
-    too small.
+    ValueError for a damaged archive, for a member that is unsafe and for more than ``max_bytes``;
+    OSError when the disk is too small.
     """
     path, folder = Path(path), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,10 +227,18 @@ def unpack(path: str | Path, folder: str | Path, max_bytes: int) -> None:
             _unpack_zip(path, folder, max_bytes)
         else:
             _unpack_tar(path, folder, max_bytes)
-    except (tarfile.ReadError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (
+        tarfile.ReadError,
+        zipfile.BadZipFile,
+        gzip.BadGzipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"archive {path} is damaged or half downloaded ({why}). Delete it and run the command again"
+            f"archive {path} is damaged or half downloaded ({why}). Delete it and run the command "
+            "again"
         ) from None
 
 
@@ -210,20 +267,35 @@ def _unpack_tar(path, folder, max_bytes):
 
 def _check_member(path, name, plain):
     pure = PurePosixPath(name.replace("\\", "/"))
-    if not plain or pure.is_absolute() or ".." in pure.parts or any(":" in part for part in pure.parts[:1]):
-        raise ValueError(f"archive {path}: member {name!r} is a link or special file, or would leave the folder; not unpacked")
+    if (
+        not plain
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or any(":" in part for part in pure.parts[:1])
+    ):
+        raise ValueError(
+            f"archive {path}: member {name!r} is a link or special file, or would leave the "
+            "folder; not unpacked"
+        )
 
 
 def _check_space(path, folder, total, max_bytes, needed=None):
     if total > max_bytes:
-        raise ValueError(f"archive {path} unpacks to more than {max_bytes / GB:.3g} GB, the most that is expected of it")
+        raise ValueError(
+            f"archive {path} unpacks to more than {max_bytes / GB:.3g} GB, the most that is "
+            "expected of it"
+        )
     needed, free = total if needed is None else needed, shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"archive {path} needs {needed / GB:.1f} GB more, {free / GB:.1f} GB are free in {folder}")
+        raise OSError(
+            f"archive {path} needs {needed / GB:.1f} GB more, {free / GB:.1f} GB are free in "
+            f"{folder}"
+        )
 
 
 def obtain(archive: Archive, downloads: str | Path, target: str | Path, folder: str, **how) -> Path:
-    """Download the archive, unpack it and put its folder named ``folder`` in place as ``target``, at once and whole.
+    """Download the archive, unpack it and put its folder named ``folder`` in place as ``target``,
+    at once and whole.
 
     ValueError if the archive has no such folder. A target that exists is never replaced.
     """
@@ -233,9 +305,14 @@ def obtain(archive: Archive, downloads: str | Path, target: str | Path, folder: 
     shutil.rmtree(work, ignore_errors=True)
     try:
         unpack(path, work, archive.max_bytes)
-        found = min((p for p in work.rglob(folder) if p.is_dir()), key=lambda p: len(p.parts), default=None)
+        found = min(
+            (p for p in work.rglob(folder) if p.is_dir()), key=lambda p: len(p.parts), default=None
+        )
         if found is None:
-            raise ValueError(f"archive {path} from {archive.url} has no folder {folder!r} in it: is it another archive?")
+            raise ValueError(
+                f"archive {path} from {archive.url} has no folder {folder!r} in it: is it another "
+                "archive?"
+            )
         keep_checksum(path, archive.url)
         found.rename(target)
     finally:

@@ -1,4 +1,5 @@
-"""One driver for one data set, run or study: locks that vanish with their process, however it ended."""
+"""One driver for one data set, run or study: locks that vanish with their process, however it
+ended."""
 
 import errno
 import fcntl
@@ -24,15 +25,19 @@ class Busy(Exception):
 
 
 class Lock:
-    """Held from ``with`` on; copies that are sent to worker processes hold it too, so orphans keep others out.
+    """Held from ``with`` on; copies that are sent to worker processes hold it too, so orphans keep
+    others out.
 
-    Alone on ``folder``, or with ``shard=(index, count)`` beside other shards of the same count. Busy names the holder. A
-    file left by a process that died holds nothing; whoever is alone removes what killed writers have left half written below
-    the folder (:func:`dd.store.provenance.sweep`). Where the file system knows no locks, a line says so and nothing is held.
-    ``hint``: what Busy advises.
+    Alone on ``folder``, or with ``shard=(index, count)`` beside other shards of the same count.
+    Busy names the holder. A file left by a process that died holds nothing; whoever is alone
+    removes what killed writers have left half written below the folder
+    (:func:`dd.store.provenance.sweep`). Where the file system knows no locks, a line says so and
+    nothing is held. ``hint``: what Busy advises.
     """
 
-    def __init__(self, folder: str | Path, shard: tuple[int, int] | None = None, hint: str = SHARDS):
+    def __init__(
+        self, folder: str | Path, shard: tuple[int, int] | None = None, hint: str = SHARDS
+    ):
         self.folder, self.shard, self.hint, self.files = Path(folder), shard, hint, []
 
     def __enter__(self):
@@ -58,7 +63,8 @@ class Lock:
             file.close()
 
     def alone(self) -> bool:
-        """Whether no other driver works on the folder; if so, none begins while this one goes on."""
+        """Whether no other driver works on the folder; if so, none begins while this one goes
+        on."""
         if self.shard is None or not self.files or self._try(self.files[0][1], fcntl.LOCK_EX):
             return True
         self._try(self.files[0][1], fcntl.LOCK_SH)  # a refused exchange has lost the shared lock
@@ -78,7 +84,10 @@ class Lock:
         file, count = self.files[0][1], self.shard[1]
         theirs = _holder(file).get("count")
         if theirs not in (None, count):
-            raise Busy(f"{self.folder}: shards of executor.count={theirs} are at work; count={count} would make units twice")
+            raise Busy(
+                f"{self.folder}: shards of executor.count={theirs} are at work; count={count} "
+                "would make units twice"
+            )
 
     def _take(self, name, kind) -> bool:
         """False where there are no locks."""
@@ -90,13 +99,20 @@ class Lock:
                 if got:
                     file.truncate(0)
                     count = self.shard and self.shard[1]
-                    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "count": count}))
+                    file.write(
+                        json.dumps(
+                            {"pid": os.getpid(), "host": socket.gethostname(), "count": count}
+                        )
+                    )
                     file.flush()
                 if kind == fcntl.LOCK_SH:
                     got = self._try(file, fcntl.LOCK_SH)
             except OSError as error:
                 file.close()
-                print(f"warning: {self.folder}: no locks on this file system ({error.strerror}); start no second run there")
+                print(
+                    f"warning: {self.folder}: no locks on this file system ({error.strerror}); "
+                    "start no second run there"
+                )
                 return False
             if got and _same(file, self.folder / name):
                 self.files.append((name, file))
@@ -106,13 +122,15 @@ class Lock:
             passing = kind == fcntl.LOCK_SH and holder.get("count")  # a shard that is just arriving
             if not got and (not (passing or _died(holder)) or time.monotonic() - start > WAIT):
                 raise Busy(
-                    f"{self.folder} is being written by process {holder.get('pid')} on {holder.get('host')}: wait until it "
+                    f"{self.folder} is being written by process {holder.get('pid')} on "
+                    f"{holder.get('host')}: wait until it "
                     f"ends, or stop it. {self.hint}"
                 )
             time.sleep(0.05)
 
     def _await_workers(self):
-        """Workers of a driver that died, on this machine or another, write no more: see :class:`Fence`."""
+        """Workers of a driver that died, on this machine or another, write no more: see
+        :class:`Fence`."""
         start, path = time.monotonic(), self.folder / WORKERS
         while path.exists():
             with open(path, "r+") as file:
@@ -122,8 +140,10 @@ class Lock:
                 holder = _holder(file)
             if time.monotonic() - start > WAIT:
                 raise Busy(
-                    f"{self.folder}: workers of process {holder.get('pid')} on {holder.get('host')}, which has ended, still "
-                    "write there. Ray ends them within a minute or so: run the same command again then"
+                    f"{self.folder}: workers of process {holder.get('pid')} on "
+                    f"{holder.get('host')}, which has ended, still "
+                    "write there. Ray ends them within a minute or so: run the same command again "
+                    "then"
                 )
             time.sleep(0.1)
 
@@ -137,18 +157,23 @@ class Lock:
 
 
 class Fence:
-    """Which workers on other machines may still write to ``folder``: each holds a byte of one file for as long as it lives.
+    """Which workers on other machines may still write to ``folder``: each holds a byte of one file
+    for as long as it lives.
 
-    The driver, which has the folder's :class:`Lock`, makes the file with a ``token`` (``with``). It asks ``free(number)``
-    before it gives what a lost worker was at to another: a machine that cannot be reached may still be at work. The file of a
-    driver that died makes the next one wait. Where the file system knows no locks every worker is taken for dead.
+    The driver, which has the folder's :class:`Lock`, makes the file with a ``token`` (``with``). It
+    asks ``free(number)`` before it gives what a lost worker was at to another: a machine that
+    cannot be reached may still be at work. The file of a driver that died makes the next one wait.
+    Where the file system knows no locks every worker is taken for dead.
     """
 
     def __init__(self, folder: str | Path):
         self.path, self.token = Path(folder).resolve() / WORKERS, uuid4().hex
 
     def __enter__(self):
-        write_atomic(self.path, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": self.token}))
+        write_atomic(
+            self.path,
+            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": self.token}),
+        )
         self.file = open(self.path, "r+")
         return self
 
@@ -170,23 +195,32 @@ class Fence:
 
     @staticmethod
     def hold(folder: str | Path, number: int, token: str):
-        """In the worker: hold byte ``number``; returns the open file, to be kept, and no other of its path opened meanwhile.
-        ValueError unless ``folder`` is the driver's and the driver is still the same."""
+        """In the worker: hold byte ``number``; returns the open file, to be kept, and no other
+        of its path opened meanwhile. ValueError unless ``folder`` is the driver's and the driver
+        is still the same."""
         path = Path(folder) / WORKERS
         if not path.is_file():
             raise ValueError(
-                f"{folder} is not there, or is not the driver's folder: a data set must lie in a folder that every machine of "
+                f"{folder} is not there, or is not the driver's folder: a data set must lie in a "
+                "folder that every machine of "
                 "the cluster sees under the same path (data_root=...)"
             )
         file = open(path, "r+")  # noqa: SIM115
-        if not _take_bytes(file, number, 1) or not _same(file, path) or _holder(file).get("token") != token:
+        if (
+            not _take_bytes(file, number, 1)
+            or not _same(file, path)
+            or _holder(file).get("token") != token
+        ):
             file.close()
-            raise ValueError(f"{folder} is another folder than the driver's, or belongs to another run by now")
+            raise ValueError(
+                f"{folder} is another folder than the driver's, or belongs to another run by now"
+            )
         return file
 
 
 def _take_bytes(file, start=0, length=0) -> bool:
-    """Take these bytes (0: all there may ever be) for this process; False if another one holds any of them."""
+    """Take these bytes (0: all there may ever be) for this process; False if another one holds
+    any of them."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     except OSError as error:
@@ -199,7 +233,8 @@ def _held(*descriptors):
 
 
 def _same(file, path) -> bool:
-    """Whether the locked file is still the one in the folder: its holder may have taken it away in between."""
+    """Whether the locked file is still the one in the folder: its holder may have taken it away
+    in between."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -216,7 +251,8 @@ def _holder(file) -> dict:
 
 
 def _died(holder) -> bool:
-    """Whether the driver is gone while its orphaned workers still hold the lock (or has not written its name yet)."""
+    """Whether the driver is gone while its orphaned workers still hold the lock (or has not
+    written its name yet)."""
     if not holder:
         return True
     if holder["host"] != socket.gethostname():

@@ -1,7 +1,9 @@
 """One rule for every name that becomes a folder or a file: it stays where it is put, and people can
 read it. No torch."""
 
-LONGEST = 200  # characters of a name, and bytes of a part: file systems take 255, and endings are added
+LONGEST = (
+    200  # characters of a name, and bytes of a part: file systems take 255, and endings are added
+)
 
 
 def folder_name(value, key: str, parts: bool = False) -> str:
@@ -9,22 +11,32 @@ def folder_name(value, key: str, parts: bool = False) -> str:
     hold no backslash, at most 200 characters together. One part, or with ``parts`` several with
     ``/`` between them. ValueError names ``key``."""
     each = value.split("/") if isinstance(value, str) else []
-    if not each or len(value) > LONGEST or (len(each) > 1 and not parts) or any(not _plain(part) for part in each):
+    if (
+        not each
+        or len(value) > LONGEST
+        or (len(each) > 1 and not parts)
+        or any(not _plain(part) for part in each)
+    ):
         form = "one or more parts with / between them, each" if parts else "without /,"
         raise ValueError(
-            f"{key}={value!r:.80}: expected the name of a folder: {form} of printable characters, not beginning with a dot, "
+            f"{key}={value!r:.80}: expected the name of a folder: {form} of printable characters, "
+            "not beginning with a dot, "
             f"at most {LONGEST} in all"
         )
     return value
 
 
 def is_text(value: str) -> bool:
-    """Whether files, prompts and records can hold a text: no NUL and no half of a surrogate pair."""
+    """Whether files, prompts and records can hold a text: no NUL and no half of a surrogate
+    pair."""
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _plain(part: str) -> bool:
     return (
-        bool(part.strip()) and part.isprintable() and part[0] != "." and "\\" not in part
+        bool(part.strip())
+        and part.isprintable()
+        and part[0] != "."
+        and "\\" not in part
         and len(part.encode("utf-8", "replace")) <= LONGEST
-    )  # fmt: skip
+    )

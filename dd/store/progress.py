@@ -19,25 +19,43 @@ class _State(ProgressColumn):
 
 
 class Progress:
-    """``with Progress("generate", total, done) as progress: progress.advance(n)``: images (or another ``unit``)
-    done, images/s, time left, failures, and what ``note()`` has to say.
+    """``with Progress("generate", total, done) as progress: progress.advance(n)``: images (or
+    another ``unit``) done, images/s, time left, failures, and what ``note()`` has to say.
 
-    On a terminal a bar (not with ``bar=False``); elsewhere (a log file, a batch system) a line now and then, at most one in
-    ``every`` seconds, and one at the end. Rates are those of this run: what was ``done`` before does not count. A clock that
-    is set back changes nothing.
+    On a terminal a bar (not with ``bar=False``); elsewhere (a log file, a batch system) a line now
+    and then, at most one in ``every`` seconds, and one at the end. Rates are those of this run:
+    what was ``done`` before does not count. A clock that is set back changes nothing.
     """
 
     def __init__(
-        self, description: str, total: int, done: int = 0, every: float = 30.0, stream=None, unit="images",
-        note=lambda: "", bar: bool = True,
-    ):  # fmt: skip
-        self.description, self.total, self.done, self.before, self.every = description, total, done, done, every
+        self,
+        description: str,
+        total: int,
+        done: int = 0,
+        every: float = 30.0,
+        stream=None,
+        unit="images",
+        note=lambda: "",
+        bar: bool = True,
+    ):
+        self.description, self.total, self.done, self.before, self.every = (
+            description,
+            total,
+            done,
+            done,
+            every,
+        )
         self.failures, self.stream, self.unit, self.note = 0, stream or sys.stdout, unit, note
         self.start = self.last = time.monotonic()
         console = Console(file=self.stream)
         self.bar = None
         if bar and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _State(self.state))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _State(self.state),
+            )
             self.bar = Bar(*columns, console=console)
             self.task = self.bar.add_task(description, total=total, completed=done)
 
@@ -69,8 +87,14 @@ class Progress:
         seconds, made = time.monotonic() - self.start, self.done - self.before
         rate = made / seconds if seconds > 0 else 0.0
         left = "?" if not made else _clock((self.total - self.done) / rate)
-        failed = f"{self.failures} failed attempt{'s' if self.failures > 1 else ''}" if self.failures else ""
-        return ", ".join(filter(None, [f"{rate:.2f} {self.unit}/s", f"{left} left", failed, self.note()]))
+        failed = (
+            f"{self.failures} failed attempt{'s' if self.failures > 1 else ''}"
+            if self.failures
+            else ""
+        )
+        return ", ".join(
+            filter(None, [f"{rate:.2f} {self.unit}/s", f"{left} left", failed, self.note()])
+        )
 
     def line(self) -> None:
         self.last = time.monotonic()
@@ -82,7 +106,11 @@ class Progress:
 
 def left_in_all(seconds: float) -> str:
     """``38 min left in all``, of the runs of a study."""
-    return f"{round(seconds / 60)} min left in all" if seconds >= 90 else f"{round(seconds)} s left in all"
+    return (
+        f"{round(seconds / 60)} min left in all"
+        if seconds >= 90
+        else f"{round(seconds)} s left in all"
+    )
 
 
 def _clock(seconds: float) -> str:

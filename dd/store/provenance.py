@@ -16,11 +16,23 @@ from pathlib import Path
 
 import yaml
 
-PACKAGES = ("torch", "diffusers", "transformers", "pytorch-lightning", "mmsegmentation", "torchmetrics", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "pytorch-lightning",
+    "mmsegmentation",
+    "torchmetrics",
+    "numpy",
+    "pillow",
+)
 BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of UTF-16
-    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 SETTINGS = "settings.json"  # of a run that has begun
 CHECKSUM = "sha256_of_the_rest"  # the last key of a JSON file of ours
@@ -47,8 +59,8 @@ def fingerprint(value) -> str:
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the same folder to write to: synced and renamed to ``path`` when the block ends well, removed when
-    it does not."""
+    """A temporary path in the same folder to write to: synced and renamed to ``path`` when the
+    block ends well, removed when it does not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -65,19 +77,26 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def temporary_files(folder: str | Path) -> list[Path]:
-    """What writers that were killed have left (:func:`whole`) in a folder and below it, and what others write just now."""
-    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if is_temporary(name)]
+    """What writers that were killed have left (:func:`whole`) in a folder and below it, and what
+    others write just now."""
+    return [
+        Path(place) / name
+        for place, _, names in os.walk(folder)
+        for name in names
+        if is_temporary(name)
+    ]
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove the :func:`temporary_files` of a folder. Nobody else may be writing there: see :class:`dd.store.locks.Lock`."""
+    """Remove the :func:`temporary_files` of a folder. Nobody else may be writing there: see
+    :class:`dd.store.locks.Lock`."""
     for path in temporary_files(folder):
         path.unlink(missing_ok=True)
 
 
 def sweep_beside(*paths: str | Path) -> None:
-    """Remove what writers of these files, and of no others, have left beside them and are gone: for a stage of one file,
-    that needs no lock."""
+    """Remove what writers of these files, and of no others, have left beside them and are gone:
+    for a stage of one file, that needs no lock."""
     for path in map(Path, paths):
         for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
             if is_temporary(entry.name) and entry.name.startswith(f".{path.name}."):
@@ -108,7 +127,8 @@ def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
 
 
 def write_json(path: str | Path, value) -> None:
-    """A JSON file of ours: the last key of an object is the checksum of the others, which :func:`read_json` looks at."""
+    """A JSON file of ours: the last key of an object is the checksum of the others, which
+    :func:`read_json` looks at."""
     plain = json.loads(json.dumps(value))  # as it is read: keys are texts, tuples lists
     if isinstance(plain, dict):
         plain[CHECKSUM] = fingerprint(plain)
@@ -116,14 +136,21 @@ def write_json(path: str | Path, value) -> None:
 
 
 def write_csv(path: str | Path, rows: Iterable) -> None:
-    """A table for spreadsheets: what one would take for a formula (a class named ``=1+1``) has a ' before it."""
+    """A table for spreadsheets: what one would take for a formula (a class named ``=1+1``) has a
+    ' before it."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_no_formula(cell) for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(
+        [_no_formula(cell) for cell in row] for row in rows
+    )
     write_atomic(path, text.getvalue())
 
 
 def _no_formula(cell):
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return (
+        f"'{cell}"
+        if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else cell
+    )
 
 
 def decode(data: bytes, where) -> str:
@@ -134,7 +161,8 @@ def decode(data: bytes, where) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{where} is no text in UTF-8 ({error.reason} at byte {error.start}; is it ANSI or Latin-1?): save it as UTF-8"
+            f"{where} is no text in UTF-8 ({error.reason} at byte {error.start}; is it ANSI or "
+            "Latin-1?): save it as UTF-8"
         ) from None
 
 
@@ -150,31 +178,39 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def read_json(path: str | Path):
-    """Parse a JSON file; FileNotFoundError or ValueError name the file. ValueError too for one of
-    ours that is not as it was written: its checksum, which is not part of the result, is another."""
+    """Parse a JSON file; FileNotFoundError or ValueError name the file. ValueError too for one
+    of ours that is not as it was written: its checksum, which is not part of the result, is
+    another."""
     text = read_text(path)
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, numbers of 5,000 digits, lists in lists in lists
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, numbers of 5,000 digits, lists in lists in lists
         raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
     if not isinstance(found, dict) or CHECKSUM not in found:
         return found  # of others, or of an earlier version
     recorded = found.pop(CHECKSUM)
     if recorded != fingerprint(found):
         raise ValueError(
-            f"{path} is damaged, or was edited: its content is not that of {CHECKSUM}, its last line. Restore it from a "
+            f"{path} is damaged, or was edited: its content is not that of {CHECKSUM}, its last "
+            "line. Restore it from a "
             "copy, or make it again; of an edit that is meant, remove that line"
         )
     return found
 
 
 def read_yaml(path: str | Path):
-    """Parse a YAML file with plain values; FileNotFoundError or ValueError name the file. ValueError
-    too for one whose aliases stand for more than ``MOST_NODES`` values."""
+    """Parse a YAML file with plain values; FileNotFoundError or ValueError name the file.
+    ValueError too for one whose aliases stand for more than ``MOST_NODES`` values."""
     data = Path(path).read_bytes()  # the library knows byte-order marks
     try:
         if _nodes(yaml.compose(data, yaml.SafeLoader), {}) > MOST_NODES:
-            raise ValueError(f"with its aliases (*name) it has more than {MOST_NODES:,} values; write them out, or fewer")
+            raise ValueError(
+                f"with its aliases (*name) it has more than {MOST_NODES:,} values; write them "
+                "out, or fewer"
+            )
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
@@ -186,13 +222,16 @@ def _nodes(node, known: dict) -> int:
         return 1
     if id(node) not in known:
         known[id(node)] = MOST_NODES + 1  # what holds itself has no end
-        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else [item])]
+        parts = [
+            part for item in node.value for part in (item if isinstance(item, tuple) else [item])
+        ]
         known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
     return known[id(node)]
 
 
 def read_own(path: str | Path, schema: dict) -> dict:
-    """A JSON file of ours with all that its readers rely on (:func:`fault`); ValueError names what is not there."""
+    """A JSON file of ours with all that its readers rely on (:func:`fault`); ValueError names
+    what is not there."""
     found = read_json(path)
     if wrong := fault(found, schema):
         raise ValueError(f"{path} is damaged: {wrong}. Restore it from a copy, or make it again")
@@ -202,9 +241,9 @@ def read_own(path: str | Path, schema: dict) -> dict:
 def fault(value, schema, name: str = "") -> str | None:
     """What of a parsed JSON value is not as ``schema`` says, None if all is.
 
-    A schema is a type (``float`` takes whole numbers, ``object`` anything), a tuple of schemas of which one must fit (None
-    for null), ``[schema of each item]``, or ``{key: schema}`` of an object that may have more keys: a key that ends with ``?``
-    may be missing, ``*`` stands for every key.
+    A schema is a type (``float`` takes whole numbers, ``object`` anything), a tuple of schemas of
+    which one must fit (None for null), ``[schema of each item]``, or ``{key: schema}`` of an object
+    that may have more keys: a key that ends with ``?`` may be missing, ``*`` stands for every key.
     """
     if isinstance(schema, tuple):
         found = [fault(value, one, name) for one in schema]
@@ -223,13 +262,17 @@ def fault(value, schema, name: str = "") -> str | None:
             return f"{_dotted(name, lacking[0])} is missing"
         wanted = ((key.removesuffix("?"), one) for key, one in schema.items())
         parts = ((key, value[key], one) for key, one in wanted if key in value)
-    return next((found for key, item, one in parts if (found := fault(item, one, _dotted(name, key)))), None)
+    return next(
+        (found for key, item, one in parts if (found := fault(item, one, _dotted(name, key)))), None
+    )
 
 
 def _is(value, kind) -> bool:
     if kind in (int, float) and isinstance(value, bool):
         return False
-    return value is None if kind is None else isinstance(value, int | float if kind is float else kind)
+    return (
+        value is None if kind is None else isinstance(value, int | float if kind is float else kind)
+    )
 
 
 _KINDS = {
@@ -244,7 +287,9 @@ _KINDS = {
 
 
 def _kind(schema) -> str:
-    return "null" if schema is None else _KINDS[schema if isinstance(schema, type) else type(schema)]
+    return (
+        "null" if schema is None else _KINDS[schema if isinstance(schema, type) else type(schema)]
+    )
 
 
 def _dotted(name: str, key: str) -> str:
@@ -256,7 +301,8 @@ def _expected(value, what: str, name: str) -> str:
 
 
 def quoted(value, limit: int = SHOWN) -> str:
-    """``repr`` of a value for a message, cut in its middle; of lists and objects their size alone."""
+    """``repr`` of a value for a message, cut in its middle; of lists and objects their size
+    alone."""
     if isinstance(value, dict | list | tuple) and value:
         return f"{_kind(type(value))} of {len(value):,}"
     text = repr(value[: 2 * limit] if isinstance(value, str | bytes) else value)
@@ -264,7 +310,8 @@ def quoted(value, limit: int = SHOWN) -> str:
 
 
 def shortened(message: str, limit: int = MOST_SHOWN, lines: int = 100) -> str:
-    """A message for a person: what it quotes of a file or a command line may have a million characters, or lines."""
+    """A message for a person: what it quotes of a file or a command line may have a million
+    characters, or lines."""
 
     def line(text):
         left_out = len(text) - limit
@@ -272,7 +319,11 @@ def shortened(message: str, limit: int = MOST_SHOWN, lines: int = 100) -> str:
         return text if left_out <= 0 else text[: limit * 2 // 3] + middle + text[-(limit // 3) :]
 
     shown = message.split("\n")
-    cut = [*shown[: lines - 10], f"... {len(shown) - lines:,} lines ...", *shown[-10:]] if len(shown) > lines else shown
+    cut = (
+        [*shown[: lines - 10], f"... {len(shown) - lines:,} lines ...", *shown[-10:]]
+        if len(shown) > lines
+        else shown
+    )
     return "\n".join(map(line, cut))
 
 
@@ -288,14 +339,21 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(folder: str | Path = Path(__file__).parent) -> str:
-    """Commit of the checkout of ``folder`` (this package), with ``+`` when files differ from it; empty outside one."""
+    """Commit of the checkout of ``folder`` (this package), with ``+`` when files differ from it;
+    empty outside one."""
     here = ["git", "-C", str(folder)]
     try:
-        head = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run([*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+        head = subprocess.run(
+            [*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        dirty = subprocess.run(
+            [*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+    return (
+        head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
+    )
 
 
 def made_by() -> dict:
@@ -316,7 +374,8 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def refuse_other(path: str | Path, identity: dict, what: str) -> None:
-    """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other settings; nothing is changed."""
+    """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other
+    settings; nothing is changed."""
     if not Path(path).exists():
         return
     lines = differences(read_own(path, {"identity": dict})["identity"], identity)
@@ -324,13 +383,14 @@ def refuse_other(path: str | Path, identity: dict, what: str) -> None:
         raise FileExistsError(
             f"{what} {Path(path).parent} was made with other settings:\n  "
             + "\n  ".join(lines)
-            + "\nNothing was changed. Choose another name (name=...), or remove the folder to make it anew."
+            + "\nNothing was changed. Choose another name (name=...), or remove the folder to "
+            "make it anew."
         )
 
 
 def finished_run(folder: str | Path, identity: dict) -> dict | None:
-    """run.json of a finished run, None where there is none yet; FileExistsError for a folder, finished or begun, of other
-    settings."""
+    """run.json of a finished run, None where there is none yet; FileExistsError for a folder,
+    finished or begun, of other settings."""
     folder = Path(folder)
     for file in (folder / "run.json", folder / SETTINGS):
         refuse_other(file, identity, "run")

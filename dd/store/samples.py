@@ -1,7 +1,8 @@
 """The plan of a synthetic data set and the record of what is done.
 
-The plan is frozen before the first image; a *unit* is a fixed group of samples that is always generated together; a
-sample's record is appended after its image and heat are in place. Resume = the units that have no complete record.
+The plan is frozen before the first image; a *unit* is a fixed group of samples that is always
+generated together; a sample's record is appended after its image and heat are in place. Resume =
+the units that have no complete record.
 """
 
 import hashlib
@@ -15,15 +16,19 @@ from pathlib import Path
 from dd.store.provenance import fault, read_own
 from dd.store.schemas import RECORD, RUN
 
-CHECK = ', "sum": "'  # before the last field of a record: the first digits of the SHA-256 of what is before it
+# before the last field of a record: the first digits of the SHA-256 of what is before it
+CHECK = ', "sum": "'
 DIGITS = 16
 
-PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")  # ids of samples, which are names of files
+PLAIN = re.compile(
+    r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}"
+)  # ids of samples, which are names of files
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image to make. ``classes`` in prompt order, without repeats; ``class_ids`` their pixel values."""
+    """One image to make. ``classes`` in prompt order, without repeats; ``class_ids`` their pixel
+    values."""
 
     id: str
     prompt: str
@@ -35,7 +40,8 @@ class Sample:
 
 
 def sample_seed(run_seed: int, sample_id: str, attempt: int = 0) -> int:
-    """First 63 bits of sha256(run seed, sample id[, attempt]): independent of batch, order and worker."""
+    """First 63 bits of sha256(run seed, sample id[, attempt]): independent of batch, order and
+    worker."""
     text = f"{run_seed},{sample_id}" + (f",{attempt}" if attempt else "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -58,9 +64,14 @@ def plan_lines(plan: list[Sample]) -> Iterator[str]:
     """The lines of ``plan.jsonl``, one at a time: a plan may have a million."""
     for s in plan:
         row = {
-            "id": s.id, "prompt": s.prompt, "class_prompt": s.class_prompt, "classes": s.classes, "class_ids": s.class_ids,
-            "seed": s.seed, "unit": s.unit,
-        }  # fmt: skip
+            "id": s.id,
+            "prompt": s.prompt,
+            "class_prompt": s.class_prompt,
+            "classes": s.classes,
+            "class_ids": s.class_ids,
+            "seed": s.seed,
+            "unit": s.unit,
+        }
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -77,11 +88,14 @@ def plan_sha256(plan: list[Sample]) -> str:
 
 
 def read_whole_plan(folder: str | Path) -> list[Sample]:
-    """The frozen plan of a data set; FileNotFoundError says how to make one, ValueError names a line that is damaged, or says
-    that the plan is another one than run.json, if there is one, tells of."""
+    """The frozen plan of a data set; FileNotFoundError says how to make one, ValueError names a
+    line that is damaged, or says that the plan is another one than run.json, if there is one,
+    tells of."""
     path = Path(folder) / "plan.jsonl"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py")
+        raise FileNotFoundError(
+            f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py"
+        )
     plan, same, digest = [], {}, hashlib.sha256()  # texts and classes repeat: one object each
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -91,26 +105,32 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
                 _check_row(row, same)
                 for key in ("classes", "class_ids"):
                     row[key] = tuple(row[key])
-                row |= {k: same.setdefault(row[k], row[k]) for k in ("prompt", "class_prompt", "classes", "class_ids")}
+                row |= {
+                    k: same.setdefault(row[k], row[k])
+                    for k in ("prompt", "class_prompt", "classes", "class_ids")
+                }
                 plan.append(Sample(**row))
                 if not PLAIN.fullmatch(row["id"]):  # it becomes the name of files
                     raise ValueError
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise ValueError(
-                    f"{path}, line {number} is damaged; remove the file, and generate.py writes it again"
+                    f"{path}, line {number} is damaged; remove the file, and generate.py writes "
+                    "it again"
                 ) from None
     run = Path(folder) / "run.json"
     known = read_own(run, RUN)["identity"].get("plan_sha256") if run.is_file() else None
     if known not in (None, digest.hexdigest()):
         raise ValueError(
-            f"{path} is not the plan that run.json names: it was damaged or edited; remove the file, and generate.py "
+            f"{path} is not the plan that run.json names: it was damaged or edited; remove the "
+            "file, and generate.py "
             "writes it again"
         )
     return plan
 
 
 def _check_row(row: dict, known: dict) -> None:
-    """ValueError or TypeError for a row of other types than :class:`Sample` has. ``known``: class lists that were seen."""
+    """ValueError or TypeError for a row of other types than :class:`Sample` has. ``known``:
+    class lists that were seen."""
     texts = all(type(row[key]) is str for key in ("id", "prompt", "class_prompt"))
     numbers = type(row["seed"]) is int and type(row["unit"]) is int
     names, ids = row["classes"], row["class_ids"]
@@ -118,14 +138,19 @@ def _check_row(row: dict, known: dict) -> None:
         raise TypeError
     if tuple(names) in known and tuple(ids) in known:
         return
-    if len(names) != len(ids) or any(type(n) is not str for n in names) or any(type(i) is not int for i in ids):
+    if (
+        len(names) != len(ids)
+        or any(type(n) is not str for n in names)
+        or any(type(i) is not int for i in ids)
+    ):
         raise TypeError
     if not all(0 < i < 255 for i in ids):
         raise ValueError
 
 
 def read_plan(folder: str | Path) -> list[Sample]:
-    """The frozen plan of a data set without the samples that failed (:func:`failed`): each has, or will have, an image.
+    """The frozen plan of a data set without the samples that failed (:func:`failed`): each has, or
+    will have, an image.
 
     FileNotFoundError says how to make one; ValueError if every sample failed.
     """
@@ -133,15 +158,20 @@ def read_plan(folder: str | Path) -> list[Sample]:
 
 
 def without_failed(plan: list[Sample], found: dict[str, str], folder) -> list[Sample]:
-    """The samples that have, or will have, an image, by :func:`outcomes`. ValueError if there are none."""
+    """The samples that have, or will have, an image, by :func:`outcomes`. ValueError if there
+    are none."""
     left = [s for s in plan if found.get(s.id) not in ("failed", "quarantined")]
     if plan and not left:
-        raise ValueError(f"{folder}: each of its {len(plan)} images stayed bad, however often drawn; records/ says why")
+        raise ValueError(
+            f"{folder}: each of its {len(plan)} images stayed bad, however often drawn; records/ "
+            "says why"
+        )
     return left
 
 
 def failed(records: dict[str, dict]) -> set[str]:
-    """Ids whose image stayed bad however often it was drawn, or whose unit was quarantined: their record names no files."""
+    """Ids whose image stayed bad however often it was drawn, or whose unit was quarantined:
+    their record names no files."""
     return {name for name, record in records.items() if record.get("failed")}
 
 
@@ -151,8 +181,8 @@ def append_records(folder: str | Path, worker: str, records: list[dict]) -> None
 
 
 def append_lines(path: Path, records: list[dict], line=lambda r: json.dumps(r) + "\n") -> None:
-    """Append JSON lines in one write and sync them; a torn last line is closed first. What could not be written whole (a full
-    disk) is taken back."""
+    """Append JSON lines in one write and sync them; a torn last line is closed first. What could
+    not be written whole (a full disk) is taken back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(map(line, records)).encode()
     with open(path, "a+b", buffering=0) as file:
@@ -170,7 +200,8 @@ def append_lines(path: Path, records: list[dict], line=lambda r: json.dumps(r) +
 
 
 def record_line(record: dict) -> str:
-    """The line of a record: JSON whose last field, ``sum``, tells whether the others are as they were written."""
+    """The line of a record: JSON whose last field, ``sum``, tells whether the others are as they
+    were written."""
     text = json.dumps(record)[:-1]
     return f'{text}{CHECK}{_sum(text.encode())}"}}\n'
 
@@ -180,8 +211,8 @@ def _sum(data: bytes) -> str:
 
 
 def each_record(path: str | Path) -> Iterator[dict]:
-    """The records of one file, in order; a line that was torn by a crash or is damaged is ignored: what it told of is made
-    again."""
+    """The records of one file, in order; a line that was torn by a crash or is damaged is
+    ignored: what it told of is made again."""
     with open(path, "rb") as file:
         for line in file:
             text, check, rest = line.rpartition(CHECK.encode())
@@ -202,8 +233,8 @@ def _records(folder) -> Iterator[dict]:
 
 
 def read_records(folder: str | Path, needs=()) -> dict[str, dict]:
-    """The last record of every finished sample, by id; that of a quarantined unit only if there is no other. A record
-    without one of the fields ``needs`` is none."""
+    """The last record of every finished sample, by id; that of a quarantined unit only if there
+    is no other. A record without one of the fields ``needs`` is none."""
     found = {}
     for record in _records(folder):
         if any(key not in record for key in needs):
@@ -214,7 +245,8 @@ def read_records(folder: str | Path, needs=()) -> dict[str, dict]:
 
 
 def recorded(folder: str | Path, key: str) -> dict:
-    """{id: value of ``key``} of the records that :func:`read_records` gives and that have it, without keeping the rest."""
+    """{id: value of ``key``} of the records that :func:`read_records` gives and that have it,
+    without keeping the rest."""
     found = {}
     for record in _records(folder):
         if "error" not in record:
@@ -223,20 +255,27 @@ def recorded(folder: str | Path, key: str) -> dict:
 
 
 def outcomes(folder: str | Path) -> dict[str, str]:
-    """What the records say of each sample, without keeping them: ``good``, ``drawn again`` (good in the end), ``failed``
-    (bad however often drawn) or ``quarantined`` (its unit failed with an error)."""
+    """What the records say of each sample, without keeping them: ``good``, ``drawn again`` (good
+    in the end), ``failed`` (bad however often drawn) or ``quarantined`` (its unit failed with an
+    error)."""
     found = {}
     for record in _records(folder):
         if "error" in record:
             found.setdefault(record["id"], "quarantined")
         else:
-            found[record["id"]] = "failed" if record.get("failed") else "drawn again" if record.get("faults") else "good"
+            found[record["id"]] = (
+                "failed"
+                if record.get("failed")
+                else "drawn again"
+                if record.get("faults")
+                else "good"
+            )
     return found
 
 
 def unfinished(folder: str | Path) -> str | None:
-    """What is to be said of a synthetic set whose generation has begun and is not finished; None for
-    any other folder."""
+    """What is to be said of a synthetic set whose generation has begun and is not finished; None
+    for any other folder."""
     folder = Path(folder)
     if not (folder / "run.json").is_file() or not (folder / "plan.jsonl").is_file():
         return None
@@ -245,13 +284,15 @@ def unfinished(folder: str | Path) -> str | None:
     if made == len(plan):
         return None
     return (
-        f"{folder}: its generation is not finished: {made} of {len(plan)} images are made; the same "
+        f"{folder}: its generation is not finished: {made} of {len(plan)} images are made; the "
+        "same "
         "generate.py command goes on"
     )
 
 
 def open_units(plan: list[Sample], records) -> list[list[Sample]]:
-    """The units with samples that are not in ``records``, each whole: composition never depends on what is done already."""
+    """The units with samples that are not in ``records``, each whole: composition never depends
+    on what is done already."""
     units: dict[int, list[Sample]] = {}
     for sample in plan:
         units.setdefault(sample.unit, []).append(sample)

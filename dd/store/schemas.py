@@ -1,5 +1,6 @@
 """What readers rely on in the files that we write: one schema each, in the form of
-:func:`dd.store.provenance.fault`. A field that a reader takes is named here; others may stand beside it."""
+:func:`dd.store.provenance.fault`. A field that a reader takes is named here; others may stand
+beside it."""
 
 NUMBER = (float, None)
 CLASSES = {"name": str, "names": [str]}
@@ -9,26 +10,43 @@ CHOSEN = (
 )  # chosen_on: dd.evaluation.supervision
 
 RUN = {  # run.json of a synthetic data set, for those who need its classes
-    "identity": {"taxonomy": CLASSES, "generator?": dict, "plan_sha256?": str, "image_format?": str},
-    "terms?": ({"licence?": (str, None), "link?": (str, None)}, None), "versions?": dict,
-    "command?": str, "git_commit?": str, "chosen_on?": CHOSEN,
-}  # fmt: skip
+    "identity": {
+        "taxonomy": CLASSES,
+        "generator?": dict,
+        "plan_sha256?": str,
+        "image_format?": str,
+    },
+    "terms?": ({"licence?": (str, None), "link?": (str, None)}, None),
+    "versions?": dict,
+    "command?": str,
+    "git_commit?": str,
+    "chosen_on?": CHOSEN,
+}
 
 DESCRIBED_RUN = {  # for those who tell how it was made
-    **RUN, "identity": {**RUN["identity"], "generator": dict},
-}  # fmt: skip
+    **RUN,
+    "identity": {**RUN["identity"], "generator": dict},
+}
 
 WHOLE_RUN = {  # and for those who read or go on with all of it
-    **RUN, "identity": {"taxonomy": CLASSES, "generator": dict, "plan_sha256": str, "image_format": str},
-}  # fmt: skip
+    **RUN,
+    "identity": {"taxonomy": CLASSES, "generator": dict, "plan_sha256": str, "image_format": str},
+}
 
 MASKS = {  # masks.json of a mask set, whoever made it
     "identity": {
-        "settings?": {"power?": int, "source?": str}, "heat?": str, "images?": str,
-        "absent?": {"rules": {"*": dict}, "classes": str}, "calibration?": dict, "teacher?": dict,
+        "settings?": {"power?": int, "source?": str},
+        "heat?": str,
+        "images?": str,
+        "absent?": {"rules": {"*": dict}, "classes": str},
+        "calibration?": dict,
+        "teacher?": dict,
     },
-    "pixels?": {"*": int}, "sha256?": {"*": str}, "absent?": {"*": [str]}, "chosen_on?": CHOSEN,
-}  # fmt: skip
+    "pixels?": {"*": int},
+    "sha256?": {"*": str},
+    "absent?": {"*": [str]},
+    "chosen_on?": CHOSEN,
+}
 DRAWN = {"identity": {"settings": {"power": int, "source": str}}}  # of one read from attention
 WHOLE_MASKS = {**MASKS, "sha256": {"*": str}}
 
@@ -37,61 +55,148 @@ SIGNALS = {  # of the records of a synthetic set, and of those that the stage fi
     "clip?": {"by?": str, "prompt?": NUMBER, "classes?": [NUMBER]},
 }
 RECORD = {  # a line of records/*.jsonl: of generation, self-training, predictions, reviews
-    "id": str, "unit?": int, "attempt?": int, "failed?": bool, "error?": str, "seconds?": float,
-    "faults?": [str], "image_sha256?": str, "heat_sha256?": str, "signals?": SIGNALS,
-    "sha256?": str, "source?": str, "file?": str, "look?": str, "mask?": str, "overlay?": str,
-    "width?": int, "height?": int, "pixels?": ({"*": int}, [int]), "entropy?": float, "margin?": float,
-}  # fmt: skip
+    "id": str,
+    "unit?": int,
+    "attempt?": int,
+    "failed?": bool,
+    "error?": str,
+    "seconds?": float,
+    "faults?": [str],
+    "image_sha256?": str,
+    "heat_sha256?": str,
+    "signals?": SIGNALS,
+    "sha256?": str,
+    "source?": str,
+    "file?": str,
+    "look?": str,
+    "mask?": str,
+    "overlay?": str,
+    "width?": int,
+    "height?": int,
+    "pixels?": ({"*": int}, [int]),
+    "entropy?": float,
+    "margin?": float,
+}
 
 TRAINED = {  # run.json of a trained segmenter
-    "segmenter": {"_target_": str}, "taxonomy": CLASSES, "supervision": str, "scale": int,
-    "trained_on": {"source": str}, "seconds?": float, "steps?": int, "bf16?": bool, "chosen_on?": CHOSEN,
-}  # fmt: skip
+    "segmenter": {"_target_": str},
+    "taxonomy": CLASSES,
+    "supervision": str,
+    "scale": int,
+    "trained_on": {"source": str},
+    "seconds?": float,
+    "steps?": int,
+    "bf16?": bool,
+    "chosen_on?": CHOSEN,
+}
 
 NAMED = {"taxonomy": CLASSES}  # of it, for those who compare classes
-STARTED = {"trained_on": {"source": str}, "supervision": str, "chosen_on?": CHOSEN}  # what a training goes on from
-LISTED = {"trained_on": {"source": str}, "supervision": str, "seconds": float, "chosen_on?": CHOSEN}  # of it, for reports
+STARTED = {
+    "trained_on": {"source": str},
+    "supervision": str,
+    "chosen_on?": CHOSEN,
+}  # what a training goes on from
+LISTED = {
+    "trained_on": {"source": str},
+    "supervision": str,
+    "seconds": float,
+    "chosen_on?": CHOSEN,
+}  # of it, for reports
 
 DATASET = {  # dataset.json of a prepared data set
-    "images": [str], "parts?": dict, "taxonomy?": {"name?": str, "names": ([str], dict)},
-}  # fmt: skip
+    "images": [str],
+    "parts?": dict,
+    "taxonomy?": {"name?": str, "names": ([str], dict)},
+}
 
 PARTS = {**DATASET, "parts": {"*": {"notes": [str]}}}
 
 IDENTIFIED = {"identity": dict}  # settings.json, study.json, review.json, ...
-FILTERED = {"identity": {"ids": str}, "chosen_on?": CHOSEN}  # filter.json of a list that the stage filter wrote
+FILTERED = {
+    "identity": {"ids": str},
+    "chosen_on?": CHOSEN,
+}  # filter.json of a list that the stage filter wrote
 WHOLE_FILTER = {  # and what the stage itself says of it
-    **FILTERED, "samples": int, "kept": int, "rules": {"*": {"samples": int}},
+    **FILTERED,
+    "samples": int,
+    "kept": int,
+    "rules": {"*": {"samples": int}},
     "classes": {"*": {"kept": int, "samples": int}},
-}  # fmt: skip
+}
 SWEPT = {  # sweeps/<name>.json
-    "sweep": {"identity?": dict, "against": str, "table": [{
-        "power": int, "threshold": float, "band": float, "source": str, "miou": float,
-        "miou_certain": NUMBER, "uncertain": float,
-    }]},
-}  # fmt: skip
+    "sweep": {
+        "identity?": dict,
+        "against": str,
+        "table": [
+            {
+                "power": int,
+                "threshold": float,
+                "band": float,
+                "source": str,
+                "miou": float,
+                "miou_certain": NUMBER,
+                "uncertain": float,
+            }
+        ],
+    },
+}
 EXPORTED = {"identity": dict, "files": {"*": int}}  # export.json
 SCORED = {"data": str, "split": str, "miou": float}  # metrics.json, as lists of runs take it
 SECONDS = {"seconds": float}  # seconds.json of a training in parts
 
 BOUNDS = {"low": NUMBER, "high": NUMBER}
 PRICE = {"median": BOUNDS, "range": BOUNDS}
-AT_SHOTS = {"*": {"*": {"*": [NUMBER]}}}  # {arm: {number of real images: {domain: one of each run}}}
+AT_SHOTS = {
+    "*": {"*": {"*": [NUMBER]}}
+}  # {arm: {number of real images: {domain: one of each run}}}
 STUDY = {  # budget.json, as reports take it
-    "arms": AT_SHOTS, "labels?": {"*": str}, "domains?": ({"*": (int, None)}, None),
-    "seeds?": ([int], None), "draws?": (list, None), "failed?": (list, None),
+    "arms": AT_SHOTS,
+    "labels?": {"*": str},
+    "domains?": ({"*": (int, None)}, None),
+    "seeds?": ([int], None),
+    "draws?": (list, None),
+    "failed?": (list, None),
     "runs?": ([{"domain": str, "num_images?": (int, None)}], None),
     "learning_rates?": ({"*": {"by_shots?": {"*": dict}}}, None),
     "cost?": {
         "prices?": ({"minutes_per_image": float, "per_hour": float, "per_gpu_hour": float}, None),
-        "seconds?": AT_SHOTS, "labels?": {"*": {"*": {"*": int}}},
-        "targets?": {"*": [{"target": float, "why": str, "arms": {"*": {"images": PRICE, "price": PRICE}}}]},
+        "seconds?": AT_SHOTS,
+        "labels?": {"*": {"*": {"*": int}}},
+        "targets?": {
+            "*": [{"target": float, "why": str, "arms": {"*": {"images": PRICE, "price": PRICE}}}]
+        },
     },
-    "differences?": [{
-        "arm": str, "k": int, "against": str, "against_k": int, "domain": str, "value": float, **BOUNDS,
-        "p": NUMBER, "p_holm": NUMBER, "seeds": int, "images": (int, None),
-    }],
-    "skipped?": ({"*": {"*": {"*": {"*": {
-        "shown": bool, "median": BOUNDS, "interval": (BOUNDS, None), "runs": [BOUNDS], "falls_again": int,
-    }}}}}, None),
-}  # fmt: skip
+    "differences?": [
+        {
+            "arm": str,
+            "k": int,
+            "against": str,
+            "against_k": int,
+            "domain": str,
+            "value": float,
+            **BOUNDS,
+            "p": NUMBER,
+            "p_holm": NUMBER,
+            "seeds": int,
+            "images": (int, None),
+        }
+    ],
+    "skipped?": (
+        {
+            "*": {
+                "*": {
+                    "*": {
+                        "*": {
+                            "shown": bool,
+                            "median": BOUNDS,
+                            "interval": (BOUNDS, None),
+                            "runs": [BOUNDS],
+                            "falls_again": int,
+                        }
+                    }
+                }
+            }
+        },
+        None,
+    ),
+}

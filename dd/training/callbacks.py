@@ -15,7 +15,8 @@ from dd.training.loggers import tell
 
 @dataclass
 class Sample:
-    """One validated image: uint8 [H, W, 3], its true and predicted class ids [H, W], its own mIoU (None: all is 255)."""
+    """One validated image: uint8 [H, W, 3], its true and predicted class ids [H, W], its own
+    mIoU (None: all is 255)."""
 
     id: str
     image: np.ndarray
@@ -25,7 +26,8 @@ class Sample:
 
 
 def image_miou(truth: torch.Tensor, prediction: torch.Tensor, num_classes: int) -> float | None:
-    """mIoU in percent of one image over the classes that it or its prediction holds; None if every pixel is 255."""
+    """mIoU in percent of one image over the classes that it or its prediction holds; None if
+    every pixel is 255."""
     kept = truth != IGNORE
     pairs = truth[kept].long() * num_classes + prediction[kept].long()
     confusion = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -45,15 +47,24 @@ class Samples(pl.Callback):
         self.shown = []
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        able = any(hasattr(type(getattr(logger, "logger", None)), "show") for logger in trainer.loggers)
+        able = any(
+            hasattr(type(getattr(logger, "logger", None)), "show") for logger in trainer.loggers
+        )
         if not able or not trainer.is_global_zero or trainer.sanity_checking:
             return
         data, classes = trainer.datamodule.tune, len(module.class_names)
-        for prediction, mask in list(zip(outputs, batch[1], strict=True))[: self.count - len(self.shown)]:
+        for prediction, mask in list(zip(outputs, batch[1], strict=True))[
+            : self.count - len(self.shown)
+        ]:
             index = len(self.shown)
             name = str(getattr(data, "ids", range(index + 1))[index])
-            truth, found = mask.cpu().numpy().astype(np.uint8), prediction.cpu().numpy().astype(np.uint8)
-            self.shown.append(Sample(name, data[index][0], truth, found, image_miou(mask, prediction, classes)))
+            truth, found = (
+                mask.cpu().numpy().astype(np.uint8),
+                prediction.cpu().numpy().astype(np.uint8),
+            )
+            self.shown.append(
+                Sample(name, data[index][0], truth, found, image_miou(mask, prediction, classes))
+            )
 
     def on_validation_end(self, trainer, module):
         if self.shown:
@@ -68,7 +79,8 @@ class Samples(pl.Callback):
 
 
 class Steps(pl.Callback):
-    """How far a training is, as :class:`dd.store.progress.Progress` says it: steps, rate, time left, loss."""
+    """How far a training is, as :class:`dd.store.progress.Progress` says it: steps, rate, time
+    left, loss."""
 
     def __init__(self, name: str, bar: bool = True):
         self.name, self.bar, self.progress, self.validating = name, bar, None, False
@@ -77,7 +89,12 @@ class Steps(pl.Callback):
         if trainer.is_global_zero:
             said = lambda: self._note(trainer)  # noqa: E731
             self.progress = Progress(
-                self.name, trainer.max_steps, trainer.global_step, unit="steps", note=said, bar=self.bar
+                self.name,
+                trainer.max_steps,
+                trainer.global_step,
+                unit="steps",
+                note=said,
+                bar=self.bar,
             ).__enter__()
 
     def _note(self, trainer) -> str:
@@ -105,8 +122,8 @@ class Steps(pl.Callback):
 
 
 class Report(pl.Callback):
-    """Hands each validation to ``report(step, mIoU on tune, last)``, which may raise to end the training; ``last``: the
-    training is over anyway."""
+    """Hands each validation to ``report(step, mIoU on tune, last)``, which may raise to end the
+    training; ``last``: the training is over anyway."""
 
     def __init__(self, report):
         self.report = report

@@ -1,4 +1,5 @@
-"""Training and validation batches. The order of samples and their augmentation are functions of (seed, position)."""
+"""Training and validation batches. The order of samples and their augmentation are functions of
+(seed, position)."""
 
 from copy import copy
 from fractions import Fraction
@@ -13,10 +14,12 @@ from dd.training.loaders import OnwardLoader
 
 
 class Schedule(Dataset):
-    """A fixed number of draws from ``data`` as one long epoch: every image once per pass, each pass in its own order.
+    """A fixed number of draws from ``data`` as one long epoch: every image once per pass, each pass
+    in its own order.
 
-    Position p belongs to pass p // n; its sample and augmentation seed depend on (seed, p) alone. Process ``offset`` of
-    ``stride`` takes every stride-th position. An item is (image [3, h, w], label [h, w]).
+    Position p belongs to pass p // n; its sample and augmentation seed depend on (seed, p) alone.
+    Process ``offset`` of ``stride`` takes every stride-th position. An item is (image [3, h, w],
+    label [h, w]).
     """
 
     def __init__(self, data, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
@@ -31,7 +34,9 @@ class Schedule(Dataset):
         position = index * self.stride + self.offset
         lap, place = divmod(position, len(self.data))
         order = np.random.default_rng([self.seed, 4, lap]).permutation(len(self.data))
-        return int(order[place]), int(np.random.default_rng([self.seed, 5, position]).integers(2**32))
+        return int(order[place]), int(
+            np.random.default_rng([self.seed, 5, position]).integers(2**32)
+        )
 
     def __getitem__(self, index: int):
         if not 0 <= index < len(self):
@@ -42,7 +47,8 @@ class Schedule(Dataset):
 
 
 class Mixture(Dataset):
-    """Real and synthetic images of one training: ``real`` first, then ``synthetic``, both indexable (image, mask) data.
+    """Real and synthetic images of one training: ``real`` first, then ``synthetic``, both indexable
+    (image, mask) data.
 
     ``real_share``: the part of the draws that are real, strictly between 0 and 1 (ValueError).
     """
@@ -50,35 +56,54 @@ class Mixture(Dataset):
     def __init__(self, real, synthetic, real_share: float):
         if type(real_share) is not float or not 0 < real_share < 1:
             raise ValueError(
-                f"real_share={real_share!r}: a mixed training draws real and synthetic images; expected a number between 0 "
+                f"real_share={real_share!r}: a mixed training draws real and synthetic images; "
+                "expected a number between 0 "
                 "and 1, neither of them (source=synthetic and source=real are the two ends)"
             )
         if real.taxonomy != synthetic.taxonomy:
-            raise ValueError(f"real images have the classes {real.taxonomy.names}, synthetic ones {synthetic.taxonomy.names}")
-        self.real, self.synthetic, self.real_share, self.taxonomy = real, synthetic, real_share, real.taxonomy
+            raise ValueError(
+                f"real images have the classes {real.taxonomy.names}, synthetic ones "
+                f"{synthetic.taxonomy.names}"
+            )
+        self.real, self.synthetic, self.real_share, self.taxonomy = (
+            real,
+            synthetic,
+            real_share,
+            real.taxonomy,
+        )
 
     def __len__(self) -> int:
         return len(self.real) + len(self.synthetic)
 
     def __getitem__(self, index: int):
-        return self.real[index] if index < len(self.real) else self.synthetic[index - len(self.real)]
+        return (
+            self.real[index] if index < len(self.real) else self.synthetic[index - len(self.real)]
+        )
 
     def unchecked(self) -> int:
         return self.real.unchecked() + self.synthetic.unchecked()
 
     def fingerprint(self) -> dict:
         """What a run records of its data."""
-        return {"real_share": self.real_share, "real": self.real.fingerprint(), "synthetic": self.synthetic.fingerprint()}
+        return {
+            "real_share": self.real_share,
+            "real": self.real.fingerprint(),
+            "synthetic": self.synthetic.fingerprint(),
+        }
 
 
 class MixedSchedule(Schedule):
-    """Draws from a :class:`Mixture`: of the first n draws of each process, floor(n * real_share) are real, evenly spread. A
-    batch therefore holds ``real_share`` of real images, to less than one image.
+    """Draws from a :class:`Mixture`: of the first n draws of each process, floor(n * real_share)
+    are real, evenly spread. A batch therefore holds ``real_share`` of real images, to less than one
+    image.
 
-    Each part goes through its own passes as in :class:`Schedule`, with a seed of its own, undisturbed by the other part.
+    Each part goes through its own passes as in :class:`Schedule`, with a seed of its own,
+    undisturbed by the other part.
     """
 
-    def __init__(self, data: Mixture, transform, length: int, seed: int, stride: int = 1, offset: int = 0):
+    def __init__(
+        self, data: Mixture, transform, length: int, seed: int, stride: int = 1, offset: int = 0
+    ):
         super().__init__(data, transform, length, seed, stride, offset)
         self.real, self.synthetic = (
             Schedule(part, transform, length, sample_seed(seed, name), stride, offset)
@@ -95,13 +120,16 @@ class MixedSchedule(Schedule):
 
 
 class WithPhotos(Dataset):
-    """Draws of ``schedule``, each with an unlabelled photograph: (image, label, what ``transform(photo, seed)`` makes: the
-    teacher's view, the student's, and which of their pixels are the photograph's). Photographs have passes of their own."""
+    """Draws of ``schedule``, each with an unlabelled photograph: (image, label, what
+    ``transform(photo, seed)`` makes: the teacher's view, the student's, and which of their
+    pixels are the photograph's). Photographs have passes of their own."""
 
     def __init__(self, schedule: Schedule, photos, transform):
         self.schedule, self.photos, self.transform = schedule, photos, transform
         seed = sample_seed(schedule.seed, "unlabelled")
-        self.order = Schedule(photos, transform, len(schedule), seed, schedule.stride, schedule.offset)
+        self.order = Schedule(
+            photos, transform, len(schedule), seed, schedule.stride, schedule.offset
+        )
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -113,11 +141,13 @@ class WithPhotos(Dataset):
 
 
 def hold_out(data, number: int, seed: int) -> tuple:
-    """(the images to train on, the ``number`` images held out of them for validation): copies of ``data`` with other
-    ``ids``, chosen by seed, in the order of ``data``. ValueError if none would be left."""
+    """(the images to train on, the ``number`` images held out of them for validation): copies of
+    ``data`` with other ``ids``, chosen by seed, in the order of ``data``. ValueError if none
+    would be left."""
     if type(number) is not int or not 1 <= number < len(data):
         raise ValueError(
-            f"hold_out={number!r}, but the training set holds {len(data)} images and must keep one: "
+            f"hold_out={number!r}, but the training set holds {len(data)} images and must keep "
+            "one: "
             f"choose 1 to {len(data) - 1}, or null to hold out none"
         )
     chosen = set(np.random.default_rng([seed, 6]).permutation(len(data))[:number].tolist())
@@ -128,7 +158,8 @@ def hold_out(data, number: int, seed: int) -> tuple:
 
 
 class Whole(Dataset):
-    """Every image once for evaluation: (what ``transform`` makes of it: [3, h, w] or a list of views, mask [H, W])."""
+    """Every image once for evaluation: (what ``transform`` makes of it: [3, h, w] or a list of
+    views, mask [H, W])."""
 
     def __init__(self, data, transform):
         self.data, self.transform = data, transform
@@ -142,7 +173,8 @@ class Whole(Dataset):
 
 
 def whole_loader(data, transform, batch_size: int = 16, num_workers: int = 0) -> DataLoader:
-    """Batches (list of images or of lists of views, list of masks at original size); sizes may differ within a batch."""
+    """Batches (list of images or of lists of views, list of masks at original size); sizes may
+    differ within a batch."""
     return DataLoader(
         Whole(data, transform),
         batch_size,
@@ -157,30 +189,46 @@ def per_process(batch_size: int, processes: int) -> int:
     if processes > 1 and (batch_size % processes or batch_size < 2 * processes):
         raise ValueError(
             f"batch_size={batch_size}: the images of a step are divided among the {processes} "
-            f"processes of the training, two or more for each. Choose a multiple of {processes} from "
+            f"processes of the training, two or more for each. Choose a multiple of {processes} "
+            "from "
             f"{2 * processes} on, or fewer trainer.devices"
         )
     return batch_size // processes
 
 
 class SegmentationData(pl.LightningDataModule):
-    """``train`` (a :class:`Mixture` for mixed training) for ``max_steps`` batches, ``tune`` (or None) for validation; both
-    are indexable (image, mask) data. ``batch_size`` is that of all processes together
-    (:func:`per_process`); ``tune`` is divided among the processes, each image once. ``photos``:
-    (unlabelled photographs, their transform) to train on beside the labelled images: a batch then
-    holds what :class:`WithPhotos` says."""
+    """``train`` (a :class:`Mixture` for mixed training) for ``max_steps`` batches, ``tune`` (or
+    None) for validation; both are indexable (image, mask) data. ``batch_size`` is that of all
+    processes together (:func:`per_process`); ``tune`` is divided among the processes, each image
+    once. ``photos``: (unlabelled photographs, their transform) to train on beside the labelled
+    images: a batch then holds what :class:`WithPhotos` says."""
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # fewer images to validate than processes
+    allow_zero_length_dataloader_with_multiple_devices = (
+        True  # fewer images to validate than processes
+    )
 
     def __init__(
-        self, train, tune, train_transform, eval_transform, batch_size: int, num_workers: int = 0, seed: int = 0, photos=None
-    ):  # fmt: skip
+        self,
+        train,
+        tune,
+        train_transform,
+        eval_transform,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        photos=None,
+    ):
         super().__init__()
         if not len(train):
             raise ValueError("the training set is empty")
         self.train, self.tune = train, tune
         self.train_transform, self.eval_transform = train_transform, eval_transform
-        self.batch_size, self.num_workers, self.seed, self.photos = batch_size, num_workers, seed, photos
+        self.batch_size, self.num_workers, self.seed, self.photos = (
+            batch_size,
+            num_workers,
+            seed,
+            photos,
+        )
 
     def train_dataloader(self):
         trainer = self.trainer
@@ -188,9 +236,13 @@ class SegmentationData(pl.LightningDataModule):
         kind = MixedSchedule if isinstance(self.train, Mixture) else Schedule
         length = trainer.max_steps * trainer.accumulate_grad_batches * share
         schedule = kind(
-            self.train, self.train_transform, length, self.seed,
-            stride=trainer.world_size, offset=trainer.global_rank,
-        )  # fmt: skip
+            self.train,
+            self.train_transform,
+            length,
+            self.seed,
+            stride=trainer.world_size,
+            offset=trainer.global_rank,
+        )
         if self.photos:
             schedule = WithPhotos(schedule, *self.photos)
         return OnwardLoader(schedule, trainer, share, self.num_workers)
@@ -199,6 +251,8 @@ class SegmentationData(pl.LightningDataModule):
         if self.tune is None:
             return []
         number, processes, rank = len(self.tune), self.trainer.world_size, self.trainer.global_rank
-        part = range(-(-rank * number // processes), -(-(rank + 1) * number // processes))  # the first process has the first
+        part = range(
+            -(-rank * number // processes), -(-(rank + 1) * number // processes)
+        )  # the first process has the first
         share = per_process(self.batch_size, processes)
         return whole_loader(Subset(self.tune, part), self.eval_transform, share, self.num_workers)

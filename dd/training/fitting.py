@@ -1,5 +1,5 @@
-"""One training, from its newest sound checkpoint on. Killed, stopped or requeued anywhere, the same command ends with the
-same weights, bit by bit."""
+"""One training, from its newest sound checkpoint on. Killed, stopped or requeued anywhere, the
+same command ends with the same weights, bit by bit."""
 
 import os
 import random
@@ -23,11 +23,13 @@ AGAIN = 1.0  # seconds after which another Ctrl-C is meant as a second one
 
 
 def fit(trainer, module, data, last: Path) -> None:
-    """Train for ``trainer.max_steps``, from ``last`` on, or from the checkpoint before it, if there is a sound one.
+    """Train for ``trainer.max_steps``, from ``last`` on, or from the checkpoint before it, if there
+    is a sound one.
 
     A signal ends it after the step under way, with a checkpoint: SystemExit(143) after SIGTERM or
-    SLURM's signal, SystemExit(130) after Ctrl-C. KeyboardInterrupt says how far a training came that
-    was stopped otherwise, as by a second Ctrl-C. ValueError if there are only damaged checkpoints.
+    SLURM's signal, SystemExit(130) after Ctrl-C. KeyboardInterrupt says how far a training came
+    that was stopped otherwise, as by a second Ctrl-C. ValueError if there are only damaged
+    checkpoints.
     """
     stop = Stop(last)
     trainer.callbacks += [Reseed(data.seed), stop]
@@ -39,7 +41,9 @@ def fit(trainer, module, data, last: Path) -> None:
     try:
         with stop.hears_slurm():
             trainer.fit(module, datamodule=data, ckpt_path=start and str(start), weights_only=True)
-    except SystemExit as end:  # ours, that of dd.execution before the first step, or Lightning's answer to Ctrl-C
+    except (
+        SystemExit
+    ) as end:  # ours, that of dd.execution before the first step, or Lightning's answer to Ctrl-C
         if stop.left or end.code == EXIT["terminated"] or not trainer.interrupted:
             raise
     except KeyboardInterrupt:  # the second Ctrl-C, where Lightning passes it on
@@ -49,44 +53,53 @@ def fit(trainer, module, data, last: Path) -> None:
             raise
         stop.leave(trainer)  # a worker of the loader heard the signal too and was faster
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
-        at, saved = f"at step {trainer.global_step} of {trainer.max_steps}", checkpoints.newest(last.parent)[0]
+        at, saved = (
+            f"at step {trainer.global_step} of {trainer.max_steps}",
+            checkpoints.newest(last.parent)[0],
+        )
         raise KeyboardInterrupt(
-            f"training stopped {at}, " + ("its last checkpoint is kept" if saved else "nothing is saved yet")
+            f"training stopped {at}, "
+            + ("its last checkpoint is kept" if saved else "nothing is saved yet")
         )
     _part()
 
 
 def _part() -> None:
-    """What follows a training is done by the first process alone: torchmetrics must not wait for the others."""
+    """What follows a training is done by the first process alone: torchmetrics must not wait for
+    the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 class Reseed(pl.Callback):
-    """The randomness of a step (dropout, sampled points) is a function of seed, step and process: a resumed training needs no
-    state of the generators, however many numbers validation and loaders took from them in between."""
+    """The randomness of a step (dropout, sampled points) is a function of seed, step and
+    process: a resumed training needs no state of the generators, however many numbers validation
+    and loaders took from them in between."""
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         micro = batch_idx % trainer.accumulate_grad_batches
-        words = np.random.SeedSequence([self.seed, 7, trainer.global_step, micro, trainer.global_rank]).generate_state(3)
+        words = np.random.SeedSequence(
+            [self.seed, 7, trainer.global_step, micro, trainer.global_rank]
+        ).generate_state(3)
         torch.manual_seed(int(words[0]))
         np.random.seed(words[1])
         random.seed(int(words[2]))
 
 
 class Stop(pl.Callback):
-    """SIGTERM, Ctrl-C, and in a SLURM job SIGUSR1, end a training after the step under way and a checkpoint of it.
+    """SIGTERM, Ctrl-C, and in a SLURM job SIGUSR1, end a training after the step under way and a
+    checkpoint of it.
 
     Lightning would write its checkpoint inside the signal's handler, perhaps in the middle of an
     optimiser's step; after Ctrl-C it writes none. Here a handler only makes a note. In validation,
     where the weights are the averaged ones, the training is left with the checkpoint that
-    :class:`dd.training.segmentation.LastCheckpoint` wrote before it. A second Ctrl-C, a second or more after
-    the first, ends the training at once. After SIGUSR1 the SLURM job is put back into the queue,
-    where the same command goes on.
+    :class:`dd.training.segmentation.LastCheckpoint` wrote before it. A second Ctrl-C, a second or
+    more after the first, ends the training at once. After SIGUSR1 the SLURM job is put back into
+    the queue, where the same command goes on.
     """
 
     def __init__(self, last: Path):
@@ -105,7 +118,9 @@ class Stop(pl.Callback):
             signal.signal(signal.SIGUSR1, before)
 
     def on_train_start(self, trainer, module):
-        if threading.current_thread() is threading.main_thread():  # Lightning puts the old handler back in the end
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Lightning puts the old handler back in the end
             self.launcher = trainer.strategy.launcher
             signal.signal(signal.SIGTERM, self._note)
             signal.signal(signal.SIGINT, self._interrupt)
@@ -118,22 +133,31 @@ class Stop(pl.Callback):
         self.number = number
 
     def _interrupt(self, number, frame):
-        """Ctrl-C reaches every process of a terminal, and this one once more through its launcher: not a second one."""
+        """Ctrl-C reaches every process of a terminal, and this one once more through its
+        launcher: not a second one."""
         if self.number == signal.SIGINT and time.monotonic() - self.noted >= AGAIN:
             raise KeyboardInterrupt
         if self.number is None:
             self.noted = time.monotonic()
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                print("stopping after this step (Ctrl-C once more: at once)", file=sys.stderr, flush=True)
+                print(
+                    "stopping after this step (Ctrl-C once more: at once)",
+                    file=sys.stderr,
+                    flush=True,
+                )
         self._note(number, frame)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if not self._any(trainer, self.number is not None):
             return
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step < trainer.max_steps:
+        if (
+            batch_idx + 1
+        ) % trainer.accumulate_grad_batches == 0 and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.last)
             self.leave(
-                trainer, self._any(trainer, self.number == signal.SIGUSR1), self._any(trainer, self.number == signal.SIGINT)
+                trainer,
+                self._any(trainer, self.number == signal.SIGUSR1),
+                self._any(trainer, self.number == signal.SIGINT),
             )
 
     def on_validation_batch_end(self, trainer, *_, **__):
@@ -142,19 +166,26 @@ class Stop(pl.Callback):
 
     def _any(self, trainer, mine: bool) -> bool:
         """Whether it is so in one of the processes: all end after the same step."""
-        return trainer.strategy.reduce_boolean_decision(mine, all=False) if trainer.world_size > 1 else mine
+        return (
+            trainer.strategy.reduce_boolean_decision(mine, all=False)
+            if trainer.world_size > 1
+            else mine
+        )
 
     def leave(self, trainer, queue_again: bool | None = None, by_hand: bool | None = None):
-        """End the process with exit code 143 (Ctrl-C: 130); 0 in a process that another one started and that would be killed
-        for it."""
+        """End the process with exit code 143 (Ctrl-C: 130); 0 in a process that another one
+        started and that would be killed for it."""
         self.left = True
         by_hand = self.number == signal.SIGINT if by_hand is None else by_hand
         if trainer.is_global_zero:
             word = "stopped" if by_hand else "terminated"
             print(
-                f"{word} at step {trainer.global_step} of {trainer.max_steps}: the last checkpoint is kept. The same "
-                "command goes on from it.", file=sys.stderr, flush=True,
-            )  # fmt: skip
+                f"{word} at step {trainer.global_step} of {trainer.max_steps}: the last "
+                "checkpoint is kept. The same "
+                "command goes on from it.",
+                file=sys.stderr,
+                flush=True,
+            )
             if self.number == signal.SIGUSR1 if queue_again is None else queue_again:
                 _requeue()
         environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -163,7 +194,8 @@ class Stop(pl.Callback):
 
 
 def slurm_job() -> str | None:
-    """Id of the SLURM job or array task of this process; None outside one and in an interactive one."""
+    """Id of the SLURM job or array task of this process; None outside one and in an interactive
+    one."""
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
     task = [os.environ.get(key) for key in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
@@ -174,7 +206,9 @@ def _requeue() -> None:
     command = ["scontrol", "requeue", slurm_job()]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
-        problem = (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else None
+        problem = (
+            (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else None
+        )
     except OSError as error:
         problem = error.strerror
     said = f"failed ({problem}): submit the same job again" if problem else "done"

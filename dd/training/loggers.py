@@ -1,4 +1,5 @@
-"""Trackers of a run beside Lightning's metrics.csv: TensorBoard and MLflow here, W&B in its own module.
+"""Trackers of a run beside Lightning's metrics.csv: TensorBoard and MLflow here, W&B in its own
+module.
 
 What fails in a tracker never ends a training (:class:`Guarded`). Beside Lightning's interface a
 logger may offer ``begin(settings, trained_on, init_from)``, ``show(samples, class_names, step)``,
@@ -24,12 +25,17 @@ from dd.store.provenance import fingerprint, read_own, write_json
 from dd.taxonomy import voc_palette
 
 CELL = 12  # pixels of a confusion matrix's cell
-PATIENCE = 3  # failures in a row of one method after which it is left alone: a server that is away costs minutes each time
+# failures in a row of one method after which it is left alone: a server that is away costs minutes
+# each time
+PATIENCE = 3
 
 
 def data_sets(trained_on: dict) -> dict[str, dict]:
-    """{name: what is recorded of it} of the data sets behind a run's ``trained_on``: one, or two of mixed training."""
-    parts = [trained_on[k] for k in ("real", "synthetic") if isinstance(trained_on.get(k), dict)] or [trained_on]
+    """{name: what is recorded of it} of the data sets behind a run's ``trained_on``: one, or two
+    of mixed training."""
+    parts = [
+        trained_on[k] for k in ("real", "synthetic") if isinstance(trained_on.get(k), dict)
+    ] or [trained_on]
     keys = ("root", "split", "masks", "images", "shots", "mask_settings")
     return {part["root"]: {k: part[k] for k in keys if k in part} for part in parts}
 
@@ -53,12 +59,14 @@ def artifact_name(text: str) -> str:
 def need(library: str, extra: str) -> None:
     """ValueError with the extra to install if ``library`` is missing."""
     if find_spec(library) is None:
-        raise ValueError(f'logger={extra} needs {library}, which is not installed: pip install -e ".[{extra}]"')
+        raise ValueError(
+            f'logger={extra} needs {library}, which is not installed: pip install -e ".[{extra}]"'
+        )
 
 
 class Guarded(Logger):
-    """A logger whose failures are one warning and nothing else. A method that fails :data:`PATIENCE` times in a row
-    is left alone."""
+    """A logger whose failures are one warning and nothing else. A method that fails
+    :data:`PATIENCE` times in a row is left alone."""
 
     def __init__(self, logger):
         super().__init__()
@@ -66,7 +74,8 @@ class Guarded(Logger):
         self._failures, self._warned = Counter(), False
 
     def attempt(self, name: str, *args, **kwargs):
-        """The attribute ``name`` of the logger, or what it returns when called; None if it has none or fails."""
+        """The attribute ``name`` of the logger, or what it returns when called; None if it has
+        none or fails."""
         if self._failures[name] >= PATIENCE or not hasattr(type(self.logger), name):
             return None
         try:
@@ -79,7 +88,8 @@ class Guarded(Logger):
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"logger {self.kind} failed in {name} ({type(error).__name__}: {error}); the training goes on, "
+                    f"logger {self.kind} failed in {name} ({type(error).__name__}: {error}); the "
+                    "training goes on, "
                     f"without it. It is tried again, up to {PATIENCE} times in a row",
                     stacklevel=2,
                 )
@@ -139,9 +149,13 @@ def tell(trainer, what: str, *args) -> None:
 
 
 def panel(sample) -> np.ndarray:
-    """Image, truth and prediction side by side in the palette's colours: uint8 [H, 3 W, 3]; 255 is light grey."""
+    """Image, truth and prediction side by side in the palette's colours: uint8 [H, 3 W, 3]; 255
+    is light grey."""
     palette = np.array(voc_palette(), np.uint8).reshape(256, 3)
-    coloured = [(sample.image * 0.4 + palette[m] * 0.6).astype(np.uint8) for m in (sample.truth, sample.prediction)]
+    coloured = [
+        (sample.image * 0.4 + palette[m] * 0.6).astype(np.uint8)
+        for m in (sample.truth, sample.prediction)
+    ]
     return np.concatenate([sample.image, *coloured], 1)
 
 
@@ -197,19 +211,31 @@ class TensorBoard(TensorBoardLogger):
 
     def show(self, samples, class_names, step):
         for sample in samples:
-            self.experiment.add_image(f"tune/masks/{sample.id}", panel(sample), step, dataformats="HWC")
+            self.experiment.add_image(
+                f"tune/masks/{sample.id}", panel(sample), step, dataformats="HWC"
+            )
 
 
 class MLflow(MLFlowLogger):
-    """One MLflow run for each run folder: its id is kept in ``<save_dir>/mlflow.json``, so that a resumed run goes on in it.
+    """One MLflow run for each run folder: its id is kept in ``<save_dir>/mlflow.json``, so that a
+    resumed run goes on in it.
 
-    ``tracking_uri``: a server or database; None = MLFLOW_TRACKING_URI, or files in the folder ``store``. No checkpoint is
-    copied.
+    ``tracking_uri``: a server or database; None = MLFLOW_TRACKING_URI, or files in the folder
+    ``store``. No checkpoint is copied.
     """
 
-    def __init__(self, save_dir: str, store: str, experiment_name: str, run_name: str, tracking_uri: str | None = None):
+    def __init__(
+        self,
+        save_dir: str,
+        store: str,
+        experiment_name: str,
+        run_name: str,
+        tracking_uri: str | None = None,
+    ):
         need("mlflow", "mlflow")
-        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(store).resolve().as_uri()
+        uri = (
+            tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(store).resolve().as_uri()
+        )
         _allow_files(uri)
         self._folder, self._record = save_dir, Path(save_dir) / "mlflow.json"
         known = read_own(self._record, {"run_id?": str}) if self._record.is_file() else {}
@@ -239,7 +265,9 @@ class MLflow(MLFlowLogger):
     def begin(self, settings, trained_on, init_from):
         self.log_hyperparams(settings)
         for name, described in data_sets(trained_on).items():
-            self.experiment.set_tag(self.run_id, f"data.{artifact_name(name)}", fingerprint(described))
+            self.experiment.set_tag(
+                self.run_id, f"data.{artifact_name(name)}", fingerprint(described)
+            )
 
     def show(self, samples, class_names, step):
         for sample in samples:

@@ -1,4 +1,5 @@
-"""Self-training on unlabelled photographs: the average of a segmenter's weights labels what the segmenter learns from."""
+"""Self-training on unlabelled photographs: the average of a segmenter's weights labels what the
+segmenter learns from."""
 
 import torch
 from torch import nn
@@ -7,41 +8,66 @@ from dd.taxonomy import IGNORE
 
 
 class MeanTeacher(nn.Module):
-    """Pseudo-labels of a mean teacher (Tarvainen and Valpola 2017, arXiv:1703.01780) for semantic segmentation.
+    """Pseudo-labels of a mean teacher (Tarvainen and Valpola 2017, arXiv:1703.01780) for semantic
+    segmentation.
 
-    ``confidence``: pixels whose strongest class has a smaller probability get no label. ``per_class``: the threshold of a
-    class is ``confidence`` times the mean probability of the pixels that the teacher takes for it, over the largest such mean
-    of all classes (running means with ``momentum``; the scaling of FreeMatch, Wang et al. 2023, arXiv:2205.07246): hard
-    classes are not left out for ever. ``mix``: half of the classes of each labelled image are pasted, with their labels, onto
-    a photograph (ClassMix, Olsson et al. 2021, arXiv:2007.07936). ``weight``: of the loss on photographs beside that on
-    labelled images.
+    ``confidence``: pixels whose strongest class has a smaller probability get no label.
+    ``per_class``: the threshold of a class is ``confidence`` times the mean probability of the
+    pixels that the teacher takes for it, over the largest such mean of all classes (running means
+    with ``momentum``; the scaling of FreeMatch, Wang et al. 2023, arXiv:2205.07246): hard classes
+    are not left out for ever. ``mix``: half of the classes of each labelled image are pasted, with
+    their labels, onto a photograph (ClassMix, Olsson et al. 2021, arXiv:2007.07936). ``weight``: of
+    the loss on photographs beside that on labelled images.
     """
 
     def __init__(
-        self, num_classes: int, confidence: float = 0.9, per_class: bool = True, mix: bool = True, weight: float = 1.0,
+        self,
+        num_classes: int,
+        confidence: float = 0.9,
+        per_class: bool = True,
+        mix: bool = True,
+        weight: float = 1.0,
         momentum: float = 0.99,
-    ):  # fmt: skip
+    ):
         super().__init__()
         for name, value in (("confidence", confidence), ("momentum", momentum)):
             if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise ValueError(f"self_training.teacher.{name}={value!r}: expected a number from 0 to 1")
+                raise ValueError(
+                    f"self_training.teacher.{name}={value!r}: expected a number from 0 to 1"
+                )
         for name, value in (("per_class", per_class), ("mix", mix)):
             if not isinstance(value, bool):
                 raise ValueError(f"self_training.teacher.{name}={value!r}: expected true or false")
         if type(weight) not in (int, float) or not weight > 0:
-            raise ValueError(f"self_training.teacher.weight={weight!r}: expected a number above 0 (self_training=off: none)")
-        self.confidence, self.per_class, self.mix, self.weight, self.momentum = confidence, per_class, mix, weight, momentum
-        self.register_buffer("certainty", torch.ones(num_classes))  # mean probability of the pixels taken for each class
+            raise ValueError(
+                f"self_training.teacher.weight={weight!r}: expected a number above 0 "
+                "(self_training=off: none)"
+            )
+        self.confidence, self.per_class, self.mix, self.weight, self.momentum = (
+            confidence,
+            per_class,
+            mix,
+            weight,
+            momentum,
+        )
+        self.register_buffer(
+            "certainty", torch.ones(num_classes)
+        )  # mean probability of the pixels taken for each class
 
     def thresholds(self) -> torch.Tensor:
         """The smallest probability [K] with which a pixel is taken for each class."""
-        share = self.certainty / self.certainty.max() if self.per_class else torch.ones_like(self.certainty)
+        share = (
+            self.certainty / self.certainty.max()
+            if self.per_class
+            else torch.ones_like(self.certainty)
+        )
         return self.confidence * share
 
     @torch.no_grad()
     def labels(self, teacher: nn.Module, photos: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """Labels int64 [B, H, W] of ``photos`` [B, 3, H, W]: the class that ``teacher`` is sure of, else 255; 255 where
-        ``known`` [B, H, W] is false (padding). Each call moves the running means."""
+        """Labels int64 [B, H, W] of ``photos`` [B, 3, H, W]: the class that ``teacher`` is sure
+        of, else 255; 255 where ``known`` [B, H, W] is false (padding). Each call moves the
+        running means."""
         teacher.eval()
         best, ids = teacher(photos).float().softmax(1).max(1)
         self._count(best[known], ids[known])
@@ -59,8 +85,9 @@ class MeanTeacher(nn.Module):
 
 
 def class_mix(images, labels, photos, pseudo) -> tuple[torch.Tensor, torch.Tensor]:
-    """Photographs [B, 3, H, W] and their labels [B, H, W] with half (rounded up) of the classes of each labelled image pasted
-    onto one photograph, background counting as a class. What is pasted follows from torch's random state."""
+    """Photographs [B, 3, H, W] and their labels [B, H, W] with half (rounded up) of the classes
+    of each labelled image pasted onto one photograph, background counting as a class. What is
+    pasted follows from torch's random state."""
     pasted = torch.zeros_like(labels, dtype=torch.bool)
     for mask, label in zip(pasted, labels, strict=True):
         classes = label.unique()

@@ -13,9 +13,12 @@ from dd.store.samples import sample_seed
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler"}
 PRUNERS = {
-    "median": "MedianPruner", "percentile": "PercentilePruner", "halving": "SuccessiveHalvingPruner",
-    "hyperband": "HyperbandPruner", "none": "NopPruner",
-}  # fmt: skip
+    "median": "MedianPruner",
+    "percentile": "PercentilePruner",
+    "halving": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+    "none": "NopPruner",
+}
 FORMS = "{low: 1.0e-5, high: 1.0e-2, log: true}, {low: 1, high: 8, step: 1} or {choices: [a, b]}"
 
 
@@ -23,7 +26,9 @@ def _optuna():
     try:
         import optuna
     except ModuleNotFoundError:
-        raise ValueError('stage=tune needs optuna, which is not installed: pip install -e ".[sweeps]"') from None
+        raise ValueError(
+            'stage=tune needs optuna, which is not installed: pip install -e ".[sweeps]"'
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -44,7 +49,9 @@ def _distribution(key: str, spec):
     if "choices" in spec:
         if not isinstance(spec["choices"], list) or len(spec["choices"]) < 2:
             raise ValueError(f"{wrong}: expected a list of at least two choices")
-        return d.CategoricalDistribution([override(key, c).partition("=")[2] for c in spec["choices"]])
+        return d.CategoricalDistribution(
+            [override(key, c).partition("=")[2] for c in spec["choices"]]
+        )
     low, high, log, step = (spec.get(k) for k in ("low", "high", "log", "step"))
     if (
         any(isinstance(n, bool) or not isinstance(n, int | float) for n in (low, high))
@@ -62,17 +69,26 @@ def _distribution(key: str, spec):
 
 
 def distributions(space: dict) -> dict:
-    """{key: Optuna's distribution} of a search space; ValueError for an empty one and for entries of another form."""
+    """{key: Optuna's distribution} of a search space; ValueError for an empty one and for
+    entries of another form."""
     if not isinstance(space, dict) or not space:
-        raise ValueError(f"tune.space={space!r}: expected keys of the configuration, each with {FORMS}")
+        raise ValueError(
+            f"tune.space={space!r}: expected keys of the configuration, each with {FORMS}"
+        )
     return {key: _distribution(key, spec) for key, spec in space.items()}
 
 
 def corners(space: dict) -> list[list[str]]:
-    """Overrides that together hold every choice and both ends of every range: what must be accepted before a study begins."""
+    """Overrides that together hold every choice and both ends of every range: what must be
+    accepted before a study begins."""
     distributions(space)
-    values = {k: s["choices"] if "choices" in s else [s["low"], s["high"]] for k, s in space.items()}
-    return [[override(k, v[min(i, len(v) - 1)]) for k, v in values.items()] for i in range(max(map(len, values.values())))]
+    values = {
+        k: s["choices"] if "choices" in s else [s["low"], s["high"]] for k, s in space.items()
+    }
+    return [
+        [override(k, v[min(i, len(v) - 1)]) for k, v in values.items()]
+        for i in range(max(map(len, values.values())))
+    ]
 
 
 def _chosen(table: dict, module, key: str, name: str, settings: dict):
@@ -83,7 +99,9 @@ def _chosen(table: dict, module, key: str, name: str, settings: dict):
         inspect.signature(made).bind(**settings)
         return made(**settings)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"tune.{key}_settings={settings}: {error}; {name} takes {inspect.signature(made)}") from None
+        raise ValueError(
+            f"tune.{key}_settings={settings}: {error}; {name} takes {inspect.signature(made)}"
+        ) from None
 
 
 @contextmanager
@@ -99,15 +117,35 @@ def _locked(path: Path, wait: bool = True):
 
 
 class Study:
-    """An Optuna study in a folder: ``study.json`` (its settings), ``study.journal`` (its trials), a lock for each trial.
+    """An Optuna study in a folder: ``study.json`` (its settings), ``study.journal`` (its trials), a
+    lock for each trial.
 
-    Workers are processes that opened the same folder. FileExistsError for a folder whose study has other settings.
+    Workers are processes that opened the same folder. FileExistsError for a folder whose study has
+    other settings.
     """
 
-    def __init__(self, folder, identity: dict, space: dict, sampler: str, pruner: str, pruner_settings: dict, seed: int):
-        self.optuna, self.folder, self.space, self.seed = _optuna(), Path(folder), distributions(space), seed
+    def __init__(
+        self,
+        folder,
+        identity: dict,
+        space: dict,
+        sampler: str,
+        pruner: str,
+        pruner_settings: dict,
+        seed: int,
+    ):
+        self.optuna, self.folder, self.space, self.seed = (
+            _optuna(),
+            Path(folder),
+            distributions(space),
+            seed,
+        )
         self.sampler = lambda number: _chosen(
-            SAMPLERS, self.optuna.samplers, "sampler", sampler, {"seed": sample_seed(seed, f"trial={number}") % 2**32}
+            SAMPLERS,
+            self.optuna.samplers,
+            "sampler",
+            sampler,
+            {"seed": sample_seed(seed, f"trial={number}") % 2**32},
         )
         pruner = _chosen(PRUNERS, self.optuna.pruners, "pruner", pruner, pruner_settings)
         journal, first = self.optuna.storages.journal, self.sampler(0)
@@ -121,23 +159,30 @@ class Study:
                 journal.JournalFileBackend(path, lock_obj=journal.JournalFileOpenLock(path))
             )
             self.study = self.optuna.create_study(
-                study_name="study", storage=storage, sampler=first, pruner=pruner, direction="maximize", load_if_exists=True
-            )  # fmt: skip
+                study_name="study",
+                storage=storage,
+                sampler=first,
+                pruner=pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
 
     def trials(self, *states: str) -> list:
         found = self.study.get_trials(deepcopy=False)
         return [t for t in found if not states or t.state.name in states]
 
     def next(self, number: int, held: ExitStack):
-        """A trial to train, its lock in ``held``: one whose worker died, else a new one; None when ``number`` trials are
-        complete, pruned or being trained by other workers."""
+        """A trial to train, its lock in ``held``: one whose worker died, else a new one; None
+        when ``number`` trials are complete, pruned or being trained by other workers."""
         with _locked(self.folder / ".study.lock"):
             for trial in self.trials("RUNNING"):
                 if not held.enter_context(_locked(self._lock(trial.number), wait=False)):
                     continue
                 if trial.params.keys() == self.space.keys():
                     return self.optuna.trial.Trial(self.study, trial._trial_id)
-                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)  # its worker died choosing its settings
+                self.study.tell(
+                    trial.number, state=self.optuna.trial.TrialState.FAIL
+                )  # its worker died choosing its settings
             if len(self.trials("COMPLETE", "PRUNED", "RUNNING")) >= number:
                 return None
             # a stream for each trial: workers and later calls must not repeat each other's draws
@@ -158,11 +203,21 @@ class Study:
             settings = [t.params.get(key) for key in self.space]
             error = t.user_attrs.get("error", "")
             rows.writerow(
-                [t.number, t.state.name.lower(), t.value, max(t.intermediate_values, default=None), *settings, error]
+                [
+                    t.number,
+                    t.state.name.lower(),
+                    t.value,
+                    max(t.intermediate_values, default=None),
+                    *settings,
+                    error,
+                ]
             )
         return text.getvalue()
 
 
 def overrides(settings: dict, space) -> list[str]:
     """Hydra overrides of a trial's settings; those of a choice are kept as they were written."""
-    return [f"{k}={settings[k]}" if isinstance(settings[k], str) else override(k, settings[k]) for k in space]
+    return [
+        f"{k}={settings[k]}" if isinstance(settings[k], str) else override(k, settings[k])
+        for k in space
+    ]

@@ -1,4 +1,5 @@
-"""Training a segmenter (the LightningModule, its schedule, the average of its weights) and predicting with it."""
+"""Training a segmenter (the LightningModule, its schedule, the average of its weights) and
+predicting with it."""
 
 import time
 from contextlib import contextmanager
@@ -17,15 +18,24 @@ from dd.store import checkpoints
 from dd.taxonomy import IGNORE
 from dd.training.mean_teacher import MeanTeacher, class_mix
 
-PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the paper's test-time augmentation, which also mirrors
+PAPER_SCALES = (
+    0.5,
+    0.75,
+    1.0,
+    1.25,
+    1.5,
+    1.75,
+)  # of the paper's test-time augmentation, which also mirrors
 MAX_LONG = 2048  # of the long side at scale 1, mmsegmentation's
 
 
 def ema_average(decay: float):
-    """Exponential moving average whose decay warms up as (1 + n) / (10 + n), so that short runs are averaged too.
+    """Exponential moving average whose decay warms up as (1 + n) / (10 + n), so that short runs are
+    averaged too.
 
-    ``average(averaged, current, count)`` changes a list of tensors of one kind at once: on a GPU some kernels, and one wait
-    for ``count``, in place of as many for each tensor. Whole numbers are copied.
+    ``average(averaged, current, count)`` changes a list of tensors of one kind at once: on a GPU
+    some kernels, and one wait for ``count``, in place of as many for each tensor. Whole numbers are
+    copied.
     """
 
     def average(averaged, current, count):
@@ -41,14 +51,16 @@ def ema_average(decay: float):
 
 
 class EMA(WeightAveraging):
-    """Lightning's weight averaging with :func:`ema_average`; batch-norm statistics are averaged too. Checkpoints hold the
-    average as ``state_dict`` and the raw weights as ``current_model_state``."""
+    """Lightning's weight averaging with :func:`ema_average`; batch-norm statistics are averaged
+    too. Checkpoints hold the average as ``state_dict`` and the raw weights as
+    ``current_model_state``."""
 
     def __init__(self, decay: float = 0.999):
         super().__init__(use_buffers=True, multi_avg_fn=ema_average(decay))
 
     def on_fit_start(self, trainer, module):
-        # Lightning makes the copy before the module moves to its GPU: each step would bring all weights back to the CPU
+        # Lightning makes the copy before the module moves to its GPU: each step would bring all
+        # weights back to the CPU
         self._average_model.to(module.device)
 
     @property
@@ -58,7 +70,8 @@ class EMA(WeightAveraging):
 
 
 class Sound(TorchCheckpointIO):
-    """How Lightning writes and reads every checkpoint of a training, ``best.ckpt`` too: :mod:`dd.store.checkpoints`."""
+    """How Lightning writes and reads every checkpoint of a training, ``best.ckpt`` too:
+    :mod:`dd.store.checkpoints`."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         checkpoints.save(checkpoint, path)
@@ -68,12 +81,17 @@ class Sound(TorchCheckpointIO):
 
 
 class LastCheckpoint(pl.Callback):
-    """Writes ``dirpath/last.ckpt`` and keeps the one before: every ``every_n_steps`` optimiser steps,
-    at the last one, and before each validation, in which a training may be stopped. Stands after
-    :class:`EMA` in the list of callbacks, so that the average already holds the step."""
+    """Writes ``dirpath/last.ckpt`` and keeps the one before: every ``every_n_steps`` optimiser
+    steps, at the last one, and before each validation, in which a training may be stopped.
+    Stands after :class:`EMA` in the list of callbacks, so that the average already holds the
+    step."""
 
     def __init__(self, dirpath: str, every_n_steps: int = 1000):
-        self.path, self.every_n_steps, self._saved = Path(dirpath) / checkpoints.LAST, every_n_steps, None
+        self.path, self.every_n_steps, self._saved = (
+            Path(dirpath) / checkpoints.LAST,
+            every_n_steps,
+            None,
+        )
 
     def setup(self, trainer, module, stage):
         trainer.strategy.checkpoint_io = Sound()
@@ -82,7 +100,10 @@ class LastCheckpoint(pl.Callback):
         self._saved = trainer.global_step
 
     def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
+        if (
+            trainer.global_step % self.every_n_steps == 0
+            or trainer.global_step == trainer.max_steps
+        ):
             self._save(trainer)
 
     def on_validation_start(self, trainer, *_):
@@ -96,8 +117,9 @@ class LastCheckpoint(pl.Callback):
 
 
 def _logits(segmenter, images, sizes, mirrored=False):
-    """Logits [K, H, W] of one image after the other, resized bilinearly to the original size; images of one shape are
-    shown together. ``mirrored``: the images are, and the logits are turned back."""
+    """Logits [K, H, W] of one image after the other, resized bilinearly to the original size;
+    images of one shape are shown together. ``mirrored``: the images are, and the logits are
+    turned back."""
     if len({i.shape for i in images}) == 1:
         logits = list(segmenter(torch.stack(images)).float())
     else:
@@ -107,27 +129,46 @@ def _logits(segmenter, images, sizes, mirrored=False):
         yield F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def predict(segmenter, images: list[torch.Tensor], sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
-    """Class ids [H, W] per image: logits resized bilinearly to the original size (H, W), then argmax."""
-    return [logits.max(0).indices for logits in _logits(segmenter, images, sizes)]  # on a CPU argmax takes four times as long
+def predict(
+    segmenter, images: list[torch.Tensor], sizes: list[tuple[int, int]]
+) -> list[torch.Tensor]:
+    """Class ids [H, W] per image: logits resized bilinearly to the original size (H, W), then
+    argmax."""
+    return [
+        logits.max(0).indices for logits in _logits(segmenter, images, sizes)
+    ]  # on a CPU argmax takes four times as long
 
 
 class Views:
-    """What a segmenter is shown of a whole image: its short side at ``short_side`` pixels times each of ``scales``, and
-    mirrored too with ``flip``. More than one view is test-time augmentation.
+    """What a segmenter is shown of a whole image: its short side at ``short_side`` pixels times
+    each of ``scales``, and mirrored too with ``flip``. More than one view is test-time
+    augmentation.
 
     ``views(image)`` turns uint8 [H, W, 3] into one uint8 [3, h, w] per scale: a transform for
-    :func:`dd.training.datamodule.whole_loader`. ValueError for scales that are not positive, or repeated.
+    :func:`dd.training.datamodule.whole_loader`. ValueError for scales that are not positive, or
+    repeated.
     """
 
     def __init__(self, short_side: int, scales=(1.0,), flip: bool = False):
-        numbers = isinstance(scales, list | tuple) and all(type(s) in (int, float) and s > 0 for s in scales)
+        numbers = isinstance(scales, list | tuple) and all(
+            type(s) in (int, float) and s > 0 for s in scales
+        )
         if not numbers or not scales or len(set(scales)) < len(scales):
-            raise ValueError(f"scales={scales}: expected different numbers above 0, as [1.0] or {list(PAPER_SCALES)}")
+            raise ValueError(
+                f"scales={scales}: expected different numbers above 0, as [1.0] or "
+                f"{list(PAPER_SCALES)}"
+            )
         if not isinstance(flip, bool):
             raise ValueError(f"flip={flip!r}: expected true or false")
-        self.short_side, self.scales, self.flip = short_side, tuple(sorted(map(float, scales))), flip
-        self.resize = [EvalTransform(max(1, round(short_side * s)), max(1, round(MAX_LONG * s))) for s in self.scales]
+        self.short_side, self.scales, self.flip = (
+            short_side,
+            tuple(sorted(map(float, scales))),
+            flip,
+        )
+        self.resize = [
+            EvalTransform(max(1, round(short_side * s)), max(1, round(MAX_LONG * s)))
+            for s in self.scales
+        ]
 
     @property
     def protocol(self) -> dict:
@@ -136,16 +177,24 @@ class Views:
 
     @property
     def name(self) -> str:
-        """A folder for results of this protocol: empty for one view at scale 1, ``ms_flip`` for the paper's augmentation."""
-        parts = ["ms"] if self.scales == PAPER_SCALES else ["scales", "-".join(f"{s:g}" for s in self.scales)]
+        """A folder for results of this protocol: empty for one view at scale 1, ``ms_flip`` for
+        the paper's augmentation."""
+        parts = (
+            ["ms"]
+            if self.scales == PAPER_SCALES
+            else ["scales", "-".join(f"{s:g}" for s in self.scales)]
+        )
         return "_".join((parts if self.scales != (1.0,) else []) + ["flip"] * self.flip)
 
     def __call__(self, image) -> list[torch.Tensor]:
         return [resize(image) for resize in self.resize]
 
-    def probabilities(self, segmenter, images: list[list[torch.Tensor]], sizes) -> list[torch.Tensor]:
-        """Mean over the views of the class probabilities [K, H, W] at original size, as mmsegmentation's ``SegTTAModel``
-        averages them: the softmax of each view's resized logits."""
+    def probabilities(
+        self, segmenter, images: list[list[torch.Tensor]], sizes
+    ) -> list[torch.Tensor]:
+        """Mean over the views of the class probabilities [K, H, W] at original size, as
+        mmsegmentation's ``SegTTAModel`` averages them: the softmax of each view's resized
+        logits."""
         total, number = [0.0] * len(images), len(self.scales) * (1 + self.flip)
         for scaled in zip(*images, strict=True):
             for mirrored in (False, True)[: 1 + self.flip]:
@@ -157,8 +206,9 @@ class Views:
     def predict(
         self, segmenter, images: list[list[torch.Tensor]], sizes, confidence: float | None = None
     ) -> list[torch.Tensor]:
-        """Class ids [H, W] per image: the argmax of the logits of one view, or of the mean probabilities of several.
-        ``confidence``: pixels whose strongest class has a smaller probability are 255."""
+        """Class ids [H, W] per image: the argmax of the logits of one view, or of the mean
+        probabilities of several. ``confidence``: pixels whose strongest class has a smaller
+        probability are 255."""
         if len(self.scales) == 1 and not self.flip and confidence is None:
             return predict(segmenter, [i for (i,) in images], sizes)
         found = []
@@ -169,9 +219,13 @@ class Views:
 
 
 @torch.no_grad()
-def count(segmenter, loader, confusion, device="cpu", on_batch=None, predict=predict) -> torch.Tensor:
-    """Confusion matrix of a segmenter over a loader of :func:`dd.training.datamodule.whole_loader`; ``on_batch`` gets each batch's
-    predictions. ``predict`` fits the loader's transform: the method of the :class:`Views` that resized its images."""
+def count(
+    segmenter, loader, confusion, device="cpu", on_batch=None, predict=predict
+) -> torch.Tensor:
+    """Confusion matrix of a segmenter over a loader of
+    :func:`dd.training.datamodule.whole_loader`; ``on_batch`` gets each batch's predictions.
+    ``predict`` fits the loader's transform: the method of the :class:`Views` that resized its
+    images."""
     for images, masks in loader:
         predictions = predict(segmenter, to_device(images, device), [tuple(m.shape) for m in masks])
         confusion.update(predictions, to_device(masks, device))
@@ -189,11 +243,17 @@ class DoesNotFit(ValueError):
     """Images that need more memory than the device has."""
 
 
-def fitting(call, batch: list[tuple], unreadable: dict[str, str], fail=lambda what: None) -> list[tuple]:
-    """(item, image, ``call``'s result) of a batch of (item, image): together or, where they do not fit into the device's
-    memory, one by one; what does not fit alone goes to ``unreadable`` {file: why}, and ``fail`` is told."""
+def fitting(
+    call, batch: list[tuple], unreadable: dict[str, str], fail=lambda what: None
+) -> list[tuple]:
+    """(item, image, ``call``'s result) of a batch of (item, image): together or, where they do
+    not fit into the device's memory, one by one; what does not fit alone goes to ``unreadable``
+    {file: why}, and ``fail`` is told."""
     try:
-        return [(*pair, found) for pair, found in zip(batch, call([image for _, image in batch]), strict=True)]
+        return [
+            (*pair, found)
+            for pair, found in zip(batch, call([image for _, image in batch]), strict=True)
+        ]
     except DoesNotFit as error:
         if len(batch) > 1:
             return [row for pair in batch for row in fitting(call, [pair], unreadable, fail)]
@@ -203,8 +263,9 @@ def fitting(call, batch: list[tuple], unreadable: dict[str, str], fail=lambda wh
 
 
 class Predictor:
-    """Images uint8 [H, W, 3] -> class ids uint8 [H, W] at their own size, in the precision and the views that ``run``
-    (run.json) is evaluated in. ``segmenter``: with its weights. DoesNotFit where the device's memory ends."""
+    """Images uint8 [H, W, 3] -> class ids uint8 [H, W] at their own size, in the precision and
+    the views that ``run`` (run.json) is evaluated in. ``segmenter``: with its weights.
+    DoesNotFit where the device's memory ends."""
 
     def __init__(self, run: dict, segmenter, views: Views, device: str = "cpu"):
         self.segmenter, self.views, self.device = segmenter.to(device).eval(), views, device
@@ -213,14 +274,18 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, images: list) -> list:
         with self._fits(images), self._autocast():
-            found = self.views.predict(self.segmenter, self._shown(images), [image.shape[:2] for image in images])
+            found = self.views.predict(
+                self.segmenter, self._shown(images), [image.shape[:2] for image in images]
+            )
         return [mask.to(torch.uint8).cpu().numpy() for mask in found]
 
     @torch.no_grad()
     def probabilities(self, images: list) -> list[torch.Tensor]:
         """Class probabilities float32 [K, H, W] of each image at its own size, on the device."""
         with self._fits(images), self._autocast():
-            return self.views.probabilities(self.segmenter, self._shown(images), [image.shape[:2] for image in images])
+            return self.views.probabilities(
+                self.segmenter, self._shown(images), [image.shape[:2] for image in images]
+            )
 
     def _autocast(self):
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
@@ -230,9 +295,12 @@ class Predictor:
         try:
             yield
         except torch.OutOfMemoryError:
-            height, width = max((image.shape[:2] for image in images), key=lambda size: size[0] * size[1])
+            height, width = max(
+                (image.shape[:2] for image in images), key=lambda size: size[0] * size[1]
+            )
             raise DoesNotFit(
-                f"{len(images)} images of up to {width}x{height} do not fit into the memory of {self.device}: make them "
+                f"{len(images)} images of up to {width}x{height} do not fit into the memory of "
+                f"{self.device}: make them "
                 "smaller, or choose device=cpu"
             ) from None
 
@@ -247,12 +315,15 @@ def unshared_statistics(module) -> list[torch.Tensor]:
 
 
 class Segmentation(pl.LightningModule):
-    """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole tune set.
+    """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole
+    tune set.
 
-    ``segmenter`` offers ``loss(images, labels)``, ``forward(images)`` and ``parameter_groups(...)``. What may make a step
-    shorter, and changes results by rounding alone: ``channels_last`` (the layout of weights and activations), ``fused``
-    (AdamW in one kernel), ``compile`` (the loss by torch.compile; needs a C++ compiler, and minutes before the first step).
-    ``teacher``: batches hold unlabelled photographs too, which the average of the weights (:class:`EMA`) labels.
+    ``segmenter`` offers ``loss(images, labels)``, ``forward(images)`` and
+    ``parameter_groups(...)``. What may make a step shorter, and changes results by rounding alone:
+    ``channels_last`` (the layout of weights and activations), ``fused`` (AdamW in one kernel),
+    ``compile`` (the loss by torch.compile; needs a C++ compiler, and minutes before the first
+    step). ``teacher``: batches hold unlabelled photographs too, which the average of the weights
+    (:class:`EMA`) labels.
     """
 
     def __init__(
@@ -272,10 +343,19 @@ class Segmentation(pl.LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters(
-            "learning_rate", "weight_decay", "backbone_multiplier", "betas", "poly_power", "warmup", "channels_last", "fused",
+            "learning_rate",
+            "weight_decay",
+            "backbone_multiplier",
+            "betas",
+            "poly_power",
+            "warmup",
+            "channels_last",
+            "fused",
             "compile",
-        )  # fmt: skip
-        self.segmenter = segmenter.to(memory_format=torch.channels_last) if channels_last else segmenter
+        )
+        self.segmenter = (
+            segmenter.to(memory_format=torch.channels_last) if channels_last else segmenter
+        )
         self.class_names = class_names
         self.confusion = metrics.confusion_matrix(len(class_names))
         self.teacher, self._loss, self._averages, self._unshared = teacher, None, None, []
@@ -286,11 +366,17 @@ class Segmentation(pl.LightningModule):
     def on_train_start(self):
         self._averages = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
         if self.teacher is not None and self._averages is None:
-            raise ValueError("self-training needs the average of the weights as its teacher: trainer.callbacks.ema")
+            raise ValueError(
+                "self-training needs the average of the weights as its teacher: "
+                "trainer.callbacks.ema"
+            )
         if self.teacher is not None and self.trainer.world_size > 1:
             self._unshared = unshared_statistics(self._averages.average.segmenter)
-        # not before: until then the module is copied for its average, and a compiled function would go with it
-        self._loss = torch.compile(self.segmenter.loss) if self.hparams.compile else self.segmenter.loss
+        # not before: until then the module is copied for its average, and a compiled function would
+        # go with it
+        self._loss = (
+            torch.compile(self.segmenter.loss) if self.hparams.compile else self.segmenter.loss
+        )
         self._since = time.perf_counter(), self.trainer.global_step
 
     def _is_logged(self) -> bool:
@@ -305,14 +391,20 @@ class Segmentation(pl.LightningModule):
             self.log("train/learning_rate", max(g["lr"] for g in self.optimizers().param_groups))
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items() if k != "loss"})
         self.log("train/loss", losses["loss"].detach(), prog_bar=True)
-        return losses["loss"] + self._photo_loss(images, labels, *photos) if photos else losses["loss"]
+        return (
+            losses["loss"] + self._photo_loss(images, labels, *photos) if photos else losses["loss"]
+        )
 
     def _photo_loss(self, images, labels, shown, changed, known):
         """The teacher sees ``shown``, the student learns its labels on ``changed``."""
-        for buffer in self._unshared:  # one teacher for all processes, the one that a checkpoint holds
+        for (
+            buffer
+        ) in self._unshared:  # one teacher for all processes, the one that a checkpoint holds
             torch.distributed.broadcast(buffer, 0)
         found = self.teacher.labels(self._averages.average.segmenter, shown, known)
-        self.log("train/taught", (found != IGNORE).float().mean())  # share of the pixels that got a label
+        self.log(
+            "train/taught", (found != IGNORE).float().mean()
+        )  # share of the pixels that got a label
         mixed = class_mix(images, labels, changed, found) if self.teacher.mix else (changed, found)
         loss = self._loss(*mixed)["loss"]
         self.log("train/photo_loss", loss.detach())
@@ -337,7 +429,9 @@ class Segmentation(pl.LightningModule):
         return predictions  # for callbacks that show them
 
     def on_validation_epoch_start(self):
-        if self.trainer.world_size > 1:  # each has batch statistics of its own images; a checkpoint holds the first one's
+        if (
+            self.trainer.world_size > 1
+        ):  # each has batch statistics of its own images; a checkpoint holds the first one's
             for buffer in self.segmenter.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
@@ -353,7 +447,9 @@ class Segmentation(pl.LightningModule):
                 if value is not None:
                     self.log(f"tune/iou/{name}", value, **same)
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ):
         """As Lightning does it, which refuses a fused optimiser although without a loss scale there
         is nothing to undo, and which keeps to itself the norm of the gradient that it clips."""
         plain = type(self.trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
@@ -372,12 +468,20 @@ class Segmentation(pl.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        groups = self.segmenter.parameter_groups(h.learning_rate, h.weight_decay, h.backbone_multiplier)
-        how = {"betas": tuple(h.betas), "weight_decay": h.weight_decay, "fused": h.fused or None}  # None: torch chooses
+        groups = self.segmenter.parameter_groups(
+            h.learning_rate, h.weight_decay, h.backbone_multiplier
+        )
+        how = {
+            "betas": tuple(h.betas),
+            "weight_decay": h.weight_decay,
+            "fused": h.fused or None,
+        }  # None: torch chooses
         optimizer = torch.optim.AdamW(groups, h.learning_rate, **how)
         total, power, warmup = self.trainer.max_steps, h.poly_power, h.warmup
 
         def factor(step):
             return min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / total) ** power
 
-        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}]
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+        ]

@@ -1,4 +1,5 @@
-"""W&B: curves, masks, a table of samples, and the lineage data set -> model -> evaluation. The only importer of wandb."""
+"""W&B: curves, masks, a table of samples, and the lineage data set -> model -> evaluation. The
+only importer of wandb."""
 
 import json
 import os
@@ -16,26 +17,46 @@ UNCERTAIN = "uncertain"  # what 255 is called in overlays
 
 
 class Wandb(WandbLogger):
-    """One W&B run for each run folder: its id is kept in ``<save_dir>/wandb.json``, so that a resumed run goes on in it.
+    """One W&B run for each run folder: its id is kept in ``<save_dir>/wandb.json``, so that a
+    resumed run goes on in it.
 
-    ``offline`` (or WANDB_MODE=offline): nothing is sent, the lineage is in the run's config, ``wandb sync`` sends it later.
-    ``log_model``: true uploads checkpoints/last.ckpt once, at the end; false uploads no weights at all. ValueError for
-    anything else, and for true with offline.
+    ``offline`` (or WANDB_MODE=offline): nothing is sent, the lineage is in the run's config,
+    ``wandb sync`` sends it later. ``log_model``: true uploads checkpoints/last.ckpt once, at the
+    end; false uploads no weights at all. ValueError for anything else, and for true with offline.
     """
 
-    def __init__(self, save_dir: str, name: str, offline: bool = False, log_model: bool = False, group=None, **kwargs):
+    def __init__(
+        self,
+        save_dir: str,
+        name: str,
+        offline: bool = False,
+        log_model: bool = False,
+        group=None,
+        **kwargs,
+    ):
         need("wandb", "wandb")
         offline = offline or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
         if not isinstance(log_model, bool) or (log_model and offline):
             raise ValueError(
-                f"logger.wandb.log_model={log_model!r}{' and offline' if offline else ''}: expected false (no weights are "
+                f"logger.wandb.log_model={log_model!r}{' and offline' if offline else ''}: "
+                "expected false (no weights are "
                 "uploaded) or, online, true (checkpoints/last.ckpt is uploaded once, at the end)"
             )
-        self._record, self._upload, self._fingerprints = Path(save_dir) / "wandb.json", log_model, {}
-        known = read_own(self._record, {"id": (str, None)})["id"] if self._record.is_file() else os.environ.get("WANDB_RUN_ID")
+        self._record, self._upload, self._fingerprints = (
+            Path(save_dir) / "wandb.json",
+            log_model,
+            {},
+        )
+        known = (
+            read_own(self._record, {"id": (str, None)})["id"]
+            if self._record.is_file()
+            else os.environ.get("WANDB_RUN_ID")
+        )
         mode = {"mode": "offline"} if offline else {}
         group = group or name.rpartition("/")[0] or None
-        super().__init__(name, save_dir, version=known, group=group, job_type="train", **mode, **kwargs)
+        super().__init__(
+            name, save_dir, version=known, group=group, job_type="train", **mode, **kwargs
+        )
         self._wandb_init.pop("anonymous")  # Lightning passes it on, W&B warns of it
 
     @property
@@ -46,23 +67,33 @@ class Wandb(WandbLogger):
 
             self._record.parent.mkdir(parents=True, exist_ok=True)
             _keep_in(self._record.parent)
-            if wandb.run is not None:  # an earlier run of this process, which Lightning would go on with
+            if (
+                wandb.run is not None
+            ):  # an earlier run of this process, which Lightning would go on with
                 wandb.finish()
             run = super().experiment
-            about = {k: getattr(run, k) for k in ("id", "entity", "project", "name", "group", "offline")}
+            about = {
+                k: getattr(run, k) for k in ("id", "entity", "project", "name", "group", "offline")
+            }
             write_json(self._record, {k: v or None for k, v in about.items()})
         return self._experiment
 
     def begin(self, settings, trained_on, init_from):
         described = data_sets(trained_on)
-        self._fingerprints = {"data": {name: fingerprint(value) for name, value in described.items()}}
-        self.experiment.config.update({**settings, "fingerprints": self._fingerprints}, allow_val_change=True)
+        self._fingerprints = {
+            "data": {name: fingerprint(value) for name, value in described.items()}
+        }
+        self.experiment.config.update(
+            {**settings, "fingerprints": self._fingerprints}, allow_val_change=True
+        )
         if self.experiment.offline:
             return
         for name, value in described.items():
             self.experiment.use_artifact(_artifact(name, "dataset", value, {"data.json": value}))
         if init_from and (Path(init_from) / "wandb.json").is_file():
-            self.experiment.use_artifact(_model(Path(init_from), read_own(Path(init_from) / "run.json", {})))
+            self.experiment.use_artifact(
+                _model(Path(init_from), read_own(Path(init_from) / "run.json", {}))
+            )
 
     def show(self, samples, class_names, step):
         self.log_metrics({"tune/masks": [_overlay(s, class_names, "both") for s in samples]}, step)
@@ -76,7 +107,14 @@ class Wandb(WandbLogger):
     def table(self, samples, class_names, step):
         import wandb
 
-        rows = [[s.id, *(_overlay(s, class_names, what) for what in ("none", "truth", "prediction")), s.miou] for s in samples]
+        rows = [
+            [
+                s.id,
+                *(_overlay(s, class_names, what) for what in ("none", "truth", "prediction")),
+                s.miou,
+            ]
+            for s in samples
+        ]
         columns = ["id", "image", "truth", "prediction", "miou"]
         self.log_metrics({"tune/samples": wandb.Table(columns=columns, data=rows)}, step)
 
@@ -99,7 +137,8 @@ class Wandb(WandbLogger):
 
 
 def _keep_in(run_folder: Path) -> None:
-    """W&B stages the files of artifacts in the user's home: an offline run would not be whole without it."""
+    """W&B stages the files of artifacts in the user's home: an offline run would not be whole
+    without it."""
     ours = str(run_folder.resolve() / "wandb")
     if os.environ.get("WANDB_DATA_DIR") in (None, os.environ.get("DD_WANDB_DATA_DIR")):
         os.environ["WANDB_DATA_DIR"] = os.environ["DD_WANDB_DATA_DIR"] = ours
@@ -117,7 +156,9 @@ def _overlay(sample, class_names, what: str):
 def _artifact(name, kind, metadata, files):
     import wandb
 
-    artifact = wandb.Artifact(artifact_name(name), type=kind, metadata={"fingerprint": fingerprint(metadata), **metadata})
+    artifact = wandb.Artifact(
+        artifact_name(name), type=kind, metadata={"fingerprint": fingerprint(metadata), **metadata}
+    )
     for path, value in files.items():
         with artifact.new_file(path) as file:
             file.write(json.dumps(value, indent=1))
@@ -132,16 +173,24 @@ def _model(run_folder: Path, run: dict) -> str:
 
 
 def log_evaluation(run_folder, where: str, result: dict) -> None:
-    """Add metrics.json to the W&B lineage of a run that was trained with logger=wandb, as a run of its own, ``where`` =
-    ``eval/voc``. FileNotFoundError for a run without W&B; a failure of W&B itself is a warning."""
+    """Add metrics.json to the W&B lineage of a run that was trained with logger=wandb, as a run
+    of its own, ``where`` = ``eval/voc``. FileNotFoundError for a run without W&B; a failure of
+    W&B itself is a warning."""
     run_folder = Path(run_folder)
     if not (run_folder / "wandb.json").is_file():
-        raise FileNotFoundError(f"{run_folder} has no wandb.json: it was not trained with logger=wandb; leave out wandb=true")
+        raise FileNotFoundError(
+            f"{run_folder} has no wandb.json: it was not trained with logger=wandb; leave out "
+            "wandb=true"
+        )
     need("wandb", "wandb")
     try:
         _log_evaluation(run_folder, read_json(run_folder / "wandb.json"), where, result)
     except Exception as error:
-        warnings.warn(f"W&B did not take the evaluation ({type(error).__name__}: {error}); metrics.json is kept", stacklevel=2)
+        warnings.warn(
+            f"W&B did not take the evaluation ({type(error).__name__}: {error}); metrics.json is "
+            "kept",
+            stacklevel=2,
+        )
 
 
 def _log_evaluation(run_folder, known, where, result):
@@ -151,16 +200,31 @@ def _log_evaluation(run_folder, known, where, result):
     kept = ("data", "split", "masks", "num_images", "weights", "protocol", "supervision")
     prints = {"model": result["weights_sha256"], "evaluation": fingerprint(result)}
     run = wandb.init(
-        project=known["project"], entity=known["entity"], group=known["group"], name=f"{known['name']}/{where}",
-        id=artifact_name(f"{known['id']}-{where}"), resume="allow", job_type="evaluate", dir=run_folder,
-        mode="offline" if known["offline"] else None, config={**{k: result[k] for k in kept}, "fingerprints": prints},
-    )  # fmt: skip
+        project=known["project"],
+        entity=known["entity"],
+        group=known["group"],
+        name=f"{known['name']}/{where}",
+        id=artifact_name(f"{known['id']}-{where}"),
+        resume="allow",
+        job_type="evaluate",
+        dir=run_folder,
+        mode="offline" if known["offline"] else None,
+        config={**{k: result[k] for k in kept}, "fingerprints": prints},
+    )
     rows = [[name, value] for name, value in result["iou"].items()]
     run.log({"iou": wandb.Table(columns=["class", "iou"], data=rows)})
     run.log({"confusion": wandb.Image(confusion_picture(result["confusion"], list(result["iou"])))})
     run.summary.update({"miou": result["miou"], "pixel_accuracy": result["pixel_accuracy"]})
     if not run.offline:
         run.use_artifact(_model(run_folder, result))
-    facts = {"miou": result["miou"], "model": result["weights_sha256"], **{k: result[k] for k in kept}}
-    run.log_artifact(_artifact(f"evaluation-{known['id']}-{where}", "evaluation", facts, {"metrics.json": result}))
+    facts = {
+        "miou": result["miou"],
+        "model": result["weights_sha256"],
+        **{k: result[k] for k in kept},
+    }
+    run.log_artifact(
+        _artifact(
+            f"evaluation-{known['id']}-{where}", "evaluation", facts, {"metrics.json": result}
+        )
+    )
     run.finish()

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from dd.attention import maths as attention
-from dd.attention.maths import class_maps, exponentiate, heat_maps, mean_attention, resize_maps, split_heads
+from dd.attention.maths import (
+    class_maps,
+    exponentiate,
+    heat_maps,
+    mean_attention,
+    resize_maps,
+    split_heads,
+)
 
 
 def random(*shape, seed=0):
@@ -30,7 +37,10 @@ def test_mean_attention_against_loops():
         for n in range(4):
             expected = [0.0] * 6
             for h in range(3):
-                logits = [sum(float(q[b, h, n, d]) * float(k[b, h, t, d]) for d in range(5)) * scale for t in range(6)]
+                logits = [
+                    sum(float(q[b, h, n, d]) * float(k[b, h, t, d]) for d in range(5)) * scale
+                    for t in range(6)
+                ]
                 powers = [math.exp(x) for x in logits]
                 for t in range(6):
                     expected[t] += powers[t] / sum(powers) / 3
@@ -39,7 +49,9 @@ def test_mean_attention_against_loops():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rows_are_distributions_in_float32(dtype):
-    found = mean_attention(random(2, 3, 16, 8).to(dtype), random(2, 3, 77, 8, seed=1).to(dtype) * 20, 1.0)
+    found = mean_attention(
+        random(2, 3, 16, 8).to(dtype), random(2, 3, 77, 8, seed=1).to(dtype) * 20, 1.0
+    )
     assert found.dtype == torch.float32 and found.shape == (2, 16, 77)
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(-1), torch.ones(2, 16))
@@ -94,14 +106,20 @@ def test_exponentiation_against_the_matrix_power():
 
 def test_power_zero_is_the_map_itself_and_constants_stay():
     attention, maps = stochastic(12, 12), stochastic(3, 12, seed=1)
-    torch.testing.assert_close(exponentiate(attention, maps, 4)[:, 0], maps.double(), rtol=2e-7, atol=1e-8)
+    torch.testing.assert_close(
+        exponentiate(attention, maps, 4)[:, 0], maps.double(), rtol=2e-7, atol=1e-8
+    )
     assert exponentiate(attention, maps, 0).shape == (3, 1, 12)
     constant = torch.full((1, 12), 1 / 77)
     assert torch.equal(exponentiate(attention, constant, 5), constant.double().expand(1, 6, 12))
 
 
 def test_heat_maps_are_the_steps_in_order():
-    cross, self_attention, spans = stochastic(64, 9), stochastic(256, 256, seed=1), [[1, 2], [4], [5]]
+    cross, self_attention, spans = (
+        stochastic(64, 9),
+        stochastic(256, 256, seed=1),
+        [[1, 2], [4], [5]],
+    )
     heat = heat_maps(cross, self_attention, spans, 3)
     assert heat.shape == (3, 4, 16, 16) and heat.dtype == torch.float64
     start = resize_maps(class_maps(cross, spans), 16).double()
@@ -112,7 +130,9 @@ def test_heat_maps_are_the_steps_in_order():
 
 @pytest.mark.parametrize(("cross_side", "self_side"), [(8, 8), (8, 16), (16, 8), (3, 6)])
 def test_heat_has_the_side_of_the_self_attention(cross_side, self_side):
-    heat = heat_maps(stochastic(cross_side**2, 5), stochastic(self_side**2, self_side**2), [[1], [2]], 2)
+    heat = heat_maps(
+        stochastic(cross_side**2, 5), stochastic(self_side**2, self_side**2), [[1], [2]], 2
+    )
     assert heat.shape == (2, 3, self_side, self_side)
 
 

@@ -1,5 +1,5 @@
-"""The Triton kernels against the slow path: on a GPU where there is one, else in Triton's interpreter (which cannot multiply
-bfloat16)."""
+"""The Triton kernels against the slow path: on a GPU where there is one, else in Triton's
+interpreter (which cannot multiply bfloat16)."""
 
 import os
 import subprocess
@@ -18,9 +18,16 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 DTYPES = [torch.float16, torch.bfloat16] if GPU else [torch.float16]
 SHAPES = [  # samples, heads, pixels, texts, width of a head
-    (2, 3, 16, 77, 8), (1, 8, 256, 77, 160), (3, 2, 100, 100, 40), (2, 1, 65, 64, 80), (1, 1, 1, 1, 1),
-    (1, 2, 64, 130, 64), (2, 3, 70, 150, 40), (3, 2, 65, 129, 80), (1, 2, 100, 200, 160),  # in two passes
-]  # fmt: skip
+    (2, 3, 16, 77, 8),
+    (1, 8, 256, 77, 160),
+    (3, 2, 100, 100, 40),
+    (2, 1, 65, 64, 80),
+    (1, 1, 1, 1, 1),
+    (1, 2, 64, 130, 64),
+    (2, 3, 70, 150, 40),
+    (3, 2, 65, 129, 80),
+    (1, 2, 100, 200, 160),  # in two passes
+]
 
 
 def made(samples, heads, pixels, texts, width, dtype, spread=3.0):
@@ -58,7 +65,10 @@ def test_logits_far_beyond_half_precision_do_not_overflow(dtype, texts):
 
 def test_heads_chosen_by_number_and_tensors_of_another_layout():
     q, k = made(2, 4, 30, 20, 16, torch.float16)
-    for some, other in ((q[:, [2, 0]], k[:, [2, 0]]), (q.transpose(2, 3).contiguous().transpose(2, 3), k)):
+    for some, other in (
+        (q[:, [2, 0]], k[:, [2, 0]]),
+        (q.transpose(2, 3).contiguous().transpose(2, 3), k),
+    ):
         out = torch.empty(2, 30, 20, device=DEVICE)
         fused.mean_attention(some, other, 0.25, out, add=False)
         torch.testing.assert_close(out, slow(some, other, 0.25), rtol=1e-5, atol=2e-6)
@@ -76,14 +86,19 @@ def tried(monkeypatch):
 def test_where_the_kernel_does_not_run_the_slow_path_is_taken_and_told_once(tried):
     tried.setattr(fused, "mean_attention", lambda *_, **__: 1 / 0)
     q, k = made(2, 3, 9, 7, 16, torch.float16)
-    message = "without the fused kernel.*for heads of 16 in torch.float16 .ZeroDivisionError: division by zero.*C compiler"
+    message = (
+        "without the fused kernel.*for heads of 16 in torch.float16 .ZeroDivisionError: "
+        "division by zero.*C compiler"
+    )
     with pytest.warns(UserWarning, match=message):
         found = attention.mean_attention(q, k, 0.25)
     torch.testing.assert_close(found, slow(q, k, 0.25))
     assert torch.equal(attention.mean_attention(q, k, 0.25), found)
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(256, torch.float16), (257, torch.float16), (64, torch.float32)])
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(256, torch.float16), (257, torch.float16), (64, torch.float32)]
+)
 def test_single_precision_and_very_wide_heads_are_left_to_the_slow_path(tried, width, dtype):
     calls, kernels = [], fused.mean_attention
     tried.setattr(fused, "mean_attention", lambda *given: (calls.append(given), kernels(*given))[1])
@@ -111,14 +126,17 @@ from triton.compiler import ASTSource
 from dd.attention import fused
 
 constants = {"ROWS", "COLUMNS", "WIDTH", "WHOLE", "ADD"}
-kinds = {"q": "*fp16", "k": "*fp16", "out": "*fp32", "log_sums": "*fp32", "factor": "fp32", "share": "fp32"}
+kinds = {"q": "*fp16", "k": "*fp16", "out": "*fp32", "log_sums": "*fp32"}
+kinds |= {"factor": "fp32", "share": "fp32"}
 for width, length in ((64, 4096), (128, 1024), (256, 256), (256, 77)):
     rows, columns, how = fused._tile(width, length)
-    values = {"ROWS": rows, "COLUMNS": columns, "WIDTH": width, "WHOLE": length <= fused.WHOLE, "ADD": True}
+    values = {"ROWS": rows, "COLUMNS": columns, "WIDTH": width, "ADD": True}
+    values["WHOLE"] = length <= fused.WHOLE
     for kernel in (fused._mean,) if values["WHOLE"] else (fused._log_sums, fused._mean):
         names = kernel.arg_names
         types = {n: "constexpr" if n in constants else kinds.get(n, "i32") for n in names}
-        source = ASTSource(kernel, types, constexprs={n: values[n] for n in names if n in constants})
+        constexprs = {n: values[n] for n in names if n in constants}
+        source = ASTSource(kernel, types, constexprs=constexprs)
         made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=how)
         print(kernel.__name__, made.metadata.shared)
 """
@@ -127,7 +145,10 @@ for width, length in ((64, 4096), (128, 1024), (256, 256), (256, 77)):
 def test_the_kernels_compile_and_fit_into_the_shared_memory_of_a_multiprocessor():
     """For a GPU that need not be there: what the interpreter lets pass, the compiler may refuse."""
     made = subprocess.run(
-        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "0"}
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
     )
     assert made.returncode == 0, made.stderr
     shared = [int(line.split()[1]) for line in made.stdout.splitlines()]

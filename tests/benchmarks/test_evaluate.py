@@ -11,15 +11,36 @@ from dd.store.provenance import read_json
 
 
 def test_its_last_line_holds_the_ratios(capsys, tmp_path):
-    small = ["--images", "7", "--network", "3", "--batch", "2", "--depth", "18", "--size", "64", "--device", "cpu"]
+    small = [
+        "--images",
+        "7",
+        "--network",
+        "3",
+        "--batch",
+        "2",
+        "--depth",
+        "18",
+        "--size",
+        "64",
+        "--device",
+        "cpu",
+    ]
     result = evaluate.main([*small, "--output", str(tmp_path / "evaluate.json")])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result == read_json(tmp_path / "evaluate.json")
+    assert (
+        json.loads(capsys.readouterr().out.splitlines()[-1])
+        == result
+        == read_json(tmp_path / "evaluate.json")
+    )
     assert result["images"] == 7 and result["threads"] == torch.get_num_threads()
     each = result["milliseconds_an_image"]
     assert each.keys() == {"ours", "torchmetrics", "mmsegmentation"} and min(each.values()) > 0
-    assert result["torchmetrics_over_ours"] == pytest.approx(each["torchmetrics"] / each["ours"], rel=0.02)
+    assert result["torchmetrics_over_ours"] == pytest.approx(
+        each["torchmetrics"] / each["ours"], rel=0.02
+    )
     assert sum(result["share_percent"].values()) == pytest.approx(100, abs=0.1)
-    assert result["outside_the_network_percent"] == pytest.approx(100 - result["share_percent"]["network"], abs=0.02)
+    assert result["outside_the_network_percent"] == pytest.approx(
+        100 - result["share_percent"]["network"], abs=0.02
+    )
 
 
 def test_a_count_that_differs_is_an_error(monkeypatch):

@@ -1,4 +1,5 @@
-"""The benchmarks run, at sizes that show nothing but that they do: their last line is JSON with the figures they promise."""
+"""The benchmarks run, at sizes that show nothing but that they do: their last line is JSON with
+the figures they promise."""
 
 import importlib
 import json
@@ -29,9 +30,13 @@ def figures(monkeypatch, capsys):
 
 
 def test_capture(figures):
-    (row,) = figures("capture", "--models", "embedded", "--batch", 2, "--steps", 1, "--rounds", 1)["capture"]
+    (row,) = figures("capture", "--models", "embedded", "--batch", 2, "--steps", 1, "--rounds", 1)[
+        "capture"
+    ]
     assert row["plain"]["time_over_plain"] == row["plain"]["peak_over_plain"] == 1
-    assert row["naive"]["peak_gb"] > row["capture"]["peak_gb"] > 0  # all maps of two images against their mean
+    assert (
+        row["naive"]["peak_gb"] > row["capture"]["peak_gb"] > 0
+    )  # all maps of two images against their mean
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is said where there is no GPU")
@@ -41,7 +46,18 @@ def test_attention_needs_a_gpu(figures):
 
 
 def test_generate(figures):
-    options = ("--images", 3, "--batch", 2, "--steps", 1, "--rounds", 1, "--options", "channels_last")
+    options = (
+        "--images",
+        3,
+        "--batch",
+        2,
+        "--steps",
+        1,
+        "--rounds",
+        1,
+        "--options",
+        "channels_last",
+    )
     found = figures("generate", *options)["generate"]
     assert list(found) == ["plain", "ours", "channels_last", "in turns"]
     assert all(row["images_per_second"] > 0 and row["over_plain"] > 0 for row in found.values())
@@ -49,13 +65,21 @@ def test_generate(figures):
 
 def test_label(figures):
     found = figures("label", "--samples", 8, "--rounds", 1)
-    assert len(found["masks_per_second"]) == 5 and all(v > 0 for v in found["masks_per_second"].values())
+    assert len(found["masks_per_second"]) == 5 and all(
+        v > 0 for v in found["masks_per_second"].values()
+    )
 
 
 def test_scaling(figures):
     found = figures("scaling", "--workers", "--samples", 70, "--classes", 254)
-    assert [row["samples"] for row in found["samples"]] == [70] and [row["classes"] for row in found["classes"]] == [254]
-    assert all(row[what]["seconds"] >= 0 for row in found["samples"] for what in ("make", "find complete", "masks"))
+    assert [row["samples"] for row in found["samples"]] == [70] and [
+        row["classes"] for row in found["classes"]
+    ] == [254]
+    assert all(
+        row[what]["seconds"] >= 0
+        for row in found["samples"]
+        for what in ("make", "find complete", "masks")
+    )
 
 
 @pytest.mark.full
@@ -72,5 +96,7 @@ def test_the_large_unets_are_read_where_the_paper_reads_them(kind):
     with torch.no_grad(), AttentionRecorder(unet, states, 16, 32) as recorder:
         unet(torch.zeros(2, 4, 64, 64), torch.tensor([1, 1]), states.repeat(2, 1, 1))
     recorder.check()
-    assert recorder.self_attention.shape == (1, 1024, 1024) and recorder.cross["class_prompt"].shape == (1, 256, 77)
+    assert recorder.self_attention.shape == (1, 1024, 1024) and recorder.cross[
+        "class_prompt"
+    ].shape == (1, 256, 77)
     assert MILLIONS[kind] == pytest.approx(sum(p.numel() for p in unet.parameters()) / 1e6, abs=0.1)

@@ -1,4 +1,5 @@
-"""benchmarks/train.py: its data, configurations and turns; and, among the long tests, all five trainings at a small size."""
+"""benchmarks/train.py: its data, configurations and turns; and, among the long tests, all five
+trainings at a small size."""
 
 import json
 from pathlib import Path
@@ -16,7 +17,9 @@ from dd.taxonomy import taxonomy
 
 @pytest.fixture
 def setup(tmp_path):
-    return Setup(str(write_voc(tmp_path / "VOC", 8)), str(tmp_path), "cpu", 18, 64, 2, 0, turns=2, turn=1)
+    return Setup(
+        str(write_voc(tmp_path / "VOC", 8)), str(tmp_path), "cpu", 18, 64, 2, 0, turns=2, turn=1
+    )
 
 
 class Parent:
@@ -59,7 +62,14 @@ def test_the_runners_configuration_is_its_own(setup):
     assert cfg.model.type == "EncoderDecoder" and cfg.model.backbone.depth == 18
     assert cfg.optim_wrapper.type == "OptimWrapper" and cfg.optim_wrapper.optimizer.type == "SGD"
     steps = [s.type for s in cfg.train_dataloader.dataset.pipeline]
-    assert steps[2:] == ["RandomResize", "RandomCrop", "RandomFlip", "PhotoMetricDistortion", "Pad", "PackSegInputs"]
+    assert steps[2:] == [
+        "RandomResize",
+        "RandomCrop",
+        "RandomFlip",
+        "PhotoMetricDistortion",
+        "Pad",
+        "PackSegInputs",
+    ]
     setup.device = "cuda"
     cfg = runner_config(Side("runner", True, True), setup)
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ("AmpOptimWrapper", "bfloat16")
@@ -72,12 +82,26 @@ def test_the_time_spent_waiting_is_that_of_the_loader():
 
 
 def test_rates_and_ratios_are_of_the_medians(setup):
-    times = {"ours_fp32": 2.0, "runner_fp32": 4.0, "ours_bf16": 1.0, "runner_bf16": 1.5, "everything": 0.5}
-    taken = {name: {"seconds": [s, 100.0, s], "waited": 1.0, "peak_bytes": 2**30, "loss": 3.0} for name, s in times.items()}
+    times = {
+        "ours_fp32": 2.0,
+        "runner_fp32": 4.0,
+        "ours_bf16": 1.0,
+        "runner_bf16": 1.5,
+        "everything": 0.5,
+    }
+    taken = {
+        name: {"seconds": [s, 100.0, s], "waited": 1.0, "peak_bytes": 2**30, "loss": 3.0}
+        for name, s in times.items()
+    }
     found = train.summary(taken, setup)
-    assert found["trainings"]["runner_bf16"]["images_per_second"] == pytest.approx(2 / 1.5, abs=1e-4)
+    assert found["trainings"]["runner_bf16"]["images_per_second"] == pytest.approx(
+        2 / 1.5, abs=1e-4
+    )
     assert found["trainings"]["ours_fp32"]["waiting_percent"] == pytest.approx(100 / 104, abs=0.01)
-    ratios = [found[f"{k}_over_runner_{p}"] for k, p in (("ours", "fp32"), ("ours", "bf16"), ("everything", "bf16"))]
+    ratios = [
+        found[f"{k}_over_runner_{p}"]
+        for k, p in (("ours", "fp32"), ("ours", "bf16"), ("everything", "bf16"))
+    ]
     assert ratios == pytest.approx([2, 1.5, 3], abs=1e-3)
 
 
@@ -91,10 +115,20 @@ def test_what_cannot_be_measured_is_refused(argument, capsys):
 @pytest.mark.full
 def test_all_five_trainings(capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    result = train.main(["--device", "cpu", "--depth", "18", "--size", "64", "--steps", "1", "--profile"])
+    result = train.main(
+        ["--device", "cpu", "--depth", "18", "--size", "64", "--steps", "1", "--profile"]
+    )
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == result
-    assert list(result["trainings"]) == ["ours_fp32", "runner_fp32", "ours_bf16", "runner_bf16", "everything"]
+    assert list(result["trainings"]) == [
+        "ours_fp32",
+        "runner_fp32",
+        "ours_bf16",
+        "runner_bf16",
+        "everything",
+    ]
     assert all(row["images_per_second"] > 0 for row in result["trainings"].values())
     assert len(result["operations_percent"]) == 8 and not torch.cuda.is_available()
     same = [result["trainings"][name]["last_loss"] for name in ("ours_bf16", "everything")]
-    assert same[0] == pytest.approx(same[1], rel=0.02)  # the layout and the fused optimiser: rounding of bfloat16 alone
+    assert same[0] == pytest.approx(
+        same[1], rel=0.02
+    )  # the layout and the fused optimiser: rounding of bfloat16 alone

@@ -1,4 +1,5 @@
-"""The command line: what a job is called, what each value may be, how errors are answered and sweeps go on."""
+"""The command line: what a job is called, what each value may be, how errors are answered and
+sweeps go on."""
 
 import errno
 import logging
@@ -19,7 +20,8 @@ from dd.config.objects import check_loaded
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """``command(run, *arguments)`` -> exit status of a root script with this ``run``, in an empty folder."""
+    """``command(run, *arguments)`` -> exit status of a root script with this ``run``, in an
+    empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DD_TRACEBACK", raising=False)
     handlers, level = logging.root.handlers[:], logging.root.level
@@ -39,7 +41,12 @@ def command(tmp_path, monkeypatch):
 
 def test_a_command_gets_its_configuration(command):
     seen = []
-    assert command(lambda cfg: seen.append((cfg.name, cfg.seed, cfg.masks.power)), "seed=3", "masks=paper") == 0
+    assert (
+        command(
+            lambda cfg: seen.append((cfg.name, cfg.seed, cfg.masks.power)), "seed=3", "masks=paper"
+        )
+        == 0
+    )
     assert seen == [("shapes", 3, 4)]
 
 
@@ -48,13 +55,18 @@ def test_a_command_writes_no_files_of_its_own(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [ValueError("too small"), FileNotFoundError("nowhere"), FileExistsError("other settings")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("too small"), FileNotFoundError("nowhere"), FileExistsError("other settings")],
+)
 def test_an_error_is_one_screen(command, capsys, error):
     def run(cfg):
         raise error
 
     assert command(run, "seed=0") == 2
-    assert capsys.readouterr().err == f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)\n"
+    assert (
+        capsys.readouterr().err == f"error: {error}\n(DD_TRACEBACK=1 shows where it was raised)\n"
+    )
 
 
 def test_a_mistyped_override_ends_before_the_run(command, capsys):
@@ -74,7 +86,10 @@ def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
     for arguments in ([], ["-m"]):
         assert command(pytest.fail, *arguments) == 2
         said = capsys.readouterr().err
-        assert "usage: python generate.py key=value" in said and "experiment=coco | shapes | shapes_label_free | voc\n" in said
+        assert (
+            "usage: python generate.py key=value" in said
+            and "experiment=coco | shapes | shapes_label_free | voc\n" in said
+        )
         assert "masks=paper | shapes" in said and "num_images" in said
     assert command(pytest.fail, root="train") == 2
     assert "experiment=coco_budget | coco_finetune" in capsys.readouterr().err
@@ -83,7 +98,10 @@ def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
 def test_a_run_without_a_name_is_told_to_have_one(command, capsys):
     assert command(pytest.fail, "seed=1", root="train") == 2
     said = capsys.readouterr().err
-    assert "error: name has no default and was not given: add name=<value> to the command, or choose an experiment" in said
+    assert (
+        "error: name has no default and was not given: add name=<value> to the command, or choose "
+        "an experiment" in said
+    )
 
 
 # Multiruns
@@ -102,15 +120,31 @@ def test_a_job_that_fails_leaves_the_others(command, capsys):
     assert command(run, "-m", "seed=0,1,2,3", "hydra.sweep.dir=sweep") == 1
     assert done == ["shapes/seed=0", "shapes/seed=3"]
     said = capsys.readouterr().err
-    assert "error in seed=1: too many\n" in said and "error in seed=2: RuntimeError('a fault of ours')" in said
+    assert (
+        "error in seed=1: too many\n" in said
+        and "error in seed=2: RuntimeError('a fault of ours')" in said
+    )
     assert said.count("Traceback") == 1  # of what is no mistake of the user's
-    assert said.count("too many") == 1 and "HYDRA_FULL_ERROR" not in said and "HYDRA_FULL_ERROR" not in os.environ
+    assert (
+        said.count("too many") == 1
+        and "HYDRA_FULL_ERROR" not in said
+        and "HYDRA_FULL_ERROR" not in os.environ
+    )
 
 
 def test_a_wrong_value_in_a_sweep_leaves_the_others(command, capsys):
     done = []
-    assert command(lambda cfg: done.append(cfg.redraw), "-m", "redraw=0,many,2", "hydra.sweep.dir=sweep") == 1
-    assert done == [0, 2] and "error in redraw=many: redraw='many': expected a whole number" in capsys.readouterr().err
+    assert (
+        command(
+            lambda cfg: done.append(cfg.redraw), "-m", "redraw=0,many,2", "hydra.sweep.dir=sweep"
+        )
+        == 1
+    )
+    assert (
+        done == [0, 2]
+        and "error in redraw=many: redraw='many': expected a whole number"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP])
@@ -152,10 +186,17 @@ def test_a_sweep_of_an_experiment_gives_each_job_its_folder(command, tmp_path, m
 
 def test_mask_sets_of_a_sweep_are_named_after_it(command):
     names = []
-    assert command(
-        lambda cfg: names.append((cfg.folder, cfg.mask_set)), "-m", "experiment=shapes", "stage=label",
-        "masks.threshold=0.4,0.5", "hydra.sweep.dir=sweep",
-    ) == 0  # fmt: skip
+    assert (
+        command(
+            lambda cfg: names.append((cfg.folder, cfg.mask_set)),
+            "-m",
+            "experiment=shapes",
+            "stage=label",
+            "masks.threshold=0.4,0.5",
+            "hydra.sweep.dir=sweep",
+        )
+        == 0
+    )
     assert names == [("data/synthetic/shapes", f"masks.threshold={t}") for t in (0.4, 0.5)]
 
 
@@ -165,22 +206,29 @@ def test_mask_sets_of_a_sweep_are_named_after_it(command):
         ({"name": "a"}, ["shots=1"], {"name": "a/shots=1"}),
         ({"name": "a/seed=1"}, ["seed=1"], {"name": "a/seed=1"}),
         ({"name": "b"}, ["name=b"], {"name": "b"}),
-        ({"name": "a", "stage": "label", "mask_set": "sharp"}, ["masks.power=1"], {"mask_set": "sharp,masks.power=1"}),
+        (
+            {"name": "a", "stage": "label", "mask_set": "sharp"},
+            ["masks.power=1"],
+            {"mask_set": "sharp,masks.power=1"},
+        ),
         ({"name": "a", "stage": "label", "mask_set": "x"}, ["mask_set=x"], {"mask_set": "x"}),
         (
             {"name": "a", "stage": "label", "mask_set": "SegmentationClass"},
-            ["name=a", "masks=paper"], {"mask_set": "masks=paper"},
+            ["name=a", "masks=paper"],
+            {"mask_set": "masks=paper"},
         ),
         (
             {"name": "a", "stage": "sweep", "sweep": {"name": None}},
-            ["sweep.run=out/b"], {"sweep": {"name": "sweep.run=out_b"}},
+            ["sweep.run=out/b"],
+            {"sweep": {"name": "sweep.run=out_b"}},
         ),
         (
             {"name": "a", "stage": "filter", "quality": {"split": "good"}},
-            ["quality=off"], {"quality": {"split": "good,quality=off"}},
+            ["quality=off"],
+            {"quality": {"split": "good,quality=off"}},
         ),
     ],
-)  # fmt: skip
+)
 def test_jobs_are_named_after_what_is_swept(monkeypatch, cfg, swept, expected):
     monkeypatch.setattr(sys, "argv", ["generate.py", "-m", *(f"{o},other" for o in swept)])
     cfg = OmegaConf.create(cfg)
@@ -193,8 +241,16 @@ def test_jobs_are_named_after_what_is_swept(monkeypatch, cfg, swept, expected):
     ("arguments", "job", "name"),
     [
         (["seed=3"], ["seed=3"], "a_run"),
-        (["-m", "shots=16,64", "seed=0,1", "batch_size=4"], ["shots=16", "seed=0", "batch_size=4"], "a_run/shots=16,seed=0"),
-        (["-m", "segmenter=deeplabv3_r18,deeplabv3_r50"], ["segmenter=deeplabv3_r50"], "a_run/segmenter=deeplabv3_r50"),
+        (
+            ["-m", "shots=16,64", "seed=0,1", "batch_size=4"],
+            ["shots=16", "seed=0", "batch_size=4"],
+            "a_run/shots=16,seed=0",
+        ),
+        (
+            ["-m", "segmenter=deeplabv3_r18,deeplabv3_r50"],
+            ["segmenter=deeplabv3_r50"],
+            "a_run/segmenter=deeplabv3_r50",
+        ),
         (["-m", "seed=range(0,3)"], ["seed=2"], "a_run/seed=2"),
         (["-m", "+shots=1,2"], ["+shots=1"], "a_run/+shots=1"),
     ],
@@ -209,14 +265,21 @@ def test_swept_jobs_have_their_own_folders(monkeypatch, arguments, job, name):
 def test_what_is_typed_may_refer_to_other_keys(command, capsys):
     names = []
     folder = "folder=data/synthetic/seed=${seed}"
-    assert command(lambda cfg: names.append(cfg.folder), "-m", folder, "seed=0,1", "hydra.sweep.dir=sweep") == 0
+    assert (
+        command(
+            lambda cfg: names.append(cfg.folder), "-m", folder, "seed=0,1", "hydra.sweep.dir=sweep"
+        )
+        == 0
+    )
     assert names == ["data/synthetic/seed=0", "data/synthetic/seed=1"]
     assert command(pytest.fail, "seed=${nope}") == 2
     assert "error: seed='${nope}': there is no key 'nope'\n" in capsys.readouterr().err
 
 
 def test_the_key_that_refers_to_nothing_is_blamed_and_not_one_that_refers_to_it(command, capsys):
-    assert command(pytest.fail, "experiment=shapes_synthetic", "seed=${nope}", root="train") == 2  # its name has the seed
+    assert (
+        command(pytest.fail, "experiment=shapes_synthetic", "seed=${nope}", root="train") == 2
+    )  # its name has the seed
     assert "error: seed='${nope}': there is no key 'nope'\n" in capsys.readouterr().err
 
 
@@ -240,25 +303,53 @@ def checked(root, *overrides):
         ("generate", "seed=1.5", "seed=1.5: expected a whole number of 0 or more"),
         ("generate", "seed=-1", "seed=-1: expected a whole number of 0 or more"),
         ("generate", "seed=true", "seed=true: expected a whole number"),
-        ("generate", "num_images=many", "num_images='many': expected a whole number of 1 or more, or null"),
+        (
+            "generate",
+            "num_images=many",
+            "num_images='many': expected a whole number of 1 or more, or null",
+        ),
         ("generate", "num_images=0", "num_images=0: expected a whole number of 1 or more, or null"),
         ("generate", "device=gpu", "device='gpu'; allowed: auto, cpu, cuda"),
         ("generate", "device=cuda:99", r"device=cuda:99, but torch sees \d+ CUDA devices"),
         ("generate", "folder=1.5", "folder=1.5: expected text"),
         ("generate", "folder=null", "folder=null: expected text"),
-        ("generate", "folder=''", "folder='': expected a folder; that of the command itself is folder=."),
+        (
+            "generate",
+            "folder=''",
+            "folder='': expected a folder; that of the command itself is folder=.",
+        ),
         ("generate", "masks_from='a\0b'", "masks_from='a.x00b': expected text without a NUL"),
         ("generate", "redraw=null", "redraw=null: expected a whole number of 0 or more"),
         ("generate", "image_format=1.5", "image_format=1.5: expected text"),
-        ("generate", "executor.devices=true", "executor.devices=true: expected a list, each text, or null"),
-        ("generate", "executor.workers=two", "executor.workers='two': expected a whole number, or null"),
+        (
+            "generate",
+            "executor.devices=true",
+            "executor.devices=true: expected a list, each text, or null",
+        ),
+        (
+            "generate",
+            "executor.workers=two",
+            "executor.workers='two': expected a whole number, or null",
+        ),
         ("generate", "quality.rules=''", "quality.rules='': expected names with values"),
         ("generate", "data.taxonomy=[]", r"data.taxonomy=\[\]: expected text"),
         ("generate", "masks.power=1.5", "masks.power=1.5: expected a whole number"),
         ("generate", "sweep.threshold=0.5", "sweep.threshold=0.5: expected a list, each a number"),
-        ("generate", "sweep.threshold=[a]", r"sweep.threshold=\['a'\]: expected a list, each a number"),
-        ("generate", "+masks.sharp=1", "masks.sharp: MaskSettings takes no such setting; allowed: power, threshold"),
-        ("generate", "~executor", "executor: taken away, and the command needs it; leave ~executor out"),
+        (
+            "generate",
+            "sweep.threshold=[a]",
+            r"sweep.threshold=\['a'\]: expected a list, each a number",
+        ),
+        (
+            "generate",
+            "+masks.sharp=1",
+            "masks.sharp: MaskSettings takes no such setting; allowed: power, threshold",
+        ),
+        (
+            "generate",
+            "~executor",
+            "executor: taken away, and the command needs it; leave ~executor out",
+        ),
         ("evaluate", "images=[a,b]", r"images=\['a', 'b'\]: expected text, or null"),
         ("evaluate", "output=[a]", "output="),
         ("evaluate", "run=[a]", "run="),
@@ -271,39 +362,84 @@ def checked(root, *overrides):
         ("train", "~trainer.callbacks", "trainer.callbacks: taken away"),
         ("train", "~logger", "logger: taken away, and the command needs it"),
         ("train", "trainer.max_steps=many", "trainer.max_steps='many': expected a whole number"),
-        ("train", "+trainer.max_stps=5", "trainer.max_stps: Trainer takes no such setting; allowed: .*max_steps"),
-        ("train", "optimizer.betas=[0.9]", r"optimizer.betas=\[0.9\]: expected a list, each a number"),
+        (
+            "train",
+            "+trainer.max_stps=5",
+            "trainer.max_stps: Trainer takes no such setting; allowed: .*max_steps",
+        ),
+        (
+            "train",
+            "optimizer.betas=[0.9]",
+            r"optimizer.betas=\[0.9\]: expected a list, each a number",
+        ),
         ("train", "optimizer._target_=5", "optimizer._target_=5: expected text"),
         ("train", "logger.csv.save_dir=[a]", r"logger.csv.save_dir=\['a'\]: expected text"),
     ],
-)  # fmt: skip
+)
 def test_wrong_values_are_refused_before_any_work(root, override, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        checked(root, *{"generate": ["experiment=shapes"], "train": ["experiment=shapes_real"]}.get(root, []), override)
+        checked(
+            root,
+            *{"generate": ["experiment=shapes"], "train": ["experiment=shapes_real"]}.get(root, []),
+            override,
+        )
 
 
 @pytest.mark.parametrize("name", ["..", "a/../../b", "/etc", "", "[a]", '"a\\nb"', "null"])
 def test_names_stay_in_their_folders(name):
-    for root, key in (("generate", "mask_set"), ("generate", "name"), ("evaluate", "mask_set"), ("generate", "quality.split")):
+    for root, key in (
+        ("generate", "mask_set"),
+        ("generate", "name"),
+        ("evaluate", "mask_set"),
+        ("generate", "quality.split"),
+    ):
         with pytest.raises(ValueError, match=f"^{key}=.*expected (the name of a folder|text)"):
             checked(root, f"{key}={name}")
 
 
 def test_usual_values_pass():
-    cfg = checked("generate", "num_images=null", "device=cpu", "seed=3", "mask_set=1", "sweep.power=[0,1]", "unit_size=auto")
+    cfg = checked(
+        "generate",
+        "num_images=null",
+        "device=cpu",
+        "seed=3",
+        "mask_set=1",
+        "sweep.power=[0,1]",
+        "unit_size=auto",
+    )
     assert cfg.mask_set == "1"  # text, though YAML says number
     checked("evaluate", "confidence=1", "scales=[1,0.5]", "distinct=null")
-    checked("train", "name=a", "trainer.devices=[0]", "trainer.precision=32", "shots=all", "~trainer.callbacks.samples")
+    checked(
+        "train",
+        "name=a",
+        "trainer.devices=[0]",
+        "trainer.precision=32",
+        "shots=all",
+        "~trainer.callbacks.samples",
+    )
     checked("train", "name=a", "trainer.callbacks.best=null", "trainer.callbacks.ema=null")
     checked("generate", "quality=default", "quality.rules.faint=null")
-    checked("train", "experiment=shapes_budget", "budget.learning_rates.synthetic=null", "budget.arms=[real]")
-    checked("train", "name=a", "logger=[csv,tensorboard]", "+trainer.accumulate_grad_batches=2", "trainer.max_steps=3")
+    checked(
+        "train",
+        "experiment=shapes_budget",
+        "budget.learning_rates.synthetic=null",
+        "budget.arms=[real]",
+    )
+    checked(
+        "train",
+        "name=a",
+        "logger=[csv,tensorboard]",
+        "+trainer.accumulate_grad_batches=2",
+        "trainer.max_steps=3",
+    )
 
 
 KEYS = {
     root: sorted(
         key
-        for key, value in OmegaConf.to_container(OmegaConf.load(config.CONF / f"{root}.yaml")).items()
+        for key, value in OmegaConf.to_container(
+            OmegaConf.load(config.CONF / f"{root}.yaml")
+        ).items()
         if key not in ("defaults", "hydra")
     )
     for root in ("generate", "train", "evaluate")
@@ -318,11 +454,15 @@ def test_an_interpolation_that_leads_nowhere_is_named(root):
             OmegaConf.set_struct(cfg, False)
             cfg[key] = "${nope}"
             check_kinds(cfg, config.compose(root, ["name=a"]))
-        assert config.command._message(error.value, cfg) == f"{key}='${{nope}}': there is no key 'nope'"
+        assert (
+            config.command._message(error.value, cfg)
+            == f"{key}='${{nope}}': there is no key 'nope'"
+        )
 
 
 def test_every_null_has_its_kind():
-    """What the shipped settings leave open outside the nodes of constructors is described in one place."""
+    """What the shipped settings leave open outside the nodes of constructors is described in one
+    place."""
 
     def nulls(node, prefix=""):
         for key, value in node.items() if "_target_" not in node else ():
@@ -331,14 +471,21 @@ def test_every_null_has_its_kind():
             elif isinstance(value, dict):
                 yield from nulls(value, f"{prefix}{key}.")
 
-    composed = [("generate", []), ("evaluate", []), ("train", ["name=a"]), ("train", ["experiment=shapes_adapt_generator"])]
+    composed = [
+        ("generate", []),
+        ("evaluate", []),
+        ("train", ["name=a"]),
+        ("train", ["experiment=shapes_adapt_generator"]),
+    ]
     found = {k for root, o in composed for k in nulls(config.plain(config.compose(root, o)))}
     assert {k for k in found if not k.startswith("budget.learning_rates.")} <= KINDS.keys()
 
 
 def test_every_kind_can_be_said():
     assert all(words(kind) for kind in KINDS.values())
-    assert words(int | None) == "a whole number, or null" and words(typing.Literal["a", 1]) == "a, 1"
+    assert (
+        words(int | None) == "a whole number, or null" and words(typing.Literal["a", 1]) == "a, 1"
+    )
     assert words(tuple[float, float]) == "a list, each a number"
 
 
@@ -364,8 +511,18 @@ def trained(tmp_path):
     """``trained(name, **data)``: a run folder as a training leaves it, but for its weights."""
 
     def make(folder, **more):
-        data = {"name": "site", "taxonomy": "data/site/t.yaml", "root": "data/site", "images": ["data/a", "/b"]}
-        data |= {"masks": "SegmentationClass", "train_split": "train", "tune_split": None, "test_split": "val"} | more
+        data = {
+            "name": "site",
+            "taxonomy": "data/site/t.yaml",
+            "root": "data/site",
+            "images": ["data/a", "/b"],
+        }
+        data |= {
+            "masks": "SegmentationClass",
+            "train_split": "train",
+            "tune_split": None,
+            "test_split": "val",
+        } | more
         saved = {"data_root": "data", "synthetic": "data/synthetic/old", "data": data}
         (tmp_path / folder).mkdir()
         OmegaConf.save(OmegaConf.create(saved), tmp_path / folder / "config.yaml")
@@ -381,16 +538,33 @@ def own_data(command, capsys, *arguments):
         seen.append(cfg)
 
     code, said = command(run, *arguments, root="evaluate"), capsys.readouterr()
-    return (code, seen[0].data, seen[0].split, seen[0].synthetic, said.out) if seen and code == 0 else (code, said.err)
+    return (
+        (code, seen[0].data, seen[0].split, seen[0].synthetic, said.out)
+        if seen and code == 0
+        else (code, said.err)
+    )
 
 
 def test_a_run_is_scored_on_its_own_data(command, capsys, trained):
     trained("a")
     code, data, split, synthetic, said = own_data(command, capsys, "run=a")
-    assert (code, data.name, data.root, split, synthetic) == (0, "site", "data/site", "val", "data/synthetic/old")
+    assert (code, data.name, data.root, split, synthetic) == (
+        0,
+        "site",
+        "data/site",
+        "val",
+        "data/synthetic/old",
+    )
     assert said == "data: site in data/site, those of the run; others: data=...\n"
-    _, data, _, synthetic, _ = own_data(command, capsys, "run=a", "data_root=/mnt", "synthetic=mine")
-    assert (data.root, data.taxonomy, data.images, synthetic) == ("/mnt/site", "/mnt/site/t.yaml", ["/mnt/a", "/b"], "mine")
+    _, data, _, synthetic, _ = own_data(
+        command, capsys, "run=a", "data_root=/mnt", "synthetic=mine"
+    )
+    assert (data.root, data.taxonomy, data.images, synthetic) == (
+        "/mnt/site",
+        "/mnt/site/t.yaml",
+        ["/mnt/a", "/b"],
+        "mine",
+    )
     _, data, _, _, said = own_data(command, capsys, "run=a", "data=voc")
     assert data.name == "voc" and said == ""
     assert own_data(command, capsys, "run=none")[1].name == "shapes"
@@ -405,27 +579,50 @@ def test_runs_of_several_data_sets_need_a_word(command, capsys, trained):
     code, said = own_data(command, capsys, "run=?")
     assert (
         code == 2
-        and "these runs were trained with several data sets (site in data/site, other in data/site); choose one: data=..."
+        and "these runs were trained with several data sets (site in data/site, other in "
+        "data/site); choose one: data=..."
         in said
     )
 
 
-@pytest.mark.parametrize("wrong", [{"root": 5}, {"root": "${oc.env:HOME}"}, {"test_split": None}, {"images": [[1]]}])
+@pytest.mark.parametrize(
+    "wrong", [{"root": 5}, {"root": "${oc.env:HOME}"}, {"test_split": None}, {"images": [[1]]}]
+)
 def test_settings_of_a_run_that_tell_no_data(command, capsys, trained, tmp_path, wrong):
     trained("a", **{k: v for k, v in wrong.items() if "${" not in str(v)})
     if "${" in str(wrong):
-        text = (tmp_path / "a/config.yaml").read_text().replace("root: data/site", "root: ${oc.env:HOME}")
+        text = (
+            (tmp_path / "a/config.yaml")
+            .read_text()
+            .replace("root: data/site", "root: ${oc.env:HOME}")
+        )
         (tmp_path / "a/config.yaml").write_text(text)
     code, said = own_data(command, capsys, "run=a")
     assert code == 2 and "a/config.yaml does not tell the data of a training" in said
 
 
-ODD = [None, True, 1.5, -1, "text", "", [], {}, [[1]], {"a": 1}, "${nope}", float("nan"), 10**20, "a\0b"]
+ODD = [
+    None,
+    True,
+    1.5,
+    -1,
+    "text",
+    "",
+    [],
+    {},
+    [[1]],
+    {"a": 1},
+    "${nope}",
+    float("nan"),
+    10**20,
+    "a\0b",
+]
 
 
 @pytest.mark.parametrize("root", sorted(KEYS))
 def test_no_value_of_another_kind_shows_a_foreign_error(root):
-    """Each key of each command with one odd value after the other: it passes, or is answered in one line."""
+    """Each key of each command with one odd value after the other: it passes, or is answered in
+    one line."""
     plain = OmegaConf.to_container(config.compose(root, ["name=a"]))
     default = OmegaConf.create(plain)
     for i, key in enumerate(plain):
@@ -442,7 +639,8 @@ def test_no_value_of_another_kind_shows_a_foreign_error(root):
 
 
 @pytest.mark.parametrize(
-    "override", ["~executor._target_", "executor._target_=null", "executor._target_=[a]", "masks._target_=''"]
+    "override",
+    ["~executor._target_", "executor._target_=null", "executor._target_=[a]", "masks._target_=''"],
 )
 def test_a_node_that_is_made_into_an_object_keeps_its_class(command, capsys, override):
     assert command(lambda cfg: config.instantiate(cfg.masks), "seed=0", override) == 2
@@ -452,11 +650,15 @@ def test_a_node_that_is_made_into_an_object_keeps_its_class(command, capsys, ove
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("~trainer.default_root_dir", "trainer.default_root_dir: taken away, and the command needs it"),
+        (
+            "~trainer.default_root_dir",
+            "trainer.default_root_dir: taken away, and the command needs it",
+        ),
         ("~trainer.log_every_n_steps", "trainer.log_every_n_steps: taken away"),
-        ("trainer.callbacks.ema=some", "trainer.callbacks={"), ("trainer.callbacks=[1]", "'trainer.callbacks=[1]': Error"),
+        ("trainer.callbacks.ema=some", "trainer.callbacks={"),
+        ("trainer.callbacks=[1]", "'trainer.callbacks=[1]': Error"),
     ],
-)  # fmt: skip
+)
 def test_what_a_training_needs_of_its_trainer(command, capsys, override, message):
     assert command(pytest.fail, "experiment=shapes_real", override, root="train") == 2
     assert f"error: {message}" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Every file in conf/ composes and builds; what is mistyped or not allowed is refused before any work starts."""
+"""Every file in conf/ composes and builds; what is mistyped or not allowed is refused before any
+work starts."""
 
 import inspect
 import json
@@ -41,8 +42,12 @@ def compose(root, *overrides, **kwargs):
 
 def groups_of(root):
     """Groups in the defaults list of a root config, but for ``experiment``."""
-    entries = (e for e in OmegaConf.load(CONF / f"{root}.yaml").defaults if isinstance(e, DictConfig))
-    return {key for entry in entries for key in entry if not key.startswith("override ")} - {"experiment"}
+    entries = (
+        e for e in OmegaConf.load(CONF / f"{root}.yaml").defaults if isinstance(e, DictConfig)
+    )
+    return {key for entry in entries for key in entry if not key.startswith("override ")} - {
+        "experiment"
+    }
 
 
 def header_command(path):
@@ -51,7 +56,9 @@ def header_command(path):
     if found is None:  # what several experiments share
         return "train", [f"experiment={path.stem}"]
     values = re.findall(r"([\w.]+)=(<[^>]*>|\S+)", found[2])
-    return found[1], [f"{key}={'a_folder' if value.startswith('<') else value}" for key, value in values]
+    return found[1], [
+        f"{key}={'a_folder' if value.startswith('<') else value}" for key, value in values
+    ]
 
 
 CHOICES = [
@@ -85,11 +92,15 @@ def test_every_group_belongs_to_a_command():
 
 
 def test_every_experiment_names_its_command():
-    for (root, overrides), file in zip(EXPERIMENTS, sorted((CONF / "experiment").glob("*.yaml")), strict=True):
+    for (root, overrides), file in zip(
+        EXPERIMENTS, sorted((CONF / "experiment").glob("*.yaml")), strict=True
+    ):
         assert root in ROOTS and overrides[0] == f"experiment={file.stem}"
 
 
-@pytest.mark.parametrize(("root", "overrides"), EVERY, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+@pytest.mark.parametrize(
+    ("root", "overrides"), EVERY, ids=lambda x: x if isinstance(x, str) else " ".join(x)
+)
 def test_every_file_composes_and_fits_the_constructors(root, overrides):
     config.check_overrides(root, overrides)
     cfg = compose(root, *overrides)
@@ -104,7 +115,9 @@ def test_every_file_composes_and_fits_the_constructors(root, overrides):
     assert {"name", "data_root", "output_root", "seed", "device"} <= cfg.keys()
 
 
-@pytest.mark.parametrize(("root", "overrides"), EVERY, ids=lambda x: x if isinstance(x, str) else " ".join(x))
+@pytest.mark.parametrize(
+    ("root", "overrides"), EVERY, ids=lambda x: x if isinstance(x, str) else " ".join(x)
+)
 def test_every_node_that_needs_no_weights_is_built(root, overrides, tmp_path, tiny_segmenter):
     cfg = compose(root, *overrides, f"output_root={tmp_path}", "device=cpu")
     if root == "generate":
@@ -112,8 +125,13 @@ def test_every_node_that_needs_no_weights_is_built(root, overrides, tmp_path, ti
         assert callable(config.instantiate(cfg.prompts))
     if root == "train":
         assert isinstance(config.instantiate(cfg.transform), TrainTransform)
-        task = config.instantiate(cfg.optimizer, segmenter=tiny_segmenter(), class_names=["background", "a", "b"])
-        assert isinstance(task, Segmentation) and task.hparams.learning_rate == cfg.optimizer.learning_rate
+        task = config.instantiate(
+            cfg.optimizer, segmenter=tiny_segmenter(), class_names=["background", "a", "b"]
+        )
+        assert (
+            isinstance(task, Segmentation)
+            and task.hparams.learning_rate == cfg.optimizer.learning_rate
+        )
         if cfg.trainer.get("fast_dev_run"):  # a step without loggers
             assert config.trainer(cfg, validate=False).max_steps == 1
             return
@@ -121,7 +139,9 @@ def test_every_node_that_needs_no_weights_is_built(root, overrides, tmp_path, ti
             trainer = config.trainer(cfg, validate=False)
             assert trainer.max_steps == cfg.trainer.max_steps
         else:
-            trainer = config.trainer_factory(cfg)(max_steps=3, default_root_dir=tmp_path / "part", average=True)
+            trainer = config.trainer_factory(cfg)(
+                max_steps=3, default_root_dir=tmp_path / "part", average=True
+            )
             assert trainer.max_steps == 3 and trainer.default_root_dir == str(tmp_path / "part")
         assert {type(logger.logger).__name__ for logger in trainer.loggers} >= {"CSVLogger"}
 
@@ -142,7 +162,12 @@ def test_every_logger_is_built(file, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = compose("train", f"logger={file}", f"output_root={tmp_path}", "name=a_run")
     loggers = config.loggers(cfg)
-    names = {"csv": ["CSVLogger"], "tensorboard": ["TensorBoard"], "wandb": ["Wandb"], "mlflow": ["MLflow"]}
+    names = {
+        "csv": ["CSVLogger"],
+        "tensorboard": ["TensorBoard"],
+        "wandb": ["Wandb"],
+        "mlflow": ["MLflow"],
+    }
     names["many"] = [names[key][0] for key in ("tensorboard", "mlflow", "wandb")]
     assert {type(logger.logger).__name__ for logger in loggers} == {"CSVLogger", *names[file]}
     assert not (tmp_path / "a_run").exists()  # nothing begins before the training
@@ -152,7 +177,11 @@ def test_every_logger_is_built(file, tmp_path, monkeypatch):
 
 def test_several_loggers_at_once(tmp_path):
     cfg = compose("train", "logger=[tensorboard,wandb]", f"output_root={tmp_path}", "name=a_run")
-    assert [type(logger.logger).__name__ for logger in config.loggers(cfg)] == ["CSVLogger", "TensorBoard", "Wandb"]
+    assert [type(logger.logger).__name__ for logger in config.loggers(cfg)] == [
+        "CSVLogger",
+        "TensorBoard",
+        "Wandb",
+    ]
 
 
 def test_prompts_of_the_templates_know_the_world_of_the_taxonomy():
@@ -164,18 +193,34 @@ def test_prompts_of_the_templates_know_the_world_of_the_taxonomy():
 def test_the_papers_settings():
     cfg = compose("generate", "experiment=voc", *FILLED["prompts=file"], *FILLED["diffusion=paper"])
     assert config.instantiate(cfg.masks) == MaskSettings(4, 0.6, 0.1)
-    assert (cfg.diffusion.steps, cfg.diffusion.guidance, cfg.diffusion.scheduler, cfg.diffusion.size) == (100, 7.5, None, 512)
-    assert cfg.diffusion.negative_prompt.startswith("ugly, tiling, ") and "\n" not in cfg.diffusion.negative_prompt
+    assert (
+        cfg.diffusion.steps,
+        cfg.diffusion.guidance,
+        cfg.diffusion.scheduler,
+        cfg.diffusion.size,
+    ) == (100, 7.5, None, 512)
+    assert (
+        cfg.diffusion.negative_prompt.startswith("ugly, tiling, ")
+        and "\n" not in cfg.diffusion.negative_prompt
+    )
     assert cfg.diffusion.truncate and cfg.diffusion.dtype == "float16"
     cfg = compose("train", "experiment=voc_synthetic")
-    assert (cfg.trainer.max_steps, cfg.batch_size, cfg.trainer.gradient_clip_val) == (20000, 8, 0.01)
+    assert (cfg.trainer.max_steps, cfg.batch_size, cfg.trainer.gradient_clip_val) == (
+        20000,
+        8,
+        0.01,
+    )
     assert cfg.trainer.precision == "32-true" and cfg.optimizer.weight_decay == 1e-4
     assert tuple(cfg.optimizer.betas) == (0.9, 0.999) and cfg.optimizer.warmup == 0
     cfg = compose("train", "experiment=coco_synthetic", "segmenter=deeplabv3_r101")
     assert (cfg.trainer.max_steps, cfg.trainer.precision, cfg.batch_size) == (40000, "32-true", 8)
     assert cfg.segmenter.pretrained == "open-mmlab://resnet101_v1c"
     assert compose("train", "name=ours").trainer.precision == "bf16-mixed"
-    assert (cfg.optimizer.learning_rate, cfg.optimizer.backbone_multiplier, cfg.optimizer.poly_power) == (1e-4, 0.1, 0.9)
+    assert (
+        cfg.optimizer.learning_rate,
+        cfg.optimizer.backbone_multiplier,
+        cfg.optimizer.poly_power,
+    ) == (1e-4, 0.1, 0.9)
 
 
 def test_the_papers_coco_prompts(tmp_path):
@@ -211,7 +256,8 @@ def test_the_papers_voc_prompts(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "diffusion").glob("*.yaml")))
 def test_every_generator_is_built_from_a_local_folder(file):
-    """Of the tiny checkpoint of the package, at its own size: what is left of the settings is that of the file."""
+    """Of the tiny checkpoint of the package, at its own size: what is left of the settings is
+    that of the file."""
     own = [f"diffusion.{key}=null" for key in ("size", "cross_resolution", "self_resolution")]
     cfg = compose("generate", f"diffusion={file}", "diffusion.model=embedded", *own)
     generator = config.instantiate(cfg.diffusion)
@@ -238,21 +284,34 @@ def test_mixed_training_takes_the_synthetic_set_of_its_data():
 RECIPES = ("synthetic", "synthetic_no_ema", "self_training", "finetune", "mixed", "real")
 
 
-@pytest.mark.parametrize("file", [f"{data}_{recipe}" for data in ("voc", "coco") for recipe in RECIPES])
+@pytest.mark.parametrize(
+    "file", [f"{data}_{recipe}" for data in ("voc", "coco") for recipe in RECIPES]
+)
 def test_every_recipe_says_what_it_costs_and_what_to_expect(file):
-    head = "".join(line for line in (CONF / f"experiment/{file}.yaml").read_text().splitlines(True) if line.startswith("#"))
+    head = "".join(
+        line
+        for line in (CONF / f"experiment/{file}.yaml").read_text().splitlines(True)
+        if line.startswith("#")
+    )
     assert "Cost" in head and "published" in head.lower(), head
 
 
 @pytest.mark.parametrize("file", ["sd21", "paper"])
 def test_stable_diffusion_2_asks_for_its_model(file):
-    with pytest.raises(ValueError, match="diffusion.model is not set.*withdrawn in November 2025.*stable-diffusion-v1-5"):
+    with pytest.raises(
+        ValueError,
+        match="diffusion.model is not set.*withdrawn in November 2025.*stable-diffusion-v1-5",
+    ):
         config.instantiate(compose("generate", f"diffusion={file}").diffusion)
 
 
 def test_the_papers_experiment_asks_for_a_commit():
-    cfg = compose("generate", "experiment=voc", *FILLED["prompts=file"], "diffusion.model=someone/model")
-    with pytest.raises(ValueError, match="diffusion.revision=None: .*give diffusion.revision=<commit>"):
+    cfg = compose(
+        "generate", "experiment=voc", *FILLED["prompts=file"], "diffusion.model=someone/model"
+    )
+    with pytest.raises(
+        ValueError, match="diffusion.revision=None: .*give diffusion.revision=<commit>"
+    ):
         config.instantiate(cfg.diffusion)
 
 
@@ -260,7 +319,10 @@ def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
     from dd.generators import AttentionRecorder, build_text_and_unet, build_vae
 
     _, overrides = header_command(CONF / "experiment/shapes_text_to_image.yaml")
-    recipe, read = config.plain(compose("train", *overrides).models), compose("generate", "diffusion=embedded").diffusion
+    recipe, read = (
+        config.plain(compose("train", *overrides).models),
+        compose("generate", "diffusion=embedded").diffusion,
+    )
 
     class Sizes:  # of a tokenizer: all that the builder asks for
         model_max_length, bos_token_id, eos_token_id, pad_token_id = recipe["max_length"], 0, 1, 1
@@ -273,7 +335,9 @@ def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
         _, unet = build_text_and_unet(Sizes(), recipe["text_encoder"], recipe["unet"])
         states = torch.zeros(2, recipe["max_length"], recipe["text_encoder"]["hidden_size"])
         side = recipe["unet"]["sample_size"]
-        with AttentionRecorder(unet, states, read.cross_resolution, read.self_resolution) as recorder:
+        with AttentionRecorder(
+            unet, states, read.cross_resolution, read.self_resolution
+        ) as recorder:
             unet(torch.zeros(2, recipe["unet"]["in_channels"], side, side), torch.zeros(2), states)
     recorder.check()
 
@@ -284,13 +348,20 @@ def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
 def test_an_adaptation_starts_from_plain_float32_weights():
     cfg = compose("train", "experiment=shapes_adapt_generator", "device=cpu", "data_root=here")
     given = config.adaptation(cfg)
-    assert next(given["generator"].unet.parameters()).dtype == torch.float32 and given["generator"].size == 64
-    assert given["images"] == "here/shapes_shift/JPEGImages" and given["listed"].endswith("Segmentation/train.txt")
+    assert (
+        next(given["generator"].unet.parameters()).dtype == torch.float32
+        and given["generator"].size == 64
+    )
+    assert given["images"] == "here/shapes_shift/JPEGImages" and given["listed"].endswith(
+        "Segmentation/train.txt"
+    )
     for wrong in ("+adaptation.generator.dtype=float16", "+adaptation.generator.adapter=a_run"):
         with pytest.raises(ValueError, match="trained from float32 weights without an adapter"):
             config.adaptation(compose("train", "experiment=shapes_adapt_generator", wrong))
     with pytest.raises(ValueError, match="trainer.devices=2: an adapter is trained on one device"):
-        config.adaptation(compose("train", "experiment=shapes_adapt_generator", "trainer.devices=2"))
+        config.adaptation(
+            compose("train", "experiment=shapes_adapt_generator", "trainer.devices=2")
+        )
     with pytest.raises(ValueError, match="experiment=shapes_adapt_generator or sd_adapt_generator"):
         config.adaptation(compose("train", "name=a_run", "stage=adapt_generator"))
 
@@ -309,7 +380,9 @@ def test_callbacks_average_first_and_save_afterwards(tmp_path):
 def test_only_a_validated_run_has_a_best_checkpoint(tmp_path, validate):
     cfg = compose("train", "name=a_run", f"output_root={tmp_path}", "device=cpu")
     trainer = config.trainer(cfg, validate)
-    assert [c.monitor for c in trainer.callbacks if isinstance(c, pl.callbacks.ModelCheckpoint)] == ["tune/miou"] * validate
+    assert [
+        c.monitor for c in trainer.callbacks if isinstance(c, pl.callbacks.ModelCheckpoint)
+    ] == ["tune/miou"] * validate
     assert trainer.limit_val_batches == (1.0 if validate else 0)
 
 
@@ -337,14 +410,25 @@ def allowed_are_named(error):
 @pytest.mark.parametrize(
     "target",
     [
-        "os.system", "torch.load", "torch.hub.load", "builtins.eval", "subprocess.Popen", "pathlib.Path",
-        "dd.masks.threshold.to_mask", "dd.generators.train_tokenizer",  # functions, though of an allowed module
-        "dd.generators.loading.sha256", "dd.generators.loading.Path", "dd.masks.threshold.torch.load",  # aliases
+        "os.system",
+        "torch.load",
+        "torch.hub.load",
+        "builtins.eval",
+        "subprocess.Popen",
+        "pathlib.Path",
+        "dd.masks.threshold.to_mask",
+        "dd.generators.train_tokenizer",  # functions, though of an allowed module
+        "dd.generators.loading.sha256",
+        "dd.generators.loading.Path",
+        "dd.masks.threshold.torch.load",  # aliases
         "dd.generators.from_scratch.StableDiffusionPipeline",
-        "dd.masks.threshold.MaskSettings.__init__", "dd.generators.StableDiffusion.generate",
-        "pytorch_lightning.trainer.trainer.Trainer.fit", "pytorch_lightning.LightningModule", "dd.masks.threshold",
+        "dd.masks.threshold.MaskSettings.__init__",
+        "dd.generators.StableDiffusion.generate",
+        "pytorch_lightning.trainer.trainer.Trainer.fit",
+        "pytorch_lightning.LightningModule",
+        "dd.masks.threshold",
     ],
-)  # fmt: skip
+)
 def test_other_targets_are_refused(target):
     with pytest.raises(ValueError, match=re.escape(f"_target_ {target!r}")) as error:
         config.instantiate({"_target_": target})
@@ -363,7 +447,9 @@ CALL = {"_target_": "os.getcwd"}  # harmless, and its result betrays that it ran
         {"_target_": "dd.prompts.captions.CaptionFile", "path": OmegaConf.create(CALL)},
         {"_target_": "dd.prompts.captions.CaptionFile", "path": [OmegaConf.create([CALL])]},
         OmegaConf.create({"_target_": "dd.prompts.captions.CaptionFile", "path": CALL}),
-        OmegaConf.create({"call": CALL, "_target_": "dd.prompts.captions.CaptionFile", "path": "${call}"}),
+        OmegaConf.create(
+            {"call": CALL, "_target_": "dd.prompts.captions.CaptionFile", "path": "${call}"}
+        ),
         [CALL],
         OmegaConf.create([CALL]),
     ],
@@ -396,11 +482,19 @@ def test_allowed_targets_get_plain_containers():
             }
         )
     )
-    assert type(prompts.templates) is list and type(prompts.conditions) is dict and type(prompts.conditions["a"]) is list
+    assert (
+        type(prompts.templates) is list
+        and type(prompts.conditions) is dict
+        and type(prompts.conditions["a"]) is list
+    )
 
 
 def test_the_segmenter_of_a_run():
-    node = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "pretrained": "open-mmlab://never_fetched"}
+    node = {
+        "_target_": "dd.segmenters.mmsegmentation.DeepLabV3",
+        "depth": 18,
+        "pretrained": "open-mmlab://never_fetched",
+    }
     node["dilations"] = [1, 2]
     segmenter = config.segmenter_of({"segmenter": node, "taxonomy": {"names": ["cat", "dog"]}})
     assert len(segmenter.decode_head.aspp_modules) == 2
@@ -428,12 +522,17 @@ def test_a_run_cannot_name_anything_else(node):
 def test_a_value_that_has_to_be_given_is_named():
     with pytest.raises(MissingMandatoryValue) as raised:
         config.instantiate(compose("generate", "prompts=llm", "name=x").prompts)
-    assert config.command._message(raised.value).endswith("add prompts.model=<value> to the command")
+    assert config.command._message(raised.value).endswith(
+        "add prompts.model=<value> to the command"
+    )
 
 
 def test_an_error_out_of_a_loaders_worker_is_told_like_any_other():
-    passed_on = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-                           "  File ...\nValueError: a.png is 4x4")  # fmt: skip
+    passed_on = ValueError(
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        "last):\n"
+        "  File ...\nValueError: a.png is 4x4"
+    )
     assert config.command._message(passed_on) == "a.png is 4x4"
     assert config.command._message(ValueError("a.png is 4x4")) == "a.png is 4x4"
 
@@ -456,7 +555,9 @@ def data_root(tmp_path_factory):
 
 
 def training(data_root, *overrides):
-    return compose("train", "experiment=shapes_real", f"data_root={data_root}", "shots=3", *overrides)
+    return compose(
+        "train", "experiment=shapes_real", f"data_root={data_root}", "shots=3", *overrides
+    )
 
 
 def test_real_training_sets(data_root):
@@ -487,11 +588,15 @@ def test_training_sets_that_make_no_sense(data_root, overrides, message):
 def test_processes_of_a_training(data_root, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for overrides, number in (
-        ([], 1), (["trainer.devices=4"], 4), (["trainer.devices=[1,3]"], 2),
+        ([], 1),
+        (["trainer.devices=4"], 4),
+        (["trainer.devices=[1,3]"], 2),
         (["trainer.devices=auto"], 1),
-        (["trainer.devices=2", "+trainer.num_nodes=2"], 4), (["trainer.devices=-1"], 1),
-        (["trainer.devices=4", "device=cuda:1"], 1), (["trainer.devices=4", "device=cuda"], 4),
-    ):  # fmt: skip
+        (["trainer.devices=2", "+trainer.num_nodes=2"], 4),
+        (["trainer.devices=-1"], 1),
+        (["trainer.devices=4", "device=cuda:1"], 1),
+        (["trainer.devices=4", "device=cuda"], 4),
+    ):
         assert config.processes(training(data_root, *overrides)) == number, overrides
 
 
@@ -525,7 +630,10 @@ def listed(key, settings):
     only looks on."""
     parts = key.split(".")
     if parts[:2] == ["trainer", "callbacks"]:  # of another class it is another callback
-        return parts[-1] != "_target_" and settings["trainer"]["callbacks"][parts[2]]["_target_"] in config.OBSERVERS
+        return (
+            parts[-1] != "_target_"
+            and settings["trainer"]["callbacks"][parts[2]]["_target_"] in config.OBSERVERS
+        )
     names = {".".join(parts[: i + 1]) for i in range(len(parts))}
     return bool(names & (config.CHANGES_NO_WEIGHT.keys() | config.RECORDED.keys()))
 
@@ -533,8 +641,16 @@ def listed(key, settings):
 def test_each_setting_is_in_the_identity_or_is_said_to_change_no_weight(data_root):
     cfg = training(data_root, "logger=many", VALIDATED)
     first, settings = config.settings_identity(cfg), config.plain(cfg)
-    keys = dict(leaves(settings)) | {"trainer.profiler": "simple", "trainer.num_nodes": 2, "trainer.max_time": "1:00"}
-    counting = {"accumulate_grad_batches": 2, "gradient_clip_algorithm": "value", "limit_train_batches": 0.5}
+    keys = dict(leaves(settings)) | {
+        "trainer.profiler": "simple",
+        "trainer.num_nodes": 2,
+        "trainer.max_time": "1:00",
+    }
+    counting = {
+        "accumulate_grad_batches": 2,
+        "gradient_clip_algorithm": "value",
+        "limit_train_batches": 0.5,
+    }
     counting |= {
         "reload_dataloaders_every_n_epochs": 3,
         "max_steps": 7,
@@ -542,11 +658,20 @@ def test_each_setting_is_in_the_identity_or_is_said_to_change_no_weight(data_roo
         "some_new_key": 1,
         "strategy": "fsdp",
     }
-    counting = {f"trainer.{k}": v for k, v in counting.items()} | {"another_key": 1, "optimizer.new": {"deeper": 2}}
-    own = {"device": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1}  # with one process as before
+    counting = {f"trainer.{k}": v for k, v in counting.items()} | {
+        "another_key": 1,
+        "optimizer.new": {"deeper": 2},
+    }
+    own = {
+        "device": "cpu",
+        "trainer.devices": 1,
+        "trainer.num_nodes": 1,
+    }  # with one process as before
     for key, value in (keys | counting).items():
         changed = OmegaConf.create(settings)
-        OmegaConf.update(changed, key, counting.get(key, own.get(key, another(value))), force_add=True)
+        OmegaConf.update(
+            changed, key, counting.get(key, own.get(key, another(value))), force_add=True
+        )
         assert (config.settings_identity(changed) == first) == listed(key, settings), key
     assert not any(listed(key, settings) for key in counting)
 
@@ -588,24 +713,41 @@ def test_a_callback_of_your_own_counts_by_its_class(data_root):
         ("synthetic_masks", ["source=synthetic", "shots=null"], ["synthetic_masks=masks/other"]),
         ("synthetic_split", ["source=synthetic", "shots=null"], ["synthetic_split=tune"]),
         ("init_from", [], ["init_from={root}/run"]),
-        ("unlabelled", ["self_training=mean_teacher"], ["unlabelled.images={root}/shapes_shift/JPEGImages"]),
+        (
+            "unlabelled",
+            ["self_training=mean_teacher"],
+            ["unlabelled.images={root}/shapes_shift/JPEGImages"],
+        ),
         ("self_training", ["self_training=mean_teacher"], ["self_training.teacher.confidence=0.5"]),
         ("trainer.devices", [], ["trainer.devices=2"]),
         ("trainer.num_nodes", [], ["+trainer.num_nodes=2"]),
     ],
-)  # fmt: skip
-def test_what_is_recorded_by_content_counts(data_root, tmp_path, synthetic_set, key, given, changes):
+)
+def test_what_is_recorded_by_content_counts(
+    data_root, tmp_path, synthetic_set, key, given, changes
+):
     assert key in config.RECORDED
     shutil.copytree(data_root, tmp_path, dirs_exist_ok=True)
     shutil.copytree(tmp_path / "shapes", tmp_path / "copy")
-    (tmp_path / "copy/SegmentationClass/masks.json").write_text('{"identity": {"settings": {"power": 3}}, "chosen_on": []}')
+    (tmp_path / "copy/SegmentationClass/masks.json").write_text(
+        '{"identity": {"settings": {"power": 3}}, "chosen_on": []}'
+    )
     shutil.copytree(tmp_path / "copy/SegmentationClass", tmp_path / "shapes/masks/other")
-    write_json(tmp_path / "run/run.json", {"trained_on": {"source": "synthetic"}, "supervision": "A", "weights_sha256": "0"})
-    whole = [f"synthetic={tmp_path}/shapes", f"unlabelled.images={tmp_path}/shapes/JPEGImages", "data.tune_split=null"]
+    write_json(
+        tmp_path / "run/run.json",
+        {"trained_on": {"source": "synthetic"}, "supervision": "A", "weights_sha256": "0"},
+    )
+    whole = [
+        f"synthetic={tmp_path}/shapes",
+        f"unlabelled.images={tmp_path}/shapes/JPEGImages",
+        "data.tune_split=null",
+    ]
     first = identity_of(training(tmp_path, *whole, *given))
     assert identity_of(training(tmp_path, *whole, *given, "num_workers=3")) == first
     for change in changes:
-        assert identity_of(training(tmp_path, *whole, *given, change.format(root=tmp_path))) != first, change
+        assert (
+            identity_of(training(tmp_path, *whole, *given, change.format(root=tmp_path))) != first
+        ), change
 
 
 def test_files_that_the_segmenter_was_made_from_count(data_root):
@@ -646,11 +788,22 @@ def test_a_study_of_other_images_is_another_one(data_root, tmp_path):
 @pytest.mark.parametrize(
     ("devices", "more", "expected"),
     [
-        (1, [], 1), (4, [], 4), ("auto", [], 3), (-1, [], 3), ("auto", ["trainer.accelerator=cpu"], 1),
-        ("'2'", [], 2), ("'0,1'", [], 2), ("'2,'", [], 1), ("[0,2,3]", [], 3), (4, ["+trainer.num_nodes=2"], 8),
-        (4, ["device=cuda"], 4), (4, ["device=cuda:1"], 1), ("auto", ["device=cpu"], 1), ("null", [], 3),
+        (1, [], 1),
+        (4, [], 4),
+        ("auto", [], 3),
+        (-1, [], 3),
+        ("auto", ["trainer.accelerator=cpu"], 1),
+        ("'2'", [], 2),
+        ("'0,1'", [], 2),
+        ("'2,'", [], 1),
+        ("[0,2,3]", [], 3),
+        (4, ["+trainer.num_nodes=2"], 8),
+        (4, ["device=cuda"], 4),
+        (4, ["device=cuda:1"], 1),
+        ("auto", ["device=cpu"], 1),
+        ("null", [], 3),
     ],
-)  # fmt: skip
+)
 def test_the_number_of_processes(data_root, monkeypatch, devices, more, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     cfg = training(data_root, f"trainer.devices={devices}", *more)
@@ -659,11 +812,21 @@ def test_the_number_of_processes(data_root, monkeypatch, devices, more, expected
 
 @pytest.mark.parametrize("value", ["true", "3"])
 def test_a_debug_switch_finishes_no_folder(data_root, tmp_path, value):
-    given = (f"+trainer.fast_dev_run={value}", f"output_root={tmp_path}", "name=x", "device=cpu", "data=shapes")
+    given = (
+        f"+trainer.fast_dev_run={value}",
+        f"output_root={tmp_path}",
+        "name=x",
+        "device=cpu",
+        "data=shapes",
+    )
     import train
 
-    with pytest.raises(ValueError, match=r"trainer.fast_dev_run=.*is no run.*trainer.max_steps=2 name=try"):
-        train.run(training(data_root, *given, "segmenter=deeplabv3_r18", "segmenter.base_channels=8"))
+    with pytest.raises(
+        ValueError, match=r"trainer.fast_dev_run=.*is no run.*trainer.max_steps=2 name=try"
+    ):
+        train.run(
+            training(data_root, *given, "segmenter=deeplabv3_r18", "segmenter.base_channels=8")
+        )
     assert not (tmp_path / "x").exists()
     assert identity_of(training(data_root, "+trainer.fast_dev_run=false"))
 
@@ -680,10 +843,17 @@ def test_the_record_of_a_real_run(data_root):
     cfg = training(data_root)
     images, _ = config.training_sets(cfg)
     _, record = config.training_record(cfg, images)
-    assert record["supervision"] == "real" and record["taxonomy"]["names"] == list(images.taxonomy.names)
+    assert record["supervision"] == "real" and record["taxonomy"]["names"] == list(
+        images.taxonomy.names
+    )
     assert record["trained_on"] == {
-        "source": "real", "data": "shapes", **images.fingerprint(), "shots": 3, "seed": 0, "after": None,
-    }  # fmt: skip
+        "source": "real",
+        "data": "shapes",
+        **images.fingerprint(),
+        "shots": 3,
+        "seed": 0,
+        "after": None,
+    }
 
 
 @pytest.mark.parametrize(("shots", "number"), [("null", 3), ("all", 3), ("2", 2)])
@@ -723,7 +893,10 @@ def test_the_record_of_a_fine_tuned_run(data_root, tmp_path):
 @pytest.fixture(scope="module")
 def synthetic_set(data_root):
     """The real training images as a synthetic set: its mask set is finished."""
-    write_json(data_root / "shapes/SegmentationClass/masks.json", {"identity": {"settings": {"power": 4}}, "chosen_on": []})
+    write_json(
+        data_root / "shapes/SegmentationClass/masks.json",
+        {"identity": {"settings": {"power": 4}}, "chosen_on": []},
+    )
     return f"synthetic={data_root}/shapes"
 
 
@@ -733,8 +906,14 @@ def test_mixed_training_sets(data_root, synthetic_set):
     assert (len(images.real), len(images.synthetic), images.real_share, tune) == (3, 5, 0.25, None)
     identity, record = config.training_record(cfg, images, tune)
     trained_on = record["trained_on"]
-    assert trained_on["real_share"] == 0.25 and trained_on["shots"] == 3 and record["supervision"] == "B"
-    assert trained_on["real"]["images"] == 3 and trained_on["synthetic"]["mask_settings"] == {"settings": {"power": 4}}
+    assert (
+        trained_on["real_share"] == 0.25
+        and trained_on["shots"] == 3
+        and record["supervision"] == "B"
+    )
+    assert trained_on["real"]["images"] == 3 and trained_on["synthetic"]["mask_settings"] == {
+        "settings": {"power": 4}
+    }
     for other in ("real_share=0.5", "shots=2", "source=real"):
         cfg = training(data_root, "source=mixed", "real_share=0.25", synthetic_set, other)
         assert config.training_record(cfg, config.training_sets(cfg)[0])[0] != identity, other
@@ -746,7 +925,8 @@ VALIDATED = "trainer.limit_val_batches=1.0"
 
 
 @pytest.mark.parametrize(
-    ("source", "shots", "sizes"), [("real", 5, (3, 2)), ("synthetic", "all", (3, 2)), ("mixed", 4, (2 + 5, 2))]
+    ("source", "shots", "sizes"),
+    [("real", 5, (3, 2)), ("synthetic", "all", (3, 2)), ("mixed", 4, (2 + 5, 2))],
 )
 def test_images_are_held_out_for_validation_alone(data_root, synthetic_set, source, shots, sizes):
     given = (f"source={source}", f"shots={shots}", synthetic_set, "hold_out=2")
@@ -765,7 +945,13 @@ def test_images_are_held_out_for_validation_alone(data_root, synthetic_set, sour
 
 def test_an_unfinished_mask_set_is_not_trained_on(data_root):
     (data_root / "shapes/masks/half").mkdir(parents=True)
-    cfg = training(data_root, "source=synthetic", "shots=null", f"synthetic={data_root}/shapes", "synthetic_masks=masks/half")
+    cfg = training(
+        data_root,
+        "source=synthetic",
+        "shots=null",
+        f"synthetic={data_root}/shapes",
+        "synthetic_masks=masks/half",
+    )
     with pytest.raises(FileNotFoundError, match="masks.half is not finished"):
         config.training_record(cfg, config.training_sets(cfg)[0])
 
@@ -786,7 +972,9 @@ def test_your_own_data_bring_their_classes(data_root):
     (data_root / "site").mkdir(exist_ok=True)
     (data_root / "site/taxonomy.yaml").write_text("name: site\nclasses: [scratch, dent]\n")
     cfg = compose("evaluate", "data=own", "data.name=site", f"data_root={data_root}")
-    assert config.taxonomy(cfg).names == ("scratch", "dent") and cfg.data.root == f"{data_root}/site"
+    assert (
+        config.taxonomy(cfg).names == ("scratch", "dent") and cfg.data.root == f"{data_root}/site"
+    )
 
 
 class Measured:
@@ -801,11 +989,19 @@ class Measured:
 
 
 def test_the_batch_is_measured_once_and_then_that_of_the_set(tmp_path, capsys):
-    generator, cfg = Measured(), OmegaConf.create({"unit_size": "auto", "folder": str(tmp_path), "seed": 0})
+    generator, cfg = (
+        Measured(),
+        OmegaConf.create({"unit_size": "auto", "folder": str(tmp_path), "seed": 0}),
+    )
     assert config.unit_size(cfg, generator, taxonomy("voc")) == 16 and generator.asked == 1
     assert "unit_size=auto: 16 images at a time" in capsys.readouterr().out
-    identity = {"generator": {}, "plan_sha256": "", "image_format": ".png", "taxonomy": {"name": "voc", "names": []},
-                "unit_size": 4}  # fmt: skip
+    identity = {
+        "generator": {},
+        "plan_sha256": "",
+        "image_format": ".png",
+        "taxonomy": {"name": "voc", "names": []},
+        "unit_size": 4,
+    }
     write_json(tmp_path / "run.json", {"identity": identity})
     assert config.unit_size(cfg, generator, taxonomy("voc")) == 4 and generator.asked == 1
     assert config.unit_size(OmegaConf.create({"unit_size": 8}), generator, None) == 8

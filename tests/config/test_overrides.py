@@ -14,21 +14,61 @@ FILLED = {"train": ["name=a_run"]}
 @pytest.mark.parametrize(
     ("root", "override", "parts"),
     [
-        ("generate", "num_image=3", ["no key 'num_image' at the top level", "num_images", "Did you mean 'num_images'?"]),
-        ("generate", "sede=3", ["no key 'sede' at the top level", "name, ", "Did you mean 'seed'?"]),
-        ("generate", "masks=papre", ["no such masks; allowed: paper, shapes", "Did you mean 'paper'?"]),
+        (
+            "generate",
+            "num_image=3",
+            ["no key 'num_image' at the top level", "num_images", "Did you mean 'num_images'?"],
+        ),
+        (
+            "generate",
+            "sede=3",
+            ["no key 'sede' at the top level", "name, ", "Did you mean 'seed'?"],
+        ),
+        (
+            "generate",
+            "masks=papre",
+            ["no such masks; allowed: paper, shapes", "Did you mean 'paper'?"],
+        ),
         ("generate", "mask=paper", ["no key 'mask' at the top level", "Did you mean 'masks'?"]),
-        ("generate", "masks.treshold=0.5", ["no key 'treshold' in masks", "threshold, band", "Did you mean 'threshold'?"]),
-        ("generate", "probe.splitt=tune", ["no key 'splitt' in probe", "split, timesteps, limit", "Did you mean 'split'?"]),
-        ("generate", "experiment=shape", ["no such experiment; allowed: ", "Did you mean 'shapes'?"]),
-        ("train", "segmenter=deeplabv3_r5", ["no such segmenter; allowed: deeplabv3_r101, deeplabv3_r18, deeplabv3_r50"]),
-        ("train", "trainer.callbacks.ema.decy=0.9", ["no key 'decy' in trainer.callbacks.ema", "Did you mean 'decay'?"]),
+        (
+            "generate",
+            "masks.treshold=0.5",
+            ["no key 'treshold' in masks", "threshold, band", "Did you mean 'threshold'?"],
+        ),
+        (
+            "generate",
+            "probe.splitt=tune",
+            ["no key 'splitt' in probe", "split, timesteps, limit", "Did you mean 'split'?"],
+        ),
+        (
+            "generate",
+            "experiment=shape",
+            ["no such experiment; allowed: ", "Did you mean 'shapes'?"],
+        ),
+        (
+            "train",
+            "segmenter=deeplabv3_r5",
+            ["no such segmenter; allowed: deeplabv3_r101, deeplabv3_r18, deeplabv3_r50"],
+        ),
+        (
+            "train",
+            "trainer.callbacks.ema.decy=0.9",
+            ["no key 'decy' in trainer.callbacks.ema", "Did you mean 'decay'?"],
+        ),
         ("train", "segmenter.depth.x=1", ["no key 'x' in segmenter.depth"]),
-        ("train", "hydra/launcher=ray", ["no such hydra/launcher; installed: basic, ", 'pip install -e ".[sweeps]"']),
-        ("train", "hydra/sweeper=optuna", ["no such hydra/sweeper; installed: basic; ", "train.py stage=tune"]),
+        (
+            "train",
+            "hydra/launcher=ray",
+            ["no such hydra/launcher; installed: basic, ", 'pip install -e ".[sweeps]"'],
+        ),
+        (
+            "train",
+            "hydra/sweeper=optuna",
+            ["no such hydra/sweeper; installed: basic; ", "train.py stage=tune"],
+        ),
         ("evaluate", "dta=voc", ["no key 'dta' at the top level", "Did you mean 'data'?"]),
     ],
-)  # fmt: skip
+)
 def test_mistyped_overrides_are_answered_with_the_names_there_are(root, override, parts):
     with pytest.raises(ValueError) as error:
         config.check_overrides(root, [*FILLED.get(root, []), override])
@@ -37,25 +77,37 @@ def test_mistyped_overrides_are_answered_with_the_names_there_are(root, override
 
 
 def test_keys_of_an_experiment_are_known():
-    config.check_overrides("train", ["experiment=shapes_text_to_image", "models.tokenizer_merges=50"])
-    with pytest.raises(ValueError, match="no key 'tokenizer_merge' in models; .*Did you mean 'tokenizer_merges'"):
-        config.check_overrides("train", ["experiment=shapes_text_to_image", "models.tokenizer_merge=50"])
+    config.check_overrides(
+        "train", ["experiment=shapes_text_to_image", "models.tokenizer_merges=50"]
+    )
+    with pytest.raises(
+        ValueError, match="no key 'tokenizer_merge' in models; .*Did you mean 'tokenizer_merges'"
+    ):
+        config.check_overrides(
+            "train", ["experiment=shapes_text_to_image", "models.tokenizer_merge=50"]
+        )
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["experiment=shapes_real", "shots=16,64", "seed=0,1,2"], ["segmenter=deeplabv3_r18,deeplabv3_r50", "name=a"],
-        ["name=a", "seed=range(0,3)"], ["name=a", "segmenter=glob(*)"], ["name=a", "+trainer.accumulate_grad_batches=2"],
-        ["name=a", "~trainer.callbacks.samples"], ["name=a", "hydra/launcher=joblib"],
+        ["experiment=shapes_real", "shots=16,64", "seed=0,1,2"],
+        ["segmenter=deeplabv3_r18,deeplabv3_r50", "name=a"],
+        ["name=a", "seed=range(0,3)"],
+        ["name=a", "segmenter=glob(*)"],
+        ["name=a", "+trainer.accumulate_grad_batches=2"],
+        ["name=a", "~trainer.callbacks.samples"],
+        ["name=a", "hydra/launcher=joblib"],
         ["name=a", "hydra/launcher=submitit_slurm", "seed=0,1"],
     ],
-)  # fmt: skip
+)
 def test_good_overrides_pass(overrides):
     config.check_overrides("train", overrides)
 
 
-@pytest.mark.parametrize("override", ["experiment=shapes_real,shapes_rael", "segmenter=deeplabv3_r18,deeplabv3_r5"])
+@pytest.mark.parametrize(
+    "override", ["experiment=shapes_real,shapes_rael", "segmenter=deeplabv3_r18,deeplabv3_r5"]
+)
 def test_each_choice_of_a_sweep_must_exist(override):
     with pytest.raises(ValueError, match="no such (experiment|segmenter); allowed"):
         config.check_overrides("train", ["name=a", override])
@@ -66,13 +118,21 @@ def test_each_choice_of_a_sweep_must_exist(override):
     [
         ("run=outputs/a/shots=16,seed=0", 'run="outputs/a/shots=16,seed=0"'),
         ("run='outputs/a/seed=0'", "run='outputs/a/seed=0'"),
-        ("seed=0", "seed=0"), ("shots=16,64", "shots=16,64"), ("--multirun", "--multirun"),
-        ("domains=[a=1,b]", "domains=[a=1,b]"), ("images=2024", 'images="2024"'), ("images=null", "images=null"),
-        ("unlabelled.images=2024_10", 'unlabelled.images="2024_10"'), ("shots=2024", "shots=2024"),
-        ("name=Фото für uns", 'name="Фото für uns"'), ("output=Photos (1) & more", 'output="Photos (1) & more"'),
-        ("images=[a,b]", "images=[a,b]"), ("images=a,b", "images=a,b"), ("seed=range(0,3)", "seed=range(0,3)"),
+        ("seed=0", "seed=0"),
+        ("shots=16,64", "shots=16,64"),
+        ("--multirun", "--multirun"),
+        ("domains=[a=1,b]", "domains=[a=1,b]"),
+        ("images=2024", 'images="2024"'),
+        ("images=null", "images=null"),
+        ("unlabelled.images=2024_10", 'unlabelled.images="2024_10"'),
+        ("shots=2024", "shots=2024"),
+        ("name=Фото für uns", 'name="Фото für uns"'),
+        ("output=Photos (1) & more", 'output="Photos (1) & more"'),
+        ("images=[a,b]", "images=[a,b]"),
+        ("images=a,b", "images=a,b"),
+        ("seed=range(0,3)", "seed=range(0,3)"),
     ],
-)  # fmt: skip
+)
 def test_what_hydra_would_read_otherwise_is_quoted(argument, expected):
     assert config.quoted(argument) == expected
     key, _, value = config.quoted(argument).partition("=")
@@ -89,28 +149,62 @@ def test_a_name_that_no_file_could_have_is_answered():
 @pytest.mark.parametrize(
     ("root", "overrides", "blamed"),
     [
-        ("train", ["logger=wandb", "logger.wandb.offline=true", "trainer.max_stps=5"], "'trainer.max_stps=5': no key"),
-        ("train", ["segmenter=segformer_b0", "segmenter.size=b1", "seeed=1"], "'seeed=1': no key 'seeed' at the top level"),
-        ("generate", ["executor=shard", "executor.index=0", "executor.cnt=2"], "'executor.cnt=2': no key 'cnt' in executor"),
-        ("generate", ["data=voc_aug", "data.synthetic=a", "masks.bnd=1"], "'masks.bnd=1': no key 'bnd' in masks"),
-        ("train", ["+trainer.accumulate_grad_batches=2", "trainer.max_stps=5"], "'trainer.max_stps=5': no key 'max_stps'"),
-        ("train", ["seed=1", "+seed=2"], "'+seed=2': Could not append to config. An item is already at 'seed'"),
-        ("train", ["hydra.sweeper.max_batch=2"], "'hydra.sweeper.max_batch=2': no key 'max_batch' in hydra.sweeper"),
+        (
+            "train",
+            ["logger=wandb", "logger.wandb.offline=true", "trainer.max_stps=5"],
+            "'trainer.max_stps=5': no key",
+        ),
+        (
+            "train",
+            ["segmenter=segformer_b0", "segmenter.size=b1", "seeed=1"],
+            "'seeed=1': no key 'seeed' at the top level",
+        ),
+        (
+            "generate",
+            ["executor=shard", "executor.index=0", "executor.cnt=2"],
+            "'executor.cnt=2': no key 'cnt' in executor",
+        ),
+        (
+            "generate",
+            ["data=voc_aug", "data.synthetic=a", "masks.bnd=1"],
+            "'masks.bnd=1': no key 'bnd' in masks",
+        ),
+        (
+            "train",
+            ["+trainer.accumulate_grad_batches=2", "trainer.max_stps=5"],
+            "'trainer.max_stps=5': no key 'max_stps'",
+        ),
+        (
+            "train",
+            ["seed=1", "+seed=2"],
+            "'+seed=2': Could not append to config. An item is already at 'seed'",
+        ),
+        (
+            "train",
+            ["hydra.sweeper.max_batch=2"],
+            "'hydra.sweeper.max_batch=2': no key 'max_batch' in hydra.sweeper",
+        ),
         ("train", ["trainer={max_stps: 5}"], "'trainer={max_stps: 5}': "),
         ("train", ["experiment=[[1]]"], "'experiment=[[1]]': no such experiment; allowed: coco, "),
         ("train", ["experiment=1"], "'experiment=1': no such experiment"),
         ("train", ["data=null"], "'data=null': no such data; allowed: coco"),
         ("train", ["a b"], "'a b': expected key=value"),
     ],
-)  # fmt: skip
+)
 def test_the_wrong_key_is_blamed_and_no_innocent_one(root, overrides, blamed):
     with pytest.raises(ValueError) as error:
         config.check_overrides(root, [*FILLED.get(root, []), *overrides])
     assert str(error.value).startswith(blamed) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("override", "why"), [("name='", "a quote ' is not closed"), ('name="a', 'a quote " is not closed'),
-                                               ("name='a", "a quote ' is not closed")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("name='", "a quote ' is not closed"),
+        ('name="a', 'a quote " is not closed'),
+        ("name='a", "a quote ' is not closed"),
+    ],
+)
 def test_a_quote_that_is_not_closed_is_named(override, why):
     with pytest.raises(ValueError) as error:
         config.check_overrides("train", ["seed=1", override])
@@ -118,14 +212,22 @@ def test_a_quote_that_is_not_closed_is_named(override, why):
 
 
 @pytest.mark.parametrize(
-    "override", ["+trainer.accumulate_grad_batches=1,2", "++seed=1,2", "+trainer.overfit_batches=1", "~experiment"]
+    "override",
+    [
+        "+trainer.accumulate_grad_batches=1,2",
+        "++seed=1,2",
+        "+trainer.overfit_batches=1",
+        "~experiment",
+    ],
 )
 def test_added_keys_may_be_new_and_swept(override):
     config.check_overrides("train", ["name=a", override])
 
 
 def test_a_sweep_without_m_is_answered():
-    with pytest.raises(ValueError, match=r"'shots=16,8' stands for several runs: add -m .* shots=\[...\]"):
+    with pytest.raises(
+        ValueError, match=r"'shots=16,8' stands for several runs: add -m .* shots=\[...\]"
+    ):
         config.check_overrides("train", ["name=a", "shots=16,8"], multirun=False)
     config.check_overrides("train", ["name=a", "shots=16,8", "hydra.mode=MULTIRUN"], multirun=False)
 
@@ -147,13 +249,22 @@ def own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "form", [["--config-dir", "{}"], ["--config-dir={}"], ["-cd", "../Meine Dateien"], ['hydra.searchpath=["file://{}"]'],
-             ["hydra.searchpath=['{}']"], ["+hydra.searchpath=['../Meine Dateien']"]]
-)  # fmt: skip
+    "form",
+    [
+        ["--config-dir", "{}"],
+        ["--config-dir={}"],
+        ["-cd", "../Meine Dateien"],
+        ['hydra.searchpath=["file://{}"]'],
+        ["hydra.searchpath=['{}']"],
+        ["+hydra.searchpath=['../Meine Dateien']"],
+    ],
+)
 def test_own_experiments_are_found(own, form):
     sys.argv[1:] = with_own_folders([a.format(own) for a in form])
     assert config.check_overrides("train", ["experiment=mine"]).batch_size == 3
-    with pytest.raises(ValueError, match="no such experiment; allowed: .*mine.*Did you mean 'mine'"):
+    with pytest.raises(
+        ValueError, match="no such experiment; allowed: .*mine.*Did you mean 'mine'"
+    ):
         config.check_overrides("train", ["experiment=mein"])
 
 
@@ -172,12 +283,17 @@ def test_a_folder_that_is_not_there_is_named(own):
     for form in (["--config-dir", "none"], ["hydra.searchpath=[none]"]):
         with pytest.raises(ValueError, match="=none: no such folder"):
             with_own_folders(form)
-    with pytest.raises(ValueError, match="--config-name would replace the settings of this package"):
+    with pytest.raises(
+        ValueError, match="--config-name would replace the settings of this package"
+    ):
         with_own_folders(["--config-name=mine"])
 
 
 def test_an_own_file_that_would_not_be_read_is_refused(own):
     (own / "experiment/shapes_real.yaml").write_text("# @package _global_\nname: mine\n")
     sys.argv[1:] = with_own_folders(["--config-dir", str(own)])
-    with pytest.raises(ValueError, match="shapes_real.yaml has the name of a file of this package and would not be read"):
+    with pytest.raises(
+        ValueError,
+        match="shapes_real.yaml has the name of a file of this package and would not be read",
+    ):
         config.check_overrides("train", ["experiment=shapes_real"])

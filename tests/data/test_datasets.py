@@ -32,7 +32,8 @@ SIZES = [(12, 9), (7, 15), (8, 8), (5, 11), (9, 9)]
 
 
 def test_a_png_with_another_byte_is_never_read_as_other_pixels(tmp_path):
-    """Pillow decodes most of them, and forgets the error of the rest when it has looked for EXIF data in between."""
+    """Pillow decodes most of them, and forgets the error of the rest when it has looked for EXIF
+    data in between."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     path, kinds = tmp_path / "a.png", []
     Image.fromarray(pixels).save(path)
@@ -53,7 +54,9 @@ def test_a_png_with_another_byte_is_never_read_as_other_pixels(tmp_path):
 
 def picture(i):
     rng, size = np.random.default_rng(i), SIZES[i]
-    return rng.integers(0, 256, (*size, 3), dtype=np.uint8), rng.choice(np.array([0, 1, 2, 255], np.uint8), size)
+    return rng.integers(0, 256, (*size, 3), dtype=np.uint8), rng.choice(
+        np.array([0, 1, 2, 255], np.uint8), size
+    )
 
 
 @pytest.fixture
@@ -105,7 +108,11 @@ def test_images_survive_png_and_nearly_jpeg(tmp_path):
         (tmp_path / f"i{suffix}").write_bytes(encode_image(image, suffix))
         assert np.abs(read_image(tmp_path / f"i{suffix}").astype(int) - image).max() <= tolerance
     with Image.open(io.BytesIO(encode_image(image, ".jpg"))) as stored:
-        assert stored.format == "JPEG" and stored.layer == [(1, 1, 1, 0), (2, 1, 1, 1), (3, 1, 1, 1)]  # no subsampling
+        assert stored.format == "JPEG" and stored.layer == [
+            (1, 1, 1, 0),
+            (2, 1, 1, 1),
+            (3, 1, 1, 1),
+        ]  # no subsampling
     assert encode_image(image, ".jpg") == encode_image(image, ".jpg")
 
 
@@ -115,9 +122,14 @@ def test_grey_images_become_rgb(tmp_path):
 
 
 def test_labelled_images_are_read_as_photographs_are(tmp_path):
-    """Else a segmenter is trained on other pixels than it is shown later: 16 bits were white from 255 on."""
-    Image.fromarray(np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)).save(tmp_path / "deep.png")
-    Image.fromarray(np.array([[[200, 0, 0, 255], [200, 0, 0, 0]]], np.uint8)).save(tmp_path / "clear.png")
+    """Else a segmenter is trained on other pixels than it is shown later: 16 bits were white
+    from 255 on."""
+    Image.fromarray(np.array([[0, 255, 256], [32768, 65280, 65535]], np.uint16)).save(
+        tmp_path / "deep.png"
+    )
+    Image.fromarray(np.array([[[200, 0, 0, 255], [200, 0, 0, 0]]], np.uint8)).save(
+        tmp_path / "clear.png"
+    )
     assert read_image(tmp_path / "deep.png")[..., 0].tolist() == [[0, 0, 1], [128, 255, 255]]
     assert read_image(tmp_path / "clear.png").tolist() == [[[200, 0, 0], [255, 255, 255]]]
     for name in ("deep.png", "clear.png"):
@@ -184,7 +196,9 @@ def test_shots_are_nested_and_chosen_by_the_seed(seed):
 
 @pytest.mark.parametrize("shots", [0, -1, 6])
 def test_impossible_numbers_of_shots(root, shots):
-    with pytest.raises(ValueError, match=rf"shots={shots}, but the split holds 5 images; choose 1 to 5"):
+    with pytest.raises(
+        ValueError, match=rf"shots={shots}, but the split holds 5 images; choose 1 to 5"
+    ):
         SegmentationFolder(root, "train", PETS, shots=shots)
 
 
@@ -268,7 +282,10 @@ def test_a_folder_of_shots(root):
 
 
 def test_a_missing_data_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no data set at .*nowhere.*python -m dd prepare shapes.*data\.root"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no data set at .*nowhere.*python -m dd prepare shapes.*data\.root",
+    ):
         SegmentationFolder(tmp_path / "nowhere", "train", PETS)
 
 
@@ -296,7 +313,8 @@ def test_an_empty_split(root):
 
 
 @pytest.mark.parametrize(
-    ("folder", "message"), [("JPEGImages", "no image pet_1 "), ("SegmentationClass", r"no mask .*pet_1\.png")]
+    ("folder", "message"),
+    [("JPEGImages", "no image pet_1 "), ("SegmentationClass", r"no mask .*pet_1\.png")],
 )
 def test_missing_files_are_named(root, folder, message):
     (root / folder / "pet_1.png").unlink()
@@ -314,7 +332,10 @@ def test_mask_values_outside_the_classes(root):
     mask = picture(1)[1]
     mask[0, :4] = 3, 7, 254, 255
     (root / "SegmentationClass/pet_1.png").write_bytes(encode_mask(mask))
-    with pytest.raises(ValueError, match=r"values \[3, 7, 254\] outside the 3 classes of taxonomy 'pets' \(0 to 2, 255"):
+    with pytest.raises(
+        ValueError,
+        match=r"values \[3, 7, 254\] outside the 3 classes of taxonomy 'pets' \(0 to 2, 255",
+    ):
         SegmentationFolder(root, "val", PETS)[0]
 
 
@@ -338,7 +359,9 @@ def test_nothing_is_written_by_reading(root):
 
 
 def test_captions_by_id(root):
-    (root / "captions.jsonl").write_text('{"id": "pet_0", "caption": "a cat", "classes": ["cat"]}\n')
+    (root / "captions.jsonl").write_text(
+        '{"id": "pet_0", "caption": "a cat", "classes": ["cat"]}\n'
+    )
     assert read_captions(root) == {"pet_0": {"id": "pet_0", "caption": "a cat", "classes": ["cat"]}}
 
 
@@ -360,8 +383,13 @@ def test_images_apart_from_the_root(root, tmp_path):
             (root / "dataset.json").write_text(json.dumps(record))
         data = SegmentationFolder(root, "train", PETS, images=images)
         assert all(np.array_equal(data[i][0], picture(i)[0]) for i in range(len(data)))
-    assert SegmentationFolder(root, "val", PETS, images=str(tmp_path / "a"))[0][0].shape == picture(1)[0].shape
-    with pytest.raises(FileNotFoundError, match=r"no image pet_0 .* in .*a, but split 'train' lists it"):
+    assert (
+        SegmentationFolder(root, "val", PETS, images=str(tmp_path / "a"))[0][0].shape
+        == picture(1)[0].shape
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"no image pet_0 .* in .*a, but split 'train' lists it"
+    ):
         SegmentationFolder(root, "train", PETS, images=str(tmp_path / "a"))[0]
 
 
@@ -374,7 +402,10 @@ def test_our_own_copies_come_before_the_recorded_folders(root, tmp_path):
 
 def test_ids_with_blanks_in_prepared_lists(root):
     write_split(root, "blanks", ["photo 1", "photo 2"])
-    assert read_split(root, "blanks") == ["photo", "photo"]  # the devkit's class lists: id and -1, 0 or 1
+    assert read_split(root, "blanks") == [
+        "photo",
+        "photo",
+    ]  # the devkit's class lists: id and -1, 0 or 1
     (root / "dataset.json").write_text(json.dumps({"images": []}))
     assert read_split(root, "blanks") == ["photo 1", "photo 2"]
 
@@ -389,16 +420,22 @@ def test_masks_in_the_colours_of_the_taxonomy(tmp_path, mode):
     for name in ("ids", "colours"):
         assert np.array_equal(read_coloured_mask(tmp_path / f"{name}.png", COLOURED), mask)
     with pytest.raises(
-        ValueError, match=r"has 2 colours that no class .* 'pets' has been given, .* \[\[7, 8, 9\], \[128, 0, 0\]\]"
+        ValueError,
+        match=r"has 2 colours that no class .* 'pets' has been given, .* \[\[7, 8, 9\], \[128, 0, "
+        r"0\]\]",
     ):
         read_coloured_mask(tmp_path / "colours.png", PETS)
 
 
 def test_a_data_set_of_other_classes_is_refused(root):
     """The same number of classes in another order would train, with every label shifted."""
-    (root / "run.json").write_text(json.dumps({"identity": {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}}}))
+    (root / "run.json").write_text(
+        json.dumps({"identity": {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}}})
+    )
     assert len(SegmentationFolder(root, "train", PETS)) == len(SIZES)
-    with pytest.raises(ValueError, match=r"made for the classes \['cat', 'dog'\], these are \['dog', 'cat'\]"):
+    with pytest.raises(
+        ValueError, match=r"made for the classes \['cat', 'dog'\], these are \['dog', 'cat'\]"
+    ):
         SegmentationFolder(root, "train", Taxonomy("pets", ["dog", "cat"]))
 
 
@@ -418,27 +455,40 @@ def test_corrected_masks_are_other_data(root):
     assert data.fingerprint() != before
 
 
-@pytest.mark.parametrize("content", ["null", "[1]", '{"identity": null}', '{"identity": {"taxonomy": {"names": 3}}}'])
+@pytest.mark.parametrize(
+    "content", ["null", "[1]", '{"identity": null}', '{"identity": {"taxonomy": {"names": 3}}}']
+)
 def test_a_record_of_other_content_is_damaged(tmp_path, content):
     write_split(tmp_path, "train", ["a"])
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=r"run.json is damaged: identity.taxonomy.names is no list of class names"):
+    with pytest.raises(
+        ValueError, match=r"run.json is damaged: identity.taxonomy.names is no list of class names"
+    ):
         SegmentationFolder(tmp_path, "train", taxonomy("voc"))
 
 
 # Photographs with an EXIF orientation
 
 UPRIGHT = {  # orientation: how viewers show pixels that are stored so
-    2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1], 5: lambda x: x.swapaxes(0, 1),
-    6: lambda x: np.rot90(x, -1), 7: lambda x: x.swapaxes(0, 1)[::-1, ::-1], 8: lambda x: np.rot90(x),
-}  # fmt: skip
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda x: np.rot90(x),
+}
 
 
 def turned_photograph(folder, turn, size=(32, 48), name="a.jpg", exif=None):
-    """A real JPEG with four even corners of different colours; returns its pixels as they are stored."""
+    """A real JPEG with four even corners of different colours; returns its pixels as they are
+    stored."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((*size, 3), np.uint8)
-    pixels[: size[0] // 2, size[1] // 2 :], pixels[size[0] // 2 :, : size[1] // 2] = (200, 30, 30), (30, 200, 30)
+    pixels[: size[0] // 2, size[1] // 2 :], pixels[size[0] // 2 :, : size[1] // 2] = (
+        (200, 30, 30),
+        (30, 200, 30),
+    )
     if exif is None:
         exif = Image.Exif()
         exif[ORIENTATION] = turn
@@ -452,7 +502,9 @@ def one_image(root, mask, record=False):
     (root / "SegmentationClass/a.png").write_bytes(encode_mask(mask))
     write_split(root, "train", ["a"])
     if record:
-        (root / RECORD).write_text(json.dumps({"images": ["JPEGImages"], "taxonomy": {"names": ["cat", "dog"]}}))
+        (root / RECORD).write_text(
+            json.dumps({"images": ["JPEGImages"], "taxonomy": {"names": ["cat", "dog"]}})
+        )
     return SegmentationFolder(root, "train", PETS)
 
 
@@ -467,7 +519,9 @@ def test_an_image_is_turned_as_its_mask_was_drawn(tmp_path, turn, record):
     assert np.array_equal(image, stored if ambiguous and record else upright)
     assert not np.array_equal(stored, upright)
     if not ambiguous:  # drawn on the stored pixels
-        assert np.array_equal(one_image(tmp_path, np.zeros(stored.shape[:2], np.uint8), record)[0][0], stored)
+        assert np.array_equal(
+            one_image(tmp_path, np.zeros(stored.shape[:2], np.uint8), record)[0][0], stored
+        )
 
 
 @pytest.mark.parametrize(("record", "turned"), [(False, True), (True, False)])
@@ -481,14 +535,18 @@ def test_a_mask_that_fits_neither_way_is_told_both_sizes(tmp_path):
     turned_photograph(tmp_path / "JPEGImages", 6)
     data = one_image(tmp_path, np.zeros((40, 48), np.uint8))
     with pytest.raises(
-        ValueError, match=r"a.png is 48x40, its image 48x32 \(32x48 upright by EXIF; prepare own writes upright"
+        ValueError,
+        match=r"a.png is 48x40, its image 48x32 \(32x48 upright by EXIF; prepare own writes "
+        r"upright",
     ):
         data[0]
     assert image_size(tmp_path / "JPEGImages/a.jpg") == (32, 48)
     assert image_size(tmp_path / "JPEGImages/a.jpg", upright=True) == (48, 32)
 
 
-@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF at all", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0no TIFF at all", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0"]
+)
 def test_exif_data_that_cannot_be_read_say_nothing(tmp_path, exif):
     stored = turned_photograph(tmp_path / "JPEGImages", None, exif=exif)
     assert np.array_equal(one_image(tmp_path, np.zeros((32, 48), np.uint8))[0][0], stored)
@@ -503,6 +561,8 @@ def test_orientations_that_do_not_exist_are_none(tmp_path, value):
 def test_an_image_is_decoded_once(tmp_path, monkeypatch):
     turned_photograph(tmp_path / "JPEGImages", 6)
     data, opens, real = one_image(tmp_path, np.zeros((48, 32), np.uint8)), [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opens.append(str(path)) or real(path, *a, **k))
+    monkeypatch.setattr(
+        Image, "open", lambda path, *a, **k: opens.append(str(path)) or real(path, *a, **k)
+    )
     assert data[0][0].shape == (48, 32, 3)
     assert len(opens) == 2 and sum(name.endswith("a.jpg") for name in opens) == 1  # image and mask

@@ -1,4 +1,5 @@
-"""Run lengths of brushes, checked by another program that reads and writes them; tasks and exports."""
+"""Run lengths of brushes, checked by another program that reads and writes them; tasks and
+exports."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -9,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dd.data.label_studio import SIZES, WORD, configuration, decode, draw, encode, read_export, task, tasks_text
+from dd.data.label_studio import (
+    SIZES,
+    WORD,
+    configuration,
+    decode,
+    draw,
+    encode,
+    read_export,
+    task,
+    tasks_text,
+)
 
 MASKS = {
     "nothing": np.zeros((5, 4), bool),
@@ -56,7 +67,8 @@ def test_blocks_of_different_values_and_half_transparent_edges():
 
 
 @pytest.mark.parametrize(
-    "change", [lambda r: r[:-2], lambda r: r[:4], lambda r: [], lambda r: "abc", lambda r: [*r[:-1], 256]]
+    "change",
+    [lambda r: r[:-2], lambda r: r[:4], lambda r: [], lambda r: "abc", lambda r: [*r[:-1], 256]],
 )
 def test_damaged_run_lengths(change):
     with pytest.raises(ValueError, match="damaged run lengths"):
@@ -68,7 +80,9 @@ def test_too_long_a_run_and_another_size():
     claimed = [0, 0, 0, 8, *whole[4:]]  # 16 values where 8 are announced
     with pytest.raises(ValueError, match="overflow after 0 of 8"):
         decode(claimed, 1, 2)
-    with pytest.raises(ValueError, match="run lengths of 16 values; 3x2 pixels of 4 channels are 24"):
+    with pytest.raises(
+        ValueError, match="run lengths of 16 values; 3x2 pixels of 4 channels are 24"
+    ):
         decode(whole, 2, 3)
     with pytest.raises(ValueError, match="of 4294967295 values"):  # nothing is reserved for it
         decode([255] * 12, 2, 2)
@@ -90,24 +104,42 @@ def annotated(**more):
 
 def test_tasks_hold_what_label_studio_asks_for():
     [one] = json.loads(tasks_text([made()]))
-    assert one["data"] == {"image": "/data/local-files/?d=images/more/a%20b.png", "file": "more/a b.png", "rank": 1}
+    assert one["data"] == {
+        "image": "/data/local-files/?d=images/more/a%20b.png",
+        "file": "more/a b.png",
+        "rank": 1,
+    }
     [prediction] = one["predictions"]
     for value, region in zip((1, 2), prediction["result"], strict=True):
-        assert (region["type"], region["from_name"], region["to_name"]) == ("brushlabels", "label", "image")
-        assert (region["original_width"], region["original_height"], region["image_rotation"]) == (3, 2, 0)
-        assert region["value"]["format"] == "rle" and region["value"]["brushlabels"] == [LABELS[value]]
+        assert (region["type"], region["from_name"], region["to_name"]) == (
+            "brushlabels",
+            "label",
+            "image",
+        )
+        assert (region["original_width"], region["original_height"], region["image_rotation"]) == (
+            3,
+            2,
+            0,
+        )
+        assert region["value"]["format"] == "rle" and region["value"]["brushlabels"] == [
+            LABELS[value]
+        ]
         read = np.asarray(other.decode_rle(region["value"]["rle"], False)).reshape(2, 3, 4)[..., 3]
         assert np.array_equal(read == 255, value == MASK)
 
 
 def test_the_configuration_names_the_same_tags():
     root = ElementTree.fromstring(configuration({"cat": (1, 2, 255), LABELS[2]: (0, 0, 0)}))
-    assert root.find("Image").attrib["value"] == "$image" and root.find("Image").attrib["name"] == "image"
+    assert (
+        root.find("Image").attrib["value"] == "$image"
+        and root.find("Image").attrib["name"] == "image"
+    )
     brushes = root.find("BrushLabels")
     assert brushes.attrib == {"name": "label", "toName": "image"}
     assert [x.attrib for x in brushes] == [
-        {"value": "cat", "background": "#0102ff"}, {"value": LABELS[2], "background": "#000000"}
-    ]  # fmt: skip
+        {"value": "cat", "background": "#0102ff"},
+        {"value": LABELS[2], "background": "#000000"},
+    ]
 
 
 def test_an_export_is_read():
@@ -167,7 +199,10 @@ def test_names_in_addresses(address, file):
         (lambda t, r: r.update(original_height=[2, 3]), "original_height and original_width"),
         (lambda t, r: r.pop("original_height"), "original_height and original_width"),
         (lambda t, r: r["value"].update(format="png"), "--brushes-only leaves the others out"),
-        (lambda t, r: t.update(data={"a": "x.jpg", "b": "y.jpg"}), "or one other text in data that is the image's name"),
+        (
+            lambda t, r: t.update(data={"a": "x.jpg", "b": "y.jpg"}),
+            "or one other text in data that is the image's name",
+        ),
         (lambda t, r: t.update(data={}), "data.file, data.image or one other text in data"),
         (lambda t, r: t.update(annotations=[]), "none of its 1 tasks has an annotation"),
         (lambda t, r: t.pop("annotations"), 'export the project as "JSON"'),
@@ -192,8 +227,12 @@ def test_what_label_studio_writes_otherwise():
 
 def test_regions_that_are_no_brush_are_left_out_on_request():
     one = annotated()
-    one["annotations"][0]["result"] += [{"type": "keypointlabels", "value": {"x": 1, "keypointlabels": ["cat"]}}] * 2
-    with pytest.raises(ValueError, match="'keypointlabels'; only brushes .* --brushes-only leaves the others out"):
+    one["annotations"][0]["result"] += [
+        {"type": "keypointlabels", "value": {"x": 1, "keypointlabels": ["cat"]}}
+    ] * 2
+    with pytest.raises(
+        ValueError, match="'keypointlabels'; only brushes .* --brushes-only leaves the others out"
+    ):
         read_export("e.json", [one])
     [image], notes = read_export("e.json", [one], brushes_only=True)
     assert len(image.brushes) == 2 and notes == ["2 regions are no brush and are left out"]

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dd.data.photos import PILLOWS_LIMIT, Photos, Unlabelled, Video, find_photos, read_photo, source, without
+from dd.data.photos import (
+    PILLOWS_LIMIT,
+    Photos,
+    Unlabelled,
+    Video,
+    find_photos,
+    read_photo,
+    source,
+    without,
+)
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -28,10 +37,16 @@ def test_a_photograph_keeps_its_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("orientation", "upright"),
     [
-        (1, COLOURS), (2, COLOURS[:, ::-1]), (3, COLOURS[::-1, ::-1]), (4, COLOURS[::-1]), (5, COLOURS.transpose(1, 0, 2)),
-        (6, np.rot90(COLOURS, -1)), (7, COLOURS.transpose(1, 0, 2)[::-1, ::-1]), (8, np.rot90(COLOURS)),
+        (1, COLOURS),
+        (2, COLOURS[:, ::-1]),
+        (3, COLOURS[::-1, ::-1]),
+        (4, COLOURS[::-1]),
+        (5, COLOURS.transpose(1, 0, 2)),
+        (6, np.rot90(COLOURS, -1)),
+        (7, COLOURS.transpose(1, 0, 2)[::-1, ::-1]),
+        (8, np.rot90(COLOURS)),
     ],
-)  # fmt: skip
+)
 def test_exif_turns_a_photograph_upright(tmp_path, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -40,9 +55,12 @@ def test_exif_turns_a_photograph_upright(tmp_path, orientation, upright):
 
 def test_grey_and_black_and_white(tmp_path):
     grey = COLOURS[..., 0]
-    assert np.array_equal(read_photo(saved(tmp_path, Image.fromarray(grey))), grey[..., None].repeat(3, 2))
     assert np.array_equal(
-        read_photo(saved(tmp_path, Image.fromarray(grey > 127))), np.where(grey > 127, 255, 0)[..., None].repeat(3, 2)
+        read_photo(saved(tmp_path, Image.fromarray(grey))), grey[..., None].repeat(3, 2)
+    )
+    assert np.array_equal(
+        read_photo(saved(tmp_path, Image.fromarray(grey > 127))),
+        np.where(grey > 127, 255, 0)[..., None].repeat(3, 2),
     )
 
 
@@ -72,7 +90,9 @@ def test_transparent_pixels_lie_on_white(tmp_path):
     assert found.tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
     half = Image.fromarray(np.array([[[0, 0, 0, 255], [0, 0, 0, 0], [0, 0, 0, 51]]], np.uint8))
     assert read_photo(saved(tmp_path, half)).tolist() == [[[0] * 3, [255] * 3, [204] * 3]]
-    assert read_photo(saved(tmp_path, half.convert("LA"))).tolist() == [[[0] * 3, [255] * 3, [204] * 3]]
+    assert read_photo(saved(tmp_path, half.convert("LA"))).tolist() == [
+        [[0] * 3, [255] * 3, [204] * 3]
+    ]
 
 
 def test_a_truncated_photograph_says_so(tmp_path):
@@ -97,18 +117,27 @@ def test_floats_are_no_brightness(tmp_path):
 
 def claimed(width, height):
     """A PNG whose header claims a size that its data do not have."""
-    chunks = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"few")
+    chunks = (
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        b"IDAT" + zlib.compress(b"few"),
+    )
     lengths = [struct.pack(">I", len(chunk) - 4) for chunk in chunks]
     sums = [struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(b"".join(parts) for parts in zip(lengths, chunks, sums, strict=True))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        b"".join(parts) for parts in zip(lengths, chunks, sums, strict=True)
+    )
 
 
-@pytest.mark.parametrize("side", [8000, 12000, 60000])  # beside the limit here, Pillow warns, Pillow refuses
+@pytest.mark.parametrize(
+    "side", [8000, 12000, 60000]
+)  # beside the limit here, Pillow warns, Pillow refuses
 def test_an_enormous_image_is_refused_by_its_header(tmp_path, side):
     (tmp_path / "a.png").write_bytes(claimed(side, side))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="limit" if side < 60000 else "is refused: .*decompression bomb"):
+        with pytest.raises(
+            ValueError, match="limit" if side < 60000 else "is refused: .*decompression bomb"
+        ):
             read_photo(tmp_path / "a.png")
 
 
@@ -146,10 +175,20 @@ def test_a_folder_is_read_with_the_folders_in_it(tmp_path):
     for name in ("d.HEIC", "deep/e.heic", "f.gif"):
         (tmp_path / name).write_bytes(b"")
     photos = source(tmp_path)
-    assert photos.notes == ["3 photographs are left out, as .gif, .heic is not read: convert them to JPEG or PNG"]
-    assert isinstance(photos, Photos) and [i.file for i in photos.items] == ["b.PNG", "c.jpg", "deep/a.bmp"]
+    assert photos.notes == [
+        "3 photographs are left out, as .gif, .heic is not read: convert them to JPEG or PNG"
+    ]
+    assert isinstance(photos, Photos) and [i.file for i in photos.items] == [
+        "b.PNG",
+        "c.jpg",
+        "deep/a.bmp",
+    ]
     first, broken, last = (found for _, found in photos.read(photos.items))
-    assert np.array_equal(first, COLOURS) and np.array_equal(last, COLOURS) and isinstance(broken, ValueError)
+    assert (
+        np.array_equal(first, COLOURS)
+        and np.array_equal(last, COLOURS)
+        and isinstance(broken, ValueError)
+    )
 
 
 def test_images_that_are_not_there(tmp_path):
@@ -168,7 +207,9 @@ def test_images_that_are_not_there(tmp_path):
 @pytest.fixture
 def video(tmp_path):
     """Seven frames, each of one brightness."""
-    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
+    writer = cv2.VideoWriter(
+        str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24)
+    )
     for i in range(7):
         writer.write(np.full((24, 32, 3), [0, 0, 30 * i], np.uint8))  # BGR: red
     writer.release()
@@ -177,7 +218,11 @@ def video(tmp_path):
 
 def test_the_frames_of_a_video(video):
     film = source(video, every=3)
-    assert isinstance(film, Video) and [i.id for i in film.items] == ["frame_000000", "frame_000003", "frame_000006"]
+    assert isinstance(film, Video) and [i.id for i in film.items] == [
+        "frame_000000",
+        "frame_000003",
+        "frame_000006",
+    ]
     for every, (item, frame) in zip((0, 3, 6), film.read(film.items), strict=True):
         assert item.file == f"film.avi#{every}" and frame.shape == (24, 32, 3)
         assert np.abs(frame.astype(int) - [30 * every, 0, 0]).max() < 8
@@ -194,7 +239,9 @@ def test_a_video_that_cannot_be_read(video):
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     film = Video(cut)
     assert 0 < len(film.items) < 20
-    assert film.notes == [f"{cut} ends after {len(film.items)} of the 20 frames that its header promises"]
+    assert film.notes == [
+        f"{cut} ends after {len(film.items)} of the 20 frames that its header promises"
+    ]
     video.write_bytes(b"no film at all")
     with pytest.raises(ValueError, match=r"film.avi is damaged, or no video"):
         source(video)
@@ -219,14 +266,19 @@ def test_photographs_to_train_with_are_upright_and_damaged_ones_are_stood_in_for
     (tmp_path / "e").mkdir()
     saved(tmp_path, Image.fromarray(COLOURS[..., 0]), "e/e.png")
     photos = Unlabelled(tmp_path)
-    assert [p.name for p in photos.files] == ["a.png", "b.tif", "c.png", "d.jpg", "e.png"] and len(photos) == 5
+    assert [p.name for p in photos.files] == ["a.png", "b.tif", "c.png", "d.jpg", "e.png"] and len(
+        photos
+    ) == 5
     assert np.array_equal(photos[0], np.rot90(COLOURS, -1)) and photos[1].shape == (6, 9, 3)
     grey = COLOURS[..., :1].repeat(3, 2)
     assert np.array_equal(photos[2], grey) and np.array_equal(photos[4], grey)
     for _ in range(2):
         assert np.array_equal(photos[3], grey)  # the next one
     assert capsys.readouterr().err.count("d.jpg") == 1
-    with pytest.raises(ValueError, match=r"1 of 5 images cannot be read; remove them, or give unlabelled\.list:\n.*d\.jpg"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 5 images cannot be read; remove them, or give unlabelled\.list:\n.*d\.jpg",
+    ):
         photos.check()
 
 
@@ -237,13 +289,21 @@ def test_a_list_names_photographs_by_path_or_by_stem(tmp_path):
 
     def listed(*lines):
         (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
-        return [p.relative_to(tmp_path).as_posix() for p in Unlabelled(tmp_path, tmp_path / "list.txt").files]
+        return [
+            p.relative_to(tmp_path).as_posix()
+            for p in Unlabelled(tmp_path, tmp_path / "list.txt").files
+        ]
 
-    assert listed("cam2/0.png") == ["cam2/0.png"] and listed("cam1\\0", "1.png") == ["cam1/0.png", "cam1/1.png"]
+    assert listed("cam2/0.png") == ["cam2/0.png"] and listed("cam1\\0", "1.png") == [
+        "cam1/0.png",
+        "cam1/1.png",
+    ]
     assert listed("0") == ["0.png"] and listed("elsewhere/cam1/1.png") == ["cam1/1.png"]
     assert listed("elsewhere/0") == ["0.png"]
     saved(tmp_path, Image.fromarray(COLOURS), "cam2/1.png")
-    with pytest.raises(ValueError, match="'1.png' may be any of cam1/1, cam2/1: write its folder too"):
+    with pytest.raises(
+        ValueError, match="'1.png' may be any of cam1/1, cam2/1: write its folder too"
+    ):
         listed("1.png")
     with pytest.raises(ValueError, match=r"'elsewhere/1' \(another folder has 'cam1/1'\)"):
         listed("elsewhere/1")
@@ -254,7 +314,9 @@ def test_a_list_names_photographs_by_path_or_by_stem(tmp_path):
 def test_an_empty_list_is_refused(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "list.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"unlabelled\.list=.*list\.txt names no image; one a line, or null"):
+    with pytest.raises(
+        ValueError, match=r"unlabelled\.list=.*list\.txt names no image; one a line, or null"
+    ):
         find_photos(tmp_path, tmp_path / "list.txt")
 
 
@@ -265,7 +327,9 @@ def test_all_that_cannot_be_read_are_named_and_the_enormous_found_by_their_heade
     with pytest.raises(ValueError, match=r"2 of 3 images cannot be read") as raised:
         find_photos(tmp_path)
     lines = str(raised.value).splitlines()
-    assert "b.png" in lines[1] and "c.png has 8000x7000" in lines[2] and "max_pixels" not in lines[2]
+    assert (
+        "b.png" in lines[1] and "c.png has 8000x7000" in lines[2] and "max_pixels" not in lines[2]
+    )
 
 
 def test_what_a_run_records_of_its_photographs(tmp_path):
@@ -292,7 +356,9 @@ def test_images_that_are_not_to_be_chosen(tmp_path):
         saved(tmp_path, Image.fromarray(COLOURS), name)
     items, listed = Photos(tmp_path / "p").items, tmp_path / "val.txt"
     listed.write_text("b\nelsewhere\nc.png\n")
-    assert [item.id for item in items] == ["a", "c", "cam2/b"] and [item.id for item in without(items, listed)] == ["a"]
+    assert [item.id for item in items] == ["a", "c", "cam2/b"] and [
+        item.id for item in without(items, listed)
+    ] == ["a"]
     listed.write_text("a\nb\nc\n")
     with pytest.raises(ValueError, match="names all 3 images"):
         without(items, listed)
@@ -301,7 +367,9 @@ def test_images_that_are_not_to_be_chosen(tmp_path):
 
 
 def test_whole_numbers_with_a_sign_are_no_brightness(tmp_path):
-    with pytest.raises(ValueError, match="whole numbers with a sign or of 32 bits .* 16 bits without a sign"):
+    with pytest.raises(
+        ValueError, match="whole numbers with a sign or of 32 bits .* 16 bits without a sign"
+    ):
         read_photo(saved(tmp_path, Image.fromarray(np.ones((3, 3), np.int32)), "a.tif"))
 
 
@@ -312,7 +380,10 @@ def test_photographs_that_come_out_nearly_black_are_counted(tmp_path, capsys):
     photos = Photos(tmp_path)
     assert photos.notes == []
     for _ in range(2):  # each is counted once
-        assert len([pixels for _, pixels in photos.read(photos.items) if pixels.shape == (4, 6, 3)]) == 3
+        assert (
+            len([pixels for _, pixels in photos.read(photos.items) if pixels.shape == (4, 6, 3)])
+            == 3
+        )
     [note] = photos.notes
     assert note.startswith("1 images of 16 bits use less than a quarter of the range")
     Unlabelled(tmp_path).check()

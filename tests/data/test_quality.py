@@ -1,4 +1,5 @@
-"""Signals against cases worked out by hand, rules and their refusals, CLIP scores of a tiny random CLIP."""
+"""Signals against cases worked out by hand, rules and their refusals, CLIP scores of a tiny
+random CLIP."""
 
 import json
 import math
@@ -10,13 +11,26 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel
 
-from dd.data.quality import ClipScore, Rule, clip_signals, heat_signals, judge, mask_signals, read_rules, refuse_excess
+from dd.data.quality import (
+    ClipScore,
+    Rule,
+    clip_signals,
+    heat_signals,
+    judge,
+    mask_signals,
+    read_rules,
+    refuse_excess,
+)
 
 # Signals
 
 
 def test_signals_of_heat_by_hand():
-    one_cell, flat, halves = [[0, 0], [0, 0.5]], [[0.25, 0.25], [0.25, 0.25]], [[0.4, 0.4], [0.1, 0.1]]
+    one_cell, flat, halves = (
+        [[0, 0], [0, 0.5]],
+        [[0.25, 0.25], [0.25, 0.25]],
+        [[0.4, 0.4], [0.1, 0.1]],
+    )
     found = heat_signals(np.array([[one_cell, flat], [halves, np.zeros((2, 2))]], np.float16))
     assert found["peak"] == [[0.5, 0.25], [pytest.approx(0.4, abs=1e-4), 0.0]]
     assert found["spread"] == [[0.5, 0.0], [pytest.approx(0.3, abs=2e-4), 0.0]]
@@ -34,10 +48,18 @@ def test_half_of_the_peak_counts_and_signals_are_plain_numbers_of_six_digits():
 
 def test_signals_of_a_mask_by_hand():
     mask = np.array([[0, 0, 255, 3], [7, 0, 0, 255]], np.uint8)
-    assert mask_signals(mask, [3, 7, 9]) == {"uncertain": 0.25, "foreground": 0.25, "share": [0.125, 0.125, 0.0], "missing": 1}
+    assert mask_signals(mask, [3, 7, 9]) == {
+        "uncertain": 0.25,
+        "foreground": 0.25,
+        "share": [0.125, 0.125, 0.0],
+        "missing": 1,
+    }
     assert mask_signals(mask, [3, 9], absent=[9]) == {
-        "uncertain": 0.25, "foreground": 0.25, "share": [0.125, None], "missing": 0,
-    }  # fmt: skip
+        "uncertain": 0.25,
+        "foreground": 0.25,
+        "share": [0.125, None],
+        "missing": 0,
+    }
 
 
 # Rules
@@ -51,7 +73,8 @@ SAMPLES = [sample(i, "apple") for i in range(4)] + [sample(4, "ring", "apple"), 
 
 
 def signals(values):
-    """Of each sample: ``values`` as its peaks at power 1; power 0 holds what no rule must read by mistake."""
+    """Of each sample: ``values`` as its peaks at power 1; power 0 holds what no rule must read
+    by mistake."""
     return [{"heat": {"class_prompt": {"peak": [[9.0, v] for v in row]}}} for row in values]
 
 
@@ -78,31 +101,53 @@ def test_a_percentile_is_that_of_the_class():
         1: ["apple"],
         4: ["ring"],
     }
-    assert result["hits"]["000004"] == [{"class": "ring", "value": 0.01, "threshold": pytest.approx(0.015)}]
+    assert result["hits"]["000004"] == [
+        {"class": "ring", "value": 0.01, "threshold": pytest.approx(0.015)}
+    ]
     assert hits(Rule("r", "drop", "peak", above_percentile=75)) == {4: ["apple"], 5: ["ring"]}
 
 
 def test_equal_values_are_beyond_no_percentile():
-    assert hits(Rule("r", "drop", "peak", below_percentile=99), signals([[1.0]] * 4 + [[1.0, 1.0], [1.0]])) == {}
+    assert (
+        hits(
+            Rule("r", "drop", "peak", below_percentile=99),
+            signals([[1.0]] * 4 + [[1.0, 1.0], [1.0]]),
+        )
+        == {}
+    )
 
 
 def test_signals_of_a_sample_are_compared_over_all_samples():
     found = [
-        {"mask": {"uncertain": v, "share": [None] * len(s.classes)}} for v, s in zip((0, 1, 2, 3, 4, 5), SAMPLES, strict=True)
+        {"mask": {"uncertain": v, "share": [None] * len(s.classes)}}
+        for v, s in zip((0, 1, 2, 3, 4, 5), SAMPLES, strict=True)
     ]
     result = judge(Rule("r", "drop", "uncertain", above_percentile=80), SAMPLES, found)
-    assert result == {"thresholds": {"all": 4.0}, "hits": {"000005": [{"class": "all", "value": 5, "threshold": 4.0}]}}
-    assert hits(Rule("r", "drop", "share", below=9), found) == {}  # nothing is known of a class that was not drawn
+    assert result == {
+        "thresholds": {"all": 4.0},
+        "hits": {"000005": [{"class": "all", "value": 5, "threshold": 4.0}]},
+    }
+    assert (
+        hits(Rule("r", "drop", "share", below=9), found) == {}
+    )  # nothing is known of a class that was not drawn
 
 
 def test_scores_are_read_from_their_own_place():
-    found = [{"clip": {"by": "x", "prompt": 10 * i, "classes": [i] * len(s.classes)}} for i, s in enumerate(SAMPLES)]
+    found = [
+        {"clip": {"by": "x", "prompt": 10 * i, "classes": [i] * len(s.classes)}}
+        for i, s in enumerate(SAMPLES)
+    ]
     assert list(hits(Rule("r", "drop", "clip", below=20), found)) == [0, 1]
-    assert hits(Rule("r", "absent", "clip_class", above=3), found) == {4: ["ring", "apple"], 5: ["ring"]}
+    assert hits(Rule("r", "absent", "clip_class", above=3), found) == {
+        4: ["ring", "apple"],
+        5: ["ring"],
+    }
 
 
 def test_powers_that_are_not_there():
-    with pytest.raises(ValueError, match="quality.rules.r: power 2 is not stored, powers 0 to 1 are"):
+    with pytest.raises(
+        ValueError, match="quality.rules.r: power 2 is not stored, powers 0 to 1 are"
+    ):
         hits(Rule("r", "drop", "peak", below=1), power=2)
     with pytest.raises(ValueError, match=r"not made from heat; say of which power, \.power=0"):
         hits(Rule("r", "drop", "peak", below=1), power=None)
@@ -116,8 +161,14 @@ def test_powers_that_are_not_there():
             {"action": "drop", "signal": "peek", "below": 1},
             "r.signal='peek'; allowed: peak, spread, entropy, area, clip, clip_cl",
         ),
-        ({"action": "drop", "signal": "peak"}, "needs one number for one of below, above, .*; got none"),
-        ({"action": "drop", "signal": "peak", "below": 1, "above": 0}, "got {'below': 1, 'above': 0}"),
+        (
+            {"action": "drop", "signal": "peak"},
+            "needs one number for one of below, above, .*; got none",
+        ),
+        (
+            {"action": "drop", "signal": "peak", "below": 1, "above": 0},
+            "got {'below': 1, 'above': 0}",
+        ),
         ({"action": "drop", "signal": "peak", "below": "1"}, "needs one number"),
         ({"action": "drop", "signal": "peak", "below": True}, "needs one number"),
         (
@@ -125,9 +176,15 @@ def test_powers_that_are_not_there():
             "below_percentile=0: expected a percentile between 0 and",
         ),
         ({"action": "drop", "signal": "peak", "above_percentile": 100}, "expected a percentile"),
-        ({"action": "absent", "signal": "share", "below": 1}, "share is not known of a class before the masks are drawn"),
+        (
+            {"action": "absent", "signal": "share", "below": 1},
+            "share is not known of a class before the masks are drawn",
+        ),
         ({"action": "absent", "signal": "clip", "below": 1}, "clip is not known of a class"),
-        ({"action": "drop", "signal": "uncertain", "above": 1, "power": 0}, "r.power=0: expected a stored power"),
+        (
+            {"action": "drop", "signal": "uncertain", "above": 1, "power": 0},
+            "r.power=0: expected a stored power",
+        ),
         ({"action": "drop", "signal": "peak", "above": 1, "power": 0.5}, "r.power=0.5"),
         ({"action": "drop", "signal": "peak", "bellow": 1}, "'bellow'.*keys: .*'below'"),
         ({"signal": "peak", "below": 1}, "expected action, signal and a bound"),
@@ -155,7 +212,8 @@ LOST = {"000000": ["apple"], "000001": ["apple"], "000002": ["apple"], "000005":
 
 def test_more_than_the_stated_share_is_refused_with_the_numbers():
     with pytest.raises(
-        ValueError, match=r"the rule would take out 4 of 6 samples \(67 %\), more than .*max_share=0.5"
+        ValueError,
+        match=r"the rule would take out 4 of 6 samples \(67 %\), more than .*max_share=0.5",
     ) as error:
         refuse_excess("the rule", SAMPLES, LOST, 0.5, "drop")
     assert "apple 3 of 5, ring 1 of 2" in str(error.value)
@@ -166,7 +224,9 @@ def test_more_than_the_stated_share_is_refused_with_the_numbers():
 
 def test_a_whole_class_is_refused_whatever_its_share():
     lost = {"000004": ["ring"], "000005": ["ring"]}
-    with pytest.raises(ValueError, match=r"2 of 6 samples \(33 %\), and with them every image of ring\."):
+    with pytest.raises(
+        ValueError, match=r"2 of 6 samples \(33 %\), and with them every image of ring\."
+    ):
         refuse_excess("the rule", SAMPLES, lost, 1, "drop")
 
 
@@ -194,11 +254,21 @@ TEXTS = ["a photo of an apple", "a gold ring", "a pine tree and an apple"]
 
 
 def test_scores_are_those_of_the_model_itself(folder, clip):
-    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        CLIPModel.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     square = np.asarray(Image.fromarray(IMAGE).crop((0, 4, 32, 36)), np.float64) / 255
-    pixels = torch.tensor((square - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4], dtype=torch.float32).permute(2, 0, 1)[None]
+    pixels = torch.tensor(
+        (square - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4], dtype=torch.float32
+    ).permute(2, 0, 1)[None]
     with torch.no_grad():
-        logits = [model(**tokenizer(text, return_tensors="pt"), pixel_values=pixels).logits_per_image.item() for text in TEXTS]
+        logits = [
+            model(
+                **tokenizer(text, return_tensors="pt"), pixel_values=pixels
+            ).logits_per_image.item()
+            for text in TEXTS
+        ]
     cosines = np.array(logits) / model.logit_scale.exp().item()
     assert clip(IMAGE, TEXTS) == pytest.approx(np.maximum(100 * cosines, 0), abs=1e-2)
     assert len(set(clip(IMAGE, TEXTS))) > 1 and clip(IMAGE, TEXTS) == clip(IMAGE, TEXTS)
@@ -209,7 +279,9 @@ def test_the_matching_text_has_the_highest_score(folder):
     clip = ClipScore(str(folder))
     tokens = clip.tokenizer(TEXTS[1], return_tensors="pt")
     wanted = clip.model.get_text_features(**tokens).pooler_output[0]
-    pixels = clip.processor(images=[IMAGE], return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    pixels = clip.processor(images=[IMAGE], return_tensors="pt", input_data_format="channels_last")[
+        "pixel_values"
+    ]
     pooled = clip.model.vision_model(pixels).pooler_output[0]
     matching = torch.outer(wanted, pooled) / pooled.square().sum()
     clip.model.visual_projection.weight.copy_(matching)  # the image "is" a gold ring
@@ -221,7 +293,9 @@ def test_the_matching_text_has_the_highest_score(folder):
 
 def test_scores_of_a_sample_name_the_model(clip):
     found = clip_signals(clip, IMAGE, TEXTS[2], ["apple", "gold ring"])
-    assert [found["prompt"], *found["classes"]] == clip(IMAGE, [TEXTS[2], "a photo of a apple", "a photo of a gold ring"])
+    assert [found["prompt"], *found["classes"]] == clip(
+        IMAGE, [TEXTS[2], "a photo of a apple", "a photo of a gold ring"]
+    )
     assert found["by"] == clip.weights_sha256[:16] and json.loads(json.dumps(found)) == found
 
 
@@ -250,8 +324,12 @@ def test_pickles_are_refused(folder, tmp_path):
 
 def test_other_models_and_code_of_a_repository_are_refused(folder, tmp_path):
     config = copy(folder, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "siglip", "architectures": ["SiglipModel"]}))
-    with pytest.raises(ValueError, match="could not be loaded: it is a model of type 'siglip', expected clip"):
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"model_type": "siglip", "architectures": ["SiglipModel"]})
+    )
+    with pytest.raises(
+        ValueError, match="could not be loaded: it is a model of type 'siglip', expected clip"
+    ):
         ClipScore(str(tmp_path))
     (tmp_path / "config.json").write_text(
         json.dumps(config | {"model_type": "unheard_of", "auto_map": {"AutoConfig": "evil.Config"}})
@@ -266,7 +344,9 @@ def test_half_a_clip_is_refused(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     copy(folder, tmp_path)
-    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if "projection" not in k}
+    weights = {
+        k: v for k, v in load_file(folder / "model.safetensors").items() if "projection" not in k
+    }
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="its weights lack 2 of CLIP's"):
         ClipScore(str(tmp_path))

@@ -16,7 +16,11 @@ def scenes():
 
 
 def same(a, b):
-    return a.image.tobytes() == b.image.tobytes() and a.mask.tobytes() == b.mask.tobytes() and a.caption == b.caption
+    return (
+        a.image.tobytes() == b.image.tobytes()
+        and a.mask.tobytes() == b.mask.tobytes()
+        and a.caption == b.caption
+    )
 
 
 @pytest.mark.parametrize(("domain", "split"), EVERY)
@@ -29,7 +33,11 @@ def test_a_scene_is_a_pure_function_of_its_arguments(domain, split, scenes):
 
 def test_form_of_a_scene(scenes):
     for s in scenes.values():
-        assert s.image.dtype == np.uint8 and s.image.shape == (64, 64, 3) and s.image.flags.c_contiguous
+        assert (
+            s.image.dtype == np.uint8
+            and s.image.shape == (64, 64, 3)
+            and s.image.flags.c_contiguous
+        )
         assert s.mask.dtype == np.uint8 and s.mask.shape == (64, 64)
     large = scene("shapes", "train", 0, size=96)
     assert large.image.shape == (96, 96, 3) and large.mask.shape == (96, 96)
@@ -79,7 +87,9 @@ def test_every_object_stays_visible(monkeypatch):
 
         return draw
 
-    monkeypatch.setattr(shapes, "THINGS", {name: spy(thing) for name, thing in shapes.THINGS.items()})
+    monkeypatch.setattr(
+        shapes, "THINGS", {name: spy(thing) for name, thing in shapes.THINGS.items()}
+    )
     shares, drawn_again = [], 0
     for index in range(150):
         outlines.clear()
@@ -95,8 +105,16 @@ def test_every_object_stays_visible(monkeypatch):
 
 
 def test_brightness_follows_the_light(scenes):
-    mean = {light: np.mean([s.image.mean() for (d, _, _), s in scenes.items() if d == "shapes" and s.light == light])
-            for light in LIGHTS}  # fmt: skip
+    mean = {
+        light: np.mean(
+            [
+                s.image.mean()
+                for (d, _, _), s in scenes.items()
+                if d == "shapes" and s.light == light
+            ]
+        )
+        for light in LIGHTS
+    }
     assert mean["dark"] < 0.8 * mean["normal"] < 0.8 * mean["bright"]
 
 
@@ -108,11 +126,19 @@ def test_the_shifted_domain_differs_in_noise(scenes):
     assert roughness("shapes_shift") > 1.2 * roughness("shapes")
 
 
-@pytest.mark.parametrize("arguments", [("shape", "train", 0), ("shapes", "val", 0), ("shapes", "train", -1)])
+@pytest.mark.parametrize(
+    "arguments", [("shape", "train", 0), ("shapes", "val", 0), ("shapes", "train", -1)]
+)
 def test_scenes_that_do_not_exist(arguments):
-    with pytest.raises(ValueError, match=r"no scene .*domains .*shapes_shift.*splits .*tune.*index >= 0"):
+    with pytest.raises(
+        ValueError, match=r"no scene .*domains .*shapes_shift.*splits .*tune.*index >= 0"
+    ):
         scene(*arguments)
 
 
 def test_articles():
-    assert [shapes.article(n) for n in ("apple", "tire", "gold ring")] == ["an apple", "a tire", "a gold ring"]
+    assert [shapes.article(n) for n in ("apple", "tire", "gold ring")] == [
+        "an apple",
+        "a tire",
+        "a gold ring",
+    ]

@@ -9,7 +9,11 @@ from dd.evaluation.budget import ARMS, Plan, Prices, check_targets, cost, edge, 
 
 def test_costs_by_hand():
     prices = Prices(minutes_per_image=6, per_hour=30, per_gpu_hour=1.8)
-    assert cost(100, 2000, prices) == {"labelling": 300, "computing": pytest.approx(1.0), "total": pytest.approx(301)}
+    assert cost(100, 2000, prices) == {
+        "labelling": 300,
+        "computing": pytest.approx(1.0),
+        "total": pytest.approx(301),
+    }
     with pytest.raises(ValueError, match="per_hour=-1"):
         Prices(per_hour=-1)
     with pytest.raises(ValueError, match="minutes_per_image"):
@@ -22,22 +26,42 @@ RATES = {"synthetic": 1e-3, "finetune": 3e-4, "mixed": 1e-3, "real": 1e-3, "real
 
 
 def plan(**changes):
-    given = {"shots": [0, 16, "all"], "seeds": [0, 1], "domains": {"here": 100, "there": 50}, "arms": list(ARMS),
-             "synthetic_steps": 240, "finetune_steps": 60, "own_rates": RATES, "learning_rates": {},
-             "choose": {"shots": 16, "seed": 0}, "judged_on": "12 images of here/tune",
-             "draws": ["drawn"]}  # fmt: skip
+    given = {
+        "shots": [0, 16, "all"],
+        "seeds": [0, 1],
+        "domains": {"here": 100, "there": 50},
+        "arms": list(ARMS),
+        "synthetic_steps": 240,
+        "finetune_steps": 60,
+        "own_rates": RATES,
+        "learning_rates": {},
+        "choose": {"shots": 16, "seed": 0},
+        "judged_on": "12 images of here/tune",
+        "draws": ["drawn"],
+    }
     return Plan(**{**given, **changes})
 
 
 def test_arms_take_equal_steps_and_the_same_images():
-    for k, steps in ((0, {"finetune": 300, "mixed": 300}), (16, dict.fromkeys(ARMS, 300) | {"real_short": 60})):
+    for k, steps in (
+        (0, {"finetune": 300, "mixed": 300}),
+        (16, dict.fromkeys(ARMS, 300) | {"real_short": 60}),
+    ):
         jobs = {arm: plan().job(arm, "there", k, 1, RATES) for arm in ARMS}
         assert {arm: job.total_steps for arm, job in jobs.items() if job} == steps
     assert {(j.domain, j.shots, j.seed) for j in jobs.values()} == {("there", 16, 1)}
-    assert (jobs["finetune"].steps, jobs["finetune"].after.steps, jobs["finetune"].after.seed) == (60, 240, 1)
+    assert (jobs["finetune"].steps, jobs["finetune"].after.steps, jobs["finetune"].after.seed) == (
+        60,
+        240,
+        1,
+    )
     assert all(jobs[arm].after is None for arm in ("mixed", "real", "real_short"))
     alone = plan().job("finetune", "here", 0, 1, RATES)
-    assert alone == plan().job("mixed", "there", 0, 1, RATES) and alone.domain is None and alone.recipe == "synthetic"
+    assert (
+        alone == plan().job("mixed", "there", 0, 1, RATES)
+        and alone.domain is None
+        and alone.recipe == "synthetic"
+    )
 
 
 def test_without_a_learning_rate_there_is_no_job():
@@ -46,9 +70,18 @@ def test_without_a_learning_rate_there_is_no_job():
 
 
 def test_candidates_are_trained_at_one_place_only():
-    study = plan(learning_rates={"finetune": [1e-4, 1e-3], "real": None, "mixed": [0.5]}, choose={"shots": "all", "seed": 7})
+    study = plan(
+        learning_rates={"finetune": [1e-4, 1e-3], "real": None, "mixed": [0.5]},
+        choose={"shots": "all", "seed": 7},
+    )
     job = study.candidate("finetune", 1e-4, {"synthetic": 2e-3}, "all", 7)
-    assert (job.domain, job.shots, job.seed, job.learning_rate, job.steps) == ("here", "all", 7, 1e-4, 60)
+    assert (job.domain, job.shots, job.seed, job.learning_rate, job.steps) == (
+        "here",
+        "all",
+        7,
+        1e-4,
+        60,
+    )
     assert (job.after.learning_rate, job.after.seed, job.after.steps) == (2e-3, 7, 240)
     assert study.candidates("finetune") == [1e-4, 1e-3] and study.candidates("real") == [1e-3]
     nothing = plan(learning_rates={"finetune": [1e-4, 1e-3], "mixed": [0.5]}, judged_on=None)
@@ -87,9 +120,10 @@ def test_shots_without_a_choice_take_that_of_the_nearest_fewer():
         (3e-3, [1e-3, 3e-3], {"end": "highest", "add": 9e-3}),
         (1e-3, [3e-3, 1e-3], {"end": "lowest", "add": 3.3e-4}),
         (3e-3, [1e-3, 3e-4, 3e-3], {"end": "highest", "add": 9e-3}),
-        (1e-3, [1e-3, 3e-4, 3e-3], None), (1e-3, [1e-3], None),
+        (1e-3, [1e-3, 3e-4, 3e-3], None),
+        (1e-3, [1e-3], None),
     ],
-)  # fmt: skip
+)
 def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, found):
     assert edge(chosen, candidates) == found
 
@@ -97,23 +131,36 @@ def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, f
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shots": []}, r"budget.shots=\[\]"), ({"shots": [16, 16]}, "without repetition"), ({"shots": [-1]}, "budget.shots"),
-        ({"shots": [True]}, "budget.shots"), ({"shots": 16}, "budget.shots=16"), ({"shots": [64]}, "of there holds 50"),
-        ({"shots": [50, "all"]}, "50 and all are the same images of there"), ({"seeds": [0, 0]}, "budget.seeds"),
-        ({"seeds": ["0"]}, "whole numbers"), ({"arms": ["fine"]}, "finetune, mixed, real, real_short"),
-        ({"arms": ["real"]}, "holds 0, synthetic images alone"), ({"domains": {}}, "budget.domains"),
-        ({"choose": {"shots": 0, "seed": 0}}, "budget.choose"), ({"choose": {}}, "budget.choose"),
-        ({"choose": {"shots": 51, "seed": 0}}, "51 shots, but the training split of there holds 50"),
+        ({"shots": []}, r"budget.shots=\[\]"),
+        ({"shots": [16, 16]}, "without repetition"),
+        ({"shots": [-1]}, "budget.shots"),
+        ({"shots": [True]}, "budget.shots"),
+        ({"shots": 16}, "budget.shots=16"),
+        ({"shots": [64]}, "of there holds 50"),
+        ({"shots": [50, "all"]}, "50 and all are the same images of there"),
+        ({"seeds": [0, 0]}, "budget.seeds"),
+        ({"seeds": ["0"]}, "whole numbers"),
+        ({"arms": ["fine"]}, "finetune, mixed, real, real_short"),
+        ({"arms": ["real"]}, "holds 0, synthetic images alone"),
+        ({"domains": {}}, "budget.domains"),
+        ({"choose": {"shots": 0, "seed": 0}}, "budget.choose"),
+        ({"choose": {}}, "budget.choose"),
+        (
+            {"choose": {"shots": 51, "seed": 0}},
+            "51 shots, but the training split of there holds 50",
+        ),
         ({"choose": {"shots": [16, 16], "seed": 0}}, "without repetition"),
         ({"choose": {"shots": [], "seed": 0}}, "budget.choose"),
         ({"choose": {"shots": 16, "seed": [0, -1]}}, "budget.choose"),
         ({"choose": {"shots": [16, 0], "seed": 0}}, "budget.choose"),
         ({"draws": []}, r"budget.synthetic=\[\]"),
         ({"draws": ["a", "a"]}, "different synthetic sets"),
-        ({"learning_rates": {"real": [0]}}, r"learning_rates.real=\[0\]"), ({"learning_rates": {"real": 1e-3}}, "list"),
-        ({"learning_rates": {"real": [1e-3, 1e-3]}}, "different"), ({"learning_rates": {"fine": [1e-3]}}, "recipes"),
+        ({"learning_rates": {"real": [0]}}, r"learning_rates.real=\[0\]"),
+        ({"learning_rates": {"real": 1e-3}}, "list"),
+        ({"learning_rates": {"real": [1e-3, 1e-3]}}, "different"),
+        ({"learning_rates": {"fine": [1e-3]}}, "recipes"),
     ],
-)  # fmt: skip
+)
 def test_plans_that_make_no_sense(changes, message):
     with pytest.raises(ValueError, match=message):
         plan(**changes)

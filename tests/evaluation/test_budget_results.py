@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 
 from dd.evaluation.budget import Prices
-from dd.evaluation.budget_results import Measured, curves, differences, skipped, target_cost, target_costs
+from dd.evaluation.budget_results import (
+    Measured,
+    curves,
+    differences,
+    skipped,
+    target_cost,
+    target_costs,
+)
 from dd.evaluation.savings import Bounds
 from dd.evaluation.statistics import miou
 
@@ -82,9 +89,13 @@ def test_differences_are_paired_over_seeds_and_adjusted_for_all_of_them():
     rows = differences(measured(arms, seeds=(0, 1, 2)))
     what = [(r["arm"], r["k"], r["against"], r["against_k"]) for r in rows]
     assert what == [
-        ("finetune", 0, "real", 16), ("finetune", 16, "real", 16), ("finetune", 16, "finetune", 0),
-        ("mixed", 16, "real", 16), ("mixed", 16, "mixed", 0), ("mixed", 16, "finetune", 16),
-    ]  # fmt: skip
+        ("finetune", 0, "real", 16),
+        ("finetune", 16, "real", 16),
+        ("finetune", 16, "finetune", 0),
+        ("mixed", 16, "real", 16),
+        ("mixed", 16, "mixed", 0),
+        ("mixed", 16, "finetune", 16),
+    ]
     expected = stats.ttest_rel([61.0, 71.5, 81.0], [59.0, 69.0, 79.5])
     low, high = expected.confidence_interval(0.95)
     assert (rows[1]["value"], rows[1]["low"], rows[1]["high"]) == pytest.approx((2, low, high))
@@ -152,7 +163,7 @@ def test_targets_are_what_the_control_reaches_and_each_run_is_read_by_itself():
     assert [(r["target"], r["why"]) for r in rows] == [
         (40, "real only, equal total steps, 16 images"),
         (60, "real only, equal total steps, 64 images"),
-    ]  # fmt: skip
+    ]
     fine, real = rows[0]["arms"]["finetune"], rows[0]["arms"]["real"]
     assert [(r["low"], r["high"]) for r in fine["images"]["runs"]] == [(0, 0), (0, 0)]
     assert [(r["low"], r["high"]) for r in real["images"]["runs"]] == [(19, 19), (None, 16)]

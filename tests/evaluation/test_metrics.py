@@ -32,7 +32,9 @@ def confusion(data, num_classes):
 def six_lines(data, num_classes):
     label, predicted = (np.concatenate([x[i].numpy().ravel() for x in data]) for i in (0, 1))
     label, predicted = label[label != 255], predicted[label != 255]
-    table = np.bincount(num_classes * label + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
+    table = np.bincount(num_classes * label + predicted, minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )
     with np.errstate(invalid="ignore"):
         iou = 100 * np.diag(table) / (table.sum(0) + table.sum(1) - np.diag(table))
     return table, iou, 100 * np.diag(table).sum() / table.sum()
@@ -55,8 +57,12 @@ def test_against_numpy(num_classes, absent, ignored):
     table, iou, accuracy = six_lines(data, num_classes)
     found = confusion(data, num_classes)
     assert not found.is_floating_point() and np.array_equal(found.numpy(), table)
-    assert [i for i, v in enumerate(metrics.iou(found)) if v is None] == np.flatnonzero(np.isnan(iou)).tolist()
-    np.testing.assert_allclose([np.nan if v is None else v for v in metrics.iou(found)], iou, rtol=1e-12)
+    assert [i for i, v in enumerate(metrics.iou(found)) if v is None] == np.flatnonzero(
+        np.isnan(iou)
+    ).tolist()
+    np.testing.assert_allclose(
+        [np.nan if v is None else v for v in metrics.iou(found)], iou, rtol=1e-12
+    )
     assert metrics.miou(found) == pytest.approx(np.nanmean(iou), rel=1e-12)
     assert metrics.pixel_accuracy(found) == pytest.approx(accuracy, rel=1e-12)
 
@@ -67,7 +73,10 @@ def test_against_mmsegmentation(num_classes, absent, ignored):
     data = list(pairs(num_classes, absent, ignored, seed=1))
     metric = IoUMetric(ignore_index=255)
     metric.dataset_meta = {"classes": [str(c) for c in range(num_classes)]}
-    samples = [{"pred_sem_seg": {"data": p[None]}, "gt_sem_seg": {"data": label[None]}} for label, p in data]
+    samples = [
+        {"pred_sem_seg": {"data": p[None]}, "gt_sem_seg": {"data": label[None]}}
+        for label, p in data
+    ]
     metric.process({}, samples)
     areas = [sum(area) for area in zip(*metric.results, strict=True)]
     theirs = IoUMetric.total_area_to_metrics(*areas, metrics=["mIoU"])
@@ -80,9 +89,12 @@ def test_against_mmsegmentation(num_classes, absent, ignored):
 
 
 @pytest.mark.parametrize(("num_classes", "absent", "ignored"), CASES)
-@pytest.mark.parametrize("kinds", [(torch.int64, torch.int64), (torch.uint8, torch.uint8), (torch.int64, torch.uint8)])
+@pytest.mark.parametrize(
+    "kinds", [(torch.int64, torch.int64), (torch.uint8, torch.uint8), (torch.int64, torch.uint8)]
+)
 def test_against_torchmetrics_image_by_image(num_classes, absent, ignored, kinds):
-    """The same integers for a batch of differing sizes at once, of whatever integers the ids are."""
+    """The same integers for a batch of differing sizes at once, of whatever integers the ids
+    are."""
     labels, predictions = map(list, zip(*pairs(num_classes, absent, ignored, seed=2), strict=True))
     labels.append(torch.full((4, 6), 255))
     predictions.append(torch.zeros(4, 6, dtype=torch.int64))
@@ -95,13 +107,17 @@ def test_against_torchmetrics_image_by_image(num_classes, absent, ignored, kinds
     ours = metrics.confusion_matrix(num_classes)
     ours.update(*given)
     assert torch.equal(ours.compute(), theirs.compute())
-    assert all(map(torch.equal, before, [x for part in given for x in part]))  # what was given is left as it was
+    assert all(
+        map(torch.equal, before, [x for part in given for x in part])
+    )  # what was given is left as it was
 
 
 @pytest.mark.parametrize("value", [3, 254])
 def test_a_label_outside_the_classes_is_an_error(value):
     labels = [torch.tensor([[0, 255]]), torch.tensor([[2, value]])]
-    with pytest.raises(ValueError, match=rf"labels hold the values \[{value}\]; allowed: 0..2, and 255"):
+    with pytest.raises(
+        ValueError, match=rf"labels hold the values \[{value}\]; allowed: 0..2, and 255"
+    ):
         metrics.image_counts([torch.zeros(1, 2, dtype=torch.int64)] * 2, labels, 3)
 
 
@@ -135,7 +151,9 @@ def test_a_class_that_is_only_predicted_counts_as_zero():
 
 def test_nothing_scored_is_an_error():
     with pytest.raises(ValueError, match="confusion matrix is empty.*255"):
-        metrics.miou(confusion([(torch.full((3, 3), 255), torch.zeros(3, 3, dtype=torch.int64))], 4))
+        metrics.miou(
+            confusion([(torch.full((3, 3), 255), torch.zeros(3, 3, dtype=torch.int64))], 4)
+        )
 
 
 def test_the_summary_is_plain_and_named():

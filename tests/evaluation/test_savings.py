@@ -103,8 +103,12 @@ def test_a_loss_is_not_shown_as_nothing_skipped():
     control = {0: {16: 27.0, 64: 40.0}}
     assert skipped_text(images_skipped(16, {0: 22.1}, control, LOSS)) == "at most 0"
     assert skipped_text(images_skipped(64, {0: 22.1}, control, LOSS)) == "costs at least 48"
-    unlike = images_skipped(64, {0: 22.1}, control, LOSS, matched=False)  # the control had more labels, no wonder
-    assert not unlike["shown"] and images_skipped(64, {0: 22.1}, control, GAIN, matched=False)["shown"]
+    unlike = images_skipped(
+        64, {0: 22.1}, control, LOSS, matched=False
+    )  # the control had more labels, no wonder
+    assert (
+        not unlike["shown"] and images_skipped(64, {0: 22.1}, control, GAIN, matched=False)["shown"]
+    )
     half_way = images_skipped(64, {0: 33.5}, control, LOSS)
     assert half_way["runs"] == [{"seed": 0, "draw": None, "low": -32.0, "high": -32.0}]
     assert skipped_text(half_way) == "costs 32"
@@ -129,15 +133,20 @@ def test_a_run_without_a_control_is_unknown_and_draws_are_named():
 @pytest.mark.parametrize(
     ("ends", "text", "of_seeds"),
     [
-        ((61.2, 61.2), "61", "61"), ((-106, -106), "costs 106", "−106"),
+        ((61.2, 61.2), "61", "61"),
+        ((-106, -106), "costs 106", "−106"),
         ((None, 92), "at most 92", "92 or fewer"),
         ((None, -48), "costs at least 48", "−48 or fewer"),
         ((512, None), "at least 512", "512 or more"),
-        ((-192, None), "costs at most 192", "−192 or more"), ((None, None), "unknown", "unknown"),
-        ((20, 80), "20 to 80", "20 to 80"), ((-80, -20), "costs 20 to 80", "−80 to −20"),
-        ((-80, 20), "−80 to 20", "−80 to 20"), ((0, 0), "0", "0"), ((-0.2, -0.2), "0", "0"),
+        ((-192, None), "costs at most 192", "−192 or more"),
+        ((None, None), "unknown", "unknown"),
+        ((20, 80), "20 to 80", "20 to 80"),
+        ((-80, -20), "costs 20 to 80", "−80 to −20"),
+        ((-80, 20), "−80 to 20", "−80 to 20"),
+        ((0, 0), "0", "0"),
+        ((-0.2, -0.2), "0", "0"),
     ],
-)  # fmt: skip
+)
 def test_bounds_in_words(ends, text, of_seeds):
     assert bounds_text(*ends) == text and range_text(*ends) == of_seeds
 
@@ -157,7 +166,7 @@ def test_bounds_in_words(ends, text, of_seeds):
         ),
         ([(64, 64), (768, None)], [(213, 213), (2560, None)], "more than 416 images (64 or more)"),
     ],
-)  # fmt: skip
+)
 def test_prices_in_words(images, price, text):
     found = {"images": images, "price": price}
     found = {what: summary({i: Bounds(*b) for i, b in enumerate(v)}) for what, v in found.items()}

@@ -12,7 +12,9 @@ from dd.evaluation.statistics import Interval, Score, holm, interval, miou
 def confusions(rng, n, share):
     """n images of 100 pixels, two classes, a ``share`` of the pixels right."""
     right = rng.binomial(50, share, size=(n, 2))
-    return np.stack([[[right[i, 0], 50 - right[i, 0]], [50 - right[i, 1], right[i, 1]]] for i in range(n)])
+    return np.stack(
+        [[[right[i, 0], 50 - right[i, 0]], [50 - right[i, 1], right[i, 1]]] for i in range(n)]
+    )
 
 
 def test_seeds_alone_give_students_paired_interval():
@@ -37,7 +39,9 @@ def test_images_alone_give_the_bootstraps_interval():
     rng = np.random.default_rng(0)
     matrices = confusions(rng, 400, 0.9)
     found = interval({0: Score(float(miou(matrices.sum(0))), matrices)})
-    drawn = [miou(matrices[rng.integers(0, 400, 400)].sum(0)) for _ in range(2000)]  # an independent bootstrap
+    drawn = [
+        miou(matrices[rng.integers(0, 400, 400)].sum(0)) for _ in range(2000)
+    ]  # an independent bootstrap
     low, high = np.percentile(drawn, [2.5, 97.5])
     assert found.low == pytest.approx(low, abs=0.1)
     assert found.high == pytest.approx(high, abs=0.1)
@@ -49,7 +53,9 @@ def test_the_variance_of_the_images_is_that_of_all_their_resamplings():
     images = np.array([[[10, 0], [0, 10]], [[5, 5], [5, 5]], [[9, 1], [8, 2]]])
 
     def by_hand(total):
-        return 50 * sum(total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in (0, 1))
+        return 50 * sum(
+            total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in (0, 1)
+        )
 
     every = [by_hand(images[list(choice)].sum(0)) for choice in product(range(3), repeat=3)]
     error = np.sqrt(np.var(every) * 3 / 2)  # a bootstrap of n is too narrow by (n - 1) / n

@@ -49,10 +49,18 @@ def test_a_choice_is_declared_in_one_form():
 @pytest.mark.parametrize(
     "given",
     [
-        "shapes/tune", 128, [128], {"data": "shapes", "labels": 128}, {**TUNE, "labels": 0}, {**TUNE, "labels": "all"},
-        {**TUNE, "split": None}, {**TUNE, "seeds": 1}, {**TUNE, "seed": "0"}, {**TUNE, "labels": True},
+        "shapes/tune",
+        128,
+        [128],
+        {"data": "shapes", "labels": 128},
+        {**TUNE, "labels": 0},
+        {**TUNE, "labels": "all"},
+        {**TUNE, "split": None},
+        {**TUNE, "seeds": 1},
+        {**TUNE, "seed": "0"},
+        {**TUNE, "labels": True},
     ],
-)  # fmt: skip
+)
 def test_another_form_is_refused(given):
     with pytest.raises(
         ValueError,
@@ -65,7 +73,9 @@ def test_a_record_can_be_given_on_the_command_line():
     odd = [label_set("my site/hand's pick", 3), label_set("shapes/train", 16, 0)]
     cfg = compose("train", "experiment=shapes_synthetic", override("chosen_on.learning_rate", odd))
     found = [c for c in config.chosen_on(cfg) if c["what"] == "learning_rate"]
-    assert found == [{"what": "learning_rate", **one} for one in odd]  # in place of the experiment's own
+    assert found == [
+        {"what": "learning_rate", **one} for one in odd
+    ]  # in place of the experiment's own
     assert override("chosen_on.rate", []) == "++chosen_on.rate=[]"
     with pytest.raises(ValueError, match="expected {what was chosen: label sets}"):
         config.chosen_on(OmegaConf.create({"chosen_on": [TUNE]}))
@@ -84,14 +94,20 @@ def test_each_set_is_counted_once():
     ]
     assert distinct(train) == 64 + 128 + 128
     assert distinct([*train, label_set("a/train", 16, 1)]) == 80 + 128 + 128  # another draw
-    assert distinct([*train, label_set("a/train", 16, 1), label_set("a/train", 768)]) == 768 + 128 + 128  # holds them all
+    assert (
+        distinct([*train, label_set("a/train", 16, 1), label_set("a/train", 768)])
+        == 768 + 128 + 128
+    )  # holds them all
     assert distinct([]) == 0 and distinct([label_set("a/train", None)]) is None
     assert merged([MASKS], None, [MASKS, TUNE]) == [MASKS, TUNE]
 
 
 def test_sets_in_words():
     rate = {**MASKS, "what": "learning_rate"}
-    assert told([MASKS, rate, label_set("a/b", 3, 1)]) == "128 labels of shapes/tune (masks, learning_rate), 3 of a/b"
+    assert (
+        told([MASKS, rate, label_set("a/b", 3, 1)])
+        == "128 labels of shapes/tune (masks, learning_rate), 3 of a/b"
+    )
     assert told([]) == "" and told([label_set("a/b", None)]) == "all labels of a/b"
 
 
@@ -99,28 +115,54 @@ def test_sets_in_words():
 
 
 def real(shots, images=768, after=None, seed=0, **more):
-    return {"source": "real", "data": "voc", "root": "VOC2012", "split": "train", "images": images, "shots": shots,
-            "seed": seed, "after": after, **more}  # fmt: skip
+    return {
+        "source": "real",
+        "data": "voc",
+        "root": "VOC2012",
+        "split": "train",
+        "images": images,
+        "shots": shots,
+        "seed": seed,
+        "after": after,
+        **more,
+    }
 
 
 def synthetic(after=None, **masks):
-    return {"source": "synthetic", "root": "set", "split": "train", "images": 5, "shots": None, "seed": 0,
-            "mask_settings": masks, "after": after}  # fmt: skip
+    return {
+        "source": "synthetic",
+        "root": "set",
+        "split": "train",
+        "images": 5,
+        "shots": None,
+        "seed": 0,
+        "mask_settings": masks,
+        "after": after,
+    }
 
 
 def test_trained_labels_are_those_of_all_that_a_run_builds_on():
     assert trained_labels(real("all")) == [label_set("voc/train", 768)]
     assert trained_labels(real(16, images=12, hold_out=4)) == [label_set("voc/train", 16, 0)]
     assert trained_labels(real("all", images=700, hold_out=68)) == [label_set("voc/train", 768)]
-    mixed = {"source": "mixed", "data": "site", "shots": 4, "seed": 2, "after": synthetic(teacher={"trained_on": real(16)}),
-             "real": {"root": "x", "split": "train", "images": 4}, "synthetic": {"mask_settings": {}}}  # fmt: skip
+    mixed = {
+        "source": "mixed",
+        "data": "site",
+        "shots": 4,
+        "seed": 2,
+        "after": synthetic(teacher={"trained_on": real(16)}),
+        "real": {"root": "x", "split": "train", "images": 4},
+        "synthetic": {"mask_settings": {}},
+    }
     assert trained_labels(mixed) == [label_set("site/train", 4, 2), label_set("voc/train", 16, 0)]
     assert trained_labels(synthetic()) == trained_labels(None) == []
 
 
 def test_what_is_behind_a_mask_set():
     masks = {"identity": {"teacher": {"trained_on": real(16)}}, "chosen_on": [MASKS]}
-    assert behind(masks) == [label_set("voc/train", 16, 0), MASKS] and behind({"identity": {}}) == []
+    assert (
+        behind(masks) == [label_set("voc/train", 16, 0), MASKS] and behind({"identity": {}}) == []
+    )
 
 
 # The class
@@ -149,7 +191,9 @@ def test_a_label_that_chose_anything_makes_b(trained_on, chosen, before, expecte
 
 def of(root, *overrides):
     cfg = compose(root, *overrides)
-    return config.chosen_on(cfg, *(("masks", "diffusion") if root == "generate" else ("self_training",)))
+    return config.chosen_on(
+        cfg, *(("masks", "diffusion") if root == "generate" else ("self_training",))
+    )
 
 
 @pytest.mark.parametrize("data", ["voc", "coco"])
@@ -169,8 +213,12 @@ def test_the_papers_recipes_were_chosen_on_no_label_of_ours(data):
 
 def test_the_embedded_benchmark_says_what_its_settings_were_chosen_on():
     assert MASKS in of("generate", "experiment=shapes")
-    assert of("generate", "experiment=shapes", "masks=paper") == [{**MASKS, "what": "attention"}]  # its file's record went
-    assert MASKS in of("generate", "experiment=shapes", "masks.power=1")  # the threshold is still that of tune
+    assert of("generate", "experiment=shapes", "masks=paper") == [
+        {**MASKS, "what": "attention"}
+    ]  # its file's record went
+    assert MASKS in of(
+        "generate", "experiment=shapes", "masks.power=1"
+    )  # the threshold is still that of tune
     for recipe in ("synthetic", "real", "mixed", "finetune", "adapt_segmenter", "adapt_labels"):
         found = of("train", f"experiment=shapes_{recipe}")
         assert {c["what"] for c in found} >= {"recipe"} and label_set("shapes/train", 768) in [

@@ -1,4 +1,5 @@
-"""What the crew does when workers are refused, lost or out of reach, played on a Ray of answers written before."""
+"""What the crew does when workers are refused, lost or out of reach, played on a Ray of answers
+written before."""
 
 import io
 import itertools
@@ -31,8 +32,9 @@ class Answer:
 
 
 class PlayedRay:
-    """Each worker that is started gets the next of ``workers``: its answers in order, an exception for its loss; after the
-    last one it does not answer any more. Workers beyond those get no place."""
+    """Each worker that is started gets the next of ``workers``: its answers in order, an
+    exception for its loss; after the last one it does not answer any more. Workers beyond those
+    get no place."""
 
     exceptions = SimpleNamespace(RayError=Lost)
 
@@ -43,9 +45,15 @@ class PlayedRay:
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._actor))
 
     def _actor(self, *arguments):
-        actor = SimpleNamespace(script=self.scripts.pop(0) if self.scripts else [], name=arguments[-1])
+        actor = SimpleNamespace(
+            script=self.scripts.pop(0) if self.scripts else [], name=arguments[-1]
+        )
         for method in ("start", "build", "make"):
-            setattr(actor, method, SimpleNamespace(remote=lambda *unit, actor=actor: self._ask(actor, unit)))
+            setattr(
+                actor,
+                method,
+                SimpleNamespace(remote=lambda *unit, actor=actor: self._ask(actor, unit)),
+            )
         return actor
 
     def _ask(self, actor, unit):
@@ -86,24 +94,40 @@ class PlayedFence:
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """``play(ray, held=(), died=..., **settings)``: {quarantined unit: error}, and what progress said."""
+    """``play(ray, held=(), died=..., **settings)``: {quarantined unit: error}, and what progress
+    said."""
     monkeypatch.setattr("dd.execution.crew.TICK", 0.0)
     monkeypatch.setattr("dd.execution.crew.LET_GO", 0.1)
 
     def run(ray, held=(), died=lambda unit, name, pid: False, **settings):
-        settings, said = Ray(**{"address": "auto", "timeout": 0.3, "max_failed": 1, **settings}), io.StringIO()
+        settings, said = (
+            Ray(**{"address": "auto", "timeout": 0.3, "max_failed": 1, **settings}),
+            io.StringIO(),
+        )
         with Progress("generate", len(UNITS), stream=said) as progress:
             state = State(UNITS, settings, len(UNITS), progress)
-            Crew(ray, state, settings, settings.needs("cpu"), (print, print, "cpu"), died, PlayedFence(tmp_path, held)).run()
+            Crew(
+                ray,
+                state,
+                settings,
+                settings.needs("cpu"),
+                (print, print, "cpu"),
+                died,
+                PlayedFence(tmp_path, held),
+            ).run()
         return state.failed, said.getvalue()
 
     return run
 
 
 def test_a_lost_unit_goes_to_another_worker_under_the_name_that_is_free_again(play):
-    ray = PlayedRay([PLACED, READY, DONE, Lost("boom\n\nno more")], [PLACED, READY, DONE, DONE, DONE])
+    ray = PlayedRay(
+        [PLACED, READY, DONE, Lost("boom\n\nno more")], [PLACED, READY, DONE, DONE, DONE]
+    )
     failed, said = play(ray, workers=1)
-    assert failed == {} and "unit 1, attempt 1: worker ray1 on a node died: boom ... no more" in said
+    assert (
+        failed == {} and "unit 1, attempt 1: worker ray1 on a node died: boom ... no more" in said
+    )
     assert ray.units == [("ray1", 0), ("ray1", 1), ("ray1", 2), ("ray1", 3), ("ray1", 1)]
 
 
@@ -138,18 +162,26 @@ def test_a_later_one_is_left_where_it_is_and_another_place_is_tried(play):
     ray = PlayedRay([PLACED, READY, DONE, DONE, DONE, DONE], [PLACED, REFUSED])
     failed, said = play(ray, workers=2)
     assert failed == {} and said.count("could not start") == 1
-    assert {name for name, _ in ray.units} == {"ray1"} and sorted(ray.killed) == ["ray1", "ray2", "ray3"]
+    assert {name for name, _ in ray.units} == {"ray1"} and sorted(ray.killed) == [
+        "ray1",
+        "ray2",
+        "ray3",
+    ]
 
 
 def test_workers_that_die_before_their_first_unit_end_the_run(play, monkeypatch):
     ray = PlayedRay(*[[PLACED, Lost("no memory")] for _ in range(9)])
-    with pytest.raises(UnitsFailed, match="2 workers in a row were lost before their first unit: .* no memory"):
+    with pytest.raises(
+        UnitsFailed, match="2 workers in a row were lost before their first unit: .* no memory"
+    ):
         play(ray, workers=1, attempts=2, timeout=30)
     assert len(ray.killed) == 2
 
 
 def test_a_ray_of_its_own_that_is_too_small_is_refused_at_once(play):
-    with pytest.raises(ValueError, match="in 0 s. Each asks for 9 CPU, 0 GPU .* have 8 CPU, 0 GPU together"):
+    with pytest.raises(
+        ValueError, match="in 0 s. Each asks for 9 CPU, 0 GPU .* have 8 CPU, 0 GPU together"
+    ):
         play(PlayedRay(), address=None, cpus_per_worker=9, timeout=300)
 
 

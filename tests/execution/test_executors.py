@@ -20,7 +20,9 @@ PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 
 def make(folder, executor=None, images=8, **settings):
     generator, build = fake.FakeGenerator(**settings), partial(fake.build, **settings)
-    return synthesize(folder, generator, fake.prompts, PETS, images, 1, 2, "png", executor=executor, build=build)
+    return synthesize(
+        folder, generator, fake.prompts, PETS, images, 1, 2, "png", executor=executor, build=build
+    )
 
 
 @pytest.fixture
@@ -38,7 +40,10 @@ def test_workers_make_what_one_process_makes(tmp_path, whole, spread):
 
 @pytest.mark.full
 def test_bad_images_are_drawn_again_by_workers_too(tmp_path):
-    counts = make(tmp_path / "one", bad_share=0.4), make(tmp_path / "two", Local(workers=2), bad_share=0.4)
+    counts = (
+        make(tmp_path / "one", bad_share=0.4),
+        make(tmp_path / "two", Local(workers=2), bad_share=0.4),
+    )
     assert counts[0]["drawn_again"] == counts[1]["drawn_again"] > 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
@@ -53,11 +58,15 @@ def test_a_worker_that_dies_is_started_again(tmp_path, whole, capsys):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_unit_that_always_fails_is_quarantined_and_made_when_it_can_be(tmp_path, whole, workers, capsys):
+def test_a_unit_that_always_fails_is_quarantined_and_made_when_it_can_be(
+    tmp_path, whole, workers, capsys
+):
     done = make(tmp_path / "set", Local(workers, max_failed=0.25, attempts=2), broken=[1])
     assert (done["quarantined"], done["images"], done["complete"]) == (2, 6, True)
     records = read_records(tmp_path / "set")
-    assert all("RuntimeError: unit 1 is poisoned" in records[i]["error"] for i in ("000002", "000003"))
+    assert all(
+        "RuntimeError: unit 1 is poisoned" in records[i]["error"] for i in ("000002", "000003")
+    )
     assert capsys.readouterr().out.count("is poisoned") == 2
     assert "000002" not in (tmp_path / "set/ImageSets/Segmentation/train.txt").read_text()
     assert make(tmp_path / "set", Local())["made_now"] == 2
@@ -66,7 +75,10 @@ def test_a_unit_that_always_fails_is_quarantined_and_made_when_it_can_be(tmp_pat
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_more_failed_units_than_allowed_end_the_run(tmp_path, whole, workers):
-    with pytest.raises(UnitsFailed, match=r"(?s)2 of 4 units failed 2 times, more than executor.max_failed=0.25.*poisoned"):
+    with pytest.raises(
+        UnitsFailed,
+        match=r"(?s)2 of 4 units failed 2 times, more than executor.max_failed=0.25.*poisoned",
+    ):
         make(tmp_path / "set", Local(workers, max_failed=0.25, attempts=2), broken=[1, 2])
     assert make(tmp_path / "set")["complete"]
     assert contents(tmp_path / "set") == whole
@@ -76,9 +88,17 @@ def test_more_failed_units_than_allowed_end_the_run(tmp_path, whole, workers):
 def test_a_worker_with_another_generator_is_refused(tmp_path):
     with pytest.raises(ValueError, match="(?s)could not start: .*guidance: 3.0 -> 9.0"):
         synthesize(
-            tmp_path / "set", fake.FakeGenerator(), fake.prompts, PETS, 8, 1, 2, "png", executor=Local(workers=2),
+            tmp_path / "set",
+            fake.FakeGenerator(),
+            fake.prompts,
+            PETS,
+            8,
+            1,
+            2,
+            "png",
+            executor=Local(workers=2),
             build=partial(fake.build, guidance=9.0),
-        )  # fmt: skip
+        )
 
 
 def test_shards_are_disjoint_and_together_everything(tmp_path, whole):
@@ -86,7 +106,9 @@ def test_shards_are_disjoint_and_together_everything(tmp_path, whole):
     parts = [Shard(i, 3).share(units) for i in range(3)]
     assert sorted(sum(parts, [])) == units
     first = make(tmp_path / "set", Shard(1, 2))
-    assert (first["complete"], first["made_now"]) == (False, 4) and not (tmp_path / "set/ImageSets").exists()
+    assert (first["complete"], first["made_now"]) == (False, 4) and not (
+        tmp_path / "set/ImageSets"
+    ).exists()
     assert make(tmp_path / "set", Shard(0, 2))["complete"]
     assert contents(tmp_path / "set") == whole
 
@@ -111,7 +133,9 @@ def test_where_a_shard_gets_its_number(monkeypatch, environment, given, shard):
         monkeypatch.setenv(key, value)
     executor = Shard(*given)
     assert executor.shard == shard
-    assert executor.places("cuda") == (["cuda:1"] if "LOCAL_RANK" in environment else executor.places("cuda"))
+    assert executor.places("cuda") == (
+        ["cuda:1"] if "LOCAL_RANK" in environment else executor.places("cuda")
+    )
 
 
 @pytest.mark.parametrize("given", [(), (0,), (2, 2), (-1, 2), ("0", 2)])
@@ -124,9 +148,14 @@ def test_a_shard_without_a_place_is_refused(monkeypatch, given):
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"workers": 0}, "workers"), ({"attempts": 0}, "attempts"), ({"threads": 1.5}, "threads"),
-     ({"max_failed": 2}, "max_failed"), ({"devices": "cuda:0"}, "devices")],
-)  # fmt: skip
+    [
+        ({"workers": 0}, "workers"),
+        ({"attempts": 0}, "attempts"),
+        ({"threads": 1.5}, "threads"),
+        ({"max_failed": 2}, "max_failed"),
+        ({"devices": "cuda:0"}, "devices"),
+    ],
+)
 def test_settings_that_make_no_sense(settings, named):
     with pytest.raises(ValueError, match=f"executor.{named}="):
         Local(**settings)
@@ -167,7 +196,11 @@ def test_what_a_dead_process_left_is_no_lock(tmp_path):
 
 def test_a_good_record_counts_more_than_a_quarantine(tmp_path):
     append_records(tmp_path, "0", [{"id": "a", "unit": 0}])
-    append_records(tmp_path, "1", [{"id": "a", "unit": 0, "failed": True, "error": "x"}, {"id": "b", "error": "y"}])
+    append_records(
+        tmp_path,
+        "1",
+        [{"id": "a", "unit": 0, "failed": True, "error": "x"}, {"id": "b", "error": "y"}],
+    )
     assert outcomes(tmp_path) == {"a": "good", "b": "quarantined"}
     assert "error" not in read_records(tmp_path)["a"]
 
@@ -191,8 +224,16 @@ def test_progress_in_a_log_file_is_plain_lines(monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ValueError(), 2), (UnitsFailed(), 3), (OSError(errno.ENOSPC, "full"), 4), (OSError(errno.EROFS, "read-only"), 4),
-     (PermissionError(errno.EACCES, "no"), 4), (Busy(), 5), (ConnectionError(), None), (FileExistsError(), 2)],
-)  # fmt: skip
+    [
+        (ValueError(), 2),
+        (UnitsFailed(), 3),
+        (OSError(errno.ENOSPC, "full"), 4),
+        (OSError(errno.EROFS, "read-only"), 4),
+        (PermissionError(errno.EACCES, "no"), 4),
+        (Busy(), 5),
+        (ConnectionError(), None),
+        (FileExistsError(), 2),
+    ],
+)
 def test_exit_codes(error, code):
     assert config.exit_code(error) == code

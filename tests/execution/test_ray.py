@@ -1,4 +1,5 @@
-"""Units on Ray: drivers in processes of their own (tests/faults) on a Ray of this session; what they refuse and why."""
+"""Units on Ray: drivers in processes of their own (tests/faults) on a Ray of this session; what
+they refuse and why."""
 
 import contextlib
 import re
@@ -47,7 +48,9 @@ def nothing_left(folder):
 def test_workers_make_what_one_process_makes_and_a_dead_one_is_replaced(tmp_path, whole, on_ray):
     folder, trap = tmp_path / "set", tmp_path / "trap"
     trap.touch()
-    process = start(folder, executor=on_ray(workers=2), generator={"deadly": [5], "trap": str(trap)}, **IMAGES)
+    process = start(
+        folder, executor=on_ray(workers=2), generator={"deadly": [5], "trap": str(trap)}, **IMAGES
+    )
     said = ended(process, 0)
     assert re.search("unit 5, attempt 1: worker ray[12] on .* died: ", said) and not trap.exists()
     assert contents(folder) == whole and nothing_left(folder)
@@ -63,7 +66,9 @@ def test_sigterm_drops_what_is_under_way_and_another_executor_goes_on(tmp_path, 
     workers = workers_of(process)
     process.send_signal(signal.SIGTERM)
     assert "The same command goes on from here" in ended(process, 143)
-    assert workers and not any(Path(f"/proc/{pid}/fd").exists() and list_fds(pid) for pid in workers)
+    assert workers and not any(
+        Path(f"/proc/{pid}/fd").exists() and list_fds(pid) for pid in workers
+    )
     assert nothing_left(folder)
     before = len(read_records(folder))
     assert 0 < finish(folder, **IMAGES)["made_now"] == 16 - before
@@ -78,7 +83,9 @@ def list_fds(pid):
 
 
 @pytest.mark.full
-def test_workers_of_a_killed_driver_keep_the_next_one_waiting_until_they_are_dead(tmp_path, whole, on_ray):
+def test_workers_of_a_killed_driver_keep_the_next_one_waiting_until_they_are_dead(
+    tmp_path, whole, on_ray
+):
     folder = tmp_path / "set"
     process = start(folder, executor=on_ray(), generator={"pause": 0.3}, **IMAGES)
     wait_for(lambda: list(folder.glob("records/*.jsonl")), process)
@@ -103,16 +110,29 @@ def test_a_unit_that_kills_its_workers_is_quarantined(tmp_path, whole, on_ray):
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("generator", "code", "said"),
-    [({"broken": [0, 1, 2]}, 3, "more than executor.max_failed=0.01 allows"), ({"full": [2]}, 4, "No space left on device")],
+    [
+        ({"broken": [0, 1, 2]}, 3, "more than executor.max_failed=0.01 allows"),
+        ({"full": [2]}, 4, "No space left on device"),
+    ],
 )
 def test_exit_codes(tmp_path, on_ray, generator, code, said):
-    process = start(tmp_path / "set", executor=on_ray(workers=2, attempts=1), generator=generator, **IMAGES)
+    process = start(
+        tmp_path / "set", executor=on_ray(workers=2, attempts=1), generator=generator, **IMAGES
+    )
     assert said in ended(process, code)
     assert nothing_left(tmp_path / "set")
 
 
 def test_a_run_that_is_whole_starts_no_ray(tmp_path):
-    run = {"units": [], "total": 0, "work": print, "tools": None, "build": print, "died": None, "progress": None}
+    run = {
+        "units": [],
+        "total": 0,
+        "work": print,
+        "tools": None,
+        "build": print,
+        "died": None,
+        "progress": None,
+    }
     assert Ray(address="127.0.0.1:9").run(**run, lock=Lock(tmp_path)) == {}
 
 
@@ -120,7 +140,9 @@ def test_a_ray_of_its_own_listens_on_the_loopback_interface_only(tmp_path, whole
     folder = tmp_path / "set"
     process = start(folder, executor={"kind": "ray"}, generator={"pause": 0.1}, **IMAGES)
     wait_for(lambda: workers_of(process), process)
-    wait_for(lambda: len(listening(process.pid)) > 3, process)  # one that is being started has the driver's files
+    wait_for(
+        lambda: len(listening(process.pid)) > 3, process
+    )  # one that is being started has the driver's files
     assert {a for a in listening(process.pid) if not a.startswith("127.")} == set()
     assert "started Ray for this run" in ended(process, 0)
     assert contents(folder) == whole
@@ -139,7 +161,9 @@ def listening(session):
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # a process that has ended by now
             if int(path.read_text().rpartition(")")[2].split()[3]) == session:
-                found += [sockets[t] for t in map(_target, (path.parent / "fd").iterdir()) if t in sockets]
+                found += [
+                    sockets[t] for t in map(_target, (path.parent / "fd").iterdir()) if t in sockets
+                ]
     return found
 
 
@@ -153,11 +177,22 @@ def _target(descriptor) -> str:
 
 @pytest.mark.full
 def test_the_embedded_generator_makes_the_same_on_ray(tmp_path, run, ray_cluster):
-    for name, executor in (("one", ["local"]), ("two", ["ray", f"address={ray_cluster.address}", "workers=2"])):
+    for name, executor in (
+        ("one", ["local"]),
+        ("two", ["ray", f"address={ray_cluster.address}", "workers=2"]),
+    ):
         chosen = [f"executor{'.' if '=' in e else '='}{e}" for e in (*executor, "threads=1")]
-        size = ["num_images=4", "unit_size=2", "diffusion.steps=2", "device=cpu", f"data_root={tmp_path / name}"]
+        size = [
+            "num_images=4",
+            "unit_size=2",
+            "diffusion.steps=2",
+            "device=cpu",
+            f"data_root={tmp_path / name}",
+        ]
         run("generate", "experiment=shapes", "stage=synthesize", *size, *chosen)
-    one, two = (contents(next((tmp_path / name / "synthetic").iterdir())) for name in ("one", "two"))
+    one, two = (
+        contents(next((tmp_path / name / "synthetic").iterdir())) for name in ("one", "two")
+    )
     assert one == two and len(one["records"]) == 4
 
 
@@ -170,15 +205,24 @@ def run_in_this_process(folder, executor, device="cpu"):
         return executor.run([unit], 1, print, None, print, None, progress, device, lock)
 
 
-def test_a_request_that_no_node_can_meet_says_what_was_asked_and_what_there_is(tmp_path, ray_cluster):
-    executor = Ray(address=ray_cluster.address, cpus_per_worker=64, gpus_per_worker=0.5, timeout=1.5)
-    with pytest.raises(ValueError, match=r"(?s)no worker got a place in . s. .*64 CPU, 0.5 GPU.*have 2 CPU, 0 GPU together"):
+def test_a_request_that_no_node_can_meet_says_what_was_asked_and_what_there_is(
+    tmp_path, ray_cluster
+):
+    executor = Ray(
+        address=ray_cluster.address, cpus_per_worker=64, gpus_per_worker=0.5, timeout=1.5
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)no worker got a place in . s. .*64 CPU, 0.5 GPU.*have 2 CPU, 0 GPU together",
+    ):
         run_in_this_process(tmp_path, executor)
     assert nothing_left(tmp_path)
 
 
 def test_no_cluster_at_the_address(tmp_path):
-    with pytest.raises(ValueError, match="executor.address=127.0.0.1:9: no Ray cluster .* `ray start --head`"):
+    with pytest.raises(
+        ValueError, match="executor.address=127.0.0.1:9: no Ray cluster .* `ray start --head`"
+    ):
         run_in_this_process(tmp_path, Ray(address="127.0.0.1:9"))
 
 
@@ -190,16 +234,25 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"workers": 0}, "workers"), ({"timeout": 0}, "timeout"), ({"cpus_per_worker": 0}, "cpus_per_worker"),
-     ({"gpus_per_worker": -1}, "gpus_per_worker"), ({"address": "ray://a:1"}, "address"), ({"address": "head"}, "address")],
-)  # fmt: skip
+    [
+        ({"workers": 0}, "workers"),
+        ({"timeout": 0}, "timeout"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker"),
+        ({"gpus_per_worker": -1}, "gpus_per_worker"),
+        ({"address": "ray://a:1"}, "address"),
+        ({"address": "head"}, "address"),
+    ],
+)
 def test_settings_that_make_no_sense(settings, named):
     with pytest.raises(ValueError, match=f"executor.{named}="):
         Ray(**settings)
 
 
 def test_what_ray_reserves_for_a_worker():
-    assert Ray().needs("cpu") == {"CPU": 1, "GPU": 0} and Ray().needs("cuda:1") == {"CPU": 1, "GPU": 1}
+    assert Ray().needs("cpu") == {"CPU": 1, "GPU": 0} and Ray().needs("cuda:1") == {
+        "CPU": 1,
+        "GPU": 1,
+    }
     assert Ray(gpus_per_worker=0.5).needs("cuda")["GPU"] == 0.5
     with pytest.raises(ValueError, match="executor.gpus_per_worker=0 with device=cuda"):
         Ray(gpus_per_worker=0).needs("cuda")
@@ -207,7 +260,10 @@ def test_what_ray_reserves_for_a_worker():
 
 # The fence, and what a worker looks at before it takes part
 
-HOLD = "import sys; from dd.store.locks import Fence; f = Fence.hold(sys.argv[1], 3, sys.argv[2]); print(flush=True); sys.stdin.read()"
+HOLD = (
+    "import sys; from dd.store.locks import Fence; f = Fence.hold(sys.argv[1], 3, "
+    "sys.argv[2]); print(flush=True); sys.stdin.read()"
+)
 
 
 def holder(folder, token):
@@ -252,7 +308,10 @@ def test_a_worker_looks_whether_it_is_in_the_right_place(tmp_path, monkeypatch):
     def answer(directory, folder, token, found):
         return Worker(None, None, "cpu", directory, folder, token, found, 0, "ray1").start()
 
-    assert "no folder /nowhere: start the run in a folder that every" in answer("/nowhere", tmp_path, "", versions())[1][1]
+    assert (
+        "no folder /nowhere: start the run in a folder that every"
+        in answer("/nowhere", tmp_path, "", versions())[1][1]
+    )
     kind, (_, why) = answer(str(tmp_path), tmp_path / "elsewhere", "", versions())
     assert kind == "refused" and "every machine of the cluster sees under the same path" in why
     (tmp_path / WORKERS).write_text('{"token": "mine"}')

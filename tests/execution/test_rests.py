@@ -1,4 +1,5 @@
-"""The rest of a unit is done while the next one is drawn, and a unit counts only when its rest is done. No clock decides."""
+"""The rest of a unit is done while the next one is drawn, and a unit counts only when its rest
+is done. No clock decides."""
 
 import errno
 import io
@@ -119,7 +120,10 @@ def test_a_full_disk_in_a_rest_ends_the_run():
     with pytest.raises(OSError, match="No space left"):
         run(work)
     assert drawn == [0, 1]
-    assert attempt(work, None, units_of(1)[0], "0") == ("cannot write", (errno.ENOSPC, "No space left on device", None))
+    assert attempt(work, None, units_of(1)[0], "0") == (
+        "cannot write",
+        (errno.ENOSPC, "No space left on device", None),
+    )
 
 
 def test_an_error_of_drawing_does_not_hide_the_unit_before():
@@ -186,14 +190,18 @@ def test_worker_processes_overlap_too(tmp_path):
 
 
 def test_a_rest_that_fails_in_a_worker(tmp_path):
-    failed, done = run(partial(works.broken_rest, tmp_path), executor=Local(1, spawn=True, attempts=2, max_failed=1))
+    failed, done = run(
+        partial(works.broken_rest, tmp_path),
+        executor=Local(1, spawn=True, attempts=2, max_failed=1),
+    )
     assert done == 3 and failed.keys() == {1} and "RuntimeError: no good (works.py:" in failed[1]
 
 
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_a_worker_that_dies_with_two_units(tmp_path, recorded, attempts):
-    """The one that was being written is asked about, and made again alone without a word against it."""
+    """The one that was being written is asked about, and made again alone without a word against
+    it."""
     asked = []
 
     def died(unit, worker, pid):

@@ -1,4 +1,5 @@
-"""Two data sets that are awkward to export: a real one by hand, a synthetic one from the fake generator."""
+"""Two data sets that are awkward to export: a real one by hand, a synthetic one from the fake
+generator."""
 
 import json
 from functools import partial
@@ -18,11 +19,28 @@ from dd.taxonomy import Taxonomy, taxonomy_yaml
 from tests.faults import fake
 
 CLASSES = Taxonomy(
-    "hall", ("gold ring", "Straße, naß", 'tv "old" {x}', "never there"), colours={"gold ring": (250, 200, 10), 255: (9, 9, 9)}
+    "hall",
+    ("gold ring", "Straße, naß", 'tv "old" {x}', "never there"),
+    colours={"gold ring": (250, 200, 10), 255: (9, 9, 9)},
 )
-SUFFIXES = {"photo 1": ".png", "line/a": ".jpg", "line/b.v2": ".png", "50%": ".jpg", "größe": ".png"}
-SPLITS = {"train": ["photo 1", "line/a", "line/b.v2"], "train_small": ["line/a"], "val": ["50%", "größe"]}
-TEXTS = ['<script>alert("1")</script> a cat', "line one\nline two, |a| dog", "'{}' \\ a \u2028cow 🐄", "a cat"]
+SUFFIXES = {
+    "photo 1": ".png",
+    "line/a": ".jpg",
+    "line/b.v2": ".png",
+    "50%": ".jpg",
+    "größe": ".png",
+}
+SPLITS = {
+    "train": ["photo 1", "line/a", "line/b.v2"],
+    "train_small": ["line/a"],
+    "val": ["50%", "größe"],
+}
+TEXTS = [
+    '<script>alert("1")</script> a cat',
+    "line one\nline two, |a| dog",
+    "'{}' \\ a \u2028cow 🐄",
+    "a cat",
+]
 
 
 class Hall:
@@ -35,20 +53,34 @@ class Hall:
         for name, suffix in SUFFIXES.items():
             rng = np.random.default_rng(sum(map(ord, name)))
             size = tuple(int(n) for n in rng.integers(20, 33, 2))
-            mask = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (-(-size[0] // 4), -(-size[1] // 4))).repeat(4, 0)
+            mask = rng.choice(
+                np.array([0, 1, 2, 3, 255], np.uint8), (-(-size[0] // 4), -(-size[1] // 4))
+            ).repeat(4, 0)
             mask = np.ascontiguousarray(mask.repeat(4, 1)[: size[0], : size[1]])
-            self.masks[name] = np.where(mask == 2, 0, mask).astype(np.uint8) if name == "line/a" else mask
-            image, path = rng.integers(0, 256, (*size, 3), dtype=np.uint8), root / f"JPEGImages/{name}{suffix}"
+            self.masks[name] = (
+                np.where(mask == 2, 0, mask).astype(np.uint8) if name == "line/a" else mask
+            )
+            image, path = (
+                rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+                root / f"JPEGImages/{name}{suffix}",
+            )
             for file, data in (
                 (path, encode_image(image, suffix)),
-                (root / f"SegmentationClass/{name}.png", encode_mask(self.masks[name], CLASSES.palette)),
+                (
+                    root / f"SegmentationClass/{name}.png",
+                    encode_mask(self.masks[name], CLASSES.palette),
+                ),
             ):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(data)
         for split, ids in SPLITS.items():
             write_split(root, split, ids)
         (root / "taxonomy.yaml").write_text(taxonomy_yaml(CLASSES))
-        record = {"images": ["JPEGImages"], "parts": {}, "taxonomy": {"name": CLASSES.name, "names": list(CLASSES.names)}}
+        record = {
+            "images": ["JPEGImages"],
+            "parts": {},
+            "taxonomy": {"name": CLASSES.name, "names": list(CLASSES.names)},
+        }
         write_json(root / "dataset.json", record)  # ours, so an id may hold blanks
 
     def image(self, name):
@@ -71,7 +103,17 @@ def pets(tmp_path):
     def prompts(taxonomy, number, seed):
         return Prompts([make_prompt(text, [taxonomy.names[i % 3]]) for i, text in enumerate(TEXTS)])
 
-    synthesize(tmp_path / "pets", fake.FakeGenerator(), prompts, classes, 4, 1, 2, "png", build=partial(fake.build))
+    synthesize(
+        tmp_path / "pets",
+        fake.FakeGenerator(),
+        prompts,
+        classes,
+        4,
+        1,
+        2,
+        "png",
+        build=partial(fake.build),
+    )
     label(tmp_path / "pets", MaskSettings(1, 0.5, 0.1))
     return tmp_path / "pets"
 
@@ -79,7 +121,9 @@ def pets(tmp_path):
 @pytest.fixture
 def prompts(pets):
     """Those of the set: the texts with their class words."""
-    found = [json.loads(line)["prompt"] for line in (pets / "plan.jsonl").read_text().split("\n") if line]
+    found = [
+        json.loads(line)["prompt"] for line in (pets / "plan.jsonl").read_text().split("\n") if line
+    ]
     assert all(text in prompt for text, prompt in zip(TEXTS, found, strict=True))
     return found
 

@@ -21,7 +21,9 @@ def cache(tmp_path, monkeypatch):
 def compare(data, hall, split):
     assert data["id"] == hall.splits[split]
     for row in data:
-        assert row["mask"].mode == "P" and np.array_equal(np.asarray(row["mask"]), hall.masks[row["id"]])
+        assert row["mask"].mode == "P" and np.array_equal(
+            np.asarray(row["mask"]), hall.masks[row["id"]]
+        )
         assert np.array_equal(np.asarray(row["image"].convert("RGB")), hall.pixels(row["id"]))
         present = {hall.classes.all_names[v] for v in np.unique(hall.masks[row["id"]]) if v != 255}
         assert set(row["present"]) == present
@@ -40,9 +42,14 @@ def test_the_datasets_library_reads_parquet_and_image_folder(hall, exported, spl
 def test_prompts_and_seeds_survive(pets, exported, prompts):
     root = exported("huggingface", pets)
     plan = [json.loads(line) for line in (pets / "plan.jsonl").read_text().split("\n") if line]
-    for arguments in ({"path": str(root)}, {"path": "imagefolder", "data_files": {"train": f"{root}/imagefolder/train/**"}}):
+    for arguments in (
+        {"path": str(root)},
+        {"path": "imagefolder", "data_files": {"train": f"{root}/imagefolder/train/**"}},
+    ):
         data = datasets.load_dataset(**arguments, split="train")
-        assert data["prompt"] == prompts and data["classes"] == [[c] for c in ("cat", "dog", "cow", "cat")]
+        assert data["prompt"] == prompts and data["classes"] == [
+            [c] for c in ("cat", "dog", "cow", "cat")
+        ]
         assert data["seed"] == [row["seed"] for row in plan]
 
 
@@ -65,19 +72,28 @@ def test_the_card_tells_origin_licence_and_classes(pets, exported):
     assert "synthetic" in found["tags"] and found["size_categories"] == ["n<1K"]
     assert "**Synthetic**" in text and "Apache-2.0" in text and "| 3 | cow |" in text
     assert json.loads((root / "id2label.json").read_text()) == {
-        "0": "background", "1": "cat", "2": "dog", "3": "cow", "255": "uncertain"
-    }  # fmt: skip
+        "0": "background",
+        "1": "cat",
+        "2": "dog",
+        "3": "cow",
+        "255": "uncertain",
+    }
 
 
 @pytest.mark.parametrize(
     ("terms", "expected"),
     [
-        ({"licence": "CreativeML OpenRAIL-M", "link": "https://x/y"}, {"license": "creativeml-openrail-m"}),
-        ({"licence": "House rules", "link": "https://x/y"},
-         {"license": "other", "license_name": "House rules", "license_link": "https://x/y"}),
+        (
+            {"licence": "CreativeML OpenRAIL-M", "link": "https://x/y"},
+            {"license": "creativeml-openrail-m"},
+        ),
+        (
+            {"licence": "House rules", "link": "https://x/y"},
+            {"license": "other", "license_name": "House rules", "license_link": "https://x/y"},
+        ),
         (None, {"license": "unknown"}),
     ],
-)  # fmt: skip
+)
 def test_the_licence_is_the_set_s_own(pets, exported, terms, expected):
     write_json(pets / "run.json", read_json(pets / "run.json") | {"terms": terms})
     found = header(exported("huggingface", pets))
@@ -98,7 +114,12 @@ def test_real_data_has_no_prompts_and_no_licence_of_ours(hall, exported):
     assert "Synthetic" not in (root / "README.md").read_text()
     assert "| 2 | Straße, naß | 4 |" in (root / "README.md").read_text()  # line/a has none
     assert "| 4 | never there | 0 | 0.00 % |" in (root / "README.md").read_text()
-    assert set(datasets.load_dataset(str(root), split="val").column_names) == {"id", "image", "mask", "present"}
+    assert set(datasets.load_dataset(str(root), split="val").column_names) == {
+        "id",
+        "image",
+        "mask",
+        "present",
+    }
 
 
 def test_without_pyarrow_nothing_is_written(hall, tmp_path, monkeypatch):

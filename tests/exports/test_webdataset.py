@@ -9,11 +9,19 @@ import webdataset
 from dd.exports import target
 from dd.exports.webdataset import key
 
-SHOWN = (Path(__file__).parents[2] / "docs/exports.md").read_text().split("```python\n# WebDataset")[1].split("```")[0]
+SHOWN = (
+    (Path(__file__).parents[2] / "docs/exports.md")
+    .read_text()
+    .split("```python\n# WebDataset")[1]
+    .split("```")[0]
+)
 
 
 def read(root, split):
-    shards = [str(root / part["file"]) for part in json.loads((root / "info.json").read_text())["splits"][split]]
+    shards = [
+        str(root / part["file"])
+        for part in json.loads((root / "info.json").read_text())["splits"][split]
+    ]
     found = {"shards": shards}
     exec(f"# {SHOWN}", found)  # what docs/exports.md shows
     return list(found["data"])
@@ -32,7 +40,9 @@ def test_webdataset_reads_the_same_pixels(hall, exported):
 
 def test_without_the_decoder_masks_would_be_colours(hall, exported):
     root = exported("webdataset", hall.root)
-    row = next(iter(webdataset.WebDataset(str(root / "val-000000.tar"), shardshuffle=False).decode("rgb8")))
+    row = next(
+        iter(webdataset.WebDataset(str(root / "val-000000.tar"), shardshuffle=False).decode("rgb8"))
+    )
     assert row["mask.png"].ndim == 3
 
 
@@ -43,7 +53,9 @@ def test_the_bytes_depend_on_the_content_alone(hall, exported, tmp_path, monkeyp
         os.utime(path, (10**9, 10**9))
     first.rename(tmp_path / "elsewhere")
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert {p.name: p.read_bytes() for p in exported("webdataset", hall.root).glob("*.tar")} == before
+    assert {
+        p.name: p.read_bytes() for p in exported("webdataset", hall.root).glob("*.tar")
+    } == before
     with tarfile.open(tmp_path / "elsewhere/train-000000.tar") as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in tar} == {(0, 0, 0, "", 0o644)}
 

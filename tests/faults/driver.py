@@ -1,4 +1,5 @@
-"""``driver.py <folder> <JSON of settings>``: one run of the stage synthesize on a fake generator, to be killed."""
+"""``driver.py <folder> <JSON of settings>``: one run of the stage synthesize on a fake
+generator, to be killed."""
 
 import json
 import sys
@@ -13,7 +14,8 @@ from tests.faults import fake
 
 
 class QuickRay(Ray):
-    """Its workers start without torch: the light modules of ``fake`` come before the work that they are sent."""
+    """Its workers start without torch: the light modules of ``fake`` come before the work that
+    they are sent."""
 
     def run(self, units, total, work, tools, build, *rest):
         return super().run(units, total, fake.Light(work), tools, fake.Light(build), *rest)
@@ -25,12 +27,22 @@ PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 def main(folder, images=24, unit_size=2, executor=None, generator=None):
     chosen, generator = dict(executor or {}), dict(generator or {})
     generator |= {"trap": Path(generator["trap"])} if "trap" in generator else {}
-    kind = {"ray": QuickRay, "shard": Shard, "local": Local}[chosen.pop("kind", "shard" if "index" in chosen else "local")]
+    kind = {"ray": QuickRay, "shard": Shard, "local": Local}[
+        chosen.pop("kind", "shard" if "index" in chosen else "local")
+    ]
     try:
         done = synthesize(
-            folder, fake.FakeGenerator(**generator), fake.prompts, PETS, images, 1, unit_size, "png",
-            executor=kind(**chosen), build=partial(fake.build, **generator),
-        )  # fmt: skip
+            folder,
+            fake.FakeGenerator(**generator),
+            fake.prompts,
+            PETS,
+            images,
+            1,
+            unit_size,
+            "png",
+            executor=kind(**chosen),
+            build=partial(fake.build, **generator),
+        )
     except Busy as error:
         print(error, file=sys.stderr)
         return EXIT["busy"]

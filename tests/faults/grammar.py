@@ -15,14 +15,29 @@ from dd.store.samples import record_line
 RUN, SET = "outputs/shapes/synthetic/seed=0", "data/synthetic/shapes"
 MAKE = ["generate.py", "experiment=shapes", "num_images=4", "unit_size=2", "diffusion.steps=2"]
 TRAIN = [
-    "train.py", "experiment=shapes_synthetic", "batch_size=2", "scale=64", "segmenter.base_channels=8",
-    "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "trainer.max_steps=2",
-]  # fmt: skip
+    "train.py",
+    "experiment=shapes_synthetic",
+    "batch_size=2",
+    "scale=64",
+    "segmenter.base_channels=8",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=2",
+]
 STUDY = [
-    "train.py", "experiment=shapes_budget", *TRAIN[2:], "budget.shots=[0,4]", "budget.domains=[shapes]", "budget.seeds=[0]",
-    "budget.arms=[finetune,real]", "budget.learning_rates.synthetic=null",
-    "budget.learning_rates.finetune=null", "budget.learning_rates.real=null", "budget.choose.shots=4", "trainer.max_steps=2",
-]  # fmt: skip
+    "train.py",
+    "experiment=shapes_budget",
+    *TRAIN[2:],
+    "budget.shots=[0,4]",
+    "budget.domains=[shapes]",
+    "budget.seeds=[0]",
+    "budget.arms=[finetune,real]",
+    "budget.learning_rates.synthetic=null",
+    "budget.learning_rates.finetune=null",
+    "budget.learning_rates.real=null",
+    "budget.choose.shots=4",
+    "trainer.max_steps=2",
+]
 PHOTOS = "images=data/shapes/JPEGImages"
 DROP = "+quality.rules.missing={action: drop, signal: missing, above: 1}"
 WORLD = [  # what makes the folder that every case gets a copy of
@@ -33,17 +48,29 @@ WORLD = [  # what makes the folder that every case gets a copy of
     ["evaluate.py", f"run={RUN}"],
     ["evaluate.py", f"run={RUN}", "stage=predict", PHOTOS],
     ["evaluate.py", f"run={RUN}", "stage=review", PHOTOS, "number=3", "output=queue"],
-    ["generate.py", "experiment=shapes", "stage=sweep", f"sweep.run={RUN}", "sweep.threshold=[0.4]", "sweep.workers=1"],
+    [
+        "generate.py",
+        "experiment=shapes",
+        "stage=sweep",
+        f"sweep.run={RUN}",
+        "sweep.threshold=[0.4]",
+        "sweep.workers=1",
+    ],
     ["dd", "export", "mmseg", SET, "exported"],
     STUDY,
-]  # fmt: skip
+]
 COMMANDS = {
     "make": [*MAKE, "name=more", "num_images=2"],
     "go on": [*MAKE, "stage=synthesize"],
     "label": [*MAKE, "stage=label", "mask_set=other", "masks.power=1"],
     "filter": [*MAKE, "stage=filter", "quality=default", DROP],
     "sweep": [*MAKE, "stage=sweep", f"sweep.run={RUN}", "sweep.threshold=[0.4]", "sweep.workers=1"],
-    "chosen": [*MAKE, "stage=label", "mask_set=other", f"masks_from={SET}/sweeps/shapes_synthetic_seed=0.json"],
+    "chosen": [
+        *MAKE,
+        "stage=label",
+        "mask_set=other",
+        f"masks_from={SET}/sweeps/shapes_synthetic_seed=0.json",
+    ],
     "train": [*TRAIN, "name=new"],
     "train again": TRAIN,
     "finetune": [*TRAIN, "experiment=shapes_finetune", f"init_from={RUN}", "shots=4", "name=tuned"],
@@ -59,7 +86,7 @@ COMMANDS = {
     "export": ["dd", "export", "mmseg", SET, "elsewhere"],
     "runs": ["dd", "runs"],
     "merge": ["dd", "merge", SET, "--into", "merged"],
-}  # fmt: skip
+}
 OF_A_SET = [
     "go on",
     "label",
@@ -73,7 +100,18 @@ OF_A_SET = [
     "export",
     "merge",
 ]
-OF_A_RUN = ["train again", "finetune", "evaluate", "audit", "self_train", "predict", "review", "report", "runs", "sweep"]
+OF_A_RUN = [
+    "train again",
+    "finetune",
+    "evaluate",
+    "audit",
+    "self_train",
+    "predict",
+    "review",
+    "report",
+    "runs",
+    "sweep",
+]
 FILES = {  # of ours, and who reads them
     f"{SET}/run.json": OF_A_SET,
     f"{SET}/plan.jsonl": OF_A_SET,
@@ -102,15 +140,93 @@ BYTES = {  # files whose bytes decide a result
     f"{RUN}/checkpoints/last.ckpt": ["train again", "evaluate", "predict", "finetune"],
 }
 JUNK = [
-    None, True, False, 0, 1, -1, 2, 10**20, 1.5, 0.0, -0.5, float("nan"), float("inf"), "", "x", "1", "..", "../heat",
-    "/nowhere/x", "a\nb", "a\tb", "µ😀", "\ud800", "x\0y", "=1+1", "x" * 300, "y" * 100_000, [], [1], [[1]], [None], ["x"],
-    {}, {"a": 1}, {"_target_": "os.system"}, "${nope}", "${seed}", "${oc.env:HOME}", "???", "null", "all", "auto",
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    10**20,
+    1.5,
+    0.0,
+    -0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "1",
+    "..",
+    "../heat",
+    "/nowhere/x",
+    "a\nb",
+    "a\tb",
+    "µ😀",
+    "\ud800",
+    "x\0y",
+    "=1+1",
+    "x" * 300,
+    "y" * 100_000,
+    [],
+    [1],
+    [[1]],
+    [None],
+    ["x"],
+    {},
+    {"a": 1},
+    {"_target_": "os.system"},
+    "${nope}",
+    "${seed}",
+    "${oc.env:HOME}",
+    "???",
+    "null",
+    "all",
+    "auto",
+]
 TYPED = [
-    "null", "true", "false", "0", "1", "-1", "2", "1" + 20 * "0", "1.5", "-0.5", "nan", "inf", "1e999", "''", "x", "'1'", "..",
-    "../heat", "/nowhere/x", "a b", "'a\tb'", "µ😀", "'\udc80'", "'=1+1'", "x" * 300, "[]", "[1]", "[[1]]", "[null]", "[x]",
-    "{}", "{a: 1}", "{_target_: os.system}", "${nope}", "${seed}", "${name}", "???", "all", "auto", "cuda:9", "[a,b", "1,2",
-]  # fmt: skip
+    "null",
+    "true",
+    "false",
+    "0",
+    "1",
+    "-1",
+    "2",
+    "1" + 20 * "0",
+    "1.5",
+    "-0.5",
+    "nan",
+    "inf",
+    "1e999",
+    "''",
+    "x",
+    "'1'",
+    "..",
+    "../heat",
+    "/nowhere/x",
+    "a b",
+    "'a\tb'",
+    "µ😀",
+    "'\udc80'",
+    "'=1+1'",
+    "x" * 300,
+    "[]",
+    "[1]",
+    "[[1]]",
+    "[null]",
+    "[x]",
+    "{}",
+    "{a: 1}",
+    "{_target_: os.system}",
+    "${nope}",
+    "${seed}",
+    "${name}",
+    "???",
+    "all",
+    "auto",
+    "cuda:9",
+    "[a,b",
+    "1,2",
+]
 
 
 def keys(node, prefix: str = "") -> list[str]:
@@ -147,7 +263,13 @@ def typed(draw):
 
 def places(value, path=()) -> list[tuple]:
     """Where something stands in a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(p for key, part in inner for p in places(part, (*path, key)))]
 
 
@@ -169,12 +291,18 @@ def changed(value, path: tuple, action: str, junk):
 
 @st.composite
 def content(draw):
-    """(command, pattern, change): ``change(bytes)`` of a file of ours, whose checksum is right again
-    if ``sealed``."""
+    """(command, pattern, change): ``change(bytes)`` of a file of ours, whose checksum is right
+    again if ``sealed``."""
     pattern = draw(st.sampled_from(list(FILES)))
     name, sealed = draw(st.sampled_from(FILES[pattern])), draw(st.integers(0, 4)) > 0
-    action, junk = draw(st.sampled_from(["replace", "replace", "remove"])), draw(st.sampled_from(JUNK))
-    where, line_share = draw(st.floats(0, 1, exclude_max=True)), draw(st.floats(0, 1, exclude_max=True))
+    action, junk = (
+        draw(st.sampled_from(["replace", "replace", "remove"])),
+        draw(st.sampled_from(JUNK)),
+    )
+    where, line_share = (
+        draw(st.floats(0, 1, exclude_max=True)),
+        draw(st.floats(0, 1, exclude_max=True)),
+    )
 
     def change(data: bytes) -> bytes:
         lines = data.decode().splitlines() if pattern.endswith(".jsonl") else [data.decode()]
@@ -197,10 +325,15 @@ def content(draw):
 
 @st.composite
 def flipped(draw):
-    """(command, pattern, change): one byte of a file is another, or the second half of it is gone."""
+    """(command, pattern, change): one byte of a file is another, or the second half of it is
+    gone."""
     pattern = draw(st.sampled_from(list(BYTES)))
     name = draw(st.sampled_from(BYTES[pattern]))
-    where, bits, cut = draw(st.floats(0, 1, exclude_max=True)), draw(st.integers(1, 255)), draw(st.integers(0, 4)) == 0
+    where, bits, cut = (
+        draw(st.floats(0, 1, exclude_max=True)),
+        draw(st.integers(1, 255)),
+        draw(st.integers(0, 4)) == 0,
+    )
 
     def change(data: bytes) -> bytes:
         at = int(where * len(data))
@@ -211,4 +344,6 @@ def flipped(draw):
 
 def recorded(folder: Path, key: str):
     """What the config.yaml of a training that was made by ``train`` says of a key."""
-    return OmegaConf.select(OmegaConf.load(folder / "outputs/new/config.yaml"), re.sub(r"^\++", "", key))
+    return OmegaConf.select(
+        OmegaConf.load(folder / "outputs/new/config.yaml"), re.sub(r"^\++", "", key)
+    )

@@ -17,7 +17,12 @@ def start(folder, **settings):
     """A driver in a process of its own; its session, so that nothing of it survives a test."""
     command = [sys.executable, "-m", "tests.faults.driver", str(folder), json.dumps(settings)]
     return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -30,14 +35,19 @@ def finish(folder, **settings):
 
 
 def workers_of(process):
-    """Ids of the worker processes of a driver: children whose command says so, and those that hold its fence (Ray's)."""
+    """Ids of the worker processes of a driver: children whose command says so, and those that
+    hold its fence (Ray's)."""
     found, fence = [], os.path.realpath(Path(process.args[2]) / WORKERS)
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(path.read_text().rpartition(")")[2].split()[1])
-            child = parent == process.pid and b"spawn_main" in (path.parent / "cmdline").read_bytes()
+            child = (
+                parent == process.pid and b"spawn_main" in (path.parent / "cmdline").read_bytes()
+            )
             pid = int(path.parent.name)
-            actor = pid != process.pid and any(os.path.realpath(f) == fence for f in (path.parent / "fd").iterdir())
+            actor = pid != process.pid and any(
+                os.path.realpath(f) == fence for f in (path.parent / "fd").iterdir()
+            )
             if child or actor:
                 found.append(pid)
         except (OSError, ValueError, IndexError):
@@ -46,7 +56,8 @@ def workers_of(process):
 
 
 def kill_sometime(process, rng, whom, longest=0.6):
-    """kill -9 a worker, or the driver, after a random while; whether there was still one to kill."""
+    """kill -9 a worker, or the driver, after a random while; whether there was still one to
+    kill."""
     time.sleep(rng.uniform(0.05, longest))
     victims = workers_of(process) if whom == "worker" else [process.pid]
     if process.poll() is not None or not victims:
@@ -68,7 +79,8 @@ def wait_for(condition, process=None, seconds=60):
 
 
 def contents(folder):
-    """Bytes of every file, the command of run.json and the order and seconds of the records left out. A record twice shows."""
+    """Bytes of every file, the command of run.json and the order and seconds of the records left
+    out. A record twice shows."""
     found, records = {}, []
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
@@ -79,5 +91,9 @@ def contents(folder):
                 except json.JSONDecodeError:
                     continue  # torn
         else:
-            found[name] = json.loads(path.read_text())["identity"] if name == "run.json" else path.read_bytes()
+            found[name] = (
+                json.loads(path.read_text())["identity"]
+                if name == "run.json"
+                else path.read_bytes()
+            )
     return found | {"records": sorted(records, key=lambda r: r["id"])}

@@ -17,14 +17,17 @@ from tests.faults import grammar
 
 ROOT = Path(__file__).parents[2]
 LOOK = {
-    "deadline": None, "database": None, "derandomize": True,
+    "deadline": None,
+    "database": None,
+    "derandomize": True,
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-}  # fmt: skip
+}
 NUMBER = [pytest.param(25, id="some"), pytest.param(700, marks=pytest.mark.full, id="many")]
 
 
 class Commands:
-    """A sound folder, and commands in copies of it, which all lie at the place where it was made."""
+    """A sound folder, and commands in copies of it, which all lie at the place where it was
+    made."""
 
     def __init__(self, folder: Path, process):
         self.case, self.world, self.process = folder / "case", folder / "world", process
@@ -42,7 +45,12 @@ class Commands:
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grammar")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     environment |= {"PYTHONWARNINGS": "ignore::FutureWarning"}
     with subprocess.Popen(
         [sys.executable, "-m", "tests.faults.commands"],
@@ -74,7 +82,10 @@ def check(done: dict) -> None:
 def results(folder: Path) -> dict[str, bytes]:
     """What a command leaves that somebody would use: masks, scores, records of trainings."""
     files = [*folder.glob("data/synthetic/*/masks/*/*.png"), *folder.glob("outputs/new/run.json")]
-    files += [*folder.glob("outputs/**/metrics.json"), *folder.glob("data/synthetic/*/sweeps/*.json")]
+    files += [
+        *folder.glob("outputs/**/metrics.json"),
+        *folder.glob("data/synthetic/*/sweeps/*.json"),
+    ]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
@@ -132,7 +143,14 @@ def test_bytes(commands, examples):
         path.write_bytes(change(path.read_bytes()))
         done = commands.run(grammar.COMMANDS[name])
         check(done)
-        if done["code"] == 0 and name in ("label", "sweep", "chosen", "self_train", "evaluate", "audit"):
+        if done["code"] == 0 and name in (
+            "label",
+            "sweep",
+            "chosen",
+            "self_train",
+            "evaluate",
+            "audit",
+        ):
             assert results(folder) == sound[name], (name, path, done)
 
     run()

@@ -1,4 +1,5 @@
-"""A run that is killed, stopped or starved ends as one that nothing happened to: the same bytes, the same records."""
+"""A run that is killed, stopped or starved ends as one that nothing happened to: the same bytes,
+the same records."""
 
 import json
 import random
@@ -41,7 +42,9 @@ def survive(folder, rng, kills, workers, whom=("worker", "driver")):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_a_run_whose_processes_are_killed_ends_like_one_that_was_left_alone(tmp_path, whole, workers):
+def test_a_run_whose_processes_are_killed_ends_like_one_that_was_left_alone(
+    tmp_path, whole, workers
+):
     kills = survive(tmp_path / "set", random.Random(workers), 2, workers, ("driver",))
     kills += survive(tmp_path / "set", random.Random(workers), 1, workers, ("worker",))
     finish(tmp_path / "set", executor={"workers": workers}, generator=SLOW, **IMAGES)
@@ -66,7 +69,9 @@ def test_a_run_that_is_started_with_one_executor_is_finished_with_another(tmp_pa
     survive(folder, random.Random(4), 1, 2, ("driver",))
     done = finish(folder, executor={"index": 0, "count": 2}, generator=SLOW, **IMAGES)
     assert done["planned"] == 36
-    process = start(folder, executor={"index": 1, "count": 2}, generator={**SLOW, "pause": 0.3}, **IMAGES)
+    process = start(
+        folder, executor={"index": 1, "count": 2}, generator={**SLOW, "pause": 0.3}, **IMAGES
+    )
     kill_sometime(process, random.Random(1), "driver", 1.0)
     process.communicate(timeout=60)
     done = finish(folder, executor={"index": 1, "count": 2, "workers": 2}, generator=SLOW, **IMAGES)
@@ -77,7 +82,9 @@ def test_a_run_that_is_started_with_one_executor_is_finished_with_another(tmp_pa
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_drops_what_is_under_way_and_leaves_nothing_half_written(tmp_path, whole, workers):
     folder = tmp_path / "set"
-    process = start(folder, executor={"workers": workers}, generator={**SLOW, "pause": 0.2}, **IMAGES)
+    process = start(
+        folder, executor={"workers": workers}, generator={**SLOW, "pause": 0.2}, **IMAGES
+    )
     wait_for(lambda: list(folder.glob("records/*.jsonl")))
     children = workers_of(process)
     process.send_signal(signal.SIGTERM)
@@ -118,12 +125,18 @@ def test_a_second_driver_on_the_same_folder_is_refused_and_names_the_first(tmp_p
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_ends_with_its_own_code_and_the_next_run_heals(tmp_path, whole, workers, monkeypatch):
+def test_a_full_disk_ends_with_its_own_code_and_the_next_run_heals(
+    tmp_path, whole, workers, monkeypatch
+):
     folder, before = tmp_path / "set", resource.getrlimit(resource.RLIMIT_FSIZE)
     finish(folder, executor={"index": 0, "count": 2}, generator=SLOW, **IMAGES)
     size = (folder / "records" / "0of2.jsonl").stat().st_size
-    limit = 1000 if workers == 1 else size // 3  # an image does not fit; or, later, the records do not
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit if workers == 1 else max(limit, 1500), before[1]))
+    limit = (
+        1000 if workers == 1 else size // 3
+    )  # an image does not fit; or, later, the records do not
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (limit if workers == 1 else max(limit, 1500), before[1])
+    )
     try:
         process = start(folder, executor={"workers": workers}, generator=SLOW, **IMAGES)
         _, err = process.communicate(timeout=60)

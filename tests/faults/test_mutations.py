@@ -1,4 +1,5 @@
-"""Damaged and hostile files: each reader works, or says which file is wrong. No foreign traceback, hang, or torn file."""
+"""Damaged and hostile files: each reader works, or says which file is wrong. No foreign
+traceback, hang, or torn file."""
 
 import json
 import shutil
@@ -32,18 +33,44 @@ from tests.faults import fake
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 FOUND = {"verify": 0}  # how often verify had something to say
 PIECES = [
-    b"null", b"-1", b"1e999", b"NaN", b"[]", b"{}", b'""', b'"\\ud800"', b"\xff\xfe", b"\x00", b"..", b"../../x", b"/etc/x",
-    b"[" * 3000, b"9" * 5000, b"\n", b",", b'"', b"true", b"!!python/object:os.system", b"&a [*a]", "µ😀".encode(), b"255",
-]  # fmt: skip
+    b"null",
+    b"-1",
+    b"1e999",
+    b"NaN",
+    b"[]",
+    b"{}",
+    b'""',
+    b'"\\ud800"',
+    b"\xff\xfe",
+    b"\x00",
+    b"..",
+    b"../../x",
+    b"/etc/x",
+    b"[" * 3000,
+    b"9" * 5000,
+    b"\n",
+    b",",
+    b'"',
+    b"true",
+    b"!!python/object:os.system",
+    b"&a [*a]",
+    "µ😀".encode(),
+    b"255",
+]
 
 
 @st.composite
 def damage(draw_):
-    """A function bytes -> bytes: one to four times something is put in, taken out, doubled, flipped or cut off."""
+    """A function bytes -> bytes: one to four times something is put in, taken out, doubled,
+    flipped or cut off."""
     share = st.floats(0, 1, exclude_max=True)
     kinds = st.sampled_from(["insert", "replace", "remove", "double", "flip", "cut"])
     steps = draw_(
-        st.lists(st.tuples(kinds, share, share, st.sampled_from(PIECES) | st.binary(max_size=8)), min_size=1, max_size=4)
+        st.lists(
+            st.tuples(kinds, share, share, st.sampled_from(PIECES) | st.binary(max_size=8)),
+            min_size=1,
+            max_size=4,
+        )
     )
 
     def apply(data: bytes) -> bytes:
@@ -53,7 +80,11 @@ def damage(draw_):
             if kind == "flip" and data:
                 data = data[:at] + bytes([data[at] ^ (1 + int(length * 255))]) + data[at + 1 :]
             else:
-                middle = {"insert": piece + data[at:end], "replace": piece, "double": data[at:end] * 2}.get(kind, b"")
+                middle = {
+                    "insert": piece + data[at:end],
+                    "replace": piece,
+                    "double": data[at:end] * 2,
+                }.get(kind, b"")
                 data = data[:at] + middle + (b"" if kind == "cut" else data[end:])
         return data
 
@@ -80,18 +111,46 @@ def no_longer_than(seconds):
 def world(tmp_path_factory):
     """A synthetic set, prompts, a taxonomy, COCO annotations and settings, all sound."""
     root = tmp_path_factory.mktemp("mutations")
-    synthesize(root / "set", fake.FakeGenerator(), fake.prompts, PETS, 6, 1, 2, "png", build=partial(fake.build))
+    synthesize(
+        root / "set",
+        fake.FakeGenerator(),
+        fake.prompts,
+        PETS,
+        6,
+        1,
+        2,
+        "png",
+        build=partial(fake.build),
+    )
     label(root / "set", MaskSettings(1, 0.5, 0.1))
-    rows = [{"caption": f"a {name} on grass", "classes": [name], "filename": f"{i}.jpg"} for i, name in enumerate(PETS.names)]
+    rows = [
+        {"caption": f"a {name} on grass", "classes": [name], "filename": f"{i}.jpg"}
+        for i, name in enumerate(PETS.names)
+    ]
     (root / "captions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (root / "captions.json").write_text(json.dumps(rows))
     lines = [{"id": f"i{i}", **row} for i, row in enumerate(rows)]
     (root / "set/captions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
     annotations = [
-        {"id": i, "image_id": 1, "category_id": i, "iscrowd": 0, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "area": 64,
-         "bbox": [1, 1, 8, 8]} for i in (1, 2)
-    ]  # fmt: skip
-    annotations += [{**annotations[0], "id": 3, "iscrowd": 1, "segmentation": {"size": [12, 16], "counts": [0, 12, 180]}}]
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": i,
+            "iscrowd": 0,
+            "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]],
+            "area": 64,
+            "bbox": [1, 1, 8, 8],
+        }
+        for i in (1, 2)
+    ]
+    annotations += [
+        {
+            **annotations[0],
+            "id": 3,
+            "iscrowd": 1,
+            "segmentation": {"size": [12, 16], "counts": [0, 12, 180]},
+        }
+    ]
     images = [{"id": 1, "file_name": "a.jpg", "height": 12, "width": 16}]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(PETS.names)]
     coco = {"images": images, "annotations": annotations, "categories": categories}
@@ -101,16 +160,36 @@ def world(tmp_path_factory):
     (root / "taxonomy.yaml").write_text(
         "name: pets\nclasses:\n- {name: cat, synonyms: [kitten], colour: [1, 2, 3]}\n- dog\n- cow\n"
     )
-    reading = {"cross_resolution": None, "self_resolution": 16, "cross_layers": ["up"], "cross_heads": None}
+    reading = {
+        "cross_resolution": None,
+        "self_resolution": 16,
+        "cross_layers": ["up"],
+        "cross_heads": None,
+    }
     calibration = {"by": "calibrate", "shots": 16, "generator": {"weights_sha256": "0" * 64}}
-    chosen = {"masks": {"power": 1, "threshold": 0.5, "band": 0.1, "source": "class_prompt"}, "diffusion": reading}
-    (root / "chosen.yaml").write_text(yaml.safe_dump({**chosen, "chosen_on": [], "calibration": calibration}))
+    chosen = {
+        "masks": {"power": 1, "threshold": 0.5, "band": 0.1, "source": "class_prompt"},
+        "diffusion": reading,
+    }
+    (root / "chosen.yaml").write_text(
+        yaml.safe_dump({**chosen, "chosen_on": [], "calibration": calibration})
+    )
     confusion = [[8, 0], [2, 6]]
     measured = {
-        "data": "d", "split": "test", "masks": "m", "num_images": 1, "weights_sha256": "0" * 64, "protocol": {},
-        "iou": {"background": 80.0, "cat": 75.0}, "supervision": "A", "trained_on": {}, "masks_made_with": None,
-        "miou": 77.5, "pixel_accuracy": 87.5, "confusion": confusion,
-    }  # fmt: skip
+        "data": "d",
+        "split": "test",
+        "masks": "m",
+        "num_images": 1,
+        "weights_sha256": "0" * 64,
+        "protocol": {},
+        "iou": {"background": 80.0, "cat": 75.0},
+        "supervision": "A",
+        "trained_on": {},
+        "masks_made_with": None,
+        "miou": 77.5,
+        "pixel_accuracy": 87.5,
+        "confusion": confusion,
+    }
     (root / "metrics.json").write_text(json.dumps(measured))
     return root
 
@@ -148,7 +227,9 @@ def chosen(root):
 READERS = {  # what is damaged, and who reads it
     "captions.jsonl": [lambda r: CaptionFile(str(r / "captions.jsonl"))(PETS, None, 0)],
     "captions.json": [lambda r: NounCaptions(str(r / "captions.json"))(PETS, None, 0)],
-    "coco_captions.json": [lambda r: CocoCaptions(str(r / "coco_captions.json"), str(r / "coco.json"))(PETS, None, 0)],
+    "coco_captions.json": [
+        lambda r: CocoCaptions(str(r / "coco_captions.json"), str(r / "coco.json"))(PETS, None, 0)
+    ],
     "coco.json": [coco],
     "taxonomy.yaml": [lambda r: read_taxonomy(r / "taxonomy.yaml")],
     "chosen.yaml": [chosen],
@@ -176,9 +257,9 @@ def check(root, file, change):
                     read(root)
             except (*config.USER_ERRORS, OSError) as error:
                 assert isinstance(error, config.USER_ERRORS), f"{type(error).__name__}: {error}"
-                assert any(part in str(error) for part in (path.name, path.stem, str(root / "set"))), (
-                    f"of which file? {error!r}"
-                )
+                assert any(
+                    part in str(error) for part in (path.name, path.stem, str(root / "set"))
+                ), f"of which file? {error!r}"
     finally:
         path.write_bytes(sound)
         shutil.rmtree(root / "set/masks", ignore_errors=True)
@@ -205,10 +286,19 @@ def test_many_damaged_files_are_read_or_named(world, file, change):
 
 
 OVERRIDES = [
-    "experiment=shapes", "masks.power=2", "sweep.threshold=[0.3,0.4]", "masks={power: 1, band: 0.1}", "num_images=12",
-    "~masks.band", "+prompts.x=1", "diffusion.model='a/b'", "quality.rules.faint=null", "data=voc", "seed=0,1",
+    "experiment=shapes",
+    "masks.power=2",
+    "sweep.threshold=[0.3,0.4]",
+    "masks={power: 1, band: 0.1}",
+    "num_images=12",
+    "~masks.band",
+    "+prompts.x=1",
+    "diffusion.model='a/b'",
+    "quality.rules.faint=null",
+    "data=voc",
+    "seed=0,1",
     "folder=${oc.env:HOME}",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("examples", [60, pytest.param(400, marks=pytest.mark.full)])
@@ -233,4 +323,6 @@ def test_the_sound_files_are_read(world):
             read(world)
         assert (world / file).is_file()
     shutil.rmtree(world / "set/masks")
-    assert len(look(world)) == 6 and verify(world / "set") == [] and np.asarray(coco(world)[0]).any()
+    assert (
+        len(look(world)) == 6 and verify(world / "set") == [] and np.asarray(coco(world)[0]).any()
+    )

@@ -1,5 +1,5 @@
-"""train.py from outside: stopped, starved of disk space, killed, on several devices. The same command goes on, and ends with
-the same weights."""
+"""train.py from outside: stopped, starved of disk space, killed, on several devices. The same
+command goes on, and ends with the same weights."""
 
 import os
 import random
@@ -20,10 +20,20 @@ from dd.store.provenance import read_json
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "experiment=shapes_real", "device=cpu", "shots=6", "batch_size=2", "scale=32", "transform.crop_size=32", "num_workers=1",
-    "segmenter.base_channels=8", "trainer.max_steps=30", "trainer.limit_val_batches=1.0", "trainer.val_check_interval=12",
-    "trainer.callbacks.last.every_n_steps=2", "trainer.enable_progress_bar=false",
-]  # fmt: skip
+    "experiment=shapes_real",
+    "device=cpu",
+    "shots=6",
+    "batch_size=2",
+    "scale=32",
+    "transform.crop_size=32",
+    "num_workers=1",
+    "segmenter.base_channels=8",
+    "trainer.max_steps=30",
+    "trainer.limit_val_batches=1.0",
+    "trainer.val_check_interval=12",
+    "trainer.callbacks.last.every_n_steps=2",
+    "trainer.enable_progress_bar=false",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +44,21 @@ def data(tmp_path_factory):
 
 
 def start(data, folder, *overrides):
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, f"data_root={data}", f"output_root={folder.parent}"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *TINY,
+        f"data_root={data}",
+        f"output_root={folder.parent}",
+    ]
     return subprocess.Popen(
-        [*command, f"name={folder.name}", *overrides], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        [*command, f"name={folder.name}", *overrides],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def finish(data, folder, *overrides):
@@ -74,7 +94,11 @@ def test_a_training_is_stopped_then_finds_no_space_and_ends_all_the_same(data, s
     when_there_is(folder / "checkpoints/last.ckpt", process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 143 and "The same command goes on from" in err and "Traceback" not in err
+    assert (
+        process.returncode == 143
+        and "The same command goes on from" in err
+        and "Traceback" not in err
+    )
     last = folder / "checkpoints/last.ckpt"
     step, size = checkpoints.load(last)["global_step"], last.stat().st_size
 
@@ -84,7 +108,11 @@ def test_a_training_is_stopped_then_finds_no_space_and_ends_all_the_same(data, s
         _, err = process.communicate(timeout=300)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert process.returncode == 4 and f"File too large: '{folder}/checkpoints/last." in err and "Traceback" not in err
+    assert (
+        process.returncode == 4
+        and f"File too large: '{folder}/checkpoints/last." in err
+        and "Traceback" not in err
+    )
     assert checkpoints.load(last)["global_step"] == step
     assert not list(folder.rglob("*.tmp")) and not (folder / "run.json").exists()
 
@@ -100,7 +128,11 @@ def test_a_training_that_is_killed_at_random_moments(data, straight, tmp_path, s
     for _ in range(4):
         process = start(data, folder)
         end = time.monotonic() + 300
-        while process.poll() is None and not (folder / "settings.json").exists() and time.monotonic() < end:
+        while (
+            process.poll() is None
+            and not (folder / "settings.json").exists()
+            and time.monotonic() < end
+        ):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 8))
         process.kill()
@@ -116,7 +148,10 @@ def test_two_devices(data, tmp_path):
     two = ("trainer.devices=2", "batch_size=4")
     out, err = finish(data, tmp_path / "whole", *two)
     assert out.count("steps in") == 1 and "sync_dist" not in err
-    assert len(list((tmp_path / "whole").glob("metrics*.csv"))) == 1 and read_json(tmp_path / "whole/run.json")["steps"] == 30
+    assert (
+        len(list((tmp_path / "whole").glob("metrics*.csv"))) == 1
+        and read_json(tmp_path / "whole/run.json")["steps"] == 30
+    )
     process = start(data, tmp_path / "stopped", *two)
     when_there_is(tmp_path / "stopped/checkpoints/last.ckpt", process)
     process.send_signal(signal.SIGTERM)
@@ -128,4 +163,6 @@ def test_two_devices(data, tmp_path):
     process.kill()
     process.communicate(timeout=300)
     finish(data, tmp_path / "killed", *two)
-    assert same(tmp_path / "stopped", tmp_path / "whole") and same(tmp_path / "killed", tmp_path / "whole")
+    assert same(tmp_path / "stopped", tmp_path / "whole") and same(
+        tmp_path / "killed", tmp_path / "whole"
+    )

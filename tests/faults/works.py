@@ -1,5 +1,5 @@
-"""What worker processes do in tests of the rest of a unit: no torch, so that a start takes little time. ``folder`` holds what
-happened, a file for each event."""
+"""What worker processes do in tests of the rest of a unit: no torch, so that a start takes
+little time. ``folder`` holds what happened, a file for each event."""
 
 import os
 import time
@@ -20,7 +20,8 @@ def happened(folder, name, seconds=60):
 
 
 def wait_for_next(folder, tools, unit, worker):
-    """The rest of a unit ends only when the drawing of the next one has begun; the last unit has no next."""
+    """The rest of a unit ends only when the drawing of the next one has begun; the last unit has
+    no next."""
     number, last = unit[0].unit, unit[-1].id == "last"
     (folder / f"drawing{number}").touch()
 
@@ -33,7 +34,8 @@ def wait_for_next(folder, tools, unit, worker):
 
 
 def die_beside(folder, tools, unit, worker):
-    """Drawing unit 1 kills the process while the rest of unit 0 is under way; and again, if there is a file ``always``."""
+    """Drawing unit 1 kills the process while the rest of unit 0 is under way; and again, if
+    there is a file ``always``."""
     number = unit[0].unit
     with open(folder / f"drawings{number}", "a") as file:
         file.write("x")

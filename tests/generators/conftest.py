@@ -1,5 +1,6 @@
-"""Two tiny checkpoints with random weights go through the same code as the real ones: ``sd`` (32-px images, latents of 16,
-attention at 16 and 8) and ``xl`` (the same size, two text encoders, no attention at the top, as in SDXL: at 8 and 4)."""
+"""Two tiny checkpoints with random weights go through the same code as the real ones: ``sd``
+(32-px images, latents of 16, attention at 16 and 8) and ``xl`` (the same size, two text
+encoders, no attention at the top, as in SDXL: at 8 and 4)."""
 
 import json
 import shutil
@@ -21,7 +22,12 @@ CAPTIONS = [
     ("a tire, a brick and a heart in dark light", ("tire", "brick", "heart")),
 ]
 SIDES = {"sd": {"cross": 8, "self": 16}, "xl": {"cross": 4, "self": 8}}
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def tokenizer(folder):
@@ -29,7 +35,9 @@ def tokenizer(folder):
 
 
 def small_vae():
-    return diffusion.build_vae(32, block_out_channels=[16, 32], norm_num_groups=8, mid_block_add_attention=False)
+    return diffusion.build_vae(
+        32, block_out_channels=[16, 32], norm_num_groups=8, mid_block_add_attention=False
+    )
 
 
 def sharpen(unet):
@@ -46,48 +54,86 @@ def save_sd(root):
     torch.manual_seed(0)
     vae = small_vae()
     text, unet = diffusion.build_text_and_unet(
-        words, TEXT,
+        words,
+        TEXT,
         {
-            "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": [16, 32],
-            "norm_num_groups": 8, "attention_head_dim": [2, 4],
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "layers_per_block": 1,
+            "block_out_channels": [16, 32],
+            "norm_num_groups": 8,
+            "attention_head_dim": [2, 4],
             "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
         },
-    )  # fmt: skip
+    )
     schedule = diffusion.training_scheduler("v_prediction")
     diffusion.save_pipeline(root / "model", vae, text, words, sharpen(unet), schedule)
-    assert next(unet.parameters()).dtype == torch.float32  # the models that were saved are left as they were
+    assert (
+        next(unet.parameters()).dtype == torch.float32
+    )  # the models that were saved are left as they were
     return root / "model"
 
 
 def save_xl(root):
     words = tokenizer(root / "tokenizer")
     others = CLIPTokenizer(
-        str(root / "tokenizer/vocab.json"), str(root / "tokenizer/merges.txt"), model_max_length=77, pad_token="!"
+        str(root / "tokenizer/vocab.json"),
+        str(root / "tokenizer/merges.txt"),
+        model_max_length=77,
+        pad_token="!",
     )
-    sizes = {"vocab_size": len(words), "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    sizes = {
+        "vocab_size": len(words),
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+    }
     torch.manual_seed(1)
     first = CLIPTextModel(CLIPTextConfig(**TEXT, **sizes))
-    second = CLIPTextModelWithProjection(CLIPTextConfig(**{**TEXT, "hidden_size": 40}, **sizes, projection_dim=24))
+    second = CLIPTextModelWithProjection(
+        CLIPTextConfig(**{**TEXT, "hidden_size": 40}, **sizes, projection_dim=24)
+    )
     unet = UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[16, 32, 32],
-        norm_num_groups=8, attention_head_dim=[2, 4, 4], transformer_layers_per_block=[1, 1, 2], use_linear_projection=True,
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=[16, 32, 32],
+        norm_num_groups=8,
+        attention_head_dim=[2, 4, 4],
+        transformer_layers_per_block=[1, 1, 2],
+        use_linear_projection=True,
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], cross_attention_dim=32 + 40,
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=24 + 6 * 8,
-    )  # fmt: skip
-    schedule = DPMSolverMultistepScheduler.from_config(diffusion.training_scheduler("epsilon").config)
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        cross_attention_dim=32 + 40,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )
+    schedule = DPMSolverMultistepScheduler.from_config(
+        diffusion.training_scheduler("epsilon").config
+    )
     pipe = StableDiffusionXLPipeline(
-        vae=small_vae(), text_encoder=first, text_encoder_2=second, tokenizer=words, tokenizer_2=others, unet=sharpen(unet),
-        scheduler=schedule, add_watermarker=False,
-    )  # fmt: skip
+        vae=small_vae(),
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=words,
+        tokenizer_2=others,
+        unet=sharpen(unet),
+        scheduler=schedule,
+        add_watermarker=False,
+    )
     pipe.save_pretrained(root / "model", safe_serialization=True)
     return root / "model"
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    return {"sd": save_sd(tmp_path_factory.mktemp("sd")), "xl": save_xl(tmp_path_factory.mktemp("xl"))}
+    return {
+        "sd": save_sd(tmp_path_factory.mktemp("sd")),
+        "xl": save_xl(tmp_path_factory.mktemp("xl")),
+    }
 
 
 @pytest.fixture(scope="session", params=["sd", "xl"])
@@ -128,7 +174,9 @@ def captions():
 
 @pytest.fixture(scope="session")
 def samples():
-    return make_plan([make_prompt(caption, classes) for caption, classes in CAPTIONS], taxonomy("shapes"), 5, 3)
+    return make_plan(
+        [make_prompt(caption, classes) for caption, classes in CAPTIONS], taxonomy("shapes"), 5, 3
+    )
 
 
 @pytest.fixture(scope="session")
@@ -151,12 +199,15 @@ def changed(model, monkeypatch):
 @pytest.fixture
 def hooks(model):
     """``hooks()``: how many there are on the UNet now."""
-    return lambda: sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.pipe.unet.modules())
+    return lambda: sum(
+        len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.pipe.unet.modules()
+    )
 
 
 @pytest.fixture
 def edited(folders, tmp_path):
-    """``edited(kind, index)``: a copy of a checkpoint to damage, with these entries in its model_index.json."""
+    """``edited(kind, index)``: a copy of a checkpoint to damage, with these entries in its
+    model_index.json."""
 
     def copy(kind="sd", **index):
         target = tmp_path / "copy"

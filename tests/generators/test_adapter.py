@@ -14,14 +14,23 @@ RANK, ALPHA = 4, 2.0
 def layers(pipe, parts):
     """{(part, name): layer} of the attention's queries and keys and of every linear layer of
     text encoders."""
-    ends = {part: ("attn2.to_q", "attn2.to_k", "attn2.to_out.0") if part == "unet" else TEXT for part in parts}
-    return {(p, n): m for p in parts for n, m in getattr(pipe, p).named_modules() if n.endswith(ends[p])}
+    ends = {
+        part: ("attn2.to_q", "attn2.to_k", "attn2.to_out.0") if part == "unet" else TEXT
+        for part in parts
+    }
+    return {
+        (p, n): m for p in parts for n, m in getattr(pipe, p).named_modules() if n.endswith(ends[p])
+    }
 
 
 def kohya(part, name):
     """As kohya's scripts name it; text_model is a level that transformers has taken out."""
     te = {"text_encoder": "lora_te_text_model_", "text_encoder_2": "lora_te2_text_model_"}
-    return {"unet": "lora_unet_", **te}[part] + name.removeprefix("text_model.").replace(".", "_"), "lora_down", "lora_up"
+    return (
+        {"unet": "lora_unet_", **te}[part] + name.removeprefix("text_model.").replace(".", "_"),
+        "lora_down",
+        "lora_up",
+    )
 
 
 def kohya_xl(part, name):
@@ -53,7 +62,9 @@ def adapter(found, names, alpha=True):
     for (part, name), layer in found.items():
         key, down_end, up_end = names(part, name)
         rows, columns = layer.weight.shape
-        down, up = (torch.randn(*s, generator=generator) * 0.05 for s in ((RANK, columns), (rows, RANK)))
+        down, up = (
+            torch.randn(*s, generator=generator) * 0.05 for s in ((RANK, columns), (rows, RANK))
+        )
         state |= {f"{key}.{down_end}.weight": down, f"{key}.{up_end}.weight": up}
         if alpha:
             state[f"{key}.alpha"] = torch.tensor(ALPHA)
@@ -62,7 +73,9 @@ def adapter(found, names, alpha=True):
 
 
 def weights(model, found):
-    return {(p, n): getattr(model.pipe, p).get_submodule(n).weight.detach().clone() for p, n in found}
+    return {
+        (p, n): getattr(model.pipe, p).get_submodule(n).weight.detach().clone() for p, n in found
+    }
 
 
 @pytest.mark.parametrize(
@@ -85,12 +98,18 @@ def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names,
     state, change = adapter(found, names, alpha)
     save_file(state, tmp_path / "a.safetensors")
     before = weights(plain, found)
-    made = StableDiffusion(str(folders[kind]), adapter=str(tmp_path / "a.safetensors"), adapter_weight=0.5)
+    made = StableDiffusion(
+        str(folders[kind]), adapter=str(tmp_path / "a.safetensors"), adapter_weight=0.5
+    )
     after = weights(made, found)
     assert len(change) >= 4
     for key in found:
         assert torch.allclose(after[key] - before[key], 0.5 * change[key], atol=1e-6), key
-    for part in ("unet", "text_encoder", "text_encoder_2"):  # nothing of the adapter stays beside the weights
+    for part in (
+        "unet",
+        "text_encoder",
+        "text_encoder_2",
+    ):  # nothing of the adapter stays beside the weights
         module = getattr(made.pipe, part, None)
         assert module is None or not [n for n, _ in module.named_modules() if "lora" in n]
 
@@ -98,13 +117,28 @@ def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda k: {f"{k}.dora_scale": torch.ones(1, 8)}, r"1 of its \d+ tensors are no part of a LoRA \(DoRA\)"),
+        (
+            lambda k: {f"{k}.dora_scale": torch.ones(1, 8)},
+            r"1 of its \d+ tensors are no part of a LoRA \(DoRA\)",
+        ),
         (lambda k: {f"{k}.lora_mid.weight": torch.ones(4, 4)}, r"LoRA \(LoCon with a middle\)"),
         (lambda k: {f"{k}.hada_w1_a": torch.ones(4, 4)}, r"LoRA \(LoHa\)"),
-        (lambda k: {f"{k}.diff_b": torch.ones(4)}, "are no part of a LoRA and would be left out: .*diff_b"),
-        (lambda k: {"bundle_emb.word.string_to_param": torch.ones(4)}, "would be left out: bundle_emb"),
-        (lambda k: {f"{k}.lora_down.weight": torch.full((4, 16), torch.nan)}, "hold numbers that are not finite"),
-        (lambda k: {"base_model.model.mid.lora_A.weight": torch.ones(4, 4)}, "layers have peft's own names"),
+        (
+            lambda k: {f"{k}.diff_b": torch.ones(4)},
+            "are no part of a LoRA and would be left out: .*diff_b",
+        ),
+        (
+            lambda k: {"bundle_emb.word.string_to_param": torch.ones(4)},
+            "would be left out: bundle_emb",
+        ),
+        (
+            lambda k: {f"{k}.lora_down.weight": torch.full((4, 16), torch.nan)},
+            "hold numbers that are not finite",
+        ),
+        (
+            lambda k: {"base_model.model.mid.lora_A.weight": torch.ones(4, 4)},
+            "layers have peft's own names",
+        ),
     ],
 )
 def test_every_tensor_is_used_or_the_file_is_refused(folders, tmp_path, change, message):
@@ -116,8 +150,12 @@ def test_every_tensor_is_used_or_the_file_is_refused(folders, tmp_path, change, 
 
 
 def test_an_adapter_of_another_kind_of_model_is_not_blamed_on_one_cause(folders, tmp_path):
-    state, _ = adapter(layers(StableDiffusion(str(folders["xl"])).pipe, ("text_encoder_2",)), kohya_xl)
+    state, _ = adapter(
+        layers(StableDiffusion(str(folders["xl"])).pipe, ("text_encoder_2",)), kohya_xl
+    )
     save_file(state, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="no such layer.*It may be of another kind of model") as error:
+    with pytest.raises(
+        ValueError, match="no such layer.*It may be of another kind of model"
+    ) as error:
         StableDiffusion(str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
     assert "base model that it was trained on" not in str(error.value)

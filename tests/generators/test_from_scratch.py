@@ -17,12 +17,18 @@ def test_the_tokenizer_is_the_same_every_time(tmp_path, captions):
 
 
 def test_the_tokenizer_reads_like_clips(tmp_path, captions):
-    made = diffusion.train_tokenizer([caption for caption, _ in captions], 20, tmp_path, max_length=12)
+    made = diffusion.train_tokenizer(
+        [caption for caption, _ in captions], 20, tmp_path, max_length=12
+    )
     loaded = CLIPTokenizer.from_pretrained(tmp_path)
     for text in ("A Photo of  an APPLE!", "it's 42 猫é", ""):
         assert loaded(text).input_ids == made(text).input_ids
     ids = loaded("an apple", padding="max_length").input_ids
-    assert len(ids) == 12 and ids[0] == loaded.bos_token_id and ids[-1] == loaded.eos_token_id == loaded.pad_token_id
+    assert (
+        len(ids) == 12
+        and ids[0] == loaded.bos_token_id
+        and ids[-1] == loaded.eos_token_id == loaded.pad_token_id
+    )
     assert loaded.decode(ids, skip_special_tokens=True).strip() == "an apple"
     assert max(loaded.get_vocab().values()) + 1 == len(loaded) == 2 * 256 + 20 + 2
 
@@ -32,7 +38,9 @@ def test_latents_are_scaled_to_unit_variance(folders):
     images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     scale = diffusion.latent_scale(vae, images)
     with torch.no_grad():
-        assert float((vae.encode(images).latent_dist.mean * scale).std()) == pytest.approx(1, abs=1e-3)
+        assert float((vae.encode(images).latent_dist.mean * scale).std()) == pytest.approx(
+            1, abs=1e-3
+        )
 
 
 def test_the_noise_schedule_is_that_of_stable_diffusion():

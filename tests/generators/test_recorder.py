@@ -1,4 +1,5 @@
-"""The attention that is read: equal to the formula written out, at the resolutions that a UNet has."""
+"""The attention that is read: equal to the formula written out, at the resolutions that a UNet
+has."""
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from dd.masks.threshold import SOURCES
 
 
 class Explicit:
-    """An attention processor that writes the formula out, one head at a time, and keeps the probabilities."""
+    """An attention processor that writes the formula out, one head at a time, and keeps the
+    probabilities."""
 
     def __init__(self, class_states, sides, kept):
         self.class_states, (self.cross, self.self), self.kept = class_states, sides, kept
@@ -25,14 +27,22 @@ class Explicit:
         found = []
         for h in range(attn.heads):
             part = slice(h * width, (h + 1) * width)
-            q, k = (F.linear(x, layer.weight[part]) for x, layer in ((hidden, attn.to_q), (context, attn.to_k)))
+            q, k = (
+                F.linear(x, layer.weight[part])
+                for x, layer in ((hidden, attn.to_q), (context, attn.to_k))
+            )
             found.append(torch.softmax(q @ k.transpose(1, 2) / width**0.5, -1))
         return torch.stack(found, 1)
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None
+    ):
         count, length = len(self.class_states), hidden_states.shape[1]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        attn.to_q(hidden_states), attn.to_k(context)  # as any processor does: it is what the recorder looks at
+        (
+            attn.to_q(hidden_states),
+            attn.to_k(context),
+        )  # as any processor does: it is what the recorder looks at
         attention = self.probabilities(attn, hidden_states, context)
         values = attn.to_v(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         if encoder_hidden_states is None and length == self.self**2:
@@ -45,7 +55,8 @@ class Explicit:
 
 
 def states_of(pipe, kind, texts):
-    """Text states by hand: the last layer of the one encoder; of XL the last but one of each, side by side."""
+    """Text states by hand: the last layer of the one encoder; of XL the last but one of each,
+    side by side."""
 
     def encode(tokenizer, encoder):
         tokens = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
@@ -84,7 +95,9 @@ def test_the_explicit_processor_makes_the_same_image(observed, made):
 
 def test_recorded_attention_is_the_mean_over_heads_layers_and_steps(observed, kind):
     kept, recorder, _ = observed
-    down_mid_up = 1 + 1 + 2 if kind == "sd" else 2 + 2 + 4  # two blocks in a row at the lowest level of xl
+    down_mid_up = (
+        1 + 1 + 2 if kind == "sd" else 2 + 2 + 4
+    )  # two blocks in a row at the lowest level of xl
     assert len(kept["self"]) == 2 * (1 + 2) and len(kept["class_prompt"]) == 2 * down_mid_up
     torch.testing.assert_close(recorder.self_attention, kept["self"].mean(0), rtol=1e-4, atol=1e-6)
     assert recorder.cross.keys() == {"class_prompt", "full_prompt"}
@@ -96,12 +109,16 @@ def test_recorded_attention_is_the_mean_over_heads_layers_and_steps(observed, ki
 def test_rows_of_recorded_attention_are_distributions(observed, sides):
     _, recorder, _ = observed
     shapes = [(3, sides[0] ** 2, 77)] * 2 + [(3, sides[1] ** 2, sides[1] ** 2)]
-    for recorded, shape in zip((*recorder.cross.values(), recorder.self_attention), shapes, strict=True):
+    for recorded, shape in zip(
+        (*recorder.cross.values(), recorder.self_attention), shapes, strict=True
+    ):
         assert recorded.shape == shape and (recorded >= 0).all()
         torch.testing.assert_close(recorded.sum(-1), torch.ones(shape[:2]))
 
 
-def test_heat_follows_from_the_attention_by_the_papers_formula(observed, made, model, samples, sides):
+def test_heat_follows_from_the_attention_by_the_papers_formula(
+    observed, made, model, samples, sides
+):
     kept, _, _ = observed
     low, high = sides
     for i, sample in enumerate(samples):
@@ -113,15 +130,20 @@ def test_heat_follows_from_the_attention_by_the_papers_formula(observed, made, m
                 start = F.interpolate(start, size=(high, high), mode="bicubic").flatten()
                 for p in range(4):
                     expected = (torch.linalg.matrix_power(power, p) @ start).view(high, high)
-                    np.testing.assert_allclose(made[1][i][source][k, p], expected, rtol=1e-4, atol=1e-7)
+                    np.testing.assert_allclose(
+                        made[1][i][source][k, p], expected, rtol=1e-4, atol=1e-7
+                    )
 
 
 def test_attention_can_be_read_in_some_of_the_steps(changed, samples, made, observed, monkeypatch):
-    """Of three steps the first and the third, as an independent observer of every step counts them."""
+    """Of three steps the first and the third, as an independent observer of every step counts
+    them."""
     model, kept = changed(steps=3), []
     add = AttentionRecorder._add
     monkeypatch.setattr(
-        AttentionRecorder, "_add", lambda self, key, *rest: (kept.append((self.calls, key)), add(self, key, *rest))
+        AttentionRecorder,
+        "_add",
+        lambda self, key, *rest: (kept.append((self.calls, key)), add(self, key, *rest)),
     )
     every, _, _ = model.generate(samples), kept.clear(), None
     images, heat, _ = changed(capture_every=2).generate(samples)
@@ -131,27 +153,38 @@ def test_attention_can_be_read_in_some_of_the_steps(changed, samples, made, obse
     for some, one, whole in zip(heat, first, each, strict=True):
         maps = [m["class_prompt"][:, 0].astype(np.float32) for m in (some, one, whole)]
         assert np.abs(maps[0] - maps[2]).max() > 0 and np.abs(maps[1] - maps[0]).max() > 0
-        # the whole is the mean of three steps, the pair of two: the second step is what is left, a distribution as well
+        # the whole is the mean of three steps, the pair of two: the second step is what is left, a
+        # distribution as well
         second = 3 * maps[2] - 2 * maps[0]
         assert second.min() > -5e-3 and second.max() < 1
 
 
 @pytest.mark.parametrize("held", [1, 2**17, 2**30])
 def test_layers_read_together_are_read_as_each_by_itself(changed, samples, held, monkeypatch):
-    """Some at a time, of one kind; and all of a step, whose sum does not change by more than the order of additions."""
+    """Some at a time, of one kind; and all of a step, whose sum does not change by more than the
+    order of additions."""
     model, calls, mean = changed(cross_heads=[1, 0]), [], attention.mean_attention
-    monkeypatch.setattr(attention, "mean_attention", lambda *given: (calls.append(given[4]), mean(*given))[1])
+    monkeypatch.setattr(
+        attention, "mean_attention", lambda *given: (calls.append(given[4]), mean(*given))[1]
+    )
     images, each, _ = model.generate(samples)
     alone = sum(calls)
     assert set(calls) == {1}
     calls.clear()
     monkeypatch.setattr(recorder_module, "TOGETHER", {"cpu": held})
     same, heat, _ = model.generate(samples)
-    assert sum(calls) == alone and (max(calls) > 1) == (held > 1) and same.tobytes() == images.tobytes()
+    assert (
+        sum(calls) == alone
+        and (max(calls) > 1) == (held > 1)
+        and same.tobytes() == images.tobytes()
+    )
     for maps, before in zip(heat, each, strict=True):
         for source in SOURCES:
             np.testing.assert_allclose(
-                maps[source].astype(np.float32), before[source].astype(np.float32), rtol=2e-3, atol=1e-6
+                maps[source].astype(np.float32),
+                before[source].astype(np.float32),
+                rtol=2e-3,
+                atol=1e-6,
             )
 
 
@@ -168,8 +201,8 @@ def test_hooks_are_gone_afterwards(model, kind, samples, monkeypatch, hooks):
     assert hooks() == 0
     states = model.encode([samples[0].class_prompt])[0]
     with pytest.raises(KeyboardInterrupt), AttentionRecorder(model.pipe.unet, states, 8, 16):
-        # queries and keys of self-, queries of cross-attention: sd in 2 layers down, 1 in the middle, 4 up; xl in 1 + 2 down,
-        # 2 in the middle, 4 + 2 up
+        # queries and keys of self-, queries of cross-attention: sd in 2 layers down, 1 in the
+        # middle, 4 up; xl in 1 + 2 down, 2 in the middle, 4 + 2 up
         assert hooks() == 1 + 3 * (2 + 1 + 4 if kind == "sd" else 3 + 2 + 6)
         raise KeyboardInterrupt
     assert hooks() == 0
@@ -191,7 +224,10 @@ def test_hooks_are_gone_after_a_layer_that_takes_none(model, samples, monkeypatc
 
     monkeypatch.setattr(layers[-1], "register_forward_hook", refuses)
     states = model.encode([samples[0].class_prompt])[0]
-    with pytest.raises(KeyboardInterrupt), AttentionRecorder(model.pipe.unet, states, 8, 16, full_prompt=True):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        AttentionRecorder(model.pipe.unet, states, 8, 16, full_prompt=True),
+    ):
         pass
     assert hooks() == 0
 
@@ -216,17 +252,24 @@ def test_every_resolution_that_there_is_can_be_read(changed, samples, kind, side
 
 
 @pytest.mark.parametrize("which", ["cross", "self"])
-def test_a_resolution_that_is_not_there_is_found_at_the_first_step(changed, samples, kind, hooks, which):
+def test_a_resolution_that_is_not_there_is_found_at_the_first_step(
+    changed, samples, kind, hooks, which
+):
     """A guard beside the check of the settings: it looks at the layers that really ran."""
     model, calls = changed(**{f"{which}_resolution": 32}, steps=5), []
     handle = model.pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     there = r"\[8, 16\]" if kind == "sd" else r"\[4, 8\]"
-    message = rf"diffusion\.{which}_resolution=32: this model has no {which}-attention there; it has {there}\. Layers:"
+    message = (
+        rf"diffusion\.{which}_resolution=32: this model has no {which}-attention there; it "
+        rf"has {there}\. Layers:"
+    )
     with pytest.raises(ValueError, match=message) as error:
         model.generate(samples)
     handle.remove()
     block, low, high = ("0", 8, 16) if kind == "sd" else ("1", 4, 8)
-    assert f"down_blocks.{block}.attentions.0.transformer_blocks.0.attn1 at {high}" in str(error.value)
+    assert f"down_blocks.{block}.attentions.0.transformer_blocks.0.attn1 at {high}" in str(
+        error.value
+    )
     assert f"mid_block.attentions.0.transformer_blocks.0.attn2 at {low}" in str(error.value)
     assert len(calls) == 1 and hooks() == 0
 
@@ -236,10 +279,14 @@ def test_the_sides_are_those_that_the_layers_have(model, latent):
     states, pooled = model.encode(["a"])
     added = None if pooled is None else {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
     with AttentionRecorder(model.pipe.unet, states, 1, 1) as recorder, torch.no_grad():
-        model.pipe.unet(torch.zeros(1, 4, latent, latent), torch.zeros(1), states, added_cond_kwargs=added)
+        model.pipe.unet(
+            torch.zeros(1, 4, latent, latent), torch.zeros(1), states, added_cond_kwargs=added
+        )
     found = attention_sides(model.pipe.unet, latent)
     for part, which in (("attn1", "self"), ("attn2", "cross")):
-        assert sorted({n for name, n in recorder.seen.items() if name.endswith(part)}) == [s**2 for s in found[which]]
+        assert sorted({n for name, n in recorder.seen.items() if name.endswith(part)}) == [
+            s**2 for s in found[which]
+        ]
 
 
 def unet_of(levels, attention, **more):
@@ -247,27 +294,45 @@ def unet_of(levels, attention, **more):
     blocks = [f"{'CrossAttn' if a else ''}DownBlock2D" for a in attention]
     with torch.device("meta"):
         return UNet2DConditionModel(
-            block_out_channels=levels, down_block_types=blocks, norm_num_groups=8, attention_head_dim=8,
-            up_block_types=[b.replace("Down", "Up") for b in reversed(blocks)], cross_attention_dim=16, **more,
-        )  # fmt: skip
+            block_out_channels=levels,
+            down_block_types=blocks,
+            norm_num_groups=8,
+            attention_head_dim=8,
+            up_block_types=[b.replace("Down", "Up") for b in reversed(blocks)],
+            cross_attention_dim=16,
+            **more,
+        )
 
 
 @pytest.mark.parametrize(
     ("levels", "attention", "latent", "expected", "read"),
     [
-        ([16, 16, 16, 16], [1, 1, 1, 0], 64, [8, 16, 32, 64], (16, 32)),  # Stable Diffusion 1.x, 2.x at 512 px: the paper's
+        (
+            [16, 16, 16, 16],
+            [1, 1, 1, 0],
+            64,
+            [8, 16, 32, 64],
+            (16, 32),
+        ),  # Stable Diffusion 1.x, 2.x at 512 px: the paper's
         ([16, 16, 16, 16], [1, 1, 1, 0], 96, [12, 24, 48, 96], (24, 48)),  # 2.1 at 768 px
         ([16, 16, 16], [0, 1, 1], 128, [32, 64], (32, 64)),  # XL at 1024 px
     ],
 )
-def test_real_models_are_read_at_a_quarter_and_a_half_of_their_latent(levels, attention, latent, expected, read):
+def test_real_models_are_read_at_a_quarter_and_a_half_of_their_latent(
+    levels, attention, latent, expected, read
+):
     sides = attention_sides(unet_of(levels, attention), latent)
     assert sides == {"cross": expected, "self": expected}
-    assert (choose_side("cross", None, expected, latent), choose_side("self", None, expected, latent)) == read
+    assert (
+        choose_side("cross", None, expected, latent),
+        choose_side("self", None, expected, latent),
+    ) == read
 
 
 def test_where_there_is_none_the_nearest_in_ratio_is_read():
-    assert choose_side("cross", None, [8, 64], 64) == 8  # 16 is wanted: half of it is nearer than four times
+    assert (
+        choose_side("cross", None, [8, 64], 64) == 8
+    )  # 16 is wanted: half of it is nearer than four times
     assert choose_side("cross", None, [8, 32], 64) == 32  # equally near: the finer one
     assert choose_side("self", None, [16, 8], 16) == 8
     assert choose_side("self", 16, [16, 8], 16) == 16
@@ -275,5 +340,8 @@ def test_where_there_is_none_the_nearest_in_ratio_is_read():
 
 @pytest.mark.parametrize(("wanted", "sides"), [(7, [8, 16]), (None, [])])
 def test_a_side_that_cannot_be(wanted, sides):
-    with pytest.raises(ValueError, match=rf"diffusion\.self_resolution={wanted}: .*has no self-attention there.*64x64.*1/2"):
+    with pytest.raises(
+        ValueError,
+        match=rf"diffusion\.self_resolution={wanted}: .*has no self-attention there.*64x64.*1/2",
+    ):
         choose_side("self", wanted, sides, 64)

@@ -9,7 +9,11 @@ from dd.prompts.prompt import make_prompt
 from dd.store.samples import Sample
 
 SETTINGS = {"cross_resolution": 16, "self_resolution": 16, "max_power": 0, "full_prompt": True}
-LAYERS = ["down_blocks.1.attentions.0", "up_blocks.1.attentions.0", "up_blocks.1.attentions.1"]  # the embedded ones at 16
+LAYERS = [
+    "down_blocks.1.attentions.0",
+    "up_blocks.1.attentions.0",
+    "up_blocks.1.attentions.1",
+]  # the embedded ones at 16
 PROMPT = make_prompt("a photo of a gold ring and an apple", ["apple", "gold ring"])
 SAMPLE = Sample("0", PROMPT.text, PROMPT.class_prompt, PROMPT.classes, (1, 6), seed=3, unit=0)
 
@@ -21,7 +25,8 @@ def embedded():
 
 @pytest.fixture
 def read(embedded, monkeypatch):
-    """``read(cross_layers=None, cross_heads=None)`` -> heat of one noisy image by source, float32."""
+    """``read(cross_layers=None, cross_heads=None)`` -> heat of one noisy image by source,
+    float32."""
 
     def call(cross_layers=None, cross_heads=None):
         monkeypatch.setattr(embedded, "cross_layers", cross_layers)
@@ -33,23 +38,33 @@ def read(embedded, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("parts", [[{"cross_layers": [n]} for n in LAYERS], [{"cross_heads": [h]} for h in (0, 1)]])
+@pytest.mark.parametrize(
+    "parts", [[{"cross_layers": [n]} for n in LAYERS], [{"cross_heads": [h]} for h in (0, 1)]]
+)
 def test_all_is_the_mean_of_the_parts(read, parts):
     whole, each = read(), [read(**part) for part in parts]
     for source in SOURCES:
-        np.testing.assert_allclose(whole[source], np.mean([e[source] for e in each], 0), atol=2e-4, rtol=2e-3)
+        np.testing.assert_allclose(
+            whole[source], np.mean([e[source] for e in each], 0), atol=2e-4, rtol=2e-3
+        )
         assert np.abs(each[0][source] - each[1][source]).max() > 1e-3
 
 
 def test_a_beginning_names_whole_parts_of_a_name(read):
     both = [read(cross_layers=[n])["class_prompt"] for n in LAYERS[1:]]
-    np.testing.assert_allclose(read(cross_layers=["up_blocks"])["class_prompt"], np.mean(both, 0), atol=2e-4, rtol=2e-3)
-    with pytest.raises(ValueError, match="begins so .up_block.*Layers:\n.*down_blocks.1.attentions.0"):
+    np.testing.assert_allclose(
+        read(cross_layers=["up_blocks"])["class_prompt"], np.mean(both, 0), atol=2e-4, rtol=2e-3
+    )
+    with pytest.raises(
+        ValueError, match="begins so .up_block.*Layers:\n.*down_blocks.1.attentions.0"
+    ):
         read(cross_layers=["up_block"])
 
 
 def test_a_layer_that_is_not_at_this_resolution(read):
-    with pytest.raises(ValueError, match=r"cross_layers=.*mid_block'\]: .*layer at 16 .*begins so \(mid_block\)"):
+    with pytest.raises(
+        ValueError, match=r"cross_layers=.*mid_block'\]: .*layer at 16 .*begins so \(mid_block\)"
+    ):
         read(cross_layers=["down_blocks", "mid_block"])
     with pytest.raises(ValueError, match="nothing named"):
         read(cross_layers=[])
@@ -57,7 +72,9 @@ def test_a_layer_that_is_not_at_this_resolution(read):
 
 @pytest.mark.parametrize("heads", [[2], [], [0, -1]])
 def test_heads_that_are_not_there(read, heads):
-    with pytest.raises(ValueError, match=r"diffusion.cross_heads=\[.*\]: a layer that is read has the heads 0 to 1"):
+    with pytest.raises(
+        ValueError, match=r"diffusion.cross_heads=\[.*\]: a layer that is read has the heads 0 to 1"
+    ):
         read(cross_heads=heads)
 
 

@@ -23,7 +23,10 @@ def test_weights_are_small_half_precision_safetensors():
 
 
 def test_the_card_says_how_it_was_made():
-    card, parts = (MODEL / "README.md").read_text(), json.loads((MODEL / "training.json").read_text())
+    card, parts = (
+        (MODEL / "README.md").read_text(),
+        json.loads((MODEL / "training.json").read_text()),
+    )
     assert all(f"{part['steps']:,}" in card for part in parts)
     for word in ("Licence", "no mask was read", "Recipe", "samples.png", "loss.svg", "hardware"):
         assert word in card
@@ -37,7 +40,9 @@ def generator():
 
 def test_names_of_two_words_and_words_of_several_tokens(generator):
     assert sum(" " in name for name in SHAPES_NAMES) >= 2
-    counts = {word: generator.token_count(word) - 2 for name in SHAPES_NAMES for word in name.split()}
+    counts = {
+        word: generator.token_count(word) - 2 for name in SHAPES_NAMES for word in name.split()
+    }
     assert max(counts.values()) > 1 and min(counts.values()) == 1
 
 

@@ -20,7 +20,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="Triton has builds fo
 
 def masks_of(made):
     return [
-        to_mask(heat["class_prompt"], [i + 1 for i in range(len(heat["class_prompt"]))], (64, 64), SETTING) for heat in made[1]
+        to_mask(
+            heat["class_prompt"],
+            [i + 1 for i in range(len(heat["class_prompt"]))],
+            (64, 64),
+            SETTING,
+        )
+        for heat in made[1]
     ]
 
 
@@ -28,13 +34,18 @@ SETTING = MaskSettings(power=1, threshold=0.5, band=0.1)
 
 
 def compare(made, plain):
-    """A level of 255 of the image; heat before it is stored in half precision; 99.9 % of masks. 1e-5 of heat after min-max
-    but for high powers: these random models then spread it so evenly that min-max shows nothing but rounding."""
+    """A level of 255 of the image; heat before it is stored in half precision; 99.9 % of masks.
+    1e-5 of heat after min-max but for high powers: these random models then spread it so evenly
+    that min-max shows nothing but rounding."""
     assert np.abs(made[0][0].astype(int) - plain[0][0].astype(int)).max() <= 1
     for ours, theirs in zip(made[1], plain[1], strict=True):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=1e-4)
-        torch.testing.assert_close(*(normalise(maps[:, :2].flatten(0, 1)) for maps in (ours, theirs)), atol=1e-5, rtol=0)
-    equal = np.mean([np.mean(a == b) for a, b in zip(masks_of(made[0]), masks_of(plain[0]), strict=True)])
+        torch.testing.assert_close(
+            *(normalise(maps[:, :2].flatten(0, 1)) for maps in (ours, theirs)), atol=1e-5, rtol=0
+        )
+    equal = np.mean(
+        [np.mean(a == b) for a, b in zip(masks_of(made[0]), masks_of(plain[0]), strict=True)]
+    )
     assert equal >= 0.999
 
 
@@ -45,13 +56,18 @@ def exact(samples, monkeypatch):
     def run(model):
         with monkeypatch.context() as patch:
             kept, heat_maps = [], attention.heat_maps
-            patch.setattr(attention, "heat_maps", lambda *given: kept.append(heat_maps(*given)) or kept[-1])
+            patch.setattr(
+                attention, "heat_maps", lambda *given: kept.append(heat_maps(*given)) or kept[-1]
+            )
             return model.generate(samples), kept
 
     return run
 
 
-@pytest.mark.parametrize("option", ["channels_last", "fused_projections", pytest.param("compile", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "option",
+    ["channels_last", "fused_projections", pytest.param("compile", marks=pytest.mark.full)],
+)
 def test_a_faster_way_makes_the_same_images_and_masks(folder, kind, model, samples, exact, option):
     faster = StableDiffusion(str(folder), **settings_of(kind), full_prompt=True, **{option: True})
     compare(exact(faster), exact(model))
@@ -64,33 +80,52 @@ def test_a_faster_way_makes_the_same_images_and_masks(folder, kind, model, sampl
 def test_the_kernels_read_what_the_slow_path_reads(folder, kind, samples, exact, monkeypatch):
     """In half precision, on a GPU where there is one, else in Triton's interpreter."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = StableDiffusion(str(folder), **settings_of(kind), full_prompt=True, device=device, dtype="float16")
+    model = StableDiffusion(
+        str(folder), **settings_of(kind), full_prompt=True, device=device, dtype="float16"
+    )
     monkeypatch.setattr(attention, "FUSED_ON", {})
     slow = exact(model)
     monkeypatch.setattr(attention, "FUSED_ON", {device})
     fast = exact(model)
     assert attention._fused.cache_info().currsize
     compare(fast, slow)
-    assert fast[0][0].tobytes() == slow[0][0].tobytes() == model.generate(samples, capture=False)[0].tobytes()
+    assert (
+        fast[0][0].tobytes()
+        == slow[0][0].tobytes()
+        == model.generate(samples, capture=False)[0].tobytes()
+    )
 
 
 def test_plain_ways_are_not_named(model):
-    assert not {"channels_last", "fused_projections", "compile", "capture_every"} & model.identity().keys()
+    assert (
+        not {"channels_last", "fused_projections", "compile", "capture_every"}
+        & model.identity().keys()
+    )
 
 
 def test_the_options_change_how_it_is_computed(folder, kind):
-    fused = StableDiffusion(str(folder), **settings_of(kind), fused_projections=True, channels_last=True, compile=True)
+    fused = StableDiffusion(
+        str(folder), **settings_of(kind), fused_projections=True, channels_last=True, compile=True
+    )
     attentions = [m for name, m in fused.unet.named_modules() if name.endswith("attn1")]
     assert attentions and all(m.fused_projections for m in attentions)
-    convolution = next(m for m in fused.unet.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
+    convolution = next(
+        m
+        for m in fused.unet.modules()
+        if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
+    )
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     compiled = [m for m in fused.unet.modules() if m._compiled_call_impl is not None]
-    assert compiled and not any("attn" in name for name, m in fused.unet.named_modules() if m in compiled)
+    assert compiled and not any(
+        "attn" in name for name, m in fused.unet.named_modules() if m in compiled
+    )
 
 
 @pytest.mark.parametrize("every", [0, 3, True, "2", 1.5])
 def test_steps_that_cannot_be_read(folder, kind, every):
-    with pytest.raises(ValueError, match="diffusion.capture_every=.*expected a whole number from 1 to steps=2"):
+    with pytest.raises(
+        ValueError, match="diffusion.capture_every=.*expected a whole number from 1 to steps=2"
+    ):
         StableDiffusion(str(folder), **settings_of(kind), capture_every=every)
 
 
@@ -116,11 +151,15 @@ def test_the_largest_batch_within_the_budget(each, base, budget, expected):
 
     assert largest_batch(peak, int(base * GB), int(budget * GB)) == expected
     assert asked == [2**i for i in range(len(asked))]
-    assert all(base + each * batch <= budget for batch in asked)  # memory that grows as it did is never run out of
+    assert all(
+        base + each * batch <= budget for batch in asked
+    )  # memory that grows as it did is never run out of
 
 
 def test_not_even_one_image_fits():
-    with pytest.raises(ValueError, match=r"one image needs 5.0 GB and there are 4.0 GB: diffusion.vae_slicing=true"):
+    with pytest.raises(
+        ValueError, match=r"one image needs 5.0 GB and there are 4.0 GB: diffusion.vae_slicing=true"
+    ):
         largest_batch(lambda batch: 5 * GB, 3 * GB, 4 * GB)
 
 
@@ -131,7 +170,11 @@ def test_memory_that_grows_faster_than_it_did():
 def test_the_batch_of_a_model_is_measured(changed, samples, monkeypatch):
     model, sizes, held = changed(), [], iter([90, 100, 110, 130, 170])
     generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda samples: (sizes.append((len(samples), model.steps)), generate(samples)))
+    monkeypatch.setattr(
+        model,
+        "generate",
+        lambda samples: (sizes.append((len(samples), model.steps)), generate(samples)),
+    )
     monkeypatch.setattr(memory, "budget_bytes", lambda device: 180)
     monkeypatch.setattr(memory, "peak_bytes", lambda device: next(held))
     assert model.largest_batch(samples[0]) == 8
@@ -151,12 +194,16 @@ del block
 memory.reset_peak()
 print(grown / 1e9, (memory.peak_bytes() - before) / 1e9, budget > before)
 """
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
     assert 0.35 < float(said[0]) < 0.5 and float(said[1]) < 0.1 and said[2] == "True"
 
 
 def test_a_device_whose_memory_is_not_known():
     with pytest.raises(
-        ValueError, match="unit_size=auto measures memory on CUDA devices and on the CPU of Linux; give a number"
+        ValueError,
+        match="unit_size=auto measures memory on CUDA devices and on the CPU of Linux; give a "
+        "number",
     ):
         memory.budget_bytes("mps")

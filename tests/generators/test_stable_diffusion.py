@@ -22,8 +22,14 @@ def test_images_and_heat_have_their_form(made, samples, sides):
     for sample, maps in zip(samples, heat, strict=True):
         assert maps.keys() == set(SOURCES)
         for stored in maps.values():
-            assert stored.shape == (len(sample.classes), 4, sides[1], sides[1]) and stored.dtype == np.float64
-            assert np.isfinite(stored).all() and (stored[:, 0].max((1, 2)) > stored[:, 0].min((1, 2))).all()
+            assert (
+                stored.shape == (len(sample.classes), 4, sides[1], sides[1])
+                and stored.dtype == np.float64
+            )
+            assert (
+                np.isfinite(stored).all()
+                and (stored[:, 0].max((1, 2)) > stored[:, 0].min((1, 2))).all()
+            )
 
 
 def test_capture_does_not_change_a_bit_of_the_image(model, made, samples):
@@ -72,7 +78,8 @@ def test_a_negative_prompt_reaches_the_image(changed, made, samples):
 
 
 def test_an_empty_negative_prompt_is_the_models_own_nothing(model, samples, kind):
-    """Of XL zeros, as its model_index.json says; of Stable Diffusion the states of an empty text."""
+    """Of XL zeros, as its model_index.json says; of Stable Diffusion the states of an empty
+    text."""
     seen = []
     handle = model.pipe.unet.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
@@ -96,7 +103,12 @@ def test_faults():
     broken[1, 2, 0] = np.nan
     images = np.stack([good, one_colour, broken, good])
     assert found_faults(images) == [None, "constant", "not finite", None]
-    assert found_faults(images, [], [False, False, False, True]) == [None, "constant", "not finite", "safety checker"]
+    assert found_faults(images, [], [False, False, False, True]) == [
+        None,
+        "constant",
+        "not finite",
+        "safety checker",
+    ]
     heat = [{"class_prompt": rng.random((1, 2, 4, 4))} for _ in images]
     heat[3]["class_prompt"][0, 1, 2, 3] = np.inf
     assert found_faults(images, heat) == [None, "constant", "not finite", "not finite"]
@@ -107,7 +119,9 @@ def test_faults():
     assert found_faults(good[None], [{"class_prompt": seen}]) == ["empty mask"]  # at powers 1 and 2
     seen[0, 1, 0, 0] = seen[0, 2, 0, 0] = 0.2  # it may be another one at another power
     assert found_faults(good[None], [{"class_prompt": seen}]) == [None]
-    assert found_faults(good[None], [{"class_prompt": seen, "full_prompt_caption": flat}]) == ["empty mask"]
+    assert found_faults(good[None], [{"class_prompt": seen, "full_prompt_caption": flat}]) == [
+        "empty mask"
+    ]
     rounding = seen - seen.mean((2, 3), keepdims=True)
     assert found_faults(good[None], [{"class_prompt": 0.1 + 1e-7 * rounding}]) == ["empty mask"]
 
@@ -117,11 +131,22 @@ def test_bytes_of_an_image_are_rounded_as_pillow_is_given_them_elsewhere(dtype):
     images = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
     images[0, :, 0, 0] = torch.tensor([0.0, 1.0, 0.5])
     pixels, finite, constant = eight_bit(images)
-    expected = (images.permute(0, 2, 3, 1).float().numpy() * 255).round().astype(np.uint8)  # as diffusers' numpy_to_pil
-    assert pixels.dtype == np.uint8 and np.array_equal(pixels, expected) and finite == [True] * 2 and constant == [False] * 2
+    expected = (
+        (images.permute(0, 2, 3, 1).float().numpy() * 255).round().astype(np.uint8)
+    )  # as diffusers' numpy_to_pil
+    assert (
+        pixels.dtype == np.uint8
+        and np.array_equal(pixels, expected)
+        and finite == [True] * 2
+        and constant == [False] * 2
+    )
     images[1, 0, 2, 3] = torch.inf
     pixels, finite, _ = eight_bit(images)
-    assert finite == [True, False] and np.array_equal(pixels[0], expected[0]) and pixels[1, 2, 3, 0] == 255
+    assert (
+        finite == [True, False]
+        and np.array_equal(pixels[0], expected[0])
+        and pixels[1, 2, 3, 0] == 255
+    )
 
 
 def test_bytes_of_an_image_are_truncated_where_that_is_asked_for(model, made, samples, changed):
@@ -162,7 +187,10 @@ def test_saving_memory_does_not_change_the_image(folder, settings, saving, made,
     for a, b in zip(heat, made[1], strict=True):
         assert all(a[source].tobytes() == b[source].tobytes() for source in a)
     assert model.pipe.vae.use_slicing == ("vae_slicing" in saving)
-    assert all(hasattr(part, "_hf_hook") == ("offload" in saving) for part in (model.pipe.unet, model.pipe.vae))
+    assert all(
+        hasattr(part, "_hf_hook") == ("offload" in saving)
+        for part in (model.pipe.unet, model.pipe.vae)
+    )
     again = model.read_real(images, samples, [50])
     assert again[0]["class_prompt"].dtype == np.float64
 
@@ -178,7 +206,10 @@ def test_heat_of_real_images(model, samples, sides, hooks):
         shape = (len(sample.classes), 4, sides[1], sides[1])
         assert all(m.shape == shape and m.dtype == np.float64 for m in maps.values())
     again = model.read_real(images, samples, [50, 350])
-    assert all(a["class_prompt"].tobytes() == b["class_prompt"].tobytes() for a, b in zip(heat, again, strict=True))
+    assert all(
+        a["class_prompt"].tobytes() == b["class_prompt"].tobytes()
+        for a, b in zip(heat, again, strict=True)
+    )
     other = model.read_real(images[::-1].copy(), samples, [50, 350])
     assert np.abs(other[0]["class_prompt"].astype(float) - heat[0]["class_prompt"]).max() > 1e-4
     assert hooks() == 0
@@ -187,7 +218,9 @@ def test_heat_of_real_images(model, samples, sides, hooks):
 def test_real_images_are_shown_under_the_conditions_of_generation(model, samples):
     """What the UNet is told beside the latents is the same when it draws and when it looks."""
     told = []
-    handle = model.pipe.unet.register_forward_pre_hook(lambda _, args, kwargs: told.append((args, kwargs)), with_kwargs=True)
+    handle = model.pipe.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append((args, kwargs)), with_kwargs=True
+    )
     model.generate(samples, capture=False)
     model.read_real(np.zeros((3, 32, 32, 3), np.uint8), samples, [50])
     handle.remove()
@@ -199,7 +232,9 @@ def test_real_images_are_shown_under_the_conditions_of_generation(model, samples
 
 def test_half_precision_latents_of_real_images_do_not_overflow(folder, settings):
     model = StableDiffusion(str(folder), **settings, dtype="float16")
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     latents = model._latents(images)
     assert latents.dtype == model.pipe.vae.dtype == torch.float16
     vae = StableDiffusion(str(folder), **settings).pipe.vae
@@ -217,10 +252,14 @@ def test_spans_point_at_the_class_words(model, samples):
         assert list(spans) == list(SOURCES)
         for text, positions in zip(texts, spans.values(), strict=True):
             ids = model.pipe.tokenizer(text).input_ids
-            spelled = [model.pipe.tokenizer.decode([ids[p] for p in span]).strip() for span in positions]
+            spelled = [
+                model.pipe.tokenizer.decode([ids[p] for p in span]).strip() for span in positions
+            ]
             assert spelled == list(sample.classes)
         caption = len(model.pipe.tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
-        assert min(spans["full_prompt_appended"])[0] > caption >= max(spans["full_prompt_caption"])[-1]
+        assert (
+            min(spans["full_prompt_appended"])[0] > caption >= max(spans["full_prompt_caption"])[-1]
+        )
 
 
 def test_each_mention_of_a_repeated_class_is_read(model, made, changed, sides):
@@ -228,12 +267,18 @@ def test_each_mention_of_a_repeated_class_is_read(model, made, changed, sides):
     (sample,) = make_plan([prompt], taxonomy("shapes"), 0, 1)
     assert sample.prompt.endswith("; tire tire apple") and sample.classes == ("tire", "apple")
     tokenizer, spans = model.pipe.tokenizer, model.spans(sample)
-    for text, positions in ((sample.class_prompt, "class_prompt"), (sample.prompt, "full_prompt_appended")):
+    for text, positions in (
+        (sample.class_prompt, "class_prompt"),
+        (sample.prompt, "full_prompt_appended"),
+    ):
         ids = tokenizer(text).input_ids
         spelled = [tokenizer.decode([ids[p] for p in span]).strip() for span in spans[positions]]
         assert spelled == ["tire tire", "apple"]
         assert all(len(set(span)) == len(span) for span in spans[positions])
-    assert min(spans["full_prompt_appended"][0]) > len(tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
+    assert (
+        min(spans["full_prompt_appended"][0])
+        > len(tokenizer(sample.prompt.split(";")[0]).input_ids) - 2
+    )
     ((heat,), (bad,)) = model.generate([sample])[1:]
     assert bad is None and all(maps.shape == (2, 4, sides[1], sides[1]) for maps in heat.values())
 
@@ -251,24 +296,36 @@ def test_a_class_missing_from_the_full_prompt(model, changed, sides):
     assert there.keys() == {"class_prompt", "full_prompt_caption"}
     assert there["full_prompt_caption"].shape == (1, 4, sides[1], sides[1])
     changed(full_prompt="appended")
-    with pytest.raises(ValueError, match="no class words are appended to 'a round tire': prompts.append=true"):
+    with pytest.raises(
+        ValueError, match="no class words are appended to 'a round tire': prompts.append=true"
+    ):
         model.generate([sample_of("a round tire", ["tire"], append=False)])
     named_by_another_word = sample_of("a round thing", ["tire"])
-    assert model.generate([named_by_another_word])[1][0].keys() == {"class_prompt", "full_prompt_appended"}
+    assert model.generate([named_by_another_word])[1][0].keys() == {
+        "class_prompt",
+        "full_prompt_appended",
+    }
     changed(full_prompt=False)
-    assert model.generate([sample])[1][0].keys() == {"class_prompt"}  # the class prompt alone has the word
+    assert model.generate([sample])[1][0].keys() == {
+        "class_prompt"
+    }  # the class prompt alone has the word
 
 
 @pytest.mark.parametrize("append", [True, False])
 def test_each_class_is_read_at_its_own_words(model, append):
     """Nested names, each in two words of several tokens, against the tokens spelled out."""
     (sample,) = make_plan(
-        [make_prompt("two gold rings, a ring", ["ring", "gold ring"], append)], Taxonomy("t", ["ring", "gold ring"]), 0, 1
+        [make_prompt("two gold rings, a ring", ["ring", "gold ring"], append)],
+        Taxonomy("t", ["ring", "gold ring"]),
+        0,
+        1,
     )
     ids, spelled = model.pipe.tokenizer(sample.prompt).input_ids, {}
     for source, spans in model.spans(sample).items():
         if source != "class_prompt":
-            spelled[source] = [model.pipe.tokenizer.decode([ids[p] for p in span]).strip() for span in spans]
+            spelled[source] = [
+                model.pipe.tokenizer.decode([ids[p] for p in span]).strip() for span in spans
+            ]
     expected = {"full_prompt_appended": ["ring", "gold ring"]} if append else {}
     assert spelled == expected | {"full_prompt_caption": ["ring", "gold rings"]}
 
@@ -281,11 +338,15 @@ def test_words_of_the_full_prompt_can_be_chosen(changed, samples, made):
         for maps, both in zip(heat, made[1], strict=True):
             assert maps.keys() == {"class_prompt", f"full_prompt_{words}"}
             assert all(maps[source].tobytes() == both[source].tobytes() for source in maps)
-    assert np.abs(made[1][0]["full_prompt_appended"] - made[1][0]["full_prompt_caption"]).max() > 1e-4
+    assert (
+        np.abs(made[1][0]["full_prompt_appended"] - made[1][0]["full_prompt_caption"]).max() > 1e-4
+    )
 
 
 def test_a_class_beyond_the_token_limit(model):
-    with pytest.raises(ValueError, match=r"class 'tire' is cut off: .*text encoder's 77 tokens. Shorten"):
+    with pytest.raises(
+        ValueError, match=r"class 'tire' is cut off: .*text encoder's 77 tokens. Shorten"
+    ):
         model.generate([sample_of("a photo of a " + "very " * 80 + "round thing", ["tire"])])
 
 
@@ -317,7 +378,10 @@ def test_of_two_tokenizers_the_stricter_one_counts(changed, samples):
     model = changed(tokenizers=[Words(3, 77), Words(2, 60)])
     assert model.token_limit == 60
     assert model.token_count("abcdef") == 2 + 3
-    with pytest.raises(ValueError, match=f"two tokenizers of this model split {samples[0].class_prompt!r} differently"):
+    with pytest.raises(
+        ValueError,
+        match=f"two tokenizers of this model split {samples[0].class_prompt!r} differently",
+    ):
         model.spans(samples[0])
 
 
@@ -326,7 +390,9 @@ def test_of_two_tokenizers_the_stricter_one_counts(changed, samples):
 
 def test_settings_reach_the_pipeline(folder, settings):
     other = {"cross_resolution": None, "self_resolution": None, "size": 48, "dtype": "bfloat16"}
-    model = StableDiffusion(str(folder), **{**settings, **other}, scheduler="EulerDiscreteScheduler")
+    model = StableDiffusion(
+        str(folder), **{**settings, **other}, scheduler="EulerDiscreteScheduler"
+    )
     assert type(model.pipe.scheduler).__name__ == "EulerDiscreteScheduler"
     own = StableDiffusion(str(folder), scheduler=None)
     assert model.pipe.scheduler.config.prediction_type == own.pipe.scheduler.config.prediction_type
@@ -343,11 +409,24 @@ def test_settings_reach_the_pipeline(folder, settings):
         ({"size": -8}, "diffusion.size=-8: expected the side"),
         ({"safety_checker": "maybe"}, "diffusion.safety_checker='maybe'; allowed: on, off"),
         ({"offload": "disk"}, "diffusion.offload='disk'; allowed: none, model"),
-        ({"full_prompt": "both"}, "diffusion.full_prompt='both'; allowed: false, true .all words., appended, caption"),
+        (
+            {"full_prompt": "both"},
+            "diffusion.full_prompt='both'; allowed: false, true .all words., appended, caption",
+        ),
         ({"dtype": "half"}, "diffusion.dtype='half'; allowed: float32, float16, bfloat16"),
-        ({"scheduler": "DDIM"}, r"diffusion\.scheduler='DDIM'; allowed for this model: .*DDIMScheduler, .*EulerDiscreteSch"),
-        ({"cross_resolution": 32}, r"diffusion\.cross_resolution=32: this model has no cross-attention there; it has \["),
-        ({"self_resolution": 5}, r"diffusion\.self_resolution=5: this model has no self-attention there; it has \["),
+        (
+            {"scheduler": "DDIM"},
+            r"diffusion\.scheduler='DDIM'; allowed for this model: .*DDIMScheduler, "
+            r".*EulerDiscreteSch",
+        ),
+        (
+            {"cross_resolution": 32},
+            r"diffusion\.cross_resolution=32: this model has no cross-attention there; it has \[",
+        ),
+        (
+            {"self_resolution": 5},
+            r"diffusion\.self_resolution=5: this model has no self-attention there; it has \[",
+        ),
         ({"safety_checker": "on"}, r"diffusion\.safety_checker=on, but .* has none"),
     ],
 )
@@ -360,10 +439,17 @@ def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
     identity = model.identity()
     assert json.loads(json.dumps(identity)) == identity  # what run.json gives back is equal
     assert identity == model.identity()
-    assert {"steps": 2, "guidance": 3.0, "device": "cpu", "threads": torch.get_num_threads()}.items() <= identity.items()
+    assert {
+        "steps": 2,
+        "guidance": 3.0,
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+    }.items() <= identity.items()
     same = {"offload": "model", "licence": "some", "link": "somewhere", "require_revision": True}
     assert StableDiffusion(str(folder), **settings, full_prompt=True, **same).identity() == identity
-    other = StableDiffusion(str(folder), **{**settings, "guidance": 4.0}, full_prompt=True).identity()
+    other = StableDiffusion(
+        str(folder), **{**settings, "guidance": 4.0}, full_prompt=True
+    ).identity()
     assert {k for k in identity if identity[k] != other[k]} == {"guidance"}
     sliced = StableDiffusion(str(folder), **settings, full_prompt=True, vae_slicing=True).identity()
     assert sliced == {**identity, "vae_slicing": True}
@@ -373,7 +459,9 @@ def test_the_identity_names_the_sides_that_were_chosen(folder, settings, kind):
     free = {**settings, "cross_resolution": None, "self_resolution": None}
     identity = StableDiffusion(str(folder), **free).identity()
     # latents of 16: 4 and 8 are wanted; sd has attention at 16 and 8 only
-    assert (identity["cross_resolution"], identity["self_resolution"]) == ((8, 8) if kind == "sd" else (4, 8))
+    assert (identity["cross_resolution"], identity["self_resolution"]) == (
+        (8, 8) if kind == "sd" else (4, 8)
+    )
 
 
 def test_the_terms_of_the_weights_are_kept_for_the_data_card(folder):

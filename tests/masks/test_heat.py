@@ -21,7 +21,8 @@ def discs(side, centres, radii):
 
 
 def projections(seed, cross_side, self_side, mixing):
-    """Queries and keys float32 [heads, N or T, D] of some layers, (self, self, cross, cross) of each.
+    """Queries and keys float32 [heads, N or T, D] of some layers, (self, self, cross, cross) of
+    each.
 
     The lower ``mixing``, the faster the self-attention carries heat out of the objects.
     """
@@ -37,13 +38,16 @@ def projections(seed, cross_side, self_side, mixing):
         words = rng.normal(size=(TOKENS, WIDTH)) * 0.3
         words[[1, 2, 4]] += meanings * 0.2
         both = (*own, seen, words)
-        layers.append([np.stack([x * (1 + 0.1 * h) for h in range(HEADS)]).astype(np.float32) for x in both])
+        layers.append(
+            [np.stack([x * (1 + 0.1 * h) for h in range(HEADS)]).astype(np.float32) for x in both]
+        )
     return layers
 
 
 def oracle(layers, cross_side, self_side):
-    """Dataset Diffusion in float64: softmax, mean over heads and layers, mean over a class's tokens,
-    bicubic to the self-attention's side, products with it one after the other: [K, P, r, r]."""
+    """Dataset Diffusion in float64: softmax, mean over heads and layers, mean over a class's
+    tokens, bicubic to the self-attention's side, products with it one after the other: [K, P, r,
+    r]."""
 
     def mean(queries, keys):
         total = 0
@@ -67,7 +71,9 @@ def oracle(layers, cross_side, self_side):
 def oracle_mask(heat_KPrr, power, threshold=0.6, band=0.1):
     maps = torch.from_numpy(heat_KPrr[:, power])
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    best, which = F.interpolate(((maps - low) / (high - low))[None], size=(SIZE, SIZE), mode="bicubic")[0].max(0)
+    best, which = F.interpolate(
+        ((maps - low) / (high - low))[None], size=(SIZE, SIZE), mode="bicubic"
+    )[0].max(0)
     mask = which + 1
     mask[best < threshold] = 255
     mask[best < threshold - band] = 0
@@ -92,14 +98,19 @@ def through_the_file(heat, tmp_path):
 
 @pytest.mark.parametrize(("cross_side", "self_side"), [(16, 16), (16, 32)])
 @pytest.mark.parametrize(("mixing", "left"), [(1.0, 1e-3), (0.8, 1e-4), (0.7, 1e-5)])
-def test_masks_of_stored_heat_are_those_of_the_method(tmp_path, cross_side, self_side, mixing, left):
+def test_masks_of_stored_heat_are_those_of_the_method(
+    tmp_path, cross_side, self_side, mixing, left
+):
     """``left``: the contrast of power 8, of values about 1/77. Heat stored as float32 of the whole
     value fails for the smallest one, as float16 for each."""
     for seed in range(2):
         layers = projections(seed, cross_side, self_side, mixing)
         exact = oracle(layers, cross_side, self_side)
         contrasts = np.ptp(exact[:, POWERS], (1, 2))
-        assert 0.9 < exact.mean() * TOKENS < 1.6 and left / 3 < contrasts.min() < contrasts.max() < 10 * left
+        assert (
+            0.9 < exact.mean() * TOKENS < 1.6
+            and left / 3 < contrasts.min() < contrasts.max() < 10 * left
+        )
         heat = heat_maps(*recorded(layers), SPANS, POWERS).numpy()
         stored = through_the_file(heat, tmp_path)
         np.testing.assert_allclose(stored, exact, rtol=1e-5)  # the level is there too
@@ -119,16 +130,23 @@ def test_the_file_keeps_contrast_far_below_the_level(tmp_path):
     stored = through_the_file(heat, tmp_path)
     assert stored.dtype == np.float64 and stored.shape == (2, 3, 8, 8)
     relative = stored - stored.mean((2, 3), keepdims=True)
-    np.testing.assert_allclose(relative, contrast - contrast.mean((2, 3), keepdims=True), atol=1e-14)
+    np.testing.assert_allclose(
+        relative, contrast - contrast.mean((2, 3), keepdims=True), atol=1e-14
+    )
     np.testing.assert_allclose(stored, heat, rtol=1e-7)
     assert np.abs(np.float32(heat) - heat).max() > 1e-10  # as float32 it would be lost
 
 
 def test_the_file_is_float32_and_what_is_read_is_what_was_promised(tmp_path):
-    heat = {s: np.random.default_rng(i).random((2, 3, 4, 4)) for i, s in enumerate(("class_prompt", "full_prompt_caption"))}
+    heat = {
+        s: np.random.default_rng(i).random((2, 3, 4, 4))
+        for i, s in enumerate(("class_prompt", "full_prompt_caption"))
+    }
     tensors = load(heat_bytes(heat, {"classes": ["a", "b"]}))
     assert {name: (v.dtype.name, v.shape) for name, v in tensors.items()} == {
-        name + end: ("float32", (2, 3, *more)) for name in heat for end, more in (("", (4, 4)), (".mean", ()))
+        name + end: ("float32", (2, 3, *more))
+        for name in heat
+        for end, more in (("", (4, 4)), (".mean", ()))
     }
     (tmp_path / "heat").mkdir()
     (tmp_path / "heat/0.safetensors").write_bytes(heat_bytes(heat, {}))
@@ -148,7 +166,10 @@ def test_maps_without_means_are_taken_as_they_are(tmp_path):
 def test_heat_of_another_precision_is_refused(tmp_path, dtype):
     (tmp_path / "heat").mkdir()
     save_file({"class_prompt": np.zeros((1, 2, 4, 4), dtype)}, tmp_path / "heat/0.safetensors")
-    message = f"0.safetensors holds class_prompt in {dtype.__name__}, expected float32: .*Draw the set again"
+    message = (
+        f"0.safetensors holds class_prompt in {dtype.__name__}, expected float32: .*Draw "
+        "the set again"
+    )
     with pytest.raises(OtherDtype, match=message):
         stored_heat(tmp_path, "0")
     assert load_file(tmp_path / "heat/0.safetensors")["class_prompt"].dtype == dtype
@@ -158,6 +179,9 @@ def test_heat_of_another_precision_is_refused(tmp_path, dtype):
 def test_means_that_fit_no_maps_are_damage(tmp_path, means):
     (tmp_path / "heat").mkdir()
     maps = np.zeros((1, 2, 4, 4), np.float32)
-    save_file({"class_prompt": maps, "class_prompt.mean": np.zeros(means, np.float32)}, tmp_path / "heat/0.safetensors")
+    save_file(
+        {"class_prompt": maps, "class_prompt.mean": np.zeros(means, np.float32)},
+        tmp_path / "heat/0.safetensors",
+    )
     with pytest.raises(ValueError, match=r"is damaged \(class_prompt.mean of shape"):
         stored_heat(tmp_path, "0")

@@ -3,7 +3,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.masks.threshold import SOURCES, MaskSettings, count_grid, flat, normalise, resize, scores, settings_grid, to_mask
+from dd.masks.threshold import (
+    SOURCES,
+    MaskSettings,
+    count_grid,
+    flat,
+    normalise,
+    resize,
+    scores,
+    settings_grid,
+    to_mask,
+)
 
 
 def heat(classes=3, powers=5, side=8, seed=0):
@@ -14,7 +24,9 @@ def loop_mask(stored, class_ids, size, settings):
     """The paper's steps, one pixel at a time."""
     maps = stored[:, settings.power].astype(np.float32)
     maps = np.stack([(m - m.min()) / (m.max() - m.min()) for m in maps])
-    large = F.interpolate(torch.from_numpy(maps)[None], size=size, mode="bicubic", align_corners=False)[0].numpy()
+    large = F.interpolate(
+        torch.from_numpy(maps)[None], size=size, mode="bicubic", align_corners=False
+    )[0].numpy()
     mask = np.zeros(size, np.uint8)
     for y in range(size[0]):
         for x in range(size[1]):
@@ -36,23 +48,35 @@ def test_the_quick_resize_is_torchs(side, size):
 
 
 def test_quick_masks_are_those_of_the_slow_way():
-    """At the size of Stable Diffusion, where a score may lie on an edge within rounding: 99.99 % of the pixels."""
+    """At the size of Stable Diffusion, where a score may lie on an edge within rounding: 99.99 %
+    of the pixels."""
     equal = []
     for seed in range(20):
         coarse = torch.from_numpy(heat(3, 1, 6, seed).astype(np.float32))[:, 0]
-        stored = F.interpolate(coarse[None], size=(32, 32), mode="bicubic")[0][:, None].numpy().astype(np.float16)
+        stored = (
+            F.interpolate(coarse[None], size=(32, 32), mode="bicubic")[0][:, None]
+            .numpy()
+            .astype(np.float16)
+        )
         maps = normalise(torch.from_numpy(stored[:, 0].astype(np.float32)))
-        best, which = F.interpolate(maps[None], size=(512, 512), mode="bicubic", align_corners=False)[0].max(0)
+        best, which = F.interpolate(
+            maps[None], size=(512, 512), mode="bicubic", align_corners=False
+        )[0].max(0)
         slow = torch.tensor([4, 9, 1])[which]
         slow[best < 0.6] = 255
         slow[best < 0.5] = 0
-        equal.append(np.mean(to_mask(stored, (4, 9, 1), (512, 512), MaskSettings(0, 0.6, 0.1)) == slow.numpy()))
+        equal.append(
+            np.mean(
+                to_mask(stored, (4, 9, 1), (512, 512), MaskSettings(0, 0.6, 0.1)) == slow.numpy()
+            )
+        )
     assert np.mean(equal) >= 0.9999
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 16), (13, 21)])
 @pytest.mark.parametrize(
-    "settings", [MaskSettings(), MaskSettings(0, 0.75, 0.25), MaskSettings(2, 0.9, 0.0), MaskSettings(1, 1.0)]
+    "settings",
+    [MaskSettings(), MaskSettings(0, 0.75, 0.25), MaskSettings(2, 0.9, 0.0), MaskSettings(1, 1.0)],
 )
 def test_masks_against_a_loop(size, settings):
     stored, ids = heat(), (7, 2, 254)
@@ -68,7 +92,8 @@ def test_the_defaults_are_the_papers():
 
 
 def ramp(*values):
-    """One class whose normalised heat is ``values`` (they must hold 0 and 1), side 1 x len: no resizing."""
+    """One class whose normalised heat is ``values`` (they must hold 0 and 1), side 1 x len: no
+    resizing."""
     return np.asarray(values, np.float32).reshape(1, 1, 1, -1)
 
 
@@ -112,7 +137,9 @@ def test_a_map_that_holds_nothing_but_rounding_is_flat():
     assert flat(torch.from_numpy(maps)).tolist() == [True, True, False, False, True]
     assert flat(torch.from_numpy(maps[None])).shape == (1, 5)
     found = normalise(torch.from_numpy(maps))
-    assert not found[[0, 1, 4]].any() and torch.equal(found[2:4].amax((1, 2)), torch.ones(2).double())
+    assert not found[[0, 1, 4]].any() and torch.equal(
+        found[2:4].amax((1, 2)), torch.ones(2).double()
+    )
     mask = to_mask(maps[:, None], (5, 1, 2, 3, 4), (8, 8), MaskSettings(0))
     assert not {5, 1, 4} & set(np.unique(mask)) and {2, 3} <= set(np.unique(mask))
 
@@ -121,15 +148,22 @@ def test_contrast_far_below_the_level_makes_the_same_mask():
     stored = heat().astype(np.float64)
     small = 1 / 77 + stored * 1e-7
     settings = MaskSettings(2)
-    assert np.array_equal(to_mask(small, (7, 2, 1), (24, 24), settings), to_mask(stored, (7, 2, 1), (24, 24), settings))
+    assert np.array_equal(
+        to_mask(small, (7, 2, 1), (24, 24), settings),
+        to_mask(stored, (7, 2, 1), (24, 24), settings),
+    )
 
 
 def test_each_class_is_normalised_on_its_own():
     stored = heat()
     scaled = stored.astype(np.float32) * np.array([1, 0.01, 30])[:, None, None, None] + 5
     found = normalise(torch.from_numpy(stored[:, 0].astype(np.float32)))
-    assert torch.equal(found.amin((1, 2)), torch.zeros(3)) and torch.equal(found.amax((1, 2)), torch.ones(3))
-    torch.testing.assert_close(normalise(torch.from_numpy(scaled[:, 0].astype(np.float32))), found, atol=2e-4, rtol=0)
+    assert torch.equal(found.amin((1, 2)), torch.zeros(3)) and torch.equal(
+        found.amax((1, 2)), torch.ones(3)
+    )
+    torch.testing.assert_close(
+        normalise(torch.from_numpy(scaled[:, 0].astype(np.float32))), found, atol=2e-4, rtol=0
+    )
 
 
 def test_powers_are_not_mixed_up():
@@ -140,7 +174,9 @@ def test_powers_are_not_mixed_up():
 
 
 def test_a_power_that_is_not_stored_is_answered_with_those_that_are():
-    with pytest.raises(ValueError, match=r"masks\.power=5 is not stored.*powers 0 to 4\. .*diffusion\.max_power"):
+    with pytest.raises(
+        ValueError, match=r"masks\.power=5 is not stored.*powers 0 to 4\. .*diffusion\.max_power"
+    ):
         to_mask(heat(powers=5), (1, 2, 3), (8, 8), MaskSettings(5))
 
 
@@ -155,8 +191,14 @@ def test_a_power_that_is_not_stored_is_answered_with_those_that_are():
         ({"band": -0.1}, "0 <= band < threshold"),
         ({"band": 0.6}, "0 <= band < threshold"),
         ({"threshold": float("nan")}, "0 < threshold <= 1"),
-        ({"source": "caption"}, "masks.source='caption'; allowed: class_prompt, full_prompt_appended, full_prompt_c"),
-        ({"source": "full_prompt"}, "which of its words: full_prompt_appended .* or full_prompt_caption"),
+        (
+            {"source": "caption"},
+            "masks.source='caption'; allowed: class_prompt, full_prompt_appended, full_prompt_c",
+        ),
+        (
+            {"source": "full_prompt"},
+            "which of its words: full_prompt_appended .* or full_prompt_caption",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -183,8 +225,12 @@ def slow_counts(stored, class_ids, reference, settings, num_classes):
 def test_a_grid_is_counted_as_mask_by_mask(size, class_ids):
     stored = {s: heat(len(class_ids), 3, seed=i) for i, s in enumerate(SOURCES[:2])}
     reference = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 5, 255], size).astype(np.uint8)
-    settings, left_out = settings_grid([0, 2], [0.1, 0.3, 0.55, 0.7, 1.0], [0.0, 0.1, 0.3], list(stored))
-    assert len(settings) + left_out == 60 and left_out == 2 * 2 * 3  # 0.1 with 0.1 and 0.3, 0.3 with 0.3
+    settings, left_out = settings_grid(
+        [0, 2], [0.1, 0.3, 0.55, 0.7, 1.0], [0.0, 0.1, 0.3], list(stored)
+    )
+    assert (
+        len(settings) + left_out == 60 and left_out == 2 * 2 * 3
+    )  # 0.1 with 0.1 and 0.3, 0.3 with 0.3
     counts = count_grid(stored, class_ids, reference, settings, 6)
     assert counts.dtype == np.int64 and counts.shape == (len(settings), 6, 7)
     assert np.array_equal(counts, slow_counts(stored, class_ids, reference, settings, 6))
@@ -193,16 +239,28 @@ def test_a_grid_is_counted_as_mask_by_mask(size, class_ids):
 
 def test_a_grid_counts_scores_on_the_edge_as_a_mask_does():
     values = np.float32([0, 0.1, 0.2, 0.3, 0.3 - 0.1, 0.6, 0.6 - 0.1, 0.7, 0.7 - 0.1, 0.8, 1])
-    values = np.concatenate([values, np.nextafter(values, np.float32(0)), np.nextafter(values, np.float32(1))])
+    values = np.concatenate(
+        [values, np.nextafter(values, np.float32(0)), np.nextafter(values, np.float32(1))]
+    )
     stored = {"class_prompt": ramp(*values)}
     reference = np.arange(len(values), dtype=np.uint8)[None] % 3
-    settings, _ = settings_grid([0], [0.1, 0.2, 0.3, 0.6, 0.7, 0.8, 1.0], [0.0, 0.1, 0.2], ["class_prompt"])
-    assert np.array_equal(count_grid(stored, [2], reference, settings, 3), slow_counts(stored, [2], reference, settings, 3))
+    settings, _ = settings_grid(
+        [0], [0.1, 0.2, 0.3, 0.6, 0.7, 0.8, 1.0], [0.0, 0.1, 0.2], ["class_prompt"]
+    )
+    assert np.array_equal(
+        count_grid(stored, [2], reference, settings, 3),
+        slow_counts(stored, [2], reference, settings, 3),
+    )
 
 
 def test_settings_come_in_the_order_given_and_once():
     found, left_out = settings_grid([2, 0, 2], [0.5], [0, 0.1], ["class_prompt"])
-    assert [(s.power, s.threshold, s.band) for s in found] == [(2, 0.5, 0.0), (2, 0.5, 0.1), (0, 0.5, 0.0), (0, 0.5, 0.1)]
+    assert [(s.power, s.threshold, s.band) for s in found] == [
+        (2, 0.5, 0.0),
+        (2, 0.5, 0.1),
+        (0, 0.5, 0.0),
+        (0, 0.5, 0.1),
+    ]
     assert left_out == 0 and all(type(s.band) is float for s in found)
 
 
@@ -223,6 +281,12 @@ def test_settings_come_in_the_order_given_and_once():
     ],
 )
 def test_impossible_grids_are_refused(change, message):
-    grid = {"powers": [0], "thresholds": [0.5], "bands": [0.1], "sources": ["class_prompt"], **change}
+    grid = {
+        "powers": [0],
+        "thresholds": [0.5],
+        "bands": [0.1],
+        "sources": ["class_prompt"],
+        **change,
+    }
     with pytest.raises(ValueError, match=message):
         settings_grid(**grid)

@@ -16,16 +16,20 @@ def captions(request: dict) -> str:
     lines = [line.split(", ") for line in re.findall(r"^\d+\. (.*)$", text, re.MULTILINE)]
     number = re.search(r"Write list (\d+)", text)[1]
     rows = [
-        {"text": f"view{number}x{i} at hour{number}x{i} in place{number}x{i}: a {' and a '.join(line)}.", "classes": line}
+        {
+            "text": f"view{number}x{i} at hour{number}x{i} in place{number}x{i}: a "
+            f"{' and a '.join(line)}.",
+            "classes": line,
+        }
         for i, line in enumerate(lines)
     ]
     return json.dumps({"prompts": rows})
 
 
 class Chat:
-    """``script``: what the next requests get, each a text (the model's words), a status, (status, headers), a float (seconds
-    of silence first) or bytes (a whole body, of the Content-Type ``body_type``); then faultless captions. ``asked``: [(body,
-    headers)]."""
+    """``script``: what the next requests get, each a text (the model's words), a status,
+    (status, headers), a float (seconds of silence first) or bytes (a whole body, of the
+    Content-Type ``body_type``); then faultless captions. ``asked``: [(body, headers)]."""
 
     def __init__(self):
         self.script, self.asked, self.url, self.body_type = [], [], None, "text/html"
@@ -41,9 +45,23 @@ class Chat:
         if isinstance(step, int | tuple):
             status, headers = step if isinstance(step, tuple) else (step, {})
             key = self.asked[-1][1].get("authorization", "").removeprefix("Bearer ")
-            return status, headers, json.dumps({"error": {"message": f"no, {key}, not now"}}).encode()
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": step}}
-        body = {"id": "1", "object": "chat.completion", "created": 1, "model": request["model"], "choices": [choice]}
+            return (
+                status,
+                headers,
+                json.dumps({"error": {"message": f"no, {key}, not now"}}).encode(),
+            )
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": step},
+        }
+        body = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": request["model"],
+            "choices": [choice],
+        }
         return 200, {}, json.dumps(body).encode()
 
 
@@ -57,7 +75,11 @@ def chat():
             state.asked.append((request, {k.lower(): v for k, v in self.headers.items()}))
             status, headers, body = state.answer(request)
             self.send_response(status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                **headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

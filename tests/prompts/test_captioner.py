@@ -27,15 +27,28 @@ def pictures(count=3):
 
 
 def test_captions_are_those_of_the_model_itself(folder, captioner):
-    model, tokenizer = BlipForConditionalGeneration.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        BlipForConditionalGeneration.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     texts = captioner(pictures())
     for image, text in zip(pictures(), texts, strict=True):
-        resized = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC), np.float32) / 255
+        resized = (
+            np.asarray(
+                Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC), np.float32
+            )
+            / 255
+        )
         mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
         pixels = torch.tensor((resized - mean) / std, dtype=torch.float32).permute(2, 0, 1)[None]
         with torch.no_grad():
-            tokens = model.generate(pixel_values=pixels, num_beams=2, max_new_tokens=6, do_sample=False)
-        assert text == tokenizer.decode(tokens[0], skip_special_tokens=True).removeprefix("[DEC]").strip()
+            tokens = model.generate(
+                pixel_values=pixels, num_beams=2, max_new_tokens=6, do_sample=False
+            )
+        assert (
+            text
+            == tokenizer.decode(tokens[0], skip_special_tokens=True).removeprefix("[DEC]").strip()
+        )
     assert any(texts) and captioner(pictures()) == texts
 
 
@@ -46,7 +59,15 @@ def test_a_batch_gives_what_single_images_give(captioner):
 def test_the_identity_is_plain_and_knows_the_weights(folder, captioner, tiny_blip, tmp_path):
     identity = captioner.identity()
     assert json.loads(json.dumps(identity)) == identity
-    assert {"model", "revision", "weights_sha256", "num_beams", "max_new_tokens", "dtype", "device"} == identity.keys()
+    assert {
+        "model",
+        "revision",
+        "weights_sha256",
+        "num_beams",
+        "max_new_tokens",
+        "dtype",
+        "device",
+    } == identity.keys()
     other = Captioner(str(tiny_blip(tmp_path, seed=1))).identity()
     assert other["weights_sha256"] != identity["weights_sha256"]
 
@@ -56,7 +77,9 @@ def test_pickles_are_refused(folder, tmp_path):
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"no safetensors weights, only pickles \['pytorch_model.bin'\]"):
+    with pytest.raises(
+        ValueError, match=r"no safetensors weights, only pickles \['pytorch_model.bin'\]"
+    ):
         Captioner(str(tmp_path))
 
 
@@ -77,7 +100,9 @@ def test_code_of_a_repository_is_not_run(folder, tmp_path):
 
 @pytest.mark.parametrize("model", ["./nowhere", "/nowhere/blip", "blip", "a/b/c"])
 def test_no_such_folder(model):
-    with pytest.raises(FileNotFoundError, match="no such folder. Give a local folder in transformers format"):
+    with pytest.raises(
+        FileNotFoundError, match="no such folder. Give a local folder in transformers format"
+    ):
         Captioner(model)
 
 
@@ -91,7 +116,9 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
         raise OSError("We couldn't connect to 'https://huggingface.co'\nmore")
 
     monkeypatch.setattr("dd.prompts.captioner.AutoImageProcessor.from_pretrained", offline)
-    with pytest.raises(FileNotFoundError, match=r"couldn't connect(.|\n)*captioner.model=/path/to/folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"couldn't connect(.|\n)*captioner.model=/path/to/folder"
+    ):
         Captioner("Salesforce/blip-image-captioning-base")
 
 
@@ -100,7 +127,9 @@ def test_a_model_that_wants_more_than_pixels(captioner, monkeypatch):
         raise ValueError("You must specify input_ids")
 
     monkeypatch.setattr(captioner.model, "generate", ask)
-    with pytest.raises(ValueError, match="does not caption from pixels alone: You must specify input_ids"):
+    with pytest.raises(
+        ValueError, match="does not caption from pixels alone: You must specify input_ids"
+    ):
         captioner(pictures(1))
 
 

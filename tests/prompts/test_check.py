@@ -21,7 +21,8 @@ VOC, SHAPES = taxonomy("voc"), taxonomy("shapes")
 
 
 class WordCounter:
-    """Each word a token, a start and an end token; ``full_prompt`` asks for the class words in the prompt itself."""
+    """Each word a token, a start and an end token; ``full_prompt`` asks for the class words in
+    the prompt itself."""
 
     def __init__(self, limit=10):
         self.token_limit, self.asked = limit, []
@@ -47,13 +48,24 @@ def test_prompts_at_the_limit_pass_as_they_are():
 
 def test_all_long_prompts_are_counted_and_the_first_are_listed():
     given = prompts(
-        *[f"number {i} of many long captions here" for i in range(8)], "short", "number 0 of many long captions here"
+        *[f"number {i} of many long captions here" for i in range(8)],
+        "short",
+        "number 0 of many long captions here",
     )
-    with pytest.raises(ValueError, match=r"9 of 10 prompts \(8 different\) are longer than the 10 tokens") as error:
+    with pytest.raises(
+        ValueError, match=r"9 of 10 prompts \(8 different\) are longer than the 10 tokens"
+    ) as error:
         within_limit(given, WordCounter())
     message = str(error.value)
-    assert message.count("12 tokens: number") == 5 and "number 0" in message and "number 7" not in message
-    assert "prompts_over_limit=trim" in message and "short" not in message.split("The first:")[1].split("Shorten")[0]
+    assert (
+        message.count("12 tokens: number") == 5
+        and "number 0" in message
+        and "number 7" not in message
+    )
+    assert (
+        "prompts_over_limit=trim" in message
+        and "short" not in message.split("The first:")[1].split("Shorten")[0]
+    )
 
 
 def test_a_prompt_whose_class_words_alone_would_be_cut_is_found():
@@ -65,11 +77,15 @@ def test_a_prompt_whose_class_words_alone_would_be_cut_is_found():
 
 
 def test_captions_are_trimmed_at_words_and_keep_their_classes():
-    given = Prompts(prompts("a man at a long old table", "a man", "a man at a long old table"), [{"reason": "x"}])
+    given = Prompts(
+        prompts("a man at a long old table", "a man", "a man at a long old table"),
+        [{"reason": "x"}],
+    )
     found = within_limit(given, WordCounter(), "trim")
-    assert [p.text for p in found] == ["a man at a long; person dining table", "a man; person dining table"] + [
-        "a man at a long; person dining table"
-    ]
+    assert [p.text for p in found] == [
+        "a man at a long; person dining table",
+        "a man; person dining table",
+    ] + ["a man at a long; person dining table"]
     assert [p.classes for p in found] == [p.classes for p in given]
     assert (found.trimmed, found.dropped) == (2, [{"reason": "x"}])
 
@@ -98,7 +114,9 @@ def test_each_text_is_counted_once():
 
 
 def test_missing_class_words_are_listed_together():
-    given = [make_prompt(f"thing {i}", ["dog"], append=False) for i in range(7)] + [make_prompt("a dog", ["dog"])]
+    given = [make_prompt(f"thing {i}", ["dog"], append=False) for i in range(7)] + [
+        make_prompt("a dog", ["dog"])
+    ]
     with pytest.raises(ValueError, match="7 different prompts cannot be used") as error:
         check_spans(make_plan(given, VOC, 0, 4), WordCounter())
     assert str(error.value).count("is missing") == 5
@@ -107,7 +125,9 @@ def test_missing_class_words_are_listed_together():
 
 @pytest.fixture
 def summary():
-    given = prompts("a man", "a man", "A man!", classes=["person"]) + prompts("two men on a couch", classes=["person", "sofa"])
+    given = prompts("a man", "a man", "A man!", classes=["person"]) + prompts(
+        "two men on a couch", classes=["person", "sofa"]
+    )
     dropped = [{"reason": "names no class", "filename": "7.jpg", "caption": "the [blue] sky"}] * 2
     dropped += [{"reason": "image is in exclude_split", "filename": "8.jpg", "caption": "a dog"}]
     return summarise(Prompts(given, dropped, 1), VOC, WordCounter())
@@ -119,8 +139,14 @@ def test_the_summary_counts(summary):
     assert list(summary["classes"]) == list(VOC.names)
     assert (summary["different"], summary["different_words"]) == (3, 2)
     assert summary["most_frequent"] == ("a man; person", 2)
-    assert summary["longest"][0] == (9, "two men on a couch; person sofa") and summary["token_limit"] == 10
-    assert summary["dropped"] == {"names no class": 2, "image is in exclude_split": 1} and summary["trimmed"] == 1
+    assert (
+        summary["longest"][0] == (9, "two men on a couch; person sofa")
+        and summary["token_limit"] == 10
+    )
+    assert (
+        summary["dropped"] == {"names no class": 2, "image is in exclude_split": 1}
+        and summary["trimmed"] == 1
+    )
 
 
 @pytest.mark.parametrize("width", [40, 100, 200])
@@ -128,12 +154,23 @@ def test_the_summary_is_printed(summary, width):
     out = io.StringIO()
     print_summary(summary, Console(file=out, width=width))
     text = " ".join(out.getvalue().split())
-    parts = ["prompts 4", "25 %", "classes without a prompt"] if width == 40 else [
-        "with more than one class 25 %", "different 3, 1 of them but for case, punctuation", "most frequent 2 x a man; person",
-        "longest 9 of 10 tokens: two men on a couch; person sofa", "caption trimmed to the limit 1",
-        "captions left out 2: names no class", "7.jpg 'the [blue] sky'", "1: image is in exclude_split",
-        "classes without a prompt aeroplane, bicycle", "person 4", "sofa 1",
-    ]  # fmt: skip
+    parts = (
+        ["prompts 4", "25 %", "classes without a prompt"]
+        if width == 40
+        else [
+            "with more than one class 25 %",
+            "different 3, 1 of them but for case, punctuation",
+            "most frequent 2 x a man; person",
+            "longest 9 of 10 tokens: two men on a couch; person sofa",
+            "caption trimmed to the limit 1",
+            "captions left out 2: names no class",
+            "7.jpg 'the [blue] sky'",
+            "1: image is in exclude_split",
+            "classes without a prompt aeroplane, bicycle",
+            "person 4",
+            "sofa 1",
+        ]
+    )
     assert all(part in text for part in parts), text
 
 
@@ -146,7 +183,8 @@ def generator():
 
 
 def balanced(found, generator):
-    """{class: prompts} of the plan that is made from these prompts, after the check of every one of them."""
+    """{class: prompts} of the plan that is made from these prompts, after the check of every one
+    of them."""
     plan = make_plan(within_limit(found, generator, "trim"), SHAPES, 0, 8)
     check_spans(plan, generator)
     return Counter(name for sample in plan for name in sample.classes)
@@ -162,13 +200,19 @@ def test_a_site_in_words_is_a_balanced_plan(generator):
 
 
 def test_the_papers_recipe_is_a_balanced_plan(generator, tmp_path):
-    captions = [f"a picture of {name}" for k, name in enumerate(SHAPES.names) for _ in range(1 + 3 * k)]
+    captions = [
+        f"a picture of {name}" for k, name in enumerate(SHAPES.names) for _ in range(1 + 3 * k)
+    ]
     captions += ["two apples and a pine tree", "gold rings on a brick", "a grey background"]
     (tmp_path / "captions.json").write_text(json.dumps([{"caption": c} for c in captions]))
     found = NounCaptions(str(tmp_path / "captions.json"), at_least=40)(SHAPES, None, 0)
     asked = balanced(found, generator)
     assert [d["caption"] for d in found.dropped] == ["a grey background"]
-    assert asked.keys() == set(SHAPES.names) and min(asked.values()) >= 40 and max(asked.values()) <= 100, asked
+    assert (
+        asked.keys() == set(SHAPES.names)
+        and min(asked.values()) >= 40
+        and max(asked.values()) <= 100
+    ), asked
 
 
 def test_a_real_tokenizer_finds_class_words_that_would_be_cut(generator, monkeypatch):
@@ -180,8 +224,13 @@ def test_a_real_tokenizer_finds_class_words_that_would_be_cut(generator, monkeyp
     assert prompt.text.endswith("; gold ring tire") and len(prompt.text) > 50
     assert generator.token_limit - 8 <= generator.token_count(prompt.text) <= generator.token_limit
     check_spans(make_plan([prompt], SHAPES, 0, 1), generator)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="full_prompt_caption: class .*full_prompt=appended"):
-        patch.setattr(generator, "full_prompt", True)  # the trimmed caption has no such words of its own
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="full_prompt_caption: class .*full_prompt=appended"),
+    ):
+        patch.setattr(
+            generator, "full_prompt", True
+        )  # the trimmed caption has no such words of its own
         check_spans(make_plan([prompt], SHAPES, 0, 1), generator)
     with pytest.raises(ValueError, match="is cut off"):
         check_spans(make_plan(given, SHAPES, 0, 1), generator)

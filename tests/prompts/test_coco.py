@@ -9,17 +9,30 @@ from dd.prompts.coco import CocoCaptions, rounds
 from dd.taxonomy import taxonomy
 
 COCO, VOC = taxonomy("coco"), taxonomy("voc")
-CATEGORIES = [{"id": 1, "name": "person"}, {"id": 5, "name": "airplane"}, {"id": 67, "name": "dining table"},
-              {"id": 90, "name": "toothbrush"}]  # fmt: skip
+CATEGORIES = [
+    {"id": 1, "name": "person"},
+    {"id": 5, "name": "airplane"},
+    {"id": 67, "name": "dining table"},
+    {"id": 90, "name": "toothbrush"},
+]
 IMAGES = [{"id": i, "file_name": f"{i:012}.jpg"} for i in (7, 9, 30, 41)]
 ANNOTATIONS = [(7, 67), (7, 1), (7, 1), (9, 90), (41, 5), (41, 1)]
-CAPTIONS = [(7, "A man at\n a table. "), (9, "A brush."), (30, "An empty street"), (7, "Two people eat"), (41, "A plane")]
+CAPTIONS = [
+    (7, "A man at\n a table. "),
+    (9, "A brush."),
+    (30, "An empty street"),
+    (7, "Two people eat"),
+    (41, "A plane"),
+]
 
 
 def source(tmp_path, captions=CAPTIONS, annotations=ANNOTATIONS, categories=CATEGORIES, **kwargs):
     rows = [{"image_id": i, "category_id": c, "iscrowd": 0} for i, c in annotations]
     files = {
-        "captions.json": {"images": IMAGES, "annotations": [{"image_id": i, "id": 0, "caption": c} for i, c in captions]},
+        "captions.json": {
+            "images": IMAGES,
+            "annotations": [{"image_id": i, "id": 0, "caption": c} for i, c in captions],
+        },
         "instances.json": {"images": IMAGES, "annotations": rows, "categories": categories},
     }
     for name, content in files.items():
@@ -35,13 +48,18 @@ def test_classes_are_those_of_the_image_in_category_order(tmp_path):
         ("A brush; toothbrush", ("toothbrush",)): 1,
         ("A plane; person airplane", ("person", "airplane")): 1,
     }
-    assert found.dropped == [{"reason": "names no class", "filename": "000000000030.jpg", "caption": "An empty street"}]
+    assert found.dropped == [
+        {"reason": "names no class", "filename": "000000000030.jpg", "caption": "An empty street"}
+    ]
 
 
 def test_ids_that_another_program_wrote_as_floats(tmp_path):
     rows = [(float(i), c) for i, c in CAPTIONS]
     assert list(source(tmp_path, rows)(COCO, None, 0)) == list(source(tmp_path)(COCO, None, 0))
-    with pytest.raises(ValueError, match=r"captions.json: image_id of an entry of annotations must be a number or a text"):
+    with pytest.raises(
+        ValueError,
+        match=r"captions.json: image_id of an entry of annotations must be a number or a text",
+    ):
         source(tmp_path, [(7.5, "A man")])(COCO, None, 0)
 
 
@@ -94,23 +112,31 @@ def test_excluded_images_and_similar_captions(tmp_path):
     (tmp_path / "list.txt").write_text("000000000041\n")
     found = source(tmp_path, exclude_split=str(tmp_path / "list.txt"))(COCO, None, 0)
     assert "person airplane" not in {p.class_prompt for p in found}
-    found = source(tmp_path, [(7, "a man"), (7, "A man."), (41, "A man")], drop_similar=1.0)(COCO, None, 0)
+    found = source(tmp_path, [(7, "a man"), (7, "A man."), (41, "A man")], drop_similar=1.0)(
+        COCO, None, 0
+    )
     assert len(found) == 2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"captions": [(7, "a"), (8, "b"), (12, "c")]},
-         r"does not match .*2 images with captions are not listed there, such as image_id \[12, 8\]"),
+        (
+            {"captions": [(7, "a"), (8, "b"), (12, "c")]},
+            r"does not match .*2 images with captions are not listed there, such as image_id "
+            r"\[12, 8\]",
+        ),
         ({"captions": []}, "lists no captions"),
         ({"annotations": [(7, 3)]}, "category_id 3, which the file does not define"),
         ({"annotations": [(99, 1)]}, "image_id 99, which the file does not define"),
         ({"annotations": []}, "none of 5 captions is left to use"),
-        ({"categories": [{"id": 1, "name": "thing"}]}, "no category is a class of taxonomy 'coco'; categories: thing"),
+        (
+            {"categories": [{"id": 1, "name": "thing"}]},
+            "no category is a class of taxonomy 'coco'; categories: thing",
+        ),
         ({"categories": [{"id": 1}]}, "an entry of categories has no 'name'"),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_fit(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         source(tmp_path, **change)(COCO, None, 0)

@@ -28,11 +28,18 @@ def test_the_index_misses_nothing(threshold):
     for i, a in enumerate(answers):
         if a is not None:
             mine, other = (set(normalised(texts[k]).split()) for k in (i, a))
-            assert a < i and answers[a] is None and len(mine & other) >= threshold * len(mine | other)
+            assert (
+                a < i and answers[a] is None and len(mine & other) >= threshold * len(mine | other)
+            )
 
 
 def test_equal_but_for_case_and_punctuation():
-    texts = ["A train on the tracks.", "a train on the tracks", "the tracks on a train", "a train, on the  tracks!"]
+    texts = [
+        "A train on the tracks.",
+        "a train on the tracks",
+        "the tracks on a train",
+        "a train, on the  tracks!",
+    ]
     assert similar_to(texts, 1) == [None, 0, None, 0]
     assert similar_to(texts, 0.99) == [None, 0, 0, 0]
 
@@ -55,12 +62,18 @@ def test_many_captions_are_compared_with_few():
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 1])
 def test_texts_one_after_another_give_the_same(threshold):
     rng = np.random.default_rng(8)
-    texts = [" ".join(rng.choice([f"w{'x' * (i % 5)}{i}" for i in range(20)], rng.integers(1, 9))) for _ in range(400)] + [
+    texts = [
+        " ".join(rng.choice([f"w{'x' * (i % 5)}{i}" for i in range(20)], rng.integers(1, 9)))
+        for _ in range(400)
+    ] + [
         "",
         "?",
     ]
     earlier = Earlier(threshold)
     repeated = [earlier.repeats(text) for text in texts]
-    assert repeated == [a is not None for a in similar_to(texts, threshold)] and 0 < sum(repeated) < 400
+    assert (
+        repeated == [a is not None for a in similar_to(texts, threshold)]
+        and 0 < sum(repeated) < 400
+    )
     with pytest.raises(ValueError, match=r"drop_similar=0\.4"):
         Earlier(0.4)

@@ -24,16 +24,25 @@ KEY = "sk-very-secret-0123456789"
 
 @pytest.fixture
 def source(chat, tmp_path, monkeypatch):
-    """``make(**settings)``: the source with the settings of its file in conf/, asking the endpoint of the test."""
+    """``make(**settings)``: the source with the settings of its file in conf/, asking the
+    endpoint of the test."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     settings = {k: v for k, v in yaml.safe_load(CONF.read_text()).items() if k != "_target_"}
-    settings |= {"base_url": chat.url, "model": "tiny", "cache": str(tmp_path / "answers.jsonl"), "per_request": 4, "seed": 0}
+    settings |= {
+        "base_url": chat.url,
+        "model": "tiny",
+        "cache": str(tmp_path / "answers.jsonl"),
+        "per_request": 4,
+        "seed": 0,
+    }
     settings |= {"max_retries": 2, "timeout": 10}
     return lambda **changes: LanguageModelPrompts(**(settings | changes))
 
 
 def answer(*rows):
-    return json.dumps({"prompts": [{"text": text, "classes": list(classes)} for text, *classes in rows]})
+    return json.dumps(
+        {"prompts": [{"text": text, "classes": list(classes)} for text, *classes in rows]}
+    )
 
 
 # What is asked and what comes of it
@@ -48,14 +57,24 @@ def test_captions_are_asked_for_until_there_are_enough(chat, source, tmp_path):
     counts = Counter(name for prompt in prompts for name in prompt.classes)
     assert set(counts) == set(SITE.names) and max(counts.values()) - min(counts.values()) <= 2
     for body, headers in chat.asked:
-        assert headers["authorization"] == f"Bearer {KEY}" and body["model"] == "tiny" and body["temperature"] == 1.0
+        assert (
+            headers["authorization"] == f"Bearer {KEY}"
+            and body["model"] == "tiny"
+            and body["temperature"] == 1.0
+        )
         text = body["messages"][1]["content"]
-        assert "The site: a hall, neon light" in text and "worker (or: man, woman)" in text and "At most 30 words" in text
+        assert (
+            "The site: a hall, neon light" in text
+            and "worker (or: man, woman)" in text
+            and "At most 30 words" in text
+        )
         schema = body["response_format"]["json_schema"]
         assert schema["strict"] and '"enum": ["pallet", "forklift", "worker"]' in json.dumps(schema)
     assert len({body["seed"] for body, _ in chat.asked}) == 3
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert [row["request"] for row in rows] == [body for body, _ in chat.asked] and {r["url"] for r in rows} == {chat.url}
+    assert [row["request"] for row in rows] == [body for body, _ in chat.asked] and {
+        r["url"] for r in rows
+    } == {chat.url}
 
 
 def test_what_was_answered_is_not_asked_again(chat, source, monkeypatch):
@@ -92,8 +111,13 @@ def test_settings_that_are_null_are_not_sent(chat, source):
         (3, ["pallet"], "not of the form"),
     ],
 )
-def test_a_caption_that_does_not_fit_is_left_out_with_its_reason(chat, source, text, classes, reason):
-    rows = [{"text": text, "classes": classes}, {"text": "two pallets in the rain", "classes": ["pallet"]}]
+def test_a_caption_that_does_not_fit_is_left_out_with_its_reason(
+    chat, source, text, classes, reason
+):
+    rows = [
+        {"text": text, "classes": classes},
+        {"text": "two pallets in the rain", "classes": ["pallet"]},
+    ]
     chat.script = [json.dumps({"prompts": rows})]
     prompts = source()(SITE, 1, 0)
     assert [p.text for p in prompts] == ["two pallets in the rain; pallet"]
@@ -114,11 +138,25 @@ def test_classes_are_those_that_the_caption_names(chat, source):
 
 
 def test_near_duplicates_are_left_out(chat, source):
-    rows = [("a pallet in a hall", "pallet"), ("A pallet in a hall!", "pallet"), ("a forklift in a hall", "forklift")]
-    chat.script = [answer(*rows), answer(*rows), answer(("a pallet, in a hall", "pallet"), ("wet pallets outside", "pallet"))]
+    rows = [
+        ("a pallet in a hall", "pallet"),
+        ("A pallet in a hall!", "pallet"),
+        ("a forklift in a hall", "forklift"),
+    ]
+    chat.script = [
+        answer(*rows),
+        answer(*rows),
+        answer(("a pallet, in a hall", "pallet"), ("wet pallets outside", "pallet")),
+    ]
     prompts = source(max_requests=3)(SITE, 3, 0)
-    assert [p.text.partition(";")[0] for p in prompts] == ["a pallet in a hall", "a forklift in a hall", "wet pallets outside"]
-    assert {d["reason"] for d in prompts.dropped} == {"similar to an earlier caption"} and len(prompts.dropped) == 5
+    assert [p.text.partition(";")[0] for p in prompts] == [
+        "a pallet in a hall",
+        "a forklift in a hall",
+        "wet pallets outside",
+    ]
+    assert {d["reason"] for d in prompts.dropped} == {"similar to an earlier caption"} and len(
+        prompts.dropped
+    ) == 5
     chat.script = [answer(*rows)]
     assert len(source(drop_similar=None, model="other")(SITE, 3, 0)) == 3
 
@@ -126,10 +164,16 @@ def test_near_duplicates_are_left_out(chat, source):
 # Answers that are no answers
 
 BAD = {
-    "": "empty answer", "I would rather not.": "not JSON", '{"prompts": [{"te': "not JSON", "[1]": "not JSON",
-    '{"captions": []}': "no list 'prompts'", '{"prompts": {}}': "no list 'prompts'", '{"prompts": []}': "without captions",
-    '{"prompts": [' + "1" * 5000 + "]}": "not JSON", '{"prompts": ' + "[" * 100_000 + "}": "not JSON",
-}  # fmt: skip
+    "": "empty answer",
+    "I would rather not.": "not JSON",
+    '{"prompts": [{"te': "not JSON",
+    "[1]": "not JSON",
+    '{"captions": []}': "no list 'prompts'",
+    '{"prompts": {}}': "no list 'prompts'",
+    '{"prompts": []}': "without captions",
+    '{"prompts": [' + "1" * 5000 + "]}": "not JSON",
+    '{"prompts": ' + "[" * 100_000 + "}": "not JSON",
+}
 
 
 def test_malformed_answers_are_counted_and_asked_anew(chat, source):
@@ -150,17 +194,25 @@ def test_json_between_other_words_is_read():
 @pytest.mark.parametrize(
     "before",
     [
-        '<think>hmm {"a": 1}</think>', "<think>{a {b} }</think>", '<think>first {"prompts": []}, or</think>\n```json\n',
-        'As {"text", "classes"}, {"a": {"prompts": []}}: ', "{" * 100 + " ",
+        '<think>hmm {"a": 1}</think>',
+        "<think>{a {b} }</think>",
+        '<think>first {"prompts": []}, or</think>\n```json\n',
+        'As {"text", "classes"}, {"a": {"prompts": []}}: ',
+        "{" * 100 + " ",
     ],
-)  # fmt: skip
+)
 def test_braces_in_the_words_around_the_json_do_no_harm(before):
     rows = [{"text": "a pallet {of} wood", "classes": ["pallet"]}]
     assert read_answer({"text": f"{before}{json.dumps({'prompts': rows})}"}) == (rows, None)
-    assert read_answer({"text": f"{before}{json.dumps({'prompts': rows})} {{done}}"}) == (rows, None)
+    assert read_answer({"text": f"{before}{json.dumps({'prompts': rows})} {{done}}"}) == (
+        rows,
+        None,
+    )
 
 
-@pytest.mark.parametrize("text", ["{" * 300_000, '{"a":' * 50_000, '{"a": "' * 50_000, '{"a": [' + "1, {" * 50_000])
+@pytest.mark.parametrize(
+    "text", ["{" * 300_000, '{"a":' * 50_000, '{"a": "' * 50_000, '{"a": [' + "1, {" * 50_000]
+)
 def test_an_answer_of_braces_alone_is_given_up_soon(text):
     begin = time.perf_counter()
     assert read_answer({"text": text}) == ([], "answer is not JSON")
@@ -171,21 +223,35 @@ def test_the_limit_of_attempts_says_what_was_wrong(chat, source, tmp_path):
     chat.script = ["no", answer(("a truck", "truck"), ("a pallet", "pallet")), "no"]
     with pytest.raises(ValueError) as error:
         source(max_requests=3)(SITE, 5, 0)
-    for part in ("1 of 5 prompts after 3 answers of tiny", "2 x answer is not JSON", "1 x unknown class 'truck'",
-                 "prompts.max_requests=6", chat.url, "answers.jsonl"):  # fmt: skip
+    for part in (
+        "1 of 5 prompts after 3 answers of tiny",
+        "2 x answer is not JSON",
+        "1 x unknown class 'truck'",
+        "prompts.max_requests=6",
+        chat.url,
+        "answers.jsonl",
+    ):
         assert part in str(error.value)
-    assert len(source(max_requests=6)(SITE, 5, 0)) == 5 and len(chat.asked) == 4  # the three are not asked again
+    assert (
+        len(source(max_requests=6)(SITE, 5, 0)) == 5 and len(chat.asked) == 4
+    )  # the three are not asked again
 
 
 def test_answers_of_the_cache_are_not_laid_to_the_endpoint(chat, source, tmp_path):
     chat.script = ["no"] * 3
-    with pytest.raises(ValueError, match=r"0 of 4 prompts after 3 answers of tiny at http.*The answers are in") as error:
+    with pytest.raises(
+        ValueError, match=r"0 of 4 prompts after 3 answers of tiny at http.*The answers are in"
+    ) as error:
         source(max_requests=3)(SITE, 4, 0)
     assert "already" not in str(error.value)
     cure = "to ask anew, move that file away or give another prompts.cache="
-    with pytest.raises(ValueError, match=f"3 of the 3 answers were already in .*answers.jsonl; {cure}") as error:
+    with pytest.raises(
+        ValueError, match=f"3 of the 3 answers were already in .*answers.jsonl; {cure}"
+    ) as error:
         source(max_requests=3)(SITE, 4, 0)
-    assert "3 answers of tiny, none asked for now;" in str(error.value) and chat.url not in str(error.value)
+    assert "3 answers of tiny, none asked for now;" in str(error.value) and chat.url not in str(
+        error.value
+    )
     assert len(chat.asked) == 3
     chat.script = ["no"] * 5
     with pytest.raises(ValueError, match=f"3 of the 4 answers were already in .*{cure}") as error:
@@ -201,22 +267,43 @@ def test_answers_of_the_cache_are_not_laid_to_the_endpoint(chat, source, tmp_pat
 @pytest.mark.parametrize("body_type", ["text/html", "application/json"])
 def test_an_address_that_is_no_endpoint(chat, source, tmp_path, body_type):
     chat.body_type = body_type
-    bodies = (b"<html>welcome</html>", b"[]", b"null", b"", b" \n", b"\xff\xfe\xff", b'{"detail": "welcome"}')
+    bodies = (
+        b"<html>welcome</html>",
+        b"[]",
+        b"null",
+        b"",
+        b" \n",
+        b"\xff\xfe\xff",
+        b'{"detail": "welcome"}',
+    )
     for body in (*bodies, KEY.encode(), b"x" * 90 + KEY.encode()):
         chat.script = [body]
-        with pytest.raises(NoAnswer, match=f"{chat.url} answers, but not as a chat completion.*prompts.base_url") as error:
+        with pytest.raises(
+            NoAnswer, match=f"{chat.url} answers, but not as a chat completion.*prompts.base_url"
+        ) as error:
             source()(SITE, 1, 0)
-        assert KEY[:6] not in str(error.value) and ("an empty body" in str(error.value)) == (not body.strip())
+        assert KEY[:6] not in str(error.value) and ("an empty body" in str(error.value)) == (
+            not body.strip()
+        )
         assert ("welcome" in str(error.value)) == (b"welcome" in body)
     assert not (tmp_path / "answers.jsonl").exists()
 
 
-@pytest.mark.parametrize("told", [{"message": f"overloaded, {KEY}"}, f"overloaded, {KEY}", {"code": f"overloaded, {KEY}"}])
+@pytest.mark.parametrize(
+    "told",
+    [{"message": f"overloaded, {KEY}"}, f"overloaded, {KEY}", {"code": f"overloaded, {KEY}"}],
+)
 def test_an_error_in_an_answer_of_status_200_is_shown(chat, source, tmp_path, told):
     chat.body_type, chat.script = "application/json", [json.dumps({"error": told}).encode()]
-    with pytest.raises(NoAnswer, match="answers with an error: .*overloaded, <key>.*Answers so far are kept.*later") as error:
+    with pytest.raises(
+        NoAnswer, match="answers with an error: .*overloaded, <key>.*Answers so far are kept.*later"
+    ) as error:
         source()(SITE, 1, 0)
-    assert chat.url in str(error.value) and "ChatCompletion" not in str(error.value) and KEY not in str(error.value)
+    assert (
+        chat.url in str(error.value)
+        and "ChatCompletion" not in str(error.value)
+        and KEY not in str(error.value)
+    )
     assert not (tmp_path / "answers.jsonl").exists()
 
 
@@ -234,7 +321,10 @@ def test_too_many_requests_are_waited_for_as_long_as_the_endpoint_says(chat, sou
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        ([(429, {"Retry-After": "1"})] * 3, r"asks for fewer requests and to wait 1 s, tried 3 times.*kept.*later"),
+        (
+            [(429, {"Retry-After": "1"})] * 3,
+            r"asks for fewer requests and to wait 1 s, tried 3 times.*kept.*later",
+        ),
         ([500] * 3, r"fails, tried 3 times.*500.*kept"),
         ([0.7] * 3, r"no answer within 0\.2 s, tried 3 times.*prompts\.timeout"),
         ([401], r"refuses the key in OPENAI_API_KEY.*401"),
@@ -242,7 +332,9 @@ def test_too_many_requests_are_waited_for_as_long_as_the_endpoint_says(chat, sou
         ([400], r"refuses the request.*json_schema=false.*seed=null"),
     ],
 )
-def test_an_endpoint_that_does_not_answer(chat, source, monkeypatch, caplog, capfd, tmp_path, steps, expected):
+def test_an_endpoint_that_does_not_answer(
+    chat, source, monkeypatch, caplog, capfd, tmp_path, steps, expected
+):
     caplog.set_level(logging.DEBUG)
     if steps[0] != 0.7:
         monkeypatch.setattr("time.sleep", lambda _: None)
@@ -250,14 +342,21 @@ def test_an_endpoint_that_does_not_answer(chat, source, monkeypatch, caplog, cap
     with pytest.raises(NoAnswer, match=expected) as error:
         source(timeout=0.2 if steps[0] == 0.7 else 10)(SITE, 1, 0)
     assert chat.url in str(error.value) and len(chat.asked) == len(steps)
-    seen = [str(error.value), caplog.text, *capfd.readouterr(), *(p.read_text() for p in tmp_path.rglob("*") if p.is_file())]
+    seen = [
+        str(error.value),
+        caplog.text,
+        *capfd.readouterr(),
+        *(p.read_text() for p in tmp_path.rglob("*") if p.is_file()),
+    ]
     assert KEY not in "".join(seen) and (steps[0] == 0.7 or "<key>" in str(error.value))
 
 
 def test_an_endpoint_that_is_down(source, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)
     url = "http://127.0.0.1:9/v1"
-    with pytest.raises(NoAnswer, match=r"http://127.0.0.1:9/v1: no connection, tried 3 times .*base_url") as error:
+    with pytest.raises(
+        NoAnswer, match=r"http://127.0.0.1:9/v1: no connection, tried 3 times .*base_url"
+    ) as error:
         source(base_url=url)(SITE, 1, 0)
     assert isinstance(error.value, ConnectionError) and config.exit_code(error.value) == 2
 
@@ -266,7 +365,10 @@ def test_an_interrupted_run_keeps_its_answers(chat, source, tmp_path, monkeypatc
     monkeypatch.setattr("time.sleep", lambda _: None)
     whole = source(cache=str(tmp_path / "whole.jsonl"))(SITE, 16, 0)
     chat.asked.clear()
-    good = [json.loads(line)["answer"]["text"] for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
+    good = [
+        json.loads(line)["answer"]["text"]
+        for line in (tmp_path / "whole.jsonl").read_text().splitlines()
+    ]
     chat.script = [*good[:2], 500, 500, 500]
     with pytest.raises(NoAnswer, match="Answers so far are kept"):
         source()(SITE, 16, 0)
@@ -310,9 +412,13 @@ def test_a_key_comes_from_the_variable_that_is_named(chat, source, monkeypatch):
         assert bad not in str(error.value)
 
 
-@pytest.mark.parametrize("url", ["https://me:hidden@host/v1", "https://host/v1?api-key=hidden", "https://host/v1#hidden"])
+@pytest.mark.parametrize(
+    "url", ["https://me:hidden@host/v1", "https://host/v1?api-key=hidden", "https://host/v1#hidden"]
+)
 def test_an_address_holds_no_secret(source, url):
-    with pytest.raises(ValueError, match=r"base_url=https://host/v1: .*environment variable") as error:
+    with pytest.raises(
+        ValueError, match=r"base_url=https://host/v1: .*environment variable"
+    ) as error:
         source(base_url=url)
     assert "hidden" not in str(error.value)
 
@@ -320,13 +426,22 @@ def test_an_address_holds_no_secret(source, url):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"base_url": "host/v1"}, "base_url"), ({"base_url": "ftp://host"}, "base_url"), ({"base_url": None}, "base_url"),
-        ({"base_url": "http://[::1"}, "base_url"), ({"model": ""}, "model"), ({"cache": None}, "cache"),
-        ({"per_request": 0}, "per_request"), ({"max_requests": 0}, "max_requests"), ({"max_words": True}, "max_words"),
-        ({"max_retries": -1}, "max_retries"), ({"timeout": 0}, "timeout"), ({"counts": [0]}, "counts"),
-        ({"drop_similar": 0.2}, "drop_similar"), ({"conditions": ["dark"]}, "conditions"),
+        ({"base_url": "host/v1"}, "base_url"),
+        ({"base_url": "ftp://host"}, "base_url"),
+        ({"base_url": None}, "base_url"),
+        ({"base_url": "http://[::1"}, "base_url"),
+        ({"model": ""}, "model"),
+        ({"cache": None}, "cache"),
+        ({"per_request": 0}, "per_request"),
+        ({"max_requests": 0}, "max_requests"),
+        ({"max_words": True}, "max_words"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"timeout": 0}, "timeout"),
+        ({"counts": [0]}, "counts"),
+        ({"drop_similar": 0.2}, "drop_similar"),
+        ({"conditions": ["dark"]}, "conditions"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_fit(source, changes, expected):
     with pytest.raises(ValueError, match=expected):
         source(**changes)
@@ -337,18 +452,39 @@ def test_a_number_is_needed(source):
         source()(SITE, None, 0)
 
 
-def test_images_of_what_was_written_and_no_trace_of_the_key(chat, run, tmp_path, monkeypatch, caplog, capfd):
+def test_images_of_what_was_written_and_no_trace_of_the_key(
+    chat, run, tmp_path, monkeypatch, caplog, capfd
+):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    chat.script = [answer(("an apple", "apple"), ("a leaf, a brick" + " and" * 30, "leaf", "brick"), ("two bricks", "brick"))]
+    chat.script = [
+        answer(
+            ("an apple", "apple"),
+            ("a leaf, a brick" + " and" * 30, "leaf", "brick"),
+            ("two bricks", "brick"),
+        )
+    ]
     settings = (
-        "prompts=llm", "prompts.model=tiny", f"prompts.base_url={chat.url}", "prompts.max_words=40", f"data_root={tmp_path}",
-        "num_images=3", "unit_size=3", "diffusion.steps=1", "prompts_over_limit=trim", "device=cpu",
-    )  # fmt: skip
+        "prompts=llm",
+        "prompts.model=tiny",
+        f"prompts.base_url={chat.url}",
+        "prompts.max_words=40",
+        f"data_root={tmp_path}",
+        "num_images=3",
+        "unit_size=3",
+        "diffusion.steps=1",
+        "prompts_over_limit=trim",
+        "device=cpu",
+    )
     run("generate", *settings)
-    plan = [json.loads(line) for line in (tmp_path / "synthetic/shapes/plan.jsonl").read_text().splitlines()]
+    plan = [
+        json.loads(line)
+        for line in (tmp_path / "synthetic/shapes/plan.jsonl").read_text().splitlines()
+    ]
     assert [s["classes"] for s in plan] == [["apple"], ["leaf", "brick"], ["brick"]]
-    assert plan[1]["prompt"].startswith("a leaf, a brick and") and plan[1]["prompt"].endswith(" and; leaf brick")
+    assert plan[1]["prompt"].startswith("a leaf, a brick and") and plan[1]["prompt"].endswith(
+        " and; leaf brick"
+    )
     assert (tmp_path / "prompts/shapes/answers.jsonl").is_file() and len(chat.asked) == 1
     monkeypatch.delenv("OPENAI_API_KEY")
     run("generate", *settings)  # goes on with what is there

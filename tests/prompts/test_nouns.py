@@ -14,19 +14,44 @@ VOC, COCO = ClassNouns(taxonomy("voc")), ClassNouns(taxonomy("coco"))
 @pytest.mark.parametrize(
     ("noun", "expected"),
     [
-        ("dog", "dogs"), ("bus", "buses"), ("couch", "couches"), ("box", "boxes"), ("puppy", "puppies"), ("monkey", "monkeys"),
-        ("man", "men"), ("woman", "women"), ("policeman", "policemen"), ("human", "humans"), ("person", "people"),
-        ("child", "children"), ("ox", "oxen"), ("mouse", "mice"), ("sheep", "sheep"), ("knife", "knives"), ("leaf", "leaves"),
-        ("giraffe", "giraffes"), ("potato", "potatoes"), ("kangaroo", "kangaroos"), ("wine glass", "wine glasses"),
-        ("dining table", "dining tables"), ("tv", "tvs"), ("scissors", "scissors"), ("toothbrush", "toothbrushes"),
-        ("computer mouse", "computer mice"), ("gold_ring", "gold_rings"), ("fire-hydrant", "fire-hydrants"), ("cup", "cups"),
+        ("dog", "dogs"),
+        ("bus", "buses"),
+        ("couch", "couches"),
+        ("box", "boxes"),
+        ("puppy", "puppies"),
+        ("monkey", "monkeys"),
+        ("man", "men"),
+        ("woman", "women"),
+        ("policeman", "policemen"),
+        ("human", "humans"),
+        ("person", "people"),
+        ("child", "children"),
+        ("ox", "oxen"),
+        ("mouse", "mice"),
+        ("sheep", "sheep"),
+        ("knife", "knives"),
+        ("leaf", "leaves"),
+        ("giraffe", "giraffes"),
+        ("potato", "potatoes"),
+        ("kangaroo", "kangaroos"),
+        ("wine glass", "wine glasses"),
+        ("dining table", "dining tables"),
+        ("tv", "tvs"),
+        ("scissors", "scissors"),
+        ("toothbrush", "toothbrushes"),
+        ("computer mouse", "computer mice"),
+        ("gold_ring", "gold_rings"),
+        ("fire-hydrant", "fire-hydrants"),
+        ("cup", "cups"),
     ],
-)  # fmt: skip
+)
 def test_plurals(noun, expected):
     assert plurals(noun)[0] == expected
 
 
-@pytest.mark.parametrize("noun", ["scratches", "gold rings", "knives", "men", "firemen", "people", "skis", "Glasses"])
+@pytest.mark.parametrize(
+    "noun", ["scratches", "gold rings", "knives", "men", "firemen", "people", "skis", "Glasses"]
+)
 def test_a_name_that_is_a_plural_is_used_as_it_is(noun):
     assert is_plural(noun) and plurals(noun)[0] == noun and indefinite(noun) == noun
 
@@ -65,9 +90,19 @@ def test_nouns_name_their_classes_in_caption_order(caption, expected):
 
 @pytest.mark.parametrize(
     "caption",
-    ["a carpet in a bushy scenic catalogue", "the human birdhouse", "a man-made trainer", "carried scattered busy", "", "42",
-     "a table_top", "sheepish", "a planet, a plank", "tablecloth"],
-)  # fmt: skip
+    [
+        "a carpet in a bushy scenic catalogue",
+        "the human birdhouse",
+        "a man-made trainer",
+        "carried scattered busy",
+        "",
+        "42",
+        "a table_top",
+        "sheepish",
+        "a planet, a plank",
+        "tablecloth",
+    ],
+)
 def test_parts_of_words_are_no_nouns(caption):
     assert VOC.find(caption) == ()
 
@@ -75,11 +110,15 @@ def test_parts_of_words_are_no_nouns(caption):
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
-        ("a dirt bike", ["motorbike"]), ("dirt bikes and a bike", ["motorbike", "bicycle"]),
-        ("a train car", ["train"]), ("a train and a car", ["train", "car"]), ("train cars beside cars", ["train", "car"]),
-        ("a dirt bike-like thing", []), ("dirt, bike", ["bicycle"]),
+        ("a dirt bike", ["motorbike"]),
+        ("dirt bikes and a bike", ["motorbike", "bicycle"]),
+        ("a train car", ["train"]),
+        ("a train and a car", ["train", "car"]),
+        ("train cars beside cars", ["train", "car"]),
+        ("a dirt bike-like thing", []),
+        ("dirt, bike", ["bicycle"]),
     ],
-)  # fmt: skip
+)
 def test_the_longest_name_wins(caption, expected):
     assert list(VOC.find(caption)) == expected
 
@@ -139,7 +178,9 @@ def test_a_name_that_is_the_plural_of_another_stays_what_it_is():
 
 
 def test_names_with_other_separators_and_signs():
-    find = ClassNouns(Taxonomy("n", ["fork_lift", "Euro-Pallet", "M8 bolt (steel)", "Gabelstapler"])).find
+    find = ClassNouns(
+        Taxonomy("n", ["fork_lift", "Euro-Pallet", "M8 bolt (steel)", "Gabelstapler"])
+    ).find
     assert find("a fork lift, two euro pallets, fork-lifts") == ("fork_lift", "Euro-Pallet")
     assert find("an m8 bolt (steel) by a GABELSTAPLER") == ("M8 bolt (steel)", "Gabelstapler")
 

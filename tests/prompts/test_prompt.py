@@ -25,25 +25,35 @@ VOC, SHAPES = taxonomy("voc"), taxonomy("shapes")
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     """A real tokenizer in CLIP's format with few merges: class names take several tokens each."""
-    captions = ["a photo of a gold ring and a pine tree", "a car on a carpet", "an apple, a tire and a dining table"] * 20
+    captions = [
+        "a photo of a gold ring and a pine tree",
+        "a car on a carpet",
+        "an apple, a tire and a dining table",
+    ] * 20
     return train_tokenizer(captions, 30, tmp_path_factory.mktemp("tokenizer"))
 
 
 def offsets(tokenizer, text, limit=77):
-    return tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True).offset_mapping
+    return tokenizer(
+        text, truncation=True, max_length=limit, return_offsets_mapping=True
+    ).offset_mapping
 
 
 # Class-prompt appending
 
 
 def test_class_words_are_appended_once():
-    expected = Prompt("a man at a table; person dining table", "person dining table", ("person", "dining table"))
+    expected = Prompt(
+        "a man at a table; person dining table", "person dining table", ("person", "dining table")
+    )
     assert make_prompt("  a man at a table ", ["person", "dining table"]) == expected
     assert make_prompt(expected.text, expected.classes) == expected
 
 
 def test_repeated_classes_count_once():
-    assert make_prompt("two men", ["person", "person", "sofa", "person"]).class_prompt == "person sofa"
+    assert (
+        make_prompt("two men", ["person", "person", "sofa", "person"]).class_prompt == "person sofa"
+    )
 
 
 def test_repeated_classes_are_kept_where_they_are_asked_for():
@@ -57,7 +67,9 @@ def test_repeated_classes_are_kept_where_they_are_asked_for():
 
 def test_captions_in_circulation_repeat_their_classes_and_are_not_appended_to():
     prompt = make_prompt("two men on a couch; person person sofa", ["person", "person", "sofa"])
-    assert prompt == Prompt("two men on a couch; person person sofa", "person sofa", ("person", "sofa"))
+    assert prompt == Prompt(
+        "two men on a couch; person person sofa", "person sofa", ("person", "sofa")
+    )
 
 
 def test_a_semicolon_of_the_caption_itself_is_no_appending():
@@ -65,13 +77,18 @@ def test_a_semicolon_of_the_caption_itself_is_no_appending():
 
 
 def test_some_of_the_class_words_are_not_all_of_them():
-    assert make_prompt("a man beside a car; person", ["person", "car"]).text == "a man beside a car; person; person car"
+    assert (
+        make_prompt("a man beside a car; person", ["person", "car"]).text
+        == "a man beside a car; person; person car"
+    )
 
 
 def test_without_appending_the_words_are_taken_off():
     plain = Prompt("a man at a table", "person dining table", ("person", "dining table"))
     assert make_prompt("a man at a table", plain.classes, append=False) == plain
-    assert make_prompt("a man at a table; person dining table", plain.classes, append=False) == plain
+    assert (
+        make_prompt("a man at a table; person dining table", plain.classes, append=False) == plain
+    )
 
 
 @pytest.mark.parametrize(("caption", "classes"), [("", ["dog"]), ("   ", ["dog"]), ("a dog", [])])
@@ -98,9 +115,18 @@ def test_where_repeated_class_words_begin():
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("a car on a carpet", "car"), ("on a carpet a car", "car"), ("a bush, a bus", "bus"), ("scar car", "car"), ("car", "car"),
-     ("A Car!", "car"), ("(car)", "car"), ("a gold ring", "gold ring"), ("rings, goldring, gold ring", "gold ring")],
-)  # fmt: skip
+    [
+        ("a car on a carpet", "car"),
+        ("on a carpet a car", "car"),
+        ("a bush, a bus", "bus"),
+        ("scar car", "car"),
+        ("car", "car"),
+        ("A Car!", "car"),
+        ("(car)", "car"),
+        ("a gold ring", "gold ring"),
+        ("rings, goldring, gold ring", "gold ring"),
+    ],
+)
 def test_classes_are_found_as_whole_words(text, name):
     ((begin, end),) = find_words(text, [name])
     assert text[begin:end].lower() == name
@@ -109,11 +135,19 @@ def test_classes_are_found_as_whole_words(text, name):
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("a carpet", "car"), ("a bush", "bus"), ("a scar", "car"), ("gold ringed", "gold ring"), ("", "car"),
-     ("a dog-friendly car", "dog")],
-)  # fmt: skip
+    [
+        ("a carpet", "car"),
+        ("a bush", "bus"),
+        ("a scar", "car"),
+        ("gold ringed", "gold ring"),
+        ("", "car"),
+        ("a dog-friendly car", "dog"),
+    ],
+)
 def test_parts_of_words_are_not_the_class(text, name):
-    with pytest.raises(ValueError, match=rf"class \['{name}'\] is missing from its prompt.*append=true"):
+    with pytest.raises(
+        ValueError, match=rf"class \['{name}'\] is missing from its prompt.*append=true"
+    ):
         find_words(text, [name])
 
 
@@ -128,14 +162,26 @@ def test_every_missing_class_is_named():
         ("a hot dog and a dog", ("dog", "hot dog"), ("16 dog", "2 hot dog")),
         ("a hot dog and a dog", ("dog",), ("16 dog",)),  # a VOC prompt: hot dog is no class there
         ("a power-plant behind potted plants and a plant", ("plant",), ("41 plant",)),
-        ("two hot dogs", ("dog",), ("8 dogs",)),  # nowhere else: whoever gave the class means this one
+        (
+            "two hot dogs",
+            ("dog",),
+            ("8 dogs",),
+        ),  # nowhere else: whoever gave the class means this one
         ("a dog beside a hot dog", ("hot dog", "dog"), ("15 hot dog", "2 dog")),
         ("two hot dogs, three dogs", ("dog", "hot dog"), ("20 dogs", "4 hot dogs")),
         ("a gold ring, a ring", ("ring", "gold ring"), ("15 ring", "2 gold ring")),
         ("Gold Rings and Rings", ("ring", "gold ring"), ("15 Rings", "0 Gold Rings")),
-        ("a person person and a person", ("person", "person person"), ("22 person", "2 person person")),
+        (
+            "a person person and a person",
+            ("person", "person person"),
+            ("22 person", "2 person person"),
+        ),
         ("people at dining-tables", ("dining table", "person"), ("10 dining-tables", "0 people")),
-        ("a tv, a monitor and a tv monitor", ("tv monitor", "tv", "monitor"), ("22 tv monitor", "2 tv", "8 monitor")),
+        (
+            "a tv, a monitor and a tv monitor",
+            ("tv monitor", "tv", "monitor"),
+            ("22 tv monitor", "2 tv", "8 monitor"),
+        ),
         ("dogs and a dog", ("dog",), ("0 dogs",)),
         ("sheep, mice", ("mouse", "sheep"), ("7 mice", "0 sheep")),
         ("glasses", ("glass", "glasses"), None),  # a name that is another's plural stays what it is
@@ -152,29 +198,42 @@ def test_each_class_stands_at_its_own_word_the_longest_name_first(text, classes,
 
 def test_words_are_sought_in_a_part_of_the_text():
     text = "a dog and a cat; cat dog"
-    assert find_words(text, ["cat", "dog"]) == find_words(text, ["cat", "dog"], 0, 15) == [(12, 15), (2, 5)]
+    assert (
+        find_words(text, ["cat", "dog"])
+        == find_words(text, ["cat", "dog"], 0, 15)
+        == [(12, 15), (2, 5)]
+    )
     assert find_words(text, ["cat", "dog"], start=17) == [(17, 20), (21, 24)]
     with pytest.raises(ValueError, match=r"\['cat'\] is missing from its prompt 'a dog and a '"):
         find_words(text, ["cat"], 0, 12)
 
 
 @pytest.mark.parametrize(
-    "classes", [("dog", "hot dog"), ("hot dog", "dog"), ("dining", "table", "dining table"), ("person", "person person")]
+    "classes",
+    [
+        ("dog", "hot dog"),
+        ("hot dog", "dog"),
+        ("dining", "table", "dining table"),
+        ("person", "person person"),
+    ],
 )
 def test_class_words_alone_are_counted_off(classes):
     """Names side by side may read as another name; their order says which is meant."""
     text = make_prompt("things", classes).class_prompt
     spans = find_words(text, classes)
     assert [text[a:b] for a, b in spans] == list(classes)
-    assert spans == sorted(spans) and all(a[1] + 1 == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert spans == sorted(spans) and all(
+        a[1] + 1 == b[0] for a, b in zip(spans, spans[1:], strict=False)
+    )
 
 
 def test_where_the_words_of_a_prompt_stand():
     prompt = make_prompt("a hot dog; and a dog", ["hot dog", "dog"])
     places = word_places(prompt.text, prompt.class_prompt)
     assert {k: prompt.text[a:b] for k, (a, b) in places.items()} == {
-        "caption": "a hot dog; and a dog", "appended": "hot dog dog",
-    }  # fmt: skip
+        "caption": "a hot dog; and a dog",
+        "appended": "hot dog dog",
+    }
     assert word_places("a hot dog and a dog", "hot dog dog") == {"caption": (0, 19)}
 
 
@@ -185,11 +244,16 @@ def test_letters_that_grow_when_lowered_do_not_move_the_words():
 # Token positions
 
 
-@pytest.mark.parametrize("classes", [("gold ring",), ("apple", "gold ring", "pine tree"), ("tire", "brick"), ("heart",)])
+@pytest.mark.parametrize(
+    "classes", [("gold ring",), ("apple", "gold ring", "pine tree"), ("tire", "brick"), ("heart",)]
+)
 @pytest.mark.parametrize("caption", ["a photo of things", "Gold RINGS on a carpet, 3 of them!"])
 def test_token_spans_spell_the_class_names(tokenizer, classes, caption):
     prompt = make_prompt(caption, classes)
-    for text, start in ((prompt.class_prompt, 0), (prompt.text, appended_from(prompt.text, prompt.class_prompt))):
+    for text, start in (
+        (prompt.class_prompt, 0),
+        (prompt.text, appended_from(prompt.text, prompt.class_prompt)),
+    ):
         ids = tokenizer(text).input_ids
         spans = token_spans(text, classes, offsets(tokenizer, text), start)
         for name, positions in zip(classes, spans, strict=True):
@@ -197,7 +261,9 @@ def test_token_spans_spell_the_class_names(tokenizer, classes, caption):
             assert spelled.replace("</w>", " ").strip() == name
             assert positions == list(range(positions[0], positions[-1] + 1))
         flat = [p for positions in spans for p in positions]
-        assert flat == sorted(set(flat)) and 0 not in flat and flat[-1] == len(ids) - 2  # neither start nor end token
+        assert (
+            flat == sorted(set(flat)) and 0 not in flat and flat[-1] == len(ids) - 2
+        )  # neither start nor end token
 
 
 @pytest.mark.parametrize("caption", ["gold rings beside a ring", "a ring of trees, a gold ring"])
@@ -208,7 +274,9 @@ def test_tokens_of_nested_names_of_a_caption(tokenizer, caption):
     spelled = {}
     for words, place in word_places(prompt.text, prompt.class_prompt).items():
         spans = token_spans(prompt.text, classes, at, *place)
-        pieces = ["".join(tokenizer.convert_ids_to_tokens([ids[p] for p in span])) for span in spans]
+        pieces = [
+            "".join(tokenizer.convert_ids_to_tokens([ids[p] for p in span])) for span in spans
+        ]
         spelled[words] = [p.replace("</w>", " ").strip() for p in pieces]
         assert not set(spans[0]) & set(spans[1]) and len(spans[1]) > len(spans[0])
     gold = "gold rings" if "rings" in caption else "gold ring"
@@ -235,7 +303,9 @@ def test_a_class_cut_off_by_the_limit_is_refused(tokenizer):
         if cut[-2][1] == len(text):
             continue
         with pytest.raises(
-            ValueError, match=f"'gold ring' is cut off: .*longer than the text encoder's {limit} tokens. Shorten"
+            ValueError,
+            match=f"'gold ring' is cut off: .*longer than the text encoder's {limit} tokens. "
+            "Shorten",
         ):
             token_spans(text, ["gold ring"], cut)
     assert len(token_spans(text, ["gold ring"], whole)[0]) >= 2
@@ -322,7 +392,9 @@ def test_every_class_gets_its_number():
     rng = np.random.default_rng(0)
     captions = [tuple(rng.choice(VOC.names, rng.integers(1, 4), replace=False)) for _ in range(300)]
     times = repeats(captions, 50)
-    asked = Counter(name for classes, n in zip(captions, times, strict=True) for name in classes * n)
+    asked = Counter(
+        name for classes, n in zip(captions, times, strict=True) for name in classes * n
+    )
     assert min(asked[name] for name in VOC.names) >= 50
     number = Counter(name for classes in captions for name in classes)
     for classes, n in zip(captions, times, strict=True):  # no more than the rarest class asks for
@@ -354,8 +426,12 @@ def test_no_comma_and_no_half_word_is_left():
 
 def test_a_class_name_is_not_cut_in_two():
     prompt = make_prompt("a man at a dining table in a room", ["person", "dining table"])
-    seen = {trim_caption(prompt, words_up_to(limit)).text.partition(";")[0] for limit in range(4, 11)}
-    assert {"a man at a dining table", "a man at a"} <= seen and not any(text.endswith("dining") for text in seen)
+    seen = {
+        trim_caption(prompt, words_up_to(limit)).text.partition(";")[0] for limit in range(4, 11)
+    }
+    assert {"a man at a dining table", "a man at a"} <= seen and not any(
+        text.endswith("dining") for text in seen
+    )
 
 
 def test_what_cannot_be_trimmed():
@@ -371,5 +447,7 @@ def test_without_appending_a_class_of_the_caption_stays():
 
 
 def test_repeated_class_words_are_class_words():
-    prompt = make_prompt("two men on a long couch; person person sofa", ["person", "person", "sofa"])
+    prompt = make_prompt(
+        "two men on a long couch; person person sofa", ["person", "person", "sofa"]
+    )
     assert trim_caption(prompt, words_up_to(6)).text == "two men on; person person sofa"

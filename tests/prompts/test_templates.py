@@ -23,7 +23,11 @@ SHAPES, VOC = taxonomy("shapes"), taxonomy("voc")
 
 
 def from_conf(name, **changes):
-    settings = {k: v for k, v in yaml.safe_load((CONF / f"{name}.yaml").read_text()).items() if k != "_target_"}
+    settings = {
+        k: v
+        for k, v in yaml.safe_load((CONF / f"{name}.yaml").read_text()).items()
+        if k != "_target_"
+    }
     return TemplatePrompts(**{**settings, **changes})
 
 
@@ -106,7 +110,9 @@ def test_empty_template_settings_are_refused(empty):
 
 
 def test_a_mistyped_placeholder_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'\{thing\} in \{light\}' asks for 'thing'; known: things, light"):
+    with pytest.raises(
+        ValueError, match=r"'\{thing\} in \{light\}' asks for 'thing'; known: things, light"
+    ):
         template_prompts(templates=["{thing} in {light}"])(SHAPES, 1, 0)
 
 
@@ -123,10 +129,11 @@ def test_a_mistyped_placeholder_is_answered_with_the_known_ones():
         ({"conditions": {"light": "dark"}}, "prompts.conditions.light: a list of words"),
         ({"materials": {"apple": "red"}}, "prompts.materials.apple: a list of words"),
         ({"amounts": [0]}, "prompts.amounts: whole numbers from 1 on"),
-        ({"amounts": [1.5]}, "prompts.amounts"), ({"amounts": [True]}, "prompts.amounts"),
+        ({"amounts": [1.5]}, "prompts.amounts"),
+        ({"amounts": [True]}, "prompts.amounts"),
         ({"amounts": [" "]}, "prompts.amounts"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_do_not_fit(change, message):
     with pytest.raises(ValueError, match=message):
         template_prompts(**change)
@@ -156,32 +163,50 @@ def test_templates_need_a_number():
 
 
 def test_empty_words_leave_no_gap():
-    prompts = template_prompts(templates=["{things} {light}, outside"], conditions={"light": ["", "at night"]})(SHAPES, 30, 0)
+    prompts = template_prompts(
+        templates=["{things} {light}, outside"], conditions={"light": ["", "at night"]}
+    )(SHAPES, 30, 0)
     captions = [p.text.partition(";")[0] for p in prompts]
     assert not any("  " in c or " ," in c for c in captions)
     assert {"night" in c for c in captions} == {True, False}
 
 
 def test_amounts_bring_the_plural():
-    names = Taxonomy("n", ["pine tree", "knife", "sheep", "bus", "skis", "apple", "worker", "safety goggles"])
-    source = template_prompts(templates=["{things}"], conditions={}, counts=[1], amounts=[1, 2, 12, "several"],
-                              plural_names={"worker": "crew members"})  # fmt: skip
+    names = Taxonomy(
+        "n", ["pine tree", "knife", "sheep", "bus", "skis", "apple", "worker", "safety goggles"]
+    )
+    source = template_prompts(
+        templates=["{things}"],
+        conditions={},
+        counts=[1],
+        amounts=[1, 2, 12, "several"],
+        plural_names={"worker": "crew members"},
+    )
     found = {p.text.partition(";")[0] for p in source(names, 600, 0)}
     assert found == {
         *("a pine tree", "two pine trees", "12 pine trees", "several pine trees"),
-        *("a knife", "two knives", "12 knives", "several knives"), *("a sheep", "two sheep", "12 sheep", "several sheep"),
-        *("a bus", "two buses", "12 buses", "several buses"), *("skis", "two skis", "12 skis", "several skis"),
+        *("a knife", "two knives", "12 knives", "several knives"),
+        *("a sheep", "two sheep", "12 sheep", "several sheep"),
+        *("a bus", "two buses", "12 buses", "several buses"),
+        *("skis", "two skis", "12 skis", "several skis"),
         *("safety goggles", "two safety goggles", "12 safety goggles", "several safety goggles"),
         *("an apple", "two apples", "12 apples", "several apples"),
         *("a worker", "two crew members", "12 crew members", "several crew members"),
-    }  # fmt: skip
+    }
 
 
 def test_materials_belong_to_their_class():
-    source = template_prompts(counts=[0, 1], materials={"tire": ["old", "worn"], "brick": ["old"]}, amounts=[1, 2])
+    source = template_prompts(
+        counts=[0, 1], materials={"tire": ["old", "worn"], "brick": ["old"]}, amounts=[1, 2]
+    )
     text = " ".join(p.text for p in source(SHAPES, 200, 0))
-    assert all(re.search(rf"\b{words}\b", text) for words in ("an old tire", "a worn tire", "two old bricks"))
-    assert not re.search(r"\b(a|two) (tires?|bricks?)\b|\b(old|worn) (?!tire|brick)|worn brick", text)
+    assert all(
+        re.search(rf"\b{words}\b", text)
+        for words in ("an old tire", "a worn tire", "two old bricks")
+    )
+    assert not re.search(
+        r"\b(a|two) (tires?|bricks?)\b|\b(old|worn) (?!tire|brick)|worn brick", text
+    )
 
 
 def test_the_site_file_is_balanced_and_follows_its_conditions():
@@ -206,10 +231,15 @@ def test_only_classes_of_a_group_share_a_prompt():
     together = {frozenset(p.classes) for p in prompts if len(p.classes) > 1}
     assert together and all(any(t <= set(g) for g in GROUPS) for t in together)
     assert {"apple", "banana", "leaf"} in together and {"brick", "tire"} in together
-    assert {p.classes for p in prompts if {"heart", "gold ring"} & set(p.classes)} == {("heart",), ("gold ring",)}
+    assert {p.classes for p in prompts if {"heart", "gold ring"} & set(p.classes)} == {
+        ("heart",),
+        ("gold ring",),
+    }
 
 
-@pytest.mark.parametrize("groups", [GROUPS, [["apple", n] for n in SHAPES.names[1:]], [list(SHAPES.names)]])
+@pytest.mark.parametrize(
+    "groups", [GROUPS, [["apple", n] for n in SHAPES.names[1:]], [list(SHAPES.names)]]
+)
 @pytest.mark.parametrize("counts", [[1.0], [0.4, 0.4, 0.2], [0, 0, 1]])
 def test_groups_leave_the_classes_balanced(groups, counts):
     prompts = template_prompts(groups=groups, counts=counts)(SHAPES, 400, 1)
@@ -227,13 +257,19 @@ def test_groups_are_drawn_by_their_weight():
 
 def test_groups_are_read_from_a_caption_file(tmp_path):
     rows = [
-        {"caption": "two men on a couch"}, {"caption": "a woman on a sofa"}, {"caption": "sky"},
-        {"caption": "x; cat dog", "class_prompt": "cat dog"}, {"caption": "y", "classes": ["cow"]},
-    ]  # fmt: skip
+        {"caption": "two men on a couch"},
+        {"caption": "a woman on a sofa"},
+        {"caption": "sky"},
+        {"caption": "x; cat dog", "class_prompt": "cat dog"},
+        {"caption": "y", "classes": ["cow"]},
+    ]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert read_groups(str(tmp_path / "captions.jsonl"), VOC) == {
-        frozenset({"person", "sofa"}): 2, frozenset(): 1, frozenset({"cat", "dog"}): 1, frozenset({"cow"}): 1
-    }  # fmt: skip
+        frozenset({"person", "sofa"}): 2,
+        frozenset(): 1,
+        frozenset({"cat", "dog"}): 1,
+        frozenset({"cow"}): 1,
+    }
     (tmp_path / "captions.jsonl").write_text('{"caption": "x", "classes": ["unicorn"]}')
     with pytest.raises(ValueError, match=r"entry 0: unknown class \['unicorn'\]"):
         read_groups(str(tmp_path / "captions.jsonl"), VOC)
@@ -245,7 +281,9 @@ def test_groups_are_counted_in_masks(tmp_path):
     found = read_groups(str(tmp_path), SHAPES)
     assert found == {frozenset({"apple", "leaf"}): 2, frozenset({"pine tree"}): 1}
     prompts = template_prompts(groups=str(tmp_path), counts=[0, 1])(SHAPES, 100, 0)
-    assert {frozenset(p.classes) for p in prompts if len(p.classes) == 2} == {frozenset({"apple", "leaf"})}
+    assert {frozenset(p.classes) for p in prompts if len(p.classes) == 2} == {
+        frozenset({"apple", "leaf"})
+    }
 
 
 def test_masks_and_files_that_cannot_be_counted(tmp_path):
@@ -254,7 +292,9 @@ def test_masks_and_files_that_cannot_be_counted(tmp_path):
     with pytest.raises(FileNotFoundError, match="no masks"):
         read_groups(str(tmp_path), SHAPES)
     (tmp_path / "a.png").write_bytes(encode_mask(np.array([[9]], np.uint8)))
-    with pytest.raises(ValueError, match=r"a\.png has the value 9; taxonomy 'shapes' has classes 0 to 8"):
+    with pytest.raises(
+        ValueError, match=r"a\.png has the value 9; taxonomy 'shapes' has classes 0 to 8"
+    ):
         read_groups(str(tmp_path), SHAPES)
 
 

@@ -1,4 +1,5 @@
-"""A made-up study for the reports, written in the formats on disk: a synthetic set, real test images, runs with results."""
+"""A made-up study for the reports, written in the formats on disk: a synthetic set, real test
+images, runs with results."""
 
 import hashlib
 import json
@@ -35,7 +36,8 @@ def write_image(path, pixels):
 
 
 def make_synthetic(folder, count=14, size=64):
-    """A finished synthetic set with signals and a sweep; sample 000001 has an evil prompt and lacks its first class."""
+    """A finished synthetic set with signals and a sweep; sample 000001 has an evil prompt and
+    lacks its first class."""
     rng, plan, records = np.random.default_rng(0), [], []
     for i in range(count):
         s = scene("shapes", "train", i)
@@ -47,31 +49,82 @@ def make_synthetic(folder, count=14, size=64):
         name = f"{i:06d}"
         image = np.asarray(Image.fromarray(s.image).resize((size, size)))
         write_image(folder / f"JPEGImages/{name}.png", image)
-        write_image(folder / f"SegmentationClass/{name}.png", np.asarray(Image.fromarray(mask).resize((size, size), 0)))
+        write_image(
+            folder / f"SegmentationClass/{name}.png",
+            np.asarray(Image.fromarray(mask).resize((size, size), 0)),
+        )
         small = np.stack([(s.mask == c).reshape(16, 4, 16, 4).mean((1, 3)) for c in ids])[:, None]
         heat = (small + 0.05 * rng.random((len(ids), 3, 16, 16))).astype(np.float32)
         (folder / "heat").mkdir(exist_ok=True)
         save_file({"class_prompt": heat}, folder / f"heat/{name}.safetensors")
-        plan.append({"id": name, "prompt": EVIL if i == 1 else s.caption, "class_prompt": " ".join(s.classes),
-                     "classes": list(s.classes), "class_ids": ids, "seed": 1000 + i, "unit": i // 2})  # fmt: skip
-        signal = {k: heat.astype(float).max((2, 3)).tolist() for k in ("peak", "spread", "entropy", "area")}
-        signals = {"heat": {"class_prompt": signal}, "clip": {"prompt": 20 + i / 10, "classes": [21.0] * len(ids)}}
-        records.append({"id": name, "unit": i // 2, "attempt": 0, "image_sha256": sha256(folder / f"JPEGImages/{name}.png"),
-                        "heat_sha256": sha256(folder / f"heat/{name}.safetensors"), "seconds": 0.5,
-                        "signals": signals})  # fmt: skip
+        plan.append(
+            {
+                "id": name,
+                "prompt": EVIL if i == 1 else s.caption,
+                "class_prompt": " ".join(s.classes),
+                "classes": list(s.classes),
+                "class_ids": ids,
+                "seed": 1000 + i,
+                "unit": i // 2,
+            }
+        )
+        signal = {
+            k: heat.astype(float).max((2, 3)).tolist()
+            for k in ("peak", "spread", "entropy", "area")
+        }
+        signals = {
+            "heat": {"class_prompt": signal},
+            "clip": {"prompt": 20 + i / 10, "classes": [21.0] * len(ids)},
+        }
+        records.append(
+            {
+                "id": name,
+                "unit": i // 2,
+                "attempt": 0,
+                "image_sha256": sha256(folder / f"JPEGImages/{name}.png"),
+                "heat_sha256": sha256(folder / f"heat/{name}.safetensors"),
+                "seconds": 0.5,
+                "signals": signals,
+            }
+        )
     (folder / "plan.jsonl").write_text("".join(json.dumps(p) + "\n" for p in plan))
     (folder / "records").mkdir()
     (folder / "records/0.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    identity = {"generator": {"model": "embedded"}, "taxonomy": {"name": "shapes", "names": list(SHAPES_NAMES)}}
+    identity = {
+        "generator": {"model": "embedded"},
+        "taxonomy": {"name": "shapes", "names": list(SHAPES_NAMES)},
+    }
     write(
-        folder / "run.json", {"identity": identity, "versions": {"torch": "2"}, "git_commit": "abc", "command": "generate.py"}
+        folder / "run.json",
+        {
+            "identity": identity,
+            "versions": {"torch": "2"},
+            "git_commit": "abc",
+            "command": "generate.py",
+        },
     )
     settings = {"power": 1, "threshold": 0.5, "band": 0.1, "source": "class_prompt"}
-    write(folder / "SegmentationClass/masks.json", {"identity": {"settings": settings, "heat": "0"}})
-    table = [{"power": p, "threshold": t, "band": 0.1, "source": "class_prompt", "miou": 70 - (p - 2) ** 2 - 40 * abs(t - 0.5),
-              "miou_certain": 75.0, "uncertain": 3.0} for p in range(5) for t in (0.3, 0.4, 0.5, 0.6)]  # fmt: skip
+    write(
+        folder / "SegmentationClass/masks.json", {"identity": {"settings": settings, "heat": "0"}}
+    )
+    table = [
+        {
+            "power": p,
+            "threshold": t,
+            "band": 0.1,
+            "source": "class_prompt",
+            "miou": 70 - (p - 2) ** 2 - 40 * abs(t - 0.5),
+            "miou_certain": 75.0,
+            "uncertain": 3.0,
+        }
+        for p in range(5)
+        for t in (0.3, 0.4, 0.5, 0.6)
+    ]
     table.sort(key=lambda r: -r["miou"])
-    write(folder / "sweeps/human.json", {"masks": {}, "sweep": {"against": "human/masks", "table": table}})
+    write(
+        folder / "sweeps/human.json",
+        {"masks": {}, "sweep": {"against": "human/masks", "table": table}},
+    )
     return folder
 
 
@@ -97,7 +150,8 @@ def scores(confusion):
 
 
 def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
-    """metrics.json with predictions that are wrong on a share of ``error`` of each image, more on later images."""
+    """metrics.json with predictions that are wrong on a share of ``error`` of each image, more
+    on later images."""
     rng, images = np.random.default_rng(seed), []
     for i, name in enumerate(data.ids):
         truth = data[i][1]
@@ -110,13 +164,27 @@ def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
         images.append(image)
     confusion = np.sum(images, 0).astype(int).tolist()
     miou, ious, accuracy = scores(confusion)
-    found = {"data": data.root.name, "split": data.split, "masks": data.masks, "num_images": len(data),
-             "weights_sha256": "c" * 64, "protocol": {"scales": [1.0], "flip": False, "resize": 64}, "supervision": "A",
-             "trained_on": {}, "masks_made_with": None, "miou": miou, "iou": dict(zip(names, ious, strict=True)),
-             "pixel_accuracy": accuracy, "confusion": confusion, **more}  # fmt: skip
+    found = {
+        "data": data.root.name,
+        "split": data.split,
+        "masks": data.masks,
+        "num_images": len(data),
+        "weights_sha256": "c" * 64,
+        "protocol": {"scales": [1.0], "flip": False, "resize": 64},
+        "supervision": "A",
+        "trained_on": {},
+        "masks_made_with": None,
+        "miou": miou,
+        "iou": dict(zip(names, ious, strict=True)),
+        "pixel_accuracy": accuracy,
+        "confusion": confusion,
+        **more,
+    }
     if per_image:
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(folder / "per_image.npz", confusion=np.stack(images), ids=np.array(data.ids))
+        np.savez_compressed(
+            folder / "per_image.npz", confusion=np.stack(images), ids=np.array(data.ids)
+        )
         sha = hashlib.sha256((folder / "per_image.npz").read_bytes()).hexdigest()
         found["per_image"] = {"file": "per_image.npz", "sha256": sha}
     write(folder / "metrics.json", found)
@@ -124,27 +192,56 @@ def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
 
 
 def make_run(
-    folder, tests, error, seed=0, source="synthetic", shots=None, after=None, steps=300, rate=3e-3, data=None, **more
+    folder,
+    tests,
+    error,
+    seed=0,
+    source="synthetic",
+    shots=None,
+    after=None,
+    steps=300,
+    rate=3e-3,
+    data=None,
+    **more,
 ):
     """A finished run with a learning curve and results on ``tests``. ``after``: the folder of the
     run that it goes on from; ``data``: keys of trained_on."""
     before = json.loads((after / "run.json").read_text()) if after else None
-    trained_on = {"source": source, "root": "shapes", "split": "train", "masks": "SegmentationClass",
-                  "images": shots if type(shots) is int else 512, "shots": shots, "seed": seed,
-                  "after": before and before["trained_on"], "mask_settings": {}, **(data or {})}  # fmt: skip
+    trained_on = {
+        "source": source,
+        "root": "shapes",
+        "split": "train",
+        "masks": "SegmentationClass",
+        "images": shots if type(shots) is int else 512,
+        "shots": shots,
+        "seed": seed,
+        "after": before and before["trained_on"],
+        "mask_settings": {},
+        **(data or {}),
+    }
     if source == "real":
         del trained_on["mask_settings"]
     segmenter = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18}
     identity = {
-        "segmenter": segmenter, "seed": seed, "trainer": {"max_steps": steps, "callbacks": {"ema": {"decay": 0.98}}},
-        "optimizer": {"learning_rate": rate}, "trained_on": trained_on, "init_from_sha256": before and "c" * 64,
-    }  # fmt: skip
+        "segmenter": segmenter,
+        "seed": seed,
+        "trainer": {"max_steps": steps, "callbacks": {"ema": {"decay": 0.98}}},
+        "optimizer": {"learning_rate": rate},
+        "trained_on": trained_on,
+        "init_from_sha256": before and "c" * 64,
+    }
     run = {
         "steps": steps,
-        "identity": identity, "segmenter": segmenter, "trained_on": trained_on, "seconds": 60.0, "weights_sha256": "c" * 64,
-        "supervision": "real" if source == "real" else "A", "versions": {"torch": "2.13.0"}, "git_commit": "0123456789abcdef+",
+        "identity": identity,
+        "segmenter": segmenter,
+        "trained_on": trained_on,
+        "seconds": 60.0,
+        "weights_sha256": "c" * 64,
+        "supervision": "real" if source == "real" else "A",
+        "versions": {"torch": "2.13.0"},
+        "git_commit": "0123456789abcdef+",
         "command": f"train.py {EVIL}",
-    }  # fmt: skip
+    }
     write(folder / "run.json", run)
     lines = ["epoch,step,train/loss,tune/miou"]
     for step in range(9, steps, 10):
@@ -153,18 +250,26 @@ def make_run(
             lines.append(f"0,{step},,{60 * (1 - 2 ** (-step / 80))}")
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n0,torn")
     for data in tests:
-        make_result(folder / f"eval/{data.root.name}", data, error, seed + 10 * len(folder.parts), **more)
+        make_result(
+            folder / f"eval/{data.root.name}", data, error, seed + 10 * len(folder.parts), **more
+        )
     return folder
 
 
 def make_budget() -> dict:
     """budget.json of a study of three seeds, the last of which lacks a run."""
     arms = {
-        "finetune": {"0": {"shapes": [60.0, 62.0, 61.0]}, "16": {"shapes": [68.0, 70.0, 69.0]},
-                     "all": {"shapes": [76.0, 78.0, 77.0]}},
-        "real": {"16": {"shapes": [50.0, 51.0, None]}, "64": {"shapes": [66.0, 64.0, 65.0]},
-                 "all": {"shapes": [75.0, 77.0, 77.5]}},
-    }  # fmt: skip
+        "finetune": {
+            "0": {"shapes": [60.0, 62.0, 61.0]},
+            "16": {"shapes": [68.0, 70.0, 69.0]},
+            "all": {"shapes": [76.0, 78.0, 77.0]},
+        },
+        "real": {
+            "16": {"shapes": [50.0, 51.0, None]},
+            "64": {"shapes": [66.0, 64.0, 65.0]},
+            "all": {"shapes": [75.0, 77.0, 77.5]},
+        },
+    }
     seconds = {
         "finetune": {k: {"shapes": [3600.0] * 3} for k in arms["finetune"]},
         "real": {k: {"shapes": [1800.0] * 3} for k in arms["real"]},
@@ -172,14 +277,21 @@ def make_budget() -> dict:
     edge = {"chosen": 0.003, "edge": {"end": "highest", "add": 0.009}}
     prices, found = Prices(10.0, 24.0, 2.0), Measured(arms, {"shapes": 512}, [0, 1, 2], ["shapes"])
     study = {
-        "study": "shapes_budget", "domains": {"shapes": 512}, "seeds": [0, 1, 2],
-        "draws": ["shapes"], "arms": arms,
-        "differences": differences(found), "skipped": skipped(found),
+        "study": "shapes_budget",
+        "domains": {"shapes": 512},
+        "seeds": [0, 1, 2],
+        "draws": ["shapes"],
+        "arms": arms,
+        "differences": differences(found),
+        "skipped": skipped(found),
         "runs": [{"domain": "shapes", "num_images": 40}],
         "learning_rates": {"real": {"by_shots": {"16": edge}}},
-        "cost": {"prices": vars(prices), "seconds": seconds,
-                 "targets": target_costs(found, seconds, prices, [65.0])},
-    }  # fmt: skip
+        "cost": {
+            "prices": vars(prices),
+            "seconds": seconds,
+            "targets": target_costs(found, seconds, prices, [65.0]),
+        },
+    }
     return json.loads(json.dumps(study))
 
 
@@ -188,7 +300,8 @@ BUDGET = make_budget()
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory) -> Path:
-    """Folder with data/synthetic/shapes, data/{shapes,shapes_shift} and outputs/shapes; never changed by a test."""
+    """Folder with data/synthetic/shapes, data/{shapes,shapes_shift} and outputs/shapes; never
+    changed by a test."""
     return make_study(tmp_path_factory.mktemp("study"))
 
 
@@ -199,16 +312,36 @@ def make_study(root, size=64, count=14):
     for seed in (0, 1):
         make_run(runs / f"synthetic/seed={seed}", tests, 0.30 + 0.02 * seed, seed)
         for shots, error in ((16, 0.5), (64, 0.25)):
-            make_run(runs / f"real/shots={shots},seed={seed}", tests, error, seed, "real", shots, steps=400)
+            make_run(
+                runs / f"real/shots={shots},seed={seed}",
+                tests,
+                error,
+                seed,
+                "real",
+                shots,
+                steps=400,
+            )
             after = runs / f"synthetic/seed={seed}"
-            make_run(runs / f"finetune/shots={shots},seed={seed}", tests, error / 2, seed, "real", shots, after, 100)
+            make_run(
+                runs / f"finetune/shots={shots},seed={seed}",
+                tests,
+                error / 2,
+                seed,
+                "real",
+                shots,
+                after,
+                100,
+            )
     write(root / "outputs/shapes/shapes_budget/budget.json", BUDGET)
     return root
 
 
 @pytest.fixture
 def tests_of(study):
-    return {n: SegmentationFolder(study / f"data/{n}", "test", SHAPES) for n in ("shapes", "shapes_shift")}
+    return {
+        n: SegmentationFolder(study / f"data/{n}", "test", SHAPES)
+        for n in ("shapes", "shapes_shift")
+    }
 
 
 @pytest.fixture
@@ -217,6 +350,13 @@ def builder():
     from types import SimpleNamespace
 
     return SimpleNamespace(
-        run=make_run, result=make_result, test=make_test, synthetic=make_synthetic, scores=scores, names=NAMES, shapes=SHAPES,
-        budget=BUDGET, evil=EVIL,
-    )  # fmt: skip
+        run=make_run,
+        result=make_result,
+        test=make_test,
+        synthetic=make_synthetic,
+        scores=scores,
+        names=NAMES,
+        shapes=SHAPES,
+        budget=BUDGET,
+        evil=EVIL,
+    )

@@ -1,4 +1,5 @@
-"""The pages in a headless Chromium, driven over its DevTools pipe: no console message, pictures load, the filters work."""
+"""The pages in a headless Chromium, driven over its DevTools pipe: no console message, pictures
+load, the filters work."""
 
 import base64
 import json
@@ -18,23 +19,50 @@ pytestmark = pytest.mark.browser
 
 
 class Browser:
-    """One page of a headless Chromium; ``messages`` is what its console and its security policy said."""
+    """One page of a headless Chromium; ``messages`` is what its console and its security policy
+    said."""
 
     def __init__(self, profile):
         program = next(filter(None, map(shutil.which, BROWSERS)), None)
         if program is None:
-            pytest.fail(f'no browser: install one of {", ".join(BROWSERS)}, or leave this test out with -m "not browser"')
+            pytest.fail(
+                f"no browser: install one of {', '.join(BROWSERS)}, or leave this test out with "
+                '-m "not browser"'
+            )
         (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
         self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}', program, *flags, "about:blank"],
-            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [
+                "bash",
+                "-c",
+                f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}',
+                program,
+                *flags,
+                "about:blank",
+            ],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(theirs_in), os.close(theirs_out)
-        self.out, self.into, self.number, self.session = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb"), 0, None
+        self.out, self.into, self.number, self.session = (
+            os.fdopen(ours_out, "wb"),
+            os.fdopen(ours_in, "rb"),
+            0,
+            None,
+        )
         self.rest, self.messages, self.events = b"", [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -59,7 +87,10 @@ class Browser:
     def call(self, method, **params):
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
-        self.out.write(json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        self.out.write(
+            json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode()
+            + b"\0"
+        )
         self.out.flush()
         answer = self._wait(lambda m: m.get("id") == self.number)
         assert "error" not in answer, answer
@@ -67,14 +98,22 @@ class Browser:
 
     def open(self, path, width=1280, dark=False):
         self.messages.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=path.as_uri())
         self._wait(lambda m: m.get("method") == "Page.loadEventFired")
 
     def js(self, expression):
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -83,7 +122,9 @@ class Browser:
 
     def press(self, key, code):
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
 
     def picture(self, path):
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
@@ -110,11 +151,16 @@ def pages(study):
     from dd.taxonomy import taxonomy
 
     shapes = taxonomy("shapes")
-    tests = {n: SegmentationFolder(study / f"data/{n}", "test", shapes) for n in ("shapes", "shapes_shift")}
+    tests = {
+        n: SegmentationFolder(study / f"data/{n}", "test", shapes)
+        for n in ("shapes", "shapes_shift")
+    }
     runs = sorted(p.parent for p in (study / "outputs").glob("**/run.json"))
     synthetic = study / "data/synthetic/shapes"
     budgets = sorted((study / "outputs").glob("**/budget.json"))
-    runs_page = report(study / "seen", runs, tests, synthetic, shapes, list(tests), "Study", budgets=budgets)
+    runs_page = report(
+        study / "seen", runs, tests, synthetic, shapes, list(tests), "Study", budgets=budgets
+    )
     return {"runs": runs_page, "data": report_dataset(synthetic, gallery=14)}
 
 
@@ -128,7 +174,13 @@ def test_a_page_opens_quietly_and_fits(browser, pages, which, width, dark):
     assert browser.js("document.documentElement.scrollWidth") <= width  # tables scroll on their own
     colour = browser.js("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, colour.strip("rgb()").split(","))) < 150) is dark
-    assert browser.js("performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+    assert (
+        browser.js(
+            "performance.getEntriesByType('resource').filter(e => "
+            "!e.name.startsWith('data:')).length"
+        )
+        == 0
+    )
 
 
 def test_a_phone_shows_the_main_numbers_without_scrolling(browser, pages):
@@ -141,16 +193,24 @@ def test_a_phone_shows_the_main_numbers_without_scrolling(browser, pages):
     assert main == [1, 2] and max(ends) <= browser.js(f"{table}.getBoundingClientRect().right")
 
 
-SHOWN = "[...document.querySelectorAll('li.sample')].filter(c => c.offsetParent).map(c => c.querySelector('dd').textContent)"
+SHOWN = (
+    "[...document.querySelectorAll('li.sample')].filter(c => c.offsetParent).map(c => "
+    "c.querySelector('dd').textContent)"
+)
 CHANGED = "form.dispatchEvent(new Event('input', {bubbles: true}))"
 
 
 def test_filters_show_what_they_say(browser, pages, study):
     browser.open(pages["data"])
-    plan = [json.loads(line) for line in (study / "data/synthetic/shapes/plan.jsonl").read_text().splitlines()]
+    plan = [
+        json.loads(line)
+        for line in (study / "data/synthetic/shapes/plan.jsonl").read_text().splitlines()
+    ]
     assert browser.js(SHOWN) == [p["id"] for p in plan]
     name = plan[0]["classes"][0]
-    browser.js(f"form = document.forms[0]; form.elements.class.value = {json.dumps(name)}; {CHANGED}")
+    browser.js(
+        f"form = document.forms[0]; form.elements.class.value = {json.dumps(name)}; {CHANGED}"
+    )
     assert browser.js(SHOWN) == [p["id"] for p in plan if name in p["classes"]]
     status = browser.js("document.querySelector('[role=status]').textContent")
     assert status == f"{len(browser.js(SHOWN))} of {len(plan)} samples shown"
@@ -179,7 +239,11 @@ def test_the_search_works_from_the_keyboard(browser, pages):
 
 def test_no_other_script_may_run(browser, pages, tmp_path):
     page = tmp_path / "other.html"
-    page.write_text(pages["data"].read_text().replace("</main>", "</main><script>document.title = 'stolen'</script>", 1))
+    page.write_text(
+        pages["data"]
+        .read_text()
+        .replace("</main>", "</main><script>document.title = 'stolen'</script>", 1)
+    )
     browser.open(page)
     assert browser.js("document.title") != "stolen"
     assert any("Content Security Policy" in json.dumps(m) for m in browser.messages)

@@ -26,7 +26,10 @@ def edit(path, **changes):
 
 def test_an_honest_file_is_read_with_its_images(result):
     found = read_metrics(result("a"), "c" * 64)
-    assert found["images"]["confusion"].sum(0).tolist() == found["confusion"] and len(found["images"]["ids"]) == 12
+    assert (
+        found["images"]["confusion"].sum(0).tolist() == found["confusion"]
+        and len(found["images"]["ids"]) == 12
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,10 @@ def test_an_honest_file_is_read_with_its_images(result):
         ({"confusion": "x"}, "not those of its confusion matrix"),
         ({"num_images": 11}, "does not add up to metrics.json"),
         ({"weights_sha256": "d" * 64}, "another checkpoint than the run has now"),
-        ({"per_image": {"file": "per_image.npz", "sha256": "0"}}, "not the file that metrics.json names"),
+        (
+            {"per_image": {"file": "per_image.npz", "sha256": "0"}},
+            "not the file that metrics.json names",
+        ),
     ],
 )
 def test_an_edited_file_is_refused(result, changes, message):
@@ -87,7 +93,10 @@ def test_without_the_images_own_matrices_there_is_no_interval(result):
     plain = row("a", read_metrics(result("a", per_image=False)))
     section = comparison("T", [plain, row("b", read_metrics(result("b", 0.1)))], "shapes", plain)
     found = cells(section)
-    assert found["a"]["95 % interval"] is None and found["b"]["95 % interval of the difference"] is None
+    assert (
+        found["a"]["95 % interval"] is None
+        and found["b"]["95 % interval of the difference"] is None
+    )
     assert found["b"]["95 % interval"] is not None and found["b"]["p (Holm)"] is None
     assert "evaluate the run again" in section.note
 
@@ -99,15 +108,21 @@ def test_runs_on_other_images_or_classes_are_separated_with_the_reason(result, b
     results["classes"] = read_metrics(result("classes", names=[*builder.names[:-1], "oak"]))
     results["set"] = read_metrics(result("set", masks_made_with={"power": 1}))
     other = builder.test(tmp_path / "else" / "shapes", 12)
-    (other.root / "ImageSets/Segmentation/test.txt").write_text("".join(f"t{i}\n" for i in range(12))[::-1].strip())
+    (other.root / "ImageSets/Segmentation/test.txt").write_text(
+        "".join(f"t{i}\n" for i in range(12))[::-1].strip()
+    )
     other.ids = other.ids[::-1]
     builder.result(tmp_path / "ids", other, 0.3, 0)
     results["ids"] = read_metrics(tmp_path / "ids/metrics.json")
     kept, left_out = comparable(results)
     assert list(kept) == ["a", "b"]
     assert {n: why.split(": ")[1] for n, why in left_out.items()} == {
-        "masks": "content", "split": "split", "classes": "classes", "set": "masks made with", "ids": "ids"
-    }  # fmt: skip
+        "masks": "content",
+        "split": "split",
+        "classes": "classes",
+        "set": "masks made with",
+        "ids": "ids",
+    }
     assert list(comparable(results, "split")[0]) == ["split"]  # the baseline sets the standard
     assert comparable({}) == ({}, {})
 
@@ -138,7 +153,10 @@ def test_differences_are_paired_over_seeds_and_images(many):
     found, difference = cells(section), "difference to base"
     assert section.rows[0][0] == "good"  # the best first
     assert found["base"][difference] == "baseline" and found["base"]["seeds"] == 3
-    own = [found["twin"][k] for k in (difference, "95 % interval of the difference", "p (Holm)", "pairs")]
+    own = [
+        found["twin"][k]
+        for k in (difference, "95 % interval of the difference", "p (Holm)", "pairs")
+    ]
     assert own == ["+0.0", "+0.0 to +0.0", "1.000", 3]  # the same predictions, seed by seed
     low, high = (float(v) for v in found["good"]["95 % interval of the difference"].split(" to "))
     expected = interval(good.scores("shapes"), base.scores("shapes"))
@@ -156,7 +174,11 @@ def test_differences_are_paired_over_seeds_and_images(many):
 def test_few_seeds_or_few_images_decide_nothing(many, result):
     base, good = many("base", 0.5, seeds=2), many("good", 0.05, seeds=2)
     section = comparison("T", [base, good], "shapes", base)
-    assert not section.highlight and "decides nothing" in section.note and "2 paired seeds." in section.note
+    assert (
+        not section.highlight
+        and "decides nothing" in section.note
+        and "2 paired seeds." in section.note
+    )
     few = [
         row(name, *[read_metrics(result(f"{name}{s}", error, s)) for s in range(3)])
         for name, error in (("a", 0.5), ("b", 0.02))

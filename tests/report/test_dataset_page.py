@@ -24,8 +24,18 @@ def html(folder):
 
 def test_the_page_shows_balance_sizes_signals_samples_and_origin(html, builder):
     titles = re.findall(r"<h2>(.*?)</h2>", html)
-    expected = {"Class balance: images", "Class balance: pixels", "Classes", "Mask areas", "Uncertainty", "Samples",
-                "Quality: peak of the heat", "Quality: CLIP score", "Mask sweep: human", "How it was made"}  # fmt: skip
+    expected = {
+        "Class balance: images",
+        "Class balance: pixels",
+        "Classes",
+        "Mask areas",
+        "Uncertainty",
+        "Samples",
+        "Quality: peak of the heat",
+        "Quality: CLIP score",
+        "Mask sweep: human",
+        "How it was made",
+    }
     assert expected <= set(titles)
     assert html.count('<li class="sample"') == 10 and "generate.py" in html
     assert html.count("<script>") == 1 and "&lt;script&gt;alert" in html
@@ -55,9 +65,16 @@ def test_samples_are_chosen_so_that_each_class_has_its_turn(folder):
 
 
 def test_signals_are_taken_at_the_power_of_the_masks():
-    heat = {"heat": {"class_prompt": {"peak": [[1.0, 2.0], [3.0, None]]}}, "clip": {"prompt": 20.0, "classes": [21.0]}}
+    heat = {
+        "heat": {"class_prompt": {"peak": [[1.0, 2.0], [3.0, None]]}},
+        "clip": {"prompt": 20.0, "classes": [21.0]},
+    }
     found = dataset.signal_values([heat, {}], 1, "class_prompt")
-    assert found == {"peak of the heat": [2.0], "CLIP score": [20.0], "CLIP score of a class": [21.0]}
+    assert found == {
+        "peak of the heat": [2.0],
+        "CLIP score": [20.0],
+        "CLIP score of a class": [21.0],
+    }
     assert "peak of the heat" not in dataset.signal_values([heat], None, "class_prompt")
 
 
@@ -69,11 +86,17 @@ def test_a_page_that_would_be_too_large_shows_fewer_samples(folder, html, monkey
 def test_large_images_are_shown_small(tmp_path, builder):
     large = builder.synthetic(tmp_path / "large", 2, 512)
     page = stage.report_dataset(large)
-    assert page.stat().st_size < 2_000_000 and 'width="224"' in page.read_text() and 'width="512"' not in page.read_text()
+    assert (
+        page.stat().st_size < 2_000_000
+        and 'width="224"' in page.read_text()
+        and 'width="512"' not in page.read_text()
+    )
 
 
 def test_bad_input_is_named(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no finished mask set masks/p9; there: SegmentationClass"):
+    with pytest.raises(
+        FileNotFoundError, match="no finished mask set masks/p9; there: SegmentationClass"
+    ):
         stage.report_dataset(folder, "masks/p9")
     with pytest.raises(FileNotFoundError, match="not a synthetic data set"):
         stage.report_dataset(tmp_path)
@@ -82,11 +105,16 @@ def test_bad_input_is_named(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "SegmentationClass/000003.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no mask .*000003.png; run generate.py with stage=label"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no mask .*000003.png; run generate.py with stage=label"
+    ):
         stage.report_dataset(copy)
 
 
 def test_a_set_without_signals_has_no_quality_charts(folder):
     found = dataset.statistics(read_plan(folder), folder / "SegmentationClass")
-    assert [c.title for c in dataset.histograms(found, [], 1, "class_prompt")] == ["Mask areas", "Uncertainty"]
+    assert [c.title for c in dataset.histograms(found, [], 1, "class_prompt")] == [
+        "Mask areas",
+        "Uncertainty",
+    ]
     assert np.isfinite(list(found.uncertain.values())).all()

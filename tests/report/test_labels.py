@@ -34,6 +34,12 @@ def test_the_class_a_row_stands_beside_the_others():
     )
     assert found.rows[:2] == [
         ["label_free/seed=0", "A", 0, "no label", "no label"],
-        ["synthetic/seed=0, synthetic/seed=1", "B", 128, "128 labels of shapes/tune (masks)", "no label"],
+        [
+            "synthetic/seed=0, synthetic/seed=1",
+            "B",
+            128,
+            "128 labels of shapes/tune (masks)",
+            "no label",
+        ],
     ]
     assert found.rows[2][0] == "real/0, real/1, real/2 and 2 more" and found.rows[2][2] == 16

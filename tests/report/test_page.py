@@ -56,12 +56,20 @@ class Elements(HTMLParser):
 def test_everything_written_by_others_is_escaped(html):
     assert "<script" not in html.lower()  # a page without a filter has none at all
     assert html.count("&lt;script&gt;") >= 15
-    assert not any(tag == "script" or any(a.startswith("on") for a in attrs) for tag, attrs in Elements(html).found)
+    assert not any(
+        tag == "script" or any(a.startswith("on") for a in attrs)
+        for tag, attrs in Elements(html).found
+    )
 
 
 def test_page_is_well_formed_and_needs_nothing_from_elsewhere(html):
     elements = Elements(html).found
-    targets = [v for _, attrs in elements for k, v in attrs.items() if k in ("src", "href", "xlink:href", "srcset")]
+    targets = [
+        v
+        for _, attrs in elements
+        for k, v in attrs.items()
+        if k in ("src", "href", "xlink:href", "srcset")
+    ]
     targets += re.findall(r"url\(([^)]*)\)", html)
     assert targets and all(t.startswith(("#", "data:")) for t in targets)
     assert "@import" not in html
@@ -73,7 +81,9 @@ def test_every_picture_has_alt_text_and_its_size(html):
     small, large = (attrs for tag, attrs in Elements(html).found if tag == "img")
     assert small["alt"] == f"{EVIL}: {EVIL}" and large["alt"] == f"Mask: {EVIL}"
     assert (small["width"], small["height"]) == ("64", "48")
-    assert small["class"] == "pixel" and "class" not in large  # only an enlarged picture gets hard pixel edges
+    assert (
+        small["class"] == "pixel" and "class" not in large
+    )  # only an enlarged picture gets hard pixel edges
 
 
 def test_navigation_reaches_every_section_once(html):
@@ -98,7 +108,12 @@ def test_table_formats_numbers_and_marks_the_best():
     table = page.Table(
         "Results",
         ["Model", "mIoU", "Seeds", "Ratio"],
-        [["a", (52.34, 0.81), 3, 0.123], ["b", 61.0, 1200, -1.0], ["c", None, None, None], ["d", (70, None), 1, 2.0]],
+        [
+            ["a", (52.34, 0.81), 3, 0.123],
+            ["b", 61.0, 1200, -1.0],
+            ["c", None, None, None],
+            ["d", (70, None), 1, 2.0],
+        ],
         bars=("mIoU",),
         best=("mIoU",),
         highlight=frozenset({(0, 3)}),
@@ -112,13 +127,18 @@ def test_table_formats_numbers_and_marks_the_best():
         ["d", "70", "1", "2.00"],
     ]
     assert [c["numeric"] for c in cells[0]] == [False, True, True, True]
-    assert {(i, j) for i, row in enumerate(cells) for j, c in enumerate(row) if c["strong"]} == {(3, 1), (0, 3)}
+    assert {(i, j) for i, row in enumerate(cells) for j, c in enumerate(row) if c["strong"]} == {
+        (3, 1),
+        (0, 3),
+    }
     assert [row[1]["bar"] for row in cells] == [52.34, 61.0, None, 70]
 
 
 def test_neighbouring_charts_share_a_row():
     chart, text = page.Chart("c", CHART), page.Text("t", [])
-    widths = re.findall(r'class="chart (\w+)"', page.render("", "", [chart, chart, chart, text, chart]))
+    widths = re.findall(
+        r'class="chart (\w+)"', page.render("", "", [chart, chart, chart, text, chart])
+    )
     assert widths == ["half", "half", "full", "full"]
 
 
@@ -126,13 +146,33 @@ def test_neighbouring_charts_share_a_row():
     ("build", "error", "message"),
     [
         (lambda: page.Table("T", ["a", "b"], [["x"]]), ValueError, "2 columns, but 1 cells"),
-        (lambda: page.Table("T", ["a"], [], best=("z",)), ValueError, r"no column \['z'\]; columns: \['a'\]"),
+        (
+            lambda: page.Table("T", ["a"], [], best=("z",)),
+            ValueError,
+            r"no column \['z'\]; columns: \['a'\]",
+        ),
         (lambda: page.Chart("C", "<svg></svg>"), TypeError, "must be Markup.*got str"),
         (lambda: page.Gallery("G", ["a"], [("x", [])]), ValueError, "1 columns, but 0 pictures"),
-        (lambda: page.Gallery("G", ["a"], [("x", ["https://a.example/x.png"])]), ValueError, "PNG or JPEG data URIs"),
-        (lambda: explore.Samples("S", [explore.Shown("1", "", [], [("x", "javascript:1")])]), ValueError, "'1': pictures are"),
-        (lambda: explore.Matrix("M", "", ["a"], ["b"], [[1, 2]]), ValueError, "1 rows and 1 columns are named"),
-        (lambda: page.Gallery("G", [], [], legend=[("x", "red;background:url(x)")]), ValueError, "#rrggbb"),
+        (
+            lambda: page.Gallery("G", ["a"], [("x", ["https://a.example/x.png"])]),
+            ValueError,
+            "PNG or JPEG data URIs",
+        ),
+        (
+            lambda: explore.Samples("S", [explore.Shown("1", "", [], [("x", "javascript:1")])]),
+            ValueError,
+            "'1': pictures are",
+        ),
+        (
+            lambda: explore.Matrix("M", "", ["a"], ["b"], [[1, 2]]),
+            ValueError,
+            "1 rows and 1 columns are named",
+        ),
+        (
+            lambda: page.Gallery("G", [], [], legend=[("x", "red;background:url(x)")]),
+            ValueError,
+            "#rrggbb",
+        ),
     ],
 )
 def test_sections_name_what_is_wrong(build, error, message):
@@ -143,10 +183,13 @@ def test_sections_name_what_is_wrong(build, error, message):
 MATRIX = explore.Matrix(EVIL, EVIL, [EVIL, "b"], ["x", EVIL], [[0.0, 100.0], [None, 50.0]], EVIL)
 SAMPLES = explore.Samples(
     EVIL,
-    [explore.Shown("7", EVIL, [EVIL, "it's"], [(EVIL, SMALL)], [EVIL], {"seed": "12345"}),
-     explore.Shown("8", "Plain", ["it's"], [("image", SMALL)])],
-    EVIL, [(EVIL, "#00ff7f")],
-)  # fmt: skip
+    [
+        explore.Shown("7", EVIL, [EVIL, "it's"], [(EVIL, SMALL)], [EVIL], {"seed": "12345"}),
+        explore.Shown("8", "Plain", ["it's"], [("image", SMALL)]),
+    ],
+    EVIL,
+    [(EVIL, "#00ff7f")],
+)
 
 
 def test_the_only_script_is_ours_and_the_policy_knows_its_hash():
@@ -158,20 +201,29 @@ def test_the_only_script_is_ours_and_the_policy_knows_its_hash():
     script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert re.search(r"script-src ([^;]*)", policy)[1].split() == [f"'sha256-{digest}'"]
-    assert policy.startswith("default-src 'none'") and "unsafe" not in re.search(r"script-src ([^;]*)", policy)[1]
+    assert (
+        policy.startswith("default-src 'none'")
+        and "unsafe" not in re.search(r"script-src ([^;]*)", policy)[1]
+    )
     assert not re.search(r"innerHTML|eval|fetch|XMLHttp|import", script)
 
 
 def test_samples_carry_what_the_filter_looks_for():
     elements = Elements(page.render("", "", [SAMPLES])).found
     first, second = (attrs for tag, attrs in elements if attrs.get("class") == "sample")
-    assert json.loads(first["data-classes"]) == [EVIL, "it's"] and json.loads(first["data-missing"]) == [EVIL]
-    assert json.loads(second["data-classes"]) == ["it's"] and json.loads(second["data-missing"]) == []
+    assert json.loads(first["data-classes"]) == [EVIL, "it's"] and json.loads(
+        first["data-missing"]
+    ) == [EVIL]
+    assert (
+        json.loads(second["data-classes"]) == ["it's"] and json.loads(second["data-missing"]) == []
+    )
     assert first["data-text"] == f"7 {EVIL} 12345".lower()
     options = [attrs["value"] for tag, attrs in elements if tag == "option"]
     assert options == ["", EVIL, "it's"]
     labelled = {attrs["for"] for tag, attrs in elements if tag == "label" and "for" in attrs}
-    controls = {attrs["id"] for tag, attrs in elements if tag in ("select", "input") and "id" in attrs}
+    controls = {
+        attrs["id"] for tag, attrs in elements if tag in ("select", "input") and "id" in attrs
+    }
     assert controls == labelled and len(controls) == 2
     form = next(attrs for tag, attrs in elements if tag == "form")
     assert "hidden" in form  # it appears with the script that it needs
@@ -188,7 +240,9 @@ def test_a_matrix_is_shaded_between_its_limits():
 
 
 def test_a_chart_is_the_one_thing_not_escaped():
-    assert "<svg><g></g></svg>" in page.render("", "", [page.Chart("c", Markup("<svg><g></g></svg>"))])
+    assert "<svg><g></g></svg>" in page.render(
+        "", "", [page.Chart("c", Markup("<svg><g></g></svg>"))]
+    )
 
 
 def test_write_replaces_the_page_in_one_step(tmp_path, monkeypatch):

@@ -11,7 +11,10 @@ from dd.report import charts, pictures
 from dd.taxonomy import voc_palette
 
 PALETTE = voc_palette()
-BARS = {"Synthetic": [("cat & <dog>", 62.1, 0.4), ("$bus$", 30.0, None)], "Real": [("cat & <dog>", None, None)]}
+BARS = {
+    "Synthetic": [("cat & <dog>", 62.1, 0.4), ("$bus$", 30.0, None)],
+    "Real": [("cat & <dog>", None, None)],
+}
 LINES = {"Real": ([400, 25], [70.0, 50.0], [0.5, None]), "Synthetic": ([0, 25], [52.0, None], None)}
 
 
@@ -19,7 +22,11 @@ def drawn():
     return (
         charts.bar_chart_svg(BARS, "mIoU (%)"),
         charts.line_chart_svg(LINES, "real images", "mIoU (%)"),
-        charts.curves_svg({"a": (list(range(1000)), list(range(1000))), "<b>": ([0, 9], [3.0, 4.0])}, "step", "mIoU (%)"),
+        charts.curves_svg(
+            {"a": (list(range(1000)), list(range(1000))), "<b>": ([0, 9], [3.0, 4.0])},
+            "step",
+            "mIoU (%)",
+        ),
         charts.histogram_svg([1, 2, 2, 40], "mIoU (%)"),
     )
 
@@ -45,7 +52,9 @@ def test_overlay_with_opacity_zero_and_one_is_image_and_colours():
     image = rng.integers(0, 256, (16, 12, 3), np.uint8)
     mask = rng.integers(1, 9, (16, 12), np.uint8)
     assert (pictures.overlay(image, mask, PALETTE, alpha=0) == image).all()
-    assert (pictures.overlay(image, mask, PALETTE, alpha=1) == pictures.colour_mask(mask, PALETTE)).all()
+    assert (
+        pictures.overlay(image, mask, PALETTE, alpha=1) == pictures.colour_mask(mask, PALETTE)
+    ).all()
 
 
 def test_colour_mask_and_legend_agree():
@@ -64,7 +73,12 @@ def test_colour_mask_and_legend_agree():
         (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), PALETTE, "uint8"),
         (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8), PALETTE, "differ in size"),
         (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), int), PALETTE, "uint8"),
-        (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 3, np.uint8), PALETTE[:9], "class 3.*ends at class 2"),
+        (
+            np.zeros((4, 4, 3), np.uint8),
+            np.full((4, 4), 3, np.uint8),
+            PALETTE[:9],
+            "class 3.*ends at class 2",
+        ),
     ],
 )
 def test_overlay_names_what_is_wrong(image, mask, palette, message):
@@ -112,12 +126,16 @@ def test_contact_sheet_makes_room_for_labels_and_moves_nothing_else():
     picture = np.zeros((40, 40, 3), np.uint8)
     plain = pictures.contact_sheet([[picture] * 2] * 2)
     sheet = pictures.contact_sheet(
-        [[picture] * 2] * 2, row_labels=["a long prompt that wraps over lines", "b"], column_labels=["Image", "Mask"]
+        [[picture] * 2] * 2,
+        row_labels=["a long prompt that wraps over lines", "b"],
+        column_labels=["Image", "Mask"],
     )
     left, top = sheet.shape[1] - plain.shape[1], sheet.shape[0] - plain.shape[0]
     assert 20 < left < 170 and 8 < top < 40
     assert (sheet[top + 4 :, left + 4 :] == plain[4:, 4:]).all()
-    assert sheet[:top, left:].min() < 128 and sheet[top:, :left].min() < 128  # something is written there
+    assert (
+        sheet[:top, left:].min() < 128 and sheet[top:, :left].min() < 128
+    )  # something is written there
     assert (sheet[:2] == 255).all() and (sheet[:, :2] == 255).all()  # and nothing is cut off
 
 
@@ -136,7 +154,9 @@ def test_charts_are_deterministic():
 @pytest.mark.parametrize("svg", drawn(), ids=["bar", "line", "curves", "histogram"])
 def test_chart_is_one_self_contained_svg_element(svg):
     root = ElementTree.fromstring(svg)  # well-formed, one root
-    assert root.tag.endswith("}svg") and root.get("viewBox") and "mIoU (%)" in root.get("aria-label")
+    assert (
+        root.tag.endswith("}svg") and root.get("viewBox") and "mIoU (%)" in root.get("aria-label")
+    )
     assert not re.search(r"<style|<metadata|<script|<image|@import|<!DOCTYPE|<\?xml", svg)
     targets = re.findall(r'href="([^"]*)"', svg) + re.findall(r"url\(([^)]*)\)", svg)
     assert all(target.startswith("#") for target in targets)
@@ -144,25 +164,40 @@ def test_chart_is_one_self_contained_svg_element(svg):
 
 
 def test_bar_chart_writes_labels_numbers_and_leaves_gaps():
-    texts = ["".join(e.itertext()) for e in ElementTree.fromstring(drawn()[0]).iter() if e.tag.endswith("}text")]
+    texts = [
+        "".join(e.itertext())
+        for e in ElementTree.fromstring(drawn()[0]).iter()
+        if e.tag.endswith("}text")
+    ]
     assert {"cat & <dog>", "$bus$", "62.1 ± 0.4", "30.0", "Synthetic", "Real"} <= set(texts)
     assert sum("." in text for text in texts) == 2  # two bars; the missing ones have no number
 
 
 def test_line_chart_sorts_numeric_labels_over_all_series():
-    texts = ["".join(e.itertext()) for e in ElementTree.fromstring(drawn()[1]).iter() if e.tag.endswith("}text")]
+    texts = [
+        "".join(e.itertext())
+        for e in ElementTree.fromstring(drawn()[1]).iter()
+        if e.tag.endswith("}text")
+    ]
     assert [text for text in texts if text in ("0", "25", "400")] == ["0", "25", "400"]
 
 
 def test_bar_chart_of_differences_goes_both_ways():
-    svg = charts.bar_chart_svg({"gain": [("a", -3.2, 0.5), ("b", 4.1, None), ("c", 0.0, None)]}, "points")
+    svg = charts.bar_chart_svg(
+        {"gain": [("a", -3.2, 0.5), ("b", 4.1, None), ("c", 0.0, None)]}, "points"
+    )
     assert "−3.2 ± 0.5" in svg and "4.1" in svg
 
 
 def test_a_long_curve_is_thinned_and_a_short_one_is_whole():
     svg = charts.curves_svg({"a": (list(range(10_000)), list(range(10_000)))}, "step", "loss")
     assert len(svg) < 30_000
-    assert charts.curves_svg({"a": ([0, 5, 9], [1.0, 2.0, 3.0])}, "euro", "mIoU", points=True).count("<use ") >= 3
+    assert (
+        charts.curves_svg({"a": ([0, 5, 9], [1.0, 2.0, 3.0])}, "euro", "mIoU", points=True).count(
+            "<use "
+        )
+        >= 3
+    )
 
 
 def test_a_histogram_says_what_it_holds():
@@ -180,10 +215,16 @@ def test_large_pictures_are_shrunk_and_masks_keep_their_colours():
     noise = np.random.default_rng(0).integers(0, 256, (600, 300, 3), dtype=np.uint8)
     uri = pictures.small_data_uri(noise)
     assert uri.startswith("data:image/jpeg;base64,") and decode(uri).shape == (224, 112, 3)
-    mask = pictures.colour_mask(np.tile(np.array([[0, 1], [2, 255]], np.uint8), (300, 300)), PALETTE)
+    mask = pictures.colour_mask(
+        np.tile(np.array([[0, 1], [2, 255]], np.uint8), (300, 300)), PALETTE
+    )
     small = decode(pictures.small_data_uri(mask, 100, photo=False))
-    assert small.shape == (100, 100, 3) and {tuple(c) for c in small.reshape(-1, 3)} <= {tuple(c) for c in mask.reshape(-1, 3)}
-    assert (decode(pictures.small_data_uri(noise[:64, :64])) == noise[:64, :64]).all()  # a small one is left as it is
+    assert small.shape == (100, 100, 3) and {tuple(c) for c in small.reshape(-1, 3)} <= {
+        tuple(c) for c in mask.reshape(-1, 3)
+    }
+    assert (
+        decode(pictures.small_data_uri(noise[:64, :64])) == noise[:64, :64]
+    ).all()  # a small one is left as it is
 
 
 def test_charts_refuse_to_show_nothing():

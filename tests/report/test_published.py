@@ -1,4 +1,5 @@
-"""The reproduction table: published numbers with sources, measured ones beside them, empty where nothing was run."""
+"""The reproduction table: published numbers with sources, measured ones beside them, empty where
+nothing was run."""
 
 import json
 from statistics import stdev
@@ -8,10 +9,32 @@ import pytest
 from dd.report import page, published
 
 
-def entry(segmenter, arm, miou, seed=0, tta=False, supervision="A", number=40000, steps=20000, variant="", origin=""):
-    return {"segmenter": segmenter, "arm": arm, "miou": miou, "seed": seed, "tta": tta, "supervision": supervision,
-            "images": f"{number} synthetic", "number": number, "steps": steps, "variant": variant,
-            "origin": origin, "recipe": f"{number} {steps} {variant} {origin}"}  # fmt: skip
+def entry(
+    segmenter,
+    arm,
+    miou,
+    seed=0,
+    tta=False,
+    supervision="A",
+    number=40000,
+    steps=20000,
+    variant="",
+    origin="",
+):
+    return {
+        "segmenter": segmenter,
+        "arm": arm,
+        "miou": miou,
+        "seed": seed,
+        "tta": tta,
+        "supervision": supervision,
+        "images": f"{number} synthetic",
+        "number": number,
+        "steps": steps,
+        "variant": variant,
+        "origin": origin,
+        "recipe": f"{number} {steps} {variant} {origin}",
+    }
 
 
 def row(table, segmenter, trained_on):
@@ -55,7 +78,10 @@ def test_what_was_trained_on_stands_beside_what_was_published():
     """16 images and 5 steps are no reproduction of 40,000 images: no difference is given."""
     small = entry("DeepLabV3 R101", "synthetic", 3.0, number=16, steps=5)
     line = row(published.reproduction("voc", [small])[0], "DeepLabV3 R101", "synthetic")
-    assert line["measured with"] == "16 synthetic images, 5 steps" and line["published for"] == "40k synthetic"
+    assert (
+        line["measured with"] == "16 synthetic images, 5 steps"
+        and line["published for"] == "40k synthetic"
+    )
     assert line["measured"] == 3.0 and line["difference"] is None
     whole = entry("DeepLabV3 R101", "real", 79.0, number=10582, supervision="real")
     line = row(published.reproduction("voc", [whole])[0], "DeepLabV3 R101", "real")
@@ -63,7 +89,10 @@ def test_what_was_trained_on_stands_beside_what_was_published():
 
 
 def test_another_recipe_is_a_row_of_its_own():
-    runs = [entry("DeepLabV3 R101", "synthetic", 62.8), entry("DeepLabV3 R101", "synthetic", 9.0, variant="5 steps")]
+    runs = [
+        entry("DeepLabV3 R101", "synthetic", 62.8),
+        entry("DeepLabV3 R101", "synthetic", 9.0, variant="5 steps"),
+    ]
     table = published.reproduction("voc", runs)[0]
     assert row(table, "DeepLabV3 R101", "synthetic")["measured"] == 62.8
     other = row(table, "DeepLabV3 R101", "synthetic; 5 steps")
@@ -71,27 +100,42 @@ def test_another_recipe_is_a_row_of_its_own():
 
 
 def test_real_images_of_two_data_sets_are_no_seeds_of_one_recipe():
-    """Whole splits of VOC and of VOC with SBD's masks: the number of images says which one was published."""
+    """Whole splits of VOC and of VOC with SBD's masks: the number of images says which one was
+    published."""
     few = entry("DeepLabV3 R101", "real", 45.2, number=1464, supervision="real", origin="voc")
-    many = [entry("DeepLabV3 R101", "real", m, s, number=10582, supervision="real", origin="voc_aug")
-            for s, m in enumerate((77.0, 78.0))]  # fmt: skip
+    many = [
+        entry("DeepLabV3 R101", "real", m, s, number=10582, supervision="real", origin="voc_aug")
+        for s, m in enumerate((77.0, 78.0))
+    ]
     table = published.reproduction("voc", [few, *many])[0]
     line = row(table, "DeepLabV3 R101", "real")
-    assert line["measured"] == pytest.approx((77.5, stdev((77.0, 78.0)))) and line["seeds"] == "0, 1"
+    assert (
+        line["measured"] == pytest.approx((77.5, stdev((77.0, 78.0)))) and line["seeds"] == "0, 1"
+    )
     assert line["difference"] == pytest.approx(77.5 - line["published"])
     other = row(table, "DeepLabV3 R101", "real (real images from voc)")
     assert (other["measured"], other["published"], other["seeds"]) == (45.2, None, "0")
 
 
 def test_what_saw_real_labels_is_not_compared_with_what_did_not():
-    runs = [entry("DeepLabV3 R50", "synthetic", 60.0), entry("DeepLabV3 R50", "synthetic", 70.0, supervision="B")]
-    lines = [dict(zip(t.columns, r, strict=True)) for t in published.reproduction("voc", runs)[:1] for r in t.rows]
+    runs = [
+        entry("DeepLabV3 R50", "synthetic", 60.0),
+        entry("DeepLabV3 R50", "synthetic", 70.0, supervision="B"),
+    ]
+    lines = [
+        dict(zip(t.columns, r, strict=True))
+        for t in published.reproduction("voc", runs)[:1]
+        for r in t.rows
+    ]
     found = [(x["saw"], x["published"], x["measured"]) for x in lines if x["measured"] is not None]
     assert found == [("A", 61.6, 60.0), ("B", None, 70.0)]
 
 
 def test_test_time_augmentation_never_mixes_with_single_scale():
-    runs = [entry("DeepLabV3 R50", "synthetic", 60.0), entry("DeepLabV3 R50", "synthetic", 70.0, tta=True)]
+    runs = [
+        entry("DeepLabV3 R50", "synthetic", 60.0),
+        entry("DeepLabV3 R50", "synthetic", 70.0, tta=True),
+    ]
     line = row(published.reproduction("voc", runs)[0], "DeepLabV3 R50", "synthetic")
     assert (line["measured"], line["measured, multi-scale + flip"]) == (60.0, 70.0)
 
@@ -108,5 +152,12 @@ def test_other_data_has_no_reproduction_table():
 
 
 def test_the_page_shows_the_table():
-    html = page.render("t", "s", published.reproduction("voc", [entry("DeepLabV3 R101", "synthetic", 62.8)]))
-    assert "64.8" in html and "62.8" in html and "−2.0" in html and "never" not in json.dumps(published.PUBLISHED)
+    html = page.render(
+        "t", "s", published.reproduction("voc", [entry("DeepLabV3 R101", "synthetic", 62.8)])
+    )
+    assert (
+        "64.8" in html
+        and "62.8" in html
+        and "−2.0" in html
+        and "never" not in json.dumps(published.PUBLISHED)
+    )

@@ -1,4 +1,5 @@
-"""Which runs are seeds of one recipe, what an arm is called, and which recipe is an arm's main row."""
+"""Which runs are seeds of one recipe, what an arm is called, and which recipe is an arm's main
+row."""
 
 import random
 import shutil
@@ -20,20 +21,41 @@ REAL = {
     "after": None,
 }
 MADE = {"settings": {"power": 4, "threshold": 0.6}, "heat": "h0"}
-SYNTHETIC = {"source": "synthetic", "root": "set", "split": "train", "masks": "SegmentationClass", "images": 512,
-             "content": "c0", "shots": None, "after": None, "mask_settings": MADE}  # fmt: skip
+SYNTHETIC = {
+    "source": "synthetic",
+    "root": "set",
+    "split": "train",
+    "masks": "SegmentationClass",
+    "images": 512,
+    "content": "c0",
+    "shots": None,
+    "after": None,
+    "mask_settings": MADE,
+}
 
 
 def a_run(trained_on, seed=0, steps=60, rate=3e-3, weights="w", before=None, **more):
     """run.json as training writes it."""
     trained_on = {**trained_on, "seed": seed, "after": before and before["trained_on"]}
     identity = {
-        "segmenter": SEGMENTER, "optimizer": {"learning_rate": rate}, "batch_size": 16, "seed": seed,
-        "trainer": {"max_steps": steps, "callbacks": {"ema": {"decay": 0.98}}}, "trained_on": trained_on,
-        "init_from_sha256": before and before["weights_sha256"], **more,
-    }  # fmt: skip
-    return {"identity": identity, "segmenter": SEGMENTER, "trained_on": trained_on, "steps": steps,
-            "weights_sha256": weights, "supervision": "A", "seconds": 1.0}  # fmt: skip
+        "segmenter": SEGMENTER,
+        "optimizer": {"learning_rate": rate},
+        "batch_size": 16,
+        "seed": seed,
+        "trainer": {"max_steps": steps, "callbacks": {"ema": {"decay": 0.98}}},
+        "trained_on": trained_on,
+        "init_from_sha256": before and before["weights_sha256"],
+        **more,
+    }
+    return {
+        "identity": identity,
+        "segmenter": SEGMENTER,
+        "trained_on": trained_on,
+        "steps": steps,
+        "weights_sha256": weights,
+        "supervision": "A",
+        "seconds": 1.0,
+    }
 
 
 def real(shots, seed=0, **more):
@@ -87,7 +109,9 @@ def test_what_is_not_drawn_by_the_seed_counts():
     corrected = real("all")
     corrected["trained_on"]["content"] = "corrected masks"
     assert recipe(real("all")).key != recipe(corrected).key
-    assert telling(recipe(corrected).settings, recipe(real("all")).settings) == ["other images or masks"]
+    assert telling(recipe(corrected).settings, recipe(real("all")).settings) == [
+        "other images or masks"
+    ]
     assert recipe(real(16)).key != recipe(real(64)).key
     elsewhere = real(16)
     elsewhere["trained_on"]["data"] = "there"
@@ -95,18 +119,24 @@ def test_what_is_not_drawn_by_the_seed_counts():
 
 
 def test_images_drawn_from_other_lists_or_masks_are_no_seeds():
-    """Two plants whose folders are both called own: the same number of images, drawn from other ones."""
+    """Two plants whose folders are both called own: the same number of images, drawn from other
+    ones."""
 
     def of(plant, seed):
         run = real(16, seed)
-        run["trained_on"] |= {"data": "own", "root": f"plant_{plant}", "drawn_from": f"list {plant}"}
+        run["trained_on"] |= {
+            "data": "own",
+            "root": f"plant_{plant}",
+            "drawn_from": f"list {plant}",
+        }
         return recipe(run)
 
     assert of("a", 0).key == of("a", 1).key and of("a", 0).key != of("b", 1).key
 
 
 def test_runs_that_share_a_start_are_no_independent_seeds():
-    """Three fine-tunings of one run: that of its own seed is another recipe, and the row of the others names the start."""
+    """Three fine-tunings of one run: that of its own seed is another recipe, and the row of the
+    others names the start."""
     start = a_run(SYNTHETIC, 0, steps=540, weights="w0")
     tuned = [recipe(real(16, s, before=start), by_weights(start)) for s in (0, 1, 2)]
     assert tuned[1].key == tuned[2].key != tuned[0].key
@@ -151,17 +181,39 @@ def test_a_training_that_changes_nothing_is_not_its_own_origin():
 def test_masks_that_each_seed_made_are_one_recipe():
     teachers = [a_run(SYNTHETIC, s, steps=540, weights=f"w{s}") for s in (0, 1)]
     students = [
-        a_run({**SYNTHETIC, "masks": f"masks/self_{s}", "content": f"c{s}", "mask_settings": {
-            "settings": {"confidence": None}, "images": "i", "teacher": {
-                "weights_sha256": f"w{s}", "supervision": "A", "trained_on": teachers[s]["trained_on"]}}}, s)
+        a_run(
+            {
+                **SYNTHETIC,
+                "masks": f"masks/self_{s}",
+                "content": f"c{s}",
+                "mask_settings": {
+                    "settings": {"confidence": None},
+                    "images": "i",
+                    "teacher": {
+                        "weights_sha256": f"w{s}",
+                        "supervision": "A",
+                        "trained_on": teachers[s]["trained_on"],
+                    },
+                },
+            },
+            s,
+        )
         for s in (0, 1)
-    ]  # fmt: skip
+    ]
     found = [recipe(run, by_weights(*teachers)) for run in students]
     assert found[0].key == found[1].key and found[0].arm == "self_training"
 
     def calibrated(seed, power, shots=16):
-        chosen = {"by": "calibrate", "data": "here", "split": "train", "shots": shots, "seed": seed, "ids": [f"i{seed}"],
-                  "miou": 70.0 + seed, "timesteps": [1]}  # fmt: skip
+        chosen = {
+            "by": "calibrate",
+            "data": "here",
+            "split": "train",
+            "shots": shots,
+            "seed": seed,
+            "ids": [f"i{seed}"],
+            "miou": 70.0 + seed,
+            "timesteps": [1],
+        }
         masks = {"settings": {"power": power}, "heat": "h0", "calibration": chosen}
         return recipe(a_run({**SYNTHETIC, "content": f"c{seed}", "mask_settings": masks}, seed))
 
@@ -183,7 +235,11 @@ def test_draws_of_a_synthetic_set_are_told_where_the_set_is_at_hand(tmp_path):
         write_json(tmp_path / f"set{draw}/run.json", {"identity": identity, "command": command})
         masks = {**MADE, "heat": f"h{draw}"}
         write_json(tmp_path / f"set{draw}/SegmentationClass/masks.json", {"identity": masks})
-        runs.append(a_run({**SYNTHETIC, "root": f"set{draw}", "content": f"c{draw}", "mask_settings": masks}))
+        runs.append(
+            a_run(
+                {**SYNTHETIC, "root": f"set{draw}", "content": f"c{draw}", "mask_settings": masks}
+            )
+        )
     from dd.report.summary import synthetic_sets
 
     found = [recipe(run, sets=synthetic_sets(tmp_path)) for run in runs]
@@ -196,13 +252,24 @@ def test_draws_of_a_synthetic_set_are_told_where_the_set_is_at_hand(tmp_path):
     }
     write_json(tmp_path / "set1/run.json", prompts)
     assert len({recipe(run, sets=synthetic_sets(tmp_path)).key for run in runs}) == 2
-    for draw, prompts in ((0, "p"), (1, "edited"), (1, "p")):  # of one experiment, whose prompts somebody edited
-        made = read_json(tmp_path / f"set{draw}/run.json") | {"prompts_sha256": prompts, "command": command}
+    for draw, prompts in (
+        (0, "p"),
+        (1, "edited"),
+        (1, "p"),
+    ):  # of one experiment, whose prompts somebody edited
+        made = read_json(tmp_path / f"set{draw}/run.json") | {
+            "prompts_sha256": prompts,
+            "command": command,
+        }
         write_json(tmp_path / f"set{draw}/run.json", made)
         keys = {recipe(run, sets=synthetic_sets(tmp_path)).key for run in runs}
         assert len(keys) == (1 if prompts == "p" and draw else 2)
-    write_json(tmp_path / "set1/SegmentationClass/masks.json", {"identity": {**MADE, "heat": "made anew"}})
-    assert recipe(runs[1], sets=synthetic_sets(tmp_path)).draw is None  # not the set that was trained on
+    write_json(
+        tmp_path / "set1/SegmentationClass/masks.json", {"identity": {**MADE, "heat": "made anew"}}
+    )
+    assert (
+        recipe(runs[1], sets=synthetic_sets(tmp_path)).draw is None
+    )  # not the set that was trained on
 
 
 def test_an_arm_is_what_was_trained_on_in_which_order():
@@ -236,7 +303,8 @@ def test_an_arm_is_what_was_trained_on_in_which_order():
 
 @pytest.fixture
 def rows(tmp_path, builder):
-    """``rows(root)`` -> ({label: (mIoUs on shapes, variant)}, what is left out) of the runs there."""
+    """``rows(root)`` -> ({label: (mIoUs on shapes, variant)}, what is left out) of the runs
+    there."""
 
     def arranged(root):
         folders = [p.parent for p in root.rglob("run.json")]
@@ -244,7 +312,9 @@ def rows(tmp_path, builder):
         entries, left_out = collect(folders)
         left_out += separate(entries, None)
         found, twice = arrange([e for e in entries if e["metrics"]], "shapes")
-        values = {r.label: ([e["metrics"]["shapes"]["miou"] for e in r.runs], r.variant) for r in found}
+        values = {
+            r.label: ([e["metrics"]["shapes"]["miou"] for e in r.runs], r.variant) for r in found
+        }
         return values, left_out + twice
 
     return arranged
@@ -280,9 +350,12 @@ def test_short_trials_of_several_arms_are_no_headline(tmp_path, rows, builder):
     builder.run(root / "try/long", tests, 0.05, 0, "real", "all", steps=5000)
     found, _ = rows(root)
     assert {name: len(values) for name, (values, _) in found.items()} == {
-        "synthetic only": 3, "synthetic only; 2 steps": 1, "all real only": 3, "all real only; 2 steps": 1,
+        "synthetic only": 3,
+        "synthetic only; 2 steps": 1,
+        "all real only": 3,
+        "all real only; 2 steps": 1,
         "all real only; 5000 steps": 1,
-    }  # fmt: skip
+    }
 
 
 def test_names_of_folders_change_nothing(demo, rows, builder, tmp_path):
@@ -306,8 +379,9 @@ def test_two_recipes_are_two_rows_and_not_two_seeds(tmp_path, rows, builder):
     builder.run(root / "1", tests, 0.8, 1, steps=2, rate=1e-5)
     found, _ = rows(root)
     assert {name: len(values) for name, (values, _) in found.items()} == {
-        "synthetic only": 1, "synthetic only; rate 1e-5, 2 steps": 1
-    }  # fmt: skip
+        "synthetic only": 1,
+        "synthetic only; rate 1e-5, 2 steps": 1,
+    }
 
 
 def test_a_sweep_has_one_row_for_each_setting(tmp_path, rows, builder):
@@ -317,14 +391,18 @@ def test_a_sweep_has_one_row_for_each_setting(tmp_path, rows, builder):
             builder.run(root / f"rate={rate},seed={seed}", tests, 0.2, seed, rate=rate)
     found, _ = rows(root)
     assert {name: len(values) for name, (values, _) in found.items()} == {
-        "synthetic only": 3, "synthetic only; rate 0.01": 2, "synthetic only; rate 1e-3": 2
-    }  # fmt: skip
+        "synthetic only": 3,
+        "synthetic only; rate 0.01": 2,
+        "synthetic only; rate 1e-3": 2,
+    }
 
 
 def test_a_second_run_of_a_recipe_and_seed_is_listed(demo, rows, builder):
     root, tests = demo
     shutil.copytree(root / "real/seed=0", root / "copy")
-    again = builder.run(root / "labels corrected", tests, 0.5, 0, "real", 16, steps=600, data={"content": "x"})
+    again = builder.run(
+        root / "labels corrected", tests, 0.5, 0, "real", 16, steps=600, data={"content": "x"}
+    )
     found, left_out = rows(root)
     reasons = sorted(why for _, why in left_out)
     assert len(found["16 real only"][0]) == 1 and len(reasons) == 2
@@ -356,10 +434,14 @@ def test_the_reports_own_set_is_the_main_one(tmp_path, rows, builder):
             data={"masks": "masks/power=8", "mask_settings": masks},
         )
     found, _ = rows(root)
-    assert {name: len(v) for name, (v, variant) in found.items() if variant is None} == {"synthetic only": 1}
+    assert {name: len(v) for name, (v, variant) in found.items() if variant is None} == {
+        "synthetic only": 1
+    }
 
 
-def test_names_that_a_user_gave_ablations_stay_and_pool_equal_recipes_alone(tmp_path, rows, builder):
+def test_names_that_a_user_gave_ablations_stay_and_pool_equal_recipes_alone(
+    tmp_path, rows, builder
+):
     tests, root = [builder.test(tmp_path / "data/shapes")], tmp_path / "outputs"
     for seed in (0, 1):
         builder.run(root / f"synthetic/{seed}", tests, 0.2, seed)
@@ -373,4 +455,8 @@ def test_names_that_a_user_gave_ablations_stay_and_pool_equal_recipes_alone(tmp_
     variants = sorted((variant, len(values)) for values, variant in found.values() if variant)
     assert [v for v in variants if v[0] == "power=1"] == [("power=1", 2)]
     odd = [v for v in variants if v[0].startswith("odd, ")]
-    assert len(odd) == 2 and all(n == 1 for _, n in odd) and any("290 steps" in name for name, _ in odd)
+    assert (
+        len(odd) == 2
+        and all(n == 1 for _, n in odd)
+        and any("290 steps" in name for name, _ in odd)
+    )

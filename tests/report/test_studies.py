@@ -7,7 +7,9 @@ from dd.report.page import Chart, Table
 
 def test_a_curve_is_read_from_the_rows_that_have_it(tmp_path):
     path = tmp_path / "metrics.csv"
-    path.write_text("epoch,step,train/loss,tune/miou\n0,9,2.5,\n0,19,nan,\n0,19,,40\n0,29,1.5,\n0,3")
+    path.write_text(
+        "epoch,step,train/loss,tune/miou\n0,9,2.5,\n0,19,nan,\n0,19,,40\n0,29,1.5,\n0,3"
+    )
     assert studies.read_curve(path, "train/loss") == ([9, 29], [2.5, 1.5])
     assert studies.read_curve(path, "tune/miou") == ([19], [40.0])
     assert studies.read_curve(path, "other") == ([], [])
@@ -16,7 +18,9 @@ def test_a_curve_is_read_from_the_rows_that_have_it(tmp_path):
 def test_the_budget_study_shows_curves_savings_and_prices(builder):
     sections = list(studies.budget_sections(builder.budget, "study"))
     assert [type(s) for s in sections] == [Chart, Chart, Table, Table, Table]
-    assert "all (512)" in sections[0].svg and "10 minutes an image at 24 an hour" in sections[1].note
+    assert (
+        "all (512)" in sections[0].svg and "10 minutes an image at 24 an hour" in sections[1].note
+    )
     assert "3 seeds, 40 test images" in sections[0].note
     assert "decides nothing" not in sections[0].note
     assert "at 16 images 0.003" in sections[0].note  # a rate at the edge of its grid
@@ -25,7 +29,7 @@ def test_the_budget_study_shows_curves_savings_and_prices(builder):
         "0": ["38 to 52", "38; 52; at most 64", None, ""],
         "16": ["108", "86; 151; 108", "53 to 223", ""],
         "512": ["not shown", "at least 0; at least 0; costs 41", None, ""],
-    }  # fmt: skip
+    }
     (target, *prices) = sections[4].rows[0]
     assert target == "65.0 (given)"
     assert prices == ["34 (8 images; 6 to 10)", "237 to 257 (59 to 64 images; 76 or fewer)"]
@@ -45,9 +49,21 @@ def test_differences_say_what_they_rest_on(builder):
 
 
 def test_only_what_rests_on_enough_is_bold(builder):
-    row = {"arm": "a", "k": 16, "against": "b", "against_k": 16, "domain": "d", "value": 5.0,
-           "low": 4.0, "high": 6.0, "p": 0.001, "p_holm": 0.002, "runs": 3, "seeds": 3,
-           "images": 30}  # fmt: skip
+    row = {
+        "arm": "a",
+        "k": 16,
+        "against": "b",
+        "against_k": 16,
+        "domain": "d",
+        "value": 5.0,
+        "low": 4.0,
+        "high": 6.0,
+        "p": 0.001,
+        "p_holm": 0.002,
+        "runs": 3,
+        "seeds": 3,
+        "images": 30,
+    }
     alone = dict.fromkeys(("low", "high", "p", "p_holm"))
     changes = [{}, {"images": 29}, {"seeds": 2}, {"p_holm": 0.06}, alone]
     study = {"differences": [{**row, **change} for change in changes], "seeds": [0, 1, 2]}
@@ -93,12 +109,19 @@ def test_a_study_without_results_shows_nothing(study):
 
 
 def test_the_least_that_a_study_says_is_shown():
-    sections = list(studies.budget_sections({"arms": {"mine": {"all": {"d": [5.0]}, "4": {"d": [3.0]}}}}, "s"))
+    sections = list(
+        studies.budget_sections({"arms": {"mine": {"all": {"d": [5.0]}, "4": {"d": [3.0]}}}}, "s")
+    )
     assert [type(s) for s in sections] == [Chart]
 
 
 def test_a_sweep_is_shown_at_its_best_band_and_source():
-    rows = [(1, 0.5, 0.1, "a", 60.0), (2, 0.5, 0.1, "a", 59.0), (1, 0.4, 0.1, "a", 58.0), (1, 0.5, 0.2, "a", 57.0)]
+    rows = [
+        (1, 0.5, 0.1, "a", 60.0),
+        (2, 0.5, 0.1, "a", 59.0),
+        (1, 0.4, 0.1, "a", 58.0),
+        (1, 0.5, 0.2, "a", 57.0),
+    ]
     keys = ("power", "threshold", "band", "source", "miou")
     table = [dict(zip(keys, r, strict=True)) for r in rows]
     matrix = studies.sweep_section({"sweep": {"against": "m", "table": table}}, "s")
@@ -111,7 +134,9 @@ def test_settings_that_differ_are_listed_with_their_runs():
     settings = {f"r{i}": {"a": {"b": 1}, "seed": i // 4} for i in range(5)}
     settings["r4"]["only"] = [1, 2]
     assert differing(settings) == [
-        ["only", "(absent)", "r0, r1, r2 and 1 more"], ["only", "[1, 2]", "r4"],
-        ["seed", "0", "r0, r1, r2 and 1 more"], ["seed", "1", "r4"],
-    ]  # fmt: skip
+        ["only", "(absent)", "r0, r1, r2 and 1 more"],
+        ["only", "[1, 2]", "r4"],
+        ["seed", "0", "r0, r1, r2 and 1 more"],
+        ["seed", "1", "r4"],
+    ]
     assert flatten({"a": {"b": {}, "c": None}}) == {"a.c": "None"}

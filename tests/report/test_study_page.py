@@ -1,4 +1,5 @@
-"""A site's label-budget study and the page about its runs: each number of the page is the study's."""
+"""A site's label-budget study and the page about its runs: each number of the page is the
+study's."""
 
 import importlib
 import json
@@ -35,12 +36,15 @@ def rows_of(html: str, title: str) -> list[list[str]]:
     section = re.search(rf"<h2>{re.escape(title)}</h2>(.*?)</section>", html, re.DOTALL)[1]
     rows = re.findall(r"<tr>(.*?)</tr>", section.split("<tbody>")[1], re.DOTALL)
     cells = [re.findall(r"<t[hd][^>]*>\s*(.*?)\s*</t[hd]>", row, re.DOTALL) for row in rows]
-    return [[re.sub(r"<span.*", "", cell, flags=re.DOTALL).strip() for cell in row] for row in cells]
+    return [
+        [re.sub(r"<span.*", "", cell, flags=re.DOTALL).strip() for cell in row] for row in cells
+    ]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """``init`` with the embedded generator, its study of few steps, and the report over all runs."""
+    """``init`` with the embedded generator, its study of few steps, and the report over all
+    runs."""
     root = tmp_path_factory.mktemp("site")
     for folder in ("images", "masks"):
         (root / folder).mkdir()
@@ -56,9 +60,13 @@ def site(tmp_path_factory):
         (root / f"masks/p{i}.png").write_bytes(encode_mask(mask))
     where = ["--root", str(root / "data"), "--conf", str(root / "conf"), "--generator", "embedded"]
     labels = ["--images", str(root / "images"), "--masks", str(root / "masks")]
-    assert door.main(["init", "yard", "--class", "pallet", "--class", "worker", *where, *labels]) == 0
+    assert (
+        door.main(["init", "yard", "--class", "pallet", "--class", "worker", *where, *labels]) == 0
+    )
     for path in (root / "conf/experiment").glob("yard_*.yaml"):
-        path.write_text(re.sub(r"(max_steps: )(\d+)", lambda m: f"{m[1]}{STEPS[int(m[2])]}", path.read_text()))
+        path.write_text(
+            re.sub(r"(max_steps: )(\d+)", lambda m: f"{m[1]}{STEPS[int(m[2])]}", path.read_text())
+        )
 
     patch = pytest.MonkeyPatch()
     patch.chdir(root)  # whose conf/ holds the site's files
@@ -102,7 +110,10 @@ def test_the_summary_has_the_fair_control(site):
 
 def test_every_number_of_the_first_table_is_the_studys(site):
     study = read_json(site / "outputs/yard_budget/budget.json")["arms"]
-    found = {(row[0], row[-2]): row[1] for row in rows_of((site / "outputs/page/report.html").read_text(), "Results")}
+    found = {
+        (row[0], row[-2]): row[1]
+        for row in rows_of((site / "outputs/page/report.html").read_text(), "Results")
+    }
     expected = {("synthetic only", "3"): study["finetune"]["0"]["yard"]}
     for arm, name in NAMES.items():
         for k in ("8", "all"):

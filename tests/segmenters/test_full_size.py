@@ -29,4 +29,6 @@ def test_one_training_step_at_full_size(file):
     assert torch.isfinite(loss)
     assert all(p.grad is not None and torch.isfinite(p).all() for p in model.parameters())
     moved = {id(p) for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert all(moved & {id(p) for p in group["params"]} for group in optimizer.param_groups)  # residual branches start at 0
+    assert all(
+        moved & {id(p) for p in group["params"]} for group in optimizer.param_groups
+    )  # residual branches start at 0

@@ -16,9 +16,15 @@ from dd.segmenters.huggingface import Mask2Former, SegFormer
 from dd.store.checkpoints import weights_sha256
 
 TINY = {
-    "depth": 18, "num_queries": 10, "channels": 32, "encoder_layers": 1, "decoder_layers": 3, "encoder_feedforward": 32,
-    "decoder_feedforward": 32, "num_points": 300,
-}  # fmt: skip
+    "depth": 18,
+    "num_queries": 10,
+    "channels": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "encoder_feedforward": 32,
+    "decoder_feedforward": 32,
+    "num_points": 300,
+}
 
 
 def mask2former(num_classes=4, **kwargs):
@@ -48,13 +54,16 @@ def parameters(module):
 
 
 def test_sizes_are_the_published_ones():
-    """For ADE20K's 150 classes the papers say 3.8 M and 27.5 M for SegFormer-B0 and -B2, and 44 M for Mask2Former R50."""
+    """For ADE20K's 150 classes the papers say 3.8 M and 27.5 M for SegFormer-B0 and -B2, and 44
+    M for Mask2Former R50."""
     with torch.device("meta"):
         b0, b2, r50 = SegFormer(150, "b0"), SegFormer(150, "b2"), Mask2Former(150)
     assert parameters(b0) == 3_752_694 and parameters(b0.net.segformer) == 3_319_392
     assert parameters(b2) == 27_461_974 and parameters(b2.net.segformer) == 24_196_288
     assert parameters(r50) == 44_041_367
-    assert parameters(r50.backbone) == 25_557_032 - 2_049_000  # torchvision's ResNet-50 without its classifier
+    assert (
+        parameters(r50.backbone) == 25_557_032 - 2_049_000
+    )  # torchvision's ResNet-50 without its classifier
     assert len(r50.net.model.transformer_module.decoder.layers) == 9
 
 
@@ -71,9 +80,14 @@ def test_logits_have_the_size_of_the_input(make, size):
 @pytest.mark.parametrize("make", [mask2former, segformer])
 def test_images_are_normalised_in_rgb_order(make):
     model, seen = make().eval(), []
-    model.net.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True)
+    model.net.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
+    )
     assert not {"mean", "std"} & set(model.state_dict())
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1)
+        for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    )
     with torch.no_grad():
         model((mean + std * torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)).expand(2, 3, 64, 64))
     torch.testing.assert_close(seen[0][0, :, 5, 5], torch.tensor([1.0, 2.0, 3.0]))
@@ -111,11 +125,14 @@ def test_scores_are_the_papers_semantic_inference():
     masks = F.interpolate(found.masks_queries_logits, size=(64, 72), mode="bilinear").sigmoid()
     expected = sum(share[:, q, :4, None, None] * masks[:, q, None] for q in range(10))
     torch.testing.assert_close(logits.exp(), expected.clamp(min=1e-6))
-    torch.testing.assert_close(logits.softmax(1), expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        logits.softmax(1), expected / expected.sum(1, keepdim=True), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_ignored_content_of_a_label_changes_no_target():
-    """Two labels that differ only where both are ignored afterwards give the same loss, gradients included."""
+    """Two labels that differ only where both are ignored afterwards give the same loss,
+    gradients included."""
     model, (images, labels) = mask2former(), batch()
     labels[labels == 255] = 1
     hidden = labels.clone()
@@ -137,7 +154,9 @@ def test_every_part_learns_and_the_loss_is_in_float32_under_autocast():
     losses = model.loss(images, labels)
     assert set(losses) == {"decode.loss_class", "decode.loss_mask", "decode.loss_dice", "loss"}
     losses["loss"].backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None]  # DDP would wait for them
+    assert not [
+        name for name, p in model.named_parameters() if p.grad is None
+    ]  # DDP would wait for them
     torch.manual_seed(2)
     with torch.autocast("cpu", torch.bfloat16):
         half = model.loss(images, labels)
@@ -170,7 +189,11 @@ def test_mask2former_groups():
         "heads_no_decay": (1e-4, 0.0),
     }
     where = {id(p): name for name, g in groups.items() for p in g["params"]}
-    assert len(where) == sum(len(g["params"]) for g in groups.values()) == len(list(model.parameters()))
+    assert (
+        len(where)
+        == sum(len(g["params"]) for g in groups.values())
+        == len(list(model.parameters()))
+    )
     for name, p in model.named_parameters():
         inside = "pixel_level_module.encoder" in name
         norms = r"norm|input_projections\.\d\.1\.|decoder\.(adapter|layer)_1\.1\."
@@ -199,11 +222,20 @@ def test_segformer_loss_is_that_of_transformers():
 def test_segformer_groups():
     model = segformer()
     groups = {g["name"]: g for g in model.parameter_groups(1e-4, 0.01, 0.1)}
-    where = {id(p): (name, g["lr"], g["weight_decay"]) for name, g in groups.items() for p in g["params"]}
+    where = {
+        id(p): (name, g["lr"], g["weight_decay"]) for name, g in groups.items() for p in g["params"]
+    }
     assert len(where) == len(list(model.parameters()))
     for name, p in model.named_parameters():
-        part, light = ("backbone", 1e-5) if ".segformer." in name else ("heads", 1e-4), "norm" in name
-        assert where[id(p)] == (part[0] + "_no_decay" * light, pytest.approx(part[1]), 0.0 if light else 0.01), name
+        part, light = (
+            ("backbone", 1e-5) if ".segformer." in name else ("heads", 1e-4),
+            "norm" in name,
+        )
+        assert where[id(p)] == (
+            part[0] + "_no_decay" * light,
+            pytest.approx(part[1]),
+            0.0 if light else 0.01,
+        ), name
 
 
 # Weights
@@ -224,10 +256,17 @@ def test_encoders_from_a_folder_as_the_hub_has_it(tmp_path, kind):
         source = SegformerForImageClassification(SegformerConfig(num_labels=10))
         theirs = source.segformer
     source.half().save_pretrained(tmp_path)
-    model = mask2former(pretrained=str(tmp_path)) if kind == "resnet" else segformer(pretrained=str(tmp_path))
+    model = (
+        mask2former(pretrained=str(tmp_path))
+        if kind == "resnet"
+        else segformer(pretrained=str(tmp_path))
+    )
     ours = model.backbone if kind == "resnet" else model.net.segformer
     states = theirs.float().state_dict(), ours.state_dict()
-    assert all(torch.equal(states[1][k], states[0][k]) and states[1][k].dtype == states[0][k].dtype for k in states[1])
+    assert all(
+        torch.equal(states[1][k], states[0][k]) and states[1][k].dtype == states[0][k].dtype
+        for k in states[1]
+    )
     assert all(module.training for module in model.modules())
     assert model.files == {"pretrained": weights_sha256(ours.state_dict())}
 
@@ -235,7 +274,10 @@ def test_encoders_from_a_folder_as_the_hub_has_it(tmp_path, kind):
 def test_weights_that_do_not_fit(tmp_path):
     source = resnet18()
     source.save_pretrained(tmp_path / "resnet18")
-    with pytest.raises(ValueError, match=r"is another model \(depths \[2, 2, 2, 2\], expected \[3, 4, 6, 3\].*same size"):
+    with pytest.raises(
+        ValueError,
+        match=r"is another model \(depths \[2, 2, 2, 2\], expected \[3, 4, 6, 3\].*same size",
+    ):
         mask2former(depth=50, pretrained=str(tmp_path / "resnet18"))
     with pytest.raises(ValueError, match="is another model"):
         segformer(pretrained=str(tmp_path / "resnet18"))
@@ -249,14 +291,23 @@ def test_only_safetensors_are_read(tmp_path):
     source = resnet18()
     (tmp_path / "config.json").write_text(json.dumps(source.config.to_dict()))
     torch.save(source.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="model.safetensors were not found in this folder.*pytorch_model.bin"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="model.safetensors were not found in this folder.*pytorch_model.bin",
+    ):
         mask2former(pretrained=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="pretrained='/no/such/folder'.*Pass a local folder.*pretrained=null"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="pretrained='/no/such/folder'.*Pass a local folder.*pretrained=null",
+    ):
         segformer(pretrained="/no/such/folder")
 
 
 def test_an_unreachable_hub_id_says_what_to_pass(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"'nobody/no-such-model'.*may be offline.*pretrained=/path/to/folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"'nobody/no-such-model'.*may be offline.*pretrained=/path/to/folder",
+    ):
         mask2former(pretrained="nobody/no-such-model")

@@ -80,7 +80,8 @@ def test_placeholder_steps_aside_for_full_mmcv(without_extension, monkeypatch):
 
 
 @pytest.mark.skipif(
-    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder), reason="full mmcv is installed"
+    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder),
+    reason="full mmcv is installed",
 )
 def test_an_operation_of_mmcv_raises_clearly():
     assert importlib.util.find_spec(_compiled_ops.NAME).loader is None
@@ -113,11 +114,18 @@ def test_large_models_on_the_meta_device(depth, parameters):
 
 
 def test_half_the_width_and_other_dilations():
-    narrow, wide = DeepLabV3(4, depth=18, base_channels=32, dilations=[1, 3, 6, 9]), DeepLabV3(4, depth=18)
+    narrow, wide = (
+        DeepLabV3(4, depth=18, base_channels=32, dilations=[1, 3, 6, 9]),
+        DeepLabV3(4, depth=18),
+    )
     shapes = {k: v.shape for k, v in narrow.state_dict().items()}
     assert shapes.keys() == wide.state_dict().keys()
-    halved = {k for k, v in wide.state_dict().items() if v.ndim == 4 and 2 * shapes[k][0] == v.shape[0]}
-    assert len(halved) == sum(v.ndim == 4 for v in wide.state_dict().values()) - 2  # all convolutions but the two classifiers
+    halved = {
+        k for k, v in wide.state_dict().items() if v.ndim == 4 and 2 * shapes[k][0] == v.shape[0]
+    }
+    assert (
+        len(halved) == sum(v.ndim == 4 for v in wide.state_dict().values()) - 2
+    )  # all convolutions but the two classifiers
     assert [branch.conv.dilation[0] for branch in narrow.decode_head.aspp_modules] == [1, 3, 6, 9]
     assert narrow.eval()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 4, 64, 64)
 
@@ -130,11 +138,17 @@ def test_building_is_silent(recwarn, capfd):
 
 def test_random_weights_are_mmsegmentations(model):
     assert 0.005 < model.decode_head.conv_seg.weight.std() < 0.015
-    assert all(block.norm2.weight.abs().max() == 0 for block in model.backbone.layer3)  # zero_init_residual
+    assert all(
+        block.norm2.weight.abs().max() == 0 for block in model.backbone.layer3
+    )  # zero_init_residual
 
 
 def test_sync_bn_everywhere_or_nowhere():
-    for sync_bn, kind in (("auto", torch.nn.SyncBatchNorm), (True, torch.nn.SyncBatchNorm), (False, torch.nn.BatchNorm2d)):
+    for sync_bn, kind in (
+        ("auto", torch.nn.SyncBatchNorm),
+        (True, torch.nn.SyncBatchNorm),
+        (False, torch.nn.BatchNorm2d),
+    ):
         model = DeepLabV3(2, depth=18, sync_bn=sync_bn)
         assert {type(m) for m in model.modules() if "BatchNorm" in type(m).__name__} == {kind}
     with pytest.raises(ValueError, match="sync_bn='never'; allowed: auto .*, false"):
@@ -160,8 +174,14 @@ def test_synchronised_batch_norm_is_the_plain_one_in_one_process(model):
         ({"num_classes": 1, "depth": 18}, "num_classes=1.*background included"),
         ({"num_classes": 256, "depth": 18}, "ignore_index=255 is also one of the 256 classes"),
         ({"num_classes": 4, "depth": 18, "auxiliary_weight": -1}, "auxiliary_weight=-1"),
-        ({"num_classes": 4, "depth": 18, "base_channels": 20}, "base_channels=20: expected a multiple of 8"),
-        ({"num_classes": 4, "depth": 18, "dilations": [1, 0]}, r"dilations=\[1, 0\]: expected whole numbers of 1 or more"),
+        (
+            {"num_classes": 4, "depth": 18, "base_channels": 20},
+            "base_channels=20: expected a multiple of 8",
+        ),
+        (
+            {"num_classes": 4, "depth": 18, "dilations": [1, 0]},
+            r"dilations=\[1, 0\]: expected whole numbers of 1 or more",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -179,7 +199,9 @@ def test_logits_have_the_size_of_the_input(model, size):
         logits = model.eval()(images)
         assert logits.shape == (2, 4, *size)
         assert torch.equal(logits, model(images.float()))
-        torch.testing.assert_close(model(images[:1]), logits[:1], rtol=1e-4, atol=1e-5)  # one image is fine in eval
+        torch.testing.assert_close(
+            model(images[:1]), logits[:1], rtol=1e-4, atol=1e-5
+        )  # one image is fine in eval
 
 
 def test_channels_are_normalised_in_rgb_order(model):
@@ -229,7 +251,9 @@ def test_losses_equal_those_of_mmsegmentation(model):
 @pytest.mark.parametrize("auxiliary_weight", [0.4, 0.0])
 def test_how_ignored_pixels_enter_the_average(avg_non_ignore, auxiliary_weight):
     torch.manual_seed(0)
-    model = DeepLabV3(4, depth=18, avg_non_ignore=avg_non_ignore, auxiliary_weight=auxiliary_weight).eval()
+    model = DeepLabV3(
+        4, depth=18, avg_non_ignore=avg_non_ignore, auxiliary_weight=auxiliary_weight
+    ).eval()
     images, labels = batch()
     valid = labels != 255
     pixels = valid.sum() if avg_non_ignore else labels.numel()
@@ -243,7 +267,9 @@ def test_how_ignored_pixels_enter_the_average(avg_non_ignore, auxiliary_weight):
             logits = F.interpolate(head(features), size=labels.shape[1:], mode="bilinear")
             log_p = logits.log_softmax(1).permute(0, 2, 3, 1)[valid]
             nll = -log_p.gather(1, labels[valid][:, None]).double().sum()
-            torch.testing.assert_close(losses[f"{name}.loss_ce"].double(), weight * nll / pixels, rtol=1e-5, atol=0)
+            torch.testing.assert_close(
+                losses[f"{name}.loss_ce"].double(), weight * nll / pixels, rtol=1e-5, atol=0
+            )
         assert model.loss(images, torch.full_like(labels, 255))["loss"] == 0
 
 
@@ -271,9 +297,13 @@ def test_wrong_labels(model):
 def test_parameter_groups_hold_every_parameter_once(model):
     groups = model.parameter_groups(1e-4, 1e-2)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert (
+        len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    )
     for name, parameter in model.named_parameters():
-        assert rates[id(parameter)] == pytest.approx(1e-5 if name.startswith("backbone.") else 1e-4), name
+        assert rates[id(parameter)] == pytest.approx(
+            1e-5 if name.startswith("backbone.") else 1e-4
+        ), name
     assert {group["weight_decay"] for group in groups} == {1e-2}
     assert model.parameter_groups(1e-4, 0, backbone_multiplier=0.5)[0]["lr"] == pytest.approx(5e-5)
 

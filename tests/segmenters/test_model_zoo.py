@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from dd import config
 from dd.segmenters import _compiled_ops
 from dd.segmenters.mmsegmentation import DeepLabV3
-from dd.segmenters.model_zoo import CONFIGS, ModelZoo, config_file, for_classes, read_config, take_weights
+from dd.segmenters.model_zoo import (
+    CONFIGS,
+    ModelZoo,
+    config_file,
+    for_classes,
+    read_config,
+    take_weights,
+)
 
 DEEPLAB = "deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024"
 MIT = "segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512"
@@ -16,7 +23,8 @@ FCN = "fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024"
 OCR = "ocrnet/ocrnet_hr18s_4xb4-20k_voc12aug-512x512"
 PSP = "pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512"
 placeholder = pytest.mark.skipif(
-    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder), reason="full mmcv is installed"
+    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder),
+    reason="full mmcv is installed",
 )
 
 
@@ -65,14 +73,19 @@ def test_a_file_is_executed_only_if_it_is_trusted(tmp_path):
 
 @placeholder
 def test_what_needs_compiled_operations_is_refused_when_it_is_built():
-    with pytest.raises(ValueError, match=r"PSAMask, of mmcv's compiled operations.*full mmcv 2\.1\.0"):
+    with pytest.raises(
+        ValueError, match=r"PSAMask, of mmcv's compiled operations.*full mmcv 2\.1\.0"
+    ):
         ModelZoo(4, "psanet/psanet_r50-d8_4xb4-20k_voc12aug-512x512")
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mask2former/mask2former_r50_8xb2-160k_ade20k-512x512", "needs a package that is not installed.*mmdet"),
+        (
+            "mask2former/mask2former_r50_8xb2-160k_ade20k-512x512",
+            "needs a package that is not installed.*mmdet",
+        ),
         ("san/san-vit-b16_coco-stuff164k-640x640", "of type 'MultimodalEncoderDecoder'; allowed"),
         ("pidnet/pidnet-s_2xb6-120k_1024x1024-cityscapes", "edge maps"),
     ],
@@ -89,7 +102,9 @@ def test_classes_are_replaced_in_every_head():
     model = read_config("knet/knet-s3_r50-d8_deeplabv3_8xb2-adamw-80k_ade20k-512x512")
     for_classes(model, 7)
     head = model["decode_head"]
-    assert head["kernel_generate_head"]["num_classes"] == model["auxiliary_head"]["num_classes"] == 7
+    assert (
+        head["kernel_generate_head"]["num_classes"] == model["auxiliary_head"]["num_classes"] == 7
+    )
     assert [h["num_classes"] for h in head["kernel_update_head"]] == [7, 7, 7]
     model = read_config("ddrnet/ddrnet_23-slim_in1k-pre_2xb6-120k_cityscapes-1024x1024")
     assert len(model["decode_head"]["loss_decode"][0]["class_weight"]) == 19
@@ -101,22 +116,35 @@ def test_classes_are_replaced_in_every_head():
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [(DEEPLAB, "open-mmlab://resnet18_v1c"), (MIT, "https://download.openmmlab.com/"), (PSP, "open-mmlab://resnet50_v1c")],
+    [
+        (DEEPLAB, "open-mmlab://resnet18_v1c"),
+        (MIT, "https://download.openmmlab.com/"),
+        (PSP, "open-mmlab://resnet50_v1c"),
+    ],
 )
 def test_pretrained_weights_are_taken_out(name, weights):
     model = read_config(name)
     assert take_weights(model).startswith(weights)
-    assert take_weights(model) is None and "Pretrained" not in str(model) and "open-mmlab" not in str(model)
+    assert (
+        take_weights(model) is None
+        and "Pretrained" not in str(model)
+        and "open-mmlab" not in str(model)
+    )
 
 
 def test_colours_are_those_of_the_configuration(tmp_path):
-    text = f"_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\nmodel = dict(data_preprocessor=dict({{}}))\n"
+    text = (
+        f"_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\nmodel = "
+        f"dict(data_preprocessor=dict({{}}))\n"
+    )
     own = tmp_path / "own.py"
     own.write_text(text.format("mean=[1.0, 2.0, 3.0], std=[2.0, 4.0, 8.0], bgr_to_rgb=False"))
     model, seen = ModelZoo(4, str(own), trusted=True).eval(), []
     model.net.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        model(torch.tensor([13.0, 10.0, 5.0]).view(1, 3, 1, 1).expand(2, 3, 64, 64))  # RGB; theirs is BGR: 5, 10, 13
+        model(
+            torch.tensor([13.0, 10.0, 5.0]).view(1, 3, 1, 1).expand(2, 3, 64, 64)
+        )  # RGB; theirs is BGR: 5, 10, 13
     assert seen[0][0, :, 0, 0].tolist() == [(5 - 1) / 2, (10 - 2) / 4, (13 - 3) / 8]
 
 
@@ -146,25 +174,36 @@ def test_small_models_of_the_zoo_take_a_training_step(name):
 
 def test_deeplabv3_by_name_is_our_deeplabv3():
     torch.manual_seed(0)
-    zoo, ours, (images, labels) = ModelZoo(4, DEEPLAB, sync_bn=False), DeepLabV3(4, depth=18), batch()
+    zoo, ours, (images, labels) = (
+        ModelZoo(4, DEEPLAB, sync_bn=False),
+        DeepLabV3(4, depth=18),
+        batch(),
+    )
     ours.load_state_dict(zoo.net.state_dict())
     found = []
     for model in (zoo, ours):
         torch.manual_seed(1)
         found.append(model.train().loss(images, labels))
-    assert all(torch.equal(found[0][k], found[1][k]) for k in ("loss", "decode.loss_ce", "aux.loss_ce"))
+    assert all(
+        torch.equal(found[0][k], found[1][k]) for k in ("loss", "decode.loss_ce", "aux.loss_ce")
+    )
     with torch.no_grad():
         assert torch.equal(zoo.eval()(images), ours.eval()(images))
 
 
 def test_two_classes_are_two_outputs():
-    model, (images, labels) = ModelZoo(2, "unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128"), batch((128, 128))
+    model, (images, labels) = (
+        ModelZoo(2, "unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128"),
+        batch((128, 128)),
+    )
     labels = labels.clamp(max=1).masked_fill(labels == 255, 255)
     assert torch.isfinite(model.loss(images, labels)["loss"])
     with torch.no_grad():
         logits = model.eval()(images)
         assert logits.shape == (2, 2, 128, 128)
-        whole = model.net.encode_decode(model.normalise(images), [{"img_shape": torch.Size((128, 128))}])
+        whole = model.net.encode_decode(
+            model.normalise(images), [{"img_shape": torch.Size((128, 128))}]
+        )
     assert model.net.test_cfg.mode == "slide"
     torch.testing.assert_close(logits, whole)  # the one window covers the image
 
@@ -195,7 +234,10 @@ def test_the_weights_that_the_configuration_names(tmp_path, monkeypatch):
     other = ModelZoo(7, MIT)
     torch.save({"state_dict": other.net.state_dict()}, tmp_path / "whole.pth")
     model = ModelZoo(4, MIT, pretrained=str(tmp_path / "whole.pth"))
-    assert all(torch.equal(w, other.net.backbone.state_dict()[k]) for k, w in model.net.backbone.state_dict().items())
+    assert all(
+        torch.equal(w, other.net.backbone.state_dict()[k])
+        for k, w in model.net.backbone.state_dict().items()
+    )
     with pytest.raises(ValueError, match="names no weights"):
         ModelZoo(4, "unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128", pretrained="config")
 
@@ -210,9 +252,16 @@ def test_random_weights_need_no_file(monkeypatch):
 def test_a_run_cannot_declare_its_configuration_trusted(tmp_path):
     trace, file = tmp_path / "executed", tmp_path / "mine.py"
     file.write_text(f"open({str(trace)!r}, 'w')\n_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\n")
-    node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "pretrained": "config", "trusted": True}
+    node = {
+        "_target_": "dd.segmenters.model_zoo.ModelZoo",
+        "config": str(file),
+        "pretrained": "config",
+        "trusted": True,
+    }
     run = {"segmenter": node, "taxonomy": {"names": ["a", "b"]}}
-    with pytest.raises(ValueError, match="segmenter.trusted=true to train.py, trusted=true to other commands"):
+    with pytest.raises(
+        ValueError, match="segmenter.trusted=true to train.py, trusted=true to other commands"
+    ):
         config.segmenter_of(run)
     assert not trace.exists()
     assert config.segmenter_of(run, trusted=True).num_classes == 3 and trace.exists()
@@ -226,7 +275,9 @@ def test_a_configuration_that_was_edited_is_another_model(tmp_path):
     base.write_text(f"_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\n")
     file.write_text(f"_base_ = [{str(base)!r}]\n")
     made = ModelZoo(3, str(file), trusted=True)
-    assert made.files == {"config": ModelZoo(3, DEEPLAB).files["config"]}  # what is built, not what is written
+    assert made.files == {
+        "config": ModelZoo(3, DEEPLAB).files["config"]
+    }  # what is built, not what is written
     node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
     run = {"segmenter": node, "segmenter_files": made.files, "taxonomy": {"names": ["a", "b"]}}
     file.write_text(f"# a remark\n_base_ = [{str(base)!r}]\n")
@@ -235,14 +286,18 @@ def test_a_configuration_that_was_edited_is_another_model(tmp_path):
         before = edited.read_text()
         edited.write_text(before + "model = dict(decode_head=dict(dilations=(1, 2, 3, 4)))\n")
         now = ModelZoo(3, str(file), trusted=True).files["config"]
-        said = rf"mine.py describes another model now \(sha256 {now[:12]}.*trained with \(sha256 {made.files['config'][:12]}"
+        said = (
+            rf"mine.py describes another model now \(sha256 {now[:12]}.*trained with \(sha256 "
+            rf"{made.files['config'][:12]}"
+        )
         with pytest.raises(ValueError, match=said + ".*Put the file back as it was, or train"):
             config.segmenter_of(run, trusted=True)
         edited.write_text(before)
 
 
 def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, monkeypatch):
-    """A head of one's own, and a module that it imports: an edited line of either is another model."""
+    """A head of one's own, and a module that it imports: an edited line of either is another
+    model."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_parts.py").write_text("SCALE = 1.0\n")
     head = (
@@ -253,7 +308,8 @@ def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, mo
     (tmp_path / "my_head.py").write_text(head)
     file = tmp_path / "mine.py"
     file.write_text(
-        f"_base_ = [{str(CONFIGS / FCN)!r} + '.py']\nmodel = dict(decode_head=dict(type='MyHead'))\n"
+        f"_base_ = [{str(CONFIGS / FCN)!r} + '.py']\nmodel = "
+        "dict(decode_head=dict(type='MyHead'))\n"
         "custom_imports = dict(imports=['my_head'], allow_failed_imports=False)\n"
     )
 
@@ -263,7 +319,9 @@ def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, mo
         return ModelZoo(3, str(file), trusted=True).files
 
     made = files()
-    assert set(made) == {"config", "code"} and files() == made and "code" not in ModelZoo(3, FCN).files
+    assert (
+        set(made) == {"config", "code"} and files() == made and "code" not in ModelZoo(3, FCN).files
+    )
     node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
     run = {"segmenter": node, "segmenter_files": made, "taxonomy": {"names": ["a", "b"]}}
     for name in ("my_parts", "my_head"):
@@ -271,7 +329,9 @@ def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, mo
         before = path.read_text()
         path.write_text(before + "# edited\n")
         assert files()["config"] == made["config"] and files()["code"] != made["code"]
-        with pytest.raises(ValueError, match=r"mine.py describes, by the code that it imports, another model now"):
+        with pytest.raises(
+            ValueError, match=r"mine.py describes, by the code that it imports, another model now"
+        ):
             config.segmenter_of(run, trusted=True)
         path.write_text(before)
 

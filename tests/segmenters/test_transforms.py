@@ -15,19 +15,25 @@ from mmseg.models import SegDataPreProcessor  # isort: skip
 from mmseg.registry import TRANSFORMS  # isort: skip
 
 VOC = Path(mmseg.__file__).parent / ".mim/configs/_base_/datasets/pascal_voc12.py"
-PALETTE = np.array([[10, 20, 30], [200, 40, 60], [30, 180, 90], [60, 70, 250]], np.uint8)  # RGB of each class
+PALETTE = np.array(
+    [[10, 20, 30], [200, 40, 60], [30, 180, 90], [60, 70, 250]], np.uint8
+)  # RGB of each class
 
 
 def sample(height=80, width=112, seed=0):
     """An image whose colour is its mask: blocks of 8 pixels in the colours of PALETTE."""
-    blocks = np.random.default_rng(seed).integers(0, len(PALETTE), (height // 8 + 1, width // 8 + 1))
+    blocks = np.random.default_rng(seed).integers(
+        0, len(PALETTE), (height // 8 + 1, width // 8 + 1)
+    )
     mask = blocks.repeat(8, 0).repeat(8, 1)[:height, :width].astype(np.uint8)
     return PALETTE[mask], mask
 
 
 def classes(image):
     """The class of the nearest colour in PALETTE, [H, W]."""
-    distance = (image.permute(1, 2, 0)[:, :, None] - torch.from_numpy(PALETTE).float()).abs().sum(-1)
+    distance = (
+        (image.permute(1, 2, 0)[:, :, None] - torch.from_numpy(PALETTE).float()).abs().sum(-1)
+    )
     return distance.argmin(-1)
 
 
@@ -40,12 +46,21 @@ def test_equals_the_pipeline_of_mmsegmentation(size):
     with DefaultScope.overwrite_default_scope("mmseg"):
         pipeline = [TRANSFORMS.build(step) for step in steps]
     preprocess = SegDataPreProcessor(
-        mean=MEAN, std=(58.395, 57.12, 57.375), bgr_to_rgb=True, pad_val=0, seg_pad_val=255, size=(64, 64)
+        mean=MEAN,
+        std=(58.395, 57.12, 57.375),
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=(64, 64),
     )
     transform = TrainTransform(scale=64, crop_size=64)
     for seed in range(12):
         np.random.seed(np.random.SeedSequence(seed).generate_state(4))
-        results = {"img": image[:, :, ::-1].copy(), "gt_seg_map": mask.copy(), "seg_fields": ["gt_seg_map"]}
+        results = {
+            "img": image[:, :, ::-1].copy(),
+            "gt_seg_map": mask.copy(),
+            "seg_fields": ["gt_seg_map"],
+        }
         for step in pipeline:
             results = step(results)
         data = {"inputs": [results["inputs"]], "data_samples": [results["data_samples"]]}
@@ -86,7 +101,9 @@ def test_states_come_back_after_an_error():
 
 def test_image_and_mask_move_together_and_channels_stay_rgb():
     image, mask = sample(80, 80)
-    transform = TrainTransform(scale=80, ratio_range=(1, 1), crop_size=64, flip=0.5, photometric=False)
+    transform = TrainTransform(
+        scale=80, ratio_range=(1, 1), crop_size=64, flip=0.5, photometric=False
+    )
     corners = set()
     for seed in range(12):
         cropped, labels = transform(image, mask, seed)
@@ -103,7 +120,9 @@ def test_image_and_mask_are_resized_alike():
     for seed in range(4):
         resized, labels = transform(image, mask, seed)
         assert labels.max() < len(PALETTE)
-        assert (classes(resized) == labels).float().mean() > 0.85  # colours mix at the edges of the blocks only
+        assert (
+            classes(resized) == labels
+        ).float().mean() > 0.85  # colours mix at the edges of the blocks only
 
 
 @pytest.mark.parametrize(("flip", "mirrored"), [(0.0, False), (1.0, True)])
@@ -119,12 +138,16 @@ def test_flip(flip, mirrored):
 def test_padding_is_the_mean_colour_and_ignored():
     image, mask = sample(48, 48)
     for ignore_index in (255, 254):
-        transform = TrainTransform(scale=24, ratio_range=(1, 1), crop_size=32, ignore_index=ignore_index)
+        transform = TrainTransform(
+            scale=24, ratio_range=(1, 1), crop_size=32, ignore_index=ignore_index
+        )
         padded, labels = transform(image, mask, 0)
         outside = torch.ones(32, 32, dtype=torch.bool)
         outside[:24, :24] = False
         assert torch.equal(labels == ignore_index, outside)
-        assert torch.equal(padded[:, outside], torch.tensor(MEAN)[:, None].expand(3, int(outside.sum())))
+        assert torch.equal(
+            padded[:, outside], torch.tensor(MEAN)[:, None].expand(3, int(outside.sum()))
+        )
 
 
 def test_the_long_side_is_held_to_four_short_sides():
@@ -153,13 +176,16 @@ def test_cat_max_ratio_avoids_crops_of_one_class():
     image = PALETTE[mask]
     mixed = {}
     for limit in (1.0, 0.9):
-        transform = TrainTransform(scale=64, ratio_range=(1, 1), crop_size=32, cat_max_ratio=limit, flip=0)
+        transform = TrainTransform(
+            scale=64, ratio_range=(1, 1), crop_size=32, cat_max_ratio=limit, flip=0
+        )
         mixed[limit] = sum(len(transform(image, mask, seed)[1].unique()) > 1 for seed in range(30))
     assert mixed[0.9] > mixed[1.0]
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((60, 90), (32, 48)), ((90, 60), (48, 32)), ((20, 400), (6, 128)), ((32, 32), (32, 32))]
+    ("size", "expected"),
+    [((60, 90), (32, 48)), ((90, 60), (48, 32)), ((20, 400), (6, 128)), ((32, 32), (32, 32))],
 )
 def test_eval_transform_keeps_the_ratio(size, expected):
     image, _ = sample(*size)
@@ -188,7 +214,14 @@ def test_wrong_inputs():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"scale": 0}, {"ratio_range": (2.0, 0.5)}, {"crop_size": 0}, {"cat_max_ratio": 0}, {"flip": 1.5}]
+    "settings",
+    [
+        {"scale": 0},
+        {"ratio_range": (2.0, 0.5)},
+        {"crop_size": 0},
+        {"cat_max_ratio": 0},
+        {"flip": 1.5},
+    ],
 )
 def test_wrong_settings(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))}=.*expected"):

@@ -37,7 +37,9 @@ def backbone_file(path, depth=18, **extra):
 
 @pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth"])
 def test_backbone_from_a_file(tmp_path, name):
-    weights = backbone_file(tmp_path / name, **{"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)})
+    weights = backbone_file(
+        tmp_path / name, **{"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    )
     model = DeepLabV3(4, depth=18, pretrained=str(tmp_path / name))
     assert all(torch.equal(w, weights[k]) for k, w in model.backbone.state_dict().items())
     assert model.files == {"pretrained": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()}
@@ -45,7 +47,8 @@ def test_backbone_from_a_file(tmp_path, name):
 
 
 def test_backbone_from_a_runner_checkpoint_with_its_log(tmp_path):
-    """What mmengine's Runner saves, which torch.load refuses: HistoryBuffer, numpy arrays, getattr."""
+    """What mmengine's Runner saves, which torch.load refuses: HistoryBuffer, numpy arrays,
+    getattr."""
     backbone = DeepLabV3(2, depth=18).backbone.state_dict()
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     checkpoint = {
@@ -69,9 +72,15 @@ def test_whole_model_from_a_file(tmp_path, caplog):
 
     other = DeepLabV3(5, depth=18)
     left = load_pretrained(other, str(tmp_path / "whole.pth"))
-    assert sorted(left) == [f"{h}.conv_seg.{p}" for h in ("auxiliary_head", "decode_head") for p in ("bias", "weight")]
+    assert sorted(left) == [
+        f"{h}.conv_seg.{p}" for h in ("auxiliary_head", "decode_head") for p in ("bias", "weight")
+    ]
     assert "made for another number of classes" in caplog.text
-    assert all(torch.equal(w, source.state_dict()[k]) for k, w in other.state_dict().items() if k not in left)
+    assert all(
+        torch.equal(w, source.state_dict()[k])
+        for k, w in other.state_dict().items()
+        if k not in left
+    )
 
 
 @pytest.mark.parametrize(("depth", "other"), [(50, 101), (101, 50), (50, 18)])
@@ -82,7 +91,8 @@ def test_weights_of_another_depth_are_refused(tmp_path, depth, other):
     model = torch.nn.Module()
     model.backbone = backbone(depth)
     message = (
-        rf"other.pth, which holds a ResNetV1c of depth {other}, does not fit a ResNetV1c of depth {depth}: "
+        rf"other.pth, which holds a ResNetV1c of depth {other}, does not fit a ResNetV1c of depth "
+        rf"{depth}: "
         rf".*open-mmlab://resnet{depth}_v1c"
     )
     with pytest.raises(ValueError, match=message):
@@ -91,10 +101,16 @@ def test_weights_of_another_depth_are_refused(tmp_path, depth, other):
 
 def test_weights_of_another_variant_are_refused(tmp_path):
     """torchvision's ResNet begins with one 7x7 convolution, v1c with three 3x3."""
-    weights = {k.replace("stem.0", "conv1"): w for k, w in DeepLabV3(2, depth=18).backbone.state_dict().items()}
+    weights = {
+        k.replace("stem.0", "conv1"): w
+        for k, w in DeepLabV3(2, depth=18).backbone.state_dict().items()
+    }
     weights = {k: w for k, w in weights.items() if not k.startswith("stem.")}
     torch.save(weights, tmp_path / "resnet18.pth")
-    with pytest.raises(ValueError, match=r"holds a ResNet \(v1b, torchvision's\) of depth 18, does not fit.*stem.0.weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds a ResNet \(v1b, torchvision's\) of depth 18, does not fit.*stem.0.weight",
+    ):
         load_pretrained(DeepLabV3(2, depth=18), str(tmp_path / "resnet18.pth"))
 
 
@@ -104,8 +120,14 @@ def test_weights_that_do_not_fit(tmp_path):
     before = {k: w.clone() for k, w in model.state_dict().items()}
     for wrong, message in (
         ({**weights, "layer9.0.conv1.weight": torch.zeros(1)}, r"1 unexpected \(layer9"),
-        ({**weights, "layer1.0.conv1.weight": torch.zeros(1)}, r"1 of another shape \(layer1.0.conv1.weight"),
-        ({k: w for k, w in weights.items() if k != "stem.0.weight"}, r"1 missing in the file \(stem.0.weight"),
+        (
+            {**weights, "layer1.0.conv1.weight": torch.zeros(1)},
+            r"1 of another shape \(layer1.0.conv1.weight",
+        ),
+        (
+            {k: w for k, w in weights.items() if k != "stem.0.weight"},
+            r"1 missing in the file \(stem.0.weight",
+        ),
     ):
         torch.save(wrong, tmp_path / "wrong.pth")
         with pytest.raises(ValueError, match=message):
@@ -113,7 +135,9 @@ def test_weights_that_do_not_fit(tmp_path):
     assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items())
 
 
-@pytest.mark.parametrize("wrapped", [lambda w: {"model": w}, lambda w: {f"model.{k}": v for k, v in w.items()}])
+@pytest.mark.parametrize(
+    "wrapped", [lambda w: {"model": w}, lambda w: {f"model.{k}": v for k, v in w.items()}]
+)
 def test_weights_under_a_name_of_their_own(tmp_path, wrapped):
     weights = backbone_file(tmp_path / "plain.pth")
     torch.save(wrapped(weights), tmp_path / "wrapped.pth")
@@ -124,7 +148,10 @@ def test_weights_under_a_name_of_their_own(tmp_path, wrapped):
 @pytest.mark.parametrize("name", ["resnet18.safetensors", "resnet18.pth"])
 def test_numbers_that_are_not_finite(tmp_path, name):
     backbone_file(tmp_path / name, **{"fc.weight": torch.tensor([1.0, torch.nan])})
-    with pytest.raises(ValueError, match=r"1 of its \d+ tensors hold numbers that are not finite, such as fc.weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of its \d+ tensors hold numbers that are not finite, such as fc.weight",
+    ):
         read_weights(str(tmp_path / name))
 
 
@@ -145,14 +172,21 @@ def test_other_content_is_refused_and_never_executed(tmp_path, content):
     if content in ("text", "safetensors"):
         file.write_text("<html>404</html>")
     else:
-        torch.save({"attack": {"state_dict": Attack(trace)}, "module": torch.nn.ReLU(), "list": [1]}[content], file)
+        torch.save(
+            {"attack": {"state_dict": Attack(trace)}, "module": torch.nn.ReLU(), "list": [1]}[
+                content
+            ],
+            file,
+        )
     with pytest.raises(ValueError, match="weights.*: refused.*as .safetensors instead"):
         read_weights(str(file))
     assert not trace.exists()
 
 
 def test_unknown_sources(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file; allowed: a .safetensors or .pth file, open-mmlab://"):
+    with pytest.raises(
+        FileNotFoundError, match="no such file; allowed: a .safetensors or .pth file, open-mmlab://"
+    ):
         read_weights(str(tmp_path / "absent.pth"))
     with pytest.raises(ValueError, match="did you mean .*resnet50_v1c"):
         read_weights("open-mmlab://resnet50_v1x")
@@ -162,12 +196,15 @@ def test_unknown_sources(tmp_path):
 def test_each_depth_has_its_own_file(name):
     url = weights_url(f"open-mmlab://{name}")
     assert url.startswith("https://") and re.search(rf"/{name}-[0-9a-f]{{8}}\.pth$", url)
-    assert weights_url("torchvision://resnet50").startswith("https://download.pytorch.org/models/resnet50-")
+    assert weights_url("torchvision://resnet50").startswith(
+        "https://download.pytorch.org/models/resnet50-"
+    )
 
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch):
-    """``downloads(answer)``: every download is answered by ``answer(url, target, hash_prefix)`` instead."""
+    """``downloads(answer)``: every download is answered by ``answer(url, target, hash_prefix)``
+    instead."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
     def install(answer):
@@ -191,11 +228,16 @@ def test_hub_name_is_downloaded_once_and_its_hash_is_asked_for(downloads):
     for _ in range(2):
         DeepLabV3(2, depth=18, pretrained="open-mmlab://resnet18_v1c")
     ((url, digest),) = asked
-    assert url.startswith("https://") and url.endswith(f"resnet18_v1c-{digest}.pth") and len(digest) == 8
+    assert (
+        url.startswith("https://")
+        and url.endswith(f"resnet18_v1c-{digest}.pth")
+        and len(digest) == 8
+    )
 
 
 def test_another_file_than_the_name_promises_is_refused(tmp_path, monkeypatch):
-    """A real download, from a local server, of a file whose name ends with another hash; then with the right one."""
+    """A real download, from a local server, of a file whose name ends with another hash; then
+    with the right one."""
     folder = tmp_path / "served"
     folder.mkdir()
     content = save(backbone(18).state_dict())
@@ -207,7 +249,10 @@ def test_another_file_than_the_name_promises_is_refused(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        with pytest.raises(ValueError, match="is not the file that its name promises .*invalid hash.*pretrained=/path/to"):
+        with pytest.raises(
+            ValueError,
+            match="is not the file that its name promises .*invalid hash.*pretrained=/path/to",
+        ):
             read_weights(f"{url}/resnet18-00000000.safetensors")
         with pytest.raises(FileNotFoundError, match="cannot download .*404"):
             read_weights(f"{url}/absent-00000000.pth")
@@ -222,6 +267,8 @@ def test_without_network_the_error_names_the_file_to_bring(downloads):
 
     downloads(answer)
     with pytest.raises(
-        FileNotFoundError, match=r"cannot download https://.*no route to host.*pretrained=/path/to/resnet50_v1c-\w+\.pth"
+        FileNotFoundError,
+        match=r"cannot download https://.*no route to "
+        r"host.*pretrained=/path/to/resnet50_v1c-\w+\.pth",
     ):
         DeepLabV3(2, depth=50, pretrained="open-mmlab://resnet50_v1c")

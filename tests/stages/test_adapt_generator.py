@@ -1,4 +1,5 @@
-"""Stage adapt_generator on a Stable Diffusion of a few thousand parameters, and the adapter in a pipeline."""
+"""Stage adapt_generator on a Stable Diffusion of a few thousand parameters, and the adapter in a
+pipeline."""
 
 import json
 import shutil
@@ -25,25 +26,47 @@ from dd.training.segmentation import LastCheckpoint
 SAMPLES = {"prompts": ["a photo", ""], "every": 2, "seeds": 2}
 LORA = {"rank": 3, "alpha": 6, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
 TRAINING = {
-    "learning_rate": 1e-2, "weight_decay": 0.0, "warmup": 1, "min_snr_gamma": 5.0, "caption_dropout": 0.2,
+    "learning_rate": 1e-2,
+    "weight_decay": 0.0,
+    "warmup": 1,
+    "min_snr_gamma": 5.0,
+    "caption_dropout": 0.2,
     "gradient_checkpointing": False,
-}  # fmt: skip
+}
 READ = {"steps": 2, "guidance": 3.0, "max_power": 1, "cross_resolution": 8, "self_resolution": 16}
 
 
 def save_model(root, prediction, side):
-    words = diffusion.train_tokenizer(["a photo of an apple and a gold ring"] * 9, 30, root / "tokenizer")
+    words = diffusion.train_tokenizer(
+        ["a photo of an apple and a gold ring"] * 9, 30, root / "tokenizer"
+    )
     torch.manual_seed(side + len(prediction))
-    vae = diffusion.build_vae(32, block_out_channels=[16, 32], norm_num_groups=8, mid_block_add_attention=False)
+    vae = diffusion.build_vae(
+        32, block_out_channels=[16, 32], norm_num_groups=8, mid_block_add_attention=False
+    )
     text, unet = diffusion.build_text_and_unet(
-        words, {"hidden_size": side, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        words,
         {
-            "sample_size": 16, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": [16, 32],
-            "norm_num_groups": 8, "attention_head_dim": [2, 4],
-            "down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+            "hidden_size": side,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
         },
-    )  # fmt: skip
-    diffusion.save_pipeline(root / "model", vae, text, words, unet, diffusion.training_scheduler(prediction))
+        {
+            "sample_size": 16,
+            "in_channels": 4,
+            "out_channels": 4,
+            "layers_per_block": 1,
+            "block_out_channels": [16, 32],
+            "norm_num_groups": 8,
+            "attention_head_dim": [2, 4],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+        },
+    )
+    diffusion.save_pipeline(
+        root / "model", vae, text, words, unet, diffusion.training_scheduler(prediction)
+    )
     return root / "model"
 
 
@@ -61,7 +84,9 @@ def photos(tmp_path_factory):
     (folder / "more").mkdir()
     for i, (height, width) in enumerate([(40, 50), (32, 32), (90, 33), (20, 64), (48, 48)]):
         pixels = rng.integers(0, 90, (height, width, 3)) + [160, 0, 0]
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / ("more" if i == 4 else "") / f"p{i}.png")
+        Image.fromarray(pixels.astype(np.uint8)).save(
+            folder / ("more" if i == 4 else "") / f"p{i}.png"
+        )
     return folder
 
 
@@ -82,13 +107,24 @@ def adapt(models, photos, make_trainer):
         def trainer(max_steps, default_root_dir, average):
             assert not average
             parts = [LastCheckpoint(str(default_root_dir / "checkpoints"), 1), *callbacks]
-            log = {"logger": CSVLogger(default_root_dir, name="", version=""), "log_every_n_steps": 1}
+            log = {
+                "logger": CSVLogger(default_root_dir, name="", version=""),
+                "log_every_n_steps": 1,
+            }
             return make_trainer(default_root_dir, max_steps, parts, **log)
 
         settings = {
-            "images": photos, "listed": None, "captions": None, "template": "a photo", "conditions": {}, "lora": LORA,
-            "training": TRAINING, "max_steps": 4, "batch_size": 2, "samples": SAMPLES,
-        }  # fmt: skip
+            "images": photos,
+            "listed": None,
+            "captions": None,
+            "template": "a photo",
+            "conditions": {},
+            "lora": LORA,
+            "training": TRAINING,
+            "max_steps": 4,
+            "batch_size": 2,
+            "samples": SAMPLES,
+        }
         generator = StableDiffusion(str(models[model]), **READ)
         return stage.adapt_generator(folder, generator, trainer, **{**settings, **changed})
 
@@ -103,7 +139,10 @@ def run(adapt, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plan():
-    prompts = [make_prompt("a photo of an apple and a gold ring", ("apple", "gold ring")), make_prompt("a tire", ("tire",))]
+    prompts = [
+        make_prompt("a photo of an apple and a gold ring", ("apple", "gold ring")),
+        make_prompt("a tire", ("tire",)),
+    ]
     return make_plan(prompts, taxonomy("shapes"), 5, 2)
 
 
@@ -117,16 +156,29 @@ def images_of(models, plan, name="v", **settings):
 def test_a_run_holds_the_adapter_its_record_and_sheets(run, models, photos):
     made = read_json(run / "run.json")
     assert made["adapter_sha256"] == sha256(run / diffusion.WEIGHTS)
-    assert (run / diffusion.WEIGHTS).stat().st_mode == (run / "run.json").stat().st_mode  # readable for the same people
+    assert (run / diffusion.WEIGHTS).stat().st_mode == (
+        run / "run.json"
+    ).stat().st_mode  # readable for the same people
     identity = made["identity"]
     assert identity["base_sha256"] == StableDiffusion(str(models["v"]), **READ).checkpoint.sha256()
-    assert identity["images"]["number"] == 5 and identity["lora"]["rank"] == 3 and len(identity["captions_sha256"]) == 64
+    assert (
+        identity["images"]["number"] == 5
+        and identity["lora"]["rank"] == 3
+        and len(identity["captions_sha256"]) == 64
+    )
     assert made["supervision"] == {"labels": 0, "masks_read": False} and made["seconds"] > 0
-    assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step_00000{i}.png" for i in (0, 2, 4)]
-    first, last = (np.asarray(Image.open(run / "samples" / f"step_00000{i}.png")).astype(int) for i in (0, 4))
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        f"step_00000{i}.png" for i in (0, 2, 4)
+    ]
+    first, last = (
+        np.asarray(Image.open(run / "samples" / f"step_00000{i}.png")).astype(int) for i in (0, 4)
+    )
     assert first.shape == last.shape and np.abs(first - last).max() > 0
     weights = load_file(run / diffusion.WEIGHTS)
-    assert all(k.startswith("unet.") and ".attn" in k for k in weights) and len(weights) == 2 * 4 * 2 * 7
+    assert (
+        all(k.startswith("unet.") and ".attn" in k for k in weights)
+        and len(weights) == 2 * 4 * 2 * 7
+    )
     assert {v.shape[0] for k, v in weights.items() if "lora_A" in k} == {3}
     assert all(v.abs().max() > 0 for k, v in weights.items() if "lora_B" in k)
     with safe_open(run / diffusion.WEIGHTS, "pt") as file:
@@ -142,7 +194,9 @@ def test_checkpoints_hold_the_low_rank_layers_alone(run):
     )
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes_and_a_finished_one_is_left_alone(adapt, run, tmp_path):
+def test_an_interrupted_run_ends_with_the_same_bytes_and_a_finished_one_is_left_alone(
+    adapt, run, tmp_path
+):
     with pytest.raises(KeyboardInterrupt, match="training stopped at step 2 of 4"):
         adapt(tmp_path / "again", callbacks=[Stop(2)])
     assert not (tmp_path / "again/run.json").exists()
@@ -179,26 +233,47 @@ def test_captions_come_from_a_file_or_from_a_template(photos, tmp_path):
     rows += [{"filename": "more/p4.png", "caption": c} for c in ("four", "vier")]
     path = tmp_path / "captions.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    assert stage.captions_of(files, photos, path) == [["four", "vier"], *([f"number {i}"] for i in range(4))]
+    assert stage.captions_of(files, photos, path) == [
+        ["four", "vier"],
+        *([f"number {i}"] for i in range(4)),
+    ]
     path.write_text(json.dumps(rows[0]))
-    with pytest.raises(ValueError, match=r"no caption for 4 of 5 images, such as \['more/p4.png', 'p1.png', 'p2.png'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"no caption for 4 of 5 images, such as \['more/p4.png', 'p1.png', 'p2.png'\]",
+    ):
         stage.captions_of(files, photos, path)
-    path.write_text(json.dumps({"filename": "p0.png", "caption": "here"}))  # another camera numbers alike
-    with pytest.raises(ValueError, match=r"no caption for 1 of 2 images, such as \['more/p0.png'\]"):
+    path.write_text(
+        json.dumps({"filename": "p0.png", "caption": "here"})
+    )  # another camera numbers alike
+    with pytest.raises(
+        ValueError, match=r"no caption for 1 of 2 images, such as \['more/p0.png'\]"
+    ):
         stage.captions_of([photos / "p0.png", photos / "more/p0.png"], photos, path)
     with pytest.raises(FileNotFoundError, match="stage=caption makes one"):
         stage.captions_of(files, photos, tmp_path / "none.jsonl")
     conditions = {"place": ["indoors", "outside"], "light": ["at night"]}
-    assert stage.fill("a photo {place} {light}", conditions) == ["a photo indoors at night", "a photo outside at night"]
+    assert stage.fill("a photo {place} {light}", conditions) == [
+        "a photo indoors at night",
+        "a photo outside at night",
+    ]
     assert stage.fill("a photo", {}) == ["a photo"]
-    for template, given in (("a {thing}", {}), ("a photo", conditions), ("a {place}", {"place": []}), ("a {", {})):
+    for template, given in (
+        ("a {thing}", {}),
+        ("a photo", conditions),
+        ("a {place}", {"place": []}),
+        ("a {", {}),
+    ):
         with pytest.raises(ValueError, match=r"adaptation\.(template|conditions)"):
             stage.fill(template, given)
 
 
 def test_a_list_chooses_images_and_bad_files_are_named(photos, tmp_path):
     (tmp_path / "list.txt").write_text("p1\nmore/p4.png\n")
-    assert [f.name for f in find_photos(photos, tmp_path / "list.txt", "adaptation")] == ["p4.png", "p1.png"]
+    assert [f.name for f in find_photos(photos, tmp_path / "list.txt", "adaptation")] == [
+        "p4.png",
+        "p1.png",
+    ]
     (tmp_path / "list.txt").write_text("p1\np9\n")
     with pytest.raises(ValueError, match=r"1 images are not in .*'p9'"):
         find_photos(photos, tmp_path / "list.txt", "adaptation")
@@ -223,10 +298,15 @@ def test_a_photograph_that_ends_early_is_left_out_with_a_warning(adapt, tmp_path
     assert len(find_photos(tmp_path / "site")) == 2
     file = adapt(tmp_path / "run", images=tmp_path / "site")
     said = capsys.readouterr().err
-    assert "warning: 1 of 2 photographs cannot be read and are left out:\n" in said and "torn.jpg" in said
+    assert (
+        "warning: 1 of 2 photographs cannot be read and are left out:\n" in said
+        and "torn.jpg" in said
+    )
     assert read_json(file.with_name("run.json"))["left_out"] == 1
     (tmp_path / "site/whole.jpg").unlink()
-    with pytest.raises(ValueError, match=r"none of the 1 photographs in .* can be read: .*torn\.jpg"):
+    with pytest.raises(
+        ValueError, match=r"none of the 1 photographs in .* can be read: .*torn\.jpg"
+    ):
         adapt(tmp_path / "other", images=tmp_path / "site")
     assert not (tmp_path / "other").exists()
 
@@ -263,23 +343,31 @@ def test_weight_0_makes_the_plain_images_and_weight_1_others(models, run, plan):
 
 @pytest.mark.parametrize("weight", [1.0, 0.5, 0.0])
 def test_what_is_merged_is_the_formula(models, run, weight):
-    """W + weight * alpha / rank * B A of every layer that the file names; every other layer as it was."""
+    """W + weight * alpha / rank * B A of every layer that the file names; every other layer as
+    it was."""
     plain = dict(StableDiffusion(str(models["v"]), **READ).unet.named_parameters())
-    merged = dict(StableDiffusion(str(models["v"]), **READ, adapter=str(run), adapter_weight=weight).unet.named_parameters())
+    merged = dict(
+        StableDiffusion(
+            str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
+        ).unet.named_parameters()
+    )
     assert plain.keys() == merged.keys()
     low = load_file(run / diffusion.WEIGHTS)
     for name, value in plain.items():
         key = f"unet.{name.removesuffix('.weight')}"
         if f"{key}.lora_A.weight" in low:
-            value = value + weight * 6 / 3 * low[f"{key}.lora_B.weight"] @ low[f"{key}.lora_A.weight"]
+            value = (
+                value + weight * 6 / 3 * low[f"{key}.lora_B.weight"] @ low[f"{key}.lora_A.weight"]
+            )
         torch.testing.assert_close(merged[name], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.0])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weight, wrapped):
-    """Of one call of the UNet: softmax(Q K / sqrt(d)), with queries and keys from base and low-rank weights by hand, whether
-    the adapter is merged or still beside the weights in peft's wrappers."""
+    """Of one call of the UNet: softmax(Q K / sqrt(d)), with queries and keys from base and
+    low-rank weights by hand, whether the adapter is merged or still beside the weights in peft's
+    wrappers."""
     plain = StableDiffusion(str(models["v"]), **READ)
     base = {k: v.clone() for k, v in plain.unet.state_dict().items()}
     low = load_file(run / diffusion.WEIGHTS)
@@ -288,7 +376,9 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
         plain.pipe.set_adapters("site", weight)
         unet = plain.unet
     else:
-        unet = StableDiffusion(str(models["v"]), **READ, adapter=str(run), adapter_weight=weight).unet
+        unet = StableDiffusion(
+            str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
+        ).unet
     states, classes = plain.encode(["a photo"])[0], plain.encode(["apple"])[0]
     latents, inputs = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), {}
     handles = [
@@ -309,15 +399,28 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
     def probabilities(name, x, context):
         heads = unet.get_submodule(name).heads
         q, k = (
-            project(name, layer, y).unflatten(-1, (heads, -1)).transpose(1, 2) for layer, y in (("to_q", x), ("to_k", context))
+            project(name, layer, y).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for layer, y in (("to_q", x), ("to_k", context))
         )
         return torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, -1).mean(1)
 
-    own = [probabilities(n, x, x) for n, x in inputs.items() if n.endswith("attn1") and x.shape[1] == 16**2]
-    cross = [probabilities(n, x, classes) for n, x in inputs.items() if n.endswith("attn2") and x.shape[1] == 8**2]
+    own = [
+        probabilities(n, x, x)
+        for n, x in inputs.items()
+        if n.endswith("attn1") and x.shape[1] == 16**2
+    ]
+    cross = [
+        probabilities(n, x, classes)
+        for n, x in inputs.items()
+        if n.endswith("attn2") and x.shape[1] == 8**2
+    ]
     assert len(own) == 3 and len(cross) == 4
-    torch.testing.assert_close(recorder.self_attention, torch.stack(own).mean(0), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(recorder.cross["class_prompt"], torch.stack(cross).mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        recorder.self_attention, torch.stack(own).mean(0), rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(
+        recorder.cross["class_prompt"], torch.stack(cross).mean(0), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):
@@ -329,14 +432,18 @@ def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):
         other[f"{name}.alpha"] = torch.tensor(6.0)
     save_file(other, tmp_path / "kohya.safetensors")
     ours = StableDiffusion(str(models["v"]), **READ, adapter=str(run)).unet.state_dict()
-    theirs = StableDiffusion(str(models["v"]), **READ, adapter=str(tmp_path / "kohya.safetensors")).unet.state_dict()
+    theirs = StableDiffusion(
+        str(models["v"]), **READ, adapter=str(tmp_path / "kohya.safetensors")
+    ).unet.state_dict()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_the_identity_names_the_adapter_only_where_there_is_one(models, run):
     plain = StableDiffusion(str(models["v"]), **READ).identity()
-    adapted = StableDiffusion(str(models["v"]), **READ, adapter=str(run / diffusion.WEIGHTS), adapter_weight=0.5).identity()
+    adapted = StableDiffusion(
+        str(models["v"]), **READ, adapter=str(run / diffusion.WEIGHTS), adapter_weight=0.5
+    ).identity()
     assert not any("adapter" in key for key in plain)
     added = {key: value for key, value in adapted.items() if key not in plain}
     assert added == {"adapter_sha256": sha256(run / diffusion.WEIGHTS), "adapter_weight": 0.5}
@@ -350,10 +457,14 @@ def test_fused_projections_hold_the_adapter_too(models, run, plan):
 
 
 def test_an_adapter_of_another_model_is_refused(models, run, tmp_path):
-    with pytest.raises(ValueError, match=r"was trained on other weights \(sha256 .*run\.json names"):
+    with pytest.raises(
+        ValueError, match=r"was trained on other weights \(sha256 .*run\.json names"
+    ):
         StableDiffusion(str(models["epsilon"]), **READ, adapter=str(run))
     alone = shutil.copy(run / diffusion.WEIGHTS, tmp_path / "alone.safetensors")
-    StableDiffusion(str(models["epsilon"]), **READ, adapter=str(alone))  # without a record its shapes decide
+    StableDiffusion(
+        str(models["epsilon"]), **READ, adapter=str(alone)
+    )  # without a record its shapes decide
     with pytest.raises(ValueError, match=r"does not fit diffusion\.model: .*for a layer of"):
         StableDiffusion(str(models["wide"]), **READ, adapter=str(alone))
     state = load_file(alone)

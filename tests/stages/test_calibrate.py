@@ -1,4 +1,5 @@
-"""Mask settings chosen by a few labelled real images, the file that holds them, and what their labels make of a run."""
+"""Mask settings chosen by a few labelled real images, the file that holds them, and what their
+labels make of a run."""
 
 import importlib
 import sys
@@ -33,7 +34,8 @@ def root(tmp_path_factory):
 
 
 class Knowing:
-    """A generator whose attention at 16 is the exact mask blurred by a low peak (power 1) or noise (power 0); at 8, noise."""
+    """A generator whose attention at 16 is the exact mask blurred by a low peak (power 1) or
+    noise (power 0); at 8, noise."""
 
     size = 64
 
@@ -45,13 +47,22 @@ class Knowing:
         return {"weights_sha256": "5" * 64, "steps": 3, **self.reading}
 
     def read_real(self, images, samples, timesteps, seed=0):
-        assert images.shape[1:] == (self.size, self.size, 3) and images.dtype == np.uint8 and timesteps == [50, 150]
+        assert (
+            images.shape[1:] == (self.size, self.size, 3)
+            and images.dtype == np.uint8
+            and timesteps == [50, 150]
+        )
         self.seen += [(s.prompt, s.class_prompt, s.class_ids) for s in samples]
         heat = []
         for sample in samples:
-            mask, rng = self.data[self.data.ids.index(sample.id)][1], np.random.default_rng([sample.seed, seed])
+            mask, rng = (
+                self.data[self.data.ids.index(sample.id)][1],
+                np.random.default_rng([sample.seed, seed]),
+            )
             exact = np.stack([mask == value for value in sample.class_ids]) * 1.0
-            exact[(exact == 0) & (rng.random(exact.shape) < 0.5)] = 0.55  # only a threshold above 0.55 is right
+            exact[(exact == 0) & (rng.random(exact.shape) < 0.5)] = (
+                0.55  # only a threshold above 0.55 is right
+            )
             noise = rng.random(exact.shape)
             maps = [noise, exact if self.reading["cross_resolution"] == 16 else noise]
             heat.append({"class_prompt": np.stack(maps, 1).astype(np.float32)})
@@ -75,13 +86,21 @@ def test_the_settings_that_fit_are_chosen(root, tmp_path):
     data = SegmentationFolder(root, "train", SHAPES, shots=8, seed=3)
     found, _ = choose(data, tmp_path / "c.yaml", [{"cross_resolution": c} for c in (8, 16)], seed=3)
     assert found["masks"] == {"power": 1, "threshold": 0.6, "band": 0.1, "source": "class_prompt"}
-    reading = {"cross_resolution": 16, "self_resolution": 16, "cross_layers": None, "cross_heads": None}
+    reading = {
+        "cross_resolution": 16,
+        "self_resolution": 16,
+        "cross_layers": None,
+        "cross_heads": None,
+    }
     assert found["diffusion"] == reading
     calibration = found["calibration"]
     assert calibration["miou"] == calibration["miou_cross_validated"] == 100.0
     assert (calibration["shots"], calibration["seed"]) == (8, 3)
     assert found["chosen_on"] == [{"data": "shapes", "split": "train", "labels": 8, "seed": 3}]
-    assert calibration["ids"] == data.ids and (calibration["data"], calibration["split"]) == ("shapes", "train")
+    assert calibration["ids"] == data.ids and (calibration["data"], calibration["split"]) == (
+        "shapes",
+        "train",
+    )
     assert calibration["generator"] == {"weights_sha256": "5" * 64, **reading}
 
 
@@ -89,10 +108,20 @@ def test_every_row_is_what_a_probe_of_these_images_finds(root, tmp_path):
     data = SegmentationFolder(root, "train", SHAPES, shots=6)
     _, (generator,) = choose(data, tmp_path / "c.yaml", batch_size=4)
     table = read_json(tmp_path / "c.json")["table"]
-    assert len(table) == 2 * 3 and [r["miou"] for r in table] == sorted((r["miou"] for r in table), reverse=True)
+    assert len(table) == 2 * 3 and [r["miou"] for r in table] == sorted(
+        (r["miou"] for r in table), reverse=True
+    )
     seen = zip(data.ids, generator.seen, strict=True)
-    samples = [Sample(name, "", "", (), ids, seed=i, unit=0) for i, (name, (_, _, ids)) in enumerate(seen)]
-    heat = list(zip(samples, generator.read_real(np.zeros((1, 64, 64, 3), np.uint8), samples, [50, 150]), strict=True))
+    samples = [
+        Sample(name, "", "", (), ids, seed=i, unit=0) for i, (name, (_, _, ids)) in enumerate(seen)
+    ]
+    heat = list(
+        zip(
+            samples,
+            generator.read_real(np.zeros((1, 64, 64, 3), np.uint8), samples, [50, 150]),
+            strict=True,
+        )
+    )
     for row in table:
         settings = MaskSettings(row["power"], row["threshold"], row["band"], row["source"])
         assert row["miou"] == pytest.approx(metrics.miou(score(heat, data, settings)))
@@ -103,7 +132,9 @@ def test_images_are_shown_with_their_masks_classes_and_captions(root, tmp_path):
     _, (generator,) = choose(data, tmp_path / "c.yaml")
     for i, (prompt, class_prompt, ids) in enumerate(generator.seen):
         assert list(ids) == [v for v in np.unique(data[i][1]) if v not in (0, 255)]
-        assert class_prompt == " ".join(SHAPES.all_names[v] for v in ids) and prompt.endswith(f"; {class_prompt}")
+        assert class_prompt == " ".join(SHAPES.all_names[v] for v in ids) and prompt.endswith(
+            f"; {class_prompt}"
+        )
         assert not prompt.startswith("a photo of leaf")
 
 
@@ -112,14 +143,19 @@ PETS = Taxonomy("pets", ["cat", "hot dog"])
 
 @pytest.fixture
 def pets(tmp_path):
-    """A data set in VOC layout of several sizes, without captions; the last image holds no object."""
+    """A data set in VOC layout of several sizes, without captions; the last image holds no
+    object."""
     folder, rng = tmp_path / "pets", np.random.default_rng(0)
     for part in ("JPEGImages", "SegmentationClass"):
         (folder / part).mkdir(parents=True)
     for i, size in enumerate([(20, 30), (40, 24), (16, 16)]):
-        mask = rng.choice([0, 1, 2, 255], size).astype(np.uint8) if i < 2 else np.zeros(size, np.uint8)
+        mask = (
+            rng.choice([0, 1, 2, 255], size).astype(np.uint8) if i < 2 else np.zeros(size, np.uint8)
+        )
         (folder / f"SegmentationClass/{i}.png").write_bytes(encode_mask(mask))
-        (folder / f"JPEGImages/{i}.png").write_bytes(encode_image(rng.integers(0, 256, (*size, 3), np.uint8), ".png"))
+        (folder / f"JPEGImages/{i}.png").write_bytes(
+            encode_image(rng.integers(0, 256, (*size, 3), np.uint8), ".png")
+        )
     write_split(folder, "train", ["0", "1", "2"])
     write_split(folder, "trainval", ["0", "1", "2"])
     write_split(folder, "val", ["1"])
@@ -130,7 +166,9 @@ def pets(tmp_path):
 def test_images_of_any_size_without_captions(pets, tmp_path):
     data = SegmentationFolder(pets, "train", PETS)
     found, (generator,) = choose(data, tmp_path / "c.yaml", test_split=None)
-    assert [prompt for prompt, _, _ in generator.seen] == ["a photo of cat and hot dog; cat hot dog"] * 2
+    assert [prompt for prompt, _, _ in generator.seen] == [
+        "a photo of cat and hot dog; cat hot dog"
+    ] * 2
     assert found["masks"]["power"] == 1 and found["calibration"]["without_object"] == 1
     assert found["calibration"]["shots"] == 3  # all labels were looked at
     assert found["calibration"]["miou_cross_validated"] is not None
@@ -138,22 +176,34 @@ def test_images_of_any_size_without_captions(pets, tmp_path):
 
 def test_one_image_cannot_be_cross_validated(root, tmp_path):
     found, _ = choose(SegmentationFolder(root, "train", SHAPES, shots=1), tmp_path / "c.yaml")
-    assert found["calibration"]["miou_cross_validated"] is None and found["calibration"]["miou_paper_settings"] is None
+    assert (
+        found["calibration"]["miou_cross_validated"] is None
+        and found["calibration"]["miou_paper_settings"] is None
+    )
 
 
 def test_the_file_is_plain_yaml(root, tmp_path):
     found, _ = choose(SegmentationFolder(root, "train", SHAPES, shots=2), tmp_path / "c.yaml")
     text = (tmp_path / "c.yaml").read_text()
-    assert yaml.safe_load(text) == found and "_target_" not in text and "masks_from=" in text.splitlines()[0]
+    assert (
+        yaml.safe_load(text) == found
+        and "_target_" not in text
+        and "masks_from=" in text.splitlines()[0]
+    )
 
 
 # What is refused
 
 
 def test_nothing_is_chosen_on_the_test_split(root, pets, tmp_path):
-    with pytest.raises(ValueError, match="calibrate.split=test: 2 of the 2 images belong to the test split 'test'"):
+    with pytest.raises(
+        ValueError, match="calibrate.split=test: 2 of the 2 images belong to the test split 'test'"
+    ):
         choose(SegmentationFolder(root, "test", SHAPES, shots=2), tmp_path / "c.yaml")
-    with pytest.raises(ValueError, match="calibrate.split=trainval: 1 of the 3 images belong to the test split 'val', such"):
+    with pytest.raises(
+        ValueError,
+        match="calibrate.split=trainval: 1 of the 3 images belong to the test split 'val', such",
+    ):
         choose(SegmentationFolder(pets, "trainval", PETS), tmp_path / "c.yaml", test_split="val")
     assert not list(tmp_path.glob("c.*"))
 
@@ -184,7 +234,12 @@ CHOICE = {
     "masks": {"power": 1, "threshold": 0.35, "band": 0.1, "source": "class_prompt"},
     "diffusion": {"cross_resolution": 8, "self_resolution": 16},
     "chosen_on": [{"data": "shapes", "split": "train", "labels": 3, "seed": 1}],
-    "calibration": {"by": "calibrate", "shots": 3, "ids": ["a"], "generator": {"self_resolution": 16}},
+    "calibration": {
+        "by": "calibrate",
+        "shots": 3,
+        "ids": ["a"],
+        "generator": {"self_resolution": 16},
+    },
 }
 
 
@@ -261,26 +316,57 @@ def generate(*overrides):
 
 
 def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
-    where = [f"data_root={root.parent}", f"output_root={tmp_path}/out", "device=cpu", "experiment=shapes"]
-    small = ["calibrate.shots=3", "calibrate.timesteps=[100]", "sweep.power=[0,1]", "sweep.threshold=[0.4,0.5]"]
-    found = generate("stage=calibrate", *where, *small, "calibrate.cross_resolution=[8,16]", "seed=1")
+    where = [
+        f"data_root={root.parent}",
+        f"output_root={tmp_path}/out",
+        "device=cpu",
+        "experiment=shapes",
+    ]
+    small = [
+        "calibrate.shots=3",
+        "calibrate.timesteps=[100]",
+        "sweep.power=[0,1]",
+        "sweep.threshold=[0.4,0.5]",
+    ]
+    found = generate(
+        "stage=calibrate", *where, *small, "calibrate.cross_resolution=[8,16]", "seed=1"
+    )
     path = tmp_path / "out/shapes/calibration_shapes_train_3_seed1.yaml"
     choice = yaml.safe_load(path.read_text())
     calibration = choice["calibration"]
-    assert calibration["miou"] == found and len(read_json(path.with_suffix(".json"))["table"]) == 2 * 2 * 2 * 3
+    assert (
+        calibration["miou"] == found
+        and len(read_json(path.with_suffix(".json"))["table"]) == 2 * 2 * 2 * 3
+    )
     train = compose_train(root, "shots=3", "seed=1")
-    assert calibration["ids"] == config.training_sets(train)[0].ids  # the images a fine-tuning takes anyway
+    assert (
+        calibration["ids"] == config.training_sets(train)[0].ids
+    )  # the images a fine-tuning takes anyway
 
-    layers = ["calibrate.cross_layers=[null,[up_blocks.1],[down_blocks]]", "calibrate.cross_heads=[null,[1]]"]
+    layers = [
+        "calibrate.cross_layers=[null,[up_blocks.1],[down_blocks]]",
+        "calibrate.cross_heads=[null,[1]]",
+    ]
     generate("stage=calibrate", *where, *small, *layers, "name=layers", "calibrate.shots=1")
     tried = read_json(tmp_path / "out/layers/calibration_shapes_train_1_seed0.json")["table"]
     assert {(str(r["cross_layers"]), str(r["cross_heads"])) for r in tried} == {
-        (layers, heads) for layers in ("None", "['up_blocks.1']", "['down_blocks']") for heads in ("None", "[1]")
+        (layers, heads)
+        for layers in ("None", "['up_blocks.1']", "['down_blocks']")
+        for heads in ("None", "[1]")
     }
-    generate("stage=calibrate", *where, *small, "calibrate.cross_layers=[[up_blocks.1]]", "name=one", "calibrate.shots=1")
+    generate(
+        "stage=calibrate",
+        *where,
+        *small,
+        "calibrate.cross_layers=[[up_blocks.1]]",
+        "name=one",
+        "calibrate.shots=1",
+    )
     written_as = (tmp_path / "out/one/calibration_shapes_train_1_seed0.yaml").read_text()
     assert written_as.count("- up_blocks.1") == 2 and "&" not in written_as
-    with pytest.raises(ValueError, match="calibrate.cross_layers='up_blocks': expected a list of choices"):
+    with pytest.raises(
+        ValueError, match="calibrate.cross_layers='up_blocks': expected a list of choices"
+    ):
         generate("stage=calibrate", *where, *small, "calibrate.cross_layers=up_blocks")
 
     made = ["num_images=2", "unit_size=2", "diffusion.steps=1", f"folder={tmp_path}/set"]
@@ -289,42 +375,71 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     assert masks["settings"] == choice["masks"] and masks["calibration"] == calibration
     attention = {"what": "attention", "data": "shapes/tune", "labels": 128}
     by_images = {"what": "masks", "data": "shapes/train", "labels": 3, "seed": 1}
-    assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [attention, by_images]
+    assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [
+        attention,
+        by_images,
+    ]
     card = (tmp_path / "set/README.md").read_text()
-    assert "131 real labels stand behind it" in card and "128 labels of shapes/tune (attention), 3 of shapes/train" in card
+    assert (
+        "131 real labels stand behind it" in card
+        and "128 labels of shapes/tune (attention), 3 of shapes/train" in card
+    )
     identity = read_json(tmp_path / "set/run.json")["identity"]["generator"]
     assert {k: identity.get(k) for k in choice["diffusion"]} == choice["diffusion"]
 
     cfg = compose_train(root, "source=synthetic", "shots=null", f"synthetic={tmp_path}/set")
     _, record = config.training_record(cfg, config.training_sets(cfg)[0])
-    assert record["supervision"] == "B" and record["trained_on"]["mask_settings"]["calibration"] == calibration
+    assert (
+        record["supervision"] == "B"
+        and record["trained_on"]["mask_settings"]["calibration"] == calibration
+    )
     assert record["chosen_on"][:2] == [attention, by_images]
     generate(*where, f"folder={tmp_path}/set", "stage=label", "mask_set=paper", "masks=paper")
     cfg = compose_train(
-        root, "source=synthetic", "shots=null", f"synthetic={tmp_path}/set", "synthetic_masks=masks/paper"
-    )  # fmt: skip
-    assert "masks" not in {c["what"] for c in config.training_record(cfg, config.training_sets(cfg)[0])[1]["chosen_on"]}
+        root,
+        "source=synthetic",
+        "shots=null",
+        f"synthetic={tmp_path}/set",
+        "synthetic_masks=masks/paper",
+    )
+    assert "masks" not in {
+        c["what"] for c in config.training_record(cfg, config.training_sets(cfg)[0])[1]["chosen_on"]
+    }
 
-    score = generate(*where, f"folder={tmp_path}/set", "stage=sweep", f"sweep.masks={tmp_path}/set/masks/paper")
+    score = generate(
+        *where, f"folder={tmp_path}/set", "stage=sweep", f"sweep.masks={tmp_path}/set/masks/paper"
+    )
     swept = tmp_path / "set/sweeps/paper.json"
-    assert score == 100.0 and read_json(swept)["masks"]["power"] == read_json(
-        tmp_path / "set/masks/paper/masks.json"
-    )["identity"]["settings"]["power"]  # fmt: skip
-    generate(*where, f"folder={tmp_path}/set", "stage=label", "mask_set=swept", f"masks_from={swept}")
+    assert (
+        score == 100.0
+        and read_json(swept)["masks"]["power"]
+        == read_json(tmp_path / "set/masks/paper/masks.json")["identity"]["settings"]["power"]
+    )
+    generate(
+        *where, f"folder={tmp_path}/set", "stage=label", "mask_set=swept", f"masks_from={swept}"
+    )
     masks = read_json(tmp_path / "set/masks/swept/masks.json")
     assert masks["identity"]["calibration"]["by"] == "sweep"
-    assert masks["chosen_on"] == [attention, {**attention, "what": "masks"}]  # what is behind the set it was compared with
+    assert masks["chosen_on"] == [
+        attention,
+        {**attention, "what": "masks"},
+    ]  # what is behind the set it was compared with
 
     other = {**choice, "calibration": {**calibration, "generator": {"weights_sha256": "0" * 64}}}
     given = written(tmp_path / "other.yaml", other)
     for stage in ("all", "label"):
-        with pytest.raises(ValueError, match="chosen for other attention .*\n  weights_sha256: .* -> 0000"):
+        with pytest.raises(
+            ValueError, match="chosen for other attention .*\n  weights_sha256: .* -> 0000"
+        ):
             generate(*where, *made, f"stage={stage}", given)
     with pytest.raises(ValueError, match="give one of them, got sweep.masks=None, sweep.run=None"):
         generate(*where, "stage=sweep")
     with pytest.raises(FileNotFoundError, match="nowhere: no finished training run there"):
         generate(*where, f"folder={tmp_path}/set", "stage=sweep", "sweep.run=nowhere")
-    with pytest.raises(ValueError, match="calibrate.shots=all: expected a number|calibrate.shots='all': expected a number"):
+    with pytest.raises(
+        ValueError,
+        match="calibrate.shots=all: expected a number|calibrate.shots='all': expected a number",
+    ):
         generate(*where, "stage=calibrate", "calibrate.shots=all")
     assert read_split(root, "train")
 
@@ -332,4 +447,6 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
 def compose_train(root, *overrides):
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
-        return hydra.compose("train", overrides=["experiment=shapes_real", f"data_root={root.parent}", *overrides])
+        return hydra.compose(
+            "train", overrides=["experiment=shapes_real", f"data_root={root.parent}", *overrides]
+        )

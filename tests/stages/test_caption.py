@@ -47,14 +47,21 @@ def rows(folder):
 def test_every_image_has_its_caption(tmp_path, images):
     captioner = FakeCaptioner()
     done = caption(tmp_path / "out", captioner, images, 3)
-    assert done == {"captions": 7, "made_now": 7, "unreadable": []} and captioner.batches == [3, 3, 1]
+    assert done == {"captions": 7, "made_now": 7, "unreadable": []} and captioner.batches == [
+        3,
+        3,
+        1,
+    ]
     names = [f"{i}.png" for i in (0, 1, 2, 3, 5, 6)] + ["deep/4.JPG"]
     assert rows(tmp_path / "out") == [
-        {"filename": name, "caption": f"a dog of brightness {name.split('/')[-1][0]}"} for name in names
+        {"filename": name, "caption": f"a dog of brightness {name.split('/')[-1][0]}"}
+        for name in names
     ]
     run = read_json(tmp_path / "out/run.json")
     assert run["identity"]["captioner"] == {"model": "fake"} and "versions" in run
-    prompts = NounCaptions(str(tmp_path / "out/captions.jsonl"), at_least=1)(taxonomy("voc"), None, 0)
+    prompts = NounCaptions(str(tmp_path / "out/captions.jsonl"), at_least=1)(
+        taxonomy("voc"), None, 0
+    )
     assert {p.classes for p in prompts} == {("dog",)} and len(prompts) == 7
 
 
@@ -89,12 +96,24 @@ def test_unreadable_images_are_listed_and_passed_over(tmp_path, images):
     (images / "3.png").write_bytes((images / "3.png").read_bytes()[:-30])
     done = caption(tmp_path / "out", FakeCaptioner(), images, 2)
     assert done == {"captions": 5, "made_now": 5, "unreadable": ["2.png", "3.png"]}
-    assert [r["filename"] for r in rows(tmp_path / "out")] == ["0.png", "1.png", "5.png", "6.png", "deep/4.JPG"]
+    assert [r["filename"] for r in rows(tmp_path / "out")] == [
+        "0.png",
+        "1.png",
+        "5.png",
+        "6.png",
+        "deep/4.JPG",
+    ]
     listed = (tmp_path / "out/unreadable.txt").read_text().splitlines()
-    assert [line.split("\t")[0] for line in listed] == ["2.png", "3.png"] and all(line.split("\t")[1] for line in listed)
+    assert [line.split("\t")[0] for line in listed] == ["2.png", "3.png"] and all(
+        line.split("\t")[1] for line in listed
+    )
     (images / "2.png").write_bytes(whole)
     (images / "3.png").unlink()
-    assert caption(tmp_path / "out", FakeCaptioner(), images, 2) == {"captions": 6, "made_now": 1, "unreadable": []}
+    assert caption(tmp_path / "out", FakeCaptioner(), images, 2) == {
+        "captions": 6,
+        "made_now": 1,
+        "unreadable": [],
+    }
     assert not (tmp_path / "out/unreadable.txt").exists()
 
 
@@ -132,9 +151,10 @@ def test_what_cannot_be_captioned(tmp_path, images):
     empty = tmp_path / "empty"
     empty.mkdir()
     for folder, error, message in (
-        (None, ValueError, "give caption.images=<folder>"), (tmp_path / "nowhere", FileNotFoundError, "no such folder"),
+        (None, ValueError, "give caption.images=<folder>"),
+        (tmp_path / "nowhere", FileNotFoundError, "no such folder"),
         (empty, FileNotFoundError, "holds no images"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(error, match=message):
             caption(tmp_path / "out", FakeCaptioner(), folder, 3)
     with pytest.raises(ValueError, match="batch_size=0"):
@@ -152,7 +172,8 @@ def test_from_images_to_captions_with_a_model(tmp_path, images, tiny_blip):
 
 
 def test_from_images_to_a_synthetic_set_by_commands(tmp_path, tiny_blip, run):
-    """The paper's chain: captions of unlabelled images, their nouns, a balanced plan; the images of val stay out."""
+    """The paper's chain: captions of unlabelled images, their nouns, a balanced plan; the images
+    of val stay out."""
     blip, root = tiny_blip(tmp_path / "blip", seed=3), tmp_path / "VOCdevkit/VOC2012"
     (root / "JPEGImages").mkdir(parents=True)
     for i in range(40):
@@ -161,17 +182,36 @@ def test_from_images_to_a_synthetic_set_by_commands(tmp_path, tiny_blip, run):
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     (root / "ImageSets/Segmentation/val.txt").write_text("2007_000000\n2007_000001\n")
     common = ("data=voc", f"data_root={tmp_path}", f"output_root={tmp_path}/outputs", "device=cpu")
-    run("generate", "stage=caption", f"captioner.model={blip}", "captioner.max_new_tokens=6", "captioner.num_beams=1",
-        f"caption.images={root}/JPEGImages", *common)  # fmt: skip
+    run(
+        "generate",
+        "stage=caption",
+        f"captioner.model={blip}",
+        "captioner.max_new_tokens=6",
+        "captioner.num_beams=1",
+        f"caption.images={root}/JPEGImages",
+        *common,
+    )
     captions = {r["filename"]: r["caption"] for r in rows(tmp_path / "captions/voc")}
     assert len(captions) == 40 and all(len(text.split()) > 2 for text in captions.values())
-    run("generate", "stage=synthesize", "prompts=paper_voc", "prompts.at_least=3", "num_images=2", "unit_size=2",
-        "diffusion.steps=2", *common)  # fmt: skip
+    run(
+        "generate",
+        "stage=synthesize",
+        "prompts=paper_voc",
+        "prompts.at_least=3",
+        "num_images=2",
+        "unit_size=2",
+        "diffusion.steps=2",
+        *common,
+    )
     folder = tmp_path / "synthetic/voc"
     plan = [json.loads(line) for line in (folder / "plan.jsonl").read_text().splitlines()]
-    assert len(plan) == 2 and {s["prompt"].rpartition("; ")[0] for s in plan} <= set(captions.values())
+    assert len(plan) == 2 and {s["prompt"].rpartition("; ")[0] for s in plan} <= set(
+        captions.values()
+    )
     assert len(list((folder / "JPEGImages").iterdir())) == 2
-    left_out = [json.loads(line) for line in (folder / "dropped_captions.jsonl").read_text().splitlines()]
+    left_out = [
+        json.loads(line) for line in (folder / "dropped_captions.jsonl").read_text().splitlines()
+    ]
     assert {"2007_000000.jpg", "2007_000001.jpg"} == {
         d["filename"] for d in left_out if d["reason"] == "image is in exclude_split"
     }

@@ -14,9 +14,11 @@ from dd.training.segmentation import Views
 
 PETS = Taxonomy("pets", ["cat", "dog"])
 RUN = {
-    "taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "weights_sha256": "0" * 64, "supervision": "A",
+    "taxonomy": {"name": "pets", "names": ["cat", "dog"]},
+    "weights_sha256": "0" * 64,
+    "supervision": "A",
     "trained_on": {"source": "synthetic"},
-}  # fmt: skip
+}
 SIZES = [(12, 9), (7, 15), (8, 8), (12, 9)]
 
 
@@ -35,7 +37,8 @@ def data(tmp_path):
 
 
 class Colours(torch.nn.Module):
-    """The brightest channel is the class, but class 1 has the left side and 2 the right: a mirror that is not undone shows."""
+    """The brightest channel is the class, but class 1 has the left side and 2 the right: a
+    mirror that is not undone shows."""
 
     def forward(self, images):
         side = torch.linspace(1, -1, images.shape[3]).expand(len(images), images.shape[2], -1)
@@ -74,9 +77,15 @@ def test_metrics_are_those_of_the_whole_set(score, data, tiny_segmenter, tmp_pat
 
 def test_metrics_say_what_was_measured(score):
     expected = {
-        "data": "pets", "split": "test", "num_images": 4, "weights_sha256": "0" * 64, "weights": "ema", "supervision": "A",
-        "protocol": {"scales": [1.0], "flip": False, "resize": 16}, "trained_on": {"source": "synthetic"},
-    }  # fmt: skip
+        "data": "pets",
+        "split": "test",
+        "num_images": 4,
+        "weights_sha256": "0" * 64,
+        "weights": "ema",
+        "supervision": "A",
+        "protocol": {"scales": [1.0], "flip": False, "resize": 16},
+        "trained_on": {"source": "synthetic"},
+    }
     assert expected.items() <= score().items()
 
 
@@ -92,7 +101,9 @@ def test_augmentation_is_measured_beside_the_single_scale(score, data, tmp_path)
     assert result["protocol"] == {"scales": [0.5, 1.0], "flip": True, "resize": 16}
     assert result == read_json(tmp_path / "run/eval/pets/scales_0.5-1_flip/metrics.json")
     assert (tmp_path / "run/eval/pets/metrics.json").read_bytes() == before
-    assert sorted((tmp_path / "run/eval").glob("*/metrics.json")) == [tmp_path / "run/eval/pets/metrics.json"]  # the report's
+    assert sorted((tmp_path / "run/eval").glob("*/metrics.json")) == [
+        tmp_path / "run/eval/pets/metrics.json"
+    ]  # the report's
     segmenter, confusion = Colours(), np.zeros((3, 3), int)
     for image, mask in (data[i] for i in range(len(data))):
         mean = np.zeros((3, *mask.shape))
@@ -147,7 +158,10 @@ def test_a_result_without_its_images_is_measured_again(score, tmp_path):
 
 
 def test_an_audit_keeps_no_matrix_of_each_image(score, tmp_path):
-    whole, result = score(views=Views(16)), score({**RUN, "weights_sha256": "1" * 64}, per_image=False)
+    whole, result = (
+        score(views=Views(16)),
+        score({**RUN, "weights_sha256": "1" * 64}, per_image=False),
+    )
     assert "per_image" not in result and result["confusion"] == whole["confusion"]
 
 
@@ -165,7 +179,9 @@ def test_predictions_of_the_first_the_best_and_the_worst_images_are_kept():
 
 def test_other_classes_are_refused(score, tmp_path):
     other = {**RUN, "taxonomy": {"name": "farm", "names": ["cow", "pig"]}}
-    with pytest.raises(ValueError, match=r"classes \['cow', 'pig'\], data 'pets' has \['cat', 'dog'\]"):
+    with pytest.raises(
+        ValueError, match=r"classes \['cow', 'pig'\], data 'pets' has \['cat', 'dog'\]"
+    ):
         score(other)
     assert not (tmp_path / "run").exists()
 
@@ -174,4 +190,7 @@ def test_the_table_shows_every_class(score, capsys):
     result = score()
     print_table({"one": result, "two": {**result, "iou": {**result["iou"], "dog": None}}}, "IoU")
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("background", "cat", "dog", "mIoU", "one", "two", f"{result['miou']:.1f}", "-"))
+    assert all(
+        name in shown
+        for name in ("background", "cat", "dog", "mIoU", "one", "two", f"{result['miou']:.1f}", "-")
+    )

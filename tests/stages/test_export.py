@@ -21,14 +21,28 @@ PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 
 @pytest.fixture
 def folder(tmp_path):
-    synthesize(tmp_path / "set", fake.FakeGenerator(), fake.prompts, PETS, 5, 1, 2, "png", build=partial(fake.build))
+    synthesize(
+        tmp_path / "set",
+        fake.FakeGenerator(),
+        fake.prompts,
+        PETS,
+        5,
+        1,
+        2,
+        "png",
+        build=partial(fake.build),
+    )
     label(tmp_path / "set", MaskSettings(1, 0.5, 0.1))
     label(tmp_path / "set", MaskSettings(0, 0.7, 0.0), "sharp")
     return tmp_path / "set"
 
 
 def contents(root):
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "export.json"}
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in root.rglob("*")
+        if p.is_file() and p.name != "export.json"
+    }
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -37,17 +51,21 @@ def test_the_command_writes_an_export_and_keeps_a_finished_one(folder, tmp_path,
     assert main(command) == 0 and "ready" in capsys.readouterr().out
     done = json.loads((tmp_path / "out/export.json").read_text())
     files = contents(tmp_path / "out")
-    assert {name: len(data) for name, data in files.items()} == done["files"]  # and nothing else lies there
+    assert {name: len(data) for name, data in files.items()} == done[
+        "files"
+    ]  # and nothing else lies there
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
     assert main(command) == 0 and "kept" in capsys.readouterr().out
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p != tmp_path / "out"} == {
-        p: t for p, t in times.items() if p != tmp_path / "out"
-    }
+    assert {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p != tmp_path / "out"
+    } == {p: t for p, t in times.items() if p != tmp_path / "out"}
     assert contents(folder) == before
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_interrupted_export_never_looks_finished_and_goes_on(folder, tmp_path, form, monkeypatch):
+def test_an_interrupted_export_never_looks_finished_and_goes_on(
+    folder, tmp_path, form, monkeypatch
+):
     export(form, folder, tmp_path / "whole")
     calls, replace = [], os.replace
 
@@ -62,11 +80,15 @@ def test_an_interrupted_export_never_looks_finished_and_goes_on(folder, tmp_path
         calls.clear()
         with pytest.raises(KeyboardInterrupt):
             export(form, folder, tmp_path / "out")
-        assert not (tmp_path / "out/export.json").exists() and not list((tmp_path / "out").rglob(".*.tmp"))
+        assert not (tmp_path / "out/export.json").exists() and not list(
+            (tmp_path / "out").rglob(".*.tmp")
+        )
     monkeypatch.undo()
     (tmp_path / "out/.data.parquet.99999.tmp").write_bytes(b"of a killed writer")
     export(form, folder, tmp_path / "out")
-    assert (tmp_path / "out/export.json").exists() and contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert (tmp_path / "out/export.json").exists() and contents(tmp_path / "out") == contents(
+        tmp_path / "whole"
+    )
 
 
 def test_what_a_finished_export_has_lost_is_made_again(folder, tmp_path):
@@ -75,14 +97,19 @@ def test_what_a_finished_export_has_lost_is_made_again(folder, tmp_path):
     (tmp_path / "out/images/train/000001.png").unlink()
     (tmp_path / "out/annotations/train/000002.png").write_bytes(b"")
     assert not export("mmseg", folder, tmp_path / "out")["kept"]
-    assert contents(tmp_path / "out") == before and export("mmseg", folder, tmp_path / "out")["kept"]
+    assert (
+        contents(tmp_path / "out") == before and export("mmseg", folder, tmp_path / "out")["kept"]
+    )
 
 
 def test_a_target_with_something_else_is_refused(folder, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "diary.txt").write_text("mine")
-    assert main(["export", "coco", str(folder), str(out)]) == 2 and "holds other files" in capsys.readouterr().err
+    assert (
+        main(["export", "coco", str(folder), str(out)]) == 2
+        and "holds other files" in capsys.readouterr().err
+    )
     assert [p.name for p in out.iterdir()] == ["diary.txt"]
     with pytest.raises(FileExistsError, match="is a file"):
         export("coco", folder, out / "diary.txt")
@@ -110,19 +137,41 @@ def test_two_exports_never_share_a_target(folder, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with Lock(tmp_path / "out"):
         assert main(["export", "coco", str(folder), str(tmp_path / "out")]) == 5
-    assert "is being written" in capsys.readouterr().err and list((tmp_path / "out").iterdir()) == []
+    assert (
+        "is being written" in capsys.readouterr().err and list((tmp_path / "out").iterdir()) == []
+    )
 
 
 def test_a_mask_set_and_lists_are_chosen(folder, tmp_path):
     (folder / "ImageSets/Segmentation/two.txt").write_text("000003\n000001\n")
-    assert main(["export", "mmseg", str(folder), str(tmp_path / "a"), "--masks", "masks/sharp", "--split", "two"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                "mmseg",
+                str(folder),
+                str(tmp_path / "a"),
+                "--masks",
+                "masks/sharp",
+                "--split",
+                "two",
+            ]
+        )
+        == 0
+    )
     files = contents(tmp_path / "a")
     assert sorted(files) == [
-        "annotations/two/000001.png", "annotations/two/000003.png", "dataset.py", "images/two/000001.png",
+        "annotations/two/000001.png",
+        "annotations/two/000003.png",
+        "dataset.py",
+        "images/two/000001.png",
         "images/two/000003.png",
-    ]  # fmt: skip
+    ]
     assert files["annotations/two/000001.png"] == (folder / "masks/sharp/000001.png").read_bytes()
-    assert files["annotations/two/000001.png"] != (folder / "SegmentationClass/000001.png").read_bytes()
+    assert (
+        files["annotations/two/000001.png"]
+        != (folder / "SegmentationClass/000001.png").read_bytes()
+    )
     export("mmseg", folder, tmp_path / "all")
     assert {p.name for p in (tmp_path / "all/images").iterdir()} == {"train", "two"}
 
@@ -136,10 +185,14 @@ def test_links_hold_the_same_as_copies(folder, tmp_path, form):
     linked = {p.stat().st_ino for p in (tmp_path / "links").rglob("*") if p.is_file()} & images
     copied = {p.stat().st_ino for p in (tmp_path / "copies").rglob("*") if p.is_file()} & images
     assert not copied and len(linked) == (0 if form in ("webdataset", "cvat") else 5)
-    assert any("--link changes nothing" in note for note in notes) == (form in ("webdataset", "cvat", "huggingface"))
+    assert any("--link changes nothing" in note for note in notes) == (
+        form in ("webdataset", "cvat", "huggingface")
+    )
 
 
-def test_links_between_file_systems_are_refused_with_the_way_out(folder, tmp_path, monkeypatch, capsys):
+def test_links_between_file_systems_are_refused_with_the_way_out(
+    folder, tmp_path, monkeypatch, capsys
+):
     def other_system(old, new):
         raise OSError(18, "Invalid cross-device link")
 

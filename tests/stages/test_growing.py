@@ -127,12 +127,15 @@ def test_masks_of_the_smaller_set_are_named_as_such(tmp_path):
 
 
 def test_other_prompts_cannot_be_added(tmp_path):
-    """A source that orders all its prompts anew for another number has no old plan within the new one."""
+    """A source that orders all its prompts anew for another number has no old plan within the
+    new one."""
     folder = tmp_path / "set"
     backwards = lambda taxonomy, number, seed: PROMPTS(taxonomy, number, seed)[::-1]  # noqa: E731
     make(folder, prompts=backwards)
     before = contents(folder)
-    with pytest.raises(FileExistsError, match=r"first 7 prompts .* are not those of the set.*name="):
+    with pytest.raises(
+        FileExistsError, match=r"first 7 prompts .* are not those of the set.*name="
+    ):
         make(folder, num_images=12, prompts=backwards)
     assert contents(folder) == before
 

@@ -1,4 +1,5 @@
-"""evaluate.py stage=predict: a folder or a video in, masks, overlays and areas out; resumed, and never mixed."""
+"""evaluate.py stage=predict: a folder or a video in, masks, overlays and areas out; resumed, and
+never mixed."""
 
 import csv
 import json
@@ -27,7 +28,11 @@ from dd.training.segmentation import Predictor, Views
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["background", "cat", "dog, hot"]
-IDENTITY = {"weights_sha256": "0" * 64, "weights": "ema", "protocol": {"scales": [1.0], "flip": False, "resize": 16}}
+IDENTITY = {
+    "weights_sha256": "0" * 64,
+    "weights": "ema",
+    "protocol": {"scales": [1.0], "flip": False, "resize": 16},
+}
 SIZES = [(12, 9), (7, 15), (12, 9)]
 
 
@@ -56,7 +61,13 @@ def predict(tmp_path, images):
     def call(identity=IDENTITY, where=None, target=None, **more):
         seen = Seen()
         found = predict_images(
-            target or tmp_path / "out", source(where or images), seen, identity, NAMES, voc_palette(), **more
+            target or tmp_path / "out",
+            source(where or images),
+            seen,
+            identity,
+            NAMES,
+            voc_palette(),
+            **more,
         )
         return found, seen.batches
 
@@ -75,17 +86,32 @@ def test_masks_overlays_and_areas(predict, images, tmp_path):
     for row, file in zip(rows(out / "areas.csv"), ("a.png", "b.bmp", "more/c.png"), strict=True):
         expected, name = read_image(images / file).argmax(2), file.rpartition(".")[0]
         assert np.array_equal(read_mask(out / "masks" / f"{name}.png"), expected)
-        with Image.open(out / "masks" / f"{name}.png") as mask, Image.open(out / "overlays" / f"{name}.jpg") as shown:
+        with (
+            Image.open(out / "masks" / f"{name}.png") as mask,
+            Image.open(out / "overlays" / f"{name}.jpg") as shown,
+        ):
             assert mask.getpalette() == voc_palette() and shown.size == mask.size
-        assert (row["file"], int(row["width"]), int(row["height"])) == (file, expected.shape[1], expected.shape[0])
+        assert (row["file"], int(row["width"]), int(row["height"])) == (
+            file,
+            expected.shape[1],
+            expected.shape[0],
+        )
         for value, class_name in enumerate(NAMES):
             assert int(row[f"{class_name} pixels"]) == (expected == value).sum()
-            assert float(row[f"{class_name} percent"]) == pytest.approx(100 * (expected == value).mean(), abs=1e-4)
+            assert float(row[f"{class_name} percent"]) == pytest.approx(
+                100 * (expected == value).mean(), abs=1e-4
+            )
     written = [json.loads(line) for line in (out / "captions.jsonl").read_text().splitlines()]
     assert [row["filename"] for row in written] == ["a.png", "b.bmp", "more/c.png"]
-    assert all(row["classes"] and row["caption"] in ("a photo of a cat and a dog, hot", "a photo of a dog, hot and a cat")
-               for row in written)  # fmt: skip
-    assert read_json(out / "predictions.json")["identity"] == IDENTITY and not (out / "unreadable.csv").exists()
+    assert all(
+        row["classes"]
+        and row["caption"] in ("a photo of a cat and a dog, hot", "a photo of a dog, hot and a cat")
+        for row in written
+    )
+    assert (
+        read_json(out / "predictions.json")["identity"] == IDENTITY
+        and not (out / "unreadable.csv").exists()
+    )
 
 
 def test_the_folder_opens_on_a_page_of_its_overlays(predict, tmp_path, capsys):
@@ -107,7 +133,11 @@ def test_a_single_image(predict, images, tmp_path):
 
 
 def files(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_what_is_there_is_not_made_again(predict, images, tmp_path):
@@ -120,7 +150,9 @@ def test_what_is_there_is_not_made_again(predict, images, tmp_path):
     assert predict()[1] == [2]
     for name in ("masks/a.png", "overlays/b.jpg", "areas.csv"):
         assert (tmp_path / "out" / name).read_bytes() == before[name]
-    Image.fromarray(np.full((4, 4, 3), [0, 9, 0], np.uint8)).save(images / "a.png")  # another picture of the same name
+    Image.fromarray(np.full((4, 4, 3), [0, 9, 0], np.uint8)).save(
+        images / "a.png"
+    )  # another picture of the same name
     assert predict()[1] == [1] and (read_mask(tmp_path / "out/masks/a.png") == 1).all()
     assert rows(tmp_path / "out/areas.csv")[0]["cat pixels"] == "16"
 
@@ -133,7 +165,9 @@ def test_an_interruption_loses_one_batch(predict, images, tmp_path):
             return super().__call__(shown)
 
     with pytest.raises(KeyboardInterrupt):
-        predict_images(tmp_path / "out", source(images), Stopping(), IDENTITY, NAMES, voc_palette(), 1)
+        predict_images(
+            tmp_path / "out", source(images), Stopping(), IDENTITY, NAMES, voc_palette(), 1
+        )
     assert predict()[1] == [2]
     assert len(rows(tmp_path / "out/areas.csv")) == 3
 
@@ -146,7 +180,11 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_made(predict, images, tmp
     assert row["file"] == "broken.jpg" and "damaged, or no image" in row["why"]
     print_predictions(tmp_path / "out", found)
     shown = capsys.readouterr().out
-    assert "1 could not be read" in shown and "broken.jpg: " in shown and "predictions of 3 images" in shown
+    assert (
+        "1 could not be read" in shown
+        and "broken.jpg: " in shown
+        and "predictions of 3 images" in shown
+    )
     Image.new("RGB", (5, 5)).save(images / "broken.jpg")
     assert predict()[0]["images"] == 4 and rows(tmp_path / "out/unreadable.csv") == []
 
@@ -197,14 +235,18 @@ def test_large_images_are_few_to_a_batch(predict, monkeypatch):
 
 
 def test_the_frames_of_a_video(predict, tmp_path):
-    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24))
+    writer = cv2.VideoWriter(
+        str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 24)
+    )
     for colour in ([0, 0, 200], [0, 200, 0], [200, 0, 0]):  # BGR: red, green, blue
         writer.write(np.full((24, 32, 3), colour, np.uint8))
     writer.release()
     predict(where=tmp_path / "film.avi")
     for number in range(3):
         assert (read_mask(tmp_path / f"out/masks/frame_{number:06d}.png") == number).all()
-    assert [row["file"] for row in rows(tmp_path / "out/areas.csv")] == [f"film.avi#{n}" for n in range(3)]
+    assert [row["file"] for row in rows(tmp_path / "out/areas.csv")] == [
+        f"film.avi#{n}" for n in range(3)
+    ]
     (tmp_path / "out/masks/frame_000001.png").unlink()
     assert predict(where=tmp_path / "film.avi")[1] == [1]
     assert (read_mask(tmp_path / "out/masks/frame_000001.png") == 1).all()
@@ -213,10 +255,15 @@ def test_the_frames_of_a_video(predict, tmp_path):
 def test_the_predictor_predicts_as_an_image_is_evaluated(tiny_segmenter):
     import torch
 
-    image, segmenter = np.random.default_rng(1).integers(0, 256, (9, 14, 3), dtype=np.uint8), tiny_segmenter().eval()
+    image, segmenter = (
+        np.random.default_rng(1).integers(0, 256, (9, 14, 3), dtype=np.uint8),
+        tiny_segmenter().eval(),
+    )
     with torch.no_grad():
         logits = segmenter(EvalTransform(16)(image)[None])
-        expected = torch.nn.functional.interpolate(logits, size=(9, 14), mode="bilinear")[0].argmax(0)
+        expected = torch.nn.functional.interpolate(logits, size=(9, 14), mode="bilinear")[0].argmax(
+            0
+        )
     [mask] = Predictor({}, segmenter, Views(16))([image])
     assert mask.dtype == np.uint8 and np.array_equal(mask, expected)
 
@@ -226,8 +273,16 @@ def test_the_predictor_predicts_as_an_image_is_evaluated(tiny_segmenter):
 
 def command(*arguments, cwd=ROOT):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, str(ROOT / "evaluate.py"), "stage=predict", "device=cpu", *map(str, arguments)]
-    return subprocess.run(script, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd)
+    script = [
+        sys.executable,
+        str(ROOT / "evaluate.py"),
+        "stage=predict",
+        "device=cpu",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        script, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd
+    )
 
 
 def test_the_command(finished_run, images, tmp_path):
@@ -239,7 +294,9 @@ def test_the_command(finished_run, images, tmp_path):
     out = folder / "predictions/photos"
     found = Predictor(run, segmenter, Views(32))([read_image(images / "a.png")])[0]
     assert np.array_equal(read_mask(out / "masks/a.png"), found)
-    assert read_json(out / "predictions.json")["identity"]["weights_sha256"] == weights_sha256(load_weights(folder))
+    assert read_json(out / "predictions.json")["identity"]["weights_sha256"] == weights_sha256(
+        load_weights(folder)
+    )
     for name in ("a.png", "b.bmp", "more/c.png"):
         (images / name).unlink()
     done = command(f"run={folder}", f"images={images}", "output=none", cwd=tmp_path)
@@ -263,7 +320,9 @@ def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):
     def arguments(*given):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
-            return config.prediction_arguments(hydra.compose("evaluate", overrides=["stage=predict", *given]))
+            return config.prediction_arguments(
+                hydra.compose("evaluate", overrides=["stage=predict", *given])
+            )
 
     for given, kind, message in [
         (["run=null"], ValueError, "needs the folder of a trained run"),
@@ -271,20 +330,38 @@ def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):
         (["run=begun"], FileNotFoundError, "has begun and is not finished"),
         (["run=other"], ValueError, "no training run of a segmenter"),
         (["run=run"], FileNotFoundError, "images is not given"),
-        (["run=run", "images=photos", "output=photos/out"], ValueError, "its masks would be taken for images"),
+        (
+            ["run=run", "images=photos", "output=photos/out"],
+            ValueError,
+            "its masks would be taken for images",
+        ),
     ]:
         with pytest.raises(kind, match=message):
             arguments(*given)
     found = arguments("run=run", "images=photos", "flip=true", "weights=ema")
-    assert found["target"] == Path("run/predictions/photos-flip") and found["palette"] == voc_palette()
-    (tmp_path / "pets.yaml").write_text("name: pets\nclasses: [{name: cat, colour: [1, 2, 3]}, dog]\n")
-    found = arguments("run=run", "images=photos", "data=own", "data.taxonomy=pets.yaml", "data.name=x")
-    assert found["palette"] == Taxonomy("pets", ["cat", "dog"], colours={"cat": (1, 2, 3)}).palette != voc_palette()
+    assert (
+        found["target"] == Path("run/predictions/photos-flip") and found["palette"] == voc_palette()
+    )
+    (tmp_path / "pets.yaml").write_text(
+        "name: pets\nclasses: [{name: cat, colour: [1, 2, 3]}, dog]\n"
+    )
+    found = arguments(
+        "run=run", "images=photos", "data=own", "data.taxonomy=pets.yaml", "data.name=x"
+    )
+    assert (
+        found["palette"]
+        == Taxonomy("pets", ["cat", "dog"], colours={"cat": (1, 2, 3)}).palette
+        != voc_palette()
+    )
 
 
 def test_a_caption_names_what_covers_enough(tmp_path, images):
-    """The largest class first; less than a hundredth of the image is no mention, and nothing found is a photo all the same."""
-    masks = {(12, 9): [(2, 90), (1, 2)], (7, 15): [(1, 1)]}  # (class, pixels); one pixel of 105 is less than a hundredth
+    """The largest class first; less than a hundredth of the image is no mention, and nothing
+    found is a photo all the same."""
+    masks = {
+        (12, 9): [(2, 90), (1, 2)],
+        (7, 15): [(1, 1)],
+    }  # (class, pixels); one pixel of 105 is less than a hundredth
 
     def predictor(shown):
         found = []
@@ -297,7 +374,9 @@ def test_a_caption_names_what_covers_enough(tmp_path, images):
         return found
 
     predict_images(tmp_path / "out", source(images), predictor, IDENTITY, NAMES, voc_palette())
-    written = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+    written = [
+        json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
+    ]
     assert [row["caption"] for row in written] == [
         "a photo of a dog, hot and a cat",
         "a photo",

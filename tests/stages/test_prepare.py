@@ -29,7 +29,11 @@ def test_both_domains_hold_their_scenes(tmp_path):
             for i, name in enumerate(data.ids):
                 drawn, (image, mask) = scene(domain, split, i), data[i]
                 assert np.array_equal(image, drawn.image) and np.array_equal(mask, drawn.mask)
-                assert captions[name] == {"id": name, "caption": drawn.caption, "classes": list(drawn.classes)}
+                assert captions[name] == {
+                    "id": name,
+                    "caption": drawn.caption,
+                    "classes": list(drawn.classes),
+                }
 
 
 def test_ids_of_the_splits_are_disjoint(tmp_path):
@@ -40,7 +44,11 @@ def test_ids_of_the_splits_are_disjoint(tmp_path):
 
 def test_the_generators_scenes_are_not_written(tmp_path):
     root = prepare_shapes(tmp_path, SIZES)[0]
-    images = {SegmentationFolder(root, s, taxonomy("shapes"))[i][0].tobytes() for s in SIZES for i in range(SIZES[s])}
+    images = {
+        SegmentationFolder(root, s, taxonomy("shapes"))[i][0].tobytes()
+        for s in SIZES
+        for i in range(SIZES[s])
+    }
     assert not images & {scene("shapes", "generator", i).image.tobytes() for i in range(20)}
 
 
@@ -53,12 +61,15 @@ def test_a_finished_folder_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"seed": 1}, "seed: 0 -> 1"), ({"sizes": {**SIZES, "tune": 3}}, r"sizes\.tune: 2 -> 3")]
+    ("change", "named"),
+    [({"seed": 1}, "seed: 0 -> 1"), ({"sizes": {**SIZES, "tune": 3}}, r"sizes\.tune: 2 -> 3")],
 )
 def test_other_settings_are_refused_and_nothing_changes(tmp_path, change, named):
     prepare_shapes(tmp_path, SIZES)
     before = files(tmp_path)
-    with pytest.raises(FileExistsError, match=f"data set .*shapes was made with other settings:\n  {named}\n"):
+    with pytest.raises(
+        FileExistsError, match=f"data set .*shapes was made with other settings:\n  {named}\n"
+    ):
         prepare_shapes(tmp_path, **{"sizes": SIZES, **change})
     assert files(tmp_path) == before
 
@@ -85,7 +96,9 @@ def test_an_interrupted_preparation_is_made_whole(tmp_path, monkeypatch):
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare, "SIZES", SIZES)
     assert main(["prepare", "shapes", "--root", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"ready: {tmp_path / domain}" for domain in DOMAINS]
+    assert capsys.readouterr().out.splitlines() == [
+        f"ready: {tmp_path / domain}" for domain in DOMAINS
+    ]
     assert json.loads((tmp_path / "shapes/run.json").read_text())["identity"]["sizes"] == SIZES
     monkeypatch.setattr(prepare, "SIZES", {"train": 1})
     assert main(["prepare", "shapes", "--root", str(tmp_path)]) == 2

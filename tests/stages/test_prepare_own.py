@@ -56,7 +56,13 @@ def files(folder):
 
 
 def own(site, **kwargs):
-    return prepare_own(site.parent / "data", site / "site.yaml", kwargs.pop("name", "own"), site / "images", **kwargs)
+    return prepare_own(
+        site.parent / "data",
+        site / "site.yaml",
+        kwargs.pop("name", "own"),
+        site / "images",
+        **kwargs,
+    )
 
 
 def lists(site):
@@ -82,7 +88,11 @@ def test_masks_in_every_form_become_ids(site, kind):
 def test_shares_and_another_name(site):
     root, _ = own(site, masks=site / "grey", shares={"val": 0.2, "tune": 0.2}, name="hall_3")
     found = {s: read_split(root, s) for s in ("train", "val", "tune")}
-    assert root.name == "hall_3" and {s: len(v) for s, v in found.items()} == {"train": 3, "val": 1, "tune": 1}
+    assert root.name == "hall_3" and {s: len(v) for s, v in found.items()} == {
+        "train": 3,
+        "val": 1,
+        "tune": 1,
+    }
     assert sorted(sum(found.values(), [])) == sorted(NAMES)
 
 
@@ -94,7 +104,10 @@ def test_folders_that_only_partly_match(site):
         "1 images have no mask of the same stem and are left out, such as ['c']",
         "1 masks have no image of the same stem and are left out, such as ['line/a']",
     ]
-    with pytest.raises(ValueError, match=r"no mask in .*ids has the stem of an image: .*'line/a_mask'.*--mask-ending"):
+    with pytest.raises(
+        ValueError,
+        match=r"no mask in .*ids has the stem of an image: .*'line/a_mask'.*--mask-ending",
+    ):
         own(site, masks=site / "ids", name="other")
 
 
@@ -102,13 +115,18 @@ def test_values_and_colours_that_no_class_has(site):
     mask = picture("c")[1]
     mask[0, :3] = 3, 4, 77
     Image.fromarray(mask).save(site / "grey/c.png")
-    with pytest.raises(ValueError, match=r"1 of 5 masks .*\n.*c\.png holds values \[3, 4, 77\] outside the 3 classes"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 5 masks .*\n.*c\.png holds values \[3, 4, 77\] outside the 3 classes",
+    ):
         own(site, masks=site / "grey")
     coloured = np.full((*mask.shape, 3), 10, np.uint8)
     coloured[0, 0] = 1, 2, 3
     Image.fromarray(coloured).save(site / "colours/c.png")
     with pytest.raises(
-        ValueError, match=r"c\.png has 1 colours that no class of taxonomy 'site' has been given, such as \[\[1, 2, 3\]\]"
+        ValueError,
+        match=r"c\.png has 1 colours that no class of taxonomy 'site' has been given, such as "
+        r"\[\[1, 2, 3\]\]",
     ):
         own(site, masks=site / "colours", name="other")
     clear = np.dstack([coloured, np.full(mask.shape, 100, np.uint8)])
@@ -122,8 +140,12 @@ def test_values_and_colours_that_no_class_has(site):
 
 
 def test_classes_that_no_mask_has_are_warned_of(site, tmp_path):
-    (tmp_path / "more.yaml").write_text(SITE.replace("background_colour", "  - dent\n  - {name: rust}\nbackground_colour"))
-    _, notes = prepare_own(tmp_path / "data", tmp_path / "more.yaml", "own", site / "images", site / "grey")
+    (tmp_path / "more.yaml").write_text(
+        SITE.replace("background_colour", "  - dent\n  - {name: rust}\nbackground_colour")
+    )
+    _, notes = prepare_own(
+        tmp_path / "data", tmp_path / "more.yaml", "own", site / "images", site / "grey"
+    )
     assert notes == ["2 classes are in no mask: dent, rust"]
 
 
@@ -141,17 +163,28 @@ def test_values_that_mean_something_else(site):
     for file in (site / "grey").rglob("*.png"):
         mask = np.asarray(Image.open(file))
         Image.fromarray(np.array([7, 8, 1, *[11] * 253], np.uint8)[mask]).save(file)
-    with pytest.raises(ValueError, match=r"holds values \[7, 8, 11\] .* --map 7=ignore, or =background, or a class \(and 4"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds values \[7, 8, 11\] .* --map 7=ignore, or =background, or a class \(and 4",
+    ):
         own(site, masks=site / "grey")
     mapping = {"7": "background", "8": "scratch", "11": "ignore"}
-    with pytest.raises(ValueError, match="holds value 1, the place of 'scratch', to which --map sends 8: say what 1 means"):
+    with pytest.raises(
+        ValueError,
+        match="holds value 1, the place of 'scratch', to which --map sends 8: say what 1 means",
+    ):
         own(site, masks=site / "grey", mapping=mapping)
-    root, _ = own(site, masks=site / "grey", mapping=mapping | {"1": "gold ring"}, split_files=lists(site))
+    root, _ = own(
+        site, masks=site / "grey", mapping=mapping | {"1": "gold ring"}, split_files=lists(site)
+    )
     data = SegmentationFolder(root, "train", taxonomy(root / "taxonomy.yaml"))
     assert all(np.array_equal(data[i][1], picture(name)[1]) for i, name in enumerate(data.ids))
     with pytest.raises(FileExistsError, match="map"):
         own(site, masks=site / "grey", mapping=mapping | {"1": "ignore"}, split_files=lists(site))
-    for wrong, message in (({"300": "ignore"}, "'300' is no value"), ({"1": "dent"}, "class 'dent' is not in the taxonomy")):
+    for wrong, message in (
+        ({"300": "ignore"}, "'300' is no value"),
+        ({"1": "dent"}, "class 'dent' is not in the taxonomy"),
+    ):
         with pytest.raises(ValueError, match=message):
             own(site, masks=site / "grey", mapping=wrong, name="other")
 
@@ -163,17 +196,26 @@ def black_and_white(site):
 
 def test_black_and_white_masks_are_asked_about(site):
     black_and_white(site)
-    with pytest.raises(ValueError, match=r"no class .* occurs in the 5 masks: .* 255 \(ignored\) alone\. .*--map 255=CLASS"):
+    with pytest.raises(
+        ValueError,
+        match=r"no class .* occurs in the 5 masks: .* 255 \(ignored\) alone\. .*--map 255=CLASS",
+    ):
         own(site, masks=site / "grey")
     root, notes = own(site, masks=site / "grey", mapping={"255": "scratch"})
     mask = np.asarray(Image.open(root / "SegmentationClass/c.png"))
-    assert np.array_equal(mask, picture("c")[1] == 1) and notes == ["1 classes are in no mask: gold ring"]
+    assert np.array_equal(mask, picture("c")[1] == 1) and notes == [
+        "1 classes are in no mask: gold ring"
+    ]
 
 
 def test_white_that_the_taxonomy_gives_to_a_class(site):
     black_and_white(site)
-    (site / "site.yaml").write_text("name: site\nclasses: [{name: scratch, colour: [255, 255, 255]}]\n")
-    with pytest.raises(ValueError, match=r"value 255 is ignored, its colour \[255, 255, 255\] 'scratch'"):
+    (site / "site.yaml").write_text(
+        "name: site\nclasses: [{name: scratch, colour: [255, 255, 255]}]\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"value 255 is ignored, its colour \[255, 255, 255\] 'scratch'"
+    ):
         own(site, masks=site / "grey")
 
 
@@ -185,14 +227,18 @@ def test_colours_that_nobody_gave_are_not_read(site):
         pixels[(pixels == (0, 255, 0)).all(-1)] = 128, 0, 0
         pixels[(pixels == (10, 10, 10)).all(-1)] = 0, 0, 0
         Image.fromarray(pixels).save(file)
-    with pytest.raises(ValueError, match=r"VOC's for 'scratch', 'gold ring', but .*write colour: .*\(and 4 more"):
+    with pytest.raises(
+        ValueError, match=r"VOC's for 'scratch', 'gold ring', but .*write colour: .*\(and 4 more"
+    ):
         own(site, masks=site / "colours")
     # the same beside a labelmap.txt, which says what they mean
     voc = site / "export"
     (voc / "ImageSets/Segmentation").mkdir(parents=True)
     (site / "images").rename(voc / "JPEGImages")
     (site / "colours").rename(voc / "SegmentationClass")
-    (voc / "labelmap.txt").write_text("background:0,0,0::\nscratch:0,128,0::\ngold_ring:128,0,0::\nignored:224,224,192::\n")
+    (voc / "labelmap.txt").write_text(
+        "background:0,0,0::\nscratch:0,128,0::\ngold_ring:128,0,0::\nignored:224,224,192::\n"
+    )
     for split in ("train", "val"):
         (site / f"{split}.txt").rename(voc / f"ImageSets/Segmentation/{split}.txt")
     root, _ = prepare_own(site.parent / "data", site / "site.yaml", "own", voc=voc)
@@ -208,14 +254,26 @@ def test_colours_that_nobody_gave_are_not_read(site):
     unknown = "background:0,0,0::\nscratch:0,128,0::\nring:128,0,0::\nignored:224,224,192::\n"
     (voc / "labelmap.txt").write_text(unknown)
     with pytest.raises(ValueError, match="1 labels in it are no class of the taxonomy: ring"):
-        prepare_own(site.parent / "data", site / "site.yaml", "p", voc / "JPEGImages", voc / "SegmentationClass")
+        prepare_own(
+            site.parent / "data",
+            site / "site.yaml",
+            "p",
+            voc / "JPEGImages",
+            voc / "SegmentationClass",
+        )
 
 
 def cvat(site, path, top="", extra=(), listed="{}"):
     """A zip as CVAT writes it and as people hand it on, of all images."""
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{top}labelmap.txt", "background:0,0,0::\nscratch:9,9,9::\ngold ring:8,8,8::\nignored:7,7,7::\n")
-        archive.writestr(f"{top}ImageSets/Segmentation/default.txt", "".join(listed.format(n) + "\n" for n in NAMES))
+        archive.writestr(
+            f"{top}labelmap.txt",
+            "background:0,0,0::\nscratch:9,9,9::\ngold ring:8,8,8::\nignored:7,7,7::\n",
+        )
+        archive.writestr(
+            f"{top}ImageSets/Segmentation/default.txt",
+            "".join(listed.format(n) + "\n" for n in NAMES),
+        )
         for name in NAMES:
             colours = np.array([(0, 0, 0), (9, 9, 9), (8, 8, 8), *[(7, 7, 7)] * 253], np.uint8)
             data = io.BytesIO()
@@ -230,7 +288,13 @@ def cvat(site, path, top="", extra=(), listed="{}"):
     "how",
     [
         {"top": "my_export/"},
-        {"extra": ["SegmentationClass/._c.png", "__MACOSX/SegmentationClass/._c.png", "__MACOSX/._labelmap.txt"]},
+        {
+            "extra": [
+                "SegmentationClass/._c.png",
+                "__MACOSX/SegmentationClass/._c.png",
+                "__MACOSX/._labelmap.txt",
+            ]
+        },
         {"listed": "{}.jpg"},
         {"listed": "JPEGImages/{}.PNG", "top": "a/", "extra": ["__MACOSX/a/._labelmap.txt"]},
     ],
@@ -254,12 +318,16 @@ def test_names_in_a_zip_without_the_flag_of_utf8(site, tmp_path):
         for info in archive.infolist():
             content = archive.read(info).replace(b"\nc\n", "\nMaß\n".encode())
             other.writestr(info.filename.replace("/c.png", "/MaXX.png"), content)
-    raw = (tmp_path / "f.zip").read_bytes().replace(b"/MaXX.png", "/Maß.png".encode())  # names of equal length
+    raw = (
+        (tmp_path / "f.zip").read_bytes().replace(b"/MaXX.png", "/Maß.png".encode())
+    )  # names of equal length
     (tmp_path / "f.zip").write_bytes(raw)
     with zipfile.ZipFile(tmp_path / "f.zip") as archive:
         assert "SegmentationClass/Ma├ƒ.png" in archive.namelist()
     root, _ = own(site, cvat=tmp_path / "f.zip")
-    assert np.array_equal(np.asarray(Image.open(root / "SegmentationClass/Maß.png")), picture("c")[1])
+    assert np.array_equal(
+        np.asarray(Image.open(root / "SegmentationClass/Maß.png")), picture("c")[1]
+    )
 
 
 def test_lists_in_an_archive_that_unpack_to_more_than_a_list_holds(site, tmp_path):
@@ -278,13 +346,18 @@ def test_a_member_that_is_damaged_in_its_packing(site, tmp_path):
     at = data.index(b"labelmap.txt") + 12
     data[at + 4 : at + 24] = b"\xff" * 20
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"labelmap\.txt is damaged, or packed in a way that is not read"):
+    with pytest.raises(
+        ValueError, match=r"labelmap\.txt is damaged, or packed in a way that is not read"
+    ):
         own(site, cvat=path)
 
 
 def test_formats_that_are_recognised_and_not_read(site, tmp_path):
     (tmp_path / "annotations.xml").write_text("<annotations/>")
-    with pytest.raises(ValueError, match=r"annotations\.xml is an XML file: export .* as \"Segmentation mask 1\.1\", a zip"):
+    with pytest.raises(
+        ValueError,
+        match=r"annotations\.xml is an XML file: export .* as \"Segmentation mask 1\.1\", a zip",
+    ):
         own(site, cvat=tmp_path / "annotations.xml")
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco/instances_default.json").write_text("{}")
@@ -299,7 +372,10 @@ def test_formats_that_are_recognised_and_not_read(site, tmp_path):
 
 
 def test_images_and_masks_in_one_folder(site):
-    with pytest.raises(ValueError, match="images and masks are one folder, .*: say what the names of masks have more"):
+    with pytest.raises(
+        ValueError,
+        match="images and masks are one folder, .*: say what the names of masks have more",
+    ):
         own(site, masks=site / "images")
     for file in [p for p in (site / "ids").rglob("*") if p.is_file()]:
         file.rename(site / "images" / file.relative_to(site / "ids"))
@@ -310,10 +386,15 @@ def test_images_and_masks_in_one_folder(site):
 
 
 def test_names_with_something_before_or_behind(site):
-    for what, (before, behind) in {"images": ("image_", "_leftImg8bit"), "grey": ("gt_", "_gtFine_labelIds")}.items():
+    for what, (before, behind) in {
+        "images": ("image_", "_leftImg8bit"),
+        "grey": ("gt_", "_gtFine_labelIds"),
+    }.items():
         for file in [p for p in (site / what).rglob("*") if p.is_file()]:
             file.rename(file.with_name(f"{before}{file.stem}{behind}{file.suffix}"))
-    with pytest.raises(ValueError, match="no mask in .* --image-ending and --image-beginning take a part off"):
+    with pytest.raises(
+        ValueError, match="no mask in .* --image-ending and --image-beginning take a part off"
+    ):
         own(site, masks=site / "grey", mask_ending="_gtFine_labelIds")
     ends = {"mask_ending": "_gtFine_labelIds", "mask_beginning": "gt_"}
     ends |= {"image_ending": "_leftImg8bit", "image_beginning": "image_"}
@@ -335,17 +416,34 @@ def test_names_with_something_before_or_behind(site):
 
 
 def export(site, **changes):
-    """As labelme, CVAT and Label Studio write it: polygons with file names in their own way, in the order they like."""
+    """As labelme, CVAT and Label Studio write it: polygons with file names in their own way, in
+    the order they like."""
     sizes = {name: picture(name)[1].shape for name in NAMES}
-    written = {"photo 1": "photo 1.png", "photo 2": "JPEGImages/photo 2.PNG", "line/a": "line\\a.png",
-               "line/b.v2": "/data/upload/3/b.v2.PNG", "c": "c.png"}  # fmt: skip
+    written = {
+        "photo 1": "photo 1.png",
+        "photo 2": "JPEGImages/photo 2.PNG",
+        "line/a": "line\\a.png",
+        "line/b.v2": "/data/upload/3/b.v2.PNG",
+        "c": "c.png",
+    }
     content = {
         "images": [
-            {"id": i, "file_name": written[n], "height": sizes[n][0], "width": sizes[n][1]} for i, n in enumerate(NAMES)
+            {"id": i, "file_name": written[n], "height": sizes[n][0], "width": sizes[n][1]}
+            for i, n in enumerate(NAMES)
         ],
-        "categories": [{"id": 0, "name": "_background_"}, {"id": 7, "name": "Gold Ring"}, {"id": 3, "name": "scrape"}],
+        "categories": [
+            {"id": 0, "name": "_background_"},
+            {"id": 7, "name": "Gold Ring"},
+            {"id": 3, "name": "scrape"},
+        ],
         "annotations": [
-            {"id": i, "image_id": i, "category_id": 7, "segmentation": [[0, 0, 4, 0, 4, 3, 0, 3]], "iscrowd": 0}
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 7,
+                "segmentation": [[0, 0, 4, 0, 4, 3, 0, 3]],
+                "iscrowd": 0,
+            }
             for i in range(4)
         ],
         **changes,
@@ -380,8 +478,13 @@ def test_polygons_without_a_pixel_are_counted(site):
 
 def test_nothing_is_written_below_the_real_images(site):
     before = files(site)
-    with pytest.raises(FileExistsError, match=r"images.new lies in .*images, which holds other data, which is not written to"):
-        prepare_own(site / "images", site / "site.yaml", "new", site / "images", masks=site / "grey")
+    with pytest.raises(
+        FileExistsError,
+        match=r"images.new lies in .*images, which holds other data, which is not written to",
+    ):
+        prepare_own(
+            site / "images", site / "site.yaml", "new", site / "images", masks=site / "grey"
+        )
     assert files(site) == before
 
 
@@ -393,27 +496,42 @@ def test_brushed_masks_that_are_marked_as_crowds(site):
     root, notes = own(site, coco_file=path)
     assert notes[-1].endswith("--crowds objects paints them as objects")
     other, notes = own(site, coco_file=path, crowds=False, name="objects")
-    masks = [SegmentationFolder(r, "train", taxonomy(root / "taxonomy.yaml")) for r in (root, other)]
+    masks = [
+        SegmentationFolder(r, "train", taxonomy(root / "taxonomy.yaml")) for r in (root, other)
+    ]
     assert notes == ["1 images have no object: background"]
     values = [{int(v) for i in range(len(m)) for v in np.unique(m[i][1])} for m in masks]
     assert 255 not in values[1] and (255 in values[0]) == ("photo 2" in masks[0].ids)
 
 
 def test_categories_that_are_no_class(site):
-    categories = [{"id": 0, "name": "_background_"}, {"id": 7, "name": "shadow"}, {"id": 3, "name": "scratch"}]
+    categories = [
+        {"id": 0, "name": "_background_"},
+        {"id": 7, "name": "shadow"},
+        {"id": 3, "name": "scratch"},
+    ]
     path = export(site, categories=categories)
-    with pytest.raises(ValueError, match=r"export\.json: 1 categories are no class of taxonomy 'site': shadow \(id 7\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"export\.json: 1 categories are no class of taxonomy 'site': shadow \(id 7\)",
+    ):
         own(site, coco_file=path)
     root, notes = own(site, coco_file=path, mapping={"shadow": "ignore"})
     assert "1 classes are in no mask: gold ring" in notes
-    assert {255} <= set(np.unique(np.asarray(Image.open(root / "SegmentationClass/line/a.png"))).tolist()) <= {0, 255}
+    assert (
+        {255}
+        <= set(np.unique(np.asarray(Image.open(root / "SegmentationClass/line/a.png"))).tolist())
+        <= {0, 255}
+    )
 
 
 def test_an_export_of_other_images(site):
     path = export(site)
     (site / "images/c.png").rename(site / "images/d.png")
     with pytest.raises(
-        ValueError, match=r"does not match the images: 1 of the 5 images it lists are not in .*, such as 'c\.png'"
+        ValueError,
+        match=r"does not match the images: 1 of the 5 images it lists are not in .*, such as "
+        r"'c\.png'",
     ):
         own(site, coco_file=path)
 
@@ -447,7 +565,9 @@ def test_labels_of_another_camera_are_not_taken(site):
     content = json.loads(path.read_text())
     content["images"][2]["file_name"] = "cam1/a.png"
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"1 of the 5 .*such as 'cam1/a\.png' \(another folder has 'line/a'\)"):
+    with pytest.raises(
+        ValueError, match=r"1 of the 5 .*such as 'cam1/a\.png' \(another folder has 'line/a'\)"
+    ):
         own(site, coco_file=path)
 
 
@@ -463,17 +583,36 @@ def test_one_coco_file_for_each_split(site, capsys):
             file.rename(site / split / f"{i}.png")
             rows.append({**content["images"][NAMES.index(name)], "file_name": f"{i}.png"})
         found = {row["id"] for row in rows}
-        part = {**content, "images": rows, "annotations": [a for a in content["annotations"] if a["image_id"] in found]}
-        part["categories"] = [*content["categories"], {"id": 99, "name": "objects-abcd", "supercategory": "none"}]
+        part = {
+            **content,
+            "images": rows,
+            "annotations": [a for a in content["annotations"] if a["image_id"] in found],
+        }
+        part["categories"] = [
+            *content["categories"],
+            {"id": 99, "name": "objects-abcd", "supercategory": "none"},
+        ]
         (site / split / "_annotations.coco.json").write_text(json.dumps(part))
     (site / "images/line").rmdir()
     for split in ("train", "valid"):
         (site / split).rename(site / "images" / split)
-    files = [f"--coco={s}={site / 'images' / f / '_annotations.coco.json'}" for s, f in (("train", "train"), ("val", "valid"))]
-    command = ["prepare", "own", "--root", str(site.parent / "data"), "--taxonomy", str(site / "site.yaml")]
+    files = [
+        f"--coco={s}={site / 'images' / f / '_annotations.coco.json'}"
+        for s, f in (("train", "train"), ("val", "valid"))
+    ]
+    command = [
+        "prepare",
+        "own",
+        "--root",
+        str(site.parent / "data"),
+        "--taxonomy",
+        str(site / "site.yaml"),
+    ]
     assert main([*command, "--images", str(site / "images"), *files]) == 0
     root = site.parent / "data/own"
-    assert read_split(root, "train") == ["train/0", "train/1", "train/2"] and read_split(root, "val") == ["valid/0", "valid/1"]
+    assert read_split(root, "train") == ["train/0", "train/1", "train/2"] and read_split(
+        root, "val"
+    ) == ["valid/0", "valid/1"]
     for split, names in (("train", NAMES[:3]), ("val", NAMES[3:])):
         data = SegmentationFolder(root, split, taxonomy(root / "taxonomy.yaml"))
         assert all(np.array_equal(data[i][0], picture(name)[0]) for i, name in enumerate(names))
@@ -482,9 +621,23 @@ def test_one_coco_file_for_each_split(site, capsys):
         (["--share", "val=0.2"], "give it without --split and --share"),
         (["--map", "cow=ignore"], "category 'cow' is not in the file"),
     ):
-        assert main([*command, "--images", str(site / "images"), *files, *more, "--name", "other"]) == 2
+        assert (
+            main([*command, "--images", str(site / "images"), *files, *more, "--name", "other"])
+            == 2
+        )
         assert message in capsys.readouterr().err
-    assert main([*command, "--images", str(site / "images"), files[0], files[0].replace("=train=", "=test=")]) == 2
+    assert (
+        main(
+            [
+                *command,
+                "--images",
+                str(site / "images"),
+                files[0],
+                files[0].replace("=train=", "=test="),
+            ]
+        )
+        == 2
+    )
     assert "holds 3 images of another split too, such as ['train/0'" in capsys.readouterr().err
     assert main([*command, "--images", str(site / "images"), files[0], files[0]]) == 2
     assert "several files need a split each" in capsys.readouterr().err
@@ -515,7 +668,9 @@ def test_hidden_and_linked_folders(site, tmp_path):
     for folder in ("images", "grey"):
         (site / folder / ".ipynb_checkpoints").mkdir()
         file = next((site / folder).glob("c.*"))
-        (site / folder / f".ipynb_checkpoints/c-checkpoint{file.suffix}").write_bytes(file.read_bytes())
+        (site / folder / f".ipynb_checkpoints/c-checkpoint{file.suffix}").write_bytes(
+            file.read_bytes()
+        )
     (site / "images/line").rename(tmp_path / "disk2/line")
     (site / "images/line").symlink_to(tmp_path / "disk2/line")
     root, notes = own(site, masks=site / "grey", split_files=lists(site))
@@ -536,18 +691,55 @@ def test_a_folder_in_voc_layout(site, tmp_path):
     (voc / "ImageSets/Segmentation/trainval.txt").write_text("c\n")
     root, _ = prepare_own(tmp_path / "data", site / "site.yaml", "own", voc=voc)
     assert {s: len(read_split(root, s)) for s in ("train", "val")} == {"train": 3, "val": 2}
-    root, _ = prepare_own(tmp_path / "data", site / "site.yaml", "shared", voc=voc, shares={"val": 0.4})
+    root, _ = prepare_own(
+        tmp_path / "data", site / "site.yaml", "shared", voc=voc, shares={"val": 0.4}
+    )
     assert {s: len(read_split(root, s)) for s in ("train", "val")} == {"train": 3, "val": 2}
 
 
 def test_the_command_line(site, tmp_path, capsys):
-    command = ["prepare", "own", "--root", str(tmp_path / "data"), "--taxonomy", str(site / "site.yaml"), "--images",
-               str(site / "images")]  # fmt: skip
+    command = [
+        "prepare",
+        "own",
+        "--root",
+        str(tmp_path / "data"),
+        "--taxonomy",
+        str(site / "site.yaml"),
+        "--images",
+        str(site / "images"),
+    ]
     splits = [f"--split={s}={site / s}.txt" for s in ("train", "val")]
-    assert main([*command, "--masks", str(site / "ids"), "--mask-ending", "_mask", *splits, "--name", "hall"]) == 0
+    assert (
+        main(
+            [
+                *command,
+                "--masks",
+                str(site / "ids"),
+                "--mask-ending",
+                "_mask",
+                *splits,
+                "--name",
+                "hall",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == f"ready: {tmp_path / 'data/hall'}\n"
     export(site)
-    assert main([*command, "--coco", str(site / "export.json"), "--share", "val=0.4", "--map", "scrape=gold ring"]) == 0
+    assert (
+        main(
+            [
+                *command,
+                "--coco",
+                str(site / "export.json"),
+                "--share",
+                "val=0.4",
+                "--map",
+                "scrape=gold ring",
+            ]
+        )
+        == 0
+    )
     assert "warning: 1 classes are in no mask: scratch" in capsys.readouterr().err
     assert len(read_split(tmp_path / "data/own", "val")) == 2
 
@@ -556,11 +748,17 @@ def test_the_command_line(site, tmp_path, capsys):
     ("options", "message"),
     [
         ([], "give --images with one of --masks, --coco, --cvat and --label-studio"),
-        (["--masks", "a", "--coco", "b"], "give --images with one of --masks, --coco, --cvat and --label-studio"),
+        (
+            ["--masks", "a", "--coco", "b"],
+            "give --images with one of --masks, --coco, --cvat and --label-studio",
+        ),
         (["--masks", "a", "--map", "b=c"], "map: 'b' is no value of a mask"),
         (["--masks", "a", "--crowds", "objects"], "--crowds belongs to --coco"),
         (["--coco", "a", "--image-ending", "_b"], "belong to --masks and --voc"),
-        (["--masks", "a", "--split", "val=x", "--share", "val=0.1"], "give either --split files or --share parts"),
+        (
+            ["--masks", "a", "--split", "val=x", "--share", "val=0.1"],
+            "give either --split files or --share parts",
+        ),
         (["--masks", "a", "--share", "val=much"], "--share val=much: expected a part of 1"),
         (["--masks", "a", "--name", "../b"], "name='../b': expected the name of a folder"),
         (["--masks", "nowhere"], "no folder nowhere"),
@@ -568,7 +766,15 @@ def test_the_command_line(site, tmp_path, capsys):
     ],
 )
 def test_options_that_make_no_sense(site, tmp_path, options, message, capsys):
-    command = ["prepare", "own", "--root", str(tmp_path / "data"), "--taxonomy", str(site / "site.yaml"), "--images"]
+    command = [
+        "prepare",
+        "own",
+        "--root",
+        str(tmp_path / "data"),
+        "--taxonomy",
+        str(site / "site.yaml"),
+        "--images",
+    ]
     assert main([*command, str(site / "images"), *options]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ") and message in shown and not (tmp_path / "data").exists()

@@ -22,7 +22,9 @@ SBD = {"train": ["2007_01", "2008_01", "2008_02", "2007_03"], "val": ["2008_03",
 def picture(name):
     rng = np.random.default_rng(sum(map(ord, name)))
     height, width = rng.integers(8, 14, 2)
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.integers(0, 21, (height, width)).astype(np.uint8)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.integers(
+        0, 21, (height, width)
+    ).astype(np.uint8)
 
 
 @pytest.fixture
@@ -78,16 +80,23 @@ def test_an_existing_copy_is_checked_and_left_alone(devkit, tmp_path):
     root, notes = prepare_voc(tmp_path / "data", existing=devkit)
     assert root == devkit and files(devkit) == before and not (tmp_path / "data").exists()
     assert notes == [
-        "train holds 2 images, the published data 1464", "val holds 2 images, the published data 1449",
+        "train holds 2 images, the published data 1464",
+        "val holds 2 images, the published data 1449",
         "trainval holds 4 images, the published data 2913",
-    ]  # fmt: skip
+    ]
     assert prepare_voc(devkit.parents[1])[0] == devkit
     data = SegmentationFolder(root, "trainval", taxonomy("voc"))
     assert [data[i][1].shape for i in range(4)] == [picture(n)[1].shape for n in LISTS["trainval"]]
 
 
 @pytest.mark.parametrize(
-    "lost", ["JPEGImages/2007_02.jpg", "SegmentationClass/2007_04.png", "ImageSets/Segmentation/val.txt", "empty"]
+    "lost",
+    [
+        "JPEGImages/2007_02.jpg",
+        "SegmentationClass/2007_04.png",
+        "ImageSets/Segmentation/val.txt",
+        "empty",
+    ],
 )
 def test_an_incomplete_copy(devkit, tmp_path, lost):
     if lost == "empty":
@@ -95,7 +104,10 @@ def test_an_incomplete_copy(devkit, tmp_path, lost):
         (devkit / lost).write_bytes(b"")
     else:
         (devkit / lost).unlink()
-    with pytest.raises(FileNotFoundError, match="is not complete: 1 of 8 files are missing or empty|has no ImageSets"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="is not complete: 1 of 8 files are missing or empty|has no ImageSets",
+    ):
         prepare_voc(tmp_path, existing=devkit)
     with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
         prepare_voc(tmp_path, existing=tmp_path / "nowhere")
@@ -104,7 +116,11 @@ def test_an_incomplete_copy(devkit, tmp_path, lost):
 def test_masks_of_sbd(sbd, tmp_path):
     for name in ("2008_01", "2008_03"):
         mask = read_sbd_mask(sbd / f"cls/{name}.mat")
-        assert mask.dtype == np.uint8 and mask.flags.c_contiguous and np.array_equal(mask, picture(name)[1])
+        assert (
+            mask.dtype == np.uint8
+            and mask.flags.c_contiguous
+            and np.array_equal(mask, picture(name)[1])
+        )
     savemat(tmp_path / "other.mat", {"GTinst": 1})
     (tmp_path / "text.mat").write_text("no matlab file" * 100)
     (tmp_path / "half.mat").write_bytes((sbd / "cls/2008_01.mat").read_bytes()[:300])
@@ -124,13 +140,23 @@ def test_train_aug_is_the_union_without_val(devkit, sbd, tmp_path):
     for i, name in enumerate(data.ids):
         image, mask = data[i]
         expected = picture(name)[1]
-        expected[0] = 255 if name in LISTS["trainval"] else expected[0]  # VOC's own mask where there is one
-        assert np.array_equal(mask, expected) and data.image_path(name).resolve().parent == (devkit / "JPEGImages").resolve()
+        expected[0] = (
+            255 if name in LISTS["trainval"] else expected[0]
+        )  # VOC's own mask where there is one
+        assert (
+            np.array_equal(mask, expected)
+            and data.image_path(name).resolve().parent == (devkit / "JPEGImages").resolve()
+        )
         with Image.open(root / f"SegmentationClass/{name}.png") as stored:
             assert stored.mode == "P"
-    assert all((SegmentationFolder(root, "val", taxonomy("voc"))[i][1][0] == 255).all() for i in (0, 1))
+    assert all(
+        (SegmentationFolder(root, "val", taxonomy("voc"))[i][1][0] == 255).all() for i in (0, 1)
+    )
     made = files(root)
-    assert prepare_voc_aug(tmp_path / "data", existing=devkit, sbd=sbd) == (root, notes) and files(root) == made
+    assert (
+        prepare_voc_aug(tmp_path / "data", existing=devkit, sbd=sbd) == (root, notes)
+        and files(root) == made
+    )
 
 
 def test_images_that_only_sbd_has(devkit, sbd, tmp_path):
@@ -139,7 +165,9 @@ def test_images_that_only_sbd_has(devkit, sbd, tmp_path):
     root, _ = prepare_voc_aug(tmp_path / "data", existing=devkit, sbd=sbd)
     assert len(list(SegmentationFolder(root, "train_aug", taxonomy("voc")))) == 5
     (sbd / "img/2008_02.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no image 2008_02\.jpg in .*JPEGImages or .*img, whose mask is"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no image 2008_02\.jpg in .*JPEGImages or .*img, whose mask is"
+    ):
         prepare_voc_aug(tmp_path / "other", existing=devkit, sbd=sbd)
 
 
@@ -148,7 +176,9 @@ def test_damaged_masks_of_sbd_are_listed(devkit, sbd, tmp_path):
     with pytest.raises(ValueError, match=r"1 of 7 masks could not be made .*\n  .*2008_03\.mat"):
         prepare_voc_aug(tmp_path / "data", existing=devkit, sbd=sbd)
     (sbd / "cls/2008_02.mat").unlink()
-    with pytest.raises(FileNotFoundError, match=r"dataset is not complete: 1 of 3 files .*2008_02\.mat"):
+    with pytest.raises(
+        FileNotFoundError, match=r"dataset is not complete: 1 of 3 files .*2008_02\.mat"
+    ):
         prepare_voc_aug(tmp_path / "data", existing=devkit, sbd=sbd)
 
 
@@ -160,8 +190,15 @@ def test_the_command_line_from_the_web_to_masks(devkit, sbd, tmp_path, web, fast
     command = ["prepare", "voc_aug", "--root", str(root), "--url", f"trainval={web.url('voc.tar')}"]
     assert main([*command, "--url", f"sbd={web.url('sbd.tgz')}", "--workers", "1"]) == 0
     shown = capsys.readouterr()
-    assert shown.out == f"ready: {root / 'voc_aug'}\n" and "warning: train_aug holds 5 images" in shown.err
-    assert [path for path, _ in web.asked] == ["/voc.tar", "/voc.tar", "/sbd.tgz"]  # the first was broken off
+    assert (
+        shown.out == f"ready: {root / 'voc_aug'}\n"
+        and "warning: train_aug holds 5 images" in shown.err
+    )
+    assert [path for path, _ in web.asked] == [
+        "/voc.tar",
+        "/voc.tar",
+        "/sbd.tgz",
+    ]  # the first was broken off
     assert files(root / "VOCdevkit/VOC2012").keys() == {
         root / "VOCdevkit/VOC2012" / p.relative_to(devkit) for p in files(devkit)
     }
@@ -189,7 +226,14 @@ def test_options_that_make_no_sense(tmp_path, options, message, capsys):
 
 
 def test_archives_that_are_wrong(devkit, tmp_path, web, fast, capsys):
-    command = ["prepare", "voc", "--root", str(tmp_path / "data"), "--url", f"trainval={web.url('voc.tar')}"]
+    command = [
+        "prepare",
+        "voc",
+        "--root",
+        str(tmp_path / "data"),
+        "--url",
+        f"trainval={web.url('voc.tar')}",
+    ]
     web.files["voc.tar"] = packed(devkit.parent, "VOCdevkit", "w")[:9000]
     assert main(command) == 2 and "is damaged or half downloaded" in capsys.readouterr().err
     (tmp_path / "data/downloads/voc.tar").unlink()
@@ -199,4 +243,6 @@ def test_archives_that_are_wrong(devkit, tmp_path, web, fast, capsys):
 
 
 def test_the_official_archives_are_complete():
-    assert all(a.url.startswith("http") and a.checksum.startswith("md5:") for a in ARCHIVES.values())
+    assert all(
+        a.url.startswith("http") and a.checksum.startswith("md5:") for a in ARCHIVES.values()
+    )

@@ -33,26 +33,39 @@ class Knowing:
         for image, sample in zip(images, samples, strict=True):
             mask, rng = self.masks[image.tobytes()], np.random.default_rng(sample.seed)
             exact = np.stack([mask == value for value in sample.class_ids])
-            heat.append({"class_prompt": np.stack([rng.random(exact.shape), exact], 1).astype(np.float32)})
+            heat.append(
+                {"class_prompt": np.stack([rng.random(exact.shape), exact], 1).astype(np.float32)}
+            )
         return heat
 
 
 def test_exact_attention_scores_100_and_noise_does_not(root, tmp_path):
     data = SegmentationFolder(root, "test", SHAPES)
-    found = {p: probe(tmp_path / f"{p}.json", Knowing(data), data, MaskSettings(p, 0.5, 0.1), [50]) for p in (0, 1)}
+    found = {
+        p: probe(tmp_path / f"{p}.json", Knowing(data), data, MaskSettings(p, 0.5, 0.1), [50])
+        for p in (0, 1)
+    }
     assert found[1]["miou"] == 100.0 and found[0]["miou"] < 50
     assert found[1] == read_json(tmp_path / "1.json")
-    assert found[1]["num_images"] == 5 and found[1]["timesteps"] == [50] and found[1]["split"] == "test"
+    assert (
+        found[1]["num_images"] == 5
+        and found[1]["timesteps"] == [50]
+        and found[1]["split"] == "test"
+    )
 
 
 def test_settings_are_searched_on_the_tune_split_alone(root, tmp_path):
     results = {}
     for split in ("tune", "test"):
         data = SegmentationFolder(root, split, SHAPES)
-        results[split] = probe(tmp_path / "p.json", Knowing(data), data, MaskSettings(1, 0.5, 0.1), [50])
+        results[split] = probe(
+            tmp_path / "p.json", Knowing(data), data, MaskSettings(1, 0.5, 0.1), [50]
+        )
     assert "grid" not in results["test"]
     grid = results["tune"]["grid"]
-    assert {k.split(",")[0] for k in grid} == {"power=0", "power=1"} and grid["power=1,threshold=0.5"] == 100.0
+    assert {k.split(",")[0] for k in grid} == {"power=0", "power=1"} and grid[
+        "power=1,threshold=0.5"
+    ] == 100.0
 
 
 def test_what_a_power_changes_is_measured_beside(root, tmp_path):

@@ -1,4 +1,5 @@
-"""evaluate.py stage=review, and the way back: corrected masks become the shots of the next training."""
+"""evaluate.py stage=review, and the way back: corrected masks become the shots of the next
+training."""
 
 import csv
 import io
@@ -36,7 +37,8 @@ FILES = [f"{name}.png" for name in "abcdef"] + ["more/g h.png"]
 
 
 class Fake:
-    """The brightest channel is the class; the fifth of red in the first pixel says how unsure it is of the whole image."""
+    """The brightest channel is the class; the fifth of red in the first pixel says how unsure it
+    is of the whole image."""
 
     def __init__(self):
         self.scored = []
@@ -68,7 +70,14 @@ def photos(tmp_path):
 @pytest.fixture
 def queue(tmp_path, photos):
     def make(target="queue", predictor=None, **more):
-        return review(tmp_path / target, source(photos), predictor or Fake(), IDENTITY, CLASSES, **{"number": 3, **more})
+        return review(
+            tmp_path / target,
+            source(photos),
+            predictor or Fake(),
+            IDENTITY,
+            CLASSES,
+            **{"number": 3, **more},
+        )
 
     return make
 
@@ -89,7 +98,9 @@ def test_the_most_uncertain_come_first_with_all_that_the_tools_need(queue, photo
     assert (found["images"], found["scored"], found["similar"]) == (3, 7, 0)
     table = rows(out / "queue.csv")
     assert [(r["file"], r["rank"]) for r in table] == [(f, str(i)) for i, f in enumerate(order, 1)]
-    assert [float(r["score"]) for r in table] == pytest.approx([expected[f] for f in order], abs=1e-6)
+    assert [float(r["score"]) for r in table] == pytest.approx(
+        [expected[f] for f in order], abs=1e-6
+    )
     assert (out / "train.txt").read_text().splitlines() == order
     for file in order:
         assert (out / "images" / file).read_bytes() == (photos / file).read_bytes()
@@ -98,18 +109,28 @@ def test_the_most_uncertain_come_first_with_all_that_the_tools_need(queue, photo
         assert np.array_equal(np.asarray(mask), read_image(photos / file).argmax(2))
     shown = re.findall(r'<img src="([^"]+)" alt="([^"]+)"', (out / "index.html").read_text())
     assert [alt for _, alt in shown] == [f"{rank}: {file}" for rank, file in enumerate(order, 1)]
-    assert all(Image.open(out / path).size == Image.open(photos / file).size
-               for (path, _), file in zip(shown, order, strict=True))  # fmt: skip
+    assert all(
+        Image.open(out / path).size == Image.open(photos / file).size
+        for (path, _), file in zip(shown, order, strict=True)
+    )
     tasks = read_json(out / "label_studio.json")
-    assert [t["data"]["file"] for t in tasks] == order and 'value="dog"' in (out / "label_studio.xml").read_text()
+    assert [t["data"]["file"] for t in tasks] == order and 'value="dog"' in (
+        out / "label_studio.xml"
+    ).read_text()
     with zipfile.ZipFile(out / "cvat.zip") as archive:
-        assert archive.read("ImageSets/Segmentation/default.txt").decode().splitlines() == [f[:-4] for f in order]
+        assert archive.read("ImageSets/Segmentation/default.txt").decode().splitlines() == [
+            f[:-4] for f in order
+        ]
         assert archive.read(f"JPEGImages/{order[0]}") == (photos / order[0]).read_bytes()
 
 
 def test_what_is_scored_is_not_scored_again_and_another_queue_is_refused(queue, photos, tmp_path):
     queue()
-    before = {p: p.read_bytes() for p in (tmp_path / "queue").rglob("*") if p.is_file() and p.name != "review.json"}
+    before = {
+        p: p.read_bytes()
+        for p in (tmp_path / "queue").rglob("*")
+        if p.is_file() and p.name != "review.json"
+    }
     fake = Fake()
     assert queue(predictor=fake)["scored"] == 0 and fake.scored == []
     assert all(p.read_bytes() == data for p, data in before.items())
@@ -193,15 +214,23 @@ def test_settings_that_are_not_allowed(queue, tmp_path, setting, message):
 
 
 def corrected(queue_folder):
-    """{id: mask} as annotators leave them: one edited (a corner is uncertain, a square is dog), one emptied."""
-    ids = [line.removesuffix(".png") for line in (queue_folder / "train.txt").read_text().splitlines()]
+    """{id: mask} as annotators leave them: one edited (a corner is uncertain, a square is dog),
+    one emptied."""
+    ids = [
+        line.removesuffix(".png") for line in (queue_folder / "train.txt").read_text().splitlines()
+    ]
     masks = {name: read_mask(queue_folder / f"masks/{name}.png").copy() for name in ids}
     masks[ids[0]][:5, :5], masks[ids[0]][10:15, 4:9] = 255, 2
     masks[ids[1]][:] = 0
     return masks
 
 
-COLOURS = {"background": (0, 0, 0), "dog": (9, 200, 3), "cat": (61, 61, 245), "ignored": (7, 7, 7)}  # CVAT's own, not ours
+COLOURS = {
+    "background": (0, 0, 0),
+    "dog": (9, 200, 3),
+    "cat": (61, 61, 245),
+    "ignored": (7, 7, 7),
+}  # CVAT's own, not ours
 VALUES = {"background": 0, "cat": 1, "dog": 2, "ignored": 255}
 
 
@@ -209,7 +238,9 @@ def as_cvat(masks, path, colours=COLOURS, extra=()):
     with zipfile.ZipFile(path, "w") as archive:
         lines = [f"{name}:{','.join(map(str, colour))}::\n" for name, colour in colours.items()]
         archive.writestr("labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(lines))
-        archive.writestr("ImageSets/Segmentation/default.txt", "".join(f"{name}\n" for name in masks))
+        archive.writestr(
+            "ImageSets/Segmentation/default.txt", "".join(f"{name}\n" for name in masks)
+        )
         for name, mask in masks.items():
             if mask.any():  # CVAT writes no mask for an image without a shape
                 pixels, data = np.zeros((*mask.shape, 3), np.uint8), io.BytesIO()
@@ -234,16 +265,25 @@ def as_label_studio(masks, tasks, path):
         }
         result = [
             {
-                "id": f"x-{label}", "type": "brushlabels", "from_name": "label", "to_name": "image", "origin": "manual",
-                "original_width": width, "original_height": height, "image_rotation": 0,
+                "id": f"x-{label}",
+                "type": "brushlabels",
+                "from_name": "label",
+                "to_name": "image",
+                "origin": "manual",
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
                 "value": {
-                    "format": "rle", "brushlabels": [label],
+                    "format": "rle",
+                    "brushlabels": [label],
                     "rle": [int(b) for b in other.encode_rle(values, WORD, list(SIZES))],
                 },
             }
             for label, values in brushes.items()
-        ]  # fmt: skip
-        done.append({"id": number, "data": task["data"], "annotations": [{"id": number, "result": result}]})
+        ]
+        done.append(
+            {"id": number, "data": task["data"], "annotations": [{"id": number, "result": result}]}
+        )
     path.write_text(json.dumps(done))
     return path
 
@@ -254,14 +294,23 @@ def test_what_comes_back_is_what_a_training_takes(queue, photos, tmp_path, tool)
     out = tmp_path / "queue"
     masks = corrected(out)
     if tool == "label_studio":
-        given = {"label_studio": as_label_studio(masks, read_json(out / "label_studio.json"), tmp_path / "export.json")}
+        given = {
+            "label_studio": as_label_studio(
+                masks, read_json(out / "label_studio.json"), tmp_path / "export.json"
+            )
+        }
     else:
         given = {"cvat": as_cvat(masks, tmp_path / "export.zip")}
         if tool == "cvat folder":
             zipfile.ZipFile(tmp_path / "export.zip").extractall(tmp_path / "export")
             given = {"cvat": tmp_path / "export"}
     root, notes = prepare_own(
-        tmp_path / "data", out / "taxonomy.yaml", "reviewed", photos, split_files={"train": out / "train.txt"}, **given
+        tmp_path / "data",
+        out / "taxonomy.yaml",
+        "reviewed",
+        photos,
+        split_files={"train": out / "train.txt"},
+        **given,
     )
     assert any("background" in note for note in notes)
     assert read_split(root, "train") == list(masks)
@@ -269,19 +318,39 @@ def test_what_comes_back_is_what_a_training_takes(queue, photos, tmp_path, tool)
         data = SegmentationFolder(root, "train", CLASSES, shots=shots, seed=0)
         assert len(data.ids) == shots
         for (image, mask), name in zip((data[i] for i in range(shots)), data.ids, strict=True):
-            assert np.array_equal(image, read_image(photos / f"{name}.png")) and np.array_equal(mask, masks[name])
+            assert np.array_equal(image, read_image(photos / f"{name}.png")) and np.array_equal(
+                mask, masks[name]
+            )
 
 
 def test_our_own_archive_is_read_back_unchanged(queue, photos, tmp_path, capsys):
     queue()
     out = tmp_path / "queue"
-    arguments = ["--taxonomy", str(out / "taxonomy.yaml"), "--images", str(out / "images"), "--cvat", str(out / "cvat.zip")]
-    code = main(["prepare", "own", "--root", str(tmp_path / "data"), *arguments, "--split", f"train={out / 'train.txt'}"])
+    arguments = [
+        "--taxonomy",
+        str(out / "taxonomy.yaml"),
+        "--images",
+        str(out / "images"),
+        "--cvat",
+        str(out / "cvat.zip"),
+    ]
+    code = main(
+        [
+            "prepare",
+            "own",
+            "--root",
+            str(tmp_path / "data"),
+            *arguments,
+            "--split",
+            f"train={out / 'train.txt'}",
+        ]
+    )
     assert code == 0, capsys.readouterr().err
     for file in (out / "train.txt").read_text().splitlines():
         name = file.removesuffix(".png")
         assert np.array_equal(
-            read_mask(tmp_path / f"data/own/SegmentationClass/{name}.png"), read_mask(out / f"masks/{name}.png")
+            read_mask(tmp_path / f"data/own/SegmentationClass/{name}.png"),
+            read_mask(out / f"masks/{name}.png"),
         )
 
 
@@ -291,35 +360,65 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
     first = next(iter(masks))
 
     def own(path, **more):
-        return prepare_own(tmp_path / "data", tmp_path / "queue/taxonomy.yaml", "bad", photos, cvat=path, **more)
+        return prepare_own(
+            tmp_path / "data", tmp_path / "queue/taxonomy.yaml", "bad", photos, cvat=path, **more
+        )
 
     def refused(message, path):
         with pytest.raises(ValueError, match=message):
             own(path)
 
     horse = {{"dog": "horse"}.get(label, label): colour for label, colour in COLOURS.items()}
-    refused("1 labels in it are no class of the taxonomy: horse. Map", as_cvat(masks, tmp_path / "1.zip", horse))
+    refused(
+        "1 labels in it are no class of the taxonomy: horse. Map",
+        as_cvat(masks, tmp_path / "1.zip", horse),
+    )
     strange = {"background": (0, 0, 0), "horse": (1, 1, 1), "cow": (2, 2, 2)}
-    refused("none of the labels horse, cow is a class of taxonomy", as_cvat(masks, tmp_path / "9.zip", strange))
-    refused("1 of its 4 images are not in --images.*nowhere", as_cvat({**masks, "nowhere": masks[first]}, tmp_path / "2.zip"))
-    refused("1 colours that no label", as_cvat(masks, tmp_path / "3.zip", {k: c for k, c in COLOURS.items() if k != "dog"}))
-    refused("30x29 .*its mask 30x4", as_cvat({**masks, first: masks[first][:4]}, tmp_path / "4.zip"))
+    refused(
+        "none of the labels horse, cow is a class of taxonomy",
+        as_cvat(masks, tmp_path / "9.zip", strange),
+    )
+    refused(
+        "1 of its 4 images are not in --images.*nowhere",
+        as_cvat({**masks, "nowhere": masks[first]}, tmp_path / "2.zip"),
+    )
+    refused(
+        "1 colours that no label",
+        as_cvat(masks, tmp_path / "3.zip", {k: c for k, c in COLOURS.items() if k != "dog"}),
+    )
+    refused(
+        "30x29 .*its mask 30x4", as_cvat({**masks, first: masks[first][:4]}, tmp_path / "4.zip")
+    )
     refused(
         "damaged, or no image",
-        as_cvat(dict(list(masks.items())[1:]), tmp_path / "5.zip", extra=[(f"SegmentationClass/{first}.png", b"?")]),
+        as_cvat(
+            dict(list(masks.items())[1:]),
+            tmp_path / "5.zip",
+            extra=[(f"SegmentationClass/{first}.png", b"?")],
+        ),
     )
-    refused("have the same colour", as_cvat(masks, tmp_path / "6.zip", {**COLOURS, "cat": (0, 0, 0)}))
+    refused(
+        "have the same colour", as_cvat(masks, tmp_path / "6.zip", {**COLOURS, "cat": (0, 0, 0)})
+    )
     (tmp_path / "no.zip").write_bytes(b"PK no more")
     refused("no zip file", tmp_path / "no.zip")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("annotations.xml", "")
     refused("has no labelmap.txt: export .*CVAT for images", tmp_path / "empty.zip")
     refused(
-        "1 colours", as_cvat(masks, tmp_path / "7.zip", {"background": (0, 0, 0), "cat": COLOURS["cat"], "ignored": (7, 7, 7)})
+        "1 colours",
+        as_cvat(
+            masks,
+            tmp_path / "7.zip",
+            {"background": (0, 0, 0), "cat": COLOURS["cat"], "ignored": (7, 7, 7)},
+        ),
     )
     with pytest.raises(ValueError, match="map: label 'cow' is not in the file; allowed: .*horse"):
         own(as_cvat(masks, tmp_path / "8.zip", horse), mapping={"horse": "dog", "cow": "dog"})
-    root, _ = own(as_cvat(masks, tmp_path / "8.zip", {**horse, "nothing": (9, 9, 9)}), mapping={"horse": "dog"})
+    root, _ = own(
+        as_cvat(masks, tmp_path / "8.zip", {**horse, "nothing": (9, 9, 9)}),
+        mapping={"horse": "dog"},
+    )
     assert np.array_equal(read_mask(root / f"SegmentationClass/{first}.png"), masks[first])
 
 
@@ -329,7 +428,9 @@ def test_exports_of_label_studio_that_do_not_fit(queue, photos, tmp_path):
     masks = corrected(out)
 
     def refused(message, change):
-        path = as_label_studio(masks, read_json(out / "label_studio.json"), tmp_path / "export.json")
+        path = as_label_studio(
+            masks, read_json(out / "label_studio.json"), tmp_path / "export.json"
+        )
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
@@ -341,9 +442,14 @@ def test_exports_of_label_studio_that_do_not_fit(queue, photos, tmp_path):
 
     refused("no class of taxonomy .*horse", lambda c: value(c).update(brushlabels=["horse"]))
     refused("not in --images.*nowhere", lambda c: c[0]["data"].update(file="nowhere.png"))
-    refused("brush 1 .cat.: damaged run lengths", lambda c: value(c).update(rle=value(c)["rle"][:-9]))
+    refused(
+        "brush 1 .cat.: damaged run lengths", lambda c: value(c).update(rle=value(c)["rle"][:-9])
+    )
     refused("labels 1 images twice", lambda c: c.append(c[0]))
-    refused("30x29 .*its mask 30x4", lambda c: [r.update(original_height=4) for r in c[0]["annotations"][0]["result"]])
+    refused(
+        "30x29 .*its mask 30x4",
+        lambda c: [r.update(original_height=4) for r in c[0]["annotations"][0]["result"]],
+    )
 
 
 # The command
@@ -361,7 +467,9 @@ def test_the_command(finished_run, photos, tmp_path):
         f"images={photos}",
         "number=2",
     ]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+    done = subprocess.run(
+        script, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     out = folder / "review/photos-uncertain"
     predictor = Predictor(run, segmenter, Views(32))
@@ -370,7 +478,18 @@ def test_the_command(finished_run, photos, tmp_path):
     expected = {f: entropy(predictor.probabilities([read_image(photos / f)])[0]) for f in FILES}
     table = rows(out / "queue.csv")
     assert [r["file"] for r in table] == sorted(FILES, key=lambda f: -expected[f])[:2]
-    assert [float(r["score"]) for r in table] == pytest.approx([expected[r["file"]] for r in table], abs=1e-4)
-    assert read_json(out / "review.json")["identity"]["weights_sha256"] == weights_sha256(load_weights(folder))
-    done = subprocess.run([*script, "order=best"], capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+    assert [float(r["score"]) for r in table] == pytest.approx(
+        [expected[r["file"]] for r in table], abs=1e-4
+    )
+    assert read_json(out / "review.json")["identity"]["weights_sha256"] == weights_sha256(
+        load_weights(folder)
+    )
+    done = subprocess.run(
+        [*script, "order=best"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=ROOT,
+    )
     assert done.returncode == 2 and "order='best'; allowed: uncertain, random" in done.stderr

@@ -1,4 +1,5 @@
-"""Self-training: a trained segmenter labels the synthetic images again, and what a run trained on these labels is called."""
+"""Self-training: a trained segmenter labels the synthetic images again, and what a run trained
+on these labels is called."""
 
 import json
 from pathlib import Path
@@ -8,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_image, read_mask, write_split
+from dd.data.datasets import (
+    SegmentationFolder,
+    encode_image,
+    encode_mask,
+    read_image,
+    read_mask,
+    write_split,
+)
 from dd.stages.self_train import self_train
 from dd.store.provenance import read_json, sha256, write_json
 from dd.store.samples import append_records
@@ -19,9 +27,16 @@ ROOT = Path(__file__).parents[2]
 PETS = Taxonomy("pets", ["cat", "dog"])
 FIRST_MASKS = {"settings": {"power": 4}, "heat": "1" * 64}
 TEACHER = {
-    "taxonomy": {"name": "pets", "names": ["cat", "dog"]}, "weights_sha256": "0" * 64, "supervision": "A",
-    "trained_on": {"source": "synthetic", "mask_settings": FIRST_MASKS, "shots": None, "after": None},
-}  # fmt: skip
+    "taxonomy": {"name": "pets", "names": ["cat", "dog"]},
+    "weights_sha256": "0" * 64,
+    "supervision": "A",
+    "trained_on": {
+        "source": "synthetic",
+        "mask_settings": FIRST_MASKS,
+        "shots": None,
+        "after": None,
+    },
+}
 SIZES = [(12, 9), (7, 15), (8, 8), (12, 9), (10, 11)]
 
 
@@ -37,7 +52,9 @@ def synthetic(tmp_path):
         (root / "SegmentationClass" / f"{i}.png").write_bytes(encode_mask(np.zeros(size, np.uint8)))
         append_records(root, "0", [{"id": str(i), "image_sha256": sha256(data), "heat_sha256": ""}])
     write_json(root / "SegmentationClass/masks.json", {"identity": FIRST_MASKS})
-    write_json(root / "run.json", {"identity": {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}}})
+    write_json(
+        root / "run.json", {"identity": {"taxonomy": {"name": "pets", "names": ["cat", "dog"]}}}
+    )
     write_split(root, "train", [str(i) for i in range(len(SIZES))])
     return root
 
@@ -46,13 +63,16 @@ def synthetic(tmp_path):
 def label_again(synthetic):
     def call(run=TEACHER, views=None, mask_set="self_training", segmenter=None, **kwargs):
         segmenter = segmenter or Colours()
-        return self_train(synthetic, run, segmenter, views or Views(16), mask_set, **{"batch_size": 2, **kwargs})
+        return self_train(
+            synthetic, run, segmenter, views or Views(16), mask_set, **{"batch_size": 2, **kwargs}
+        )
 
     return call
 
 
 class Colours(torch.nn.Module):
-    """The brightest channel is the class, but class 1 has the left side and 2 the right: a mirror that is not undone shows."""
+    """The brightest channel is the class, but class 1 has the left side and 2 the right: a
+    mirror that is not undone shows."""
 
     def forward(self, images):
         side = torch.linspace(1, -1, images.shape[3]).expand(len(images), images.shape[2], -1)
@@ -60,11 +80,14 @@ class Colours(torch.nn.Module):
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 class Dies(torch.nn.Module):
-    """A segmenter that is interrupted after some batches (images of different sizes are shown one by one)."""
+    """A segmenter that is interrupted after some batches (images of different sizes are shown
+    one by one)."""
 
     def __init__(self, segmenter, calls):
         super().__init__()
@@ -80,7 +103,9 @@ class Dies(torch.nn.Module):
 # What is written
 
 
-@pytest.mark.parametrize("views", [Views(16), Views(16, [0.5, 1.0], True)], ids=["single", "augmented"])
+@pytest.mark.parametrize(
+    "views", [Views(16), Views(16, [0.5, 1.0], True)], ids=["single", "augmented"]
+)
 def test_masks_are_the_teachers_predictions(label_again, synthetic, views):
     target = label_again(views=views)
     assert target == synthetic / "masks/self_training"
@@ -94,36 +119,53 @@ def test_masks_are_the_teachers_predictions(label_again, synthetic, views):
             assert picture.mode == "P" and picture.getpalette()[3:6] == [128, 0, 0]
         seen |= set(np.unique(mask).tolist())
     assert seen == {0, 1, 2}
-    SegmentationFolder(synthetic, "train", PETS, "masks/self_training")[4]  # what the training reads
+    SegmentationFolder(synthetic, "train", PETS, "masks/self_training")[
+        4
+    ]  # what the training reads
 
 
 def test_masks_json_says_who_labelled_and_from_what(label_again):
     target = label_again(views=Views(16, [0.5, 1.0], True), confidence=0.6, weights="raw")
     done = read_json(target / "masks.json")
     assert done["identity"]["settings"] == {
-        "scales": [0.5, 1.0], "flip": True, "resize": 16, "confidence": 0.6, "weights": "raw",
-    }  # fmt: skip
+        "scales": [0.5, 1.0],
+        "flip": True,
+        "resize": 16,
+        "confidence": 0.6,
+        "weights": "raw",
+    }
     teacher = {k: TEACHER[k] for k in ("weights_sha256", "supervision", "trained_on")}
-    assert done["identity"]["teacher"] == teacher and teacher["trained_on"]["mask_settings"] == FIRST_MASKS
+    assert (
+        done["identity"]["teacher"] == teacher
+        and teacher["trained_on"]["mask_settings"] == FIRST_MASKS
+    )
     assert done["sha256"] == {str(i): sha256(target / f"{i}.png") for i in range(len(SIZES))}
     masks = [read_mask(target / f"{i}.png") for i in range(len(SIZES))]
     values, counts = np.unique(np.concatenate([m.ravel() for m in masks]), return_counts=True)
-    assert {int(k): v for k, v in done["pixels"].items()} == dict(zip(values.tolist(), counts.tolist(), strict=True))
+    assert {int(k): v for k, v in done["pixels"].items()} == dict(
+        zip(values.tolist(), counts.tolist(), strict=True)
+    )
 
 
 def test_uncertain_pixels_stay_255(label_again):
     hard = label_again(mask_set="hard")
     soft = label_again(mask_set="soft", confidence=0.6)
-    masks = [(read_mask(hard / f"{i}.png"), read_mask(soft / f"{i}.png")) for i in range(len(SIZES))]
+    masks = [
+        (read_mask(hard / f"{i}.png"), read_mask(soft / f"{i}.png")) for i in range(len(SIZES))
+    ]
     uncertain = sum((b == 255).sum() for _, b in masks)
     assert 0 < uncertain < sum(b.size for _, b in masks)
-    assert all((a[b != 255] == b[b != 255]).all() for a, b in masks) and not any((a == 255).any() for a, _ in masks)
+    assert all((a[b != 255] == b[b != 255]).all() for a, b in masks) and not any(
+        (a == 255).any() for a, _ in masks
+    )
 
 
 def test_the_first_masks_and_images_are_not_touched(label_again, synthetic):
     before = contents(synthetic)
     label_again()
-    assert {k: v for k, v in contents(synthetic).items() if not k.startswith("masks/self_training/")} == before
+    assert {
+        k: v for k, v in contents(synthetic).items() if not k.startswith("masks/self_training/")
+    } == before
 
 
 # Again, interrupted, refused
@@ -167,7 +209,9 @@ def test_a_mask_that_was_changed_is_made_again(label_again, synthetic):
     (target / "2.png").unlink()
     label_again()
     found = contents(target)
-    assert {k: v for k, v in found.items() if "records" not in k} == {k: v for k, v in whole.items() if "records" not in k}
+    assert {k: v for k, v in found.items() if "records" not in k} == {
+        k: v for k, v in whole.items() if "records" not in k
+    }
 
 
 OTHER_TEACHER = {**TEACHER, "weights_sha256": "5" * 64}
@@ -191,16 +235,23 @@ def test_a_set_of_another_teacher_is_refused(label_again, synthetic, finished, o
         with pytest.raises(RuntimeError):
             label_again(segmenter=Dies(Colours(), 3))
     before = contents(synthetic)
-    with pytest.raises(FileExistsError, match=rf"(?s)masks.self_training was made .*{named}.*mask_set=") as error:
+    with pytest.raises(
+        FileExistsError, match=rf"(?s)masks.self_training was made .*{named}.*mask_set="
+    ) as error:
         label_again(**other)
     assert contents(synthetic) == before and len(str(error.value).splitlines()) < 20
     assert label_again(mask_set="another", **other).name == "another"
 
 
 def test_a_set_of_the_label_stage_is_not_replaced(label_again, synthetic):
-    write_json(synthetic / "masks/p2/masks.json", {"identity": {"settings": {"power": 2}, "heat": "1" * 64}})
+    write_json(
+        synthetic / "masks/p2/masks.json",
+        {"identity": {"settings": {"power": 2}, "heat": "1" * 64}},
+    )
     before = contents(synthetic)
-    with pytest.raises(FileExistsError, match="masks.p2 was made by another teacher or with other settings"):
+    with pytest.raises(
+        FileExistsError, match="masks.p2 was made by another teacher or with other settings"
+    ):
         label_again(mask_set="p2")
     assert contents(synthetic) == before
 
@@ -218,7 +269,10 @@ def test_other_images_are_another_set(label_again, synthetic):
 @pytest.mark.parametrize("names", [["dog", "cat"], ["cat"], ["cow", "pig"]])
 def test_a_teacher_of_other_classes_is_refused(label_again, synthetic, names):
     before = contents(synthetic)
-    with pytest.raises(ValueError, match="teacher was trained for the classes .* has .'cat', 'dog'.: a teacher labels"):
+    with pytest.raises(
+        ValueError,
+        match="teacher was trained for the classes .* has .'cat', 'dog'.: a teacher labels",
+    ):
         label_again({**TEACHER, "taxonomy": {"name": "other", "names": names}})
     assert contents(synthetic) == before
 
@@ -253,7 +307,13 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
     from dd.stages.prepare import prepare_shapes
 
     where = [f"data_root={tmp_path}/data", f"output_root={tmp_path}/out"]
-    small = ["batch_size=2", "scale=64", "transform.crop_size=32", "trainer.enable_progress_bar=false", "trainer.max_steps=1"]
+    small = [
+        "batch_size=2",
+        "scale=64",
+        "transform.crop_size=32",
+        "trainer.enable_progress_bar=false",
+        "trainer.max_steps=1",
+    ]
     small += ["trainer.accelerator=cpu", *where]
     prepare_shapes(tmp_path / "data", sizes={"train": 6, "tune": 2, "test": 2})
     run("generate", "experiment=shapes", "num_images=2", "unit_size=2", "diffusion.steps=1", *where)
@@ -269,24 +329,50 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
     run("evaluate", f"run={tmp_path}/out/*", *augmented)
     run("evaluate", f"run={tmp_path}/out/*", *where)
 
-    runs = {name: json.loads((tmp_path / f"out/{name}/run.json").read_text()) for name in ("teacher", "student", "mixed")}
+    runs = {
+        name: json.loads((tmp_path / f"out/{name}/run.json").read_text())
+        for name in ("teacher", "student", "mixed")
+    }
     labelled_by = runs["student"]["trained_on"]["mask_settings"]["teacher"]
     assert labelled_by["weights_sha256"] == runs["teacher"]["weights_sha256"]
     assert labelled_by["trained_on"] == runs["teacher"]["trained_on"]
-    assert [runs[name]["supervision"] for name in ("teacher", "student", "mixed")] == ["B", "B", "B"]
-    assert {c["what"] for c in runs["student"]["chosen_on"]} == {"attention", "masks", "recipe", "learning_rate"}
+    assert [runs[name]["supervision"] for name in ("teacher", "student", "mixed")] == [
+        "B",
+        "B",
+        "B",
+    ]
+    assert {c["what"] for c in runs["student"]["chosen_on"]} == {
+        "attention",
+        "masks",
+        "recipe",
+        "learning_rate",
+    }
     masks = read_json(tmp_path / "data/synthetic/shapes/masks/self_training/masks.json")
-    assert masks["chosen_on"] == runs["teacher"]["chosen_on"] and "chosen_on" not in json.dumps(masks["identity"])
+    assert masks["chosen_on"] == runs["teacher"]["chosen_on"] and "chosen_on" not in json.dumps(
+        masks["identity"]
+    )
     assert "chosen_on" not in json.dumps(runs["student"]["identity"])  # it decides no weight
     trained_on = runs["mixed"]["trained_on"]
     assert (trained_on["real_share"], trained_on["shots"], trained_on["hold_out"]) == (0.5, 4, 2)
     assert trained_on["real"]["images"] == 2 and trained_on["synthetic"]["images"] == 2
-    assert len(runs["mixed"]["validated_on"]["ids"]) == 2 and runs["teacher"]["validated_on"] is None
+    assert (
+        len(runs["mixed"]["validated_on"]["ids"]) == 2 and runs["teacher"]["validated_on"] is None
+    )
     assert "tune/miou" in (tmp_path / "out/mixed/metrics.csv").read_text()
     for name in runs:
         for folder, flip in (("eval/shapes", False), ("eval/shapes/scales_0.5-1_flip", True)):
-            assert read_json(tmp_path / "out" / name / folder / "metrics.json")["protocol"]["flip"] is flip
-    again = ["experiment=shapes", "num_images=2", "unit_size=2", "diffusion.steps=1", "stage=label", *where]
+            assert (
+                read_json(tmp_path / "out" / name / folder / "metrics.json")["protocol"]["flip"]
+                is flip
+            )
+    again = [
+        "experiment=shapes",
+        "num_images=2",
+        "unit_size=2",
+        "diffusion.steps=1",
+        "stage=label",
+        *where,
+    ]
     with pytest.raises(FileExistsError, match="masks of self-training"):
         run("generate", *again, "mask_set=self_training")
     with pytest.raises(ValueError, match="a mask set has one teacher, got 3 runs"):

@@ -26,7 +26,8 @@ GRID = {"powers": [0, 2], "thresholds": [0.3, 0.6], "bands": [0.0, 0.1]}
 
 @pytest.fixture
 def folder(tmp_path):
-    """A synthetic set as generate.py leaves it: images of several sizes, heat of two sources and three powers."""
+    """A synthetic set as generate.py leaves it: images of several sizes, heat of two sources and
+    three powers."""
     root, rng, plan = tmp_path / "synthetic", np.random.default_rng(0), []
     for part in ("JPEGImages", "heat"):
         (root / part).mkdir(parents=True)
@@ -35,13 +36,23 @@ def folder(tmp_path):
         classes = tuple(NAMES[v - 1] for v in ids)
         sample = Sample(f"{i:06d}", "a photo", " ".join(classes), classes, ids, seed=i, unit=0)
         plan.append(sample)
-        image, file = encode_image(rng.integers(0, 256, (*size, 3), np.uint8), ".png"), root / f"heat/{sample.id}.safetensors"
+        image, file = (
+            encode_image(rng.integers(0, 256, (*size, 3), np.uint8), ".png"),
+            root / f"heat/{sample.id}.safetensors",
+        )
         (root / f"JPEGImages/{sample.id}.png").write_bytes(image)
         sources = ("class_prompt", "full_prompt_caption")
         save_file({s: rng.random((len(ids), 3, 4, 4)).astype(np.float32) for s in sources}, file)
-        append_records(root, "0", [{"id": sample.id, "image_sha256": sha256(image), "heat_sha256": sha256(file)}])
+        append_records(
+            root,
+            "0",
+            [{"id": sample.id, "image_sha256": sha256(image), "heat_sha256": sha256(file)}],
+        )
     (root / "plan.jsonl").write_text(plan_text(plan))
-    write_json(root / "run.json", {"identity": {"taxonomy": {"name": "pets", "names": NAMES}, "generator": GENERATOR}})
+    write_json(
+        root / "run.json",
+        {"identity": {"taxonomy": {"name": "pets", "names": NAMES}, "generator": GENERATOR}},
+    )
     return root
 
 
@@ -51,7 +62,9 @@ def exact(tmp_path):
     root, rng = tmp_path / "exact", np.random.default_rng(1)
     root.mkdir()
     for i, size in enumerate(SIZES):
-        (root / f"{i:06d}.png").write_bytes(encode_mask(rng.choice([0, 1, 2, 3, 255], size).astype(np.uint8)))
+        (root / f"{i:06d}.png").write_bytes(
+            encode_mask(rng.choice([0, 1, 2, 3, 255], size).astype(np.uint8))
+        )
     return root
 
 
@@ -68,12 +81,17 @@ def slow_row(folder, reference, settings, ids=((1,), (2, 1), (3,), (1, 3), (2,))
         shown.update(torch.from_numpy(np.where(mask == 255, 0, mask)), torch.from_numpy(truth))
         left = np.where(mask == 255, 255, truth)
         hidden.update(torch.from_numpy(np.where(mask == 255, 0, mask)), torch.from_numpy(left))
-        uncertain, total = uncertain + ((mask == 255) & (truth != 255)).sum(), total + (truth != 255).sum()
+        uncertain, total = (
+            uncertain + ((mask == 255) & (truth != 255)).sum(),
+            total + (truth != 255).sum(),
+        )
     return metrics.miou(shown.compute()), metrics.miou(hidden.compute()), 100 * uncertain / total
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 # The table
@@ -85,15 +103,26 @@ def test_the_table_is_that_of_whole_masks(folder, exact):
     assert len(rows) == 2 * 2 * 2 * 2 and result["sweep"]["left_out"] == 0
     for row in rows:
         settings = MaskSettings(row["power"], row["threshold"], row["band"], row["source"])
-        assert [row[k] for k in ("miou", "miou_certain", "uncertain")] == pytest.approx(slow_row(folder, exact, settings))
+        assert [row[k] for k in ("miou", "miou_certain", "uncertain")] == pytest.approx(
+            slow_row(folder, exact, settings)
+        )
     assert any(row["uncertain"] for row in rows)
     assert rows == sorted(rows, key=lambda r: (-r["miou"], r["uncertain"]))
     assert result["masks"] == {k: rows[0][k] for k in ("power", "threshold", "band", "source")}
 
 
 def test_uncertain_pixels_win_nothing(folder, exact):
-    """Of two settings that differ in the band alone, the one without a band comes first: their mIoU is the same."""
-    rows = sweep(folder, exact, "exact", powers=[1], thresholds=[0.6], bands=[0.3, 0.0], sources=["class_prompt"])
+    """Of two settings that differ in the band alone, the one without a band comes first: their
+    mIoU is the same."""
+    rows = sweep(
+        folder,
+        exact,
+        "exact",
+        powers=[1],
+        thresholds=[0.6],
+        bands=[0.3, 0.0],
+        sources=["class_prompt"],
+    )
     first, second = rows["sweep"]["table"]
     assert first["miou"] == second["miou"] and (first["band"], second["band"]) == (0.0, 0.3)
     assert first["miou"] == first["miou_certain"] != second["miou_certain"]
@@ -101,18 +130,30 @@ def test_uncertain_pixels_win_nothing(folder, exact):
 
 def test_masks_that_are_uncertain_everywhere():
     found = metrics.with_uncertain(torch.tensor([[0, 0, 3], [0, 0, 1]]))
-    assert found == {"miou": 37.5, "miou_certain": None, "uncertain": 100.0}  # background 3 of 4, class 1 none
+    assert found == {
+        "miou": 37.5,
+        "miou_certain": None,
+        "uncertain": 100.0,
+    }  # background 3 of 4, class 1 none
     assert metrics.with_uncertain(torch.tensor([[2, 0, 1], [0, 1, 0]])) == {
-        "miou": 100.0, "miou_certain": 100.0, "uncertain": 25.0,
-    }  # fmt: skip
+        "miou": 100.0,
+        "miou_certain": 100.0,
+        "uncertain": 25.0,
+    }
 
 
 def test_a_set_of_masks_agrees_with_itself(folder):
     settings = MaskSettings(2, 0.6, 0.1)
     masks = label(folder, settings, "other")
     rows = sweep(folder, masks, "itself", **GRID)["sweep"]["table"]
-    same = next(r for r in rows if (r["power"], r["threshold"], r["band"], r["source"]) == (2, 0.6, 0.1, "class_prompt"))
-    assert same["miou_certain"] == same["miou"] == 100.0 and same["uncertain"] == 0.0  # 255 of the reference is left out
+    same = next(
+        r
+        for r in rows
+        if (r["power"], r["threshold"], r["band"], r["source"]) == (2, 0.6, 0.1, "class_prompt")
+    )
+    assert (
+        same["miou_certain"] == same["miou"] == 100.0 and same["uncertain"] == 0.0
+    )  # 255 of the reference is left out
     assert sum(r["miou"] == 100.0 for r in rows) == 2  # the same without the band
 
 
@@ -121,7 +162,10 @@ def test_a_sweep_touches_nothing_else(folder, exact):
     before = contents(folder)
     sweep(folder, exact, "exact", **GRID)
     after = contents(folder)
-    assert set(after) - set(before) == {"sweeps/exact.json"} and {k: after[k] for k in before} == before
+    assert (
+        set(after) - set(before) == {"sweeps/exact.json"}
+        and {k: after[k] for k in before} == before
+    )
 
 
 def test_what_is_written_says_what_was_compared(folder, exact):
@@ -129,20 +173,34 @@ def test_what_is_written_says_what_was_compared(folder, exact):
     assert read_json(folder / "sweeps/exact.json") == result
     records = [json.loads(line) for line in (folder / "records/0.jsonl").read_text().splitlines()]
     identity = result["sweep"]["identity"]
-    assert identity["heat"] == fingerprint([r["heat_sha256"] for r in records[:3]]) and identity["samples"] == 3
+    assert (
+        identity["heat"] == fingerprint([r["heat_sha256"] for r in records[:3]])
+        and identity["samples"] == 3
+    )
     assert identity["reference"] == fingerprint([sha256(exact / f"{i:06d}.png") for i in range(3)])
     calibration = result["calibration"]
     assert calibration["by"] == "sweep"
     assert result["chosen_on"] == [{"data": folder.name, "split": exact.name, "labels": 3}]
-    reading = {"cross_resolution": 16, "self_resolution": 32, "cross_layers": None, "cross_heads": None}
-    assert result["diffusion"] == reading and calibration["generator"] == {"weights_sha256": "0" * 64, **reading}
+    reading = {
+        "cross_resolution": 16,
+        "self_resolution": 32,
+        "cross_layers": None,
+        "cross_heads": None,
+    }
+    assert result["diffusion"] == reading and calibration["generator"] == {
+        "weights_sha256": "0" * 64,
+        **reading,
+    }
 
 
 def test_the_best_rows_are_printed(folder, exact, capsys):
     result = sweep(folder, exact, "exact", **GRID)
     print_best(result, 3)
     lines = capsys.readouterr().out
-    assert "16 mask settings against" in lines and f"{result['sweep']['table'][0]['miou']:.2f}" in lines
+    assert (
+        "16 mask settings against" in lines
+        and f"{result['sweep']['table'][0]['miou']:.2f}" in lines
+    )
     assert lines.count("_prompt") == 3
 
 
@@ -190,7 +248,9 @@ def test_an_interrupted_sweep_goes_on(folder, exact, monkeypatch):
 
 def test_parts_of_another_sweep_are_not_mixed_in(folder, exact, monkeypatch):
     expected = sweep(folder, exact, "expected", **{**GRID, "powers": [1, 2]})
-    monkeypatch.setattr(stage, "_results", lambda count, parts, todo, workers: iter([(0, np.ones(3))]))
+    monkeypatch.setattr(
+        stage, "_results", lambda count, parts, todo, workers: iter([(0, np.ones(3))])
+    )
     with pytest.raises(FileNotFoundError), monkeypatch.context() as patch:
         patch.setattr(stage, "PART", 2)
         sweep(folder, exact, "exact", **GRID)
@@ -212,9 +272,11 @@ def test_a_finished_sweep_is_left_alone_and_another_one_replaces_it(folder, exac
 
 
 RUN = {
-    "taxonomy": {"name": "pets", "names": NAMES}, "weights_sha256": "ab" * 32, "supervision": "A",
+    "taxonomy": {"name": "pets", "names": NAMES},
+    "weights_sha256": "ab" * 32,
+    "supervision": "A",
     "trained_on": {"source": "synthetic", "shots": None, "after": None},
-}  # fmt: skip
+}
 
 
 class Colours(torch.nn.Module):
@@ -251,11 +313,16 @@ def test_a_limit_makes_a_part_of_the_same_predictions(folder):
     assert sorted(p.name for p in part.glob("*.png")) == ["000000.png", "000001.png"]
     first = {p.name: p.read_bytes() for p in part.glob("*.png")}
     assert predict(folder, RUN, Colours(), Views(16), batch_size=2) == part
-    assert len(list(part.glob("*.png"))) == 5 and {n: (part / n).read_bytes() for n in first} == first
+    assert (
+        len(list(part.glob("*.png"))) == 5 and {n: (part / n).read_bytes() for n in first} == first
+    )
 
 
 def test_another_checkpoint_has_its_own_predictions(folder):
-    one, other = (predict(folder, {**RUN, "weights_sha256": c * 64}, Colours(), Views(16), limit=1) for c in "12")
+    one, other = (
+        predict(folder, {**RUN, "weights_sha256": c * 64}, Colours(), Views(16), limit=1)
+        for c in "12"
+    )
     assert one != other and one.name.startswith("1" * 12)
 
 
@@ -263,7 +330,9 @@ def test_a_sweep_against_predictions_says_whose(folder):
     target = predict(folder, RUN, Colours(), Views(16))
     result = sweep(folder, target, "agreement", **GRID)
     teacher = result["calibration"]["reference"]["teacher"]
-    assert teacher["weights_sha256"] == RUN["weights_sha256"] and "shots" not in result["calibration"]
+    assert (
+        teacher["weights_sha256"] == RUN["weights_sha256"] and "shots" not in result["calibration"]
+    )
     row = table(result)[0]
     settings = MaskSettings(**result["masks"])
     assert row["miou"] == pytest.approx(slow_row(folder, target, settings)[0])
@@ -278,11 +347,12 @@ BY_IMAGES = {"what": "masks", "data": "here/tune", "labels": 16}
         (RUN["trained_on"], [], []),
         (RUN["trained_on"], [BY_IMAGES], [{"data": "here/tune", "labels": 16}]),
         (
-            {"source": "real", "data": "here", "split": "train", "images": 9, "shots": "all"}, [BY_IMAGES],
+            {"source": "real", "data": "here", "split": "train", "images": 9, "shots": "all"},
+            [BY_IMAGES],
             [{"data": "here/train", "labels": 9}, {"data": "here/tune", "labels": 16}],
         ),
     ],
-)  # fmt: skip
+)
 def test_a_choice_by_a_run_owes_what_the_run_owes(folder, trained_on, chosen, expected):
     run = {**RUN, "trained_on": trained_on, "chosen_on": chosen}
     result = sweep(folder, predict(folder, run, Colours(), Views(16)), "agreement", **GRID)
@@ -295,8 +365,13 @@ def test_a_choice_by_a_run_owes_what_the_run_owes(folder, trained_on, chosen, ex
 
 
 def test_a_run_of_other_classes_is_refused(folder):
-    with pytest.raises(ValueError, match="trained for the classes .'cow'.*compared with the predictions of a run with"):
-        predict(folder, {**RUN, "taxonomy": {"name": "farm", "names": ["cow"]}}, Colours(), Views(16))
+    with pytest.raises(
+        ValueError,
+        match="trained for the classes .'cow'.*compared with the predictions of a run with",
+    ):
+        predict(
+            folder, {**RUN, "taxonomy": {"name": "farm", "names": ["cow"]}}, Colours(), Views(16)
+        )
     assert not (folder / "sweeps").exists()
 
 
@@ -326,7 +401,9 @@ def test_a_source_that_is_not_stored(folder, exact):
         path.unlink()
         path.write_bytes(heat_bytes({"class_prompt": maps}, {}))
         image = sha256(folder / f"JPEGImages/{i:06d}.png")
-        append_records(folder, "0", [{"id": f"{i:06d}", "image_sha256": image, "heat_sha256": sha256(path)}])
+        append_records(
+            folder, "0", [{"id": f"{i:06d}", "image_sha256": image, "heat_sha256": sha256(path)}]
+        )
     with pytest.raises(ValueError, match="masks.source=full_prompt_appended is not stored"):
         sweep(folder, exact, "a", **GRID, sources=["full_prompt_appended"])
     assert len(table(sweep(folder, exact, "a", **GRID))) == 8  # by default all that are stored

@@ -8,7 +8,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dd.data.datasets import OtherDtype, SegmentationFolder, heat_bytes, read_image, read_mask, read_split, stored_heat
+from dd.data.datasets import (
+    OtherDtype,
+    SegmentationFolder,
+    heat_bytes,
+    read_image,
+    read_mask,
+    read_split,
+    stored_heat,
+)
 from dd.execution import units
 from dd.masks.threshold import MaskSettings, to_mask
 from dd.prompts.prompt import Prompts, make_prompt
@@ -17,7 +25,14 @@ from dd.stages import label as label_stage
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize
 from dd.store.provenance import read_json, sha256
-from dd.store.samples import append_records, each_record, read_plan, read_records, record_line, sample_seed
+from dd.store.samples import (
+    append_records,
+    each_record,
+    read_plan,
+    read_records,
+    record_line,
+    sample_seed,
+)
 from dd.taxonomy import taxonomy
 
 SHAPES = taxonomy("shapes")
@@ -25,7 +40,8 @@ PROMPTS = TemplatePrompts(["a photo of {things}"], {}, [0.4, 0.4, 0.2])
 
 
 class FakeGenerator:
-    """Random images and heat. As with a real one, what a sample gets depends on the samples it is made together with.
+    """Random images and heat. As with a real one, what a sample gets depends on the samples it is
+    made together with.
 
     ``bad``: {id: number of its first attempts that are bad}.
     """
@@ -35,11 +51,18 @@ class FakeGenerator:
 
     def __init__(self, crash_at=None, sources=("class_prompt",), bad=None, **settings):
         self.crash_at, self.sources, self.units = crash_at, sources, []
-        self.bad_seeds = {sample_seed(1, name, attempt) for name, n in (bad or {}).items() for attempt in range(n)}
+        self.bad_seeds = {
+            sample_seed(1, name, attempt) for name, n in (bad or {}).items() for attempt in range(n)
+        }
         self.settings = {
-            "model": "fake", "revision": None, "weights_sha256": "0" * 64, "scheduler": None, "steps": 2, "guidance": 3.0,
+            "model": "fake",
+            "revision": None,
+            "weights_sha256": "0" * 64,
+            "scheduler": None,
+            "steps": 2,
+            "guidance": 3.0,
             **settings,
-        }  # fmt: skip
+        }
 
     def identity(self):
         return self.settings
@@ -59,13 +82,24 @@ class FakeGenerator:
         for sample in samples:
             rng = np.random.default_rng([sample.seed, together])
             images.append(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
-            heat.append({s: rng.random((len(sample.classes), 3, 8, 8)).astype(np.float32) for s in self.sources})
-        return np.stack(images), heat, ["safety checker" if s.seed in self.bad_seeds else None for s in samples]
+            heat.append(
+                {
+                    s: rng.random((len(sample.classes), 3, 8, 8)).astype(np.float32)
+                    for s in self.sources
+                }
+            )
+        return (
+            np.stack(images),
+            heat,
+            ["safety checker" if s.seed in self.bad_seeds else None for s in samples],
+        )
 
 
 def make(folder, generator=None, **kwargs):
     settings = {"num_images": 7, "seed": 1, "unit_size": 3, "image_format": "png", **kwargs}
-    return synthesize(folder, generator or FakeGenerator(), settings.pop("prompts", PROMPTS), SHAPES, **settings)
+    return synthesize(
+        folder, generator or FakeGenerator(), settings.pop("prompts", PROMPTS), SHAPES, **settings
+    )
 
 
 def contents(folder):
@@ -99,7 +133,10 @@ def test_everything_that_is_promised_is_there(tmp_path):
     assert {p.name for p in (folder / "JPEGImages").iterdir()} == {f"{s.id}.png" for s in plan}
     assert {p.name for p in (folder / "heat").iterdir()} == {f"{s.id}.safetensors" for s in plan}
     assert run["identity"]["generator"] == generator.identity()
-    assert run["identity"]["plan_sha256"] == hashlib.sha256((folder / "plan.jsonl").read_bytes()).hexdigest()
+    assert (
+        run["identity"]["plan_sha256"]
+        == hashlib.sha256((folder / "plan.jsonl").read_bytes()).hexdigest()
+    )
     assert {"versions", "git_commit", "command"} <= run.keys()
 
 
@@ -107,7 +144,10 @@ def test_files_hold_what_was_generated_and_records_their_hashes(folder):
     plan, records = read_plan(folder), read_records(folder)
     images, heat, _ = FakeGenerator().generate(plan[3:6])
     for sample, image, maps in zip(plan[3:6], images, heat, strict=True):
-        paths = [folder / "JPEGImages" / f"{sample.id}.png", folder / "heat" / f"{sample.id}.safetensors"]
+        paths = [
+            folder / "JPEGImages" / f"{sample.id}.png",
+            folder / "heat" / f"{sample.id}.safetensors",
+        ]
         assert np.array_equal(read_image(paths[0]), image)
         held = load_file(paths[1])
         assert {v.dtype.name for v in held.values()} == {"float32"}
@@ -119,12 +159,18 @@ def test_files_hold_what_was_generated_and_records_their_hashes(folder):
         assert record["unit"] == sample.unit == 1
         with safe_open(paths[1], "numpy") as file:
             described = " ".join(file.metadata().values())
-        assert all(name in described for name in sample.classes) and "3" in described  # classes and number of powers
+        assert (
+            all(name in described for name in sample.classes) and "3" in described
+        )  # classes and number of powers
 
 
 def test_prompts_and_classes_of_the_plan_come_from_the_prompts(folder):
     for sample, prompt in zip(read_plan(folder), PROMPTS(SHAPES, 7, 1), strict=True):
-        assert (sample.prompt, sample.class_prompt, sample.classes) == (prompt.text, prompt.class_prompt, prompt.classes)
+        assert (sample.prompt, sample.class_prompt, sample.classes) == (
+            prompt.text,
+            prompt.class_prompt,
+            prompt.classes,
+        )
         assert list(sample.class_ids) == SHAPES.ids(prompt.classes)
 
 
@@ -195,10 +241,14 @@ def test_a_finished_set_is_left_alone(folder):
 )
 def test_other_settings_are_refused_and_nothing_changes(folder, change, named):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(FileExistsError, match="data set .*set was made with other settings") as error:
+    with pytest.raises(
+        FileExistsError, match="data set .*set was made with other settings"
+    ) as error:
         make(folder, **change)
     lines = [line.strip() for line in str(error.value).splitlines()[1:-1]]
-    assert len(lines) == len(named) and all(any(line.startswith(n) for line in lines) for n in named)
+    assert len(lines) == len(named) and all(
+        any(line.startswith(n) for line in lines) for n in named
+    )
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -214,7 +264,8 @@ def test_a_prompt_that_cannot_be_used_stops_before_any_work(tmp_path):
 
 
 class Long:
-    """Five prompts, two of them too long for a limit of 9 words, and a caption that was left out."""
+    """Five prompts, two of them too long for a limit of 9 words, and a caption that was left
+    out."""
 
     def __call__(self, taxonomy, number, seed):
         captions = [
@@ -225,7 +276,9 @@ class Long:
             "x",
         ]
         dropped = [{"reason": "names no class", "filename": "b.jpg", "caption": "a blue sky"}]
-        return Prompts([make_prompt(c, ["apple", "tire"]) for c in captions][: number or None], dropped)
+        return Prompts(
+            [make_prompt(c, ["apple", "tire"]) for c in captions][: number or None], dropped
+        )
 
 
 class ShortSighted(FakeGenerator):
@@ -240,16 +293,27 @@ def test_prompts_over_the_token_limit_stop_before_any_work(tmp_path):
 
 
 def test_captions_are_trimmed_when_asked_for_and_all_prompts_are_used(tmp_path, capsys):
-    make(tmp_path / "set", ShortSighted(), prompts=Long(), num_images=None, prompts_over_limit="trim")
+    make(
+        tmp_path / "set", ShortSighted(), prompts=Long(), num_images=None, prompts_over_limit="trim"
+    )
     plan = read_plan(tmp_path / "set")
     assert [s.prompt for s in plan] == [
-        "a red thing; apple tire", "a photo of something that is on; apple tire", "a red thing; apple tire",
-        "a long row of things on a; apple tire", "x; apple tire",
-    ]  # fmt: skip
+        "a red thing; apple tire",
+        "a photo of something that is on; apple tire",
+        "a red thing; apple tire",
+        "a long row of things on a; apple tire",
+        "x; apple tire",
+    ]
     assert read_json(tmp_path / "set/run.json")["identity"]["num_images"] == 5
     printed = " ".join(capsys.readouterr().out.split())
-    assert "caption trimmed to the limit 2" in printed and "captions left out 1: names no class" in printed
-    dropped = [json.loads(line) for line in (tmp_path / "set/dropped_captions.jsonl").read_text().splitlines()]
+    assert (
+        "caption trimmed to the limit 2" in printed
+        and "captions left out 1: names no class" in printed
+    )
+    dropped = [
+        json.loads(line)
+        for line in (tmp_path / "set/dropped_captions.jsonl").read_text().splitlines()
+    ]
     assert dropped == [{"reason": "names no class", "filename": "b.jpg", "caption": "a blue sky"}]
 
 
@@ -269,7 +333,11 @@ def test_an_unknown_image_format_stops_before_any_work(tmp_path):
 # Bad images
 
 
-BAD = {"000001": 2, "000002": 1, "000004": 9}  # of unit 0 two are drawn again, of unit 1 one stays bad
+BAD = {
+    "000001": 2,
+    "000002": 1,
+    "000004": 9,
+}  # of unit 0 two are drawn again, of unit 1 one stays bad
 
 
 @pytest.fixture
@@ -282,32 +350,64 @@ def spoilt(tmp_path):
 def test_a_bad_image_is_drawn_again_alone_from_the_seed_of_the_attempt(tmp_path, folder, spoilt):
     generator = FakeGenerator(bad=BAD)
     done = make(tmp_path / "other", generator)
-    units = [["000000", "000001", "000002"], ["000001"], ["000001"], ["000002"], ["000003", "000004", "000005"]]
+    units = [
+        ["000000", "000001", "000002"],
+        ["000001"],
+        ["000001"],
+        ["000002"],
+        ["000003", "000004", "000005"],
+    ]
     assert generator.units == [*units, *[["000004"]] * 3, ["000006"]]
     assert (done["images"], done["drawn_again"], done["failed"], done["made_now"]) == (6, 2, 1, 7)
     records = read_records(tmp_path / "other")
-    assert {i: r["attempt"] for i, r in records.items() if r["attempt"]} == {"000001": 2, "000002": 1, "000004": 3}
-    assert {i: len(r["faults"]) for i, r in records.items() if "faults" in r} == {"000001": 2, "000002": 1, "000004": 4}
+    assert {i: r["attempt"] for i, r in records.items() if r["attempt"]} == {
+        "000001": 2,
+        "000002": 1,
+        "000004": 3,
+    }
+    assert {i: len(r["faults"]) for i, r in records.items() if "faults" in r} == {
+        "000001": 2,
+        "000002": 1,
+        "000004": 4,
+    }
     assert set(records["000001"]["faults"]) == {"safety checker"}
     (again,) = (s for s in read_plan(tmp_path / "other") if s.id == "000001")
-    images, _, _ = FakeGenerator().generate([replace(again, seed=sample_seed(1, "000001", attempt=2))])
+    images, _, _ = FakeGenerator().generate(
+        [replace(again, seed=sample_seed(1, "000001", attempt=2))]
+    )
     assert np.array_equal(read_image(tmp_path / "other/JPEGImages/000001.png"), images[0])
-    for name in ("000000", "000003", "000005", "000006"):  # the good ones of the same units are as they were
+    for name in (
+        "000000",
+        "000003",
+        "000005",
+        "000006",
+    ):  # the good ones of the same units are as they were
         assert records[name] == {**read_records(folder)[name], "seconds": records[name]["seconds"]}
 
 
 def test_a_sample_that_stays_bad_is_left_out_of_everything_but_plan_and_records(spoilt):
     ids = [f"{i:06d}" for i in (0, 1, 2, 3, 5, 6)]
     record = read_records(spoilt)["000004"]
-    assert record["failed"] and record["faults"] == ["safety checker"] * 4 and "image_sha256" not in record
+    assert (
+        record["failed"]
+        and record["faults"] == ["safety checker"] * 4
+        and "image_sha256" not in record
+    )
     assert '"000004"' in (spoilt / "plan.jsonl").read_text()
     assert [s.id for s in read_plan(spoilt)] == read_split(spoilt, "train") == ids
     assert not list(spoilt.rglob("000004.*"))
     target = label(spoilt, SETTINGS)
-    assert sorted(read_json(target / "masks.json")["sha256"]) == sorted(p.stem for p in target.glob("*.png")) == ids
+    assert (
+        sorted(read_json(target / "masks.json")["sha256"])
+        == sorted(p.stem for p in target.glob("*.png"))
+        == ids
+    )
     assert len(SegmentationFolder(spoilt, "train", SHAPES)) == 6
     text = (spoilt / "README.md").read_text()
-    assert "6 images made by" in text and "Bad images: 2 drawn again, 1 samples left out" in " ".join(text.split())
+    assert (
+        "6 images made by" in text
+        and "Bad images: 2 drawn again, 1 samples left out" in " ".join(text.split())
+    )
 
 
 @pytest.mark.parametrize("crash_at", range(9))
@@ -335,7 +435,9 @@ def test_the_number_of_attempts_is_a_setting_and_part_of_the_identity(tmp_path, 
     with pytest.raises(ValueError, match="redraw=-1: .*must be 0 or more"):
         make(tmp_path / "nothing", redraw=-1)
     assert not (tmp_path / "nothing").exists()
-    assert "redraw" not in read_json(folder / "run.json")["identity"]  # as in sets made before it was a setting
+    assert (
+        "redraw" not in read_json(folder / "run.json")["identity"]
+    )  # as in sets made before it was a setting
 
 
 def test_a_set_without_a_good_image_is_an_error(tmp_path):
@@ -360,7 +462,9 @@ def test_masks_are_those_of_the_stored_heat(folder):
     assert target == folder / "SegmentationClass"
     for sample in read_plan(folder):
         path = target / f"{sample.id}.png"
-        assert np.array_equal(read_mask(path), to_mask(stored(folder, sample), sample.class_ids, (16, 20), SETTINGS))
+        assert np.array_equal(
+            read_mask(path), to_mask(stored(folder, sample), sample.class_ids, (16, 20), SETTINGS)
+        )
         with Image.open(path) as image:
             assert image.mode == "P"
     data = SegmentationFolder(folder, "train", SHAPES)
@@ -370,10 +474,19 @@ def test_masks_are_those_of_the_stored_heat(folder):
 def test_masks_json_holds_settings_hashes_and_pixels(folder):
     target = label(folder, SETTINGS)
     done = read_json(target / "masks.json")
-    assert done["identity"]["settings"] == {"power": 1, "threshold": 0.7, "band": 0.2, "source": "class_prompt"}
+    assert done["identity"]["settings"] == {
+        "power": 1,
+        "threshold": 0.7,
+        "band": 0.2,
+        "source": "class_prompt",
+    }
     ids = [s.id for s in read_plan(folder)]
-    assert done["sha256"] == {i: hashlib.sha256((target / f"{i}.png").read_bytes()).hexdigest() for i in ids}
-    values, counts = np.unique(np.concatenate([read_mask(target / f"{i}.png").ravel() for i in ids]), return_counts=True)
+    assert done["sha256"] == {
+        i: hashlib.sha256((target / f"{i}.png").read_bytes()).hexdigest() for i in ids
+    }
+    values, counts = np.unique(
+        np.concatenate([read_mask(target / f"{i}.png").ravel() for i in ids]), return_counts=True
+    )
     assert done["pixels"] == {str(v): int(n) for v, n in zip(values, counts, strict=True)}
 
 
@@ -384,7 +497,9 @@ def test_uncertain_pixels_come_from_the_band_alone(folder):
     with_band, without = pixels(SETTINGS, "a"), pixels(replace(SETTINGS, band=0.0), "b")
     assert with_band["255"] > 0 and "255" not in without
     assert without["0"] == with_band["0"] + with_band["255"]
-    assert {k: v for k, v in without.items() if k != "0"} == {k: v for k, v in with_band.items() if k not in ("0", "255")}
+    assert {k: v for k, v in without.items() if k != "0"} == {
+        k: v for k, v in with_band.items() if k not in ("0", "255")
+    }
 
 
 def test_labels_that_chose_are_told_beside_what_decides_a_pixel(folder, monkeypatch):
@@ -400,9 +515,14 @@ def test_labels_that_chose_are_told_beside_what_decides_a_pixel(folder, monkeypa
     assert "128 labels of shapes/tune (masks)" in (folder / "README.md").read_text()
     run = read_json(folder / "run.json")
     assert run["chosen_on"] == []
-    (folder / "run.json").write_text(json.dumps({**run, "chosen_on": [{**chosen[0], "what": "attention"}]}))
+    (folder / "run.json").write_text(
+        json.dumps({**run, "chosen_on": [{**chosen[0], "what": "attention"}]})
+    )
     label(folder, SETTINGS, chosen_on=chosen)
-    assert [c["what"] for c in read_json(target / "masks.json")["chosen_on"]] == ["attention", "masks"]
+    assert [c["what"] for c in read_json(target / "masks.json")["chosen_on"]] == [
+        "attention",
+        "masks",
+    ]
     assert "chosen_on" not in json.dumps(run["identity"])
 
 
@@ -411,7 +531,9 @@ def test_labelling_twice_does_nothing(folder, monkeypatch):
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(label_stage, "to_mask", None)
     assert label(folder, MaskSettings(1, 0.7, 0.2)) == folder / "SegmentationClass"
-    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()} == before
+    assert {
+        p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()
+    } == before
 
 
 def test_other_settings_make_the_set_anew(folder):
@@ -430,7 +552,9 @@ def test_a_second_set_stands_beside_the_first(folder):
     assert {p: p.read_bytes() for p in first} == first  # the data card too
     data = SegmentationFolder(folder, "train", SHAPES, "masks/power=0")
     sample = read_plan(folder)[2]
-    assert np.array_equal(data[2][1], to_mask(stored(folder, sample), sample.class_ids, (16, 20), MaskSettings(0)))
+    assert np.array_equal(
+        data[2][1], to_mask(stored(folder, sample), sample.class_ids, (16, 20), MaskSettings(0))
+    )
 
 
 def test_the_default_set_by_its_name(folder):
@@ -487,10 +611,15 @@ def test_the_data_card(folder):
 def test_a_card_without_a_licence_says_whom_to_ask(folder, terms):
     run = read_json(folder / "run.json")
     run["terms"] = terms
-    (folder / "run.json").write_text(json.dumps(run if terms else {k: v for k, v in run.items() if k != "terms"}))
+    (folder / "run.json").write_text(
+        json.dumps(run if terms else {k: v for k, v in run.items() if k != "terms"})
+    )
     label(folder, SETTINGS)
     text = " ".join((folder / "README.md").read_text().split())
-    assert "Licence of the generator's weights: not stated, ask the owner of the weights. It governs" in text
+    assert (
+        "Licence of the generator's weights: not stated, ask the owner of the weights. It governs"
+        in text
+    )
 
 
 # What can go wrong with labels
@@ -499,14 +628,19 @@ def test_a_card_without_a_licence_says_whom_to_ask(folder, terms):
 def test_an_unfinished_set_is_not_labelled(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"):
         make(tmp_path / "set", FakeGenerator(crash_at=2))
-    with pytest.raises(ValueError, match="1 of 7 samples are not generated yet, such as 000006; run generate.py first"):
+    with pytest.raises(
+        ValueError,
+        match="1 of 7 samples are not generated yet, such as 000006; run generate.py first",
+    ):
         label(tmp_path / "set", SETTINGS)
     with pytest.raises(FileNotFoundError, match="is not a synthetic data set"):
         label(tmp_path / "nothing", SETTINGS)
 
 
 def test_a_source_that_is_not_stored(folder):
-    message = "full_prompt_caption is not stored .*holds class_prompt. .*diffusion.full_prompt=caption"
+    message = (
+        "full_prompt_caption is not stored .*holds class_prompt. .*diffusion.full_prompt=caption"
+    )
     with pytest.raises(ValueError, match=message):
         label(folder, replace(SETTINGS, source="full_prompt_caption"))
 
@@ -516,7 +650,9 @@ def test_the_full_prompt_can_be_the_source(tmp_path):
     target = label(tmp_path / "set", replace(SETTINGS, source="full_prompt_caption"))
     sample = read_plan(tmp_path / "set")[0]
     heat = stored_heat(tmp_path / "set", sample.id)["full_prompt_caption"]
-    assert np.array_equal(read_mask(target / f"{sample.id}.png"), to_mask(heat, sample.class_ids, (16, 20), SETTINGS))
+    assert np.array_equal(
+        read_mask(target / f"{sample.id}.png"), to_mask(heat, sample.class_ids, (16, 20), SETTINGS)
+    )
 
 
 def record_heat(folder, name):
@@ -528,10 +664,15 @@ def record_heat(folder, name):
 def test_heat_in_half_precision_makes_no_mask(folder):
     label(folder, SETTINGS)
     path = folder / "heat/000000.safetensors"
-    save_file({"class_prompt": stored_heat(folder, "000000")["class_prompt"].astype(np.float16)}, path)
+    save_file(
+        {"class_prompt": stored_heat(folder, "000000")["class_prompt"].astype(np.float16)}, path
+    )
     record_heat(folder, "000000")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    with pytest.raises(OtherDtype, match="holds class_prompt in float16, expected float32: .*Nothing is converted. Draw"):
+    with pytest.raises(
+        OtherDtype,
+        match="holds class_prompt in float16, expected float32: .*Nothing is converted. Draw",
+    ):
         label(folder, replace(SETTINGS, power=2))
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
@@ -541,10 +682,15 @@ def test_classes_that_show_nothing_at_the_power_in_use_are_named(folder, capsys)
     sample = read_plan(folder)[0]
     maps = stored(folder, sample)
     maps[0, 2] = maps[0, 2].mean() + 1e-8 * (maps[0, 2] - maps[0, 2].mean())
-    (folder / "heat" / f"{sample.id}.safetensors").write_bytes(heat_bytes({"class_prompt": maps}, {}))
+    (folder / "heat" / f"{sample.id}.safetensors").write_bytes(
+        heat_bytes({"class_prompt": maps}, {})
+    )
     record_heat(folder, sample.id)
     target = label(folder, SETTINGS)
-    assert "vanished" not in read_json(target / "masks.json") and "warning" not in capsys.readouterr().out
+    assert (
+        "vanished" not in read_json(target / "masks.json")
+        and "warning" not in capsys.readouterr().out
+    )
     assert sample.class_ids[0] in read_mask(target / f"{sample.id}.png")
     target = label(folder, replace(SETTINGS, power=2), "high")
     assert read_json(target / "masks.json")["vanished"] == {sample.id: [sample.classes[0]]}
@@ -552,11 +698,15 @@ def test_classes_that_show_nothing_at_the_power_in_use_are_named(folder, capsys)
     said = capsys.readouterr().out
     assert "warning: 1 classes of 1 samples show nothing at power 2 of class_prompt" in said
     absent = {"rules": {}, "classes": {sample.id: list(sample.classes[:1])}}
-    again = read_json(label(folder, replace(SETTINGS, power=2), "absent", absent=absent) / "masks.json")
+    again = read_json(
+        label(folder, replace(SETTINGS, power=2), "absent", absent=absent) / "masks.json"
+    )
     assert "vanished" not in again  # it was not drawn anyway
 
 
-@pytest.mark.parametrize("impossible", [replace(SETTINGS, power=3), replace(SETTINGS, source="full_prompt_caption")])
+@pytest.mark.parametrize(
+    "impossible", [replace(SETTINGS, power=3), replace(SETTINGS, source="full_prompt_caption")]
+)
 def test_impossible_settings_leave_the_set_that_is_there(folder, impossible):
     label(folder, SETTINGS)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -569,7 +719,9 @@ def test_damaged_heat_is_named(folder):
     path = folder / "heat/000003.safetensors"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(
-        ValueError, match=r"000003\.safetensors is not what its record says: .*python -m dd verify .*/set names all"
+        ValueError,
+        match=r"000003\.safetensors is not what its record says: .*python -m dd verify .*/set "
+        r"names all",
     ):
         label(folder, SETTINGS)
 
@@ -578,7 +730,9 @@ def test_damaged_heat_is_named(folder):
 def test_a_lost_file_is_named_and_made_again(folder, lost):
     whole = contents(folder)
     (folder / lost).unlink()
-    with pytest.raises(FileNotFoundError, match=r"no .*000003.*run generate\.py again to make what is missing"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no .*000003.*run generate\.py again to make what is missing"
+    ):
         label(folder, SETTINGS)
     assert make(folder)["made_now"] == 3
     assert whole.items() <= contents(folder).items()

@@ -38,14 +38,23 @@ class Start(pl.Callback):
 
 @pytest.fixture
 def run(tmp_path, tiny_segmenter, toy_data, make_trainer):
-    """``run(name, steps=4, callbacks=(), identity={...}, record=RECORD, width=4, init_from=None)``."""
+    """``run(name, steps=4, callbacks=(), identity={...}, record=RECORD, width=4,
+    init_from=None)``."""
 
-    def start(name, steps=4, callbacks=(), identity=None, record=RECORD, width=4, seed=0, init_from=None):
+    def start(
+        name, steps=4, callbacks=(), identity=None, record=RECORD, width=4, seed=0, init_from=None
+    ):
         folder = tmp_path / name
-        module = Segmentation(tiny_segmenter(width=width, seed=seed), ["background", "cat", "dog"], learning_rate=0.05)
-        trainer = make_trainer(folder, steps, [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks])
+        module = Segmentation(
+            tiny_segmenter(width=width, seed=seed), ["background", "cat", "dog"], learning_rate=0.05
+        )
+        trainer = make_trainer(
+            folder, steps, [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks]
+        )
         identity = {"seed": seed, "trainer": {"max_steps": steps}} if identity is None else identity
-        return train(folder, module, toy_data(), lambda: trainer, identity, record, init_from=init_from)
+        return train(
+            folder, module, toy_data(), lambda: trainer, identity, record, init_from=init_from
+        )
 
     return start
 
@@ -86,7 +95,9 @@ def test_a_finished_run_with_a_damaged_checkpoint_is_not_called_finished(run, tm
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="first is finished, but its checkpoints/last.ckpt is damaged: its SHA-256"):
+    with pytest.raises(
+        ValueError, match="first is finished, but its checkpoints/last.ckpt is damaged: its SHA-256"
+    ):
         run("first")
     path.unlink()
     with pytest.raises(ValueError, match="is damaged: it is gone. Put a copy of it back"):
@@ -97,7 +108,9 @@ def test_a_folder_that_another_process_trains_in_is_left_alone(run, tmp_path):
     (tmp_path / "first").mkdir()
     with Lock(tmp_path / "first") as other:
         before = files(tmp_path / "first")
-        with pytest.raises(Busy, match="first is being written by process .*Runs of another name train beside it"):
+        with pytest.raises(
+            Busy, match="first is being written by process .*Runs of another name train beside it"
+        ):
             run("first")
         assert files(tmp_path / "first") == before and other.alone()
     assert run("first")["steps"] == 4 and not (tmp_path / "first/.lock").exists()
@@ -112,10 +125,14 @@ def test_other_settings_are_refused_and_nothing_changes(run, tmp_path, finished)
             run("first", callbacks=[Raise(3, RuntimeError("crash"))])
     before = files(tmp_path / "first")
     with pytest.raises(
-        FileExistsError, match=r"run .*first was made with other settings:\n  seed: 0 -> 1\n  trainer\.max_steps: 4 -> 5\n"
+        FileExistsError,
+        match=r"run .*first was made with other settings:\n  seed: 0 -> 1\n  trainer\.max_steps: "
+        r"4 -> 5\n",
     ):
         run("first", steps=5, seed=1)
-    with pytest.raises(FileExistsError, match="learning rate falls to nothing at the last step") as more:
+    with pytest.raises(
+        FileExistsError, match="learning rate falls to nothing at the last step"
+    ) as more:
         run("first", steps=9)
     onwards = f"name=first_9 init_from={tmp_path / 'first'} trainer.max_steps=5"
     assert str(more.value).endswith(onwards)
@@ -168,9 +185,15 @@ def test_averaged_and_raw_weights(run, tmp_path):
     average, raw = load_weights(tmp_path / "first"), load_weights(tmp_path / "first", "raw")
     with pytest.raises(ValueError, match="weights='Raw'; allowed: ema, raw"):
         load_weights(tmp_path / "first", "Raw")
-    assert average.keys() == raw.keys() and all(k.startswith(("backbone.", "head.")) for k in average)
-    assert same(average, {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()})
-    assert same(raw, {k.removeprefix("segmenter."): v for k, v in checkpoint["current_model_state"].items()})
+    assert average.keys() == raw.keys() and all(
+        k.startswith(("backbone.", "head.")) for k in average
+    )
+    assert same(
+        average, {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()}
+    )
+    assert same(
+        raw, {k.removeprefix("segmenter."): v for k, v in checkpoint["current_model_state"].items()}
+    )
     assert not same(average, raw)
 
 
@@ -179,7 +202,10 @@ def test_weights_that_are_not_those_of_the_run_are_refused(run, tmp_path, weight
     mine, theirs = run("first")["weights_sha256"], run("other", seed=1)["weights_sha256"]
     for name in ("last.ckpt", "SHA256SUMS"):  # a sound file, of another run
         shutil.copy(tmp_path / "other/checkpoints" / name, tmp_path / "first/checkpoints" / name)
-    said = rf"last.ckpt holds other weights \(sha256 {theirs[:12]}.*first/run.json tells of.*{mine[:12]}"
+    said = (
+        rf"last.ckpt holds other weights \(sha256 {theirs[:12]}.*first/run.json tells "
+        rf"of.*{mine[:12]}"
+    )
     with pytest.raises(ValueError, match=said):
         load_weights(tmp_path / "first", weights)
     old = {k: v for k, v in read_json(tmp_path / "other/run.json").items() if k != "weights_sha256"}
@@ -192,7 +218,10 @@ def test_an_unfinished_run_has_no_weights(run, tmp_path):
     with pytest.raises(RuntimeError):
         run("first", callbacks=[Raise(3, RuntimeError("crash"))])
     for name in ("first", "nowhere"):
-        with pytest.raises(FileNotFoundError, match=rf"{name} is not a finished training run .*train it with train\.py"):
+        with pytest.raises(
+            FileNotFoundError,
+            match=rf"{name} is not a finished training run .*train it with train\.py",
+        ):
             load_weights(tmp_path / name)
 
 
@@ -211,7 +240,12 @@ def test_fine_tuning_begins_with_the_averaged_weights(run, tmp_path):
 def test_an_interrupted_fine_tuning_goes_on_with_its_own_weights(run, tmp_path):
     run("first")
     with pytest.raises(RuntimeError):
-        run("second", seed=1, callbacks=[Raise(3, RuntimeError("crash"))], init_from=tmp_path / "first")
+        run(
+            "second",
+            seed=1,
+            callbacks=[Raise(3, RuntimeError("crash"))],
+            init_from=tmp_path / "first",
+        )
     start = Start()
     run("second", seed=1, callbacks=[start], init_from=tmp_path / "first")
     assert start.step == 2 and not same(start.weights, load_weights(tmp_path / "first"))
@@ -220,7 +254,9 @@ def test_an_interrupted_fine_tuning_goes_on_with_its_own_weights(run, tmp_path):
 def test_a_run_with_other_classes_is_no_start(run, tmp_path):
     run("first")
     other = {**RECORD, "taxonomy": {"name": "farm", "names": ["cow", "pig"]}}
-    with pytest.raises(ValueError, match=r"trained for the classes \['cat', 'dog'\], this run has \['cow', 'pig'\]"):
+    with pytest.raises(
+        ValueError, match=r"trained for the classes \['cat', 'dog'\], this run has \['cow', 'pig'\]"
+    ):
         run("second", record=other, init_from=tmp_path / "first")
     assert not (tmp_path / "second").exists()
 
@@ -228,7 +264,11 @@ def test_a_run_with_other_classes_is_no_start(run, tmp_path):
 def test_a_list_of_classes_may_be_called_otherwise(run, tmp_path):
     """As one that came back from a labelling tool: the names count."""
     run("first")
-    run("second", record={**RECORD, "taxonomy": {"name": "reviewed", "names": ["cat", "dog"]}}, init_from=tmp_path / "first")
+    run(
+        "second",
+        record={**RECORD, "taxonomy": {"name": "reviewed", "names": ["cat", "dog"]}},
+        init_from=tmp_path / "first",
+    )
 
 
 @pytest.mark.parametrize("change", ["a layer more", "a wider layer"])
@@ -241,8 +281,13 @@ def test_another_segmenter_is_no_start(run, tmp_path, change):
         checkpoints.save(checkpoint, path)
         state = {k.removeprefix("segmenter."): v for k, v in checkpoint["state_dict"].items()}
         done = read_json(tmp_path / "first/run.json")
-        write_json(tmp_path / "first/run.json", {**done, "weights_sha256": checkpoints.weights_sha256(state)})
-    with pytest.raises(ValueError, match=r"init_from=.*its segmenter is another one(?s:.)*Use the same segmenter="):
+        write_json(
+            tmp_path / "first/run.json",
+            {**done, "weights_sha256": checkpoints.weights_sha256(state)},
+        )
+    with pytest.raises(
+        ValueError, match=r"init_from=.*its segmenter is another one(?s:.)*Use the same segmenter="
+    ):
         run("second", width=4 if change == "a layer more" else 5, init_from=tmp_path / "first")
     assert not (tmp_path / "second/run.json").exists()
 
@@ -271,9 +316,21 @@ def test_a_checkpoint_cannot_run_code(run, tmp_path):
 
 
 def trained(source, shots=None, after=None, teacher=None, **more):
-    masks = {"settings": {}, "heat": "", **({"teacher": {"trained_on": teacher}} if teacher else {})}
-    where = {"synthetic": {"mask_settings": masks}} if source == "mixed" else {"mask_settings": masks}
-    return {"source": source, "shots": shots, "after": after, **({} if source == "real" else where), **more}
+    masks = {
+        "settings": {},
+        "heat": "",
+        **({"teacher": {"trained_on": teacher}} if teacher else {}),
+    }
+    where = (
+        {"synthetic": {"mask_settings": masks}} if source == "mixed" else {"mask_settings": masks}
+    )
+    return {
+        "source": source,
+        "shots": shots,
+        "after": after,
+        **({} if source == "real" else where),
+        **more,
+    }
 
 
 SYNTHETIC, FEW, ALL = trained("synthetic"), trained("real", 16), trained("real", "all")
@@ -288,7 +345,11 @@ SYNTHETIC, FEW, ALL = trained("synthetic"), trained("real", 16), trained("real",
         (trained("synthetic", teacher=trained("synthetic", teacher=SYNTHETIC)), None, "A"),
         (FEW, None, "real"),
         (ALL, None, "real"),
-        (trained("real", 16, after=SYNTHETIC), "A", "A"),  # fine-tuned: the class of the synthetic set
+        (
+            trained("real", 16, after=SYNTHETIC),
+            "A",
+            "A",
+        ),  # fine-tuned: the class of the synthetic set
         (trained("real", 16, after=trained("mixed", 8)), "B", "B"),
         (trained("real", "all", after=trained("mixed", 8)), "B", "B"),  # however many follow
         (trained("mixed", 16), None, "B"),
@@ -299,7 +360,11 @@ SYNTHETIC, FEW, ALL = trained("synthetic"), trained("real", 16), trained("real",
         (trained("synthetic", teacher=ALL), None, "real"),
         # a teacher that was fine-tuned is of class A itself, but saw real labels
         (trained("synthetic", teacher=trained("real", 16, after=SYNTHETIC)), None, "B"),
-        (trained("synthetic", teacher=trained("synthetic", teacher=trained("mixed", 16))), None, "B"),
+        (
+            trained("synthetic", teacher=trained("synthetic", teacher=trained("mixed", 16))),
+            None,
+            "B",
+        ),
         (trained("synthetic", after=trained("synthetic", teacher=ALL)), "real", "real"),
     ],
 )
@@ -311,15 +376,25 @@ def test_only_a_run_that_no_real_label_reached_is_of_class_a(trained_on, before,
     "edit",
     [
         {"taxonomy": {"name": "pets", "names": ["cat"]}},
-        {"segmenter": {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18, "base_channels": 16}},
+        {
+            "segmenter": {
+                "_target_": "dd.segmenters.mmsegmentation.DeepLabV3",
+                "depth": 18,
+                "base_channels": 16,
+            }
+        },
     ],
 )
 def test_a_run_json_of_another_segmenter_is_named(finished_run, tmp_path, edit):
     """Its checksum is right: whoever edited it meant to."""
     folder, run, _ = finished_run(tmp_path / "run")
     write_json(folder / "run.json", {**run, **edit})
-    with pytest.raises(ValueError, match=r"run: its segmenter is another one, or has other classes"):
+    with pytest.raises(
+        ValueError, match=r"run: its segmenter is another one, or has other classes"
+    ):
         config.trained_run(folder)
     write_json(folder / "run.json", {**run, "weights_sha256": 5})
-    with pytest.raises(ValueError, match=r"run.json is damaged: weights_sha256 is 5, expected a text"):
+    with pytest.raises(
+        ValueError, match=r"run.json is damaged: weights_sha256 is 5, expected a text"
+    ):
         config.trained_run(folder)

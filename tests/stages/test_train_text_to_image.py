@@ -1,4 +1,5 @@
-"""Stage train_text_to_image: a Stable Diffusion of a few thousand parameters, from scratch and further."""
+"""Stage train_text_to_image: a Stable Diffusion of a few thousand parameters, from scratch and
+further."""
 
 import pytest
 import pytorch_lightning as pl
@@ -14,16 +15,31 @@ MODELS = {
     "max_length": 40,
     "prediction_type": "v_prediction",
     "vae": {
-        "sample_size": 64, "block_out_channels": [8, 8], "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4,
+        "sample_size": 64,
+        "block_out_channels": [8, 8],
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
         "mid_block_add_attention": False,
     },
-    "text_encoder": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "text_encoder": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
     "unet": {
-        "sample_size": 32, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": [8, 8],
-        "norm_num_groups": 4, "attention_head_dim": 1, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "sample_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": [8, 8],
+        "norm_num_groups": 4,
+        "attention_head_dim": 1,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     },
-}  # fmt: skip
+}
 SETTINGS = {
     "models": MODELS,
     "autoencoder": {"max_steps": 2, "batch_size": 2, "learning_rate": 1e-3},
@@ -71,8 +87,14 @@ def make(make_trainer, few_scenes, tmp_path):
 
     def run(callbacks=(), name="run", **changed):
         def trainer(max_steps, default_root_dir, average):
-            parts = [EMA(0.5)] * average + [LastCheckpoint(str(default_root_dir / "checkpoints"), 1), *callbacks]
-            log = {"logger": CSVLogger(default_root_dir, name="", version=""), "log_every_n_steps": 1}
+            parts = [EMA(0.5)] * average + [
+                LastCheckpoint(str(default_root_dir / "checkpoints"), 1),
+                *callbacks,
+            ]
+            log = {
+                "logger": CSVLogger(default_root_dir, name="", version=""),
+                "log_every_n_steps": 1,
+            }
             return make_trainer(default_root_dir, max_steps, parts, **log)
 
         return stage.train_text_to_image(tmp_path / name, trainer, **{**SETTINGS, **changed})
@@ -88,12 +110,24 @@ def test_a_whole_model_with_its_card(make, tmp_path):
     model = make()
     made = read_json(tmp_path / "run/run.json")
     assert made["weights_sha256"] == {f"model/{name}": sha for name, sha in weights(model).items()}
-    assert made["identity"]["text_to_image"] == SETTINGS["text_to_image"] and made["identity"]["init_from_sha256"] is None
-    assert [(part["part"], part["steps"]) for part in made["parts"]] == [("VAE", 2), ("UNet and text encoder", 3)]
+    assert (
+        made["identity"]["text_to_image"] == SETTINGS["text_to_image"]
+        and made["identity"]["init_from_sha256"] is None
+    )
+    assert [(part["part"], part["steps"]) for part in made["parts"]] == [
+        ("VAE", 2),
+        ("UNet and text encoder", 3),
+    ]
     card = (model / "README.md").read_text()
-    assert "| UNet and text encoder | 3 | 2 |" in card and (model / "samples.png").is_file() and (model / "loss.svg").is_file()
+    assert (
+        "| UNet and text encoder | 3 | 2 |" in card
+        and (model / "samples.png").is_file()
+        and (model / "loss.svg").is_file()
+    )
     generator = diffusion.StableDiffusion(str(model), steps=1)
-    assert generator.size == 64 and generator.pipe.scheduler.config.prediction_type == "v_prediction"
+    assert (
+        generator.size == 64 and generator.pipe.scheduler.config.prediction_type == "v_prediction"
+    )
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(make, tmp_path):
@@ -117,16 +151,26 @@ def test_an_interrupted_run_goes_on(make, tmp_path, step, of):
     steps = Steps()
     assert make([steps]) == tmp_path / "run/model"
     assert steps.seen == ([2, 1, 2, 3] if of == 2 else [3])
-    assert weights(tmp_path / "run/model") == weights(make(name="whole"))  # the noise of the latents is a step's own
+    assert weights(tmp_path / "run/model") == weights(
+        make(name="whole")
+    )  # the noise of the latents is a step's own
 
 
 def test_a_model_is_trained_further(make, tmp_path):
     first = make()
     start = weights(first)
-    second = make(name="more", init_from=str(first), text_to_image={**SETTINGS["text_to_image"], "first_scene": 99})
+    second = make(
+        name="more",
+        init_from=str(first),
+        text_to_image={**SETTINGS["text_to_image"], "first_scene": 99},
+    )
     assert weights(first) == start
     kept = {name for name, sha in weights(second).items() if start[name] == sha}
     assert kept == {"vae/diffusion_pytorch_model.safetensors"}
     made = read_json(tmp_path / "more/run.json")
-    assert [part["part"] for part in made["parts"]] == ["VAE", "UNet and text encoder", "UNet and text encoder"]
+    assert [part["part"] for part in made["parts"]] == [
+        "VAE",
+        "UNet and text encoder",
+        "UNet and text encoder",
+    ]
     assert made["parts"][-1]["from_scene"] == 99 and made["identity"]["init_from_sha256"]

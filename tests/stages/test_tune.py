@@ -1,4 +1,5 @@
-"""The search of hyper-parameters: a study on disk, what it is told, and trials that are runs of train.py."""
+"""The search of hyper-parameters: a study on disk, what it is told, and trials that are runs of
+train.py."""
 
 import csv
 import json
@@ -54,36 +55,51 @@ def table(folder):
 
 def test_each_form_is_a_distribution():
     made = distributions(
-        {"a": {"low": 1e-5, "high": 1e-2, "log": True}, "b": {"low": 0, "high": 8, "step": 2}, "c": {"low": 0, "high": 1.0}}
+        {
+            "a": {"low": 1e-5, "high": 1e-2, "log": True},
+            "b": {"low": 0, "high": 8, "step": 2},
+            "c": {"low": 0, "high": 1.0},
+        }
         | {"d": {"choices": ["x", 2, 0.5, True, None, [0.5, 2.0]]}}
     )
     d = optuna.distributions
     assert made == {
-        "a": d.FloatDistribution(1e-5, 1e-2, log=True), "b": d.IntDistribution(0, 8, step=2), "c": d.FloatDistribution(0, 1),
+        "a": d.FloatDistribution(1e-5, 1e-2, log=True),
+        "b": d.IntDistribution(0, 8, step=2),
+        "c": d.FloatDistribution(0, 1),
         "d": d.CategoricalDistribution(["x", "2", "0.5", "true", "null", "[0.5, 2.0]"]),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({}, "expected keys of the configuration, each with {low"), (None, "expected keys of the configuration"),
-        ({"a": [1, 2]}, r"a: \[1, 2\]: expected {low"), ({"a": {"low": 1}}, "expected {low"),
-        ({"a": {"low": 1, "high": 2, "lgo": True}}, "expected {low"), ({"a": {"choices": [1]}}, "at least two choices"),
-        ({"a": {"low": 2, "high": 1}}, "numbers low < high"), ({"a": {"low": "1e-5", "high": 1}}, "numbers low < high"),
-        ({"a": {"low": 0.0, "high": 1.0, "log": True}}, "a: .*log"), ({"a": {"low": 1, "high": 2, "log": "yes"}}, "log: true"),
+        ({}, "expected keys of the configuration, each with {low"),
+        (None, "expected keys of the configuration"),
+        ({"a": [1, 2]}, r"a: \[1, 2\]: expected {low"),
+        ({"a": {"low": 1}}, "expected {low"),
+        ({"a": {"low": 1, "high": 2, "lgo": True}}, "expected {low"),
+        ({"a": {"choices": [1]}}, "at least two choices"),
+        ({"a": {"low": 2, "high": 1}}, "numbers low < high"),
+        ({"a": {"low": "1e-5", "high": 1}}, "numbers low < high"),
+        ({"a": {"low": 0.0, "high": 1.0, "log": True}}, "a: .*log"),
+        ({"a": {"low": 1, "high": 2, "log": "yes"}}, "log: true"),
         ({"a": {"low": False, "high": True}}, "numbers low < high"),
     ],
-)  # fmt: skip
+)
 def test_a_space_of_another_form_is_refused(space, message):
     with pytest.raises(ValueError, match=message):
         distributions(space)
 
 
 def test_settings_as_overrides():
-    assert override("a.b", 1e-5) == "a.b=1e-05" and override("a", "deeplabv3_r18") == "a=deeplabv3_r18"
     assert (
-        override("a", [0.5, 2.0]) == "a=[0.5, 2.0]" and override("a", None) == "a=null" and override("a", "x=1") == 'a="x=1"'
+        override("a.b", 1e-5) == "a.b=1e-05" and override("a", "deeplabv3_r18") == "a=deeplabv3_r18"
+    )
+    assert (
+        override("a", [0.5, 2.0]) == "a=[0.5, 2.0]"
+        and override("a", None) == "a=null"
+        and override("a", "x=1") == 'a="x=1"'
     )
     assert overrides({"b": 2, "a": "[1, 2]"}, {"a": {}, "b": {}}) == ["a=[1, 2]", "b=2"]
     assert corners(SPACE) == [["x=-2.0", "kind=good"], ["x=5.0", "kind=bad"]]
@@ -95,21 +111,26 @@ def test_settings_as_overrides():
 def test_a_study_keeps_its_trials_and_the_best(tmp_path):
     best = search(tmp_path / "study", trials=8)
     rows = table(tmp_path / "study")
-    assert [int(r["trial"]) for r in rows] == list(range(8)) and {r["state"] for r in rows} == {"complete"}
+    assert [int(r["trial"]) for r in rows] == list(range(8)) and {r["state"] for r in rows} == {
+        "complete"
+    }
     for row in rows:
         assert float(row["objective"]) == hill(0, {"x": float(row["x"]), "kind": row["kind"]}, None)
     top = max(rows, key=lambda r: float(r["objective"]))
     assert best == yaml.safe_load((tmp_path / "study/best.yaml").read_text())
     assert (best["trial"], best["objective"]) == (int(top["trial"]), float(top["objective"]))
     assert best["overrides"] == [f"x={float(top['x'])}", f"kind={top['kind']}"]
-    assert best["run"] == f"{tmp_path}/study/trial={top['trial']}" and best["trials"]["complete"] == 8
+    assert (
+        best["run"] == f"{tmp_path}/study/trial={top['trial']}" and best["trials"]["complete"] == 8
+    )
 
 
 def test_a_study_says_how_far_it_is(tmp_path, capsys):
     search(tmp_path / "study", trials=3)
     lines = capsys.readouterr().out.splitlines()
     expected = [
-        rf"trial {int(r['trial'])}: complete, mIoU {float(r['objective']):.2f} with x={re.escape(r['x'])} kind={r['kind']}; "
+        rf"trial {int(r['trial'])}: complete, mIoU {float(r['objective']):.2f} with "
+        rf"x={re.escape(r['x'])} kind={r['kind']}; "
         rf"{i + 1} of 3 are over, \d+ s left in all"
         for i, r in enumerate(table(tmp_path / "study"))
     ]
@@ -149,7 +170,10 @@ def test_a_study_in_pieces_is_the_study_in_one(tmp_path, sampler):
 def test_a_study_with_other_settings_is_refused(tmp_path):
     search(tmp_path, identity={"optimizer": {"learning_rate": 1e-4}})
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(FileExistsError, match=r"study .* other settings:\n  optimizer\.learning_rate: 0\.0001 -> 0\.001\n"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"study .* other settings:\n  optimizer\.learning_rate: 0\.0001 -> 0\.001\n",
+    ):
         search(tmp_path, pytest.fail, identity={"optimizer": {"learning_rate": 1e-3}}, trials=20)
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -166,7 +190,9 @@ def test_bad_trials_are_pruned(tmp_path):
 
     search(tmp_path, trial, 4, pruner_settings={"n_startup_trials": 2, "n_warmup_steps": 11})
     assert [s for s in steps if s[0] >= 2] == [(2, 10), (2, 20), (3, 10), (3, 20)]
-    assert [(r["state"], r["last_step"]) for r in table(tmp_path)] == [("complete", "30")] * 2 + [("pruned", "20")] * 2
+    assert [(r["state"], r["last_step"]) for r in table(tmp_path)] == [("complete", "30")] * 2 + [
+        ("pruned", "20")
+    ] * 2
 
 
 def test_a_trial_that_has_ended_anyway_is_not_pruned(tmp_path):
@@ -194,15 +220,26 @@ def test_a_training_that_fails_is_recorded_and_the_study_goes_on(tmp_path):
         return 1.0 * number
 
     best = search(tmp_path, trial, 3)
-    assert [r["state"] for r in table(tmp_path)] == ["complete", "fail", "fail", "complete", "complete"]
-    assert table(tmp_path)[1]["error"] == "OutOfMemoryError: GPU is full" and best["trials"]["fail"] == 2
+    assert [r["state"] for r in table(tmp_path)] == [
+        "complete",
+        "fail",
+        "fail",
+        "complete",
+        "complete",
+    ]
+    assert (
+        table(tmp_path)[1]["error"] == "OutOfMemoryError: GPU is full"
+        and best["trials"]["fail"] == 2
+    )
 
 
 def test_three_failures_in_a_row_end_the_study(tmp_path):
     def trial(number, settings, report):
         raise RuntimeError("broken")
 
-    with pytest.raises(ValueError, match="3 trials in a row failed; the last one: RuntimeError: broken"):
+    with pytest.raises(
+        ValueError, match="3 trials in a row failed; the last one: RuntimeError: broken"
+    ):
         search(tmp_path, trial)
     assert len(table(tmp_path)) == 3
 
@@ -221,11 +258,15 @@ def test_a_users_error_ends_the_study_at_once(tmp_path):
     [
         ({"sampler": "grid"}, "tune.sampler='grid'; allowed: tpe, random"),
         ({"pruner": "medium"}, "tune.pruner='medium'; allowed: median, percentile"),
-        ({"pruner_settings": {"warmup": 3}}, "tune.pruner_settings=.*median takes .*n_warmup_steps"),
+        (
+            {"pruner_settings": {"warmup": 3}},
+            "tune.pruner_settings=.*median takes .*n_warmup_steps",
+        ),
         ({"pruner": "percentile"}, "missing a required argument: 'percentile'"),
-        ({"trials": 0}, "tune.trials=0: expected"), ({"trials": 2.5}, "tune.trials=2.5: expected"),
+        ({"trials": 0}, "tune.trials=0: expected"),
+        ({"trials": 2.5}, "tune.trials=2.5: expected"),
     ],
-)  # fmt: skip
+)
 def test_studies_that_make_no_sense(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         search(tmp_path / "study", pytest.fail, **changes)
@@ -234,7 +275,9 @@ def test_studies_that_make_no_sense(tmp_path, changes, message):
 
 def test_a_missing_optuna_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ValueError, match=r'stage=tune needs optuna, .*pip install -e "\.\[sweeps\]"'):
+    with pytest.raises(
+        ValueError, match=r'stage=tune needs optuna, .*pip install -e "\.\[sweeps\]"'
+    ):
         search(tmp_path)
 
 
@@ -288,16 +331,28 @@ def data_root(tmp_path_factory):
 def tiny(data_root, output_root):
     """Overrides of a training of two steps, validated after each."""
     return [
-        "experiment=shapes_real", "name=tiny", f"data_root={data_root}", f"output_root={output_root}", "device=cpu",
-        "shots=4", "batch_size=2", "scale=32", "transform.crop_size=32", "trainer.max_steps=2", "trainer.precision=32-true",
-        "trainer.limit_val_batches=1.0", "trainer.val_check_interval=1", "trainer.log_every_n_steps=1",
+        "experiment=shapes_real",
+        "name=tiny",
+        f"data_root={data_root}",
+        f"output_root={output_root}",
+        "device=cpu",
+        "shots=4",
+        "batch_size=2",
+        "scale=32",
+        "transform.crop_size=32",
+        "trainer.max_steps=2",
+        "trainer.precision=32-true",
+        "trainer.limit_val_batches=1.0",
+        "trainer.val_check_interval=1",
+        "trainer.log_every_n_steps=1",
         "trainer.enable_progress_bar=false",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
 def command(monkeypatch, data_root, tmp_path):
-    """``command(*overrides)`` -> (exit status, what run returned for each job) of train.py in this process."""
+    """``command(*overrides)`` -> (exit status, what run returned for each job) of train.py in
+    this process."""
     import train
 
     handlers, level = logging.root.handlers[:], logging.root.level
@@ -310,7 +365,9 @@ def command(monkeypatch, data_root, tmp_path):
             returned.append(train.run(cfg))
             return returned[-1]
 
-        monkeypatch.setattr(sys, "argv", ["train.py", *multirun, *tiny(data_root, tmp_path), *arguments])
+        monkeypatch.setattr(
+            sys, "argv", ["train.py", *multirun, *tiny(data_root, tmp_path), *arguments]
+        )
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit) as stop:
             config.main("train", run)
@@ -355,7 +412,12 @@ def test_a_chain_without_a_real_label_is_of_class_a(monkeypatch, run, data_root,
     run("train", "experiment=shapes_synthetic", "transform.crop_size=32", *small)
     done = read_json(tmp_path / "shapes/synthetic/seed=0/run.json")
     assert done["supervision"] == "B"
-    assert {c["what"] for c in done["chosen_on"]} == {"attention", "masks", "recipe", "learning_rate"}
+    assert {c["what"] for c in done["chosen_on"]} == {
+        "attention",
+        "masks",
+        "recipe",
+        "learning_rate",
+    }
 
 
 def validations(run_folder):
@@ -368,7 +430,9 @@ def test_a_run_returns_and_records_its_objective(command, tmp_path, data_root):
     folder = tmp_path / "tiny"
     recorded = read_json(folder / "objective.json")
     assert status == 0 and recorded["objective"] == value
-    assert value == pytest.approx(validations(folder)[-1], abs=1e-4)  # the last validation is of the same weights
+    assert value == pytest.approx(
+        validations(folder)[-1], abs=1e-4
+    )  # the last validation is of the same weights
     assert (recorded["split"], recorded["num_images"], recorded["data"]) == ("tune", 2, "shapes")
     run = read_json(folder / "run.json")
     assert recorded["weights_sha256"] == run["weights_sha256"]
@@ -377,7 +441,12 @@ def test_a_run_returns_and_records_its_objective(command, tmp_path, data_root):
     segmenter.load_state_dict({k.removeprefix("segmenter."): v for k, v in averaged.items()})
     data = SegmentationFolder(data_root / "shapes", "tune", taxonomy("shapes"))
     loader, views = whole_loader(data, Views(32)), Views(32)
-    counted = count(segmenter.eval(), whole_loader(data, views), metrics.confusion_matrix(9), predict=views.predict)
+    counted = count(
+        segmenter.eval(),
+        whole_loader(data, views),
+        metrics.confusion_matrix(9),
+        predict=views.predict,
+    )
     assert len(loader) == 1 and value == pytest.approx(metrics.miou(counted))
     assert command() == (0, [value])  # finished: nothing is trained
 
@@ -397,7 +466,10 @@ def test_without_a_tune_split_there_is_no_objective(command, tmp_path):
 
 
 def test_a_study_of_real_trainings(command, tmp_path):
-    space = "tune.space={optimizer.learning_rate:{low:1e-4,high:1e-2,log:true},transform.flip:{choices:[0.0,0.5]}}"
+    space = (
+        "tune.space={optimizer.learning_rate:{low:1e-4,high:1e-2,log:true},"
+        "transform.flip:{choices:[0.0,0.5]}}"
+    )
     settings = ["stage=tune", "tune.trials=2", space]
     status, (best,) = command(*settings)
     assert status == 0
@@ -412,16 +484,22 @@ def test_a_study_of_real_trainings(command, tmp_path):
         assert read_json(folder / "objective.json")["objective"] == float(row["objective"])
         assert identity["seed"] == 0 and row["last_step"] == "2"
     assert found["run"] == f"{study}/trial={found['trial']}" and len(found["overrides"]) == 4
-    sets = [{"data": "shapes", "split": "train", "labels": 4, "seed": 0}, {"data": "shapes", "split": "tune", "labels": 2}]
+    sets = [
+        {"data": "shapes", "split": "train", "labels": 4, "seed": 0},
+        {"data": "shapes", "split": "tune", "labels": 2},
+    ]
     assert found["chosen_on"] == sets  # real images were learnt, and judged by others
     shown = "[{data:shapes,split:train,labels:4,seed:0},{data:shapes,split:tune,labels:2}]"
-    assert found["overrides"][2:] == [f"++chosen_on.{key}={shown}" for key in ("learning_rate", "flip")]
+    assert found["overrides"][2:] == [
+        f"++chosen_on.{key}={shown}" for key in ("learning_rate", "flip")
+    ]
     lines = (study / "best.yaml").read_text().splitlines()
     assert all(f"- {line}" in lines for line in found["overrides"])  # as runs/shapes.sh reads them
     run = read_json(study / "trial=0/run.json")
     assert [c for c in run["chosen_on"] if c["what"] == "flip"] == [
-        {"what": "flip", "data": "shapes/train", "labels": 4, "seed": 0}, {"what": "flip", "data": "shapes/tune", "labels": 2},
-    ]  # fmt: skip
+        {"what": "flip", "data": "shapes/train", "labels": 4, "seed": 0},
+        {"what": "flip", "data": "shapes/tune", "labels": 2},
+    ]
     assert "chosen_on" not in json.dumps([run["identity"], read_json(study / "study.json")])
     assert command(*settings) == (0, [best])
     assert command(*settings, "batch_size=4")[0] == 2
@@ -430,18 +508,31 @@ def test_a_study_of_real_trainings(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data.tune_split=null"], "data 'shapes' has no tune split, and nothing is ever chosen on the test split"),
+        (
+            ["data.tune_split=null"],
+            "data 'shapes' has no tune split, and nothing is ever chosen on the test split",
+        ),
         (["data.tune_split=test"], "has the test split 'test' as tune split"),
         (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 validates nothing"),
         (["trainer.devices=2"], "trainer.devices=2: a trial trains on one device"),
-        (["tune.space={optimizer.learning_rat:{low:1e-4,high:1e-2}}"], "Did you mean 'learning_rate'?"),
-        (["tune.space={segmenter:{choices:[deeplabv3_r18,deeplabv3_r19]}}"], "no such segmenter; allowed"),
+        (
+            ["tune.space={optimizer.learning_rat:{low:1e-4,high:1e-2}}"],
+            "Did you mean 'learning_rate'?",
+        ),
+        (
+            ["tune.space={segmenter:{choices:[deeplabv3_r18,deeplabv3_r19]}}"],
+            "no such segmenter; allowed",
+        ),
         (["tune.space={seed:{choices:[0,1]}}"], "tune.space: seed is not searched"),
-        (["tune.space={data.tune_split:{choices:[tune,test]}}"], "tune.space: data.tune_split is not searched"),
+        (
+            ["tune.space={data.tune_split:{choices:[tune,test]}}"],
+            "tune.space: data.tune_split is not searched",
+        ),
         (["tune.space=nowhere.yaml"], "tune.space=nowhere.yaml: no such file"),
-        (["tune.space={}"], "tune.space={}: expected keys"), (["tune=default"], "tune.space=None: expected keys"),
+        (["tune.space={}"], "tune.space={}: expected keys"),
+        (["tune=default"], "tune.space=None: expected keys"),
     ],
-)  # fmt: skip
+)
 def test_searches_that_make_no_sense(command, tmp_path, capsys, arguments, message):
     group = [] if arguments[0].startswith("tune") else ["tune=learning_rate"]
     assert command("stage=tune", *group, *arguments)[0] == 2
@@ -468,28 +559,45 @@ def test_what_labels_a_search_looks_at(data_root, tmp_path, given, expected):
 
 
 def test_a_space_may_lie_in_a_file(tmp_path):
-    (tmp_path / "space.yaml").write_text("optimizer.learning_rate: {low: 1e-5, high: 1.0e-2, log: true}\n")
+    (tmp_path / "space.yaml").write_text(
+        "optimizer.learning_rate: {low: 1e-5, high: 1.0e-2, log: true}\n"
+    )
     cfg = OmegaConf.create({"tune": {"space": str(tmp_path / "space.yaml")}})
-    assert config.search_space(cfg) == {"optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
+    assert config.search_space(cfg) == {
+        "optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}
+    }
 
 
 def test_the_wandb_sweep_is_made_of_overrides(monkeypatch):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     sweep = yaml.safe_load((config.CONF / "wandb_sweep.yaml").read_text())
-    assert sweep["program"] == "train.py" and sweep["metric"] == {"name": "objective", "goal": "maximize"}
-    low = {k: v["value"] if "value" in v else v.get("values", [v.get("min")])[0] for k, v in sweep["parameters"].items()}
+    assert sweep["program"] == "train.py" and sweep["metric"] == {
+        "name": "objective",
+        "goal": "maximize",
+    }
+    low = {
+        k: v["value"] if "value" in v else v.get("values", [v.get("min")])[0]
+        for k, v in sweep["parameters"].items()
+    }
     macros = create_sweep_command_args({"args": {k: {"value": v} for k, v in low.items()}})
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
     line = []
     for part in create_sweep_command(sweep["command"]):  # as W&B's agent does
-        line += macros.get(part[2:-1], [part]) if part.startswith("${") and part.endswith("}") else [part]
+        line += (
+            macros.get(part[2:-1], [part])
+            if part.startswith("${") and part.endswith("}")
+            else [part]
+        )
     given = line[line.index("${program}") + 1 :]
     config.check_overrides("train", given)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
         cfg = hydra.compose("train", given)
-    assert cfg.name == "wandb_sweep/abc123" and cfg.optimizer.learning_rate == low["optimizer.learning_rate"]
+    assert (
+        cfg.name == "wandb_sweep/abc123"
+        and cfg.optimizer.learning_rate == low["optimizer.learning_rate"]
+    )
     assert {"csv", "wandb"} == set(cfg.logger) and cfg.trainer.limit_val_batches == 1.0
 
 
@@ -504,7 +612,9 @@ def launched(data_root, output_root, *arguments):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "launcher", [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]], ids=lambda x: x[0]
+    "launcher",
+    [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]],
+    ids=lambda x: x[0],
 )
 def test_launchers_train_in_folders_of_their_own(tmp_path, data_root, launcher):
     done = launched(data_root, tmp_path, *launcher)
@@ -512,8 +622,12 @@ def test_launchers_train_in_folders_of_their_own(tmp_path, data_root, launcher):
     for seed in (0, 1):
         folder = tmp_path / f"tiny/seed={seed}"
         run = read_json(folder / "run.json")
-        assert run["identity"]["seed"] == seed and run["command"].startswith("train.py -m experiment=shapes_real")
-        assert read_json(folder / "objective.json")["objective"] == pytest.approx(validations(folder)[-1], abs=1e-4)
+        assert run["identity"]["seed"] == seed and run["command"].startswith(
+            "train.py -m experiment=shapes_real"
+        )
+        assert read_json(folder / "objective.json")["objective"] == pytest.approx(
+            validations(folder)[-1], abs=1e-4
+        )
 
 
 @pytest.mark.full

@@ -32,7 +32,18 @@ PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 
 def make(folder, executor=None, **settings):
     generator = fake.FakeGenerator(**settings)
-    return synthesize(folder, generator, fake.prompts, PETS, 9, 1, 2, "png", executor=executor, build=partial(fake.build))
+    return synthesize(
+        folder,
+        generator,
+        fake.prompts,
+        PETS,
+        9,
+        1,
+        2,
+        "png",
+        executor=executor,
+        build=partial(fake.build),
+    )
 
 
 @pytest.fixture
@@ -70,12 +81,16 @@ DAMAGE = {
     "mask": lambda f: flip(f / "SegmentationClass/000002.png"),
     "mask ": lambda f: (f / "SegmentationClass/000002.png").unlink(),
     "mask set": lambda f: (f / "SegmentationClass/masks.json").write_text("{"),
-    "mask set ": lambda f: edit(f / "SegmentationClass/masks.json", '"threshold": 0.', '"threshold": 1.'),
+    "mask set ": lambda f: edit(
+        f / "SegmentationClass/masks.json", '"threshold": 0.', '"threshold": 1.'
+    ),
     "record ": lambda f: edit(f / "records/0.jsonl", '"unit": 0', '"unit": 1'),
     "record  ": lambda f: (f / "records/0.jsonl").write_bytes(b""),
     "split": lambda f: (f / "ImageSets/Segmentation/train.txt").write_text("000001\n"),
     "split ": lambda f: (f / "ImageSets/Segmentation/train.txt").write_text("../x\n"),
-    "record": lambda f: (f / "records/0.jsonl").write_bytes((f / "records/0.jsonl").read_bytes()[:-40]),
+    "record": lambda f: (f / "records/0.jsonl").write_bytes(
+        (f / "records/0.jsonl").read_bytes()[:-40]
+    ),
     "plan": lambda f: flip(f / "plan.jsonl"),
     "plan ": lambda f: (f / "plan.jsonl").unlink(),
     "temporary file": lambda f: (f / "heat/.000001.safetensors.77.tmp").write_bytes(b"x"),
@@ -89,7 +104,9 @@ def test_damage_is_found_named_and_healed(folder, kind, capsys):
     damaged = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     found = verify(folder)
     assert {p["kind"] for p in found} == {kind.strip()} and all(p["heals"] for p in found)
-    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == damaged  # looking changes nothing
+    assert {
+        p: p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    } == damaged  # looking changes nothing
     assert main(["verify", str(folder), "--repair"]) == 1
     assert "ready to be healed by: python " in capsys.readouterr().out
     make(folder)
@@ -106,20 +123,28 @@ def test_only_the_damaged_unit_is_made_again(folder):
 def test_heat_in_half_precision_is_named_and_left(folder):
     """A set from before heat was float32: it cannot be gone on with, so no record is taken away."""
     path, records = folder / "heat/000003.safetensors", folder / "records/0.jsonl"
-    save_file({"class_prompt": stored_heat(folder, "000003")["class_prompt"].astype(np.float16)}, path)
+    save_file(
+        {"class_prompt": stored_heat(folder, "000003")["class_prompt"].astype(np.float16)}, path
+    )
     rows = list(each_record(records))
     for row in rows:
         row["heat_sha256"] = sha256(path) if row["id"] == "000003" else row["heat_sha256"]
     records.write_text("".join(map(record_line, rows)))
     before = records.read_bytes()
     (problem,) = [p for p in verify(folder, repair=True) if p["kind"] == "heat"]
-    assert problem["file"] == "heat/000003.safetensors" and "holds class_prompt in float16" in problem["why"]
+    assert (
+        problem["file"] == "heat/000003.safetensors"
+        and "holds class_prompt in float16" in problem["why"]
+    )
     assert not problem["heals"] and records.read_bytes() == before
 
 
 def test_masks_that_are_wrong_in_spite_of_their_hash(folder):
     target, done = folder / "SegmentationClass", read_json(folder / "SegmentationClass/masks.json")
-    for name, pixels in (("000001", np.full((16, 20), 4, np.uint8)), ("000004", np.zeros((8, 20), np.uint8))):
+    for name, pixels in (
+        ("000001", np.full((16, 20), 4, np.uint8)),
+        ("000004", np.zeros((8, 20), np.uint8)),
+    ):
         Image.fromarray(pixels).save(target / f"{name}.png")
     Image.new("RGB", (20, 16)).save(target / "000005.png")
     import hashlib
@@ -128,7 +153,9 @@ def test_masks_that_are_wrong_in_spite_of_their_hash(folder):
         done["sha256"][name] = hashlib.sha256((target / f"{name}.png").read_bytes()).hexdigest()
     (target / "masks.json").write_text(json.dumps(done))
     whys = {p["file"][-10:-4]: p["why"] for p in verify(folder)}
-    assert "ids [4] of no class" in whys["000001"] and "(8, 20), its image (16, 20)" in whys["000004"]
+    assert (
+        "ids [4] of no class" in whys["000001"] and "(8, 20), its image (16, 20)" in whys["000004"]
+    )
     assert "mode RGB" in whys["000005"]
 
 
@@ -147,7 +174,10 @@ def test_a_damaged_run_json_is_one_line(folder, text, capsys):
 
 
 def test_every_changed_character_of_run_and_masks_json_is_seen(folder):
-    for path, old, new in (("run.json", '"seed": 1', '"seed": 7'), ("SegmentationClass/masks.json", '"pixels"', '"pixals"')):
+    for path, old, new in (
+        ("run.json", '"seed": 1', '"seed": 7'),
+        ("SegmentationClass/masks.json", '"pixels"', '"pixals"'),
+    ):
         edit(folder / path, old, new)
         try:
             (problem,) = verify(folder)
@@ -186,7 +216,9 @@ def test_merged_shards_are_the_set_that_was_made_at_once(tmp_path, folder, shard
     label(tmp_path / "both", MaskSettings(1, 0.5, 0.1))
     ours, theirs = contents(tmp_path / "both"), contents(folder)
     assert ours.keys() == theirs.keys()
-    assert {k for k in ours if ours[k] != theirs[k]} <= {"README.md"}  # the card names no other thing than the command
+    assert {k for k in ours if ours[k] != theirs[k]} <= {
+        "README.md"
+    }  # the card names no other thing than the command
     assert verify(tmp_path / "both") == []
     assert merge(shards, tmp_path / "both")["copied"] == 0
 
@@ -211,7 +243,9 @@ def test_conflicts_are_named_before_anything_is_written(tmp_path, folder, shards
     path = folder / "records/0.jsonl"
     text = path.read_text()
     record = json.loads(text.splitlines()[1]) | {"image_sha256": "1" * 64}
-    path.write_text("".join([text.splitlines(True)[0], record_line(record), *text.splitlines(True)[2:]]))
+    path.write_text(
+        "".join([text.splitlines(True)[0], record_line(record), *text.splitlines(True)[2:]])
+    )
     with pytest.raises(ValueError, match="(?s)1 samples differ between sources.*000001: "):
         merge([*shards, folder], tmp_path / "both")
     assert not (tmp_path / "both").exists()
@@ -219,7 +253,9 @@ def test_conflicts_are_named_before_anything_is_written(tmp_path, folder, shards
 
 def test_a_damaged_file_is_not_merged(tmp_path, shards):
     flip(shards[0] / "heat/000000.safetensors")
-    with pytest.raises(ValueError, match="000000.safetensors is not what its record says; python -m dd verify"):
+    with pytest.raises(
+        ValueError, match="000000.safetensors is not what its record says; python -m dd verify"
+    ):
         merge(shards, tmp_path / "both")
 
 
@@ -248,7 +284,9 @@ USED = {  # what is damaged: by whom it is used
 def test_damage_is_seen_where_a_file_is_used(folder, kind):
     DAMAGE[kind](folder)
     for reader in USED[kind]:
-        with pytest.raises(ValueError, match="verify|damaged|not generated|not finished|tells of|another"):
+        with pytest.raises(
+            ValueError, match="verify|damaged|not generated|not finished|tells of|another"
+        ):
             READERS[reader](folder)
 
 
@@ -301,4 +339,7 @@ def test_a_prepared_set_is_not_called_damaged(tmp_path, capsys):
     prepare_shapes(tmp_path, sizes={"train": 1, "tune": 1, "test": 1})
     assert main(["verify", str(tmp_path / "shapes")]) == 2
     said = capsys.readouterr().err
-    assert "shapes is not a synthetic data set: its images are the scenes of 'shapes'" in said and "damaged" not in said
+    assert (
+        "shapes is not a synthetic data set: its images are the scenes of 'shapes'" in said
+        and "damaged" not in said
+    )

@@ -46,11 +46,15 @@ def test_the_checksums_are_those_of_sha256sum(folder):
     checkpoints.save(content(9), folder / "best.ckpt")
     checkpoints.save(content(8), folder / "best.ckpt")
     assert step_of(folder / "best.ckpt") == 8 and step_of(folder / "previous.ckpt") == 1
-    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.count(": OK") == 3, done
 
 
-@pytest.mark.parametrize("harm", [flip, lambda p: p.write_bytes(p.read_bytes()[:-300]), lambda p: p.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "harm", [flip, lambda p: p.write_bytes(p.read_bytes()[:-300]), lambda p: p.write_bytes(b"")]
+)
 def test_a_damaged_checkpoint_is_skipped_for_the_one_before(folder, harm):
     assert checkpoints.newest(folder) == (folder / "last.ckpt", "")
     harm(folder / "last.ckpt")
@@ -59,14 +63,22 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(folder, harm):
     assert warning.startswith(f"warning: {folder / 'last.ckpt'} is damaged (its SHA-256 is not")
     assert warning.endswith(f"going on from the one before, {path}")
     checkpoints.save(content(3), folder / "last.ckpt")
-    assert step_of(folder / "last.ckpt") == 3 and step_of(folder / "previous.ckpt") == 1  # not replaced by the damaged one
-    assert (folder / "damaged.ckpt").is_file() and checkpoints.newest(folder) == (folder / "last.ckpt", "")
+    assert (
+        step_of(folder / "last.ckpt") == 3 and step_of(folder / "previous.ckpt") == 1
+    )  # not replaced by the damaged one
+    assert (folder / "damaged.ckpt").is_file() and checkpoints.newest(folder) == (
+        folder / "last.ckpt",
+        "",
+    )
 
 
 def test_only_damaged_checkpoints_are_an_error_that_says_what_to_do(folder):
     for name in ("last.ckpt", "previous.ckpt"):
         flip(folder / name)
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged.*previous\.ckpt is damaged.*Put a copy of one of them back"):
+    with pytest.raises(
+        ValueError,
+        match=r"last\.ckpt is damaged.*previous\.ckpt is damaged.*Put a copy of one of them back",
+    ):
         checkpoints.newest(folder)
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged \(its SHA-256"):
         checkpoints.load(folder / "last.ckpt")
@@ -107,7 +119,9 @@ class Crash(BaseException):
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("number", range(5))
-def test_a_crash_at_any_moment_of_writing_leaves_a_sound_checkpoint(folder, monkeypatch, call, number):
+def test_a_crash_at_any_moment_of_writing_leaves_a_sound_checkpoint(
+    folder, monkeypatch, call, number
+):
     real, seen = getattr(os, call), []
 
     def crash(*arguments):
@@ -139,7 +153,12 @@ def test_half_written_files_are_tidied_up_and_nothing_else(folder):
         (folder / name).write_bytes(b"half")
     (folder / "mine.txt").write_text("kept")
     checkpoints.tidy(folder)
-    assert {p.name for p in folder.iterdir()} == {"last.ckpt", "previous.ckpt", "SHA256SUMS", "mine.txt"}
+    assert {p.name for p in folder.iterdir()} == {
+        "last.ckpt",
+        "previous.ckpt",
+        "SHA256SUMS",
+        "mine.txt",
+    }
 
 
 def test_a_broken_list_of_sums_is_no_traceback(folder):
@@ -152,9 +171,11 @@ def test_a_broken_list_of_sums_is_no_traceback(folder):
 
 def test_weights_have_the_hash_of_their_names_kinds_shapes_and_values():
     state = {
-        "b.bias": torch.tensor([1.5, -2.0]), "a.count": torch.tensor(7),
-        "c": torch.tensor([[1.0]], dtype=torch.bfloat16), "d": torch.zeros(0, 2, dtype=torch.bool),
-    }  # fmt: skip
+        "b.bias": torch.tensor([1.5, -2.0]),
+        "a.count": torch.tensor(7),
+        "c": torch.tensor([[1.0]], dtype=torch.bfloat16),
+        "d": torch.zeros(0, 2, dtype=torch.bool),
+    }
     expected = b'["a.count", "int64", []]\n' + struct.pack("<q", 7)
     expected += b'["b.bias", "float32", [2]]\n' + struct.pack("<2f", 1.5, -2.0)
     expected += b'["c", "bfloat16", [1, 1]]\n' + b"\x80\x3f" + b'["d", "bool", [0, 2]]\n'
@@ -167,7 +188,11 @@ def test_the_hash_of_weights_is_that_of_the_tensors_and_not_of_a_file():
     same = {"n": torch.tensor(3), "w": image.to(memory_format=torch.channels_last)}
     assert checkpoints.weights_sha256(same) == checkpoints.weights_sha256(state)
     for other in (
-        {**state, "w": image + 1e-5 * (image == 5)}, {**state, "w": image.double()}, {**state, "w": image.view(1, 2, 4, 3)},
-        {"v": image, "n": state["n"]}, {"w": image}, {**state, "n": torch.tensor(4)},
-    ):  # fmt: skip
+        {**state, "w": image + 1e-5 * (image == 5)},
+        {**state, "w": image.double()},
+        {**state, "w": image.view(1, 2, 4, 3)},
+        {"v": image, "n": state["n"]},
+        {"w": image},
+        {**state, "n": torch.tensor(4)},
+    ):
         assert checkpoints.weights_sha256(other) != checkpoints.weights_sha256(state)

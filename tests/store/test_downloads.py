@@ -12,7 +12,9 @@ import pytest
 from dd.store import downloads
 from dd.store.downloads import Archive, fetch, obtain, unpack
 
-DATA = np.random.default_rng(0).integers(0, 256, 3_500_000, dtype=np.uint8).tobytes()  # more than three pieces of 1 MiB
+DATA = (
+    np.random.default_rng(0).integers(0, 256, 3_500_000, dtype=np.uint8).tobytes()
+)  # more than three pieces of 1 MiB
 SHA256 = hashlib.sha256(DATA).hexdigest()
 FAST = {"pause": 0.0}
 
@@ -64,7 +66,8 @@ def test_broken_connections_are_continued_where_they_broke(web, big, tmp_path):
 def test_half_a_file_is_kept_for_the_next_run(web, big, tmp_path):
     web.cuts = [1_500_000, 0, 0]
     with pytest.raises(
-        ConnectionError, match=r"broke 2 times at the same place .*kept in .*big\.bin\.part: run the command again"
+        ConnectionError,
+        match=r"broke 2 times at the same place .*kept in .*big\.bin\.part: run the command again",
     ):
         fetch(big, tmp_path, retries=1, pause=0.0)
     have = (tmp_path / "big.bin.part").stat().st_size
@@ -147,7 +150,10 @@ def test_a_known_checksum(big, tmp_path, checksum):
 
 
 def test_a_wrong_checksum_keeps_nothing(big, tmp_path):
-    with pytest.raises(ValueError, match=r"another checksum than sha256:0{64} \(known for this archive\).*--checksum"):
+    with pytest.raises(
+        ValueError,
+        match=r"another checksum than sha256:0{64} \(known for this archive\).*--checksum",
+    ):
         fetch(Archive(big.url, "sha256:" + "0" * 64, 1), tmp_path, **FAST)
     assert list(tmp_path.iterdir()) == []
 
@@ -166,12 +172,17 @@ def test_the_checksum_of_the_first_download_is_recorded_and_compared(web, tmp_pa
     archive = Archive(web.url("a.zip"), None, 1000)
     obtain(archive, tmp_path / "downloads", tmp_path / "pets", "pets", **FAST)
     record = json.loads((tmp_path / "downloads/a.zip.json").read_text())
-    assert record["sha256"] == hashlib.sha256(web.files["a.zip"]).hexdigest() and record["url"] == archive.url
+    assert (
+        record["sha256"] == hashlib.sha256(web.files["a.zip"]).hexdigest()
+        and record["url"] == archive.url
+    )
     (tmp_path / "downloads/a.zip").write_bytes(b"damaged")  # is noticed, and downloaded again
     assert fetch(archive, tmp_path / "downloads", **FAST).read_bytes() == web.files["a.zip"]
     (tmp_path / "downloads/a.zip").unlink()
     web.files["a.zip"] = zipped({"top/pets/a.txt": "dog"})
-    with pytest.raises(ValueError, match=r"recorded at the first download in .*a\.zip\.json.*delete .*a\.zip\.json"):
+    with pytest.raises(
+        ValueError, match=r"recorded at the first download in .*a\.zip\.json.*delete .*a\.zip\.json"
+    ):
         fetch(archive, tmp_path / "downloads", **FAST)
 
 
@@ -193,11 +204,15 @@ def test_checksums_that_are_none(checksum):
 @pytest.mark.parametrize("name", ["a.zip", "a.tgz", "a.tar"])
 def test_archives_are_unpacked(tmp_path, name):
     files = {"top/a.txt": b"cat", "top/deep/b.bin": bytes(5000)}
-    data = zipped(files) if name == "a.zip" else tarred(files, mode="w:gz" if name == "a.tgz" else "w")
+    data = (
+        zipped(files) if name == "a.zip" else tarred(files, mode="w:gz" if name == "a.tgz" else "w")
+    )
     (tmp_path / name).write_bytes(data)
     unpack(tmp_path / name, tmp_path / "out", 5003)
     assert {
-        str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
+        str(p.relative_to(tmp_path / "out")): p.read_bytes()
+        for p in (tmp_path / "out").rglob("*")
+        if p.is_file()
     } == files
     with pytest.raises(ValueError, match="unpacks to more than"):
         unpack(tmp_path / name, tmp_path / "less", 5002)
@@ -222,10 +237,15 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, name, pack):
 
 
 @pytest.mark.parametrize(
-    "data", [zipped({"link": "/etc/passwd"}, 0o120777), tarred({"link": b""}, tarfile.SYMTYPE),
-             tarred({"link": b""}, tarfile.LNKTYPE), tarred({"link": b""}, tarfile.FIFOTYPE)],
+    "data",
+    [
+        zipped({"link": "/etc/passwd"}, 0o120777),
+        tarred({"link": b""}, tarfile.SYMTYPE),
+        tarred({"link": b""}, tarfile.LNKTYPE),
+        tarred({"link": b""}, tarfile.FIFOTYPE),
+    ],
     ids=["zip", "symbolic", "hard", "fifo"],
-)  # fmt: skip
+)
 def test_links_and_devices_are_refused(tmp_path, data):
     (tmp_path / "bad").write_bytes(data)
     with pytest.raises(ValueError, match="'link' is a link or special file"):
@@ -235,7 +255,10 @@ def test_links_and_devices_are_refused(tmp_path, data):
 
 def test_a_member_larger_than_it_says(tmp_path):
     data = bytearray(zipped({"bomb": bytes(100_000)}))
-    for at in (data.index(b"PK\3\4") + 22, data.index(b"PK\1\2") + 24):  # uncompressed size, local and central
+    for at in (
+        data.index(b"PK\3\4") + 22,
+        data.index(b"PK\1\2") + 24,
+    ):  # uncompressed size, local and central
         data[at : at + 4] = (10).to_bytes(4, "little")
     (tmp_path / "bad.zip").write_bytes(data)
     with pytest.raises(ValueError, match="damaged"):
@@ -246,16 +269,24 @@ def test_a_member_larger_than_it_says(tmp_path):
 FILES = {f"{i}": np.random.default_rng(i).bytes(20_000) for i in range(3)}
 
 
-@pytest.mark.parametrize("whole", [zipped(FILES), tarred(FILES), tarred(FILES, mode="w")], ids=["zip", "tgz", "tar"])
+@pytest.mark.parametrize(
+    "whole", [zipped(FILES), tarred(FILES), tarred(FILES, mode="w")], ids=["zip", "tgz", "tar"]
+)
 @pytest.mark.parametrize("damage", ["half", "flipped", "text"])
 def test_damaged_archives_are_named(tmp_path, whole, damage, request):
-    data = {"half": whole[: len(whole) // 2], "text": b"<html>not found</html>", "flipped": bytearray(whole)}[damage]
+    data = {
+        "half": whole[: len(whole) // 2],
+        "text": b"<html>not found</html>",
+        "flipped": bytearray(whole),
+    }[damage]
     if damage == "flipped":
         if "tar]" in request.node.name.replace("-", "]"):
             data[100:160] = bytes(60)  # a plain tar has checksums in its heads only
         data[len(data) // 2] ^= 0xFF
     (tmp_path / "bad").write_bytes(data)
-    with pytest.raises(ValueError, match="bad is damaged or half downloaded .*Delete it and run the command again"):
+    with pytest.raises(
+        ValueError, match="bad is damaged or half downloaded .*Delete it and run the command again"
+    ):
         unpack(tmp_path / "bad", tmp_path / "out", 10**6)
 
 
@@ -273,9 +304,18 @@ def test_the_folder_appears_at_once_and_whole(web, tmp_path):
 
 def test_a_failure_leaves_no_folder_and_records_no_checksum(web, tmp_path):
     web.files |= {"half.tgz": tarred(FILES)[:30_000], "other.tgz": tarred({"x/y": b"z"})}
-    for name, message in (("half.tgz", "damaged"), ("other.tgz", "has no folder 'dataset' in it: is it another archive")):
+    for name, message in (
+        ("half.tgz", "damaged"),
+        ("other.tgz", "has no folder 'dataset' in it: is it another archive"),
+    ):
         with pytest.raises(ValueError, match=message):
-            obtain(Archive(web.url(name), None, 10**6), tmp_path / "downloads", tmp_path / "sbd", "dataset", **FAST)
+            obtain(
+                Archive(web.url(name), None, 10**6),
+                tmp_path / "downloads",
+                tmp_path / "sbd",
+                "dataset",
+                **FAST,
+            )
         assert not (tmp_path / "downloads" / f"{name}.json").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["downloads"]
     shutil.rmtree(tmp_path / "downloads")

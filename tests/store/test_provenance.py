@@ -29,7 +29,9 @@ from dd.store.provenance import (
 
 
 def test_sha256_of_bytes_and_of_files(tmp_path):
-    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-4's example
+    assert (
+        sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )  # FIPS 180-4's example
     data = bytes(range(256)) * 8192 + b"end"  # more than one piece of a megabyte
     (tmp_path / "file").write_bytes(data)
     assert sha256(tmp_path / "file") == sha256(data) == hashlib.sha256(data).hexdigest()
@@ -38,7 +40,9 @@ def test_sha256_of_bytes_and_of_files(tmp_path):
 def test_a_fingerprint_depends_on_the_value_and_not_on_its_order():
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint({"a": "ä"}) == hashlib.sha256('{"a":"ä"}'.encode()).hexdigest()
-    assert len({fingerprint(v) for v in ({"a": 1}, {"a": 2}, {"b": 1}, [1, 2], [2, 1], "1", 1)}) == 7
+    assert (
+        len({fingerprint(v) for v in ({"a": 1}, {"a": 2}, {"b": 1}, [1, 2], [2, 1], "1", 1)}) == 7
+    )
 
 
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
@@ -90,7 +94,8 @@ def test_another_identity_is_refused_and_nothing_changes(tmp_path):
     before = path.read_bytes()
     refuse_other(path, {"model": {"size": 64}, "steps": 2}, "run")
     with pytest.raises(
-        FileExistsError, match=r"run .*run was made with other settings:\n  model\.size: 64 -> 32\n.*name="
+        FileExistsError,
+        match=r"run .*run was made with other settings:\n  model\.size: 64 -> 32\n.*name=",
     ) as e:
         refuse_other(path, {"steps": 2, "model": {"size": 32}}, "run")
     assert "steps" not in str(e.value)
@@ -101,7 +106,9 @@ def test_made_by_says_versions_commit_and_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
     made = provenance.made_by()
     assert made["command"] == "train.py seed=1"
-    assert made["versions"]["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
+    assert made["versions"]["python"].startswith(
+        f"{sys.version_info.major}.{sys.version_info.minor}"
+    )
     assert set(provenance.PACKAGES) <= made["versions"].keys()
     assert json.dumps(made)
 
@@ -119,7 +126,9 @@ def test_the_commit_carries_a_mark_when_files_differ(tmp_path, monkeypatch):
 
     def git(*arguments):
         who = ["-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "commit.gpgsign=false"]
-        return subprocess.run(["git", *who, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *who, *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     git("init", "--quiet")
     (tmp_path / "file").write_text("one")
@@ -139,7 +148,10 @@ def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
 
 
 def test_a_cell_of_a_table_is_no_formula(tmp_path):
-    rows = [["file", "=1+1 pixels", "+a", "-b", "@c", "\tx", "a=b"], ["p.jpg", -3, -0.5, None, "", "1.5", "2"]]
+    rows = [
+        ["file", "=1+1 pixels", "+a", "-b", "@c", "\tx", "a=b"],
+        ["p.jpg", -3, -0.5, None, "", "1.5", "2"],
+    ]
     write_csv(tmp_path / "t.csv", rows)
     with open(tmp_path / "t.csv", newline="") as file:
         found = list(csv.reader(file))
@@ -157,12 +169,17 @@ def test_text_of_another_encoding_is_named(tmp_path):
     (tmp_path / "a.json").write_bytes('{"name": "Maß"}'.encode("latin-1"))
     (tmp_path / "b.json").write_bytes('{"name": "Maß"}'.encode("utf-16")[:-1])
     for name in ("a.json", "b.json"):
-        with pytest.raises(ValueError, match=rf"{name} is no text in UTF-8 \(.* at byte \d+.*: save it as UTF-8"):
+        with pytest.raises(
+            ValueError, match=rf"{name} is no text in UTF-8 \(.* at byte \d+.*: save it as UTF-8"
+        ):
             read_json(tmp_path / name)
 
 
 def test_a_json_file_of_ours_shows_every_changed_byte_of_its_content(tmp_path):
-    path, value = tmp_path / "run.json", {"identity": {"seed": 1, "names": ["cat"]}, 3: (1.5, None), "ä": float("inf")}
+    path, value = (
+        tmp_path / "run.json",
+        {"identity": {"seed": 1, "names": ["cat"]}, 3: (1.5, None), "ä": float("inf")},
+    )
     write_json(path, value)
     read = {"identity": {"seed": 1, "names": ["cat"]}, "3": [1.5, None], "ä": float("inf")}
     assert read_json(path) == read
@@ -189,17 +206,29 @@ def test_the_checksum_counts_wherever_it_stands(tmp_path):
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdef", "bcdefg", strict=True)
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+    for old, new in zip("abcdef", "bcdefg", strict=True)
 )
 
 
 def test_a_yaml_file_whose_aliases_have_no_end(tmp_path):
     """Ten lines stand for ten million values: refused before anything walks through them."""
     (tmp_path / "sound.yaml").write_bytes("\ufeffa: &a [1, µ]\nb: *a\nc: {<<: {d: 1}}\n".encode())
-    assert provenance.read_yaml(tmp_path / "sound.yaml") == {"a": [1, "µ"], "b": [1, "µ"], "c": {"d": 1}}
+    assert provenance.read_yaml(tmp_path / "sound.yaml") == {
+        "a": [1, "µ"],
+        "b": [1, "µ"],
+        "c": {"d": 1},
+    }
     (tmp_path / "empty.yaml").write_text("")
     assert provenance.read_yaml(tmp_path / "empty.yaml") is None
-    for text in (BOMB, "&a [*a]", "a: &a {b: *a}", "[" * 3000, "a: b: c", "x: !!python/object:os.system ls"):
+    for text in (
+        BOMB,
+        "&a [*a]",
+        "a: &a {b: *a}",
+        "[" * 3000,
+        "a: b: c",
+        "x: !!python/object:os.system ls",
+    ):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"bad.yaml is not valid YAML: "):
             provenance.read_yaml(tmp_path / "bad.yaml")
@@ -224,8 +253,14 @@ SCHEMA = {"id": str, "sizes": [int], "more?": {"*": (float, None)}, "any": objec
         ({"id": None, "sizes": [], "any": 1}, "id is None, expected a text"),
         ({"id": "a", "sizes": [1, True], "any": 1}, "sizes.1 is True, expected a whole number"),
         ({"id": "a", "sizes": {"0": 1}, "any": 1}, "sizes is an object of 1, expected a list"),
-        ({"id": "a", "sizes": [], "any": 1, "more": {"x": "1"}}, "more.x is '1', expected a number or null"),
-        ({"id": 10**300, "sizes": [], "any": 1}, "id is 1" + "0" * 79 + " ... 0000000000, expected a text"),
+        (
+            {"id": "a", "sizes": [], "any": 1, "more": {"x": "1"}},
+            "more.x is '1', expected a number or null",
+        ),
+        (
+            {"id": 10**300, "sizes": [], "any": 1},
+            "id is 1" + "0" * 79 + " ... 0000000000, expected a text",
+        ),
     ],
 )
 def test_a_file_of_ours_says_which_field_is_wrong(tmp_path, value, wrong):
@@ -234,17 +269,33 @@ def test_a_file_of_ours_says_which_field_is_wrong(tmp_path, value, wrong):
     if wrong is None:
         assert read_own(tmp_path / "own.json", SCHEMA) == value
     else:
-        with pytest.raises(ValueError, match=re.escape(f"own.json is damaged: {wrong}. Restore it")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"own.json is damaged: {wrong}. Restore it")
+        ):
             read_own(tmp_path / "own.json", SCHEMA)
 
 
 def test_what_is_quoted_is_short():
-    assert quoted("cat") == "'cat'" and len(quoted("c" * 10**6)) < 120 and len(quoted([1] * 10**6)) < 120
+    assert (
+        quoted("cat") == "'cat'"
+        and len(quoted("c" * 10**6)) < 120
+        and len(quoted([1] * 10**6)) < 120
+    )
     assert shortened("one\ntwo") == "one\ntwo"
     long = shortened("begin " + "x" * 10**6 + " end")
-    assert long.startswith("begin xxx") and long.endswith("x end") and " 998,510 characters " in long and len(long) < 1600
+    assert (
+        long.startswith("begin xxx")
+        and long.endswith("x end")
+        and " 998,510 characters " in long
+        and len(long) < 1600
+    )
     lines = shortened("\n".join(map(str, range(10**5)))).split("\n")
-    assert lines[0] == "0" and lines[-1] == "99999" and "... 99,900 lines ..." in lines and len(lines) == 101
+    assert (
+        lines[0] == "0"
+        and lines[-1] == "99999"
+        and "... 99,900 lines ..." in lines
+        and len(lines) == 101
+    )
 
 
 def test_temporary_files_of_writers_that_are_gone_are_swept_and_others_stay(tmp_path):

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from dd.taxonomy import Taxonomy
-from dd.training.datamodule import MixedSchedule, Mixture, Schedule, SegmentationData, Whole, hold_out, whole_loader
+from dd.training.datamodule import (
+    MixedSchedule,
+    Mixture,
+    Schedule,
+    SegmentationData,
+    Whole,
+    hold_out,
+    whole_loader,
+)
 from dd.training.loaders import Onward
 
 
@@ -25,7 +33,9 @@ class Pictures:
 
 
 def train_transform(image, mask, seed):
-    return torch.tensor([int(image[0, 0, 0]), seed]), torch.from_numpy(mask[:4, :4].astype(np.int64))
+    return torch.tensor([int(image[0, 0, 0]), seed]), torch.from_numpy(
+        mask[:4, :4].astype(np.int64)
+    )
 
 
 def eval_transform(image):
@@ -89,7 +99,10 @@ def test_the_whole_set_at_original_size():
     assert len(data) == 5
     for i in range(5):
         image, mask = data[i]
-        assert mask.dtype == torch.int64 and mask.shape == image.shape[1:] == (8 + i % 3, 10 + i % 2)
+        assert mask.dtype == torch.int64 and mask.shape == image.shape[1:] == (
+            8 + i % 3,
+            10 + i % 2,
+        )
 
 
 def test_whole_loader_takes_pictures_of_different_sizes():
@@ -103,14 +116,27 @@ def test_whole_loader_takes_pictures_of_different_sizes():
 
 
 def module(
-    max_steps=4, global_step=0, world_size=1, global_rank=0, tune=None, train=None, batch_size=3, accumulate=1, **kwargs
-):  # fmt: skip
+    max_steps=4,
+    global_step=0,
+    world_size=1,
+    global_rank=0,
+    tune=None,
+    train=None,
+    batch_size=3,
+    accumulate=1,
+    **kwargs,
+):
     train = train or Pictures(7)
-    data = SegmentationData(train, tune, train_transform, eval_transform, batch_size=batch_size, seed=3, **kwargs)
+    data = SegmentationData(
+        train, tune, train_transform, eval_transform, batch_size=batch_size, seed=3, **kwargs
+    )
     data.trainer = SimpleNamespace(
-        max_steps=max_steps, global_step=global_step, world_size=world_size, global_rank=global_rank,
+        max_steps=max_steps,
+        global_step=global_step,
+        world_size=world_size,
+        global_rank=global_rank,
         accumulate_grad_batches=accumulate,
-    )  # fmt: skip
+    )
     return data
 
 
@@ -210,7 +236,11 @@ class Named(Pictures):
 
     def __init__(self, count, name="real", classes=("cat", "dog")):
         super().__init__(count)
-        self.taxonomy, self.ids, self.name = Taxonomy("pets", classes), [f"{name}{i}" for i in range(count)], name
+        self.taxonomy, self.ids, self.name = (
+            Taxonomy("pets", classes),
+            [f"{name}{i}" for i in range(count)],
+            name,
+        )
 
     def __len__(self):
         return len(self.ids)
@@ -224,7 +254,9 @@ def mixture(share=0.5, real=5, synthetic=9):
 
 
 def mixed_draws(share=0.5, length=48, seed=3, real=5, synthetic=9, **kwargs):
-    schedule = MixedSchedule(mixture(share, real, synthetic), train_transform, length, seed, **kwargs)
+    schedule = MixedSchedule(
+        mixture(share, real, synthetic), train_transform, length, seed, **kwargs
+    )
     return [schedule.draw(i) for i in range(length)]
 
 
@@ -233,11 +265,16 @@ def test_a_mixture_holds_both():
     assert len(data) == 14 and data.taxonomy.names == ("cat", "dog")
     assert [int(data[i][0][0, 0, 0]) for i in range(14)] == [*range(5), *range(9)]
     assert data.fingerprint() == {
-        "real_share": 0.5, "real": {"root": "real", "images": 5}, "synthetic": {"root": "synthetic", "images": 9},
-    }  # fmt: skip
+        "real_share": 0.5,
+        "real": {"root": "real", "images": 5},
+        "synthetic": {"root": "synthetic", "images": 9},
+    }
 
 
-@pytest.mark.parametrize(("share", "batch", "real"), [(0.5, 8, 4), (0.25, 8, 2), (0.29, 100, 29), (0.9, 10, 9), (0.1, 30, 3)])
+@pytest.mark.parametrize(
+    ("share", "batch", "real"),
+    [(0.5, 8, 4), (0.25, 8, 2), (0.29, 100, 29), (0.9, 10, 9), (0.1, 30, 3)],
+)
 def test_each_batch_has_the_stated_share(share, batch, real):
     found = [sample < 5 for sample, _ in mixed_draws(share, 6 * batch)]
     assert [sum(found[i : i + batch]) for i in range(0, len(found), batch)] == [real] * 6
@@ -268,7 +305,11 @@ def test_each_part_goes_through_its_own_passes(ranks):
 def test_a_part_does_not_depend_on_the_other():
     def part(of_real, **kwargs):
         n = kwargs.get("real", 5)
-        return [(s if of_real else s - n, seed) for s, seed in mixed_draws(**kwargs) if (s < n) is of_real]
+        return [
+            (s if of_real else s - n, seed)
+            for s, seed in mixed_draws(**kwargs)
+            if (s < n) is of_real
+        ]
 
     assert part(True, synthetic=9) == part(True, synthetic=20)
     assert part(False, real=5) == part(False, real=2)
@@ -284,7 +325,9 @@ def test_mixed_batches_are_a_function_of_seed_and_step():
     np.random.seed(5)
     assert batches(module(max_steps=6, train=mixture(), batch_size=4)) == whole
     assert batches(module(max_steps=6, train=mixture(), batch_size=4, num_workers=1)) == whole
-    assert batches(module(max_steps=6, train=mixture(), batch_size=4, global_step=4)) == whole[4:]  # resumed
+    assert (
+        batches(module(max_steps=6, train=mixture(), batch_size=4, global_step=4)) == whole[4:]
+    )  # resumed
     schedule = MixedSchedule(mixture(), train_transform, 24, 3)
     assert [seed for b in whole for _, seed in b] == [schedule.draw(i)[1] for i in range(24)]
 
@@ -296,7 +339,9 @@ def test_a_share_of_nothing_or_all_is_refused(share):
 
 
 def test_parts_with_other_classes_are_refused():
-    with pytest.raises(ValueError, match="real images have the classes .*'cat', 'dog'.*synthetic ones .*'cow'"):
+    with pytest.raises(
+        ValueError, match="real images have the classes .*'cat', 'dog'.*synthetic ones .*'cow'"
+    ):
         Mixture(Named(3), Named(3, "synthetic", ("cow",)), 0.5)
 
 
@@ -308,7 +353,9 @@ def test_held_out_images_are_not_trained_on():
     rest, held = hold_out(data, 6, seed=1)
     assert len(rest) == 14 and len(held) == 6 and len(data) == 20
     assert set(rest.ids).isdisjoint(held.ids) and sorted(rest.ids + held.ids) == sorted(data.ids)
-    assert rest.ids == [i for i in data.ids if i in rest.ids] and held.ids == [i for i in data.ids if i in held.ids]
+    assert rest.ids == [i for i in data.ids if i in rest.ids] and held.ids == [
+        i for i in data.ids if i in held.ids
+    ]
     assert hold_out(Named(20), 6, seed=1)[1].ids == held.ids != hold_out(data, 6, seed=2)[1].ids
 
 

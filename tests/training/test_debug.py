@@ -1,4 +1,5 @@
-"""Debug choices and further callbacks of train.py: runs to look at, whose folder never becomes a run's."""
+"""Debug choices and further callbacks of train.py: runs to look at, whose folder never becomes a
+run's."""
 
 import sys
 from pathlib import Path
@@ -11,7 +12,13 @@ from dd import config
 from dd.stages.prepare import prepare_shapes
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["batch_size=2", "scale=64", "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "device=cpu"]
+SMALL = [
+    "batch_size=2",
+    "scale=64",
+    "trainer.enable_progress_bar=false",
+    "trainer.accelerator=cpu",
+    "device=cpu",
+]
 
 
 @pytest.fixture
@@ -42,29 +49,55 @@ def kept(folder):
     ("debug", "more", "files"),
     [
         ("fast", [], {"config.yaml"}),
-        ("overfit", ["trainer.max_steps=3", "trainer.log_every_n_steps=1"], {"config.yaml", "metrics.csv", "hparams.yaml"}),
-        ("profile", ["trainer.max_steps=2"], {"config.yaml", "metrics.csv", "hparams.yaml", "fit-profile.txt"}),
+        (
+            "overfit",
+            ["trainer.max_steps=3", "trainer.log_every_n_steps=1"],
+            {"config.yaml", "metrics.csv", "hparams.yaml"},
+        ),
+        (
+            "profile",
+            ["trainer.max_steps=2"],
+            {"config.yaml", "metrics.csv", "hparams.yaml", "fit-profile.txt"},
+        ),
     ],
 )
 def test_a_debug_run_is_no_run(train, tmp_path, capsys, debug, more, files):
     for _ in range(2):  # nothing goes on from the first one
-        assert train("experiment=shapes_real", "shots=3", f"debug={debug}", *SMALL, *more) == 0, capsys.readouterr().err
+        assert train("experiment=shapes_real", "shots=3", f"debug={debug}", *SMALL, *more) == 0, (
+            capsys.readouterr().err
+        )
         steps = {"fast": 1, "overfit": 3, "profile": 2}[debug]
         where = f"outputs/debug/{debug}/shapes/real_shapes/shots=3,seed=0; no run is kept)"
         said = capsys.readouterr().out
         assert f"debug={debug}: {steps} steps, train/loss=" in said and where in said
     found = kept(tmp_path / f"outputs/debug/{debug}/shapes/real_shapes/shots=3,seed=0")
-    assert files <= found and not any(name.endswith((".ckpt", "run.json", "settings.json")) for name in found)
-    assert kept(tmp_path / "outputs") == {f"debug/{debug}/shapes/real_shapes/shots=3,seed=0/{name}" for name in found}
+    assert files <= found and not any(
+        name.endswith((".ckpt", "run.json", "settings.json")) for name in found
+    )
+    assert kept(tmp_path / "outputs") == {
+        f"debug/{debug}/shapes/real_shapes/shots=3,seed=0/{name}" for name in found
+    }
 
 
 def test_debug_is_about_trainings(train, capsys):
     assert train("experiment=shapes_budget", "debug=fast") == 2
-    assert "debug=fast tries the training of stage=segmenter; got stage=budget" in capsys.readouterr().err
+    assert (
+        "debug=fast tries the training of stage=segmenter; got stage=budget"
+        in capsys.readouterr().err
+    )
 
 
 def test_further_callbacks_stand_beside_those_of_the_trainer(tmp_path):
-    cfg = config.compose("train", ["name=a", "callbacks=[learning_rate,model_summary]", f"output_root={tmp_path}"])
-    assert list(cfg.trainer.callbacks) == ["ema", "last", "samples", "best", "learning_rate", "model_summary"]
+    cfg = config.compose(
+        "train", ["name=a", "callbacks=[learning_rate,model_summary]", f"output_root={tmp_path}"]
+    )
+    assert list(cfg.trainer.callbacks) == [
+        "ema",
+        "last",
+        "samples",
+        "best",
+        "learning_rate",
+        "model_summary",
+    ]
     kinds = [type(c).__name__ for c in config.trainer(cfg, validate=True).callbacks]
     assert {"EMA", "LearningRateMonitor", "ModelSummary"} <= set(kinds)

@@ -1,6 +1,8 @@
-"""A training that is killed, stopped or requeued at any moment ends with the weights of one that was left alone.
+"""A training that is killed, stopped or requeued at any moment ends with the weights of one that
+was left alone.
 
-Trainings run in forks of this process, which saves the seconds of importing; they really die of SIGKILL.
+Trainings run in forks of this process, which saves the seconds of importing; they really die of
+SIGKILL.
 """
 
 import json
@@ -32,7 +34,8 @@ VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 4, "check_val_every
 
 
 class Signal(pl.Callback):
-    """A signal to this process (of ``rank``) in the middle of a step, before the optimiser's, or in a validation."""
+    """A signal to this process (of ``rank``) in the middle of a step, before the optimiser's, or
+    in a validation."""
 
     def __init__(self, number, step=None, rank=0, validation=False):
         self.number, self.step, self.rank, self.validation = number, step, rank, validation
@@ -65,17 +68,22 @@ class Look(pl.Callback):
 
     def on_validation_end(self, trainer, module):
         found = {"pixels": self.pixels, "miou": float(trainer.callback_metrics["tune/miou"])}
-        path = os.path.join(trainer.default_root_dir, f"look-{trainer.global_step}-{trainer.global_rank}.json")
+        path = os.path.join(
+            trainer.default_root_dir, f"look-{trainer.global_step}-{trainer.global_rank}.json"
+        )
         with open(path, "w") as file:
             json.dump(found, file)
 
 
 def crash_in(call, number, monkeypatch):
-    """SIGKILL instead of the ``number``-th ``os.replace`` or ``os.fsync`` of a checkpoint; half of what is synced is lost."""
+    """SIGKILL instead of the ``number``-th ``os.replace`` or ``os.fsync`` of a checkpoint; half
+    of what is synced is lost."""
     real, seen = getattr(os, call), []
 
     def crash(*arguments):
-        name = str(arguments[0]) if call == "replace" else os.readlink(f"/proc/self/fd/{arguments[0]}")
+        name = (
+            str(arguments[0]) if call == "replace" else os.readlink(f"/proc/self/fd/{arguments[0]}")
+        )
         if "checkpoints" in name:
             seen.append(name)
             if len(seen) == number:
@@ -89,26 +97,37 @@ def crash_in(call, number, monkeypatch):
 
 @pytest.fixture
 def training(tiny_segmenter, toy_data, make_trainer):
-    """``training(folder, callbacks=(), tune=None, photos=None, every=2, **trainer)``: the stage, with dropout and checkpoints
-    every two steps; ``photos``: (photographs, their transform) of self-training."""
+    """``training(folder, callbacks=(), tune=None, photos=None, every=2, **trainer)``: the stage,
+    with dropout and checkpoints every two steps; ``photos``: (photographs, their transform) of
+    self-training."""
 
     def run(folder, callbacks=(), tune=None, photos=None, every=2, **trainer):
         segmenter = tiny_segmenter()
         segmenter.backbone.append(torch.nn.Dropout(0.5))
         teacher = photos and MeanTeacher(3, confidence=0.4, momentum=0.8)
-        module = Segmentation(segmenter, ["background", "cat", "dog"], learning_rate=0.05, teacher=teacher)
+        module = Segmentation(
+            segmenter, ["background", "cat", "dog"], learning_rate=0.05, teacher=teacher
+        )
         parts = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), every), *callbacks]
-        trainers = lambda: make_trainer(folder, STEPS, parts, **(VALIDATED if tune else {}), **trainer)  # noqa: E731
+        how = {**(VALIDATED if tune else {}), **trainer}
         data = toy_data(tune=tune, batch_size=2 * trainer.get("devices", 1))
         data.photos = photos
-        return train(folder, module, data, trainers, {"seed": 0}, RECORD)
+        return train(
+            folder,
+            module,
+            data,
+            lambda: make_trainer(folder, STEPS, parts, **how),
+            {"seed": 0},
+            RECORD,
+        )
 
     return run
 
 
 def forked(work, processes=1, timeout=120, kill_after=None):
-    """(exit code, negative for a signal; what it wrote to stderr) of each of ``processes`` forks that do ``work()``; several
-    train together, as torchrun starts them. ``kill_after``: seconds until SIGKILL."""
+    """(exit code, negative for a signal; what it wrote to stderr) of each of ``processes`` forks
+    that do ``work()``; several train together, as torchrun starts them. ``kill_after``: seconds
+    until SIGKILL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -137,9 +156,16 @@ def _child(work, rank, processes, port, channel, timeout):
     signal.alarm(timeout)
     torch.set_num_threads(1)  # the threads of the process that was forked are not here
     if processes > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "GROUP_RANK": "0",
-                       "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                       "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "GROUP_RANK": "0",
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": "test",
+        }
         rank_zero_only.rank = rank  # Lightning reads it when it is imported
     code = 0
     try:
@@ -174,7 +200,14 @@ def same(a, b):
     return a == b
 
 
-PARTS = ("global_step", "state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
+PARTS = (
+    "global_step",
+    "state_dict",
+    "current_model_state",
+    "averaging_state",
+    "optimizer_states",
+    "lr_schedulers",
+)
 
 
 def assert_same(folder, other):
@@ -207,7 +240,9 @@ def test_dropout_has_an_effect(training, straight, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 5, 8])
-def test_a_training_that_is_killed_in_a_step_ends_as_if_it_had_not_been(training, straight, tmp_path, step):
+def test_a_training_that_is_killed_in_a_step_ends_as_if_it_had_not_been(
+    training, straight, tmp_path, step
+):
     folder = tmp_path / "run"
     ((code, _),) = forked(lambda: training(folder, [Signal(signal.SIGKILL, step)]))
     assert code == -signal.SIGKILL and not (folder / "run.json").exists()
@@ -215,13 +250,20 @@ def test_a_training_that_is_killed_in_a_step_ends_as_if_it_had_not_been(training
     assert_same(folder, straight(training))
 
 
-# The first checkpoint is three files (sums, itself, sums), each later one five changes of names and three files.
+# The first checkpoint is three files (sums, itself, sums), each later one five changes of names and
+# three files.
 OFTEN = [("fsync", 2), ("fsync", 5), ("replace", 6), ("replace", 7)]
-RARELY = [("fsync", n) for n in (1, 3, 4, 6, 8, 12)] + [("replace", n) for n in (1, 2, 3, 4, 5, 8, 11, 12, 17, 22)]
+RARELY = [("fsync", n) for n in (1, 3, 4, 6, 8, 12)] + [
+    ("replace", n) for n in (1, 2, 3, 4, 5, 8, 11, 12, 17, 22)
+]
 
 
-@pytest.mark.parametrize(("call", "number"), [*OFTEN, *(pytest.param(*m, marks=pytest.mark.full) for m in RARELY)])
-def test_a_training_that_is_killed_while_it_writes_a_checkpoint(training, straight, tmp_path, monkeypatch, call, number):
+@pytest.mark.parametrize(
+    ("call", "number"), [*OFTEN, *(pytest.param(*m, marks=pytest.mark.full) for m in RARELY)]
+)
+def test_a_training_that_is_killed_while_it_writes_a_checkpoint(
+    training, straight, tmp_path, monkeypatch, call, number
+):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         crash_in(call, number, patch)
@@ -235,11 +277,14 @@ def test_a_training_that_is_killed_while_it_writes_a_checkpoint(training, straig
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(10))
 def test_a_training_that_is_killed_again_and_again(training, straight, tmp_path, seed):
-    """From outside, at random moments; a checkpoint after each step, so that many of them fall into a write."""
+    """From outside, at random moments; a checkpoint after each step, so that many of them fall
+    into a write."""
     folder, rng, kills = tmp_path / "run", random.Random(seed), 0
     for _ in range(8):
         callbacks = [Slow(), LastCheckpoint(str(folder / "checkpoints"), 1)]
-        ((code, _),) = forked(lambda c=callbacks: training(folder, c), kill_after=rng.uniform(0.2, 1.2))
+        ((code, _),) = forked(
+            lambda c=callbacks: training(folder, c), kill_after=rng.uniform(0.2, 1.2)
+        )
         kills += code == -signal.SIGKILL
     finish(training, folder)
     assert kills  # the first run takes longer than it is given
@@ -253,7 +298,11 @@ def test_a_damaged_checkpoint_is_skipped_and_the_end_is_the_same(training, strai
     assert last(folder)["global_step"] == 4
     path.write_bytes(path.read_bytes()[:-1000])
     ((code, said),) = forked(lambda: training(folder))
-    assert code == 0 and f"warning: {path} is damaged" in said and "going on from the one before" in said
+    assert (
+        code == 0
+        and f"warning: {path} is damaged" in said
+        and "going on from the one before" in said
+    )
     assert_same(folder, straight(training))
     assert "not resumable" not in said
 
@@ -269,10 +318,16 @@ def test_without_a_sound_checkpoint_a_training_says_what_to_do(training, tmp_pat
 # Signals
 
 
-def test_sigterm_ends_a_training_after_the_step_with_a_checkpoint_of_it(training, straight, tmp_path):
+def test_sigterm_ends_a_training_after_the_step_with_a_checkpoint_of_it(
+    training, straight, tmp_path
+):
     folder = tmp_path / "run"
     ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGTERM, 4)]))
-    assert code == 143 and "terminated at step 5 of 9: the last checkpoint is kept. The same command goes on" in said
+    assert (
+        code == 143
+        and "terminated at step 5 of 9: the last checkpoint is kept. The same command goes on"
+        in said
+    )
     assert "Traceback" not in said and last(folder)["global_step"] == 5
     ((code, said),) = forked(lambda: training(folder))
     assert code == 0 and "not resumable" not in said
@@ -281,17 +336,30 @@ def test_sigterm_ends_a_training_after_the_step_with_a_checkpoint_of_it(training
 
 def test_sigterm_in_a_validation_ends_it_at_once(training, straight, tmp_path):
     folder = tmp_path / "run"
-    ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGTERM, 4, validation=True)], tune=5))
+    ((code, said),) = forked(
+        lambda: training(folder, [Signal(signal.SIGTERM, 4, validation=True)], tune=5)
+    )
     assert code == 143 and "terminated at step 4 of 9" in said and last(folder)["global_step"] == 4
     finish(training, folder, tune=5)
-    assert_same(folder, straight(training))  # validation takes nothing from the generators of the training
+    assert_same(
+        folder, straight(training)
+    )  # validation takes nothing from the generators of the training
 
 
-def test_ctrl_c_ends_a_training_after_the_step_with_a_checkpoint_of_it(training, straight, tmp_path):
+def test_ctrl_c_ends_a_training_after_the_step_with_a_checkpoint_of_it(
+    training, straight, tmp_path
+):
     folder = tmp_path / "run"
     ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGINT, 4)]))
-    assert code == 130 and "stopped at step 5 of 9: the last checkpoint is kept. The same command goes on" in said
-    assert "stopping after this step" in said and "Traceback" not in said and last(folder)["global_step"] == 5
+    assert (
+        code == 130
+        and "stopped at step 5 of 9: the last checkpoint is kept. The same command goes on" in said
+    )
+    assert (
+        "stopping after this step" in said
+        and "Traceback" not in said
+        and last(folder)["global_step"] == 5
+    )
     finish(training, folder)
     assert_same(folder, straight(training))
 
@@ -325,7 +393,9 @@ def test_a_second_ctrl_c_ends_a_training_at_once_and_says_what_is_saved(training
 def test_a_stop_in_a_validation_loses_no_step(training, straight, tmp_path):
     """Validation follows step 4, checkpoints are due every 3: one is written before it."""
     folder = tmp_path / "run"
-    ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGINT, 4, validation=True)], tune=5, every=3))
+    ((code, said),) = forked(
+        lambda: training(folder, [Signal(signal.SIGINT, 4, validation=True)], tune=5, every=3)
+    )
     assert code == 130 and "stopped at step 4 of 9" in said and last(folder)["global_step"] == 4
     finish(training, folder, tune=5)
     assert_same(folder, straight(training))
@@ -358,11 +428,17 @@ def slurm(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("validation", [False, True])
-def test_slurms_signal_puts_the_job_back_into_the_queue(training, straight, slurm, tmp_path, validation):
+def test_slurms_signal_puts_the_job_back_into_the_queue(
+    training, straight, slurm, tmp_path, validation
+):
     folder, tune = tmp_path / "run", 5 if validation else None
-    ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGUSR1, 4, validation=validation)], tune=tune))
+    ((code, said),) = forked(
+        lambda: training(folder, [Signal(signal.SIGUSR1, 4, validation=validation)], tune=tune)
+    )
     assert code == 143 and "scontrol requeue 17: done" in said
-    assert slurm.read_text() == "requeue 17\n" and last(folder)["global_step"] == (4 if validation else 5)
+    assert slurm.read_text() == "requeue 17\n" and last(folder)["global_step"] == (
+        4 if validation else 5
+    )
     ((code, _),) = forked(lambda: training(folder, tune=tune))
     assert code == 0 and slurm.read_text() == "requeue 17\n"
     assert_same(folder, straight(training))
@@ -402,7 +478,10 @@ def test_a_killed_self_training_ends_alike_and_its_processes_agree(training, tmp
     settings = {"photos": PHOTOS, **({"devices": 2, "strategy": "ddp"} if processes == 2 else {})}
     one, other = tmp_path / "one", tmp_path / "other"
     finish(training, one, processes, callbacks=[Certainty()], **settings)
-    forked(lambda: training(other, [Signal(signal.SIGKILL, 5, rank=processes - 1)], **settings), processes)
+    forked(
+        lambda: training(other, [Signal(signal.SIGKILL, 5, rank=processes - 1)], **settings),
+        processes,
+    )
     assert not (other / "run.json").exists()
     finish(training, other, processes, **settings)
     assert_same(one, other)
@@ -417,24 +496,38 @@ def test_a_killed_self_training_ends_alike_and_its_processes_agree(training, tmp
 TOGETHER = {"devices": 2, "strategy": "ddp", "tune": 5, "callbacks": (Look(),)}
 
 
-def test_two_processes_validate_each_image_once_with_the_same_weights(training, straight, tiny_segmenter, toy_data):
+def test_two_processes_validate_each_image_once_with_the_same_weights(
+    training, straight, tiny_segmenter, toy_data
+):
     folder = straight(training, 2, **TOGETHER)
     looks = [[read_json(folder / f"look-{step}-{rank}.json") for rank in (0, 1)] for step in (4, 8)]
     data = toy_data(tune=5)
     assert [sum(look["pixels"] for look in pair) for pair in looks] == [
         sum((data.tune[i][1] != 255).sum() for i in range(5))
     ] * 2
-    assert all(pair[0]["pixels"] and pair[1]["pixels"] and pair[0]["miou"] == pair[1]["miou"] for pair in looks)
+    assert all(
+        pair[0]["pixels"] and pair[1]["pixels"] and pair[0]["miou"] == pair[1]["miou"]
+        for pair in looks
+    )
     state = checkpoints.load(folder / "checkpoints/previous.ckpt")  # of step 8, as validated
     segmenter = tiny_segmenter().eval()
     segmenter.backbone.append(torch.nn.Dropout(0.5))
-    segmenter.load_state_dict({k.removeprefix("segmenter."): v for k, v in state["state_dict"].items()})
-    confusion = count(segmenter.eval(), whole_loader(data.tune, data.eval_transform), metrics.confusion_matrix(3))
-    assert state["global_step"] == 8 and looks[1][0]["miou"] == pytest.approx(metrics.miou(confusion), rel=1e-6)
+    segmenter.load_state_dict(
+        {k.removeprefix("segmenter."): v for k, v in state["state_dict"].items()}
+    )
+    confusion = count(
+        segmenter.eval(), whole_loader(data.tune, data.eval_transform), metrics.confusion_matrix(3)
+    )
+    assert state["global_step"] == 8 and looks[1][0]["miou"] == pytest.approx(
+        metrics.miou(confusion), rel=1e-6
+    )
 
 
 def test_two_processes_go_on_after_one_was_killed(training, straight, tmp_path):
-    folder, settings = tmp_path / "run", {**TOGETHER, "callbacks": [Look(), Signal(signal.SIGKILL, 5, rank=1)]}
+    folder, settings = (
+        tmp_path / "run",
+        {**TOGETHER, "callbacks": [Look(), Signal(signal.SIGKILL, 5, rank=1)]},
+    )
     (_, (code, _)) = forked(lambda: training(folder, **settings), 2)
     assert code == -signal.SIGKILL and not (folder / "run.json").exists()
     finish(training, folder, 2, **TOGETHER)
@@ -444,7 +537,10 @@ def test_two_processes_go_on_after_one_was_killed(training, straight, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_stop_after_the_same_step(training, straight, tmp_path, rank):
-    folder, settings = tmp_path / "run", {**TOGETHER, "callbacks": [Signal(signal.SIGTERM, 4, rank=rank)]}
+    folder, settings = (
+        tmp_path / "run",
+        {**TOGETHER, "callbacks": [Signal(signal.SIGTERM, 4, rank=rank)]},
+    )
     done = forked(lambda: training(folder, **settings), 2)
     assert [code for code, _ in done] == [143, 143] and last(folder)["global_step"] == 5
     assert "".join(said for _, said in done).count("terminated at step 5 of 9") == 1
@@ -456,4 +552,8 @@ def test_a_training_of_two_processes_does_not_go_on_with_one(training, tmp_path)
     folder, settings = tmp_path / "run", {**TOGETHER, "callbacks": [Signal(signal.SIGTERM, 2)]}
     forked(lambda: training(folder, **settings), 2)
     ((code, said),) = forked(lambda: training(folder))
-    assert code == 1 and "ValueError: the checkpoint was written by a training with batch_size=4, processes=2" in said
+    assert (
+        code == 1
+        and "ValueError: the checkpoint was written by a training with batch_size=4, processes=2"
+        in said
+    )

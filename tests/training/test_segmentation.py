@@ -23,7 +23,7 @@ from dd.training.segmentation import (
     fitting,
     predict,
     unshared_statistics,
-)  # fmt: skip
+)
 
 NAMES = ["background", "cat", "dog"]
 
@@ -54,7 +54,8 @@ class Stop(pl.Callback):
 
 @pytest.fixture
 def fit(tmp_path, tiny_segmenter, toy_data, make_trainer):
-    """``fit(steps, callbacks, data={}, module={}, resume=None, **trainer)`` -> (module, trainer)."""
+    """``fit(steps, callbacks, data={}, module={}, resume=None, **trainer)`` -> (module,
+    trainer)."""
 
     def run(steps, callbacks=(), data=None, module=None, resume=None, **kwargs):
         settings = {"learning_rate": 0.05, "backbone_multiplier": 0.5, **(module or {})}
@@ -93,7 +94,8 @@ def averaged(decay, old, new, steps):
 
 
 def test_the_average_lies_where_the_module_is_trained():
-    """Lightning copies the module before it goes to its device; an average that stays behind costs a transfer each step."""
+    """Lightning copies the module before it goes to its device; an average that stays behind
+    costs a transfer each step."""
     average, module = EMA(0.7), torch.nn.Linear(2, 2)
     task = Segmentation(module, NAMES)
     trainer = SimpleNamespace(global_step=0)
@@ -111,7 +113,10 @@ def test_statistics_that_processes_do_not_share(tiny_segmenter):
 
 
 def test_the_decay_warms_up():
-    old, new = [torch.tensor([1.0, -2.0]), torch.tensor([[0.5]])], [torch.tensor([3.0, 5.0]), torch.tensor([[-4.0]])]
+    old, new = (
+        [torch.tensor([1.0, -2.0]), torch.tensor([[0.5]])],
+        [torch.tensor([3.0, 5.0]), torch.tensor([[-4.0]])],
+    )
     for steps, decay in ((0, 1 / 10), (1, 2 / 11), (20, 21 / 30), (80, 0.9), (10**6, 0.9)):
         for found, o, n in zip(averaged(0.9, old, new, steps), old, new, strict=True):
             torch.testing.assert_close(found, decay * o + (1 - decay) * n)
@@ -120,16 +125,25 @@ def test_the_decay_warms_up():
 
 
 def test_averaging_all_tensors_at_once_changes_no_bit():
-    old, new = ([torch.randn(n, generator=torch.Generator().manual_seed(k + n)) for n in (1, 7, 1000)] for k in (0, 1))
+    old, new = (
+        [torch.randn(n, generator=torch.Generator().manual_seed(k + n)) for n in (1, 7, 1000)]
+        for k in (0, 1)
+    )
     for steps in (0, 5, 10**4):
         weight = 1 - min(0.999, (1 + steps) / (10 + steps))
         assert all(
-            map(torch.equal, averaged(0.999, old, new, steps), [o + (n - o) * weight for o, n in zip(old, new, strict=True)])
+            map(
+                torch.equal,
+                averaged(0.999, old, new, steps),
+                [o + (n - o) * weight for o, n in zip(old, new, strict=True)],
+            )
         )
 
 
 def test_counters_are_copied_and_not_averaged():
-    assert averaged(0.9, [torch.tensor(3), torch.tensor(4)], [torch.tensor(8), torch.tensor(2)], 5) == [8, 2]
+    assert averaged(
+        0.9, [torch.tensor(3), torch.tensor(4)], [torch.tensor(8), torch.tensor(2)], 5
+    ) == [8, 2]
 
 
 def test_a_checkpoint_holds_the_average_and_the_raw_weights(fit, tmp_path):
@@ -150,16 +164,25 @@ def test_a_checkpoint_holds_the_average_and_the_raw_weights(fit, tmp_path):
             assert not torch.equal(average[name], raw[name])
         else:
             assert average[name] == raw[name] == 6  # batches that batch norm has seen
-        assert torch.equal(task.state_dict()[name], average[name])  # what a validation after training would see
+        assert torch.equal(
+            task.state_dict()[name], average[name]
+        )  # what a validation after training would see
 
 
 def test_hyper_parameters_are_plain(fit, tmp_path):
     fit(1, [EMA(0.7), LastCheckpoint(str(tmp_path))], module={"warmup": 2, "betas": [0.8, 0.9]})
     stored = read(tmp_path / "last.ckpt")["hyper_parameters"]
     assert stored == {
-        "learning_rate": 0.05, "weight_decay": 1e-4, "backbone_multiplier": 0.5, "betas": [0.8, 0.9], "poly_power": 0.9,
-        "warmup": 2, "channels_last": False, "fused": False, "compile": False,
-    }  # fmt: skip
+        "learning_rate": 0.05,
+        "weight_decay": 1e-4,
+        "backbone_multiplier": 0.5,
+        "betas": [0.8, 0.9],
+        "poly_power": 0.9,
+        "warmup": 2,
+        "channels_last": False,
+        "fused": False,
+        "compile": False,
+    }
 
 
 # Checkpoints
@@ -175,7 +198,11 @@ def test_checkpoints_come_every_n_steps_and_at_the_end(fit, tmp_path):
 
     fit(7, [LastCheckpoint(str(tmp_path / "checkpoints"), 3), Seen()])
     assert Seen.steps == [None, None, 3, 3, 3, 6, 7]
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "SHA256SUMS"}
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {
+        "last.ckpt",
+        "previous.ckpt",
+        "SHA256SUMS",
+    }
     assert read(tmp_path / "checkpoints/previous.ckpt")["global_step"] == 6
 
 
@@ -191,7 +218,9 @@ def test_an_interrupted_write_leaves_the_checkpoint_before(fit, tmp_path, monkey
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="No space"):
         fit(6, [LastCheckpoint(str(tmp_path), 2)])
-    assert read(tmp_path / "last.ckpt")["global_step"] == 2 and damage(tmp_path / "last.ckpt") is None
+    assert (
+        read(tmp_path / "last.ckpt")["global_step"] == 2 and damage(tmp_path / "last.ckpt") is None
+    )
     assert {p.name for p in tmp_path.iterdir()} == {"last.ckpt", "SHA256SUMS"}
 
 
@@ -204,7 +233,9 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(fit, tmp_path, st
     assert read(tmp_path / "resumed/last.ckpt")["global_step"] == stop
     rest = Watch()
     task, trainer = fit(
-        8, [rest, EMA(0.7), LastCheckpoint(str(tmp_path / "resumed"), 1)], resume=tmp_path / "resumed/last.ckpt"
+        8,
+        [rest, EMA(0.7), LastCheckpoint(str(tmp_path / "resumed"), 1)],
+        resume=tmp_path / "resumed/last.ckpt",
     )
     assert trainer.global_step == 8
     assert rest.rates == straight.rates[stop:]
@@ -215,7 +246,12 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(fit, tmp_path, st
 
 
 def test_a_resumed_training_is_still_validated(fit, tmp_path):
-    every_third = {"limit_val_batches": 1.0, "val_check_interval": 3, "check_val_every_n_epoch": None, "data": {"tune": 3}}
+    every_third = {
+        "limit_val_batches": 1.0,
+        "val_check_interval": 3,
+        "check_val_every_n_epoch": None,
+        "data": {"tune": 3},
+    }
 
     class Looks(pl.Callback):
         def __init__(self):
@@ -251,7 +287,9 @@ def test_the_optimiser_is_adamw_with_the_segmenters_groups(fit):
     (optimizer,) = trainer.optimizers
     assert type(optimizer) is torch.optim.AdamW
     assert [g["name"] for g in optimizer.param_groups] == ["backbone", "heads"]
-    assert all(g["weight_decay"] == 0.01 and g["betas"] == (0.8, 0.95) for g in optimizer.param_groups)
+    assert all(
+        g["weight_decay"] == 0.01 and g["betas"] == (0.8, 0.95) for g in optimizer.param_groups
+    )
 
 
 def test_training_lowers_the_loss(fit, toy_data):
@@ -287,7 +325,9 @@ def test_a_fused_optimiser_is_faster_and_nothing_else(fit):
 def test_a_compiled_loss_is_faster_and_nothing_else(fit, tmp_path):
     plain, compiled = Losses(), Losses()
     fit(4, [EMA(0.7), plain])
-    task, _ = fit(4, [EMA(0.7), compiled, LastCheckpoint(str(tmp_path), 4)], module={"compile": True})
+    task, _ = fit(
+        4, [EMA(0.7), compiled, LastCheckpoint(str(tmp_path), 4)], module={"compile": True}
+    )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert compiled.values == pytest.approx(plain.values, rel=1e-4)
     assert read(tmp_path / "last.ckpt")["state_dict"].keys() == fit(1)[0].state_dict().keys()
@@ -306,16 +346,23 @@ class Corners(torch.nn.Module):
 @pytest.mark.parametrize("sizes", [[(7, 5), (7, 5)], [(1, 1), (31, 17)], [(64, 3), (9, 50)]])
 @pytest.mark.parametrize("shapes", [[(8, 8), (8, 8)], [(8, 8), (5, 13)]])
 def test_predictions_are_at_original_size(sizes, shapes):
-    images = [torch.randn(4, *shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    images = [
+        torch.randn(4, *shape, generator=torch.Generator().manual_seed(i))
+        for i, shape in enumerate(shapes)
+    ]
     found = predict(Corners(), images, sizes)
     for image, size, ids in zip(images, sizes, found, strict=True):
         assert ids.shape == size and ids.dtype == torch.int64
-        logits = F.interpolate(image.half().float()[None], size=size, mode="bilinear", align_corners=False)
+        logits = F.interpolate(
+            image.half().float()[None], size=size, mode="bilinear", align_corners=False
+        )
         assert torch.equal(ids, logits[0].argmax(0))
 
 
 def test_of_equal_logits_the_first_class_is_predicted():
-    logits = torch.randint(0, 3, (2, 9, 16, 16), generator=torch.Generator().manual_seed(0))  # nearly each pixel is a tie
+    logits = torch.randint(
+        0, 3, (2, 9, 16, 16), generator=torch.Generator().manual_seed(0)
+    )  # nearly each pixel is a tie
     for own, ids in zip(logits, predict(Corners(), list(logits), [(16, 16)] * 2), strict=True):
         assert np.array_equal(ids.numpy(), own.numpy().argmax(0))
 
@@ -345,13 +392,22 @@ def test_counting_over_a_loader(tiny_segmenter, toy_data):
     assert [len(batch) for batch in seen] == [2, 2, 1]
 
 
-def test_validation_scores_the_averaged_weights_over_the_whole_set(fit, tmp_path, tiny_segmenter, toy_data):
-    every_second = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None, "data": {"tune": 5}}
+def test_validation_scores_the_averaged_weights_over_the_whole_set(
+    fit, tmp_path, tiny_segmenter, toy_data
+):
+    every_second = {
+        "limit_val_batches": 1.0,
+        "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
+        "data": {"tune": 5},
+    }
     _, trainer = fit(4, [EMA(0.7), LastCheckpoint(str(tmp_path), 4)], **every_second)
     segmenter, data = tiny_segmenter().eval(), toy_data(tune=5)
     state = read(tmp_path / "last.ckpt")["state_dict"]
     segmenter.load_state_dict({k.removeprefix("segmenter."): v for k, v in state.items()})
-    confusion = count(segmenter, whole_loader(data.tune, data.eval_transform), metrics.confusion_matrix(3))
+    confusion = count(
+        segmenter, whole_loader(data.tune, data.eval_transform), metrics.confusion_matrix(3)
+    )
     logged = trainer.logged_metrics
     assert float(logged["tune/miou"]) == pytest.approx(metrics.miou(confusion), rel=1e-5)
     for name, value in zip(NAMES, metrics.iou(confusion), strict=True):
@@ -363,11 +419,15 @@ def test_validation_scores_the_averaged_weights_over_the_whole_set(fit, tmp_path
 
 
 def pictures(sizes=((12, 9), (7, 15), (12, 9))):
-    return [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i, size in enumerate(sizes)]
+    return [
+        np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
+        for i, size in enumerate(sizes)
+    ]
 
 
 class Colours(torch.nn.Module):
-    """The brightest channel is the class, but class 1 has the left side and 2 the right: a mirror that is not undone shows."""
+    """The brightest channel is the class, but class 1 has the left side and 2 the right: a
+    mirror that is not undone shows."""
 
     def forward(self, images):
         side = torch.linspace(1, -1, images.shape[3]).expand(len(images), images.shape[2], -1)
@@ -376,19 +436,24 @@ class Colours(torch.nn.Module):
 
 def show(views, segmenter, images, **kwargs):
     with torch.no_grad():
-        return views.predict(segmenter, [views(i) for i in images], [i.shape[:2] for i in images], **kwargs)
+        return views.predict(
+            segmenter, [views(i) for i in images], [i.shape[:2] for i in images], **kwargs
+        )
 
 
 def test_one_view_is_the_prediction_without_augmentation():
     views, images = Views(16), pictures()
     with torch.no_grad():
         plain = predict(Colours(), [views(i)[0] for i in images], [i.shape[:2] for i in images])
-    assert all(torch.equal(a, b) for a, b in zip(show(views, Colours(), images), plain, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(show(views, Colours(), images), plain, strict=True)
+    )
     assert views.protocol == {"scales": [1.0], "flip": False, "resize": 16} and views.name == ""
 
 
 def mmsegmentation_merges(segmenter, image, short_side, scales, flip):
-    """Mean probabilities' class ids by mmsegmentation: its post-processing of each view, its test-time model's merging."""
+    """Mean probabilities' class ids by mmsegmentation: its post-processing of each view, its
+    test-time model's merging."""
     from mmseg.datasets.transforms.transforms import Resize
     from mmseg.models.segmentors import EncoderDecoder
     from mmseg.models.segmentors.seg_tta import SegTTAModel
@@ -399,18 +464,30 @@ def mmsegmentation_merges(segmenter, image, short_side, scales, flip):
     samples = []
     for scale in scales:
         for mirrored in (False, True)[: 1 + flip]:
-            view = Resize(scale=(int(2048 * scale), int(short_side * scale)), keep_ratio=True)({"img": image})["img"]
+            view = Resize(scale=(int(2048 * scale), int(short_side * scale)), keep_ratio=True)(
+                {"img": image}
+            )["img"]
             view = view[:, ::-1] if mirrored else view
             with torch.no_grad():
                 logits = segmenter(torch.from_numpy(view.transpose(2, 0, 1).copy())[None])
-            meta = {"ori_shape": image.shape[:2], "flip": mirrored, "flip_direction": "horizontal", "img_path": ""}
+            meta = {
+                "ori_shape": image.shape[:2],
+                "flip": mirrored,
+                "flip_direction": "horizontal",
+                "img_path": "",
+            }
             sample = [SegDataSample(metainfo=meta)]
-            samples += EncoderDecoder.postprocess_result(SimpleNamespace(align_corners=False), logits, sample)
+            samples += EncoderDecoder.postprocess_result(
+                SimpleNamespace(align_corners=False), logits, sample
+            )
     (merged,) = SegTTAModel(module=module).merge_preds([samples])
     return merged.pred_sem_seg.data[0]
 
 
-@pytest.mark.parametrize(("scales", "flip"), [(PAPER_SCALES, True), (PAPER_SCALES, False), ((0.5, 1.0), True), ((1.0,), True)])
+@pytest.mark.parametrize(
+    ("scales", "flip"),
+    [(PAPER_SCALES, True), (PAPER_SCALES, False), ((0.5, 1.0), True), ((1.0,), True)],
+)
 def test_augmented_predictions_are_those_of_mmsegmentation(scales, flip):
     images = pictures()
     found = show(Views(16, scales, flip), Colours(), images)
@@ -424,7 +501,9 @@ def test_augmented_predictions_are_those_of_mmsegmentation(scales, flip):
 def test_augmented_probabilities_sum_to_one():
     views, images = Views(16, [0.5, 1.5], True), pictures()
     with torch.no_grad():
-        found = views.probabilities(Colours(), [views(i) for i in images], [i.shape[:2] for i in images])
+        found = views.probabilities(
+            Colours(), [views(i) for i in images], [i.shape[:2] for i in images]
+        )
     for image, probabilities in zip(images, found, strict=True):
         assert probabilities.shape == (3, *image.shape[:2])
         torch.testing.assert_close(probabilities.sum(0), torch.ones(image.shape[:2]))
@@ -436,8 +515,12 @@ def test_uncertain_pixels_are_255():
         sure, ids = show(views, Colours(), images, confidence=0.0), show(views, Colours(), images)
         assert all(torch.equal(a, b) for a, b in zip(sure, ids, strict=True))
         with torch.no_grad():
-            found = views.probabilities(Colours(), [views(i) for i in images], [i.shape[:2] for i in images])
-        for kept, plain, probabilities in zip(show(views, Colours(), images, confidence=0.6), ids, found, strict=True):
+            found = views.probabilities(
+                Colours(), [views(i) for i in images], [i.shape[:2] for i in images]
+            )
+        for kept, plain, probabilities in zip(
+            show(views, Colours(), images, confidence=0.6), ids, found, strict=True
+        ):
             weak = (probabilities < 0.6).all(0)
             assert weak.any() and not weak.all()
             assert (kept[weak] == 255).all() and torch.equal(kept[~weak], plain[~weak])
@@ -446,13 +529,24 @@ def test_uncertain_pixels_are_255():
 def test_views_are_of_the_scaled_short_side():
     views = Views(16, [1.5, 0.5], True)
     assert views.scales == (0.5, 1.5)  # in order: the same set of scales is the same protocol
-    assert [tuple(v.shape) for v in views(np.zeros((20, 30, 3), np.uint8))] == [(3, 8, 12), (3, 24, 36)]
+    assert [tuple(v.shape) for v in views(np.zeros((20, 30, 3), np.uint8))] == [
+        (3, 8, 12),
+        (3, 24, 36),
+    ]
 
 
 def test_protocols_have_their_own_names():
-    names = [Views(16, *a).name for a in (
-        [PAPER_SCALES, True], [PAPER_SCALES], [[1.0], True], [[1], False], [[0.5, 1], True], [[0.5, 2], True]
-    )]  # fmt: skip
+    names = [
+        Views(16, *a).name
+        for a in (
+            [PAPER_SCALES, True],
+            [PAPER_SCALES],
+            [[1.0], True],
+            [[1], False],
+            [[0.5, 1], True],
+            [[0.5, 2], True],
+        )
+    ]
     assert names == ["ms_flip", "ms", "flip", "", "scales_0.5-1_flip", "scales_0.5-2_flip"]
 
 
@@ -469,7 +563,9 @@ def test_flip_is_a_switch():
 
 def test_counting_with_views(toy_data):
     views, data = Views(16, [0.5, 1.0], True), toy_data(tune=5).tune
-    counted = count(Colours(), whole_loader(data, views, 2), metrics.confusion_matrix(3), predict=views.predict)
+    counted = count(
+        Colours(), whole_loader(data, views, 2), metrics.confusion_matrix(3), predict=views.predict
+    )
     expected = np.zeros((3, 3), int)
     for i in range(5):
         image, mask = data[i]
@@ -493,11 +589,19 @@ def test_what_does_not_fit_together_is_tried_alone(tiny_segmenter):
 
     predictor, said, unreadable = Predictor({}, Small(), Views(10)), [], {}
     sizes = [(10, 12), (10, 12), (10, 40), (10, 15)]
-    batch = [(SimpleNamespace(file=f"{i}.png"), np.full((*size, 3), 40 * i, np.uint8)) for i, size in enumerate(sizes)]
-    with pytest.raises(DoesNotFit, match=r"1 images of up to 40x10 do not fit into the memory of cpu: make them smaller"):
+    batch = [
+        (SimpleNamespace(file=f"{i}.png"), np.full((*size, 3), 40 * i, np.uint8))
+        for i, size in enumerate(sizes)
+    ]
+    with pytest.raises(
+        DoesNotFit,
+        match=r"1 images of up to 40x10 do not fit into the memory of cpu: make them smaller",
+    ):
         predictor([batch[2][1]])
     rows = fitting(predictor, batch, unreadable, said.append)
-    assert [item.file for item, _, _ in rows] == ["0.png", "1.png", "3.png"] and list(unreadable) == ["2.png"]
+    assert [item.file for item, _, _ in rows] == ["0.png", "1.png", "3.png"] and list(
+        unreadable
+    ) == ["2.png"]
     assert said == ["2.png is left out"] and "40x10" in unreadable["2.png"]
     for _, image, mask in rows:
         assert np.array_equal(mask, predictor([image])[0])

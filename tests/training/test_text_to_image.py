@@ -17,7 +17,9 @@ def test_scenes_are_those_of_the_generators_split():
         image, caption, words = data[i]
         drawn = scene("shapes", "generator", 10 + i, 1)
         assert image.shape == (3, 64, 64) and image.min() >= -1 and image.max() <= 1
-        assert np.array_equal(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), drawn.image)
+        assert np.array_equal(
+            ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), drawn.image
+        )
         assert (caption, words) == (drawn.caption, " ".join(drawn.classes))
     with pytest.raises(IndexError):
         data[3]
@@ -26,7 +28,9 @@ def test_scenes_are_those_of_the_generators_split():
 def test_batches_hold_no_mask():
     data = CaptionedData(2, first=3)
     for steps_done in (0, 4):  # a resumed training takes the next scenes
-        data.trainer = SimpleNamespace(max_steps=6, global_step=steps_done, accumulate_grad_batches=1, world_size=1)
+        data.trainer = SimpleNamespace(
+            max_steps=6, global_step=steps_done, accumulate_grad_batches=1, world_size=1
+        )
         batches = list(data.train_dataloader())
         assert len(batches) == 6 - steps_done
         images, captions, words = batches[0]
@@ -48,24 +52,41 @@ def test_prompts_take_every_form_of_generation():
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    tokenizer = diffusion.train_tokenizer(["a photo of a tire"], 5, tmp_path_factory.mktemp("t"), max_length=24)
+    tokenizer = diffusion.train_tokenizer(
+        ["a photo of a tire"], 5, tmp_path_factory.mktemp("t"), max_length=24
+    )
     torch.manual_seed(0)
-    vae = diffusion.build_vae(64, block_out_channels=[8, 8], norm_num_groups=4, mid_block_add_attention=False)
+    vae = diffusion.build_vae(
+        64, block_out_channels=[8, 8], norm_num_groups=4, mid_block_add_attention=False
+    )
     text, unet = diffusion.build_text_and_unet(
         tokenizer,
-        {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
         {
-            "sample_size": 32, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "block_out_channels": [8, 8],
-            "norm_num_groups": 4, "attention_head_dim": 2, "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        {
+            "sample_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "layers_per_block": 1,
+            "block_out_channels": [8, 8],
+            "norm_num_groups": 4,
+            "attention_head_dim": 2,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
         },
-    )  # fmt: skip
+    )
     return unet, text, vae, tokenizer
 
 
 def task(parts, prediction="v_prediction", **kwargs):
     unet, text, vae, tokenizer = parts
-    return TextToImage(unet, text, vae, tokenizer, diffusion.training_scheduler(prediction), **kwargs)
+    return TextToImage(
+        unet, text, vae, tokenizer, diffusion.training_scheduler(prediction), **kwargs
+    )
 
 
 def test_states_are_hidden_from_the_end_token_on(parts):
@@ -76,9 +97,15 @@ def test_states_are_hidden_from_the_end_token_on(parts):
     for i, prompt in enumerate(prompts):
         end = len(module.tokenizer(prompt).input_ids) - 1
         if not prompt:
-            assert torch.equal(hidden[i], whole[i])  # the unconditional half of guidance keeps its states
+            assert torch.equal(
+                hidden[i], whole[i]
+            )  # the unconditional half of guidance keeps its states
             continue
-        assert torch.equal(hidden[i, :end], whole[i, :end]) and not hidden[i, end:].any() and whole[i, end:].any()
+        assert (
+            torch.equal(hidden[i, :end], whole[i, :end])
+            and not hidden[i, end:].any()
+            and whole[i, end:].any()
+        )
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
