@@ -9,13 +9,14 @@ from omegaconf import OmegaConf
 
 from dd.config.composition import group_file
 from dd.config.jobs import job_overrides
-from dd.config.kinds import KINDS, check_kind
+from dd.config.kinds import KINDS
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.data.datasets import SegmentationFolder
 from dd.data.photos import source, without
 from dd.stages.review import check
 from dd.store.provenance import SETTINGS, read_own, read_yaml, sha256
 from dd.store.schemas import NAMED
+from dd.store.settings import check_kind
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
 from dd.training.segmentation import Predictor
 

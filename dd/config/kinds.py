@@ -3,22 +3,17 @@ does not tell, or, of a node with a ``_target_``, the annotation in its construc
 looked at before any work starts."""
 
 import inspect
-import json
 import re
-import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
 
 from dd.store.names import is_text
+from dd.store.settings import Count, Natural, check_kind, shown
 
-Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
 Numbers, Names = list[float], list[str]
 Class = Annotated[str, "of an object"]  # never a number that means text
 # of keys whose default is null, is not the only kind, or leaves out values that make no sense
@@ -97,16 +92,6 @@ KINDS = {
     "baseline": str | None,
     "confidence": float | None,
 }
-STRICT = ConfigDict(
-    strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
-)  # "3" is no number, true no 1
-WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
-}
 
 
 def check_kinds(cfg, default) -> None:
@@ -120,7 +105,7 @@ def check_kinds(cfg, default) -> None:
         found = re.search(r"key '([^']*)'", str(error))
         for key, value in _leaves(OmegaConf.to_container(cfg), "") if found else ():
             if isinstance(value, str) and re.search(rf"\$\{{\s*{re.escape(found[1])}\s*\}}", value):
-                raise ValueError(f"{key}={_shown(value)}: there is no key {found[1]!r}") from None
+                raise ValueError(f"{key}={shown(value)}: there is no key {found[1]!r}") from None
         raise
 
 
@@ -150,7 +135,7 @@ def _check_texts(values: dict) -> None:
     for key, value in _leaves(values, ""):
         if isinstance(value, str) and not is_text(value):
             raise ValueError(
-                f"{key}={_shown(value)}: expected text without a NUL and without half characters"
+                f"{key}={shown(value)}: expected text without a NUL and without half characters"
             )
 
 
@@ -191,18 +176,22 @@ def _kind(default):
 def check_arguments(key: str, target, node: dict) -> None:
     """ValueError for an argument of ``node`` that the constructor of ``target`` does not take, or
     not of that kind."""
-    accepted = inspect.signature(target).parameters
+    accepted = dict(inspect.signature(target).parameters)
     hints = typing.get_type_hints(target.__init__, include_extras=True)
+    fields = target.Settings.model_fields if hasattr(target, "Settings") else {}
+    for field, info in fields.items():  # Annotated takes the bounds back
+        hints[field] = Annotated[info.annotation, *info.metadata, "of the model"]
     anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     for name, value in node.items():
         if (name.startswith("_") and name.endswith("_")) or name == "chosen_on":
             continue  # of Hydra, and which labels chose the values (dd.evaluation.supervision)
-        if name not in accepted and not anything:
+        if name not in accepted and name not in fields and (fields or not anything):
+            allowed = [*fields, *(n for n in accepted if n != "settings")]
             raise ValueError(
                 f"{key}{name}: {target.__name__} takes no such setting; allowed: "
-                f"{', '.join(accepted)}"
+                f"{', '.join(allowed)}"
             )
-        if name in accepted and name in hints and not _nested(value):
+        if name in hints and (name in accepted or name in fields) and not _nested(value):
             check_kind(f"{key}{name}", value, hints[name])
 
 
@@ -211,44 +200,3 @@ def _nested(value) -> bool:
     if isinstance(value, dict):
         return "_target_" in value or any(_nested(v) for v in value.values())
     return isinstance(value, list) and any(_nested(v) for v in value)
-
-
-def check_kind(key: str, value, kind) -> None:
-    """ValueError, with what is allowed, for a plain ``value`` that is not of a ``kind`` (any
-    annotation)."""
-    try:
-        adapter = TypeAdapter(kind, config=STRICT)
-        adapter.validate_json(json.dumps(value))  # as JSON: a list is a tuple, too
-    except (PydanticUserError, PydanticSchemaGenerationError):
-        return  # an annotation that says nothing about plain values
-    except ValidationError as error:
-        raise ValueError(f"{key}={_shown(value)}: expected {words(kind)}") from error
-
-
-def _shown(value) -> str:
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    )
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
-def words(kind) -> str:
-    """An annotation in words: ``a whole number of 1 or more, or null``."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        least = next((m.ge for m in parts[1:] if isinstance(m, Ge)), None)
-        return words(parts[0]) + (f" of {least} or more" if least is not None else "")
-    if origin in (typing.Union, types.UnionType):
-        each = dict.fromkeys(words(p) for p in sorted(parts, key=lambda p: p is type(None)))
-        said = [word for word in each if word]
-        return ", or ".join([", ".join(said[:-1])] * (len(said) > 1) + said[-1:])
-    if origin is Literal:
-        return ", ".join(str(p) for p in parts)
-    if kind in WORDS:
-        return WORDS[kind]
-    if kind is dict or origin in (dict, Mapping):
-        return "names with values, as {name: value}"
-    if kind is list or origin in (list, tuple, Iterable, Sequence):
-        inner = [p for p in parts if p not in (Ellipsis, Any)]
-        return f"a list, each {words(inner[0])}" if inner else "a list"
-    return ""

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from dd import config
 from dd.config.command import check_values, defaults
-from dd.config.kinds import KINDS, check_kinds, words
+from dd.config.kinds import KINDS, check_kinds
 from dd.config.objects import check_loaded
+from dd.store.settings import words
 
 
 @pytest.fixture

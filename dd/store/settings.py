@@ -1,0 +1,146 @@
+"""Settings as typed models: each value is looked at once, in one place, and refused in words.
+
+A noun of the configuration (a generator, masks, a segmenter) is a :class:`Settings`. Types and
+ranges stand in its fields; the message of a refusal says what was got and what is allowed.
+"""
+
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.fields import FieldInfo
+
+Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+STRICT = ConfigDict(  # "3" is no number, true no 1
+    strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+)
+NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+class Hint(str):
+    """``Annotated[float, Hint("such as 7.5")]``: added to what a refusal says is expected."""
+
+
+class NoResult(str):
+    """``Annotated[str, NoResult("where the run lies")]``: the field decides no result, and why."""
+
+
+class Settings(BaseModel):
+    """Base of all settings. Values are strict (``"3"`` is no number), unknown names are refused,
+    and nothing changes afterwards.
+
+    ``noun``: what stands before a field in messages, such as ``diffusion``. ValueError for a value
+    that is not allowed.
+    """
+
+    model_config = ConfigDict(**STRICT, frozen=True, extra="forbid")
+    noun: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ValueError(self._said(error, values)) from None
+
+    @classmethod
+    def _said(cls, error: ValidationError, values: dict[str, Any]) -> str:
+        """The first fault in words."""
+        first = error.errors()[0]
+        prefix = f"{cls.noun}." if cls.noun else ""
+        name = (first["loc"] or ("",))[0]
+        if first["type"] == "extra_forbidden":
+            return f"{prefix}{name}: no such setting; allowed: {', '.join(cls.model_fields)}"
+        if first["type"] == "missing":
+            return f"{prefix}{name}: not given"
+        if first["type"] == "value_error":  # of a validator of ours, in its own words
+            said = str(first["ctx"]["error"])
+            return f"{prefix}{name}: {said}" if name else said
+        field = cls.model_fields[str(name)]
+        return f"{prefix}{name}={shown(values.get(str(name)))}: expected {expected(field)}"
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide a result: all but those marked :class:`NoResult`."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if not any(isinstance(mark, NoResult) for mark in field.metadata)
+        }
+
+
+def expected(field: FieldInfo) -> str:
+    """What a field allows, in words."""
+    kind = field.annotation
+    marks = [m for m in field.metadata if not isinstance(m, str)]
+    said = words(Annotated[kind, *marks] if marks else kind)
+    hints = [m for m in field.metadata if isinstance(m, Hint)]
+    return ", ".join([said, *hints])
+
+
+def check_kind(key: str, value: Any, kind: Any) -> None:
+    """ValueError, with what is allowed, for a plain ``value`` that is not of a ``kind`` (any
+    annotation)."""
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(kind, config=STRICT)
+        adapter.validate_json(json.dumps(value))  # as JSON: a list is a tuple, too
+    except (PydanticUserError, PydanticSchemaGenerationError):
+        return  # an annotation that says nothing about plain values
+    except ValidationError as error:
+        raise ValueError(f"{key}={shown(value)}: expected {words(kind)}") from error
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed, at most 80 characters of it."""
+    text = (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    )
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def words(kind: Any) -> str:
+    """An annotation in words: ``a whole number of 1 or more, or null``."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return words(parts[0]) + _range(parts[1:])
+    if origin in (typing.Union, types.UnionType):
+        each = dict.fromkeys(words(p) for p in sorted(parts, key=lambda p: p is type(None)))
+        said = [word for word in each if word]
+        return ", or ".join([", ".join(said[:-1])] * (len(said) > 1) + said[-1:])
+    if origin is Literal:
+        return ", ".join(str(p) for p in parts)
+    if kind in NAMES:
+        return NAMES[kind]
+    if kind is dict or origin in (dict, Mapping):
+        return "names with values, as {name: value}"
+    if kind is list or origin in (list, tuple, Iterable, Sequence):
+        inner = [p for p in parts if p not in (Ellipsis, Any)]
+        return f"a list, each {words(inner[0])}" if inner else "a list"
+    return ""
+
+
+def _range(marks: Iterable[Any]) -> str:
+    """`` from 1 to 1000``, `` of 1 or more``, `` above 0``; nothing where no bound is given."""
+    bounds = {
+        type(m): getattr(m, type(m).__name__.lower())
+        for m in marks
+        if isinstance(m, Ge | Gt | Le | Lt)
+    }
+    if Ge in bounds and Le in bounds:
+        return f" from {bounds[Ge]} to {bounds[Le]}"
+    if Ge in bounds and Lt not in bounds:
+        return f" of {bounds[Ge]} or more"
+    said = {Ge: "of {} or more", Gt: "above {}", Le: "of {} or less", Lt: "below {}"}
+    parts = [text.format(bounds[kind]) for kind, text in said.items() if kind in bounds]
+    some = [" (one at least)" for m in marks if isinstance(m, MinLen) and m.min_length == 1]
+    return (" " + ", ".join(parts) if parts else "") + "".join(some)
