@@ -4,7 +4,7 @@ three in one run.
     python -m benchmarks.evaluate [--images 1449] [--network 4] [--device cuda]
 
 Predictions and labels of 21 classes at original size, some 500x375 pixels, labels partly 255, lie
-ready. They are counted, in turns of ``--batch`` images, by dd.stages.evaluate (each image's own
+ready. They are counted, in turns of ``--batch`` images, by dd.stages.score (each image's own
 matrix is kept), by torchmetrics' MulticlassConfusionMatrix (the batch at once) and by
 mmsegmentation's IoUMetric. The matrices must be equal. Then DeepLabV3 R50 evaluates ``--network``
 images read from disk: the share of each part of the work. The last line is JSON.
@@ -26,7 +26,7 @@ from benchmarks.voc import CLASSES, labels, write_voc
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
 from dd.segmenters.mmsegmentation import DeepLabV3
-from dd.stages.evaluate import PerImage
+from dd.stages.score import PerImage
 from dd.store.provenance import write_json
 from dd.taxonomy import taxonomy
 from dd.training.datamodule import whole_loader
@@ -99,7 +99,7 @@ def count(images: int, batch: int, device: str) -> dict[str, float]:
 
 def parts(images: int, batch: int, device: str, depth: int, short_side: int) -> dict[str, float]:
     """Seconds of the parts of an evaluation of ``images`` images from disk, one process, as
-    dd.stages.evaluate does it."""
+    dd.stages.score does it."""
     clock, confusion, views = Clock(device), PerImage(CLASSES), Views(short_side)
     network = DeepLabV3(CLASSES, depth=depth).to(device).eval()
 

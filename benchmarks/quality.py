@@ -25,7 +25,7 @@ from dd import config
 from dd.data.datasets import read_mask
 from dd.generators import StableDiffusion
 from dd.prompts.templates import TemplatePrompts
-from dd.stages.predict import predict
+from dd.stages.predict_set import predict_set
 from dd.stages.sweep import sweep
 from dd.stages.synthesize import synthesize
 from dd.store.samples import make_plan, read_plan
@@ -60,7 +60,7 @@ def judge(
     started = time.process_time()
     synthesize(folder, generator, prompts, taxonomy("shapes"), images, seed, 32, "png")
     seconds = (time.process_time() - started) / images
-    seen = predict(folder, *run)
+    seen = predict_set(folder, *run)
     found = [
         np.sum(read_mask(seen / f"{s.id}.png") == value) >= SEEN
         for s in read_plan(folder)

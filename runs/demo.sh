@@ -7,11 +7,11 @@ cd "$(dirname "$0")/.."
 
 python -m dd prepare shapes
 python generate.py experiment=shapes
-python generate.py experiment=shapes stage=probe probe.split=test
+python evaluate.py experiment=shapes stage=probe probe.split=test
 python train.py experiment=shapes_synthetic
 python train.py experiment=shapes_finetune shots=16
 python train.py experiment=shapes_real shots=16
 for data in shapes shapes_shift; do
   python evaluate.py run="outputs/shapes/*/*seed=0" data=$data
 done
-python evaluate.py stage=report runs=outputs/shapes name=shapes domains=[shapes,shapes_shift]
+python evaluate.py stage=report report.runs=outputs/shapes name=shapes report.domains=[shapes,shapes_shift]

@@ -19,8 +19,8 @@ trainings() { each train.py trainer.enable_progress_bar=$([ "$JOBS" = 1 ] && ech
 python -m dd prepare shapes
 python generate.py experiment=shapes
 for split in tune test; do
-  python generate.py experiment=shapes stage=probe probe.split=$split
-  python generate.py experiment=shapes stage=probe probe.split=$split prompts.append=false
+  python evaluate.py experiment=shapes stage=probe probe.split=$split
+  python evaluate.py experiment=shapes stage=probe probe.split=$split prompts.append=false
 done
 
 # Main arms. All runs use the learning rates of conf/experiment/, chosen on tune splits (LOG.md).
@@ -37,9 +37,9 @@ done | trainings
 # learning rate is found on 64 synthetic images held out, judged by the masks of their attention,
 # and best.yaml says so too (chosen_on).
 python generate.py experiment=shapes_label_free
-python generate.py experiment=shapes_label_free stage=probe probe.split=test
+python evaluate.py experiment=shapes_label_free stage=probe probe.split=test
 SEARCH=shapes_label_free_search
-python train.py stage=tune tune=learning_rate tune.trials=6 experiment=shapes_label_free_synthetic name=$SEARCH hold_out=64 \
+python train.py stage=search search=learning_rate search.trials=6 experiment=shapes_label_free_synthetic name=$SEARCH hold_out=64 \
   trainer.limit_val_batches=1.0 trainer.val_check_interval=540
 FOUND=$(sed -n 's/^- //p' outputs/$SEARCH/best.yaml | paste -sd ' ' -)    # a blank at the end would join xargs' lines
 for seed in $SEEDS; do echo "experiment=shapes_label_free_synthetic seed=$seed $FOUND"; done | trainings
@@ -58,12 +58,12 @@ label attention=full_prompt_caption masks.source=full_prompt_caption
 label paper masks=paper
 # 16 labelled real images choose the settings, those of each seed; rules drop samples and call classes absent.
 for seed in $SEEDS; do
-  python generate.py experiment=shapes stage=calibrate seed=$seed
+  python evaluate.py experiment=shapes stage=calibrate seed=$seed
   label calibrated_seed=$seed masks_from=outputs/shapes/calibration_shapes_train_16_seed$seed.yaml
-  python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/calibrated_16/seed=$seed \
+  python evaluate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/calibrated_16/seed=$seed \
     masks_from=outputs/shapes/calibration_shapes_train_16_seed$seed.yaml
 done
-python generate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/paper masks=paper
+python evaluate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/paper masks=paper
 label checked quality=default
 python generate.py experiment=shapes name=shapes_no_append prompts.append=false
 for seed in $SEEDS; do
@@ -87,5 +87,5 @@ audit synthetic=data/synthetic/shapes_no_append
 audit synthetic=data/synthetic/shapes_label_free
 audit synthetic_masks=masks/checked
 for set in $SETS $(printf "calibrated_seed=%s " $SEEDS); do audit synthetic_masks=masks/$set; done
-python evaluate.py stage=report runs=outputs/shapes name=shapes domains=[shapes,shapes_shift]
+python evaluate.py stage=report report.runs=outputs/shapes name=shapes report.domains=[shapes,shapes_shift]
 cp outputs/shapes/summary.json benchmarks/results/shapes.json

@@ -21,8 +21,8 @@ while read -r name; do cp -n "data/shapes_shift/JPEGImages/$name.png" $PHOTOS/; 
 seeds "experiment=shapes_synthetic seed=SEED" | trainings
 # The generator, adapted with captions of what the first synthetic-only segmenter sees: no label, no captioner.
 python evaluate.py stage=predict run="outputs/shapes/synthetic/seed=${SEEDS%% *}" images=$PHOTOS output=$SITE/seen
-python train.py experiment=shapes_adapt_generator name=site/adapter adaptation.images=$PHOTOS adaptation.list=null \
-  adaptation.captions=$SITE/seen/captions.jsonl
+python train.py experiment=shapes_adapt_generator name=site/adapter adapter.images=$PHOTOS adapter.list=null \
+  adapter.captions=$SITE/seen/captions.jsonl
 python generate.py experiment=shapes name=shapes_adapted diffusion.adapter=$SITE/adapter
 THIRD="trainer.max_steps=300 optimizer.learning_rate=1.0e-3"
 ADAPTED="synthetic=data/synthetic/shapes_adapted"
@@ -36,7 +36,7 @@ seeds "experiment=shapes_adapt_segmenter name=site/generator_segmenter/seed=SEED
 # Labels: 16 and 64 at random (nested, by seed), and the 16 that the adapted segmenter is least sure of; the control: as many
 # steps more without a label.
 for seed in $SEEDS; do
-  python evaluate.py stage=review run=$SITE/segmenter/seed=$seed images=$PHOTOS number=16 output="$SITE/queue/seed=$seed"
+  python evaluate.py stage=review run=$SITE/segmenter/seed=$seed images=$PHOTOS review.number=16 output="$SITE/queue/seed=$seed"
   python -m dd prepare own --taxonomy shapes --name "site_queue_$seed" --images "$SITE/queue/seed=$seed/images" \
     --masks data/shapes_shift/SegmentationClass --split train="$SITE/queue/seed=$seed/train.txt"
 done

@@ -21,7 +21,7 @@ for segmenter in ${SEGMENTERS//,/ }; do
   # Self-training: each run labels the synthetic images again, its own student learns from that.
   for seed in ${SEEDS//,/ }; do
     teacher="outputs/${data}_synthetic/segmenter=$segmenter,seed=$seed"
-    python evaluate.py stage=self_train run="$teacher" data="$data" mask_set="self_${segmenter}_$seed" data_root="$DATA"
+    python generate.py stage=label labeler=run labeler.run="$teacher" data="$data" mask_set="self_${segmenter}_$seed" data_root="$DATA"
   done
   train "${data}_self_training" "$segmenter" name="${data}_self_training/$run" synthetic_masks="masks/self_${segmenter}_\${seed}"
   # Real images: all of them, and mixed with synthetic ones.
@@ -35,4 +35,4 @@ for segmenter in ${SEGMENTERS//,/ }; do
     "${few_list[@]}"
 done
 for part in synthetic self_training real mixed finetune few; do score "${data}_$part"; done
-python evaluate.py stage=report runs="outputs/${data}_*" data="$data" domains="[$data]" name="$data" data_root="$DATA"
+python evaluate.py stage=report report.runs="outputs/${data}_*" data="$data" report.domains="[$data]" name="$data" data_root="$DATA"

@@ -250,12 +250,12 @@ def run():
     composed as on the command line."""
 
     def run(command: str, *overrides: str):
-        module = importlib.import_module(command)
+        door = importlib.import_module(f"dd.cli.{command}").DOOR
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = hydra.compose(command, overrides=list(overrides))
         OmegaConf.set_struct(cfg, True)
-        return module.run(cfg)
+        return door.run(cfg)
 
     return run
 

@@ -31,7 +31,7 @@ def chain(tmp_path_factory, run):
     small = ["experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=2"]
     run("generate", *small, *where)
     run("generate", *small, *where, "stage=label", "mask_set=power0", "masks.power=0")
-    run("generate", "experiment=shapes", *where, "stage=probe", "probe.split=test", "probe.limit=3")
+    run("evaluate", "experiment=shapes", *where, "stage=probe", "probe.split=test", "probe.limit=3")
     run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=2")
     run(
         "train",
@@ -55,9 +55,9 @@ def chain(tmp_path_factory, run):
     run(
         "evaluate",
         "stage=report",
-        f"runs={root}/outputs",
+        f"report.runs={root}/outputs",
         "name=shapes",
-        "domains=[shapes,shapes_shift]",
+        "report.domains=[shapes,shapes_shift]",
         *where,
     )
     return root

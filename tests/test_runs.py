@@ -86,7 +86,7 @@ def test_the_rate_that_was_found_is_the_one_that_is_trained_with_and_says_how(ca
     made = calls("shapes.sh", SEEDS="0 1")
     name = "experiment=shapes_label_free_synthetic"
     search, *trained = [call for call in made if name in call]
-    assert "stage=tune" in search and "hold_out=64" in search
+    assert "stage=search" in search and "hold_out=64" in search
     found = ["optimizer.learning_rate=0.003", "++chosen_on.learning_rate=[]"]
     assert sorted(call[-4:] for call in trained) == [
         [name, f"seed={seed}", *found] for seed in (0, 1)

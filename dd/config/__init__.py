@@ -25,6 +25,7 @@ from dd.config.evaluation import (
 from dd.config.generation import (
     calibrate_arguments,
     executor,
+    labeler_run,
     masks_from,
     prompts_sha256,
     quality,
@@ -118,6 +119,7 @@ __all__ = [
     "holds_out",
     "instantiate",
     "judged_labels",
+    "labeler_run",
     "judging_set",
     "loggers",
     "main",

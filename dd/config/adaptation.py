@@ -1,4 +1,4 @@
-"""What train.py stage=adapt_generator needs."""
+"""What train.py stage=adapter needs."""
 
 from dd.config.identity import trainer_identity
 from dd.config.objects import device, instantiate, plain
@@ -6,20 +6,20 @@ from dd.config.tuning import one_device
 
 
 def adaptation(cfg) -> dict:
-    """Arguments of :func:`dd.stages.adapt_generator.adapt_generator` but for folder and trainer.
+    """Arguments of :func:`dd.stages.train_adapter.train_adapter` but for folder and trainer.
     ValueError for a stage without its settings, several devices, or a generator that brings an
     adapter or another precision than float32."""
-    if cfg.get("adaptation") is None:
+    if cfg.get("adapter") is None:
         raise ValueError(
-            "stage=adapt_generator needs its settings: experiment=shapes_adapt_generator or "
+            "stage=adapter needs its settings: experiment=shapes_adapt_generator or "
             "sd_adapt_generator"
         )
     one_device(cfg, "an adapter is trained on one device")
-    given = plain(cfg.adaptation)
+    given = plain(cfg.adapter)
     node = {"dtype": "float32", **given.pop("generator")}
     if node["dtype"] != "float32" or node.get("adapter"):
         raise ValueError(
-            "adaptation.generator: trained from float32 weights without an adapter "
+            "adapter.generator: trained from float32 weights without an adapter "
             "(trainer.precision chooses the "
             f"arithmetic); got dtype={node['dtype']}, adapter={node.get('adapter')}"
         )

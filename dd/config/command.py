@@ -7,9 +7,10 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, NoReturn
 
 import hydra
 import torch
@@ -19,7 +20,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dd.config.composition import CONF, choices, compose, groups, with_own_folders
+from dd.config.composition import CONF, compose, groups, with_own_folders
+from dd.config.doors import Door
 from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
 from dd.config.kinds import check_kinds
 from dd.config.objects import USER_ERRORS, check_loaded
@@ -55,26 +57,27 @@ SPLITS = (
 )  # they name files, and folders of results
 
 
-def main(config_name: str, run):
-    """Entry point of a root script: compose ``conf/<config_name>.yaml``, call ``run(cfg)``, answer
-    errors on one screen."""
-    if not set(sys.argv[1:]) - {"-m", "--multirun"}:
-        print(usage(config_name, sys.modules[run.__module__].__doc__), file=sys.stderr)
-        sys.exit(2)
+def main(door: Door) -> NoReturn:
+    """Entry point of a root script: compose its configuration, run the chosen stage, answer errors
+    on one screen. Without arguments, and for ``--help``, the help of the door."""
+    asked = set(sys.argv[1:]) & {"-h", "--help"}
+    if asked or not set(sys.argv[1:]) - {"-m", "--multirun"}:
+        print(door.help(), file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
     code, multirun = 0, bool({"-m", "--multirun"} & set(sys.argv[1:]))
     try:
         sys.argv[1:] = with_own_folders([quoted(a) for a in sys.argv[1:]])
         overrides = [
             a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))
         ]
-        cfg = check_overrides(config_name, overrides, multirun)
+        cfg = check_overrides(door.name, overrides, multirun)
         if multirun:
             Path(cfg.output_root).mkdir(
                 parents=True, exist_ok=True
             )  # Hydra's multirun.yaml lies there
         with _own_words() if multirun else nullcontext():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-                _guarded(config_name, run)
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=door.name)(
+                _guarded(door)
             )()
     except JobFailed as error:
         code = 1
@@ -108,37 +111,7 @@ def _own_words() -> Iterator[None]:
             os.environ[FULL] = before
 
 
-def usage(config_name: str, purpose: str) -> str:
-    """What a command without arguments is answered with: what it does, its experiments and its
-    groups."""
-    base, cfg = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("base", config_name))
-    lines = [purpose.splitlines()[0], ""]
-    lines += [
-        f"usage: python {config_name}.py key=value ...    (-m: several values, as seed=0,1,2, one "
-        "after the other)",
-        "",
-    ]
-    own = [n for n in choices("experiment") if f"python {config_name}.py" in _text("experiment", n)]
-    lines += [f"experiment={' | '.join(own)}"] if own else []
-    for group in (
-        g for entry in cfg.defaults if not isinstance(entry, str) for g in entry if g in groups()
-    ):
-        lines += [f"{group}={' | '.join(choices(group))}"] if group != "experiment" else []
-    keys = [str(k) for k in dict.fromkeys([*base, *cfg]) if k not in ("defaults", "hydra")]
-    lines += [
-        "",
-        f"keys: {', '.join(keys)}",
-        f"python {config_name}.py --help shows all of them with their defaults",
-    ]
-    return "\n".join(lines)
-
-
-def _text(group: str, name: str) -> str:
-    file = CONF / group / f"{name}.yaml"
-    return file.read_text() if file.is_file() else f"python {group}"
-
-
-def _guarded(config_name: str, run):
+def _guarded(door: Door) -> Callable[[Any], float | None]:
     """The task that Hydra runs. For an exception inside a single job Hydra prints a traceback of
     its own: carry ours past it. In a multirun each error goes to the launcher as one line, so that
     the other jobs are run; Hydra's exit code is 1 then."""
@@ -161,9 +134,9 @@ def _guarded(config_name: str, run):
         )  # Lightning's own, for every run
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            prepare(config_name, cfg)
+            prepare(door.name, cfg)
             with stopped_by_signal():
-                return run(cfg)
+                return door.run(cfg)
         except Exception as error:
             code = exit_code(error)
             if os.environ.get("DD_TRACEBACK") or (code is None and not multirun):

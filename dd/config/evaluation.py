@@ -97,7 +97,7 @@ def prediction_arguments(cfg, place: Path | None = None) -> dict:
     run, segmenter, views = trained_run(
         cfg.run, cfg.trusted, cfg.weights, plain(cfg)["scales"], cfg.flip
     )
-    images = source(cfg.images, cfg.every, cfg.max_pixels)
+    images = source(cfg.images, cfg.predict.every, cfg.max_pixels)
     path = Path(cfg.images).resolve()
     how = [part for part in (cfg.weights if cfg.weights != "ema" else "", views.name) if part]
     place = place or Path("predictions", path.stem if path.is_file() else path.name)
@@ -133,22 +133,24 @@ def review_arguments(cfg) -> dict:
             f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take "
             "frames"
         )
-    queue = {key: cfg[key] for key in ("number", "score", "order", "distinct", "seed")}
+    given_queue = plain(cfg.review)
+    queue = {key: given_queue[key] for key in ("number", "score", "order", "distinct")}
+    queue["seed"] = cfg.seed
     check(**queue)
-    name = f"{Path(cfg.images).resolve().name}-{cfg.order}" + (
-        f"-{cfg.seed}" if cfg.order == "random" else ""
+    name = f"{Path(cfg.images).resolve().name}-{queue['order']}" + (
+        f"-{cfg.seed}" if queue["order"] == "random" else ""
     )
     given = prediction_arguments(cfg, Path("review", name))
-    if cfg.leave_out:
-        given["source"].items = without(given["source"].items, cfg.leave_out)
-        given["identity"]["left_out"] = sha256(Path(cfg.leave_out))
+    if cfg.review.leave_out:
+        given["source"].items = without(given["source"].items, cfg.review.leave_out)
+        given["identity"]["left_out"] = sha256(Path(cfg.review.leave_out))
     names, colours = given.pop("names")[1:], given.pop("palette")
     classes = Taxonomy(
         read_own(Path(cfg.run) / "run.json", NAMED)["taxonomy"]["name"],
         names,
         colours=_colours(names, colours),
     )
-    return {**given, **queue, "classes": classes, "address": cfg.address}
+    return {**given, **queue, "classes": classes, "address": cfg.review.address}
 
 
 def _colours(names, palette: list[int]) -> dict:
@@ -166,14 +168,15 @@ def _colours(names, palette: list[int]) -> dict:
 def report_arguments(cfg) -> dict:
     """What the report stage takes, from an evaluate configuration; ``runs`` is a folder or a glob
     of folders."""
-    pattern = str(cfg.runs or "")
+    pattern = str(cfg.report.runs or "")
     if Path(pattern).is_dir():  # whose name may hold what a pattern means otherwise
         pattern = escape(pattern)
-    begun = _with(pattern, SETTINGS) if cfg.runs else []
-    runs = sorted({*_with(pattern, "run.json"), *begun}) if cfg.runs else []
+    begun = _with(pattern, SETTINGS) if cfg.report.runs else []
+    runs = sorted({*_with(pattern, "run.json"), *begun}) if cfg.report.runs else []
     if not any((folder / "run.json").is_file() for folder in runs):
         raise FileNotFoundError(
-            f"runs={cfg.runs}: no finished training run below it (a folder with run.json)"
+            f"report.runs={cfg.report.runs}: no finished training run below it (a folder with "
+            "run.json)"
         )
     return {
         "folder": f"{cfg.output_root}/{cfg.name}",
@@ -183,9 +186,9 @@ def report_arguments(cfg) -> dict:
         "masks": cfg.synthetic_masks,
         "missed": _missed(pattern, runs),
         "taxonomy": taxonomy(cfg),
-        "domains": list(cfg.domains),
+        "domains": list(cfg.report.domains),
         "title": f"Dataset Diffusion: {cfg.name}",
-        "baseline": cfg.baseline,
+        "baseline": cfg.report.baseline,
         "budgets": sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
     }
 
@@ -208,7 +211,7 @@ def _missed(pattern: str, runs: list[Path]) -> list[Path]:
 def test_sets(cfg) -> dict[str, SegmentationFolder]:
     """Test images of each of ``domains`` (names of the data group) that lie on this machine."""
     found = {}
-    for domain in cfg.domains:
+    for domain in cfg.report.domains:
         file, node = group_file("data", domain), cfg.data
         if domain != cfg.data.name and file:
             node = OmegaConf.merge({"data_root": cfg.data_root}, OmegaConf.load(file))

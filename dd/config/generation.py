@@ -5,12 +5,13 @@ import itertools
 import re
 import sys
 from functools import partial
+from glob import glob
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
-from dd.config.objects import device, instantiate, plain, taxonomy
+from dd.config.objects import device, instantiate, plain, taxonomy, trained_run
 from dd.data.datasets import SegmentationFolder
 from dd.data.quality import CLIP, read_rules
 from dd.evaluation.supervision import choices
@@ -140,6 +141,23 @@ def quality(cfg) -> tuple:
             "a revision>"
         )
     return rules, None if model is None else instantiate(cfg.quality.clip, device=device(cfg))
+
+
+def labeler_run(cfg) -> dict:
+    """What the stage label takes of ``labeler=run`` beside the folder: the teacher and how it
+    looks. ValueError for several runs."""
+    given = plain(cfg.labeler)
+    folders = sorted(glob(str(given["run"]))) or [given["run"]]
+    if len(folders) > 1:
+        raise ValueError(
+            f"labeler.run={given['run']}: a mask set has one teacher, got {len(folders)} runs; "
+            "name one of them"
+        )
+    views = given["trusted"], given["weights"], given["scales"], given["flip"]
+    run, segmenter, seen = trained_run(folders[0], *views)
+    how = {k: given[k] for k in ("confidence", "weights", "batch_size", "num_workers")}
+    teacher = {"run": run, "segmenter": segmenter, "views": seen, "mask_set": cfg.mask_set}
+    return {**teacher, **how, "device": device(cfg)}
 
 
 def sweep_arguments(cfg) -> dict:

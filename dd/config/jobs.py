@@ -13,7 +13,6 @@ RESULT = {  # stage: the key that names what it writes into a data set that is t
     "label": "mask_set",
     "filter": "quality.split",
     "sweep": "sweep.name",
-    "self_train": "mask_set",
 }
 THEMSELVES = {
     "name",

@@ -36,7 +36,7 @@ def _given() -> dict[str, str]:
     return {
         k: o
         for k, o in keys.items()
-        if k.split(".")[0] not in ("name", "stage", "tune", "experiment", "budget")
+        if k.split(".")[0] not in ("name", "stage", "search", "experiment", "study")
     }
 
 
@@ -45,17 +45,17 @@ def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None
     experiment, then the overrides of this command, then ``more``; its synthetic images are those
     of ``draw``, None for ``synthetic``. ValueError for an experiment or a domain that does not
     exist."""
-    experiment = plain(cfg.budget)["experiments"]["real" if recipe == "real_short" else recipe]
+    experiment = plain(cfg.study)["experiments"]["real" if recipe == "real_short" else recipe]
     known = {kind: choices(kind) for kind in ("experiment", "data")}
     if experiment not in known["experiment"]:
         raise ValueError(
-            f"budget.experiments: {recipe}: {experiment!r}; allowed: "
+            f"study.experiments: {recipe}: {experiment!r}; allowed: "
             f"{', '.join(known['experiment'])}"
         )
     own = domain == cfg.data.name
     if not own and domain not in known["data"]:
         raise ValueError(
-            f"budget.domains: {domain!r} is neither {cfg.data.name!r} nor one of "
+            f"study.domains: {domain!r} is neither {cfg.data.name!r} nor one of "
             f"{', '.join(known['data'])}"
         )
     given = {k: o for k, o in _given().items() if k != "data"}
@@ -73,18 +73,18 @@ def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None
 
 def _draws(cfg) -> list[str]:
     """The synthetic sets of the study. ValueError for sets that cannot be told apart."""
-    given = plain(cfg.budget)["synthetic"]
+    given = plain(cfg.study)["synthetic"]
     if given is None:
         return [cfg.synthetic]
     if not isinstance(given, list) or not all(isinstance(path, str) and path for path in given):
         expected = "expected a list of folders, or null for the one of synthetic=..."
-        raise ValueError(f"budget.synthetic={given!r}: {expected}")
+        raise ValueError(f"study.synthetic={given!r}: {expected}")
     if "synthetic" in _given():
-        raise ValueError("synthetic=... and budget.synthetic both name synthetic sets; give one")
+        raise ValueError("synthetic=... and study.synthetic both name synthetic sets; give one")
     names = [Path(path).name for path in given]
     if len(set(names)) < len(names):
         why = "runs are filed by the last part of these folders, and two have the same"
-        raise ValueError(f"budget.synthetic={given!r}: {why}; rename one")
+        raise ValueError(f"study.synthetic={given!r}: {why}; rename one")
     return given
 
 
@@ -94,12 +94,12 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
     one_device(cfg, "a run of the study trains on one device")
     if found := [o for k, o in _given().items() if k in SET_BY_STUDY]:
         raise ValueError(
-            f"{', '.join(found)}: stage=budget sets this for each run; see the keys of budget"
+            f"{', '.join(found)}: stage=study sets this for each run; see the keys of budget"
         )
-    given = plain(cfg.budget)
+    given = plain(cfg.study)
     if not isinstance(given["domains"], list) or not given["domains"]:
         raise ValueError(
-            f"budget.domains={given['domains']!r}: expected a list of data sets, such as "
+            f"study.domains={given['domains']!r}: expected a list of data sets, such as "
             f"[{cfg.data.name}]"
         )
     needed = [r for r in RECIPES if r in ("synthetic", "finetune") or r in (given["arms"] or ())]
@@ -113,7 +113,7 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
                 "set data.tune_split=null, or to other images"
             )
         if taxonomy(part) != taxonomy(cfg):
-            raise ValueError(f"budget.domains: {domain!r} has other classes than {cfg.data.name!r}")
+            raise ValueError(f"study.domains: {domain!r} has other classes than {cfg.data.name!r}")
     plan = Plan(
         **{k: given[k] for k in ("shots", "seeds", "arms")},
         choose=given["choose"] or {},
@@ -157,14 +157,14 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
 def _judged_on(cfg, first) -> str | None:
     """The images on which learning rates are compared: those held out, the tune split, or none."""
     if cfg.hold_out is not None:
-        given = plain(cfg.budget)
+        given = plain(cfg.study)
         images = given["choose"]["shots"]
         listed = choice_shots(given["choose"], given["shots"])
         fewest = min((k for k in listed if type(k) is int), default=math.inf)
         if type(cfg.hold_out) is not int or not 1 <= cfg.hold_out < fewest:
             raise ValueError(
                 f"hold_out={cfg.hold_out}: expected a number of images below "
-                f"budget.choose.shots={images}"
+                f"study.choose.shots={images}"
             )
         return f"{cfg.hold_out} images held out of the training set"
     if first.data.tune_split is None:
@@ -185,7 +185,7 @@ def _judges(cfg, first) -> list[dict]:
 
 
 def _shared(part) -> dict:
-    each = ("tune", "seed", "shots", "init_from", "data", "data_root", "hold_out")
+    each = ("search", "seed", "shots", "init_from", "data", "data_root", "hold_out")
     return {k: v for k, v in study_identity(part, {}).items() if k not in each}
 
 
@@ -195,7 +195,7 @@ def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None)
     shared with it, if the record of the experiment tells the labels that the study chose the
     rate on; all others lie below the study's folder. ``choices``: {recipe: the label sets that
     its rate is chosen on} (:attr:`dd.evaluation.budget.Plan.choices`)."""
-    domain = job.domain or cfg.budget.domains[0]
+    domain = job.domain or cfg.study.domains[0]
     held = judged and cfg.hold_out is not None
     more = [
         f"seed={job.seed}",
@@ -254,10 +254,10 @@ def budget_test(cfg, domain: str) -> SegmentationFolder:
 
 def generation_seconds(cfg) -> dict[str, float]:
     """{synthetic set: seconds that drawing it took}, by its records, or as given for each."""
-    given = cfg.budget.generation_seconds
+    given = cfg.study.generation_seconds
     if given is not None and not (type(given) in (int, float) and given >= 0):
         raise ValueError(
-            f"budget.generation_seconds={given!r}: expected a number of 0 or more, or null for "
+            f"study.generation_seconds={given!r}: expected a number of 0 or more, or null for "
             "the records' own"
         )
     if given is not None:

@@ -13,7 +13,7 @@ from dd import taxonomy as taxonomies
 from dd.config.kinds import check_arguments
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation.supervision import choices, merged
-from dd.stages.train import fill, load_weights
+from dd.stages.train_segmenter import fill, load_weights
 from dd.store.provenance import SETTINGS, read_own
 from dd.store.schemas import TRAINED
 from dd.training.segmentation import Views

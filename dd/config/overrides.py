@@ -199,7 +199,7 @@ def _check_plugin(typed: str, key: str, value) -> None:
                 '".[sweeps]"'
             )
         elif key == "hydra/sweeper":
-            more = "; Optuna is used directly: python train.py stage=tune"
+            more = "; Optuna is used directly: python train.py stage=search"
         raise ValueError(f"{typed!r}: no such {key}; installed: {', '.join(there)}{more}")
 
 

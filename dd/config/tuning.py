@@ -20,7 +20,7 @@ FIXED = (
     "name",
     "stage",
     "experiment",
-    "tune",
+    "search",
     "data",
     "data_root",
     "output_root",
@@ -89,21 +89,21 @@ def one_device(cfg, why: str) -> None:
 
 
 def search_space(cfg) -> dict:
-    """``tune.space``, or what the YAML file says that it names; ValueError for a key that a
+    """``search.space``, or what the YAML file says that it names; ValueError for a key that a
     search must not touch."""
-    space = plain(cfg.tune)["space"]
+    space = plain(cfg.search)["space"]
     if isinstance(space, str):
         if not Path(space).is_file():
-            raise FileNotFoundError(f"tune.space={space}: no such file")
+            raise FileNotFoundError(f"search.space={space}: no such file")
         read_yaml(space)  # refuses what has no end
         space = OmegaConf.to_container(
             OmegaConf.load(space)
         )  # 1e-5 is a number, as on the command line
     for key in space if isinstance(space, dict) else ():
-        if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "budget", "hydra", "chosen_on"):
+        if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "study", "hydra", "chosen_on"):
             raise ValueError(
-                f"tune.space: {key} is not searched: it decides what is compared, not how well it "
-                "trains"
+                f"search.space: {key} is not searched: it decides what is compared, not how well "
+                "it trains"
             )
     return space
 
@@ -112,7 +112,7 @@ def study_identity(cfg, space: dict) -> dict:
     """Settings that all trials of a study share: all but where it runs, how many trials there
     are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
-    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "budget", "chosen_on")}
+    node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "study", "chosen_on")}
     looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
     used = {"self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
     used["shots_list"] = cfg.shots_list
@@ -122,7 +122,7 @@ def study_identity(cfg, space: dict) -> dict:
         node.pop(key)
     looks = {k: v for k, v in node["trainer"].items() if k in looks}
     node["trainer"] = looks | trainer_identity(cfg)
-    node["tune"] = {**{k: v for k, v in node["tune"].items() if k != "trials"}, "space": space}
+    node["search"] = {**{k: v for k, v in node["search"].items() if k != "trials"}, "space": space}
     return node
 
 
@@ -139,7 +139,7 @@ def study_content(cfg) -> dict:
 
 def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
     """The configuration of one trial: the overrides of this command, then the trial's own."""
-    given = [o for o in job_overrides() if not re.match(r"[+~]*(name|stage|tune)\b", o)]
+    given = [o for o in job_overrides() if not re.match(r"[+~]*(name|stage|search)\b", o)]
     together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]
     if check_only:
         return check_overrides("train", together)

@@ -95,15 +95,15 @@ class Plan:
                 )
         if 0 in self.shots and not set(WITH_SYNTHETIC) & set(self.arms):
             raise ValueError(
-                "budget.shots holds 0, synthetic images alone, and no arm has any; add finetune "
+                "study.shots holds 0, synthetic images alone, and no arm has any; add finetune "
                 "or mixed"
             )
         if not self.domains:
-            raise ValueError("budget.domains is empty: name the data whose images are labelled")
+            raise ValueError("study.domains is empty: name the data whose images are labelled")
         draws = self.draws
         if not isinstance(draws, list) or not draws or len(set(draws)) < len(draws):
             raise ValueError(
-                f"budget.synthetic={draws!r}: expected a list of different synthetic sets, "
+                f"study.synthetic={draws!r}: expected a list of different synthetic sets, "
                 "or null for the one of synthetic=..."
             )
         places, seeds = self.choice_shots(), self.choice_seeds()
@@ -111,7 +111,7 @@ class Plan:
         repeated = any(len(set(found)) < len(found) for found in (places, seeds))
         if not places or not seeds or not all(fit) or repeated:
             raise ValueError(
-                f"budget.choose={self.choose!r}: expected shots (1 or more, or all; a list of "
+                f"study.choose={self.choose!r}: expected shots (1 or more, or all; a list of "
                 "them, or each) and seed (or a list of them), without repetition"
             )
         for name, size in self.domains.items():
@@ -123,7 +123,7 @@ class Plan:
                     )
             if {size, "all"} <= set(self.shots):
                 raise ValueError(
-                    f"budget.shots: {size} and all are the same images of {name}; give one of them"
+                    f"study.shots: {size} and all are the same images of {name}; give one of them"
                 )
         for recipe, rates in self.learning_rates.items():
             fine = rates is None or (
@@ -135,7 +135,7 @@ class Plan:
                 or not all(type(r) in (int, float) and 0 < r < math.inf for r in rates or ())
             ):
                 raise ValueError(
-                    f"budget.learning_rates.{recipe}={rates!r}: expected a list of different "
+                    f"study.learning_rates.{recipe}={rates!r}: expected a list of different "
                     "numbers above 0, or null for the "
                     f"experiment's own; recipes: {', '.join(RECIPES)}"
                 )
@@ -283,6 +283,4 @@ def check_targets(targets) -> None:
     if targets is not None and not (
         isinstance(targets, list) and all(type(t) in (int, float) for t in targets)
     ):
-        raise ValueError(
-            f"budget.targets={targets!r}: expected a list of mIoUs in percent, or null"
-        )
+        raise ValueError(f"study.targets={targets!r}: expected a list of mIoUs in percent, or null")

@@ -106,8 +106,7 @@ def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | Non
     )
     raise FileNotFoundError(
         f"{folder} has no finished mask set {masks} (no masks.json); finished ones: {there}. "
-        "Masks are made by generate.py "
-        "with stage=label, by evaluate.py with stage=self_train"
+        "Masks are made by generate.py stage=label"
     )
 
 

@@ -230,7 +230,7 @@ def add_lora(
     for target modules that the UNet lacks."""
     if type(pipe) is not StableDiffusionPipeline:
         raise ValueError(
-            f"adaptation.model is a {type(pipe).__name__}; adapters are trained for Stable "
+            f"adapter.model is a {type(pipe).__name__}; adapters are trained for Stable "
             "Diffusion 1.x and 2.x"
         )
     names = {
@@ -241,7 +241,7 @@ def add_lora(
     lacking = [t for t in target_modules if not any(f".{name}".endswith(f".{t}") for name in names)]
     if lacking or not target_modules:
         raise ValueError(
-            f"adaptation.lora.target_modules={list(target_modules)}: the UNet has no linear layer "
+            f"adapter.lora.target_modules={list(target_modules)}: the UNet has no linear layer "
             "named "
             f"{', '.join(lacking) or '(none given)'}; those of its attention are to_q, to_k, "
             "to_v, to_out.0"
@@ -297,6 +297,6 @@ def noise_schedule(pipe) -> DDPMScheduler:
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"adaptation.model predicts {kind!r}; training knows epsilon and v_prediction"
+            f"adapter.model predicts {kind!r}; training knows epsilon and v_prediction"
         )
     return scheduler

@@ -77,7 +77,7 @@ def _shots_label(k: str, size: int | None) -> int | str:
 
 def budget_sections(study: dict, name: str):
     """Curves of a label-budget study, differences, what labels it saves and what they cost, from
-    budget.json (:mod:`dd.stages.budget`)."""
+    budget.json (:mod:`dd.stages.study`)."""
     arms = study["arms"]
     names = {a: study.get("labels", {}).get(a) or ARMS.get(a, a) for a in arms}
     domains = list(

@@ -1,100 +1,162 @@
-"""Stage: a segmenter's predictions for the images of a synthetic set, made once: what a sweep
-compares masks with."""
+"""Stage: what a trained run sees in photographs or in a video: masks, overlays, and the area of
+each class."""
 
+import json
 from pathlib import Path
 
-from dd.data.datasets import encode_mask, read_image, synthetic_image
+import numpy as np
+
+from dd.data.datasets import encode_image, encode_mask
+from dd.data.folders import output_folder
+from dd.data.photos import batches
+from dd.prompts.templates import enumerated, indefinite
+from dd.report.contact_sheet import NAME, write_contact_sheet
+from dd.report.pictures import legend, overlay
 from dd.store.locks import Lock
 from dd.store.progress import Progress
-from dd.store.provenance import fingerprint, read_own, sha256, write_atomic, write_json
-from dd.store.samples import append_records, read_plan, read_records
-from dd.store.schemas import RUN
-from dd.training.segmentation import Predictor
+from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_json
+from dd.store.samples import append_records, read_records
+from dd.training.segmentation import fitting
+
+SETTINGS, AREAS, CAPTIONS, UNREADABLE = (
+    "predictions.json",
+    "areas.csv",
+    "captions.jsonl",
+    "unreadable.csv",
+)
+CAPTIONED = 0.01  # share of an image from which on a class is in its caption
+SHOWN = 20  # unreadable files on the screen; the file lists all
+BATCH_PIXELS = 1 << 24  # of a batch together, beside its number of images
 
 
 def predict(
-    folder,
-    run: dict,
-    segmenter,
-    views,
-    limit: int | None = None,
-    weights: str = "ema",
-    batch_size: int = 16,
-    device: str = "cpu",
-) -> Path:
-    """Predictions of ``segmenter`` (weights loaded) for the first ``limit`` samples of the
-    synthetic set ``folder``, in ``sweeps/predictions/<checkpoint's hash>-<hash of all else>``;
-    returns that folder.
+    target, source, predictor, identity: dict, names, palette: list[int], batch_size: int = 16
+) -> dict:
+    """Predictions for ``source`` (:mod:`dd.data.photos`) in the folder ``target``:
+    ``masks/<id>.png``, ``overlays/<id>.jpg``, areas.csv, captions.jsonl, unreadable.csv, and
+    index.html to look at them. Returns {"images", "kept": how many were there, "unreadable": {file:
+    why}, "notes"}.
 
-    ``run`` is the run's run.json, ``views`` (:class:`dd.training.segmentation.Views`) how it looks
-    at an image. What is there is not made again; a batch is always the same samples, so neither
-    ``limit`` nor an interruption changes a pixel. ValueError for a run with other classes.
+    ``predictor``: images uint8 [H, W, 3] -> masks uint8 [H, W] of the classes ``names``, background
+    first; ``identity``: what decides a mask beside the image (checkpoint, protocol). What is there
+    of the same file, checkpoint and protocol is not made again. FileExistsError if ``target`` holds
+    another run's predictions, ValueError if no image can be read.
     """
-    folder = Path(folder)
-    plan, records = read_plan(folder), read_records(folder, ("image_sha256",))
-    missing = [s.id for s in plan if s.id not in records]
-    if missing:
-        raise ValueError(
-            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet; run "
-            "generate.py first"
+    target = output_folder(target, SETTINGS, identity, "predictions")
+    with Lock(target, hint="Choose another folder with output=..."):
+        write_json(target / SETTINGS, {"identity": identity, **made_by()})
+        done, unreadable = _done(target, source.items), dict(source.unreadable)
+        kept, todo = len(done), [item for item in source.items if item.id not in done]
+        with Progress("predict", len(source.items), len(done)) as bar:
+            for batch in batches(source.read(todo), batch_size, BATCH_PIXELS, unreadable, bar.fail):
+                seen = fitting(predictor, batch, unreadable, bar.fail)
+                records = [_write(target, *row, palette, len(names)) for row in seen]
+                append_records(target, "0", records)
+                done |= {r["id"]: r for r in records}
+                bar.advance(len(records))
+        records = [done[item.id] for item in source.items if item.id in done]
+        _write_tables(target, records, unreadable, names)
+        pictures = [(r["file"], f"overlays/{r['id']}.jpg") for r in records]
+        note = f"{len(pictures)} images, classes over them. Masks are in masks/, areas in {AREAS}."
+        write_contact_sheet(
+            target, f"Predictions in {target.name}", note, pictures, legend(names, palette)
         )
-    classes, theirs = (
-        read_own(folder / "run.json", RUN)["identity"]["taxonomy"]["names"],
-        run["taxonomy"]["names"],
-    )
-    if classes != theirs:
+    if not done:
+        first = next(iter(unreadable.items()))
         raise ValueError(
-            f"the run was trained for the classes {theirs}, the synthetic set {folder} has "
-            f"{classes}: masks are compared with "
-            "the predictions of a run with the same classes"
+            f"none of the {len(unreadable)} images could be read, listed in "
+            f"{target / UNREADABLE}; {first[0]}: {first[1]}"
         )
-    identity = {
-        "settings": {**views.protocol, "weights": weights, "batch_size": batch_size},
-        "images": fingerprint([records[s.id]["image_sha256"] for s in plan]),
-        "teacher": {k: run[k] for k in ("weights_sha256", "supervision", "trained_on")},
-    }
-    target = (
-        folder
-        / "sweeps"
-        / "predictions"
-        / f"{run['weights_sha256'][:12]}-{fingerprint(identity)[:8]}"
+    return {"images": len(done), "kept": kept, "unreadable": unreadable, "notes": source.notes}
+
+
+def print_predictions(target, found: dict) -> None:
+    """What was made, and what could not be read."""
+    for note in found["notes"]:
+        print(f"warning: {note}")
+    print(
+        f"predictions of {found['images']} images in {target} ({found['kept']} were there), areas "
+        f"in {AREAS}"
     )
-    chosen = run.get("chosen_on", [])
-    write_json(target / "settings.json", {"identity": identity, "chosen_on": chosen})
-    batches = [plan[i : i + batch_size] for i in range(0, len(plan[:limit]), batch_size)]
-    done = _done(target)
-    todo = [batch for batch in batches if any(s.id not in done for s in batch)]
-    predictor = Predictor(run, segmenter, views, device)
-    there = sum(map(len, batches)) - sum(map(len, todo))
-    with (
-        Lock(target),
-        Progress(f"predict {folder.name}", there + sum(map(len, todo)), there) as progress,
-    ):
-        for batch in todo:
-            predictions = predictor([read_image(synthetic_image(folder, s.id)) for s in batch])
-            append_records(
-                target,
-                "0",
-                [_write(target, *pair) for pair in zip(batch, predictions, strict=True)],
-            )
-            progress.advance(len(batch))
-    return target
+    print(f"to look at: {Path(target) / NAME}")
+    if found["unreadable"]:
+        print(f"{len(found['unreadable'])} could not be read ({UNREADABLE}):")
+        for file, why in list(found["unreadable"].items())[:SHOWN]:
+            print(f"  {file}: {why}")
 
 
-def _write(target, sample, prediction) -> dict:
-    data = encode_mask(prediction)
-    write_atomic(target / f"{sample.id}.png", data)
-    return {"id": sample.id, "sha256": sha256(data)}
+def _done(target: Path, items) -> dict[str, dict]:
+    """Records of the items whose file and predictions are as they were."""
+    records, found = (
+        read_records(target, ("source", "mask", "overlay", "width", "height", "pixels")),
+        {},
+    )
+    for item in items:
+        record = records.get(item.id)
+        if record and record["source"] == item.digest:
+            kept = {
+                path: record[key]
+                for path, key in zip(_paths(target, item.id), ("mask", "overlay"), strict=True)
+            }
+            if all(path.is_file() and sha256(path) == digest for path, digest in kept.items()):
+                found[item.id] = {**record, "file": item.file}
+    return found
 
 
-def _done(target) -> set[str]:
-    """Ids whose prediction is as it was written."""
-    files = {
-        name: (target / f"{name}.png", record["sha256"])
-        for name, record in read_records(target, ("sha256",)).items()
-    }
+def _paths(target: Path, name: str) -> tuple[Path, Path]:
+    return target / "masks" / f"{name}.png", target / "overlays" / f"{name}.jpg"
+
+
+def _write(target: Path, item, image, mask, palette, num_classes: int) -> dict:
+    files = encode_mask(mask, palette), encode_image(overlay(image, mask, palette), ".jpg")
+    for path, data in zip(_paths(target, item.id), files, strict=True):
+        write_atomic(path, data)
     return {
-        name
-        for name, (path, written) in files.items()
-        if path.is_file() and sha256(path) == written
+        "id": item.id,
+        "file": item.file,
+        "source": item.digest,
+        "mask": sha256(files[0]),
+        "overlay": sha256(files[1]),
+        "width": mask.shape[1],
+        "height": mask.shape[0],
+        "pixels": np.bincount(mask.ravel(), minlength=num_classes).tolist(),
     }
+
+
+def _caption(record: dict, names) -> dict:
+    """What an image shows, the largest first: captions without a label or a captioner
+    (:mod:`dd.stages.train_adapter`)."""
+    enough = CAPTIONED * record["width"] * record["height"]
+    seen = sorted(
+        (-count, name)
+        for count, name in zip(record["pixels"][1:], names[1:], strict=True)
+        if count >= enough
+    )
+    classes = [name for _, name in seen]
+    text = (
+        f"a photo of {enumerated([indefinite(name) for name in classes])}" if classes else "a photo"
+    )
+    return {"filename": record["file"], "caption": text, "classes": classes}
+
+
+def _write_tables(target: Path, records: list[dict], unreadable: dict, names) -> None:
+    head = [
+        "file",
+        "width",
+        "height",
+        *(f"{name} {unit}" for name in names for unit in ("pixels", "percent")),
+    ]
+    rows = [head]
+    for record in records:
+        size = record["width"] * record["height"]
+        areas = [
+            value for count in record["pixels"] for value in (count, f"{100 * count / size:.4f}")
+        ]
+        rows.append([record["file"], record["width"], record["height"], *areas])
+    write_csv(target / AREAS, rows)
+    write_atomic(
+        target / CAPTIONS,
+        (json.dumps(_caption(record, names), ensure_ascii=False) + "\n" for record in records),
+    )
+    if unreadable or (target / UNREADABLE).exists():  # an emptied list says more than an old one
+        write_csv(target / UNREADABLE, [["file", "why"], *unreadable.items()])

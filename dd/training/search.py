@@ -27,7 +27,7 @@ def _optuna():
         import optuna
     except ModuleNotFoundError:
         raise ValueError(
-            'stage=tune needs optuna, which is not installed: pip install -e ".[sweeps]"'
+            'stage=search needs optuna, which is not installed: pip install -e ".[sweeps]"'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
@@ -41,7 +41,7 @@ def override(key: str, value) -> str:
 
 def _distribution(key: str, spec):
     """Optuna's distribution of one entry of a space; ValueError with the forms there are."""
-    d, wrong = _optuna().distributions, f"tune.space: {key}: {spec!r}"
+    d, wrong = _optuna().distributions, f"search.space: {key}: {spec!r}"
     if not isinstance(spec, dict) or not (
         {"choices"} == set(spec) or {"low", "high"} <= set(spec) <= {"low", "high", "log", "step"}
     ):
@@ -73,7 +73,7 @@ def distributions(space: dict) -> dict:
     entries of another form."""
     if not isinstance(space, dict) or not space:
         raise ValueError(
-            f"tune.space={space!r}: expected keys of the configuration, each with {FORMS}"
+            f"search.space={space!r}: expected keys of the configuration, each with {FORMS}"
         )
     return {key: _distribution(key, spec) for key, spec in space.items()}
 
@@ -93,14 +93,14 @@ def corners(space: dict) -> list[list[str]]:
 
 def _chosen(table: dict, module, key: str, name: str, settings: dict):
     if name not in table:
-        raise ValueError(f"tune.{key}={name!r}; allowed: {', '.join(table)}")
+        raise ValueError(f"search.{key}={name!r}; allowed: {', '.join(table)}")
     made = getattr(module, table[name])
     try:
         inspect.signature(made).bind(**settings)
         return made(**settings)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"tune.{key}_settings={settings}: {error}; {name} takes {inspect.signature(made)}"
+            f"search.{key}_settings={settings}: {error}; {name} takes {inspect.signature(made)}"
         ) from None
 
 

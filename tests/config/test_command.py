@@ -17,6 +17,7 @@ from dd.config.command import check_values, defaults
 from dd.config.kinds import KINDS, check_kinds
 from dd.config.objects import check_loaded
 from dd.store.settings import words
+from tests.doors import watched
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def command(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [f"{root}.py", *arguments])
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit) as stop:
-            config.main(root, run)
+            config.main(watched(root, run))
         return stop.value.code
 
     yield call
@@ -423,8 +424,8 @@ def test_usual_values_pass():
     checked(
         "train",
         "experiment=shapes_budget",
-        "budget.learning_rates.synthetic=null",
-        "budget.arms=[real]",
+        "study.learning_rates.synthetic=null",
+        "study.arms=[real]",
     )
     checked(
         "train",
@@ -479,7 +480,7 @@ def test_every_null_has_its_kind():
         ("train", ["experiment=shapes_adapt_generator"]),
     ]
     found = {k for root, o in composed for k in nulls(config.plain(config.compose(root, o)))}
-    assert {k for k in found if not k.startswith("budget.learning_rates.")} <= KINDS.keys()
+    assert {k for k in found if not k.startswith("study.learning_rates.")} <= KINDS.keys()
 
 
 def test_every_kind_can_be_said():

@@ -24,6 +24,7 @@ from dd.stages.prepare import prepare_shapes
 from dd.store.provenance import write_json
 from dd.taxonomy import taxonomy
 from dd.training.segmentation import EMA, LastCheckpoint, Segmentation
+from tests.doors import door
 
 CONF = config.CONF
 ROOTS = {"generate", "train", "evaluate"}
@@ -355,7 +356,7 @@ def test_an_adaptation_starts_from_plain_float32_weights():
     assert given["images"] == "here/shapes_shift/JPEGImages" and given["listed"].endswith(
         "Segmentation/train.txt"
     )
-    for wrong in ("+adaptation.generator.dtype=float16", "+adaptation.generator.adapter=a_run"):
+    for wrong in ("+adapter.generator.dtype=float16", "+adapter.generator.adapter=a_run"):
         with pytest.raises(ValueError, match="trained from float32 weights without an adapter"):
             config.adaptation(compose("train", "experiment=shapes_adapt_generator", wrong))
     with pytest.raises(ValueError, match="trainer.devices=2: an adapter is trained on one device"):
@@ -363,7 +364,7 @@ def test_an_adaptation_starts_from_plain_float32_weights():
             compose("train", "experiment=shapes_adapt_generator", "trainer.devices=2")
         )
     with pytest.raises(ValueError, match="experiment=shapes_adapt_generator or sd_adapt_generator"):
-        config.adaptation(compose("train", "name=a_run", "stage=adapt_generator"))
+        config.adaptation(compose("train", "name=a_run", "stage=adapter"))
 
 
 # The trainer
@@ -466,7 +467,7 @@ def test_a_call_cannot_come_with_the_arguments():
 
 
 def test_a_mistyped_target_names_what_is_allowed():
-    with pytest.raises(ValueError, match=r"dd\.masks\.MaskSetting\b") as error:
+    with pytest.raises(ValueError, match=r"dd\.masks\.threshold\.MaskSetting\b") as error:
         config.instantiate({"_target_": "dd.masks.threshold.MaskSetting"})
     assert allowed_are_named(error)
 
@@ -819,12 +820,10 @@ def test_a_debug_switch_finishes_no_folder(data_root, tmp_path, value):
         "device=cpu",
         "data=shapes",
     )
-    import train
-
     with pytest.raises(
         ValueError, match=r"trainer.fast_dev_run=.*is no run.*trainer.max_steps=2 name=try"
     ):
-        train.run(
+        door("train").run(
             training(data_root, *given, "segmenter=deeplabv3_r18", "segmenter.base_channels=8")
         )
     assert not (tmp_path / "x").exists()

@@ -64,7 +64,7 @@ FILLED = {"train": ["name=a_run"]}
         (
             "train",
             "hydra/sweeper=optuna",
-            ["no such hydra/sweeper; installed: basic; ", "train.py stage=tune"],
+            ["no such hydra/sweeper; installed: basic; ", "train.py stage=search"],
         ),
         ("evaluate", "dta=voc", ["no key 'dta' at the top level", "Did you mean 'data'?"]),
     ],
@@ -78,7 +78,7 @@ def test_mistyped_overrides_are_answered_with_the_names_there_are(root, override
 
 def test_keys_of_an_experiment_are_known():
     config.check_overrides(
-        "train", ["experiment=shapes_text_to_image", "models.tokenizer_merges=50"]
+        "train", ["experiment=shapes_text_to_image", "generator.models.tokenizer_merges=50"]
     )
     with pytest.raises(
         ValueError, match="no key 'tokenizer_merge' in models; .*Did you mean 'tokenizer_merges'"

@@ -131,29 +131,29 @@ def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, f
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shots": []}, r"budget.shots=\[\]"),
+        ({"shots": []}, r"study.shots=\[\]"),
         ({"shots": [16, 16]}, "without repetition"),
-        ({"shots": [-1]}, "budget.shots"),
-        ({"shots": [True]}, "budget.shots"),
-        ({"shots": 16}, "budget.shots=16"),
+        ({"shots": [-1]}, "study.shots"),
+        ({"shots": [True]}, "study.shots"),
+        ({"shots": 16}, "study.shots=16"),
         ({"shots": [64]}, "of there holds 50"),
         ({"shots": [50, "all"]}, "50 and all are the same images of there"),
-        ({"seeds": [0, 0]}, "budget.seeds"),
+        ({"seeds": [0, 0]}, "study.seeds"),
         ({"seeds": ["0"]}, "whole numbers"),
         ({"arms": ["fine"]}, "finetune, mixed, real, real_short"),
         ({"arms": ["real"]}, "holds 0, synthetic images alone"),
-        ({"domains": {}}, "budget.domains"),
-        ({"choose": {"shots": 0, "seed": 0}}, "budget.choose"),
-        ({"choose": {}}, "budget.choose"),
+        ({"domains": {}}, "study.domains"),
+        ({"choose": {"shots": 0, "seed": 0}}, "study.choose"),
+        ({"choose": {}}, "study.choose"),
         (
             {"choose": {"shots": 51, "seed": 0}},
             "51 shots, but the training split of there holds 50",
         ),
         ({"choose": {"shots": [16, 16], "seed": 0}}, "without repetition"),
-        ({"choose": {"shots": [], "seed": 0}}, "budget.choose"),
-        ({"choose": {"shots": 16, "seed": [0, -1]}}, "budget.choose"),
-        ({"choose": {"shots": [16, 0], "seed": 0}}, "budget.choose"),
-        ({"draws": []}, r"budget.synthetic=\[\]"),
+        ({"choose": {"shots": [], "seed": 0}}, "study.choose"),
+        ({"choose": {"shots": 16, "seed": [0, -1]}}, "study.choose"),
+        ({"choose": {"shots": [16, 0], "seed": 0}}, "study.choose"),
+        ({"draws": []}, r"study.synthetic=\[\]"),
         ({"draws": ["a", "a"]}, "different synthetic sets"),
         ({"learning_rates": {"real": [0]}}, r"learning_rates.real=\[0\]"),
         ({"learning_rates": {"real": 1e-3}}, "list"),
@@ -167,8 +167,8 @@ def test_plans_that_make_no_sense(changes, message):
 
 
 def test_targets_are_a_list_of_numbers():
-    with pytest.raises(ValueError, match="budget.targets=60"):
+    with pytest.raises(ValueError, match="study.targets=60"):
         check_targets(60)
-    with pytest.raises(ValueError, match="budget.targets"):
+    with pytest.raises(ValueError, match="study.targets"):
         check_targets(["60"])
     check_targets(None)

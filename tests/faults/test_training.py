@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dd.stages.prepare import prepare_shapes
-from dd.stages.train import load_weights
+from dd.stages.train_segmenter import load_weights
 from dd.store import checkpoints
 from dd.store.provenance import read_json
 

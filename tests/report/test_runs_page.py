@@ -142,11 +142,11 @@ def test_what_a_pattern_misses_or_is_not_finished_is_listed(copy, study, run, bu
     )
     builder.run(runs / "silent", [], 0.1, 7)
     where = ["data=shapes", f"data_root={study}/data", f"output_root={copy}", "domains=[shapes]"]
-    run("evaluate", "stage=report", f"runs={runs}", "name=out", *where)
+    run("evaluate", "stage=report", f"report.runs={runs}", "name=out", *where)
     found = dict(rows_of((copy / "out/report.html").read_text(), "Not compared"))
     assert found[str(runs / "begun")].startswith("begun and not finished (no run.json)")
     assert found["silent"].startswith("finished and never evaluated") and len(found) == 2
-    run("evaluate", "stage=report", f"runs={runs}/r*", "name=out", *where)
+    run("evaluate", "stage=report", f"report.runs={runs}/r*", "name=out", *where)
     found = dict(rows_of((copy / "out/report.html").read_text(), "Not compared"))
     (line,) = [name for name, why in found.items() if "the pattern of runs leaves it out" in why]
     assert line.endswith("and 2 more") and str(runs / "finetune/shots=16,seed=0") in line
@@ -155,7 +155,7 @@ def test_what_a_pattern_misses_or_is_not_finished_is_listed(copy, study, run, bu
 def test_a_folder_whose_name_is_a_pattern_is_a_folder(copy, study, run):
     shutil.move(copy / "outputs/shapes", copy / "outputs/site [1]")
     where = ["data=shapes", f"data_root={study}/data", f"output_root={copy}", "domains=[shapes]"]
-    run("evaluate", "stage=report", f'runs="{copy}/outputs/site [1]"', "name=out", *where)
+    run("evaluate", "stage=report", f'report.runs="{copy}/outputs/site [1]"', "name=out", *where)
     assert len(json.loads((copy / "out/summary.json").read_text())["recipes"]) == 5
 
 

@@ -1,7 +1,6 @@
 """A site's label-budget study and the page about its runs: each number of the page is the
 study's."""
 
-import importlib
 import json
 import re
 import sys
@@ -12,10 +11,11 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from dd import __main__ as door
+from dd import __main__ as commands
 from dd import config
 from dd.data.datasets import encode_image, encode_mask
 from dd.store.provenance import read_json
+from tests.doors import door
 
 ROOT = Path(__file__).parents[2]
 STEPS = {
@@ -61,7 +61,8 @@ def site(tmp_path_factory):
     where = ["--root", str(root / "data"), "--conf", str(root / "conf"), "--generator", "embedded"]
     labels = ["--images", str(root / "images"), "--masks", str(root / "masks")]
     assert (
-        door.main(["init", "yard", "--class", "pallet", "--class", "worker", *where, *labels]) == 0
+        commands.main(["init", "yard", "--class", "pallet", "--class", "worker", *where, *labels])
+        == 0
     )
     for path in (root / "conf/experiment").glob("yard_*.yaml"):
         path.write_text(
@@ -70,7 +71,7 @@ def site(tmp_path_factory):
 
     patch = pytest.MonkeyPatch()
     patch.chdir(root)  # whose conf/ holds the site's files
-    scripts = {name: importlib.import_module(name) for name in ("generate", "train", "evaluate")}
+    scripts = {name: door(name) for name in ("generate", "train", "evaluate")}
     here = [f"data_root={root}/data", f"output_root={root}/outputs", "device=cpu"]
 
     def call(script, *overrides):
@@ -85,13 +86,13 @@ def site(tmp_path_factory):
         "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu",
     ]
-    study = ["budget.shots=[0,8,all]", "budget.seeds=[0]", "budget.choose.shots=8"]
+    study = ["study.shots=[0,8,all]", "study.seeds=[0]", "study.choose.shots=8"]
     patch.setattr(sys, "argv", ["train.py", "experiment=yard_budget", *small, *study, *here])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stop:
-        config.main("train", scripts["train"].run)
+        config.main(scripts["train"])
     assert stop.value.code == 0
-    call("evaluate", "stage=report", f"runs={root}/outputs", "data=yard", "name=page")
+    call("evaluate", "stage=report", f"report.runs={root}/outputs", "data=yard", "name=page")
     yield root
     patch.undo()
     GlobalHydra.instance().clear()

@@ -1,7 +1,6 @@
 """Mask settings chosen by a few labelled real images, the file that holds them, and what their
 labels make of a run."""
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from dd.stages.probe import score
 from dd.store.provenance import read_json
 from dd.store.samples import Sample
 from dd.taxonomy import Taxonomy, taxonomy
+from tests.doors import door
 
 ROOT = Path(__file__).parents[2]
 SHAPES = taxonomy("shapes")
@@ -243,10 +243,10 @@ CHOICE = {
 }
 
 
-def compose(*overrides):
+def compose(*overrides, script="generate"):
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(config.CONF), version_base="1.3"):
-        cfg = hydra.compose("generate", overrides=list(overrides))
+        cfg = hydra.compose(script, overrides=list(overrides))
     OmegaConf.set_struct(cfg, True)
     return cfg
 
@@ -301,7 +301,7 @@ def test_files_that_are_no_choice(tmp_path, monkeypatch):
             config.masks_from(compose(f"masks_from={tmp_path}/{name}.yaml"))
     given = written(tmp_path / "c.yaml", CHOICE)
     with pytest.raises(ValueError, match="masks_from has no effect with stage=sweep"):
-        config.masks_from(compose(given, "stage=sweep"))
+        config.masks_from(compose(given, "stage=sweep", script="evaluate"))
     monkeypatch.setattr(sys, "argv", ["generate.py", given, "masks.band=0.2"])
     with pytest.raises(ValueError, match="and masks.band=0.2 contradict each other"):
         config.masks_from(compose(given, "masks.band=0.2"))
@@ -311,8 +311,11 @@ def test_files_that_are_no_choice(tmp_path, monkeypatch):
 
 
 def generate(*overrides):
-    module = importlib.import_module("generate")
-    return module.run(compose(*overrides))
+    return door("generate").run(compose(*overrides))
+
+
+def evaluate(*overrides):
+    return door("evaluate").run(compose(*overrides, script="evaluate"))
 
 
 def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
@@ -328,7 +331,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         "sweep.power=[0,1]",
         "sweep.threshold=[0.4,0.5]",
     ]
-    found = generate(
+    found = evaluate(
         "stage=calibrate", *where, *small, "calibrate.cross_resolution=[8,16]", "seed=1"
     )
     path = tmp_path / "out/shapes/calibration_shapes_train_3_seed1.yaml"
@@ -347,14 +350,14 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         "calibrate.cross_layers=[null,[up_blocks.1],[down_blocks]]",
         "calibrate.cross_heads=[null,[1]]",
     ]
-    generate("stage=calibrate", *where, *small, *layers, "name=layers", "calibrate.shots=1")
+    evaluate("stage=calibrate", *where, *small, *layers, "name=layers", "calibrate.shots=1")
     tried = read_json(tmp_path / "out/layers/calibration_shapes_train_1_seed0.json")["table"]
     assert {(str(r["cross_layers"]), str(r["cross_heads"])) for r in tried} == {
         (layers, heads)
         for layers in ("None", "['up_blocks.1']", "['down_blocks']")
         for heads in ("None", "[1]")
     }
-    generate(
+    evaluate(
         "stage=calibrate",
         *where,
         *small,
@@ -367,7 +370,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     with pytest.raises(
         ValueError, match="calibrate.cross_layers='up_blocks': expected a list of choices"
     ):
-        generate("stage=calibrate", *where, *small, "calibrate.cross_layers=up_blocks")
+        evaluate("stage=calibrate", *where, *small, "calibrate.cross_layers=up_blocks")
 
     made = ["num_images=2", "unit_size=2", "diffusion.steps=1", f"folder={tmp_path}/set"]
     generate(*where, *made, f"masks_from={path}")
@@ -406,7 +409,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         c["what"] for c in config.training_record(cfg, config.training_sets(cfg)[0])[1]["chosen_on"]
     }
 
-    score = generate(
+    score = evaluate(
         *where, f"folder={tmp_path}/set", "stage=sweep", f"sweep.masks={tmp_path}/set/masks/paper"
     )
     swept = tmp_path / "set/sweeps/paper.json"
@@ -433,14 +436,14 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         ):
             generate(*where, *made, f"stage={stage}", given)
     with pytest.raises(ValueError, match="give one of them, got sweep.masks=None, sweep.run=None"):
-        generate(*where, "stage=sweep")
+        evaluate(*where, "stage=sweep")
     with pytest.raises(FileNotFoundError, match="nowhere: no finished training run there"):
-        generate(*where, f"folder={tmp_path}/set", "stage=sweep", "sweep.run=nowhere")
+        evaluate(*where, f"folder={tmp_path}/set", "stage=sweep", "sweep.run=nowhere")
     with pytest.raises(
         ValueError,
         match="calibrate.shots=all: expected a number|calibrate.shots='all': expected a number",
     ):
-        generate(*where, "stage=calibrate", "calibrate.shots=all")
+        evaluate(*where, "stage=calibrate", "calibrate.shots=all")
     assert read_split(root, "train")
 
 

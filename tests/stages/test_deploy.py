@@ -22,7 +22,7 @@ from dd.data.photos import read_photo, source
 from dd.deploy.onnx_model import Session, exported, metadata
 from dd.stages import deploy as stage
 from dd.stages.deploy import deploy
-from dd.stages.train import load_weights
+from dd.stages.train_segmenter import load_weights
 from dd.store.checkpoints import weights_sha256
 from dd.store.provenance import read_json, sha256
 from dd.taxonomy import Taxonomy, voc_palette

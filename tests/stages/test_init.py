@@ -1,6 +1,5 @@
 """A guided start: from class names and folders to an experiment that runs."""
 
-import importlib
 import io
 import json
 import re
@@ -17,12 +16,13 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from dd import __main__ as door
+from dd import __main__ as commands
 from dd import config
 from dd.cli import questions
 from dd.data.datasets import encode_image, encode_mask, read_mask
 from dd.stages.init import Site, few_to_score, site_taxonomy, strange_words
 from dd.taxonomy import taxonomy
+from tests.doors import door
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ["--class", "pallet=skid", "--class", "fork lift", "--class", "worker=man,woman"]
@@ -50,7 +50,7 @@ def site(tmp_path):
 
 
 def init(site, *arguments, name="my-site"):
-    return door.main(
+    return commands.main(
         ["init", name, "--root", str(site / "data"), "--conf", str(site / "conf"), *arguments]
     )
 
@@ -86,7 +86,7 @@ def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys,
     said = capsys.readouterr()
     assert "python train.py experiment=my-site_budget" in said.out
     assert "warning: 1 labelled image is kept for the score, a fifth of all" in said.err
-    modules = {name: importlib.import_module(name) for name in ("generate", "train", "evaluate")}
+    modules = {name: door(name) for name in ("generate", "train", "evaluate")}
     images = ["num_images=4", "unit_size=2", "diffusion.steps=1", "device=cpu"]
     modules["generate"].run(compose(site, "generate", "experiment=my-site", *images))
     plan = [
@@ -123,9 +123,9 @@ def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys,
             and metrics["num_images"] == 1
         )
     adapter = [
-        "adaptation.max_steps=1",
-        "adaptation.samples.seeds=1",
-        "adaptation.generator.steps=1",
+        "adapter.max_steps=1",
+        "adapter.samples.seeds=1",
+        "adapter.generator.steps=1",
         "batch_size=2",
     ]
     quiet = ["trainer.enable_progress_bar=false", "trainer.accelerator=cpu"]
@@ -153,7 +153,7 @@ def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys,
         "taxonomy=data/my-site.yaml",
         "output=site.onnx",
     ]
-    assert door.main(["deploy", *onnx]) == 0
+    assert commands.main(["deploy", *onnx]) == 0
     said = subprocess.run(
         [
             sys.executable,
@@ -204,7 +204,7 @@ def test_the_study_runs_with_the_root_script_itself(site):
         "scale=64",
         "trainer.enable_progress_bar=false",
         "trainer.max_steps=1",
-        "budget.seeds=[0]",
+        "study.seeds=[0]",
     ]
     for command in (
         ["generate.py", "experiment=my-site", "num_images=4", "unit_size=2", "diffusion.steps=1"],
@@ -287,7 +287,7 @@ def test_classes_that_do_not_fit_the_masks_can_be_given_anew(site, capsys):
 @pytest.mark.parametrize("name", ["", "a b", "../x", "-x", "a.b", "3", "on", "Null"])
 def test_a_name_is_that_of_files(site, capsys, name):
     assert (
-        door.main(
+        commands.main(
             [
                 "init",
                 "--root",
@@ -471,7 +471,7 @@ def test_every_command_of_the_walk_through_exists(site, monkeypatch, tmp_path):
                 ["--conf", str(tmp_path / f"conf{seen[program]}")] if arguments[1] == "init" else []
             )
             if "--class" in arguments or arguments[1] == "prepare":
-                assert door.main([*arguments[1:], *conf]) == 0, line
+                assert commands.main([*arguments[1:], *conf]) == 0, line
         else:
             overrides = [config.quoted(a.replace("=model", "=m")) for a in arguments]
             config.check_overrides(program.removesuffix(".py"), overrides)

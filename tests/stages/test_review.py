@@ -24,7 +24,7 @@ from dd.data.photos import source
 from dd.evaluation.uncertainty import entropy
 from dd.stages.prepare_own import prepare_own
 from dd.stages.review import print_review, review
-from dd.stages.train import load_weights
+from dd.stages.train_segmenter import load_weights
 from dd.store.checkpoints import weights_sha256
 from dd.store.provenance import read_json
 from dd.taxonomy import Taxonomy
@@ -465,7 +465,7 @@ def test_the_command(finished_run, photos, tmp_path):
         "device=cpu",
         f"run={folder}",
         f"images={photos}",
-        "number=2",
+        "review.number=2",
     ]
     done = subprocess.run(
         script, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT
@@ -485,7 +485,7 @@ def test_the_command(finished_run, photos, tmp_path):
         load_weights(folder)
     )
     done = subprocess.run(
-        [*script, "order=best"],
+        [*script, "review.order=best"],
         capture_output=True,
         text=True,
         timeout=300,

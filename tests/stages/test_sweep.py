@@ -13,7 +13,7 @@ from dd.evaluation.supervision import choices
 from dd.masks.threshold import MaskSettings, to_mask
 from dd.stages import sweep as stage
 from dd.stages.label import label
-from dd.stages.predict import predict
+from dd.stages.predict_set import predict_set
 from dd.stages.sweep import print_best, sweep
 from dd.store.provenance import fingerprint, read_json, sha256, write_json
 from dd.store.samples import Sample, append_records, plan_text
@@ -293,26 +293,26 @@ class Colours(torch.nn.Module):
 
 def test_predictions_are_the_segmenters_and_made_once(folder):
     segmenter, views = Colours(), Views(16)
-    target = predict(folder, RUN, segmenter, views, batch_size=2)
+    target = predict_set(folder, RUN, segmenter, views, batch_size=2)
     for i, size in enumerate(SIZES):
         image = read_image(folder / f"JPEGImages/{i:06d}.png")
         (expected,) = views.predict(Colours(), [views(image)], [size])
         assert np.array_equal(read_mask(target / f"{i:06d}.png"), expected.numpy())
     before, calls = contents(folder), segmenter.calls
-    assert predict(folder, RUN, segmenter, views, batch_size=2) == target
+    assert predict_set(folder, RUN, segmenter, views, batch_size=2) == target
     assert segmenter.calls == calls and contents(folder) == before
     (target / "000004.png").write_bytes(b"damaged")
-    predict(folder, RUN, segmenter, views, batch_size=2)
+    predict_set(folder, RUN, segmenter, views, batch_size=2)
     assert contents(folder) | {f"{target.relative_to(folder)}/records/0.jsonl": b""} == before | {
         f"{target.relative_to(folder)}/records/0.jsonl": b""
     }
 
 
 def test_a_limit_makes_a_part_of_the_same_predictions(folder):
-    part = predict(folder, RUN, Colours(), Views(16), limit=2, batch_size=2)
+    part = predict_set(folder, RUN, Colours(), Views(16), limit=2, batch_size=2)
     assert sorted(p.name for p in part.glob("*.png")) == ["000000.png", "000001.png"]
     first = {p.name: p.read_bytes() for p in part.glob("*.png")}
-    assert predict(folder, RUN, Colours(), Views(16), batch_size=2) == part
+    assert predict_set(folder, RUN, Colours(), Views(16), batch_size=2) == part
     assert (
         len(list(part.glob("*.png"))) == 5 and {n: (part / n).read_bytes() for n in first} == first
     )
@@ -320,14 +320,14 @@ def test_a_limit_makes_a_part_of_the_same_predictions(folder):
 
 def test_another_checkpoint_has_its_own_predictions(folder):
     one, other = (
-        predict(folder, {**RUN, "weights_sha256": c * 64}, Colours(), Views(16), limit=1)
+        predict_set(folder, {**RUN, "weights_sha256": c * 64}, Colours(), Views(16), limit=1)
         for c in "12"
     )
     assert one != other and one.name.startswith("1" * 12)
 
 
 def test_a_sweep_against_predictions_says_whose(folder):
-    target = predict(folder, RUN, Colours(), Views(16))
+    target = predict_set(folder, RUN, Colours(), Views(16))
     result = sweep(folder, target, "agreement", **GRID)
     teacher = result["calibration"]["reference"]["teacher"]
     assert (
@@ -355,12 +355,12 @@ BY_IMAGES = {"what": "masks", "data": "here/tune", "labels": 16}
 )
 def test_a_choice_by_a_run_owes_what_the_run_owes(folder, trained_on, chosen, expected):
     run = {**RUN, "trained_on": trained_on, "chosen_on": chosen}
-    result = sweep(folder, predict(folder, run, Colours(), Views(16)), "agreement", **GRID)
+    result = sweep(folder, predict_set(folder, run, Colours(), Views(16)), "agreement", **GRID)
     found = choices("masks", result["chosen_on"])
     assert found == [{"what": "masks", **one} for one in expected]
     del result["chosen_on"]  # as an earlier version wrote it
     (folder / "sweeps/agreement.json").write_text(json.dumps(result))
-    again = sweep(folder, predict(folder, run, Colours(), Views(16)), "agreement", **GRID)
+    again = sweep(folder, predict_set(folder, run, Colours(), Views(16)), "agreement", **GRID)
     assert choices("masks", again["chosen_on"]) == found
 
 
@@ -369,7 +369,7 @@ def test_a_run_of_other_classes_is_refused(folder):
         ValueError,
         match="trained for the classes .'cow'.*compared with the predictions of a run with",
     ):
-        predict(
+        predict_set(
             folder, {**RUN, "taxonomy": {"name": "farm", "names": ["cow"]}}, Colours(), Views(16)
         )
     assert not (folder / "sweeps").exists()

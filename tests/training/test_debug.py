@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from dd import config
 from dd.stages.prepare import prepare_shapes
+from tests.doors import door
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -27,13 +28,12 @@ def train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
     prepare_shapes(tmp_path / "data", {"train": 5, "tune": 2, "test": 1})
-    import train as script
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit) as stop:
-            config.main("train", script.run)
+            config.main(door("train"))
         return stop.value.code
 
     yield call
@@ -82,7 +82,7 @@ def test_a_debug_run_is_no_run(train, tmp_path, capsys, debug, more, files):
 def test_debug_is_about_trainings(train, capsys):
     assert train("experiment=shapes_budget", "debug=fast") == 2
     assert (
-        "debug=fast tries the training of stage=segmenter; got stage=budget"
+        "debug=fast tries the training of stage=segmenter; got stage=study"
         in capsys.readouterr().err
     )
 

@@ -21,7 +21,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dd.evaluation import metrics
-from dd.stages.train import train
+from dd.stages.train_segmenter import train_segmenter
 from dd.store import checkpoints
 from dd.store.provenance import read_json
 from dd.training.datamodule import whole_loader
@@ -112,7 +112,7 @@ def training(tiny_segmenter, toy_data, make_trainer):
         how = {**(VALIDATED if tune else {}), **trainer}
         data = toy_data(tune=tune, batch_size=2 * trainer.get("devices", 1))
         data.photos = photos
-        return train(
+        return train_segmenter(
             folder,
             module,
             data,

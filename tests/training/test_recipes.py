@@ -128,9 +128,10 @@ def table(request, tmp_path_factory, run):
     trained("synthetic")
     trained("synthetic_no_ema")
     run(
-        "evaluate",
-        "stage=self_train",
-        f"run={root}/outputs/{name}_synthetic",
+        "generate",
+        "stage=label",
+        "labeler=run",
+        f"labeler.run={root}/outputs/{name}_synthetic",
         f"data={name}",
         *where,
         "device=cpu",
@@ -144,9 +145,9 @@ def table(request, tmp_path_factory, run):
     run(
         "evaluate",
         "stage=report",
-        f"runs={root}/outputs",
+        f"report.runs={root}/outputs",
         f"data={name}",
-        f"domains=[{name}]",
+        f"report.domains=[{name}]",
         f"name={name}",
         *where,
     )

@@ -551,7 +551,7 @@ def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
 
-    def train(rate, steps):
+    def train_segmenter(rate, steps):
         logger = Guarded(MLflow(str(tmp_path / "a=1"), str(tmp_path / "mlruns"), "toys", "a=1"))
         logger.attempt("begin", {"optimizer": {"learning_rate": rate}}, SYNTHETIC, None)
         _, trainer = fit(steps, loggers=[logger], callbacks=[Samples(2)], folder=tmp_path / "a=1")
@@ -560,7 +560,7 @@ def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "logger MLflow")
-        first, second = train(0.5, 2), train(0.25, 4)
+        first, second = train_segmenter(0.5, 2), train_segmenter(0.25, 4)
     assert first.logger.save_dir == str(tmp_path / "a=1")
     known = read_json(tmp_path / "a=1/mlflow.json")
     client = MlflowClient((tmp_path / "mlruns").as_uri())
@@ -588,7 +588,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from dd.training.datamodule import SegmentationData
 from dd.training.segmentation import EMA, LastCheckpoint, Segmentation
-from dd.stages.train import train
+from dd.stages.train_segmenter import train_segmenter
 from dd.training.callbacks import Samples
 from dd.training.loggers import Guarded, tell
 from dd.training.wandb import Wandb, log_evaluation
@@ -614,7 +614,8 @@ def run(folder, callbacks, after=None):
     tell(trainer, "begin", {"optimizer": {"learning_rate": 0.05}}, TRAINED_ON, after)
     failed = True
     try:
-        done = train(folder, module, data, lambda: trainer, {"seed": 0}, {"trained_on": TRAINED_ON})
+        how = {"identity": {"seed": 0}, "record": {"trained_on": TRAINED_ON}}
+        done = train_segmenter(folder, module, data, lambda: trainer, **how)
         tell(trainer, "end", done, 42.0)
         failed = False
         return done

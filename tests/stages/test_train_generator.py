@@ -1,4 +1,4 @@
-"""Stage train_text_to_image: a Stable Diffusion of a few thousand parameters, from scratch and
+"""Stage generator: a Stable Diffusion of a few thousand parameters, from scratch and
 further."""
 
 import pytest
@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger
 
 from dd import generators as diffusion
-from dd.stages import train_text_to_image as stage
+from dd.stages import train_generator as stage
 from dd.store.provenance import read_json, sha256
 from dd.training.segmentation import EMA, LastCheckpoint
 
@@ -97,7 +97,7 @@ def make(make_trainer, few_scenes, tmp_path):
             }
             return make_trainer(default_root_dir, max_steps, parts, **log)
 
-        return stage.train_text_to_image(tmp_path / name, trainer, **{**SETTINGS, **changed})
+        return stage.train_generator(tmp_path / name, trainer, **{**SETTINGS, **changed})
 
     return run
 

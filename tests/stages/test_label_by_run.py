@@ -17,7 +17,7 @@ from dd.data.datasets import (
     read_mask,
     write_split,
 )
-from dd.stages.self_train import self_train
+from dd.stages.label_by_run import label_by_run
 from dd.store.provenance import read_json, sha256, write_json
 from dd.store.samples import append_records
 from dd.taxonomy import Taxonomy
@@ -63,7 +63,7 @@ def synthetic(tmp_path):
 def label_again(synthetic):
     def call(run=TEACHER, views=None, mask_set="self_training", segmenter=None, **kwargs):
         segmenter = segmenter or Colours()
-        return self_train(
+        return label_by_run(
             synthetic, run, segmenter, views or Views(16), mask_set, **{"batch_size": 2, **kwargs}
         )
 
@@ -318,8 +318,8 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
     prepare_shapes(tmp_path / "data", sizes={"train": 6, "tune": 2, "test": 2})
     run("generate", "experiment=shapes", "num_images=2", "unit_size=2", "diffusion.steps=1", *where)
     run("train", "experiment=shapes_synthetic", "name=teacher", *small)
-    teach = ["stage=self_train", f"synthetic={tmp_path}/data/synthetic/shapes", *where]
-    run("evaluate", f"run={tmp_path}/out/teacher", *teach, "confidence=0.1")
+    teach = ["stage=label", "labeler=run", f"folder={tmp_path}/data/synthetic/shapes", *where]
+    run("generate", f"labeler.run={tmp_path}/out/teacher", *teach, "labeler.confidence=0.1")
     student = ["experiment=shapes_synthetic", "synthetic_masks=masks/self_training"]
     run("train", *student, "name=student", *small)
     mixed = ["experiment=shapes_synthetic", "source=mixed", "real_share=0.5", "shots=4"]

@@ -177,7 +177,7 @@ def _tell(recipe: str, shots, choice: dict) -> None:
         print(f"  the {end} of its candidates: a better one may lie beyond it; add {add:g}")
 
 
-def budget(
+def study(
     folder,
     plan: Plan,
     train,

@@ -63,7 +63,7 @@ class Shown:
         return dict(self.first) | {position: prediction for _, position, prediction in self.ranked}
 
 
-def evaluate(
+def score(
     path,
     run: dict,
     segmenter,

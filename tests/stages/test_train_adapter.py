@@ -277,7 +277,7 @@ def test_a_list_chooses_images_and_bad_files_are_named(photos, tmp_path):
     (tmp_path / "list.txt").write_text("p1\np9\n")
     with pytest.raises(ValueError, match=r"1 images are not in .*'p9'"):
         find_photos(photos, tmp_path / "list.txt", "adaptation")
-    with pytest.raises(FileNotFoundError, match="adaptation.list"):
+    with pytest.raises(FileNotFoundError, match="adapter.list"):
         find_photos(photos, tmp_path / "none.txt", "adaptation")
     with pytest.raises(FileNotFoundError, match=r"no file \* with \.jpg"):
         find_photos(tmp_path)
@@ -314,8 +314,8 @@ def test_a_photograph_that_ends_early_is_left_out_with_a_warning(adapt, tmp_path
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lora": {**LORA, "rank": 0}}, "adaptation.lora.rank=0"),
-        ({"lora": {**LORA, "alpha": 0}}, "adaptation.lora.alpha=0"),
+        ({"lora": {**LORA, "rank": 0}}, "adapter.lora.rank=0"),
+        ({"lora": {**LORA, "alpha": 0}}, "adapter.lora.alpha=0"),
         ({"lora": {**LORA, "target_modules": ["to_x"]}}, "no linear layer named to_x"),
         ({"training": {**TRAINING, "caption_dropout": 2}}, "caption_dropout=2"),
         ({"max_steps": 0}, "max_steps=0"),

@@ -40,7 +40,7 @@ def _train(study: Study, trial, train_trial) -> None:
             raise
 
 
-def tune(
+def search(
     folder,
     train_trial,
     identity: dict,
@@ -64,7 +64,7 @@ def tune(
     settings, so that whoever uses them tells it.
     """
     if type(trials) is not int or trials < 1:
-        raise ValueError(f"tune.trials={trials!r}: expected a whole number above 0")
+        raise ValueError(f"search.trials={trials!r}: expected a whole number above 0")
     study, failed = Study(folder, identity, space, sampler, pruner, pruner_settings or {}, seed), 0
     begun, own = (
         time.monotonic(),
@@ -96,7 +96,7 @@ def tune(
     if not study.trials("COMPLETE"):
         raise ValueError(
             f"no trial of {folder} is complete yet; other workers are at it, or all were pruned: "
-            "raise tune.trials"
+            "raise search.trials"
         )
     best = study.study.best_trial
     found = {

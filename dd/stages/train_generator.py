@@ -49,7 +49,7 @@ def _images(count: int, seed: int) -> torch.Tensor:
     return stack.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_text_to_image(
+def train_generator(
     folder,
     trainer,
     models: dict,

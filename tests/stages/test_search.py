@@ -24,12 +24,13 @@ from dd import config
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
 from dd.stages.prepare import prepare_shapes
-from dd.stages.tune import tune
+from dd.stages.search import search as tune
 from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy
 from dd.training.datamodule import whole_loader
 from dd.training.search import Study, corners, distributions, override, overrides
 from dd.training.segmentation import Views, count
+from tests.doors import door, watched
 
 ROOT = Path(__file__).parents[2]
 SPACE = {"x": {"low": -2.0, "high": 5.0}, "kind": {"choices": ["good", "bad"]}}
@@ -256,15 +257,15 @@ def test_a_users_error_ends_the_study_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler": "grid"}, "tune.sampler='grid'; allowed: tpe, random"),
-        ({"pruner": "medium"}, "tune.pruner='medium'; allowed: median, percentile"),
+        ({"sampler": "grid"}, "search.sampler='grid'; allowed: tpe, random"),
+        ({"pruner": "medium"}, "search.pruner='medium'; allowed: median, percentile"),
         (
             {"pruner_settings": {"warmup": 3}},
-            "tune.pruner_settings=.*median takes .*n_warmup_steps",
+            "search.pruner_settings=.*median takes .*n_warmup_steps",
         ),
         ({"pruner": "percentile"}, "missing a required argument: 'percentile'"),
-        ({"trials": 0}, "tune.trials=0: expected"),
-        ({"trials": 2.5}, "tune.trials=2.5: expected"),
+        ({"trials": 0}, "search.trials=0: expected"),
+        ({"trials": 2.5}, "search.trials=2.5: expected"),
     ],
 )
 def test_studies_that_make_no_sense(tmp_path, changes, message):
@@ -276,7 +277,7 @@ def test_studies_that_make_no_sense(tmp_path, changes, message):
 def test_a_missing_optuna_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(
-        ValueError, match=r'stage=tune needs optuna, .*pip install -e "\.\[sweeps\]"'
+        ValueError, match=r'stage=search needs optuna, .*pip install -e "\.\[sweeps\]"'
     ):
         search(tmp_path)
 
@@ -353,8 +354,6 @@ def tiny(data_root, output_root):
 def command(monkeypatch, data_root, tmp_path):
     """``command(*overrides)`` -> (exit status, what run returned for each job) of train.py in
     this process."""
-    import train
-
     handlers, level = logging.root.handlers[:], logging.root.level
     monkeypatch.delenv("DD_TRACEBACK", raising=False)
 
@@ -362,7 +361,7 @@ def command(monkeypatch, data_root, tmp_path):
         returned = []
 
         def run(cfg):
-            returned.append(train.run(cfg))
+            returned.append(door("train").run(cfg))
             return returned[-1]
 
         monkeypatch.setattr(
@@ -370,7 +369,7 @@ def command(monkeypatch, data_root, tmp_path):
         )
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit) as stop:
-            config.main("train", run)
+            config.main(watched("train", run))
         return stop.value.code, returned
 
     yield call
@@ -383,8 +382,6 @@ def test_a_chain_without_a_real_label_is_of_class_a(monkeypatch, run, data_root,
     """The commands of runs/shapes.sh at small size: images, a rate that synthetic images choose,
     the training with it. The same commands with the settings of ``experiment=shapes`` are of class
     B."""
-    import train
-
     where = [f"data_root={data_root}", f"output_root={tmp_path}", "device=cpu"]
     made = ["num_images=4", "unit_size=2", "diffusion.steps=1", *where]
     run("generate", "experiment=shapes_label_free", *made)
@@ -393,12 +390,18 @@ def test_a_chain_without_a_real_label_is_of_class_a(monkeypatch, run, data_root,
     name = "experiment=shapes_label_free_synthetic"
     small = ["batch_size=2", "scale=32", "segmenter.base_channels=8", "trainer.max_steps=2", *where]
     small += ["trainer.precision=32-true", "trainer.enable_progress_bar=false"]
-    search = ["stage=tune", "tune=learning_rate", "tune.trials=1", "name=search", "hold_out=2"]
+    search = [
+        "stage=search",
+        "search=learning_rate",
+        "search.trials=1",
+        "name=search",
+        "hold_out=2",
+    ]
     search += ["trainer.limit_val_batches=1.0", "trainer.val_check_interval=2"]
     monkeypatch.setattr(sys, "argv", ["train.py", name, *search, *small])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stop:
-        config.main("train", train.run)
+        config.main(door("train"))
     found = yaml.safe_load((tmp_path / "search/best.yaml").read_text())
     assert stop.value.code == 0 and found["chosen_on"] == []
     assert found["overrides"][1:] == ["++chosen_on.learning_rate=[]"]
@@ -467,10 +470,10 @@ def test_without_a_tune_split_there_is_no_objective(command, tmp_path):
 
 def test_a_study_of_real_trainings(command, tmp_path):
     space = (
-        "tune.space={optimizer.learning_rate:{low:1e-4,high:1e-2,log:true},"
+        "search.space={optimizer.learning_rate:{low:1e-4,high:1e-2,log:true},"
         "transform.flip:{choices:[0.0,0.5]}}"
     )
-    settings = ["stage=tune", "tune.trials=2", space]
+    settings = ["stage=search", "search.trials=2", space]
     status, (best,) = command(*settings)
     assert status == 0
     study = tmp_path / "tiny"
@@ -516,26 +519,26 @@ def test_a_study_of_real_trainings(command, tmp_path):
         (["trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 validates nothing"),
         (["trainer.devices=2"], "trainer.devices=2: a trial trains on one device"),
         (
-            ["tune.space={optimizer.learning_rat:{low:1e-4,high:1e-2}}"],
+            ["search.space={optimizer.learning_rat:{low:1e-4,high:1e-2}}"],
             "Did you mean 'learning_rate'?",
         ),
         (
-            ["tune.space={segmenter:{choices:[deeplabv3_r18,deeplabv3_r19]}}"],
+            ["search.space={segmenter:{choices:[deeplabv3_r18,deeplabv3_r19]}}"],
             "no such segmenter; allowed",
         ),
-        (["tune.space={seed:{choices:[0,1]}}"], "tune.space: seed is not searched"),
+        (["search.space={seed:{choices:[0,1]}}"], "search.space: seed is not searched"),
         (
-            ["tune.space={data.tune_split:{choices:[tune,test]}}"],
-            "tune.space: data.tune_split is not searched",
+            ["search.space={data.tune_split:{choices:[tune,test]}}"],
+            "search.space: data.tune_split is not searched",
         ),
-        (["tune.space=nowhere.yaml"], "tune.space=nowhere.yaml: no such file"),
-        (["tune.space={}"], "tune.space={}: expected keys"),
-        (["tune=default"], "tune.space=None: expected keys"),
+        (["search.space=nowhere.yaml"], "search.space=nowhere.yaml: no such file"),
+        (["search.space={}"], "search.space={}: expected keys"),
+        (["search=default"], "search.space=None: expected keys"),
     ],
 )
 def test_searches_that_make_no_sense(command, tmp_path, capsys, arguments, message):
-    group = [] if arguments[0].startswith("tune") else ["tune=learning_rate"]
-    assert command("stage=tune", *group, *arguments)[0] == 2
+    group = [] if arguments[0].startswith("tune") else ["search=learning_rate"]
+    assert command("stage=search", *group, *arguments)[0] == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "tiny").exists()
 

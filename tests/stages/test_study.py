@@ -14,10 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from dd import config
 from dd.data.datasets import choose_shots
 from dd.evaluation.budget import ARMS, Job, Plan, Prices
-from dd.stages.budget import budget
 from dd.stages.prepare import prepare_shapes
+from dd.stages.study import study as budget
 from dd.store.locks import Busy, Lock
 from dd.store.provenance import read_json, write_json
+from tests.doors import door, watched
 
 RATES = {"synthetic": 1e-3, "finetune": 3e-4, "mixed": 1e-3, "real": 1e-3, "real_short": 1e-3}
 
@@ -176,7 +177,7 @@ def test_an_interrupted_study_goes_on(tmp_path):
 
 def test_jobs_of_another_process_come_last_and_are_waited_for(tmp_path, monkeypatch, capsys):
     """Of two processes: each job is trained once, by either, and both end with the same study."""
-    monkeypatch.setattr("dd.stages.budget.POLL", 0.0)
+    monkeypatch.setattr("dd.stages.study.POLL", 0.0)
     lab, asked = Lab(), Counter()
     candidates = {"learning_rates": {"real": [1e-3, 1e-2]}}
 
@@ -274,7 +275,7 @@ def test_a_study_whose_settings_changed_is_refused(tmp_path):
         )
     assert "seeds: [0, 1] -> [0, 1, 2]" in str(stop.value) and str(stop.value).startswith("study ")
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before and not lab.trained
-    with pytest.raises(ValueError, match="budget.targets"):
+    with pytest.raises(ValueError, match="study.targets"):
         lab.study(tmp_path, targets="high")
 
 
@@ -534,12 +535,10 @@ def data_root(tmp_path_factory):
 def command(monkeypatch, data_root, tmp_path):
     """``command(*overrides, do=train.run)`` -> (exit status, what ``do(cfg)`` returned) of
     train.py in this process."""
-    import train
-
     handlers, level = logging.root.handlers[:], logging.root.level
     monkeypatch.delenv("DD_TRACEBACK", raising=False)
 
-    def call(*arguments, do=train.run):
+    def call(*arguments, do=None):
         returned = []
         study = (
             []
@@ -550,7 +549,9 @@ def command(monkeypatch, data_root, tmp_path):
         monkeypatch.setattr(sys, "argv", ["train.py", *line])
         GlobalHydra.instance().clear()
         with pytest.raises(SystemExit) as stop:
-            config.main("train", lambda cfg: returned.append(do(cfg)))
+            config.main(
+                watched("train", lambda cfg: returned.append((do or door("train").run)(cfg)))
+            )
         return stop.value.code, *returned
 
     yield call
@@ -559,7 +560,7 @@ def command(monkeypatch, data_root, tmp_path):
     GlobalHydra.instance().clear()
 
 
-SMALL = ["budget.shots=[0,2,all]", "budget.choose.shots=2"]
+SMALL = ["study.shots=[0,2,all]", "study.choose.shots=2"]
 
 
 def test_one_command_trains_scores_and_goes_on(command, tmp_path, data_root):
@@ -567,14 +568,14 @@ def test_one_command_trains_scores_and_goes_on(command, tmp_path, data_root):
     same command again."""
     settings = [
         *TINY,
-        "budget.shots=[2]",
-        "budget.choose.shots=2",
-        "budget.domains=[shapes_shift]",
-        "budget.arms=[finetune]",
-        "budget.seeds=[3]",
-        "budget.choose.seed=3",
-        "budget.learning_rates.synthetic=null",
-        "budget.learning_rates.finetune=[0.01,0.001]",
+        "study.shots=[2]",
+        "study.choose.shots=2",
+        "study.domains=[shapes_shift]",
+        "study.arms=[finetune]",
+        "study.seeds=[3]",
+        "study.choose.seed=3",
+        "study.learning_rates.synthetic=null",
+        "study.learning_rates.finetune=[0.01,0.001]",
     ]
     assert command(*settings)[0] == 0
     found = read_json(tmp_path / "shapes_budget/budget.json")
@@ -619,7 +620,7 @@ def test_one_command_trains_scores_and_goes_on(command, tmp_path, data_root):
         and {p: p.stat().st_mtime_ns for p in tmp_path.glob("**/run.json")} == made
     )
     assert (
-        command(*settings, "budget.seeds=[3,4]")[0] == 2
+        command(*settings, "study.seeds=[3,4]")[0] == 2
         and len(list(tmp_path.glob("**/run.json"))) == 3
     )
 
@@ -631,15 +632,15 @@ def test_draws_and_a_rate_for_each_k_in_one_command(command, tmp_path, data_root
     again.symlink_to(first)
     settings = [
         *TINY,
-        "budget.shots=[2,all]",
-        "budget.choose.shots=each",
-        "budget.seeds=[3]",
-        "budget.choose.seed=3",
-        "budget.domains=[shapes]",
-        "budget.arms=[mixed,real]",
-        f"budget.synthetic=[{first},{again}]",
-        *(f"budget.learning_rates.{recipe}=null" for recipe in ("synthetic", "real")),
-        "budget.learning_rates.mixed=[0.01,0.001]",
+        "study.shots=[2,all]",
+        "study.choose.shots=each",
+        "study.seeds=[3]",
+        "study.choose.seed=3",
+        "study.domains=[shapes]",
+        "study.arms=[mixed,real]",
+        f"study.synthetic=[{first},{again}]",
+        *(f"study.learning_rates.{recipe}=null" for recipe in ("synthetic", "real")),
+        "study.learning_rates.mixed=[0.01,0.001]",
     ]
     assert command(*settings)[0] == 0
     found = read_json(tmp_path / "shapes_budget/budget.json")
@@ -671,20 +672,18 @@ def test_a_run_in_another_process_is_waited_for(command, tmp_path, monkeypatch):
     waits until it is free."""
     settings = [
         *TINY,
-        "budget.shots=[2]",
-        "budget.choose.shots=2",
-        "budget.domains=[shapes_shift]",
-        "budget.seeds=[3]",
-        "budget.arms=[real,mixed]",
+        "study.shots=[2]",
+        "study.choose.shots=2",
+        "study.domains=[shapes_shift]",
+        "study.seeds=[3]",
+        "study.arms=[real,mixed]",
     ]
-    settings += [
-        f"budget.learning_rates.{recipe}=null" for recipe in ("synthetic", "real", "mixed")
-    ]
+    settings += [f"study.learning_rates.{recipe}=null" for recipe in ("synthetic", "real", "mixed")]
     held = tmp_path / "shapes_budget/real_shapes_shift/shots=2,seed=3,max_steps=2"
     held.mkdir(parents=True)
     other = Lock(held)
     other.__enter__()
-    monkeypatch.setattr("dd.stages.budget.time.sleep", lambda _: other.__exit__())
+    monkeypatch.setattr("dd.stages.study.time.sleep", lambda _: other.__exit__())
     assert command(*settings)[0] == 0
     trained = sorted(tmp_path.glob("**/run.json"), key=lambda p: p.stat().st_mtime_ns)
     assert [p.parent.parent.name for p in trained] == ["mixed_shapes_shift", "real_shapes_shift"]
@@ -764,8 +763,8 @@ def test_a_rate_that_labels_chose_is_told_whichever_wins(command, rate):
         )
 
     free = [
-        "budget.experiments.synthetic=shapes_label_free_synthetic",
-        "budget.learning_rates.synthetic=[1e-4,1e-3]",
+        "study.experiments.synthetic=shapes_label_free_synthetic",
+        "study.learning_rates.synthetic=[1e-4,1e-3]",
     ]
     status, (sets, part) = command(*SMALL, *free, do=look)
     assert status == 0 and [s["data"] for s in sets] == ["shapes/tune"]
@@ -792,7 +791,7 @@ def test_the_shots_of_a_study_may_be_published_lists(command, tmp_path):
         found = {k: sorted(config.training_sets(part)[0].ids) for k, part in parts.items()}
         return found, parts[2].name, config.training_sets(alone)[0].listed
 
-    more = ["budget.shots=[0,2,4]", "budget.choose.shots=2", "budget.domains=[shapes]"]
+    more = ["study.shots=[0,2,4]", "study.choose.shots=2", "study.domains=[shapes]"]
     status, (found, name, none) = command(*more, f"shots_list={tmp_path}/${{shots}}.txt", do=look)
     assert status == 0 and none is None and name == "shapes_budget/real_shapes/shots=2,seed=0"
     assert found == {k: [f"train_{i:05d}" for i in range(1, k + 1)] for k in (2, 4)}
@@ -808,9 +807,9 @@ def test_held_out_images_judge_where_there_is_no_tune_split(command):
         return plan.judged_on, (part.name, set(images.ids) | set(tune.ids), len(tune), tune.split)
 
     more = [
-        "budget.choose.shots=4",
-        "budget.shots=[2]",
-        "budget.domains=[shapes]",
+        "study.choose.shots=4",
+        "study.shots=[2]",
+        "study.domains=[shapes]",
         "data.tune_split=null",
     ]
     assert command(*more, do=look) == (0, (None, None))
@@ -849,7 +848,7 @@ def test_the_paper_data_sets_have_studies_too(command, tmp_path, data, root, ste
     more = [
         f"experiment={data}_budget",
         f"data_root={tmp_path}/data",
-        "budget.learning_rates.real=[1e-4,3e-4]",
+        "study.learning_rates.real=[1e-4,3e-4]",
     ]
     status, (plan, total, runs) = command(*more, do=parts)
     assert (
@@ -885,31 +884,31 @@ def test_the_paper_data_sets_have_studies_too(command, tmp_path, data, root, ste
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["budget.shots=[0,99]"], "99 shots, but the training split of shapes holds 6"),
-        (["seed=1"], "seed=1: stage=budget sets"),
+        (["study.shots=[0,99]"], "99 shots, but the training split of shapes holds 6"),
+        (["seed=1"], "seed=1: stage=study sets"),
         (["trainer.devices=2"], "trains on one device"),
-        (["optimizer.learning_rate=0.1"], "stage=budget sets this for each run"),
-        (["budget.domains=[shapes,shaeps]"], "'shaeps' is neither 'shapes' nor one of coco"),
-        (["budget.domains=shapes"], "budget.domains='shapes': expected a list"),
-        (["budget.arms=[fine]"], "budget.arms"),
-        (["budget.experiments.real=shapes_rael"], "'shapes_rael'; allowed: coco"),
+        (["optimizer.learning_rate=0.1"], "stage=study sets this for each run"),
+        (["study.domains=[shapes,shaeps]"], "'shaeps' is neither 'shapes' nor one of coco"),
+        (["study.domains=shapes"], "study.domains='shapes': expected a list"),
+        (["study.arms=[fine]"], "study.arms"),
+        (["study.experiments.real=shapes_rael"], "'shapes_rael'; allowed: coco"),
         (["budget.shot=[0]"], "Did you mean 'shots'?"),
         (
-            ["data.tune_split=test", "budget.domains=[shapes]"],
+            ["data.tune_split=test", "study.domains=[shapes]"],
             "nothing is ever chosen on the test split",
         ),
         (["data.masks=Other"], "data.masks=Other would change every domain"),
         (["synthetic=nowhere"], "no data set at nowhere"),
-        (["budget.domains=[shapes,voc]"], "'voc' has other classes than 'shapes'"),
-        (["budget.synthetic=nowhere"], "budget.synthetic='nowhere': expected a list, each text"),
-        (["budget.synthetic=[nowhere]"], "no data set at nowhere"),
-        (["budget.synthetic=[a/x,b/x]"], "two have the same"),
-        (["budget.synthetic=[a]", "synthetic=b"], "both name synthetic sets"),
-        (["budget.choose.shots=[2,99]"], "99 shots, but the training split"),
-        (["budget.choose.shots=each", "hold_out=2"], "expected a number of images below"),
-        (["budget.prices.per_hour=-1"], "per_hour=-1"),
-        (["budget.generation_seconds=soon"], "budget.generation_seconds"),
-        (["budget.targets=60"], "budget.targets=60"),
+        (["study.domains=[shapes,voc]"], "'voc' has other classes than 'shapes'"),
+        (["study.synthetic=nowhere"], "study.synthetic='nowhere': expected a list, each text"),
+        (["study.synthetic=[nowhere]"], "no data set at nowhere"),
+        (["study.synthetic=[a/x,b/x]"], "two have the same"),
+        (["study.synthetic=[a]", "synthetic=b"], "both name synthetic sets"),
+        (["study.choose.shots=[2,99]"], "99 shots, but the training split"),
+        (["study.choose.shots=each", "hold_out=2"], "expected a number of images below"),
+        (["study.prices.per_hour=-1"], "per_hour=-1"),
+        (["study.generation_seconds=soon"], "study.generation_seconds"),
+        (["study.targets=60"], "study.targets=60"),
     ],
 )
 def test_studies_that_make_no_sense(command, tmp_path, capsys, arguments, message):

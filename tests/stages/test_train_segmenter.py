@@ -8,7 +8,7 @@ import torch
 
 from dd import config
 from dd.evaluation.supervision import supervision
-from dd.stages.train import load_weights, train
+from dd.stages.train_segmenter import load_weights, train_segmenter
 from dd.store import checkpoints
 from dd.store.locks import Busy, Lock
 from dd.store.provenance import read_json, write_json
@@ -52,7 +52,7 @@ def run(tmp_path, tiny_segmenter, toy_data, make_trainer):
             folder, steps, [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), *callbacks]
         )
         identity = {"seed": seed, "trainer": {"max_steps": steps}} if identity is None else identity
-        return train(
+        return train_segmenter(
             folder, module, toy_data(), lambda: trainer, identity, record, init_from=init_from
         )
 

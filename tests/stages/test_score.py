@@ -7,7 +7,8 @@ import torch
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, write_split
 from dd.evaluation import metrics
 from dd.segmenters.transforms import EvalTransform
-from dd.stages.evaluate import Shown, evaluate, print_table
+from dd.stages.score import Shown, print_table
+from dd.stages.score import score as evaluate
 from dd.store.provenance import read_json, write_json
 from dd.taxonomy import Taxonomy
 from dd.training.segmentation import Views

@@ -18,8 +18,9 @@ from PIL import Image
 from dd.data.datasets import read_image, read_mask
 from dd.data.photos import source
 from dd.segmenters.transforms import EvalTransform
-from dd.stages.predict_images import predict_images, print_predictions
-from dd.stages.train import load_weights
+from dd.stages.predict import predict as predict_images
+from dd.stages.predict import print_predictions
+from dd.stages.train_segmenter import load_weights
 from dd.store.checkpoints import weights_sha256
 from dd.store.locks import Busy, Lock
 from dd.store.provenance import read_json, write_json
@@ -230,7 +231,7 @@ def test_one_at_a_time(predict, tmp_path):
 
 
 def test_large_images_are_few_to_a_batch(predict, monkeypatch):
-    monkeypatch.setattr("dd.stages.predict_images.BATCH_PIXELS", 220)
+    monkeypatch.setattr("dd.stages.predict.BATCH_PIXELS", 220)
     assert predict()[1] == [2, 1]
 
 

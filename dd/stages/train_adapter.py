@@ -33,7 +33,7 @@ LAST = Path("checkpoints") / "last.ckpt"
 MOST_CAPTIONS = 10_000  # of one template: all are listed
 
 
-def adapt_generator(
+def train_adapter(
     folder,
     generator,
     trainer,
@@ -144,7 +144,7 @@ def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size
     }
     for name, value in (whole | {"samples.seeds": samples["seeds"]}).items():
         if type(value) is not int or value < 1:
-            raise ValueError(f"adaptation.{name}={value!r}: expected a whole number of 1 or more")
+            raise ValueError(f"adapter.{name}={value!r}: expected a whole number of 1 or more")
     gamma = training["min_snr_gamma"]
     rates = {
         "lora.alpha": lora["alpha"],
@@ -153,14 +153,14 @@ def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size
     }
     for name, value in rates.items():
         if not (value is None and name == "training.min_snr_gamma") and not value > 0:
-            raise ValueError(f"adaptation.{name}={value!r}: expected a number above 0")
+            raise ValueError(f"adapter.{name}={value!r}: expected a number above 0")
     if not 0 <= training["caption_dropout"] <= 1:
         raise ValueError(
-            f"adaptation.training.caption_dropout={training['caption_dropout']}: expected a share "
+            f"adapter.training.caption_dropout={training['caption_dropout']}: expected a share "
             "from 0 to 1"
         )
     if not samples["prompts"]:
-        raise ValueError("adaptation.samples.prompts: at least one prompt is needed, to look at")
+        raise ValueError("adapter.samples.prompts: at least one prompt is needed, to look at")
 
 
 def captions_of(files: list[Path], folder, path) -> list[list[str]]:
@@ -168,7 +168,7 @@ def captions_of(files: list[Path], folder, path) -> list[list[str]]:
     its stem where no other image has the same; ValueError for images without one."""
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"adaptation.captions={path}: no such file; generate.py stage=caption makes one"
+            f"adapter.captions={path}: no such file; generate.py stage=caption makes one"
         )
     found = {}
     for row in read_rows(path):
@@ -187,9 +187,9 @@ def captions_of(files: list[Path], folder, path) -> list[list[str]]:
         f.relative_to(folder).as_posix() for f, each in zip(files, texts, strict=True) if not each
     ]:
         raise ValueError(
-            f"adaptation.captions={path} has no caption for {len(lacking)} of {len(files)} "
+            f"adapter.captions={path} has no caption for {len(lacking)} of {len(files)} "
             f"images, such as {lacking[:3]}: "
-            "caption them, or leave them out with adaptation.list"
+            "caption them, or leave them out with adapter.list"
         )
     return texts
 
@@ -202,8 +202,7 @@ def fill(template: str, conditions: dict[str, list[str]]) -> list[str]:
         not isinstance(words, list | tuple) or not words for words in conditions.values()
     ):
         raise ValueError(
-            f"adaptation.conditions={conditions}: a list of phrases for each {{name}} in "
-            f"{template!r}"
+            f"adapter.conditions={conditions}: a list of phrases for each {{name}} in {template!r}"
         )
     filled = []
     for words in itertools.islice(itertools.product(*conditions.values()), MOST_CAPTIONS + 1):
@@ -211,12 +210,12 @@ def fill(template: str, conditions: dict[str, list[str]]) -> list[str]:
             filled.append(template.format_map(dict(zip(conditions, words, strict=True))))
         except (KeyError, ValueError, IndexError) as error:
             raise ValueError(
-                f"adaptation.template={template!r}: {error} is no condition; conditions: "
+                f"adapter.template={template!r}: {error} is no condition; conditions: "
                 f"{', '.join(conditions) or 'none'}"
             ) from None
     if len(filled) > MOST_CAPTIONS:
         raise ValueError(
-            f"adaptation.conditions have more than {MOST_CAPTIONS} combinations; give fewer phrases"
+            f"adapter.conditions have more than {MOST_CAPTIONS} combinations; give fewer phrases"
         )
     return filled
 

@@ -19,7 +19,7 @@ from dd.training.datamodule import whole_loader
 from dd.training.segmentation import to_device
 
 
-def self_train(
+def label_by_run(
     folder,
     run: dict,
     segmenter,

@@ -15,7 +15,7 @@ from dd.training.loggers import is_main_process
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
 HINT = (
-    "Runs of another name train beside it; train.py stage=budget and stage=tune share their "
+    "Runs of another name train beside it; train.py stage=study and stage=search share their "
     "work by themselves"
 )
 
@@ -68,7 +68,9 @@ def _segmenter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k.removeprefix("segmenter."): v for k, v in state.items() if k.startswith("segmenter.")}
 
 
-def train(folder, module, data, make_trainer, identity: dict, record: dict, init_from=None) -> dict:
+def train_segmenter(
+    folder, module, data, make_trainer, identity: dict, record: dict, init_from=None
+) -> dict:
     """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return what
     run.json holds.
 

@@ -1,0 +1,130 @@
+"""Make or change synthetic data: the stages of generate.py."""
+
+from typing import Any
+
+from dd import config
+from dd.config.doors import Door, Stage
+from dd.stages.caption import caption
+from dd.stages.filter import filter_samples, find_absent, print_counts
+from dd.stages.label import check_calibration, label
+from dd.stages.label_by_run import label_by_run
+from dd.stages.synthesize import synthesize
+
+Quality = tuple[list[Any], Any]  # rules, and the CLIP model that scores images (or None)
+
+
+def make_captions(cfg: Any) -> None:
+    captioner = config.instantiate(cfg.captioner, device=config.device(cfg))
+    done = caption(cfg.caption.folder, captioner, cfg.caption.images, cfg.caption.batch_size)
+    lost = len(done["unreadable"])
+    print(
+        f"{done['captions']} captions in {cfg.caption.folder}/captions.jsonl, "
+        f"{done['made_now']} made now"
+        + (f"; {lost} images cannot be read (unreadable.txt there)" if lost else "")
+    )
+
+
+def make_all(cfg: Any) -> None:
+    quality = config.quality(cfg)
+    if make_images(cfg, quality):
+        make_masks(cfg, quality)
+        if any(rule.action == "drop" for rule in quality[0]):
+            make_list(cfg, quality)
+
+
+def make_images(cfg: Any, quality: Quality | None = None) -> bool:
+    """Whether all of the plan is there, which shards can tell only together."""
+    calibration = config.masks_from(cfg)
+    taxonomy, (_, clip) = config.taxonomy(cfg), quality or config.quality(cfg)
+    config.instantiate(cfg.masks)  # refused before hours of work, not after
+    executor = config.executor(cfg)
+    generator = config.instantiate(cfg.diffusion, device=executor.places(config.device(cfg))[0])
+    if calibration is not None:
+        check_calibration(calibration, generator.identity())
+    done = synthesize(
+        cfg.folder,
+        generator,
+        config.instantiate(cfg.prompts),
+        taxonomy,
+        cfg.num_images,
+        cfg.seed,
+        config.unit_size(cfg, generator, taxonomy),
+        cfg.image_format,
+        cfg.prompts_over_limit,
+        cfg.redraw,
+        clip,
+        executor,
+        config.worker_build(cfg, clip),
+        config.chosen_on(cfg, "diffusion"),
+        config.prompts_sha256(cfg),
+    )
+    for line in _told(cfg.folder, done):
+        print(line)
+    return done["complete"]
+
+
+def _told(folder: str, done: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{done['images']} images in {folder}, {done['made_now']} made now in "
+        f"{done['seconds']:.0f} s"
+    ]
+    if done["drawn_again"] or done["failed"]:
+        lines.append(
+            f"bad images: {done['drawn_again']} drawn again, {done['failed']} left out "
+            "(faults in records/)"
+        )
+    if done["quarantined"]:
+        lines.append(
+            f"{done['quarantined']} samples of units that failed are left out (errors in "
+            "records/); try again"
+        )
+    if not done["complete"]:
+        lines.append(
+            f"the rest of the {done['planned']} images is the work of other shards: the last one "
+            "makes the masks"
+        )
+    return lines
+
+
+def make_masks(cfg: Any, quality: Quality | None = None) -> None:
+    if cfg.labeler.kind == "run":
+        masks = label_by_run(cfg.folder, **config.labeler_run(cfg))
+    else:
+        calibration = config.masks_from(cfg)
+        settings, (rules, clip) = config.instantiate(cfg.masks), quality or config.quality(cfg)
+        absent = find_absent(cfg.folder, rules, settings, clip, cfg.quality.max_share)
+        chosen = config.chosen_on(cfg, "masks", *(["quality"] if rules else []))
+        masks = label(cfg.folder, settings, cfg.mask_set, calibration, absent, chosen_on=chosen)
+    print(f"masks in {masks}")
+
+
+def make_list(cfg: Any, quality: Quality | None = None) -> None:
+    rules, clip = quality or config.quality(cfg)
+    how = (cfg.quality.split, clip, cfg.quality.max_share, config.chosen_on(cfg, "quality"))
+    print_counts(filter_samples(cfg.folder, rules, cfg.mask_set, *how))
+    print(
+        f"train.py synthetic_split={cfg.quality.split} trains on them; reasons in "
+        f"{cfg.folder}/quality"
+    )
+
+
+def only_images(cfg: Any) -> None:
+    make_images(cfg)
+
+
+DOOR = Door(
+    "generate",
+    "Make or change synthetic data: prompts -> images, heat maps and masks.",
+    {
+        "all": Stage(make_all, "images, heat maps and masks, and what is left of them by rules"),
+        "caption": Stage(make_captions, "captions of unlabelled photographs, for prompts"),
+        "synthesize": Stage(only_images, "images and heat maps alone"),
+        "label": Stage(make_masks, "masks, from stored heat or by a trained run (labeler=run)"),
+        "filter": Stage(make_list, "a list of the samples that the rules of quality keep"),
+    },
+    (
+        "python generate.py experiment=shapes num_images=32",
+        "python generate.py experiment=shapes stage=label mask_set=sure masks.threshold=0.6",
+        "python generate.py experiment=voc diffusion.model=<folder or hub id>",
+    ),
+)

@@ -1,0 +1,70 @@
+"""A root script: what it does, its stages by name, and what it says for itself."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dd.config.composition import CONF, choices, groups
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``run(cfg)`` does it and returns its objective, or None; ``says``: one line about it."""
+
+    run: Callable[[Any], float | None]
+    says: str
+
+
+@dataclass(frozen=True)
+class Door:
+    """A root script. ``name`` names its configuration and its file, ``purpose`` is one sentence,
+    ``first``: commands to start with, ``experiments``: scripts whose experiments it takes too."""
+
+    name: str
+    purpose: str
+    stages: Mapping[str, Stage]
+    first: tuple[str, ...]
+    experiments: tuple[str, ...] = ()
+
+    def run(self, cfg: Any) -> float | None:
+        """Run the chosen stage. ValueError for one that is not there."""
+        if cfg.stage not in self.stages:
+            raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(self.stages)}")
+        return self.stages[cfg.stage].run(cfg)
+
+    def help(self) -> str:
+        """What the command says without arguments and with ``--help``."""
+        width = max(map(len, self.stages)) + 2
+        default = OmegaConf.load(CONF / f"{self.name}.yaml").stage
+        lines = [self.purpose, "", f"usage: python {self.name}.py key=value ...", "", "stages:"]
+        lines += [
+            f"  {name:<{width}}{stage.says}{' (default)' if name == default else ''}"
+            for name, stage in self.stages.items()
+        ]
+        lines += ["", "start with:", *(f"  {command}" for command in self.first), ""]
+        lines += [f"{group}={' | '.join(names)}" for group, names in self._choices().items()]
+        return "\n".join([*lines, "", *self._keys()])
+
+    def _choices(self) -> dict[str, list[str]]:
+        """The experiments of this script, and the files of its groups."""
+        entries = OmegaConf.load(CONF / f"{self.name}.yaml").defaults
+        names = [group for entry in entries if not isinstance(entry, str) for group in entry]
+        known = set(groups())
+        own = [e for e in choices("experiment") if self._is_own(e)]
+        found = {"experiment": own} if own else {}
+        return found | {g: choices(g) for g in names if g in known and g != "experiment"}
+
+    def _is_own(self, experiment: str) -> bool:
+        """Whether the header of an experiment names such a script, or it is the user's own."""
+        file = CONF / "experiment" / f"{experiment}.yaml"
+        scripts = [f"python {name}.py" for name in (self.name, *self.experiments)]
+        return not file.is_file() or any(script in file.read_text() for script in scripts)
+
+    def _keys(self) -> list[str]:
+        return [
+            "several values: -m seed=0,1,2 runs one job after the other",
+            f"every key with its value: python {self.name}.py --cfg job [key=value ...]",
+            f"and what it means: conf/{self.name}.yaml, and conf/<group>/<choice>.yaml of a group",
+        ]
