@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the embedded benchmark once
 # make test   sets everything up and runs every check; make test-full the long ones too (fault injection, full size, browser)
+# make test-quick   ruff and the tests of the science: a minute
 # make study  the embedded benchmark in full: three seeds, label budgets, ablations (hours on a CPU)
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -11,7 +12,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-.PHONY: demo test test-full study browser
+.PHONY: demo test test-quick test-full study browser
 demo: .venv/.ready
 	PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/demo.sh
 
@@ -21,7 +22,13 @@ study: .venv/.ready
 test: .venv/.ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not full and not browser"
+
+test-quick: .venv/.ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m quick
 
 # The browser that the report's tests drive; Debian and Ubuntu, as root. Elsewhere any Chromium in PATH will do.
 browser:
