@@ -20,10 +20,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dd.config.composition import CONF, compose, groups, with_own_folders
+from dd.config.composition import CONF, with_own_folders
 from dd.config.doors import Door
 from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
-from dd.config.kinds import check_kinds
+from dd.config.kinds import check_settings
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
 from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
@@ -152,29 +152,13 @@ def _guarded(door: Door) -> Callable[[Any], float | None]:
 def prepare(config_name: str, cfg) -> None:
     """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what
     cannot be right."""
-    chosen, typed = HydraConfig.get().runtime.choices, job_overrides()
-    check_kinds(cfg, defaults(config_name, chosen, typed))
+    typed = job_overrides()
+    check_settings(config_name, cfg)
     check_loaded(cfg)
     OmegaConf.set_struct(cfg, False)
     name_job(cfg, typed, debugged())
     OmegaConf.set_struct(cfg, True)
     check_values(cfg)
-
-
-def defaults(config_name: str, chosen: dict, typed: list[str]):
-    """The shipped configuration of the same choices: an experiment of the user's own is left out,
-    its choices are not."""
-    overrides = [
-        o for o in typed if o.partition("=")[0] in groups() and "[" in o
-    ]  # several at once: logger=[a,b]
-    for group, choice in chosen.items():
-        own = group in ("experiment", "debug") and not (CONF / group / f"{choice}.yaml").is_file()
-        if group in groups() and choice is not None and not own:
-            overrides.append(f"{group}={choice}")
-    default = compose(config_name, overrides)
-    if OmegaConf.is_missing(default, "name"):
-        default.name = "a_name"
-    return default
 
 
 def _failed(error: Exception, cfg, known: bool) -> JobFailed:

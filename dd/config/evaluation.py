@@ -9,14 +9,13 @@ from omegaconf import OmegaConf
 
 from dd.config.composition import group_file
 from dd.config.jobs import job_overrides
-from dd.config.kinds import KINDS
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
+from dd.config.settings import Data
 from dd.data.datasets import SegmentationFolder
 from dd.data.photos import source, without
 from dd.stages.review import check
 from dd.store.provenance import SETTINGS, read_own, read_yaml, sha256
 from dd.store.schemas import NAMED
-from dd.store.settings import check_kind
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
 from dd.training.segmentation import Predictor
 
@@ -61,8 +60,7 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
     try:
         saved = read_yaml(file)
         data, before = saved["data"], saved["data_root"]
-        for key, value in {**dict.fromkeys(cfg.data, ""), **data}.items():
-            check_kind(key, data.get(key, value), KINDS.get(f"data.{key}", str))
+        Data(**data)
         texts = [before, saved.get("synthetic"), *data.values()]
         if any("${" in str(text) for text in texts) or not data["name"]:
             raise ValueError("it refers to other settings")

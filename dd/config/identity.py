@@ -1,61 +1,24 @@
-"""What makes a training another one: every setting of its configuration, but for the keys below,
-each with its reason.
+"""What makes a training another one: every setting of its configuration, but for those that
+their model marks (:class:`dd.config.settings.Train`), each with its reason.
 
-A key that is not listed counts, an unknown one of Lightning's trainer too: a folder never answers
+A key that is not marked counts, an unknown one of Lightning's trainer too: a folder never answers
 for settings that it was not made with.
 """
 
 import torch
 
 from dd.config.objects import plain
+from dd.config.settings import Recorded, Train, marks
+from dd.store.settings import NoResult
 
+# Fields of the model that say why they decide no weight, and those that are recorded by what they
+# lead to, not as they are written. The last two are of nodes that other classes are made of.
 CHANGES_NO_WEIGHT = {
-    "name": "where the run lies",
-    "output_root": "where runs lie",
-    "data_root": "where data lie; what is read there is recorded by content",
-    "device": "where it is computed; another kind of device changes results by rounding alone",
-    "chosen_on": "which labels chose settings; told beside the identity",
-    "num_workers": "who draws the batches; a draw is a function of the seed and its position",
-    "stage": "what train.py does with the settings",
-    "logger": "who listens",
-    "search": "of stage=search, whose study has an identity of its own",
-    "study": "of stage=study, whose study has an identity of its own",
+    **marks(Train, NoResult),
     "segmenter.trusted": "whether a file may be read; what it holds is recorded by content",
     "trainer._target_": "no other one is allowed",
-    "trainer.default_root_dir": "where the run lies",
-    "trainer.accelerator": "another kind of device changes results by rounding alone",
-    "trainer.benchmark": "which of cuDNN's algorithms: rounding alone",
-    "trainer.deterministic": "which of torch's algorithms: rounding alone",
-    "trainer.detect_anomaly": "ends a training whose gradients are no numbers",
-    "trainer.profiler": "watches",
-    "trainer.enable_progress_bar": "shows",
-    "trainer.enable_model_summary": "shows",
-    "trainer.enable_checkpointing": "set by the callbacks",
-    "trainer.enable_autolog_hparams": "who listens",
-    "trainer.log_every_n_steps": "how often is logged",
-    "trainer.max_epochs": "a training that ends before max_steps is not finished",
-    "trainer.max_time": "a training that ends before max_steps is not finished",
-    "trainer.val_check_interval": "validation reads the weights",
-    "trainer.check_val_every_n_epoch": "validation reads the weights",
-    "trainer.num_sanity_val_steps": "validation reads the weights",
-    "trainer.limit_val_batches": "validation reads the weights; hold_out is recorded",
 }
-RECORDED = {  # by what they lead to, not as they are written
-    "source": "trained_on",
-    "real_share": "trained_on.real_share",
-    "shots": "trained_on.shots",
-    "shots_list": "trained_on.shots_list",
-    "hold_out": "trained_on.hold_out",
-    "data": "trained_on: split, ids, masks and images; classes",
-    "synthetic": "trained_on: ids, masks and how they were made",
-    "synthetic_masks": "trained_on.mask_settings",
-    "synthetic_split": "trained_on: its ids",
-    "init_from": "init_from_sha256, trained_on.after",
-    "unlabelled": "trained_on: the photographs' names and sizes",
-    "self_training": "trained_on.self_training",
-    "trainer.devices": "processes",
-    "trainer.num_nodes": "processes",
-}
+RECORDED = marks(Train, Recorded)
 OBSERVERS = {  # callbacks by class, whatever they are called
     "dd.training.segmentation.LastCheckpoint": "writes checkpoints",
     "dd.training.callbacks.Samples": "shows predictions",

@@ -47,6 +47,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(**STRICT, frozen=True, extra="forbid")
     noun: ClassVar[str] = ""
+    missing: ClassVar[str] = "not given"
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -63,10 +64,9 @@ class Settings(BaseModel):
         if first["type"] == "extra_forbidden":
             return f"{prefix}{name}: no such setting; allowed: {', '.join(cls.model_fields)}"
         if first["type"] == "missing":
-            return f"{prefix}{name}: not given"
+            return f"{prefix}{name}: {cls.missing.format(key=f'{prefix}{name}')}"
         if first["type"] == "value_error":  # of a validator of ours, in its own words
-            said = str(first["ctx"]["error"])
-            return f"{prefix}{name}: {said}" if name else said
+            return str(first["ctx"]["error"])
         field = cls.model_fields[str(name)]
         return f"{prefix}{name}={shown(values.get(str(name)))}: expected {expected(field)}"
 

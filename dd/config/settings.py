@@ -1,0 +1,325 @@
+"""The settings of the three root scripts as typed models: types and ranges of every key that is no
+constructor's, and what of a training decides its weights.
+
+Defaults stand in ``conf/``. A node with a ``_target_`` is a :data:`Node`: its class looks at its
+values (:func:`dd.config.kinds.check_arguments`).
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+
+from dd.store.settings import STRICT, Count, Natural, NoResult, Settings, shown
+
+
+def _named_class(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    if type(target := value.get("_target_")) is not str:
+        raise ValueError(
+            f"{info.field_name}._target_={shown(target)}: expected the class that is made of it"
+        )
+    return value
+
+
+Node = Annotated[dict[str, Any], AfterValidator(_named_class)]
+Choices = dict[str, Any] | list[dict[str, Any]] | None  # chosen_on of a group
+# a whole number where text belongs, as mask_set=1, is text
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Numbers = list[float]
+
+
+class Recorded(NoResult):
+    """What decides a result, and is part of the identity by what it leads to: where."""
+
+
+class Group(Settings):
+    """A group of keys that the command needs whole."""
+
+    missing: ClassVar[str] = "taken away, and the command needs it; leave ~{key} out"
+
+
+class Data(Group):
+    noun = "data"
+    name: Text
+    taxonomy: str
+    root: str
+    masks: Text
+    train_split: Text
+    test_split: Text
+    tune_split: str | None = None
+    images: str | list[str] | None = None
+    synthetic: str | None = None
+
+
+class Common(Group):
+    """Keys that every script knows."""
+
+    name: Annotated[Text, NoResult("where the run lies")]
+    data_root: Annotated[Text, NoResult("where data lie; what is read is recorded by content")]
+    output_root: Annotated[Text, NoResult("where runs lie")]
+    seed: Natural
+    device: Annotated[Text, NoResult("another kind of device changes results by rounding alone")]
+    stage: Annotated[Text, NoResult("what is done with the settings")]
+
+
+class Synthetic(Common):
+    """What a synthetic set is made from (conf/synthetic.yaml)."""
+
+    data: Data
+    prompts: Node
+    diffusion: Node
+    masks: Node
+    folder: Text
+    num_images: Count | None
+    prompts_over_limit: Text
+    unit_size: Count | Literal["auto"]
+    image_format: Text
+    redraw: Natural
+    masks_from: str | None
+
+
+class Quality(Group):
+    noun = "quality"
+    rules: dict[str, Any]
+    max_share: Annotated[float, Ge(0), Le(1)]
+    split: Text
+    clip: Node
+    chosen_on: Choices = None
+
+
+class Labeler(Group):
+    noun = "labeler"
+    kind: Literal["attention", "run"]
+    mask_set: Text
+    run: str = ""
+    confidence: Annotated[float, Ge(0), Le(1)] | None = None
+    weights: Text = "ema"
+    scales: Numbers = [1.0]
+    flip: bool = False
+    batch_size: Count = 16
+    num_workers: Natural = 0
+    trusted: bool = False
+
+
+class Caption(Group):
+    noun = "caption"
+    images: str | None
+    folder: Text
+    batch_size: Count
+
+
+class Generate(Synthetic):
+    captioner: Node
+    quality: Quality
+    labeler: Labeler
+    executor: Node
+    mask_set: Text
+    caption: Caption
+
+
+class Predict(Group):
+    noun = "predict"
+    every: Count
+
+
+class Review(Group):
+    noun = "review"
+    number: Count
+    leave_out: str | None
+    score: Text
+    order: Text
+    distinct: Natural | None
+    address: Text
+
+
+class Report(Group):
+    noun = "report"
+    runs: str | None
+    baseline: str | None
+    gallery: Natural
+    domains: list[str]
+
+
+class Probe(Group):
+    noun = "probe"
+    split: Text
+    timesteps: list[Natural]
+    limit: Count | None
+
+
+class Sweep(Group):
+    noun = "sweep"
+    power: list[Natural] | None
+    threshold: Numbers
+    band: Numbers
+    source: list[str] | None
+    masks: str | None
+    run: str | None
+    name: str | None
+    limit: Count | None
+    workers: Count | None
+
+
+class Calibrate(Group):
+    noun = "calibrate"
+    data: Text
+    split: Text
+    shots: Count
+    timesteps: list[Natural]
+    cross_resolution: list[int] | None
+    self_resolution: list[int] | None
+    cross_layers: list[list[str] | None] | None
+    cross_heads: list[list[int] | None] | None
+
+
+class Evaluate(Synthetic):
+    run: str | None
+    weights: Text
+    scales: Numbers
+    flip: bool
+    batch_size: Count
+    num_workers: Natural
+    split: Text
+    wandb: bool
+    trusted: bool
+    synthetic: Text
+    synthetic_masks: Text
+    synthetic_split: Text
+    images: str | None
+    output: str | None
+    max_pixels: Count
+    predict: Predict
+    review: Review
+    report: Report
+    probe: Probe
+    sweep: Sweep
+    calibrate: Calibrate
+
+
+class Unlabelled(Group):
+    noun = "unlabelled"
+    images: str | None
+    list: str | None
+
+
+class SelfTraining(Group):
+    noun = "self_training"
+    teacher: Node | None
+    transform: Node | None = None
+    chosen_on: Choices = None
+
+
+class Search(Group):
+    noun = "search"
+    trials: Count
+    space: dict[str, Any] | str | None
+    sampler: Text
+    pruner: Text
+    pruner_settings: dict[str, Any] | None
+
+
+class Study(Group):
+    noun = "study"
+    shots: list[int | str]
+    seeds: list[Natural]
+    domains: list[str]
+    synthetic: list[str] | None
+    arms: list[str] | None
+    experiments: dict[str, str]
+    learning_rates: dict[str, Numbers | None] | None
+    choose: dict[str, Any] | None
+    prices: dict[str, float] | None
+    targets: Numbers | None
+    generation_seconds: float | None
+
+
+READS = "validation reads the weights"
+
+
+class Trainer(Group):
+    """Lightning's trainer: a key that is not here is Lightning's own and decides a result."""
+
+    model_config = ConfigDict(**STRICT, frozen=True, extra="allow")
+    noun = "trainer"
+    max_steps: int | None = None
+    max_epochs: Annotated[
+        int | None, NoResult("a training that ends before max_steps is not finished")
+    ]
+    accelerator: Annotated[Text, NoResult("another kind of device: rounding alone")]
+    devices: Annotated[int | str | list[int], Recorded("processes")]
+    precision: int | str | None
+    callbacks: dict[str, dict[str, Any] | None]
+    default_root_dir: Annotated[str | None, NoResult("where the run lies")] = None
+    enable_progress_bar: Annotated[bool, NoResult("shows")]
+    enable_model_summary: Annotated[bool, NoResult("shows")]
+    log_every_n_steps: Annotated[Count, NoResult("how often is logged")]
+    # of Lightning's others
+    num_nodes: Annotated[Any, Recorded("processes")] = None
+    benchmark: Annotated[Any, NoResult("which of cuDNN's algorithms: rounding alone")] = None
+    deterministic: Annotated[Any, NoResult("which of torch's algorithms: rounding alone")] = None
+    detect_anomaly: Annotated[Any, NoResult("ends a training whose gradients are no numbers")] = (
+        None
+    )
+    profiler: Annotated[Any, NoResult("watches")] = None
+    enable_checkpointing: Annotated[Any, NoResult("set by the callbacks")] = None
+    enable_autolog_hparams: Annotated[Any, NoResult("who listens")] = None
+    max_time: Annotated[Any, NoResult("a training that ends before max_steps is not finished")] = (
+        None
+    )
+    val_check_interval: Annotated[Any, NoResult(READS)] = None
+    check_val_every_n_epoch: Annotated[Any, NoResult(READS)] = None
+    num_sanity_val_steps: Annotated[Any, NoResult(READS)] = None
+    limit_val_batches: Annotated[Any, NoResult(f"{READS}; hold_out is recorded")] = None
+
+
+class Train(Common):
+    data: Annotated[Data, Recorded("trained_on: split, ids, masks and images; classes")]
+    segmenter: Node
+    trainer: Trainer
+    logger: Annotated[dict[str, Any], NoResult("who listens")]
+    search: Annotated[Search, NoResult("of stage=search, whose study has its own identity")]
+    study: Annotated[Study, NoResult("of stage=study, which has an identity of its own")]
+    self_training: Annotated[SelfTraining, Recorded("trained_on.self_training")]
+    source: Annotated[Text, Recorded("trained_on")]
+    real_share: Annotated[float, Recorded("trained_on.real_share")]
+    synthetic: Annotated[Text, Recorded("trained_on: ids, masks and how they were made")]
+    synthetic_masks: Annotated[Text, Recorded("trained_on.mask_settings")]
+    synthetic_split: Annotated[Text, Recorded("trained_on: its ids")]
+    shots: Annotated[Count | Literal["all"] | None, Recorded("trained_on.shots")]
+    shots_list: Annotated[str | None, Recorded("trained_on.shots_list")]
+    hold_out: Annotated[Count | None, Recorded("trained_on.hold_out")]
+    init_from: Annotated[str | None, Recorded("init_from_sha256, trained_on.after")]
+    unlabelled: Annotated[Unlabelled, Recorded("trained_on: the photographs' names and sizes")]
+    batch_size: Count
+    num_workers: Annotated[Natural, NoResult("a draw is a function of the seed and its position")]
+    scale: Count
+    transform: Node
+    chosen_on: Annotated[
+        dict[str, Any], NoResult("which labels chose settings; told beside the identity")
+    ]
+    optimizer: Node
+    generator: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> Self:
+        for key in ("max_steps", "default_root_dir"):
+            needed = self.stage not in ("generator", "adapter")  # whose parts have their own
+            if needed and getattr(self.trainer, key) is None:
+                raise ValueError(f"trainer.{key}: {self.missing.format(key=f'trainer.{key}')}")
+        return self
+
+
+def marks(model: type[Settings], kind: type[NoResult], prefix: str = "") -> dict[str, str]:
+    """{key: why} of the fields of a model, and of the groups in it, that are marked ``kind``."""
+    found = {}
+    for name, field in model.model_fields.items():
+        own = [m for m in field.metadata if type(m) is kind]
+        if own:
+            found[f"{prefix}{name}"] = str(own[0])
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            found |= marks(field.annotation, kind, f"{prefix}{name}.")
+    return found
+
+
+SCRIPTS: dict[str, type[Common]] = {"generate": Generate, "evaluate": Evaluate, "train": Train}
