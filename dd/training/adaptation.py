@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dd.training.loaders import OnwardLoader
+from dd.training.loaders import ResumableLoader
 
 
 def square(photo: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
@@ -75,7 +75,7 @@ class PhotoData(pl.LightningDataModule):
         trainer = self.trainer
         number = trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
         photos = CaptionedPhotos(self.photos, self.captions, self.size, number, self.seed)
-        return OnwardLoader(photos, trainer, self.batch_size, self.num_workers)
+        return ResumableLoader(photos, trainer, self.batch_size, self.num_workers)
 
 
 def loss_weights(snr: torch.Tensor, prediction_type: str, gamma: float | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dd.training.loggers import tell
 
 
 @dataclass
-class Sample:
+class ShownImage:
     """One validated image: uint8 [H, W, 3], its true and predicted class ids [H, W], its own
     mIoU (None: all is 255)."""
 
@@ -34,7 +34,7 @@ def image_miou(truth: torch.Tensor, prediction: torch.Tensor, num_classes: int) 
     return metrics.miou(confusion) if kept.any() else None
 
 
-class Samples(pl.Callback):
+class ShownPredictions(pl.Callback):
     """Shows the first ``count`` images of the tune set with truth and prediction and the confusion
     matrix over all of them at each validation, and a table of the images at the end, in the loggers
     that can. ``validation_step`` returns its batch's predictions, and the module keeps the matrix
@@ -63,7 +63,9 @@ class Samples(pl.Callback):
                 prediction.cpu().numpy().astype(np.uint8),
             )
             self.shown.append(
-                Sample(name, data[index][0], truth, found, image_miou(mask, prediction, classes))
+                ShownImage(
+                    name, data[index][0], truth, found, image_miou(mask, prediction, classes)
+                )
             )
 
     def on_validation_end(self, trainer, module):

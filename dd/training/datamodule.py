@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from dd.store.samples import sample_seed
-from dd.training.loaders import OnwardLoader
+from dd.training.loaders import ResumableLoader
 
 
 class Schedule(Dataset):
@@ -245,7 +245,7 @@ class SegmentationData(pl.LightningDataModule):
         )
         if self.photos:
             schedule = WithPhotos(schedule, *self.photos)
-        return OnwardLoader(schedule, trainer, share, self.num_workers)
+        return ResumableLoader(schedule, trainer, share, self.num_workers)
 
     def val_dataloader(self):
         if self.tune is None:

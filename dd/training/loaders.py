@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 
-class Onward(Sampler):
+class ResumableSampler(Sampler):
     """Positions ``first`` to ``length - 1``: the draws that a resumed training has left. Its
     length stays ``length``, because Lightning counts the batches of a resumed epoch from the
     epoch's start."""
@@ -20,7 +20,7 @@ class Onward(Sampler):
         return iter(range(self.first, self.length))
 
 
-class OnwardLoader(DataLoader):
+class ResumableLoader(DataLoader):
     """``max_steps`` steps of ``batch_size`` draws of this process as one long epoch, from the step
     on that ``trainer`` has reached.
 
@@ -34,7 +34,7 @@ class OnwardLoader(DataLoader):
         super().__init__(
             data,
             batch_size,
-            sampler=Onward(trainer.max_steps * per_step, trainer.global_step * per_step),
+            sampler=ResumableSampler(trainer.max_steps * per_step, trainer.global_step * per_step),
             num_workers=num_workers,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),

@@ -69,7 +69,7 @@ class EMA(WeightAveraging):
         return self._average_model.module
 
 
-class Sound(TorchCheckpointIO):
+class CheckedCheckpointIO(TorchCheckpointIO):
     """How Lightning writes and reads every checkpoint of a training, ``best.ckpt`` too:
     :mod:`dd.store.checkpoints`."""
 
@@ -94,7 +94,7 @@ class LastCheckpoint(pl.Callback):
         )
 
     def setup(self, trainer, module, stage):
-        trainer.strategy.checkpoint_io = Sound()
+        trainer.strategy.checkpoint_io = CheckedCheckpointIO()
 
     def on_train_start(self, trainer, module):
         self._saved = trainer.global_step
@@ -243,7 +243,7 @@ class DoesNotFit(ValueError):
     """Images that need more memory than the device has."""
 
 
-def fitting(
+def predict_fitting(
     call, batch: list[tuple], unreadable: dict[str, str], fail=lambda what: None
 ) -> list[tuple]:
     """(item, image, ``call``'s result) of a batch of (item, image): together or, where they do
@@ -256,7 +256,9 @@ def fitting(
         ]
     except DoesNotFit as error:
         if len(batch) > 1:
-            return [row for pair in batch for row in fitting(call, [pair], unreadable, fail)]
+            return [
+                row for pair in batch for row in predict_fitting(call, [pair], unreadable, fail)
+            ]
         unreadable[batch[0][0].file] = str(error)
         fail(f"{batch[0][0].file} is left out")
         return []

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from dd.embedded.shapes import scene
-from dd.training.loaders import OnwardLoader
+from dd.training.loaders import ResumableLoader
 
 
 class CaptionedScenes(Dataset):
@@ -58,7 +58,7 @@ class CaptionedData(pl.LightningDataModule):
         trainer = self.trainer
         number = trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
         scenes = CaptionedScenes(number, seed=self.seed, first=self.first)
-        return OnwardLoader(scenes, trainer, self.batch_size, self.num_workers)
+        return ResumableLoader(scenes, trainer, self.batch_size, self.num_workers)
 
 
 def _warmup_cosine(optimizer, warmup: int, total: int, floor: float = 0.05):
