@@ -613,7 +613,8 @@ def run(folder, callbacks, after=None):
     pictures = fakes.ToyPictures(7), fakes.ToyPictures(3)
     data = SegmentationData(*pictures, fakes.toy_train, fakes.toy_eval, 2)
     logger = Guarded(Wandb(str(folder), "toy/run", project="p"))
-    callbacks = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), ShownPredictions(2), *callbacks]
+    last = LastCheckpoint(str(folder / "checkpoints"), 2)
+    callbacks = [EMA(0.7), last, ShownPredictions(2), *callbacks]
     trainer = fakes.quiet_trainer(folder, 4, callbacks, logger=[logger], **VALIDATED)
     tell(trainer, "begin", {"optimizer": {"learning_rate": 0.05}}, TRAINED_ON, after)
     failed = True
