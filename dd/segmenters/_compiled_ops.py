@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 NAME = "mmcv._ext"
 
 
-class _Placeholder(types.ModuleType):
+class Placeholder(types.ModuleType):
     def __getattr__(self, function: str) -> Callable[..., NoReturn]:
         if function.startswith("__"):  # what Python itself looks for in a module
             raise AttributeError(f"module {NAME!r} has no attribute {function!r}")
@@ -38,13 +38,8 @@ def install_placeholder() -> None:
     """
     if NAME in sys.modules or importlib.util.find_spec(NAME) is not None:
         return
-    placeholder = _Placeholder(NAME)
+    placeholder = Placeholder(NAME)
     # without a spec, find_spec(NAME) raises; without a loader, mmcv's own check still says "no
     # compiled operations"
     placeholder.__spec__ = importlib.machinery.ModuleSpec(NAME, loader=None)
     sys.modules[NAME] = placeholder
-
-
-def is_placeholder() -> bool:
-    """Whether mmcv's compiled operations are missing here."""
-    return isinstance(sys.modules.get(NAME), _Placeholder)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dd.segmenters._compiled_ops import install_placeholder, is_placeholder
+from dd.segmenters._compiled_ops import NAME, Placeholder, install_placeholder
 
 install_placeholder()  # before the first import of mmseg
 
@@ -88,8 +88,8 @@ def read_config(name: str, trusted: bool = False) -> dict[str, Any]:
         )
     if isinstance(model.decode_head, dict) and model.decode_head.get("type") == "PIDHead":
         raise ValueError(
-            f"config={name!r} is trained on edge maps beside the masks (PIDHead), which data here "
-            "do not have"
+            f"config={name!r} is trained on edge maps beside the masks (PIDHead), "
+            "which data here do not have"
         )
     return model.to_dict()
 
@@ -191,18 +191,18 @@ def _build(name: str, model: dict[str, Any], num_classes: int) -> torch.nn.Modul
     outputs = (head[-1] if isinstance(head, torch.nn.ModuleList) else head).out_channels
     if outputs != num_classes:
         raise ValueError(
-            f"config={name!r} has {outputs} outputs for {num_classes} classes, and one is needed "
-            "each"
+            f"config={name!r} has {outputs} outputs for {num_classes} classes, "
+            "and one is needed each"
         )
     parts = {type(m) for m in net.modules()}
     compiled = sorted(
         part.__name__ for part in parts if hasattr(sys.modules[part.__module__], "ext_module")
     )
-    if compiled and is_placeholder():
+    if compiled and isinstance(sys.modules[NAME], Placeholder):
         raise ValueError(
             f"config={name!r} uses {', '.join(compiled)}, of mmcv's compiled operations, and "
-            "mmcv-lite has none of them. To use it, install full mmcv 2.1.0 in place of mmcv-lite "
-            "2.1.0"
+            "mmcv-lite has none of them. To use it, install full mmcv 2.1.0 in place of "
+            "mmcv-lite 2.1.0"
         )
     return net
 
@@ -254,8 +254,8 @@ class ModelZoo(SegmenterModule):
         source = named if from_config else chosen.pretrained
         if from_config and source is None:
             raise ValueError(
-                f"pretrained='config': config={chosen.config!r} names no weights; use null or a "
-                "file"
+                f"pretrained='config': config={chosen.config!r} names no weights; "
+                "use null or a file"
             )
         # transformers convert their checkpoints while they load them
         converts = from_config and not isinstance(net.backbone, ResNet)

@@ -123,8 +123,8 @@ class TrainTransform:
         """
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise ValueError(
-                f"mask: expected uint8 {image.shape[:2]}, as the image, got {mask.dtype} "
-                f"{mask.shape}"
+                f"mask: expected uint8 {image.shape[:2]}, as the image, "
+                f"got {mask.dtype} {mask.shape}"
             )
         results: dict[str, Any]
         results = {"img": _bgr(image), "gt_seg_map": mask, "seg_fields": ["gt_seg_map"]}

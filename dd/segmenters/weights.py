@@ -64,8 +64,8 @@ def weights_url(source: str) -> str:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=3) or list(known)[:3]
                 raise ValueError(
-                    f"pretrained={source!r}: mmengine knows no such weights; did you mean "
-                    f"{', '.join(near)}?"
+                    f"pretrained={source!r}: mmengine knows no such weights; "
+                    f"did you mean {', '.join(near)}?"
                 )
             return known[name]
     return source
@@ -142,8 +142,8 @@ def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Ten
     if wrong:
         raise ValueError(
             f"{source}: {len(wrong)} of its {len(weights)} tensors hold numbers that are not "
-            f"finite, such as {wrong[0]}: the training that made it went wrong, or the file is "
-            "damaged"
+            f"finite, such as {wrong[0]}: the training that made it went wrong, "
+            "or the file is damaged"
         )
     return weights
 
@@ -175,14 +175,7 @@ def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
         unused = [name for name in weights if name.startswith(("fc.", "head."))]  # the classifier
     target = model if whole else model.backbone
     own = target.state_dict()
-    differing = [n for n in own if n in weights and own[n].shape != weights[n].shape]
-    left_random = [n for n in differing if ".conv_seg." in n]
-    missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
-    problems = {
-        "missing in the file": missing,
-        "unexpected": [n for n in weights if n not in own and n not in unused],
-        "of another shape": [n for n in differing if n not in left_random],
-    }
+    problems, left_random = _compare(own, weights, unused)
     if any(problems.values()):
         raise ValueError(f"{source}{_resnet_in(weights)} {_misfit(model, whole, problems)}")
     target.load_state_dict(
@@ -193,6 +186,20 @@ def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
     if left_random:
         log.warning("%s: made for another number of classes; left random: %s", source, left_random)
     return left_random
+
+
+def _compare(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], unused: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """({what is wrong: names of a file's weights}, names of last layers of other classes)."""
+    differing = [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
+    problems = {
+        "missing in the file": missing,
+        "unexpected": [n for n in weights if n not in own and n not in unused],
+        "of another shape": [n for n in differing if ".conv_seg." not in n],
+    }
+    return problems, [n for n in differing if ".conv_seg." in n]
 
 
 def _misfit(model: torch.nn.Module, whole: bool, problems: Mapping[str, Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -17,21 +17,19 @@ from dd.store.samples import sample_seed
 from dd.training.loaders import ResumableLoader
 
 TrainTransform = Callable[[np.ndarray, np.ndarray, int], tuple[torch.Tensor, torch.Tensor]]
+Element = TypeVar("Element", covariant=True)
 EvalTransform = Callable[[np.ndarray], Any]  # an image, or a list of views
 
 
-class Labelled(Protocol):
-    """(image uint8 [H, W, 3], mask uint8 [H, W]) by number."""
+class Numbered(Protocol[Element]):
+    """Elements by number, from 0 on."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> tuple[np.ndarray, np.ndarray]: ...
+    def __getitem__(self, index: int, /) -> Element: ...
 
 
-class Photographs(Protocol):
-    """Unlabelled images uint8 [H, W, 3] by number."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> np.ndarray: ...
+Labelled = Numbered[tuple[np.ndarray, np.ndarray]]  # images uint8 [H, W, 3], masks uint8 [H, W]
+Photographs = Numbered[np.ndarray]  # images uint8 [H, W, 3]
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ class Mixture(Dataset):
             )
         if real.taxonomy != synthetic.taxonomy:
             raise ValueError(
-                f"real images have the classes {real.taxonomy.names}, synthetic ones "
-                f"{synthetic.taxonomy.names}"
+                f"real images have the classes {real.taxonomy.names}, "
+                f"synthetic ones {synthetic.taxonomy.names}"
             )
         self.real, self.synthetic, self.real_share = real, synthetic, real_share
         self.taxonomy = real.taxonomy

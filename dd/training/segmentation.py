@@ -163,8 +163,8 @@ class Views:
         )
         if not numbers or not scales or len(set(scales)) < len(scales):
             raise ValueError(
-                f"scales={scales}: expected different numbers above 0, as [1.0] or "
-                f"{list(PAPER_SCALES)}"
+                f"scales={scales}: expected different numbers above 0, "
+                f"as [1.0] or {list(PAPER_SCALES)}"
             )
         check_kind("flip", flip, bool)
         self.short_side, self.flip = short_side, flip
@@ -234,10 +234,9 @@ def count(
     on_batch: Callable[[list[torch.Tensor]], object] | None = None,
     predict: Callable[..., list[torch.Tensor]] = predict,
 ) -> torch.Tensor:
-    """Confusion matrix of a segmenter over a loader of
-    :func:`dd.training.datamodule.whole_loader`; ``on_batch`` gets each batch's predictions.
-    ``predict`` fits the loader's transform: the method of the :class:`Views` that resized its
-    images."""
+    """Confusion matrix of a segmenter over a loader of ``dd.training.datamodule.whole_loader``.
+    ``on_batch`` gets each batch's predictions. ``predict`` fits the loader's transform: the method
+    of the :class:`Views` that resized its images."""
     for images, masks in loader:
         predictions = predict(segmenter, to_device(images, device), [tuple(m.shape) for m in masks])
         confusion.update(predictions, to_device(masks, device))
@@ -380,8 +379,8 @@ class Segmentation(pl.LightningModule):
             ema = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
             if ema is None:
                 raise ValueError(
-                    "self-training needs the average of the weights as its teacher: "
-                    "trainer.callbacks.ema"
+                    "self-training needs the average of the weights "
+                    "as its teacher: trainer.callbacks.ema"
                 )
             self._ema = ema
             if self.trainer.world_size > 1:

@@ -168,16 +168,16 @@ def log_evaluation(run_folder: str | Path, where: str, result: Mapping[str, Any]
     run_folder = Path(run_folder)
     if not (run_folder / "wandb.json").is_file():
         raise FileNotFoundError(
-            f"{run_folder} has no wandb.json: it was not trained with logger=wandb; leave out "
-            "wandb=true"
+            f"{run_folder} has no wandb.json: it was not trained with logger=wandb; "
+            "leave out wandb=true"
         )
     need("wandb", "wandb")
     try:
         _log_evaluation(run_folder, read_json(run_folder / "wandb.json"), where, result)
     except Exception as error:
         warnings.warn(
-            f"W&B did not take the evaluation ({type(error).__name__}: {error}); metrics.json is "
-            "kept",
+            f"W&B did not take the evaluation ({type(error).__name__}: {error}); "
+            "metrics.json is kept",
             stacklevel=2,
         )
 

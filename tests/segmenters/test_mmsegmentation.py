@@ -80,7 +80,7 @@ def test_placeholder_steps_aside_for_full_mmcv(without_extension, monkeypatch):
 
 
 @pytest.mark.skipif(
-    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder),
+    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops.Placeholder),
     reason="full mmcv is installed",
 )
 def test_an_operation_of_mmcv_raises_clearly():

@@ -23,7 +23,7 @@ FCN = "fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024"
 OCR = "ocrnet/ocrnet_hr18s_4xb4-20k_voc12aug-512x512"
 PSP = "pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512"
 placeholder = pytest.mark.skipif(
-    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder),
+    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops.Placeholder),
     reason="full mmcv is installed",
 )
 
