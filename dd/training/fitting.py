@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,8 @@ from dd.execution import EXIT
 from dd.store import checkpoints
 
 AGAIN = 1.0  # seconds after which another Ctrl-C is meant as a second one
+
+STOPPING = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 
 
 def fit(
@@ -156,11 +158,9 @@ class Stop(pl.Callback):
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.last)
-            self.leave(
-                trainer,
-                self._any(trainer, self.number == signal.SIGUSR1),
-                self._any(trainer, self.number == signal.SIGINT),
-            )
+            # all processes ask for the same ones, in the same order
+            heard = [n for n in STOPPING if self._any(trainer, self.number == n)]
+            self.leave(trainer, heard)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self.number is not None:
@@ -172,15 +172,12 @@ class Stop(pl.Callback):
             return mine
         return trainer.strategy.reduce_boolean_decision(mine, all=False)
 
-    def leave(
-        self, trainer: pl.Trainer, queue_again: bool | None = None, by_hand: bool | None = None
-    ) -> NoReturn:
+    def leave(self, trainer: pl.Trainer, heard: Sequence[int | None] = ()) -> NoReturn:
         """End the process with exit code 143 (Ctrl-C: 130); 0 in a process that another one
-        started and that would be killed for it."""
-        self.left = True
-        by_hand = self.number == signal.SIGINT if by_hand is None else by_hand
-        queue_again = self.number == signal.SIGUSR1 if queue_again is None else queue_again
-        word = "stopped" if by_hand else "terminated"
+        started and that would be killed for it. ``heard``: signals that some process got; this
+        one's own without it."""
+        self.left, heard = True, heard or [self.number]
+        word = "stopped" if signal.SIGINT in heard else "terminated"
         if trainer.is_global_zero:
             print(
                 f"{word} at step {trainer.global_step} of {trainer.max_steps}: the last "
@@ -188,7 +185,7 @@ class Stop(pl.Callback):
                 file=sys.stderr,
                 flush=True,
             )
-            if queue_again:
+            if signal.SIGUSR1 in heard:
                 _requeue()
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started = isinstance(environment, LightningEnvironment) and not trainer.is_global_zero

@@ -156,7 +156,8 @@ class Study:
             )
 
     def _sampler(self, number: int) -> Any:
-        """A stream of its own for each trial."""
+        """Of a trial, with a stream of its own: workers and later calls must not repeat each
+        other's draws."""
         seed = sample_seed(self.seed, f"trial={number}") % 2**32
         name = self.sampler_name
         return _chosen(SAMPLERS, self.optuna.samplers, "sampler", name, {"seed": seed})
@@ -178,7 +179,6 @@ class Study:
                 self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
             if len(self.trials("COMPLETE", "PRUNED", "RUNNING")) >= number:
                 return None
-            # a stream for each trial: workers and later calls must not repeat each other's draws
             self.study.sampler = self._sampler(len(self.trials()))
             trial = self.study.ask(self.space)
             held.enter_context(_locked(self._lock(trial.number)))

@@ -423,10 +423,9 @@ class Segmentation(pl.LightningModule):
         found = teacher.labels(self._ema.average.segmenter, shown, known)
         # share of the pixels that got a label
         self.log("train/taught", (found != IGNORE).float().mean())
-        mixed = (
-            class_mix(images, labels, changed, found) if teacher.settings.mix else (changed, found)
-        )
-        loss = self._loss(*mixed)["loss"]
+        if teacher.settings.mix:
+            changed, found = class_mix(images, labels, changed, found)
+        loss = self._loss(changed, found)["loss"]
         self.log("train/photo_loss", loss.detach())
         return teacher.settings.weight * loss
 
