@@ -33,8 +33,6 @@ SEGFORMERS = {  # size: blocks and channels of each stage (Mix Transformer), cha
     "b2": ((3, 4, 6, 3), (64, 128, 320, 512), 768),
 }
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-
-
 ARCHITECTURE = (  # what of a config.json decides which tensors there are
     "depths",
     "hidden_sizes",
@@ -68,8 +66,8 @@ def load_encoder(
         )
     except OSError as error:
         first = str(error).strip().partition("\n")[0]
-        local = "in this folder"
-        where = local if Path(source).is_dir() else "on the hub, and this machine may be offline"
+        hub = "on the hub, and this machine may be offline"
+        where = "in this folder" if Path(source).is_dir() else hub
         raise FileNotFoundError(
             f"pretrained={source!r}: config.json and model.safetensors were not found {where} "
             f"({first}). Pass a local folder that holds both, "

@@ -23,7 +23,6 @@ from dd.execution import EXIT
 from dd.store import checkpoints
 
 AGAIN = 1.0  # seconds after which another Ctrl-C is meant as a second one
-
 STOPPING = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 
 
