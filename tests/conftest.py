@@ -32,6 +32,7 @@ class TinySegmenter(torch.nn.Module):
             convolution, torch.nn.BatchNorm2d(width), torch.nn.ReLU()
         )
         self.head = torch.nn.Conv2d(width, num_classes, 1)
+        self.files = {}
 
     def forward(self, images):
         logits = self.head(self.backbone(images.float() / 255))

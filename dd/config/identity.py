@@ -21,7 +21,7 @@ CHANGES_NO_WEIGHT = {
 RECORDED = marks(Train, Recorded)
 OBSERVERS = {  # callbacks by class, whatever they are called
     "dd.training.segmentation.LastCheckpoint": "writes checkpoints",
-    "dd.training.callbacks.Samples": "shows predictions",
+    "dd.training.callbacks.ShownPredictions": "shows predictions",
     "pytorch_lightning.callbacks.ModelCheckpoint": "writes checkpoints",
     "pytorch_lightning.callbacks.LearningRateMonitor": "logs",
     "pytorch_lightning.callbacks.DeviceStatsMonitor": "logs",

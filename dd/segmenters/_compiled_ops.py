@@ -9,21 +9,22 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 NAME = "mmcv._ext"
 
 
-class _Placeholder(types.ModuleType):
-    def __getattr__(self, function: str):
+class Placeholder(types.ModuleType):
+    def __getattr__(self, function: str) -> Callable[..., NoReturn]:
         if function.startswith("__"):  # what Python itself looks for in a module
             raise AttributeError(f"module {NAME!r} has no attribute {function!r}")
 
-        def missing(*args, **kwargs):
+        def missing(*args: Any, **kwargs: Any) -> NoReturn:
             raise RuntimeError(
                 f"{function} is one of mmcv's compiled operations, and mmcv-lite has none of "
-                "them. To use it, install "
-                "full mmcv 2.1.0 in place of mmcv-lite 2.1.0; everything in this package works "
-                "without it."
+                "them. To use it, install full mmcv 2.1.0 in place of mmcv-lite 2.1.0; everything "
+                "in this package works without it."
             )
 
         return missing
@@ -37,7 +38,7 @@ def install_placeholder() -> None:
     """
     if NAME in sys.modules or importlib.util.find_spec(NAME) is not None:
         return
-    placeholder = _Placeholder(NAME)
+    placeholder = Placeholder(NAME)
     # without a spec, find_spec(NAME) raises; without a loader, mmcv's own check still says "no
     # compiled operations"
     placeholder.__spec__ = importlib.machinery.ModuleSpec(NAME, loader=None)

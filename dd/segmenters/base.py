@@ -1,23 +1,83 @@
-"""What every segmenter here shares: the colours it expects, the checks of a batch, its groups of
-parameters, batch norm."""
+"""What every segmenter here shares: its contract, the colours it expects, the checks of a batch,
+its groups of parameters, batch norm."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import nn
 
+from dd.store.settings import Hint, Settings
+
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet in RGB, 0..255
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+SYNC_BN = Hint("which is synchronised when there is more than one GPU")
 
 
-class Segmenter(nn.Module):
-    """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> ``forward``: logits [B, num_classes, H,
-    W]; ``loss(images, labels)``: a dictionary with ``loss`` and its named parts;
-    ``parameter_groups(...)`` for a torch optimiser.
+@runtime_checkable
+class Segmenter(Protocol):
+    """What training and prediction ask of a network, a ``torch.nn.Module``.
 
-    ``num_classes``: background included. ``ignore_index``: the label without a loss. ``files``:
-    {what: SHA-256} of what was read beside the arguments: ``pretrained`` weights, a ``config``.
+    ``images`` are [B, 3, H, W], RGB, 0..255 (not normalised), uint8 or float, of any H and W.
+    ``labels`` are int64 [B, H, W]: 0 is background, up to the number of classes less one, or the
+    label without a loss (255).
+
+    ``files``: {what: SHA-256} of what was read beside the arguments, such as ``pretrained``.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255, mean=MEAN, std=STD):
+    files: dict[str, str]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Float logits [B, classes, H, W] at the size of ``images``: a softmax over the classes
+        makes them probabilities. In ``eval()`` an image's logits do not depend on its batch."""
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``loss``, a scalar to be minimised that reaches every parameter, and its named parts.
+        ValueError for labels of other values, types or sizes."""
+
+    def parameter_groups(
+        self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
+    ) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser that hold every trained parameter once, each with its
+        ``name``, ``lr`` (of the backbone ``backbone_multiplier`` times that of the rest) and
+        ``weight_decay``."""
+
+    # of torch.nn.Module
+    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+    def eval(self) -> Self: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def buffers(self) -> Iterator[torch.Tensor]: ...
+
+
+class SegmenterSettings(Settings):
+    """``pretrained``: None for random weights, or where they come from. ``sync_bn``: batch norm
+    over all GPUs of a training, see :func:`synchronise`."""
+
+    noun: ClassVar[str] = "segmenter"
+    pretrained: str | None = None
+    sync_bn: Annotated[bool | Literal["auto"], SYNC_BN] = "auto"
+
+
+class SegmenterModule(nn.Module):
+    """A :class:`Segmenter` but for ``forward``, ``loss`` and ``backbone``, the module that learns
+    at a rate of its own.
+
+    ``num_classes``: background included. ``ignore_index``: the label without a loss. Parameters of
+    modules of the types ``undecayed``, or whose names end with one of ``undecayed_names``, have no
+    weight decay.
+    """
+
+    undecayed: ClassVar[tuple[type[nn.Module], ...]] = ()
+    undecayed_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = 255,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(
@@ -26,10 +86,11 @@ class Segmenter(nn.Module):
         if 0 <= ignore_index < num_classes:
             raise ValueError(
                 f"ignore_index={ignore_index} is also one of the {num_classes} classes "
-                f"(0..{num_classes - 1}); "
-                f"choose a value outside them, as 255, and at most 255 classes for 8-bit masks"
+                f"(0..{num_classes - 1}); choose a value outside them, as 255, and at most 255 "
+                "classes for 8-bit masks"
             )
-        self.num_classes, self.ignore_index, self.files = num_classes, ignore_index, {}
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.files: dict[str, str] = {}
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -43,8 +104,8 @@ class Segmenter(nn.Module):
         if self.training and len(images) == 1:
             raise ValueError(
                 "got a batch of one image in training mode: batch norm needs two or more on each "
-                "GPU, also where it is "
-                "synchronised; use a larger batch (with drop_last) or fewer GPUs, or model.eval()"
+                "GPU, also where it is synchronised; use a larger batch (with drop_last) or fewer "
+                "GPUs, or model.eval()"
             )
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
@@ -56,15 +117,38 @@ class Segmenter(nn.Module):
                 f"labels: expected int64 {expected}, got {labels.dtype} {tuple(labels.shape)}"
             )
         wrong = ((labels < 0) | (labels >= self.num_classes)) & (labels != self.ignore_index)
-        if (
-            wrong.any()
-        ):  # on a GPU an unchecked label is an assertion in the device, after which nothing works
+        # on a GPU an unchecked label is an assertion in the device, after which nothing works
+        if wrong.any():
             raise ValueError(
                 f"labels hold the values {labels[wrong].unique()[:8].tolist()}; allowed: "
-                f"0..{self.num_classes - 1}, "
-                f"and {self.ignore_index} to ignore a pixel. Do the masks belong to this model's "
-                "classes?"
+                f"0..{self.num_classes - 1}, and {self.ignore_index} to ignore a pixel. Do the "
+                "masks belong to this model's classes?"
             )
+
+    def parameter_groups(
+        self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
+    ) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the
+        rate of the heads, and what is ``undecayed`` has no weight decay."""
+        inside = {id(p) for p in self.backbone.parameters()}
+        light = {
+            id(p)
+            for m in self.modules()
+            if isinstance(m, self.undecayed)
+            for p in m.parameters(recurse=False)
+        }
+        light |= {id(p) for n, p in self.named_parameters() if n.endswith(self.undecayed_names)}
+        rates = {"backbone": learning_rate * backbone_multiplier, "heads": learning_rate}
+        groups: dict[str, dict[str, Any]] = {
+            part + suffix: {"name": part + suffix, "params": [], "lr": rate, "weight_decay": decay}
+            for part, rate in rates.items()
+            for suffix, decay in (("", weight_decay), ("_no_decay", 0.0))
+        }
+        for p in self.parameters():
+            if p.requires_grad:
+                part = "backbone" if id(p) in inside else "heads"
+                groups[part + "_no_decay" * (id(p) in light)]["params"].append(p)
+        return [group for group in groups.values() if group["params"]]
 
 
 def synchronise(module: nn.Module, sync_bn: bool | str) -> nn.Module:
@@ -73,54 +157,4 @@ def synchronise(module: nn.Module, sync_bn: bool | str) -> nn.Module:
     ``auto`` (True is the same): torch's SyncBatchNorm, which is plain batch norm where there is one
     process only.
     """
-    if sync_bn not in (True, False, "auto"):
-        raise ValueError(
-            f"sync_bn={sync_bn!r}; allowed: auto (synchronised when there is more than one GPU), "
-            "false"
-        )
     return nn.SyncBatchNorm.convert_sync_batchnorm(module) if sync_bn else module
-
-
-def parameter_groups(
-    model: nn.Module,
-    backbone: nn.Module,
-    learning_rate: float,
-    weight_decay: float,
-    backbone_multiplier: float,
-    undecayed: tuple = (),
-    undecayed_names: tuple[str, ...] = (),
-) -> list[dict]:
-    """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the
-    rate of the heads; parameters of modules of the types ``undecayed``, or whose names end with
-    one of ``undecayed_names``, have no weight decay."""
-    inside = {id(p) for p in backbone.parameters()}
-    light = {
-        id(p)
-        for m in model.modules()
-        if isinstance(m, undecayed)
-        for p in m.parameters(recurse=False)
-    }
-    light |= {
-        id(p)
-        for name, p in model.named_parameters()
-        if undecayed_names and name.endswith(undecayed_names)
-    }
-    groups = []
-    for name, rate in (("backbone", learning_rate * backbone_multiplier), ("heads", learning_rate)):
-        mine = [
-            p
-            for p in model.parameters()
-            if p.requires_grad and (id(p) in inside) == (name == "backbone")
-        ]
-        parts = {
-            name: [p for p in mine if id(p) not in light],
-            f"{name}_no_decay": [p for p in mine if id(p) in light],
-        }
-        for part, params in parts.items():
-            decay = 0.0 if part.endswith("_no_decay") else weight_decay
-            groups += (
-                [{"name": part, "params": params, "lr": rate, "weight_decay": decay}]
-                if params
-                else []
-            )
-    return groups

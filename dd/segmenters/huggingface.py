@@ -2,12 +2,16 @@
 ImageNet."""
 
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MultipleOf
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    PreTrainedConfig,
+    PreTrainedModel,
     ResNetBackbone,
     ResNetConfig,
     SegformerConfig,
@@ -15,9 +19,10 @@ from transformers import (
     SegformerModel,
 )
 
-from dd.segmenters.base import NORMS, Segmenter, parameter_groups, synchronise
+from dd.segmenters.base import NORMS, SegmenterModule, SegmenterSettings, synchronise
 from dd.segmenters.mask_loss import mask2former_loss
 from dd.store.checkpoints import weights_sha256
+from dd.store.settings import Count, Hint
 
 RESNETS = {  # depth: kind of block, blocks and channels of each stage
     18: ("basic", (2, 2, 2, 2), (64, 128, 256, 512)),
@@ -28,13 +33,19 @@ SEGFORMERS = {  # size: blocks and channels of each stage (Mix Transformer), cha
     "b2": ((3, 4, 6, 3), (64, 128, 320, 512), 768),
 }
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
+ARCHITECTURE = (  # what of a config.json decides which tensors there are
+    "depths",
+    "hidden_sizes",
+    "layer_type",
+    "downsample_in_bottleneck",
+    "sr_ratios",
+    "patch_sizes",
+)
 
 
-def _listed(value):
-    return list(value) if isinstance(value, tuple) else value
-
-
-def load_encoder(kind, config, source: str, revision: str | None = None):
+def load_encoder(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, source: str, revision: str | None = None
+) -> PreTrainedModel:
     """An encoder of class ``kind`` from a hub id or a local folder in transformers' format,
     safetensors only.
 
@@ -43,28 +54,7 @@ def load_encoder(kind, config, source: str, revision: str | None = None):
     """
     try:
         stored = type(config).from_pretrained(source, revision=revision)
-        keys = (
-            "depths",
-            "hidden_sizes",
-            "layer_type",
-            "downsample_in_bottleneck",
-            "sr_ratios",
-            "patch_sizes",
-        )
-        both = {
-            key: [_listed(getattr(c, key, None)) for c in (stored, config)]
-            for key in keys
-            if hasattr(config, key)
-        }
-        differing = {key: values for key, values in both.items() if values[0] != values[1]}
-        if differing or stored.model_type != config.model_type:
-            listed = "; ".join(
-                f"{key} {theirs}, expected {ours}" for key, (theirs, ours) in differing.items()
-            )
-            raise ValueError(
-                f"pretrained={source!r} is another model ({listed or stored.model_type}); use the "
-                "weights of the same size"
-            )
+        _check_architecture(stored, config, source)
         encoder, loaded = kind.from_pretrained(
             source,
             config=config,
@@ -76,21 +66,16 @@ def load_encoder(kind, config, source: str, revision: str | None = None):
         )
     except OSError as error:
         first = str(error).strip().partition("\n")[0]
-        where = (
-            "in this folder"
-            if Path(source).is_dir()
-            else "on the hub, and this machine may be offline"
-        )
+        hub = "on the hub, and this machine may be offline"
+        where = "in this folder" if Path(source).is_dir() else hub
         raise FileNotFoundError(
             f"pretrained={source!r}: config.json and model.safetensors were not found {where} "
-            f"({first}). Pass a local folder "
-            "that holds both, segmenter.pretrained=/path/to/folder; a model with "
-            "pytorch_model.bin only is converted by "
-            "transformers' save_pretrained; pretrained=null starts from random weights"
+            f"({first}). Pass a local folder that holds both, "
+            "segmenter.pretrained=/path/to/folder; a model with pytorch_model.bin only is "
+            "converted by transformers' save_pretrained; pretrained=null starts from random weights"
         ) from error
-    if missing := sorted(
-        k for k in loaded["missing_keys"] if not k.endswith("num_batches_tracked")
-    ):
+    missing = sorted(k for k in loaded["missing_keys"] if not k.endswith("num_batches_tracked"))
+    if missing:
         raise ValueError(
             f"pretrained={source!r} lacks {len(missing)} tensors of this model "
             f"({', '.join(missing[:3])}, ...)"
@@ -98,66 +83,89 @@ def load_encoder(kind, config, source: str, revision: str | None = None):
     return encoder
 
 
-class Mask2Former(Segmenter):
+def _check_architecture(stored: PreTrainedConfig, config: PreTrainedConfig, source: str) -> None:
+    """ValueError where ``stored`` describes another network than ``config``."""
+
+    def value(of: PreTrainedConfig, key: str) -> Any:
+        found = getattr(of, key, None)
+        return list(found) if isinstance(found, tuple) else found
+
+    differing = [
+        f"{key} {value(stored, key)}, expected {value(config, key)}"
+        for key in ARCHITECTURE
+        if hasattr(config, key) and value(stored, key) != value(config, key)
+    ]
+    if differing or stored.model_type != config.model_type:
+        what = "; ".join(differing) or stored.model_type
+        raise ValueError(
+            f"pretrained={source!r} is another model ({what}); use the weights of the same size"
+        )
+
+
+class EncoderSettings(SegmenterSettings):
+    """``pretrained``: of the encoder; a hub id (``microsoft/resnet-50``, ``nvidia/mit-b0``) or a
+    local folder. ``revision``: commit of the hub id. ``ignore_index``: the label without a
+    loss."""
+
+    revision: str | None = None
+    ignore_index: int = 255
+
+
+class Mask2FormerSettings(EncoderSettings):
+    """``depth``: of the ResNet. ``decoder_layers``: one of them is the prediction before the first
+    layer, as in the paper's 10. ``num_points``: on which a mask's loss is measured."""
+
+    depth: Literal[18, 50] = 50
+    num_queries: Count = 100
+    channels: Annotated[int, Ge(32), MultipleOf(32), Hint("a multiple of 32")] = 256
+    encoder_layers: Count = 6
+    decoder_layers: Annotated[int, Ge(2)] = 10
+    encoder_feedforward: Count = 1024
+    decoder_feedforward: Count = 2048
+    num_points: Count = 12544
+
+
+class SegFormerSettings(EncoderSettings):
+    """``size``: of the Mix Transformer and its decoder."""
+
+    size: Literal["b0", "b2"] = "b0"
+
+
+class Mask2Former(SegmenterModule):
     """Mask2Former (Cheng et al., 2022, arXiv:2112.01527) on a ResNet; each class, background
-    included, is a class of queries.
+    included, is a class of queries. ``settings``: :class:`Mask2FormerSettings`; its ``sync_bn`` is
+    that of the backbone. Norms and embeddings of queries and levels have no weight decay."""
 
-    ``depth``: 18 or 50. ``pretrained``: None, a hub id (``microsoft/resnet-50``) or a local folder;
-    ``revision`` of the hub id. ``sync_bn``: of the backbone, see
-    :func:`dd.segmenters.base.synchronise`. ``decoder_layers``: one of them is the prediction before
-    the first layer, as in the paper's 10. ``num_points``: on which a mask's loss is measured.
-    """
+    Settings = Mask2FormerSettings
+    undecayed, undecayed_names = (*NORMS, torch.nn.Embedding), ("level_embed",)
 
-    def __init__(
-        self,
-        num_classes: int,
-        depth: int = 50,
-        pretrained: str | None = None,
-        revision: str | None = None,
-        sync_bn: bool | str = "auto",
-        ignore_index: int = 255,
-        num_queries: int = 100,
-        channels: int = 256,
-        encoder_layers: int = 6,
-        decoder_layers: int = 10,
-        encoder_feedforward: int = 1024,
-        decoder_feedforward: int = 2048,
-        num_points: int = 12544,
-    ):
-        super().__init__(num_classes, ignore_index)
-        if depth not in RESNETS:
-            raise ValueError(
-                f"depth={depth!r}: there is Mask2Former with a ResNet of depth "
-                f"{', '.join(map(str, RESNETS))}"
-            )
-        if channels % 32 or decoder_layers < 2:
-            raise ValueError(
-                f"{channels=}, {decoder_layers=}: expected a multiple of 32, and 2 or more"
-            )
-        block, blocks, widths = RESNETS[depth]
+    def __init__(self, num_classes: int, **settings: Any) -> None:
+        chosen = Mask2FormerSettings(**settings)
+        super().__init__(num_classes, chosen.ignore_index)
+        block, blocks, widths = RESNETS[chosen.depth]
         resnet = ResNetConfig(
             layer_type=block, depths=list(blocks), hidden_sizes=list(widths), out_features=STAGES
         )
-        self.num_points = num_points
+        self.num_points = chosen.num_points
         self.net = Mask2FormerForUniversalSegmentation(
             Mask2FormerConfig(
                 backbone_config=resnet,
                 num_labels=num_classes,
-                num_queries=num_queries,
-                feature_size=channels,
-                mask_feature_size=channels,
-                hidden_dim=channels,
-                encoder_layers=encoder_layers,
-                decoder_layers=decoder_layers,
-                encoder_feedforward_dim=encoder_feedforward,
-                dim_feedforward=decoder_feedforward,
+                num_queries=chosen.num_queries,
+                feature_size=chosen.channels,
+                mask_feature_size=chosen.channels,
+                hidden_dim=chosen.channels,
+                encoder_layers=chosen.encoder_layers,
+                decoder_layers=chosen.decoder_layers,
+                encoder_feedforward_dim=chosen.encoder_feedforward,
+                dim_feedforward=chosen.decoder_feedforward,
             )
         )
         backbone = ResNetBackbone(resnet)
-        if pretrained is not None:
-            backbone = load_encoder(ResNetBackbone, resnet, pretrained, revision)
+        if chosen.pretrained is not None:
+            backbone = load_encoder(ResNetBackbone, resnet, chosen.pretrained, chosen.revision)
             self.files["pretrained"] = weights_sha256(backbone.state_dict())
-        self.net.model.pixel_level_module.encoder = synchronise(backbone, sync_bn)
+        self.net.model.pixel_level_module.encoder = synchronise(backbone, chosen.sync_bn)
         self.train()
 
     @property
@@ -176,9 +184,8 @@ class Mask2Former(Segmenter):
         classes = found.class_queries_logits.float().softmax(2)[:, :, :-1]
         masks = found.masks_queries_logits.float()
         scores = []
-        for image_classes, image_masks in zip(
-            classes, masks, strict=True
-        ):  # one by one: 100 masks at full size are large
+        # one by one: 100 masks at full size are large
+        for image_classes, image_masks in zip(classes, masks, strict=True):
             large = F.interpolate(
                 image_masks[None], size=images.shape[2:], mode="bilinear", align_corners=False
             )[0]
@@ -200,38 +207,18 @@ class Mask2Former(Segmenter):
             layers = [(classes.float(), masks.float()) for classes, masks in layers]
             return mask2former_loss(layers, labels, self.ignore_index, self.num_points)
 
-    def parameter_groups(
-        self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
-    ) -> list[dict]:
-        """Groups for a torch optimiser: a smaller rate for the backbone, no decay of norms and
-        of queries' and levels' embeddings."""
-        kinds, names = (*NORMS, torch.nn.Embedding), ("level_embed",)
-        return parameter_groups(
-            self, self.backbone, learning_rate, weight_decay, backbone_multiplier, kinds, names
-        )
 
-
-class SegFormer(Segmenter):
+class SegFormer(SegmenterModule):
     """SegFormer (Xie et al., 2021, arXiv:2105.15203): a Mix Transformer and a decoder of linear
-    layers.
+    layers. ``settings``: :class:`SegFormerSettings`. Norms have no weight decay."""
 
-    ``size``: b0 or b2. ``pretrained``: None, a hub id (``nvidia/mit-b0``) or a local folder;
-    ``revision`` of the hub id.
-    """
+    Settings = SegFormerSettings
+    undecayed = NORMS
 
-    def __init__(
-        self,
-        num_classes: int,
-        size: str = "b0",
-        pretrained: str | None = None,
-        revision: str | None = None,
-        sync_bn: bool | str = "auto",
-        ignore_index: int = 255,
-    ):
-        super().__init__(num_classes, ignore_index)
-        if size not in SEGFORMERS:
-            raise ValueError(f"size={size!r}; allowed: {', '.join(SEGFORMERS)}")
-        depths, widths, decoder = SEGFORMERS[size]
+    def __init__(self, num_classes: int, **settings: Any) -> None:
+        chosen = SegFormerSettings(**settings)
+        super().__init__(num_classes, chosen.ignore_index)
+        depths, widths, decoder = SEGFORMERS[chosen.size]
         config = SegformerConfig(
             depths=list(depths),
             hidden_sizes=list(widths),
@@ -239,11 +226,17 @@ class SegFormer(Segmenter):
             num_labels=num_classes,
         )
         self.net = SegformerForSemanticSegmentation(config)
-        if pretrained is not None:
-            self.net.segformer = load_encoder(SegformerModel, config, pretrained, revision)
-            self.files["pretrained"] = weights_sha256(self.net.segformer.state_dict())
-        self.net = synchronise(self.net, sync_bn)
+        if chosen.pretrained is not None:
+            self.net.segformer = load_encoder(
+                SegformerModel, config, chosen.pretrained, chosen.revision
+            )
+            self.files["pretrained"] = weights_sha256(self.backbone.state_dict())
+        self.net = synchronise(self.net, chosen.sync_bn)
         self.train()
+
+    @property
+    def backbone(self) -> torch.nn.Module:
+        return self.net.segformer
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> logits [B, num_classes, H, W]."""
@@ -259,12 +252,3 @@ class SegFormer(Segmenter):
         )
         loss = total / (labels != self.ignore_index).sum().clamp(min=1)
         return {"decode.loss_ce": loss, "loss": loss}
-
-    def parameter_groups(
-        self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
-    ) -> list[dict]:
-        """Groups for a torch optimiser: a smaller rate for the encoder, no decay of norms."""
-        encoder = self.net.segformer
-        return parameter_groups(
-            self, encoder, learning_rate, weight_decay, backbone_multiplier, NORMS
-        )

@@ -8,21 +8,22 @@ pixels only.
 B images, Q queries, C classes, M masks (one for each class of an image), N matched pairs, P points.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}  # of the parts, in the matching and in the loss
 NO_OBJECT = 0.1  # weight of the class "no object"
-OVERSAMPLE, IMPORTANT = (
-    3.0,
-    0.75,
-)  # candidates for each point, and the share of points chosen for their uncertainty
+OVERSAMPLE = 3.0  # candidates for each point
+IMPORTANT = 0.75  # share of the points that are chosen for their uncertainty
+
+Targets = Sequence[tuple[torch.Tensor, torch.Tensor]]  # of each image its classes and their masks
 
 
-def semantic_targets(
-    labels: torch.Tensor, ignore_index: int = 255
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def semantic_targets(labels: torch.Tensor, ignore_index: int = 255) -> Targets:
     """Labels [B, H, W] -> for each image its classes [M] and their masks, float [M, H, W]; no
     image has an ignored class."""
     targets = []
@@ -33,7 +34,7 @@ def semantic_targets(
     return targets
 
 
-def _sample(maps: torch.Tensor, points: torch.Tensor, **kwargs) -> torch.Tensor:
+def _sample(maps: torch.Tensor, points: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     """Values [N, P] of maps [N, H, W] at points [N, P, 2], (x, y) in 0..1."""
     grid = 2 * points[:, :, None] - 1
     return F.grid_sample(maps[:, None], grid, align_corners=False, **kwargs)[:, 0, :, 0]
@@ -52,7 +53,11 @@ def targets_at(masks: torch.Tensor, known: torch.Tensor, points: torch.Tensor) -
 
 
 def match(
-    class_logits, mask_logits, classes, masks, num_points: int
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    classes: torch.Tensor,
+    masks: torch.Tensor,
+    num_points: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hungarian matching of one image: class logits [Q, C+1], mask logits [Q, h, w], classes
     [M], masks [M, H, W] -> indices of the matched queries and of their masks."""
@@ -79,11 +84,8 @@ def uncertain_points(logits: torch.Tensor, known: torch.Tensor, num_points: int)
     """Points [N, P, 2] of mask logits [N, h, w]: three in four where the sign is least certain,
     known [N, H, W]."""
     candidates = torch.rand(len(logits), int(num_points * OVERSAMPLE), 2, device=logits.device)
-    certainty = (
-        _sample(logits, candidates)
-        .abs()
-        .masked_fill(weights_at(known, candidates) == 0, float("inf"))
-    )
+    certainty = _sample(logits, candidates).abs()
+    certainty = certainty.masked_fill(weights_at(known, candidates) == 0, float("inf"))
     important = int(num_points * IMPORTANT)
     index = certainty.topk(important, dim=1, largest=False).indices
     chosen = candidates.gather(1, index[:, :, None].expand(-1, -1, 2))
@@ -91,21 +93,22 @@ def uncertain_points(logits: torch.Tensor, known: torch.Tensor, num_points: int)
     return torch.cat([chosen, rest], 1)
 
 
-def layer_loss(class_logits, mask_logits, targets, num_points: int) -> dict[str, torch.Tensor]:
+def layer_loss(
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, targets: Targets, num_points: int
+) -> dict[str, torch.Tensor]:
     """Unweighted ``class``, ``mask`` and ``dice`` of one decoder layer: class logits [B, Q,
     C+1], mask logits [B, Q, h, w], targets of :func:`semantic_targets`, none of them empty."""
     no_object = class_logits.shape[2] - 1
     wanted_class = torch.full(class_logits.shape[:2], no_object, device=class_logits.device)
-    logits, masks, known = [], [], []
+    matched = []  # mask logits, masks and known pixels of each image's pairs
     for i, (classes, image_masks) in enumerate(targets):
         queries, chosen = match(
             class_logits[i].detach(), mask_logits[i].detach(), classes, image_masks, num_points
         )
         wanted_class[i, queries] = classes[chosen]
-        logits.append(mask_logits[i][queries])
-        masks.append(image_masks[chosen])
-        known.append(image_masks.sum(0).expand(len(chosen), -1, -1))
-    logits, masks, known = torch.cat(logits), torch.cat(masks), torch.cat(known)
+        known = image_masks.sum(0).expand(len(chosen), -1, -1)
+        matched.append((mask_logits[i][queries], image_masks[chosen], known))
+    logits, masks, known = (torch.cat(parts) for parts in zip(*matched, strict=True))
     class_weights = torch.ones(no_object + 1, device=class_logits.device)
     class_weights[no_object] = NO_OBJECT
     with torch.no_grad():
@@ -129,7 +132,10 @@ def layer_loss(class_logits, mask_logits, targets, num_points: int) -> dict[str,
 
 
 def mask2former_loss(
-    layers, labels: torch.Tensor, ignore_index: int = 255, num_points: int = 12544
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    labels: torch.Tensor,
+    ignore_index: int = 255,
+    num_points: int = 12544,
 ) -> dict[str, torch.Tensor]:
     """Sums over the decoder layers of the weighted parts, and ``loss``, the sum of all.
 
@@ -138,9 +144,8 @@ def mask2former_loss(
     """
     targets = semantic_targets(labels, ignore_index)
     kept = [i for i, (classes, _) in enumerate(targets) if len(classes)]
-    totals = {
-        part: sum(c.sum() + m.sum() for c, m in layers) * 0 for part in WEIGHTS
-    }  # every parameter has a gradient
+    # every parameter has a gradient, also where no image is kept
+    totals = {part: sum(c.sum() + m.sum() for c, m in layers) * 0 for part in WEIGHTS}
     for class_logits, mask_logits in layers if kept else ():
         found = layer_loss(
             class_logits[kept], mask_logits[kept], [targets[i] for i in kept], num_points

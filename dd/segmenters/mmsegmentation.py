@@ -3,10 +3,13 @@ its Runner."""
 
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, MinLen, MultipleOf
 
 from dd.segmenters._compiled_ops import install_placeholder
 
@@ -16,9 +19,15 @@ import mmseg.models  # noqa: E402, F401  fills the registry
 from mmengine.logging import MMLogger  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 
-from dd.segmenters.base import Segmenter, parameter_groups, synchronise  # noqa: E402
+from dd.segmenters.base import (  # noqa: E402
+    SYNC_BN,
+    SegmenterModule,
+    SegmenterSettings,
+    synchronise,
+)
 from dd.segmenters.weights import load_pretrained, local_file  # noqa: E402
 from dd.store.provenance import sha256  # noqa: E402
+from dd.store.settings import Count, Hint  # noqa: E402
 
 CHANNELS = {  # depth: input and inner channels of the decode head, then of the auxiliary head
     18: (512, 128, 256, 64),
@@ -27,48 +36,44 @@ CHANNELS = {  # depth: input and inner channels of the decode head, then of the 
 }
 
 
-def deeplabv3_config(
-    num_classes: int,
-    depth: int = 50,
-    ignore_index: int = 255,
-    avg_non_ignore: bool = False,
-    auxiliary_weight: float = 0.4,
-    base_channels: int = 64,
-    dilations: tuple[int, ...] = (1, 12, 24, 36),
-) -> dict:
-    """mmsegmentation's ``_base_/models/deeplabv3_r50-d8.py`` (18: its r18-d8 files) with our
-    classes and batch norm.
+class DeepLabV3Settings(SegmenterSettings):
+    """``pretrained``: see :func:`dd.segmenters.weights.load_pretrained`; the paper starts from
+    ``open-mmlab://resnet50_v1c`` (``resnet101_v1c`` for 101). ``ignore_index``: the label without
+    a loss. ``avg_non_ignore``: see :meth:`DeepLabV3.loss`. ``auxiliary_weight``: it multiplies a
+    loss.
 
     ``base_channels``: of the backbone's first stage, mmsegmentation's name; with another number
     than the 64 of the published networks every layer, the heads' too, is scaled by ``base_channels
     / 64``. ``dilations``: of the ASPP module's branches, in cells of 8 pixels; where they exceed
     the feature map, all but the centre of a 3x3 kernel looks at padding.
     """
-    if depth not in CHANNELS:
-        raise ValueError(
-            f"depth={depth!r}: there is DeepLabV3 with a ResNet of depth "
-            f"{', '.join(map(str, CHANNELS))}"
-        )
-    if auxiliary_weight < 0:
-        raise ValueError(
-            f"auxiliary_weight={auxiliary_weight}: it multiplies a loss; use 0 or more (the "
-            "paper: 0.4)"
-        )
-    if type(base_channels) is not int or base_channels < 8 or base_channels % 8:
-        raise ValueError(
-            f"base_channels={base_channels!r}: expected a multiple of 8, as 32 or the published 64"
-        )
-    if not dilations or any(type(d) is not int or d < 1 for d in dilations):
-        raise ValueError(
-            f"dilations={dilations!r}: expected whole numbers of 1 or more, as the published [1, "
-            "12, 24, 36]"
-        )
+
+    depth: Literal[18, 50, 101] = 50
+    sync_bn: Annotated[bool | Literal["auto"], SYNC_BN] = False
+    ignore_index: int = 255
+    avg_non_ignore: bool = False
+    auxiliary_weight: Annotated[float, Ge(0), Hint("as the paper's 0.4")] = 0.4
+    base_channels: Annotated[
+        int, Ge(8), MultipleOf(8), Hint("a multiple of 8, as 32 or the published 64")
+    ] = 64
+    dilations: Annotated[Sequence[Count], MinLen(1), Hint("as the published [1, 12, 24, 36]")] = (
+        1,
+        12,
+        24,
+        36,
+    )
+
+
+def deeplabv3_config(num_classes: int, settings: DeepLabV3Settings) -> dict[str, Any]:
+    """mmsegmentation's ``_base_/models/deeplabv3_r50-d8.py`` (18: its r18-d8 files) with our
+    classes and batch norm."""
+    width = settings.base_channels
     decode_in, decode_channels, auxiliary_in, auxiliary_channels = (
-        n * base_channels // 64 for n in CHANNELS[depth]
+        n * width // 64 for n in CHANNELS[settings.depth]
     )
     norm = {"type": "BN", "requires_grad": True}
 
-    def head(loss_weight: float, **kwargs) -> dict:
+    def head(loss_weight: float, **kwargs: Any) -> dict[str, Any]:
         loss = {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": loss_weight}
         return {
             "dropout_ratio": 0.1,
@@ -77,8 +82,8 @@ def deeplabv3_config(
             "out_channels": num_classes,
             "norm_cfg": norm,
             "align_corners": False,
-            "ignore_index": ignore_index,
-            "loss_decode": {**loss, "avg_non_ignore": avg_non_ignore},
+            "ignore_index": settings.ignore_index,
+            "loss_decode": {**loss, "avg_non_ignore": settings.avg_non_ignore},
             **kwargs,
         }
 
@@ -86,7 +91,7 @@ def deeplabv3_config(
         "type": "EncoderDecoder",
         "backbone": {
             "type": "ResNetV1c",
-            "depth": depth,
+            "depth": settings.depth,
             "num_stages": 4,
             "out_indices": (0, 1, 2, 3),
             "dilations": (1, 1, 2, 4),
@@ -95,11 +100,7 @@ def deeplabv3_config(
             "norm_eval": False,
             "style": "pytorch",
             "contract_dilation": True,
-            **(
-                {}
-                if base_channels == 64
-                else {"stem_channels": base_channels, "base_channels": base_channels}
-            ),
+            **({} if width == 64 else {"stem_channels": width, "base_channels": width}),
         },
         "decode_head": head(
             1.0,
@@ -107,10 +108,10 @@ def deeplabv3_config(
             in_channels=decode_in,
             in_index=3,
             channels=decode_channels,
-            dilations=tuple(dilations),
+            dilations=tuple(settings.dilations),
         ),
         "auxiliary_head": head(
-            auxiliary_weight,
+            settings.auxiliary_weight,
             type="FCNHead",
             in_channels=auxiliary_in,
             in_index=2,
@@ -124,18 +125,17 @@ def deeplabv3_config(
 
 
 @contextmanager
-def quiet_construction():
+def quiet_construction() -> Iterator[None]:
     """Keep back a warning about a choice made here on purpose, mmsegmentation's warning about a
     function that only it calls, and one console line for each parameter initialised."""
     logger = MMLogger.get_current_instance()
     level, handlers = logger.level, logger.handlers
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Default ``avg_non_ignore`` is False", category=UserWarning
-        )
-        warnings.filterwarnings(
-            "ignore", message="``build_loss`` would be deprecated", category=UserWarning
-        )
+        for message in (
+            "Default ``avg_non_ignore`` is False",
+            "``build_loss`` would be deprecated",
+        ):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
         logger.setLevel(logging.WARNING)
         # mmengine writes to the log file of a Runner of the same process, closed or not
         logger.handlers = []
@@ -146,55 +146,30 @@ def quiet_construction():
             logger.handlers = handlers
 
 
-class DeepLabV3(Segmenter):
+class DeepLabV3(SegmenterModule):
     """DeepLabV3 on a ResNetV1c with output stride 8, and the auxiliary FCN head that helps it
     train.
 
     The keys of ``state_dict()`` are those of mmsegmentation's EncoderDecoder: weights go either
     way.
 
-    ``num_classes``: background included. ``depth``: 18, 50 or 101. ``pretrained``: None for random
-    weights, else see :func:`dd.segmenters.weights.load_pretrained`; the paper starts from
-    ``open-mmlab://resnet50_v1c`` (``resnet101_v1c`` for 101). ``sync_bn``: see
-    :func:`dd.segmenters.base.synchronise`. ``ignore_index``: the label without a loss.
-    ``avg_non_ignore``: see :meth:`loss`. ``base_channels`` and ``dilations``: see
-    :func:`deeplabv3_config`.
+    ``num_classes``: background included. ``settings``: :class:`DeepLabV3Settings`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        depth: int = 50,
-        pretrained: str | None = None,
-        sync_bn: bool | str = False,
-        ignore_index: int = 255,
-        avg_non_ignore: bool = False,
-        auxiliary_weight: float = 0.4,
-        base_channels: int = 64,
-        dilations: tuple[int, ...] = (1, 12, 24, 36),
-    ):
-        super().__init__(num_classes, ignore_index)
-        config = deeplabv3_config(
-            num_classes,
-            depth,
-            ignore_index,
-            avg_non_ignore,
-            auxiliary_weight,
-            base_channels,
-            dilations,
-        )
+    Settings = DeepLabV3Settings
+
+    def __init__(self, num_classes: int, **settings: Any) -> None:
+        chosen = DeepLabV3Settings(**settings)
+        super().__init__(num_classes, chosen.ignore_index)
         with quiet_construction():
-            net = MODELS.build(config)
+            net = MODELS.build(deeplabv3_config(num_classes, chosen))
             net.init_weights()
-        net = synchronise(net, sync_bn)
-        self.backbone, self.decode_head, self.auxiliary_head = (
-            net.backbone,
-            net.decode_head,
-            net.auxiliary_head,
-        )
-        if pretrained is not None:
-            load_pretrained(self, pretrained)
-            self.files["pretrained"] = sha256(local_file(pretrained))
+        net = synchronise(net, chosen.sync_bn)
+        self.backbone, self.decode_head = net.backbone, net.decode_head
+        self.auxiliary_head = net.auxiliary_head
+        if chosen.pretrained is not None:
+            load_pretrained(self, chosen.pretrained)
+            self.files["pretrained"] = sha256(local_file(chosen.pretrained))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> logits [B, num_classes, H, W] (not
@@ -225,12 +200,3 @@ class DeepLabV3(Segmenter):
             )
         losses["loss"] = losses["decode.loss_ce"] + losses["aux.loss_ce"]
         return losses
-
-    def parameter_groups(
-        self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
-    ) -> list[dict]:
-        """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the
-        rate of the heads."""
-        return parameter_groups(
-            self, self.backbone, learning_rate, weight_decay, backbone_multiplier
-        )

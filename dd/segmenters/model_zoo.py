@@ -7,12 +7,14 @@ import logging
 import sys
 import sysconfig
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from dd.segmenters._compiled_ops import NAME, install_placeholder
+from dd.segmenters._compiled_ops import NAME, Placeholder, install_placeholder
 
 install_placeholder()  # before the first import of mmseg
 
@@ -24,7 +26,11 @@ from mmseg.models.backbones import ResNet  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
-from dd.segmenters.base import Segmenter, parameter_groups, synchronise  # noqa: E402
+from dd.segmenters.base import (  # noqa: E402
+    SegmenterModule,
+    SegmenterSettings,
+    synchronise,
+)
 from dd.segmenters.mmsegmentation import quiet_construction  # noqa: E402
 from dd.segmenters.weights import load_pretrained, local_file, read_weights  # noqa: E402
 from dd.store.provenance import fingerprint, sha256  # noqa: E402
@@ -51,22 +57,20 @@ def config_file(name: str, trusted: bool = False) -> Path:
             return Path(name)
         raise ValueError(
             f"config={name!r} is a file outside mmsegmentation, and reading a configuration "
-            "executes it as Python. If you "
-            "have read it and trust it, add segmenter.trusted=true to train.py, trusted=true to "
-            "other commands"
+            "executes it as Python. If you have read it and trust it, add segmenter.trusted=true "
+            "to train.py, trusted=true to other commands"
         )
     near = [key for key in known if key.startswith(f"{wanted}/")] or difflib.get_close_matches(
         wanted, known, n=5, cutoff=0.3
     )
     raise ValueError(
         f"config={name!r}: mmsegmentation {mmseg.__version__} has no such configuration among its "
-        f"{len(known)}; "
-        f"near: {', '.join(near[:5]) or 'none'}. Names are <model>/<file>; models: "
+        f"{len(known)}; near: {', '.join(near[:5]) or 'none'}. Names are <model>/<file>; models: "
         f"{', '.join(sorted({key.partition('/')[0] for key in known}))}"
     )
 
 
-def read_config(name: str, trusted: bool = False) -> dict:
+def read_config(name: str, trusted: bool = False) -> dict[str, Any]:
     """The ``model`` part of a configuration as a plain dictionary. ValueError for one that this
     package cannot run."""
     try:
@@ -84,13 +88,13 @@ def read_config(name: str, trusted: bool = False) -> dict:
         )
     if isinstance(model.decode_head, dict) and model.decode_head.get("type") == "PIDHead":
         raise ValueError(
-            f"config={name!r} is trained on edge maps beside the masks (PIDHead), which data here "
-            "do not have"
+            f"config={name!r} is trained on edge maps beside the masks (PIDHead), "
+            "which data here do not have"
         )
     return model.to_dict()
 
 
-def config_sha256(model: dict) -> str:
+def config_sha256(model: Mapping[str, Any]) -> str:
     """SHA-256 of the ``model`` part of a configuration with all that it inherits: what is built
     from the file."""
     return fingerprint(json.loads(json.dumps(model, default=_named)))
@@ -124,32 +128,31 @@ def _is_own(name: str) -> bool:
     return path is not None and not any(place in Path(path).resolve().parents for place in places)
 
 
-def _named(value) -> str:
+def _named(value: Any) -> str:
     """A class or function in a configuration by its name; TypeError for anything else that is no
     plain value."""
     return f"{value.__module__}.{value.__qualname__}" if callable(value) else json.dumps(value)
 
 
-def _dictionaries(node):
+def _dictionaries(node: Any) -> Iterator[dict[str, Any]]:
     """Every dictionary inside ``node``, itself included."""
+    inner: Iterable[Any] = node if isinstance(node, list | tuple) else ()
     if isinstance(node, dict):
         yield node
-    for child in (
-        node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
-    ):
+        inner = node.values()
+    for child in inner:
         yield from _dictionaries(child)
 
 
-def for_classes(model: dict, num_classes: int) -> None:
+def for_classes(model: dict[str, Any], num_classes: int) -> None:
     """Write ``num_classes`` into every head, whether one, a list or nested, in place. Weights of
     the classes of another data set are dropped."""
     heads = [model.get("decode_head"), model.get("auxiliary_head")]
     for node in _dictionaries(heads):
         if "num_classes" in node:
             node["num_classes"] = num_classes
-            if (
-                node.get("type", "").endswith("Head") and node.get("out_channels") == 1
-            ):  # binary, with a threshold
+            if node.get("type", "").endswith("Head") and node.get("out_channels") == 1:
+                # binary, with a threshold
                 node.update(out_channels=num_classes, threshold=None)
         weights = node.get("class_weight")
         if isinstance(weights, list | tuple) and len(weights) != num_classes:
@@ -157,7 +160,7 @@ def for_classes(model: dict, num_classes: int) -> None:
             node["class_weight"] = None
 
 
-def take_weights(model: dict) -> str | None:
+def take_weights(model: dict[str, Any]) -> str | None:
     """Remove every mention of pre-trained weights, in place; returns those of the backbone, or
     None."""
     nodes = [model, *_dictionaries(model.get("backbone"))]
@@ -174,7 +177,9 @@ def take_weights(model: dict) -> str | None:
     return named[0] if named else None
 
 
-def _build(name: str, model: dict, num_classes: int):
+def _build(name: str, model: dict[str, Any], num_classes: int) -> torch.nn.Module:
+    """The network. ValueError for one that needs another package, or has outputs of another
+    meaning."""
     with quiet_construction(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="For binary segmentation", category=UserWarning)
         try:
@@ -182,89 +187,92 @@ def _build(name: str, model: dict, num_classes: int):
                 net = MODELS.build(ConfigDict(model))
         except (KeyError, ImportError, AssertionError) as error:
             raise ValueError(f"config={name!r} cannot be built: {error} {PACKAGES}") from error
-    heads = (
-        net.decode_head if isinstance(net.decode_head, torch.nn.ModuleList) else [net.decode_head]
-    )
-    if heads[-1].out_channels != num_classes:
+    head = net.decode_head
+    outputs = (head[-1] if isinstance(head, torch.nn.ModuleList) else head).out_channels
+    if outputs != num_classes:
         raise ValueError(
-            f"config={name!r} has {heads[-1].out_channels} outputs for {num_classes} classes, and "
-            "one is needed each"
+            f"config={name!r} has {outputs} outputs for {num_classes} classes, "
+            "and one is needed each"
         )
-    if sys.modules[NAME].__spec__.loader is None:  # the placeholder
-        compiled = {
-            type(m).__name__
-            for m in net.modules()
-            if hasattr(sys.modules[type(m).__module__], "ext_module")
-        }
-        if compiled:
-            raise ValueError(
-                f"config={name!r} uses {', '.join(sorted(compiled))}, of mmcv's compiled "
-                "operations, and mmcv-lite has none "
-                "of them. To use it, install full mmcv 2.1.0 in place of mmcv-lite 2.1.0"
-            )
+    parts = {type(m) for m in net.modules()}
+    compiled = sorted(
+        part.__name__ for part in parts if hasattr(sys.modules[part.__module__], "ext_module")
+    )
+    if compiled and isinstance(sys.modules[NAME], Placeholder):
+        raise ValueError(
+            f"config={name!r} uses {', '.join(compiled)}, of mmcv's compiled operations, and "
+            "mmcv-lite has none of them. To use it, install full mmcv 2.1.0 in place of "
+            "mmcv-lite 2.1.0"
+        )
     return net
 
 
-class ModelZoo(Segmenter):
-    """A model of mmsegmentation's zoo with our classes; its colours, heads and losses are those of
-    its configuration.
+def _take_colours(model: dict[str, Any]) -> tuple[bool, list[float], list[float]]:
+    """Remove what a configuration says of colours: (whether it wants BGR, mean and standard
+    deviation in RGB)."""
+    colours = model.pop("data_preprocessor", None) or {}
+    bgr = not colours.get("bgr_to_rgb", False)
+    mean, std = (list(colours.get(k) or [v] * 3) for k, v in (("mean", 0.0), ("std", 1.0)))
+    return (bgr, mean[::-1], std[::-1]) if bgr else (bgr, mean, std)
 
-    ``config``: a name as ``pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512``, see
+
+class ModelZooSettings(SegmenterSettings):
+    """``config``: a name as ``pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512``, see
     :func:`config_file`, also for ``trusted``. ``pretrained``: None for random weights, ``config``
     for the backbone's weights that the configuration names, else a source of
-    :func:`dd.segmenters.weights.load_pretrained`. ``sync_bn``: see
-    :func:`dd.segmenters.base.synchronise`; on one device every synchronised batch norm of the
-    configuration is a plain one. Its schedule, optimiser and augmentation are not used, and 255 is
-    ignored.
-    """
+    :func:`dd.segmenters.weights.load_pretrained`. ``sync_bn``: on one device every synchronised
+    batch norm of the configuration is a plain one."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        config: str,
-        pretrained: str | None = None,
-        sync_bn: bool | str = "auto",
-        trusted: bool = False,
-    ):
+    config: str
+    trusted: bool = False
+
+
+class ModelZoo(SegmenterModule):
+    """A model of mmsegmentation's zoo with our classes; its colours, heads and losses are those of
+    its configuration. Its schedule, optimiser and augmentation are not used, and 255 is ignored.
+    ``settings``: :class:`ModelZooSettings`."""
+
+    Settings = ModelZooSettings
+
+    def __init__(self, num_classes: int, **settings: Any) -> None:
+        chosen = ModelZooSettings(**settings)
         with quiet_construction():
-            model = read_config(config, trusted)
-        read = {"config": config_sha256(model)}
-        colours = model.pop("data_preprocessor", None) or {}
-        bgr = not colours.get("bgr_to_rgb", False)
-        mean, std = (list(colours.get(k) or [v] * 3) for k, v in (("mean", 0.0), ("std", 1.0)))
-        super().__init__(
-            num_classes, mean=mean[::-1] if bgr else mean, std=std[::-1] if bgr else std
-        )
-        self.bgr, self.files = bgr, read
+            model = read_config(chosen.config, chosen.trusted)
+        described = config_sha256(model)
+        bgr, mean, std = _take_colours(model)
+        super().__init__(num_classes, mean=mean, std=std)
+        self.bgr, self.files["config"] = bgr, described
         for_classes(model, num_classes)
-        source = take_weights(model)
+        named = take_weights(model)
         for node in _dictionaries(model):
             if node.get("type") == "SyncBN":
                 node["type"] = "BN"
-        net = _build(config, model, num_classes)
-        if code := own_code(net, config_file(config, trusted)):
-            read["code"] = fingerprint(code)
-        if pretrained == "config":
-            if source is None:
-                raise ValueError(
-                    f"pretrained='config': config={config!r} names no weights; use null or a file"
-                )
-            pretrained = source
-            if not isinstance(
-                net.backbone, ResNet
-            ):  # transformers convert their checkpoints while they load them
-                read_weights(source)
-                net.backbone.init_cfg = {
-                    "type": "Pretrained",
-                    "checkpoint": str(local_file(source)),
-                }
-                read["pretrained"], pretrained = sha256(local_file(source)), None
+        net = _build(chosen.config, model, num_classes)
+        if code := own_code(net, config_file(chosen.config, chosen.trusted)):
+            self.files["code"] = fingerprint(code)
+        from_config = chosen.pretrained == "config"
+        source = named if from_config else chosen.pretrained
+        if from_config and source is None:
+            raise ValueError(
+                f"pretrained='config': config={chosen.config!r} names no weights; "
+                "use null or a file"
+            )
+        # transformers convert their checkpoints while they load them
+        converts = from_config and not isinstance(net.backbone, ResNet)
+        if source is not None and converts:
+            read_weights(source)
+            net.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(local_file(source))}
         with quiet_construction():
             net.init_weights()
-        if pretrained is not None:
-            load_pretrained(net, pretrained)
-            read["pretrained"] = sha256(local_file(pretrained))
-        self.net = synchronise(net, sync_bn)
+        if source is not None:
+            if not converts:
+                load_pretrained(net, source)
+            self.files["pretrained"] = sha256(local_file(source))
+        self.net = synchronise(net, chosen.sync_bn)
+
+    @property
+    def backbone(self) -> torch.nn.Module:
+        return self.net.backbone
 
     def _inputs(self, images: torch.Tensor) -> torch.Tensor:
         images = self.normalise(images)
@@ -288,12 +296,3 @@ class ModelZoo(Segmenter):
         ]
         total, named = self.net.parse_losses(self.net.loss(self._inputs(images), samples))
         return {**named, "loss": total}
-
-    def parameter_groups(
-        self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
-    ) -> list[dict]:
-        """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the
-        rate of the rest."""
-        return parameter_groups(
-            self, self.net.backbone, learning_rate, weight_decay, backbone_multiplier
-        )

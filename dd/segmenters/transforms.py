@@ -2,11 +2,15 @@
 is BGR, as there)."""
 
 import random
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le, Len
 from PIL import Image, ImageFilter
+from pydantic import field_validator
 
 from dd.segmenters._compiled_ops import install_placeholder
 
@@ -17,12 +21,13 @@ from mmseg.datasets.transforms import PhotoMetricDistortion, RandomCrop  # noqa:
 from mmseg.datasets.transforms.transforms import RandomFlip, Resize  # noqa: E402
 
 from dd.segmenters.base import MEAN  # noqa: E402
+from dd.store.settings import Count, Settings, Share  # noqa: E402
 
 SIGMA = (0.15, 1.15)  # pixels, of a student's blur
 
 
 @contextmanager
-def _seeded(seed: int):
+def _seeded(seed: int) -> Iterator[None]:
     """Seed numpy's and Python's global generators, which the transforms draw from, and put both
     back at the end."""
     before = np.random.get_state(), random.getstate()
@@ -48,48 +53,62 @@ def _rgb_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))
 
 
-class TrainTransform:
-    """mmsegmentation's training pipeline: RandomResize, RandomCrop, RandomFlip,
-    PhotoMetricDistortion, padding.
+class CutSettings(Settings):
+    """How an image becomes a square.
 
     ``scale``: the short side in pixels before the random ratio; the long side is held to four times
     as much, as in mmsegmentation's (2048, 512). ``ratio_range``: of the random size. ``crop_size``:
-    side of the square result. ``cat_max_ratio``: a crop of which one class fills more than this is
-    drawn again, up to ten times (1 = never). ``flip``: probability of a mirror image.
-    ``photometric``: brightness, contrast, saturation and hue.
+    side of the square result. ``flip``: probability of a mirror image.
     """
 
-    def __init__(
-        self,
-        scale: int,
-        ratio_range: tuple[float, float] = (0.5, 2.0),
-        crop_size: int = 512,
-        cat_max_ratio: float = 0.75,
-        flip: float = 0.5,
-        photometric: bool = True,
-        ignore_index: int = 255,
-    ):
-        low, high = ratio_range
-        if scale < 1 or crop_size < 1 or not 0 < low <= high:
-            raise ValueError(
-                f"scale={scale}, crop_size={crop_size}, ratio_range={(low, high)}: expected 1 or "
-                "more for scale and "
-                "crop_size, and for ratio_range two positive numbers, the smaller one first"
-            )
-        if not (0 < cat_max_ratio <= 1 and 0 <= flip <= 1):
-            raise ValueError(
-                f"{cat_max_ratio=}, {flip=}: expected 0 < cat_max_ratio <= 1 and 0 <= flip <= 1"
-            )
-        self.crop_size, self.ignore_index = crop_size, ignore_index
+    noun: ClassVar[str] = "transform"
+    scale: Count
+    ratio_range: Annotated[Sequence[Annotated[float, Gt(0)]], Len(2, 2)] = (0.5, 2.0)
+    crop_size: Count = 512
+    flip: Share = 0.5
+
+    @field_validator("ratio_range")
+    @classmethod
+    def _ordered(cls, value: Sequence[float]) -> Sequence[float]:
+        if value[0] > value[1]:
+            raise ValueError(f"{tuple(value)}: expected the smaller number first")
+        return value
+
+
+class TrainSettings(CutSettings):
+    """``cat_max_ratio``: a crop of which one class fills more than this is drawn again, up to ten
+    times (1 = never). ``photometric``: brightness, contrast, saturation and hue. ``ignore_index``:
+    the label of padding."""
+
+    cat_max_ratio: Annotated[float, Gt(0), Le(1)] = 0.75
+    photometric: bool = True
+    ignore_index: int = 255
+
+
+class TrainTransform:
+    """mmsegmentation's training pipeline: RandomResize, RandomCrop, RandomFlip,
+    PhotoMetricDistortion, padding. ``settings``: :class:`TrainSettings`."""
+
+    Settings = TrainSettings
+
+    def __init__(self, **settings: Any) -> None:
+        chosen = TrainSettings(**settings)
+        self.crop_size, self.ignore_index = chosen.crop_size, chosen.ignore_index
         self.transforms = [
             RandomResize(
-                (4 * scale, scale), ratio_range=(low, high), resize_type=Resize, keep_ratio=True
+                (4 * chosen.scale, chosen.scale),
+                ratio_range=tuple(chosen.ratio_range),
+                resize_type=Resize,
+                keep_ratio=True,
             ),
-            RandomCrop(crop_size, cat_max_ratio=cat_max_ratio, ignore_index=ignore_index),
-            RandomFlip(prob=float(flip)),
+            RandomCrop(
+                chosen.crop_size,
+                cat_max_ratio=chosen.cat_max_ratio,
+                ignore_index=chosen.ignore_index,
+            ),
+            RandomFlip(prob=chosen.flip),
+            *([PhotoMetricDistortion()] if chosen.photometric else []),
         ]
-        if photometric:
-            self.transforms.append(PhotoMetricDistortion())
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, seed: int
@@ -104,49 +123,45 @@ class TrainTransform:
         """
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise ValueError(
-                f"mask: expected uint8 {image.shape[:2]}, as the image, got {mask.dtype} "
-                f"{mask.shape}"
+                f"mask: expected uint8 {image.shape[:2]}, as the image, "
+                f"got {mask.dtype} {mask.shape}"
             )
+        results: dict[str, Any]
         results = {"img": _bgr(image), "gt_seg_map": mask, "seg_fields": ["gt_seg_map"]}
         with _seeded(seed):
             for transform in self.transforms:
                 results = transform(results)
-        image, mask = (
-            _rgb_tensor(results["img"]),
-            torch.from_numpy(np.ascontiguousarray(results["gt_seg_map"])),
-        )
-        height, width = mask.shape
-        padded_image = torch.tensor(MEAN).view(3, 1, 1).repeat(1, self.crop_size, self.crop_size)
-        padded_mask = torch.full(
-            (self.crop_size, self.crop_size), self.ignore_index, dtype=torch.int64
-        )
-        padded_image[:, :height, :width] = image
-        padded_mask[:height, :width] = mask
+        side, labels = self.crop_size, np.ascontiguousarray(results["gt_seg_map"])
+        height, width = labels.shape
+        padded_image = torch.tensor(MEAN).view(3, 1, 1).repeat(1, side, side)
+        padded_mask = torch.full((side, side), self.ignore_index, dtype=torch.int64)
+        padded_image[:, :height, :width] = _rgb_tensor(results["img"])
+        padded_mask[:height, :width] = torch.from_numpy(labels)
         return padded_image, padded_mask
+
+
+class TwoViewsSettings(CutSettings):
+    """``blur``: how often the student's view is blurred (sigma 0.15 to 1.15 pixels). ``grey``: how
+    often it is without colours."""
+
+    noun: ClassVar[str] = "self_training.transform"
+    blur: Share = 0.5
+    grey: Share = 0.2
 
 
 class TwoViews:
     """A photograph for a teacher and for its student: resized, cut and mirrored as
     :class:`TrainTransform` does it, and that with other brightness, contrast, saturation and hue,
-    at times blurred (``blur``: how often; sigma 0.15 to 1.15 pixels) or without colours (``grey``:
-    how often). What is changed further follows DACS (Tranheden et al. 2021, arXiv:2007.08702).
-    """
+    at times blurred or without colours. What is changed further follows DACS (Tranheden et al.
+    2021, arXiv:2007.08702). ``settings``: :class:`TwoViewsSettings`."""
 
-    def __init__(
-        self,
-        scale: int,
-        ratio_range: tuple[float, float] = (0.5, 2.0),
-        crop_size: int = 512,
-        flip: float = 0.5,
-        blur: float = 0.5,
-        grey: float = 0.2,
-    ):
-        if not (0 <= blur <= 1 and 0 <= grey <= 1):
-            raise ValueError(f"{blur=}, {grey=}: expected probabilities from 0 to 1")
-        self.cut = TrainTransform(
-            scale, ratio_range, crop_size, cat_max_ratio=1.0, flip=flip, photometric=False
-        )
-        self.blur, self.grey, self.change = blur, grey, PhotoMetricDistortion()
+    Settings = TwoViewsSettings
+
+    def __init__(self, **settings: Any) -> None:
+        chosen = TwoViewsSettings(**settings)
+        cut = {name: getattr(chosen, name) for name in CutSettings.model_fields}
+        self.cut = TrainTransform(**cut, cat_max_ratio=1.0, photometric=False)
+        self.blur, self.grey, self.change = chosen.blur, chosen.grey, PhotoMetricDistortion()
 
     def __call__(
         self, photo: np.ndarray, seed: int
@@ -176,12 +191,9 @@ class EvalTransform:
     ``max_long``. Masks are not resized: predictions are brought back to the original size instead.
     """
 
-    def __init__(self, short_side: int, max_long: int = 2048):
+    def __init__(self, short_side: int, max_long: int = 2048) -> None:
         if not 1 <= short_side <= max_long:
-            raise ValueError(
-                f"short_side={short_side}, max_long={max_long}: expected 1 <= short_side <= "
-                "max_long"
-            )
+            raise ValueError(f"{short_side=}, {max_long=}: expected 1 <= short_side <= max_long")
         self.short_side = short_side
         self.resize = Resize(scale=(max_long, short_side), keep_ratio=True)
 

@@ -6,8 +6,10 @@ import json
 import logging
 import pickle
 import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,25 +17,22 @@ from safetensors.torch import load_file
 
 log = logging.getLogger(__name__)
 
-HUBS = {
+HUBS = {  # lists that mmengine ships
     "open-mmlab://": "openmmlab.json",
     "torchvision://": "torchvision_0.12.json",
-}  # lists that mmengine ships
-RESNETS = {
-    (2, 2, 2, 2): "18",
-    (3, 4, 6, 3): "50",
-    (3, 4, 23, 3): "101",
-}  # blocks in each stage: depth
+}
+# blocks in each stage: depth
+RESNETS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101"}
 
 
 class _Discarded:
     """Stands for everything of a training log in an mmengine checkpoint: made from anything,
     does and keeps nothing."""
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -51,6 +50,9 @@ LOG_TYPES = (
     "numpy._core.multiarray.scalar",
 )
 
+# what reading a file raises that is no whole and harmless checkpoint
+DAMAGE = (SafetensorError, pickle.UnpicklingError, AttributeError, RuntimeError, EOFError)
+
 
 def weights_url(source: str) -> str:
     """The URL of ``open-mmlab://<name>`` or ``torchvision://<name>`` in mmengine's own list;
@@ -62,8 +64,8 @@ def weights_url(source: str) -> str:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=3) or list(known)[:3]
                 raise ValueError(
-                    f"pretrained={source!r}: mmengine knows no such weights; did you mean "
-                    f"{', '.join(near)}?"
+                    f"pretrained={source!r}: mmengine knows no such weights; "
+                    f"did you mean {', '.join(near)}?"
                 )
             return known[name]
     return source
@@ -95,14 +97,12 @@ def local_file(source: str) -> Path:
         except OSError as error:
             raise FileNotFoundError(
                 f"pretrained={source!r}: cannot download {url} ({error}). On a machine without "
-                f"network, {by_hand}, "
-                f"or place it at {target}"
+                f"network, {by_hand}, or place it at {target}"
             ) from error
         except RuntimeError as error:  # the hash
             raise ValueError(
                 f"pretrained={source!r}: what came from {url} is not the file that its name "
-                f"promises ({error}). Try again, "
-                f"or {by_hand}"
+                f"promises ({error}). Try again, or {by_hand}"
             ) from error
     return target
 
@@ -120,24 +120,13 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
             return _plain(load_file(path), source)
         with torch.serialization.safe_globals([(_Discarded, name) for name in LOG_TYPES]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        parts = [
-            content[k]
-            for k in ("state_dict", "model", "model_state_dict")
-            if isinstance(content.get(k), dict)
-        ]
-        weights = parts[0] if parts else content
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        AttributeError,
-        RuntimeError,
-        EOFError,
-    ) as error:
+        keys = ("state_dict", "model", "model_state_dict")
+        weights = next((content[k] for k in keys if isinstance(content.get(k), dict)), content)
+    except DAMAGE as error:
         raise ValueError(
             f"{source}: refused, for it is damaged, no state dict, or holds objects that could "
-            "execute code on loading "
-            f"({str(error).strip().partition(chr(10))[0]}). If you trust it, save its tensors as "
-            ".safetensors instead"
+            f"execute code on loading ({str(error).strip().partition(chr(10))[0]}). If you trust "
+            "it, save its tensors as .safetensors instead"
         ) from error
     return _plain({name: w for name, w in weights.items() if isinstance(w, torch.Tensor)}, source)
 
@@ -153,28 +142,21 @@ def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Ten
     if wrong:
         raise ValueError(
             f"{source}: {len(wrong)} of its {len(weights)} tensors hold numbers that are not "
-            f"finite, such as {wrong[0]}: the "
-            "training that made it went wrong, or the file is damaged"
+            f"finite, such as {wrong[0]}: the training that made it went wrong, "
+            "or the file is damaged"
         )
     return weights
 
 
-def _resnet_in(weights) -> str:
+def _resnet_in(weights: Mapping[str, torch.Tensor]) -> str:
     """What a backbone's file holds, for an error: ``, which holds a ResNet of depth 50``; empty
     where it cannot be told."""
-    blocks = {
-        match.groups() for name in weights if (match := re.match(r"layer(\d)\.(\d+)\.", name))
-    }
+    blocks = {m.groups() for name in weights if (m := re.match(r"layer(\d)\.(\d+)\.", name))}
     depth = RESNETS.get(tuple(sum(stage == str(i) for stage, _ in blocks) for i in (1, 2, 3, 4)))
     if depth == "50" and "layer1.0.conv3.weight" not in weights:
         depth = "34"
-    variant = (
-        "V1c"
-        if "stem.0.weight" in weights
-        else " (v1b, torchvision's)"
-        if "conv1.weight" in weights
-        else ""
-    )
+    stems = {"stem.0.weight": "V1c", "conv1.weight": " (v1b, torchvision's)"}
+    variant = next((said for name, said in stems.items() if name in weights), "")
     return f", which holds a ResNet{variant} of depth {depth}," if depth else ""
 
 
@@ -186,53 +168,50 @@ def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
     model only the last layer of each head (``conv_seg``) may differ in its number of classes; it
     then stays random. Anything else, as weights of another depth, raises ValueError with the names.
     """
-    weights = read_weights(source)
+    weights, unused = read_weights(source), []
     whole = any(name.startswith("decode_head.") for name in weights)
-    if whole:
-        target, unused = model, []
-    else:
-        target = model.backbone
+    if not whole:
         weights = {name.removeprefix("backbone."): w for name, w in weights.items()}
-        unused = [
-            name for name in weights if name.startswith(("fc.", "head."))
-        ]  # the ImageNet classifier
+        unused = [name for name in weights if name.startswith(("fc.", "head."))]  # the classifier
+    target = model if whole else model.backbone
     own = target.state_dict()
-    missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in weights if n not in own and n not in unused]
-    differing = [n for n in own if n in weights and own[n].shape != weights[n].shape]
-    left_random = [n for n in differing if ".conv_seg." in n]
-    differing = [n for n in differing if n not in left_random]
-    if missing or unexpected or differing:
-        problems = {
-            "missing in the file": missing,
-            "unexpected": unexpected,
-            "of another shape": differing,
-        }
-        listed = "; ".join(
-            f"{len(ns)} {what} ({', '.join(ns[:3])}, ...)" for what, ns in problems.items() if ns
-        )
-        kind, depth = type(model.backbone).__name__, getattr(model.backbone, "depth", None)
-        wanted = f"{kind} of depth {depth}" if depth else kind
-        advice = (
-            "Use weights of the same depth and variant"
-            if depth
-            else "Use weights of the same model"
-        )
-        raise ValueError(
-            f"{source}{_resnet_in(weights)} does not fit "
-            f"{'this ' + type(model).__name__ if whole else 'a ' + wanted}: "
-            f"{listed}. {advice}"
-            + (f", as open-mmlab://resnet{depth}_v1c" if kind == "ResNetV1c" else "")
-        )
+    problems, left_random = _compare(own, weights, unused)
+    if any(problems.values()):
+        raise ValueError(f"{source}{_resnet_in(weights)} {_misfit(model, whole, problems)}")
     target.load_state_dict(
         {n: w for n, w in weights.items() if n in own and n not in left_random}, strict=False
     )
-    log.info(
-        "%s: loaded the %s; not used: %s",
-        source,
-        "whole model" if whole else "backbone",
-        unused or "nothing",
-    )
+    what = "whole model" if whole else "backbone"
+    log.info("%s: loaded the %s; not used: %s", source, what, unused or "nothing")
     if left_random:
         log.warning("%s: made for another number of classes; left random: %s", source, left_random)
     return left_random
+
+
+def _compare(
+    own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], unused: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """({what is wrong: names of a file's weights}, names of last layers of other classes)."""
+    differing = [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
+    problems = {
+        "missing in the file": missing,
+        "unexpected": [n for n in weights if n not in own and n not in unused],
+        "of another shape": [n for n in differing if ".conv_seg." not in n],
+    }
+    return problems, [n for n in differing if ".conv_seg." in n]
+
+
+def _misfit(model: torch.nn.Module, whole: bool, problems: Mapping[str, Sequence[str]]) -> str:
+    """Why a file does not fit, and what would."""
+    kind, depth = type(model.backbone).__name__, getattr(model.backbone, "depth", None)
+    listed = "; ".join(
+        f"{len(ns)} {what} ({', '.join(ns[:3])}, ...)" for what, ns in problems.items() if ns
+    )
+    wanted = f"this {type(model).__name__}" if whole else f"a {kind}"
+    if depth and not whole:
+        wanted += f" of depth {depth}"
+    advice = f"Use weights of the same {'depth and variant' if depth else 'model'}"
+    if kind == "ResNetV1c":
+        advice += f", as open-mmlab://resnet{depth}_v1c"
+    return f"does not fit {wanted}: {listed}. {advice}"

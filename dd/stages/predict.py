@@ -16,7 +16,7 @@ from dd.store.locks import Lock
 from dd.store.progress import Progress
 from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.store.samples import append_records, read_records
-from dd.training.segmentation import fitting
+from dd.training.segmentation import predict_fitting
 
 SETTINGS, AREAS, CAPTIONS, UNREADABLE = (
     "predictions.json",
@@ -49,7 +49,7 @@ def predict(
         kept, todo = len(done), [item for item in source.items if item.id not in done]
         with Progress("predict", len(source.items), len(done)) as bar:
             for batch in batches(source.read(todo), batch_size, BATCH_PIXELS, unreadable, bar.fail):
-                seen = fitting(predictor, batch, unreadable, bar.fail)
+                seen = predict_fitting(predictor, batch, unreadable, bar.fail)
                 records = [_write(target, *row, palette, len(names)) for row in seen]
                 append_records(target, "0", records)
                 done |= {r["id"]: r for r in records}

@@ -20,7 +20,7 @@ from dd.store.progress import Progress
 from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.store.samples import append_records, read_records
 from dd.taxonomy import IGNORE, taxonomy_yaml
-from dd.training.segmentation import fitting
+from dd.training.segmentation import predict_fitting
 
 SETTINGS, QUEUE, UNREADABLE, LIST = "review.json", "queue.csv", "unreadable.csv", "train.txt"
 ORDERS = ("uncertain", "random")
@@ -168,7 +168,7 @@ def _scored(
         for batch in batches(source.read(todo), batch_size, BATCH_PIXELS, unreadable, bar.fail):
             new = [
                 _record(*row)
-                for row in fitting(predictor.probabilities, batch, unreadable, bar.fail)
+                for row in predict_fitting(predictor.probabilities, batch, unreadable, bar.fail)
             ]
             append_records(target, "0", new)
             found |= {r["id"]: r for r in new}

@@ -4,14 +4,23 @@ everything else is frozen.
 No mask is ever read: the data are image files and captions.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Annotated, Any, ClassVar
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dd.training.loaders import OnwardLoader
+from dd.store.settings import Natural, Settings, Share
+from dd.training.datamodule import Photographs
+from dd.training.denoising import noised
+from dd.training.loaders import Draws
+from dd.training.schedules import stepwise
 
 
 def square(photo: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
@@ -33,49 +42,48 @@ class CaptionedPhotos(Dataset):
     the draw's own. ``photos``: indexable, uint8 [H, W, 3]; ``captions``: for each of them, one
     or more."""
 
-    def __init__(self, photos, captions: list[list[str]], size: int, length: int, seed: int = 0):
-        self.photos, self.captions, self.size, self.length, self.seed = (
-            photos,
-            captions,
-            size,
-            length,
-            seed,
-        )
-        self._round, self._order = None, None
+    def __init__(
+        self,
+        photos: Photographs,
+        captions: Sequence[Sequence[str]],
+        size: int,
+        length: int,
+        seed: int = 0,
+    ) -> None:
+        self.photos, self.captions, self.size = photos, captions, size
+        self.length, self.seed = length, seed
+        self._round, self._order = -1, np.empty(0, np.int64)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         if not 0 <= index < self.length:
             raise IndexError(index)
         number, place = divmod(index, len(self.photos))
         if number != self._round:
-            self._round, self._order = (
-                number,
-                np.random.default_rng([self.seed, 5, number]).permutation(len(self.photos)),
-            )
+            order = np.random.default_rng([self.seed, 5, number]).permutation(len(self.photos))
+            self._round, self._order = number, order
         chosen, rng = self._order[place], np.random.default_rng([self.seed, 6, index])
         texts = self.captions[chosen]
         caption = texts[int(rng.integers(len(texts)))]
         return square(self.photos[chosen], self.size, rng), caption
 
 
-class PhotoData(pl.LightningDataModule):
-    """Batches of :class:`CaptionedPhotos`; a resumed training takes the next draws."""
+class PhotoData(Draws):
+    """Batches of :class:`CaptionedPhotos`."""
 
     def __init__(
-        self, photos, captions, size: int, batch_size: int, num_workers: int = 0, seed: int = 0
-    ):
-        super().__init__()
-        self.photos, self.captions, self.size = photos, captions, size
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-
-    def train_dataloader(self):
-        trainer = self.trainer
-        number = trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
-        photos = CaptionedPhotos(self.photos, self.captions, self.size, number, self.seed)
-        return OnwardLoader(photos, trainer, self.batch_size, self.num_workers)
+        self,
+        photos: Photographs,
+        captions: Sequence[Sequence[str]],
+        size: int,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        draws = partial(CaptionedPhotos, photos, captions, size, seed=seed)
+        super().__init__(draws, batch_size, num_workers, seed)
 
 
 def loss_weights(snr: torch.Tensor, prediction_type: str, gamma: float | None) -> torch.Tensor:
@@ -87,98 +95,92 @@ def loss_weights(snr: torch.Tensor, prediction_type: str, gamma: float | None) -
     return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
+class AdaptationSettings(Settings):
+    """``min_snr_gamma``: see :func:`loss_weights`. ``caption_dropout``: share of the captions that
+    are left out (classifier-free guidance)."""
+
+    noun: ClassVar[str] = "adapter.training"
+    learning_rate: Annotated[float, Ge(0)] = 1e-4
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    warmup: Natural = 0
+    min_snr_gamma: Annotated[float, Gt(0)] | None = None
+    caption_dropout: Share = 0.1
+    seed: int = 0
+
+
 class Adaptation(pl.LightningModule):
     """Denoising training of LoRA layers. ``parameters``: theirs; ``pipe``: the pipeline they are
     part of, otherwise frozen; ``encode(captions)`` its text states [B, T, C]; ``scheduler``: its
-    noise schedule, which says what the UNet predicts.
+    noise schedule, which says what the UNet predicts. ``settings``: :class:`AdaptationSettings`.
+    Checkpoints hold the LoRA layers only."""
 
-    A share ``caption_dropout`` of the captions is left out (classifier-free guidance). Checkpoints
-    hold the LoRA layers only.
-    """
+    Settings = AdaptationSettings
 
     def __init__(
         self,
-        pipe,
-        parameters,
-        encode,
-        scheduler,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.01,
-        warmup: int = 0,
-        min_snr_gamma: float | None = None,
-        caption_dropout: float = 0.1,
-        seed: int = 0,
-    ):
+        pipe: Any,
+        parameters: Iterable[torch.nn.Parameter],
+        encode: Callable[[list[str]], torch.Tensor],
+        scheduler: Any,
+        **settings: Any,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters(
-            "learning_rate", "weight_decay", "warmup", "min_snr_gamma", "caption_dropout", "seed"
-        )
+        self.settings = AdaptationSettings(**settings)
+        self.save_hyperparameters(self.settings.model_dump())
         self.lora = torch.nn.ParameterList(parameters)
         self._frozen = {"pipe": pipe}  # not a sub-module: neither saved nor averaged
         self.encode, self.scheduler = encode, scheduler
 
-    def on_fit_start(self):
+    def on_fit_start(self) -> None:
         self._frozen["pipe"].to(self.device)
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         images, captions = batch
         pipe, micro = self._frozen["pipe"], batch_idx % self.trainer.accumulate_grad_batches
-        rng = np.random.default_rng([self.hparams.seed, self.global_step, micro, self.global_rank])
+        rng = np.random.default_rng([self.settings.seed, self.global_step, micro, self.global_rank])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        captions = [
-            "" if rng.random() < self.hparams.caption_dropout else caption for caption in captions
-        ]
+        dropout = self.settings.caption_dropout
+        shown = ["" if rng.random() < dropout else caption for caption in captions]
         with torch.no_grad():
-            latents = (
-                pipe.vae.encode(images).latent_dist.sample(generator).float()
-                * pipe.vae.config.scaling_factor
-            )
-            states = self.encode(captions)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        t = torch.randint(
-            0, self.scheduler.config.num_train_timesteps, (len(latents),), generator=generator
-        )
-        noisy, kind = (
-            self.scheduler.add_noise(latents, noise, t.to(latents.device)),
-            self.scheduler.config.prediction_type,
-        )
-        target = self.scheduler.get_velocity(latents, noise, t) if kind == "v_prediction" else noise
-        prediction = pipe.unet(noisy, t.to(latents.device), states).sample
+            latents = pipe.vae.encode(images).latent_dist.sample(generator).float()
+            latents = latents * pipe.vae.config.scaling_factor
+            states = self.encode(shown)
+        noisy, t, target = noised(self.scheduler, latents, generator)
+        prediction = pipe.unet(noisy, t, states).sample
         a = self.scheduler.alphas_cumprod[t.cpu()].double()
-        weights = loss_weights(a / (1 - a), kind, self.hparams.min_snr_gamma).to(latents)
-        loss = (
-            F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3)) * weights
-        ).mean()
+        kind, gamma = self.scheduler.config.prediction_type, self.settings.min_snr_gamma
+        weights = loss_weights(a / (1 - a), kind, gamma).to(latents)
+        errors = F.mse_loss(prediction.float(), target, reduction="none").mean((1, 2, 3))
+        loss = (errors * weights).mean()
         self.log("adaptation/loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self):
-        settings = {"betas": (0.9, 0.999), "weight_decay": self.hparams.weight_decay}
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         optimizer = torch.optim.AdamW(
-            self.lora.parameters(), self.hparams.learning_rate, **settings
+            self.lora.parameters(),
+            self.settings.learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=self.settings.weight_decay,
         )
-        warm = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, self.hparams.warmup))
-        )
-        return [optimizer], [{"scheduler": warm, "interval": "step"}]
+        warmup = max(1, self.settings.warmup)
+        return stepwise(optimizer, lambda step: min(1.0, (step + 1) / warmup))
 
 
 class EachSteps(pl.Callback):
     """Calls ``act(step)`` before the first step, each ``every`` steps and at the last one; in
     the first process alone."""
 
-    def __init__(self, act, every: int):
+    def __init__(self, act: Callable[[int], object], every: int) -> None:
         self.act, self.every = act, every
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and trainer.is_global_zero:
             self.act(0)
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step, whole = trainer.global_step, (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if (
-            trainer.is_global_zero
-            and whole
-            and (step % self.every == 0 or step == trainer.max_steps)
-        ):
+        due = step % self.every == 0 or step == trainer.max_steps
+        if trainer.is_global_zero and whole and due:
             self.act(step)

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,9 +23,12 @@ from dd.execution import EXIT
 from dd.store import checkpoints
 
 AGAIN = 1.0  # seconds after which another Ctrl-C is meant as a second one
+STOPPING = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 
 
-def fit(trainer, module, data, last: Path) -> None:
+def fit(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, last: Path
+) -> None:
     """Train for ``trainer.max_steps``, from ``last`` on, or from the checkpoint before it, if there
     is a sound one.
 
@@ -36,14 +42,13 @@ def fit(trainer, module, data, last: Path) -> None:
     start, warning = checkpoints.newest(last.parent)
     if trainer.is_global_zero:
         checkpoints.tidy(last.parent)
-    if trainer.is_global_zero and warning:
-        print(warning, file=sys.stderr, flush=True)
+        if warning:
+            print(warning, file=sys.stderr, flush=True)
     try:
         with stop.hears_slurm():
             trainer.fit(module, datamodule=data, ckpt_path=start and str(start), weights_only=True)
-    except (
-        SystemExit
-    ) as end:  # ours, that of dd.execution before the first step, or Lightning's answer to Ctrl-C
+    except SystemExit as end:
+        # ours, that of dd.execution before the first step, or Lightning's answer to Ctrl-C
         if stop.left or end.code == EXIT["terminated"] or not trainer.interrupted:
             raise
     except KeyboardInterrupt:  # the second Ctrl-C, where Lightning passes it on
@@ -53,12 +58,9 @@ def fit(trainer, module, data, last: Path) -> None:
             raise
         stop.leave(trainer)  # a worker of the loader heard the signal too and was faster
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
-        at, saved = (
-            f"at step {trainer.global_step} of {trainer.max_steps}",
-            checkpoints.newest(last.parent)[0],
-        )
+        saved = checkpoints.newest(last.parent)[0]
         raise KeyboardInterrupt(
-            f"training stopped {at}, "
+            f"training stopped at step {trainer.global_step} of {trainer.max_steps}, "
             + ("its last checkpoint is kept" if saved else "nothing is saved yet")
         )
     _part()
@@ -77,10 +79,12 @@ class Reseed(pl.Callback):
     process: a resumed training needs no state of the generators, however many numbers validation
     and loaders took from them in between."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: Any, batch: Any, batch_idx: int
+    ) -> None:
         micro = batch_idx % trainer.accumulate_grad_batches
         words = np.random.SeedSequence(
             [self.seed, 7, trainer.global_step, micro, trainer.global_rank]
@@ -102,11 +106,13 @@ class Stop(pl.Callback):
     the queue, where the same command goes on.
     """
 
-    def __init__(self, last: Path):
-        self.last, self.number, self.launcher, self.left, self.noted = last, None, None, False, 0.0
+    def __init__(self, last: Path) -> None:
+        self.last, self.left, self.noted = last, False, 0.0
+        self.number: int | None = None  # of the signal
+        self.launcher: Any = None
 
     @contextmanager
-    def hears_slurm(self):
+    def hears_slurm(self) -> Iterator[None]:
         """Within it SIGUSR1 is ours: Lightning leaves alone a signal that has a handler."""
         if slurm_job() is None or threading.current_thread() is not threading.main_thread():
             yield
@@ -117,22 +123,21 @@ class Stop(pl.Callback):
         finally:
             signal.signal(signal.SIGUSR1, before)
 
-    def on_train_start(self, trainer, module):
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Lightning puts the old handler back in the end
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Lightning puts the old handlers back in the end
+        if threading.current_thread() is threading.main_thread():
             self.launcher = trainer.strategy.launcher
             signal.signal(signal.SIGTERM, self._note)
             signal.signal(signal.SIGINT, self._interrupt)
         if trainer.received_sigterm:
             self.number = signal.SIGTERM
 
-    def _note(self, number, _):
+    def _note(self, number: int, _: FrameType | None) -> None:
         if self.number is None and self.launcher is not None:
             self.launcher.kill(number)  # the processes that this one started
         self.number = number
 
-    def _interrupt(self, number, frame):
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-C reaches every process of a terminal, and this one once more through its
         launcher: not a second one."""
         if self.number == signal.SIGINT and time.monotonic() - self.noted >= AGAIN:
@@ -140,57 +145,50 @@ class Stop(pl.Callback):
         if self.number is None:
             self.noted = time.monotonic()
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(
-                    "stopping after this step (Ctrl-C once more: at once)",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                said = "stopping after this step (Ctrl-C once more: at once)"
+                print(said, file=sys.stderr, flush=True)
         self._note(number, frame)
 
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if not self._any(trainer, self.number is not None):
             return
-        if (
-            batch_idx + 1
-        ) % trainer.accumulate_grad_batches == 0 and trainer.global_step < trainer.max_steps:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.last)
-            self.leave(
-                trainer,
-                self._any(trainer, self.number == signal.SIGUSR1),
-                self._any(trainer, self.number == signal.SIGINT),
-            )
+            # all processes ask for the same ones, in the same order
+            heard = [n for n in STOPPING if self._any(trainer, self.number == n)]
+            self.leave(trainer, heard)
 
-    def on_validation_batch_end(self, trainer, *_, **__):
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if self.number is not None:
             self.leave(trainer)
 
-    def _any(self, trainer, mine: bool) -> bool:
+    def _any(self, trainer: pl.Trainer, mine: bool) -> bool:
         """Whether it is so in one of the processes: all end after the same step."""
-        return (
-            trainer.strategy.reduce_boolean_decision(mine, all=False)
-            if trainer.world_size > 1
-            else mine
-        )
+        if trainer.world_size == 1:
+            return mine
+        return trainer.strategy.reduce_boolean_decision(mine, all=False)
 
-    def leave(self, trainer, queue_again: bool | None = None, by_hand: bool | None = None):
+    def leave(self, trainer: pl.Trainer, heard: Sequence[int | None] = ()) -> NoReturn:
         """End the process with exit code 143 (Ctrl-C: 130); 0 in a process that another one
-        started and that would be killed for it."""
-        self.left = True
-        by_hand = self.number == signal.SIGINT if by_hand is None else by_hand
+        started and that would be killed for it. ``heard``: signals that some process got; this
+        one's own without it."""
+        self.left, heard = True, heard or [self.number]
+        word = "stopped" if signal.SIGINT in heard else "terminated"
         if trainer.is_global_zero:
-            word = "stopped" if by_hand else "terminated"
             print(
                 f"{word} at step {trainer.global_step} of {trainer.max_steps}: the last "
-                "checkpoint is kept. The same "
-                "command goes on from it.",
+                "checkpoint is kept. The same command goes on from it.",
                 file=sys.stderr,
                 flush=True,
             )
-            if self.number == signal.SIGUSR1 if queue_again is None else queue_again:
+            if signal.SIGUSR1 in heard:
                 _requeue()
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started = isinstance(environment, LightningEnvironment) and not trainer.is_global_zero
-        sys.exit(0 if started else EXIT["stopped" if by_hand else "terminated"])
+        sys.exit(0 if started else EXIT[word])
 
 
 def slurm_job() -> str | None:
@@ -198,17 +196,17 @@ def slurm_job() -> str | None:
     one."""
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
-    task = [os.environ.get(key) for key in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
-    return "_".join(task) if all(task) else os.environ.get("SLURM_JOB_ID")
+    job, task = (os.environ.get(f"SLURM_ARRAY_{what}_ID") for what in ("JOB", "TASK"))
+    return f"{job}_{task}" if job and task else os.environ.get("SLURM_JOB_ID")
 
 
 def _requeue() -> None:
-    command = ["scontrol", "requeue", slurm_job()]
+    command = ["scontrol", "requeue", slurm_job() or ""]
+    problem: str | None = None
     try:
         done = subprocess.run(command, capture_output=True, text=True)
-        problem = (
-            (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else None
-        )
+        if done.returncode:
+            problem = done.stderr.strip() or f"exit code {done.returncode}"
     except OSError as error:
         problem = error.strerror
     said = f"failed ({problem}): submit the same job again" if problem else "done"

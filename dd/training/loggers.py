@@ -12,10 +12,15 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pytorch_lightning as pl
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
@@ -30,17 +35,27 @@ CELL = 12  # pixels of a confusion matrix's cell
 PATIENCE = 3
 
 
-def data_sets(trained_on: dict) -> dict[str, dict]:
+@dataclass
+class ShownImage:
+    """One validated image: uint8 [H, W, 3], its true and predicted class ids [H, W], its own
+    mIoU (None: all is 255)."""
+
+    id: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    miou: float | None
+
+
+def data_sets(trained_on: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{name: what is recorded of it} of the data sets behind a run's ``trained_on``: one, or two
     of mixed training."""
-    parts = [
-        trained_on[k] for k in ("real", "synthetic") if isinstance(trained_on.get(k), dict)
-    ] or [trained_on]
+    parts = [trained_on[k] for k in ("real", "synthetic") if isinstance(trained_on.get(k), dict)]
     keys = ("root", "split", "masks", "images", "shots", "mask_settings")
-    return {part["root"]: {k: part[k] for k in keys if k in part} for part in parts}
+    return {part["root"]: {k: part[k] for k in keys if k in part} for part in parts or [trained_on]}
 
 
-def flat(node: dict, prefix: str = ""):
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of everything in nested settings, keys joined by dots; what is no number, truth
     value or text as text."""
     for key, value in node.items():
@@ -64,16 +79,21 @@ def need(library: str, extra: str) -> None:
         )
 
 
+def _attempted(name: str) -> property:
+    return property(lambda guarded: guarded.attempt(name))
+
+
 class Guarded(Logger):
     """A logger whose failures are one warning and nothing else. A method that fails
     :data:`PATIENCE` times in a row is left alone."""
 
-    def __init__(self, logger):
+    def __init__(self, logger: Logger) -> None:
         super().__init__()
         self.logger, self.kind = logger, type(logger).__name__
-        self._failures, self._warned = Counter(), False
+        self._failures: Counter[str] = Counter()
+        self._warned = False
 
-    def attempt(self, name: str, *args, **kwargs):
+    def attempt(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The attribute ``name`` of the logger, or what it returns when called; None if it has
         none or fails."""
         if self._failures[name] >= PATIENCE or not hasattr(type(self.logger), name):
@@ -89,49 +109,33 @@ class Guarded(Logger):
                 self._warned = True
                 warnings.warn(
                     f"logger {self.kind} failed in {name} ({type(error).__name__}: {error}); the "
-                    "training goes on, "
-                    f"without it. It is tried again, up to {PATIENCE} times in a row",
+                    f"training goes on, without it. It is tried again, up to {PATIENCE} times in a "
+                    "row",
                     stacklevel=2,
                 )
         return None
 
-    @property
-    def name(self):
-        return self.attempt("name")
+    name, version = _attempted("name"), _attempted("version")
+    save_dir, log_dir = _attempted("save_dir"), _attempted("log_dir")
+    experiment = _attempted("experiment")
 
-    @property
-    def version(self):
-        return self.attempt("version")
-
-    @property
-    def save_dir(self):
-        return self.attempt("save_dir")
-
-    @property
-    def log_dir(self):
-        return self.attempt("log_dir")
-
-    @property
-    def experiment(self):
-        return self.attempt("experiment")
-
-    def log_metrics(self, metrics, step=None):
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Lightning gives the index of the step, from 0 on."""
         self.attempt("log_metrics", metrics, None if step is None else step + 1)
 
-    def log_hyperparams(self, params, *args, **kwargs):
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         self.attempt("log_hyperparams", params, *args, **kwargs)
 
-    def log_graph(self, model, input_array=None):
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
         self.attempt("log_graph", model, input_array)
 
-    def save(self):
+    def save(self) -> None:
         self.attempt("save")
 
-    def finalize(self, status):
+    def finalize(self, status: str) -> None:
         self.attempt("finalize", status)
 
-    def after_save_checkpoint(self, checkpoint_callback):
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
         self.attempt("after_save_checkpoint", checkpoint_callback)
 
 
@@ -140,7 +144,7 @@ def is_main_process() -> bool:
     return rank_zero_only.rank == 0
 
 
-def tell(trainer, what: str, *args) -> None:
+def tell(trainer: pl.Trainer, what: str, *args: Any) -> None:
     """Call ``begin``, ``show``, ``confusion``, ``table``, ``end`` or ``finish`` of each of a
     trainer's loggers that has it."""
     if is_main_process():
@@ -148,39 +152,33 @@ def tell(trainer, what: str, *args) -> None:
             logger.attempt(what, *args)
 
 
-def panel(sample) -> np.ndarray:
+def panel(sample: ShownImage) -> np.ndarray:
     """Image, truth and prediction side by side in the palette's colours: uint8 [H, 3 W, 3]; 255
     is light grey."""
     palette = np.array(voc_palette(), np.uint8).reshape(256, 3)
-    coloured = [
-        (sample.image * 0.4 + palette[m] * 0.6).astype(np.uint8)
-        for m in (sample.truth, sample.prediction)
-    ]
-    return np.concatenate([sample.image, *coloured], 1)
+    image = sample.image
+    masks = (sample.truth, sample.prediction)
+    coloured = [(image * 0.4 + palette[m] * 0.6).astype(np.uint8) for m in masks]
+    return np.concatenate([image, *coloured], 1)
 
 
-def confusion_picture(counts: np.ndarray, class_names) -> np.ndarray:
+def confusion_picture(counts: npt.ArrayLike, class_names: Sequence[str]) -> np.ndarray:
     """A confusion matrix [K, K] (rows true, columns predicted) as uint8 [H, W, 3]: a cell is the
     darker, the larger its share of the row, from white (none) to black (all of the pixels of this
     class)."""
-    counts, font = np.asarray(counts, np.float64), ImageFont.load_default(10)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    pixels, font = np.asarray(counts, np.float64), ImageFont.load_default(10)
+    shares = pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
     side = int(np.ceil(max(font.getlength(name) for name in class_names))) + 6  # room for the names
     cells = np.round(255 * (1 - shares)).astype(np.uint8).repeat(CELL, 0).repeat(CELL, 1)
     size = side + len(cells)
-    page, names = Image.new("L", (size, size), 255), Image.new("L", (len(cells), side), 255)
+    page = Image.new("L", (size, size), 255)
     page.paste(Image.fromarray(cells), (side, side))
-    for image, right in ((page, side - 3), (names, None)):
-        draw = ImageDraw.Draw(image)
-        for i, name in enumerate(class_names):
-            middle = CELL * i + CELL // 2
-            if right is not None:
-                draw.text((right, side + middle), name, 0, font, anchor="rm")
-            else:
-                line = Image.new("L", (side, CELL), 255)
-                ImageDraw.Draw(line).text((3, CELL // 2), name, 0, font, anchor="lm")
-                image.paste(line.rotate(90, expand=True), (CELL * i, 0))
-    page.paste(names, (side, 0))
+    draw = ImageDraw.Draw(page)
+    for i, name in enumerate(class_names):
+        draw.text((side - 3, side + CELL * i + CELL // 2), name, 0, font, anchor="rm")
+        column = Image.new("L", (side, CELL), 255)
+        ImageDraw.Draw(column).text((3, CELL // 2), name, 0, font, anchor="lm")
+        page.paste(column.rotate(90, expand=True), (side + CELL * i, 0))
     return np.asarray(page.convert("RGB"))
 
 
@@ -188,19 +186,21 @@ class TensorBoard(TensorBoardLogger):
     """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run goes on there. Its table of
     hyper-parameters is written at the end, with the objective."""
 
-    def __init__(self, save_dir: str):
+    def __init__(self, save_dir: str) -> None:
         need("tensorboard", "tensorboard")
         super().__init__(save_dir, name="", version="tensorboard", default_hp_metric=False)
-        self._settings = {}
+        self._settings: Mapping[str, Any] = {}
 
-    def begin(self, settings, trained_on, init_from):
+    def begin(
+        self, settings: Mapping[str, Any], trained_on: Mapping[str, Any], init_from: str | None
+    ) -> None:
         self._settings = settings
 
-    def confusion(self, counts, class_names, step):
+    def confusion(self, counts: np.ndarray, class_names: Sequence[str], step: int) -> None:
         picture = confusion_picture(counts, class_names)
         self.experiment.add_image("tune/confusion", picture, step, dataformats="HWC")
 
-    def end(self, done, objective):
+    def end(self, done: Mapping[str, Any], objective: float | None) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         metrics = {} if objective is None else {"objective": objective}
@@ -209,11 +209,11 @@ class TensorBoard(TensorBoardLogger):
             self.experiment._get_file_writer().add_summary(summary, done["steps"])
         self.experiment.flush()
 
-    def show(self, samples, class_names, step):
+    def show(self, samples: Sequence[ShownImage], class_names: Sequence[str], step: int) -> None:
         for sample in samples:
-            self.experiment.add_image(
-                f"tune/masks/{sample.id}", panel(sample), step, dataformats="HWC"
-            )
+            picture = panel(sample)
+            name = f"tune/masks/{sample.id}"
+            self.experiment.add_image(name, picture, step, dataformats="HWC")
 
 
 class MLflow(MLFlowLogger):
@@ -231,11 +231,10 @@ class MLflow(MLFlowLogger):
         experiment_name: str,
         run_name: str,
         tracking_uri: str | None = None,
-    ):
+    ) -> None:
         need("mlflow", "mlflow")
-        uri = (
-            tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(store).resolve().as_uri()
-        )
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        uri = uri or Path(store).resolve().as_uri()
         _allow_files(uri)
         self._folder, self._record = save_dir, Path(save_dir) / "mlflow.json"
         known = read_own(self._record, {"run_id?": str}) if self._record.is_file() else {}
@@ -244,12 +243,12 @@ class MLflow(MLFlowLogger):
         super().__init__(experiment_name, run_name, uri, save_dir=store, run_id=run_id)
 
     @property
-    def save_dir(self):
+    def save_dir(self) -> str:
         return self._folder
 
     @property
     @rank_zero_experiment
-    def experiment(self):
+    def experiment(self) -> Any:
         first = not self._initialized
         client = super().experiment
         if first:
@@ -258,31 +257,32 @@ class MLflow(MLFlowLogger):
         return client
 
     @rank_zero_only
-    def log_hyperparams(self, params):
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         if not self._goes_on:  # MLflow refuses to change what was logged
             super().log_hyperparams(params)
 
-    def begin(self, settings, trained_on, init_from):
+    def begin(
+        self, settings: Mapping[str, Any], trained_on: Mapping[str, Any], init_from: str | None
+    ) -> None:
         self.log_hyperparams(settings)
         for name, described in data_sets(trained_on).items():
-            self.experiment.set_tag(
-                self.run_id, f"data.{artifact_name(name)}", fingerprint(described)
-            )
+            key = f"data.{artifact_name(name)}"
+            self.experiment.set_tag(self.run_id, key, fingerprint(described))
 
-    def show(self, samples, class_names, step):
+    def show(self, samples: Sequence[ShownImage], class_names: Sequence[str], step: int) -> None:
         for sample in samples:
             path = f"masks/{artifact_name(sample.id)}/step_{step:07d}.png"
             self.experiment.log_image(self.run_id, panel(sample), artifact_file=path)
 
-    def confusion(self, counts, class_names, step):
+    def confusion(self, counts: np.ndarray, class_names: Sequence[str], step: int) -> None:
         path, picture = f"confusion/step_{step:07d}.png", confusion_picture(counts, class_names)
         self.experiment.log_image(self.run_id, picture, artifact_file=path)
 
-    def table(self, samples, class_names, step):
+    def table(self, samples: Sequence[ShownImage], class_names: Sequence[str], step: int) -> None:
         rows = {"step": step, "columns": ["id", "miou"], "data": [[s.id, s.miou] for s in samples]}
         self.experiment.log_dict(self.run_id, rows, "samples.json")
 
-    def end(self, done, objective):
+    def end(self, done: Mapping[str, Any], objective: float | None) -> None:
         self.experiment.set_tag(self.run_id, "weights_sha256", done["weights_sha256"])
         if objective is not None:
             self.log_metrics({"objective": objective}, done["steps"])
@@ -293,7 +293,7 @@ def _allow_files(uri: str) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
-def mlflow_client(uri: str):
+def mlflow_client(uri: str) -> Any:
     """What reads and writes the runs of an MLflow server, database or folder of files."""
     from mlflow.tracking import MlflowClient
 

@@ -1,17 +1,19 @@
 """Self-training on unlabelled photographs: the average of a segmenter's weights labels what the
 segmenter learns from."""
 
+from typing import Annotated, Any, ClassVar
+
 import torch
+from annotated_types import Gt
 from torch import nn
 
+from dd.segmenters.base import Segmenter
+from dd.store.settings import Hint, Settings, Share
 from dd.taxonomy import IGNORE
 
 
-class MeanTeacher(nn.Module):
-    """Pseudo-labels of a mean teacher (Tarvainen and Valpola 2017, arXiv:1703.01780) for semantic
-    segmentation.
-
-    ``confidence``: pixels whose strongest class has a smaller probability get no label.
+class MeanTeacherSettings(Settings):
+    """``confidence``: pixels whose strongest class has a smaller probability get no label.
     ``per_class``: the threshold of a class is ``confidence`` times the mean probability of the
     pixels that the teacher takes for it, over the largest such mean of all classes (running means
     with ``momentum``; the scaling of FreeMatch, Wang et al. 2023, arXiv:2205.07246): hard classes
@@ -20,51 +22,35 @@ class MeanTeacher(nn.Module):
     the loss on photographs beside that on labelled images.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        confidence: float = 0.9,
-        per_class: bool = True,
-        mix: bool = True,
-        weight: float = 1.0,
-        momentum: float = 0.99,
-    ):
+    noun: ClassVar[str] = "self_training.teacher"
+    confidence: Share = 0.9
+    per_class: bool = True
+    mix: bool = True
+    weight: Annotated[float, Gt(0), Hint("or self_training=off for none")] = 1.0
+    momentum: Share = 0.99
+
+
+class MeanTeacher(nn.Module):
+    """Pseudo-labels of a mean teacher (Tarvainen and Valpola 2017, arXiv:1703.01780) for semantic
+    segmentation. ``settings``: :class:`MeanTeacherSettings`."""
+
+    Settings = MeanTeacherSettings
+
+    def __init__(self, num_classes: int, **settings: Any) -> None:
         super().__init__()
-        for name, value in (("confidence", confidence), ("momentum", momentum)):
-            if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise ValueError(
-                    f"self_training.teacher.{name}={value!r}: expected a number from 0 to 1"
-                )
-        for name, value in (("per_class", per_class), ("mix", mix)):
-            if not isinstance(value, bool):
-                raise ValueError(f"self_training.teacher.{name}={value!r}: expected true or false")
-        if type(weight) not in (int, float) or not weight > 0:
-            raise ValueError(
-                f"self_training.teacher.weight={weight!r}: expected a number above 0 "
-                "(self_training=off: none)"
-            )
-        self.confidence, self.per_class, self.mix, self.weight, self.momentum = (
-            confidence,
-            per_class,
-            mix,
-            weight,
-            momentum,
-        )
-        self.register_buffer(
-            "certainty", torch.ones(num_classes)
-        )  # mean probability of the pixels taken for each class
+        self.settings = MeanTeacherSettings(**settings)
+        # mean probability of the pixels taken for each class
+        self.register_buffer("certainty", torch.ones(num_classes))
 
     def thresholds(self) -> torch.Tensor:
         """The smallest probability [K] with which a pixel is taken for each class."""
-        share = (
-            self.certainty / self.certainty.max()
-            if self.per_class
-            else torch.ones_like(self.certainty)
-        )
-        return self.confidence * share
+        certainty = self.certainty
+        relative = certainty / certainty.max()
+        share = relative if self.settings.per_class else torch.ones_like(certainty)
+        return self.settings.confidence * share
 
     @torch.no_grad()
-    def labels(self, teacher: nn.Module, photos: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    def labels(self, teacher: Segmenter, photos: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Labels int64 [B, H, W] of ``photos`` [B, 3, H, W]: the class that ``teacher`` is sure
         of, else 255; 255 where ``known`` [B, H, W] is false (padding). Each call moves the
         running means."""
@@ -73,18 +59,21 @@ class MeanTeacher(nn.Module):
         self._count(best[known], ids[known])
         return ids.masked_fill((best < self.thresholds()[ids]) | ~known, IGNORE)
 
-    def _count(self, best, ids):
+    def _count(self, best: torch.Tensor, ids: torch.Tensor) -> None:
         sums = self.certainty.new_zeros(2, len(self.certainty))  # of probabilities, of pixels
         sums[0].index_add_(0, ids, best)
         sums[1].index_add_(0, ids, torch.ones_like(best))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         total, number = sums
-        moved = self.momentum * self.certainty + (1 - self.momentum) * total / number.clamp(min=1)
+        momentum = self.settings.momentum
+        moved = momentum * self.certainty + (1 - momentum) * total / number.clamp(min=1)
         self.certainty.copy_(torch.where(number > 0, moved, self.certainty))
 
 
-def class_mix(images, labels, photos, pseudo) -> tuple[torch.Tensor, torch.Tensor]:
+def class_mix(
+    images: torch.Tensor, labels: torch.Tensor, photos: torch.Tensor, pseudo: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Photographs [B, 3, H, W] and their labels [B, H, W] with half (rounded up) of the classes
     of each labelled image pasted onto one photograph, background counting as a class. What is
     pasted follows from torch's random state."""

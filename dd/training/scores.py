@@ -2,7 +2,9 @@
 own module."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from dd.store.provenance import read_json
 from dd.training.loggers import artifact_name, confusion_picture, mlflow_client
 
 
-def log_scores(run_folder, where: str, result: dict) -> None:
+def log_scores(run_folder: str | Path, where: str, result: Mapping[str, Any]) -> None:
     """Add a metrics.json to TensorBoard's files and the MLflow run of a training, where it had
     them: ``<where>/miou``, ``<where>/pixel_accuracy``, ``<where>/iou/<class>`` and the confusion
     matrix at the run's last step; ``where`` = ``eval/voc``. What fails there is a warning:
@@ -27,18 +29,18 @@ def log_scores(run_folder, where: str, result: dict) -> None:
             warnings.warn(what, stacklevel=2)
 
 
-def scores(where: str, result: dict) -> dict[str, float]:
+def scores(where: str, result: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a metrics.json by the names they have in trackers; classes without a value are
     left out."""
     found = {f"{where}/{key}": result[key] for key in ("miou", "pixel_accuracy")}
     return found | {f"{where}/iou/{k}": v for k, v in result["iou"].items() if v is not None}
 
 
-def _picture(result: dict) -> np.ndarray:
-    return confusion_picture(np.array(result["confusion"]), list(result["iou"]))
+def _picture(result: Mapping[str, Any]) -> np.ndarray:
+    return confusion_picture(result["confusion"], list(result["iou"]))
 
 
-def _tensorboard(run_folder, where, result, step) -> None:
+def _tensorboard(run_folder: Path, where: str, result: Mapping[str, Any], step: int) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(run_folder / "tensorboard") as writer:
@@ -47,7 +49,7 @@ def _tensorboard(run_folder, where, result, step) -> None:
         writer.add_image(f"{where}/confusion", _picture(result), step, dataformats="HWC")
 
 
-def _mlflow(run_folder, where, result, step) -> None:
+def _mlflow(run_folder: Path, where: str, result: Mapping[str, Any], step: int) -> None:
     known = read_json(run_folder / "mlflow.json")
     client = mlflow_client(known["tracking_uri"])
     for name, value in scores(where, result).items():

@@ -5,8 +5,11 @@ import fcntl
 import inspect
 import io
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from dd.store.provenance import refuse_other, write_json
 from dd.store.samples import sample_seed
@@ -22,7 +25,7 @@ PRUNERS = {
 FORMS = "{low: 1.0e-5, high: 1.0e-2, log: true}, {low: 1, high: 8, step: 1} or {choices: [a, b]}"
 
 
-def _optuna():
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ModuleNotFoundError:
@@ -33,42 +36,36 @@ def _optuna():
     return optuna
 
 
-def override(key: str, value) -> str:
+def override(key: str, value: Any) -> str:
     """``key=value`` as Hydra reads it: bare words stay bare, everything else is written as JSON."""
     bare = isinstance(value, str) and value and all(c.isalnum() or c in "_-./" for c in value)
     return f"{key}={value if bare else json.dumps(value)}"
 
 
-def _distribution(key: str, spec):
+def _distribution(key: str, spec: Any) -> Any:
     """Optuna's distribution of one entry of a space; ValueError with the forms there are."""
     d, wrong = _optuna().distributions, f"search.space: {key}: {spec!r}"
-    if not isinstance(spec, dict) or not (
-        {"choices"} == set(spec) or {"low", "high"} <= set(spec) <= {"low", "high", "log", "step"}
-    ):
+    given = set(spec) if isinstance(spec, dict) else set()
+    if given != {"choices"} and not {"low", "high"} <= given <= {"low", "high", "log", "step"}:
         raise ValueError(f"{wrong}: expected {FORMS}")
-    if "choices" in spec:
-        if not isinstance(spec["choices"], list) or len(spec["choices"]) < 2:
+    if "choices" in given:
+        choices = spec["choices"]
+        if not isinstance(choices, list) or len(choices) < 2:
             raise ValueError(f"{wrong}: expected a list of at least two choices")
-        return d.CategoricalDistribution(
-            [override(key, c).partition("=")[2] for c in spec["choices"]]
-        )
-    low, high, log, step = (spec.get(k) for k in ("low", "high", "log", "step"))
-    if (
-        any(isinstance(n, bool) or not isinstance(n, int | float) for n in (low, high))
-        or not low < high
-        or log not in (None, True, False)
-    ):
+        return d.CategoricalDistribution([override(key, c).partition("=")[2] for c in choices])
+    low, high, log, step = spec["low"], spec["high"], spec.get("log"), spec.get("step")
+    numbers = all(type(n) in (int, float) for n in (low, high))
+    if not numbers or not low < high or log not in (None, True, False):
         raise ValueError(f"{wrong}: expected numbers low < high, and log: true or false")
-    whole = isinstance(low, int) and isinstance(high, int)
     try:
-        if whole:
+        if isinstance(low, int) and isinstance(high, int):
             return d.IntDistribution(low, high, log=bool(log), step=1 if step is None else step)
         return d.FloatDistribution(low, high, log=bool(log), step=step)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{wrong}: {error}") from None
 
 
-def distributions(space: dict) -> dict:
+def distributions(space: Mapping[str, Any]) -> dict[str, Any]:
     """{key: Optuna's distribution} of a search space; ValueError for an empty one and for
     entries of another form."""
     if not isinstance(space, dict) or not space:
@@ -78,7 +75,7 @@ def distributions(space: dict) -> dict:
     return {key: _distribution(key, spec) for key, spec in space.items()}
 
 
-def corners(space: dict) -> list[list[str]]:
+def corners(space: Mapping[str, Any]) -> list[list[str]]:
     """Overrides that together hold every choice and both ends of every range: what must be
     accepted before a study begins."""
     distributions(space)
@@ -91,7 +88,9 @@ def corners(space: dict) -> list[list[str]]:
     ]
 
 
-def _chosen(table: dict, module, key: str, name: str, settings: dict):
+def _chosen(
+    table: Mapping[str, str], module: Any, key: str, name: str, settings: Mapping[str, Any]
+) -> Any:
     if name not in table:
         raise ValueError(f"search.{key}={name!r}; allowed: {', '.join(table)}")
     made = getattr(module, table[name])
@@ -105,7 +104,7 @@ def _chosen(table: dict, module, key: str, name: str, settings: dict):
 
 
 @contextmanager
-def _locked(path: Path, wait: bool = True):
+def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Yields whether this process now holds the lock; a lock of a process that died is free."""
     with open(path, "a") as file:
         try:
@@ -126,29 +125,18 @@ class Study:
 
     def __init__(
         self,
-        folder,
-        identity: dict,
-        space: dict,
+        folder: str | Path,
+        identity: dict[str, Any],
+        space: Mapping[str, Any],
         sampler: str,
         pruner: str,
-        pruner_settings: dict,
+        pruner_settings: Mapping[str, Any],
         seed: int,
-    ):
-        self.optuna, self.folder, self.space, self.seed = (
-            _optuna(),
-            Path(folder),
-            distributions(space),
-            seed,
-        )
-        self.sampler = lambda number: _chosen(
-            SAMPLERS,
-            self.optuna.samplers,
-            "sampler",
-            sampler,
-            {"seed": sample_seed(seed, f"trial={number}") % 2**32},
-        )
-        pruner = _chosen(PRUNERS, self.optuna.pruners, "pruner", pruner, pruner_settings)
-        journal, first = self.optuna.storages.journal, self.sampler(0)
+    ) -> None:
+        self.optuna, self.folder = _optuna(), Path(folder)
+        self.space, self.sampler_name, self.seed = distributions(space), sampler, seed
+        cut = _chosen(PRUNERS, self.optuna.pruners, "pruner", pruner, pruner_settings)
+        journal, first = self.optuna.storages.journal, self._sampler(0)
         refuse_other(self.folder / "study.json", identity, "study")
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / ".study.lock"):
@@ -162,16 +150,23 @@ class Study:
                 study_name="study",
                 storage=storage,
                 sampler=first,
-                pruner=pruner,
+                pruner=cut,
                 direction="maximize",
                 load_if_exists=True,
             )
 
-    def trials(self, *states: str) -> list:
+    def _sampler(self, number: int) -> Any:
+        """Of a trial, with a stream of its own: workers and later calls must not repeat each
+        other's draws."""
+        seed = sample_seed(self.seed, f"trial={number}") % 2**32
+        name = self.sampler_name
+        return _chosen(SAMPLERS, self.optuna.samplers, "sampler", name, {"seed": seed})
+
+    def trials(self, *states: str) -> list[Any]:
         found = self.study.get_trials(deepcopy=False)
         return [t for t in found if not states or t.state.name in states]
 
-    def next(self, number: int, held: ExitStack):
+    def next(self, number: int, held: ExitStack) -> Any:
         """A trial to train, its lock in ``held``: one whose worker died, else a new one; None
         when ``number`` trials are complete, pruned or being trained by other workers."""
         with _locked(self.folder / ".study.lock"):
@@ -180,13 +175,11 @@ class Study:
                     continue
                 if trial.params.keys() == self.space.keys():
                     return self.optuna.trial.Trial(self.study, trial._trial_id)
-                self.study.tell(
-                    trial.number, state=self.optuna.trial.TrialState.FAIL
-                )  # its worker died choosing its settings
+                # its worker died choosing its settings
+                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
             if len(self.trials("COMPLETE", "PRUNED", "RUNNING")) >= number:
                 return None
-            # a stream for each trial: workers and later calls must not repeat each other's draws
-            self.study.sampler = self.sampler(len(self.trials()))
+            self.study.sampler = self._sampler(len(self.trials()))
             trial = self.study.ask(self.space)
             held.enter_context(_locked(self._lock(trial.number)))
             return trial
@@ -200,22 +193,14 @@ class Study:
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["trial", "state", "objective", "last_step", *self.space, "error"])
         for t in self.trials():
+            last = max(t.intermediate_values, default=None)
             settings = [t.params.get(key) for key in self.space]
             error = t.user_attrs.get("error", "")
-            rows.writerow(
-                [
-                    t.number,
-                    t.state.name.lower(),
-                    t.value,
-                    max(t.intermediate_values, default=None),
-                    *settings,
-                    error,
-                ]
-            )
+            rows.writerow([t.number, t.state.name.lower(), t.value, last, *settings, error])
         return text.getvalue()
 
 
-def overrides(settings: dict, space) -> list[str]:
+def overrides(settings: Mapping[str, Any], space: Iterable[str]) -> list[str]:
     """Hydra overrides of a trial's settings; those of a choice are kept as they were written."""
     return [
         f"{k}={settings[k]}" if isinstance(settings[k], str) else override(k, settings[k])

@@ -2,34 +2,37 @@
 predicting with it."""
 
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Len, Lt
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.plugins.precision import Precision
 
+from dd.data.photos import Item
 from dd.evaluation import metrics
+from dd.segmenters.base import Segmenter
 from dd.segmenters.transforms import EvalTransform
 from dd.store import checkpoints
+from dd.store.settings import Natural, Settings, check_kind
 from dd.taxonomy import IGNORE
 from dd.training.mean_teacher import MeanTeacher, class_mix
+from dd.training.schedules import stepwise
 
-PAPER_SCALES = (
-    0.5,
-    0.75,
-    1.0,
-    1.25,
-    1.5,
-    1.75,
-)  # of the paper's test-time augmentation, which also mirrors
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of its test-time augmentation, mirrored too
 MAX_LONG = 2048  # of the long side at scale 1, mmsegmentation's
+Size = tuple[int, int]  # height and width
+Result = TypeVar("Result")
 
 
-def ema_average(decay: float):
+def ema_average(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor], Any], None]:
     """Exponential moving average whose decay warms up as (1 + n) / (10 + n), so that short runs are
     averaged too.
 
@@ -38,7 +41,7 @@ def ema_average(decay: float):
     copied.
     """
 
-    def average(averaged, current, count):
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], count: Any) -> None:
         if not torch.is_floating_point(averaged[0]):
             torch._foreach_copy_(averaged, current)
             return
@@ -55,10 +58,10 @@ class EMA(WeightAveraging):
     too. Checkpoints hold the average as ``state_dict`` and the raw weights as
     ``current_model_state``."""
 
-    def __init__(self, decay: float = 0.999):
+    def __init__(self, decay: float = 0.999) -> None:
         super().__init__(use_buffers=True, multi_avg_fn=ema_average(decay))
 
-    def on_fit_start(self, trainer, module):
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Lightning makes the copy before the module moves to its GPU: each step would bring all
         # weights back to the CPU
         self._average_model.to(module.device)
@@ -69,14 +72,18 @@ class EMA(WeightAveraging):
         return self._average_model.module
 
 
-class Sound(TorchCheckpointIO):
+class CheckedCheckpointIO(TorchCheckpointIO):
     """How Lightning writes and reads every checkpoint of a training, ``best.ckpt`` too:
     :mod:`dd.store.checkpoints`."""
 
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         checkpoints.save(checkpoint, path)
 
-    def load_checkpoint(self, path, map_location=None, weights_only=True):
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         return checkpoints.load(path)
 
 
@@ -86,37 +93,37 @@ class LastCheckpoint(pl.Callback):
     Stands after :class:`EMA` in the list of callbacks, so that the average already holds the
     step."""
 
-    def __init__(self, dirpath: str, every_n_steps: int = 1000):
-        self.path, self.every_n_steps, self._saved = (
-            Path(dirpath) / checkpoints.LAST,
-            every_n_steps,
-            None,
-        )
+    def __init__(self, dirpath: str, every_n_steps: int = 1000) -> None:
+        self.path, self.every_n_steps = Path(dirpath) / checkpoints.LAST, every_n_steps
+        self._saved: int | None = None  # the step that the file holds
 
-    def setup(self, trainer, module, stage):
-        trainer.strategy.checkpoint_io = Sound()
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = CheckedCheckpointIO()
 
-    def on_train_start(self, trainer, module):
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._saved = trainer.global_step
 
-    def on_train_batch_end(self, trainer, *_):
-        if (
-            trainer.global_step % self.every_n_steps == 0
-            or trainer.global_step == trainer.max_steps
-        ):
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 or step == trainer.max_steps:
             self._save(trainer)
 
-    def on_validation_start(self, trainer, *_):
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:
             self._save(trainer)
 
-    def _save(self, trainer):
+    def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step != self._saved:
             trainer.save_checkpoint(self.path)
             self._saved = trainer.global_step
 
 
-def _logits(segmenter, images, sizes, mirrored=False):
+def _logits(
+    segmenter: Segmenter,
+    images: Sequence[torch.Tensor],
+    sizes: Iterable[Size],
+    mirrored: bool = False,
+) -> Iterator[torch.Tensor]:
     """Logits [K, H, W] of one image after the other, resized bilinearly to the original size;
     images of one shape are shown together. ``mirrored``: the images are, and the logits are
     turned back."""
@@ -130,13 +137,12 @@ def _logits(segmenter, images, sizes, mirrored=False):
 
 
 def predict(
-    segmenter, images: list[torch.Tensor], sizes: list[tuple[int, int]]
+    segmenter: Segmenter, images: Sequence[torch.Tensor], sizes: Iterable[Size]
 ) -> list[torch.Tensor]:
     """Class ids [H, W] per image: logits resized bilinearly to the original size (H, W), then
     argmax."""
-    return [
-        logits.max(0).indices for logits in _logits(segmenter, images, sizes)
-    ]  # on a CPU argmax takes four times as long
+    # on a CPU argmax takes four times as long as max
+    return [logits.max(0).indices for logits in _logits(segmenter, images, sizes)]
 
 
 class Views:
@@ -149,29 +155,27 @@ class Views:
     repeated.
     """
 
-    def __init__(self, short_side: int, scales=(1.0,), flip: bool = False):
+    def __init__(
+        self, short_side: int, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> None:
         numbers = isinstance(scales, list | tuple) and all(
             type(s) in (int, float) and s > 0 for s in scales
         )
         if not numbers or not scales or len(set(scales)) < len(scales):
             raise ValueError(
-                f"scales={scales}: expected different numbers above 0, as [1.0] or "
-                f"{list(PAPER_SCALES)}"
+                f"scales={scales}: expected different numbers above 0, "
+                f"as [1.0] or {list(PAPER_SCALES)}"
             )
-        if not isinstance(flip, bool):
-            raise ValueError(f"flip={flip!r}: expected true or false")
-        self.short_side, self.scales, self.flip = (
-            short_side,
-            tuple(sorted(map(float, scales))),
-            flip,
-        )
+        check_kind("flip", flip, bool)
+        self.short_side, self.flip = short_side, flip
+        self.scales = tuple(sorted(map(float, scales)))
         self.resize = [
             EvalTransform(max(1, round(short_side * s)), max(1, round(MAX_LONG * s)))
             for s in self.scales
         ]
 
     @property
-    def protocol(self) -> dict:
+    def protocol(self) -> dict[str, Any]:
         """What metrics.json and masks.json record."""
         return {"scales": list(self.scales), "flip": self.flip, "resize": self.short_side}
 
@@ -179,32 +183,35 @@ class Views:
     def name(self) -> str:
         """A folder for results of this protocol: empty for one view at scale 1, ``ms_flip`` for
         the paper's augmentation."""
-        parts = (
-            ["ms"]
-            if self.scales == PAPER_SCALES
-            else ["scales", "-".join(f"{s:g}" for s in self.scales)]
-        )
-        return "_".join((parts if self.scales != (1.0,) else []) + ["flip"] * self.flip)
+        if self.scales == (1.0,):
+            return "flip" * self.flip
+        scales = "-".join(f"{s:g}" for s in self.scales)
+        shown = "ms" if self.scales == PAPER_SCALES else f"scales_{scales}"
+        return shown + "_flip" * self.flip
 
-    def __call__(self, image) -> list[torch.Tensor]:
+    def __call__(self, image: np.ndarray) -> list[torch.Tensor]:
         return [resize(image) for resize in self.resize]
 
     def probabilities(
-        self, segmenter, images: list[list[torch.Tensor]], sizes
+        self, segmenter: Segmenter, images: list[list[torch.Tensor]], sizes: Sequence[Size]
     ) -> list[torch.Tensor]:
         """Mean over the views of the class probabilities [K, H, W] at original size, as
         mmsegmentation's ``SegTTAModel`` averages them: the softmax of each view's resized
         logits."""
-        total, number = [0.0] * len(images), len(self.scales) * (1 + self.flip)
+        total: list[Any] = [0.0] * len(images)
         for scaled in zip(*images, strict=True):
-            for mirrored in (False, True)[: 1 + self.flip]:
+            for mirrored in (False, True) if self.flip else (False,):
                 shown = [i.flip(-1) for i in scaled] if mirrored else list(scaled)
                 for k, logits in enumerate(_logits(segmenter, shown, sizes, mirrored)):
                     total[k] = total[k] + logits.softmax(0)
-        return [t / number for t in total]
+        return [t / (len(self.scales) * (1 + self.flip)) for t in total]
 
     def predict(
-        self, segmenter, images: list[list[torch.Tensor]], sizes, confidence: float | None = None
+        self,
+        segmenter: Segmenter,
+        images: list[list[torch.Tensor]],
+        sizes: Sequence[Size],
+        confidence: float | None = None,
     ) -> list[torch.Tensor]:
         """Class ids [H, W] per image: the argmax of the logits of one view, or of the mean
         probabilities of several. ``confidence``: pixels whose strongest class has a smaller
@@ -220,12 +227,16 @@ class Views:
 
 @torch.no_grad()
 def count(
-    segmenter, loader, confusion, device="cpu", on_batch=None, predict=predict
+    segmenter: Segmenter,
+    loader: Iterable[tuple[list[Any], list[torch.Tensor]]],
+    confusion: metrics.ConfusionMatrix,
+    device: str = "cpu",
+    on_batch: Callable[[list[torch.Tensor]], object] | None = None,
+    predict: Callable[..., list[torch.Tensor]] = predict,
 ) -> torch.Tensor:
-    """Confusion matrix of a segmenter over a loader of
-    :func:`dd.training.datamodule.whole_loader`; ``on_batch`` gets each batch's predictions.
-    ``predict`` fits the loader's transform: the method of the :class:`Views` that resized its
-    images."""
+    """Confusion matrix of a segmenter over a loader of ``dd.training.datamodule.whole_loader``.
+    ``on_batch`` gets each batch's predictions. ``predict`` fits the loader's transform: the method
+    of the :class:`Views` that resized its images."""
     for images, masks in loader:
         predictions = predict(segmenter, to_device(images, device), [tuple(m.shape) for m in masks])
         confusion.update(predictions, to_device(masks, device))
@@ -234,7 +245,7 @@ def count(
     return confusion.compute()
 
 
-def to_device(images, device):
+def to_device(images: Sequence[Any], device: str) -> list[Any]:
     """Images, or lists of views, of a batch moved to ``device``."""
     return [i.to(device) if isinstance(i, torch.Tensor) else to_device(i, device) for i in images]
 
@@ -243,9 +254,12 @@ class DoesNotFit(ValueError):
     """Images that need more memory than the device has."""
 
 
-def fitting(
-    call, batch: list[tuple], unreadable: dict[str, str], fail=lambda what: None
-) -> list[tuple]:
+def predict_fitting(
+    call: Callable[[list[np.ndarray]], Sequence[Result]],
+    batch: Sequence[tuple[Item, np.ndarray]],
+    unreadable: dict[str, str],
+    fail: Callable[[str], object] = lambda what: None,
+) -> list[tuple[Item, np.ndarray, Result]]:
     """(item, image, ``call``'s result) of a batch of (item, image): together or, where they do
     not fit into the device's memory, one by one; what does not fit alone goes to ``unreadable``
     {file: why}, and ``fail`` is told."""
@@ -256,7 +270,9 @@ def fitting(
         ]
     except DoesNotFit as error:
         if len(batch) > 1:
-            return [row for pair in batch for row in fitting(call, [pair], unreadable, fail)]
+            return [
+                row for pair in batch for row in predict_fitting(call, [pair], unreadable, fail)
+            ]
         unreadable[batch[0][0].file] = str(error)
         fail(f"{batch[0][0].file} is left out")
         return []
@@ -267,116 +283,112 @@ class Predictor:
     the views that ``run`` (run.json) is evaluated in. ``segmenter``: with its weights.
     DoesNotFit where the device's memory ends."""
 
-    def __init__(self, run: dict, segmenter, views: Views, device: str = "cpu"):
+    def __init__(
+        self, run: Mapping[str, Any], segmenter: Segmenter, views: Views, device: str = "cpu"
+    ) -> None:
         self.segmenter, self.views, self.device = segmenter.to(device).eval(), views, device
         self.bf16 = run.get("bf16", False)
 
-    @torch.no_grad()
-    def __call__(self, images: list) -> list:
-        with self._fits(images), self._autocast():
-            found = self.views.predict(
-                self.segmenter, self._shown(images), [image.shape[:2] for image in images]
-            )
+    def __call__(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        found = self._shown_to(self.views.predict, images)
         return [mask.to(torch.uint8).cpu().numpy() for mask in found]
 
-    @torch.no_grad()
-    def probabilities(self, images: list) -> list[torch.Tensor]:
+    def probabilities(self, images: list[np.ndarray]) -> list[torch.Tensor]:
         """Class probabilities float32 [K, H, W] of each image at its own size, on the device."""
-        with self._fits(images), self._autocast():
-            return self.views.probabilities(
-                self.segmenter, self._shown(images), [image.shape[:2] for image in images]
-            )
+        return self._shown_to(self.views.probabilities, images)
 
-    def _autocast(self):
+    @torch.no_grad()
+    def _shown_to(
+        self, look: Callable[..., list[torch.Tensor]], images: list[np.ndarray]
+    ) -> list[torch.Tensor]:
+        sizes = [image.shape[:2] for image in images]
+        with self._fits(sizes), self._autocast():
+            shown = to_device([self.views(image) for image in images], self.device)
+            return look(self.segmenter, shown, sizes)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.bf16)
 
     @contextmanager
-    def _fits(self, images: list):
+    def _fits(self, sizes: Sequence[tuple[int, ...]]) -> Iterator[None]:
         try:
             yield
         except torch.OutOfMemoryError:
-            height, width = max(
-                (image.shape[:2] for image in images), key=lambda size: size[0] * size[1]
-            )
+            height, width = max(sizes, key=lambda size: size[0] * size[1])
             raise DoesNotFit(
-                f"{len(images)} images of up to {width}x{height} do not fit into the memory of "
-                f"{self.device}: make them "
-                "smaller, or choose device=cpu"
+                f"{len(sizes)} images of up to {width}x{height} do not fit into the memory of "
+                f"{self.device}: make them smaller, or choose device=cpu"
             ) from None
 
-    def _shown(self, images: list) -> list:
-        return to_device([self.views(image) for image in images], self.device)
 
-
-def unshared_statistics(module) -> list[torch.Tensor]:
+def unshared_statistics(module: Segmenter) -> list[torch.Tensor]:
     """Batch-norm statistics that each process of a training collects from its own images."""
     norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     return [b for m in norms if not isinstance(m, torch.nn.SyncBatchNorm) for b in m.buffers()]
 
 
+class SegmentationSettings(Settings):
+    """AdamW's, and of the learning rate's way to 0. What may make a step shorter, and changes
+    results by rounding alone: ``channels_last`` (the layout of weights and activations), ``fused``
+    (AdamW in one kernel), ``compile`` (the loss by torch.compile; needs a C++ compiler, and minutes
+    before the first step)."""
+
+    noun: ClassVar[str] = "optimizer"
+    learning_rate: Annotated[float, Ge(0)] = 1e-4
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    backbone_multiplier: Annotated[float, Ge(0)] = 0.1
+    betas: Annotated[Sequence[Annotated[float, Ge(0), Lt(1)]], Len(2, 2)] = (0.9, 0.999)
+    poly_power: Annotated[float, Ge(0)] = 0.9
+    warmup: Natural = 0
+    channels_last: bool = False
+    fused: bool = False
+    compile: bool = False
+
+
 class Segmentation(pl.LightningModule):
     """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole
-    tune set.
+    tune set. ``settings``: :class:`SegmentationSettings`. ``teacher``: batches hold unlabelled
+    photographs too, which the average of the weights (:class:`EMA`) labels."""
 
-    ``segmenter`` offers ``loss(images, labels)``, ``forward(images)`` and
-    ``parameter_groups(...)``. What may make a step shorter, and changes results by rounding alone:
-    ``channels_last`` (the layout of weights and activations), ``fused`` (AdamW in one kernel),
-    ``compile`` (the loss by torch.compile; needs a C++ compiler, and minutes before the first
-    step). ``teacher``: batches hold unlabelled photographs too, which the average of the weights
-    (:class:`EMA`) labels.
-    """
+    Settings = SegmentationSettings
+    _loss: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+    _ema: EMA
 
     def __init__(
         self,
-        segmenter,
+        segmenter: Segmenter,
         class_names: list[str],
-        learning_rate: float = 1e-4,
-        weight_decay: float = 1e-4,
-        backbone_multiplier: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.999),
-        poly_power: float = 0.9,
-        warmup: int = 0,
-        channels_last: bool = False,
-        fused: bool = False,
-        compile: bool = False,
         teacher: MeanTeacher | None = None,
-    ):
+        **settings: Any,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters(
-            "learning_rate",
-            "weight_decay",
-            "backbone_multiplier",
-            "betas",
-            "poly_power",
-            "warmup",
-            "channels_last",
-            "fused",
-            "compile",
-        )
-        self.segmenter = (
-            segmenter.to(memory_format=torch.channels_last) if channels_last else segmenter
-        )
-        self.class_names = class_names
+        self.settings = SegmentationSettings(**settings)
+        self.save_hyperparameters(self.settings.model_dump())
+        self.segmenter, self.class_names, self.teacher = segmenter, class_names, teacher
+        if self.settings.channels_last:
+            self.segmenter = segmenter.to(memory_format=torch.channels_last)
         self.confusion = metrics.confusion_matrix(len(class_names))
-        self.teacher, self._loss, self._averages, self._unshared = teacher, None, None, []
-        self.counts = None  # confusion matrix int64 [K, K] of the last validation, on the CPU
+        self._unshared: list[torch.Tensor] = []
+        # confusion matrix int64 [K, K] of the last validation, on the CPU
+        self.counts: torch.Tensor | None = None
         self._since = 0.0, 0  # time and step of the last number of seconds
         self._paused = 0.0  # time at which a validation began
 
-    def on_train_start(self):
-        self._averages = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
-        if self.teacher is not None and self._averages is None:
-            raise ValueError(
-                "self-training needs the average of the weights as its teacher: "
-                "trainer.callbacks.ema"
-            )
-        if self.teacher is not None and self.trainer.world_size > 1:
-            self._unshared = unshared_statistics(self._averages.average.segmenter)
+    def on_train_start(self) -> None:
+        if self.teacher is not None:
+            ema = next((c for c in self.trainer.callbacks if isinstance(c, EMA)), None)
+            if ema is None:
+                raise ValueError(
+                    "self-training needs the average of the weights "
+                    "as its teacher: trainer.callbacks.ema"
+                )
+            self._ema = ema
+            if self.trainer.world_size > 1:
+                self._unshared = unshared_statistics(ema.average.segmenter)
         # not before: until then the module is copied for its average, and a compiled function would
         # go with it
-        self._loss = (
-            torch.compile(self.segmenter.loss) if self.hparams.compile else self.segmenter.loss
-        )
+        loss = self.segmenter.loss
+        self._loss = torch.compile(loss) if self.settings.compile else loss
         self._since = time.perf_counter(), self.trainer.global_step
 
     def _is_logged(self) -> bool:
@@ -384,61 +396,68 @@ class Segmentation(pl.LightningModule):
         computed for the others."""
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
-    def training_step(self, batch, _):
+    def training_step(self, batch: Sequence[torch.Tensor], _: int) -> torch.Tensor:
         images, labels, *photos = batch
         losses = self._loss(images, labels)
         if self._is_logged():
             self.log("train/learning_rate", max(g["lr"] for g in self.optimizers().param_groups))
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items() if k != "loss"})
         self.log("train/loss", losses["loss"].detach(), prog_bar=True)
-        return (
-            losses["loss"] + self._photo_loss(images, labels, *photos) if photos else losses["loss"]
-        )
+        if self.teacher is None or not photos:
+            return losses["loss"]
+        return losses["loss"] + self._photo_loss(self.teacher, images, labels, *photos)
 
-    def _photo_loss(self, images, labels, shown, changed, known):
+    def _photo_loss(
+        self,
+        teacher: MeanTeacher,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        shown: torch.Tensor,
+        changed: torch.Tensor,
+        known: torch.Tensor,
+    ) -> torch.Tensor:
         """The teacher sees ``shown``, the student learns its labels on ``changed``."""
-        for (
-            buffer
-        ) in self._unshared:  # one teacher for all processes, the one that a checkpoint holds
+        # one teacher for all processes, the one that a checkpoint holds
+        for buffer in self._unshared:
             torch.distributed.broadcast(buffer, 0)
-        found = self.teacher.labels(self._averages.average.segmenter, shown, known)
-        self.log(
-            "train/taught", (found != IGNORE).float().mean()
-        )  # share of the pixels that got a label
-        mixed = class_mix(images, labels, changed, found) if self.teacher.mix else (changed, found)
-        loss = self._loss(*mixed)["loss"]
+        found = teacher.labels(self._ema.average.segmenter, shown, known)
+        # share of the pixels that got a label
+        self.log("train/taught", (found != IGNORE).float().mean())
+        if teacher.settings.mix:
+            changed, found = class_mix(images, labels, changed, found)
+        loss = self._loss(changed, found)["loss"]
         self.log("train/photo_loss", loss.detach())
-        return self.teacher.weight * loss
+        return teacher.settings.weight * loss
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         (then, before), now, step = self._since, time.perf_counter(), self.trainer.global_step
         if step > before and step % self.trainer.log_every_n_steps == 0:
             self.log("train/step_seconds", (now - then) / (step - before))
             self._since = now, step
 
-    def on_validation_start(self):
+    def on_validation_start(self) -> None:
         self._paused = time.perf_counter()
 
-    def on_validation_end(self):
+    def on_validation_end(self) -> None:
         self._since = self._since[0] + time.perf_counter() - self._paused, self._since[1]
 
-    def validation_step(self, batch, _):
+    def validation_step(
+        self, batch: tuple[list[torch.Tensor], list[torch.Tensor]], _: int
+    ) -> list[torch.Tensor]:
         images, masks = batch
         predictions = predict(self.segmenter, images, [m.shape for m in masks])
         self.confusion.update(predictions, masks)
         return predictions  # for callbacks that show them
 
-    def on_validation_epoch_start(self):
-        if (
-            self.trainer.world_size > 1
-        ):  # each has batch statistics of its own images; a checkpoint holds the first one's
+    def on_validation_epoch_start(self) -> None:
+        # each process has batch statistics of its own images; a checkpoint holds the first one's
+        if self.trainer.world_size > 1:
             for buffer in self.segmenter.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
-    def on_validation_epoch_end(self):
-        confusion = self.confusion.compute().cpu()
+    def on_validation_epoch_end(self) -> None:
+        self.counts = confusion = self.confusion.compute().cpu()
         self.confusion.reset()
-        self.counts = confusion
         if confusion.sum():
             # each process has the counts of all: nothing to average or warn of
             same = {"rank_zero_only": True, "sync_dist": True}
@@ -448,17 +467,19 @@ class Segmentation(pl.LightningModule):
                     self.log(f"tune/iou/{name}", value, **same)
 
     def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ):
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """As Lightning does it, which refuses a fused optimiser although without a loss scale there
         is nothing to undo, and which keeps to itself the norm of the gradient that it clips."""
         plain = type(self.trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
-        scaled = self.hparams.fused and self.trainer.scaler is not None
-        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        scaled = self.settings.fused and self.trainer.scaler is not None
+        parameters, norm = [p for g in optimizer.param_groups for p in g["params"]], None
         if gradient_clip_val and gradient_clip_algorithm != "value" and plain and not scaled:
             norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
-            norm = None
             if self._is_logged() and not scaled:
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 norm = torch.nn.utils.get_total_norm(gradients)
@@ -466,22 +487,21 @@ class Segmentation(pl.LightningModule):
         if norm is not None and self._is_logged():
             self.log("train/gradient_norm", norm)  # before it is clipped
 
-    def configure_optimizers(self):
-        h = self.hparams
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
+        chosen = self.settings
         groups = self.segmenter.parameter_groups(
-            h.learning_rate, h.weight_decay, h.backbone_multiplier
+            chosen.learning_rate, chosen.weight_decay, chosen.backbone_multiplier
         )
-        how = {
-            "betas": tuple(h.betas),
-            "weight_decay": h.weight_decay,
-            "fused": h.fused or None,
-        }  # None: torch chooses
-        optimizer = torch.optim.AdamW(groups, h.learning_rate, **how)
-        total, power, warmup = self.trainer.max_steps, h.poly_power, h.warmup
+        optimizer = torch.optim.AdamW(
+            groups,
+            chosen.learning_rate,
+            betas=tuple(chosen.betas),
+            weight_decay=chosen.weight_decay,
+            fused=chosen.fused or None,  # None: torch chooses
+        )
+        total, power, warmup = self.trainer.max_steps, chosen.poly_power, chosen.warmup
 
-        def factor(step):
+        def factor(step: int) -> float:
             return min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / total) ** power
 
-        return [optimizer], [
-            {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
-        ]
+        return stepwise(optimizer, factor)

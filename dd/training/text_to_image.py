@@ -5,81 +5,67 @@ Two LightningModules, one after the other: :class:`Autoencoder` (the VAE), then 
 by :mod:`dd.generators`.
 """
 
-import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch.utils.data import Dataset
 
 from dd.embedded.shapes import scene
-from dd.training.loaders import OnwardLoader
+from dd.store.settings import Natural, Settings, Share
+from dd.training.denoising import noised
+from dd.training.loaders import Draws
+from dd.training.schedules import stepwise, warmup_cosine
 
 
 class CaptionedScenes(Dataset):
     """Scenes of the generator's own split as (image float [3, H, W] in [-1, 1], caption, class
-    words).
+    words). ``first`` moves the window."""
 
-    ``first`` moves the window.
-    """
+    def __init__(self, length: int, seed: int = 0, first: int = 0) -> None:
+        self.length, self.seed, self.first = length, seed, first
 
-    def __init__(self, length: int, domain: str = "shapes", seed: int = 0, first: int = 0):
-        self.length, self.domain, self.seed, self.first = length, domain, seed, first
-
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str, str]:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        s = scene(self.domain, "generator", self.first + index, self.seed)
-        return (
-            torch.from_numpy(s.image).permute(2, 0, 1).float() / 127.5 - 1,
-            s.caption,
-            " ".join(s.classes),
-        )
+        s = scene("shapes", "generator", self.first + index, self.seed)
+        image = torch.from_numpy(s.image).permute(2, 0, 1).float() / 127.5 - 1
+        return image, s.caption, " ".join(s.classes)
 
 
-class CaptionedData(pl.LightningDataModule):
-    """Batches of :class:`CaptionedScenes` from scene ``first`` on, each scene once; a resumed
-    training takes the next ones."""
+class CaptionedData(Draws):
+    """Batches of :class:`CaptionedScenes` from scene ``first`` on, each scene once."""
 
-    def __init__(self, batch_size: int, num_workers: int = 0, seed: int = 0, first: int = 0):
-        super().__init__()
-        self.batch_size, self.num_workers, self.seed, self.first = (
-            batch_size,
-            num_workers,
-            seed,
-            first,
-        )
-
-    def train_dataloader(self):
-        trainer = self.trainer
-        number = trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
-        scenes = CaptionedScenes(number, seed=self.seed, first=self.first)
-        return OnwardLoader(scenes, trainer, self.batch_size, self.num_workers)
-
-
-def _warmup_cosine(optimizer, warmup: int, total: int, floor: float = 0.05):
-    def factor(step):
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}
+    def __init__(
+        self, batch_size: int, num_workers: int = 0, seed: int = 0, first: int = 0
+    ) -> None:
+        scenes = partial(CaptionedScenes, seed=seed, first=first)
+        super().__init__(scenes, batch_size, num_workers, seed)
 
 
 class Autoencoder(pl.LightningModule):
     """Trains an AutoencoderKL with L1 + L2 reconstruction and a small Kullback-Leibler term."""
 
-    def __init__(self, vae, learning_rate: float = 2e-3, kl_weight: float = 1e-4, warmup: int = 50):
+    def __init__(
+        self,
+        vae: torch.nn.Module,
+        learning_rate: float = 2e-3,
+        kl_weight: float = 1e-4,
+        warmup: int = 50,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["vae"])
         self.vae = vae
 
-    def training_step(self, batch, _):
+    def training_step(self, batch: Sequence[Any], _: int) -> torch.Tensor:
         image = batch[0]
         posterior = self.vae.encode(image).latent_dist
         recon = self.vae.decode(posterior.sample()).sample
@@ -88,11 +74,11 @@ class Autoencoder(pl.LightningModule):
         self.log_dict({"vae/loss": loss, "vae/kl": kl}, prog_bar=True)
         return loss + self.hparams.kl_weight * kl
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         optimizer = torch.optim.AdamW(
             self.vae.parameters(), self.hparams.learning_rate, weight_decay=0.0
         )
-        return [optimizer], [_warmup_cosine(optimizer, self.hparams.warmup, self.trainer.max_steps)]
+        return stepwise(optimizer, warmup_cosine(self.hparams.warmup, self.trainer.max_steps))
 
 
 def prompt_variant(
@@ -108,40 +94,49 @@ def prompt_variant(
     return caption if form < 0.35 else f"{caption}; {class_words}" if form < 0.7 else class_words
 
 
-class TextToImage(pl.LightningModule):
-    """Denoising training of ``unet`` and ``text_encoder`` on the latents of a frozen ``vae``.
-
-    The loss is the squared error of the scheduler's own target (epsilon or v), all timesteps alike.
+class TextToImageSettings(Settings):
+    """``caption_dropout``: share of the prompts that are left out (classifier-free guidance).
     ``hide_after_end``: share of the samples in which the text's hidden states from the end token on
     are set to zero. A causal text encoder writes the whole sentence into the end and padding
     positions too, and a small UNet then reads the objects from there instead of from their own
     words; hiding them teaches the words. Training only.
     """
 
+    noun: ClassVar[str] = "text_to_image"
+    learning_rate: Annotated[float, Ge(0)] = 8e-4
+    warmup: Natural = 150
+    caption_dropout: Share = 0.1
+    hide_after_end: Share = 0.8
+    seed: int = 0
+
+
+class TextToImage(pl.LightningModule):
+    """Denoising training of ``unet`` and ``text_encoder`` on the latents of a frozen ``vae``.
+    ``settings``: :class:`TextToImageSettings`.
+
+    The loss is the squared error of the scheduler's own target (epsilon or v), all timesteps alike.
+    """
+
+    Settings = TextToImageSettings
+
     def __init__(
         self,
-        unet,
-        text_encoder,
-        vae,
-        tokenizer,
-        scheduler,
-        learning_rate: float = 8e-4,
-        warmup: int = 150,
-        caption_dropout: float = 0.1,
-        hide_after_end: float = 0.8,
-        seed: int = 0,
-    ):
+        unet: torch.nn.Module,
+        text_encoder: torch.nn.Module,
+        vae: torch.nn.Module,
+        tokenizer: Any,
+        scheduler: Any,
+        **settings: Any,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters(
-            "learning_rate", "warmup", "caption_dropout", "hide_after_end", "seed"
-        )
+        self.settings = TextToImageSettings(**settings)
+        self.save_hyperparameters(self.settings.model_dump())
         self.unet, self.text_encoder = unet, text_encoder
-        self._frozen = {
-            "vae": vae.requires_grad_(False).eval()
-        }  # not a sub-module: neither saved nor averaged
+        # not a sub-module: neither saved nor averaged
+        self._frozen = {"vae": vae.requires_grad_(False).eval()}
         self.tokenizer, self.scheduler = tokenizer, scheduler
 
-    def encode_text(self, prompts: list[str], rng) -> torch.Tensor:
+    def encode_text(self, prompts: list[str], rng: np.random.Generator) -> torch.Tensor:
         """Hidden states [B, T, D] (T: the tokenizer's limit), hidden from the end token on in a
         share of the samples (never for "")."""
         ids = self.tokenizer(
@@ -153,38 +148,30 @@ class TextToImage(pl.LightningModule):
         ).input_ids.to(self.device)
         states = self.text_encoder(ids)[0]
         after_word = (ids == self.tokenizer.eos_token_id).cumsum(1) > 0
-        hide = torch.tensor(
-            [bool(p) and rng.random() < self.hparams.hide_after_end for p in prompts]
-        )
+        share = self.settings.hide_after_end
+        hide = torch.tensor([bool(p) and rng.random() < share for p in prompts])
         return states.masked_fill((after_word & hide[:, None].to(ids.device))[..., None], 0.0)
 
-    def training_step(self, batch, batch_idx):
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         images, captions, class_words = batch
-        rng = np.random.default_rng([self.hparams.seed, self.global_step, self.global_rank])
+        rng = np.random.default_rng([self.settings.seed, self.global_step, self.global_rank])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         prompts = [
-            prompt_variant(c, w, rng, self.hparams.caption_dropout)
+            prompt_variant(c, w, rng, self.settings.caption_dropout)
             for c, w in zip(captions, class_words, strict=True)
         ]
         vae = self._frozen["vae"].to(self.device)
         with torch.no_grad():
             latents = vae.encode(images).latent_dist.mean.float() * vae.config.scaling_factor
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        t = torch.randint(
-            0, self.scheduler.config.num_train_timesteps, (len(latents),), generator=generator
-        )
-        t = t.to(latents.device)
-        noisy = self.scheduler.add_noise(latents, noise, t)
-        v_prediction = self.scheduler.config.prediction_type == "v_prediction"
-        target = self.scheduler.get_velocity(latents, noise, t) if v_prediction else noise
+        noisy, t, target = noised(self.scheduler, latents, generator)
         prediction = self.unet(noisy, t, self.encode_text(prompts, rng)).sample
         loss = F.mse_loss(prediction.float(), target)
         self.log("text_to_image/loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
         optimizer = torch.optim.AdamW(
-            parameters, self.hparams.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+            parameters, self.settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
         )
-        return [optimizer], [_warmup_cosine(optimizer, self.hparams.warmup, self.trainer.max_steps)]
+        return stepwise(optimizer, warmup_cosine(self.settings.warmup, self.trainer.max_steps))

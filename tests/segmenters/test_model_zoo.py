@@ -23,7 +23,7 @@ FCN = "fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024"
 OCR = "ocrnet/ocrnet_hr18s_4xb4-20k_voc12aug-512x512"
 PSP = "pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512"
 placeholder = pytest.mark.skipif(
-    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops._Placeholder),
+    not isinstance(sys.modules[_compiled_ops.NAME], _compiled_ops.Placeholder),
     reason="full mmcv is installed",
 )
 
@@ -64,10 +64,10 @@ def test_a_file_is_executed_only_if_it_is_trusted(tmp_path):
     trace, file = tmp_path / "executed", tmp_path / "mine.py"
     file.write_text(f"open({str(trace)!r}, 'w')\nmodel = dict(type='Other')\n")
     with pytest.raises(ValueError, match="outside mmsegmentation.*executes it.*trusted=true"):
-        ModelZoo(4, str(file))
+        ModelZoo(4, config=str(file))
     assert not trace.exists()
     with pytest.raises(ValueError, match="of type 'Other'; allowed: EncoderDecoder"):
-        ModelZoo(4, str(file), trusted=True)
+        ModelZoo(4, config=str(file), trusted=True)
     assert trace.exists()
 
 
@@ -76,7 +76,7 @@ def test_what_needs_compiled_operations_is_refused_when_it_is_built():
     with pytest.raises(
         ValueError, match=r"PSAMask, of mmcv's compiled operations.*full mmcv 2\.1\.0"
     ):
-        ModelZoo(4, "psanet/psanet_r50-d8_4xb4-20k_voc12aug-512x512")
+        ModelZoo(4, config="psanet/psanet_r50-d8_4xb4-20k_voc12aug-512x512")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_needs_compiled_operations_is_refused_when_it_is_built():
 )
 def test_what_this_package_cannot_run_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
-        ModelZoo(4, name)
+        ModelZoo(4, config=name)
 
 
 # What is changed in a configuration
@@ -139,7 +139,7 @@ def test_colours_are_those_of_the_configuration(tmp_path):
     )
     own = tmp_path / "own.py"
     own.write_text(text.format("mean=[1.0, 2.0, 3.0], std=[2.0, 4.0, 8.0], bgr_to_rgb=False"))
-    model, seen = ModelZoo(4, str(own), trusted=True).eval(), []
+    model, seen = ModelZoo(4, config=str(own), trusted=True).eval(), []
     model.net.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         model(
@@ -154,7 +154,7 @@ def test_colours_are_those_of_the_configuration(tmp_path):
 @pytest.mark.parametrize("name", [DEEPLAB, MIT, OCR])
 def test_small_models_of_the_zoo_take_a_training_step(name):
     torch.manual_seed(0)
-    model, (images, labels) = ModelZoo(4, name), batch()
+    model, (images, labels) = ModelZoo(4, config=name), batch()
     losses = model.loss(images, labels)
     named = [value for key, value in losses.items() if "loss" in key and key != "loss"]
     torch.testing.assert_close(losses["loss"], sum(named))
@@ -175,7 +175,7 @@ def test_small_models_of_the_zoo_take_a_training_step(name):
 def test_deeplabv3_by_name_is_our_deeplabv3():
     torch.manual_seed(0)
     zoo, ours, (images, labels) = (
-        ModelZoo(4, DEEPLAB, sync_bn=False),
+        ModelZoo(4, config=DEEPLAB, sync_bn=False),
         DeepLabV3(4, depth=18),
         batch(),
     )
@@ -193,7 +193,7 @@ def test_deeplabv3_by_name_is_our_deeplabv3():
 
 def test_two_classes_are_two_outputs():
     model, (images, labels) = (
-        ModelZoo(2, "unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128"),
+        ModelZoo(2, config="unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128"),
         batch((128, 128)),
     )
     labels = labels.clamp(max=1).masked_fill(labels == 255, 255)
@@ -224,29 +224,29 @@ def test_the_weights_that_the_configuration_names(tmp_path, monkeypatch):
     for name in (DEEPLAB, MIT):
         made = {
             k: torch.rand_like(w) if w.is_floating_point() else w
-            for k, w in ModelZoo(4, name).net.backbone.state_dict().items()
+            for k, w in ModelZoo(4, config=name).net.backbone.state_dict().items()
         }
-        model = ModelZoo(4, name, pretrained="config")
+        model = ModelZoo(4, config=name, pretrained="config")
         assert all(torch.equal(w, made[k]) for k, w in model.net.backbone.state_dict().items())
         downloaded = tmp_path / "checkpoints" / asked[-1].rpartition("/")[2]
         assert model.files["pretrained"] == hashlib.sha256(downloaded.read_bytes()).hexdigest()
     assert "resnet18_v1c" in asked[0] and "mit_b0" in asked[1]
-    other = ModelZoo(7, MIT)
+    other = ModelZoo(7, config=MIT)
     torch.save({"state_dict": other.net.state_dict()}, tmp_path / "whole.pth")
-    model = ModelZoo(4, MIT, pretrained=str(tmp_path / "whole.pth"))
+    model = ModelZoo(4, config=MIT, pretrained=str(tmp_path / "whole.pth"))
     assert all(
         torch.equal(w, other.net.backbone.state_dict()[k])
         for k, w in model.net.backbone.state_dict().items()
     )
     with pytest.raises(ValueError, match="names no weights"):
-        ModelZoo(4, "unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128", pretrained="config")
+        ModelZoo(4, config="unet/unet-s5-d16_fcn_4xb4-40k_chase-db1-128x128", pretrained="config")
 
 
 def test_random_weights_need_no_file(monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("downloads"))
     with torch.no_grad():
         x = torch.randn(2, 3, 64, 64)
-        assert F.softmax(ModelZoo(3, DEEPLAB).eval()(x), 1).shape == (2, 3, 64, 64)
+        assert F.softmax(ModelZoo(3, config=DEEPLAB).eval()(x), 1).shape == (2, 3, 64, 64)
 
 
 def test_a_run_cannot_declare_its_configuration_trusted(tmp_path):
@@ -274,9 +274,9 @@ def test_a_configuration_that_was_edited_is_another_model(tmp_path):
     base, file = tmp_path / "base.py", tmp_path / "mine.py"
     base.write_text(f"_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\n")
     file.write_text(f"_base_ = [{str(base)!r}]\n")
-    made = ModelZoo(3, str(file), trusted=True)
+    made = ModelZoo(3, config=str(file), trusted=True)
     assert made.files == {
-        "config": ModelZoo(3, DEEPLAB).files["config"]
+        "config": ModelZoo(3, config=DEEPLAB).files["config"]
     }  # what is built, not what is written
     node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
     run = {"segmenter": node, "segmenter_files": made.files, "taxonomy": {"names": ["a", "b"]}}
@@ -285,7 +285,7 @@ def test_a_configuration_that_was_edited_is_another_model(tmp_path):
     for edited in (base, file):  # one that it inherits from counts as well
         before = edited.read_text()
         edited.write_text(before + "model = dict(decode_head=dict(dilations=(1, 2, 3, 4)))\n")
-        now = ModelZoo(3, str(file), trusted=True).files["config"]
+        now = ModelZoo(3, config=str(file), trusted=True).files["config"]
         said = (
             rf"mine.py describes another model now \(sha256 {now[:12]}.*trained with \(sha256 "
             rf"{made.files['config'][:12]}"
@@ -316,11 +316,13 @@ def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, mo
     def files():
         for name in ("my_head", "my_parts"):  # as in a process of its own
             monkeypatch.delitem(sys.modules, name, raising=False)
-        return ModelZoo(3, str(file), trusted=True).files
+        return ModelZoo(3, config=str(file), trusted=True).files
 
     made = files()
     assert (
-        set(made) == {"config", "code"} and files() == made and "code" not in ModelZoo(3, FCN).files
+        set(made) == {"config", "code"}
+        and files() == made
+        and "code" not in ModelZoo(3, config=FCN).files
     )
     node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
     run = {"segmenter": node, "segmenter_files": made, "taxonomy": {"names": ["a", "b"]}}
@@ -337,6 +339,6 @@ def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, mo
 
 
 def test_weights_that_were_read_are_known_by_their_hash(tmp_path):
-    torch.save(ModelZoo(2, DEEPLAB).net.state_dict(), tmp_path / "whole.pth")
-    found = ModelZoo(4, DEEPLAB, pretrained=str(tmp_path / "whole.pth")).files
+    torch.save(ModelZoo(2, config=DEEPLAB).net.state_dict(), tmp_path / "whole.pth")
+    found = ModelZoo(4, config=DEEPLAB, pretrained=str(tmp_path / "whole.pth")).files
     assert found["pretrained"] == hashlib.sha256((tmp_path / "whole.pth").read_bytes()).hexdigest()

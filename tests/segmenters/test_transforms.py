@@ -224,7 +224,7 @@ def test_wrong_inputs():
     ],
 )
 def test_wrong_settings(settings):
-    with pytest.raises(ValueError, match=f"{next(iter(settings))}=.*expected"):
+    with pytest.raises(ValueError, match=rf"transform\.{next(iter(settings))}[=:].*expected"):
         TrainTransform(**{"scale": 64, **settings})
     with pytest.raises(ValueError, match="short_side=64, max_long=32: expected"):
         EvalTransform(64, 32)

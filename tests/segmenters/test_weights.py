@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from dd.segmenters import mmsegmentation
-from dd.segmenters.mmsegmentation import DeepLabV3, deeplabv3_config
+from dd.segmenters.mmsegmentation import DeepLabV3, DeepLabV3Settings, deeplabv3_config
 from dd.segmenters.weights import load_pretrained, read_weights, weights_url
 
 # after the placeholder for compiled operations, which dd.segmenters installs
@@ -23,7 +23,7 @@ from mmseg.registry import MODELS  # isort: skip
 def backbone(depth):
     """A ResNetV1c; the large ones without numbers."""
     with torch.device("cpu" if depth == 18 else "meta"), mmsegmentation.quiet_construction():
-        return MODELS.build(deeplabv3_config(2, depth)["backbone"])
+        return MODELS.build(deeplabv3_config(2, DeepLabV3Settings(depth=depth))["backbone"])
 
 
 def backbone_file(path, depth=18, **extra):

@@ -15,7 +15,7 @@ from dd.training.datamodule import (
     hold_out,
     whole_loader,
 )
-from dd.training.loaders import Onward
+from dd.training.loaders import ResumableSampler
 
 
 class Pictures:
@@ -71,8 +71,8 @@ def test_draws_do_not_depend_on_anything_else():
 
 @pytest.mark.parametrize("first", [0, 1, 13, 29, 30, 40])
 def test_a_resumed_schedule_is_the_tail_and_keeps_its_length(first):
-    assert list(Onward(30, first)) == list(range(30))[first:]
-    assert len(Onward(30, first)) == 30
+    assert list(ResumableSampler(30, first)) == list(range(30))[first:]
+    assert len(ResumableSampler(30, first)) == 30
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -101,7 +101,7 @@ def test_thresholds_follow_how_sure_the_teacher_is_of_each_class():
         ({"momentum": -1}, "momentum=-1"),
         ({"mix": "yes"}, "mix='yes': expected true or false"),
         ({"per_class": 1}, "expected true or false"),
-        ({"weight": 0}, r"weight=0: expected a number above 0 \(self_training=off"),
+        ({"weight": 0}, "weight=0: expected a number above 0, or self_training=off"),
     ],
 )
 def test_wrong_settings_are_refused(setting, message):
@@ -156,7 +156,7 @@ def test_teacher_and_student_see_the_same_part_of_a_photograph():
         .repeat(8, 0)
         .repeat(8, 1)
     )
-    transform = TwoViews(64, (0.5, 2.0), 48, blur=0.0, grey=0.0)
+    transform = TwoViews(scale=64, crop_size=48, blur=0.0, grey=0.0)
     differ = padded = 0
     for seed in range(12):
         before = np.random.get_state()[1].tolist(), random.getstate()
@@ -185,7 +185,7 @@ def test_teacher_and_student_see_the_same_part_of_a_photograph():
 def test_students_pictures_are_blurred_and_greyed_as_often_as_asked():
     photo = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     never, blurred, grey = (
-        TwoViews(48, (1.0, 1.0), 48, blur=b, grey=g)
+        TwoViews(scale=48, ratio_range=(1.0, 1.0), crop_size=48, blur=b, grey=g)
         for b, g in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
     )
     rough = smooth = 0
@@ -198,11 +198,11 @@ def test_students_pictures_are_blurred_and_greyed_as_often_as_asked():
             smooth + soft.diff(dim=2).abs().mean(),
         )
     assert smooth < 0.9 * rough
-    grey = TwoViews(48, (1.0, 1.0), 48, blur=0.0, grey=0.2)
+    grey = TwoViews(scale=48, ratio_range=(1.0, 1.0), crop_size=48, blur=0.0, grey=0.2)
     found = sum(torch.equal(c[0], c[1]) for _, c, _ in (grey(photo, seed) for seed in range(100)))
     assert 10 <= found <= 32
-    with pytest.raises(ValueError, match=r"blur=1\.2.*probabilities"):
-        TwoViews(48, blur=1.2)
+    with pytest.raises(ValueError, match=r"blur=1\.2: expected a number from 0 to 1"):
+        TwoViews(scale=48, blur=1.2)
 
 
 def test_photographs_have_passes_of_their_own(toy_data):

@@ -20,8 +20,8 @@ from dd.training.segmentation import (
     Views,
     count,
     ema_average,
-    fitting,
     predict,
+    predict_fitting,
     unshared_statistics,
 )
 
@@ -598,12 +598,12 @@ def test_what_does_not_fit_together_is_tried_alone(tiny_segmenter):
         match=r"1 images of up to 40x10 do not fit into the memory of cpu: make them smaller",
     ):
         predictor([batch[2][1]])
-    rows = fitting(predictor, batch, unreadable, said.append)
+    rows = predict_fitting(predictor, batch, unreadable, said.append)
     assert [item.file for item, _, _ in rows] == ["0.png", "1.png", "3.png"] and list(
         unreadable
     ) == ["2.png"]
     assert said == ["2.png is left out"] and "40x10" in unreadable["2.png"]
     for _, image, mask in rows:
         assert np.array_equal(mask, predictor([image])[0])
-    chances = fitting(predictor.probabilities, batch[:2], unreadable)
+    chances = predict_fitting(predictor.probabilities, batch[:2], unreadable)
     assert [tuple(c.shape) for _, _, c in chances] == [(3, 10, 12)] * 2

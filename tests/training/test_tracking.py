@@ -24,7 +24,7 @@ from pytorch_lightning.loggers.logger import Logger
 from dd.store.provenance import fingerprint, read_json, write_atomic, write_json
 from dd.training import loggers as loggers_module
 from dd.training import segmentation
-from dd.training.callbacks import Report, Sample, Samples, Steps, image_miou
+from dd.training.callbacks import Report, ShownImage, ShownPredictions, Steps, image_miou
 from dd.training.loggers import (
     CELL,
     PATIENCE,
@@ -124,7 +124,7 @@ class Always:
 def test_a_logger_that_always_fails_is_one_warning(fit, tmp_path):
     broken, csv = Memory(Always()), CSVLogger(tmp_path, "", "")
     with pytest.warns(UserWarning) as warned:
-        _, trainer = fit(loggers=[Guarded(csv), Guarded(broken)], callbacks=[Samples(2)])
+        _, trainer = fit(loggers=[Guarded(csv), Guarded(broken)], callbacks=[ShownPredictions(2)])
         tell(trainer, "finish", False)
     assert trainer.global_step == 4
     told = [str(w.message) for w in warned if "logger" in str(w.message)]
@@ -219,7 +219,9 @@ def test_the_miou_of_one_image():
 
 def test_the_panel_shows_image_truth_and_prediction():
     image = np.full((2, 3, 3), 100, np.uint8)
-    shown = panel(Sample("a", image, np.ones((2, 3), np.uint8), np.zeros((2, 3), np.uint8), 0.0))
+    shown = panel(
+        ShownImage("a", image, np.ones((2, 3), np.uint8), np.zeros((2, 3), np.uint8), 0.0)
+    )
     assert shown.shape == (2, 9, 3) and shown.dtype == np.uint8
     assert (shown[:, :3] == 100).all()
     assert (shown[:, 3:6] == [40 + int(128 * 0.6), 40, 40]).all()  # VOC's class 1 is (128, 0, 0)
@@ -228,7 +230,7 @@ def test_the_panel_shows_image_truth_and_prediction():
 
 def test_samples_are_the_first_images_with_the_averaged_weights(fit, toy_data, tmp_path):
     memory = Memory()
-    module, _ = fit(loggers=[Guarded(memory)], callbacks=[Samples(2)])
+    module, _ = fit(loggers=[Guarded(memory)], callbacks=[ShownPredictions(2)])
     shown = [c for c in memory.calls if c[0] in ("show", "table")]
     assert [(c[0], c[3]) for c in shown] == [("show", 2), ("show", 4), ("table", 4)]
     samples, data = shown[-1][1], toy_data(tune=3).tune
@@ -246,7 +248,7 @@ def test_samples_are_the_first_images_with_the_averaged_weights(fit, toy_data, t
 
 def test_numbers_and_pictures_have_the_number_of_steps_done(fit):
     memory = Memory()
-    fit(loggers=[Guarded(memory)], callbacks=[Samples(2)])
+    fit(loggers=[Guarded(memory)], callbacks=[ShownPredictions(2)])
     found = {
         what: [c for c in memory.calls if c[0] == what]
         for what in ("log_metrics", "show", "confusion", "table")
@@ -259,7 +261,7 @@ def test_numbers_and_pictures_have_the_number_of_steps_done(fit):
 
 def test_the_confusion_matrix_is_that_of_the_whole_tune_set(fit):
     memory = Memory()
-    fit(loggers=[Guarded(memory)], callbacks=[Samples(2)])
+    fit(loggers=[Guarded(memory)], callbacks=[ShownPredictions(2)])
     (_, counts, names, _) = [c for c in memory.calls if c[0] == "confusion"][-1]
     union = counts.sum(0) + counts.sum(1) - counts.diagonal()
     miou = 100 * np.mean(counts.diagonal()[union > 0] / union[union > 0])
@@ -436,7 +438,7 @@ def test_data_sets_behind_a_run():
 def test_tensorboard_holds_curves_and_masks(fit, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    _, trainer = fit(loggers=[Guarded(TensorBoard(str(tmp_path)))], callbacks=[Samples(2)])
+    _, trainer = fit(loggers=[Guarded(TensorBoard(str(tmp_path)))], callbacks=[ShownPredictions(2)])
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert len(found.Scalars("tune/miou")) == 2 and found.Scalars("tune/iou/background")
     pictures = found.Images("tune/masks/1")
@@ -551,16 +553,18 @@ def test_mlflow_goes_on_in_the_same_run(fit, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
 
-    def train_segmenter(rate, steps):
+    def train(rate, steps):
         logger = Guarded(MLflow(str(tmp_path / "a=1"), str(tmp_path / "mlruns"), "toys", "a=1"))
         logger.attempt("begin", {"optimizer": {"learning_rate": rate}}, SYNTHETIC, None)
-        _, trainer = fit(steps, loggers=[logger], callbacks=[Samples(2)], folder=tmp_path / "a=1")
+        _, trainer = fit(
+            steps, loggers=[logger], callbacks=[ShownPredictions(2)], folder=tmp_path / "a=1"
+        )
         tell(trainer, "end", {"weights_sha256": "ab", "steps": steps}, 41.5)
         return logger
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "logger MLflow")
-        first, second = train_segmenter(0.5, 2), train_segmenter(0.25, 4)
+        first, second = train(0.5, 2), train(0.25, 4)
     assert first.logger.save_dir == str(tmp_path / "a=1")
     known = read_json(tmp_path / "a=1/mlflow.json")
     client = MlflowClient((tmp_path / "mlruns").as_uri())
@@ -589,7 +593,7 @@ import pytorch_lightning as pl
 from dd.training.datamodule import SegmentationData
 from dd.training.segmentation import EMA, LastCheckpoint, Segmentation
 from dd.stages.train_segmenter import train_segmenter
-from dd.training.callbacks import Samples
+from dd.training.callbacks import ShownPredictions
 from dd.training.loggers import Guarded, tell
 from dd.training.wandb import Wandb, log_evaluation
 
@@ -609,13 +613,13 @@ def run(folder, callbacks, after=None):
     pictures = fakes.ToyPictures(7), fakes.ToyPictures(3)
     data = SegmentationData(*pictures, fakes.toy_train, fakes.toy_eval, 2)
     logger = Guarded(Wandb(str(folder), "toy/run", project="p"))
-    callbacks = [EMA(0.7), LastCheckpoint(str(folder / "checkpoints"), 2), Samples(2), *callbacks]
+    last = LastCheckpoint(str(folder / "checkpoints"), 2)
+    callbacks = [EMA(0.7), last, ShownPredictions(2), *callbacks]
     trainer = fakes.quiet_trainer(folder, 4, callbacks, logger=[logger], **VALIDATED)
     tell(trainer, "begin", {"optimizer": {"learning_rate": 0.05}}, TRAINED_ON, after)
     failed = True
     try:
-        how = {"identity": {"seed": 0}, "record": {"trained_on": TRAINED_ON}}
-        done = train_segmenter(folder, module, data, lambda: trainer, **how)
+        done = train_segmenter(folder, module, data, lambda: trainer, {"seed": 0}, {"trained_on": TRAINED_ON})
         tell(trainer, "end", done, 42.0)
         failed = False
         return done
