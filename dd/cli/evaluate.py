@@ -11,7 +11,7 @@ from dd.config.doors import Door, Stage
 from dd.data.datasets import SegmentationFolder
 from dd.report.summary import audited
 from dd.stages.calibrate import calibrate
-from dd.stages.predict_set import predict_set, print_predictions
+from dd.stages.predict import predict, print_predictions
 from dd.stages.predict_set import predict_set
 from dd.stages.probe import probe
 from dd.stages.report import report
@@ -143,7 +143,7 @@ def calibrate_masks(cfg: Any) -> float:
 def predict_photos(cfg: Any) -> None:
     config.use_own_data(cfg)
     given = config.prediction_arguments(cfg)
-    print_predictions(given["target"], predict_set(**given))
+    print_predictions(given["target"], predict(**given))
 
 
 def review_photos(cfg: Any) -> None:

@@ -2,9 +2,15 @@
 :mod:`dd.evaluation.budget_results`."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from dd.evaluation.supervision import distinct, label_set, merged
+from annotated_types import Ge, MinLen
+from pydantic import AfterValidator, model_validator
+
+from dd.evaluation.supervision import LabelSet, distinct, label_set, merged, told
+from dd.store.settings import Hint, Settings
 
 ARMS = {
     "finetune": "synthetic, then real",
@@ -14,6 +20,11 @@ ARMS = {
 }
 WITH_SYNTHETIC, CONTROLS = ("finetune", "mixed"), ("real", "real_short")
 RECIPES = ("synthetic", *ARMS)  # what has a learning rate of its own
+
+Shots = int | str  # a number of real images, or "all"
+Rates = Mapping[str, Any]  # {recipe: see rate_at}
+Whole = Annotated[int, Ge(0)]
+Price = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class Job:
     steps: int
     learning_rate: float
     domain: str | None = None
-    shots: int | str | None = None
+    shots: Shots | None = None
     after: "Job | None" = None
     draw: str | None = None
 
@@ -36,12 +47,13 @@ class Job:
         return self.steps + (self.after.total_steps if self.after else 0)
 
 
-def _whole(value, least: int) -> bool:
-    return type(value) is int and value >= least
+def _once(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{values!r}: expected a list without repetition")
+    return values
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Settings):
     """What a study trains. ValueError for a plan that cannot be.
 
     ``shots``: numbers of real images, 0 (synthetic images alone) and ``all`` included; ``domains``:
@@ -58,54 +70,45 @@ class Plan:
     ``judged_on`` that no training learns (:mod:`dd.evaluation.supervision`).
     """
 
-    shots: list
-    seeds: list
-    domains: dict[str, int]
-    arms: list
+    noun: ClassVar[str] = "budget"
+    shots: Annotated[
+        list[Whole | Literal["all"]], MinLen(1), AfterValidator(_once), Hint("such as [0, 16, all]")
+    ]
+    seeds: Annotated[list[Whole], MinLen(1), AfterValidator(_once)]
+    domains: Annotated[dict[str, int], MinLen(1), Hint("the data whose images are labelled")]
+    arms: Annotated[
+        list[Literal["finetune", "mixed", "real", "real_short"]], MinLen(1), AfterValidator(_once)
+    ]
     synthetic_steps: int
     finetune_steps: int
     own_rates: dict[str, float]
-    learning_rates: dict[str, list | None]
-    choose: dict
+    learning_rates: dict[str, Any]
+    choose: dict[str, Any]
     judged_on: str | None
     draws: list[str]
-    lists: dict[str, str] = field(default_factory=dict)
-    judges: list[dict] = field(default_factory=list)
+    lists: dict[str, str] = {}
+    judges: list[LabelSet] = []
 
-    def __post_init__(self):
-        for name, good in (
-            ("shots", lambda k: k == "all" or _whole(k, 0)),
-            ("seeds", lambda s: _whole(s, 0)),
-            ("arms", ARMS.__contains__),
-        ):
-            given = getattr(self, name)
-            if (
-                not isinstance(given, list)
-                or not given
-                or not all(map(good, given))
-                or len(set(given)) < len(given)
-            ):
-                what = {
-                    "shots": "numbers of images, such as [0, 16, all]",
-                    "seeds": "whole numbers",
-                    "arms": ", ".join(ARMS),
-                }
-                raise ValueError(
-                    f"budget.{name}={given!r}: expected a list, without repetition, of {what[name]}"
-                )
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if 0 in self.shots and not set(WITH_SYNTHETIC) & set(self.arms):
             raise ValueError(
                 "study.shots holds 0, synthetic images alone, and no arm has any; add finetune "
                 "or mixed"
             )
-        if not self.domains:
-            raise ValueError("study.domains is empty: name the data whose images are labelled")
-        draws = self.draws
-        if not isinstance(draws, list) or not draws or len(set(draws)) < len(draws):
+        if not self.draws or len(set(self.draws)) < len(self.draws):
             raise ValueError(
-                f"study.synthetic={draws!r}: expected a list of different synthetic sets, "
+                f"study.synthetic={self.draws!r}: expected a list of different synthetic sets, "
                 "or null for the one of synthetic=..."
             )
+        self._check_choice()
+        for name, size in self.domains.items():
+            self._check_sizes(name, size)
+        for recipe, rates in self.learning_rates.items():
+            _check_rates(recipe, rates)
+        return self
+
+    def _check_choice(self) -> None:
         places, seeds = self.choice_shots(), self.choice_seeds()
         fit = [k == "all" or _whole(k, 1) for k in places] + [_whole(s, 0) for s in seeds]
         repeated = any(len(set(found)) < len(found) for found in (places, seeds))
@@ -114,53 +117,37 @@ class Plan:
                 f"study.choose={self.choose!r}: expected shots (1 or more, or all; a list of "
                 "them, or each) and seed (or a list of them), without repetition"
             )
-        for name, size in self.domains.items():
-            for k in (*self.shots, *places):
-                if k != "all" and k > size:
-                    raise ValueError(
-                        f"budget: {k} shots, but the training split of {name} holds {size} "
-                        "images; use all"
-                    )
-            if {size, "all"} <= set(self.shots):
-                raise ValueError(
-                    f"study.shots: {size} and all are the same images of {name}; give one of them"
-                )
-        for recipe, rates in self.learning_rates.items():
-            fine = rates is None or (
-                isinstance(rates, list) and rates and len(set(rates)) == len(rates)
-            )
-            if (
-                recipe not in RECIPES
-                or not fine
-                or not all(type(r) in (int, float) and 0 < r < math.inf for r in rates or ())
-            ):
-                raise ValueError(
-                    f"study.learning_rates.{recipe}={rates!r}: expected a list of different "
-                    "numbers above 0, or null for the "
-                    f"experiment's own; recipes: {', '.join(RECIPES)}"
-                )
 
-    def images(self, shots, domain: str) -> int:
-        return self.domains[domain] if shots == "all" else shots
+    def _check_sizes(self, name: str, size: int) -> None:
+        for k in (*self.shots, *self.choice_shots()):
+            if k != "all" and k > size:
+                raise ValueError(
+                    f"budget: {k} shots, but the training split of {name} holds {size} images; "
+                    "use all"
+                )
+        if {size, "all"} <= set(self.shots):
+            raise ValueError(
+                f"study.shots: {size} and all are the same images of {name}; give one of them"
+            )
+
+    def images(self, shots: Shots, domain: str) -> int:
+        return self.domains[domain] if isinstance(shots, str) else shots
 
     def recipes(self) -> list[str]:
         """Recipes that the arms need, in an order in which their learning rates can be chosen."""
-        return [
-            r
-            for r in RECIPES
-            if r in self.arms or (r == "synthetic" and set(WITH_SYNTHETIC) & set(self.arms))
-        ]
+        started = {"synthetic"} if set(WITH_SYNTHETIC) & set(self.arms) else set()
+        return [r for r in RECIPES if r in started | set(self.arms)]
 
     def candidates(self, recipe: str) -> list[float]:
         """Learning rates to compare; its own alone if there is nothing to judge them on."""
         rates = self.learning_rates.get(recipe) or [self.own_rates[recipe]]
         return rates if len(rates) == 1 or self.judged_on else [self.own_rates[recipe]]
 
-    def choice_shots(self) -> list:
+    def choice_shots(self) -> list[Any]:
         return choice_shots(self.choose, self.shots)
 
     @property
-    def choices(self) -> dict[str, list[dict]]:
+    def choices(self) -> dict[str, list[LabelSet]]:
         """{recipe: the label sets that its learning rate is chosen on}, of the recipes with several
         candidates: what judges them, and the real images that they learn."""
         several = [r for r in self.recipes() if len(self.candidates(r)) > 1]
@@ -170,7 +157,7 @@ class Plan:
         )
         return {r: merged(() if r == "synthetic" else learnt, self.judges) for r in several}
 
-    def drawn(self, shots, domain: str, seed: int | None = None) -> list[dict]:
+    def drawn(self, shots: Shots, domain: str, seed: int | None = None) -> list[LabelSet]:
         """The label sets that ``shots`` images of a domain are, in the draw of ``seed``; None: that
         of the first seed at which rates are chosen."""
         images, name = self.images(shots, domain), self.lists.get(domain, f"{domain}/train")
@@ -178,15 +165,23 @@ class Plan:
         whole = images == self.domains[domain]
         return [label_set(name, images, None if whole else seed)] if images else []
 
-    def choice_seeds(self) -> list[int]:
+    def choice_seeds(self) -> list[Any]:
         seeds = self.choose.get("seed")
         return seeds if isinstance(seeds, list) else [seeds]
 
-    def pretraining(self, seed: int, rates: dict, draw: str | None = None) -> Job:
-        rate = rate_at(rates["synthetic"], None)
-        return Job("synthetic", seed, self.synthetic_steps, rate, draw=draw or self.draws[0])
+    def pretraining(self, seed: int, rates: Rates, draw: str | None = None) -> Job:
+        rate, draw = rates["synthetic"], draw or self.draws[0]
+        return Job("synthetic", seed, self.synthetic_steps, rate, draw=draw)
 
-    def job(self, arm: str, domain: str, shots, seed: int, rates: dict, draw=None) -> Job | None:
+    def job(
+        self,
+        arm: str,
+        domain: str,
+        shots: Shots,
+        seed: int,
+        rates: Rates,
+        draw: str | None = None,
+    ) -> Job | None:
         """The training behind one point of a curve; None for a control without images, or an arm
         without a rate as yet.
 
@@ -199,7 +194,7 @@ class Plan:
         needed = {recipe, "synthetic"} if arm == "finetune" else {recipe}
         if (shots == 0 and arm in CONTROLS) or not needed <= rates.keys():
             return None
-        rate = rate_at(rates[recipe], None if shots == 0 else shots)
+        rate = rate_at(rates[recipe], shots)
         if rate is None:
             return None
         if shots == 0:
@@ -210,15 +205,31 @@ class Plan:
         steps = self.finetune_steps if arm == "real_short" else total
         return Job(arm, seed, steps, rate, domain, shots, draw=None if arm in CONTROLS else draw)
 
-    def candidate(self, recipe: str, rate: float, rates: dict, shots, seed: int) -> Job | None:
+    def candidate(
+        self, recipe: str, rate: float, rates: Rates, shots: Shots | None, seed: int
+    ) -> Job | None:
         """The training that stands for a rate of a recipe, on the first domain and draw."""
         rates = {**rates, recipe: rate}
-        if recipe == "synthetic":
+        if recipe == "synthetic" or shots is None:
             return self.pretraining(seed, rates)
         return self.job(recipe, next(iter(self.domains)), shots, seed, rates)
 
 
-def choice_shots(choose: dict, shots: list) -> list:
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and value >= least
+
+
+def _check_rates(recipe: str, rates: object) -> None:
+    several: list[Any] = [] if rates is None else rates if isinstance(rates, list) else [None]
+    good = all(type(r) in (int, float) and 0 < r < math.inf for r in several)
+    if recipe not in RECIPES or rates == [] or not good or len(set(several)) < len(several):
+        raise ValueError(
+            f"study.learning_rates.{recipe}={rates!r}: expected a list of different numbers "
+            f"above 0, or null for the experiment's own; recipes: {', '.join(RECIPES)}"
+        )
+
+
+def choice_shots(choose: Mapping[str, Any], shots: list[Any]) -> list[Any]:
     """Numbers of images at which the candidates of an arm are compared."""
     at = choose.get("shots")
     if at == "each":
@@ -226,7 +237,7 @@ def choice_shots(choose: dict, shots: list) -> list:
     return at if isinstance(at, list) else [at]
 
 
-def rate_at(rates: float | dict, shots) -> float | None:
+def rate_at(rates: float | dict[Any, float | None], shots: Shots) -> float | None:
     """The learning rate at ``shots`` images, of one rate for all or of {shots: rate}.
 
     Shots without a choice of their own take that of the nearest fewer that have one, below all of
@@ -234,34 +245,32 @@ def rate_at(rates: float | dict, shots) -> float | None:
     """
     if not isinstance(rates, dict):
         return rates
-    order = lambda k: math.inf if k == "all" else k  # noqa: E731
-    fewer = [k for k in rates if order(k) <= order(shots)]
-    return rates[max(fewer, key=order) if fewer else min(rates, key=order)]
+    order = {k: math.inf if k == "all" else k for k in (*rates, shots)}
+    fewer = [k for k in rates if order[k] <= order[shots]]
+    return rates[max(fewer, key=order.__getitem__) if fewer else min(rates, key=order.__getitem__)]
 
 
-def edge(chosen: float, candidates: list[float]) -> dict | None:
+def edge(chosen: float, candidates: list[float]) -> dict[str, Any] | None:
     """{"end": lowest or highest, "add": the next candidate there} for a choice at the edge of its
     grid, beyond which a better one may lie. None inside the grid and for a single candidate."""
     grid = sorted(candidates)
     if len(grid) < 2 or chosen not in (grid[0], grid[-1]):
         return None
-    end, first, second = ("lowest", *grid[:2]) if chosen == grid[0] else ("highest", *grid[:-3:-1])
-    return {"end": end, "add": float(f"{first * first / second:.2g}")}
+    first, second = grid[:2] if chosen == grid[0] else grid[:-3:-1]
+    return {
+        "end": "lowest" if first < second else "highest",
+        "add": float(f"{first * first / second:.2g}"),
+    }
 
 
-@dataclass(frozen=True)
-class Prices:
+class Prices(Settings):
     """``minutes_per_image``: annotation; ``per_hour``: of an annotator; ``per_gpu_hour``: of the
     machine that computes."""
 
-    minutes_per_image: float = 10.0
-    per_hour: float = 20.0
-    per_gpu_hour: float = 2.0
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            if not (isinstance(value, int | float) and value >= 0 and math.isfinite(value)):
-                raise ValueError(f"prices: {name}={value!r}; a number of 0 or more is needed")
+    noun: ClassVar[str] = "study.prices"
+    minutes_per_image: Price = 10.0
+    per_hour: Price = 20.0
+    per_gpu_hour: Price = 2.0
 
 
 def cost(images: int, gpu_seconds: float, prices: Prices) -> dict[str, float]:
@@ -272,15 +281,20 @@ def cost(images: int, gpu_seconds: float, prices: Prices) -> dict[str, float]:
     return {"labelling": labelling, "computing": computing, "total": labelling + computing}
 
 
-def bought(plan: Plan, chosen: list[dict], shots, domain: str) -> int:
+def bought(plan: Plan, chosen: list[LabelSet], shots: Shots, domain: str) -> int:
     """Labels that a point of a curve is paid for: those of its images, and those that its settings
     were ``chosen`` on, each once. The images are taken from the draw that chose: it costs least."""
-    return distinct([*chosen, *plan.drawn(shots, domain)])
+    number = distinct([*chosen, *plan.drawn(shots, domain)])
+    if number is None:
+        raise ValueError(f"{told(chosen)}: a number of labels is needed to tell what they cost")
+    return number
 
 
-def check_targets(targets) -> None:
+def check_targets(targets: object) -> None:
     """ValueError for targets that are no list of numbers; None is allowed."""
     if targets is not None and not (
         isinstance(targets, list) and all(type(t) in (int, float) for t in targets)
     ):
-        raise ValueError(f"study.targets={targets!r}: expected a list of mIoUs in percent, or null")
+        raise ValueError(
+            f"study.targets={targets!r}: expected a list of mIoUs in percent, or null"
+        )

@@ -5,11 +5,12 @@ draw (:mod:`dd.evaluation.statistics`).
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,12 @@ from dd.evaluation.budget import ARMS, CONTROLS, WITH_SYNTHETIC, Prices, cost
 from dd.evaluation.savings import Bounds, Curve
 from dd.evaluation.statistics import Interval, Score, holm, interval
 
+# {number of real images, or "all": {domain: [value, or None, of each run]}}
+ByShots = Mapping[str, Mapping[str, list[float | None]]]
 
-def curve(values: dict[str, dict[str, list]], domain: str, size: int) -> dict[int, list]:
-    """{images: values of the runs} of one arm on one domain; ``size``: how many images ``all`` are.
 
-    ``values``: {shots: {domain: [value, or None, of each run]}}.
-    """
+def curve(values: ByShots, domain: str, size: int) -> dict[int, list[float | None]]:
+    """{images: values of the runs} of one arm on a domain, of whose images ``all`` are ``size``."""
     found = {_images(k, size): at.get(domain, []) for k, at in values.items()}
     return {k: found[k] for k in sorted(found) if found[k]}
 
@@ -32,14 +33,13 @@ def _images(shots: str, size: int) -> int:
     return size if shots == "all" else int(shots)
 
 
-def curves(arms: dict, domains: dict[str, int]) -> list[dict]:
+def curves(arms: Mapping[str, ByShots], domains: dict[str, int]) -> list[dict[str, Any]]:
     """Each arm on each domain, ready to be drawn: k; mean, sd (null for one run) and number of the
     runs at each k."""
     found = []
     for arm, domain in product(arms, domains):
-        points = curve(arms[arm], domain, domains[domain])
-        points = {k: [x for x in v if x is not None] for k, v in points.items()}
-        points = {k: v for k, v in points.items() if v}
+        whole = curve(arms[arm], domain, domains[domain]).items()
+        points = {k: there for k, v in whole if (there := [x for x in v if x is not None])}
         head = {"arm": arm, "label": ARMS[arm], "domain": domain, "k": list(points)}
         sd = [stdev(v) if len(v) > 1 else None for v in points.values()]
         runs = list(map(len, points.values()))
@@ -52,17 +52,19 @@ class Measured:
     """What a study measured, and the differences in it: paired over runs of the same seed and
     draw, and over test images.
 
-    ``arms``: {arm: {shots: {domain: [mIoU, or None, of each run]}}}, runs seed by seed and within
-    a seed draw by draw (controls have no draws). ``per_image(arm, shots, domain, run)``: the
+    ``arms``: the mIoUs of each, runs seed by seed and within a seed draw by draw (controls have no
+    draws). ``per_image(arm, shots, domain, run)``: the
     confusions of a run, int [N, C, C], or None if they were not stored.
     """
 
-    arms: dict
+    arms: Mapping[str, ByShots]
     domains: dict[str, int]
     seeds: list[int]
     draws: list[str | None]
     per_image: Callable[[str, str, str, int], np.ndarray | None] = lambda *_: None
-    _found: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+    _found: dict[tuple[Any, ...], Interval | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def keys(self, arm: str) -> list[Hashable]:
         """Names of the runs at each k: (seed, draw) for several draws, else the seed."""
@@ -79,9 +81,9 @@ class Measured:
         pairs = zip(self.keys(arm), values, strict=True)
         return {key: value for key, value in pairs if value is not None}
 
-    def curves_of(self, arm: str, domain: str) -> dict[Hashable, Curve]:
+    def curves_of(self, arm: str, domain: str) -> Mapping[Hashable, Curve]:
         """The curve of each run; a point that is missing is left out."""
-        found = {key: {} for key in self.keys(arm)}
+        found: dict[Hashable, dict[int, float]] = {key: {} for key in self.keys(arm)}
         for k in self.points(arm, domain):
             for key, miou in self.mious(arm, k, domain).items():
                 found[key][k] = miou
@@ -92,7 +94,9 @@ class Measured:
         found = {k: self.mious(arm, k, domain) for k in self.points(arm, domain)}
         return {k: mean(v.values()) for k, v in found.items() if len(v) == len(self.keys(arm))}
 
-    def _scores(self, arm: str, k: int, domain: str, names: list) -> dict[Hashable, Score]:
+    def _scores(
+        self, arm: str, k: int, domain: str, names: list[Hashable]
+    ) -> dict[Hashable, Score]:
         """Scores by the ``names`` of other runs: a control stands beside each draw of its seed."""
         shots = next(s for s in self.arms[arm] if _images(s, self.domains[domain]) == k)
         keys, runs = self.keys(arm), {}
@@ -100,7 +104,9 @@ class Measured:
             runs[key] = Score(miou, self.per_image(arm, shots, domain, keys.index(key)))
         return {name: runs[own] for name in names if (own := partner(name, runs)) is not None}
 
-    def difference(self, arm: str, k: int, other: str, other_k: int, domain: str):
+    def difference(
+        self, arm: str, k: int, other: str, other_k: int, domain: str
+    ) -> Interval | None:
         """Interval of the mIoU of ``arm`` with k images less that of ``other`` with ``other_k``;
         None without a pair of runs."""
         what = (arm, k, other, other_k, domain)
@@ -117,17 +123,17 @@ class Measured:
         return self.difference(arm, k, control, enough[0], domain) if enough else None
 
 
-def partner(key: Hashable, runs: dict) -> Hashable | None:
+def partner(key: Hashable, runs: Mapping[Hashable, Any]) -> Hashable | None:
     """The run of ``runs`` that belongs to ``key``: itself, or that of its seed without a draw."""
     if key in runs:
         return key
     return key[0] if isinstance(key, tuple) and key[0] in runs else None
 
 
-def skipped(found: Measured) -> dict:
+def skipped(found: Measured) -> dict[str, dict[str, Any]]:
     """{arm with synthetic images: {control: {domain: {k: entry}}}}, each run read off the curve of
     its own control (:func:`dd.evaluation.savings.images_skipped`)."""
-    result = {arm: {} for arm in WITH_SYNTHETIC if arm in found.arms}
+    result: dict[str, dict[str, Any]] = {a: {} for a in WITH_SYNTHETIC if a in found.arms}
     for arm, control in product(result, (c for c in CONTROLS if c in found.arms)):
         result[arm][control] = {
             domain: {k: _skipped(found, arm, control, domain, k) for k in points}
@@ -137,21 +143,21 @@ def skipped(found: Measured) -> dict:
     return result
 
 
-def _skipped(found: Measured, arm: str, control: str, domain: str, k: int) -> dict:
+def _skipped(found: Measured, arm: str, control: str, domain: str, k: int) -> dict[str, Any]:
     mious, controls = found.mious(arm, k, domain), found.curves_of(control, domain)
     own = {key: controls[of] for key in mious if (of := partner(key, controls)) is not None}
     matched = k in found.points(control, domain)
     return savings.images_skipped(k, mious, own, found.gain(arm, k, control, domain), matched)
 
 
-def differences(found: Measured) -> list[dict]:
+def differences(found: Measured) -> list[dict[str, Any]]:
     """The differences that a study is asked for, with p-values adjusted for all of them (Holm).
 
     On each domain: an arm with synthetic images less the first control that there is, at each k
     (at k = 0 less the control's smallest k); the same arm with k images less itself with none;
     mixed less fine-tuned.
     """
-    control = next((c for c in CONTROLS if c in found.arms), None)
+    control = next((c for c in CONTROLS if c in found.arms), "")
     arms = [a for a in WITH_SYNTHETIC if a in found.arms]
     asked = []
     for domain, arm in product(found.domains, arms):
@@ -187,14 +193,20 @@ def target_cost(
     reached = savings.images_for(miou, target)
     ends = [n if n is None else math.ceil(round(n, 6)) for n in (reached.low, reached.high)]
 
-    def price(n):
+    def price(n: int) -> float:
         return cost(labels(n), seconds[min(k for k in miou if k >= n)], prices)["total"]
 
-    each = {"images": int, "labels": labels, "price": price}
+    each: dict[str, Callable[[int], float]] = {"images": int, "labels": labels, "price": price}
     return {what: Bounds(*(n if n is None else of(n) for n in ends)) for what, of in each.items()}
 
 
-def target_costs(found: Measured, seconds: dict, prices: Prices, targets=None, labels=None) -> dict:
+def target_costs(
+    found: Measured,
+    seconds: Mapping[str, ByShots],
+    prices: Prices,
+    targets: list[float] | None = None,
+    labels: Callable[[str, str, int], int] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
     """{domain: [{"target", "why", "arms": {arm: {"images", "labels", "price"}}}]}, each as the
     bounds of all ``runs``, those of their ``median``, and their ``range``.
 
@@ -202,10 +214,11 @@ def target_costs(found: Measured, seconds: dict, prices: Prices, targets=None, l
     reaches in the mean with each number of images (without a control, the first arm).
     ``labels(arm, domain, images)``: labels that are paid for; None: those of the images alone.
     """
-    spent, rows = Measured(seconds, found.domains, found.seeds, found.draws), {}
+    spent = Measured(seconds, found.domains, found.seeds, found.draws)
+    rows: dict[str, list[dict[str, Any]]] = {}
     for domain in found.domains:
         measured = [arm for arm in found.arms if found.points(arm, domain)]
-        reference = next((arm for arm in (*CONTROLS, *measured) if arm in measured), None)
+        reference = next((arm for arm in (*CONTROLS, *measured) if arm in measured), "")
         reached = found.means(reference, domain) if reference else {}
         wanted = [(t, "given") for t in targets or ()]
         wanted = wanted or [(m, f"{ARMS[reference]}, {k} images") for k, m in reached.items()]
@@ -213,11 +226,8 @@ def target_costs(found: Measured, seconds: dict, prices: Prices, targets=None, l
         for row, arm in product(rows[domain], measured):
             paid = partial(labels, arm, domain) if labels else int
             points, own = found.curves_of(arm, domain), spent.curves_of(arm, domain)
-            runs = {
-                key: target_cost(row["target"], at, own[key], prices, paid)
-                for key, at in points.items()
-                if at
-            }
+            costs = partial(target_cost, row["target"], prices=prices, labels=paid)
+            runs = {key: costs(at, own[key]) for key, at in points.items() if at}
             row["arms"][arm] = {
                 kind: savings.summary({key: at[kind] for key, at in runs.items()})
                 for kind in ("images", "labels", "price")

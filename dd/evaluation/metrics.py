@@ -1,5 +1,8 @@
 """mIoU from one integer confusion matrix over the whole set, as PASCAL VOC defines it."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -10,7 +13,11 @@ class ConfusionMatrix(MulticlassConfusionMatrix):
     """torchmetrics' matrix, counted by :func:`image_counts`: the same integers in a fraction of
     the time."""
 
-    def update(self, predictions, labels) -> None:
+    def update(
+        self,
+        predictions: torch.Tensor | list[torch.Tensor],
+        labels: torch.Tensor | list[torch.Tensor],
+    ) -> None:
         """Class ids [H, W] of one image and its labels, or a list of each."""
         if isinstance(predictions, torch.Tensor):
             predictions, labels = [predictions], [labels]
@@ -33,20 +40,14 @@ def image_counts(
     is left out. ValueError for other labels. All images are counted at once: on a GPU one wait for
     the batch instead of several for each image.
     """
-    rows = (
-        IGNORE + 1
-    )  # one for each value of a label, so that nothing has to be sorted out before counting
-    pairs = [
-        (label.to(torch.int32) * num_classes)
-        .add_(prediction)
-        .add_(i * rows * num_classes)
-        .flatten()
-        for i, (prediction, label) in enumerate(zip(predictions, labels, strict=True))
-    ]
+    rows = IGNORE + 1  # one for each value of a label: nothing is sorted out before counting
+    pairs = []
+    for i, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
+        pair = (label.to(torch.int32) * num_classes).add_(prediction)
+        pairs.append(pair.add_(i * rows * num_classes).flatten())
     size = len(pairs) * rows * num_classes
-    counts = torch.bincount(torch.cat(pairs), minlength=size)[:size].view(
-        len(pairs), rows, num_classes
-    )
+    counts = torch.bincount(torch.cat(pairs), minlength=size)[:size]
+    counts = counts.view(len(pairs), rows, num_classes)
     if counts[:, num_classes:IGNORE].any():
         wrong = counts[:, num_classes:IGNORE].sum((0, 2)).nonzero().flatten() + num_classes
         raise ValueError(
@@ -72,7 +73,7 @@ def miou(confusion: torch.Tensor) -> float:
     return sum(present) / len(present)
 
 
-def with_uncertain(counts: torch.Tensor) -> dict:
+def with_uncertain(counts: torch.Tensor) -> dict[str, float | None]:
     """Scores of masks with uncertain pixels, from integer counts [C, C + 1] [true class, class in
     the mask] whose last column holds the uncertain ones.
 
@@ -95,7 +96,7 @@ def pixel_accuracy(confusion: torch.Tensor) -> float:
     return float(100 * confusion.diag().sum().double() / confusion.sum().double())
 
 
-def summarise(confusion: torch.Tensor, class_names) -> dict:
+def summarise(confusion: torch.Tensor, class_names: Iterable[str]) -> dict[str, Any]:
     """The measured part of metrics.json; ``class_names`` with background first."""
     return {
         "miou": miou(confusion),

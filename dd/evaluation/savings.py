@@ -9,6 +9,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from dd.evaluation.statistics import Interval, Score, interval
 
@@ -25,6 +26,9 @@ class Bounds:
     @property
     def exact(self) -> bool:
         return self.low is not None and self.low == self.high
+
+    def holds(self, value: float) -> bool:
+        return self.low is not None and self.high is not None and self.low <= value <= self.high
 
     def less(self, k: float) -> "Bounds":
         return Bounds(*(None if end is None else end - k for end in (self.low, self.high)))
@@ -70,7 +74,7 @@ def spread(bounds: Iterable[Bounds]) -> Bounds:
     return _bounds(min(lows), max(highs))
 
 
-def summary(bounds: Mapping[Hashable, Bounds]) -> dict:
+def summary(bounds: Mapping[Hashable, Bounds]) -> dict[str, Any]:
     """As plain values: ``runs`` (seed, draw, bounds of each), ``median`` and ``range``."""
     return {
         "runs": [{**run_name(key), **vars(found)} for key, found in bounds.items()],
@@ -94,11 +98,9 @@ def seeds_interval(needed: Mapping[Hashable, Bounds]) -> Bounds | None:
 
     None where a run's reading is a bound only, or with one seed: no interval can be given then.
     """
-    exact = all(b.exact and b.low > 0 for b in needed.values())
-    if not needed or not exact:
-        return None
-    found = interval({key: Score(math.log(b.low)) for key, b in needed.items()})
-    if found.low is None:
+    read = {key: Score(math.log(b.low)) for key, b in needed.items() if b.exact and b.low}
+    found = interval(read) if read and len(read) == len(needed) else None
+    if found is None or found.low is None or found.high is None:
         return None
     return Bounds(math.exp(found.low), math.exp(found.high))
 
@@ -109,7 +111,7 @@ def images_skipped(
     control: Mapping[Hashable, Curve],
     gain: Interval | None,
     matched: bool = True,
-) -> dict:
+) -> dict[str, Any]:
     """What k labelled images skip: the images that the control needs for the same mIoU, less k.
 
     ``mious``: of the arm's runs at k; ``control``: the curve of each of these runs' partner;
@@ -126,19 +128,16 @@ def images_skipped(
     skips = {key: found.less(k) for key, found in needed.items()}
     over_seeds = seeds_interval(needed)
     over_seeds = over_seeds and over_seeds.less(k)
-    holds_zero = over_seeds is not None and over_seeds.low <= 0 <= over_seeds.high
+    shown = gain is not None and not gain.holds_zero and (matched or gain.value > 0)
     return {
         **summary(skips),
         "interval": over_seeds and vars(over_seeds),
         "falls_again": sum(dips(control.get(key, {}), miou) for key, miou in mious.items()),
-        "shown": gain is not None
-        and not gain.holds_zero
-        and (matched or gain.value > 0)
-        and not holds_zero,
+        "shown": shown and not (over_seeds and over_seeds.holds(0)),
     }
 
 
-def run_name(key: Hashable) -> dict:
+def run_name(key: Hashable) -> dict[str, Any]:
     """{"seed", "draw"} of a run; no draw: None."""
     seed, draw = key if isinstance(key, tuple) else (key, None)
     return {"seed": seed, "draw": draw}
@@ -146,53 +145,48 @@ def run_name(key: Hashable) -> dict:
 
 def bounds_text(low: float | None, high: float | None) -> str:
     """Images skipped in words: ``61``, ``at least 512``, ``costs 106``, ``unknown``."""
-    ends = [None if end is None else round(end) for end in (low, high)]
-    low, high = ends
-    if ends == [None, None]:
-        return "unknown"
-    if low == high:
-        return f"{low}" if low >= 0 else f"costs {-low}"
-    if low is None:
-        return f"at most {high}" if high >= 0 else f"costs at least {-high}"
-    if high is None:
-        return f"at least {low}" if low >= 0 else f"costs at most {-low}"
-    if high <= 0:
-        return f"costs {-high} to {-low}"
-    return f"{low} to {high}".replace("-", "−")
+    least, most = (None if end is None else round(end) for end in (low, high))
+    if least is None:
+        if most is None:
+            return "unknown"
+        return f"at most {most}" if most >= 0 else f"costs at least {-most}"
+    if most is None:
+        return f"at least {least}" if least >= 0 else f"costs at most {-least}"
+    if least == most:
+        return f"{least}" if least >= 0 else f"costs {-least}"
+    return f"costs {-most} to {-least}" if most <= 0 else f"{least} to {most}".replace("-", "−")
 
 
 def range_text(low: float | None, high: float | None) -> str:
     """The range of several runs: ``37 to 328``, ``512 or more``, ``unknown``."""
-    ends = [None if end is None else f"{round(end)}".replace("-", "−") for end in (low, high)]
-    low, high = ends
-    if ends == [None, None]:
-        return "unknown"
-    if low is None or high is None:
-        return f"{high} or fewer" if low is None else f"{low} or more"
-    return low if low == high else f"{low} to {high}"
+    least, most = ("" if end is None else f"{round(end)}".replace("-", "−") for end in (low, high))
+    if not least or not most:
+        return f"{most} or fewer" if most else f"{least} or more" if least else "unknown"
+    return least if least == most else f"{least} to {most}"
 
 
-def skipped_text(found: dict) -> str:
+def skipped_text(found: dict[str, Any]) -> str:
     """An entry of :func:`images_skipped` in words: ``not shown (37 to 328)``, ``41 (39 to 60)``."""
     text = bounds_text(**found["median"]) if found["shown"] else "not shown"
     return f"{text} ({range_text(**found['range'])})" if len(found["runs"]) > 1 else text
 
 
-def price_text(found: dict) -> str:
+def price_text(found: dict[str, Any]) -> str:
     """What a target costs, {"images", "price"}, each a :func:`summary`:
     ``213 (64 images; 60 to 71)``."""
-    images, price = (Bounds(**found[what]["median"]) for what in ("images", "price"))
-    if images == Bounds():
+    images, price = found["images"]["median"], found["price"]["median"]
+    low, high = images["low"], images["high"]
+    if low is None and high is None:
         return "unknown"
-    if images.high is None:
-        text = f"more than {images.low:.0f} images"
-    elif images.low is None:
-        text = f"at most {_money(price.high)} ({images.high:.0f} images"
-    elif images.exact:
-        text = f"{_money(price.high)} ({images.high:.0f} images"
+    if high is None:
+        text = f"more than {low:.0f} images"
+    elif low is None:
+        text = f"at most {_money(price['high'])} ({high:.0f} images"
+    elif low == high:
+        text = f"{_money(price['high'])} ({high:.0f} images"
     else:
-        ends = f"{images.low:.0f} to {images.high:.0f} images"
-        text = f"{_money(price.low)} to {_money(price.high)} ({ends}"
+        ends = f"{low:.0f} to {high:.0f} images"
+        text = f"{_money(price['low'])} to {_money(price['high'])} ({ends}"
     if len(found["images"]["runs"]) > 1:
         text += f"{'; ' if '(' in text else ' ('}{range_text(**found['images']['range'])}"
     return f"{text})" if "(" in text else text

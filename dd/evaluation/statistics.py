@@ -47,7 +47,7 @@ class Interval:
     @property
     def holds_zero(self) -> bool:
         """Whether the interval holds 0 (also where there is none): nothing is shown then."""
-        return self.low is None or self.low <= 0 <= self.high
+        return self.low is None or self.high is None or self.low <= 0 <= self.high
 
     @property
     def decides(self) -> bool:
@@ -72,39 +72,41 @@ def interval(
     if not keys:
         raise ValueError("interval: no run is in both arms; only runs of the same seed are paired")
     values = {k: scores[k].miou - (other[k].miou if other else 0.0) for k in keys}
-    sides = [[arm[k].per_image for k in keys] for arm in (scores, other) if arm is not None]
-    stored = all(m is not None for side in sides for m in side)
-    pieces = [_runs_variance(values)]
-    images = None
-    if stored:
+    arms = [arm for arm in (scores, other) if arm is not None]
+    sides = [[m for k in keys if (m := arm[k].per_image) is not None] for arm in arms]
+    pieces, images = [_runs_variance(values)], None
+    if all(len(side) == len(keys) for side in sides):
         images = _same_shape(sides)
         pieces.append((_images_variance(sides, draws), images - 1))
     pieces = [(v, df) for v, df in pieces if df > 0]
-    value = mean(values.values())
-    found = _student(value, pieces, level) if pieces else (None, None, None)
-    low, high, p = found if other is not None or not pieces else (*found[:2], None)
-    seeds = len({_seed(k) for k in keys})
-    return Interval(value, low, high, p, len(keys), seeds, images)
+    value, seeds = mean(values.values()), len({_seed(k) for k in keys})
+    low, high, p = _student(value, pieces, level) if pieces else (None, None, None)
+    return Interval(value, low, high, p if other is not None else None, len(keys), seeds, images)
 
 
 def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
     """p-values adjusted for having looked at all of them (Holm 1979), in the given order."""
-    ordered, adjusted, largest = sorted(p_values, key=p_values.get), {}, 0.0
-    for rank, key in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - rank) * p_values[key]))
+    adjusted, largest = {}, 0.0
+    for rank, key in enumerate(sorted(p_values, key=lambda k: p_values[k])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[key]))
         adjusted[key] = largest
     return {key: adjusted[key] for key in p_values}
 
 
-def miou(confusion: np.ndarray) -> np.ndarray:
-    """mIoU in percent of confusions [..., C, C], over the classes that occur in each."""
+def class_shares(confusion: np.ndarray) -> np.ndarray:
+    """IoU, 0 to 1, of each class of confusions [..., C, C]; nan for a class that occurs neither in
+    labels nor predictions."""
     hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(float)
     union = confusion.sum(-1) + confusion.sum(-2) - hit
-    share = np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
-    return 100 * np.nanmean(share, axis=-1)
+    return np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
 
 
-def _seed(key) -> Hashable:
+def miou(confusion: np.ndarray) -> np.ndarray:
+    """mIoU in percent of confusions [..., C, C], over the classes that occur in each."""
+    return 100 * np.nanmean(class_shares(confusion), axis=-1)
+
+
+def _seed(key: Hashable) -> Hashable:
     return key[0] if isinstance(key, tuple) else key
 
 
@@ -121,12 +123,9 @@ def _runs_variance(values: dict[Hashable, float]) -> tuple[float, float]:
         s, d = table.shape
         by_seed, by_draw = table.mean(1), table.mean(0)
         rest = table - by_seed[:, None] - by_draw + table.mean()
-        squares = [
-            (d * by_seed.var(ddof=1), s - 1),
-            (s * by_draw.var(ddof=1), d - 1),
-            (float((rest**2).sum()) / ((s - 1) * (d - 1)), (s - 1) * (d - 1)),
-        ]
-        (a, a_df), (b, b_df), (r, r_df) = squares
+        a_df, b_df, r_df = s - 1, d - 1, (s - 1) * (d - 1)
+        a, b = d * by_seed.var(ddof=1), s * by_draw.var(ddof=1)
+        r = float((rest**2).sum()) / r_df
         total = max(a + b - r, a, b)  # the estimate can fall below that of one factor alone
         spread = a**2 / a_df + b**2 / b_df + (r**2 / r_df if total == a + b - r else 0)
         return total / table.size, total**2 / spread if spread else inf
@@ -142,8 +141,8 @@ def _same_shape(sides: list[list[np.ndarray]]) -> int:
     if len(shapes) > 1 or not next(iter(shapes))[0]:
         raise ValueError(
             "interval: the runs were scored on (images, classes, classes) of "
-            f"{', '.join(str(list(s)) for s in sorted(shapes))}; "
-            "only runs on the same images and classes can be compared"
+            f"{', '.join(str(list(s)) for s in sorted(shapes))}; only runs on the same images and "
+            "classes can be compared"
         )
     return next(iter(shapes))[0]
 
@@ -156,16 +155,16 @@ def _images_variance(sides: list[list[np.ndarray]], draws: int) -> float:
     for start in range(0, draws, BATCH):
         size = min(BATCH, draws - start)
         weights = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
-        drawn = [
-            np.mean([miou((weights @ m).reshape(size, c, c)) for m in side], axis=0)
-            for side in flat
-        ]
+        mious = ([miou((weights @ m).reshape(size, c, c)) for m in side] for side in flat)
+        drawn = [np.mean(runs, axis=0) for runs in mious]
         scores.append(drawn[0] - drawn[1] if len(drawn) == 2 else drawn[0])
     spread = float(np.concatenate(scores).var(ddof=1))
     return spread * n / (n - 1) if n > 1 else 0.0  # a bootstrap of n is too narrow by (n - 1) / n
 
 
-def _student(value, pieces, level) -> tuple[float, float, float]:
+def _student(
+    value: float, pieces: list[tuple[float, float]], level: float
+) -> tuple[float, float, float]:
     """(low, high, p against 0); degrees of freedom after Welch and Satterthwaite."""
     total = sum(v for v, _ in pieces)
     if total == 0:

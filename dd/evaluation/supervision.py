@@ -7,7 +7,11 @@ among more), without it the whole list. A *choice* is a label set with ``"what"`
 looking at it."""
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+LabelSet = dict[str, Any]
+TrainedOn = Mapping[str, Any]  # of a run.json
 TRAINED = ("real", "mixed")  # sources whose real images are trained on
 KEYS = {"data", "split", "labels"}
 FORM = (
@@ -16,33 +20,29 @@ FORM = (
 )
 
 
-def choices(what: str, given) -> list[dict]:
+def choices(what: str, given: object) -> list[LabelSet]:
     """The choices that a ``chosen_on`` of the configuration declares for ``what``: a label set in
     the form of FORM, a list of them, or None. An empty list is a choice without a real label.
     ValueError for another form."""
-    found = []
-    for one in given if isinstance(given, list) else [given] if given is not None else []:
-        if not _is_declared(one):
-            raise ValueError(f"chosen_on of {what}: got {one!r:.200}; expected {FORM}")
-        sets = label_set(f"{one['data']}/{one['split']}", one["labels"], one.get("seed"))
-        found.append({"what": what, **sets})
-    return found
+    each = given if isinstance(given, list) else [] if given is None else [given]
+    return [{"what": what, **_read(what, one)} for one in each]
 
 
-def _is_declared(one) -> bool:
-    if not isinstance(one, dict) or not KEYS <= one.keys() <= KEYS | {"seed"}:
-        return False
-    names = all(isinstance(one[key], str) and one[key] for key in ("data", "split"))
-    numbers = type(one["labels"]) is int and type(one.get("seed", 0)) is int
-    return names and numbers and one["labels"] >= 1
+def _read(what: str, one: object) -> LabelSet:
+    if isinstance(one, dict) and KEYS <= one.keys() <= KEYS | {"seed"}:
+        names = all(isinstance(one[key], str) and one[key] for key in ("data", "split"))
+        numbers = type(one["labels"]) is int and type(one.get("seed", 0)) is int
+        if names and numbers and one["labels"] >= 1:
+            return label_set(f"{one['data']}/{one['split']}", one["labels"], one.get("seed"))
+    raise ValueError(f"chosen_on of {what}: got {one!r:.200}; expected {FORM}")
 
 
-def label_set(data: str, labels: int | None, seed: int | None = None) -> dict:
+def label_set(data: str, labels: int | None, seed: int | None = None) -> LabelSet:
     """``labels`` images of ``data`` ("shapes/tune"), drawn by ``seed``; None = the whole list."""
     return {"data": data, "labels": labels} | ({} if seed is None else {"seed": seed})
 
 
-def declared(sets: list[dict]) -> list[dict]:
+def declared(sets: Iterable[LabelSet]) -> list[LabelSet]:
     """Label sets in the form in which a configuration declares them, and :func:`choices` reads
     them."""
     found = []
@@ -52,10 +52,10 @@ def declared(sets: list[dict]) -> list[dict]:
     return found
 
 
-def override(key: str, sets: list[dict]) -> str:
+def override(key: str, sets: Iterable[LabelSet]) -> str:
     """A Hydra override that declares label sets, in place of what was declared there: one word."""
 
-    def text(value) -> str:
+    def text(value: object) -> str:
         plain = re.fullmatch(r"[\w./-]+", str(value))
         return str(value) if plain else "'" + str(value).replace("'", r"\'") + "'"
 
@@ -64,16 +64,16 @@ def override(key: str, sets: list[dict]) -> str:
     return f"++{key}=[{','.join(shown)}]"
 
 
-def merged(*lists) -> list[dict]:
+def merged(*lists: Iterable[LabelSet] | None) -> list[LabelSet]:
     """Label sets or choices of several lists, each once, in order."""
-    found = []
+    found: list[LabelSet] = []
     for one in (one for each in lists for one in each or ()):
         if one not in found:
             found.append(one)
     return found
 
 
-def trained_labels(trained_on: dict | None) -> list[dict]:
+def trained_labels(trained_on: TrainedOn | None) -> list[LabelSet]:
     """The label sets that were trained on: by a run itself, by the run it went on from, by the
     teacher that labelled its synthetic images, and so on back. ``trained_on`` is run.json's."""
     if not trained_on:
@@ -92,7 +92,7 @@ def trained_labels(trained_on: dict | None) -> list[dict]:
     return merged(found, *map(trained_labels, before))
 
 
-def real_labels(trained_on: dict | None) -> list:
+def real_labels(trained_on: TrainedOn | None) -> list[int | str]:
     """:func:`trained_labels` as the ``shots`` of these trainings: a number, or ``all``; [] =
     none."""
     if not trained_on:
@@ -103,21 +103,21 @@ def real_labels(trained_on: dict | None) -> list:
     return found + real_labels(trained_on.get("after"))
 
 
-def _teachers(trained_on: dict) -> list[dict]:
+def _teachers(trained_on: TrainedOn) -> list[TrainedOn]:
     """``trained_on`` of the runs that labelled the synthetic images of a training."""
     parts = (trained_on, trained_on.get("synthetic", {}))
     masks = [part.get("mask_settings") or {} for part in parts]
     return [found for m in masks if (found := m.get("teacher", {}).get("trained_on"))]
 
 
-def behind(masks: dict) -> list[dict]:
+def behind(masks: Mapping[str, Any]) -> list[LabelSet]:
     """Label sets behind a mask set, of its masks.json (or the settings.json of predictions): those
     that its teacher was trained on, and those that guided a choice."""
     made = {"source": "synthetic", "mask_settings": masks.get("identity")}
     return merged(trained_labels(made), masks.get("chosen_on"))
 
 
-def supervision(trained_on: dict, chosen: list[dict], before: str | None = None) -> str:
+def supervision(trained_on: TrainedOn, chosen: list[LabelSet], before: str | None = None) -> str:
     """Supervision class of a run. ``chosen``: the choices behind it, those of the runs and masks it
     builds on included; ``before``: the class of the run it goes on from.
 
@@ -133,11 +133,11 @@ def supervision(trained_on: dict, chosen: list[dict], before: str | None = None)
     return "real" if "all" in trained else "B" if trained or chosen else "A"
 
 
-def distinct(sets: list[dict]) -> int | None:
+def distinct(sets: Iterable[LabelSet]) -> int | None:
     """How many labelled images ``sets`` are together, each counted once: a whole list holds its
     draws, of one seed the larger draw holds the smaller, draws of different seeds are counted as if
     they shared none. None if a number is not known."""
-    by_data = {}
+    by_data: dict[str, dict[int | None, int]] = {}
     for one in sets:
         draws = by_data.setdefault(one["data"], {})
         if one["labels"] is None:
@@ -146,14 +146,14 @@ def distinct(sets: list[dict]) -> int | None:
     return sum(draws.get(None) or sum(draws.values()) for draws in by_data.values())
 
 
-def told(sets: list[dict]) -> str:
+def told(sets: Iterable[LabelSet]) -> str:
     """Choices or label sets in words: "128 labels of a/tune (masks, learning_rate), 64 of
     a/train"."""
-    by_set = {}
+    by_set: dict[tuple[str, int | None, int | None], dict[str, None]] = {}
     for one in sets:
-        what = by_set.setdefault((one["data"], one["labels"], one.get("seed")), [])
-        what += [one["what"]] if "what" in one and one["what"] not in what else []
-    parts = []
+        what = by_set.setdefault((one["data"], one["labels"], one.get("seed")), {})
+        what |= dict.fromkeys([one["what"]] if "what" in one else [])
+    parts: list[str] = []
     for (data, labels, _), what in by_set.items():
         number = f"{'all' if labels is None else labels}{'' if parts else ' labels'}"
         parts.append(f"{number} of {data}" + (f" ({', '.join(what)})" if what else ""))

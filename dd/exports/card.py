@@ -1,7 +1,9 @@
 """The data card of the Hugging Face export: a README.md with the header that the hub reads."""
 
 import html
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -57,33 +59,28 @@ def card(source: Source, files: dict[str, list[str]]) -> str:
     )
 
 
-def header(source: Source, files: dict[str, list[str]]) -> dict:
+def header(source: Source, files: dict[str, list[str]]) -> dict[str, Any]:
     """The YAML header as plain values."""
     about = source.about
     licence = LICENCES.get(str(about["licence"] or "").lower())
     terms = {"license": licence or ("other" if about["licence"] else "unknown")}
     if terms["license"] == "other":
-        terms |= {"license_name": about["licence"]} | (
-            {"license_link": about["link"]} if about["link"] else {}
-        )
+        named = {"license_name": about["licence"], "license_link": about["link"]}
+        terms |= {key: value for key, value in named.items() if value}
     size = next((name for limit, name in SIZES if len(source.items) < limit), "n>10M")
-    synthetic = {
+    made = {
         "annotations_creators": ["machine-generated"],
         "tags": ["synthetic", "stable-diffusion"],
     }
+    data = [{"split": split, "path": f"data/{split}-*-of-*.parquet"} for split in files]
     return {
         "pretty_name": source.name,
         "task_categories": ["image-segmentation"],
         "task_ids": ["semantic-segmentation"],
         **terms,
-        **(synthetic if about["synthetic"] else {}),
+        **(made if about["synthetic"] else {}),
         "size_categories": [size],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": s, "path": f"data/{s}-*-of-*.parquet"} for s in files],
-            }
-        ],
+        "configs": [{"config_name": "default", "data_files": data}],
     }
 
 
@@ -96,33 +93,30 @@ def _cell(text: str) -> str:
     return html.escape(" ".join(text.split())).replace("|", "&#124;").replace("`", "&#96;")
 
 
-def used_labels(sets: list[dict]) -> str:
+def used_labels(sets: list[dict[str, Any]]) -> str:
     """What a card says of the labels behind a synthetic set
     (:func:`dd.evaluation.supervision.behind`)."""
     if not sets:
         return "No real label was used: neither for a mask nor for the choice of a setting."
     return (
         f"{distinct(sets) or 'An unknown number of'} real labels stand behind it: settings were "
-        "chosen on "
-        f"them, or a teacher learnt them: {told(sets)}. A segmenter trained on it is not of "
-        "supervision "
-        "class A (docs/sweeps.md)."
+        f"chosen on them, or a teacher learnt them: {told(sets)}. A segmenter trained on it is not "
+        "of supervision class A (docs/sweeps.md)."
     )
 
 
-def adapter(generator: dict) -> str:
+def adapter(generator: Mapping[str, Any]) -> str:
     """What a card says of LoRA layers, given the generator of run.json; "" without any."""
     if not generator.get("adapter_sha256"):
         return ""
     return (
         f" Adapted with LoRA layers of weight {generator['adapter_weight']} (sha256 "
-        f"`{generator['adapter_sha256']}`) that "
-        "were trained on other images: these may look like those, and rights and privacy of those "
-        "may reach to these."
+        f"`{generator['adapter_sha256']}`) that were trained on other images: these may look like "
+        "those, and rights and privacy of those may reach to these."
     )
 
 
-def _origin(about: dict) -> str:
+def _origin(about: Mapping[str, Any]) -> str:
     if not about["synthetic"]:
         return (
             "Real images, as prepared by `python -m dd prepare` or by hand; see their source "
@@ -131,14 +125,13 @@ def _origin(about: dict) -> str:
     generator = about["generator"]
     return (
         "**Synthetic**: the images were made by a text-to-image model, the masks read from its "
-        "attention (Dataset Diffusion, "
-        f"NeurIPS 2023). Generator: `{generator.get('model')}`, revision "
-        f"`{generator.get('revision')}`, weights sha256 "
+        f"attention (Dataset Diffusion, NeurIPS 2023). Generator: `{generator.get('model')}`, "
+        f"revision `{generator.get('revision')}`, weights sha256 "
         f"`{generator.get('weights_sha256')}`.{adapter(generator)} {used_labels(about['labels'])}"
     )
 
 
-def _licence(about: dict) -> str:
+def _licence(about: Mapping[str, Any]) -> str:
     if not about["synthetic"]:
         return "not known to this export; ask the owner of the images."
     licence = about["licence"] or "not stated, ask the owner of the weights"

@@ -8,20 +8,22 @@ the panoptic PNGs, whose segment id is category id + 1.
 
 import json
 from functools import partial
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 
-from dd.exports.source import Item, Source, png, read_ids
+from dd.exports.source import ExportItem, Source, png, read_ids
 from dd.exports.target import Target
 from dd.taxonomy import IGNORE
 
 NOTE = (
     "Masks of classes, not of objects: one annotation (or segment) is all that an image shows of "
-    "a class, and instances are "
-    "not real. Pixels in no annotation (panoptic: id 0) are uncertain and are to be ignored; "
-    "category 0 is background."
+    "a class, and instances are not real. Pixels in no annotation (panoptic: id 0) are uncertain "
+    "and are to be ignored; category 0 is background."
 )
+
+Content = dict[str, Any]  # of a JSON file, or of a row in one
 
 
 def check(source: Source, link: bool) -> list[str]:
@@ -44,47 +46,34 @@ def write(source: Source, target: Target) -> None:
             target.done(item)
 
 
-def _panoptic(item: Item) -> bytes:
+def _panoptic(item: ExportItem) -> bytes:
     ids = read_ids(item)
     segments = np.where(ids == IGNORE, 0, ids.astype(np.int32) + 1)  # R + 256 G + 65536 B
-    return png(
-        np.stack([segments & 255, segments >> 8 & 255, segments >> 16], axis=-1).astype(np.uint8)
-    )
+    colours = [segments & 255, segments >> 8 & 255, segments >> 16]
+    return png(np.stack(colours, axis=-1).astype(np.uint8))
 
 
-def _split(source: Source, split: str, numbers: dict[str, int]) -> tuple[dict, dict]:
+def _split(source: Source, split: str, numbers: dict[str, int]) -> tuple[Content, Content]:
     """(semantic, panoptic) content of a split."""
-    images, semantic, panoptic = [], [], []
+    images, semantic, panoptic = (list[Content]() for _ in range(3))
     for item in source.each(split):
-        height, width = item.size
-        number, name = numbers[item.id], f"{item.id}{item.suffix}"
-        images.append(
-            {"id": number, "file_name": name, "height": height, "width": width, **item.facts}
-        )
-        found = _regions(item)
-        for value, region in found.items():
-            row = {"id": len(semantic) + 1, "image_id": number, "category_id": value, "iscrowd": 0}
-            semantic.append(row | region)
-        rows = [
-            {
-                "id": value + 1,
-                "category_id": value,
-                "iscrowd": 0,
-                "area": region["area"],
-                "bbox": region["bbox"],
-            }
-            for value, region in found.items()
-        ]
-        panoptic.append({"image_id": number, "file_name": f"{item.id}.png", "segments_info": rows})
-    head = {
-        "info": {"description": NOTE, "data_set": source.name, "split": split},
-        "images": images,
-    }
-    tail = {"categories": _categories(source)}
+        number, (height, width) = numbers[item.id], item.size
+        image = {"id": number, "file_name": f"{item.id}{item.suffix}"}
+        images.append({**image, "height": height, "width": width, **item.facts})
+        segments = []
+        for value, region in _regions(item).items():
+            plain = {"category_id": value, "iscrowd": 0}
+            semantic.append({"id": len(semantic) + 1, "image_id": number, **plain, **region})
+            place = {"area": region["area"], "bbox": region["bbox"]}
+            segments.append({"id": value + 1, **plain, **place})
+        file = f"{item.id}.png"
+        panoptic.append({"image_id": number, "file_name": file, "segments_info": segments})
+    info = {"description": NOTE, "data_set": source.name, "split": split}
+    head, tail = {"info": info, "images": images}, {"categories": _categories(source)}
     return {**head, "annotations": semantic, **tail}, {**head, "annotations": panoptic, **tail}
 
 
-def _regions(item: Item) -> dict[int, dict]:
+def _regions(item: ExportItem) -> dict[int, Content]:
     """{class id: run lengths, area in pixels and box [x, y, width, height]} of the classes in a
     mask."""
     ids, found = read_ids(item), {}
@@ -92,15 +81,13 @@ def _regions(item: Item) -> dict[int, dict]:
         if value != IGNORE:
             code = rle.encode(np.asfortranarray(ids == value, np.uint8))
             area, box = int(rle.area(code)), [float(x) for x in rle.toBbox(code)]
-            text = {
-                "size": [int(n) for n in code["size"]],
-                "counts": code["counts"].decode("ascii"),
-            }
+            counts = code["counts"].decode("ascii")
+            text = {"size": [int(n) for n in code["size"]], "counts": counts}
             found[value] = {"segmentation": text, "area": area, "bbox": box}
     return found
 
 
-def _categories(source: Source) -> list[dict]:
+def _categories(source: Source) -> list[Content]:
     return [
         {
             "id": i,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dd.exports.source import Item, Source, png, read_ids
+from dd.exports.source import ExportItem, Source, png, read_ids
 from dd.exports.target import Target
 from dd.taxonomy import IGNORE, voc_palette
 
@@ -24,16 +24,12 @@ ARCHIVE = "cvat.zip"
 def check(source: Source, link: bool) -> list[str]:
     """ValueError for a class name that labelmap.txt cannot hold."""
     for name in source.taxonomy.names:
-        if (
-            ":" in name
-            or name.startswith("#")
-            or name != name.strip()
-            or len(name.splitlines()) != 1
-        ):
+        marked = ":" in name or name.startswith("#")
+        if marked or name != name.strip() or len(name.splitlines()) != 1:
             raise ValueError(
                 f"class {name!r}: a name in CVAT's labelmap.txt has no colon, line break, # at "
-                "its start or blank at an end; "
-                "rename the class in a taxonomy file, or choose another format"
+                "its start or blank at an end; rename the class in a taxonomy file, or choose "
+                "another format"
             )
         if name.lower() == IGNORED:
             raise ValueError(
@@ -53,22 +49,17 @@ def write(source: Source, target: Target) -> None:
 
 def _labels(source: Source) -> dict[str, list[int]]:
     """{label: colour}, background and, last, that of uncertain pixels included."""
-    names = dict(
-        zip(source.taxonomy.all_names, map(source.colour, range(len(source.taxonomy))), strict=True)
-    )
+    names = {name: source.colour(i) for i, name in enumerate(source.taxonomy.all_names)}
     return names | {IGNORED: source.colour(IGNORE)}
 
 
-def _zip(source: Source, labels: dict, path: Path, target: Target) -> None:
+def _zip(source: Source, labels: dict[str, list[int]], path: Path, target: Target) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         lines = [f"{name}:{','.join(map(str, colour))}::\n" for name, colour in labels.items()]
         _add(archive, "labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(lines))
         for split, names in source.splits.items():
-            _add(
-                archive,
-                f"ImageSets/Segmentation/{split}.txt",
-                "".join(f"{name}\n" for name in names),
-            )
+            listed = "".join(f"{name}\n" for name in names)
+            _add(archive, f"ImageSets/Segmentation/{split}.txt", listed)
         for item in source.items.values():
             classes, regions = _coloured(source, item)
             _add(archive, f"JPEGImages/{item.id}{item.suffix}", item.image.read_bytes())
@@ -77,14 +68,13 @@ def _zip(source: Source, labels: dict, path: Path, target: Target) -> None:
             target.done(item)
 
 
-def _coloured(source: Source, item: Item) -> tuple[bytes, bytes]:
+def _coloured(source: Source, item: ExportItem) -> tuple[bytes, bytes]:
     """(classes in their colours, regions in VOC's colours of 1, 2, ...) as PNGs."""
     ids, numbers = read_ids(item), np.zeros(256, np.uint8)
     present = [value for value in item.values if value != 0]
     numbers[present] = range(1, len(present) + 1)
-    classes, regions = (
-        np.array(p, np.uint8).reshape(256, 3) for p in (source.taxonomy.palette, voc_palette())
-    )
+    palettes = source.taxonomy.palette, voc_palette()
+    classes, regions = (np.array(palette, np.uint8).reshape(256, 3) for palette in palettes)
     return png(classes[ids]), png(regions[numbers[ids]])
 
 
@@ -94,7 +84,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | str) -> None:
     archive.writestr(member, data)
 
 
-def _project(labels: dict) -> str:
+def _project(labels: dict[str, list[int]]) -> str:
     """What CVAT takes as the labels of a new project or task (Raw)."""
     rows = [
         {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colour), "attributes": []}

@@ -3,23 +3,28 @@ anything is written."""
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dd.data.datasets import RECORD, SegmentationFolder, image_size, read_split
 from dd.evaluation.supervision import behind
-from dd.exports.source import Item, Source
+from dd.exports.source import ExportItem, Source
 from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import fingerprint, read_json, read_own, sha256
-from dd.store.samples import read_records, read_whole_plan
+from dd.store.samples import Sample, read_records, read_whole_plan
 from dd.store.schemas import DATASET, WHOLE_MASKS
 from dd.taxonomy import TAXONOMIES, Taxonomy, taxonomy
 
 
 def read_source(
-    folder: Path, run: dict | None, masks: str, splits: list[str] | None, classes=None
+    folder: Path,
+    run: dict[str, Any] | None,
+    masks: str,
+    splits: list[str] | None,
+    classes: Taxonomy | Path | str | None = None,
 ) -> tuple[Source, str]:
     """(the checked data set, hash of its content). ``run``: run.json of a synthetic set, None
     for real data; the other arguments, and the errors, are those of
@@ -28,13 +33,10 @@ def read_source(
     synthetic, run = run is not None, run or {}
     hashes = _mask_set(folder, masks, synthetic)
     chosen = _classes(folder, run, classes)
-    sets = {
-        split: SegmentationFolder(folder, split, chosen, masks)
-        for split in _splits(folder, splits, synthetic)
-    }
+    names = _splits(folder, splits, synthetic)
+    sets = {split: SegmentationFolder(folder, split, chosen, masks) for split in names}
     for split, data in sets.items():
-        twice = [name for name, number in Counter(data.ids).items() if number > 1]
-        if twice:
+        if twice := [name for name, number in Counter(data.ids).items() if number > 1]:
             raise ValueError(
                 f"split {split} lists {twice[0]!r} more than once: take it out of the list"
             )
@@ -45,20 +47,10 @@ def read_source(
     with Progress("check", len(wanted)) as progress:
         for name, data in wanted.items():
             items[name], counts, image_hash, mask_hash = _item(data, name, plan.get(name))
-            _compare(
-                folder,
-                "image",
-                items[name].image,
-                image_hash,
-                records.get(name, {}).get("image_sha256", image_hash),
-            )
-            _compare(
-                folder,
-                "mask",
-                items[name].mask,
-                mask_hash,
-                mask_hash if hashes is None else hashes.get(name),
-            )
+            recorded = records.get(name, {}).get("image_sha256", image_hash)
+            _compare(folder, "image", items[name].image, image_hash, recorded)
+            recorded = mask_hash if hashes is None else hashes.get(name)
+            _compare(folder, "mask", items[name].mask, mask_hash, recorded)
             content[name] = [image_hash, mask_hash, items[name].facts]
             pixels, images = pixels + counts, images + (counts > 0)
             progress.advance(1)
@@ -81,11 +73,8 @@ def is_synthetic(folder: Path) -> bool:
     if (folder / "plan.jsonl").is_file():
         return True
     run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return (
-        isinstance(run, dict)
-        and isinstance(run.get("identity"), dict)
-        and "generator" in run["identity"]
-    )
+    identity = run.get("identity") if isinstance(run, dict) else None
+    return isinstance(identity, dict) and "generator" in identity
 
 
 def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | None:
@@ -100,17 +89,14 @@ def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | Non
         return read_own(path, WHOLE_MASKS)["sha256"]
     if not synthetic:
         return None
-    there = (
-        ", ".join(sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json")))
-        or "none"
-    )
+    there = sorted(str(p.parent.relative_to(folder)) for p in folder.glob("**/masks.json"))
     raise FileNotFoundError(
-        f"{folder} has no finished mask set {masks} (no masks.json); finished ones: {there}. "
-        "Masks are made by generate.py stage=label"
+        f"{folder} has no finished mask set {masks} (no masks.json); finished ones: "
+        f"{', '.join(there) or 'none'}. Masks are made by generate.py stage=label"
     )
 
 
-def _classes(folder: Path, run: dict, given) -> Taxonomy:
+def _classes(folder: Path, run: dict[str, Any], given: Taxonomy | Path | str | None) -> Taxonomy:
     """The taxonomy that was given, or that the folder tells of."""
     if given is not None:
         return given if isinstance(given, Taxonomy) else taxonomy(given)
@@ -124,11 +110,8 @@ def _classes(folder: Path, run: dict, given) -> Taxonomy:
             "or a YAML file"
         )
     known = TAXONOMIES.get(told["name"])
-    return (
-        known
-        if known and list(known.names) == told["names"]
-        else Taxonomy(told["name"], told["names"])
-    )
+    same = known is not None and list(known.names) == told["names"]
+    return known if known and same else Taxonomy(told["name"], told["names"])
 
 
 def _splits(folder: Path, wanted: list[str] | None, synthetic: bool) -> list[str]:
@@ -144,7 +127,9 @@ def _splits(folder: Path, wanted: list[str] | None, synthetic: bool) -> list[str
     return found
 
 
-def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray, str, str]:
+def _item(
+    data: SegmentationFolder, name: str, sample: Sample | None
+) -> tuple[ExportItem, np.ndarray, str, str]:
     """(item, pixels of each value, SHA-256 of image and mask); ValueError names what is wrong
     with which file."""
     image, mask = data.image_path(name), data.mask_path(name)
@@ -154,25 +139,21 @@ def _item(data: SegmentationFolder, name: str, sample) -> tuple[Item, np.ndarray
         if stored.mode not in ("P", "L"):
             raise ValueError(
                 f"mask {mask} has mode {stored.mode}; exports copy masks in grey of 8 bits or with "
-                "a palette, "
-                "which python -m dd prepare own makes"
+                "a palette, which python -m dd prepare own makes"
             )
     counts = np.bincount(ids.ravel(), minlength=256)
-    facts = (
-        {"prompt": sample.prompt, "classes": list(sample.classes), "seed": sample.seed}
-        if sample
-        else {}
-    )
+    facts: dict[str, Any] = {}
+    if sample:
+        facts = {"prompt": sample.prompt, "classes": list(sample.classes), "seed": sample.seed}
     values = tuple(int(v) for v in np.flatnonzero(counts))
-    return Item(name, image, mask, size, values, facts), counts, sha256(image), sha256(mask)
+    return ExportItem(name, image, mask, size, values, facts), counts, sha256(image), sha256(mask)
 
 
 def _compare(folder: Path, kind: str, path: Path, found: str, recorded: str | None) -> None:
     if found != recorded:
         raise ValueError(
             f"{kind} {path} is not what its record says; python -m dd verify {folder} names all "
-            "that is damaged, "
-            "and how it heals"
+            "that is damaged, and how it heals"
         )
 
 
@@ -180,7 +161,7 @@ def _counted(numbers: np.ndarray) -> dict[int, int]:
     return {int(value): int(numbers[value]) for value in np.flatnonzero(numbers)}
 
 
-def _about(folder: Path, masks: str, run: dict) -> dict:
+def _about(folder: Path, masks: str, run: dict[str, Any]) -> dict[str, Any]:
     """What a data card says of the set, from its run.json and masks.json."""
     labels = behind(read_json(folder / masks / "masks.json")) if run else []
     terms = run.get("terms") or {}

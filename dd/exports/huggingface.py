@@ -10,9 +10,10 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dd.exports.card import card
-from dd.exports.source import Item, Source, record
+from dd.exports.source import ExportItem, Source, record
 from dd.exports.target import Target, shards
 from dd.taxonomy import IGNORE
 
@@ -35,15 +36,14 @@ def check(source: Source, link: bool) -> list[str]:
     if bad:
         raise ValueError(
             f"split {bad[0]!r}: the datasets library takes letters, digits, _ and single dots in "
-            "a split's name. Copy the "
-            "list in ImageSets/Segmentation under another name, and choose by --split what to "
-            "export"
+            "a split's name. Copy the list in ImageSets/Segmentation under another name, and "
+            "choose by --split what to export"
         )
     return ["--link changes nothing for the parquet files, which hold copies"] if link else []
 
 
 def write(source: Source, target: Target) -> None:
-    files = {}
+    files: dict[str, list[str]] = {}
     for split in source.splits:
         folder, rows = f"imagefolder/{split}", []
         for item in source.each(split):
@@ -62,22 +62,19 @@ def write(source: Source, target: Target) -> None:
                     _parquet(source, items, path)
             for item in items:
                 target.done(item)
-    names = {str(i): name for i, name in enumerate(source.taxonomy.all_names)}
-    target.write(
-        "id2label.json",
-        lambda: json.dumps(names | {str(IGNORE): "uncertain"}, indent=1, ensure_ascii=False) + "\n",
-    )
+    names = dict(enumerate(source.taxonomy.all_names)) | {IGNORE: "uncertain"}
+    labels = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
+    target.write("id2label.json", lambda: labels)
     target.write("README.md", partial(card, source, files))
 
 
 def columns(source: Source) -> list[str]:
     """Those of a synthetic set, or those that real data has too."""
-    return [
-        c for c in COLUMNS if source.about["synthetic"] or c not in ("prompt", "classes", "seed")
-    ]
+    left_out = () if source.about["synthetic"] else ("prompt", "classes", "seed")
+    return [c for c in COLUMNS if c not in left_out]
 
 
-def _pyarrow():
+def _pyarrow() -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -88,11 +85,11 @@ def _pyarrow():
     return pyarrow
 
 
-def _line(row: dict) -> str:
+def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _parquet(source: Source, items: list[Item], path: Path) -> None:
+def _parquet(source: Source, items: list[ExportItem], path: Path) -> None:
     """One shard, in row groups, with the features that let the datasets library decode images."""
     pa, chosen = _pyarrow(), columns(source)
     types = {
@@ -111,10 +108,7 @@ def _parquet(source: Source, items: list[Item], path: Path) -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _row(source: Source, item: Item) -> dict:
+def _row(source: Source, item: ExportItem) -> dict[str, Any]:
     image = {"bytes": item.image.read_bytes(), "path": f"{item.id}{item.suffix}"}
-    return {
-        **record(source, item),
-        "image": image,
-        "mask": {"bytes": item.mask.read_bytes(), "path": f"{item.id}.png"},
-    }
+    mask = {"bytes": item.mask.read_bytes(), "path": f"{item.id}.png"}
+    return {**record(source, item), "image": image, "mask": mask}

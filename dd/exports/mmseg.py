@@ -24,10 +24,8 @@ def write(source: Source, target: Target) -> None:
 
 
 def _config(source: Source) -> str:
-    names, colours = (
-        source.taxonomy.all_names,
-        [source.colour(i) for i in range(len(source.taxonomy))],
-    )
+    names = source.taxonomy.all_names
+    colours = [source.colour(i) for i in range(len(names))]
     height = max(item.size[0] for item in source.items.values())
     width = max(item.size[1] for item in source.items.values())
     crop = min(height, CROP), min(width, CROP)
@@ -80,8 +78,8 @@ def _dataset(source: Source, split: str, training: bool) -> str:
     images, annotations = _text(f"images/{split}"), _text(f"annotations/{split}")
     one = [
         'dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo, '
-        f"img_suffix={_text(suffix)}, "
-        f'seg_map_suffix=".png", data_prefix=dict(img_path={images}, seg_map_path={annotations}), '
+        f'img_suffix={_text(suffix)}, seg_map_suffix=".png", '
+        f"data_prefix=dict(img_path={images}, seg_map_path={annotations}), "
         f"ignore_index={IGNORE}, reduce_zero_label=False, "
         f"pipeline={'train' if training else 'test'}_pipeline)"
         for suffix in sorted({item.suffix for item in source.each(split)})
@@ -100,6 +98,6 @@ def _loader(kind: str, split: str, batch: int, sampler: str, shuffle: bool) -> s
 """
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     """A Python literal without braces, which mmengine would take for its own variables."""
     return repr(value).replace("{", "\\x7b").replace("}", "\\x7d")

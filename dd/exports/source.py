@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,7 @@ from dd.taxonomy import IGNORE, Taxonomy
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ExportItem:
     """One image file and its mask, a PNG of class ids in mode P or L.
 
     ``size``: (height, width) in pixels. ``values``: the pixel values in the mask, ascending, 255
@@ -26,7 +27,7 @@ class Item:
     mask: Path
     size: tuple[int, int]
     values: tuple[int, ...]
-    facts: dict = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def suffix(self) -> str:
@@ -36,7 +37,7 @@ class Item:
 @dataclass(frozen=True)
 class Source:
     """A data set to export. ``splits``: {split: sample ids in order}; a sample may be in several.
-    ``items``: {id: Item}.
+    ``items``: {id: ExportItem}.
 
     ``pixels`` and ``images``: {pixel value: how many} over all items. ``about``: what the data card
     says (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``; None where it
@@ -46,12 +47,12 @@ class Source:
     name: str
     taxonomy: Taxonomy
     splits: dict[str, list[str]]
-    items: dict[str, Item]
+    items: dict[str, ExportItem]
     pixels: dict[int, int]
     images: dict[int, int]
-    about: dict
+    about: dict[str, Any]
 
-    def each(self, split: str) -> Iterator[Item]:
+    def each(self, split: str) -> Iterator[ExportItem]:
         return (self.items[name] for name in self.splits[split])
 
     def colour(self, value: int) -> list[int]:
@@ -67,7 +68,7 @@ class Source:
         return train, val, "test" if "test" in self.splits else None
 
 
-def read_ids(item: Item) -> np.ndarray:
+def read_ids(item: ExportItem) -> np.ndarray:
     """Class ids uint8 [H, W] of the mask, 255 = uncertain."""
     with Image.open(item.mask) as image:
         return np.asarray(image)
@@ -81,7 +82,7 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def record(source: Source, item: Item) -> dict:
+def record(source: Source, item: ExportItem) -> dict[str, Any]:
     """What a table of samples says of one: id, facts, and the names of the classes in its mask."""
     return {
         "id": item.id,

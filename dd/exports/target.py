@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from dd.exports.source import Item
+from dd.exports.source import ExportItem
 from dd.store.provenance import whole, write_atomic
 
 SHARD_BYTES = 256 << 20  # of images and masks, before the next tar or parquet file is begun
@@ -24,16 +24,12 @@ class Target:
         root: str | Path,
         link: bool = False,
         advance: Callable[[int], None] = lambda number: None,
-    ):
-        self.root, self.link, self.names, self._advance, self._done = (
-            Path(root),
-            link,
-            [],
-            advance,
-            set(),
-        )
+    ) -> None:
+        self.root, self.link, self._advance = Path(root), link, advance
+        self.names: list[str] = []
+        self._done: set[str] = set()
 
-    def done(self, item: Item) -> None:
+    def done(self, item: ExportItem) -> None:
         """A sample is written; counted once, in however many splits it is."""
         if item.id not in self._done:
             self._done.add(item.id)
@@ -44,7 +40,7 @@ class Target:
         self.names.append(name)
         return not (self.root / name).is_file()
 
-    def write(self, name: str, make: Callable[[], bytes | str | Iterable]) -> None:
+    def write(self, name: str, make: Callable[[], bytes | str | Iterable[str]]) -> None:
         """The file with the content that ``make`` returns, which is called only if the file is
         not there."""
         if self.missing(name):
@@ -56,17 +52,16 @@ class Target:
             return
         path = self.root / name
         if not self.link:
-            return write_atomic(path, Path(source).read_bytes())
+            return write_atomic(path, source.read_bytes())
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(Path(source).resolve(), path)
+            os.link(source.resolve(), path)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
             raise ValueError(
                 f"{source} cannot be linked into {self.root} ({error.strerror}): hard links need "
-                "one file system that knows "
-                "them. Use --copy"
+                "one file system that knows them. Use --copy"
             ) from None
 
     def whole(self, name: str) -> AbstractContextManager[Path]:
@@ -74,15 +69,16 @@ class Target:
         return whole(self.root / name)
 
 
-def shards(items: Iterable[Item], limit: int | None = None) -> list[list[Item]]:
-    """Items in order, in parts whose images and masks have at most ``limit`` bytes
-    (:data:`SHARD_BYTES`), or one item."""
-    limit, parts, size = limit or SHARD_BYTES, [], 0
+def shards(items: Iterable[ExportItem]) -> list[list[ExportItem]]:
+    """Items in order, in parts whose images and masks have at most :data:`SHARD_BYTES`, or one
+    item."""
+    parts: list[list[ExportItem]] = []
+    free = 0
     for item in items:
-        bytes_ = item.image.stat().st_size + item.mask.stat().st_size
-        if not parts or size + bytes_ > limit:
+        size = item.image.stat().st_size + item.mask.stat().st_size
+        if not parts or size > free:
             parts.append([])
-            size = 0
+            free = SHARD_BYTES
         parts[-1].append(item)
-        size += bytes_
+        free -= size
     return parts

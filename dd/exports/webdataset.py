@@ -11,8 +11,9 @@ import json
 import tarfile
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from dd.exports.source import Item, Source, record
+from dd.exports.source import ExportItem, Source, record
 from dd.exports.target import Target, shards
 from dd.taxonomy import IGNORE
 
@@ -22,9 +23,8 @@ def check(source: Source, link: bool) -> list[str]:
 
 
 def write(source: Source, target: Target) -> None:
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {split: [] for split in source.splits}
     for split in source.splits:
-        found[split] = []
         for number, items in enumerate(shards(source.each(split))):
             name = f"{split}-{number:06d}.tar"
             found[split].append({"file": name, "images": len(items)})
@@ -40,7 +40,7 @@ def key(name: str) -> str:
     return str(path.with_name(path.name.replace("%", "%25").replace(".", "%2E")))
 
 
-def _tar(source: Source, items: list[Item], path: Path, target: Target) -> None:
+def _tar(source: Source, items: list[ExportItem], path: Path, target: Target) -> None:
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
         for item in items:
             facts = record(source, item) | {"file": f"{item.id}{item.suffix}"}
@@ -56,11 +56,10 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def _info(source: Source, found: dict) -> str:
-    names = dict(enumerate(source.taxonomy.all_names))
+def _info(source: Source, found: dict[str, list[dict[str, Any]]]) -> str:
     content = {
         "name": source.name,
-        "classes": names,
+        "classes": dict(enumerate(source.taxonomy.all_names)),
         "ignored": IGNORE,
         "splits": found,
         "about": source.about,

@@ -2,13 +2,17 @@
 paired over runs."""
 
 from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
-from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS, Interval, holm, interval
-from dd.report.page import Section, Table
+from dd.evaluation import statistics
+from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS, Interval, Score, holm, interval
+from dd.report.page import Cell, Section, Table
+from dd.report.rows import Row
 from dd.store.provenance import differences, fingerprint, read_json, sha256
 
 KEYS = (
@@ -29,7 +33,11 @@ LEVEL = 0.95  # of intervals
 EDITED = "it was edited or damaged; remove it and evaluate the run again"
 
 
-def read_metrics(path: str | Path, weights_sha256: str | None = None) -> dict:
+Result = dict[str, Any]  # of a metrics.json
+Scores = Mapping[Any, Score]  # {(seed, draw): its score}
+
+
+def read_metrics(path: str | Path, weights_sha256: str | None = None) -> Result:
     """metrics.json once it has shown that its numbers are those of its confusion matrix, and of the
     images' own where they are stored (they come along as ``images``: {"confusion": uint32 [N, C,
     C], "ids"}).
@@ -49,28 +57,29 @@ def read_metrics(path: str | Path, weights_sha256: str | None = None) -> dict:
             f"{path} was measured with another checkpoint than the run has now; evaluate the run "
             "again"
         )
-    try:
-        confusion = np.array(found["confusion"], np.int64)
-        names = list(found["iou"])
-        right = (
-            confusion.shape == (len(names),) * 2 and confusion.min() >= 0 and confusion.sum() > 0
-        )
-        right = right and _same_scores(found, confusion)
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        right = False
-    if not right:
+    confusion = _checked_confusion(found)
+    if confusion is None:
         raise ValueError(
             f"{path}: its mIoU, IoUs and accuracy are not those of its confusion matrix: {EDITED}"
         )
     if "per_image" in found:
-        found["images"] = _read_images(
-            path.parent, found["per_image"], confusion, found["num_images"]
-        )
+        found["images"] = _read_images(path.parent, found, confusion)
     return found
 
 
-def _same_scores(found: dict, confusion: np.ndarray) -> bool:
-    ious = iou(confusion)
+def _checked_confusion(found: Result) -> np.ndarray | None:
+    """The confusion matrix, if it is one and the scores are its own."""
+    try:
+        confusion = np.array(found["confusion"], np.int64)
+        square = confusion.shape == (len(found["iou"]),) * 2
+        counts = square and confusion.min() >= 0 and confusion.sum() > 0
+        return confusion if counts and _same_scores(found, confusion) else None
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None
+
+
+def _same_scores(found: Result, confusion: np.ndarray) -> bool:
+    ious = 100 * statistics.class_shares(confusion)
     given = np.array([np.nan if v is None else v for v in found["iou"].values()], float)
     accuracy = 100 * np.trace(confusion) / confusion.sum()
     pairs = [
@@ -81,43 +90,29 @@ def _same_scores(found: dict, confusion: np.ndarray) -> bool:
     return all(np.isclose(a, b, rtol=0, atol=1e-6, equal_nan=True) for a, b in pairs)
 
 
-def _read_images(folder: Path, recorded: dict, confusion: np.ndarray, number: int) -> dict | None:
+def _read_images(folder: Path, found: Result, confusion: np.ndarray) -> dict[str, Any] | None:
     """The images' own matrices; None if their file is gone."""
     path = folder / "per_image.npz"
     if not path.is_file():
         return None
-    if sha256(path) != recorded.get("sha256"):
+    if sha256(path) != found["per_image"].get("sha256"):
         raise ValueError(f"{path} is not the file that metrics.json names: {EDITED}")
     with np.load(path, allow_pickle=False) as stored:
         images = {"confusion": stored["confusion"], "ids": stored["ids"].tolist()}
-    if len(images["ids"]) != number or not np.array_equal(
-        images["confusion"].sum(0, dtype=np.int64), confusion
-    ):
+    whole = images["confusion"].sum(0, dtype=np.int64)
+    if len(images["ids"]) != found["num_images"] or not np.array_equal(whole, confusion):
         raise ValueError(f"{path} does not add up to metrics.json beside it: {EDITED}")
     return images
 
 
-def iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU in percent of each class of matrices [..., C, C]; nan for a class that occurs neither
-    in labels nor predictions."""
-    confusion = confusion.astype(float)
-    hit = np.diagonal(confusion, axis1=-2, axis2=-1)
-    union = confusion.sum(-1) + confusion.sum(-2) - hit
-    return 100 * np.divide(hit, union, out=np.full_like(union, np.nan), where=union > 0)
-
-
-def image_miou(images: dict) -> dict[str, float]:
+def image_miou(images: Mapping[str, Any]) -> dict[str, float]:
     """{id: mIoU of this image alone, over the classes that occur in it}, without images whose
     pixels are all ignored."""
-    values = iou(images["confusion"])
-    return {
-        i: float(np.nanmean(v))
-        for i, v in zip(images["ids"], values, strict=True)
-        if not np.isnan(v).all()
-    }
+    pairs = zip(images["ids"], 100 * statistics.class_shares(images["confusion"]), strict=True)
+    return {i: float(np.nanmean(v)) for i, v in pairs if not np.isnan(v).all()}
 
 
-def measured_on(result: dict) -> dict:
+def measured_on(result: Result) -> dict[str, Any]:
     """What two results must share to be compared; ``content`` (ids, masks) and ``ids`` are None
     where it does not say."""
     images = result.get("images")
@@ -133,14 +128,14 @@ def measured_on(result: dict) -> dict:
     }
 
 
-def _lines(one: dict, other: dict) -> list[str]:
+def _lines(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     known = {k for k in one if one[k] is not None and other[k] is not None}
     return differences({k: one[k] for k in known}, {k: other[k] for k in known})
 
 
 def comparable(
-    results: dict[str, dict], baseline: str | None = None
-) -> tuple[dict[str, dict], dict[str, str]]:
+    results: dict[str, Result], baseline: str | None = None
+) -> tuple[dict[str, Result], dict[str, str]]:
     """(results that were measured on the same images and classes, {name of another: why it is left
     out}).
 
@@ -149,103 +144,87 @@ def comparable(
     if not results:
         return {}, {}
     on = {name: measured_on(r) for name, r in results.items()}
-    if baseline in on:
-        standard = on[baseline]
-    # one with ids, where there is one: without them nothing says that the images are the same
-    else:
-        votes = Counter(fingerprint(v) for v in on.values())
-        standard = max(
-            on.values(),
-            key=lambda v: (
-                votes[fingerprint(v)],
-                v["ids"] is not None,
-                v["images"],
-                fingerprint(v),
-            ),
-        )
+    votes = Counter(fingerprint(v) for v in on.values())
+
+    def rank(given: dict[str, Any]) -> tuple[Any, ...]:
+        # one with ids, where there is one: without them nothing says that the images are the same
+        mark = fingerprint(given)
+        return votes[mark], given["ids"] is not None, given["images"], mark
+
+    standard = on[baseline] if baseline in on else max(on.values(), key=rank)
     left_out = {}
     for name, given in on.items():
         if lines := _lines(standard, given):
-            left_out[name] = "measured on something else than the others: " + "; ".join(
-                line[:200] for line in lines
-            )
+            shown = "; ".join(line[:200] for line in lines)
+            left_out[name] = f"measured on something else than the others: {shown}"
     return {n: r for n, r in results.items() if n not in left_out}, left_out
 
 
-def comparison(title: str, rows: list, data: str, baseline, draws: int = 1000) -> Section:
-    """One row per recipe (:class:`dd.report.rows.Row`), the best first: mean mIoU on ``data`` and
-    its difference to the recipe ``baseline``, paired over seeds, synthetic draws and test images
+def comparison(
+    title: str, rows: Sequence[Row], data: str, baseline: Row, draws: int = 1000
+) -> Section:
+    """One row per recipe, the best first: mean mIoU on ``data`` and its difference to the recipe
+    ``baseline``, paired over seeds, synthetic draws and test images
     (:func:`dd.evaluation.statistics.interval`).
 
     Bold: what :attr:`Interval.decides` after Holm's correction over the rows. ValueError if
     ``baseline`` has no score.
     """
-    scores = {row.label: row.scores(data) for row in rows if row.scores(data)}
+    scores = {row.label: found for row in rows if (found := row.scores(data))}
     if baseline.label not in scores:
-        known = ", ".join(scores)
         raise ValueError(
             f"baseline {baseline.label!r} has no result to compare with on {data}; there are: "
-            f"{known}"
+            f"{', '.join(scores)}"
         )
     supervision = {row.label: row.supervision for row in rows}
     means = {label: mean(s.miou for s in found.values()) for label, found in scores.items()}
-    paired = {
-        label: found
-        for label in scores
+    pairs = {
+        label: paired_interval(found, scores[baseline.label], draws)
+        for label, found in scores.items()
         if label != baseline.label
-        and (found := paired_interval(scores[label], scores[baseline.label], draws)) is not None
     }
+    paired = {label: found for label, found in pairs.items() if found is not None}
     adjusted = holm({label: found.p for label, found in paired.items() if found.p is not None})
-    cells, strong = [], set()
+    cells: list[list[Cell]] = []
+    strong = set()
     for label in sorted(scores, key=lambda name: (-means[name], name)):
         runs = scores[label]
-        own = interval(runs, draws=draws)
         values = [s.miou for s in runs.values()]
         shown = (means[label], stdev(values)) if len(values) > 1 else means[label]
-        row = [label, supervision[label], number_of_runs(runs), shown, _interval(own)]
-        if label == baseline.label:
-            cells.append([*row, "baseline", None, None, None])
-            continue
-        found = paired.get(label)
-        if found is not None and found.decides and adjusted[label] <= 1 - LEVEL:
-            strong.add((len(cells), 5))
-        cells.append([*row, *_difference(found, adjusted.get(label))])
-    columns = [
-        "trained on",
-        "supervision",
-        "seeds",
-        "mIoU",
-        "95 % interval",
-        f"difference to {baseline.label}",
-        "95 % interval of the difference",
-        "p (Holm)",
-        "pairs",
-    ]
-    found = [r["metrics"][data] for row in rows for r in row.runs if data in r["metrics"]]
-    images = found[0]["num_images"]
+        own = _interval(interval(runs, draws=draws))
+        compared: list[Cell] = ["baseline", None, None, None]
+        if label != baseline.label:
+            pair = pairs[label]
+            compared = _difference(pair, adjusted.get(label))
+            if pair is not None and pair.decides and adjusted[label] <= 1 - LEVEL:
+                strong.add((len(cells), 5))
+        cells.append([label, supervision[label], number_of_runs(runs), shown, own, *compared])
+    columns = ["trained on", "supervision", "seeds", "mIoU", "95 % interval"]
+    columns += [f"difference to {baseline.label}", "95 % interval of the difference"]
+    columns += ["p (Holm)", "pairs"]
+    images = next(r["metrics"][data] for row in rows for r in row.runs if data in r["metrics"])
     seeds = max((f.seeds for f in paired.values()), default=0)
     note = (
-        f"mIoU in percent on {images:,} test images; mean \u00b1 standard deviation over runs. "
-        "Intervals count the choice of test images and, with several seeds, the seeds. A "
-        "difference is taken between runs of the same seed (and the same synthetic draw) on the "
+        f"mIoU in percent on {images['num_images']:,} test images; mean \u00b1 standard deviation "
+        "over runs. Intervals count the choice of test images and, with several seeds, the seeds. "
+        "A difference is taken between runs of the same seed (and the same synthetic draw) on the "
         "same images: pairs. Bold: the interval leaves out 0, and p, corrected for the number of "
-        f"rows (Holm), is at most {1 - LEVEL:.2f}. {undecided(images, seeds)}"
+        f"rows (Holm), is at most {1 - LEVEL:.2f}. {undecided(images['num_images'], seeds)}"
     )
-    if any(s.per_image is None for found in scores.values() for s in found.values()):
+    if any(s.per_image is None for runs in scores.values() for s in runs.values()):
         note += (
             " A result without a matrix for each image has no share of the images in its "
             "interval; evaluate the run again."
         )
-    return Table(
-        title, columns, cells, note=note.strip(), bars=("mIoU",), highlight=frozenset(strong)
-    )
+    bold = frozenset(strong)
+    return Table(title, columns, cells, note=note.strip(), bars=("mIoU",), highlight=bold)
 
 
-def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | None:
+def paired_interval(one: Scores, other: Scores, draws: int = 1000) -> Interval | None:
     """The interval of the mean difference of two recipes' scores by (seed, draw); None without a
     pair. A draw of None is that of real images alone, or not known: it goes with every draw of
     its seed."""
-    pairs = {}
+    pairs: dict[Hashable, tuple[Score, Score]] = {}
     for (seed, draw), score in one.items():
         partner = other.get((seed, draw), other.get((seed, None)))
         if partner is not None:
@@ -254,12 +233,11 @@ def paired_interval(one: dict, other: dict, draws: int = 1000) -> Interval | Non
             pairs |= {(s, d): (score, found) for (s, d), found in other.items() if s == seed}
     if not pairs:
         return None
-    return interval(
-        {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}, draws=draws
-    )
+    first, second = ({k: pair[i] for k, pair in pairs.items()} for i in (0, 1))
+    return interval(first, second, draws=draws)
 
 
-def number_of_runs(keys) -> int | str:
+def number_of_runs(keys: Collection[Any]) -> int | str:
     """How many seeds, and how many synthetic draws where there are several, of runs by (seed,
     draw)."""
     seeds, draws = len({s for s, _ in keys}), len({d for _, d in keys})
@@ -277,7 +255,7 @@ def undecided(images: int | None, seeds: int) -> str:
     return f"This table decides nothing ({least}): {' and '.join(lacking)}."
 
 
-def _difference(found: Interval | None, p: float | None) -> list:
+def _difference(found: Interval | None, p: float | None) -> list[Cell]:
     if found is None:
         return ["no seed in both", None, None, 0]
     shown = p if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
@@ -288,7 +266,11 @@ def signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _interval(
-    found: Interval, text=lambda v: f"{v:.1f}".replace("-", "\N{MINUS SIGN}")
-) -> str | None:
-    return None if found.low is None else f"{text(found.low)} to {text(found.high)}"
+def plain(value: float) -> str:
+    return f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(found: Interval, text: Callable[[float], str] = plain) -> str | None:
+    if found.low is None or found.high is None:
+        return None
+    return f"{text(found.low)} to {text(found.high)}"

@@ -5,13 +5,14 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dd.report.explore import Legend
 from dd.store.provenance import write_atomic
 
 NAME = "index.html"
 
 
 def write_contact_sheet(
-    folder: str | Path, title: str, note: str, pictures: list[tuple[str, str]], legend
+    folder: str | Path, title: str, note: str, pictures: list[tuple[str, str]], legend: Legend
 ) -> Path:
     """``index.html`` in ``folder``: ``pictures`` of (label, path below the folder), shown as
     they are needed; ``legend`` of (name, "#rrggbb") as :func:`dd.report.pictures.legend` gives

@@ -1,16 +1,19 @@
 """What one synthetic data set holds: balance of the classes, sizes, uncertainty, quality
 signals, samples to look at."""
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from dd.data.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image
 from dd.report import charts, pictures
-from dd.report.explore import Samples, Shown
-from dd.report.page import Chart, Table
+from dd.report.explore import SampleBrowser, Shown
+from dd.report.page import Cell, Chart, Section, Table
 from dd.store.samples import Sample
 from dd.taxonomy import IGNORE, voc_palette
 
@@ -29,20 +32,20 @@ class Statistics:
     {sample id: percent}; ``missing`` {sample id: classes}."""
 
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    asked: dict = field(default_factory=dict)
-    present: dict = field(default_factory=dict)
-    areas: dict = field(default_factory=dict)
-    uncertain: dict = field(default_factory=dict)
-    missing: dict = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    present: Counter[str] = field(default_factory=Counter)
+    areas: dict[str, list[float]] = field(default_factory=dict)
+    uncertain: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, sample: Sample, mask: np.ndarray) -> None:
         counts = np.bincount(mask.ravel(), minlength=256)
         self.pixels += counts
         self.uncertain[sample.id] = 100 * counts[IGNORE] / mask.size
         for name, i in zip(sample.classes, sample.class_ids, strict=True):
-            self.asked[name] = self.asked.get(name, 0) + 1
+            self.asked[name] += 1
             if counts[i]:
-                self.present[name] = self.present.get(name, 0) + 1
+                self.present[name] += 1
                 self.areas.setdefault(name, []).append(100 * counts[i] / mask.size)
             else:
                 self.missing.setdefault(sample.id, []).append(name)
@@ -62,38 +65,27 @@ def statistics(plan: list[Sample], masks: Path) -> Statistics:
     return found
 
 
-def balance(found: Statistics, names):
+def balance(found: Statistics, names: Sequence[str]) -> Iterator[Section]:
     """Images and pixels of each class, as a chart and a table; ``names`` in mask order,
     background first."""
     share = 100 * found.pixels / max(1, found.pixels.sum())
     classes = [n for n in names[1:] if n in found.asked]
-    images = {
+    images: charts.Bars = {
         "asked for in the prompt": [(n, float(found.asked[n]), None) for n in classes],
-        "in the mask": [(n, float(found.present.get(n, 0)), None) for n in classes],
+        "in the mask": [(n, float(found.present[n]), None) for n in classes],
     }
     yield Chart("Class balance: images", charts.bar_chart_svg(images, "images", digits=0))
-    pixels = {
-        "pixels": [
-            (n, float(share[i]), None) for i, n in enumerate(names) if i == 0 or n in found.asked
-        ]
-    }
-    pixels["pixels"].append(("uncertain", float(share[IGNORE]), None))
+    shares = {n: float(share[i]) for i, n in enumerate(names)}
+    shown = [(n, v, None) for n, v in shares.items() if n == names[0] or n in found.asked]
+    pixels: charts.Bars = {"pixels": [*shown, ("uncertain", float(share[IGNORE]), None)]}
     yield Chart("Class balance: pixels", charts.bar_chart_svg(pixels, "share of all pixels (%)"))
-    rows = []
+    rows: list[list[Cell]] = []
     for n in classes:
-        asked, present = found.asked[n], found.present.get(n, 0)
+        asked, present = found.asked[n], found.present[n]
         area = median(found.areas[n]) if n in found.areas else None
-        rows.append(
-            [n, asked, present, 100 * (1 - present / asked), float(share[names.index(n)]), area]
-        )
-    columns = [
-        "class",
-        "asked for",
-        "in the mask",
-        "missing (%)",
-        "share of pixels (%)",
-        "median area (%)",
-    ]
+        rows.append([n, asked, present, 100 * (1 - present / asked), shares[n], area])
+    columns = ["class", "asked for", "in the mask", "missing (%)", "share of pixels (%)"]
+    columns.append("median area (%)")
     note = (
         "Missing: the prompt asks for the class and its mask has no pixel of it. Area: of an "
         "image in which the class is."
@@ -103,63 +95,56 @@ def balance(found: Statistics, names):
     yield Table("Classes", columns, rows, note)
 
 
-def histograms(found: Statistics, signals: list[dict], power: int | None, source: str):
+def histograms(
+    found: Statistics, signals: list[dict[str, Any]], power: int | None, source: str
+) -> Iterator[Section]:
     """Areas, uncertainty, and the quality signals of the records (:mod:`dd.data.quality`) as far
     as they are there."""
     areas = [a for values in found.areas.values() for a in values]
     if areas:
         svg = charts.histogram_svg(areas, "area of a class in an image (%)", "classes in images")
         yield Chart("Mask areas", svg)
-    svg = charts.histogram_svg(
-        list(found.uncertain.values()), "uncertain pixels of an image (%)", "images"
-    )
+    uncertain = list(found.uncertain.values())
+    svg = charts.histogram_svg(uncertain, "uncertain pixels of an image (%)", "images")
     yield Chart("Uncertainty", svg)
     for name, values in signal_values(signals, power, source).items():
-        yield Chart(
-            f"Quality: {name}",
-            charts.histogram_svg(
-                values, name, "images" if name == "CLIP score" else "classes in images"
-            ),
-        )
+        counted = "images" if name == "CLIP score" else "classes in images"
+        yield Chart(f"Quality: {name}", charts.histogram_svg(values, name, counted))
 
 
-def signal_values(signals: list[dict], power: int | None, source: str) -> dict[str, list[float]]:
+def signal_values(
+    signals: list[dict[str, Any]], power: int | None, source: str
+) -> dict[str, list[float]]:
     """{what: finite numbers} of the samples that have signals: those of the heat at the masks'
     power, and CLIP scores."""
-    found = {label: [] for label in (*SIGNALS.values(), "CLIP score", "CLIP score of a class")}
+    labels = (*SIGNALS.values(), "CLIP score", "CLIP score of a class")
+    found: dict[str, list[float | None]] = {label: [] for label in labels}
     for signal in signals:
         heat = signal.get("heat", {}).get(source, {})
         for key, label in SIGNALS.items():
-            found[label] += [
-                row[power] for row in heat.get(key, []) if power is not None and power < len(row)
-            ]
+            if power is not None:
+                found[label] += [row[power] for row in heat.get(key, []) if power < len(row)]
         clip = signal.get("clip", {})
         found["CLIP score"] += [clip["prompt"]] if "prompt" in clip else []
         found["CLIP score of a class"] += clip.get("classes", [])
-    found = {
-        k: [v for v in values if v is not None and np.isfinite(v)] for k, values in found.items()
-    }
-    return {k: v for k, v in found.items() if v}
+    known = {k: [v for v in vs if v is not None and np.isfinite(v)] for k, vs in found.items()}
+    return {k: vs for k, vs in known.items() if vs}
 
 
 def choose(plan: list[Sample], count: int) -> list[Sample]:
     """``count`` samples in plan order, so that each class gets its turn: rare classes are seen
     too."""
-    waiting, chosen = {}, {}
+    waiting: dict[str, list[Sample]] = {}
     for sample in plan:
         for name in sample.classes:
             waiting.setdefault(name, []).append(sample)
-    while len(chosen) < min(count, len(plan)):
-        before = len(chosen)
-        for queue in waiting.values():
-            while queue and queue[0].id in chosen:
-                queue.pop(0)
+    chosen: set[str] = set()
+    while len(chosen) < count and any(waiting.values()):
+        for name, queue in waiting.items():
+            waiting[name] = queue = [s for s in queue if s.id not in chosen]
             if queue and len(chosen) < count:
-                sample = queue.pop(0)
-                chosen[sample.id] = sample
-        if len(chosen) == before:
-            break
-    return sorted(chosen.values(), key=lambda s: plan.index(s))
+                chosen.add(queue.pop(0).id)
+    return [s for s in plan if s.id in chosen]
 
 
 def gallery(
@@ -167,33 +152,25 @@ def gallery(
     masks: Path,
     samples: list[Sample],
     found: Statistics,
-    names,
+    names: Sequence[str],
     power: int | None,
     source: str,
-) -> Samples:
+) -> SampleBrowser:
     """Image, heat of each class, mask and overlay of some samples; heat at the masks' power, or
     the highest that is stored."""
     palette, shown = voc_palette(), []
     for sample in samples:
-        image, mask = (
-            read_image(synthetic_image(folder, sample.id)),
-            read_mask(masks / f"{sample.id}.png"),
-        )
+        image = read_image(synthetic_image(folder, sample.id))
+        mask = read_mask(masks / f"{sample.id}.png")
         heat = stored_heat(folder, sample.id)
         maps = heat.get(source, heat["class_prompt"])
-        k = min(maps.shape[1] - 1, maps.shape[1] - 1 if power is None else power)
-        parts = [("image", pictures.small_data_uri(image))]
-        parts += [
-            (f"heat: {name}", pictures.small_data_uri(pictures.heat(image, maps[i, k])))
-            for i, name in enumerate(sample.classes)
-        ]
-        drawn = {
-            "mask": pictures.colour_mask(mask, palette),
-            "overlay": pictures.overlay(image, mask, palette),
-        }
-        parts += [
-            (name, pictures.small_data_uri(picture, photo=False)) for name, picture in drawn.items()
-        ]
+        k = maps.shape[1] - 1 if power is None else min(maps.shape[1] - 1, power)
+        photos = {"image": image}
+        for i, name in enumerate(sample.classes):
+            photos[f"heat: {name}"] = pictures.heat(image, maps[i, k])
+        parts = [(name, pictures.small_data_uri(photo)) for name, photo in photos.items()]
+        for name, drawn in pictures.drawn(image, mask, palette).items():
+            parts.append((name, pictures.small_data_uri(drawn, photo=False)))
         facts = {
             "classes": ", ".join(sample.classes),
             "seed": str(sample.seed),
@@ -204,4 +181,4 @@ def gallery(
     note = (
         f"{len(samples)} of {len(found.uncertain)} samples, so chosen that each class has its turn."
     )
-    return Samples("Samples", shown, note, pictures.legend(names, palette, uncertain=True))
+    return SampleBrowser("Samples", shown, note, pictures.legend(names, palette, uncertain=True))

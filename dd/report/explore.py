@@ -2,9 +2,12 @@
 searched by text."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+Legend = Sequence[tuple[str, str]]  # (name, "#rrggbb")
 
 SCRIPT = Path(__file__).parent / "filter.js"  # shows and hides samples; without it all are shown
 PICTURES = ("data:image/png;base64,", "data:image/jpeg;base64,")
@@ -19,7 +22,7 @@ def check_picture(uri: str, where: str) -> None:
         )
 
 
-def check_legend(legend, where: str) -> None:
+def check_legend(legend: Legend, where: str) -> None:
     for name, colour in legend:
         if not re.fullmatch("#[0-9a-fA-F]{6}", colour):
             raise ValueError(f"{where}: the colour of {name!r} must be #rrggbb, got {colour!r}")
@@ -37,39 +40,32 @@ class Matrix:
     kind: ClassVar[str] = "matrix"
     title: str
     corner: str
-    rows: list[str]
-    columns: list[str]
-    values: list[list[float | None]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float | None]]
     note: str = ""
     digits: int = 0
     limits: tuple[float, float] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         widths = {len(row) for row in self.values}
         if len(self.values) != len(self.rows) or widths - {len(self.columns)}:
             raise ValueError(
                 f"matrix {self.title!r}: {len(self.rows)} rows and {len(self.columns)} columns "
-                "are named, the values have "
-                f"{len(self.values)} rows of {sorted(widths)} columns"
+                f"are named, the values have {len(self.values)} rows of {sorted(widths)} columns"
             )
 
-    def cells(self) -> list[list[dict]]:
+    def cells(self) -> list[list[dict[str, Any]]]:
         """What the template shows: text and shade (0 to 100) of each cell."""
         known = [v for row in self.values for v in row if v is not None]
         low, high = self.limits or (min(known, default=0), max(known, default=0))
-        span = (high - low) or 1
-        return [
-            [
-                {"text": "", "shade": 0}
-                if v is None
-                else {
-                    "text": f"{v:.{self.digits}f}",
-                    "shade": round(100 * min(1, max(0, (v - low) / span))),
-                }
-                for v in row
-            ]
-            for row in self.values
-        ]
+        return [[self._cell(v, low, (high - low) or 1) for v in row] for row in self.values]
+
+    def _cell(self, value: float | None, low: float, span: float) -> dict[str, Any]:
+        if value is None:
+            return {"text": "", "shade": 0}
+        shade = round(100 * min(1, max(0, (value - low) / span)))
+        return {"text": f"{value:.{self.digits}f}", "shade": shade}
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleBrowser:
     """Samples with a filter by class, a search in their text, and a switch for those with a
     class that is missing."""
 
@@ -98,9 +94,9 @@ class Samples:
     title: str
     samples: list[Shown]
     note: str = ""
-    legend: list[tuple[str, str]] = ()
+    legend: Legend = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for sample in self.samples:
             for _, picture in sample.pictures:
                 check_picture(picture, f"samples {self.title!r}, {sample.id!r}")

@@ -10,27 +10,27 @@ whatever is not inline, and every script but ``filter.js``, which it knows by it
 import base64
 import hashlib
 import io
-import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from numbers import Integral
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from dd.report.explore import SCRIPT, Matrix, Samples, check_legend, check_picture
+from dd.report.explore import SCRIPT, Legend, Matrix, SampleBrowser, check_legend, check_picture
+from dd.store.provenance import write_atomic
 
 # CSS pixels, the widest a gallery shows a picture: smaller ones are enlarged, with hard pixel edges
 PIXEL_ART = 168
 MISSING = "–"
 
 Number = int | float | None
-Cell = (
-    str | Number | tuple[Number, Number]
-)  # text, a number, or (mean, sd); None is shown as a dash
+Cell = str | Number | tuple[Number, Number]  # the last is (mean, sd); None is shown as a dash
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Table:
 
     kind: ClassVar[str] = "table"
     title: str
-    columns: list[str]
-    rows: list[list[Cell]]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
     note: str = ""
     bars: tuple[str, ...] = ()
     best: tuple[str, ...] = ()
     highlight: frozenset[tuple[int, int]] = frozenset()
     digits: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(
@@ -75,37 +75,31 @@ class Table:
                 f"table {self.title!r}: no column {sorted(unknown)}; columns: {self.columns}"
             )
 
-    def cells(self) -> list[list[dict]]:
+    def cells(self) -> list[list[dict[str, Any]]]:
         """What the template shows: text, numeric (set right), strong, bar (percent or None) of
         each cell."""
         columns = list(zip(*self.rows, strict=True))
+        known = [[m for cell in column if (m := _mean(cell)) is not None] for column in columns]
         numeric = [
-            any(map(_is_number, column)) and not any(isinstance(c, str) for c in column)
-            for column in columns
+            bool(means) and not any(isinstance(cell, str) for cell in column)
+            for means, column in zip(known, columns, strict=True)
         ]
-        largest = [max(map(_mean, filter(_is_number, column)), default=None) for column in columns]
-        return [
-            [
-                {
-                    "text": self._text(cell, name),
-                    "numeric": numeric[j],
-                    "strong": (i, j) in self.highlight
-                    or (name in self.best and _is_number(cell) and _mean(cell) == largest[j]),
-                    "bar": min(100.0, max(0.0, _mean(cell)))
-                    if name in self.bars and _is_number(cell)
-                    else None,
-                }
-                for j, (name, cell) in enumerate(zip(self.columns, row, strict=True))
-            ]
-            for i, row in enumerate(self.rows)
-        ]
+        found: list[list[dict[str, Any]]] = []
+        for i, row in enumerate(self.rows):
+            found.append([])
+            for j, (name, cell) in enumerate(zip(self.columns, row, strict=True)):
+                mean, bold = _mean(cell), (i, j) in self.highlight
+                if mean is not None and name in self.best:
+                    bold = bold or mean == max(known[j])
+                bar = None if mean is None or name not in self.bars else min(100.0, max(0.0, mean))
+                shown = {"text": self._text(cell, name), "numeric": numeric[j]}
+                found[-1].append({**shown, "strong": bold, "bar": bar})
+        return found
 
     def _text(self, cell: Cell, column: str) -> str:
         if isinstance(cell, tuple):
-            mean, sd = cell
-            return self._text(mean, column) + (
-                f" ± {self._text(sd, column)}" if None not in cell else ""
-            )
+            mean, sd = (self._text(number, column) for number in cell)
+            return mean if None in cell else f"{mean} ± {sd}"
         if cell is None or isinstance(cell, str):
             return MISSING if cell is None else cell
         digits = 0 if isinstance(cell, Integral) else self.digits.get(column, 1)
@@ -122,7 +116,7 @@ class Chart:
     svg: Markup
     note: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.svg, Markup):
             got = type(self.svg).__name__
             raise TypeError(
@@ -137,12 +131,12 @@ class Gallery:
 
     kind: ClassVar[str] = "gallery"
     title: str
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
     note: str = ""
-    legend: list[tuple[str, str]] = ()
+    legend: Legend = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for label, pictures in self.rows:
             if len(pictures) != len(self.columns):
                 raise ValueError(
@@ -154,11 +148,11 @@ class Gallery:
         check_legend(self.legend, f"gallery {self.title!r}")
 
 
-Section = Text | Table | Chart | Gallery | Matrix | Samples
+Section = Text | Table | Chart | Gallery | Matrix | SampleBrowser
 
 
 def render(
-    title: str, subtitle: str, sections: list[Section], facts: dict[str, str] | None = None
+    title: str, subtitle: str, sections: Sequence[Section], facts: dict[str, str] | None = None
 ) -> str:
     """The page as HTML. ``facts`` are short name-value pairs under the title; the titles make
     the navigation."""
@@ -171,11 +165,9 @@ def render(
         keep_trailing_newline=True,
     )
     environment.filters["picture_size"] = picture_size
-    script = (
-        Markup(SCRIPT.read_text(encoding="utf-8"))
-        if any(isinstance(s, Samples) for s in sections)
-        else None
-    )
+    script = None
+    if any(isinstance(s, SampleBrowser) for s in sections):
+        script = Markup(SCRIPT.read_text(encoding="utf-8"))
     return environment.get_template("page.html.j2").render(
         title=title,
         subtitle=subtitle,
@@ -189,15 +181,8 @@ def render(
 
 def write(path: str | Path, html: str) -> Path:
     """Write the page in one step: a reader sees the old page or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    write_atomic(path, html)
+    return Path(path)
 
 
 def picture_size(uri: str) -> tuple[int, int]:
@@ -206,34 +191,26 @@ def picture_size(uri: str) -> tuple[int, int]:
         return image.size
 
 
-def _is_number(cell: Cell) -> bool:
-    return _mean(cell) is not None
-
-
 def _mean(cell: Cell) -> Number:
     value = cell[0] if isinstance(cell, tuple) else cell
     return None if isinstance(value, str) else value
 
 
-def _anchors(sections) -> list[str]:
+def _anchors(sections: Sequence[Section]) -> list[str]:
     """One id per section, from its title; repeated titles get a number."""
-    anchors = []
+    anchors: list[str] = []
     for number, section in enumerate(sections, 1):
         slug = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-") or "section"
         anchors.append(slug if slug not in anchors else f"{slug}-{number}")
     return anchors
 
 
-def _widths(sections) -> list[str]:
+def _widths(sections: Sequence[Section]) -> list[str]:
     """Neighbouring charts share a row in pairs ("half"); everything else, and a chart left over,
     is "full"."""
-    widths = []
-    for i, section in enumerate(sections):
-        second = i > 0 and isinstance(sections[i - 1], Chart) and widths[-1] == "open"
-        if not isinstance(section, Chart):
-            widths.append("full")
-        elif second:
-            widths[-1:] = ["half", "half"]
-        else:
-            widths.append("open")
-    return ["full" if w == "open" else w for w in widths]
+    widths: list[str] = []
+    for chart, group in groupby(sections, lambda section: isinstance(section, Chart)):
+        number = len(list(group))
+        pairs = number // 2 if chart else 0
+        widths += ["half"] * (2 * pairs) + ["full"] * (number - 2 * pairs)
+    return widths

@@ -7,6 +7,7 @@ uncertain; a palette is a flat list ``[r, g, b] * n`` in class order
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -17,13 +18,14 @@ from dd.taxonomy import IGNORE
 SMALL = 224  # pixels, the long side of a picture in a report
 BACKGROUND_RGB = (30, 33, 40)
 UNCERTAIN_RGB = (206, 208, 212)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 HATCH_RGB = (120, 124, 130)  # second colour of the stripes over uncertain pixels
 
 
 # ----------------------------------------------------------------------------------------- pictures
 
 
-def _lookup(mask, palette: list[int]) -> np.ndarray:
+def _lookup(mask: np.ndarray, palette: list[int]) -> np.ndarray:
     """Colours [256, 3] of every pixel value; ValueError if the mask is not a mask or holds a
     class without a colour."""
     if mask.dtype != np.uint8 or mask.ndim != 2:
@@ -63,6 +65,11 @@ def overlay(
     return np.where((mask == 0)[..., None], image, mixed)
 
 
+def drawn(image: np.ndarray, mask: np.ndarray, palette: list[int]) -> dict[str, np.ndarray]:
+    """{"mask", "overlay": pictures} of one sample."""
+    return {"mask": colour_mask(mask, palette), "overlay": overlay(image, mask, palette)}
+
+
 def heat(image: np.ndarray, heat: np.ndarray, alpha: float = 0.7) -> np.ndarray:
     """A heat map [h, w] over the greyed image: min-max scaled (a constant map is cold), bicubic
     to the image size."""
@@ -82,7 +89,9 @@ def heat(image: np.ndarray, heat: np.ndarray, alpha: float = 0.7) -> np.ndarray:
     return np.rint((1 - alpha) * grey + alpha * colours).astype(np.uint8)
 
 
-def legend(names, palette: list[int], uncertain: bool = False) -> list[tuple[str, str]]:
+def legend(
+    names: Sequence[str], palette: list[int], uncertain: bool = False
+) -> list[tuple[str, str]]:
     """(name, "#rrggbb") of every class as :func:`colour_mask` paints it; ``names`` in mask
     order, background first."""
     colours = _lookup(np.array([[len(names) - 1]], np.uint8), palette)
@@ -138,16 +147,13 @@ def contact_sheet(
     cells = [[_enlarged(picture, scale) for picture in row] for row in rows]
     font = ImageFont.load_default(13)
     widths = [max(row[j].shape[1] for row in cells if j < len(row)) for j in range(n_columns)]
-    heads = [
-        _wrapped(text, font, width)
-        for text, width in zip(column_labels or [], widths, strict=False)
-    ]
+    heads = [_wrapped(t, font, w) for t, w in zip(column_labels or [], widths, strict=False)]
     sides = [_wrapped(text, font, 150) for text in row_labels or []]
-    widths = [max(w, *_text_size(heads[j], font)[:1]) if heads else w for j, w in enumerate(widths)]
+    if heads:
+        widths = [max(w, _text_size(t, font)[0]) for w, t in zip(widths, heads, strict=True)]
     heights = [max((p.shape[0] for p in row), default=0) for row in cells]
-    heights = [
-        max(h, *_text_size(sides[i], font)[1:]) if sides else h for i, h in enumerate(heights)
-    ]
+    if sides:
+        heights = [max(h, _text_size(t, font)[1]) for h, t in zip(heights, sides, strict=True)]
     left = max((_text_size(t, font)[0] for t in sides), default=-gap) + 2 * gap
     top = max((_text_size(t, font)[1] for t in heads), default=-gap) + 2 * gap
     xs = left + np.concatenate([[0], np.cumsum(np.add(widths, gap))])
@@ -164,31 +170,30 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def _check_image(image):
+def _check_image(image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image is uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
 
 
-def _enlarged(picture, scale: int):
+def _enlarged(picture: np.ndarray, scale: int) -> np.ndarray:
     if picture.dtype != np.uint8:
         raise ValueError(f"a picture is uint8, got {picture.dtype}")
     return np.ascontiguousarray(picture.repeat(scale, 0).repeat(scale, 1))
 
 
-def _hex(rgb) -> str:
+def _hex(rgb: Iterable[int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*rgb)
 
 
-def _wrapped(text: str, font, width: float) -> str:
+def _wrapped(text: str, font: Font, width: float) -> str:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        lines[-1:] = (
-            [longer] if not lines[-1] or font.getlength(longer) <= width else [lines[-1], word]
-        )
+        fits = not lines[-1] or font.getlength(longer) <= width
+        lines[-1:] = [longer] if fits else [lines[-1], word]
     return "\n".join(lines)
 
 
-def _text_size(text: str, font) -> tuple[int, int]:
+def _text_size(text: str, font: Font) -> tuple[int, int]:
     box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font, anchor="la")
     return int(np.ceil(box[2])), int(np.ceil(box[3])) + 3

@@ -7,8 +7,10 @@ labeller, real = real masks train the segmenter. What was not run stays empty.
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from dd.report.page import Cell, Section, Table
 
@@ -23,7 +25,11 @@ TRAINED_ON = {
 }
 
 
-def reproduction(data: str, measured: list[dict]) -> list[Section]:
+Published = Mapping[str, Any]  # a row of published.json
+Measured = Mapping[str, Any]  # see reproduction
+
+
+def reproduction(data: str, measured: Sequence[Measured]) -> list[Section]:
     """The reproduction table of ``data`` (``voc``, ``coco``) and the other published results; []
     for other data.
 
@@ -39,29 +45,19 @@ def reproduction(data: str, measured: list[dict]) -> list[Section]:
     published = [r for r in PUBLISHED["results"] if r["data"] == data]
     if not published:
         return []
-    groups: dict[tuple, list[dict]] = {}
+    groups: dict[tuple[Any, ...], list[Measured]] = {}
     for entry in measured:
-        groups.setdefault(
-            tuple(entry[k] for k in (*KEYS, "variant", "origin", "recipe")), []
-        ).append(entry)
-    rows = [
-        _row(r["segmenter"], r["arm"], r, groups.pop(_nearest(groups, r), [])) for r in published
-    ]
-    rows += [
-        _row(segmenter, arm, None, found) for (segmenter, arm, *_), found in sorted(groups.items())
-    ]
-    columns = [
-        "segmenter",
-        "trained on",
-        "saw",
-        "published",
-        "published for",
-        "measured",
-        "measured with",
-        "difference",
-        "measured, multi-scale + flip",
-        "seeds",
-    ]
+        key = tuple(entry[k] for k in (*KEYS, "variant", "origin", "recipe"))
+        groups.setdefault(key, []).append(entry)
+    rows = []
+    for row in published:
+        nearest = _nearest(groups, row)
+        found = groups.pop(nearest) if nearest else []
+        rows.append(_row(row["segmenter"], row["arm"], row, found))
+    for (segmenter, arm, *_), found in sorted(groups.items()):
+        rows.append(_row(segmenter, arm, None, found))
+    columns = ["segmenter", "trained on", "saw", "published", "published for", "measured"]
+    columns += ["measured with", "difference", "measured, multi-scale + flip", "seeds"]
     sources = {r["source"] for r in published}
     note = (
         "mIoU in percent; a dash: not run. A difference is given where as many images were "
@@ -81,48 +77,39 @@ def reproduction(data: str, measured: list[dict]) -> list[Section]:
         for r in others
     ]
     names = ["method", "segmenter", "images", "saw", "mIoU", "source"]
-    return [
-        table,
-        Table(f"Other published results: {data}", names, cells, note="Not measured here."),
-    ]
+    other = Table(f"Other published results: {data}", names, cells, note="Not measured here.")
+    return [table, other]
 
 
-def _nearest(groups: dict, published: dict) -> tuple | None:
+def _nearest(
+    groups: Mapping[tuple[Any, ...], list[Measured]], published: Published
+) -> tuple[Any, ...] | None:
     """The main recipe of a published row whose number of images is nearest to the published one."""
     wanted, own = _number(published["images"]), (*(published[k] for k in KEYS), "")
     found = [key for key in groups if key[: len(own)] == own]
     return min(found, key=lambda key: (abs(groups[key][0]["number"] - wanted), key), default=None)
 
 
-def _row(segmenter, arm, published, found) -> list[Cell]:
+def _row(
+    segmenter: str, arm: str, published: Published | None, found: list[Measured]
+) -> list[Cell]:
     single, augmented = ([e["miou"] for e in found if e["tta"] is tta] for tta in (False, True))
-    saw = (
-        published["supervision"]
-        if published
-        else "/".join(sorted({e["supervision"] for e in found}))
-    )
-    value = published and published["miou"]
-    alike = published and all(_as_many(e["number"], published["images"]) for e in found)
-    difference = mean(single) - value if single and alike else None
+    saw = "/".join(sorted({e["supervision"] for e in found}))
+    name = TRAINED_ON.get(arm, arm) + next((f"; {e['variant']}" for e in found if e["variant"]), "")
+    value = difference = None
+    images = ""
+    if published:
+        saw, value, images = (published[key] for key in ("supervision", "miou", "images"))
+        if single and all(_as_many(e["number"], images) for e in found):
+            difference = mean(single) - value
+    else:
+        name += next((f" (real images from {e['origin']})" for e in found if e["origin"]), "")
     seeds = ", ".join(str(s) for s in sorted({e["seed"] for e in found}))
-    variant = next((f"; {e['variant']}" for e in found if e["variant"]), "")
-    if not published:
-        variant += next((f" (real images from {e['origin']})" for e in found if e["origin"]), "")
-    return [
-        segmenter,
-        TRAINED_ON.get(arm, arm) + variant,
-        saw,
-        value,
-        published["images"] if published else "",
-        _cell(single),
-        _measured_with(found),
-        difference,
-        _cell(augmented),
-        seeds,
-    ]
+    known: list[Cell] = [segmenter, name, saw, value, images]
+    return [*known, _cell(single), _measured_with(found), difference, _cell(augmented), seeds]
 
 
-def _measured_with(found) -> str:
+def _measured_with(found: list[Measured]) -> str:
     """ "16 synthetic images, 5 steps" of the runs of one recipe."""
     steps = {"steps not known" if e["steps"] is None else f"{e['steps']:,} steps" for e in found}
     return "; ".join(sorted({f"{e['images']} images, {s}" for e in found for s in steps}))
@@ -144,9 +131,9 @@ def _cell(values: list[float]) -> Cell:
     return (mean(values), stdev(values)) if len(values) > 1 else values[0]
 
 
-def _which(rows, source) -> str:
+def _which(rows: list[Published], source: str) -> str:
     return ", ".join(sorted({TRAINED_ON[r["arm"]] for r in rows if r["source"] == source}))
 
 
-def _source(row) -> str:
+def _source(row: Published) -> str:
     return PUBLISHED["sources"].get(row["source"], row["source"])

@@ -8,8 +8,9 @@ part of a recipe.
 What cannot be told is left in: a recipe is rather split in two than two are pooled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dd.report.origins import flatten
 from dd.store.provenance import fingerprint
@@ -23,16 +24,13 @@ ARMS = {
     "other": "{chain}",
 }
 NO_RECIPE = ("seed", "init_from_sha256")  # the second one is said by the run before
-OF_PROMPTS = (
-    "experiment",
-    "prompts",
-    "prompts_over_limit",
-    "data",
-    "captions",
-)  # what decides a plan
 SHOWN = 3  # settings that name a recipe; more are counted
 FIRST = ("rate", "step", "steps", "images")  # what a name says first
 ABSENT = object()
+
+Run = dict[str, Any]  # a run.json
+Entry = dict[str, Any]  # of a finished run, see dd.report.summary.collect
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class Recipe:
     arm: str
     words: str
     segmenter: str
-    settings: dict
+    settings: Json
     seed: int | None
-    draw: object
+    draw: Any
     shots: str | None
     shots_from: str | None
     steps: int | None
@@ -59,32 +57,32 @@ class Recipe:
         return fingerprint([self.arm, self.segmenter, self.shots_from, self.settings])
 
     @property
-    def group(self) -> tuple:
+    def group(self) -> tuple[Any, ...]:
         """Recipes of one group differ in settings alone: they are told apart by these."""
         return self.segmenter, self.arm, self.words, self.shots, self.shots_from, self.photographs
 
 
-def weights_of(run: dict) -> str | None:
+def weights_of(run: Run) -> str | None:
     """The hash by which other runs name the weights of ``run``, a run.json."""
     return run.get("weights_sha256")
 
 
-def unknown(data: dict) -> None:
+def unknown(data: Json) -> Run | None:
     """No synthetic set is at hand."""
+    return None
 
 
 def recipe(
-    run: dict,
-    runs: Mapping[str | None, list[dict]] | None = None,
-    sets: Callable[[dict], dict | None] = unknown,
+    run: Run,
+    runs: Mapping[str | None, list[Run]] | None = None,
+    sets: Callable[[Json], Run | None] = unknown,
 ) -> Recipe:
     """The recipe of ``run``, a run.json. ``runs``: {hash of weights: their run.json} of those that
     it may go on from; ``sets(synthetic part of trained_on)``: run.json of that set, if at hand."""
     data, reader = run["trained_on"], _Reader(runs or {}, sets)
     settings = without_choices(reader.settings(run))
     draws = sorted({str(d): d for d in reader.draws}.items())
-    shots = None if data.get("shots") is None else str(data["shots"])
-    arm = arm_of(run["trained_on"])
+    shots, arm = None if data.get("shots") is None else str(data["shots"]), arm_of(data)
     return Recipe(
         arm,
         ARMS[arm].format(k=_number(data), chain=chain(data)),
@@ -95,11 +93,11 @@ def recipe(
         shots,
         data.get("data", data.get("root")) if shots else None,
         reader.total(run),
-        tuple(unlabelled_steps(run["trained_on"])),
+        tuple(unlabelled_steps(data)),
     )
 
 
-def without_choices(settings):
+def without_choices(settings: Any) -> Any:
     """Nested settings without what they were chosen on, which changes no training."""
     if not isinstance(settings, dict):
         return settings
@@ -110,28 +108,30 @@ class _Reader:
     """Settings of a run and of those before it; ``draws``: seeds of the synthetic sets on the
     way."""
 
-    def __init__(self, runs, sets):
-        self.runs, self.sets, self.draws = runs, sets, []
+    def __init__(
+        self, runs: Mapping[str | None, list[Run]], sets: Callable[[Json], Run | None]
+    ) -> None:
+        self.runs, self.sets = runs, sets
+        self.draws: list[Any] = []
 
-    def find(self, weights: str | None, trained_on: dict) -> dict | None:
+    def find(self, weights: str | None, trained_on: Json) -> Run | None:
         """The run of these weights. That it was trained on ``trained_on`` too keeps a training that
         changes nothing from being the one before itself."""
         found = [r for r in self.runs.get(weights, ()) if r["trained_on"] == trained_on]
         return min(found, key=fingerprint, default=None) if weights else None
 
-    def before(self, run: dict) -> dict | None:
+    def before(self, run: Run) -> Run | None:
         after = run["trained_on"].get("after")
         return after and self.find((run.get("identity") or {}).get("init_from_sha256"), after)
 
-    def total(self, run: dict) -> int | None:
-        own = _steps(run)
+    def total(self, run: Run) -> int | None:
+        own, before = _steps(run), self.before(run)
         if run["trained_on"].get("after") is None or own is None:
             return own
-        earlier = self.before(run)
-        earlier = earlier and self.total(earlier)
-        return None if earlier is None else own + earlier
+        steps = None if before is None else self.total(before)
+        return None if steps is None else own + steps
 
-    def settings(self, run: dict) -> dict:
+    def settings(self, run: Run) -> Json:
         identity = run.get("identity") or {}
         found = {k: v for k, v in identity.items() if k not in (*NO_RECIPE, "trained_on")}
         if "trainer" in found:
@@ -143,15 +143,14 @@ class _Reader:
             found["before"] |= _other_seed(after, run["trained_on"])
         return found
 
-    def history(self, trained_on: dict) -> dict:
+    def history(self, trained_on: Json) -> Json:
         """What is known of a run that is not at hand."""
-        after = trained_on.get("after")
-        before = (
-            {"before": {**self.history(after), **_other_seed(after, trained_on)}} if after else {}
-        )
-        return {"trained_on": self.data(trained_on), **before}
+        found: Json = {"trained_on": self.data(trained_on)}
+        if after := trained_on.get("after"):
+            found["before"] = {**self.history(after), **_other_seed(after, trained_on)}
+        return found
 
-    def data(self, trained_on: dict) -> dict:
+    def data(self, trained_on: Json) -> Json:
         by_seed = trained_on.get("shots") not in (None, "all") or "hold_out" in trained_on
         parts = ("seed", "after", "real", "synthetic")
         found = {k: v for k, v in trained_on.items() if k not in parts}
@@ -163,7 +162,7 @@ class _Reader:
             return found
         return _real(found, by_seed, named="data" in trained_on)
 
-    def synthetic(self, data: dict, trained_on: dict) -> dict:
+    def synthetic(self, data: Json, trained_on: Json) -> Json:
         """A synthetic set with its masks: by how both were made where that is known, else by name.
         ``trained_on``: of the run, whose seed that of a teacher or a calibration follows."""
         made, found = self.sets(data), {k: v for k, v in data.items() if k != "filter"}
@@ -188,7 +187,7 @@ class _Reader:
             found.pop("drawn_from", None)
         return found
 
-    def masks(self, masks: dict, trained_on: dict) -> dict:
+    def masks(self, masks: Json, trained_on: Json) -> Json:
         found = dict(masks)
         if "absent" in found:
             found["absent"] = {k: v for k, v in found["absent"].items() if k != "classes"}
@@ -197,69 +196,56 @@ class _Reader:
             known = self.settings(run) if run else self.history(teacher["trained_on"])
             found["teacher"] = {**known, **_other_seed(teacher["trained_on"], trained_on)}
         if calibration := masks.get("calibration"):
-            results = ("ids", "without_object", "generator", "reference")
-            kept = {
-                k: v
-                for k, v in calibration.items()
-                if k not in results and not k.startswith("miou")
-            }
-            if calibration.get("shots") in (None, "all") or kept.get("seed") == trained_on.get(
-                "seed"
-            ):
-                kept.pop("seed", None)
+            results = ["ids", "without_object", "generator", "reference"]
+            same_seed = calibration.get("seed") == trained_on.get("seed")
+            if same_seed or calibration.get("shots") in (None, "all"):
+                results.append("seed")
+            given = {k: v for k, v in calibration.items() if not k.startswith("miou")}
+            kept = {k: v for k, v in given.items() if k not in results}
             if reference := calibration.get("reference"):
-                kept["reference"] = (
-                    self.masks(reference, trained_on) if isinstance(reference, dict) else reference
-                )
+                nested = isinstance(reference, dict)
+                kept["reference"] = self.masks(reference, trained_on) if nested else reference
             found["calibration"] = kept
             if _by_seed(masks):
                 found.pop("settings", None)  # the choice of these images
         return found
 
 
-def _steps(run: dict) -> int | None:
+def _steps(run: Run) -> int | None:
     return run.get("steps", (run.get("identity") or {}).get("trainer", {}).get("max_steps"))
 
 
-def _other_seed(earlier: dict, trained_on: dict) -> dict:
+def _other_seed(earlier: Json, trained_on: Json) -> Json:
     """{"seed": that of an earlier run} where it is not the run's own. Runs that share one start, or
     one teacher, are not as many independent seeds as they have seeds of their own."""
     seeds = [data.get("seed") for data in (earlier, trained_on)]
     return {} if None in seeds or seeds[0] == seeds[1] else {"seed": seeds[0]}
 
 
-def _real(data: dict, by_seed: bool, named: bool) -> dict:
+def _real(data: Json, by_seed: bool, named: bool) -> Json:
     left_out = ("content",) * by_seed + ("root",) * named
     return {k: v for k, v in data.items() if k not in left_out}
 
 
-def _by_seed(masks: dict) -> bool:
+def _by_seed(masks: Json) -> bool:
     """Whether masks differ from seed to seed because other images or other runs decided them."""
     calibration = masks.get("calibration") or {}
     return "teacher" in masks or calibration.get("shots") not in (None, "all")
 
 
-def _synthesis(made: dict) -> dict:
+def _synthesis(made: Run) -> Json:
     """How a synthetic set was made, but for its seed. Its plan follows from the seed and from what
-    prompts are drawn from; which that was, of sets that do not tell, only the words of the command
-    say."""
+    prompts are drawn from; a set that does not tell the latter stands for itself."""
     found = {k: v for k, v in made["identity"].items() if k not in ("seed", "plan_sha256")}
-    if made.get("prompts_sha256"):
-        return {**found, "prompts": made["prompts_sha256"]}
-    words = [
-        w
-        for w in made.get("command", "").split()
-        if w.lstrip("+~").split("=")[0].split(".")[0] in OF_PROMPTS
-    ]
-    if any(w.startswith("experiment=") for w in words):
-        return {**found, "prompts": sorted(words)}
+    if drawn_from := made.get("prompts_sha256"):
+        return {**found, "prompts": drawn_from}
     return {**found, "plan_sha256": made["identity"].get("plan_sha256")}
 
 
 # ------------------------------------------------------------------------------------------ arms
 
 
-def unlabelled_steps(trained_on: dict | None) -> list[str]:
+def unlabelled_steps(trained_on: Json | None) -> list[str]:
     """What a run, and those that it goes on from, learnt from photographs without labels; the first
     step first."""
     if not trained_on:
@@ -268,13 +254,13 @@ def unlabelled_steps(trained_on: dict | None) -> list[str]:
     return [*unlabelled_steps(trained_on.get("after")), *here]
 
 
-def _number(trained_on: dict) -> str:
+def _number(trained_on: Json) -> str:
     """How many real images, in words: ``16``, ``all``, or ``92 of 92.txt`` for those of a list."""
     listed = trained_on.get("shots_list")
     return f"{trained_on.get('shots') or 'all'}" + (f" of {listed['file']}" if listed else "")
 
 
-def _stages(trained_on: dict | None) -> list[tuple[str, str]]:
+def _stages(trained_on: Json | None) -> list[tuple[str, str]]:
     """(kind, words) of what a run and those before it were trained on, the first one first."""
     if not trained_on:
         return []
@@ -297,7 +283,7 @@ def _stages(trained_on: dict | None) -> list[tuple[str, str]]:
     return earlier if earlier[-1:] == [here] == [("synthetic", "synthetic")] else [*earlier, here]
 
 
-def arm_of(trained_on: dict) -> str:
+def arm_of(trained_on: Json) -> str:
     """A key of ARMS: what a run was trained on, in which order."""
     kinds = [kind for kind, _ in _stages(trained_on)]
     plain = {
@@ -310,12 +296,12 @@ def arm_of(trained_on: dict) -> str:
     return plain.get(tuple(kinds), "other")
 
 
-def chain(trained_on: dict) -> str:
+def chain(trained_on: Json) -> str:
     """What a run and those before it were trained on: "all real, then 8 real"."""
     return ", then ".join(words for _, words in _stages(trained_on))
 
 
-def segmenter_name(settings: dict) -> str:
+def segmenter_name(settings: Json) -> str:
     """A run's segmenter as tables name it: "DeepLabV3 R101", "Mask2Former R50", "SegFormer B0"."""
     kind = settings["_target_"].rsplit(".", 1)[1]
     if kind == "Mask2Former":
@@ -333,12 +319,12 @@ def segmenter_name(settings: dict) -> str:
 # ----------------------------------------------------------------------------------------- names
 
 
-def leaves(settings: dict) -> frozenset[tuple[str, str]]:
+def leaves(settings: Json) -> frozenset[tuple[str, str]]:
     """Single settings with their values."""
     return frozenset(flatten(settings).items())
 
 
-def telling(settings: dict, other: dict) -> list[str]:
+def telling(settings: Json, other: Json) -> list[str]:
     """What ``settings`` have that ``other`` have not, in words: ["rate 1e-5", "2 steps"]."""
     found = [_words(*pair) for pair in _differences(settings, other, ())]
     there = [words for words, present in found if present]
@@ -350,7 +336,9 @@ def telling(settings: dict, other: dict) -> list[str]:
     )
 
 
-def _differences(own: dict, other: dict, path: tuple):
+def _differences(
+    own: Json, other: Json, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key in sorted(own.keys() | other.keys()):
         a, b = own.get(key, ABSENT), other.get(key, ABSENT)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -359,7 +347,7 @@ def _differences(own: dict, other: dict, path: tuple):
             yield (*path, key), a
 
 
-def _words(path: tuple, value) -> tuple[str, bool]:
+def _words(path: tuple[str, ...], value: Any) -> tuple[str, bool]:
     """(a setting and its value in words, whether there is one)."""
     *groups, key = path
     before = "before it " * groups.count("before")
@@ -385,7 +373,7 @@ def _words(path: tuple, value) -> tuple[str, bool]:
     return before + plain.get(key, f"{key}={text}"), True
 
 
-def _value(value) -> str:
+def _value(value: Any) -> str:
     if value is None or value is False:
         return "off"
     if isinstance(value, float) and 0 < abs(value) < 0.01:
@@ -394,7 +382,7 @@ def _value(value) -> str:
     return "on" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def named(settings: Mapping[str, dict], lead: str) -> dict[str, str]:
+def named(settings: Mapping[str, Json], lead: str) -> dict[str, str]:
     """{key: what tells this recipe from the ``lead``'s}, "" for the lead; no two are the same."""
     told = {key: telling(s, settings[lead]) for key, s in settings.items() if key != lead}
     short = {}

@@ -5,12 +5,13 @@ In each arm one row is the main one, by what the recipes say and never by the na
 """
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from dd.evaluation.statistics import Score
-from dd.report.recipes import ARMS, Recipe, leaves, named, weights_of
+from dd.report.recipes import ARMS, Entry, Recipe, leaves, named, weights_of
 from dd.store.provenance import differences
 
 
@@ -20,7 +21,7 @@ class Row:
     for the main row of an arm, else what tells it apart. ``label`` is unlike all others."""
 
     recipe: Recipe
-    runs: list[dict]
+    runs: list[Entry]
     variant: str | None = None
     label: str = field(default="", compare=False)
 
@@ -29,7 +30,7 @@ class Row:
         return self.recipe.words + (f"; {self.variant}" if self.variant else "")
 
     @property
-    def seeds(self) -> list:
+    def seeds(self) -> list[Any]:
         return sorted({e["seed"] for e in self.runs}, key=str)
 
     @property
@@ -48,35 +49,39 @@ class Row:
 
     def scores(self, data: str) -> dict[Hashable, Score]:
         """{(seed, draw): its score on ``data``}."""
-        found = {
-            (e["seed"], e["draw"]): e["metrics"][data] for e in self.runs if data in e["metrics"]
-        }
-        return {
-            key: Score(m["miou"], m["images"]["confusion"] if m.get("images") else None)
-            for key, m in found.items()
-        }
+        found: dict[Hashable, Score] = {}
+        for e in self.runs:
+            if result := e["metrics"].get(data):
+                images = result.get("images") or {}
+                found[e["seed"], e["draw"]] = Score(result["miou"], images.get("confusion"))
+        return found
 
 
-def images_by_kind(trained_on: dict) -> dict[str, int]:
-    """{"synthetic", "real": images} of a run and those before it; the same images count once."""
-    counts: Counter = Counter()
+def _back(trained_on: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """``trained_on`` of a run, then of those that it goes on from."""
     while trained_on:
-        source = trained_on["source"]
-        parts = {source: trained_on} if source in ("synthetic", "real") else {}
-        parts = {k: trained_on[k] for k in ("synthetic", "real")} if source == "mixed" else parts
-        for kind, part in parts.items():
-            counts[kind] = max(counts[kind], part.get("images") or 0)
+        yield trained_on
         trained_on = trained_on.get("after")
+
+
+def images_by_kind(trained_on: Mapping[str, Any]) -> dict[str, int]:
+    """{"synthetic", "real": images} of a run and those before it; the same images count once."""
+    counts: Counter[str] = Counter()
+    for data in _back(trained_on):
+        for kind in ("synthetic", "real"):
+            if data["source"] in (kind, "mixed"):
+                part = data[kind] if data["source"] == "mixed" else data
+                counts[kind] = max(counts[kind], part.get("images") or 0)
     return {kind: counts[kind] for kind in ("synthetic", "real") if kind in counts}
 
 
-def number_of_images(trained_on: dict) -> int:
+def number_of_images(trained_on: Mapping[str, Any]) -> int:
     """All of :func:`images_by_kind`."""
     return sum(images_by_kind(trained_on).values())
 
 
 def arrange(
-    entries: list[dict], synthetic: str | None = None, masks: str = "SegmentationClass"
+    entries: list[Entry], synthetic: str | None = None, masks: str = "SegmentationClass"
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """(rows in the order of tables, [(run, why it is in none)]).
 
@@ -89,10 +94,10 @@ def arrange(
     never become the rule.
     """
     kept, left_out = _once(entries)
-    recipes: dict[str, list[dict]] = {}
+    recipes: dict[str, list[Entry]] = {}
     for entry in sorted(kept, key=lambda e: (str(e["seed"]), str(e["draw"]))):
         recipes.setdefault(entry["recipe"].key, []).append(entry)
-    groups: dict[tuple, dict[str, list[dict]]] = {}
+    groups: dict[tuple[Any, ...], dict[str, list[Entry]]] = {}
     for key, runs in recipes.items():
         groups.setdefault(runs[0]["recipe"].group, {})[key] = runs
     rank = _ranking(recipes, groups, synthetic, masks)
@@ -109,32 +114,39 @@ def arrange(
     return rows, left_out
 
 
-def _once(entries) -> tuple[list[dict], list[tuple[str, str]]]:
+def _once(entries: list[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:
     """One run for each recipe, seed and draw; that with more results, else by the weights' hash."""
-    key = lambda e: (e["recipe"].key, str(e["seed"]), str(e["draw"]))  # noqa: E731
+
+    def key(entry: Entry) -> tuple[str, str, str]:
+        return entry["recipe"].key, str(entry["seed"]), str(entry["draw"])
+
+    def rank(entry: Entry) -> tuple[int, str, str]:
+        return -len(entry["metrics"]), str(weights_of(entry["run"])), entry["name"]
+
     kept, left_out = [], []
     for _, found in groupby(sorted(entries, key=key), key):
-        best, *others = sorted(
-            found, key=lambda e: (-len(e["metrics"]), str(weights_of(e["run"])), e["name"])
-        )
+        best, *others = sorted(found, key=rank)
         kept.append(best)
         for other in others:
-            lines = differences(*(e["run"].get("identity") or {} for e in (best, other)))
-            more = (
-                f"; they differ in {'; '.join(line[:100] for line in lines[:2])}" if lines else ""
-            )
-            left_out.append(
-                (other["name"], f"a second run of the recipe and seed of {best['name']}{more}")
-            )
+            first, second = (e["run"].get("identity") or {} for e in (best, other))
+            lines = [line[:100] for line in differences(first, second)[:2]]
+            why = f"a second run of the recipe and seed of {best['name']}"
+            more = f"; they differ in {'; '.join(lines)}" if lines else ""
+            left_out.append((other["name"], why + more))
     return kept, left_out
 
 
-def _ranking(recipes, groups, synthetic, masks):
+def _ranking(
+    recipes: Mapping[str, list[Entry]],
+    groups: Mapping[tuple[Any, ...], Mapping[str, list[Entry]]],
+    synthetic: str | None,
+    masks: str,
+) -> Callable[[str], tuple[Any, ...]]:
     """The key by which the main recipe of a group is the largest."""
-    arms: Counter = Counter()
-    runs_of: Counter = Counter()
+    arms: Counter[int] = Counter()
+    runs_of: Counter[int] = Counter()
     for found in groups.values():
-        number: Counter = Counter()
+        number: Counter[int] = Counter()
         for runs in found.values():
             number[runs[0]["recipe"].steps or 0] += len(runs)
         whole = {steps: n for steps, n in number.items() if steps and 2 * steps >= max(number)}
@@ -144,7 +156,7 @@ def _ranking(recipes, groups, synthetic, masks):
     settings = {key: leaves(runs[0]["recipe"].settings) for key, runs in recipes.items()}
     everywhere = Counter(leaf for found in settings.values() for leaf in found)
 
-    def rank(key: str) -> tuple:
+    def rank(key: str) -> tuple[Any, ...]:
         runs = recipes[key]
         recipe, seeds = runs[0]["recipe"], {e["seed"] for e in runs}
         data = runs[0]["run"]["trained_on"]
@@ -161,20 +173,14 @@ def _ranking(recipes, groups, synthetic, masks):
     return rank
 
 
-def _configured(trained_on: dict | None, synthetic: str | None, masks: str) -> bool:
+def _configured(trained_on: Mapping[str, Any], synthetic: str | None, masks: str) -> bool:
     """Whether the synthetic images of a run are the report's, with its masks; so where it has
     none."""
-    while trained_on:
-        part = trained_on.get(
-            "synthetic", trained_on if trained_on["source"] == "synthetic" else None
-        )
-        if part and (part.get("root"), part.get("masks")) != (synthetic, masks):
-            return False
-        trained_on = trained_on.get("after")
-    return True
+    parts = (d.get("synthetic", d if d["source"] == "synthetic" else {}) for d in _back(trained_on))
+    return all((p.get("root"), p.get("masks")) == (synthetic, masks) for p in parts if p)
 
 
-def _variants(found: dict[str, list[dict]], lead: str) -> dict[str, str | None]:
+def _variants(found: dict[str, list[Entry]], lead: str) -> dict[str, str | None]:
     """{recipe: what tells it apart} in one group. A name that the user chose (ablation/<name>/)
     stays, as long as it means one recipe."""
     told = named({key: runs[0]["recipe"].settings for key, runs in found.items()}, lead)
@@ -189,19 +195,19 @@ def _variants(found: dict[str, list[dict]], lead: str) -> dict[str, str | None]:
     return variants
 
 
-def _ablation(entry) -> str | None:
+def _ablation(entry: Entry) -> str | None:
     parts = entry["folder"].parts
     at = parts.index("ablation") + 1 if "ablation" in parts else len(parts)
     return parts[at] if at < len(parts) else None
 
 
-def place(recipe: Recipe) -> tuple:
+def place(recipe: Recipe) -> tuple[Any, ...]:
     """Where an arm stands among others: origin of its real images, their number, order of ARMS."""
     shots = -1 if recipe.shots is None else 10**9 if recipe.shots == "all" else int(recipe.shots)
     return recipe.shots_from or "", shots, list(ARMS).index(recipe.arm), recipe.words
 
 
-def _place(row: Row) -> tuple:
+def _place(row: Row) -> tuple[Any, ...]:
     return row.recipe.segmenter, *place(row.recipe), row.variant is not None, row.variant or ""
 
 
@@ -211,6 +217,5 @@ def _label(rows: list[Row]) -> None:
     for row in rows:
         origin = f" ({row.recipe.shots_from})" if row.recipe.shots_from and len(origins) > 1 else ""
         prefix = f"{row.recipe.segmenter}: " if several else ""
-        row.label = f"{prefix}{row.recipe.words}{origin}" + (
-            f"; {row.variant}" if row.variant else ""
-        )
+        variant = f"; {row.variant}" if row.variant else ""
+        row.label = f"{prefix}{row.recipe.words}{origin}{variant}"

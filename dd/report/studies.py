@@ -1,9 +1,13 @@
 """Sections about studies: learning curves, the label-budget study with its costs, mask sweeps."""
 
 import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
+
+from markupsafe import Markup
 
 from dd.evaluation.budget import ARMS, Prices, cost
 from dd.evaluation.savings import bounds_text, price_text, range_text
@@ -11,13 +15,17 @@ from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.report import charts
 from dd.report.compare import signed
 from dd.report.explore import Matrix
-from dd.report.page import Chart, Table
+from dd.report.page import Cell, Chart, Section, Table
+from dd.report.recipes import Entry
 from dd.store.provenance import read_own
 from dd.store.schemas import SWEPT
 
 CURVES = {"train/loss": "training loss", "tune/miou": "mIoU on tune (%)"}  # columns of metrics.csv
 SERIES = 6  # curves in one chart
 ALPHA = 0.05  # of p-values after Holm
+
+Study = Mapping[str, Any]  # budget.json, dd.store.schemas.STUDY
+Points = Mapping[str, list[float]]  # {shots: values of the runs}, see _points
 
 
 def read_curve(path: Path, column: str) -> tuple[list[int], list[float]]:
@@ -36,34 +44,36 @@ def read_curve(path: Path, column: str) -> tuple[list[int], list[float]]:
     return steps, values
 
 
-def learning_curves(entries, arm_name):
+def learning_curves(
+    entries: Iterable[Entry], arm_name: Callable[[Entry], str]
+) -> Iterator[Section]:
     """Training loss and validation mIoU by step, one run for each arm; ``arm_name(entry)`` names
     them."""
-    chosen = {}
+    chosen: dict[str, Path] = {}
     for entry in entries:
         if (entry["folder"] / "metrics.csv").is_file() and not entry["ablation"]:
             chosen.setdefault(arm_name(entry), entry["folder"] / "metrics.csv")
+    left = len(chosen) - SERIES
+    note = "One seed of each arm." + (f" {left} more runs are not shown." if left > 0 else "")
     for column, label in CURVES.items():
         series = {name: read_curve(path, column) for name, path in chosen.items()}
         series = dict([(n, c) for n, c in series.items() if c[0]][:SERIES])
         if series:
-            more = (
-                f" {len(chosen) - SERIES} more runs are not shown." if len(chosen) > SERIES else ""
-            )
-            yield Chart(
-                f"Learning curves: {label}",
-                charts.curves_svg(series, "step", label),
-                f"One seed of each arm.{more}",
-            )
+            svg = charts.curves_svg(series, "step", label)
+            yield Chart(f"Learning curves: {label}", svg, note)
 
 
 # ------------------------------------------------------------------------------------- label budget
 
 
-def _points(values: dict, domain: str) -> dict[str, list[float]]:
-    """{shots: values of the seeds} of an arm, those that there are, from few shots to all."""
-    order = sorted(values, key=lambda k: (k == "all", int(k) if k != "all" else 0))
-    found = {k: [v for v in values[k].get(domain, []) if v is not None] for k in order}
+def _order(shots: Iterable[str]) -> list[str]:
+    """From few to all."""
+    return sorted(shots, key=lambda k: (k == "all", 0 if k == "all" else int(k)))
+
+
+def _points(values: Mapping[str, Mapping[str, list[float | None]]], domain: str) -> Points:
+    """Of one arm, those that there are, from few shots to all."""
+    found = {k: [v for v in values[k].get(domain, []) if v is not None] for k in _order(values)}
     return {k: v for k, v in found.items() if v}
 
 
@@ -75,60 +85,61 @@ def _shots_label(k: str, size: int | None) -> int | str:
     return f"all ({size})" if size else k
 
 
-def budget_sections(study: dict, name: str):
+def budget_sections(study: Study, name: str) -> Iterator[Section]:
     """Curves of a label-budget study, differences, what labels it saves and what they cost, from
     budget.json (:mod:`dd.stages.study`)."""
     arms = study["arms"]
     names = {a: study.get("labels", {}).get(a) or ARMS.get(a, a) for a in arms}
-    domains = list(
-        dict.fromkeys(d for values in arms.values() for at in values.values() for d in at)
-    )
-    prices, spent = study.get("cost", {}).get("prices"), study.get("cost", {}).get("seconds", {})
+    domains = dict.fromkeys(d for values in arms.values() for at in values.values() for d in at)
     for domain in domains:
-        points = {a: _points(values, domain) for a, values in arms.items()}
-        if not any(points.values()):
-            continue
-        size = (study.get("domains") or {}).get(domain)
-        shots = {k for p in points.values() for k in p}
-        order = sorted(shots, key=lambda k: (k == "all", int(k) if k != "all" else 0))
-        series = {
-            names[a]: (
-                [_shots_label(k, size) for k in order],
-                [mean(p[k]) if k in p else None for k in order],
-                [stdev(p[k]) if len(p.get(k, ())) > 1 else None for k in order],
-            )
-            for a, p in points.items()
-            if p
-        }
-        svg = charts.line_chart_svg(
-            series, f"real images labelled ({domain})", f"mIoU on {domain} (%)"
-        )
-        yield Chart(f"{name}: how much labelling on {domain}", svg, _note(study, names, domain))
-        paid = study.get("cost", {}).get("labels", {})
-        if (
-            prices
-            and size
-            and (priced := _priced(points, spent, domain, size, Prices(**prices), paid))
-        ):
-            svg = charts.curves_svg(
-                {names[a]: c for a, c in priced.items()},
-                "price in all",
-                f"mIoU on {domain} (%)",
-                points=True,
-            )
-            note = (
-                "{minutes_per_image:g} minutes an image at {per_hour:g} an hour, "
-                "{per_gpu_hour:g} a GPU hour."
-            ).format(**prices)
-            note += " Labels that settings were chosen on are paid for, each once." if paid else ""
-            yield Chart(f"{name}: what it costs on {domain}", svg, note)
-        if "differences" in study:
+        found = {names[a]: _points(values, domain) for a, values in arms.items()}
+        points = {label: at for label, at in found.items() if at}
+        if points:
+            size = (study.get("domains") or {}).get(domain)
+            svg = _curves(points, domain, size)
+            yield Chart(f"{name}: how much labelling on {domain}", svg, _note(study, names, domain))
+            yield from _prices(study, names, domain, name)
             yield from _differences(study, names, domain, name)
             yield from _skipped(study, names, domain, name)
             yield from _targets(study, names, domain, name)
 
 
-def _note(study: dict, names: dict, domain: str) -> str:
+def _curves(points: Mapping[str, Points], domain: str, size: int | None) -> Markup:
+    shots = _order({k for at in points.values() for k in at})
+    places = [_shots_label(k, size) for k in shots]
+    series: dict[str, charts.Line] = {}
+    for name, at in points.items():
+        means = [mean(at[k]) if k in at else None for k in shots]
+        series[name] = (
+            places,
+            means,
+            [stdev(at[k]) if len(at.get(k, ())) > 1 else None for k in shots],
+        )
+    return charts.line_chart_svg(
+        series, f"real images labelled ({domain})", f"mIoU on {domain} (%)"
+    )
+
+
+def _prices(study: Study, names: Mapping[str, str], domain: str, name: str) -> Iterator[Section]:
+    """mIoU by what it costs, where prices and the number of images are known."""
+    costs, size = study.get("cost", {}), (study.get("domains") or {}).get(domain)
+    if not costs.get("prices") or not size:
+        return
+    points = {a: _points(values, domain) for a, values in study["arms"].items()}
+    prices, paid = Prices(**costs["prices"]), costs.get("labels", {})
+    priced = _priced(points, costs.get("seconds", {}), domain, size, prices, paid)
+    if priced:
+        curves = {names[a]: curve for a, curve in priced.items()}
+        svg = charts.curves_svg(curves, "price in all", f"mIoU on {domain} (%)", points=True)
+        note = (
+            f"{prices.minutes_per_image:g} minutes an image at {prices.per_hour:g} an hour, "
+            f"{prices.per_gpu_hour:g} a GPU hour."
+        )
+        note += " Labels that settings were chosen on are paid for, each once." if paid else ""
+        yield Chart(f"{name}: what it costs on {domain}", svg, note)
+
+
+def _note(study: Study, names: Mapping[str, str], domain: str) -> str:
     """What the curves rest on, what is missing, and which choices may have missed a better one."""
     note = f"Mean and standard deviation over runs; test split: {_basis(study, domain)}."
     if failed := len(study.get("failed") or ()):
@@ -138,25 +149,23 @@ def _note(study: dict, names: dict, domain: str) -> str:
     if edges:
         where = "at the edge of their candidates, where a better one may lie beyond"
         note += f" Learning rates {where}: {', '.join(edges)}."
-    if "skipped" in study and "differences" not in study:
-        note += " Of an earlier version, without intervals: the study's command writes it anew."
     return note + _undecided(study, domain)
 
 
-def _choices(study: dict):
+def _choices(study: Study) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(recipe, " at k images" or "", choice) of each learning rate."""
     for recipe, choice in (study.get("learning_rates") or {}).items():
         for k, at in choice.get("by_shots", {"": choice}).items():
             yield recipe, f" at {k} images" if k else "", at
 
 
-def _test_images(study: dict, domain: str) -> int | None:
+def _test_images(study: Study, domain: str) -> int | None:
     """Number of test images of a domain, if it was recorded."""
     runs = [r for r in study.get("runs") or () if r["domain"] == domain]
     return next((r["num_images"] for r in runs if r.get("num_images")), None)
 
 
-def _basis(study: dict, domain: str) -> str:
+def _basis(study: Study, domain: str) -> str:
     """``3 seeds, 2 synthetic draws, 512 test images``."""
     seeds, draws = (len(study.get(key) or ()) for key in ("seeds", "draws"))
     images = _test_images(study, domain)
@@ -166,7 +175,7 @@ def _basis(study: dict, domain: str) -> str:
     return ", ".join(parts)
 
 
-def _undecided(study: dict, domain: str) -> str:
+def _undecided(study: Study, domain: str) -> str:
     """A sentence for a study of too few seeds or test images; "" for others."""
     images, seeds = _test_images(study, domain), len(study.get("seeds") or ())
     if seeds >= LEAST_SEEDS and (images or 0) >= LEAST_IMAGES:
@@ -174,31 +183,35 @@ def _undecided(study: dict, domain: str) -> str:
     return f" This decides nothing: it takes {LEAST_SEEDS} seeds and {LEAST_IMAGES} test images."
 
 
-def _priced(points, spent, domain, size, prices, paid=None) -> dict[str, tuple[list, list]]:
+def _priced(
+    points: Mapping[str, Points],
+    spent: Mapping[str, Any],
+    domain: str,
+    size: int,
+    prices: Prices,
+    paid: Mapping[str, Any],
+) -> dict[str, tuple[list[float], list[float]]]:
     """{arm: (prices, mIoUs)} of the points whose seconds are known. ``paid``: {arm: {shots:
-    {domain: labels}}}, those that chose settings included; a study of an earlier version does not
-    tell."""
-
-    def labels(arm, k):
-        images = size if k == "all" else int(k)
-        return (paid or {}).get(arm, {}).get(k, {}).get(domain, images)
-
+    {domain: labels}}}, those that chose settings included."""
     found = {}
     for arm, at in points.items():
-        seconds = _points(spent.get(arm, {}), domain)
-        pairs = [
-            (cost(labels(arm, k), mean(seconds[k]), prices)["total"], mean(v))
-            for k, v in at.items()
-            if k in seconds
-        ]
+        seconds, pairs = _points(spent.get(arm, {}), domain), []
+        for k in at.keys() & seconds.keys():
+            images = size if k == "all" else int(k)
+            labels = paid.get(arm, {}).get(k, {}).get(domain, images)
+            pairs.append((cost(labels, mean(seconds[k]), prices)["total"], mean(at[k])))
         if pairs:
-            found[arm] = tuple(map(list, zip(*sorted(pairs), strict=True)))
+            pairs.sort()
+            found[arm] = ([price for price, _ in pairs], [miou for _, miou in pairs])
     return found
 
 
-def _differences(study, names, domain, name):
-    rows, bold = [], []
-    for row in (r for r in study["differences"] if r["domain"] == domain):
+def _differences(
+    study: Study, names: Mapping[str, str], domain: str, name: str
+) -> Iterator[Section]:
+    rows: list[list[Cell]] = []
+    bold: list[tuple[int, int]] = []
+    for row in (r for r in study.get("differences", ()) if r["domain"] == domain):
         shown = row["low"] is not None
         enough = row["seeds"] >= LEAST_SEEDS and (row["images"] or 0) >= LEAST_IMAGES
         bold += [(len(rows), 4)] * (enough and row["p_holm"] is not None and row["p_holm"] < ALPHA)
@@ -227,7 +240,7 @@ def _differences(study, names, domain, name):
         )
 
 
-def _skipped(study, names, domain, name):
+def _skipped(study: Study, names: Mapping[str, str], domain: str, name: str) -> Iterator[Section]:
     rows = []
     for arm, controls in (study.get("skipped") or {}).items():
         for control, by_domain in controls.items():
@@ -255,16 +268,15 @@ def _skipped(study, names, domain, name):
         yield Table(title, columns, rows, note + _undecided(study, domain))
 
 
-def _targets(study, names, domain, name):
+def _targets(study: Study, names: Mapping[str, str], domain: str, name: str) -> Iterator[Section]:
     rows = study.get("cost", {}).get("targets", {}).get(domain) or []
     arms = list(dict.fromkeys(a for row in rows for a in row["arms"]))
     if not arms:
         return
-    text = lambda found: None if found is None else price_text(found)  # noqa: E731
-    table = [
-        [f"{row['target']:.1f} ({row['why']})", *(text(row["arms"].get(a)) for a in arms)]
-        for row in rows
-    ]
+    table: list[list[Cell]] = []
+    for row in rows:
+        priced = [price_text(row["arms"][a]) if row["arms"].get(a) else None for a in arms]
+        table.append([f"{row['target']:.1f} ({row['why']})", *priced])
     columns = ["target mIoU", *(names.get(a, a) for a in arms)]
     note = (
         "Labelling and computing; images to label. Each run is read off its own curve: the median, "
@@ -278,27 +290,21 @@ def _targets(study, names, domain, name):
 # -------------------------------------------------------------------------------------- mask sweeps
 
 
-def sweep_section(sweep: dict, name: str) -> Matrix | None:
+def sweep_section(sweep: Mapping[str, Any], name: str) -> Matrix | None:
     """mIoU of the masks by power and threshold, at the band and the source of the best setting;
     None without settings."""
     table = sweep["sweep"]["table"]
     if not table:
         return None
     best = table[0]
-    shown = [
-        row for row in table if row["source"] == best["source"] and row["band"] == best["band"]
-    ]
-    powers, thresholds = (
-        sorted({r["power"] for r in shown}),
-        sorted({r["threshold"] for r in shown}),
-    )
+    shown = [r for r in table if (r["source"], r["band"]) == (best["source"], best["band"])]
+    powers, thresholds = (sorted({r[key] for r in shown}) for key in ("power", "threshold"))
     at = {(r["power"], r["threshold"]): r["miou"] for r in shown}
     note = (
         f"mIoU in percent against {sweep['sweep']['against']}, uncertain pixels counted as "
-        f"background; band {best['band']:g}, "
-        f"source {best['source']}, those of the best of {len(table)} settings (power "
-        f"{best['power']}, threshold "
-        f"{best['threshold']:g}: {best['miou']:.1f})."
+        f"background; band {best['band']:g}, source {best['source']}, those of the best of "
+        f"{len(table)} settings (power {best['power']}, threshold {best['threshold']:g}: "
+        f"{best['miou']:.1f})."
     )
     return Matrix(
         f"Mask sweep: {name}",
@@ -313,9 +319,6 @@ def sweep_section(sweep: dict, name: str) -> Matrix | None:
 
 def sweep_sections(synthetic: Path) -> list[Matrix]:
     """The mask sweeps of a synthetic set, from the files of stage=sweep."""
-    found = [
-        (path.stem, read_own(path, SWEPT))
-        for path in sorted((Path(synthetic) / "sweeps").glob("*.json"))
-    ]
-    sections = [sweep_section(sweep, name) for name, sweep in found]
+    paths = sorted((synthetic / "sweeps").glob("*.json"))
+    sections = (sweep_section(read_own(path, SWEPT), path.stem) for path in paths)
     return [s for s in sections if s is not None]

@@ -4,7 +4,7 @@ file by file."""
 from pathlib import Path
 
 from dd.execution.units import read_run
-from dd.exports import coco, cvat, huggingface, mmseg, webdataset
+from dd.exports.base import FORMATS
 from dd.exports.exportable import is_synthetic, read_source
 from dd.exports.target import Target
 from dd.store.locks import Lock
@@ -13,13 +13,6 @@ from dd.store.provenance import fingerprint, made_by, read_own, refuse_other, wr
 from dd.store.schemas import EXPORTED
 from dd.taxonomy import taxonomy_yaml
 
-FORMATS = {
-    "mmseg": mmseg,
-    "coco": coco,
-    "huggingface": huggingface,
-    "webdataset": webdataset,
-    "cvat": cvat,
-}
 VERSION = 1  # of what the formats write: a new one when they write something else
 BEGUN, DONE = "export_begun.json", "export.json"
 

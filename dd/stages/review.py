@@ -11,7 +11,7 @@ from dd.data.folders import output_folder
 from dd.data.photos import batches
 from dd.evaluation.uncertainty import SCORES, alike, look
 from dd.exports import cvat
-from dd.exports.source import Item, Source
+from dd.exports.source import ExportItem, Source
 from dd.exports.target import Target
 from dd.report.contact_sheet import NAME, write_contact_sheet
 from dd.report.pictures import legend, overlay
@@ -237,7 +237,7 @@ def _write(
             write_atomic(path, encode_mask(mask, classes.palette))
         shown = overlay(_image(source, item), mask, classes.palette)
         write_atomic(target / "overlays" / f"{item.id}.jpg", encode_image(shown, ".jpg"))
-        items.append(Item(item.id, copy, path, mask.shape, tuple(np.unique(mask).tolist())))
+        items.append(ExportItem(item.id, copy, path, mask.shape, tuple(np.unique(mask).tolist())))
         facts = {"rank": rank, "score": round(record[score], 6)}
         tasks.append(
             label_studio.task(
@@ -263,7 +263,7 @@ def _image(source, item) -> np.ndarray:
     return image
 
 
-def _source(target: Path, classes, items: list[Item]) -> Source:
+def _source(target: Path, classes, items: list[ExportItem]) -> Source:
     return Source(
         target.name,
         classes,

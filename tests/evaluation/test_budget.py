@@ -139,7 +139,7 @@ def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, f
         ({"shots": [64]}, "of there holds 50"),
         ({"shots": [50, "all"]}, "50 and all are the same images of there"),
         ({"seeds": [0, 0]}, "study.seeds"),
-        ({"seeds": ["0"]}, "whole numbers"),
+        ({"seeds": ["0"]}, "each a whole number of 0 or more"),
         ({"arms": ["fine"]}, "finetune, mixed, real, real_short"),
         ({"arms": ["real"]}, "holds 0, synthetic images alone"),
         ({"domains": {}}, "study.domains"),

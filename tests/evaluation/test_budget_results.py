@@ -159,7 +159,9 @@ def test_the_cost_of_a_target_by_hand():
 
 def test_targets_are_what_the_control_reaches_and_each_run_is_read_by_itself():
     seconds = {arm: {k: {"d": [100.0, 300.0]} for k in values} for arm, values in FOUND.items()}
-    rows = target_costs(measured(), seconds, Prices(60, 1.0, 0.0))["d"]
+    rows = target_costs(
+        measured(), seconds, Prices(minutes_per_image=60, per_hour=1, per_gpu_hour=0)
+    )["d"]
     assert [(r["target"], r["why"]) for r in rows] == [
         (40, "real only, equal total steps, 16 images"),
         (60, "real only, equal total steps, 64 images"),
@@ -179,7 +181,8 @@ def test_targets_are_what_the_control_reaches_and_each_run_is_read_by_itself():
         "high": None,
     }
     labels = lambda arm, domain, k: k + 5 * (arm == "real")  # noqa: E731
-    more = target_costs(measured(), seconds, Prices(60, 1.0, 0.0), None, labels)
+    prices = Prices(minutes_per_image=60, per_hour=1, per_gpu_hour=0)
+    more = target_costs(measured(), seconds, prices, None, labels)
     paid = {arm: at["labels"]["median"]["high"] for arm, at in more["d"][1]["arms"].items()}
     assert paid == {"finetune": 10, "real": 69}  # fine-tuned: 20 and 0 images
     empty = {"real": {"16": {"d": [None, None]}}}

@@ -275,7 +275,8 @@ def make_budget() -> dict:
         "real": {k: {"shapes": [1800.0] * 3} for k in arms["real"]},
     }
     edge = {"chosen": 0.003, "edge": {"end": "highest", "add": 0.009}}
-    prices, found = Prices(10.0, 24.0, 2.0), Measured(arms, {"shapes": 512}, [0, 1, 2], ["shapes"])
+    prices = Prices(minutes_per_image=10, per_hour=24, per_gpu_hour=2)
+    found = Measured(arms, {"shapes": 512}, [0, 1, 2], ["shapes"])
     study = {
         "study": "shapes_budget",
         "domains": {"shapes": 512},

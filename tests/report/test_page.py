@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -159,7 +160,9 @@ def test_neighbouring_charts_share_a_row():
             "PNG or JPEG data URIs",
         ),
         (
-            lambda: explore.Samples("S", [explore.Shown("1", "", [], [("x", "javascript:1")])]),
+            lambda: explore.SampleBrowser(
+                "S", [explore.Shown("1", "", [], [("x", "javascript:1")])]
+            ),
             ValueError,
             "'1': pictures are",
         ),
@@ -181,7 +184,7 @@ def test_sections_name_what_is_wrong(build, error, message):
 
 
 MATRIX = explore.Matrix(EVIL, EVIL, [EVIL, "b"], ["x", EVIL], [[0.0, 100.0], [None, 50.0]], EVIL)
-SAMPLES = explore.Samples(
+SAMPLES = explore.SampleBrowser(
     EVIL,
     [
         explore.Shown("7", EVIL, [EVIL, "it's"], [(EVIL, SMALL)], [EVIL], {"seed": "12345"}),
@@ -252,7 +255,7 @@ def test_write_replaces_the_page_in_one_step(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(page.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         page.write(path, "new")
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]

@@ -232,7 +232,8 @@ def test_draws_of_a_synthetic_set_are_told_where_the_set_is_at_hand(tmp_path):
             "num_images": 512,
         }
         command = f"generate.py experiment=shapes seed={draw} name=set{draw}"
-        write_json(tmp_path / f"set{draw}/run.json", {"identity": identity, "command": command})
+        made = {"identity": identity, "command": command, "prompts_sha256": "p"}
+        write_json(tmp_path / f"set{draw}/run.json", made)
         masks = {**MADE, "heat": f"h{draw}"}
         write_json(tmp_path / f"set{draw}/SegmentationClass/masks.json", {"identity": masks})
         runs.append(
@@ -249,6 +250,7 @@ def test_draws_of_a_synthetic_set_are_told_where_the_set_is_at_hand(tmp_path):
     prompts = {
         "identity": {**identity, "plan_sha256": "q"},
         "command": f"{command} prompts.append=false",
+        "prompts_sha256": "others",
     }
     write_json(tmp_path / "set1/run.json", prompts)
     assert len({recipe(run, sets=synthetic_sets(tmp_path)).key for run in runs}) == 2

@@ -83,16 +83,10 @@ def test_a_study_of_few_seeds_or_images_says_that_it_decides_nothing(builder, ch
         assert section.note.endswith("This decides nothing: it takes 3 seeds and 30 test images.")
 
 
-def test_a_study_of_an_earlier_version_shows_its_curves_alone(builder):
-    old = {k: v for k, v in builder.budget.items() if k != "differences"}
-    sections = list(studies.budget_sections(old, "study"))
-    assert [type(s) for s in sections] == [Chart, Chart] and "earlier version" in sections[0].note
-
-
 def test_prices_of_points_by_hand(builder):
     prices = studies.Prices(**builder.budget["cost"]["prices"])
     points = {a: studies._points(v, "shapes") for a, v in builder.budget["arms"].items()}
-    priced = studies._priced(points, builder.budget["cost"]["seconds"], "shapes", 512, prices)
+    priced = studies._priced(points, builder.budget["cost"]["seconds"], "shapes", 512, prices, {})
     # 1 GPU hour = 2; 16 images x 10 min x 24 an hour = 64; the control took half an hour = 1
     assert priced["finetune"] == ([2.0, 66.0, 2050.0], [61.0, 69.0, 77.0])
     assert priced["real"] == ([65.0, 257.0, 2049.0], [50.5, 65.0, 76.5])

@@ -18,8 +18,8 @@ from PIL import Image
 from dd.data.datasets import read_image, read_mask
 from dd.data.photos import source
 from dd.segmenters.transforms import EvalTransform
-from dd.stages.predict_set import predict_set as predict_images
-from dd.stages.predict_set import print_predictions
+from dd.stages.predict import predict as predict_images
+from dd.stages.predict import print_predictions
 from dd.stages.train_segmenter import load_weights
 from dd.store.checkpoints import weights_sha256
 from dd.store.locks import Busy, Lock
@@ -231,7 +231,7 @@ def test_one_at_a_time(predict, tmp_path):
 
 
 def test_large_images_are_few_to_a_batch(predict, monkeypatch):
-    monkeypatch.setattr("dd.stages.predict_set.BATCH_PIXELS", 220)
+    monkeypatch.setattr("dd.stages.predict.BATCH_PIXELS", 220)
     assert predict()[1] == [2, 1]
 
 
