@@ -349,12 +349,12 @@ def _convert(
     copy = root / "JPEGImages" / f"{job.name}.png"
     there = path.is_file()
     with Image.open(job.image) as image:
-        stored, turn = (image.height, image.width), orientation(image) if upright else 1
-        sizes = [stored, stored[::-1]] if turn >= 5 else [stored]
+        turn = orientation(image) if upright else 1
+        sizes = _sizes(image, turn)
         mask = read_mask(path) if there else _drawn(job, sizes)
         _check_size(job, mask.shape, sizes)
         check_values(mask, taxonomy, job.source)
-        told = sizes[-1] != stored
+        told = sizes[-1] != sizes[0]
         if turn > 1 and not told and guess is None:
             return Counts(left=[job])
         copied = turn > 1 and bool(mask.shape == sizes[-1] if told else guess)
@@ -368,6 +368,13 @@ def _convert(
     votes = np.array([vote and not copied, vote and copied], np.int64)
     lost = job.lost() if job.lost else 0
     return Counts((pixels > 0).astype(np.int64), pixels, votes, int(copied), lost, int(dark))
+
+
+def _sizes(image: Image.Image, turn: int) -> list[tuple[int, int]]:
+    """(height, width) of a mask of stored pixels and, where the sides change places, of an upright
+    one."""
+    stored = (image.height, image.width)
+    return [stored, stored[::-1]] if turn >= 5 else [stored]
 
 
 def _drawn(job: MaskJob, sizes: list[tuple[int, int]]) -> np.ndarray:
