@@ -95,7 +95,8 @@ def sample_signals(
     """What a sample's record keeps: signals of each source of its heat, and of its image if
     there is a CLIP model."""
     found: dict[str, Any] = {"heat": {source: heat_signals(maps) for source, maps in heat.items()}}
-    if clip is not None and image is not None:
+    if clip is not None:
+        assert image is not None, "a CLIP model needs the image"
         found["clip"] = clip_signals(clip, image, sample.prompt, sample.classes)
     return found
 

@@ -1,4 +1,5 @@
-"""Settings: what is allowed passes, what is not is refused in words, and the identity is computed."""
+"""Settings: what is allowed passes, what is not is refused in words, and the identity is
+computed."""
 
 from typing import Annotated, Literal
 
