@@ -3,16 +3,20 @@ metrics."""
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from dd.store.provenance import read_yaml
+from dd.store.provenance import fault, read_yaml
 
 BACKGROUND = "background"
 IGNORE = 255  # "uncertain" in a mask: no loss, no score
+
+Colour = tuple[int, int, int]
 
 # Words the paper uses for the VOC classes (its prompts say "dining table", not "diningtable").
 VOC_NAMES = (
@@ -171,6 +175,10 @@ COCO_NAMES = (
     "hair drier",
     "toothbrush",
 )
+OTHER_COLOURS: dict[str | int, str] = {  # keys of a file beside those of its classes
+    BACKGROUND: "background_colour",
+    IGNORE: "ignored_colour",
+}
 SHAPES_NAMES = ("apple", "banana", "leaf", "brick", "tire", "gold ring", "heart", "pine tree")
 
 
@@ -188,34 +196,13 @@ class Taxonomy:
     name: str
     names: tuple[str, ...]
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
-    colours: Mapping[str | int, tuple[int, int, int]] | None = field(default=None, hash=False)
+    colours: Mapping[str | int, Colour] | None = field(default=None, hash=False)
     all_names: tuple[str, ...] = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
-        if not self.names or any(not n.strip() for n in self.names):
-            raise ValueError(
-                f"taxonomy {self.name!r}: got an empty list of classes or an empty class name"
-            )
-        lower = [n.lower() for n in self.names]
-        if len(set(lower)) != len(lower):
-            twice = sorted({n for n in self.names if lower.count(n.lower()) > 1})
-            raise ValueError(
-                f"taxonomy {self.name!r}: class names must be unique, got {twice} more than once"
-            )
-        reserved = [
-            n for n in self.names if n.lower() in (BACKGROUND, "_background_", "__ignore__")
-        ]
-        if reserved:
-            raise ValueError(
-                f"taxonomy {self.name!r}: {BACKGROUND!r} is always class 0 and ignored pixels are "
-                f"{IGNORE}; leave "
-                f"{reserved[0]!r} out of the names"
-            )
-        if len(self.names) > 254:
-            raise ValueError(
-                f"taxonomy {self.name!r}: got {len(self.names)} classes, a mask holds at most 254"
-            )
+        if wrong := _wrong_names(self.names):
+            raise ValueError(f"taxonomy {self.name!r}: {wrong}")
         object.__setattr__(self, "all_names", (BACKGROUND, *self.names))
         object.__setattr__(self, "synonyms", _synonyms(self))
         object.__setattr__(self, "colours", _colours(self))
@@ -224,14 +211,14 @@ class Taxonomy:
         """Number of segmenter outputs, background included."""
         return len(self.all_names)
 
-    def ids(self, names) -> list[int]:
+    def ids(self, names: Iterable[str | int]) -> list[int]:
         """Pixel values of class names, in the order given. ValueError names the unknown ones and
         the allowed ones."""
-        unknown = [n for n in names if n not in self.names]
-        if unknown:
+        names = list(names)
+        if unknown := [n for n in names if n not in self.names]:
             raise ValueError(
-                f"unknown class {unknown} in taxonomy {self.name!r}; allowed: "
-                f"{', '.join(self.names)}"
+                f"unknown class {unknown} in taxonomy {self.name!r}; "
+                f"allowed: {', '.join(self.names)}"
             )
         return [self.all_names.index(n) for n in names]
 
@@ -244,89 +231,109 @@ class Taxonomy:
             for word in (name, *self.synonyms.get(name, ()))
         }
 
-    def find(self, label) -> str | None:
+    def find(self, label: object) -> str | None:
         """The class that a label of another program names: a name or synonym, however it writes
         letters (NFC or NFD), case and the blanks between words (``gold_ring``, ``diningtable``);
         None for none, or where blanks would decide."""
-        for key in (_label, lambda text: _label(text).replace(" ", "")):
+        keys: tuple[Callable[[object], str], ...] = (_label, lambda t: _label(t).replace(" ", ""))
+        for key in keys:
             found = {name for word, name in self.words.items() if key(word) == key(label)}
             if len(found) == 1:
                 return found.pop()
         return None
 
     @property
-    def given_colours(self) -> dict[tuple[int, int, int], int]:
+    def given_colours(self) -> dict[Colour, int]:
         """{colour: id} of the classes that were given one, of background (black) and of 255
         (VOC's) in any case. The classes of VOC have VOC's."""
         everything = [*range(len(self)), IGNORE]
-        given = {IGNORE if k == IGNORE else self.all_names.index(k) for k in self.colours or {}} | {
-            0,
-            IGNORE,
-        }
-        given |= set(everything) if self.names == VOC_NAMES else set()
-        return {tuple(self.palette[3 * i : 3 * i + 3]): i for i in everything if i in given}
+        given = {0, IGNORE, *map(self.value, self.colours or ())}
+        wanted = everything if self.names == VOC_NAMES else [i for i in everything if i in given]
+        return {nth_colour(self.palette, i): i for i in wanted}
+
+    def value(self, key: str | int) -> int:
+        """The pixel value of a key of ``colours``: a class, "background" or 255."""
+        return IGNORE if key == IGNORE else self.all_names.index(str(key))
 
     @property
     def palette(self) -> list[int]:
         """256 colours as a flat list ``[r, g, b, ...]``: the taxonomy's own over VOC's."""
         flat = voc_palette()
         for key, colour in (self.colours or {}).items():
-            i = key if key == IGNORE else self.all_names.index(key)
+            i = self.value(key)
             flat[3 * i : 3 * i + 3] = colour
         return flat
 
 
-def _label(text) -> str:
-    return " ".join(
-        re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", str(text)).casefold()).split()
-    )
+def nth_colour(palette: Sequence[int], i: int) -> Colour:
+    """Colour ``i`` of a flat list ``[r, g, b, ...]``."""
+    return palette[3 * i], palette[3 * i + 1], palette[3 * i + 2]
+
+
+def _label(text: object) -> str:
+    plain = unicodedata.normalize("NFC", str(text)).casefold()
+    return re.sub(r"[\s_-]+", " ", plain).strip()
+
+
+def _wrong_names(names: tuple[str, ...]) -> str | None:
+    """What is wrong with the names of classes, None if nothing is."""
+    if not names or any(not n.strip() for n in names):
+        return "got an empty list of classes or an empty class name"
+    number = Counter(n.lower() for n in names)
+    if twice := sorted({n for n in names if number[n.lower()] > 1}):
+        return f"class names must be unique, got {twice} more than once"
+    if reserved := [n for n in names if n.lower() in (BACKGROUND, "_background_", "__ignore__")]:
+        return (
+            f"{BACKGROUND!r} is always class 0 and ignored pixels are {IGNORE}; "
+            f"leave {reserved[0]!r} out of the names"
+        )
+    if len(names) > 254:
+        return f"got {len(names)} classes, a mask holds at most 254"
+    return None
 
 
 def _synonyms(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
     """Checked synonyms. Two classes never share a word, however it is written."""
     taxonomy.ids(taxonomy.synonyms)
-    owner, checked = {name.lower(): name for name in taxonomy.names}, {}
+    owner = {name.lower(): name for name in taxonomy.names}
     for name, words in taxonomy.synonyms.items():
-        if not isinstance(words, list | tuple) or any(
-            not isinstance(w, str) or not w.strip() for w in words
-        ):
+        listed = isinstance(words, list | tuple)
+        if not listed or any(not isinstance(w, str) or not w.strip() for w in words):
             raise ValueError(
-                f"taxonomy {taxonomy.name!r}: synonyms of {name!r} must be a list of words, got "
-                f"{words!r}"
+                f"taxonomy {taxonomy.name!r}: synonyms of {name!r} must be a list of words, "
+                f"got {words!r}"
             )
         for word in words:
-            if owner.setdefault(word.lower(), name) != name:
+            if (other := owner.setdefault(word.lower(), name)) != name:
                 raise ValueError(
-                    f"taxonomy {taxonomy.name!r}: the word {word!r} means both "
-                    f"{owner[word.lower()]!r} and {name!r}; "
-                    "take it from one of them"
+                    f"taxonomy {taxonomy.name!r}: the word {word!r} means both {other!r} "
+                    f"and {name!r}; take it from one of them"
                 )
-        checked[name] = tuple(words)
-    return checked
+    return {name: tuple(words) for name, words in taxonomy.synonyms.items()}
 
 
-def _colours(taxonomy: Taxonomy) -> dict | None:
+def _colours(taxonomy: Taxonomy) -> dict[str | int, Colour] | None:
     """Checked colours: bytes, and no two of the classes, background and 255 alike."""
     if not taxonomy.colours:
         return None
-    colours = {key: tuple(colour) for key, colour in taxonomy.colours.items()}
-    taxonomy.ids(key for key in colours if key not in (BACKGROUND, IGNORE))
-    for key, colour in colours.items():
+    taxonomy.ids(key for key in taxonomy.colours if key not in (BACKGROUND, IGNORE))
+    for key, colour in taxonomy.colours.items():
         if len(colour) != 3 or any(type(c) is not int or not 0 <= c <= 255 for c in colour):
             raise ValueError(
-                f"taxonomy {taxonomy.name!r}: colour of {key!r} must be [red, green, blue], 0 to "
-                f"255; got {list(colour)}"
+                f"taxonomy {taxonomy.name!r}: colour of {key!r} must be [red, green, blue], "
+                f"0 to 255; got {list(colour)}"
             )
-    voc, seen = voc_palette(), {}
-    for i, key in [*enumerate(taxonomy.all_names), (IGNORE, IGNORE)]:
-        colour = colours.get(key, tuple(voc[3 * i : 3 * i + 3]))
-        if colour in seen:
+    colours = {key: nth_colour(colour, 0) for key, colour in taxonomy.colours.items()}
+    voc = voc_palette()
+    seen: dict[Colour, str | int] = {}
+    keys: tuple[str | int, ...] = (*taxonomy.all_names, IGNORE)
+    for key in keys:
+        colour = colours.get(key) or nth_colour(voc, taxonomy.value(key))
+        if (other := seen.setdefault(colour, key)) != key:
             raise ValueError(
-                f"taxonomy {taxonomy.name!r}: {seen[colour]!r} and {key!r} have the same colour "
-                f"{list(colour)} "
-                "(a class without one has VOC's); give one of them another"
+                f"taxonomy {taxonomy.name!r}: {other!r} and {key!r} have the same colour "
+                f"{list(colour)} (a class without one has VOC's); give one of them another"
             )
-        seen[colour] = key
     return colours
 
 
@@ -347,8 +354,8 @@ def taxonomy(name_or_path: str | Path) -> Taxonomy:
     if Path(name_or_path).suffix in (".yaml", ".yml"):
         return read_taxonomy(name_or_path)
     raise ValueError(
-        f"unknown taxonomy {str(name_or_path)!r}; allowed: {', '.join(TAXONOMIES)}, or the path "
-        "of a YAML file"
+        f"unknown taxonomy {str(name_or_path)!r}; "
+        f"allowed: {', '.join(TAXONOMIES)}, or the path of a YAML file"
     )
 
 
@@ -360,42 +367,36 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"no taxonomy file {path} (from {Path.cwd()}): docs/data.md shows one; python -m dd "
-            "prepare own --taxonomy "
-            "copies yours to the data set, which data_root=... and data.name=... then find"
+            f"no taxonomy file {path} (from {Path.cwd()}): docs/data.md shows one; "
+            "python -m dd prepare own --taxonomy copies yours to the data set, "
+            "which data_root=... and data.name=... then find"
         )
     content = read_yaml(path)
-    kinds = {"name": str, "classes": list}
-    if not isinstance(content, dict) or any(
-        not isinstance(content.get(k), kind) for k, kind in kinds.items()
-    ):
+    if fault(content, {"name": str, "classes": list}):
         raise ValueError(
-            f"{path}: a taxonomy has the keys name (text) and classes (a list); docs/data.md "
-            "shows one"
+            f"{path}: a taxonomy has the keys name (text) and classes (a list); "
+            "docs/data.md shows one"
         )
-    _allow(path, "the file", content, ("name", "classes", "background_colour", "ignored_colour"))
+    _allow(path, "the file", content, ("name", "classes", *OTHER_COLOURS.values()))
     classes = [row if isinstance(row, dict) else {"name": row} for row in content["classes"]]
     for row in classes:
         _allow(path, f"class {row.get('name')!r}", row, ("name", "synonyms", "colour"))
         if not isinstance(row.get("name"), str):
             raise ValueError(
-                f"{path}: a class name must be text, got {row.get('name')!r} (put yes, no, on, "
-                "off, 1 in quotes)"
+                f"{path}: a class name must be text, got {row.get('name')!r} "
+                "(put yes, no, on, off, 1 in quotes)"
             )
     colours = {row["name"]: row["colour"] for row in classes if row.get("colour") is not None}
-    others = {BACKGROUND: "background_colour", IGNORE: "ignored_colour"}
-    colours |= {k: content[key] for k, key in others.items() if key in content}
-    wrong = [key for key, colour in colours.items() if not isinstance(colour, list)]
-    if wrong:
+    colours |= {k: content[key] for k, key in OTHER_COLOURS.items() if key in content}
+    if wrong := [key for key, colour in colours.items() if not isinstance(colour, list)]:
         raise ValueError(
-            f"{path}: colour of {wrong[0]!r} must be a list [red, green, blue], got "
-            f"{colours[wrong[0]]!r}"
+            f"{path}: colour of {wrong[0]!r} must be a list [red, green, blue], "
+            f"got {colours[wrong[0]]!r}"
         )
     synonyms = {row["name"]: row["synonyms"] for row in classes if row.get("synonyms")}
+    names = tuple(row["name"] for row in classes)
     try:
-        return Taxonomy(
-            content["name"], tuple(row["name"] for row in classes), synonyms, colours or None
-        )
+        return Taxonomy(content["name"], names, synonyms, colours or None)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -403,25 +404,16 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
 def taxonomy_yaml(taxonomy: Taxonomy) -> str:
     """The text of a file that :func:`read_taxonomy` reads as an equal taxonomy."""
     colours = {key: list(colour) for key, colour in (taxonomy.colours or {}).items()}
-    content = {"name": taxonomy.name, "classes": []}
-    for name in taxonomy.names:
-        row = {
-            "name": name,
-            "synonyms": list(taxonomy.synonyms.get(name, ())),
-            "colour": colours.get(name),
-        }
-        content["classes"].append({k: v for k, v in row.items() if v})
-    content |= {
-        k: colours[i]
-        for i, k in ((BACKGROUND, "background_colour"), (IGNORE, "ignored_colour"))
-        if i in colours
-    }
+    given = [(n, list(taxonomy.synonyms.get(n, ())), colours.get(n)) for n in taxonomy.names]
+    rows = [{"name": n, "synonyms": words, "colour": colour} for n, words, colour in given]
+    classes = [{k: v for k, v in row.items() if v} for row in rows]
+    others = {key: colours[k] for k, key in OTHER_COLOURS.items() if k in colours}
+    content = {"name": taxonomy.name, "classes": classes, **others}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def _allow(path, where, mapping, keys):
-    unknown = [k for k in mapping if k not in keys]
-    if unknown:
+def _allow(path: str | Path, where: str, mapping: Mapping[str, Any], keys: Collection[str]) -> None:
+    if unknown := [k for k in mapping if k not in keys]:
         raise ValueError(
             f"{path}: unknown key {unknown[0]!r} in {where}; allowed: {', '.join(keys)}"
         )

@@ -8,8 +8,10 @@ are rasterised by pycocotools.
 
 import math
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
@@ -18,6 +20,12 @@ from dd.store.provenance import read_json
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 FAR = 1e12  # pixels; where a coordinate is larger its exact place no longer matters
+PARTS = {  # lists of a file, and what each of their entries has
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
+SIDES = ("height", "width")
 
 
 @dataclass(frozen=True)
@@ -25,9 +33,9 @@ class Shape:
     """One annotation: the class id (0 to 254, or 255) it paints, its segmentation as in the
     file, is it a crowd."""
 
-    id: int
+    id: int | str
     value: int
-    segmentation: list | dict
+    segmentation: list[Any] | dict[str, Any]
     crowd: bool = False
 
 
@@ -44,75 +52,63 @@ class CocoImage:
         return PurePosixPath(self.file_name.replace("\\", "/")).stem
 
 
-def read_coco(path: str | Path) -> dict:
+def read_coco(path: str | Path) -> dict[str, Any]:
     """A COCO JSON with ``images``, ``annotations`` and ``categories``, whole numbers as int;
     ValueError when one of them is missing or doubtful."""
     content = read_json(path)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or any(not isinstance(content.get(p), list) for p in parts):
+    if not isinstance(content, dict) or any(not isinstance(content.get(p), list) for p in PARTS):
         raise ValueError(
-            f"{path}: a COCO annotation file holds the lists {', '.join(parts)} (an instances "
-            "file, not captions)" + _instead(content)
+            f"{path}: a COCO annotation file holds the lists {', '.join(PARTS)} "
+            f"(an instances file, not captions){_instead(content)}"
         )
     if not content["images"]:
         raise ValueError(f"{path} lists no images")
-    keys = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("image_id", "category_id"),
-    }
-    for part, needed in (*keys.items(), ("categories", ("id", "name"))):
+    for part, needed in PARTS.items():
         for row in content[part]:
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}: an entry of {part} is no object: {str(row)[:100]}")
-            missing = [k for k in needed if k not in row]
-            if missing:
-                raise ValueError(
-                    f"{path}: an entry of {part} has no {missing[0]!r}: "
-                    f"{str(row)[:100]}{_instead(content)}"
-                )
-            row |= {k: _whole(row[k]) for k in needed}
-            odd = [
-                k for k in needed if k not in ("height", "width") and type(row[k]) not in (int, str)
-            ]
-            if odd:
-                raise ValueError(
-                    f"{path}: {odd[0]} of an entry of {part} must be a number or a text: "
-                    f"{str(row)[:100]}"
-                )
-    odd = [
-        i
-        for i in content["images"]
-        if any(type(i[k]) is not int or not 0 < i[k] < 2**16 for k in ("height", "width"))
-    ]
-    if odd:
-        raise ValueError(
-            f"{path}: height and width of an image must be whole numbers of pixels: "
-            f"{str(odd[0])[:100]}"
-        )
-    for part, key in (("images", "id"), ("images", "file_name"), ("categories", "id")):
-        twice = [k for k, n in Counter(row[key] for row in content[part]).items() if n > 1]
-        if twice:
+            if wrong := _wrong_entry(row, part, needed, content):
+                raise ValueError(f"{path}: {wrong}")
+    for image in content["images"]:
+        if any(type(image[k]) is not int or not 0 < image[k] < 2**16 for k in SIDES):
             raise ValueError(
-                f"{path}: {part} must have different {key}s, got {str(twice[:5])[:200]} more than "
-                "once"
+                f"{path}: height and width of an image must be whole numbers of pixels: "
+                f"{str(image)[:100]}"
+            )
+    for part, key in (("images", "id"), ("images", "file_name"), ("categories", "id")):
+        number = Counter(row[key] for row in content[part])
+        if twice := [k for k, n in number.items() if n > 1]:
+            raise ValueError(
+                f"{path}: {part} must have different {key}s, "
+                f"got {str(twice[:5])[:200]} more than once"
             )
     return content
 
 
-def _whole(value):
+def _wrong_entry(
+    row: Any, part: str, needed: tuple[str, ...], content: dict[str, Any]
+) -> str | None:
+    """What is wrong with an entry of a list, None if nothing is; its whole numbers become int."""
+    if not isinstance(row, dict):
+        return f"an entry of {part} is no object: {str(row)[:100]}"
+    if missing := [k for k in needed if k not in row]:
+        return f"an entry of {part} has no {missing[0]!r}: {str(row)[:100]}{_instead(content)}"
+    row |= {k: _whole(row[k]) for k in needed}
+    if odd := [k for k in needed if k not in SIDES and type(row[k]) not in (int, str)]:
+        return f"{odd[0]} of an entry of {part} must be a number or a text: {str(row)[:100]}"
+    return None
+
+
+def _whole(value: Any) -> Any:
     """3 of 3.0, as some programs write whole numbers; anything else as it is."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-def _instead(content) -> str:
+def _instead(content: Any) -> str:
     """What a JSON is instead of an instances file, where that can be told."""
     rows = content.get("annotations") if isinstance(content, dict) else None
     first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
     if "segments_info" in first:
-        return (
-            ". This is a panoptic file, which is not read: give the instances file of the same "
-            "images"
-        )
+        same = "give the instances file of the same images"
+        return f". This is a panoptic file, which is not read: {same}"
     if "caption" in first:
         return ". This is a file of captions"
     if isinstance(content, dict) and isinstance(content.get("image"), dict) and rows is not None:
@@ -125,11 +121,11 @@ def _instead(content) -> str:
 
 
 def category_values(
-    categories: list[dict],
+    categories: list[dict[str, Any]],
     taxonomy: Taxonomy,
-    mapping: dict[str, str] | None = None,
-    used: set | None = None,
-) -> dict:
+    mapping: Mapping[str, str] | None = None,
+    used: Collection[Any] | None = None,
+) -> dict[Any, int]:
     """{category id: class id}: categories are found by name (or synonym), not by id, whose gaps
     mean nothing.
 
@@ -138,19 +134,15 @@ def category_values(
     names in the mapping that no category has.
     """
     mapping = mapping or {}
-    targets = {BACKGROUND: 0, "ignore": IGNORE} | dict(
-        zip(taxonomy.names, taxonomy.ids(taxonomy.names), strict=True)
-    )
-    strange = sorted(mapping.keys() - {str(c["name"]) for c in categories})
-    wrong = sorted(set(mapping.values()) - targets.keys())
-    if strange or wrong:
-        what = (
-            f"category {strange[0]!r} is not in the file"
-            if strange
-            else f"class {wrong[0]!r} is not in the taxonomy"
-        )
-        names = [str(c["name"]) for c in categories] if strange else list(targets)
+    targets = {BACKGROUND: 0, "ignore": IGNORE}
+    targets |= {name: i for i, name in enumerate(taxonomy.names, 1)}
+    names = [str(c["name"]) for c in categories]
+    if strange := sorted(mapping.keys() - set(names)):
+        what = f"category {strange[0]!r} is not in the file"
         raise ValueError(f"map: {what}; allowed: {', '.join(names)}")
+    if wrong := sorted(set(mapping.values()) - targets.keys()):
+        what = f"class {wrong[0]!r} is not in the taxonomy"
+        raise ValueError(f"map: {what}; allowed: {', '.join(targets)}")
     found = {
         c["id"]: mapping.get(str(c["name"])) or class_of(c["name"], taxonomy) for c in categories
     }
@@ -159,29 +151,29 @@ def category_values(
     if unknown:
         raise ValueError(
             f"{len(unknown)} categories are no class of taxonomy {taxonomy.name!r}: "
-            f"{', '.join(unknown[:20])}. Map each to a "
-            "class, to ignore (255) or to background, as in --map NAME=ignore"
+            f"{', '.join(unknown[:20])}. "
+            "Map each to a class, to ignore (255) or to background, as in --map NAME=ignore"
         )
     return {i: targets[name] for i, name in found.items() if name is not None}
 
 
-def _in_order(id_) -> tuple:
-    return isinstance(id_, str), id_
+def _in_order(name: int | str) -> tuple[bool, int | str]:
+    return isinstance(name, str), name
 
 
-def used_categories(content: dict) -> set:
+def used_categories(content: dict[str, Any]) -> set[Any]:
     """Ids of the categories that an annotation has: exports list others too, as dummies."""
     return {row["category_id"] for row in content["annotations"]}
 
 
-def class_of(label, taxonomy: Taxonomy) -> str | None:
+def class_of(label: object, taxonomy: Taxonomy) -> str | None:
     """The class that a label names, "background" or "ignore"; None for none."""
     own = {BACKGROUND: BACKGROUND, "_background_": BACKGROUND, "__ignore__": "ignore"}  # labelme's
     return own.get(str(label).strip().lower()) or taxonomy.find(label)
 
 
 def images_of(
-    content: dict, values: dict[int, int], crowds: bool = True
+    content: dict[str, Any], values: Mapping[Any, int], crowds: bool = True
 ) -> tuple[list[CocoImage], list[str]]:
     """(images with their shapes in the order of the file, warnings with counts); ``crowds=False``
     paints crowds as objects.
@@ -195,36 +187,32 @@ def images_of(
     )
     if lost:
         raise ValueError(
-            f"{len(lost)} annotations belong to images that the file does not list, such as "
-            "image_id "
-            f"{sorted(set(lost), key=_in_order)[:5]}"
+            f"{len(lost)} annotations belong to images that the file does not list, "
+            f"such as image_id {sorted(set(lost), key=_in_order)[:5]}"
         )
     if strange:
         raise ValueError(
             f"{sum(strange.values())} annotations have category ids that the file does not define: "
             f"{sorted(strange, key=_in_order)[:20]}; defined: {sorted(values, key=_in_order)}"
         )
-    shapes, empty, crowd = {i: [] for i in known}, 0, 0
+    shapes: dict[Any, list[Shape]] = {i: [] for i in known}
+    empty, crowd = 0, 0
     for number, row in enumerate(content["annotations"]):
         if not row.get("segmentation"):
             empty += 1
             continue
-        is_crowd = _crowd(row, row.get("id", number)) and crowds
+        name = row.get("id", number)
+        is_crowd = _crowd(row, name) and crowds
         crowd += is_crowd
-        shape = Shape(
-            row.get("id", number), values[row["category_id"]], row["segmentation"], is_crowd
-        )
+        shape = Shape(name, values[row["category_id"]], row["segmentation"], is_crowd)
         shapes[row["image_id"]].append(shape)
     if empty and empty == len(content["annotations"]):
         raise ValueError(
             f"none of the {empty} annotations has a segmentation: boxes alone make no masks"
         )
     notes = [f"{empty} annotations have no segmentation (boxes?): left out"] if empty else []
-    notes += (
-        [f"{crowd} crowd annotations (iscrowd=1) are 255 where no object covers them"]
-        if crowd
-        else []
-    )
+    if crowd:
+        notes.append(f"{crowd} crowd annotations (iscrowd=1) are 255 where no object covers them")
     images = [
         CocoImage(i["file_name"], i["height"], i["width"], tuple(shapes[i["id"]]))
         for i in content["images"]
@@ -232,7 +220,7 @@ def images_of(
     return images, notes
 
 
-def _crowd(row: dict, name) -> bool:
+def _crowd(row: dict[str, Any], name: int | str) -> bool:
     """``iscrowd`` as it is written: a number, true or false, or text of them. ValueError names
     the annotation."""
     written = row.get("iscrowd")
@@ -256,9 +244,8 @@ def draw(image: CocoImage) -> np.ndarray:
             mask[rle.decode(code) > 0] = IGNORE
         else:
             objects.append((int(rle.area(code)), shape.value, code))
-    for _, value, code in sorted(
-        objects, key=lambda item: -item[0]
-    ):  # stable: equal areas in the order of the file
+    objects.sort(key=lambda item: -item[0])  # stable: equal areas in the order of the file
+    for _, value, code in objects:
         mask[rle.decode(code) > 0] = value
     return mask
 
@@ -270,7 +257,7 @@ def lost(image: CocoImage) -> int:
     return sum(code is None or not rle.area(code) for code in codes)
 
 
-def _encode(shape: Shape, height: int, width: int) -> dict | None:
+def _encode(shape: Shape, height: int, width: int) -> dict[str, Any] | None:
     """Run lengths of a segmentation; None for polygons without an area."""
     try:
         polygons, codes = _parts(shape.segmentation)
@@ -288,37 +275,41 @@ def _encode(shape: Shape, height: int, width: int) -> dict | None:
         raise ValueError(f"annotation {shape.id!s:.50}: {error!s:.300}") from None
 
 
-def _parts(segmentation) -> tuple[list[list[float]], list[dict]]:
+def _parts(segmentation: Any) -> tuple[list[list[float]], list[dict[str, Any]]]:
     """(polygons [x, y, x, y, ...], run lengths) of a segmentation: one of either, a list of
     both, or points as pairs [x, y]. ValueError names what is none of them."""
     parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    if len(parts) > 2 and all(isinstance(p, list) and len(p) == 2 for p in parts):
+    if len(parts) > 2 and _pairs(parts):
         parts = [parts]  # one polygon as pairs: no polygon has one point
     polygons, codes = [], []
     for part in parts:
         if isinstance(part, dict) and {"size", "counts"} & part.keys():
             codes.append(part)
-            continue
-        pairs = (
-            isinstance(part, list)
-            and bool(part)
-            and all(isinstance(p, list) and len(p) == 2 for p in part)
-        )
-        numbers = [x for pair in part for x in pair] if pairs else part
-        if not isinstance(numbers, list) or not all(type(x) in (int, float) for x in numbers):
-            raise ValueError(
-                f"its segmentation holds {part!r:.100}; expected polygons [[x, y, x, y, ...], "
-                "...], or run lengths with size "
-                "and counts"
-            )
-        numbers = [_float(x) for x in numbers]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(
-                "a coordinate of its segmentation is "
-                f"{next(x for x in numbers if not math.isfinite(x))}"
-            )
-        polygons.append(numbers)
+        else:
+            polygons.append(_polygon(part))
     return polygons, codes
+
+
+def _pairs(part: Any) -> bool:
+    return (
+        isinstance(part, list)
+        and bool(part)
+        and all(isinstance(p, list) and len(p) == 2 for p in part)
+    )
+
+
+def _polygon(part: Any) -> list[float]:
+    """[x, y, x, y, ...] of a polygon of numbers or of pairs."""
+    numbers = [x for pair in part for x in pair] if _pairs(part) else part
+    if not isinstance(numbers, list) or not all(type(x) in (int, float) for x in numbers):
+        raise ValueError(
+            f"its segmentation holds {part!r:.100}; "
+            "expected polygons [[x, y, x, y, ...], ...], or run lengths with size and counts"
+        )
+    found = [_float(x) for x in numbers]
+    if odd := [x for x in found if not math.isfinite(x)]:
+        raise ValueError(f"a coordinate of its segmentation is {odd[0]}")
+    return found
 
 
 def _float(number: int | float) -> float:
@@ -339,7 +330,7 @@ def _cut(polygon: list[float], height: int, width: int) -> list[float]:
         inside = [sign * (p[axis] - bound) >= 0 for p in points]
         if all(inside):
             continue
-        kept = []
+        kept: list[tuple[float, float]] = []
         for i, (p, q) in enumerate(zip(points[-1:] + points[:-1], points, strict=True)):
             if inside[i - 1] != inside[i]:
                 share = (bound - p[axis]) / (q[axis] - p[axis])
@@ -351,7 +342,7 @@ def _cut(polygon: list[float], height: int, width: int) -> list[float]:
     return [float(x) for p in points for x in p]
 
 
-def _run_lengths(code: dict, height: int, width: int) -> dict:
+def _run_lengths(code: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Checked run lengths of an image of this size, as pycocotools takes them."""
     size, counts = [_whole(n) for n in code["size"]], code["counts"]
     if size != [height, width]:

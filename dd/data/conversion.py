@@ -4,13 +4,14 @@ where they lie."""
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -45,12 +46,32 @@ class MaskJob:
     source: str
     draw: Callable[[], np.ndarray]
     lost: Callable[[], int] | None = None  # how many of its annotations cover no pixel
-    size: Callable[[], tuple[int, int]] | None = (
-        None  # (height, width) of the mask, before it is drawn
-    )
+    size: Callable[[], tuple[int, int]] | None = None  # (height, width), before it is drawn
 
 
-def keep_out(root: str | Path, folders) -> None:
+@dataclass(frozen=True)
+class Part:
+    """A part (a split or all) of a prepared data set, as it is to be made.
+
+    ``identity``: what it is made from. ``splits``: {name of a list: ids}. ``images``: the folders
+    that hold the images; below ``root``'s parent they are recorded relative to ``root``, so that
+    the whole can be moved.
+    """
+
+    root: Path
+    name: str
+    identity: Mapping[str, Any]
+    jobs: list[MaskJob]
+    splits: Mapping[str, list[str]]
+    images: Iterable[Path]
+    taxonomy: Taxonomy
+
+    @property
+    def settings(self) -> Path:
+        return self.root / f"settings_{self.name}.json"
+
+
+def keep_out(root: str | Path, folders: Iterable[str | Path | None]) -> None:
     """FileExistsError if ``root`` lies in one of ``folders``, which are only read."""
     for folder in folders:
         if folder is not None and Path(root).resolve().is_relative_to(Path(folder).resolve()):
@@ -60,16 +81,13 @@ def keep_out(root: str | Path, folders) -> None:
             )
 
 
-KINDS = (
-    {"train", "val"},
-    {"train_aug"},
-    {"all"},
-)  # parts of COCO, of augmented VOC, of own data: never in one folder
+# Parts of COCO, of augmented VOC, of own data: never in one folder.
+KINDS = ({"train", "val"}, {"train_aug"}, {"all"})
 
 
 def finished(
-    root: str | Path, part: str, identity: dict, images: tuple[Path, ...] = ()
-) -> dict | None:
+    root: str | Path, part: str, identity: Mapping[str, Any], images: tuple[Path, ...] = ()
+) -> dict[str, Any] | None:
     """The record of a finished part, or None; FileExistsError if it was made from something else,
     or holds other data.
 
@@ -78,107 +96,108 @@ def finished(
     root = Path(root)
     if root.is_dir() and any(root.iterdir()) and not any(root.glob("settings_*.json")):
         raise FileExistsError(
-            f"{root} holds other data, which is not written to: move it, or prepare below another "
-            "--root"
+            f"{root} holds other data, which is not written to: "
+            "move it, or prepare below another --root"
         )
-    record = read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"parts": {}}
+    record = _record(root)
     strangers = record["parts"].keys() - next(kind for kind in KINDS if part in kind)
     if strangers:
         raise FileExistsError(
-            f"{root} is another data set (it holds {', '.join(sorted(strangers))}). Choose "
-            "another --name or --root"
+            f"{root} is another data set (it holds {', '.join(sorted(strangers))}). "
+            "Choose another --name or --root"
         )
     if part in record["parts"]:
         refuse_other(root / f"settings_{part}.json", identity, "data set")
         there = [f for f in record["images"] if (root / f).is_dir()]
         if images and len(there) < len(record["images"]):
-            record["images"] = there + [
-                f for f in (_relative(i, root) for i in images) if f not in there
-            ]
-            write_json(root / RECORD, record)
+            write_json(root / RECORD, record | {"images": _with(there, images, root)})
     return record["parts"].get(part)
 
 
+def _record(root: Path) -> dict[str, Any]:
+    """dataset.json of a prepared data set, of which nothing may be there yet."""
+    path = root / RECORD
+    return read_own(path, PARTS) if path.is_file() else {"images": [], "parts": {}}
+
+
+def _with(recorded: list[str], images: Iterable[Path], root: Path) -> list[str]:
+    """The folders of images that are recorded, and ``images``."""
+    return list(dict.fromkeys([*recorded, *(_relative(folder, root) for folder in images)]))
+
+
 def write_part(
-    root: str | Path,
-    part: str,
-    identity: dict,
-    jobs: list[MaskJob],
-    splits: dict[str, list[str]],
-    images: list[Path],
-    taxonomy: Taxonomy,
-    workers: int | None = None,
-    upright: bool = False,
-    notes: tuple[str, ...] = (),
-) -> dict:
-    """Masks, split lists and, last, the record of one part (a split or all) of a prepared data set;
-    returns its record.
+    part: Part, workers: int | None = None, upright: bool = False, notes: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Masks, split lists and, last, the record of a part; returns its record. ``workers`` and
+    ``upright``: see :func:`convert`.
 
     An interrupted part goes on where it stopped, or begins anew if its source is another now.
-    ``images``: the folders that hold the images; below ``root``'s parent they are recorded relative
-    to ``root``, so that the whole can be moved.
     """
-    root, settings = Path(root), Path(root) / f"settings_{part}.json"
-    if settings.exists() and read_own(settings, IDENTIFIED)["identity"] != identity:
-        for job in jobs:
-            for folder in ("SegmentationClass", "JPEGImages"):
-                (root / folder / f"{job.name}.png").unlink(missing_ok=True)
-    write_json(settings, {"identity": identity})
-    counts = convert(jobs, root, taxonomy, workers, upright)
-    for split, ids in splits.items():
+    root, names = part.root, part.taxonomy.names
+    _forget_other(part)
+    write_json(part.settings, {"identity": part.identity})
+    counts = convert(part.jobs, root, part.taxonomy, workers, upright)
+    for split, ids in part.splits.items():
         write_split(root, split, ids)
-    if jobs and not any(counts["classes"][name]["images"] for name in taxonomy.names):
-        ignored = counts["ignored_pixels"]
+    absent = [name for name in names if not counts["classes"][name]["images"]]
+    if part.jobs and len(absent) == len(names):
+        ignored = "0 (background) and 255 (ignored)" if counts["ignored_pixels"] else "background"
         raise ValueError(
-            f"no class of taxonomy {taxonomy.name!r} occurs in the {len(jobs)} masks: they hold "
-            + ("0 (background) and 255 (ignored) alone" if ignored else "background alone")
-            + ". If an object is written as 255 (black and white masks): --map 255=CLASS; if all "
-            "objects of a COCO "
-            "file are marked as crowds: --crowds objects; else nothing is labelled in them"
+            f"no class of taxonomy {part.taxonomy.name!r} occurs in the {len(part.jobs)} masks: "
+            f"they hold {ignored} alone. "
+            "If an object is written as 255 (black and white masks): --map 255=CLASS; "
+            "if all objects of a COCO file are marked as crowds: --crowds objects; "
+            "else nothing is labelled in them"
         )
-    absent = [name for name in taxonomy.names if not counts["classes"][name]["images"]]
-    listed = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
-    notes = [*notes, f"{len(absent)} classes are in no mask: {listed}"] if absent else list(notes)
-    if counts["lost"]:
-        notes.append(
-            f"{counts['lost']} annotations cover no pixel (no area, or outside the image): left out"
-        )
-    if counts["undecided"]:
-        notes.append(_told_by_the_others(counts["undecided"], *counts["votes"]))
-    if counts["dark"]:
-        notes.append(dark_note(counts["dark"]))
-    if counts["upright"]:
-        notes.append(
-            f"{counts['upright']} images carry an EXIF rotation: upright copies lie in "
-            f"{root / 'JPEGImages'}"
-        )
-    record = (
-        read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"images": [], "parts": {}}
-    )
-    record["images"] += [
-        f for f in (_relative(i, root) for i in images) if f not in record["images"]
-    ]
-    record["taxonomy"] = {"name": taxonomy.name, "names": list(taxonomy.names)}
     found = {
-        "identity": identity,
-        "splits": {k: len(v) for k, v in splits.items()},
+        "identity": part.identity,
+        "splits": {k: len(v) for k, v in part.splits.items()},
         **counts,
-        "notes": notes,
+        "notes": [*notes, *_notes(counts, absent, root)],
     }
-    record["parts"][part] = found
+    record = _record(root)
+    record["images"] = _with(record["images"], part.images, root)
+    record["taxonomy"] = {"name": part.taxonomy.name, "names": list(names)}
+    record["parts"][part.name] = found
     write_json(root / RECORD, record)
     return found
 
 
+def _forget_other(part: Part) -> None:
+    """Remove what an interrupted command made from another source."""
+    settings = part.settings
+    if settings.exists() and read_own(settings, IDENTIFIED)["identity"] != part.identity:
+        for job in part.jobs:
+            for folder in ("SegmentationClass", "JPEGImages"):
+                (part.root / folder / f"{job.name}.png").unlink(missing_ok=True)
+
+
+def _notes(counts: Mapping[str, Any], absent: list[str], root: Path) -> list[str]:
+    """What is to be said of the masks that were made; ``absent``: classes in none of them."""
+    listed = ", ".join(absent[:10]) + ", ..." * (len(absent) > 10)
+    lost, undecided, upright = counts["lost"], counts["undecided"], counts["upright"]
+    notes = (
+        (len(absent), f"{len(absent)} classes are in no mask: {listed}"),
+        (lost, f"{lost} annotations cover no pixel (no area, or outside the image): left out"),
+        (undecided, _told_by_the_others(undecided, *counts["votes"])),
+        (counts["dark"], dark_note(counts["dark"])),
+        (
+            upright,
+            f"{upright} images carry an EXIF rotation: upright copies lie in {root / 'JPEGImages'}",
+        ),
+    )
+    return [note for number, note in notes if number]
+
+
 def _told_by_the_others(number: int, stored: int, upright: int) -> str:
     what = (
-        f"{number} images carry an EXIF rotation of which their size does not tell whether the "
-        "mask is turned"
+        f"{number} images carry an EXIF rotation "
+        "of which their size does not tell whether the mask is turned"
     )
     if stored and upright:
         return (
-            f"{what}: taken as upright, but {stored} others are of stored pixels, {upright} "
-            "upright: look at them"
+            f"{what}: taken as upright, "
+            f"but {stored} others are of stored pixels, {upright} upright: look at them"
         )
     if stored or upright:
         how = "of stored pixels" if stored else "upright"
@@ -218,7 +237,7 @@ def convert(
     taxonomy: Taxonomy,
     workers: int | None = None,
     upright: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; counts images and
     pixels of each class.
 
@@ -256,12 +275,15 @@ def convert(
     }
 
 
-def _each(work, jobs: list[MaskJob], workers: int, advance) -> Counts:
+Work = Callable[[list[MaskJob]], tuple[int, Counts]]
+
+
+def _each(
+    work: Work, jobs: list[MaskJob], workers: int, advance: Callable[[int], object]
+) -> Counts:
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
-    found = Counts()
-    for number, done in (
-        map(work, chunks) if workers < 2 or len(chunks) < 2 else _parallel(work, chunks, workers)
-    ):
+    found, alone = Counts(), workers < 2 or len(chunks) < 2
+    for number, done in map(work, chunks) if alone else _parallel(work, chunks, workers):
         found += done
         advance(number)
     return found
@@ -279,7 +301,9 @@ def _told_once(errors: list[tuple[str, str, str]]) -> list[str]:
     ]
 
 
-def _parallel(work, chunks, workers):
+def _parallel(
+    work: Work, chunks: list[list[MaskJob]], workers: int
+) -> Iterator[tuple[int, Counts]]:
     """Results of ``work`` on the chunks as they come, from spawned processes."""
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
@@ -287,14 +311,16 @@ def _parallel(work, chunks, workers):
             yield future.result()
     except BrokenProcessPool:
         raise OSError(
-            "a worker process died (memory?); the finished masks are kept. Run the command again "
-            "with fewer --workers"
+            "a worker process died (memory?); the finished masks are kept. "
+            "Run the command again with fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _convert_chunk(jobs, root, taxonomy, upright, guess) -> tuple[int, Counts]:
+def _convert_chunk(
+    jobs: list[MaskJob], root: Path, taxonomy: Taxonomy, upright: bool, guess: bool | None
+) -> tuple[int, Counts]:
     """(number of jobs that are finished with, what became of them)."""
     found = Counts()
     for job in jobs:
@@ -306,7 +332,7 @@ def _convert_chunk(jobs, root, taxonomy, upright, guess) -> tuple[int, Counts]:
     return len(jobs) - len(found.left), found
 
 
-def _check_size(job: MaskJob, mask: tuple[int, int], sizes: list[tuple[int, int]]) -> None:
+def _check_size(job: MaskJob, mask: tuple[int, ...], sizes: list[tuple[int, int]]) -> None:
     if mask not in sizes:
         (height, width), *_ = sizes
         raise ValueError(
@@ -319,29 +345,22 @@ def _convert(
 ) -> Counts:
     """``guess``: whether the mask is that of the upright image where sizes do not tell; None
     leaves such a job."""
-    path, copy = (
-        root / "SegmentationClass" / f"{job.name}.png",
-        root / "JPEGImages" / f"{job.name}.png",
-    )
+    path = root / "SegmentationClass" / f"{job.name}.png"
+    copy = root / "JPEGImages" / f"{job.name}.png"
     there = path.is_file()
     with Image.open(job.image) as image:
-        stored, turn = (image.height, image.width), orientation(image) if upright else 1
-        sizes = [stored, stored[::-1]] if turn >= 5 else [stored]
-        if job.size and not there:  # before memory is taken: a file may claim any size
-            _check_size(job, tuple(job.size()), sizes)
-        mask = read_mask(path) if there else job.draw()
+        turn = orientation(image) if upright else 1
+        sizes = _sizes(image, turn)
+        mask = read_mask(path) if there else _drawn(job, sizes)
         _check_size(job, mask.shape, sizes)
         check_values(mask, taxonomy, job.source)
-        told = sizes[-1] != stored
+        told = sizes[-1] != sizes[0]
         if turn > 1 and not told and guess is None:
             return Counts(left=[job])
-        copied = turn > 1 and (mask.shape == sizes[-1] if told else guess)
+        copied = turn > 1 and bool(mask.shape == sizes[-1] if told else guess)
         dark = is_dark(image)
-        if copied and not copy.is_file():
-            turned = rgb(ImageOps.exif_transpose(image))
-            write_atomic(copy, encode_image(np.asarray(turned), ".png"))
-    if turn > 1 and not copied:
-        copy.unlink(missing_ok=True)  # of an interrupted run that knew less of the set
+        if turn > 1:
+            _write_copy(copy, image if copied else None)
     if not there:
         write_atomic(path, encode_mask(mask, taxonomy.palette))
     pixels = np.bincount(mask.ravel(), minlength=256)
@@ -349,3 +368,27 @@ def _convert(
     votes = np.array([vote and not copied, vote and copied], np.int64)
     lost = job.lost() if job.lost else 0
     return Counts((pixels > 0).astype(np.int64), pixels, votes, int(copied), lost, int(dark))
+
+
+def _sizes(image: Image.Image, turn: int) -> list[tuple[int, int]]:
+    """(height, width) of a mask of stored pixels and, where the sides change places, of an upright
+    one."""
+    stored = (image.height, image.width)
+    return [stored, stored[::-1]] if turn >= 5 else [stored]
+
+
+def _drawn(job: MaskJob, sizes: list[tuple[int, int]]) -> np.ndarray:
+    """The mask, of one of the ``sizes``: looked at before memory is taken, as a file may claim
+    any."""
+    if job.size:
+        _check_size(job, tuple(job.size()), sizes)
+    return job.draw()
+
+
+def _write_copy(path: Path, image: Image.Image | None) -> None:
+    """The upright copy of an image, unless it is there. None: a copy of an interrupted run, which
+    knew less of the set, goes."""
+    if image is None:
+        path.unlink(missing_ok=True)
+    elif not path.is_file():
+        write_atomic(path, encode_image(np.asarray(rgb(ImageOps.exif_transpose(image))), ".png"))

@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 from unicodedata import normalize
 
 import numpy as np
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
 from dd.store.names import is_text
 from dd.store.provenance import (
+    fault,
     fingerprint,
     read_json,
     read_lines,
@@ -32,14 +33,24 @@ from dd.store.schemas import DATASET, MASKS
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
-READ_SUFFIXES = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-READ_SUFFIXES += tuple(suffix.upper() for suffix in READ_SUFFIXES)
+_LOWER = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+READ_SUFFIXES = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
 # of a prepared data set, written last: where its images lie, what its masks were made from
 RECORD = "dataset.json"
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # EXIF
 MEAN = ".mean"  # ends the name of the tensor beside the maps of a source in a heat file
 NAME_LIMIT = 200  # bytes of a file's name, suffixes and a temporary name left room for
+UNDECODED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+)
+File = str | Path | BinaryIO
 
 
 def encode_image(pixels: np.ndarray, suffix: str) -> bytes:
@@ -67,7 +78,7 @@ def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
 
 
 @contextmanager
-def opened(path, header: bool = False):
+def opened(path: File, header: bool = False) -> Iterator[Image.Image]:
     """Pillow's image of a file or a binary stream; whatever it says of one that it cannot decode
     becomes a ValueError with the file's name, as does a PNG whose checksums are not those of its
     parts (Pillow decodes it to other pixels), unless the ``header`` alone is read. Images of more
@@ -79,19 +90,10 @@ def opened(path, header: bool = False):
             yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is refused: {error}") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        MemoryError,
-    ) as error:
-        if getattr(error, "errno", None) is not None or (
-            type(error) is ValueError and str(path) in str(error)
-        ):
-            raise  # of the file system, or ours
+    except UNDECODED as error:
+        ours = type(error) is ValueError and str(path) in str(error)
+        if ours or getattr(error, "errno", None) is not None:  # of the file system
+            raise
         # Pillow names the file again, or the stream that it was handed
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error!s:.200}"
         raise ValueError(
@@ -102,17 +104,16 @@ def opened(path, header: bool = False):
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def _check_png(path) -> None:
+def _check_png(path: File) -> None:
     """SyntaxError, as Pillow's, for a PNG with a part whose checksum is wrong; what else may be
     wrong with a file is left to Pillow."""
-    with nullcontext(path) if hasattr(path, "read") else open(path, "rb") as file:
+    with open(path, "rb") if isinstance(path, str | Path) else nullcontext(path) as file:
         if file.read(len(PNG)) == PNG:
             _check_parts(file)
-    if hasattr(path, "read"):
-        path.seek(0)
+        file.seek(0)
 
 
-def _check_parts(file) -> None:
+def _check_parts(file: BinaryIO) -> None:
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         checksum, left = zlib.crc32(kind), length
@@ -147,9 +148,9 @@ def is_dark(image: Image.Image) -> bool:
 
 def dark_note(number: int) -> str:
     return (
-        f"{number} images of 16 bits use less than a quarter of the range (cameras of 10 to 14 "
-        "bits write so) and come out "
-        "nearly black: stretch their values to 0..65535"
+        f"{number} images of 16 bits use less than a quarter of the range "
+        "(cameras of 10 to 14 bits write so) and come out nearly black: "
+        "stretch their values to 0..65535"
     )
 
 
@@ -175,15 +176,8 @@ def orientation(image: Image.Image) -> int:
         image.load()
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except (
-        SyntaxError,
-        ValueError,
-        KeyError,
-        TypeError,
-        struct.error,
-        OSError,
-    ):  # EXIF data that cannot be read say nothing
-        return 1
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error, OSError):
+        return 1  # EXIF data that cannot be read say nothing
     return found if found in range(1, 9) else 1
 
 
@@ -221,30 +215,26 @@ def read_coloured_mask(
     ValueError where neither can be.
     """
     with opened(path) as image:
-        if image.mode not in ("RGB", "RGBA"):
-            return (
-                read_mask(path, taxonomy)
-                if renamed is None
-                else renamed(by_value(image, path), path)
-            )
-        if renamed is not None:
+        coloured = image.mode in ("RGB", "RGBA")
+        if renamed is None:
+            return by_colour(image, taxonomy, path) if coloured else read_mask(path, taxonomy)
+        if coloured:
             raise ValueError(
-                f"mask {path} has colours, which --map does not change: give them in the taxonomy "
-                "file"
+                f"mask {path} has colours, which --map does not change: "
+                "give them in the taxonomy file"
             )
-        return by_colour(image, taxonomy, path)
+        return renamed(by_value(image, path), path)
 
 
-def check_values(mask: np.ndarray, taxonomy: Taxonomy, path) -> None:
+def check_values(mask: np.ndarray, taxonomy: Taxonomy, path: object) -> None:
     """ValueError names the file and its values that are neither a class nor 255."""
     outside = sorted(set(np.unique(mask).tolist()) - set(range(len(taxonomy))) - {IGNORE})
     if outside:
         raise ValueError(
             f"{path} holds values {outside[:10]} outside the {len(taxonomy)} classes of taxonomy "
-            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). Is it made for "
-            "other classes? python -m dd "
-            f"prepare own says what values mean: --map {outside[0]}=ignore, or =background, or a "
-            "class"
+            f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). "
+            "Is it made for other classes? python -m dd prepare own says what values mean: "
+            f"--map {outside[0]}=ignore, or =background, or a class"
         )
 
 
@@ -255,10 +245,9 @@ def read_split(root: str | Path, split: str) -> list[str]:
     path = folder / f"{split}.txt"
     if not Path(root).is_dir():
         raise FileNotFoundError(
-            f"no data set at {root}. Real ones are made by: python -m dd prepare shapes (or voc, "
-            "voc_aug, coco, own; see "
-            "docs/data.md), synthetic ones by generate.py; another folder in VOC layout: set "
-            "data.root"
+            f"no data set at {root}. Real ones are made by: python -m dd prepare shapes "
+            "(or voc, voc_aug, coco, own; see docs/data.md), synthetic ones by generate.py; "
+            "another folder in VOC layout: set data.root"
         )
     if not path.is_file():
         if why := unfinished(root):
@@ -268,33 +257,31 @@ def read_split(root: str | Path, split: str) -> list[str]:
             f"data set {root} has no split {split!r} ({path}); splits there: {known}"
         )
     lines = read_lines(path)
-    whole = (
-        Path(root) / RECORD
-    ).is_file()  # our own lists hold one id a line, blanks included; the devkit's may go on
-    ids = lines if whole else [line.split()[0] for line in lines]
-    bad = [
-        i
-        for i in ids
-        if PurePosixPath(i).is_absolute() or ".." in PurePosixPath(i).parts or "\\" in i
-    ]
-    if bad:
+    # our own lists hold one id a line, blanks included; the devkit's may go on
+    ids = lines if (Path(root) / RECORD).is_file() else [line.split()[0] for line in lines]
+    if bad := [i for i in ids if _leaves(PurePosixPath(i))]:
         raise ValueError(f"{path}: id {bad[0]!r:.100} would leave the data set's folder")
-    bad = [
-        i
-        for i in ids
-        if "\0" in i or len(i) > 1000 or max(map(len, i.encode().split(b"/"))) > NAME_LIMIT
-    ]
-    if bad:
+    if bad := [i for i in ids if not _is_name(i)]:
         raise ValueError(f"{path}: {bad[0]!r:.100} cannot be the name of a file")
     if not ids:
         raise ValueError(
-            f"{path} is empty; a split lists one image id a line. Write the list, or name another "
-            "split"
+            f"{path} is empty; a split lists one image id a line. "
+            "Write the list, or name another split"
         )
     return ids
 
 
-def read_list(path: str | Path, ids: list[str], split: str) -> tuple[list[str], dict]:
+def _leaves(path: PurePosixPath) -> bool:
+    return path.is_absolute() or ".." in path.parts or "\\" in str(path)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text may be the path of a file."""
+    longest = max(map(len, text.encode().split(b"/")))
+    return "\0" not in text and len(text) <= 1000 and longest <= NAME_LIMIT
+
+
+def read_list(path: str | Path, ids: Sequence[str], split: str) -> tuple[list[str], dict[str, Any]]:
     """(the ids that a list names, in its order; its record: file name, number of images, hash of
     the ids). A line is one of ``ids``, those of ``split``, or begins with the path of its image
     ("JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png", as published lists do).
@@ -302,7 +289,8 @@ def read_list(path: str | Path, ids: list[str], split: str) -> tuple[list[str], 
     FileNotFoundError, or ValueError for an empty list, an image named twice, or one that is not in
     the split.
     """
-    path, known, found, strange = Path(path), set(ids), {}, []
+    path, known, strange = Path(path), set(ids), []
+    found: dict[str, int] = {}
     if not path.is_file():
         raise FileNotFoundError(
             f"shots_list={path}: no such file; expected one image a line, as 2007_000032 or as "
@@ -320,9 +308,9 @@ def read_list(path: str | Path, ids: list[str], split: str) -> tuple[list[str], 
         else:
             found[name] = number
     if strange:
-        number = f"{len(strange)} of its {len(strange) + len(found)} lines"
         raise ValueError(
-            f"{path}: {number} name no image of split {split!r}, such as {strange[0]!r:.100}. "
+            f"{path}: {len(strange)} of its {len(strange) + len(found)} lines "
+            f"name no image of split {split!r}, such as {strange[0]!r:.100}. "
             "Choose the data, or data.train_split, that the list was made for"
         )
     if not found:
@@ -340,14 +328,17 @@ def _meant(line: str) -> Iterator[str]:
     yield from ("/".join(parts[i:]) for i in range(len(parts)))
 
 
-def choose_shots(ids: list[str], shots: int | None, seed: int, of="the split holds") -> list[str]:
+def choose_shots(
+    ids: Sequence[str], shots: int | None, seed: int, of: str = "the split holds"
+) -> list[str]:
     """``shots`` ids chosen by seed, nested: fewer shots are the first of more. None = all of
     them."""
     if shots is None:
         return list(ids)
     if type(shots) is not int or not 1 <= shots <= len(ids):
-        choice = f"choose 1 to {len(ids)}, or null for all"
-        raise ValueError(f"shots={shots!r}, but {of} {len(ids)} images; {choice}")
+        raise ValueError(
+            f"shots={shots!r}, but {of} {len(ids)} images; choose 1 to {len(ids)}, or null for all"
+        )
     order = np.random.default_rng([seed, 3]).permutation(len(ids))
     return [ids[i] for i in order[:shots]]
 
@@ -356,12 +347,9 @@ def image_folders(root: str | Path) -> list[Path]:
     """Where the images of a data set lie: ``JPEGImages``, then the folders of its record, which
     are never written to."""
     path, own = Path(root) / RECORD, Path(root) / "JPEGImages"
-    recorded = (
-        [Path(root) / folder for folder in read_own(path, DATASET)["images"]]
-        if path.is_file()
-        else []
-    )
-    return [own, *recorded] if own.is_dir() or not recorded else recorded
+    told = read_own(path, DATASET)["images"] if path.is_file() else []
+    folders = [Path(root) / folder for folder in told]
+    return [own, *folders] if own.is_dir() or not folders else folders
 
 
 def check_recorded(folder: str | Path, key: str, name: str, path: Path) -> None:
@@ -371,9 +359,8 @@ def check_recorded(folder: str | Path, key: str, name: str, path: Path) -> None:
     known = _recorded(Path(folder), key, _state(Path(folder) / "records")).get(name)
     if known is not None and sha256(path) != known:
         raise ValueError(
-            f"{path} is not what its record says: it was damaged or changed. python -m dd verify "
-            f"{folder} names all that is, "
-            "and how it heals"
+            f"{path} is not what its record says: it was damaged or changed. "
+            f"python -m dd verify {folder} names all that is, and how it heals"
         )
 
 
@@ -385,30 +372,29 @@ def check_mask(path: str | Path) -> None:
     known = _mask_hashes(done, _state(done)).get(path.stem) if done.is_file() else None
     if known is not None and sha256(path) != known:
         raise ValueError(
-            f"{path} is not what masks.json beside it says: it was damaged or changed. Remove "
-            "masks.json, and the command "
-            "that made the masks (generate.py stage=label) makes them again"
+            f"{path} is not what masks.json beside it says: it was damaged or changed. "
+            "Remove masks.json, and the command that made the masks (generate.py stage=label) "
+            "makes them again"
         )
 
 
-def _state(place: Path) -> tuple:
+State = tuple[tuple[str, int, int], ...]
+
+
+def _state(place: Path) -> State:
     """Of a file or the files of a folder: another one when they change, so that what was read of
     them is read again."""
-    paths = (
-        [Path(entry.path) for entry in os.scandir(place)]
-        if place.is_dir()
-        else [place] * place.exists()
-    )
-    return tuple((p.name, s.st_mtime_ns, s.st_size) for p in sorted(paths) if (s := p.stat()))
+    paths = sorted(place.iterdir()) if place.is_dir() else [place] * place.exists()
+    return tuple((p.name, s.st_mtime_ns, s.st_size) for p in paths if (s := p.stat()))
 
 
 @lru_cache(maxsize=4)
-def _recorded(folder: Path, key: str, _state) -> dict[str, str]:
+def _recorded(folder: Path, key: str, _state: State) -> dict[str, str]:
     return recorded(folder, key)
 
 
 @lru_cache(maxsize=4)
-def _mask_hashes(done: Path, _state) -> dict[str, str]:
+def _mask_hashes(done: Path, _state: State) -> dict[str, str]:
     return read_own(done, MASKS).get("sha256", {})
 
 
@@ -431,17 +417,19 @@ class SegmentationFolder:
 
     def __init__(
         self,
-        root,
+        root: str | Path,
         split: str,
-        taxonomy,
+        taxonomy: Taxonomy,
         masks: str = "SegmentationClass",
         shots: int | None = None,
         seed: int = 0,
-        images: str | Path | list | None = None,
+        images: str | Path | Sequence[str | Path] | None = None,
         shots_list: str | Path | None = None,
-    ):
+    ) -> None:
         self.root, self.split, self.taxonomy, self.masks = Path(root), split, taxonomy, masks
-        ids, self.listed, of = read_split(root, split), None, "the split holds"
+        self.listed: dict[str, Any] | None = None
+        self._seen: set[tuple[str, str]] = set()
+        ids, of = read_split(root, split), "the split holds"
         self.whole_split = ids
         if shots_list is not None:
             ids, self.listed = read_list(shots_list, ids, split)
@@ -449,7 +437,7 @@ class SegmentationFolder:
         self.ids = choose_shots(ids, shots, seed, of)
         given = [images] if isinstance(images, str | Path) else images
         self.images = image_folders(root) if given is None else [Path(f) for f in given]
-        self.prepared, self._seen = (self.root / RECORD).is_file(), set()
+        self.prepared = (self.root / RECORD).is_file()
         self.foreign = not self.prepared and not (self.root / "run.json").is_file()
         _check_classes(self.root, taxonomy)
         if not (self.root / masks).is_dir():
@@ -483,9 +471,9 @@ class SegmentationFolder:
         if (listed := read_split(self.root, self.split)) != list(known):
             raise ValueError(
                 f"{self.root}: ImageSets/Segmentation/train.txt lists {len(listed)} samples, "
-                f"{self.masks}/masks.json tells of {len(known)}, or of others. The same "
-                "generate.py "
-                "command makes list and masks anew; a part of a set is a list of another name"
+                f"{self.masks}/masks.json tells of {len(known)}, or of others. "
+                "The same generate.py command makes list and masks anew; "
+                "a part of a set is a list of another name"
             )
 
     @cached_property
@@ -510,10 +498,10 @@ class SegmentationFolder:
         known = _recorded(self.root, "image_sha256", _state(self.root / "records"))
         return sum(name not in known for name in self.ids)
 
-    def _first(self, *what) -> bool:
-        """Whether a file is read for the first time in this process."""
-        first = what not in self._seen
-        self._seen.add(what)
+    def _first(self, kind: str, name: str) -> bool:
+        """Whether the image or the mask of an id is read for the first time in this process."""
+        first = (kind, name) not in self._seen
+        self._seen.add((kind, name))
         return first
 
     def image_path(self, name: str) -> Path:
@@ -531,9 +519,8 @@ class SegmentationFolder:
                 if path.is_file():
                     return path
         raise FileNotFoundError(
-            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, but "
-            f"split {self.split!r} lists "
-            "it: add the file, or take the id out of the list"
+            f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, "
+            f"but split {self.split!r} lists it: add the file, or take the id out of the list"
         )
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -553,8 +540,8 @@ class SegmentationFolder:
         path = self.mask_path(name)
         if not path.is_file():
             raise FileNotFoundError(
-                f"no mask {path}, but split {self.split!r} lists it: add it, or take the id out "
-                "of the list"
+                f"no mask {path}, but split {self.split!r} lists it: "
+                "add it, or take the id out of the list"
             )
         if self._first("mask", name):
             check_mask(path)
@@ -564,30 +551,26 @@ class SegmentationFolder:
         path = self.mask_path(name)
         if mask.shape != tuple(size):
             height, width = image_size(self.image_path(name), upright=True)
-            turned = (
-                f" ({width}x{height} upright by EXIF; prepare own writes upright copies)"
-                if (height, width) != tuple(size)
-                else ""
-            )
+            turned = f" ({width}x{height} upright by EXIF; prepare own writes upright copies)"
             raise ValueError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image "
-                f"{size[1]}x{size[0]}{turned}: a mask has the size of "
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}"
+                f"{turned if (height, width) != tuple(size) else ''}: a mask has the size of "
                 "its image. Is it the mask of another image? Else resize it with nearest neighbour"
             )
         check_values(mask, self.taxonomy, path)
         return mask
 
-    def fingerprint(self) -> dict:
+    def fingerprint(self) -> dict[str, Any]:
         """What a run records of its data: folder name, split, masks, number of images, and a hash
         of their content; of a part of a split also what it was drawn from: a hash of all ids and
         the sizes in bytes of their masks."""
-        names = {
+        found = {
             "root": self.root.name,
             "split": self.split,
             "masks": self.masks,
             "images": len(self),
+            "content": self.content(),
         }
-        found = {**names, "content": self.content()}
         if len(self) < len(self.whole_split):
             masks = [self.mask_path(name) for name in self.whole_split]
             sizes = [path.stat().st_size if path.is_file() else None for path in masks]
@@ -599,10 +582,11 @@ class SegmentationFolder:
         hash of 100,000 images would take minutes): corrected masks and other images are other
         data."""
         done = self.root / self.masks / "masks.json"
-        known = read_own(done, MASKS).get("sha256", {}) if done.is_file() else {}
-        files = {name: self.mask_path(name) for name in self.ids}
+        known = _mask_hashes(done, _state(done)) if done.is_file() else {}
+        files = [self.mask_path(name) for name in self.ids]
         hashes = [
-            known.get(n) or (sha256(f) if f.is_file() else "missing") for n, f in files.items()
+            known.get(name) or (sha256(file) if file.is_file() else "missing")
+            for name, file in zip(self.ids, files, strict=True)
         ]
         return fingerprint([self.ids, hashes, [self._image_bytes(n) for n in self.ids]])
 
@@ -617,52 +601,47 @@ class SegmentationFolder:
 def _stored(folder: Path, name: str) -> Path:
     """The file of a name that a list may write in another form: macOS writes letters and their
     marks apart (NFD), others as one (NFC)."""
-    forms = (
-        {name: None}
-        if name.isascii()
-        else dict.fromkeys([name, normalize("NFC", name), normalize("NFD", name)])
-    )
+    forms = [name] if name.isascii() else [name, normalize("NFC", name), normalize("NFD", name)]
     return next((folder / form for form in forms if (folder / form).is_file()), folder / name)
 
 
-def _check_classes(root: Path, taxonomy) -> None:
+def _check_classes(root: Path, taxonomy: Taxonomy) -> None:
     """ValueError if the data set says that it was made for other classes: its mask values would
     mean something else."""
-    made = [
-        (root / "run.json", ("identity", "taxonomy", "names")),
-        (root / RECORD, ("taxonomy", "names")),
-    ]
-    for path, keys in made:
+    made: dict[Path, tuple[str, ...]] = {
+        root / "run.json": ("identity", "taxonomy", "names"),
+        root / RECORD: ("taxonomy", "names"),
+    }
+    for path, keys in made.items():
         names = read_json(path) if path.is_file() else {}
         for key in keys:
             names = names.get(key, {}) if isinstance(names, dict) else None
         if not isinstance(names, list | dict):
             raise ValueError(
-                f"{path} is damaged: {'.'.join(keys)} is no list of class names. Restore it from "
-                "a copy"
+                f"{path} is damaged: {'.'.join(keys)} is no list of class names. "
+                "Restore it from a copy"
             )
         if names and list(names) != list(taxonomy.names):
             raise ValueError(
-                f"data set {root} was made for the classes {list(names)}, these are "
-                f"{list(taxonomy.names)} (taxonomy "
-                f"{taxonomy.name!r}). Choose its own data group, or make it anew"
+                f"data set {root} was made for the classes {list(names)}, "
+                f"these are {list(taxonomy.names)} (taxonomy {taxonomy.name!r}). "
+                "Choose its own data group, or make it anew"
             )
 
 
-def write_split(root: str | Path, split: str, ids: list[str]) -> None:
-    write_atomic(
-        Path(root) / "ImageSets" / "Segmentation" / f"{split}.txt", "".join(f"{i}\n" for i in ids)
-    )
+def write_split(root: str | Path, split: str, ids: Sequence[str]) -> None:
+    path = Path(root) / "ImageSets" / "Segmentation" / f"{split}.txt"
+    write_atomic(path, "".join(f"{i}\n" for i in ids))
 
 
-def read_captions(root: str | Path) -> dict[str, dict]:
+def read_captions(root: str | Path) -> dict[str, dict[str, Any]]:
     """``captions.jsonl`` of a data set by id: {"id", "caption", "classes"}."""
     path = Path(root) / "captions.jsonl"
     if not path.is_file():
         raise FileNotFoundError(
             f"data set {root} has no captions.jsonl: its images cannot be shown to the generator"
         )
-    kinds, rows = {"id": str, "caption": str, "classes": list}, {}
+    rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
             continue
@@ -670,12 +649,10 @@ def read_captions(root: str | Path) -> dict[str, dict]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), kind) for key, kind in kinds.items()
-        ):
+        if fault(row, {"id": str, "caption": str, "classes": list}):
             raise ValueError(
-                f"{path}, line {number}: expected an object with id, caption and classes, got "
-                f"{line!r:.100}"
+                f"{path}, line {number}: expected an object with id, caption and classes, "
+                f"got {line!r:.100}"
             )
         if not is_text(row["caption"]):
             raise ValueError(
@@ -703,7 +680,7 @@ class OtherDtype(ValueError):
     """Heat that was stored in another precision than float32."""
 
 
-def _to_tensors(heat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _to_tensors(heat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     tensors = {}
     for source, maps in heat.items():
         whole = np.asarray(maps, np.float64)
@@ -713,7 +690,7 @@ def _to_tensors(heat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _from_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     heat = {s: maps.astype(np.float64) for s, maps in tensors.items() if not s.endswith(MEAN)}
     for source, maps in heat.items():
         if source + MEAN in tensors:
@@ -721,12 +698,12 @@ def _from_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return heat
 
 
-def as_stored(heat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def as_stored(heat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Heat as :func:`stored_heat` gives it once it is written."""
     return _from_tensors(_to_tensors(heat))
 
 
-def heat_bytes(heat: dict[str, np.ndarray], description: dict) -> bytes:
+def heat_bytes(heat: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> bytes:
     """The content of a heat file: of each source of ``heat`` ([K, P, r, r]) its maps without their
     means, float32, and these as ``<source>.mean``, float32 [K, P]. The contrast of a map may be far
     below its level: float32 of the whole value would round it away."""
@@ -757,19 +734,20 @@ def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
         maps = tensors.get(key.removesuffix(MEAN))
         if values.dtype != np.float32:
             raise OtherDtype(
-                f"{path} holds {key} in {values.dtype}, expected float32: min-max of maps that "
-                "were rounded so changes masks, a quarter of the pixels at high powers. Nothing is "
-                f"converted. Draw the set again: another name=..., or remove {folder} first"
+                f"{path} holds {key} in {values.dtype}, expected float32: "
+                "min-max of maps that were rounded so changes masks, "
+                "a quarter of the pixels at high powers. Nothing is converted. "
+                f"Draw the set again: another name=..., or remove {folder} first"
             )
         if maps is None or (key.endswith(MEAN) and values.shape != maps.shape[:2]):
             raise ValueError(
-                f"{path} is damaged ({key} of shape {values.shape} fits no maps); remove it and "
-                "its record, and run generate.py again"
+                f"{path} is damaged ({key} of shape {values.shape} fits no maps); "
+                "remove it and its record, and run generate.py again"
             )
     return _from_tensors(tensors)
 
 
-def choose_source(heat: dict[str, np.ndarray], source: str, folder) -> np.ndarray:
+def choose_source(heat: Mapping[str, np.ndarray], source: str, folder: str | Path) -> np.ndarray:
     """The maps of one source (``dd.masks.threshold.SOURCES``). ValueError names those that are
     stored."""
     if source not in heat:

@@ -5,32 +5,31 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from dd.store.provenance import differences, read_lines, read_own, sha256
 from dd.store.schemas import IDENTIFIED
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = (".png", ".bmp", ".tif", ".tiff")  # no JPEG: it smears the ids
-HIDDEN = (
-    ".",
-    "@eaDir",
-    "__MACOSX",
-)  # names that begin so: copies, thumbnails and trash of other programs
+HIDDEN = (".", "@eaDir", "__MACOSX")  # names of copies, thumbnails and trash begin so
 
 
-class Files(dict):
+class Files(dict[str, Path]):
     """{path below a folder without suffix: file}; ``notes`` count what was passed over."""
 
-    def __init__(self, files=(), notes=()):
-        super().__init__(files)
+    def __init__(self, files: Mapping[str, Path] | None = None, notes: Iterable[str] = ()) -> None:
+        super().__init__(files or {})
         self.notes = list(notes)
 
 
 def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
     """(files below ``folder``, those with a hidden name or in a hidden folder), sorted. Linked
     folders are followed, each real folder once, under its own name where it has one here."""
-    top, found, hidden, seen, places = Path(folder), [], [], set(), [Path(folder)]
+    top, seen, places = Path(folder), set(), [Path(folder)]
+    found: list[Path] = []
     while places:
         for place, folders, names in os.walk(places.pop(0)):
             if (real := os.path.realpath(place)) in seen:
@@ -39,10 +38,10 @@ def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
             seen.add(real)
             links = [f for f in sorted(folders) if os.path.islink(os.path.join(place, f))]
             places += [Path(place) / f for f in links]
-            for path in (Path(place) / name for name in names):
-                parts = path.relative_to(top).parts
-                (hidden if any(part.startswith(HIDDEN) for part in parts) else found).append(path)
-    return sorted(p for p in found if p.is_file()), sorted(p for p in hidden if p.is_file())
+            found += [Path(place) / name for name in names]
+    files = sorted(p for p in found if p.is_file())
+    hidden = {p for p in files if any(x.startswith(HIDDEN) for x in p.relative_to(top).parts)}
+    return [p for p in files if p not in hidden], [p for p in files if p in hidden]
 
 
 def one_form(name: str) -> str:
@@ -62,13 +61,14 @@ def index(
     FileNotFoundError for no folder or no such file, ValueError for two files of one stem and for
     names that are no UTF-8.
     """
-    folder, found, seen = Path(folder), Files(), {}
+    folder, found = Path(folder), Files()
+    seen: dict[str, Path] = {}
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     files, hidden = walk(folder)
     for path in files:
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if path.suffix.lower() not in suffixes or (name := bare(name, beginning, ending)) is None:
+        name = bare(path.relative_to(folder).with_suffix("").as_posix(), beginning, ending)
+        if path.suffix.lower() not in suffixes or name is None:
             continue
         _check_name(path)
         if (before := seen.setdefault(one_form(name), path)) != path:
@@ -91,14 +91,12 @@ def index(
 def bare(name: str, beginning: str = "", ending: str = "") -> str | None:
     """A path without suffix whose last part is freed of ``beginning`` and ``ending``; None if it
     has not both."""
-    folder, slash, last = name.rpartition("/")
-    beginning, ending = one_form(beginning), one_form(ending)
     if not beginning and not ending:
         return name
-    last = one_form(last)
-    if not (
-        last.startswith(beginning) and last.endswith(ending) and len(last) > len(beginning + ending)
-    ):
+    folder, slash, last = name.rpartition("/")
+    beginning, ending, last = one_form(beginning), one_form(ending), one_form(last)
+    both = last.startswith(beginning) and last.endswith(ending)
+    if not both or len(last) <= len(beginning + ending):
         return None
     return folder + slash + last[len(beginning) : len(last) - len(ending)]
 
@@ -122,12 +120,10 @@ class Finder:
     but photos/a.jpg is a.
     """
 
-    def __init__(self, ids):
-        self.ids, self.by_stem, self.named = (
-            {one_form(name): name for name in ids},
-            defaultdict(list),
-            {},
-        )
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = {one_form(name): name for name in ids}
+        self.by_stem: dict[str, list[str]] = defaultdict(list)
+        self.named: dict[str, PurePosixPath] = {}
         for name in self.ids:
             self.by_stem[PurePosixPath(name).name].append(name)
 
@@ -190,27 +186,32 @@ def _uploaded(stem: str) -> str:
     return re.sub(r"[^-\w.]", "", stem.strip().replace(" ", "_"))
 
 
-def listed_splits(files: dict[str, Path], ids) -> tuple[dict[str, list[str]], list[str]]:
+def listed_splits(
+    files: Mapping[str, Path], ids: Iterable[str]
+) -> tuple[dict[str, list[str]], list[str]]:
     """({split: ids}, notes) from one text file for each split, an image a line; splits never
     share an image. What is in no list is ``train`` if there is no list of that name."""
-    find, splits, owner = Finder(ids), {}, {}
+    ids = list(ids)
+    find, splits = Finder(ids), {}
+    owner: dict[str, str] = {}
     for split, path in files.items():
         if not Path(path).is_file():
             raise FileNotFoundError(f"split {split}: no file {path}")
         lines = read_lines(path)
-        found = [find(line) for line in lines]
-        unknown = [find.near(line) for line, name in zip(lines, found, strict=True) if name is None]
-        if unknown or not lines:
-            what = (
-                f"{len(unknown)} of {len(lines)} lines name no labelled image, such as "
-                f"{', '.join(unknown[:5])}"
+        if not lines:
+            raise ValueError(f"split {split} ({path}): is empty")
+        named = {line: find(line) for line in lines}
+        found = [name for name in named.values() if name is not None]
+        if unknown := [find.near(line) for line in lines if named[line] is None]:
+            raise ValueError(
+                f"split {split} ({path}): {len(unknown)} of {len(lines)} lines "
+                f"name no labelled image, such as {', '.join(unknown[:5])}"
             )
-            raise ValueError(f"split {split} ({path}): {what if lines else 'is empty'}")
         shared = [name for name in found if owner.setdefault(name, split) != split]
         if shared:
             raise ValueError(
-                f"splits {owner[shared[0]]} and {split} share {len(shared)} images, such as "
-                f"{shared[:5]}"
+                f"splits {owner[shared[0]]} and {split} share {len(shared)} images, "
+                f"such as {shared[:5]}"
             )
         splits[split] = list(dict.fromkeys(found))
     rest = sorted(set(ids) - owner.keys())
@@ -233,7 +234,7 @@ def kept_splits(root: str | Path) -> dict[str, list[str]]:
 
 
 def grown_splits(
-    shares: dict[str, float], ids, seed: int, kept: dict[str, list[str]]
+    shares: Mapping[str, float], ids: Iterable[str], seed: int, kept: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[str]], list[str]]:
     """({split: ids}, notes) of a set that has grown: the images of ``kept`` {split: ids} stay where
     they were, what is new is shared out (:func:`shared_splits`). ValueError if nothing of them is
@@ -253,26 +254,22 @@ def grown_splits(
     new = ids.difference(*old.values())
     drawn = shared_splits(shares, new, seed) if len(new) > len(shares) else {"train": sorted(new)}
     notes = [f"{len(new)} images are new, {number} stay in their splits"]
-    notes += (
-        [f"{gone - number} images of the earlier set are not labelled here"]
-        if gone > number
-        else []
-    )
+    if gone > number:
+        notes.append(f"{gone - number} images of the earlier set are not labelled here")
     return {split: sorted([*old[split], *drawn.get(split, [])]) for split in kept}, notes
 
 
-def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[str]]:
+def shared_splits(
+    shares: Mapping[str, float], ids: Iterable[str], seed: int
+) -> dict[str, list[str]]:
     """{split: ids}: each split its share, the rest ``train``. By a hash of seed and id: a new
     image moves few others."""
     ids, splits = sorted(ids), {}
-    if (
-        "train" in shares
-        or any(not 0 < s < 1 for s in shares.values())
-        or sum(shares.values()) >= 1
-    ):
+    parts = all(0 < s < 1 for s in shares.values()) and sum(shares.values()) < 1
+    if "train" in shares or not parts:
         raise ValueError(
-            f"shares {shares}: expected parts of 1 for splits beside train, such as val=0.2, that "
-            "leave it a rest"
+            f"shares {shares}: expected parts of 1 for splits beside train, such as val=0.2, "
+            "that leave it a rest"
         )
     order = sorted(ids, key=lambda name: sha256(f"{seed}/{name}".encode()))
     for split, share in shares.items():
@@ -283,7 +280,7 @@ def shared_splits(shares: dict[str, float], ids, seed: int) -> dict[str, list[st
     return {"train": sorted(order), **splits}
 
 
-def writable_folder(folder) -> Path:
+def writable_folder(folder: str | Path) -> Path:
     """The folder, made if need be. ValueError where a file is in its place, PermissionError if
     it cannot be written to."""
     folder = Path(folder)
@@ -300,25 +297,22 @@ def writable_folder(folder) -> Path:
     return folder
 
 
-def output_folder(target, settings: str, identity: dict, what: str) -> Path:
+def output_folder(
+    target: str | Path, settings: str, identity: Mapping[str, Any], what: str
+) -> Path:
     """The folder, made, for results whose file ``settings`` names their ``identity``.
     PermissionError or ValueError for one that cannot be written, FileExistsError for one that
     holds others. ``what``: the results, for messages."""
     target = writable_folder(target)
-    there = (
-        read_own(target / settings, IDENTIFIED)["identity"]
-        if (target / settings).is_file()
-        else None
-    )
-    if there is None and any(path.name != ".lock" for path in target.iterdir()):
-        raise FileExistsError(
-            f"output={target} holds files that are no {what}; choose a new or empty folder"
-        )
-    if there is not None and (lines := differences(there, identity)):
+    if not (target / settings).is_file():
+        if any(path.name != ".lock" for path in target.iterdir()):
+            raise FileExistsError(
+                f"output={target} holds files that are no {what}; choose a new or empty folder"
+            )
+    elif lines := differences(read_own(target / settings, IDENTIFIED)["identity"], identity):
         raise FileExistsError(
             f"output={target} holds {what} that were made otherwise:\n  "
             + "\n  ".join(lines)
-            + "\nNothing was changed. "
-            "Choose another folder with output=..., or remove this one"
+            + "\nNothing was changed. Choose another folder with output=..., or remove this one"
         )
     return target

@@ -11,20 +11,19 @@ values.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-WORD, SIZES = (
-    8,
-    (3, 4, 8, 16),
-)  # bits of a value, and of the four kinds of counts, as Label Studio's own tools write them
-OPAQUE = (
-    128  # alpha from which a pixel belongs to the brush: the edge of a stroke is half transparent
-)
+from dd.data.folders import IMAGES
+
+# Bits of a value, and of the four kinds of counts, as Label Studio's own tools write them.
+WORD, SIZES = 8, (3, 4, 8, 16)
+# Alpha from which a pixel belongs to the brush: the edge of a stroke is half transparent.
+OPAQUE = 128
 IGNORED = "ignored"  # the label of 255, as in the export for CVAT
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FROM, TO = "label", "image"  # names of the tags in the labelling configuration
 
 
@@ -78,8 +77,13 @@ def decode(rle: list[int], height: int, width: int) -> np.ndarray:
 
 
 def task(
-    file: str, mask: np.ndarray, labels: dict[int, str], version: str, facts: dict, folder: str
-) -> dict:
+    file: str,
+    mask: np.ndarray,
+    labels: dict[int, str],
+    version: str,
+    facts: dict[str, Any],
+    folder: str,
+) -> dict[str, Any]:
     """One task with a prediction: a brush for each of ``labels`` {pixel value: label} in ``mask``
     uint8 [H, W].
 
@@ -96,20 +100,13 @@ def task(
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
-            "value": {
-                "format": "rle",
-                "rle": encode(mask == value),
-                "brushlabels": [labels[value]],
-            },
+            "value": {"format": "rle", "rle": encode(mask == value), "brushlabels": [label]},
         }
         for value in np.unique(mask).tolist()
-        if value in labels
+        if (label := labels.get(value)) is not None
     ]
-    prediction = {"model_version": version, "result": result}
-    return {
-        "data": {"image": folder + quote(file), "file": file, **facts},
-        "predictions": [prediction],
-    }
+    data = {"image": folder + quote(file), "file": file, **facts}
+    return {"data": data, "predictions": [{"model_version": version, "result": result}]}
 
 
 def configuration(labels: dict[str, tuple[int, int, int]]) -> str:
@@ -120,8 +117,8 @@ def configuration(labels: dict[str, tuple[int, int, int]]) -> str:
         for n, c in labels.items()
     ]
     head = (
-        f'<View>\n  <Image name="{TO}" value="$image" zoom="true"/>\n  <BrushLabels '
-        f'name="{FROM}" toName="{TO}">\n'
+        f'<View>\n  <Image name="{TO}" value="$image" zoom="true"/>\n'
+        f'  <BrushLabels name="{FROM}" toName="{TO}">\n'
     )
     return head + "\n".join(rows) + "\n  </BrushLabels>\n</View>\n"
 
@@ -137,7 +134,7 @@ class Labelled:
 
 
 def read_export(
-    path: str | Path, content, brushes_only: bool = False
+    path: str | Path, content: Any, brushes_only: bool = False
 ) -> tuple[list[Labelled], list[str]]:
     """(labelled images, notes) of Label Studio's JSON export ``content`` (the parsed file
     ``path``). Of several annotations of an image the one that was changed last counts.
@@ -146,88 +143,98 @@ def read_export(
         isinstance(t, dict) and isinstance(t.get("annotations"), list) for t in content
     ):
         raise ValueError(
-            f'{path} is no list of tasks with annotations: export the project as "JSON" (not '
-            "JSON-MIN or CSV)"
+            f"{path} is no list of tasks with annotations: "
+            'export the project as "JSON" (not JSON-MIN or CSV)'
         )
     found, empty, several, others = [], 0, 0, 0
     for number, one in enumerate(content, 1):
-        where = f"{path}, task {one.get('id', number)}"
-        finished = [
-            a for a in one["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")
-        ]
+        annotations = [a for a in one["annotations"] if isinstance(a, dict)]
+        finished = [a for a in annotations if not a.get("was_cancelled")]
         if not finished:
             empty += 1
             continue
         several += len(finished) > 1
-        last = max(
-            finished, key=lambda a: (str(a.get("updated_at", "")), str(a.get("id", "")).zfill(20))
-        )
+        last = max(finished, key=_changed)
+        where = f"{path}, task {one.get('id', number)}"
         image, left = _labelled(where, one.get("data"), last.get("result"), brushes_only)
         found.append(image)
         others += left
-    notes = [f"{empty} tasks have no annotation and are left out"] if empty else []
-    notes += (
-        [f"{several} tasks have several annotations: the one changed last counts"]
-        if several
-        else []
-    )
-    notes += [f"{others} regions are no brush and are left out"] if others else []
     if not found:
         raise ValueError(
-            f"{path}: none of its {len(content)} tasks has an annotation; predictions alone are "
-            "not labels"
+            f"{path}: none of its {len(content)} tasks has an annotation; "
+            "predictions alone are not labels"
         )
-    return found, notes
+    notes = {
+        "tasks have no annotation and are left out": empty,
+        "tasks have several annotations: the one changed last counts": several,
+        "regions are no brush and are left out": others,
+    }
+    return found, [f"{number} {what}" for what, number in notes.items() if number]
 
 
-def _labelled(where: str, data, result, brushes_only: bool) -> tuple[Labelled, int]:
+def _changed(annotation: dict[str, Any]) -> tuple[str, str]:
+    """What orders the annotations of an image by when they were changed."""
+    return str(annotation.get("updated_at", "")), str(annotation.get("id", "")).zfill(20)
+
+
+def _labelled(where: str, data: Any, result: Any, brushes_only: bool) -> tuple[Labelled, int]:
     """(the image with its brushes, how many regions of another kind are left out)."""
     file = _file(data) if isinstance(data, dict) else None
     if not file or not isinstance(result, list):
         raise ValueError(
-            f"{where}: expected a list result, and data.file, data.image or one other text in data "
-            "that is the image's name; "
-            f"got {data!r:.200}"
+            f"{where}: expected a list result, and data.file, data.image or "
+            f"one other text in data that is the image's name; got {data!r:.200}"
         )
     where = f"{where} ({file})"
-    regions = [
-        r
-        for r in result
-        if isinstance(r, dict) and str(r.get("type", "")).endswith(("labels", "brush", "mask"))
-    ]
-    brushes, sizes = [], []
-    for region in regions:
-        value = region.get("value")
-        if (
-            region["type"] != "brushlabels"
-            or not isinstance(value, dict)
-            or value.get("format", "rle") != "rle"
-        ):
-            if brushes_only:
-                continue
-            raise ValueError(
-                f"{where}: a region of type {region['type']!r}; only brushes (brushlabels, run "
-                "lengths) are read. "
-                "--brushes-only leaves the others out"
-            )
-        names = value.get("brushlabels")
-        if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-            raise ValueError(f"{where}: a brush with the labels {names!r:.200}; give it one label")
-        if region.get("image_rotation"):
-            raise ValueError(
-                f"{where}: the image was turned in Label Studio; turn it back and save it again"
-            )
-        size = [region.get(f"original_{side}") for side in ("height", "width")]
-        sizes += [size] if size != [None, None] and size not in sizes else []
-        brushes.append((names[0], value.get("rle")))
-    if len(sizes) > 1 or any(type(side) is not int or side < 1 for size in sizes for side in size):
-        raise ValueError(f"{where}: original_height and original_width are {sizes!r:.200}")
-    return Labelled(file, tuple(sizes[0]) if sizes else None, tuple(brushes)), len(regions) - len(
-        brushes
+    regions = [r for r in result if isinstance(r, dict) and _is_region(str(r.get("type", "")))]
+    brushes = [r for r in regions if _is_brush(r)]
+    if len(brushes) < len(regions) and not brushes_only:
+        other = next(r["type"] for r in regions if not _is_brush(r))
+        raise ValueError(
+            f"{where}: a region of type {other!r}; only brushes (brushlabels, run lengths) "
+            "are read. --brushes-only leaves the others out"
+        )
+    if any(region.get("image_rotation") for region in brushes):
+        raise ValueError(
+            f"{where}: the image was turned in Label Studio; turn it back and save it again"
+        )
+    drawn = tuple((_label(where, r), r["value"].get("rle")) for r in brushes)
+    return Labelled(file, _size(where, brushes), drawn), len(regions) - len(brushes)
+
+
+def _is_region(kind: str) -> bool:
+    return kind.endswith(("labels", "brush", "mask"))
+
+
+def _is_brush(region: dict[str, Any]) -> bool:
+    value = region.get("value")
+    return (
+        region["type"] == "brushlabels"
+        and isinstance(value, dict)
+        and value.get("format", "rle") == "rle"
     )
 
 
-def _file(data: dict) -> str | None:
+def _label(where: str, brush: dict[str, Any]) -> str:
+    """The one label of a brush."""
+    names = brush["value"].get("brushlabels")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise ValueError(f"{where}: a brush with the labels {names!r:.200}; give it one label")
+    return names[0]
+
+
+def _size(where: str, brushes: list[dict[str, Any]]) -> tuple[int, int] | None:
+    """(height, width) as all of the brushes tell it; None where none does."""
+    told: list[list[Any]] = [
+        [brush.get("original_height"), brush.get("original_width")] for brush in brushes
+    ]
+    sizes = [size for i, size in enumerate(told) if size != [None, None] and size not in told[:i]]
+    if len(sizes) > 1 or any(type(side) is not int or side < 1 for size in sizes for side in size):
+        raise ValueError(f"{where}: original_height and original_width are {sizes!r:.200}")
+    return (sizes[0][0], sizes[0][1]) if sizes else None
+
+
+def _file(data: dict[str, Any]) -> str | None:
     """data.file, which our tasks carry, data.image, or the one other text in data that names an
     image: a path or name."""
     if isinstance(data.get("file"), str):
@@ -260,6 +267,6 @@ def draw(image: Labelled, values: dict[str, int], size: tuple[int, int]) -> np.n
     return mask
 
 
-def tasks_text(tasks: list[dict]) -> str:
+def tasks_text(tasks: list[dict[str, Any]]) -> str:
     """The file of tasks, one a line: run lengths are long."""
     return "[\n" + ",\n".join(json.dumps(t, ensure_ascii=False) for t in tasks) + "\n]\n"

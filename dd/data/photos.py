@@ -8,46 +8,40 @@ white, CMYK becomes RGB without a profile, and of several pages the first one co
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from dd.data.datasets import dark_note, image_size, is_dark, opened, rgb
-from dd.data.folders import IMAGES, Finder, index, walk
+from dd.data.datasets import File, dark_note, image_size, is_dark, opened, rgb
+from dd.data.folders import IMAGES, Files, Finder, index, walk
 from dd.store.provenance import fingerprint, read_lines, sha256
 
+# photographs, not read
 OTHERS = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".gif",
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-)  # photographs, not read
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
+)
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+T = TypeVar("T")
 MAX_PIXELS = 50_000_000
 PILLOWS_LIMIT = 2 * 89_478_485  # above it Pillow itself refuses: a small file may claim any size
-RAISE = (
-    ", or raise max_pixels (memory: 4 bytes a pixel and class)"  # where a command has this setting
-)
+# where a command has this setting
+RAISE = ", or raise max_pixels (memory: 4 bytes a pixel and class)"
+NO_BRIGHTNESS = {"I": "whole numbers with a sign or of 32 bits", "F": "numbers with a point"}
 MAX_RATIO = 1000  # of the sides: the shorter one must keep a pixel when the image is made smaller
 
 
 @dataclass(frozen=True)
-class Item:
-    """One picture: ``id`` (a path without suffix, which its results get), ``file`` as people
-    know it, ``digest``: SHA-256 of the file it comes from."""
+class Picture:
+    """A photograph or a frame of a video: ``id`` (a path without suffix, which its results get),
+    ``file`` as people know it, ``digest``: SHA-256 of the file it comes from."""
 
     id: str
     file: str
@@ -57,58 +51,53 @@ class Item:
 def check_limit(max_pixels: int) -> None:
     if type(max_pixels) is not int or not 1 <= max_pixels <= PILLOWS_LIMIT:
         raise ValueError(
-            f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, where Pillow itself "
-            "refuses an image"
+            f"max_pixels={max_pixels!r}: expected 1 to {PILLOWS_LIMIT}, "
+            "where Pillow itself refuses an image"
         )
 
 
 def read_photo(
-    path, max_pixels: int = MAX_PIXELS, cure: str = "", told: Callable[[], object] | None = None
+    path: File,
+    max_pixels: int = MAX_PIXELS,
+    cure: str = "",
+    told: Callable[[], object] | None = None,
 ) -> np.ndarray:
     """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for one
     that comes out nearly black (:func:`dd.data.datasets.is_dark`). ValueError for what is
     damaged, no image, too large (judged by its header, before anything is decoded; ``cure``:
     what else helps), too thin, or of floats."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", Image.DecompressionBombWarning
-        )  # the limit here is the lower one, or was chosen
+        # the limit here is the lower one, or was chosen
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with opened(path) as image:
-            _check_size(path, *image.size, max_pixels, cure)
-            if image.mode in ("I", "F"):
-                kind = (
-                    "whole numbers with a sign or of 32 bits"
-                    if image.mode == "I"
-                    else "numbers with a point"
-                )
+            _check_size(path, image.width, image.height, max_pixels, cure)
+            if kind := NO_BRIGHTNESS.get(image.mode):
                 raise ValueError(
-                    f"{path} holds {kind} (mode {image.mode}), which are no brightness; save it "
-                    "with 8 or with 16 bits "
-                    "without a sign"
+                    f"{path} holds {kind} (mode {image.mode}), which are no brightness; "
+                    "save it with 8 or with 16 bits without a sign"
                 )
             if told is not None and is_dark(image):
                 told()
             return np.asarray(rgb(ImageOps.exif_transpose(image)))
 
 
-def _check_size(path, width: int, height: int, max_pixels: int, cure: str = "") -> None:
+def _check_size(path: object, width: int, height: int, max_pixels: int, cure: str = "") -> None:
     if width * height > max_pixels:
         raise ValueError(
-            f"{path} has {width}x{height} = {width * height / 1e6:.1f} million pixels, the limit "
-            f"is {max_pixels / 1e6:g}: "
-            f"make it smaller or cut it{cure}"
+            f"{path} has {width}x{height} = {width * height / 1e6:.1f} million pixels, "
+            f"the limit is {max_pixels / 1e6:g}: make it smaller or cut it{cure}"
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(
-            f"{path} is {width}x{height}: one side may be at most {MAX_RATIO} times the other; "
-            "cut it"
+            f"{path} is {width}x{height}: "
+            f"one side may be at most {MAX_RATIO} times the other; cut it"
         )
 
 
-def spread(values: list, limit: int | None) -> list:
+def spread(values: Sequence[T], limit: int | None) -> list[T]:
     """At most ``limit`` of the values, evenly spread."""
     if limit is None or len(values) <= limit:
-        return values
+        return list(values)
     return [values[i * len(values) // limit] for i in range(limit)]
 
 
@@ -118,27 +107,30 @@ class Photos:
     read. FileNotFoundError for no folder or one without images, ValueError for two images of one
     stem."""
 
-    dark = frozenset()  # ids of those that were read and came out nearly black
+    dark: frozenset[str] = frozenset()  # ids of those that were read and came out nearly black
 
-    def __init__(self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None):
+    def __init__(
+        self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None
+    ) -> None:
         check_limit(max_pixels)
         self.folder, self.max_pixels, self.files = Path(folder), max_pixels, index(folder, IMAGES)
+        self.items: list[Picture] = []
+        self.unreadable: dict[str, str] = {}
+        self.notes = list(self.files.notes)
         left = sorted(p.suffix.lower() for p in walk(folder)[0] if p.suffix.lower() in OTHERS)
-        self.items, self.unreadable, self.notes = [], {}, list(self.files.notes)
         if left:
-            kinds = ", ".join(dict.fromkeys(left))
-            self.notes += [
-                f"{len(left)} photographs are left out, as {kinds} is not read: convert them to "
-                "JPEG or PNG"
-            ]
+            self.notes.append(
+                f"{len(left)} photographs are left out, as {', '.join(dict.fromkeys(left))} "
+                "is not read: convert them to JPEG or PNG"
+            )
         for name, path in spread(list(self.files.items()), limit):
             file = path.relative_to(self.folder).as_posix()
             try:
-                self.items.append(Item(name, file, sha256(path)))
+                self.items.append(Picture(name, file, sha256(path)))
             except OSError as error:
                 self.unreadable[file] = str(error)
 
-    def read(self, wanted: list[Item]):
+    def read(self, wanted: list[Picture]) -> Iterator[tuple[Picture, np.ndarray | Exception]]:
         """(item, its pixels or the error that says why there are none), one after the other."""
         for item in wanted:
             try:
@@ -157,22 +149,28 @@ class Gathered(Photos):
     """The photographs of several folders as those of one; where two have one of a name, the first
     folder's counts."""
 
-    def __init__(self, folders: list, max_pixels: int = MAX_PIXELS, limit: int | None = None):
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        max_pixels: int = MAX_PIXELS,
+        limit: int | None = None,
+    ) -> None:
         super().__init__(folders[0], max_pixels, limit=0)
         for folder in folders[1:]:
-            self.files = {**index(folder, IMAGES), **self.files}
+            self.files = Files({**index(folder, IMAGES), **self.files})
         for name, path in spread(sorted(self.files.items()), limit):
-            self.items.append(Item(name, str(path), sha256(path)))
+            self.items.append(Picture(name, str(path), sha256(path)))
 
 
-class Photo(Photos):
+class SinglePhoto(Photos):
     """One photograph, as :class:`Photos` of it alone."""
 
-    def __init__(self, path: str | Path, max_pixels: int = MAX_PIXELS):
+    def __init__(self, path: str | Path, max_pixels: int = MAX_PIXELS) -> None:
         check_limit(max_pixels)
         path = Path(path)
-        self.folder, self.max_pixels, self.files = path.parent, max_pixels, {path.stem: path}
-        self.items, self.unreadable, self.notes = [Item(path.stem, path.name, sha256(path))], {}, []
+        self.folder, self.max_pixels, self.files = path.parent, max_pixels, Files({path.stem: path})
+        self.items = [Picture(path.stem, path.name, sha256(path))]
+        self.unreadable, self.notes = {}, []
 
 
 class Video:
@@ -186,24 +184,26 @@ class Video:
         every: int = 1,
         max_pixels: int = MAX_PIXELS,
         limit: int | None = None,
-    ):
+    ) -> None:
         check_limit(max_pixels)
         if type(every) is not int or every < 1:
             raise ValueError(
                 f"every={every!r}: expected a whole number of 1 or more, 1 = each frame of a video"
             )
-        self.path, self.every, self.unreadable, self.notes = Path(path), every, {}, []
+        self.path, self.every = Path(path), every
+        self.unreadable: dict[str, str] = {}
+        self.notes: list[str] = []
         video = self._open()
-        sides = (int(video.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        _check_size(path, *sides, max_pixels, RAISE)
+        width, height = video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        _check_size(path, int(width), int(height), max_pixels, RAISE)
         promised, count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
         while video.grab():
             count += 1
         video.release()
         if not count:
             raise ValueError(
-                f"{path}: no frame of it can be decoded; it is damaged, or no video that OpenCV "
-                "reads"
+                f"{path}: no frame of it can be decoded; "
+                "it is damaged, or no video that OpenCV reads"
             )
         if count < promised:
             self.notes.append(
@@ -211,27 +211,23 @@ class Video:
             )
         digest = sha256(self.path)
         self.items = [
-            Item(f"frame_{n:06d}", f"{self.path.name}#{n}", digest)
+            Picture(f"frame_{n:06d}", f"{self.path.name}#{n}", digest)
             for n in spread(list(range(0, count, every)), limit)
         ]
 
-    def read(self, wanted: list[Item]):
+    def read(self, wanted: list[Picture]) -> Iterator[tuple[Picture, np.ndarray | Exception]]:
         """(item, its pixels or the error), in the order of the frames."""
         by_frame = {int(item.file.rpartition("#")[2]): item for item in wanted}
         video = self._open()
         for number in range(max(by_frame, default=-1) + 1):
             good = video.grab()
             if number in by_frame:
-                decoded, frame = video.retrieve() if good else (False, None)
-                yield (
-                    by_frame[number],
-                    frame[..., ::-1]
-                    if decoded
-                    else ValueError(f"frame {number} cannot be decoded"),
-                )
+                frame = video.retrieve()[1] if good else None
+                wrong = ValueError(f"frame {number} cannot be decoded")
+                yield by_frame[number], wrong if frame is None else frame[..., ::-1]
         video.release()
 
-    def _open(self):
+    def _open(self) -> Any:
         video = cv2.VideoCapture(str(self.path))
         if not video.isOpened():
             raise ValueError(
@@ -240,7 +236,9 @@ class Video:
         return video
 
 
-def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
+def find_photos(
+    folder: str | Path | None, listed: str | Path | None = None, setting: str = "unlabelled"
+) -> list[Path]:
     """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a
     path below the folder, a name or a stem a line) alone if one is given. Errors name the settings
     ``<setting>.images`` and ``<setting>.list``.
@@ -252,7 +250,8 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
         raise FileNotFoundError(
             f"{setting}.images={folder}: no such folder; give the folder of unlabelled photographs"
         )
-    files = found = index(folder, IMAGES)
+    found = index(folder, IMAGES)
+    files = dict(found)
     if listed is not None:
         if not Path(listed).is_file():
             raise FileNotFoundError(
@@ -265,47 +264,55 @@ def find_photos(folder, listed=None, setting: str = "unlabelled") -> list[Path]:
         if missing := sorted(line for line, name in named.items() if name is None):
             shown = ", ".join(map(Finder(files).near, missing[:3]))
             raise ValueError(
-                f"{setting}.list={listed}: {len(missing)} images are not in {folder}, such as "
-                f"{shown}"
+                f"{setting}.list={listed}: {len(missing)} images are not in {folder}, "
+                f"such as {shown}"
             )
         chosen = set(named.values())
         files = {name: file for name, file in files.items() if name in chosen}
     for note in found.notes:
-        print(f"warning: {note}", file=sys.stderr, flush=True)
+        _warn(note)
     _try(list(files.values()), _check_header, setting)
     return list(files.values())
 
 
-def _check_header(path) -> None:
+def _check_header(path: Path) -> None:
     height, width = image_size(path)
     _check_size(path, width, height, MAX_PIXELS)
 
 
-def _named(listed, ids) -> dict[str, str | None]:
+def _named(listed: str | Path, ids: Iterable[str]) -> dict[str, str | None]:
     """{line of a list: the id that it names, or None}."""
     find = Finder(ids)
     return {line: find(line) for line in read_lines(listed)}
 
 
-def _try(files: list[Path], read, setting: str) -> None:
+def _try(files: list[Path], read: Callable[[Path], object], setting: str) -> None:
     """ValueError with the first ten files that ``read`` refuses, and their number."""
-    bad = [text for text in _problems(files, read) if text]
-    if bad:
-        more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
+    if bad := [text for text in _problems(files, read) if text]:
         raise ValueError(
-            f"{len(bad)} of {len(files)} images cannot be read; remove them, or give "
-            f"{setting}.list:\n  " + "\n  ".join(bad[:10] + more)
+            f"{len(bad)} of {len(files)} images cannot be read; "
+            f"remove them, or give {setting}.list:{_first_ten(bad)}"
         )
 
 
-def _problems(files: list[Path], read) -> list[str | None]:
+def _first_ten(lines: list[str]) -> str:
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "".join(f"\n  {line}" for line in lines[:10] + more)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _problems(files: list[Path], read: Callable[[Path], object]) -> list[str | None]:
     """What ``read`` says of each file that it refuses, None of the others."""
 
-    def problem(file):
+    def problem(file: Path) -> str | None:
         try:
             read(file)
         except (OSError, ValueError) as error:
             return str(error)
+        return None
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoding leaves the interpreter
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -317,13 +324,12 @@ class Unlabelled:
     (:func:`read_photo`). In place of one that turns out to be damaged, with a warning, the next
     sound one stands. Arguments and errors are those of :func:`find_photos`."""
 
-    def __init__(self, images, listed=None, setting: str = "unlabelled"):
-        self.folder, self.setting, self.files, self._told = (
-            images,
-            setting,
-            find_photos(images, listed, setting),
-            set(),
-        )
+    def __init__(
+        self, images: str | Path, listed: str | Path | None = None, setting: str = "unlabelled"
+    ) -> None:
+        self.folder, self.setting = images, setting
+        self.files = find_photos(images, listed, setting)
+        self._told: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -336,22 +342,16 @@ class Unlabelled:
             except (ValueError, OSError) as error:
                 if path not in self._told:
                     self._told.add(path)
-                    print(
-                        f"warning: {error}; the next photograph stands in for it",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    _warn(f"{error}; the next photograph stands in for it")
         raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read")
 
     def check(self) -> None:
         """Decode all of them, which takes a few seconds a hundred; ValueError if one cannot be."""
         print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
-        dark = []
-        _try(
-            self.files, lambda path: read_photo(path, told=lambda: dark.append(path)), self.setting
-        )
+        dark: list[Path] = []
+        _try(self.files, lambda p: read_photo(p, told=lambda: dark.append(p)), self.setting)
         if dark:
-            print(f"warning: {dark_note(len(dark))}", file=sys.stderr, flush=True)
+            _warn(dark_note(len(dark)))
 
     def sound(self) -> list[int]:
         """Decode all of them, which takes a few seconds a hundred; the places of those that can
@@ -364,28 +364,23 @@ class Unlabelled:
                 f"none of the {len(self)} photographs in {self.folder} can be read: {bad[0]}"
             )
         if bad:
-            more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
-            listed = "\n  ".join(bad[:10] + more)
-            print(
-                f"warning: {len(bad)} of {len(found)} photographs cannot be read and are left "
-                f"out:\n  {listed}",
-                file=sys.stderr,
-                flush=True,
-            )
+            said = f"{len(bad)} of {len(found)} photographs cannot be read and are left out:"
+            _warn(said + _first_ten(bad))
         return [place for place, text in enumerate(found) if not text]
 
-    def fingerprint(self) -> dict:
+    def fingerprint(self) -> dict[str, Any]:
         """What a run records of them: their number, and a hash of their names and sizes in
         bytes."""
-        sizes = [
-            f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}"
-            for path in self.files
-        ]
+        names = [path.relative_to(self.folder).as_posix() for path in self.files]
+        sizes = [f"{n} {p.stat().st_size}" for n, p in zip(names, self.files, strict=True)]
         return {"number": len(self.files), "sha256": fingerprint(sizes)}
 
 
 def source(
-    images, every: int = 1, max_pixels: int = MAX_PIXELS, limit: int | None = None
+    images: str | Path | None,
+    every: int = 1,
+    max_pixels: int = MAX_PIXELS,
+    limit: int | None = None,
 ) -> Photos | Video:
     """The photographs of a folder, a single one, or the frames of a video file. Errors say what
     is allowed."""
@@ -397,23 +392,23 @@ def source(
     if Path(images).is_dir():
         return Photos(images, max_pixels, limit)
     if Path(images).suffix.lower() in IMAGES:
-        return Photo(images, max_pixels)
+        return SinglePhoto(images, max_pixels)
     if Path(images).suffix.lower() not in VIDEOS:
         raise ValueError(
-            f"images={images}: expected an image or a folder of them ({', '.join(IMAGES)}) or a "
-            f"video ({', '.join(VIDEOS)})"
+            f"images={images}: expected an image or a folder of them ({', '.join(IMAGES)}) "
+            f"or a video ({', '.join(VIDEOS)})"
         )
     return Video(images, every, max_pixels, limit)
 
 
-def without(items: list[Item], listed) -> list[Item]:
+def without(items: list[Picture], listed: str | Path) -> list[Picture]:
     """``items`` but for those that the file ``listed`` names, one (path, name or stem) a line;
     what it names beside them does not matter. FileNotFoundError for no file, ValueError if none
     of the items is left."""
     if not Path(listed).is_file():
         raise FileNotFoundError(
-            f"leave_out={listed}: no such file; one image a line, such as the val.txt of your "
-            "data set"
+            f"leave_out={listed}: no such file; "
+            "one image a line, such as the val.txt of your data set"
         )
     named = set(_named(listed, [item.id for item in items]).values())
     left = [item for item in items if item.id not in named]
@@ -424,11 +419,18 @@ def without(items: list[Item], listed) -> list[Item]:
     return left
 
 
-def batches(pictures, batch_size: int, pixels: int, unreadable: dict, fail=lambda what: None):
+def batches(
+    pictures: Iterable[tuple[Picture, np.ndarray | Exception]],
+    batch_size: int,
+    pixels: int,
+    unreadable: dict[str, str],
+    fail: Callable[[str], object] = lambda what: None,
+) -> Iterator[list[tuple[Picture, np.ndarray]]]:
     """Lists of (item, image) of what ``read`` yields, at most ``batch_size`` of them and
     ``pixels`` together (or one image); what is no image goes to ``unreadable`` {file: why}, and
     ``fail`` is told."""
-    batch, size = [], 0
+    batch: list[tuple[Picture, np.ndarray]] = []
+    size = 0
     for item, image in pictures:
         if isinstance(image, Exception):
             unreadable[item.file] = str(image)

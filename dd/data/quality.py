@@ -6,15 +6,18 @@ Min-max makes a class that was never drawn as strong as one that was (see
 classes of a sample, P powers, N cells of a heat map, T texts, D width of an embedding.
 """
 
-from collections import Counter
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import transformers
 
 from dd.store.checkpoints import weights_sha256
+from dd.store.samples import Sample
 from dd.taxonomy import IGNORE
 
 transformers.utils.logging.disable_progress_bar()  # a bar for loading a few files
@@ -27,10 +30,18 @@ BOUNDS = ("below", "above", "below_percentile", "above_percentile")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
+class Scores(Protocol):
+    """What compares an image with texts, as :class:`ClipScore`."""
+
+    weights_sha256: str
+
+    def __call__(self, image: np.ndarray, texts: list[str]) -> list[float]: ...
+
+
 # ------------------------------------------------------------------------------------------ signals
 
 
-def heat_signals(maps) -> dict[str, list[list[float]]]:
+def heat_signals(maps: np.ndarray) -> dict[str, list[list[float]]]:
     """{signal: [K][P]} of stored heat [K, P, r, r]: ``peak`` = max; ``spread`` = max - min, what
     min-max stretches to 1; ``entropy`` of the map as a distribution, from 0 (one cell) to 1
     (flat); ``area`` = share of the cells with at least half of the peak. Six significant digits."""
@@ -51,7 +62,9 @@ def heat_signals(maps) -> dict[str, list[list[float]]]:
     }
 
 
-def mask_signals(mask: np.ndarray, class_ids, absent=()) -> dict:
+def mask_signals(
+    mask: np.ndarray, class_ids: Iterable[int], absent: Collection[int] = ()
+) -> dict[str, Any]:
     """Of a mask uint8 [H, W]: ``uncertain`` and ``foreground``, shares of the pixels that are
     255 and that have a class; ``share`` of each of ``class_ids``, None for those in ``absent``
     (class ids that were not drawn); ``missing``, the number of the others that have no pixel."""
@@ -64,22 +77,28 @@ def mask_signals(mask: np.ndarray, class_ids, absent=()) -> dict:
     }
 
 
-def clip_signals(clip, image: np.ndarray, prompt: str, classes) -> dict:
+def clip_signals(
+    clip: Scores, image: np.ndarray, prompt: str, classes: Iterable[str]
+) -> dict[str, Any]:
     """Scores of an image for its prompt and for "a photo of a <class>" of each class; ``by`` =
     which model says so."""
     scores = clip(image, [prompt, *(f"a photo of a {name}" for name in classes)])
     return {"by": clip.weights_sha256[:16], "prompt": scores[0], "classes": scores[1:]}
 
 
-def sample_signals(sample, heat: dict, clip=None, image: np.ndarray | None = None) -> dict:
+def sample_signals(
+    sample: Sample,
+    heat: Mapping[str, np.ndarray],
+    clip: Scores | None = None,
+    image: np.ndarray | None = None,
+) -> dict[str, Any]:
     """What a sample's record keeps: signals of each source of its heat, and of its image if
     there is a CLIP model."""
-    found = {"heat": {source: heat_signals(maps) for source, maps in heat.items()}}
-    return (
-        found
-        if clip is None
-        else {**found, "clip": clip_signals(clip, image, sample.prompt, sample.classes)}
-    )
+    found: dict[str, Any] = {"heat": {source: heat_signals(maps) for source, maps in heat.items()}}
+    if clip is not None:
+        assert image is not None, "a CLIP model needs the image"
+        found["clip"] = clip_signals(clip, image, sample.prompt, sample.classes)
+    return found
 
 
 # -------------------------------------------------------------------------------------------- rules
@@ -105,12 +124,12 @@ class Rule:
     above_percentile: float | None = None
     power: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         where, possible = f"quality.rules.{self.name}", (*HEAT, "clip_class")
         if self.action not in ("drop", "absent"):
             raise ValueError(
-                f"{where}.action={self.action!r}; allowed: drop (the sample), absent (the class "
-                "is not drawn)"
+                f"{where}.action={self.action!r}; "
+                "allowed: drop (the sample), absent (the class is not drawn)"
             )
         if self.signal not in (*HEAT, *CLIP, *MASK):
             raise ValueError(
@@ -118,9 +137,8 @@ class Rule:
             )
         if self.action == "absent" and self.signal not in possible:
             raise ValueError(
-                f"{where}: {self.signal} is not known of a class before the masks are drawn; a "
-                "class is called absent by one "
-                f"of {', '.join(possible)}"
+                f"{where}: {self.signal} is not known of a class before the masks are drawn; "
+                f"a class is called absent by one of {', '.join(possible)}"
             )
         given = {b: getattr(self, b) for b in BOUNDS if getattr(self, b) is not None}
         if len(given) != 1 or type(next(iter(given.values()))) not in (int, float):
@@ -136,72 +154,74 @@ class Rule:
                 f"{', '.join(HEAT)}"
             )
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """As in YAML: nothing that is not given."""
         return {k: v for k, v in asdict(self).items() if v is not None and k != "name"}
 
+    @property
+    def bound(self) -> tuple[str, float]:
+        """The one bound that is given: (its kind, the number)."""
+        return next((kind, v) for kind in BOUNDS if (v := getattr(self, kind)) is not None)
+
     def threshold(self, values: list[float]) -> float:
         """The number that ``values`` of one class are compared with."""
-        share = self.below_percentile if self.above_percentile is None else self.above_percentile
-        if share is not None:
-            return float(np.percentile(values, share))
-        return float(self.below if self.above is None else self.above)
+        kind, number = self.bound
+        return float(np.percentile(values, number) if kind.endswith("percentile") else number)
 
     def meets(self, value: float, threshold: float) -> bool:
-        return (
-            value < threshold
-            if self.above is None and self.above_percentile is None
-            else value > threshold
-        )
+        return value < threshold if self.bound[0].startswith("below") else value > threshold
 
 
-def read_rules(given: dict) -> list[Rule]:
+def read_rules(given: Mapping[str, Any]) -> list[Rule]:
     """Rules by name as in YAML; one that is null is left out. ValueError names the key or value
     that makes no sense."""
-    fields, rules = set(Rule.__dataclass_fields__) - {"name"}, []
-    for name, rule in given.items():
-        if rule is None:
-            continue
-        if not isinstance(rule, dict) or not {"action", "signal"} <= rule.keys() <= fields:
+    known = {field.name for field in fields(Rule)} - {"name"}
+    rules = {name: rule for name, rule in given.items() if rule is not None}
+    for name, rule in rules.items():
+        if not isinstance(rule, dict) or not {"action", "signal"} <= rule.keys() <= known:
             raise ValueError(
-                f"quality.rules.{name}={rule!r}: expected action, signal and a bound; keys: "
-                f"{sorted(fields)}"
+                f"quality.rules.{name}={rule!r}: expected action, signal and a bound; "
+                f"keys: {sorted(known)}"
             )
-        rules.append(Rule(str(name), **rule))
-    return rules
+    return [Rule(str(name), **rule) for name, rule in rules.items()]
 
 
 def judge(
-    rule: Rule, samples, signals: list[dict], power: int | None = None, source: str = "class_prompt"
-) -> dict:
+    rule: Rule,
+    samples: Sequence[Sample],
+    signals: Sequence[Mapping[str, Any]],
+    power: int | None = None,
+    source: str = "class_prompt",
+) -> dict[str, Any]:
     """{"thresholds": {class, or "all": number}, "hits": {sample id: [{"class", "value",
     "threshold"}]}} of a rule.
 
     ``signals``: of each sample, with ``heat``, ``clip`` and ``mask`` as far as the rule needs them;
     ``power`` and ``source`` are those of the masks. A value that is None is never beyond a bound.
     """
-    values, pairs = {}, []
+    values: dict[str, list[float]] = defaultdict(list)
+    pairs: list[tuple[Sample, list[tuple[str, float]]]] = []
     for sample, found in zip(samples, signals, strict=True):
         stored = _values(rule, found, power, source)
-        own = (
-            list(zip(sample.classes, stored, strict=True))
-            if rule.signal in PER_CLASS
-            else [("all", stored)]
-        )
-        pairs.append([(name, value) for name, value in own if value is not None])
-        for name, value in pairs[-1]:
-            values.setdefault(name, []).append(value)
-    bounds, hits = {name: rule.threshold(given) for name, given in values.items()}, {}
-    for sample, own in zip(samples, pairs, strict=True):
-        beyond = [(name, value) for name, value in own if rule.meets(value, bounds[name])]
-        if beyond:
-            hits[sample.id] = [
-                {"class": name, "value": value, "threshold": bounds[name]} for name, value in beyond
-            ]
-    return {"thresholds": bounds, "hits": hits}
+        per_class = rule.signal in PER_CLASS
+        own = zip(sample.classes, stored, strict=True) if per_class else [("all", stored)]
+        pairs.append((sample, [(name, value) for name, value in own if value is not None]))
+        for name, value in pairs[-1][1]:
+            values[name].append(value)
+    bounds = {name: rule.threshold(given) for name, given in values.items()}
+    hits = {
+        sample.id: [
+            {"class": name, "value": value, "threshold": bounds[name]}
+            for name, value in known
+            if rule.meets(value, bounds[name])
+        ]
+        for sample, known in pairs
+    }
+    return {"thresholds": bounds, "hits": {name: beyond for name, beyond in hits.items() if beyond}}
 
 
-def _values(rule, found, power, source):
+def _values(rule: Rule, found: Mapping[str, Any], power: int | None, source: str) -> Any:
+    """The signal of a sample: a number, or one of each of its classes."""
     if rule.signal in MASK:
         return found["mask"][rule.signal]
     if rule.signal in CLIP:
@@ -209,20 +229,24 @@ def _values(rule, found, power, source):
     power = power if rule.power is None else rule.power
     if power is None:
         raise ValueError(
-            f"quality.rules.{rule.name}: these masks were not made from heat; say of which power, "
-            ".power=0"
+            f"quality.rules.{rule.name}: these masks were not made from heat; "
+            "say of which power, .power=0"
         )
     stored = found["heat"][source][rule.signal]
     if power >= len(stored[0]):
         raise ValueError(
-            f"quality.rules.{rule.name}: power {power} is not stored, powers 0 to "
-            f"{len(stored[0]) - 1} are"
+            f"quality.rules.{rule.name}: power {power} is not stored, "
+            f"powers 0 to {len(stored[0]) - 1} are"
         )
     return [powers[power] for powers in stored]
 
 
 def refuse_excess(
-    what: str, samples, lost: dict[str, list[str]], max_share: float, action: str
+    what: str,
+    samples: Sequence[Sample],
+    lost: Mapping[str, list[str]],
+    max_share: float,
+    action: str,
 ) -> None:
     """ValueError with the numbers if ``lost`` ({sample id: classes}) is more than ``max_share``
     of the samples (action drop) or of the classes asked for (absent), or every image of a class."""
@@ -236,15 +260,11 @@ def refuse_excess(
     counts = ", ".join(f"{name} {n} of {asked[name]}" for name, n in sorted(gone.items()))
     whole = sorted(name for name in asked if gone[name] == asked[name])
     if number > max_share * total or whole:
-        reason = (
-            f"and with them every image of {', '.join(whole)}"
-            if whole
-            else f"more than quality.max_share={max_share:g}"
-        )
-        hit = f"{what} would take out {number} of {total} {unit} ({100 * number / total:.0f} %)"
+        every = f"and with them every image of {', '.join(whole)}"
         raise ValueError(
-            f"{hit}, {reason}. Images by class: {counts}. Nothing was changed; choose a milder "
-            "bound"
+            f"{what} would take out {number} of {total} {unit} ({100 * number / total:.0f} %), "
+            f"{every if whole else f'more than quality.max_share={max_share:g}'}. "
+            f"Images by class: {counts}. Nothing was changed; choose a milder bound"
         )
 
 
@@ -262,7 +282,7 @@ class ClipScore:
 
     def __init__(
         self, model: str, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
-    ):
+    ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"quality.clip.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
         _check_folder(model)
@@ -282,18 +302,14 @@ class ClipScore:
                 output_loading_info=True,
                 **where,
             )
-            if loading["missing_keys"]:
-                raise ValueError(
-                    f"its weights lack {len(loading['missing_keys'])} of CLIP's; is it half of a "
-                    "CLIP?"
-                )
+            if lacking := len(loading["missing_keys"]):
+                raise ValueError(f"its weights lack {lacking} of CLIP's; is it half of a CLIP?")
         except (OSError, ValueError) as error:
             what = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
-                f"quality.clip.model={model!r} could not be loaded: {what[0]}\nA hub id needs a "
-                "network (or a filled cache) "
-                "and a quality.clip.revision with safetensors weights; without a network give the "
-                "folder of a copy"
+                f"quality.clip.model={model!r} could not be loaded: {what[0]}\n"
+                "A hub id needs a network (or a filled cache) and a quality.clip.revision with "
+                "safetensors weights; without a network give the folder of a copy"
             ) from None
         self.model.to(device).eval()
         self.weights_sha256 = weights_sha256(self.model.state_dict())
@@ -308,22 +324,11 @@ class ClipScore:
             list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
         )
         read = {k: words[k].to(self.model.device) for k in ("input_ids", "attention_mask")}
-        image_1D = _embedding(
-            self.model.get_image_features(
-                pixel_values=pixels.to(self.model.device, self.model.dtype)
-            )
-        )
-        text_TD = _embedding(self.model.get_text_features(**read))
-        return [
-            round(v, 4)
-            for v in (100 * torch.cosine_similarity(image_1D, text_TD)).clamp_min(0).tolist()
-        ]
-
-
-def _embedding(found) -> torch.Tensor:
-    """Float32 embeddings: transformers 5 returns an object that holds them, older ones the
-    tensor."""
-    return (found if isinstance(found, torch.Tensor) else found.pooler_output).float()
+        seen = pixels.to(self.model.device, self.model.dtype)
+        image_1D = self.model.get_image_features(pixel_values=seen).pooler_output.float()
+        text_TD = self.model.get_text_features(**read).pooler_output.float()
+        scores_T = (100 * torch.cosine_similarity(image_1D, text_TD)).clamp_min(0)
+        return [round(v, 4) for v in scores_T.tolist()]
 
 
 def _check_folder(model: str) -> None:
@@ -331,11 +336,10 @@ def _check_folder(model: str) -> None:
     if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         raise FileNotFoundError(
             f"quality.clip.model={model!r}: no such folder. Give a local folder in transformers "
-            "format or a hub id such as "
-            "openai/clip-vit-large-patch14"
+            "format or a hub id such as openai/clip-vit-large-patch14"
         )
     if folder.exists() and not list(folder.glob("*.safetensors")):
         raise ValueError(
-            f"quality.clip.model={model!r} holds no safetensors weights (*.safetensors); pickles "
-            "can run code when loaded"
+            f"quality.clip.model={model!r} holds no safetensors weights (*.safetensors); "
+            "pickles can run code when loaded"
         )

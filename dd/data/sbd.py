@@ -7,6 +7,16 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+DAMAGED = (
+    MatReadError,
+    KeyError,
+    ValueError,
+    IndexError,
+    TypeError,
+    OSError,
+    NotImplementedError,
+)
+
 
 def read_sbd_mask(path: str | Path) -> np.ndarray:
     """Class ids uint8 [H, W] of ``GTcls.Segmentation`` in ``cls/<id>.mat``; there is no 255.
@@ -15,15 +25,7 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
         return np.ascontiguousarray(loadmat(path)["GTcls"]["Segmentation"][0, 0].astype(np.uint8))
     except FileNotFoundError:
         raise
-    except (
-        MatReadError,
-        KeyError,
-        ValueError,
-        IndexError,
-        TypeError,
-        OSError,
-        NotImplementedError,
-    ) as error:
+    except DAMAGED as error:
         raise ValueError(
             f"{path} is no SBD class mask (a MATLAB file with GTcls.Segmentation): {error}"
         ) from None

@@ -2,17 +2,19 @@
 is kept."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from dd.store.provenance import fingerprint
+from dd.store.provenance import fault, fingerprint
 from dd.store.samples import append_lines
+from dd.taxonomy import Taxonomy
 
 TASK = (
-    "You write captions of photographs for a text-to-image model that makes training images. Each "
-    "caption is one plain "
-    "English sentence about what the camera sees. It names its objects by words of their classes, "
-    "and no object of another."
+    "You write captions of photographs for a text-to-image model that makes training images. "
+    "Each caption is one plain English sentence about what the camera sees. "
+    "It names its objects by words of their classes, and no object of another."
 )
 MAX_TRIES = 500  # braces of an answer at which no JSON begins, before it counts as none
 FORM = (
@@ -21,8 +23,12 @@ FORM = (
 
 
 def question(
-    taxonomy, wanted: Iterable[Iterable[str]], conditions: str, max_words: int, number: int
-) -> list[dict]:
+    taxonomy: Taxonomy,
+    wanted: Iterable[Iterable[str]],
+    conditions: str,
+    max_words: int,
+    number: int,
+) -> list[dict[str, str]]:
     """Messages that ask for one caption of each list of classes in ``wanted``; ``number`` tells
     the questions apart."""
     others = {
@@ -34,9 +40,8 @@ def question(
         f"Classes: {known}.",
         f"The site: {conditions}" if conditions else "",
         f"Write list {number + 1} of captions, all different, also from those of other lists. "
-        "Vary the scene, the number of "
-        f"objects and how they stand. At most {max_words} words each. One caption for each line "
-        "of classes:",
+        "Vary the scene, the number of objects and how they stand. "
+        f"At most {max_words} words each. One caption for each line of classes:",
         lists,
         FORM,
     ]
@@ -46,30 +51,28 @@ def question(
     ]
 
 
-def schema(taxonomy) -> dict:
+def schema(taxonomy: Taxonomy) -> dict[str, Any]:
     """``response_format`` of a chat completion: the JSON schema of an answer."""
-    entry = {
-        "type": "object",
-        "properties": {
-            "text": {"type": "string"},
-            "classes": {"type": "array", "items": {"type": "string", "enum": list(taxonomy.names)}},
-        },
-        "required": ["text", "classes"],
-        "additionalProperties": False,
-    }
-    answer = {
-        "type": "object",
-        "properties": {"prompts": {"type": "array", "items": entry}},
-        "required": ["prompts"],
-        "additionalProperties": False,
-    }
+    names = {"type": "array", "items": {"type": "string", "enum": list(taxonomy.names)}}
+    entry = _object(text={"type": "string"}, classes=names)
+    answer = _object(prompts={"type": "array", "items": entry})
     return {
         "type": "json_schema",
         "json_schema": {"name": "prompts", "strict": True, "schema": answer},
     }
 
 
-def read_answer(answer: dict) -> tuple[list, str | None]:
+def _object(**properties: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with these properties and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def read_answer(answer: Mapping[str, Any]) -> tuple[list[Any], str | None]:
     """(entries, what is wrong with the whole answer or None). JSON may stand between other
     words, which may hold braces."""
     text = answer["text"].strip()
@@ -77,19 +80,15 @@ def read_answer(answer: dict) -> tuple[list, str | None]:
         return [], "empty answer"
     content = _content(text)
     if content is None:
-        cut = answer.get("finish") == "length"
-        return (
-            [],
-            "answer cut off (fewer prompts.per_request make it shorter)"
-            if cut
-            else "answer is not JSON",
-        )
+        if answer.get("finish") == "length":
+            return [], "answer cut off (fewer prompts.per_request make it shorter)"
+        return [], "answer is not JSON"
     if not isinstance(content.get("prompts"), list):
         return [], "answer has no list 'prompts'"
     return content["prompts"], None if content["prompts"] else "answer without captions"
 
 
-def _content(text: str) -> dict | None:
+def _content(text: str) -> dict[str, Any] | None:
     """The JSON object from the first brace to the last; or else, behind a model's thinking, the
     first one with a list 'prompts'; or None."""
     try:
@@ -114,22 +113,21 @@ class Answers:
     hash the first one counts, so that runs at the same time end with the same prompts. Lines
     torn by a crash are passed over."""
 
-    def __init__(self, path: Path):
-        self.path, self.found, self._end = path, {}, 0
+    def __init__(self, path: Path) -> None:
+        self.path, self._end = path, 0
+        self.found: dict[str, dict[str, Any]] = {}
         self._read()
 
-    def __contains__(self, request: dict) -> bool:
+    def __contains__(self, request: Mapping[str, Any]) -> bool:
         return fingerprint(request) in self.found
 
-    def __getitem__(self, request: dict) -> dict:
+    def __getitem__(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return self.found[fingerprint(request)]
 
-    def keep(self, request: dict, url: str, answer: dict) -> None:
+    def keep(self, request: Mapping[str, Any], url: str, answer: Mapping[str, Any]) -> None:
         """Append an answer, whole and synced, with its request and the address that gave it."""
-        append_lines(
-            self.path,
-            [{"key": fingerprint(request), "url": url, "request": request, "answer": answer}],
-        )
+        row = {"key": fingerprint(request), "url": url, "request": request, "answer": answer}
+        append_lines(self.path, [row])
         self._read()
 
     def _read(self) -> None:
@@ -142,9 +140,7 @@ class Answers:
                 if not line.endswith(b"\n"):
                     break
                 self._end += len(line)
-                try:
+                with suppress(ValueError, RecursionError):
                     row = json.loads(line)
-                    if isinstance(row["key"], str) and isinstance(row["answer"]["text"], str):
+                    if fault(row, {"key": str, "answer": {"text": str}}) is None:
                         self.found.setdefault(row["key"], row["answer"])
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    continue

@@ -3,18 +3,20 @@ nouns."""
 
 import json
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from dd.prompts.duplicates import similar_to
 from dd.prompts.nouns import ClassNouns
-from dd.prompts.prompt import Prompts, make_prompt, repeats, split_class_prompt
+from dd.prompts.prompt import Prompt, Prompts, make_prompt, repeats, split_class_prompt
 from dd.store.names import is_text
 from dd.store.provenance import read_lines, read_text
+from dd.taxonomy import Taxonomy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -29,76 +31,68 @@ class Caption:
     filename: str | None = None
 
 
-def read_rows(path: str | Path) -> list[dict]:
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Entries of a JSON list or of JSON lines, each with a ``caption``; FileNotFoundError, or
     ValueError with the entry."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"prompts.path: no file {path}. generate.py stage=caption makes captions of "
-            "unlabelled images"
+            f"prompts.path: no file {path}. "
+            "generate.py stage=caption makes captions of unlabelled images"
         )
     try:
         text = read_text(path).strip()
-        rows = (
-            json.loads(text)
-            if text.startswith("[")
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is neither a JSON list nor JSON lines in UTF-8: {error!s:.300}"
         ) from None
     if not rows:
         raise ValueError(
-            f'{path} holds no prompts; expected entries such as {{"caption": "a dog on grass", '
-            f'"classes": ["dog"]}}, as a '
-            "JSON list or one a line"
+            f"{path} holds no prompts; expected entries such as "
+            '{"caption": "a dog on grass", "classes": ["dog"]}, as a JSON list or one a line'
         )
     for i, row in enumerate(rows):
-        if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
-            raise ValueError(
-                f"{path}, entry {i}: need 'caption' (text) in each entry, got {row!r:.200}"
-            )
-        if not is_text(row["caption"]):
-            raise ValueError(
-                f"{path}, entry {i}: 'caption' holds a NUL or half of a character, got "
-                f"{row['caption']!r:.200}"
-            )
-        if not isinstance(row.get("filename", ""), str):
-            raise ValueError(
-                f"{path}, entry {i}: 'filename' must be text, got {row['filename']!r:.200}"
-            )
+        if wrong := _wrong_entry(row):
+            raise ValueError(f"{path}, entry {i}: {wrong}")
     return rows
 
 
-def row_classes(row: dict, taxonomy) -> tuple[str, ...]:
+def _wrong_entry(row: Any) -> str | None:
+    """What is wrong with an entry of a caption file, None if nothing is."""
+    if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
+        return f"need 'caption' (text) in each entry, got {row!r:.200}"
+    if not is_text(row["caption"]):
+        return f"'caption' holds a NUL or half of a character, got {row['caption']!r:.200}"
+    if not isinstance(row.get("filename", ""), str):
+        return f"'filename' must be text, got {row['filename']!r:.200}"
+    return None
+
+
+def row_classes(row: dict[str, Any], taxonomy: Taxonomy) -> tuple[str, ...]:
     """Class names of an entry, out of ``classes`` [...] or ``class_prompt`` "..."; ValueError
     for another form or class."""
     if not row.keys() & {"classes", "class_prompt"}:
         raise ValueError(
-            f"need 'caption' and 'classes' (or 'class_prompt'), got {row!r:.200}. Captions alone "
-            "go with prompts=paper_voc, "
-            "which finds classes by their nouns"
+            f"need 'caption' and 'classes' (or 'class_prompt'), got {row!r:.200}. "
+            "Captions alone go with prompts=paper_voc, which finds classes by their nouns"
         )
-    kind, key = (list, "classes") if "classes" in row else (str, "class_prompt")
-    if not isinstance(row[key], kind):
-        raise ValueError(
-            f"{key!r} must be {'a list of class names' if kind is list else 'text'}, got "
-            f"{row[key]!r:.200}"
-        )
-    classes = row[key] if kind is list else split_class_prompt(row[key], taxonomy)
+    listed = "classes" in row
+    key, kind = ("classes", "a list of class names") if listed else ("class_prompt", "text")
+    if not isinstance(row[key], list if listed else str):
+        raise ValueError(f"{key!r} must be {kind}, got {row[key]!r:.200}")
+    classes = row[key] if listed else split_class_prompt(row[key], taxonomy)
     taxonomy.ids(classes)
     return tuple(classes)
 
 
-def nouns_alone(row: dict) -> str:
+def nouns_alone(row: dict[str, Any]) -> str:
     """The caption of an entry without the class words that the format in circulation appends to
     it."""
-    appended = (
-        row.get("class_prompt") if isinstance(row.get("class_prompt"), str) else row.get("classes")
-    )
-    words = " ".join(map(str, appended)) if isinstance(appended, list) else appended or ""
+    words, listed = row.get("class_prompt"), row.get("classes")
+    if not isinstance(words, str):
+        words = " ".join(map(str, listed)) if isinstance(listed, list) else listed or ""
     if not words.split() or not row["caption"].strip():
         return row["caption"]
     return make_prompt(row["caption"], words.split(), append=False).text
@@ -106,23 +100,13 @@ def nouns_alone(row: dict) -> str:
 
 def keep(
     captions: Iterable[Caption], exclude_split: str | None, drop_similar: float | None
-) -> tuple[list[Caption], list]:
+) -> tuple[list[Caption], list[dict[str, Any]]]:
     """(captions to use, [{"reason", "filename", "caption"}] of the others): those of images
     listed in ``exclude_split``, those without a class and, among captions of equal classes,
     those at least as similar as ``drop_similar`` to an earlier one are left out. ValueError if
     none is left."""
-    captions, dropped = list(captions), []
-    excluded = read_stems(exclude_split) if exclude_split is not None else set()
-    if exclude_split is not None and (
-        nameless := [i for i, c in enumerate(captions) if c.filename is None]
-    ):
-        raise ValueError(
-            f"prompts.exclude_split={exclude_split}: {len(nameless)} captions have no 'filename' "
-            "(the first is entry "
-            f"{nameless[0]}), so those of the listed images cannot be found. "
-            "prompts.exclude_split=null keeps all"
-        )
-    kept, groups = [], defaultdict(list)
+    captions, kept, dropped = list(captions), [], []
+    excluded = _excluded(captions, exclude_split)
     for caption in captions:
         if caption.filename is not None and stem(caption.filename) in excluded:
             dropped.append(_left_out(caption, "image is in exclude_split"))
@@ -131,30 +115,46 @@ def keep(
         else:
             kept.append(caption)
     if drop_similar is not None:
-        for i, caption in enumerate(kept):
-            groups[tuple(dict.fromkeys(caption.classes))].append(i)
-        answers = {}
-        for members in groups.values():
-            answers |= zip(
-                members, similar_to([kept[i].text for i in members], drop_similar), strict=True
-            )
-        dropped += [
-            _left_out(kept[i], "similar to an earlier caption")
-            for i in sorted(answers)
-            if answers[i] is not None
-        ]
-        kept = [caption for i, caption in enumerate(kept) if answers[i] is None]
+        repeated = _repeated(kept, drop_similar)
+        dropped += [_left_out(kept[i], "similar to an earlier caption") for i in sorted(repeated)]
+        kept = [caption for i, caption in enumerate(kept) if i not in repeated]
     if not kept:
-        reasons = {d["reason"]: sum(e["reason"] == d["reason"] for e in dropped) for d in dropped}
+        reasons = Counter(row["reason"] for row in dropped)
         counts = ", ".join(f"{n} x {reason}" for reason, n in reasons.items())
         raise ValueError(
-            f"none of {len(captions)} captions is left to use ({counts}), such as "
-            f"{captions[0].text!r:.200}"
+            f"none of {len(captions)} captions is left to use ({counts}), "
+            f"such as {captions[0].text!r:.200}"
         )
     return kept, dropped
 
 
-def _left_out(caption: Caption, reason: str) -> dict:
+def _excluded(captions: list[Caption], exclude_split: str | None) -> set[str]:
+    """Stems of the images whose captions are left out; each caption must say of which it is."""
+    if exclude_split is None:
+        return set()
+    excluded = read_stems(exclude_split)
+    if nameless := [i for i, c in enumerate(captions) if c.filename is None]:
+        raise ValueError(
+            f"prompts.exclude_split={exclude_split}: {len(nameless)} captions have no 'filename' "
+            f"(the first is entry {nameless[0]}), so those of the listed images cannot be found. "
+            "prompts.exclude_split=null keeps all"
+        )
+    return excluded
+
+
+def _repeated(captions: list[Caption], threshold: float) -> set[int]:
+    """Places of the captions that are similar to an earlier one of the same classes."""
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, caption in enumerate(captions):
+        groups[tuple(dict.fromkeys(caption.classes))].append(i)
+    found: set[int] = set()
+    for members in groups.values():
+        answers = similar_to([captions[i].text for i in members], threshold)
+        found |= {i for i, near in zip(members, answers, strict=True) if near is not None}
+    return found
+
+
+def _left_out(caption: Caption, reason: str) -> dict[str, Any]:
     return {"reason": reason, "filename": caption.filename, "caption": caption.text}
 
 
@@ -163,9 +163,8 @@ def read_stems(path: str | Path) -> set[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"prompts.exclude_split: no file {path}. It lists the images whose captions are left "
-            "out, so that nothing of "
-            "the test set reaches the prompts; prompts.exclude_split=null keeps all captions (the "
-            "paper's setting, a leak)"
+            "out, so that nothing of the test set reaches the prompts; "
+            "prompts.exclude_split=null keeps all captions (the paper's setting, a leak)"
         )
     return {stem(line) for line in read_lines(path)}
 
@@ -176,7 +175,7 @@ def stem(filename: str) -> str:
     return name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
 
 
-def draw(prompts: list, number: int | None, seed: int) -> list:
+def draw(prompts: list[Prompt], number: int | None, seed: int) -> list[Prompt]:
     """``number`` prompts in an order of the seed, round and round if there are fewer; None or 0:
     each once."""
     order = np.random.default_rng([seed, 2]).permutation(len(prompts))
@@ -199,24 +198,18 @@ class CaptionFile:
         exclude_split: str | None = None,
         drop_similar: float | None = None,
         repeat_classes: bool = False,
-    ):
-        self.path, self.append, self.exclude_split, self.drop_similar = (
-            path,
-            append,
-            exclude_split,
-            drop_similar,
-        )
-        self.repeat_classes = repeat_classes
+    ) -> None:
+        self.path, self.append, self.repeat_classes = path, append, repeat_classes
+        self.exclude_split, self.drop_similar = exclude_split, drop_similar
 
-    def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
+    def __call__(self, taxonomy: Taxonomy, number: int | None, seed: int) -> Prompts:
         captions = []
         for i, row in enumerate(read_rows(self.path)):
             try:
-                captions.append(
-                    Caption(row["caption"], row_classes(row, taxonomy), row.get("filename"))
-                )
+                classes = row_classes(row, taxonomy)
             except ValueError as error:
                 raise ValueError(f"{self.path}, entry {i}: {error}") from None
+            captions.append(Caption(row["caption"], classes, row.get("filename")))
         captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
         how = self.append, self.repeat_classes
         prompts = [make_prompt(c.text, c.classes, *how) for c in captions]
@@ -244,30 +237,22 @@ class NounCaptions:
         drop_similar: float | None = None,
         other_meanings: Iterable[str] = (),
         repeat_classes: bool = False,
-    ):
+    ) -> None:
         if at_least < 1:
             raise ValueError(
                 f"prompts.at_least={at_least}: 1 (no balancing) or more prompts of each class"
             )
         self.path, self.at_least, self.append = path, at_least, append
-        self.exclude_split, self.drop_similar, self.other_meanings = (
-            exclude_split,
-            drop_similar,
-            other_meanings,
-        )
-        self.repeat_classes = repeat_classes
+        self.exclude_split, self.drop_similar = exclude_split, drop_similar
+        self.other_meanings, self.repeat_classes = other_meanings, repeat_classes
 
-    def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
-        nouns, texts = (
-            ClassNouns(taxonomy, self.other_meanings),
-            [(nouns_alone(r), r) for r in read_rows(self.path)],
-        )
-        captions = (Caption(text, nouns.mentions(text), row.get("filename")) for text, row in texts)
-        captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
+    def __call__(self, taxonomy: Taxonomy, number: int | None, seed: int) -> Prompts:
+        nouns = ClassNouns(taxonomy, self.other_meanings)
+        texts = [(nouns_alone(row), row.get("filename")) for row in read_rows(self.path)]
+        told = [Caption(text, nouns.mentions(text), name) for text, name in texts]
+        captions, dropped = keep(told, self.exclude_split, self.drop_similar)
         how = self.append, self.repeat_classes
         prompts = [make_prompt(c.text, c.classes, *how) for c in captions]
         times = repeats([c.classes for c in captions], self.at_least)
-        return Prompts(
-            draw([p for p, n in zip(prompts, times, strict=True) for _ in range(n)], number, seed),
-            dropped,
-        )
+        repeated = [p for p, n in zip(prompts, times, strict=True) for _ in range(n)]
+        return Prompts(draw(repeated, number, seed), dropped)

@@ -2,18 +2,36 @@
 they are about."""
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
 from dd.prompts.duplicates import normalised
-from dd.prompts.prompt import Prompts, trim_caption
+from dd.prompts.prompt import Prompt, Prompts, trim_caption
+from dd.store.samples import Sample
+from dd.taxonomy import Taxonomy
 
-OVER_LIMIT = ("refuse", "trim")
+ADVICE = {  # by what is done with longer prompts
+    "refuse": "Shorten them, or set prompts_over_limit=trim: "
+    "captions then lose words at the end, never their classes.",
+    "trim": "They cannot be trimmed without losing a class: "
+    "shorten them, or give them fewer classes.",
+}
 SHOWN = 5  # examples in a message; counts are always whole
 
 
-def within_limit(prompts, generator, over_limit: str = "refuse") -> Prompts:
+class Reader(Protocol):
+    """What is asked of a generator's text encoder: :class:`dd.generators.base.Generator`."""
+
+    @property
+    def token_limit(self) -> int: ...
+    def token_count(self, text: str) -> int: ...
+    def spans(self, sample: Sample) -> Any: ...
+
+
+def within_limit(prompts: Prompts, generator: Reader, over_limit: str = "refuse") -> Prompts:
     """The prompts, none longer than the text encoder reads: ``generator.token_count(text)`` (start
     and end tokens included) is at most ``generator.token_limit``.
 
@@ -21,11 +39,14 @@ def within_limit(prompts, generator, over_limit: str = "refuse") -> Prompts:
     lose words at the end; class words never go. A prompt that cannot be trimmed so, or a class
     prompt over the limit, is refused in both cases.
     """
-    if over_limit not in OVER_LIMIT:
-        raise ValueError(f"prompts_over_limit={over_limit!r}; allowed: {', '.join(OVER_LIMIT)}")
-    limit, tokens, answers, refused = generator.token_limit, {}, {}, {}
+    if over_limit not in ADVICE:
+        raise ValueError(f"prompts_over_limit={over_limit!r}; allowed: {', '.join(ADVICE)}")
+    limit = generator.token_limit
+    tokens: dict[str, int] = {}
+    answers: dict[Prompt, Prompt] = {}
+    refused: dict[Prompt, str] = {}
 
-    def fits(text):
+    def fits(text: str) -> bool:
         if text not in tokens:
             tokens[text] = generator.token_count(text)
         return tokens[text] <= limit
@@ -35,53 +56,43 @@ def within_limit(prompts, generator, over_limit: str = "refuse") -> Prompts:
         if not fits(prompt.class_prompt):
             refused[prompt] = f"{tokens[prompt.class_prompt]} tokens of class words alone"
         elif not fits(prompt.text):
-            answers[prompt] = trim_caption(prompt, fits) if over_limit == "trim" else None
-            refused |= {} if answers[prompt] else {prompt: f"{tokens[prompt.text]} tokens"}
+            shorter = trim_caption(prompt, fits) if over_limit == "trim" else None
+            if shorter is None:
+                refused[prompt] = f"{tokens[prompt.text]} tokens"
+            else:
+                answers[prompt] = shorter
     if refused:
         number = sum(prompt in refused for prompt in prompts)
-        shown = "\n".join(
-            f"  {why}: {prompt.text}" for prompt, why in list(refused.items())[:SHOWN]
-        )
-        advice = (
-            "They cannot be trimmed without losing a class: shorten them, or give them fewer "
-            "classes."
-            if over_limit == "trim"
-            else "Shorten them, or set prompts_over_limit=trim: captions then lose words at the "
-            "end, never their classes."
-        )
+        first = [f"  {why}: {prompt.text}" for prompt, why in list(refused.items())[:SHOWN]]
         raise ValueError(
             f"{number} of {len(prompts)} prompts ({len(refused)} different) are longer than the "
-            f"{limit} tokens that the text "
-            "encoder reads; the class words at their ends would be cut off. The "
-            f"first:\n{shown}\n{advice}"
+            f"{limit} tokens that the text encoder reads; "
+            "the class words at their ends would be cut off. The first:\n"
+            + "\n".join([*first, ADVICE[over_limit]])
         )
     trimmed = sum(answers[prompt] != prompt for prompt in prompts)
-    return Prompts(
-        [answers[prompt] for prompt in prompts], getattr(prompts, "dropped", []), trimmed
-    )
+    return Prompts([answers[prompt] for prompt in prompts], prompts.dropped, trimmed)
 
 
-def check_spans(plan, generator) -> None:
+def check_spans(plan: Iterable[Sample], generator: Reader) -> None:
     """ValueError with every prompt whose class words the generator cannot find (their number,
     the first few)."""
-    wrong = {}
+    different: dict[tuple[str, str], Sample] = {}
     for sample in plan:
-        key = (sample.prompt, sample.class_prompt)
-        if key in wrong:
-            continue
+        different.setdefault((sample.prompt, sample.class_prompt), sample)
+    messages = []
+    for sample in different.values():
         try:
             generator.spans(sample)
-            wrong[key] = None
         except ValueError as error:
-            wrong[key] = str(error)
-    messages = [message for message in wrong.values() if message]
+            messages.append(str(error))
     if messages:
         raise ValueError(
             f"{len(messages)} different prompts cannot be used:\n  " + "\n  ".join(messages[:SHOWN])
         )
 
 
-def summarise(prompts, taxonomy, generator) -> dict:
+def summarise(prompts: Prompts, taxonomy: Taxonomy, generator: Reader) -> dict[str, Any]:
     """Counts of a plan's prompts: by class, with more than one class, repeated; its longest
     prompts; what was left out."""
     texts = Counter(prompt.text for prompt in prompts)
@@ -90,7 +101,6 @@ def summarise(prompts, taxonomy, generator) -> dict:
         ((generator.token_count(text), text) for text in texts),
         key=lambda pair: (-pair[0], pair[1]),
     )
-    dropped = getattr(prompts, "dropped", [])
     return {
         "prompts": len(prompts),
         "classes": {name: asked[name] for name in taxonomy.names},
@@ -100,13 +110,13 @@ def summarise(prompts, taxonomy, generator) -> dict:
         "most_frequent": texts.most_common(1)[0],
         "longest": longest[:3],
         "token_limit": generator.token_limit,
-        "trimmed": getattr(prompts, "trimmed", 0),
-        "dropped": dict(Counter(row["reason"] for row in dropped)),
-        "dropped_first": [row for row in dropped if row["reason"] == "names no class"][:SHOWN],
+        "trimmed": prompts.trimmed,
+        "dropped": dict(Counter(row["reason"] for row in prompts.dropped)),
+        "dropped_first": [r for r in prompts.dropped if r["reason"] == "names no class"][:SHOWN],
     }
 
 
-def print_summary(summary: dict, console: Console | None = None) -> None:
+def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
     """The counts of :func:`summarise` as tables for people."""
     console, n = console or Console(), summary["prompts"]
     facts = Table(show_header=False, box=None, padding=(0, 2))
@@ -114,11 +124,8 @@ def print_summary(summary: dict, console: Console | None = None) -> None:
     facts.add_row("prompts", f"{n:,}")
     facts.add_row("with more than one class", f"{100 * summary['multi_class'] / n:.0f} %")
     same = summary["different"] - summary["different_words"]
-    facts.add_row(
-        "different",
-        f"{summary['different']:,}"
-        + (f", {same:,} of them but for case, punctuation" if same else ""),
-    )
+    but_for = f", {same:,} of them but for case, punctuation" if same else ""
+    facts.add_row("different", f"{summary['different']:,}{but_for}")
     text, times = summary["most_frequent"]
     if times > 1:
         facts.add_row("most frequent", f"{times:,} x {text}")

@@ -2,6 +2,9 @@
 name."""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +12,18 @@ from dd.prompts.captions import Caption, keep
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.store.names import is_text
 from dd.store.provenance import read_json
+from dd.taxonomy import Taxonomy
+
+INSTANCES = {  # lists of an instances file, and what their entries have
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id"),
+    "categories": ("id", "name"),
+}
 
 
-def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]]:
+def read_lists(
+    path: str | Path, needed: Mapping[str, tuple[str, ...]]
+) -> dict[str, list[dict[str, Any]]]:
     """Lists of a COCO JSON whose entries have the ``needed`` keys. FileNotFoundError, or
     ValueError with the entry."""
     try:
@@ -19,9 +31,8 @@ def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no file {path}. COCO 2017 has captions_train2017.json and instances_train2017.json "
-            "in one archive "
-            "(python -m dd prepare coco); prompts.captions and prompts.instances say where they "
-            "lie (prompts=paper_coco: "
+            "in one archive (python -m dd prepare coco); "
+            "prompts.captions and prompts.instances say where they lie (prompts=paper_coco: "
             "prompts.sources.captions.captions and prompts.sources.captions.instances)"
         ) from None
     for part, keys in needed.items():
@@ -34,9 +45,8 @@ def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]
             if missing:
                 raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {row!r:.100}")
             ids = [k for k in keys if k.endswith("id")]
-            row |= {
-                k: int(row[k]) for k in ids if isinstance(row[k], float) and row[k].is_integer()
-            }  # 3.0 is 3
+            whole = [k for k in ids if isinstance(row[k], float) and row[k].is_integer()]
+            row |= {k: int(row[k]) for k in whole}  # 3.0 is 3
             odd = [k for k in ids if not isinstance(row[k], int | str)]
             if odd:
                 raise ValueError(
@@ -46,21 +56,16 @@ def read_lists(path, needed: dict[str, tuple[str, ...]]) -> dict[str, list[dict]
     return content
 
 
-def image_classes(path, taxonomy) -> tuple[dict[int, tuple[str, ...]], dict[int, str]]:
+def image_classes(
+    path: str | Path, taxonomy: Taxonomy
+) -> tuple[dict[int, tuple[str, ...]], dict[int, str]]:
     """({image id: classes in the taxonomy's order}, {image id: file name}) of an instances file.
 
     Categories are found by name or synonym, not by id; those that are no class of the taxonomy are
     passed over. Crowd regions count as their class. ValueError if no category is a class, or for
     ids that the file does not define.
     """
-    content = read_lists(
-        path,
-        {
-            "images": ("id", "file_name"),
-            "annotations": ("image_id", "category_id"),
-            "categories": ("id", "name"),
-        },
-    )
+    content = read_lists(path, INSTANCES)
     names = {c["id"]: taxonomy.find(c["name"]) for c in content["categories"]}
     if not any(names.values()):
         raise ValueError(
@@ -69,7 +74,7 @@ def image_classes(path, taxonomy) -> tuple[dict[int, tuple[str, ...]], dict[int,
             f"{', '.join(taxonomy.names[:20])}"
         )
     files = {image["id"]: str(image["file_name"]) for image in content["images"]}
-    found = defaultdict(set)
+    found: dict[int, set[str | None]] = defaultdict(set)
     for row in content["annotations"]:
         for key, known in (("category_id", names), ("image_id", files)):
             if row[key] not in known:
@@ -78,8 +83,7 @@ def image_classes(path, taxonomy) -> tuple[dict[int, tuple[str, ...]], dict[int,
                     f"define: {row!r:.100}"
                 )
         found[row["image_id"]].add(names[row["category_id"]])
-    order = {name: i for i, name in enumerate(taxonomy.names)}
-    return {i: tuple(sorted(found[i] - {None}, key=order.get)) for i in files}, files
+    return {i: tuple(name for name in taxonomy.names if name in found[i]) for i in files}, files
 
 
 class CocoCaptions:
@@ -98,12 +102,12 @@ class CocoCaptions:
         exclude_split: str | None = None,
         drop_similar: float | None = None,
         full_stop: bool = False,
-    ):
+    ) -> None:
         self.captions, self.instances, self.append = captions, instances, append
         self.exclude_split, self.drop_similar = exclude_split, drop_similar
         self.full_stop = full_stop
 
-    def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
+    def __call__(self, taxonomy: Taxonomy, number: int | None, seed: int) -> Prompts:
         classes, files = image_classes(self.instances, taxonomy)
         rows = read_lists(self.captions, {"annotations": ("image_id", "caption")})["annotations"]
         if not rows:
@@ -112,39 +116,36 @@ class CocoCaptions:
         if strange:
             raise ValueError(
                 f"{self.captions} does not match {self.instances}: {len(strange)} images with "
-                "captions are not listed there, "
-                f"such as image_id {strange[:5]}. Both files must be of one split"
+                f"captions are not listed there, such as image_id {strange[:5]}. "
+                "Both files must be of one split"
             )
-        if wrong := [
-            row
-            for row in rows
-            if not isinstance(row["caption"], str) or not is_text(row["caption"])
-        ]:
-            raise ValueError(
-                f"{self.captions}: a caption must be text without a NUL and half characters: "
-                f"{wrong[0]!r:.200}"
-            )
+        for row in rows:
+            if not isinstance(row["caption"], str) or not is_text(row["caption"]):
+                raise ValueError(
+                    f"{self.captions}: a caption must be text without a NUL and half characters: "
+                    f"{row!r:.200}"
+                )
         text = one_line if self.full_stop else plain
         told = [(text(row["caption"]), row["image_id"]) for row in rows]
-        captions = (Caption(caption, classes[i], files[i]) for caption, i in told)
-        captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
-        prompts, of_image = (
-            [make_prompt(c.text, c.classes, self.append) for c in captions],
-            defaultdict(list),
+        captions, dropped = keep(
+            (Caption(caption, classes[i], files[i]) for caption, i in told),
+            self.exclude_split,
+            self.drop_similar,
         )
+        prompts = [make_prompt(c.text, c.classes, self.append) for c in captions]
+        of_image: dict[str | None, list[int]] = defaultdict(list)
         for i, caption in enumerate(captions):
             of_image[caption.filename].append(i)
         order = rounds(list(of_image.values()), seed)
-        return Prompts(
-            [prompts[order[i % len(order)]] for i in range(number or len(order))], dropped
-        )
+        chosen = [prompts[order[i % len(order)]] for i in range(number or len(order))]
+        return Prompts(chosen, dropped)
 
 
-def one_line(caption) -> str:
-    return " ".join(str(caption).split())
+def one_line(caption: str) -> str:
+    return " ".join(caption.split())
 
 
-def plain(caption) -> str:
+def plain(caption: str) -> str:
     """A caption on one line, without its full stop: class words follow it."""
     return one_line(caption).rstrip(" .")
 
@@ -152,7 +153,8 @@ def plain(caption) -> str:
 def rounds(groups: list[list[int]], seed: int) -> list[int]:
     """All members in rounds: one of each group, then a second one of each, ...; order within
     groups and rounds by the seed."""
-    rng, order = np.random.default_rng([seed, 5]), []
+    rng = np.random.default_rng([seed, 5])
+    order: list[int] = []
     groups = [[members[k] for k in rng.permutation(len(members))] for members in groups]
     while groups:
         order += [groups[k].pop() for k in rng.permutation(len(groups))]

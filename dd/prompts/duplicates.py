@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from itertools import combinations
 
 KEY_WORDS = 4  # more: fewer comparisons, more keys in memory
@@ -31,7 +32,9 @@ def similar_to(texts: list[str], threshold: float) -> list[int | None]:
     sets = [frozenset(text.split()) for text in plain]
     number = Counter(word for words in sets for word in words)
     rarity = {word: i for i, word in enumerate(sorted(number, key=lambda w: (number[w], w)))}
-    kept, index, answers = {}, defaultdict(list), []
+    kept: dict[frozenset[str], int] = {}
+    index: dict[int, list[int]] = defaultdict(list)
+    answers: list[int | None] = []
     for i, words in enumerate(sets):
         near = kept.get(words)
         if near is None:
@@ -49,19 +52,22 @@ def similar_to(texts: list[str], threshold: float) -> list[int | None]:
     return answers
 
 
-class Earlier:
+class SeenCaptions:
     """``repeats(text)``: whether a text resembles an earlier one that did not, as in
     :func:`similar_to`, for texts that come one after another. Long words are taken for the rare
     ones: what is found is the same, in another time."""
 
-    def __init__(self, threshold: float):
+    def __init__(self, threshold: float) -> None:
         _check(threshold)
-        self.threshold, self.kept, self.index = threshold, set(), defaultdict(list)
+        self.threshold = threshold
+        self.kept: set[str | frozenset[str]] = set()
+        self.index: dict[int, list[frozenset[str]]] = defaultdict(list)
 
     def repeats(self, text: str) -> bool:
         plain = normalised(text)
-        words = plain if self.threshold == 1 else frozenset(plain.split())
-        if words in self.kept:
+        words = frozenset(plain.split())
+        said = plain if self.threshold == 1 else words
+        if said in self.kept:
             return True
         if self.threshold < 1:
             keys = _keys(sorted(words, key=lambda w: (-len(w), w)), self.threshold)
@@ -70,19 +76,19 @@ class Earlier:
                 return True
             for key in keys:
                 self.index[key].append(words)
-        self.kept.add(words)
+        self.kept.add(said)
         return False
 
 
 def _check(threshold: float) -> None:
     if not 0.5 <= threshold <= 1:
         raise ValueError(
-            f"drop_similar={threshold}: a similarity from 0.5 to 1 (equal but for case and "
-            "punctuation), or null"
+            f"drop_similar={threshold}: "
+            "a similarity from 0.5 to 1 (equal but for case and punctuation), or null"
         )
 
 
-def _keys(ranks: list, threshold: float) -> list[int]:
+def _keys(ranks: Sequence[int] | Sequence[str], threshold: float) -> list[int]:
     """Keys of a word set, given by ``ranks`` (or the words) from rare to frequent: two similar sets
     have one in common.
 
@@ -96,6 +102,6 @@ def _keys(ranks: list, threshold: float) -> list[int]:
     return [hash(key) for n in sizes for key in combinations(ranks[: len(ranks) - m + n], n)]
 
 
-def _jaccard(a: frozenset, b: frozenset) -> float:
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)

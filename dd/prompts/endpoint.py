@@ -2,6 +2,9 @@
 
 import json
 import os
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 KEPT = "Answers so far are kept: the same command goes on from there"
@@ -19,7 +22,7 @@ class Endpoint:
     without one, as local servers are) when the first question is asked; it is never stored, and
     taken out of what the endpoint says. A failed attempt (status 408, 409, 429, 5xx, no connection,
     nothing within ``timeout`` seconds) is repeated ``max_retries`` times, after the seconds of
-    Retry-After where the endpoint says so. ValueError for settings of another form.
+    Retry-After where the endpoint says so. ValueError for an address of another form.
     """
 
     def __init__(
@@ -28,18 +31,12 @@ class Endpoint:
         api_key_env: str | None = "OPENAI_API_KEY",
         max_retries: int = 5,
         timeout: float = 120,
-    ):
+    ) -> None:
         self.url = _checked_url(base_url)
         self.api_key_env, self.max_retries, self.timeout = api_key_env, max_retries, timeout
-        if type(max_retries) is not int or max_retries < 0:
-            raise ValueError(
-                f"prompts.max_retries={max_retries!r}: expected a whole number of 0 or more"
-            )
-        if type(timeout) not in (int, float) or not timeout > 0:
-            raise ValueError(f"prompts.timeout={timeout!r}: expected seconds, more than 0")
-        self._client = None
+        self._client: Any = None
 
-    def ask(self, request: dict) -> dict:
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """{"text", "finish", "model", "fingerprint", "tokens"} of the answer to ``request``
         (model, messages, ...); ``text`` may be empty. :class:`NoAnswer` with the reason, in
         words without the key."""
@@ -55,10 +52,8 @@ class Endpoint:
             answer = self._client.chat.completions.create(**request)
         except openai.OpenAIError as error:
             raise NoAnswer(self._explain(openai, error, key)) from None
-        except (
-            json.JSONDecodeError,
-            UnicodeDecodeError,
-        ) as error:  # a body that is not the JSON its Content-Type says
+        # a body that is not the JSON its Content-Type says
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise NoAnswer(self._no_completion(getattr(error, "doc", error), key)) from None
         choices = getattr(answer, "choices", None)
         if not isinstance(choices, list):
@@ -76,17 +71,16 @@ class Endpoint:
         key = (os.environ.get(self.api_key_env, "") if self.api_key_env else "").strip()
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(
-                f"the key in {self.api_key_env} holds characters that no HTTP header takes; copy "
-                "it again, alone"
+                f"the key in {self.api_key_env} holds characters that no HTTP header takes; "
+                "copy it again, alone"
             )
         return key
 
-    def _no_completion(self, body, key: str) -> str:
+    def _no_completion(self, body: Any, key: str) -> str:
         """What came instead of a chat completion, the endpoint's own error where it gives one,
         with nothing of the key."""
-        body = (
-            getattr(body, "model_extra", None) or body
-        )  # of a completion without choices: what no completion has
+        # of a completion without choices: what no completion has
+        body = getattr(body, "model_extra", None) or body
         told = body.get("error") if isinstance(body, dict) else None
         told = told.get("message") or told if isinstance(told, dict) else told
         said = " ".join(str(told or body).split())
@@ -95,12 +89,12 @@ class Endpoint:
             return f"{self.url} answers with an error: {said[:300]!r}. {KEPT}, later"
         return (
             f"{self.url} answers, but not as a chat completion: "
-            f"{repr(said[:100]) if said else 'an empty body'}. Is it the "
-            "address of an OpenAI-compatible endpoint (it often ends in /v1)? prompts.base_url "
-            "says where"
+            f"{repr(said[:100]) if said else 'an empty body'}. "
+            "Is it the address of an OpenAI-compatible endpoint (it often ends in /v1)? "
+            "prompts.base_url says where"
         )
 
-    def _explain(self, openai, error, key: str) -> str:
+    def _explain(self, openai: ModuleType, error: Any, key: str) -> str:
         """What went wrong and what to do, with nothing of the key."""
         status = getattr(error, "status_code", None)
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
@@ -109,28 +103,24 @@ class Endpoint:
         tries = f"tried {self.max_retries + 1} time{'s' * (self.max_retries > 0)}"
         if isinstance(error, openai.APITimeoutError):
             return (
-                f"{self.url}: no answer within {self.timeout:g} s, {tries}. {KEPT}; "
-                "prompts.timeout gives it longer"
+                f"{self.url}: no answer within {self.timeout:g} s, {tries}. "
+                f"{KEPT}; prompts.timeout gives it longer"
             )
         if isinstance(error, openai.APIConnectionError):
             return (
-                f"{self.url}: no connection, {tries} ({said}). Is the endpoint running, and "
-                f"prompts.base_url right? {KEPT}"
+                f"{self.url}: no connection, {tries} ({said}). "
+                f"Is the endpoint running, and prompts.base_url right? {KEPT}"
             )
         if status in (401, 403):
-            have = (
-                f"the key in {self.api_key_env}"
-                if key
-                else f"a request without a key ({self.api_key_env} is empty)"
-            )
+            none = f"a request without a key ({self.api_key_env} is empty)"
             return (
-                f"{self.url} refuses {have}: {said}. Put a valid key into the environment "
-                "variable of prompts.api_key_env"
+                f"{self.url} refuses {f'the key in {self.api_key_env}' if key else none}: {said}. "
+                "Put a valid key into the environment variable of prompts.api_key_env"
             )
         if status == 404:
             return (
-                f"{self.url}: {said}. Is prompts.base_url right (it often ends in /v1), and is "
-                "prompts.model known there?"
+                f"{self.url}: {said}. Is prompts.base_url right (it often ends in /v1), "
+                "and is prompts.model known there?"
             )
         if status == 429:
             after = error.response.headers.get("retry-after", "")
@@ -139,9 +129,9 @@ class Endpoint:
         if status is not None and status >= 500:
             return f"{self.url} fails, {tries}: {said}. {KEPT}, later"
         return (
-            f"{self.url} refuses the request: {said}. An endpoint without structured output: "
-            "prompts.json_schema=false; without a seed or a temperature: prompts.seed=null, "
-            "prompts.temperature=null"
+            f"{self.url} refuses the request: {said}. "
+            "An endpoint without structured output: prompts.json_schema=false; "
+            "without a seed or a temperature: prompts.seed=null, prompts.temperature=null"
         )
 
 
@@ -149,7 +139,7 @@ def _checked_url(url: str) -> str:
     """The address, which must hold no user name, password or query: it stands in messages and in
     files."""
     try:
-        parts = urlsplit(url if isinstance(url, str) else "")
+        parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise ValueError(
@@ -158,10 +148,10 @@ def _checked_url(url: str) -> str:
     if "@" in parts.netloc or parts.query or parts.fragment:
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ValueError(
-            f"prompts.base_url={where}: give it without user name, password and what follows ? or "
-            "#. A key belongs in the "
-            "environment variable that prompts.api_key_env names, never in a setting: settings "
-            "are written to files"
+            f"prompts.base_url={where}: "
+            "give it without user name, password and what follows ? or #. "
+            "A key belongs in the environment variable that prompts.api_key_env names, "
+            "never in a setting: settings are written to files"
         )
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError(
@@ -170,13 +160,13 @@ def _checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _openai():
+def _openai() -> ModuleType:
     try:
         import openai
     except ModuleNotFoundError:
         raise ValueError(
-            "prompts=llm needs openai to ask for more, which is not installed: pip install -e "
-            '".[llm]". Prompts that are in '
-            "the cache already need neither it nor a network"
+            "prompts=llm needs openai to ask for more, which is not installed: "
+            'pip install -e ".[llm]". '
+            "Prompts that are in the cache already need neither it nor a network"
         ) from None
     return openai

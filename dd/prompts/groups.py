@@ -8,10 +8,12 @@ from PIL import Image
 
 from dd.prompts.captions import nouns_alone, read_rows, row_classes
 from dd.prompts.nouns import ClassNouns
-from dd.taxonomy import IGNORE
+from dd.taxonomy import IGNORE, Taxonomy
+
+Group = frozenset[str]  # classes that occur together
 
 
-def read_groups(groups: list[list[str]] | str, taxonomy) -> Counter:
+def read_groups(groups: list[list[str]] | str, taxonomy: Taxonomy) -> Counter[Group]:
     """{set of classes: weight}. ``groups``: lists of class names (weight 1 each); the path of a
     caption file, with classes or with nouns to find them; or a folder of masks (PNG of class ids),
     each weighted by how often it occurs.
@@ -40,35 +42,34 @@ def read_groups(groups: list[list[str]] | str, taxonomy) -> Counter:
     return found
 
 
-def caption_groups(path: Path, taxonomy) -> Counter:
+def caption_groups(path: Path, taxonomy: Taxonomy) -> Counter[Group]:
     """Class sets of a caption file's entries."""
-    nouns, found = ClassNouns(taxonomy), Counter()
+    nouns, found = ClassNouns(taxonomy), Counter[Group]()
     for i, row in enumerate(read_rows(path)):
         labelled = row.keys() & {"classes", "class_prompt"}
         try:
-            found[
-                frozenset(row_classes(row, taxonomy) if labelled else nouns.find(nouns_alone(row)))
-            ] += 1
+            classes = row_classes(row, taxonomy) if labelled else nouns.find(nouns_alone(row))
         except ValueError as error:
             raise ValueError(f"{path}, entry {i}: {error}") from None
+        found[frozenset(classes)] += 1
     return found
 
 
-def mask_groups(folder: Path, taxonomy) -> Counter:
+def mask_groups(folder: Path, taxonomy: Taxonomy) -> Counter[Group]:
     """Class sets of the masks (PNG of mode P or L holding class ids, 255 ignored) in a folder."""
-    found = Counter()
+    found = Counter[Group]()
     for path in sorted(folder.glob("*.png")):
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
                 raise ValueError(
-                    f"mask {path} has mode {image.mode}; a mask holds one class id per pixel "
-                    "(mode P or L)"
+                    f"mask {path} has mode {image.mode}; "
+                    "a mask holds one class id per pixel (mode P or L)"
                 )
             values = set(np.unique(np.asarray(image)).tolist()) - {0, IGNORE}
         if values and max(values) >= len(taxonomy):
             raise ValueError(
-                f"mask {path} has the value {max(values)}; taxonomy {taxonomy.name!r} has classes "
-                f"0 to {len(taxonomy) - 1}"
+                f"mask {path} has the value {max(values)}; "
+                f"taxonomy {taxonomy.name!r} has classes 0 to {len(taxonomy) - 1}"
             )
         found[frozenset(taxonomy.all_names[value] for value in values)] += 1
     if not found:

@@ -1,54 +1,53 @@
 """Prompts of several sources in given shares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
 
 import numpy as np
 
+from dd.prompts.base import PromptSource
 from dd.prompts.prompt import Prompts
+from dd.taxonomy import Taxonomy
 
 
 class MixedPrompts:
-    """``shares`` {source: weight} of the prompts of ``sources`` {source: callable}, shuffled by the
-    seed.
+    """``shares`` {name: weight} of the prompts of ``sources`` {name: source}, shuffled by the seed.
 
     ``append``: that of every source. ValueError if the names or ``append`` differ, for weights that
     are not positive, and without a number of prompts.
     """
 
     def __init__(
-        self, sources: Mapping[str, Callable], shares: Mapping[str, float], append: bool = True
-    ):
+        self,
+        sources: Mapping[str, PromptSource],
+        shares: Mapping[str, float],
+        append: bool = True,
+    ) -> None:
         if sources.keys() != shares.keys():
             raise ValueError(
-                f"prompts: sources {', '.join(sources)} and shares {', '.join(shares)} must have "
-                "the same names"
+                f"prompts: sources {', '.join(sources)} and shares {', '.join(shares)} "
+                "must have the same names"
             )
         if not shares or min(shares.values()) <= 0:
             raise ValueError(f"prompts.shares={dict(shares)}: a positive weight for each source")
         other = [name for name, source in sources.items() if source.append != append]
         if other:
             raise ValueError(
-                f"prompts: append={append}, but source {other[0]} has append={not append}; a "
-                "mixture has one"
+                f"prompts: append={append}, but source {other[0]} has append={not append}; "
+                "a mixture has one"
             )
-        self.sources, self.shares = dict(sources), dict(shares)
+        self.sources, self.shares, self.append = dict(sources), dict(shares), append
 
-    def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
+    def __call__(self, taxonomy: Taxonomy, number: int | None, seed: int) -> Prompts:
         if not number:
             raise ValueError("prompts: a mixture needs the number of prompts (num_images=...)")
-        total, ends = sum(self.shares.values()), [0]
-        for share in self.shares.values():
-            ends.append(ends[-1] + share)
-        numbers = [
-            round(number * b / total) - round(number * a / total)
-            for a, b in zip(ends, ends[1:], strict=False)
-        ]
+        total, ends = sum(self.shares.values()), accumulate(self.shares.values(), initial=0.0)
+        places = [round(number * end / total) for end in ends]
         parts = [
-            s(taxonomy, n, seed) if n else Prompts()
-            for s, n in zip(self.sources.values(), numbers, strict=True)
+            source(taxonomy, b - a, seed) if b > a else Prompts()
+            for source, (a, b) in zip(self.sources.values(), pairwise(places), strict=True)
         ]
         prompts = [prompt for part in parts for prompt in part]
-        dropped = [row for part in parts for row in getattr(part, "dropped", [])]
-        return Prompts(
-            [prompts[i] for i in np.random.default_rng([seed, 6]).permutation(number)], dropped
-        )
+        dropped = [row for part in parts for row in part.dropped]
+        order = np.random.default_rng([seed, 6]).permutation(number)
+        return Prompts([prompts[i] for i in order], dropped)

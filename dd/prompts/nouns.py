@@ -5,6 +5,9 @@ that hold a class word and mean something else (a hot dog) are given as ``other_
 """
 
 import re
+from collections.abc import Iterable
+
+from dd.taxonomy import Taxonomy
 
 IRREGULAR = {
     "man": ("men",),
@@ -18,9 +21,8 @@ IRREGULAR = {
     "tooth": ("teeth",),
     "die": ("dice",),
 }
-LIKE_MAN = re.compile(
-    r"(?<!hu)(?<!ger)(?<!ro)(?<!otto)(?<!sha)(?<!talis)(?<!cai)man$"
-)  # policeman, but not human
+# policeman, but not human
+LIKE_MAN = re.compile(r"(?<!hu)(?<!ger)(?<!ro)(?<!otto)(?<!sha)(?<!talis)(?<!cai)man$")
 TO_VES = (
     "knife",
     "leaf",
@@ -103,12 +105,8 @@ SINGULAR = (  # they end as plurals do
     "ramen",
     "cyclamen",
 )
-OTHER_MEANINGS = (
-    "hot dog",
-    "power plant",
-    "screen door",
-    "table tennis",
-)  # hold a class word of VOC, and mean none
+# hold a class word of VOC, and mean none
+OTHER_MEANINGS = ("hot dog", "power plant", "screen door", "table tennis")
 SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
 
 
@@ -117,6 +115,7 @@ def plurals(noun: str) -> tuple[str, ...]:
     word is inflected."""
     *before, word = re.split(r"(?<=[\s_-])(?=[^\s_-])", noun)
     head, low = "".join(before), word.lower()
+    forms: tuple[str, ...]
     if low in SAME or is_plural(low):
         forms = (word,)
     elif low in IRREGULAR:
@@ -156,15 +155,14 @@ class ClassNouns:
     found in the same way. ValueError for such a phrase that is a class's own word.
     """
 
-    def __init__(self, taxonomy, other_meanings=()):
+    def __init__(self, taxonomy: Taxonomy, other_meanings: Iterable[str] = ()) -> None:
         own = {_spelling(word): name for word, name in taxonomy.words.items()}
         self.classes: dict[str, str | None] = dict.fromkeys(NUMBERS) | own
         for phrase in other_meanings:
             if _spelling(phrase) in own:
                 raise ValueError(
-                    f"other_meanings: {phrase!r} is a word of class {own[_spelling(phrase)]!r} of "
-                    f"taxonomy {taxonomy.name!r}; "
-                    "take it from one of them"
+                    f"other_meanings: {phrase!r} is a word of class {own[_spelling(phrase)]!r} "
+                    f"of taxonomy {taxonomy.name!r}; take it from one of them"
                 )
             self.classes |= dict.fromkeys(map(_spelling, (phrase, *plurals(phrase))))
         for word, name in own.items():  # a name that is another's plural stays what it is
@@ -172,9 +170,8 @@ class ClassNouns:
                 self.classes.setdefault(_spelling(form), name)
         words = sorted(self.classes, key=len, reverse=True)
         either = "|".join(re.escape(w).replace(r"\ ", SEPARATOR) for w in words)
-        self._words = re.compile(
-            rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE
-        )  # no part of "man-made" is a word
+        # no part of "man-made" is a word
+        self._words = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)
 
     def find(self, caption: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.mentions(caption)))

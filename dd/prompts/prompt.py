@@ -7,12 +7,14 @@ prompt of the class words alone.
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from dd.prompts.nouns import OTHER_MEANINGS, SEPARATOR, plurals
 from dd.store.names import is_text
-from dd.taxonomy import TAXONOMIES
+from dd.taxonomy import TAXONOMIES, Taxonomy
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,23 @@ class Prompt:
     classes: tuple[str, ...]
 
 
-class Prompts(list):
+class Prompts(list[Prompt]):
     """A list of :class:`Prompt`, with what happened on the way to it: ``dropped`` [{"reason",
     "filename", "caption"}], the captions that were left out, and how many were ``trimmed``."""
 
-    def __init__(self, prompts=(), dropped=(), trimmed: int = 0):
+    def __init__(
+        self,
+        prompts: Iterable[Prompt] = (),
+        dropped: Iterable[dict[str, Any]] = (),
+        trimmed: int = 0,
+    ) -> None:
         super().__init__(prompts)
         self.dropped, self.trimmed = list(dropped), trimmed
 
 
-def make_prompt(caption: str, classes, append: bool = True, repeat: bool = False) -> Prompt:
+def make_prompt(
+    caption: str, classes: Iterable[str], append: bool = True, repeat: bool = False
+) -> Prompt:
     """Append the class words to a caption (unless it ends in them already) and make the class
     prompt.
 
@@ -47,22 +56,22 @@ def make_prompt(caption: str, classes, append: bool = True, repeat: bool = False
     file can hold, or a prompt without classes.
     """
     mentions = list(classes)
-    caption, classes = caption.strip(), tuple(dict.fromkeys(mentions))
-    if not caption or not classes:
+    caption, names = caption.strip(), tuple(dict.fromkeys(mentions))
+    if not caption or not names:
         raise ValueError(
-            f"a prompt needs a caption and at least one class, got caption {caption!r}, classes "
-            f"{classes}"
+            "a prompt needs a caption and at least one class, "
+            f"got caption {caption!r}, classes {names}"
         )
     if not is_text(caption):
         raise ValueError(
             f"caption {caption!r:.200}: expected text without a NUL and without half characters"
         )
-    words = " ".join(mentions if repeat else classes)
+    words = " ".join(mentions if repeat else names)
     head, semicolon, tail = caption.rpartition(";")
     appended = bool(semicolon) and set(tail.split()) == set(words.split())
     if append:
-        return Prompt(caption if appended else f"{caption}; {words}", words, classes)
-    return Prompt(head.strip() if appended else caption, words, classes)
+        return Prompt(caption if appended else f"{caption}; {words}", words, names)
+    return Prompt(head.strip() if appended else caption, words, names)
 
 
 def class_words(class_prompt: str, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,7 +84,7 @@ def class_words(class_prompt: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def find_words(
-    text: str, classes, start: int = 0, stop: int | None = None
+    text: str, classes: Sequence[str], start: int = 0, stop: int | None = None
 ) -> list[tuple[int, int]]:
     """Character span of each class name in ``text[start:stop]``; a name may be given more than
     once.
@@ -97,14 +106,12 @@ def find_words(
             break
         names, words = _finder(tuple(classes), hidden)
         for match in words.finditer(text[:stop], start):
-            found.setdefault(names[match.lastindex - 1], match.span())
-    missing = [name for name in classes if name not in found]
-    if missing:
+            found.setdefault(names[(match.lastindex or 0) - 1], match.span())
+    if missing := [name for name in classes if name not in found]:
         raise ValueError(
-            f"class {missing} is missing from its prompt {text[start:stop]!r}. Name the class in "
-            "the "
-            "caption, or have class words appended (prompts.append=true) and, of the full prompt, "
-            "these read alone (diffusion.full_prompt=appended)"
+            f"class {missing} is missing from its prompt {text[start:stop]!r}. "
+            "Name the class in the caption, or have class words appended (prompts.append=true) "
+            "and, of the full prompt, these read alone (diffusion.full_prompt=appended)"
         )
     return [found[name] for name in classes]
 
@@ -119,7 +126,7 @@ def _phrases() -> tuple[str, ...]:
 @lru_cache(maxsize=1024)
 def _finder(
     classes: tuple[str, ...], hidden: tuple[str, ...] = ()
-) -> tuple[list[str | None], re.Pattern]:
+) -> tuple[list[str | None], re.Pattern[str]]:
     """(class of each group, pattern): a group for each name and plural, the longest first; None is
     the class of ``hidden`` phrases."""
     forms: dict[str, str | None] = {
@@ -138,7 +145,11 @@ def _finder(
 
 
 def token_spans(
-    text: str, classes, offsets, start: int = 0, stop: int | None = None
+    text: str,
+    classes: Sequence[str],
+    offsets: Sequence[tuple[int, int]],
+    start: int = 0,
+    stop: int | None = None,
 ) -> list[list[int]]:
     """Token positions of each class, from the tokenizer's own character ``offsets`` [(begin, end),
     ...] of ``text`` (empty spans are special tokens); the words are those of :func:`find_words`.
@@ -147,14 +158,13 @@ def token_spans(
 
     ValueError if a class word was cut off by the tokenizer's length limit.
     """
-    spans = {name: [] for name in classes}
+    spans: dict[str, list[int]] = {name: [] for name in classes}
     for name, (begin, end) in zip(classes, find_words(text, classes, start, stop), strict=True):
         inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < end and b > begin]
         if not inside or max(offsets[i][1] for i in inside) < end:
             raise ValueError(
-                f"class {name!r} is cut off: the prompt {text!r} is longer than the text "
-                f"encoder's {len(offsets)} tokens. "
-                "Shorten the caption"
+                f"class {name!r} is cut off: the prompt {text!r} is longer than "
+                f"the text encoder's {len(offsets)} tokens. Shorten the caption"
             )
         spans[name] += [i for i in inside if i not in spans[name]]
     return list(spans.values())
@@ -163,9 +173,8 @@ def token_spans(
 def appended_from(text: str, class_prompt: str) -> int:
     """Where the appended class words begin in a prompt, 0 if they were not appended."""
     head, separator, tail = text.rpartition("; ")
-    return (
-        len(head + separator) if separator and set(tail.split()) == set(class_prompt.split()) else 0
-    )
+    appended = bool(separator) and set(tail.split()) == set(class_prompt.split())
+    return len(head + separator) if appended else 0
 
 
 def word_places(text: str, class_prompt: str) -> dict[str, tuple[int, int]]:
@@ -177,7 +186,7 @@ def word_places(text: str, class_prompt: str) -> dict[str, tuple[int, int]]:
     return {"appended": (start, len(text)), "caption": (0, start - len("; "))}
 
 
-def check_classes(prompts: list[Prompt], taxonomy) -> list[Prompt]:
+def check_classes(prompts: list[Prompt], taxonomy: Taxonomy) -> list[Prompt]:
     """All prompts as they came; ValueError for none at all or for a class outside the taxonomy."""
     if not prompts:
         raise ValueError("no prompts: the prompt file or template list is empty")
@@ -191,14 +200,11 @@ def check_classes(prompts: list[Prompt], taxonomy) -> list[Prompt]:
     return prompts
 
 
-def split_class_prompt(words: str, taxonomy) -> list[str]:
+def split_class_prompt(words: str, taxonomy: Taxonomy) -> list[str]:
     """Class names out of a class prompt such as ``"person dining table"``, the longest name
     first. ValueError for a word that begins no class."""
-    tokens, names = (
-        words.split(),
-        sorted((n.split() for n in taxonomy.names), key=len, reverse=True),
-    )
-    found, i = [], 0
+    tokens, found, i = words.split(), [], 0
+    names = sorted((n.split() for n in taxonomy.names), key=len, reverse=True)
     while i < len(tokens):
         match = next((n for n in names if tokens[i : i + len(n)] == n), None)
         if match is None:
@@ -221,17 +227,15 @@ def repeats(captions: list[tuple[str, ...]], at_least: int) -> list[int]:
     return [max(-(-at_least // number[name]) for name in classes) for classes in captions]
 
 
-def trim_caption(prompt: Prompt, fits) -> Prompt | None:
+def trim_caption(prompt: Prompt, fits: Callable[[str], bool]) -> Prompt | None:
     """The prompt with words taken off the end of its caption until ``fits(text)``; appended class
     words stay.
 
     None if one word of caption is still too much, or if a class that only the caption names would
     go.
     """
-    start = appended_from(prompt.text, prompt.class_prompt)
-    caption, appended = (
-        (prompt.text[: start - 2], prompt.text[start - 2 :]) if start else (prompt.text, "")
-    )
+    end = word_places(prompt.text, prompt.class_prompt)["caption"][1]
+    caption, appended = prompt.text[:end], prompt.text[end:]
     kept = [] if appended else [name for name in prompt.classes if _names(caption, name)]
     whole = [span for name in prompt.classes for span in _mentions(caption, name)]
     for end in reversed([word.end() for word in re.finditer(r"\S+", caption)][:-1]):
@@ -247,7 +251,7 @@ def trim_caption(prompt: Prompt, fits) -> Prompt | None:
 
 def _mentions(text: str, name: str) -> list[tuple[int, int]]:
     """Spans of a class name in a caption, its plural too."""
-    words = r"[\s_-]+".join(map(re.escape, name.split()))
+    words = SEPARATOR.join(map(re.escape, name.split()))
     return [m.span() for m in re.finditer(rf"(?<!\w){words}\w*", text, re.IGNORECASE)]
 
 

@@ -3,18 +3,65 @@ a site."""
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from string import Formatter
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
+from annotated_types import Ge, Le, MinLen
+from pydantic import BeforeValidator, model_validator
 
-from dd.prompts.groups import read_groups
+from dd.prompts.base import Text, Weights
+from dd.prompts.groups import Group, read_groups
 from dd.prompts.nouns import is_plural, plurals
 from dd.prompts.prompt import Prompts, check_classes, make_prompt
+from dd.store.settings import Hint, Settings
+from dd.taxonomy import Taxonomy
 
+T = TypeVar("T")
 NUMBER_WORDS = dict(
     enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 2)
 )
+
+
+def _word_lists(given: Any) -> Any:
+    for name, words in given.items() if isinstance(given, Mapping) else ():
+        listed = isinstance(words, list) and words
+        if not listed or any(not isinstance(word, str) for word in words):
+            raise ValueError(
+                f"{name}: a list of words is needed (on, off, yes, no in quotes), "
+                f"got {words!r:.100}"
+            )
+    return given
+
+
+WordLists = Annotated[dict[str, list[str]], BeforeValidator(_word_lists)]
+
+
+class TemplateSettings(Settings):
+    """What :class:`TemplatePrompts` says."""
+
+    noun = "prompts"
+    templates: Annotated[list[str], MinLen(1)]
+    conditions: WordLists
+    counts: Weights
+    append: bool = True
+    groups: Annotated[
+        list[list[str]] | str | None,
+        Hint("a list of lists of class names, or the path of a caption file or folder of masks"),
+    ] = None
+    amounts: Annotated[
+        list[Annotated[int, Ge(1), Le(999)] | Text] | None, Hint("such as 2 or several")
+    ] = None
+    materials: WordLists | None = None
+    plural_names: dict[str, str] | None = None
+    article: bool = True
+
+    @model_validator(mode="after")
+    def _templates_ask_for_what_is_there(self) -> Self:
+        for template in self.templates:
+            _check_template(template, self.conditions)
+        return self
 
 
 class TemplatePrompts:
@@ -30,92 +77,47 @@ class TemplatePrompts:
     ``article``: a single thing has "a" or "an". ValueError for settings that do not fit together.
     """
 
-    def __init__(
-        self,
-        templates: list[str],
-        conditions: Mapping[str, list[str]],
-        counts: list[float],
-        append: bool = True,
-        groups: list[list[str]] | str | None = None,
-        amounts: list[int | str] | None = None,
-        materials: Mapping[str, list[str]] | None = None,
-        plural_names: Mapping[str, str] | None = None,
-        article: bool = True,
-    ):
-        if not templates or not counts:
-            raise ValueError("prompts: templates and counts must not be empty")
-        if min(counts) < 0 or not sum(counts):
-            raise ValueError(f"prompts.counts={list(counts)}: weights of 0 or more, not all 0")
-        for part, lists in (("conditions", conditions), ("materials", materials or {})):
-            for name, words in lists.items():
-                if (
-                    not isinstance(words, list | tuple)
-                    or not words
-                    or any(not isinstance(word, str) for word in words)
-                ):
-                    raise ValueError(
-                        f"prompts.{part}.{name}: a list of words is needed (on, off, yes, no in "
-                        f"quotes), got {words!r:.100}"
-                    )
-        for amount in amounts or []:
-            if isinstance(amount, bool) or not (
-                amount.strip() if isinstance(amount, str) else amount in range(1, 1000)
-            ):
-                raise ValueError(
-                    "prompts.amounts: whole numbers from 1 on, or words such as several; got "
-                    f"{amount!r}"
-                )
-        for template in templates:
-            _check_template(template, conditions)
-        self.templates, self.conditions, self.counts, self.append = (
-            templates,
-            conditions,
-            counts,
-            append,
-        )
-        self.groups, self.amounts, self.article = groups, amounts, article
-        self.materials, self.plural_names = materials or {}, plural_names or {}
+    Settings = TemplateSettings
 
-    def __call__(self, taxonomy, number: int | None, seed: int) -> Prompts:
+    def __init__(self, **settings: Any) -> None:
+        self.settings = TemplateSettings(**settings)
+        self.append = self.settings.append
+
+    def __call__(self, taxonomy: Taxonomy, number: int | None, seed: int) -> Prompts:
         if not number:
             raise ValueError("prompts: templates never end; say how many prompts (num_images=...)")
-        taxonomy.ids([*self.materials, *self.plural_names])
+        s = self.settings
+        taxonomy.ids([*(s.materials or ()), *(s.plural_names or ())])
         rng = np.random.default_rng([seed, 1])
-        weights = np.asarray(self.counts, float) / sum(self.counts)
-        choose = (
-            Deck(taxonomy.names)
-            if self.groups is None
-            else Groups(taxonomy.names, read_groups(self.groups, taxonomy))
-        )
+        weights = np.asarray(s.counts, float) / sum(s.counts)
+        groups = None if s.groups is None else read_groups(s.groups, taxonomy)
+        choose = Deck(taxonomy.names) if groups is None else Groups(taxonomy.names, groups)
         prompts = []
         for _ in range(number):
             wanted = int(rng.choice(len(weights), p=weights)) + 1
             classes = choose(min(wanted, len(taxonomy.names)), rng)
-            things = [self._thing(name, rng) for name in classes]
-            listed = enumerated(things)
-            words = {
-                name: values[rng.integers(len(values))] for name, values in self.conditions.items()
-            }
-            caption = self.templates[rng.integers(len(self.templates))].format(
-                things=listed, **words
-            )
-            caption = re.sub(r"\s+(?=[,.;])", "", " ".join(caption.split())).strip(
-                " ,"
-            )  # where a condition is an empty word
+            things = enumerated([self._thing(name, rng) for name in classes])
+            words = {name: _one_of(values, rng) for name, values in s.conditions.items()}
+            caption = _one_of(s.templates, rng).format(things=things, **words)
+            # where a condition is an empty word
+            caption = re.sub(r"\s+(?=[,.;])", "", " ".join(caption.split())).strip(" ,")
             prompts.append(make_prompt(caption, classes, self.append))
         return Prompts(check_classes(prompts, taxonomy))
 
-    def _thing(self, name: str, rng) -> str:
+    def _thing(self, name: str, rng: np.random.Generator) -> str:
         """ "a gold ring", "two wooden pallets", "several pine trees", "skis"."""
-        material = self.materials.get(name)
-        adjective = material[rng.integers(len(material))] + " " if material else ""
-        amount = self.amounts[rng.integers(len(self.amounts))] if self.amounts else 1
+        s = self.settings
+        material = (s.materials or {}).get(name)
+        adjective = _one_of(material, rng) + " " if material else ""
+        amount = _one_of(s.amounts, rng) if s.amounts else 1
         if amount != 1:
-            return (
-                f"{NUMBER_WORDS.get(amount, amount)} "
-                f"{adjective}{self.plural_names.get(name) or plurals(name)[0]}"
-            )
-        return indefinite(adjective + name) if self.article else adjective + name
+            number = NUMBER_WORDS.get(amount, amount) if isinstance(amount, int) else amount
+            return f"{number} {adjective}{(s.plural_names or {}).get(name) or plurals(name)[0]}"
+        return indefinite(adjective + name) if s.article else adjective + name
+
+
+def _one_of(values: Sequence[T], rng: np.random.Generator) -> T:
+    return values[int(rng.integers(len(values)))]
 
 
 def indefinite(noun: str) -> str:
@@ -130,7 +132,7 @@ def enumerated(things: list[str]) -> str:
     return things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
 
 
-def _check_template(template: str, conditions) -> None:
+def _check_template(template: str, conditions: Collection[str]) -> None:
     known = ", ".join(["things", *conditions])
     try:
         asked = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
@@ -148,11 +150,12 @@ class Deck:
     """``choose(wanted, rng)``: classes from a shuffled deck, so that all are drawn equally
     often."""
 
-    def __init__(self, names):
-        self.names, self.deck = names, []
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.deck: list[str] = []
 
-    def __call__(self, wanted: int, rng) -> list[str]:
-        classes = []
+    def __call__(self, wanted: int, rng: np.random.Generator) -> list[str]:
+        classes: list[str] = []
         while len(classes) < wanted:
             name = next((n for n in self.deck if n not in classes), None)
             if name is None:
@@ -171,10 +174,11 @@ class Groups:
     how often any two classes were drawn differs by at most 2.
     """
 
-    def __init__(self, names, groups: Counter):
-        self.names, self.groups, self.drawn, self._partners = list(names), groups, Counter(), {}
+    def __init__(self, names: Sequence[str], groups: Counter[Group]) -> None:
+        self.names, self.groups, self.drawn = list(names), groups, Counter[str]()
+        self._partners: dict[Group, list[tuple[str, int]]] = {}
 
-    def __call__(self, wanted: int, rng) -> list[str]:
+    def __call__(self, wanted: int, rng: np.random.Generator) -> list[str]:
         least = min(self.drawn[name] for name in self.names)
         first = [name for name in self.names if self.drawn[name] == least]
         classes = [first[rng.integers(len(first))]]
@@ -189,11 +193,11 @@ class Groups:
         self.drawn.update(classes)
         return classes
 
-    def _together(self, chosen: frozenset) -> list[tuple[str, int]]:
+    def _together(self, chosen: Group) -> list[tuple[str, int]]:
         """[(class, weight)] of the classes that share a group with all of ``chosen``, in the
         taxonomy's order."""
         if chosen not in self._partners:
-            weights = Counter()
+            weights = Counter[str]()
             for group, weight in self.groups.items():
                 if chosen < group:
                     weights.update(dict.fromkeys(group - chosen, weight))

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from dd.data import coco
-from dd.data.conversion import MaskJob, finished, keep_out, write_part
+from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
 from dd.data.datasets import RECORD
 from dd.store.downloads import GB, Archive, obtain
 from dd.store.provenance import read_own, sha256
@@ -140,5 +140,5 @@ def _write(root, split, identity, path, folder, workers):
     ]
     lists = {split: [i.stem for i in images]}
     return write_part(
-        root, split, identity, jobs, lists, [folder], classes, workers, notes=tuple(notes)
+        Part(root, split, identity, jobs, lists, [folder], classes), workers, notes=notes
     )

@@ -12,7 +12,7 @@ from dd.data.annotations import (
     labelmap_colours,
     read_by_labelmap,
 )
-from dd.data.conversion import MaskJob, finished, keep_out, write_part
+from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
 from dd.data.datasets import image_size, read_coloured_mask
 from dd.data.folders import (
     IMAGES,
@@ -157,16 +157,10 @@ def prepare_own(
     if done is None:
         write_atomic(root / "taxonomy.yaml", taxonomy_yaml(classes))
         done = write_part(
-            root,
-            "all",
-            identity,
-            jobs,
-            splits,
-            [Path(images)],
-            classes,
+            Part(root, "all", identity, jobs, splits, [Path(images)], classes),
             workers,
-            True,
-            tuple(notes),
+            upright=True,
+            notes=notes,
         )
     return root, done["notes"]
 

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from dd.data.conversion import MaskJob, finished, keep_out, write_part
+from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
 from dd.data.datasets import read_mask, read_split
 from dd.data.sbd import read_sbd_mask
 from dd.store.downloads import GB, Archive, obtain
@@ -87,7 +87,7 @@ def prepare_voc_aug(
         {"lists_sha256": {s: fingerprint(ids) for s, ids in splits.items()}},
     )
     done = finished(root, "train_aug", identity, tuple(folders)) or write_part(
-        root, "train_aug", identity, jobs, splits, folders, taxonomy("voc"), workers
+        Part(root, "train_aug", identity, jobs, splits, folders, taxonomy("voc")), workers
     )
     return root, [*notes, *done["notes"], *_counts({"train_aug": len(splits["train_aug"])})]
 

@@ -12,6 +12,7 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from dd.store.provenance import sha256, write_atomic
 LAST, PREVIOUS, DAMAGED, SUMS = "last.ckpt", "previous.ckpt", "damaged.ckpt", "SHA256SUMS"
 
 
-def save(content: dict, path: str | Path) -> None:
+def save(content: dict[str, Any], path: str | Path) -> None:
     """``torch.save`` with a checksum; a ``last.ckpt`` that was there becomes ``previous.ckpt``
     (a damaged one ``damaged.ckpt``). OSError (a full disk) leaves everything as it was."""
     path, buffer = Path(path), io.BytesIO()
@@ -43,12 +44,12 @@ def save(content: dict, path: str | Path) -> None:
     _record(path.parent, [new, *(line for line in after if path.with_name(line[1]).is_file())])
 
 
-def load(path: str | Path) -> dict:
+def load(path: str | Path) -> dict[str, Any]:
     """A checkpoint on the CPU, weights and plain values only; ValueError for a damaged one."""
     if wrong := damage(path):
         raise ValueError(
-            f"{path} is damaged ({wrong}). Put a copy of it back, or make it again in another "
-            "folder"
+            f"{path} is damaged ({wrong}). "
+            "Put a copy of it back, or make it again in another folder"
         )
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -73,37 +74,30 @@ def newest(folder: str | Path) -> tuple[Path | None, str]:
     """(the newest sound checkpoint or None, a warning or ""); ValueError if there are some and
     none is sound."""
     there = [path for path in (Path(folder, LAST), Path(folder, PREVIOUS)) if path.is_file()]
-    wrong = []
+    wrong: list[str] = []
     for path in there:
         found = damage(path)
         if found is None:
-            skipped = (
-                f"warning: {', '.join(wrong)}: going on from the one before, {path}"
-                if wrong
-                else ""
-            )
-            return path, skipped
+            skipped = f"warning: {', '.join(wrong)}: going on from the one before, {path}"
+            return path, skipped if wrong else ""
         wrong.append(f"{path} is damaged ({found})")
     if wrong:
         raise ValueError(
-            f"{', '.join(wrong)}, and there is no other checkpoint to go on from. Put a copy of "
-            "one of them back, or remove "
-            "what is damaged: the same command then begins at step 0"
+            f"{', '.join(wrong)}, and there is no other checkpoint to go on from. "
+            "Put a copy of one of them back, or remove what is damaged: "
+            "the same command then begins at step 0"
         )
     return None, ""
 
 
 def damage(path: str | Path, digest: str | None = None) -> str | None:
-    """What is wrong with a file (``digest``: its SHA-256, if known), None if nothing is. Without
-    a recorded sum (runs of earlier versions) the sums inside the file are checked."""
+    """What is wrong with a file (``digest``: its SHA-256, if known), None if nothing is. Of a
+    file that lies without a recorded sum, such as a copy, the sums inside it are checked."""
     path = Path(path)
     recorded = sums(path.parent)
     if any(name == path.name for _, name in recorded):
-        return (
-            None
-            if (digest or sha256(path)) in {known for known, _ in recorded}
-            else f"its SHA-256 is not the one in {SUMS}"
-        )
+        sound = (digest or sha256(path)) in {known for known, _ in recorded}
+        return None if sound else f"its SHA-256 is not the one in {SUMS}"
     try:
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
@@ -126,11 +120,7 @@ def sums(folder: str | Path) -> list[tuple[str, str]]:
 
 def tidy(folder: str | Path) -> None:
     """Remove what writers that were killed left half written."""
-    for path in [
-        *Path(folder).glob(".*.tmp"),
-        *Path(folder).glob("*.next"),
-        Path(folder, "last.tmp"),
-    ]:
+    for path in (*Path(folder).glob(".*.tmp"), *Path(folder).glob("*.next")):
         path.unlink(missing_ok=True)
 
 

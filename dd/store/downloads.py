@@ -2,15 +2,16 @@
 hook below resumes."""
 
 import gzip
-import hashlib
 import shutil
 import stat
 import tarfile
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import pooch
@@ -25,10 +26,24 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from dd.store.provenance import read_own, write_json
+from dd.store.provenance import read_own, sha256, write_json
 
 GB = 10**9
 TIMEOUT = (20, 60)  # seconds to connect, and between two pieces
+DIGITS = {"md5": 32, "sha256": 64}
+BROKEN = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+)
+DAMAGED = (
+    tarfile.ReadError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
@@ -40,19 +55,17 @@ class Archive:
     checksum: str | None
     max_bytes: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if urlsplit(self.url).scheme not in ("http", "https") or not self.file_name:
             raise ValueError(
                 f"url {self.url!r}: expected http:// or https:// and a file name at the end"
             )
         algorithm, _, digest = (self.checksum or "").partition(":")
-        digits = {"md5": 32, "sha256": 64}
-        if self.checksum and (
-            len(digest) != digits.get(algorithm) or set(digest) - set("0123456789abcdef")
-        ):
+        right = len(digest) == DIGITS.get(algorithm) and set(digest) <= set("0123456789abcdef")
+        if self.checksum and not right:
             raise ValueError(
-                f"checksum {self.checksum!r}: expected md5: and 32 or sha256: and 64 small "
-                "hexadecimal digits"
+                f"checksum {self.checksum!r}: "
+                "expected md5: and 32 or sha256: and 64 small hexadecimal digits"
             )
 
     @property
@@ -69,10 +82,12 @@ class Resuming:
     OSError when the disk is too small; ConnectionError when the server ends before the file does.
     """
 
-    def __init__(self, part: Path, retries: int = 5, pause: float = 2.0):
+    def __init__(self, part: Path, retries: int = 5, pause: float = 2.0) -> None:
         self.part, self.retries, self.pause = part, retries, pause
 
-    def __call__(self, url, output_file, _pooch, check_only=False):
+    def __call__(
+        self, url: str, output_file: Any, _pooch: pooch.Pooch | None, check_only: bool = False
+    ) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -89,18 +104,13 @@ class Resuming:
                         url, lambda done, total: bar.update(task, completed=done, total=total)
                     )
                     break
-                except (
-                    requests.ConnectionError,
-                    requests.Timeout,
-                    requests.exceptions.ChunkedEncodingError,
-                ) as error:
+                except BROKEN as error:
                     tries, have = (tries + 1 if self._have() <= have else 1), self._have()
                     if tries > self.retries:
                         raise ConnectionError(
                             f"{url}: the connection broke {tries} times at the same place "
-                            f"({error}). {have} bytes are kept in "
-                            f"{self.part}: run the command again to go on, or give another "
-                            "address with --url"
+                            f"({error}). {have} bytes are kept in {self.part}: "
+                            "run the command again to go on, or give another address with --url"
                         ) from None
                     time.sleep(self.pause * 2 ** (tries - 1))
         shutil.move(self.part, output_file)
@@ -113,11 +123,9 @@ class Resuming:
     def _have(self) -> int:
         return self.part.stat().st_size if self.part.exists() and self._state.exists() else 0
 
-    def _go_on(self, url, progress):
-        have = self._have()
-        version = read_own(self._state, {"version": (str, None)})["version"] if have else None
-        headers = {"Accept-Encoding": "identity"}  # bytes as they lie on the server
-        if have and version:
+    def _go_on(self, url: str, progress: Callable[[int, int | None], object]) -> None:
+        have, headers = self._have(), {"Accept-Encoding": "identity"}  # bytes as they lie there
+        if have and (version := read_own(self._state, {"version": (str, None)})["version"]):
             headers |= {"Range": f"bytes={have}-", "If-Range": version}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             if response.status_code == 416:  # the part is as long as the file, or longer
@@ -125,41 +133,39 @@ class Resuming:
                     return
                 self.part.unlink()
                 return self._go_on(url, progress)
-            if response.status_code >= 500:
-                raise requests.ConnectionError(
-                    f"the server answers {response.status_code} {response.reason}"
-                )
-            if not response.ok:
-                raise FileNotFoundError(
-                    f"{url}: the server answers {response.status_code} {response.reason}. Give "
-                    "another address with --url"
-                )
-            if response.status_code != 206 or not response.headers.get(
-                "Content-Range", ""
-            ).startswith(f"bytes {have}-"):
-                have = 0
-            length = response.headers.get("Content-Length")
-            total = have + int(length) if length else None
+            _check_status(url, response)
+            begins = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            have = have if response.status_code == 206 and begins else 0
+            length = int(response.headers.get("Content-Length") or 0)
             free = shutil.disk_usage(self.part.parent).free
-            if total and total - have > free:
+            if length > free:
                 raise OSError(
-                    f"{url}: {(total - have) / GB:.1f} GB to download, {free / GB:.1f} GB free in "
+                    f"{url}: {length / GB:.1f} GB to download, {free / GB:.1f} GB free in "
                     f"{self.part.parent}"
                 )
-            tag = response.headers.get("ETag", "")
-            strong = (
-                tag if tag and not tag.startswith("W/") else None
-            )  # If-Range takes no weak tags
-            write_json(
-                self._state,
-                {"url": url, "version": strong or response.headers.get("Last-Modified")},
-            )
+            total = have + length if length else None
+            write_json(self._state, {"url": url, "version": _version(response)})
             with open(self.part, "ab" if have else "wb") as file:
                 for piece in response.iter_content(1 << 20):
                     have += file.write(piece)
                     progress(have, total)
         if total is not None and have != total:
             raise requests.ConnectionError(f"got {have} of {total} bytes")
+
+
+def _check_status(url: str, response: requests.Response) -> None:
+    said = f"the server answers {response.status_code} {response.reason}"
+    if response.status_code >= 500:
+        raise requests.ConnectionError(said)
+    if not response.ok:
+        raise FileNotFoundError(f"{url}: {said}. Give another address with --url")
+
+
+def _version(response: requests.Response) -> str | None:
+    """What tells whether the server still has the same file; If-Range takes no weak tags."""
+    tag = response.headers.get("ETag", "")
+    strong = tag if not tag.startswith("W/") else ""
+    return strong or response.headers.get("Last-Modified")
 
 
 def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float = 2.0) -> Path:
@@ -178,9 +184,9 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
         if pooch.file_hash(str(path), algorithm or "sha256") == digest.lower():
             return path
         Console(stderr=True, soft_wrap=True).print(
-            f"warning: {path} has another checksum than {known}: half copied, damaged or another "
-            "version. It is downloaded "
-            f"again from {archive.url} and replaced when that is whole",
+            f"warning: {path} has another checksum than {known}: "
+            "half copied, damaged or another version. "
+            f"It is downloaded again from {archive.url} and replaced when that is whole",
             markup=False,
             highlight=False,
         )
@@ -191,14 +197,15 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
     except ValueError as error:  # pooch's own words name a temporary file
         if "does not match the known hash" not in str(error):
             raise
-        whose = "known for this archive"
-        cure = "give its checksum with --checksum"
-        if not archive.checksum:
-            whose, cure = f"recorded at the first download in {record}", f"delete {record}"
+        whose, cure = (
+            ("known for this archive", "give its checksum with --checksum")
+            if archive.checksum
+            else (f"recorded at the first download in {record}", f"delete {record}")
+        )
         raise ValueError(
-            f"{archive.url}: the downloaded file has another checksum than {known} ({whose}). It "
-            "was not kept. Try again, give another address with --url, or, if the file is meant to "
-            f"have changed, {cure}"
+            f"{archive.url}: the downloaded file has another checksum than {known} ({whose}). "
+            "It was not kept. Try again, give another address with --url, or, "
+            f"if the file is meant to have changed, {cure}"
         ) from error
     return path
 
@@ -208,9 +215,8 @@ def keep_checksum(path: Path, url: str) -> None:
     done before."""
     record = path.with_name(path.name + ".json")
     if not record.exists():
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        write_json(record, {"url": url, "sha256": digest, "bytes": path.stat().st_size})
+        found = {"url": url, "sha256": sha256(path), "bytes": path.stat().st_size}
+        write_json(record, found)
 
 
 def unpack(path: str | Path, folder: str | Path, max_bytes: int) -> None:
@@ -223,26 +229,16 @@ def unpack(path: str | Path, folder: str | Path, max_bytes: int) -> None:
     path, folder = Path(path), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if zipfile.is_zipfile(path):
-            _unpack_zip(path, folder, max_bytes)
-        else:
-            _unpack_tar(path, folder, max_bytes)
-    except (
-        tarfile.ReadError,
-        zipfile.BadZipFile,
-        gzip.BadGzipFile,
-        zlib.error,
-        EOFError,
-        RuntimeError,
-    ) as error:
+        (_unpack_zip if zipfile.is_zipfile(path) else _unpack_tar)(path, folder, max_bytes)
+    except DAMAGED as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"archive {path} is damaged or half downloaded ({why}). Delete it and run the command "
-            "again"
+            f"archive {path} is damaged or half downloaded ({why}). "
+            "Delete it and run the command again"
         ) from None
 
 
-def _unpack_zip(path, folder, max_bytes):
+def _unpack_zip(path: Path, folder: Path, max_bytes: int) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         _check_space(path, folder, sum(m.file_size for m in members), max_bytes)
@@ -253,7 +249,7 @@ def _unpack_zip(path, folder, max_bytes):
             archive.extract(member, folder)
 
 
-def _unpack_tar(path, folder, max_bytes):
+def _unpack_tar(path: Path, folder: Path, max_bytes: int) -> None:
     total = 0
     with tarfile.open(path) as archive:
         for member in archive:
@@ -261,39 +257,40 @@ def _unpack_tar(path, folder, max_bytes):
             _check_space(path, folder, total, max_bytes, member.size)
             _check_member(path, member.name, member.isreg() or member.isdir())
             archive.extract(member, folder, filter="data")
-        while archive.fileobj.read(1 << 20):  # to the end, where gzip's checksum stands
+        # to the end, where gzip's checksum stands
+        while archive.fileobj is not None and archive.fileobj.read(1 << 20):
             pass
 
 
-def _check_member(path, name, plain):
+def _check_member(path: Path, name: str, plain: bool) -> None:
     pure = PurePosixPath(name.replace("\\", "/"))
-    if (
-        not plain
-        or pure.is_absolute()
-        or ".." in pure.parts
-        or any(":" in part for part in pure.parts[:1])
-    ):
+    leaves = pure.is_absolute() or ".." in pure.parts or any(":" in p for p in pure.parts[:1])
+    if leaves or not plain:
         raise ValueError(
-            f"archive {path}: member {name!r} is a link or special file, or would leave the "
-            "folder; not unpacked"
+            f"archive {path}: member {name!r} is a link or special file, "
+            "or would leave the folder; not unpacked"
         )
 
 
-def _check_space(path, folder, total, max_bytes, needed=None):
+def _check_space(
+    path: Path, folder: Path, total: int, max_bytes: int, needed: int | None = None
+) -> None:
     if total > max_bytes:
         raise ValueError(
-            f"archive {path} unpacks to more than {max_bytes / GB:.3g} GB, the most that is "
-            "expected of it"
+            f"archive {path} unpacks to more than {max_bytes / GB:.3g} GB, "
+            "the most that is expected of it"
         )
     needed, free = total if needed is None else needed, shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"archive {path} needs {needed / GB:.1f} GB more, {free / GB:.1f} GB are free in "
-            f"{folder}"
+            f"archive {path} needs {needed / GB:.1f} GB more, "
+            f"{free / GB:.1f} GB are free in {folder}"
         )
 
 
-def obtain(archive: Archive, downloads: str | Path, target: str | Path, folder: str, **how) -> Path:
+def obtain(
+    archive: Archive, downloads: str | Path, target: str | Path, folder: str, **how: Any
+) -> Path:
     """Download the archive, unpack it and put its folder named ``folder`` in place as ``target``,
     at once and whole.
 
@@ -310,8 +307,8 @@ def obtain(archive: Archive, downloads: str | Path, target: str | Path, folder: 
         )
         if found is None:
             raise ValueError(
-                f"archive {path} from {archive.url} has no folder {folder!r} in it: is it another "
-                "archive?"
+                f"archive {path} from {archive.url} has no folder {folder!r} in it: "
+                "is it another archive?"
             )
         keep_checksum(path, archive.url)
         found.rename(target)

@@ -7,12 +7,14 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import reduction
 from pathlib import Path
+from typing import Any, Self, TextIO
 from uuid import uuid4
 
-from dd.store.provenance import sweep, write_atomic
+from dd.store.provenance import alive, sweep, write_atomic
 
 NAME = ".lock"
 WORKERS = ".lock-workers"
@@ -37,16 +39,18 @@ class Lock:
 
     def __init__(
         self, folder: str | Path, shard: tuple[int, int] | None = None, hint: str = SHARDS
-    ):
-        self.folder, self.shard, self.hint, self.files = Path(folder), shard, hint, []
+    ) -> None:
+        self.folder, self.shard, self.hint = Path(folder), shard, hint
+        self.files: list[tuple[str, TextIO]] = []
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             if self.shard is None:
                 self._take(NAME, fcntl.LOCK_EX)
             else:
-                self._beside_others()
-                self._take("{}-{}of{}".format(NAME, *self.shard), fcntl.LOCK_EX)
+                index, count = self.shard
+                self._beside_others(count)
+                self._take(f"{NAME}-{index}of{count}", fcntl.LOCK_EX)
             self._await_workers()
             if self.shard is None:
                 sweep(self.folder)
@@ -55,7 +59,7 @@ class Lock:
             raise
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         while self.files:
             name, file = self.files.pop()
             if self._try(file, fcntl.LOCK_EX):  # the last one takes the file away
@@ -75,21 +79,20 @@ class Lock:
         if self.shard is not None and self.files:
             self._try(self.files[0][1], fcntl.LOCK_SH)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., list[int]], tuple[Any, ...]]:
         return _held, tuple(reduction.DupFd(file.fileno()) for _, file in self.files)
 
-    def _beside_others(self):
+    def _beside_others(self, count: int) -> None:
         if not self._take(NAME, fcntl.LOCK_SH):
             return
-        file, count = self.files[0][1], self.shard[1]
-        theirs = _holder(file).get("count")
+        theirs = _holder(self.files[0][1]).get("count")
         if theirs not in (None, count):
             raise Busy(
                 f"{self.folder}: shards of executor.count={theirs} are at work; count={count} "
                 "would make units twice"
             )
 
-    def _take(self, name, kind) -> bool:
+    def _take(self, name: str, kind: int) -> bool:
         """False where there are no locks."""
         start = time.monotonic()
         while True:
@@ -98,20 +101,15 @@ class Lock:
                 got = self._try(file, fcntl.LOCK_EX)
                 if got:
                     file.truncate(0)
-                    count = self.shard and self.shard[1]
-                    file.write(
-                        json.dumps(
-                            {"pid": os.getpid(), "host": socket.gethostname(), "count": count}
-                        )
-                    )
+                    file.write(_myself(count=self.shard and self.shard[1]))
                     file.flush()
                 if kind == fcntl.LOCK_SH:
                     got = self._try(file, fcntl.LOCK_SH)
             except OSError as error:
                 file.close()
                 print(
-                    f"warning: {self.folder}: no locks on this file system ({error.strerror}); "
-                    "start no second run there"
+                    f"warning: {self.folder}: no locks on this file system "
+                    f"({error.strerror}); start no second run there"
                 )
                 return False
             if got and _same(file, self.folder / name):
@@ -123,12 +121,11 @@ class Lock:
             if not got and (not (passing or _died(holder)) or time.monotonic() - start > WAIT):
                 raise Busy(
                     f"{self.folder} is being written by process {holder.get('pid')} on "
-                    f"{holder.get('host')}: wait until it "
-                    f"ends, or stop it. {self.hint}"
+                    f"{holder.get('host')}: wait until it ends, or stop it. {self.hint}"
                 )
             time.sleep(0.05)
 
-    def _await_workers(self):
+    def _await_workers(self) -> None:
         """Workers of a driver that died, on this machine or another, write no more: see
         :class:`Fence`."""
         start, path = time.monotonic(), self.folder / WORKERS
@@ -141,14 +138,13 @@ class Lock:
             if time.monotonic() - start > WAIT:
                 raise Busy(
                     f"{self.folder}: workers of process {holder.get('pid')} on "
-                    f"{holder.get('host')}, which has ended, still "
-                    "write there. Ray ends them within a minute or so: run the same command again "
-                    "then"
+                    f"{holder.get('host')}, which has ended, still write there. "
+                    "Ray ends them within a minute or so: run the same command again then"
                 )
             time.sleep(0.1)
 
     @staticmethod
-    def _try(file, kind) -> bool:
+    def _try(file: TextIO, kind: int) -> bool:
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
             return True
@@ -166,18 +162,17 @@ class Fence:
     Where the file system knows no locks every worker is taken for dead.
     """
 
-    def __init__(self, folder: str | Path):
+    file: TextIO
+
+    def __init__(self, folder: str | Path) -> None:
         self.path, self.token = Path(folder).resolve() / WORKERS, uuid4().hex
 
-    def __enter__(self):
-        write_atomic(
-            self.path,
-            json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": self.token}),
-        )
+    def __enter__(self) -> Self:
+        write_atomic(self.path, _myself(token=self.token))
         self.file = open(self.path, "r+")
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         start = time.monotonic()
         while not (alone := _take_bytes(self.file)) and time.monotonic() - start < WAIT:
             time.sleep(0.05)
@@ -194,23 +189,20 @@ class Fence:
         return free
 
     @staticmethod
-    def hold(folder: str | Path, number: int, token: str):
+    def hold(folder: str | Path, number: int, token: str) -> TextIO:
         """In the worker: hold byte ``number``; returns the open file, to be kept, and no other
         of its path opened meanwhile. ValueError unless ``folder`` is the driver's and the driver
         is still the same."""
         path = Path(folder) / WORKERS
         if not path.is_file():
             raise ValueError(
-                f"{folder} is not there, or is not the driver's folder: a data set must lie in a "
-                "folder that every machine of "
-                "the cluster sees under the same path (data_root=...)"
+                f"{folder} is not there, or is not the driver's folder: "
+                "a data set must lie in a folder that every machine of the cluster sees "
+                "under the same path (data_root=...)"
             )
         file = open(path, "r+")  # noqa: SIM115
-        if (
-            not _take_bytes(file, number, 1)
-            or not _same(file, path)
-            or _holder(file).get("token") != token
-        ):
+        held = _take_bytes(file, number, 1) and _same(file, path)
+        if not held or _holder(file).get("token") != token:
             file.close()
             raise ValueError(
                 f"{folder} is another folder than the driver's, or belongs to another run by now"
@@ -218,7 +210,12 @@ class Fence:
         return file
 
 
-def _take_bytes(file, start=0, length=0) -> bool:
+def _myself(**more: Any) -> str:
+    """What a lock's file says of its holder."""
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **more})
+
+
+def _take_bytes(file: TextIO, start: int = 0, length: int = 0) -> bool:
     """Take these bytes (0: all there may ever be) for this process; False if another one holds
     any of them."""
     try:
@@ -228,11 +225,11 @@ def _take_bytes(file, start=0, length=0) -> bool:
     return True
 
 
-def _held(*descriptors):
+def _held(*descriptors: Any) -> list[int]:
     return [d.detach() for d in descriptors]
 
 
-def _same(file, path) -> bool:
+def _same(file: TextIO, path: Path) -> bool:
     """Whether the locked file is still the one in the folder: its holder may have taken it away
     in between."""
     try:
@@ -241,7 +238,7 @@ def _same(file, path) -> bool:
         return False
 
 
-def _holder(file) -> dict:
+def _holder(file: TextIO) -> dict[str, Any]:
     try:
         file.seek(0)
         found = json.loads(file.read())
@@ -250,17 +247,8 @@ def _holder(file) -> dict:
         return {}
 
 
-def _died(holder) -> bool:
+def _died(holder: dict[str, Any]) -> bool:
     """Whether the driver is gone while its orphaned workers still hold the lock (or has not
     written its name yet)."""
-    if not holder:
-        return True
-    if holder["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(holder["pid"], 0)
-        return False
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
+    here = not holder or holder["host"] == socket.gethostname()
+    return here and not (holder and alive(holder["pid"]))

@@ -1,29 +1,23 @@
 """One rule for every name that becomes a folder or a file: it stays where it is put, and people can
 read it. No torch."""
 
-LONGEST = (
-    200  # characters of a name, and bytes of a part: file systems take 255, and endings are added
-)
+# Characters of a name, and bytes of a part: file systems take 255, and endings are added.
+LONGEST = 200
 
 
-def folder_name(value, key: str, parts: bool = False) -> str:
+def folder_name(value: object, key: str, parts: bool = False) -> str:
     """``value``, if it may name a folder: plain parts that are printable, begin with no dot and
     hold no backslash, at most 200 characters together. One part, or with ``parts`` several with
     ``/`` between them. ValueError names ``key``."""
-    each = value.split("/") if isinstance(value, str) else []
-    if (
-        not each
-        or len(value) > LONGEST
-        or (len(each) > 1 and not parts)
-        or any(not _plain(part) for part in each)
-    ):
-        form = "one or more parts with / between them, each" if parts else "without /,"
-        raise ValueError(
-            f"{key}={value!r:.80}: expected the name of a folder: {form} of printable characters, "
-            "not beginning with a dot, "
-            f"at most {LONGEST} in all"
-        )
-    return value
+    if isinstance(value, str) and len(value) <= LONGEST:
+        each = value.split("/")
+        if all(map(_plain, each)) and (parts or len(each) == 1):
+            return value
+    form = "one or more parts with / between them, each" if parts else "without /,"
+    raise ValueError(
+        f"{key}={value!r:.80}: expected the name of a folder: {form} of printable characters, "
+        f"not beginning with a dot, at most {LONGEST} in all"
+    )
 
 
 def is_text(value: str) -> bool:

@@ -2,19 +2,21 @@
 
 import sys
 import time
+from collections.abc import Callable
+from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 
 class _State(ProgressColumn):
-    def __init__(self, text):
+    def __init__(self, text: Callable[[], str]) -> None:
         super().__init__()
         self.text = text
 
-    def render(self, task):
+    def render(self, task: Task) -> Text:
         return Text(self.text())
 
 
@@ -33,22 +35,17 @@ class Progress:
         total: int,
         done: int = 0,
         every: float = 30.0,
-        stream=None,
-        unit="images",
-        note=lambda: "",
+        stream: TextIO | None = None,
+        unit: str = "images",
+        note: Callable[[], str] = lambda: "",
         bar: bool = True,
-    ):
-        self.description, self.total, self.done, self.before, self.every = (
-            description,
-            total,
-            done,
-            done,
-            every,
-        )
+    ) -> None:
+        self.description, self.total, self.every = description, total, every
+        self.done = self.before = done
         self.failures, self.stream, self.unit, self.note = 0, stream or sys.stdout, unit, note
         self.start = self.last = time.monotonic()
+        self.bar: Bar | None = None
         console = Console(file=self.stream)
-        self.bar = None
         if bar and console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -59,12 +56,12 @@ class Progress:
             self.bar = Bar(*columns, console=console)
             self.task = self.bar.add_task(description, total=total, completed=done)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self.bar:
             self.bar.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
         elif self.done > self.before or self.failures:
@@ -87,32 +84,25 @@ class Progress:
         seconds, made = time.monotonic() - self.start, self.done - self.before
         rate = made / seconds if seconds > 0 else 0.0
         left = "?" if not made else _clock((self.total - self.done) / rate)
-        failed = (
-            f"{self.failures} failed attempt{'s' if self.failures > 1 else ''}"
-            if self.failures
-            else ""
-        )
-        return ", ".join(
-            filter(None, [f"{rate:.2f} {self.unit}/s", f"{left} left", failed, self.note()])
-        )
+        parts = [f"{rate:.2f} {self.unit}/s", f"{left} left"]
+        if self.failures:
+            parts.append(f"{self.failures} failed attempt{'s' * (self.failures > 1)}")
+        return ", ".join(filter(None, [*parts, self.note()]))
 
     def line(self) -> None:
         self.last = time.monotonic()
         self._print(f"{self.description}: {self.done} of {self.total} {self.unit}, {self.state()}")
 
-    def _print(self, text):
+    def _print(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
 
 def left_in_all(seconds: float) -> str:
     """``38 min left in all``, of the runs of a study."""
-    return (
-        f"{round(seconds / 60)} min left in all"
-        if seconds >= 90
-        else f"{round(seconds)} s left in all"
-    )
+    left = f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds)} s"
+    return f"{left} left in all"
 
 
 def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

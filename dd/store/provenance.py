@@ -9,10 +9,11 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -44,14 +45,11 @@ def sha256(data: bytes | memoryview | Path) -> str:
     """Hexadecimal SHA-256 of bytes, or of a file read in pieces."""
     if isinstance(data, bytes | memoryview):
         return hashlib.sha256(data).hexdigest()
-    digest = hashlib.sha256()
     with open(data, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(value) -> str:
+def fingerprint(value: Any) -> str:
     """SHA-256 of a plain value through canonical JSON: equal values, equal fingerprints."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return sha256(text.encode(errors="surrogatepass"))
@@ -101,7 +99,7 @@ def sweep_beside(*paths: str | Path) -> None:
         for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
             if is_temporary(entry.name) and entry.name.startswith(f".{path.name}."):
                 process = int(entry.name.split(".")[-2])
-                if process == os.getpid() or not _alive(process):
+                if process == os.getpid() or not alive(process):
                     Path(entry.path).unlink(missing_ok=True)
 
 
@@ -109,7 +107,8 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp") and name.split(".")[-2].isdecimal()
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine, whosever it is."""
     try:
         os.kill(process, 0)
         return True
@@ -119,14 +118,14 @@ def _alive(process: int) -> bool:
         return False
 
 
-def write_atomic(path: str | Path, data: bytes | str | Iterable[str]) -> None:
+def write_atomic(path: str | Path, data: bytes | str | Iterable[bytes | memoryview | str]) -> None:
     """Write a whole file or nothing (:func:`whole`). ``data`` may come in pieces."""
     with whole(path) as temporary, open(temporary, "wb") as file:
         for piece in [data] if isinstance(data, bytes | str) else data:
             file.write(piece.encode() if isinstance(piece, str) else piece)
 
 
-def write_json(path: str | Path, value) -> None:
+def write_json(path: str | Path, value: Any) -> None:
     """A JSON file of ours: the last key of an object is the checksum of the others, which
     :func:`read_json` looks at."""
     plain = json.loads(json.dumps(value))  # as it is read: keys are texts, tuples lists
@@ -135,7 +134,7 @@ def write_json(path: str | Path, value) -> None:
     write_atomic(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_csv(path: str | Path, rows: Iterable) -> None:
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
     """A table for spreadsheets: what one would take for a formula (a class named ``=1+1``) has a
     ' before it."""
     text = io.StringIO()
@@ -145,15 +144,12 @@ def write_csv(path: str | Path, rows: Iterable) -> None:
     write_atomic(path, text.getvalue())
 
 
-def _no_formula(cell):
-    return (
-        f"'{cell}"
-        if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-        else cell
-    )
+def _no_formula(cell: object) -> object:
+    formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if formula else cell
 
 
-def decode(data: bytes, where) -> str:
+def decode(data: bytes, where: object) -> str:
     """Text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. ValueError names ``where``
     it is of another encoding."""
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
@@ -177,46 +173,43 @@ def read_lines(path: str | Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
-def read_json(path: str | Path):
+def read_json(path: str | Path) -> Any:
     """Parse a JSON file; FileNotFoundError or ValueError name the file. ValueError too for one
     of ours that is not as it was written: its checksum, which is not part of the result, is
     another."""
     text = read_text(path)
     try:
         found = json.loads(text)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # no JSON, numbers of 5,000 digits, lists in lists in lists
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, lists in lists too
         raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
     if not isinstance(found, dict) or CHECKSUM not in found:
-        return found  # of others, or of an earlier version
+        return found  # of others, or edited
     recorded = found.pop(CHECKSUM)
     if recorded != fingerprint(found):
         raise ValueError(
-            f"{path} is damaged, or was edited: its content is not that of {CHECKSUM}, its last "
-            "line. Restore it from a "
-            "copy, or make it again; of an edit that is meant, remove that line"
+            f"{path} is damaged, or was edited: its content is not that of {CHECKSUM}, "
+            "its last line. Restore it from a copy, or make it again; "
+            "of an edit that is meant, remove that line"
         )
     return found
 
 
-def read_yaml(path: str | Path):
+def read_yaml(path: str | Path) -> Any:
     """Parse a YAML file with plain values; FileNotFoundError or ValueError name the file.
     ValueError too for one whose aliases stand for more than ``MOST_NODES`` values."""
     data = Path(path).read_bytes()  # the library knows byte-order marks
     try:
         if _nodes(yaml.compose(data, yaml.SafeLoader), {}) > MOST_NODES:
             raise ValueError(
-                f"with its aliases (*name) it has more than {MOST_NODES:,} values; write them "
-                "out, or fewer"
+                f"with its aliases (*name) it has more than {MOST_NODES:,} values; "
+                "write them out, or fewer"
             )
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error!s:.300}") from None
 
 
-def _nodes(node, known: dict) -> int:
+def _nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
     """Values of a YAML document with each alias written out; ``known``: counts of what was seen."""
     if node is None or not isinstance(node.value, list):
         return 1
@@ -229,7 +222,7 @@ def _nodes(node, known: dict) -> int:
     return known[id(node)]
 
 
-def read_own(path: str | Path, schema: dict) -> dict:
+def read_own(path: str | Path, schema: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON file of ours with all that its readers rely on (:func:`fault`); ValueError names
     what is not there."""
     found = read_json(path)
@@ -238,7 +231,7 @@ def read_own(path: str | Path, schema: dict) -> dict:
     return found
 
 
-def fault(value, schema, name: str = "") -> str | None:
+def fault(value: Any, schema: Any, name: str = "") -> str | None:
     """What of a parsed JSON value is not as ``schema`` says, None if all is.
 
     A schema is a type (``float`` takes whole numbers, ``object`` anything), a tuple of schemas of
@@ -246,12 +239,13 @@ def fault(value, schema, name: str = "") -> str | None:
     that may have more keys: a key that ends with ``?`` may be missing, ``*`` stands for every key.
     """
     if isinstance(schema, tuple):
-        found = [fault(value, one, name) for one in schema]
-        return None if None in found else _expected(value, " or ".join(map(_kind, schema)), name)
+        fits = any(fault(value, one, name) is None for one in schema)
+        return None if fits else _expected(value, " or ".join(map(_kind, schema)), name)
     if schema is None or isinstance(schema, type):
         return None if _is(value, schema) else _expected(value, _kind(schema), name)
     if not isinstance(value, type(schema)):
         return _expected(value, _kind(schema), name)
+    parts: Iterable[tuple[str, Any, Any]]  # (key, value, its schema)
     if isinstance(schema, list):
         parts = ((str(i), item, schema[0]) for i, item in enumerate(value))
     elif "*" in schema:
@@ -267,12 +261,11 @@ def fault(value, schema, name: str = "") -> str | None:
     )
 
 
-def _is(value, kind) -> bool:
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return (
-        value is None if kind is None else isinstance(value, int | float if kind is float else kind)
-    )
+def _is(value: Any, kind: type | None) -> bool:
+    if kind is None:
+        return value is None
+    number = kind in (int, float) and isinstance(value, bool)
+    return not number and isinstance(value, (int, float) if kind is float else kind)
 
 
 _KINDS = {
@@ -286,21 +279,20 @@ _KINDS = {
 }
 
 
-def _kind(schema) -> str:
-    return (
-        "null" if schema is None else _KINDS[schema if isinstance(schema, type) else type(schema)]
-    )
+def _kind(schema: Any) -> str:
+    kind = schema if isinstance(schema, type) else type(schema)
+    return "null" if schema is None else _KINDS[kind]
 
 
 def _dotted(name: str, key: str) -> str:
     return f"{name}.{key:.{SHOWN}}".removeprefix(".")
 
 
-def _expected(value, what: str, name: str) -> str:
+def _expected(value: Any, what: str, name: str) -> str:
     return f"{name or 'the whole of it'} is {quoted(value)}, expected {what}"
 
 
-def quoted(value, limit: int = SHOWN) -> str:
+def quoted(value: Any, limit: int = SHOWN) -> str:
     """``repr`` of a value for a message, cut in its middle; of lists and objects their size
     alone."""
     if isinstance(value, dict | list | tuple) and value:
@@ -313,18 +305,16 @@ def shortened(message: str, limit: int = MOST_SHOWN, lines: int = 100) -> str:
     """A message for a person: what it quotes of a file or a command line may have a million
     characters, or lines."""
 
-    def line(text):
+    def line(text: str) -> str:
         left_out = len(text) - limit
         middle = f" ... {left_out:,} characters ... "
         return text if left_out <= 0 else text[: limit * 2 // 3] + middle + text[-(limit // 3) :]
 
     shown = message.split("\n")
-    cut = (
-        [*shown[: lines - 10], f"... {len(shown) - lines:,} lines ...", *shown[-10:]]
-        if len(shown) > lines
-        else shown
-    )
-    return "\n".join(map(line, cut))
+    if len(shown) > lines:
+        cut = f"... {len(shown) - lines:,} lines ..."
+        shown = [*shown[: lines - 10], cut, *shown[-10:]]
+    return "\n".join(map(line, shown))
 
 
 def versions() -> dict[str, str]:
@@ -341,27 +331,25 @@ def versions() -> dict[str, str]:
 def git_commit(folder: str | Path = Path(__file__).parent) -> str:
     """Commit of the checkout of ``folder`` (this package), with ``+`` when files differ from it;
     empty outside one."""
-    here = ["git", "-C", str(folder)]
+
+    def told(*command: str) -> str:
+        git = ["git", "-C", str(folder), *command]
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
+        return found.stdout.strip() if found.returncode == 0 else ""
+
     try:
-        head = subprocess.run(
-            [*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
-        )
-        dirty = subprocess.run(
-            [*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
-        )
+        head = told("rev-parse", "HEAD")
+        return head + "+" * bool(head and told("status", "--porcelain", "-uno"))
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return (
-        head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else ""
-    )
 
 
-def made_by() -> dict:
+def made_by() -> dict[str, Any]:
     """Versions, commit and command of this process: what run.json carries beside its settings."""
     return {"versions": versions(), "git_commit": git_commit(), "command": " ".join(sys.argv)}
 
 
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Lines ``key: old -> new`` for every differing leaf of two nested dictionaries."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
@@ -373,7 +361,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return lines
 
 
-def refuse_other(path: str | Path, identity: dict, what: str) -> None:
+def refuse_other(path: str | Path, identity: Mapping[str, Any], what: str) -> None:
     """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other
     settings; nothing is changed."""
     if not Path(path).exists():
@@ -388,7 +376,7 @@ def refuse_other(path: str | Path, identity: dict, what: str) -> None:
         )
 
 
-def finished_run(folder: str | Path, identity: dict) -> dict | None:
+def finished_run(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """run.json of a finished run, None where there is none yet; FileExistsError for a folder,
     finished or begun, of other settings."""
     folder = Path(folder)

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from dd.store.provenance import fault, read_own
 from dd.store.schemas import RECORD, RUN
@@ -20,9 +21,24 @@ from dd.store.schemas import RECORD, RUN
 CHECK = ', "sum": "'
 DIGITS = 16
 
-PLAIN = re.compile(
-    r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}"
-)  # ids of samples, which are names of files
+PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")  # ids of samples, names of files
+
+
+class Asked(Protocol):
+    """What a plan takes of a prompt (:class:`dd.prompts.prompt.Prompt`)."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def class_prompt(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+class Classes(Protocol):
+    """What a plan takes of a taxonomy (:class:`dd.taxonomy.Taxonomy`)."""
+
+    def ids(self, names: Iterable[str]) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +62,18 @@ def sample_seed(run_seed: int, sample_id: str, attempt: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def make_plan(prompts, taxonomy, run_seed: int, unit_size: int, ends=()) -> list[Sample]:
+def make_plan(
+    prompts: Iterable[Asked],
+    taxonomy: Classes,
+    run_seed: int,
+    unit_size: int,
+    ends: Collection[int] = (),
+) -> list[Sample]:
     """Samples from prompts (objects with ``text``, ``class_prompt``, ``classes``), grouped in units
     of ``unit_size``. ``ends``: numbers of samples of earlier plans of a set that has grown; no unit
     goes across one, so that those that are made keep their composition."""
-    plan, unit, begin = [], -1, 0
+    plan: list[Sample] = []
+    unit, begin = -1, 0
     for i, p in enumerate(prompts):
         begin = i if i in ends else begin
         unit += (i - begin) % unit_size == 0
@@ -62,16 +85,8 @@ def make_plan(prompts, taxonomy, run_seed: int, unit_size: int, ends=()) -> list
 
 def plan_lines(plan: list[Sample]) -> Iterator[str]:
     """The lines of ``plan.jsonl``, one at a time: a plan may have a million."""
-    for s in plan:
-        row = {
-            "id": s.id,
-            "prompt": s.prompt,
-            "class_prompt": s.class_prompt,
-            "classes": s.classes,
-            "class_ids": s.class_ids,
-            "seed": s.seed,
-            "unit": s.unit,
-        }
+    for sample in plan:
+        row = {key: getattr(sample, key) for key in Sample.__slots__}
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -96,7 +111,9 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
         raise FileNotFoundError(
             f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py"
         )
-    plan, same, digest = [], {}, hashlib.sha256()  # texts and classes repeat: one object each
+    plan: list[Sample] = []
+    same: dict[Any, Any] = {}  # texts and classes repeat: one object each
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             digest.update(line)
@@ -114,21 +131,20 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
                     raise ValueError
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise ValueError(
-                    f"{path}, line {number} is damaged; remove the file, and generate.py writes "
-                    "it again"
+                    f"{path}, line {number} is damaged; "
+                    "remove the file, and generate.py writes it again"
                 ) from None
     run = Path(folder) / "run.json"
     known = read_own(run, RUN)["identity"].get("plan_sha256") if run.is_file() else None
     if known not in (None, digest.hexdigest()):
         raise ValueError(
-            f"{path} is not the plan that run.json names: it was damaged or edited; remove the "
-            "file, and generate.py "
-            "writes it again"
+            f"{path} is not the plan that run.json names: it was damaged or edited; "
+            "remove the file, and generate.py writes it again"
         )
     return plan
 
 
-def _check_row(row: dict, known: dict) -> None:
+def _check_row(row: dict[str, Any], known: Collection[Any]) -> None:
     """ValueError or TypeError for a row of other types than :class:`Sample` has. ``known``:
     class lists that were seen."""
     texts = all(type(row[key]) is str for key in ("id", "prompt", "class_prompt"))
@@ -138,49 +154,44 @@ def _check_row(row: dict, known: dict) -> None:
         raise TypeError
     if tuple(names) in known and tuple(ids) in known:
         return
-    if (
-        len(names) != len(ids)
-        or any(type(n) is not str for n in names)
-        or any(type(i) is not int for i in ids)
-    ):
+    plain = all(type(n) is str for n in names) and all(type(i) is int for i in ids)
+    if not plain or len(names) != len(ids):
         raise TypeError
     if not all(0 < i < 255 for i in ids):
         raise ValueError
 
 
 def read_plan(folder: str | Path) -> list[Sample]:
-    """The frozen plan of a data set without the samples that failed (:func:`failed`): each has, or
-    will have, an image.
+    """The frozen plan of a data set without the samples that failed (:func:`outcomes`): each has,
+    or will have, an image.
 
     FileNotFoundError says how to make one; ValueError if every sample failed.
     """
     return without_failed(read_whole_plan(folder), outcomes(folder), folder)
 
 
-def without_failed(plan: list[Sample], found: dict[str, str], folder) -> list[Sample]:
+def without_failed(plan: list[Sample], found: dict[str, str], folder: str | Path) -> list[Sample]:
     """The samples that have, or will have, an image, by :func:`outcomes`. ValueError if there
     are none."""
     left = [s for s in plan if found.get(s.id) not in ("failed", "quarantined")]
     if plan and not left:
         raise ValueError(
-            f"{folder}: each of its {len(plan)} images stayed bad, however often drawn; records/ "
-            "says why"
+            f"{folder}: each of its {len(plan)} images stayed bad, however often drawn; "
+            "records/ says why"
         )
     return left
 
 
-def failed(records: dict[str, dict]) -> set[str]:
-    """Ids whose image stayed bad however often it was drawn, or whose unit was quarantined:
-    their record names no files."""
-    return {name for name, record in records.items() if record.get("failed")}
-
-
-def append_records(folder: str | Path, worker: str, records: list[dict]) -> None:
+def append_records(folder: str | Path, worker: str, records: list[dict[str, Any]]) -> None:
     """Append records to ``records/<worker>.jsonl`` (:func:`append_lines`), each with its sum."""
     append_lines(Path(folder) / "records" / f"{worker}.jsonl", records, record_line)
 
 
-def append_lines(path: Path, records: list[dict], line=lambda r: json.dumps(r) + "\n") -> None:
+def append_lines(
+    path: Path,
+    records: list[dict[str, Any]],
+    line: Callable[[dict[str, Any]], str] = lambda r: json.dumps(r) + "\n",
+) -> None:
     """Append JSON lines in one write and sync them; a torn last line is closed first. What could
     not be written whole (a full disk) is taken back."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +210,7 @@ def append_lines(path: Path, records: list[dict], line=lambda r: json.dumps(r) +
             raise
 
 
-def record_line(record: dict) -> str:
+def record_line(record: dict[str, Any]) -> str:
     """The line of a record: JSON whose last field, ``sum``, tells whether the others are as they
     were written."""
     text = json.dumps(record)[:-1]
@@ -210,7 +221,7 @@ def _sum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:DIGITS]
 
 
-def each_record(path: str | Path) -> Iterator[dict]:
+def each_record(path: str | Path) -> Iterator[dict[str, Any]]:
     """The records of one file, in order; a line that was torn by a crash or is damaged is
     ignored: what it told of is made again."""
     with open(path, "rb") as file:
@@ -227,15 +238,15 @@ def each_record(path: str | Path) -> Iterator[dict]:
                 yield record
 
 
-def _records(folder) -> Iterator[dict]:
+def _records(folder: str | Path) -> Iterator[dict[str, Any]]:
     for path in sorted((Path(folder) / "records").glob("*.jsonl")):
         yield from each_record(path)
 
 
-def read_records(folder: str | Path, needs=()) -> dict[str, dict]:
+def read_records(folder: str | Path, needs: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """The last record of every finished sample, by id; that of a quarantined unit only if there
     is no other. A record without one of the fields ``needs`` is none."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for record in _records(folder):
         if any(key not in record for key in needs):
             continue
@@ -244,13 +255,10 @@ def read_records(folder: str | Path, needs=()) -> dict[str, dict]:
     return found
 
 
-def recorded(folder: str | Path, key: str) -> dict:
+def recorded(folder: str | Path, key: str) -> dict[str, Any]:
     """{id: value of ``key``} of the records that :func:`read_records` gives and that have it,
     without keeping the rest."""
-    found = {}
-    for record in _records(folder):
-        if "error" not in record:
-            found[record["id"]] = record.get(key)
+    found = {r["id"]: r.get(key) for r in _records(folder) if "error" not in r}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -258,18 +266,13 @@ def outcomes(folder: str | Path) -> dict[str, str]:
     """What the records say of each sample, without keeping them: ``good``, ``drawn again`` (good
     in the end), ``failed`` (bad however often drawn) or ``quarantined`` (its unit failed with an
     error)."""
-    found = {}
+    found: dict[str, str] = {}
     for record in _records(folder):
+        good = "drawn again" if record.get("faults") else "good"
         if "error" in record:
             found.setdefault(record["id"], "quarantined")
         else:
-            found[record["id"]] = (
-                "failed"
-                if record.get("failed")
-                else "drawn again"
-                if record.get("faults")
-                else "good"
-            )
+            found[record["id"]] = "failed" if record.get("failed") else good
     return found
 
 
@@ -284,13 +287,12 @@ def unfinished(folder: str | Path) -> str | None:
     if made == len(plan):
         return None
     return (
-        f"{folder}: its generation is not finished: {made} of {len(plan)} images are made; the "
-        "same "
-        "generate.py command goes on"
+        f"{folder}: its generation is not finished: {made} of {len(plan)} images are made; "
+        "the same generate.py command goes on"
     )
 
 
-def open_units(plan: list[Sample], records) -> list[list[Sample]]:
+def open_units(plan: Iterable[Sample], records: Collection[str]) -> list[list[Sample]]:
     """The units with samples that are not in ``records``, each whole: composition never depends
     on what is done already."""
     units: dict[int, list[Sample]] = {}

@@ -2,14 +2,14 @@
 :func:`dd.store.provenance.fault`. A field that a reader takes is named here; others may stand
 beside it."""
 
+from typing import Any
+
 NUMBER = (float, None)
 CLASSES = {"name": str, "names": [str]}
-CHOSEN = (
-    [{"what": str, "data": str, "labels": (int, None), "seed?": (int, None)}],
-    None,
-)  # chosen_on: dd.evaluation.supervision
+# chosen_on: dd.evaluation.supervision
+CHOSEN = ([{"what": str, "data": str, "labels": (int, None), "seed?": (int, None)}], None)
 
-RUN = {  # run.json of a synthetic data set, for those who need its classes
+RUN: dict[str, Any] = {  # run.json of a synthetic data set, for those who need its classes
     "identity": {
         "taxonomy": CLASSES,
         "generator?": dict,
@@ -91,17 +91,9 @@ TRAINED = {  # run.json of a trained segmenter
 }
 
 NAMED = {"taxonomy": CLASSES}  # of it, for those who compare classes
-STARTED = {
-    "trained_on": {"source": str},
-    "supervision": str,
-    "chosen_on?": CHOSEN,
-}  # what a training goes on from
-LISTED = {
-    "trained_on": {"source": str},
-    "supervision": str,
-    "seconds": float,
-    "chosen_on?": CHOSEN,
-}  # of it, for reports
+# what a training goes on from
+STARTED = {"trained_on": {"source": str}, "supervision": str, "chosen_on?": CHOSEN}
+LISTED = {**STARTED, "seconds": float}  # of it, for reports
 
 DATASET = {  # dataset.json of a prepared data set
     "images": [str],
@@ -112,10 +104,8 @@ DATASET = {  # dataset.json of a prepared data set
 PARTS = {**DATASET, "parts": {"*": {"notes": [str]}}}
 
 IDENTIFIED = {"identity": dict}  # settings.json, study.json, review.json, ...
-FILTERED = {
-    "identity": {"ids": str},
-    "chosen_on?": CHOSEN,
-}  # filter.json of a list that the stage filter wrote
+# filter.json of a list that the stage filter wrote
+FILTERED = {"identity": {"ids": str}, "chosen_on?": CHOSEN}
 WHOLE_FILTER = {  # and what the stage itself says of it
     **FILTERED,
     "samples": int,
@@ -146,9 +136,15 @@ SECONDS = {"seconds": float}  # seconds.json of a training in parts
 
 BOUNDS = {"low": NUMBER, "high": NUMBER}
 PRICE = {"median": BOUNDS, "range": BOUNDS}
-AT_SHOTS = {
-    "*": {"*": {"*": [NUMBER]}}
-}  # {arm: {number of real images: {domain: one of each run}}}
+# {arm: {number of real images: {domain: one of each run}}}
+AT_SHOTS = {"*": {"*": {"*": [NUMBER]}}}
+SKIPPED = {
+    "shown": bool,
+    "median": BOUNDS,
+    "interval": (BOUNDS, None),
+    "runs": [BOUNDS],
+    "falls_again": int,
+}
 STUDY = {  # budget.json, as reports take it
     "arms": AT_SHOTS,
     "labels?": {"*": str},
@@ -181,22 +177,5 @@ STUDY = {  # budget.json, as reports take it
             "images": (int, None),
         }
     ],
-    "skipped?": (
-        {
-            "*": {
-                "*": {
-                    "*": {
-                        "*": {
-                            "shown": bool,
-                            "median": BOUNDS,
-                            "interval": (BOUNDS, None),
-                            "runs": [BOUNDS],
-                            "falls_again": int,
-                        }
-                    }
-                }
-            }
-        },
-        None,
-    ),
+    "skipped?": ({"*": {"*": {"*": {"*": SKIPPED}}}}, None),
 }

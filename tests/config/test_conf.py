@@ -484,9 +484,9 @@ def test_allowed_targets_get_plain_containers():
         )
     )
     assert (
-        type(prompts.templates) is list
-        and type(prompts.conditions) is dict
-        and type(prompts.conditions["a"]) is list
+        type(prompts.settings.templates) is list
+        and type(prompts.settings.conditions) is dict
+        and type(prompts.settings.conditions["a"]) is list
     )
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from dd.data import annotations, conversion, label_studio
 from dd.data.coco import CocoImage, Shape, draw
-from dd.data.conversion import MaskJob, convert, finished, write_part
+from dd.data.conversion import MaskJob, Part, convert, finished, write_part
 from dd.data.datasets import (
     ORIENTATION,
     SegmentationFolder,
@@ -55,7 +55,8 @@ def files(folder):
 def whole(places, **kwargs):
     real, root, jobs = places
     lists = {"train": ["0", "1", "2", "3", "4"], "val": ["5", "6"]}
-    return write_part(root, "all", {"made of": "this"}, jobs, lists, [real], PETS, **kwargs)
+    part = Part(root, "all", {"made of": "this"}, jobs, lists, [real], PETS)
+    return write_part(part, **kwargs)
 
 
 def test_a_set_that_is_read_where_its_images_lie(places):
@@ -92,7 +93,7 @@ def test_the_record_is_relative_below_the_data_root_and_absolute_outside(places,
     assert read_json(root / "dataset.json")["images"] == [str(real.resolve())]
     inside = root.parent / "coco2017"
     real.rename(inside)
-    write_part(root, "more", {}, [], {}, [inside], PETS)
+    write_part(Part(root, "more", {}, [], {}, [inside], PETS))
     assert read_json(root / "dataset.json")["images"] == [str(real.resolve()), "../coco2017"]
     root.parent.rename(tmp_path / "moved")
     assert len(SegmentationFolder(tmp_path / "moved/pets", "val", PETS)[0]) == 2
@@ -162,17 +163,17 @@ def test_an_unfinished_set_of_another_source_begins_anew(places):
     real, root, jobs = places
     broken = [*jobs[:6], MaskJob("6", real / "no.png", "6", jobs[6].draw)]
     with pytest.raises(ValueError, match="1 of 7 masks"):
-        write_part(root, "all", {"made of": "that"}, broken, {}, [real], PETS)
+        write_part(Part(root, "all", {"made of": "that"}, broken, {}, [real], PETS))
     assert finished(root, "all", {"made of": "this"}) is None
     other = [MaskJob(j.name, j.image, j.source, partial(np.full_like, j.draw(), 2)) for j in jobs]
-    write_part(root, "all", {"made of": "this"}, other, {}, [real], PETS)
+    write_part(Part(root, "all", {"made of": "this"}, other, {}, [real], PETS))
     assert all((read_mask(path) == 2).all() for path in (root / "SegmentationClass").iterdir())
 
 
 def test_classes_that_no_mask_has_are_counted(places):
     birds = Taxonomy("birds", ["cat", "dog", "owl", "crow"])
     real, root, jobs = places
-    notes = write_part(root, "all", {}, jobs, {}, [real], birds)["notes"]
+    notes = write_part(Part(root, "all", {}, jobs, {}, [real], birds))["notes"]
     assert notes == ["2 classes are in no mask: owl, crow"]
 
 
@@ -212,7 +213,7 @@ def test_exif_rotations(tmp_path, turn):
         job = MaskJob("a", path, "a", mask.copy)
         root = tmp_path / name
         record = write_part(
-            root, "all", {}, [job], {"val": ["a"]}, [path.parent], PETS, upright=True
+            Part(root, "all", {}, [job], {"val": ["a"]}, [path.parent], PETS), upright=True
         )
         image, read = SegmentationFolder(root, "val", PETS)[0]
         as_upright = (
@@ -267,7 +268,7 @@ def test_what_sizes_do_not_tell_follows_the_rest_of_the_set(tmp_path, drawn_on):
     jobs.append(MaskJob("unmarked", real / "unmarked.png", "u", empty.copy))
     root, names = tmp_path / "data/own", [job.name for job in jobs]
     record = write_part(
-        root, "all", {}, jobs, {"val": names}, [real], PETS, upright=True, workers=0
+        Part(root, "all", {}, jobs, {"val": names}, [real], PETS), upright=True, workers=0
     )
     data = SegmentationFolder(root, "val", PETS)
     for i, name in enumerate(data.ids[:-1]):
@@ -334,7 +335,7 @@ def test_a_set_in_which_no_class_occurs_is_not_ready(places):
         with pytest.raises(
             ValueError, match=rf"no class of .*'pets' occurs in the 7 masks: they hold {held}"
         ):
-            write_part(root, "all", {"value": value}, empty, {"train": ["0"]}, [real], PETS)
+            write_part(Part(root, "all", {"value": value}, empty, {"train": ["0"]}, [real], PETS))
         assert finished(root, "all", {"value": value}) is None
 
 

@@ -217,7 +217,7 @@ def test_the_papers_recipe_is_a_balanced_plan(generator, tmp_path):
 
 def test_a_real_tokenizer_finds_class_words_that_would_be_cut(generator, monkeypatch):
     caption = "a photo of something " * 40
-    given = [make_prompt(caption, ["gold ring", "tire"])]
+    given = Prompts([make_prompt(caption, ["gold ring", "tire"])])
     with pytest.raises(ValueError, match=f"longer than the {generator.token_limit} tokens"):
         within_limit(given, generator)
     (prompt,) = within_limit(given, generator, "trim")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dd.prompts.duplicates import Earlier, normalised, similar_to
+from dd.prompts.duplicates import SeenCaptions, normalised, similar_to
 
 
 def all_pairs(texts, threshold):
@@ -69,11 +69,11 @@ def test_texts_one_after_another_give_the_same(threshold):
         "",
         "?",
     ]
-    earlier = Earlier(threshold)
+    earlier = SeenCaptions(threshold)
     repeated = [earlier.repeats(text) for text in texts]
     assert (
         repeated == [a is not None for a in similar_to(texts, threshold)]
         and 0 < sum(repeated) < 400
     )
     with pytest.raises(ValueError, match=r"drop_similar=0\.4"):
-        Earlier(0.4)
+        SeenCaptions(0.4)

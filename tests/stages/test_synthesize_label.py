@@ -36,7 +36,7 @@ from dd.store.samples import (
 from dd.taxonomy import taxonomy
 
 SHAPES = taxonomy("shapes")
-PROMPTS = TemplatePrompts(["a photo of {things}"], {}, [0.4, 0.4, 0.2])
+PROMPTS = TemplatePrompts(templates=["a photo of {things}"], conditions={}, counts=[0.4, 0.4, 0.2])
 
 
 class FakeGenerator:
@@ -236,7 +236,10 @@ def test_a_finished_set_is_left_alone(folder):
         ({"num_images": 6}, ["num_images: 7 -> 6", "plan_sha256: "]),
         ({"unit_size": 2}, ["unit_size: 3 -> 2", "plan_sha256: "]),
         ({"image_format": "jpg"}, ["image_format: .png -> .jpg"]),
-        ({"prompts": TemplatePrompts(["{things}"], {}, [1])}, ["plan_sha256: "]),
+        (
+            {"prompts": TemplatePrompts(templates=["{things}"], conditions={}, counts=[1])},
+            ["plan_sha256: "],
+        ),
     ],
 )
 def test_other_settings_are_refused_and_nothing_changes(folder, change, named):
