@@ -105,7 +105,7 @@ def simulate(number: int, classes: Taxonomy, root: Path) -> dict:
     for what, work in (
         ("make", run),
         ("find complete", run),
-        ("masks", lambda: label(root / "set", MaskSettings(0))),
+        ("masks", lambda: label(root / "set", MaskSettings(power=0))),
     ):
         reset_peak()
         before, started = peak_bytes(), time.perf_counter()

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, Vali
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
-Count, Natural = Annotated[int, Ge(1)], Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 STRICT = ConfigDict(  # "3" is no number, true no 1
     strict=True, allow_inf_nan=False, arbitrary_types_allowed=True

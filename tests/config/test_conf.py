@@ -192,7 +192,7 @@ def test_prompts_of_the_templates_know_the_world_of_the_taxonomy():
 
 def test_the_papers_settings():
     cfg = compose("generate", "experiment=voc", *FILLED["prompts=file"], *FILLED["diffusion=paper"])
-    assert config.instantiate(cfg.masks) == MaskSettings(4, 0.6, 0.1)
+    assert config.instantiate(cfg.masks) == MaskSettings(power=4, threshold=0.6, band=0.1)
     assert (
         cfg.diffusion.steps,
         cfg.diffusion.guidance,
