@@ -3,7 +3,9 @@
 import shlex
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from dd.cli import questions
 from dd.data.datasets import read_split
@@ -26,7 +28,7 @@ from dd.stages.init import (
 from dd.stages.prepare_own import prepare_own
 
 
-def init_options(commands) -> None:
+def init_options(commands: Any) -> None:
     parser = commands.add_parser(
         "init",
         help="a guided start: the configuration of a site of your own",
@@ -69,11 +71,9 @@ def init_options(commands) -> None:
     )
 
 
-def init(options) -> int:
-    classes, phrases = (
-        questions.pairs("--class", options.classes),
-        questions.pairs("--condition", options.condition),
-    )
+def init(options: Namespace) -> int:
+    classes = questions.pairs("--class", options.classes)
+    phrases = questions.pairs("--condition", options.condition)
     asks = not classes
     if asks:
         if not sys.stdin.isatty():
@@ -97,8 +97,8 @@ def init(options) -> int:
         print(f"warning: {note}", file=sys.stderr)
     labelled, kept = _labelled(options)
     print("\n".join(summary(site, labelled, kept)))
-    if kept is not None and (note := few_to_score(kept)):
-        print(f"warning: {note}", file=sys.stderr)
+    if kept is not None and (few := few_to_score(kept)):
+        print(f"warning: {few}", file=sys.stderr)
     if asks and not _agreed():
         print("nothing was written")
         return 1
@@ -114,7 +114,9 @@ def init(options) -> int:
     return 0
 
 
-def _ask(options, phrases) -> tuple[dict, dict]:
+def _ask(
+    options: Namespace, phrases: dict[str, list[str]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """(classes, conditions); folders and generator go to ``options``. Each answer is checked at
     once."""
     options.name = questions.ask_name(options.name, check_name)
@@ -140,7 +142,7 @@ def _agreed() -> bool:
         return False
 
 
-def _labelled(options) -> tuple[int | None, int | None]:
+def _labelled(options: Namespace) -> tuple[int | None, int | None]:
     """(labelled images, those of them that are kept for the score)."""
     if options.images is None:
         return None, None
@@ -148,7 +150,7 @@ def _labelled(options) -> tuple[int | None, int | None]:
     return len(ids), len(shared_splits({"val": 0.2}, ids, 0)["val"]) if len(ids) > 1 else 0
 
 
-def _write_data(site: Site, options) -> int | None:
+def _write_data(site: Site, options: Namespace) -> int | None:
     """Write the classes and the labelled photographs; returns how many of these train."""
     folder = Path(options.root) / site.name
     new, empty = not folder.with_name(f"{site.name}.yaml").exists(), not folder.exists()
