@@ -158,7 +158,7 @@ def folder(folders, kind):
 
 @pytest.fixture(scope="session")
 def model(folders, kind):
-    return StableDiffusion(str(folders[kind]), **settings_of(kind), full_prompt=True)
+    return StableDiffusion(model=str(folders[kind]), **settings_of(kind), full_prompt=True)
 
 
 @pytest.fixture(scope="session")

@@ -284,7 +284,7 @@ def test_settings_come_in_the_order_given_and_once():
         ),
         (
             {"thresholds": [0.5, 1.2]},
-            r"sweep\.threshold=\[0.5, 1.2\]: masks.threshold=1.2: expected a number above 0, of 1 or less",
+            r"sweep\.threshold=\[0.5, 1.2\]: masks.threshold=1.2: expected .*, of 1 or less",
         ),
         (
             {"thresholds": [0]},

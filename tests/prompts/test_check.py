@@ -179,7 +179,7 @@ def test_the_summary_is_printed(summary, width):
 
 @pytest.fixture(scope="module")
 def generator():
-    return StableDiffusion("embedded", self_resolution=16, full_prompt="appended")
+    return StableDiffusion(model="embedded", self_resolution=16, full_prompt="appended")
 
 
 def balanced(found, generator):

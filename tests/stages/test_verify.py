@@ -206,7 +206,7 @@ def test_a_set_that_is_being_written_is_not_repaired(folder, capsys):
 @pytest.fixture
 def shards(tmp_path):
     for i in range(2):
-        make(tmp_path / f"shard{i}", Shard(i, 2))
+        make(tmp_path / f"shard{i}", Shard(index=i, count=2))
     return [tmp_path / "shard0", tmp_path / "shard1"]
 
 
@@ -233,7 +233,7 @@ def test_half_a_set_is_merged_and_finished_later(tmp_path, folder, shards, capsy
 
 
 def test_shards_of_other_settings_are_refused_by_name(tmp_path, shards):
-    make(tmp_path / "other", Shard(0, 2), guidance=4.0)
+    make(tmp_path / "other", Shard(index=0, count=2), guidance=4.0)
     with pytest.raises(ValueError, match="(?s)cannot be merged:.*generator.guidance: 3.0 -> 4.0"):
         merge([shards[0], tmp_path / "other"], tmp_path / "both")
     assert not (tmp_path / "both").exists()
