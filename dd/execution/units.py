@@ -15,14 +15,15 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from dd.data.datasets import IMAGE_SUFFIXES, as_stored, encode_image, heat_bytes, read_image
-from dd.data.quality import ClipScore, sample_signals
+from dd.data.quality import sample_signals
 from dd.store.provenance import differences, is_temporary, read_own, sha256, write_atomic
 from dd.store.samples import Sample, append_records, each_record, record_line, sample_seed
 from dd.store.schemas import WHOLE_RUN
 
 FOLDERS = ("JPEGImages", "heat")
 Heat: TypeAlias = dict[str, np.ndarray]  # {words that are read: [K, P, r, r]}
-Tools: TypeAlias = "tuple[Source, ClipScore | None]"
+Clip: TypeAlias = Callable[[np.ndarray, list[str]], Any]  # dd.data.quality.ClipScore
+Tools: TypeAlias = "tuple[Source, Clip | None]"
 WRITERS = 8  # threads that encode, hash and sync the files of a unit
 
 
@@ -97,7 +98,7 @@ class Drawn:
     signals: dict[str, Any] | None = None
 
 
-def _scored(drawn: list[Drawn], suffix: str, clip: ClipScore) -> list[Drawn]:
+def _scored(drawn: list[Drawn], suffix: str, clip: Clip) -> list[Drawn]:
     def encoded(d: Drawn) -> bytes | None:
         return None if d.image is None else encode_image(d.image, suffix)
 
@@ -112,7 +113,7 @@ def _scored(drawn: list[Drawn], suffix: str, clip: ClipScore) -> list[Drawn]:
 
 
 def _signals(
-    drawn: Drawn, clip: ClipScore | None = None, image: np.ndarray | None = None
+    drawn: Drawn, clip: Clip | None = None, image: np.ndarray | None = None
 ) -> dict[str, Any]:
     return sample_signals(drawn.sample, as_stored(drawn.maps), clip, image)
 

@@ -411,7 +411,7 @@ def test_settings_reach_the_pipeline(folder, settings):
         ({"offload": "disk"}, "diffusion.offload='disk': expected none, model"),
         (
             {"full_prompt": "both"},
-            "diffusion.full_prompt='both': expected true or false, or appended, caption, true reads all",
+            "diffusion.full_prompt='both': expected true or false, or appended, caption, ",
         ),
         ({"dtype": "half"}, "diffusion.dtype='half': expected float32, float16, bfloat16"),
         (
