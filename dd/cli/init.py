@@ -36,39 +36,19 @@ def init_options(commands: Any) -> None:
     )
     add = parser.add_argument
     add("name", help="of the site, its experiments and its data, such as my-site")
-    add(
-        "--class",
-        dest="classes",
-        action="append",
-        default=[],
-        metavar="NAME[=SYNONYM,...]",
-        help="in mask order",
-    )
-    add(
-        "--condition",
-        action="append",
-        default=[],
-        metavar="NAME=PHRASE,...",
-        help="such as lighting=dim light,neon light",
-    )
+    several = {"action": "append", "default": []}
+    names, phrases = "NAME[=SYNONYM,...]", "NAME=PHRASE,..."
+    add("--class", dest="classes", metavar=names, help="in mask order", **several)
+    add("--condition", metavar=phrases, help="such as lighting=dim light,neon light", **several)
     add("--photos", metavar="FOLDER", help="unlabelled photographs, for captions; only read")
     add("--images", metavar="FOLDER", help="labelled photographs, with --masks; only read")
     add("--masks", metavar="FOLDER", help="their masks: the same stems, class ids as pixel values")
-    add(
-        "--generator",
-        choices=list(RECIPES),
-        help="sd15 (default), or embedded: a trial on any machine",
-    )
-    add(
-        "--root",
-        default="data",
-        help="folder of data (default: data); data_root of the other commands",
-    )
-    add(
-        "--conf",
-        default=str(Path(__file__).parents[2] / "conf"),
-        help="folder to write the configuration to (default: conf)",
-    )
+    recipes = "sd15 (default), or embedded: a trial on any machine"
+    add("--generator", choices=list(RECIPES), help=recipes)
+    root = "folder of data (default: data); data_root of the other commands"
+    add("--root", default="data", help=root)
+    conf = Path(__file__).parents[2] / "conf"
+    add("--conf", default=str(conf), help="folder to write the configuration to (default: conf)")
 
 
 def init(options: Namespace) -> int:

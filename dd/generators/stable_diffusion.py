@@ -22,9 +22,8 @@ OPENRAIL_M: Terms = {
     "licence": "CreativeML OpenRAIL-M",
     "link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
 }
-TERMS: dict[
-    str, Terms
-] = {  # of models named by their hub id, whatever configuration they are named in
+# of models named by their hub id, whatever configuration they are named in
+TERMS: dict[str, Terms] = {
     "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
     "stabilityai/stable-diffusion-xl-base-1.0": {
@@ -48,7 +47,7 @@ class StableDiffusion:
         self.device, self.settings = device, GeneratorSettings(**settings)
         given = self.settings
         self.steps = given.steps
-        self.adapter = None if given.adapter is None else find_adapter(given.adapter)
+        adapter = None if given.adapter is None else find_adapter(given.adapter)
         own = {"licence": given.licence, "link": given.link}
         self.terms = TERMS.get(given.model or "", own)
         self.checkpoint = loading.find(
@@ -56,8 +55,11 @@ class StableDiffusion:
         )
         self.pipe = loading.load(self.checkpoint, given.dtype, given.variant, given.checked)
         self.pipe.set_progress_bar_config(disable=True)
-        if self.adapter is not None:
-            merge(self.pipe, self.adapter, given.adapter_weight, self.checkpoint.sha256())
+        self.adapted: dict[str, Any] = {}
+        if adapter is not None:
+            merge(self.pipe, adapter, given.adapter_weight, self.checkpoint.sha256())
+            self.adapted["adapter_sha256"] = adapter.sha256()
+            self.adapted["adapter_weight"] = given.adapter_weight
         self.unet, self.vae = self.pipe.unet, self.pipe.vae
         both = self.pipe.tokenizer, getattr(self.pipe, "tokenizer_2", None)
         self.tokenizers = [t for t in both if t is not None]
@@ -97,18 +99,13 @@ class StableDiffusion:
     def identity(self) -> dict[str, Any]:
         """What decides a pixel or a heat value, for run.json: the settings, the weights' hash,
         device type, threads."""
-        sides = {
+        return {
+            **self.settings.identity(),
+            "revision": self.checkpoint.commit or self.settings.revision,
             "cross_resolution": self.cross_resolution,
             "self_resolution": self.self_resolution,
-        }
-        found = self.settings.identity() | sides
-        found["revision"] = self.checkpoint.commit or self.settings.revision
-        if self.adapter is not None:
-            found["adapter_sha256"] = self.adapter.sha256()
-            found["adapter_weight"] = self.settings.adapter_weight
-        return {
-            **found,
             "heat_dtype": "float32",
+            **self.adapted,
             "scheduler_config": loading.plain(self.pipe.scheduler.config),
             "weights_sha256": self.checkpoint.sha256(),
             "device": torch.device(self.device).type,
