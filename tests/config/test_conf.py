@@ -262,7 +262,7 @@ def test_every_generator_is_built_from_a_local_folder(file):
     cfg = compose("generate", f"diffusion={file}", "diffusion.model=embedded", *own)
     generator = config.instantiate(cfg.diffusion)
     assert generator.terms["licence"] and (generator.terms["link"] or file == "embedded")
-    assert generator.settings["steps"] == cfg.diffusion.steps
+    assert generator.settings.steps == cfg.diffusion.steps
     assert generator.pipe.unet.dtype == getattr(torch, cfg.diffusion.dtype)
 
 
