@@ -89,7 +89,7 @@ def build(model: str, device: str, dtype: str, steps: int) -> StableDiffusion:
         )
     with tempfile.TemporaryDirectory() as folder:
         return StableDiffusion(
-            str(save(model, Path(folder), device)), steps=steps, device=device, dtype=dtype
+            model=str(save(model, Path(folder), device)), steps=steps, device=device, dtype=dtype
         )
 
 

@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -57,8 +58,9 @@ def prompts(classes, number, seed):
 class InTurns(Local):
     """Draws a unit, writes it, draws the next."""
 
-    def run(self, units, total, work, *rest):
-        return super().run(units, total, lambda *given: work(*given)(), *rest)
+    def run(self, units, total, task, *rest):
+        at_once = replace(task, draw=lambda *given: task.draw(*given)())
+        return super().run(units, total, at_once, *rest)
 
 
 def plain(generator: StableDiffusion, number: int, batch: int, folder: Path, suffix: str) -> None:
@@ -70,7 +72,7 @@ def plain(generator: StableDiffusion, number: int, batch: int, folder: Path, suf
             prompt=[s.prompt for s in part],
             generator=[torch.Generator("cpu").manual_seed(s.seed) for s in part],
             num_inference_steps=generator.steps,
-            guidance_scale=generator.guidance,
+            guidance_scale=generator.settings.guidance,
             height=generator.size,
             width=generator.size,
         )

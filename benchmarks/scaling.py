@@ -71,7 +71,7 @@ def workers(counts: list[int], images: int, root: Path) -> list[dict]:
     rows, generator = [], embedded("cpu")[0]
     for count in counts:
         started = time.perf_counter()
-        how = {"executor": Local(count, spawn=True), "build": embedded}
+        how = {"executor": Local(workers=count, spawn=True), "build": embedded}
         made = synthesize(
             root / "set", generator, shapes_prompts, taxonomy("shapes"), images, 0, 4, "png", **how
         )
@@ -105,7 +105,7 @@ def simulate(number: int, classes: Taxonomy, root: Path) -> dict:
     for what, work in (
         ("make", run),
         ("find complete", run),
-        ("masks", lambda: label(root / "set", MaskSettings(0))),
+        ("masks", lambda: label(root / "set", MaskSettings(power=0))),
     ):
         reset_peak()
         before, started = peak_bytes(), time.perf_counter()

@@ -98,7 +98,7 @@ def one_by_one(folder: Path, reference: Path, plan: list[Sample]) -> None:
     for power, threshold, band in product(*GRID.values()):
         confusion, settings = (
             metrics.confusion_matrix(len(SHAPES)),
-            MaskSettings(power, threshold, band),
+            MaskSettings(power=power, threshold=threshold, band=band),
         )
         for s in plan:
             truth = read_mask(reference / f"{s.id}.png").astype(np.int64)

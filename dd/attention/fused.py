@@ -5,7 +5,8 @@ The first finds the logarithm of each row's sum of exponentials, head by head (t
 FlashAttention, Dao et al. 2022, without its product with the values); the second computes a tile of
 the logits once more for each head and adds the normalised exponentials, so that only the mean [B,
 N, T] is written. The keys of a prompt need the second alone. Shape letters as in
-:mod:`dd.attention`.
+:mod:`dd.attention.maths`. Triton reads annotations: ``int`` would make a size one of 32 bits, while
+``tl.tensor`` leaves the width to the value.
 """
 
 import torch
@@ -18,24 +19,24 @@ WHOLE = 128  # the most columns that one tile holds: those of a prompt
 
 @triton.jit
 def _log_sums(
-    q,
-    k,
-    out,
-    heads,
-    pixels,
-    length,
-    width,
-    factor,
-    q_b,
-    q_h,
-    q_n,
-    k_b,
-    k_h,
-    k_t,
+    q: tl.tensor,
+    k: tl.tensor,
+    out: tl.tensor,
+    heads: tl.tensor,
+    pixels: tl.tensor,
+    length: tl.tensor,
+    width: tl.tensor,
+    factor: tl.tensor,
+    q_b: tl.tensor,
+    q_h: tl.tensor,
+    q_n: tl.tensor,
+    k_b: tl.tensor,
+    k_h: tl.tensor,
+    k_t: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
-):
+) -> None:
     """out [B, H, N] = log2 sum_T 2**(factor * q k^T)"""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sample, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
@@ -65,28 +66,28 @@ def _log_sums(
 
 @triton.jit
 def _mean(
-    q,
-    k,
-    log_sums,
-    out,
-    share,
-    heads,
-    pixels,
-    length,
-    width,
-    factor,
-    q_b,
-    q_h,
-    q_n,
-    k_b,
-    k_h,
-    k_t,
+    q: tl.tensor,
+    k: tl.tensor,
+    log_sums: tl.tensor,
+    out: tl.tensor,
+    share: tl.tensor,
+    heads: tl.tensor,
+    pixels: tl.tensor,
+    length: tl.tensor,
+    width: tl.tensor,
+    factor: tl.tensor,
+    q_b: tl.tensor,
+    q_h: tl.tensor,
+    q_n: tl.tensor,
+    k_b: tl.tensor,
+    k_h: tl.tensor,
+    k_t: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
     WHOLE: tl.constexpr,
     ADD: tl.constexpr,
-):
+) -> None:
     """out [B, N, T] = (out if ADD) + share * sum_H 2**(factor * q k^T - log_sums); WHOLE: a tile
     holds all columns"""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -137,31 +138,19 @@ def mean_attention(
     with torch.cuda.device_of(q):
         if not whole:
             log_sums = torch.empty(batch, heads, pixels, dtype=torch.float32, device=q.device)
-            grid = (triton.cdiv(pixels, rows), batch * heads)
-            _log_sums[grid](q, k, log_sums, *sizes, ROWS=rows, COLUMNS=columns, WIDTH=padded, **how)
+            tiles = (triton.cdiv(pixels, rows), batch * heads)
+            _log_sums[tiles](
+                q, k, log_sums, *sizes, ROWS=rows, COLUMNS=columns, WIDTH=padded, **how
+            )
         grid = (triton.cdiv(length, columns), triton.cdiv(pixels, rows), batch)
-        many = {"WHOLE": whole, "ADD": add, **how}
-        _mean[grid](
-            q,
-            k,
-            log_sums,
-            out_BNT,
-            weight / heads,
-            *sizes,
-            ROWS=rows,
-            COLUMNS=columns,
-            WIDTH=padded,
-            **many,
-        )
+        tile = {"ROWS": rows, "COLUMNS": columns, "WIDTH": padded, "WHOLE": whole, **how}
+        _mean[grid](q, k, log_sums, out_BNT, weight / heads, *sizes, ADD=add, **tile)
 
 
-def _tile(width: int, length: int) -> tuple[int, int, dict]:
+def _tile(width: int, length: int) -> tuple[int, int, dict[str, int]]:
     """Rows and columns of a tile and the launch's options, within the 99 KiB of shared memory of
     any GPU since Ampere."""
     if length <= WHOLE:
-        return (
-            32 if width > 128 else 64,
-            max(16, triton.next_power_of_2(length)),
-            {"num_warps": 4, "num_stages": 1},
-        )
+        columns = max(16, triton.next_power_of_2(length))
+        return 32 if width > 128 else 64, columns, {"num_warps": 4, "num_stages": 1}
     return 64, 64, {"num_warps": 4, "num_stages": 3 if width <= 64 else 2 if width <= 128 else 1}

@@ -8,19 +8,16 @@ powers.
 
 import warnings
 from functools import cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 
-AT_ONCE = {
-    "cuda": 2**26,
-    "cpu": 2**22,
-}  # few, larger kernels on a GPU; on a CPU what its cache holds
+# few, larger kernels on a GPU; on a CPU what its cache holds
+AT_ONCE = {"cuda": 2**26, "cpu": 2**22}
 FUSED_ON = {"cuda"}
-HALF = (
-    torch.float16,
-    torch.bfloat16,
-)  # products of these are exact in float32, so the kernels lose nothing
+# products of these are exact in float32, so the kernels lose nothing
+HALF = (torch.float16, torch.bfloat16)
 WIDEST = 256  # the widest head whose tiles fit into a GPU's shared memory
 
 
@@ -62,17 +59,21 @@ def mean_attention_by_heads(
     so that the head dimension is never held whole where it is large."""
     batch, heads, pixels, _ = q_BHND.shape
     each = 4 * batch * pixels * k_BHTD.shape[2]
-    count, total = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each), None
-    for first in range(0, heads, count):
+    count = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each)
+
+    def summed(first: int) -> torch.Tensor:
         q, k = (x[:, first : first + count].float() for x in (q_BHND, k_BHTD))
         probs = torch.matmul(q * scale, k.transpose(2, 3)).softmax(-1)
-        probs = probs.sum(1) if probs.shape[1] > 1 else probs[:, 0]
-        total = probs if total is None else total.add_(probs)
+        return probs.sum(1) if probs.shape[1] > 1 else probs[:, 0]
+
+    total = summed(0)
+    for first in range(count, heads, count):
+        total.add_(summed(first))
     return total.div_(heads)
 
 
 @cache
-def _fused(device: torch.device, dtype: torch.dtype, width: int):
+def _fused(device: torch.device, dtype: torch.dtype, width: int) -> ModuleType | None:
     """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: tried on
     heads of this kind."""
     try:
@@ -84,16 +85,13 @@ def _fused(device: torch.device, dtype: torch.dtype, width: int):
                 fused.mean_attention(q, k, 1.0, torch.zeros(1, 16, length, device=device), add)
     except torch.OutOfMemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # no Triton, no C compiler, a GPU that is too old: each in words of its own
+    except Exception as error:
+        # no Triton, no C compiler, a GPU that is too old: each in words of its own
         said = " ".join(str(error).split())[:300]
         warnings.warn(
             "attention is read without the fused kernel, which does not run here for heads of "
-            f"{width} in {dtype} "
-            f"({type(error).__name__}: {said}); results are the same, large batches take longer "
-            "to read. It needs the package "
-            "triton and a C compiler",
+            f"{width} in {dtype} ({type(error).__name__}: {said}); results are the same, large "
+            "batches take longer to read. It needs the package triton and a C compiler",
             stacklevel=2,
         )
         return None
@@ -111,10 +109,8 @@ def resize_maps(maps_KN: torch.Tensor, resolution: int) -> torch.Tensor:
     side = int(maps_KN.shape[1] ** 0.5)
     if side == resolution:
         return maps_KN
-    grid = maps_KN.view(1, -1, side, side)
-    return F.interpolate(
-        grid, size=(resolution, resolution), mode="bicubic", align_corners=False
-    ).flatten(2)[0]
+    grid, size = maps_KN.view(1, -1, side, side), (resolution, resolution)
+    return F.interpolate(grid, size=size, mode="bicubic", align_corners=False).flatten(2)[0]
 
 
 def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -> torch.Tensor:

@@ -3,7 +3,9 @@
 import shlex
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from dd.cli import questions
 from dd.data.datasets import read_split
@@ -26,7 +28,7 @@ from dd.stages.init import (
 from dd.stages.prepare_own import prepare_own
 
 
-def init_options(commands) -> None:
+def init_options(commands: Any) -> None:
     parser = commands.add_parser(
         "init",
         help="a guided start: the configuration of a site of your own",
@@ -34,46 +36,24 @@ def init_options(commands) -> None:
     )
     add = parser.add_argument
     add("name", help="of the site, its experiments and its data, such as my-site")
-    add(
-        "--class",
-        dest="classes",
-        action="append",
-        default=[],
-        metavar="NAME[=SYNONYM,...]",
-        help="in mask order",
-    )
-    add(
-        "--condition",
-        action="append",
-        default=[],
-        metavar="NAME=PHRASE,...",
-        help="such as lighting=dim light,neon light",
-    )
+    several = {"action": "append", "default": []}
+    names, phrases = "NAME[=SYNONYM,...]", "NAME=PHRASE,..."
+    add("--class", dest="classes", metavar=names, help="in mask order", **several)
+    add("--condition", metavar=phrases, help="such as lighting=dim light,neon light", **several)
     add("--photos", metavar="FOLDER", help="unlabelled photographs, for captions; only read")
     add("--images", metavar="FOLDER", help="labelled photographs, with --masks; only read")
     add("--masks", metavar="FOLDER", help="their masks: the same stems, class ids as pixel values")
-    add(
-        "--generator",
-        choices=list(RECIPES),
-        help="sd15 (default), or embedded: a trial on any machine",
-    )
-    add(
-        "--root",
-        default="data",
-        help="folder of data (default: data); data_root of the other commands",
-    )
-    add(
-        "--conf",
-        default=str(Path(__file__).parents[2] / "conf"),
-        help="folder to write the configuration to (default: conf)",
-    )
+    recipes = "sd15 (default), or embedded: a trial on any machine"
+    add("--generator", choices=list(RECIPES), help=recipes)
+    root = "folder of data (default: data); data_root of the other commands"
+    add("--root", default="data", help=root)
+    conf = Path(__file__).parents[2] / "conf"
+    add("--conf", default=str(conf), help="folder to write the configuration to (default: conf)")
 
 
-def init(options) -> int:
-    classes, phrases = (
-        questions.pairs("--class", options.classes),
-        questions.pairs("--condition", options.condition),
-    )
+def init(options: Namespace) -> int:
+    classes = questions.pairs("--class", options.classes)
+    phrases = questions.pairs("--condition", options.condition)
     asks = not classes
     if asks:
         if not sys.stdin.isatty():
@@ -97,8 +77,8 @@ def init(options) -> int:
         print(f"warning: {note}", file=sys.stderr)
     labelled, kept = _labelled(options)
     print("\n".join(summary(site, labelled, kept)))
-    if kept is not None and (note := few_to_score(kept)):
-        print(f"warning: {note}", file=sys.stderr)
+    if kept is not None and (few := few_to_score(kept)):
+        print(f"warning: {few}", file=sys.stderr)
     if asks and not _agreed():
         print("nothing was written")
         return 1
@@ -114,7 +94,9 @@ def init(options) -> int:
     return 0
 
 
-def _ask(options, phrases) -> tuple[dict, dict]:
+def _ask(
+    options: Namespace, phrases: dict[str, list[str]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """(classes, conditions); folders and generator go to ``options``. Each answer is checked at
     once."""
     options.name = questions.ask_name(options.name, check_name)
@@ -140,7 +122,7 @@ def _agreed() -> bool:
         return False
 
 
-def _labelled(options) -> tuple[int | None, int | None]:
+def _labelled(options: Namespace) -> tuple[int | None, int | None]:
     """(labelled images, those of them that are kept for the score)."""
     if options.images is None:
         return None, None
@@ -148,7 +130,7 @@ def _labelled(options) -> tuple[int | None, int | None]:
     return len(ids), len(shared_splits({"val": 0.2}, ids, 0)["val"]) if len(ids) > 1 else 0
 
 
-def _write_data(site: Site, options) -> int | None:
+def _write_data(site: Site, options: Namespace) -> int | None:
     """Write the classes and the labelled photographs; returns how many of these train."""
     folder = Path(options.root) / site.name
     new, empty = not folder.with_name(f"{site.name}.yaml").exists(), not folder.exists()

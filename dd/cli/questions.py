@@ -2,7 +2,12 @@
 of ours."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
+
+Ask: TypeAlias = Callable[[str], str]
+Check: TypeAlias = Callable[[Any], object]  # raises ValueError or OSError for what it does not take
 
 CONDITIONS = {
     "place": "where the objects are (in a warehouse, in a yard)",
@@ -24,7 +29,7 @@ def pair(option: str, text: str) -> tuple[str, list[str]]:
 
 def pairs(option: str, texts: list[str]) -> dict[str, list[str]]:
     """Several of :func:`pair`. ValueError for a name that is given twice."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for text in texts:
         name, words = pair(option, text)
         if name in found:
@@ -35,7 +40,7 @@ def pairs(option: str, texts: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def fits(check, value) -> bool:
+def fits(check: Check, value: Any) -> bool:
     """Whether ``check(value)`` raises nothing; if it does, what it says is shown."""
     try:
         check(value)
@@ -45,17 +50,17 @@ def fits(check, value) -> bool:
     return True
 
 
-def ask_name(name: str, check, ask=input) -> str:
+def ask_name(name: str, check: Check, ask: Ask = input) -> str:
     """``name``, or another one, asked for until ``check`` takes it."""
     while not fits(check, name):
         name = ask("another name: ").strip()
     return name
 
 
-def ask_classes(check=lambda classes: None, ask=input) -> dict[str, list[str]]:
+def ask_classes(check: Check = lambda _: None, ask: Ask = input) -> dict[str, list[str]]:
     """Class names with their synonyms, until an empty line. One that ``check`` does not take beside
     those before it is asked for again."""
-    found = {}
+    found: dict[str, list[str]] = {}
     while name := ask(f"class {len(found) + 1} (a singular noun; empty = no more): ").strip():
         if name in found:
             print(f"  {name!r} is there already")
@@ -67,9 +72,9 @@ def ask_classes(check=lambda classes: None, ask=input) -> dict[str, list[str]]:
     return found
 
 
-def ask_conditions(check=lambda conditions: None, ask=input) -> dict[str, list[str]]:
+def ask_conditions(check: Check = lambda _: None, ask: Ask = input) -> dict[str, list[str]]:
     """Phrases about the site, those of empty answers left out."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for key, what in CONDITIONS.items():
         question = f"{what}, with commas between (empty = leave out): "
         while (words := _words(ask(question))) and not fits(check, {key: words}):
@@ -78,7 +83,7 @@ def ask_conditions(check=lambda conditions: None, ask=input) -> dict[str, list[s
     return found
 
 
-def ask_folder(what: str, check=lambda folder: None, ask=input) -> str | None:
+def ask_folder(what: str, check: Check = lambda _: None, ask: Ask = input) -> str | None:
     """A folder that is there (``~`` is the home) and that ``check`` takes, or None; asked again
     until it is: the answers before it are kept."""
     while answer := ask(f"{what} (empty = none): ").strip():
@@ -98,7 +103,7 @@ def dragged(answer: str) -> str:
     return re.sub(r"\\([ '\"()&])", r"\1", answer)
 
 
-def ask_choice(what: str, choices: dict[str, str], default: str, ask=input) -> str:
+def ask_choice(what: str, choices: dict[str, str], default: str, ask: Ask = input) -> str:
     """One of ``choices`` {name: what it is}; an empty answer is the default."""
     for name, text in choices.items():
         print(f"  {name}: {text}")
@@ -107,15 +112,11 @@ def ask_choice(what: str, choices: dict[str, str], default: str, ask=input) -> s
     return answer
 
 
-def agreed(ask=input) -> bool:
-    while (answer := ask("write this? (yes or no) ").strip().casefold()) not in (
-        "yes",
-        "y",
-        "no",
-        "n",
-    ):
+def agreed(ask: Ask = input) -> bool:
+    answers = {"yes": True, "y": True, "no": False, "n": False}
+    while (answer := ask("write this? (yes or no) ").strip().casefold()) not in answers:
         pass
-    return answer.startswith("y")
+    return answers[answer]
 
 
 def _words(answer: str) -> list[str]:

@@ -2,18 +2,16 @@
 
 import contextlib
 import sys
+from argparse import Namespace
+from typing import Any
 
-RUN = {
-    "run": None,
-    "weights": "ema",
-    "trusted": "false",
-    "taxonomy": None,
-}  # settings of each command that uses a run
+# settings of each command that uses a run
+RUN = {"run": None, "weights": "ema", "trusted": "false", "taxonomy": None}
 DEPLOY = {**RUN, "output": None, "images": None, "data_root": "data"}
 PAGE = {**RUN, "port": "8000"}
 
 
-def run_options(commands) -> None:
+def run_options(commands: Any) -> None:
     for name, keys, text in (
         ("deploy", DEPLOY, "write a trained run as an ONNX file, compared with PyTorch on images"),
         ("page", PAGE, "a page on this machine that segments an image dropped on it"),
@@ -30,7 +28,7 @@ def _missing(error: ModuleNotFoundError, extra: str) -> ValueError:
     )
 
 
-def deploy_run(options) -> int:
+def deploy_run(options: Namespace) -> int:
     from dd import config  # of all commands only those of a run need Lightning and Hydra
 
     chosen = config.settings(options.settings, DEPLOY)
@@ -60,7 +58,7 @@ def deploy_run(options) -> int:
     return 0
 
 
-def show_page(options) -> int:
+def show_page(options: Namespace) -> int:
     from dd import config
 
     chosen = config.settings(options.settings, PAGE)
@@ -71,5 +69,5 @@ def show_page(options) -> int:
         raise _missing(error, "page") from None
     given, port, run = config.page_arguments(chosen)
     with contextlib.suppress(KeyboardInterrupt):  # how it ends
-        serve(page(**given, about=about(chosen["run"], run)), port)
+        serve(page(**given, about=about(str(chosen["run"]), run)), port)
     return 0

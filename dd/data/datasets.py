@@ -154,7 +154,7 @@ def dark_note(number: int) -> str:
     )
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path | io.BytesIO) -> np.ndarray:
     """Image uint8 [H, W, 3]; ValueError for a file that cannot be decoded."""
     with opened(path) as image:
         return np.asarray(rgb(image))

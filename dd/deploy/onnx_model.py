@@ -9,6 +9,10 @@ to the size of the original, argmax. What it expects and gives is in its metadat
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,23 +24,17 @@ onnxruntime.disable_telemetry_events()  # it reports to its makers from here on 
 
 FORMAT = "dataset-diffusion segmenter 1"
 OPSET = 20
-NOISY = ("torch.onnx._internal.exporter._registration",)  # says that torchvision is not there
+NOISY = "torch.onnx._internal.exporter._registration"  # says that torchvision is not there
 
 
-def exported(segmenter, facts: dict[str, str]) -> bytes:
+def exported(segmenter: torch.nn.Module, facts: dict[str, str]) -> bytes:
     """The ONNX file of a segmenter on the CPU, with ``facts`` as its metadata. Inputs:
     ``images`` uint8 [batch, 3, height, width], RGB; ``size`` int64 [2], height and width of the
     masks. Outputs: ``mask`` uint8 [batch, *size], ``logits`` float [batch, classes, height,
     width]. Batch, height and width are free. ValueError if the segmenter does not allow it."""
     free, example = torch.export.Dim.DYNAMIC, torch.zeros(2, 3, 128, 160, dtype=torch.uint8)
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [logger.level for logger in loggers]
     try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch's own export
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 segmenter.float().eval(),
                 (example,),
@@ -51,17 +49,29 @@ def exported(segmenter, facts: dict[str, str]) -> bytes:
     except Exception as error:  # whatever of torch, mmsegmentation or transformers cannot be traced
         raise ValueError(
             f"{type(segmenter).__name__} cannot be exported with a free number and size of "
-            "images: its code depends on their "
-            f"values. DeepLabV3 and SegFormer can. torch.onnx says: {_why(error)}"
+            "images: its code depends on their values. DeepLabV3 and SegFormer can. torch.onnx "
+            f"says: {_why(error)}"
         ) from error
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
     model = program.model_proto
     _add_mask(model)
     helper.set_model_props(model, {"format": FORMAT, **facts})
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of torch's own export, and what it says of torchvision."""
+    logger = logging.getLogger(NOISY)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for kind in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", kind)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _why(error: BaseException) -> str:
@@ -71,7 +81,7 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _add_mask(model) -> None:
+def _add_mask(model: onnx.ModelProto) -> None:
     """Append logits -> bilinear to ``size`` (torch's align_corners=False) -> argmax -> uint8."""
     graph = model.graph
     for value in (graph.input[0], graph.output[0]):
@@ -79,28 +89,21 @@ def _add_mask(model) -> None:
             value.type.tensor_type.shape.dim[place].dim_param = name
     del graph.value_info[:]  # of the former names
     graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
+    node, bilinear = helper.make_node, {"coordinate_transformation_mode": "half_pixel"}
     graph.node.extend(
         [
-            helper.make_node("Shape", ["logits"], ["dd_kept"], start=0, end=2),
-            helper.make_node("Concat", ["dd_kept", "size"], ["dd_sizes"], axis=0),
-            helper.make_node(
-                "Resize",
-                ["logits", "", "", "dd_sizes"],
-                ["dd_large"],
-                mode="linear",
-                coordinate_transformation_mode="half_pixel",
-            ),
-            helper.make_node("ArgMax", ["dd_large"], ["dd_ids"], axis=1, keepdims=0),
-            helper.make_node("Cast", ["dd_ids"], ["mask"], to=TensorProto.UINT8),
+            node("Shape", ["logits"], ["dd_kept"], start=0, end=2),
+            node("Concat", ["dd_kept", "size"], ["dd_sizes"], axis=0),
+            node("Resize", ["logits", "", "", "dd_sizes"], ["dd_large"], mode="linear", **bilinear),
+            node("ArgMax", ["dd_large"], ["dd_ids"], axis=1, keepdims=0),
+            node("Cast", ["dd_ids"], ["mask"], to=TensorProto.UINT8),
         ]
     )
-    mask = helper.make_tensor_value_info(
-        "mask", TensorProto.UINT8, ["batch", "mask_height", "mask_width"]
-    )
-    graph.output.insert(0, mask)
+    shape = ["batch", "mask_height", "mask_width"]
+    graph.output.insert(0, helper.make_tensor_value_info("mask", TensorProto.UINT8, shape))
 
 
-def metadata(file) -> dict[str, str]:
+def metadata(file: str | Path) -> dict[str, str]:
     """What a file of :func:`exported` says of itself; ValueError for any other file."""
     try:
         found = {p.key: p.value for p in onnx.load(file, load_external_data=False).metadata_props}
@@ -118,7 +121,7 @@ class Session:
     """ONNX Runtime on the CPU. ``model``: the bytes of a file or its path; ``threads``: None =
     as many as torch."""
 
-    def __init__(self, model, threads: int | None = None):
+    def __init__(self, model: bytes | str | Path, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 4
@@ -126,18 +129,17 @@ class Session:
         self.session = onnxruntime.InferenceSession(
             given, options, providers=["CPUExecutionProvider"]
         )
-        self.facts = {k: json.loads(v) if v[:1] in "[{" else v for k, v in self._read().items()}
-
-    def _read(self) -> dict:
-        return self.session.get_modelmeta().custom_metadata_map
+        told = self.session.get_modelmeta().custom_metadata_map
+        self.facts: dict[str, Any] = {
+            k: json.loads(v) if v[:1] in "[{" else v for k, v in told.items()
+        }
 
     def __call__(self, images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Masks uint8 [B, *size] of resized images uint8 [B, 3, h, w]. ValueError if the network
         does not take them."""
         try:
-            return self.session.run(["mask"], {"images": images, "size": np.array(size, np.int64)})[
-                0
-            ]
+            inputs = {"images": images, "size": np.array(size, np.int64)}
+            return self.session.run(["mask"], inputs)[0]
         except Exception as error:  # onnxruntime's errors share no class
             why = " ".join(str(error).split())[:300]
             raise ValueError(

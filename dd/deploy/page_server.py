@@ -8,9 +8,11 @@ slow ones are given up, and one image is answered at a time.
 """
 
 import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -19,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -29,9 +31,10 @@ MAX_HELD = 256 << 20  # of all that are uploaded or wait for their answer
 SECONDS = 60  # for an upload, which comes from this machine
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src "
-    "data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
@@ -42,11 +45,11 @@ class Held:
     """Bytes of the uploads in memory, at most ``limit``. Used by one thread, that of the event
     loop."""
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
 
     @contextmanager
-    def upload(self, size: int):
+    def upload(self, size: int) -> Iterator[bool]:
         """Whether there is room for ``size`` bytes more; they are given back at the end."""
         room = size if self.bytes + size <= self.limit else 0
         self.bytes += room
@@ -58,8 +61,8 @@ class Held:
 
 def application(
     folder: str | Path,
-    answer,
-    about: dict,
+    answer: Callable[[bytearray], Any],
+    about: dict[str, Any],
     max_bytes: int = MAX_BYTES,
     max_held: int = MAX_HELD,
     seconds: float = SECONDS,
@@ -75,50 +78,28 @@ def application(
     }
     alone, held = Lock(), Held(max_held)
 
-    def show(path: Path):
+    def show(path: Path) -> Callable[[Request], Response]:
         content, kind = path.read_text(encoding="utf-8"), TYPES[path.suffix]
         return lambda request: Response(content, media_type=kind, headers=HEADERS)
 
-    def one_by_one(data: bytes):
+    def one_by_one(data: bytearray) -> Any:
         with alone:
             return answer(data)
 
-    async def segment(request):
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            return _refusal(403, "this page answers its own requests only")
-        told = request.headers.get("content-length", "")
-        if not (told.isascii() and told.isdigit()):
-            return _refusal(411, "the request does not tell the size of the file")
-        size = int(told[:20])
-        if size > max_bytes:
-            return _refusal(413, f"the file has more than {max_bytes >> 20} MiB; make it smaller")
-        with held.upload(size) as room:
-            if not room:
-                return _refusal(503, "too many images at once; wait for an answer and try again")
-            data, got = (
-                bytearray(size),
-                0,
-            )  # of one piece: a buffer that grows is moved, and leaves holes
-            try:
-                with anyio.fail_after(seconds):
-                    async for piece in request.stream():
-                        if (
-                            got + len(piece) > size
-                        ):  # sent in chunks, beside a size that was not meant
-                            return _refusal(413, "the file is larger than its request says")
-                        data[got : got + len(piece)] = piece
-                        got += len(piece)
-            except TimeoutError:
-                return _refusal(408, f"the upload took longer than {seconds:g} s; try again")
-            except ClientDisconnect:
-                return _refusal(400, "the upload was broken off")  # nobody reads it
-            try:
+    async def segment(request: Request) -> Response:
+        try:
+            size = _size_told(request, max_bytes)
+            with held.upload(size) as room:
+                if not room:
+                    raise Refused(503, "too many images at once; wait for an answer and try again")
+                data = await _received(request, size, seconds)
                 return JSONResponse(await run_in_threadpool(one_by_one, data), headers=HEADERS)
-            except ValueError as error:
-                return _refusal(422, str(error))
+        except Refused as error:
+            return _refusal(error.status, str(error))
+        except ValueError as error:
+            return _refusal(422, str(error))
 
-    async def tell(request):
+    async def tell(request: Request) -> Response:
         return JSONResponse(about, headers=HEADERS)
 
     routes = [Route(path, show(file)) for path, file in files.items()]
@@ -127,6 +108,45 @@ def application(
         routes=[*routes, Route("/about", tell), Route("/segment", segment, methods=["POST"])],
         middleware=[only_here],
     )
+
+
+class Refused(Exception):
+    """An upload that is not answered, with its HTTP status."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def _size_told(request: Request, max_bytes: int) -> int:
+    """The size of the body that the request tells, looked at before a byte of it is read."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise Refused(403, "this page answers its own requests only")
+    told = request.headers.get("content-length", "")
+    if not (told.isascii() and told.isdigit()):
+        raise Refused(411, "the request does not tell the size of the file")
+    size = int(told[:20])
+    if size > max_bytes:
+        raise Refused(413, f"the file has more than {max_bytes >> 20} MiB; make it smaller")
+    return size
+
+
+async def _received(request: Request, size: int, seconds: float) -> bytearray:
+    """The body, of one piece: a buffer that grows is moved, and leaves holes."""
+    data, got = bytearray(size), 0
+    try:
+        with anyio.fail_after(seconds):
+            async for piece in request.stream():
+                if got + len(piece) > size:  # sent in chunks, beside a size that was not meant
+                    raise Refused(413, "the file is larger than its request says")
+                data[got : got + len(piece)] = piece
+                got += len(piece)
+    except TimeoutError:
+        raise Refused(408, f"the upload took longer than {seconds:g} s; try again") from None
+    except ClientDisconnect:
+        raise Refused(400, "the upload was broken off") from None  # nobody reads it
+    return data
 
 
 def _refusal(status: int, why: str) -> JSONResponse:

@@ -11,7 +11,9 @@ backgrounds, side light, colour cast, blur and sensor noise). Splits are disjoin
 every (domain, split) has its own stream of random numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,14 +21,14 @@ from dd.taxonomy import SHAPES_NAMES
 
 SIZE = 64  # pixels, square
 DOMAINS = ("shapes", "shapes_shift")
-SPLITS = (
-    "generator",
-    "train",
-    "tune",
-    "test",
-)  # "generator": scenes for the text-to-image model, never for segmenters
+# "generator": scenes for the text-to-image model, never for segmenters
+SPLITS = ("generator", "train", "tune", "test")
 BACKGROUNDS = ("plain", "striped", "gradient")
 LIGHTS = ("dark", "normal", "bright")
+Array: TypeAlias = np.ndarray
+Generator: TypeAlias = np.random.Generator
+RGB: TypeAlias = tuple[float, float, float]
+Point: TypeAlias = tuple[float, float]
 COLOURS = {
     "grey": (0.55, 0.55, 0.56),
     "white": (0.90, 0.90, 0.88),
@@ -36,6 +38,7 @@ COLOURS = {
     "beige": (0.80, 0.73, 0.60),
 }
 LIGHT_GAIN = {"dark": 0.55, "normal": 1.0, "bright": 1.4}
+UPRIGHT = ("pine tree", "apple", "heart")  # things that are turned little
 MIN_VISIBLE = 0.45  # share of an object that must stay visible under the ones drawn later
 
 
@@ -58,29 +61,30 @@ class Scene:
 # Each thing maps object coordinates (u right, v down, about [-1, 1]) to (inside, rgb): ``inside``
 # is positive inside the outline and falls by about one per unit of length, ``rgb`` is [3, H, W] in
 # [0, 1].
+Thing: TypeAlias = tuple[Array, Array]
 
 
-def _flat(colour, like):
+def _flat(colour: RGB, like: Array) -> Array:
     return np.asarray(colour, np.float32)[:, None, None] * np.ones_like(like)[None]
 
 
-def _blend(base, top, weight):
+def _blend(base: Array, top: Array, weight: Array) -> Array:
     return base + (top - base) * np.clip(weight, 0, 1)[None]
 
 
-def _ball(u, v):
+def _ball(u: Array, v: Array) -> Array:
     """Soft shading of a round body lit from the upper left."""
     return 0.72 + 0.38 * np.exp(-((u + 0.35) ** 2 + (v + 0.4) ** 2) / 0.35)
 
 
-def _segment(u, v, a, b, r):
+def _segment(u: Array, v: Array, a: Point, b: Point, r: float) -> Array:
     """Capsule from a to b with radius r."""
     d = np.subtract(b, a)
     t = np.clip(((u - a[0]) * d[0] + (v - a[1]) * d[1]) / (d @ d), 0, 1)
     return r - np.hypot(u - a[0] - t * d[0], v - a[1] - t * d[1])
 
 
-def _apple(u, v, rng):
+def _apple(u: Array, v: Array, rng: Generator) -> Thing:
     angle = np.abs(np.arctan2(u, -(v - 0.1)))
     body = 0.84 * (1 - 0.22 * np.exp(-((angle / 0.42) ** 2))) - np.hypot(u, (v - 0.1) * 1.04)
     stem = _segment(u, v, (0.02, -0.5), (0.16, -0.95), 0.09)
@@ -88,7 +92,7 @@ def _apple(u, v, rng):
     return np.maximum(body, stem), _blend(red, _flat((0.35, 0.22, 0.08), u), (stem > body) * 1.0)
 
 
-def _banana(u, v, rng):
+def _banana(u: Array, v: Array, rng: Generator) -> Thing:
     outer = 1.02 - np.hypot(u, v + 0.42)
     inner = np.hypot(u * 0.92, v + 0.98) - 1.02
     yellow = _flat((0.95, 0.82 + 0.06 * rng.random(), 0.16), u) * (1.02 - 0.25 * np.clip(v, 0, 1))
@@ -98,7 +102,7 @@ def _banana(u, v, rng):
     )
 
 
-def _leaf(u, v, rng):
+def _leaf(u: Array, v: Array, rng: Generator) -> Thing:
     half = 0.56 * np.clip(1 - (v / 0.98) ** 2, 0, 1) ** 0.8
     inside = np.minimum(half - np.abs(u), 0.98 - np.abs(v)) * 0.85
     stem = _segment(u, v, (0, 0.9), (0.06, 1.12), 0.06)
@@ -107,7 +111,7 @@ def _leaf(u, v, rng):
     return np.maximum(inside, stem), _blend(green, _flat((0.62, 0.82, 0.40), u), veins * 0.8)
 
 
-def _brick(u, v, rng):
+def _brick(u: Array, v: Array, rng: Generator) -> Thing:
     inside = np.minimum(1.0 - np.abs(u), 0.52 - np.abs(v))
     clay = _flat((0.66 + 0.08 * rng.random(), 0.30 + 0.05 * rng.random(), 0.20), u)
     clay = clay * (1 + 0.16 * (rng.random(u.shape, np.float32) - 0.5))
@@ -118,14 +122,14 @@ def _brick(u, v, rng):
     )
 
 
-def _tire(u, v, rng):
+def _tire(u: Array, v: Array, rng: Generator) -> Thing:
     r = np.hypot(u, v)
     tread = (np.abs((np.arctan2(v, u) * 16 / (2 * np.pi)) % 1 - 0.5) < 0.22) & (r > 0.78)
     rubber = _flat((0.13, 0.13, 0.14), u) * (1 + 0.5 * np.exp(-(((r - 0.66) / 0.08) ** 2)))
     return np.minimum(0.96 - r, r - 0.40), _blend(rubber, _flat((0.30, 0.30, 0.31), u), tread * 0.9)
 
 
-def _gold_ring(u, v, rng):
+def _gold_ring(u: Array, v: Array, rng: Generator) -> Thing:
     r = np.hypot(u, v)
     shine = np.cos(2 * (np.arctan2(v, u) + 0.8)) * 0.5 + 0.5
     gold = _flat((0.80 + 0.06 * rng.random(), 0.62, 0.14), u) * (0.72 + 0.3 * shine)
@@ -133,7 +137,7 @@ def _gold_ring(u, v, rng):
     return np.minimum(0.94 - r, r - 0.50), _blend(gold, _flat((1.0, 0.96, 0.72), u), glint)
 
 
-def _heart(u, v, rng):
+def _heart(u: Array, v: Array, rng: Generator) -> Thing:
     point = (0.72 - np.abs(u) - np.abs(v - 0.22)) / 2**0.5
     lobes = 0.515 - np.hypot(np.abs(u) - 0.37, v + 0.15)
     pink = _flat((0.88 + 0.08 * rng.random(), 0.13, 0.28 + 0.06 * rng.random()), u)
@@ -141,11 +145,9 @@ def _heart(u, v, rng):
     return np.maximum(point, lobes), _blend(pink, _flat((1.0, 0.8, 0.86), u), gloss)
 
 
-def _pine_tree(u, v, rng):
-    tiers = [
-        0.72 * ((v - top) * slope - np.abs(u))
-        for top, slope in ((-1.0, 0.72), (-0.62, 0.72), (-0.22, 0.78))
-    ]
+def _pine_tree(u: Array, v: Array, rng: Generator) -> Thing:
+    slopes = ((-1.0, 0.72), (-0.62, 0.72), (-0.22, 0.78))
+    tiers = [0.72 * ((v - top) * slope - np.abs(u)) for top, slope in slopes]
     ends = (-0.28, 0.16, 0.66)
     crown = np.max([np.minimum(t, end - v) for t, end in zip(tiers, ends, strict=True)], axis=0)
     trunk = np.minimum(np.minimum(0.15 - np.abs(u), 1.0 - v), v - 0.4)
@@ -156,19 +158,14 @@ def _pine_tree(u, v, rng):
     )
 
 
-THINGS = dict(
-    zip(
-        SHAPES_NAMES,
-        (_apple, _banana, _leaf, _brick, _tire, _gold_ring, _heart, _pine_tree),
-        strict=True,
-    )
-)
+OUTLINES = (_apple, _banana, _leaf, _brick, _tire, _gold_ring, _heart, _pine_tree)
+THINGS = dict(zip(SHAPES_NAMES, OUTLINES, strict=True))
 
 
 # ------------------------------------------------------------------------------------------- scenes
 
 
-def _smooth_noise(rng, size, cells):
+def _smooth_noise(rng: Generator, size: int, cells: int) -> Array:
     """Value noise in [-1, 1]: random values on a coarse grid, interpolated bilinearly."""
     grid = rng.random((cells + 1, cells + 1)).astype(np.float32) * 2 - 1
     t = np.linspace(0, cells, size, endpoint=False, dtype=np.float32)
@@ -178,7 +175,7 @@ def _smooth_noise(rng, size, cells):
     return rows[:, i] * (1 - f) + rows[:, i + 1] * f
 
 
-def _background(rng, kind, colour, xx, yy, shift):
+def _background(rng: Generator, kind: str, colour: str, xx: Array, yy: Array, shift: bool) -> Array:
     size = xx.shape[0]
     base = np.asarray(COLOURS[colour], np.float32) + rng.normal(0, 0.025, 3).astype(np.float32)
     angle = rng.uniform(0, np.pi)
@@ -195,23 +192,27 @@ def _background(rng, kind, colour, xx, yy, shift):
             shade = shade * (1 + 0.16 * np.sin(across * 60 + 7 * _smooth_noise(rng, size, 5)))
         else:
             shade = shade * np.where(((along * 7) % 1 < 0.5) ^ ((across * 7) % 1 < 0.5), 1.0, 0.84)
-    grain = (
-        1 + 0.05 * _smooth_noise(rng, size, 16) + 0.03 * (rng.random(xx.shape, np.float32) - 0.5)
-    )
+    noise = _smooth_noise(rng, size, 16)
+    grain = 1 + 0.05 * noise + 0.03 * (rng.random(xx.shape, np.float32) - 0.5)
     return base[:, None, None] * (shade * grain)[None]
 
 
-def _draw(rng, image, mask, names, ids, xx, yy):
+def _draw(
+    rng: Generator,
+    image: Array,
+    mask: Array,
+    names: Sequence[str],
+    ids: Sequence[int],
+    xx: Array,
+    yy: Array,
+) -> list[float]:
     """Paint the things back to front; returns the share of each that stays visible."""
     size, areas = xx.shape[0], []
     for name, value in zip(names, ids, strict=True):
         radius = size * rng.uniform(0.18, 0.28)
         cx, cy = rng.uniform(radius * 0.75, size - radius * 0.75, 2)
-        turn = (
-            rng.uniform(-0.35, 0.35)
-            if name in ("pine tree", "apple", "heart")
-            else rng.uniform(-np.pi, np.pi)
-        )
+        most = 0.35 if name in UPRIGHT else np.pi
+        turn = rng.uniform(-most, most)
         cos, sin = np.cos(turn) / radius, np.sin(turn) / radius
         u, v = (xx - cx) * cos + (yy - cy) * sin, -(xx - cx) * sin + (yy - cy) * cos
         inside, rgb = THINGS[name](u, v, rng)
@@ -222,21 +223,20 @@ def _draw(rng, image, mask, names, ids, xx, yy):
     return [(mask == value).sum() / max(area, 1) for value, area in zip(ids, areas, strict=True)]
 
 
-def _sensor(rng, image, xx, yy):
+def _sensor(rng: Generator, image: Array, xx: Array, yy: Array) -> Array:
     """The domain gap: side light, colour cast, blur and noise (image float [3, H, W])."""
     size, angle = xx.shape[0], rng.uniform(0, 2 * np.pi)
-    side = 1 + rng.uniform(0.15, 0.4) * (
-        (xx - size / 2) * np.cos(angle) + (yy - size / 2) * np.sin(angle)
-    ) / (size / 2)
+    along = (xx - size / 2) * np.cos(angle) + (yy - size / 2) * np.sin(angle)
+    side = 1 + rng.uniform(0.15, 0.4) * along / (size / 2)
     image = image * side[None] * rng.uniform(0.85, 1.15, 3).astype(np.float32)[:, None, None]
     sigma = rng.uniform(0.4, 1.1)
     taps = np.exp(-0.5 * (np.arange(-3, 4) / sigma) ** 2)
     taps /= taps.sum()
     for axis in (1, 2):
-        padded = np.pad(
-            image, [(0, 0)] + [(3, 3) if a == axis else (0, 0) for a in (1, 2)], mode="edge"
-        )
-        image = sum(t * np.take(padded, range(k, k + size), axis) for k, t in enumerate(taps))
+        margins = [(3, 3) if a == axis else (0, 0) for a in range(3)]
+        padded = np.pad(image, margins, mode="edge")
+        parts = (t * np.take(padded, range(k, k + size), axis) for k, t in enumerate(taps))
+        image = np.asarray(sum(parts))
     return image + rng.normal(0, rng.uniform(0.02, 0.07), image.shape)
 
 
@@ -244,16 +244,16 @@ def article(name: str) -> str:
     return ("an " if name[0] in "aeiou" else "a ") + name
 
 
-def caption_of(rng, classes, background, colour, light) -> str:
+def caption_of(
+    rng: Generator, classes: Sequence[str], background: str, colour: str, light: str
+) -> str:
     """One caption that names the objects, the background and the light, in one of several
     wordings."""
     things = [article(c) for c in classes]
     listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
     start = ("a photo of ", "", "a picture of ")[rng.integers(3)]
-    where = (f" on a {background} {colour} background", f", {background} {colour} background")[
-        rng.integers(2)
-    ]
-    return start + listed + where + (f" in {light} light", f", {light} light")[rng.integers(2)]
+    where = (" on a ", ", ")[rng.integers(2)] + f"{background} {colour} background"
+    return start + listed + where + (" in ", ", ")[rng.integers(2)] + f"{light} light"
 
 
 def scene(domain: str, split: str, index: int, seed: int = 0, size: int = SIZE) -> Scene:
@@ -273,24 +273,16 @@ def scene(domain: str, split: str, index: int, seed: int = 0, size: int = SIZE) 
     light = LIGHTS[rng.integers(len(LIGHTS))]
     order = rng.permutation(len(SHAPES_NAMES))[: rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2])]
     classes = tuple(SHAPES_NAMES[i] for i in order)
+    ids = [int(i) + 1 for i in order]
     shift = domain == "shapes_shift"
     while True:  # until nobody is hidden by the things in front
         image = _background(rng, background, colour, xx, yy, shift)
         mask = np.zeros((size, size), np.uint8)
-        if (
-            min(_draw(rng, image, mask, classes, [int(i) + 1 for i in order], xx, yy))
-            >= MIN_VISIBLE
-        ):
+        if min(_draw(rng, image, mask, classes, ids, xx, yy)) >= MIN_VISIBLE:
             break
     image = image * LIGHT_GAIN[light] * rng.uniform(0.94, 1.06)
     image = _sensor(rng, image, xx, yy) if shift else image + rng.normal(0, 0.008, image.shape)
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
-    return Scene(
-        np.ascontiguousarray(pixels),
-        mask,
-        caption_of(rng, classes, background, colour, light),
-        classes,
-        background,
-        colour,
-        light,
-    )
+    caption = caption_of(rng, classes, background, colour, light)
+    pixels = np.ascontiguousarray(pixels)
+    return Scene(pixels, mask, caption, classes, background, colour, light)

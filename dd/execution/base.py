@@ -1,4 +1,5 @@
-"""What executors share: what is still to do, how a unit is tried, and how a run ends."""
+"""What executors share: what they promise, what is still to do, how a unit is tried, and how a run
+ends."""
 
 import errno
 import os
@@ -7,17 +8,78 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from dd.execution.settings import WorkerSettings
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.samples import Sample
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-EXIT = {
-    "units failed": 3,
-    "cannot write": 4,
-    "busy": 5,
-    "terminated": 143,
-    "stopped": 130,
-}  # beside 0, 2 (wrong input)
+# beside 0 and 2 (wrong input)
+EXIT = {"units failed": 3, "cannot write": 4, "busy": 5, "terminated": 143, "stopped": 130}
 SHOWN = 3
+
+Unit: TypeAlias = list[Sample]
+Write: TypeAlias = Callable[[], object]
+Draw: TypeAlias = Callable[[Any, Unit, str], Write | None]
+Build: TypeAlias = Callable[[str], Any]
+Answer: TypeAlias = tuple[str, Any]  # (kind, content)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with units. ``draw(tools, unit, worker)`` draws one and returns its pending
+    write: a callable that writes and records it (None: nothing is left to do). ``tools``: those of
+    this process; ``build(device)`` gives a worker process its own (None: there are no others).
+    ``died(unit, worker, pid)`` tidies up after a worker that died and says whether the unit is done
+    all the same. What is sent to workers, ``draw`` and ``build``, is picklable."""
+
+    draw: Draw
+    tools: Any = None
+    build: Build | None = None
+    died: Callable[[Unit, str, int], bool] = lambda unit, worker, pid: False
+
+
+class Executor(Protocol):
+    """Who makes the units of a plan. The same plan and records serve every executor: what one has
+    begun, another goes on with.
+
+    ``shard``: (index, count) of a driver that shares the plan with others, else None; ``threads``:
+    CPU threads of each worker, None for the process's own.
+    """
+
+    shard: tuple[int, int] | None
+    threads: int | None
+
+    def places(self, device: str) -> list[str]:
+        """The devices of the workers, where the run was given ``device``; the first is that of the
+        driver's own generator, which says what the run is."""
+
+    def share(self, units: list[Unit]) -> list[Unit]:
+        """The units that this driver makes."""
+
+    def name(self, worker: int) -> str:
+        """Of a worker, and of its file of records; 0 is the driver."""
+
+    def run(
+        self,
+        units: Sequence[Unit],
+        total: int,
+        task: Task,
+        progress: Progress,
+        device: str = "cpu",
+        lock: Lock | None = None,
+    ) -> dict[int, str]:
+        """Make ``units`` of ``total``; {position in ``units``: error} of those that are
+        quarantined. A unit is made when its pending write is done.
+
+        UnitsFailed as soon as more units failed than the run may lose; OSError for a disk that
+        takes no more.
+        """
 
 
 class UnitsFailed(RuntimeError):
@@ -27,43 +89,45 @@ class UnitsFailed(RuntimeError):
 class State:
     """What is still to do and what has gone wrong."""
 
-    def __init__(self, units, settings, total, progress):
+    def __init__(
+        self, units: Sequence[Unit], settings: WorkerSettings, total: int, progress: Progress
+    ) -> None:
         self.units, self.settings, self.total, self.progress = units, settings, total, progress
-        self.queue, self.tries, self.failed = deque(range(len(units))), {}, {}
+        self.queue = deque(range(len(units)))
+        self.tries: dict[int, int] = {}
+        self.failed: dict[int, str] = {}
 
-    def made(self, number):
+    def made(self, number: int) -> None:
         self.progress.advance(len(self.units[number]))
 
-    def again(self, number):
+    def again(self, number: int) -> None:
         """Try a unit once more though nothing is known against it: it was beside one whose
         worker died."""
         self.tries.setdefault(number, 0)
         self.queue.append(number)
 
-    def alone(self, number) -> bool:
+    def alone(self, number: int) -> bool:
         """Whether a unit is made with no other in the same process: it was there when something
         went wrong."""
         return number in self.tries
 
-    def lost(self, number, error, cause=None, final=False):
+    def lost(
+        self, number: int, error: str, cause: BaseException | None = None, final: bool = False
+    ) -> None:
         """A unit failed once more: again later, or quarantined (if ``final``, at once)."""
         self.tries[number] = self.tries.get(number, 0) + 1
-        again = self.tries[number] < self.settings.attempts and not final
-        self.progress.fail(
-            f"unit {self.units[number][0].unit}, attempt {self.tries[number]}: {error}"
-        )
-        if again:
-            return self.queue.append(number)
+        name = self.units[number][0].unit
+        self.progress.fail(f"unit {name}, attempt {self.tries[number]}: {error}")
+        if self.tries[number] < self.settings.attempts and not final:
+            self.queue.append(number)
+            return
         self.failed[number] = error
         if len(self.failed) > self.settings.max_failed * self.total:
-            shown = [
-                f"unit {self.units[n][0].unit}: {text[:500]}"
-                for n, text in list(self.failed.items())[:SHOWN]
-            ]
+            first = list(self.failed.items())[:SHOWN]
+            shown = [f"unit {self.units[n][0].unit}: {text[:500]}" for n, text in first]
             raise UnitsFailed(
                 f"{len(self.failed)} of {self.total} units failed {self.settings.attempts} times, "
-                "more than "
-                f"executor.max_failed={self.settings.max_failed} allows:\n  "
+                f"more than executor.max_failed={self.settings.max_failed} allows:\n  "
                 + "\n  ".join(shown)
                 + "\nEverything else is kept; the same command tries them again"
             ) from cause
@@ -72,48 +136,42 @@ class State:
 def ends_run(error: BaseException) -> bool:
     """Whether no further unit is tried after ``error``: the disk takes no more, or it is no
     error of a unit at all."""
-    return not isinstance(error, Exception) or (
-        isinstance(error, OSError) and error.errno in CANNOT_WRITE
-    )
+    full = isinstance(error, OSError) and error.errno in CANNOT_WRITE
+    return full or not isinstance(error, Exception)
 
 
-def answer(call) -> tuple:
+def answer(call: Callable[[], object]) -> Answer:
     """Of a call: ("done", what it returns), ("failed", error), or ("cannot write", arguments of
     an OSError)."""
     try:
         return "done", call()
     except Exception as error:
-        if ends_run(error):
+        if isinstance(error, OSError) and ends_run(error):
             return "cannot write", (error.errno, error.strerror, error.filename)
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return (
-            "failed",
-            f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})",
-        )
+        place = f"{os.path.basename(where.filename)}:{where.lineno}"
+        return "failed", f"{type(error).__name__}: {error} ({place})"
 
 
-def attempt(work, tools, unit, worker: str) -> tuple:
-    """:func:`answer` for a whole unit: drawn, and then its rest."""
+def attempt(draw: Draw, tools: Any, unit: Unit, worker: str) -> Answer:
+    """:func:`answer` for a whole unit: drawn, and then written."""
 
-    def whole():
-        rest = work(tools, unit, worker)
-        if rest is not None:
-            rest()
+    def whole() -> None:
+        write = draw(tools, unit, worker)
+        if write is not None:
+            write()
 
     return answer(whole)
 
 
 @contextmanager
-def stopped_by_signal():
+def stopped_by_signal() -> Iterator[None]:
     """SIGTERM (a batch system's end of time) drops the unit under way like Ctrl-C does, with
     exit code 143."""
 
-    def stop(*_):
-        print(
-            "terminated: what is finished is kept. The same command goes on from here.",
-            file=sys.stderr,
-            flush=True,
-        )
+    def stop(*_: object) -> None:
+        text = "terminated: what is finished is kept. The same command goes on from here."
+        print(text, file=sys.stderr, flush=True)
         sys.exit(EXIT["terminated"])
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,11 @@
 """One of several drivers that share a plan."""
 
 import os
+from typing import Any
 
+from dd.execution.base import Unit
 from dd.execution.local import Local
+from dd.execution.settings import ShardSettings
 
 
 class Shard(Local):
@@ -14,45 +17,47 @@ class Shard(Local):
     again).
     """
 
-    def __init__(self, index: int | None = None, count: int | None = None, **settings):
+    Settings = ShardSettings
+    settings: ShardSettings
+
+    def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        found, self.local_rank = _place(count), None
+        index, count = self.settings.index, self.settings.count
+        found = _place(count)
         index, count = found[0] if index is None else index, found[1] if count is None else count
-        if type(index) is not int or type(count) is not int or not 0 <= index < count:
+        if index is None or count is None or not 0 <= index < count:
             raise ValueError(
                 f"executor.index={index}, executor.count={count}: expected 0 <= index < count. "
-                "Give both, or start it as a "
-                "SLURM array task (SLURM_ARRAY_TASK_ID) or with torchrun (RANK, WORLD_SIZE)"
+                "Give both, or start it as a SLURM array task (SLURM_ARRAY_TASK_ID) or with "
+                "torchrun (RANK, WORLD_SIZE)"
             )
         self.shard = index, count
-        if "SLURM_ARRAY_TASK_ID" not in os.environ:
-            self.local_rank = os.environ.get("LOCAL_RANK")
 
     def places(self, device: str) -> list[str]:
-        if (
-            device == "cuda" and self.local_rank is not None and self.devices is None
-        ):  # torchrun: a process for each GPU
-            device = f"cuda:{self.local_rank}"
-        return super().places(device)
+        rank = None if "SLURM_ARRAY_TASK_ID" in os.environ else os.environ.get("LOCAL_RANK")
+        own_gpu = device == "cuda" and rank is not None and self.settings.devices is None
+        return super().places(f"cuda:{rank}" if own_gpu else device)  # of torchrun
 
-    def share(self, units: list) -> list:
-        return units[self.shard[0] :: self.shard[1]]
+    def share(self, units: list[Unit]) -> list[Unit]:
+        index, count = self.shard or (0, 1)
+        return units[index::count]
 
     def name(self, worker: int) -> str:
-        return "{}of{}".format(*self.shard) + (f"-{worker}" if worker else "")
+        return "{}of{}".format(*self.shard or (0, 1)) + (f"-{worker}" if worker else "")
 
 
-def _place(count) -> tuple:
+def _number(key: str) -> int | None:
+    """Of the environment."""
+    value = os.environ.get(key, "")
+    return int(value) if value.isdecimal() else None
+
+
+def _place(count: int | None) -> tuple[int | None, int | None]:
     """(index, count) that the environment names, or Nones."""
-
-    def get(key, default=None):
-        return int(os.environ[key]) if os.environ.get(key, "").isdecimal() else default
-
-    task = get("SLURM_ARRAY_TASK_ID")
+    task = _number("SLURM_ARRAY_TASK_ID")
     if task is None:
-        return get("RANK"), get("WORLD_SIZE")
+        return _number("RANK"), _number("WORLD_SIZE")
     if count is not None:
         return task, count
-    return (task - get("SLURM_ARRAY_TASK_MIN", 0)) // get("SLURM_ARRAY_TASK_STEP", 1), get(
-        "SLURM_ARRAY_TASK_COUNT"
-    )
+    first, step = _number("SLURM_ARRAY_TASK_MIN") or 0, _number("SLURM_ARRAY_TASK_STEP") or 1
+    return (task - first) // step, _number("SLURM_ARRAY_TASK_COUNT")

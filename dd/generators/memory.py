@@ -5,10 +5,8 @@ from pathlib import Path
 
 import torch
 
-SHARE = {
-    "cuda": 0.85,
-    "cpu": 0.5,
-}  # of what is free: other batches may need a little more, and a CPU's memory is everyone's
+# of what is free: other batches may need a little more, and a CPU's memory is everyone's
+SHARE = {"cuda": 0.85, "cpu": 0.5}
 CEILING = 64
 STATUS = Path("/proc/self/status")
 
@@ -42,17 +40,13 @@ def budget_bytes(device: str = "cpu") -> int:
             "unit_size=auto measures memory on CUDA devices and on the CPU of Linux; give a "
             "number, as unit_size=4"
         )
-    return _kilobytes(STATUS, "VmRSS") * 1024 + int(
-        SHARE[kind] * _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
-    )
+    free = _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
+    return _kilobytes(STATUS, "VmRSS") * 1024 + int(SHARE[kind] * free)
 
 
 def _kilobytes(path: Path, name: str) -> int:
-    return next(
-        int(line.split()[1])
-        for line in path.read_text().splitlines()
-        if line.startswith(f"{name}:")
-    )
+    lines = path.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def largest_batch(
@@ -68,13 +62,12 @@ def largest_batch(
     if held[-1] > budget:
         raise ValueError(
             f"one image needs {held[-1] / 1e9:.1f} GB and there are {budget / 1e9:.1f} GB: "
-            "diffusion.vae_slicing=true, "
-            "diffusion.offload=model or a smaller diffusion.size need less"
+            "diffusion.vae_slicing=true, diffusion.offload=model or a smaller diffusion.size need "
+            "less"
         )
     while batch * 2 <= ceiling:
-        growth = (held[-1] - held[-2]) * (
-            1 if batch == 1 else 2
-        )  # base, 1, 2, 4, 8 images: steps of 1, 1, 2, 4
+        # base, 1, 2, 4, 8 images: steps of 1, 1, 2, 4
+        growth = (held[-1] - held[-2]) * min(batch, 2)
         if held[-1] + growth > budget:
             break
         held.append(peak(batch * 2))

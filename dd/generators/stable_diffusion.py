@@ -1,7 +1,8 @@
 """The generator: prompts in, images and the heat maps of their classes out."""
 
-import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -10,20 +11,19 @@ from diffusers import DDPMScheduler
 from dd.attention import maths as attention
 from dd.generators import loading, memory, speed
 from dd.generators.adapter import find_adapter, merge
-from dd.generators.recorder import AttentionRecorder, attention_sides, choose_side
+from dd.generators.recorder import AttentionRecorder, Reading, attention_sides, choose_side
+from dd.generators.settings import GeneratorSettings
 from dd.masks.threshold import flat
 from dd.prompts.prompt import class_words, token_spans, word_places
+from dd.store.samples import Sample
 
-SWITCH = {"on": True, "off": False, True: True, False: False}  # YAML reads a bare on as true
-MOST_STEPS, MOST_POWER = 1000, 64
-WORDS = ("appended", "caption")  # of the full prompt, at which its attention can be read
-
-
-OPENRAIL_M = {
+Terms: TypeAlias = dict[str, str | None]
+OPENRAIL_M: Terms = {
     "licence": "CreativeML OpenRAIL-M",
     "link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
 }
-TERMS = {  # of models named by their hub id, whatever configuration they are named in
+# of models named by their hub id, whatever configuration they are named in
+TERMS: dict[str, Terms] = {
     "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
     "stabilityai/stable-diffusion-xl-base-1.0": {
@@ -37,181 +37,79 @@ class StableDiffusion:
     """A Stable Diffusion checkpoint (1.x, 2.x, XL, or the embedded one) that makes images and the
     heat maps of their classes.
 
-    ``model``: ``embedded``, a local folder in diffusers format, or a hub id (with ``revision``, a
-    commit if ``require_revision``); safetensors only, of ``variant`` (``fp16`` where a folder holds
-    nothing else). ``scheduler``: a diffusers scheduler class name, or None for the checkpoint's
-    own. ``size``: side of the image in pixels, None for the checkpoint's own. ``cross_resolution``
-    and ``self_resolution``: side of the attention maps that are read, None for a quarter and a half
-    of the latent (SD at 512 px: 16 and 32; XL at 1024 px: 32 and 64); heat has the side of the
-    latter. ``max_power``: heat is kept for the powers 0 ... max_power; ``full_prompt``: keep the
-    maps of words of the full prompt too (ablations): ``appended``, the class words behind the
-    caption; ``caption``, the caption's own; True, both, or the caption's own where none are
-    appended. ``cross_layers`` and ``cross_heads``: the cross-attention layers (by the beginning of
-    their names) and heads that are read, None for all of that resolution; ``capture_every``:
-    attention is read in each so-manieth step only, from the first on. ``safety_checker``: the
-    checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload`` (``none`` or ``model``)
-    save GPU memory; ``channels_last``, ``fused_projections`` and ``compile``
-    (:mod:`dd.generators.speed`) save time and round otherwise. ``truncate``: pixels become bytes by
-    cutting off what is behind the point, not by rounding. ``licence`` and ``link``: of the weights,
-    for the data card. ``adapter``: a run folder of train.py or a file of LoRA weights, added
-    ``adapter_weight`` times to the checkpoint's own (:mod:`dd.generators.adapter`).
+    An :class:`dd.generators.base.Generator`; the settings are those of
+    :class:`dd.generators.settings.GeneratorSettings`.
     """
 
-    def __init__(
-        self,
-        model: str | None = "embedded",
-        revision: str | None = None,
-        variant: str | None = None,
-        require_revision: bool = False,
-        device: str = "cpu",
-        dtype: str = "float32",
-        steps: int = 25,
-        guidance: float = 7.5,
-        negative_prompt: str = "",
-        scheduler: str | None = "DPMSolverMultistepScheduler",
-        size: int | None = None,
-        cross_resolution: int | None = None,
-        self_resolution: int | None = None,
-        max_power: int = 8,
-        full_prompt: bool | str = False,
-        cross_layers: list[str] | None = None,
-        cross_heads: list[int] | None = None,
-        capture_every: int = 1,
-        safety_checker: bool | str = "off",
-        vae_slicing: bool = False,
-        offload: str = "none",
-        channels_last: bool = False,
-        fused_projections: bool = False,
-        compile: bool = False,
-        licence: str | None = None,
-        link: str | None = None,
-        adapter: str | None = None,
-        adapter_weight: float = 1.0,
-        truncate: bool = False,
-    ):
-        if adapter is None and adapter_weight != 1:
-            raise ValueError(
-                f"diffusion.adapter_weight={adapter_weight} has no effect without "
-                "diffusion.adapter=<run or file>"
-            )
-        found = None if adapter is None else find_adapter(adapter)
-        if safety_checker not in SWITCH:
-            raise ValueError(f"diffusion.safety_checker={safety_checker!r}; allowed: on, off")
-        if offload not in ("none", "model"):
-            raise ValueError(f"diffusion.offload={offload!r}; allowed: none, model")
-        if not 1 <= steps <= MOST_STEPS or not 0 <= max_power <= MOST_POWER:
-            raise ValueError(
-                f"diffusion: got steps={steps}, max_power={max_power}; expected 1 to {MOST_STEPS} "
-                "steps (those of the "
-                f"training) and a max_power of 0 to {MOST_POWER} (the heat of each power is kept)"
-            )
-        if full_prompt not in (False, True, *WORDS):
-            allowed = "false, true (all words), " + ", ".join(WORDS)
-            raise ValueError(f"diffusion.full_prompt={full_prompt!r}; allowed: {allowed}")
-        if type(guidance) not in (int, float) or not math.isfinite(guidance):
-            raise ValueError(f"diffusion.guidance={guidance!r}: expected a number, such as 7.5")
-        if size is not None and (type(size) is not int or size < 1):
-            raise ValueError(
-                f"diffusion.size={size!r}: expected the side in pixels, a whole number: images "
-                "are square"
-            )
-        if type(capture_every) is not int or not 1 <= capture_every <= steps:
-            raise ValueError(
-                f"diffusion.capture_every={capture_every!r}: expected a whole number from 1 to "
-                f"steps={steps}"
-            )
-        checker = SWITCH[safety_checker]
-        self.device, self.steps, self.guidance, self.negative_prompt = (
-            device,
-            steps,
-            guidance,
-            negative_prompt,
+    Settings = GeneratorSettings
+
+    def __init__(self, device: str = "cpu", **settings: Any) -> None:
+        self.device, self.settings = device, GeneratorSettings(**settings)
+        given = self.settings
+        self.steps = given.steps
+        adapter = None if given.adapter is None else find_adapter(given.adapter)
+        own = {"licence": given.licence, "link": given.link}
+        self.terms = TERMS.get(given.model or "", own)
+        self.checkpoint = loading.find(
+            given.model, given.revision, given.variant, given.checked, given.require_revision
         )
-        self.max_power, self.full_prompt, self.truncate = max_power, full_prompt, truncate
-        self.cross_layers, self.cross_heads, self.capture_every = (
-            cross_layers,
-            cross_heads,
-            capture_every,
-        )
-        self.terms = TERMS.get(model) or {"licence": licence, "link": link}
-        self.checkpoint = loading.find(model, revision, variant, checker, require_revision)
-        self.pipe = loading.load(self.checkpoint, dtype, variant, checker)
+        self.pipe = loading.load(self.checkpoint, given.dtype, given.variant, given.checked)
         self.pipe.set_progress_bar_config(disable=True)
-        if found is not None:
-            merge(self.pipe, found, adapter_weight, self.checkpoint.sha256())
+        self.adapted: dict[str, Any] = {}
+        if adapter is not None:
+            merge(self.pipe, adapter, given.adapter_weight, self.checkpoint.sha256())
+            self.adapted["adapter_sha256"] = adapter.sha256()
+            self.adapted["adapter_weight"] = given.adapter_weight
         self.unet, self.vae = self.pipe.unet, self.pipe.vae
-        self.tokenizers = [
-            t
-            for t in (self.pipe.tokenizer, getattr(self.pipe, "tokenizer_2", None))
-            if t is not None
-        ]
-        if scheduler is not None:
-            self.pipe.scheduler = loading.choose_scheduler(scheduler, self.pipe.scheduler)
-        factor = self.pipe.vae_scale_factor
-        self.size = size or self.unet.config.sample_size * factor
-        if self.size % max(8, factor) or self.size < 0:
-            raise ValueError(f"diffusion.size={size}: must be a multiple of {max(8, factor)}")
+        both = self.pipe.tokenizer, getattr(self.pipe, "tokenizer_2", None)
+        self.tokenizers = [t for t in both if t is not None]
+        if given.scheduler is not None:
+            self.pipe.scheduler = loading.choose_scheduler(given.scheduler, self.pipe.scheduler)
+        self._choose_sides()
+        self._place()
+
+    def _choose_sides(self) -> None:
+        """Of the image and of the attention maps."""
+        given, factor = self.settings, self.pipe.vae_scale_factor
+        self.size = given.size or self.unet.config.sample_size * factor
+        if self.size % max(8, factor):
+            raise ValueError(f"diffusion.size={given.size}: must be a multiple of {max(8, factor)}")
         latent = self.size // factor
         sides = attention_sides(self.unet, latent)
-        self.cross_resolution = choose_side("cross", cross_resolution, sides["cross"], latent)
-        self.self_resolution = choose_side("self", self_resolution, sides["self"], latent)
-        self.settings = {
-            "model": model,
-            "revision": self.checkpoint.commit or revision,
-            "dtype": dtype,
-            "steps": steps,
-            "guidance": guidance,
-            "negative_prompt": negative_prompt,
-            "scheduler": scheduler,
-            "size": size,
-            "cross_resolution": self.cross_resolution,
-            "self_resolution": self.self_resolution,
-            "max_power": max_power,
-            "full_prompt": full_prompt,
-            "heat_dtype": "float32",
-        }
-        # Younger settings are named only where they change something: sets made before they existed
-        # can be gone on with.
-        self.settings |= {"safety_checker": "on"} if checker else {}
-        self.settings |= {"vae_slicing": True} if vae_slicing else {}
-        faster = {
-            "channels_last": channels_last,
-            "fused_projections": fused_projections,
-            "compile": compile,
-        }
-        self.settings |= {name: True for name, wanted in faster.items() if wanted}
-        self.settings |= {"cross_layers": cross_layers} if cross_layers is not None else {}
-        self.settings |= {"cross_heads": cross_heads} if cross_heads is not None else {}
-        self.settings |= {"capture_every": capture_every} if capture_every > 1 else {}
-        self.settings |= {"truncate": True} if truncate else {}
-        if found is not None:
-            self.settings |= {
-                "adapter_sha256": found.sha256(),
-                "adapter_weight": float(adapter_weight),
-            }
-        if vae_slicing:
-            self.vae.enable_slicing()
-        if offload == "model":
-            self.pipe.enable_model_cpu_offload(device=device)
-        else:
-            self.pipe.to(device)
-        if channels_last:
-            speed.channels_last(self.pipe)
-        if fused_projections:
-            speed.fuse_projections(self.pipe)
-        if compile:
-            speed.compile_blocks(self.pipe)
+        self.cross_resolution = choose_side("cross", given.cross_resolution, sides["cross"], latent)
+        self.self_resolution = choose_side("self", given.self_resolution, sides["self"], latent)
 
-    def identity(self) -> dict:
+    def _place(self) -> None:
+        """Onto the device, with what saves memory or time."""
+        given = self.settings
+        if given.vae_slicing:
+            self.vae.enable_slicing()
+        if given.offload == "model":
+            self.pipe.enable_model_cpu_offload(device=self.device)
+        else:
+            self.pipe.to(self.device)
+        for wanted, apply in (
+            (given.channels_last, speed.channels_last),
+            (given.fused_projections, speed.fuse_projections),
+            (given.compile, speed.compile_blocks),
+        ):
+            if wanted:
+                apply(self.pipe)
+
+    def identity(self) -> dict[str, Any]:
         """What decides a pixel or a heat value, for run.json: the settings, the weights' hash,
         device type, threads."""
-        device = {"device": torch.device(self.device).type, "threads": torch.get_num_threads()}
-        scheduler = loading.plain(self.pipe.scheduler.config)
         return {
-            **self.settings,
-            "scheduler_config": scheduler,
+            **self.settings.identity(),
+            "revision": self.checkpoint.commit or self.settings.revision,
+            "cross_resolution": self.cross_resolution,
+            "self_resolution": self.self_resolution,
+            "heat_dtype": "float32",
+            **self.adapted,
+            "scheduler_config": loading.plain(self.pipe.scheduler.config),
             "weights_sha256": self.checkpoint.sha256(),
-            **device,
+            "device": torch.device(self.device).type,
+            "threads": torch.get_num_threads(),
         }
 
     # -------------------------------------------------------------------------------------- prompts
@@ -225,7 +123,7 @@ class StableDiffusion:
         """Tokens of a prompt, special ones included, nothing cut off."""
         return max(len(t(text).input_ids) for t in self.tokenizers)
 
-    def _offsets(self, text: str):
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
         """Character span of each token; ValueError if two tokenizers differ, since their states
         are joined by position."""
         limit = {"truncation": True, "max_length": self.token_limit}
@@ -239,7 +137,7 @@ class StableDiffusion:
             )
         return each[0]
 
-    def spans(self, sample) -> dict[str, list[list[int]]]:
+    def spans(self, sample: Sample) -> dict[str, list[list[int]]]:
         """Token positions of each class of a sample by source (``dd.masks.threshold.SOURCES``),
         those of the full prompt as far as they are captured; those of all its words where a class
         is appended more than once.
@@ -249,10 +147,11 @@ class StableDiffusion:
         words = class_words(sample.class_prompt, sample.classes)
         offsets = self._offsets(sample.class_prompt)
         spans = {"class_prompt": token_spans(sample.class_prompt, words, offsets)}
-        if self.full_prompt:
+        full = self.settings.full_prompt
+        if full:
             places = word_places(sample.prompt, sample.class_prompt)
             offsets = self._offsets(sample.prompt)
-            for where in places if self.full_prompt is True else [self.full_prompt]:
+            for where in places if full is True else [full]:
                 if where not in places:
                     raise ValueError(
                         f"no class words are appended to {sample.prompt!r}: prompts.append=true "
@@ -280,90 +179,84 @@ class StableDiffusion:
 
     # ------------------------------------------------------------------------------------ attention
 
-    def _recorder(self, samples, every=1):
+    def _recorder(self, samples: Sequence[Sample], every: int = 1) -> AttentionRecorder:
+        given = self.settings
         states, _ = self.encode([s.class_prompt for s in samples])
-        return AttentionRecorder(
-            self.unet,
-            states,
-            self.cross_resolution,
-            self.self_resolution,
-            bool(self.full_prompt),
-            self.cross_layers,
-            self.cross_heads,
-            every,
-        )
+        reading = Reading(bool(given.full_prompt), given.cross_layers, given.cross_heads, every)
+        sides = self.cross_resolution, self.self_resolution
+        return AttentionRecorder(self.unet, states, *sides, reading)
 
-    def _heat(self, recorder, spans) -> list[dict[str, np.ndarray]]:
+    def _heat(
+        self, recorder: AttentionRecorder, spans: Iterable[Mapping[str, list[list[int]]]]
+    ) -> list[dict[str, np.ndarray]]:
         recorder.check()
         cross, self_attention = recorder.cross, recorder.self_attention
 
-        def maps(i, source, positions):
+        def maps(i: int, source: str, positions: list[list[int]]) -> np.ndarray:
             cross_NT = cross["class_prompt" if source == "class_prompt" else "full_prompt"][i]
-            return attention.heat_maps(
-                cross_NT, self_attention[i], positions, self.max_power
-            ).numpy()
+            power = self.settings.max_power
+            return attention.heat_maps(cross_NT, self_attention[i], positions, power).numpy()
 
         return [{s: maps(i, s, at) for s, at in each.items()} for i, each in enumerate(spans)]
 
     # ----------------------------------------------------------------------------------- generation
 
-    def largest_batch(self, sample) -> int:
+    def largest_batch(self, sample: Sample) -> int:
         """The largest batch that fits into memory, attention recorded
         (:func:`dd.generators.memory.largest_batch`); measured on copies of ``sample`` with as
         few steps as hold everything that a whole generation holds."""
         budget, steps = memory.budget_bytes(self.device), self.steps
 
-        def peak(batch):
+        def peak(batch: int) -> int:
             memory.reset_peak(self.device)
             self.generate([sample] * batch)
             return memory.peak_bytes(self.device)
 
-        self.steps = min(steps, self.capture_every + 1)
+        self.steps = min(steps, self.settings.capture_every + 1)
         try:
             memory.reset_peak(self.device)
             return memory.largest_batch(peak, memory.peak_bytes(self.device), budget)
         finally:
             self.steps = steps
 
-    def generate(self, samples, capture: bool = True):
+    def generate(
+        self, samples: Sequence[Sample], capture: bool = True
+    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], list[str | None]]:
         """(images uint8 [B, size, size, 3]; per sample, heat float64 [K, P, r, r] by source
         (``dd.masks.threshold.SOURCES``), nothing without ``capture``; per sample, what is wrong
         with its image or None, see :func:`faults`). Noise comes from each sample's own seed."""
+        given = self.settings
         spans = [self.spans(s) for s in samples]
-        recorder = self._recorder(samples, self.capture_every) if capture else nullcontext()
+        recorder = self._recorder(samples, given.capture_every) if capture else None
 
-        def after_step(pipe, step, timestep, tensors):
-            if capture and step == 0:
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+            if recorder is not None and step == 0:
                 recorder.check()
             return tensors
 
-        with recorder:
+        # None and not "": XL's own setting for an empty prompt is zeros, not the states of an empty
+        # text
+        negative = [given.negative_prompt] * len(samples) if given.negative_prompt else None
+        with recorder or nullcontext():
             made = self.pipe(
                 prompt=[s.prompt for s in samples],
-                # None and not "": XL's own setting for an empty prompt is zeros, not the states of
-                # an empty text
-                negative_prompt=[self.negative_prompt] * len(samples)
-                if self.negative_prompt
-                else None,
+                negative_prompt=negative,
                 generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
                 num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
+                guidance_scale=given.guidance,
                 height=self.size,
                 width=self.size,
                 output_type="pt",
                 callback_on_step_end=after_step,
             )
-        heat = self._heat(recorder, spans) if capture else []
-        pixels, finite, constant = eight_bit(made.images, self.truncate)
-        return (
-            pixels,
-            heat,
-            faults(finite, constant, heat, getattr(made, "nsfw_content_detected", None)),
-        )
+        heat = self._heat(recorder, spans) if recorder is not None else []
+        pixels, finite, constant = eight_bit(made.images, given.truncate)
+        flagged = getattr(made, "nsfw_content_detected", None)
+        return pixels, heat, faults(finite, constant, heat, flagged)
 
     @torch.no_grad()
     def read_real(
-        self, images: np.ndarray, samples, timesteps: list[int], seed: int = 0
+        self, images: np.ndarray, samples: Sequence[Sample], timesteps: list[int], seed: int = 0
     ) -> list[dict[str, np.ndarray]]:
         """Heat of *real* images uint8 [B, size, size, 3]: noised to each timestep (0 ... 999),
         shown to the UNet with their prompt, attention read as in generation. Compared with exact
@@ -374,18 +267,15 @@ class StableDiffusion:
         states, pooled = self.encode([s.prompt for s in samples])
         added = None
         if pooled is not None:  # XL is told the size of the picture and where it was cropped
-            times = torch.tensor(
-                [[self.size, self.size, 0, 0, self.size, self.size]] * len(samples)
-            ).to(pooled)
-            added = {"text_embeds": pooled, "time_ids": times}
+            times = [[self.size, self.size, 0, 0, self.size, self.size]] * len(samples)
+            added = {"text_embeds": pooled, "time_ids": torch.tensor(times).to(pooled)}
         generator = torch.Generator().manual_seed(seed)
         with self._recorder(samples) as recorder:
             for t in timesteps:
                 noise = torch.randn(latents.shape, generator=generator).to(latents)
                 step = torch.full((len(samples),), t, device=self.device)
-                self.unet(
-                    noiser.add_noise(latents, noise, step), step, states, added_cond_kwargs=added
-                )
+                noised = noiser.add_noise(latents, noise, step)
+                self.unet(noised, step, states, added_cond_kwargs=added)
         return self._heat(recorder, spans)
 
     def _latents(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -395,17 +285,16 @@ class StableDiffusion:
         if half:
             self.vae.to(torch.float32)
         try:
-            latents = (
-                self.vae.encode(pixels.to(self.vae.dtype) / 127.5 - 1).latent_dist.mean
-                * self.vae.config.scaling_factor
-            )
+            found = self.vae.encode(pixels.to(self.vae.dtype) / 127.5 - 1).latent_dist.mean
+            return (found * self.vae.config.scaling_factor).to(self.unet.dtype)
         finally:
             if half:
                 self.vae.to(torch.float16)
-        return latents.to(self.unet.dtype)
 
 
-def eight_bit(images_BCHW: torch.Tensor, truncate: bool = False):
+def eight_bit(
+    images_BCHW: torch.Tensor, truncate: bool = False
+) -> tuple[np.ndarray, list[bool], list[bool]]:
     """(uint8 [B, H, W, C] of images in [0, 1], rounded or with ``truncate`` cut off; whether each
     is finite [bool]; whether each is of one colour [bool]); on the images' device, which then sends
     a byte for each value."""
@@ -416,18 +305,26 @@ def eight_bit(images_BCHW: torch.Tensor, truncate: bool = False):
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.tolist(), constant.tolist()
 
 
-def faults(finite: list[bool], constant: list[bool], heat, flagged) -> list[str | None]:
+def faults(
+    finite: list[bool],
+    constant: list[bool],
+    heat: Sequence[Mapping[str, np.ndarray]],
+    flagged: Sequence[bool] | None,
+) -> list[str | None]:
     """What is wrong with each image (or None): ``safety checker`` blacked it out, ``not finite``
     (a pixel or a heat value, overflow in half precision), ``constant`` (one colour), ``empty
     mask`` (the maps of all its classes are flat at a power and source, whose mask would be
     background)."""
-    found = []
-    for i, whole in enumerate(finite):
+
+    def fault(i: int) -> str | None:
+        maps = heat[i].values() if heat else ()
         if flagged is not None and flagged[i]:
-            found.append("safety checker")
-        elif not whole or not all(np.isfinite(m).all() for m in (heat[i].values() if heat else ())):
-            found.append("not finite")
-        else:
-            empty = heat and any(flat(torch.from_numpy(m)).all(0).any() for m in heat[i].values())
-            found.append("constant" if constant[i] else "empty mask" if empty else None)
-    return found
+            return "safety checker"
+        if not finite[i] or not all(np.isfinite(m).all() for m in maps):
+            return "not finite"
+        if constant[i]:
+            return "constant"
+        empty = any(flat(torch.from_numpy(m)).all(0).any() for m in maps)
+        return "empty mask" if empty else None
+
+    return [fault(i) for i in range(len(finite))]

@@ -4,26 +4,31 @@ Shape letters: K classes of a sample, P powers, r side of the heat map, H W imag
 the taxonomy with background, S settings.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import model_validator
 
+from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 
 # How a generator's attention is read: mask settings that were chosen for one reading fit no other.
 READING = ("cross_resolution", "self_resolution", "cross_layers", "cross_heads")
 # Which words attention is read at: those of the class prompt, which is encoded by itself, or in the
 # prompt the image is made from (the full prompt) the appended ones or the caption's own.
-SOURCES = ("class_prompt", "full_prompt_appended", "full_prompt_caption")
+Source = Literal["class_prompt", "full_prompt_appended", "full_prompt_caption"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+Heat: TypeAlias = np.ndarray | torch.Tensor  # [K, P, r, r]
 FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
 
 
-@dataclass(frozen=True)
-class MaskSettings:
+class MaskSettings(Settings):
     """How heat becomes a mask. Defaults are the paper's: power 4, class from 0.6, uncertain from
     0.5 to 0.6.
 
@@ -33,26 +38,26 @@ class MaskSettings:
     ``class_prompt`` or, for ablations, others.
     """
 
-    power: int = 4
-    threshold: float = 0.6
-    band: float = 0.1
-    source: str = "class_prompt"
+    noun = "masks"
 
-    def __post_init__(self):
-        if not (isinstance(self.power, int) and self.power >= 0):
-            raise ValueError(f"masks.power must be a whole number >= 0, got {self.power!r}")
-        if not 0 < self.threshold <= 1 or not 0 <= self.band < self.threshold:
+    power: Natural = 4
+    threshold: Annotated[float, Gt(0), Le(1)] = 0.6
+    band: Annotated[float, Ge(0), Lt(1)] = 0.1
+    source: Source = "class_prompt"
+
+    @model_validator(mode="after")
+    def _band_below_threshold(self) -> Self:
+        if self.band >= self.threshold:
             raise ValueError(
-                "masks: need 0 < threshold <= 1 and 0 <= band < threshold, got "
-                f"threshold={self.threshold}, band={self.band}"
+                f"masks.band={self.band}: expected less than masks.threshold={self.threshold}"
             )
-        if self.source == "full_prompt":
-            raise ValueError(
-                "masks.source=full_prompt does not say which of its words: full_prompt_appended "
-                "(the class words behind the caption, what it was before) or full_prompt_caption"
-            )
-        if self.source not in SOURCES:
-            raise ValueError(f"masks.source={self.source!r}; allowed: {', '.join(SOURCES)}")
+        return self
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """The scores from which a pixel is of its strongest class, and from which it is no
+        background."""
+        return self.threshold, self.threshold - self.band
 
 
 def flat(maps: torch.Tensor) -> torch.Tensor:
@@ -71,57 +76,72 @@ def normalise(maps_Krr: torch.Tensor) -> torch.Tensor:
 def _bicubic(side: int, length: int) -> torch.Tensor:
     """The linear map [length, side] that bicubic interpolation is along one axis."""
     unit = torch.eye(side).view(side, 1, side, 1)
-    return (
-        F.interpolate(unit, size=(length, 1), mode="bicubic", align_corners=False)
-        .view(side, length)
-        .T.contiguous()
-    )
+    resized = F.interpolate(unit, size=(length, 1), mode="bicubic", align_corners=False)
+    return resized.view(side, length).T.contiguous()
 
 
 def resize(maps_Krr: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bicubic resize of maps [K, r, r] to [K, H, W], as torch's, by two thin matrix products:
     several times as fast."""
-    height, width = (
-        _bicubic(side, n).to(maps_Krr) for side, n in zip(maps_Krr.shape[1:], size, strict=True)
-    )
+    sides = zip(maps_Krr.shape[1:], size, strict=True)
+    height, width = (_bicubic(side, length).to(maps_Krr) for side, length in sides)
     return height @ (maps_Krr @ width.T)
 
 
-def scores(heat_KPrr, power: int, size: tuple[int, int]) -> torch.Tensor:
+def scores(heat_KPrr: Heat, power: int, size: tuple[int, int]) -> torch.Tensor:
     """Class scores float32 [K, H, W]: the chosen power, min-max per class (in float64, as contrast
     may be small beside the level), bicubic to ``size`` (H, W)."""
     heat = np.asarray(heat_KPrr)
     if power >= heat.shape[1]:
         raise ValueError(
             f"masks.power={power} is not stored in this data set: it holds powers 0 to "
-            f"{heat.shape[1] - 1}. "
-            "Choose one of them, or generate with a larger diffusion.max_power"
+            f"{heat.shape[1] - 1}. Choose one of them, or generate with a larger "
+            "diffusion.max_power"
         )
     return resize(normalise(torch.from_numpy(heat[:, power].astype(np.float64))).float(), size)
 
 
-def to_mask(heat_KPrr, class_ids, size: tuple[int, int], settings: MaskSettings) -> np.ndarray:
-    """Mask uint8 [H, W]: ``class_ids[argmax]`` where the score reaches the threshold, 255 in the
-    band, else 0."""
-    maps_KHW = scores(heat_KPrr, settings.power, size)
-    best, mask = maps_KHW[0].clone(), torch.full(size, class_ids[0], dtype=torch.uint8)
-    for score, value in zip(
-        maps_KHW[1:], class_ids[1:], strict=True
-    ):  # faster than an argmax over so few
-        mask.masked_fill_(score > best, value)
+def strongest(maps_KHW: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the highest score of each pixel, uint8 [H, W] of the ``values`` of the class it is of; the
+    first of several equal ones). Faster than an argmax over so few."""
+    best = maps_KHW[0].clone()
+    which = torch.full(best.shape, values[0], dtype=torch.uint8)
+    for score, value in zip(maps_KHW[1:], values[1:], strict=True):
+        which.masked_fill_(score > best, value)
         torch.maximum(best, score, out=best)
-    mask.masked_fill_(best < settings.threshold, IGNORE)
-    mask.masked_fill_(best < settings.threshold - settings.band, 0)
-    return mask.numpy()
+    return best, which
 
 
-def settings_grid(powers, thresholds, bands, sources) -> tuple[list[MaskSettings], int]:
+def to_mask(
+    heat_KPrr: Heat, class_ids: Sequence[int], size: tuple[int, int], settings: MaskSettings
+) -> np.ndarray:
+    """Mask uint8 [H, W]: the strongest class where its score reaches the threshold, 255 in the
+    band, else 0."""
+    best_HW, mask_HW = strongest(scores(heat_KPrr, settings.power, size), class_ids)
+    sure, known = settings.edges
+    mask_HW.masked_fill_(best_HW < sure, IGNORE)
+    mask_HW.masked_fill_(best_HW < known, 0)
+    return mask_HW.numpy()
+
+
+def settings_grid(
+    powers: Sequence[int],
+    thresholds: Sequence[float],
+    bands: Sequence[float],
+    sources: Sequence[str],
+) -> tuple[list[MaskSettings], int]:
     """All combinations in order, and the number left out because their band is not below their
     threshold.
 
     ValueError names an empty list or the value that no mask can be made with.
     """
-    values = {"power": powers, "threshold": thresholds, "band": bands, "source": sources}
+    values: dict[str, Sequence[Any]] = {
+        "power": powers,
+        "threshold": thresholds,
+        "band": bands,
+        "source": sources,
+    }
+    alone = {"threshold": {"band": 0.0}, "band": {"threshold": 1.0}}
     for key, given in values.items():
         if isinstance(given, str) or not given:
             raise ValueError(
@@ -129,15 +149,13 @@ def settings_grid(powers, thresholds, bands, sources) -> tuple[list[MaskSettings
                 f"sweep.{key}=[...]"
             )
         for value in given:
-            alone = {"threshold": {"band": 0.0}, "band": {"threshold": 1.0}}.get(key, {})
-            if key in ("threshold", "band") and type(value) not in (int, float):
-                raise ValueError(f"sweep.{key}: expected numbers from 0 to 1, got {value!r}")
             try:
-                MaskSettings(**{key: value, **alone})
+                MaskSettings(**{key: value, **alone.get(key, {})})
             except ValueError as error:
                 raise ValueError(f"sweep.{key}={list(given)}: {error}") from None
-    combinations = list(product(*(dict.fromkeys(given) for given in values.values())))
-    possible = [MaskSettings(p, float(t), float(b), s) for p, t, b, s in combinations if b < t]
+    each = (dict.fromkeys(given) for given in values.values())
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in product(*each)]
+    possible = [MaskSettings(**c) for c in combinations if c["band"] < c["threshold"]]
     if not possible:
         raise ValueError(
             f"sweep: no band of {list(bands)} is below a threshold of {list(thresholds)}; nothing "
@@ -147,7 +165,11 @@ def settings_grid(powers, thresholds, bands, sources) -> tuple[list[MaskSettings
 
 
 def count_grid(
-    heat, class_ids, reference_HW: np.ndarray, settings: list[MaskSettings], num_classes: int
+    heat: Mapping[str, Heat],
+    class_ids: Sequence[int],
+    reference_HW: np.ndarray,
+    settings: Sequence[MaskSettings],
+    num_classes: int,
 ) -> np.ndarray:
     """Pixels int64 [S, C, C + 1] of each setting: [class in the reference, class in the mask], the
     last column counts the uncertain ones. Pixels whose reference is 255 are left out.
@@ -161,30 +183,24 @@ def count_grid(
     truth_HW = torch.from_numpy(
         np.where(reference_HW == IGNORE, num_classes, reference_HW).astype(np.int64)
     )
+    height, width = reference_HW.shape
     for source, power in dict.fromkeys((s.source, s.power) for s in settings):
         chosen = [i for i, s in enumerate(settings) if (s.source, s.power) == (source, power)]
-        best_HW, which_HW = scores(heat[source], power, reference_HW.shape).max(0)
-        lower = [settings[i].threshold - settings[i].band for i in chosen]
-        values = np.array(
-            [settings[i].threshold for i in chosen] + lower, np.float32
-        )  # as torch compares them
+        maps_KHW = scores(heat[source], power, (height, width))
+        best_HW, which_HW = strongest(maps_KHW, range(len(class_ids)))
+        sure_known = zip(*(settings[i].edges for i in chosen), strict=True)
+        values = np.array([*sure_known], np.float32)  # as torch compares them
         edges, place = np.unique(values, return_inverse=True)
-        bins_HW = torch.bucketize(
-            best_HW, torch.from_numpy(edges), right=True
-        )  # number of edges that are reached
+        # the number of edges that a score reaches
+        bins_HW = torch.bucketize(best_HW, torch.from_numpy(edges), right=True)
         shape = (num_classes + 1, len(class_ids), len(edges) + 1)
         cells = (truth_HW * shape[1] + which_HW) * shape[2] + bins_HW
-        joint = (
-            torch.bincount(cells.flatten(), minlength=int(np.prod(shape)))
-            .view(shape)[:num_classes]
-            .numpy()
-        )
-        reached = joint[..., ::-1].cumsum(-1)[..., ::-1][
-            ..., 1:
-        ]  # [C, K, edges]: pixels whose score reaches an edge
-        sure, known = np.split(
-            reached[..., place], 2, axis=-1
-        )  # [C, K, chosen]: class given; not background
+        histogram = torch.bincount(cells.flatten(), minlength=int(np.prod(shape)))
+        joint = histogram.view(shape)[:num_classes].numpy()
+        # [C, K, edges]: pixels whose score reaches an edge
+        reached = joint[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]
+        # [C, K, chosen]: class given; not background
+        sure, known = np.split(reached[..., place.reshape(-1)], 2, axis=-1)
         for k, value in enumerate(class_ids):
             counts[chosen, :, value] += sure[:, k].T
         counts[chosen, :, -1] = (known - sure).sum(1).T

@@ -3,7 +3,6 @@ generator, its attention is read as in generation, and the settings win whose ma
 These labels count as used (docs/sweeps.md)."""
 
 from copy import deepcopy  # YAML writes a list that stands in two places as a reference
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +63,7 @@ def calibrate(
         counts.append(_count(heat, data, shown, settings))
     counts_FTCU = np.concatenate(counts, 1)  # F folds, T tries: readings and settings
     rows = [
-        {**reading, **asdict(s), **metrics.with_uncertain(torch.from_numpy(c))}
+        {**reading, **s.identity(), **metrics.with_uncertain(torch.from_numpy(c))}
         for (reading, s), c in zip(tried, counts_FTCU.sum(0), strict=True)
     ]
     best = max(range(len(rows)), key=lambda i: rows[i]["miou"])
@@ -86,7 +85,7 @@ def calibrate(
     }
     labels = label_set(f"{name or data.root.name}/{data.split}", len(data), seed)
     content = {
-        "masks": asdict(chosen),
+        "masks": chosen.identity(),
         "diffusion": reading,
         "chosen_on": declared([labels]),
         "calibration": calibration,
@@ -217,5 +216,5 @@ def _cross_validated(counts_FTCU) -> float | None:
 
 def _paper(rows) -> float | None:
     """mIoU of the paper's fixed settings in the first reading, if the grid holds them."""
-    paper = {k: v for k, v in asdict(MaskSettings()).items() if k != "band"}
+    paper = {k: v for k, v in MaskSettings().identity().items() if k != "band"}
     return next((row["miou"] for row in rows if {k: row[k] for k in paper} == paper), None)

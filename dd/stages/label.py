@@ -4,7 +4,6 @@ generator."""
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +86,7 @@ def label(
     target = folder / DEFAULT_SET
     if mask_set not in (None, DEFAULT_SET):
         target = folder / "masks" / folder_name(mask_set, "mask_set")
-    identity = {"settings": asdict(settings), "heat": fingerprint([hashed[s.id] for s in plan])}
+    identity = {"settings": settings.identity(), "heat": fingerprint([hashed[s.id] for s in plan])}
     if calibration is not None:
         check_calibration(calibration, read_run(folder)["identity"]["generator"])
         identity["calibration"] = calibration

@@ -2,7 +2,6 @@
 to it, the attention is read as in generation, and the masks are compared: the quickest honest
 measure, no image is generated."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,9 @@ def real_heat(
 def score(heat, data: SegmentationFolder, settings: MaskSettings) -> torch.Tensor:
     """Confusion of masks read from ``heat`` with the exact ones. Uncertain pixels count as
     background: nothing is hidden."""
-    certain = MaskSettings(settings.power, settings.threshold, 0.0, settings.source)
+    certain = MaskSettings(
+        power=settings.power, threshold=settings.threshold, band=0.0, source=settings.source
+    )
     confusion = metrics.confusion_matrix(len(data.taxonomy))
     for i, (sample, maps) in enumerate(heat):
         truth = data[i][1]
@@ -96,7 +97,7 @@ def probe(
     heat = real_heat(generator, data, timesteps, append=append, limit=limit)
 
     def miou(**changed):
-        return metrics.miou(score(heat, data, replace(settings, **changed)))
+        return metrics.miou(score(heat, data, MaskSettings(**settings.identity() | changed)))
 
     powers, sources = range(heat[0][1][settings.source].shape[1]), heat[0][1]
     result = {**head, **metrics.summarise(score(heat, data, settings), data.taxonomy.all_names)}

@@ -4,7 +4,6 @@ nothing is generated."""
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
@@ -81,7 +80,7 @@ def sweep(
     settings, left_out = _settings(folder, samples[0], powers, thresholds, bands, sources)
     run = read_own(folder / "run.json", RUN)["identity"]
     identity = {
-        "settings": [asdict(s) for s in settings],
+        "settings": [s.identity() for s in settings],
         "samples": len(samples),
         "heat": heat_sha256,
         "reference": _reference_sha256(reference, samples),
@@ -98,14 +97,14 @@ def sweep(
         partial(count_samples, folder, reference, settings, taxonomy), samples, kept, workers
     )
     table = [
-        {**asdict(s), **metrics.with_uncertain(torch.from_numpy(c))}
+        {**s.identity(), **metrics.with_uncertain(torch.from_numpy(c))}
         for s, c in zip(settings, counts, strict=True)
     ]
     table.sort(key=lambda row: (-row["miou"], row["uncertain"]))
     reading = {k: run["generator"].get(k) for k in READING}
     labels, made = _labels(folder, reference, len(samples))
     result = {
-        "masks": {k: table[0][k] for k in asdict(settings[0])},
+        "masks": {k: table[0][k] for k in settings[0].identity()},
         "diffusion": reading,
         "chosen_on": declared(labels),
         "calibration": {

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from dd.data.datasets import IMAGE_SUFFIXES, write_split
-from dd.execution import Local
+from dd.execution import Local, Task
 from dd.execution.units import (
     drop_records,
     make_unit,
@@ -142,10 +142,9 @@ def synthesize(
             time.monotonic(),
         )
         planned, device = sum(map(len, mine)), getattr(generator, "device", "cpu")
+        task = Task(work, (generator, clip), build, died)
         with Progress("generate", planned, planned - sum(map(len, todo))) as progress:
-            lost = executor.run(
-                todo, len(mine), work, (generator, clip), build, died, progress, device, lock
-            )
+            lost = executor.run(todo, len(mine), task, progress, device, lock)
         for number, error in lost.items():
             rows = [
                 {"id": s.id, "unit": s.unit, "failed": True, "seconds": 0.0, "error": error[:1000]}

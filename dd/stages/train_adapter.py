@@ -121,7 +121,7 @@ def train_adapter(
     diffusion.save_adapter(target, generator.pipe)
     record = {
         "adapter_sha256": sha256(target),
-        "base": generator.settings["model"],
+        "base": generator.settings.model,
         "images": str(images),
         "captions": captions,
         "template": None if captions else template,

@@ -80,7 +80,7 @@ def train_generator(
         "seed": seed,
     }
     identity["trainer"] = trained_with
-    start = None if init_from is None else diffusion.StableDiffusion(init_from)
+    start = None if init_from is None else diffusion.StableDiffusion(model=init_from)
     identity["init_from_sha256"] = start and start.checkpoint.sha256()
     if finished_run(folder, identity) is not None:
         return folder / "model"
@@ -235,7 +235,7 @@ def write_card(folder: Path, parts: list[dict], seed: int) -> None:
     """The model card beside the weights: README.md, samples.png, loss.svg (of the last part of
     the training)."""
     model, samples = folder / "model", _samples(32)
-    images, _, _ = diffusion.StableDiffusion(str(model), guidance=3.0).generate(
+    images, _, _ = diffusion.StableDiffusion(model=str(model), guidance=3.0).generate(
         samples, capture=False
     )
     rows = [list(images[i : i + 8]) for i in range(0, len(images), 8)]

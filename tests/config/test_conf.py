@@ -193,7 +193,7 @@ def test_prompts_of_the_templates_know_the_world_of_the_taxonomy():
 
 def test_the_papers_settings():
     cfg = compose("generate", "experiment=voc", *FILLED["prompts=file"], *FILLED["diffusion=paper"])
-    assert config.instantiate(cfg.masks) == MaskSettings(4, 0.6, 0.1)
+    assert config.instantiate(cfg.masks) == MaskSettings(power=4, threshold=0.6, band=0.1)
     assert (
         cfg.diffusion.steps,
         cfg.diffusion.guidance,
@@ -263,7 +263,7 @@ def test_every_generator_is_built_from_a_local_folder(file):
     cfg = compose("generate", f"diffusion={file}", "diffusion.model=embedded", *own)
     generator = config.instantiate(cfg.diffusion)
     assert generator.terms["licence"] and (generator.terms["link"] or file == "embedded")
-    assert generator.settings["steps"] == cfg.diffusion.steps
+    assert generator.settings.steps == cfg.diffusion.steps
     assert generator.pipe.unet.dtype == getattr(torch, cfg.diffusion.dtype)
 
 

@@ -61,7 +61,7 @@ def test_a_worker_that_dies_is_started_again(tmp_path, whole, capsys):
 def test_a_unit_that_always_fails_is_quarantined_and_made_when_it_can_be(
     tmp_path, whole, workers, capsys
 ):
-    done = make(tmp_path / "set", Local(workers, max_failed=0.25, attempts=2), broken=[1])
+    done = make(tmp_path / "set", Local(workers=workers, max_failed=0.25, attempts=2), broken=[1])
     assert (done["quarantined"], done["images"], done["complete"]) == (2, 6, True)
     records = read_records(tmp_path / "set")
     assert all(
@@ -79,7 +79,7 @@ def test_more_failed_units_than_allowed_end_the_run(tmp_path, whole, workers):
         UnitsFailed,
         match=r"(?s)2 of 4 units failed 2 times, more than executor.max_failed=0.25.*poisoned",
     ):
-        make(tmp_path / "set", Local(workers, max_failed=0.25, attempts=2), broken=[1, 2])
+        make(tmp_path / "set", Local(workers=workers, max_failed=0.25, attempts=2), broken=[1, 2])
     assert make(tmp_path / "set")["complete"]
     assert contents(tmp_path / "set") == whole
 
@@ -103,13 +103,13 @@ def test_a_worker_with_another_generator_is_refused(tmp_path):
 
 def test_shards_are_disjoint_and_together_everything(tmp_path, whole):
     units = list(range(11))
-    parts = [Shard(i, 3).share(units) for i in range(3)]
+    parts = [Shard(index=i, count=3).share(units) for i in range(3)]
     assert sorted(sum(parts, [])) == units
-    first = make(tmp_path / "set", Shard(1, 2))
+    first = make(tmp_path / "set", Shard(index=1, count=2))
     assert (first["complete"], first["made_now"]) == (False, 4) and not (
         tmp_path / "set/ImageSets"
     ).exists()
-    assert make(tmp_path / "set", Shard(0, 2))["complete"]
+    assert make(tmp_path / "set", Shard(index=0, count=2))["complete"]
     assert contents(tmp_path / "set") == whole
 
 
@@ -131,19 +131,28 @@ def test_where_a_shard_gets_its_number(monkeypatch, environment, given, shard):
         monkeypatch.delenv(key, raising=False)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
-    executor = Shard(*given)
+    executor = Shard(**dict(zip(("index", "count"), given, strict=False)))
     assert executor.shard == shard
     assert executor.places("cuda") == (
         ["cuda:1"] if "LOCAL_RANK" in environment else executor.places("cuda")
     )
 
 
-@pytest.mark.parametrize("given", [(), (0,), (2, 2), (-1, 2), ("0", 2)])
-def test_a_shard_without_a_place_is_refused(monkeypatch, given):
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "0 <= index < count"),
+        ({"index": 0}, "0 <= index < count"),
+        ({"index": 2, "count": 2}, "0 <= index < count"),
+        ({"index": -1, "count": 2}, "executor.index=-1: expected a whole number of 0 or more"),
+        ({"index": "0", "count": 2}, "executor.index='0': expected a whole number of 0 or more"),
+    ],
+)
+def test_a_shard_without_a_place_is_refused(monkeypatch, given, message):
     for key in ("SLURM_ARRAY_TASK_ID", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(key, raising=False)
-    with pytest.raises(ValueError, match="0 <= index < count"):
-        Shard(*given)
+    with pytest.raises(ValueError, match=message):
+        Shard(**given)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +171,12 @@ def test_settings_that_make_no_sense(settings, named):
 
 
 def test_workers_are_spread_over_devices():
-    assert Local(3, ["cuda:0", "cuda:1"]).places("cpu") == ["cuda:0", "cuda:1", "cuda:0"]
-    assert Local().places("cpu") == ["cpu"] and Local(2).places("cuda:1") == ["cuda:1"] * 2
+    assert Local(workers=3, devices=["cuda:0", "cuda:1"]).places("cpu") == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:0",
+    ]
+    assert Local().places("cpu") == ["cpu"] and Local(workers=2).places("cuda:1") == ["cuda:1"] * 2
 
 
 # Locks

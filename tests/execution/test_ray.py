@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dd.execution import Ray
-from dd.execution.crew import Worker
+from dd.execution import Ray, Task
+from dd.execution.pool import Driver, Worker
 from dd.store.locks import WORKERS, Busy, Fence, Lock
 from dd.store.progress import Progress
 from dd.store.provenance import versions
@@ -124,15 +124,7 @@ def test_exit_codes(tmp_path, on_ray, generator, code, said):
 
 
 def test_a_run_that_is_whole_starts_no_ray(tmp_path):
-    run = {
-        "units": [],
-        "total": 0,
-        "work": print,
-        "tools": None,
-        "build": print,
-        "died": None,
-        "progress": None,
-    }
+    run = {"units": [], "total": 0, "task": Task(print, build=print), "progress": None}
     assert Ray(address="127.0.0.1:9").run(**run, lock=Lock(tmp_path)) == {}
 
 
@@ -202,7 +194,7 @@ def test_the_embedded_generator_makes_the_same_on_ray(tmp_path, run, ray_cluster
 def run_in_this_process(folder, executor, device="cpu"):
     unit = [Sample("000000", "a cat", "cat", ("cat",), (1,), 1, 0)]
     with Lock(folder) as lock, Progress("generate", 1) as progress:
-        return executor.run([unit], 1, print, None, print, None, progress, device, lock)
+        return executor.run([unit], 1, Task(print, build=print), progress, device, lock)
 
 
 def test_a_request_that_no_node_can_meet_says_what_was_asked_and_what_there_is(
@@ -306,7 +298,7 @@ def test_a_worker_looks_whether_it_is_in_the_right_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def answer(directory, folder, token, found):
-        return Worker(None, None, "cpu", directory, folder, token, found, 0, "ray1").start()
+        return Worker(None, None, "cpu", Driver(directory, folder, token, found), 0, "ray1").start()
 
     assert (
         "no folder /nowhere: start the run in a folder that every"

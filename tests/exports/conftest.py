@@ -114,7 +114,7 @@ def pets(tmp_path):
         "png",
         build=partial(fake.build),
     )
-    label(tmp_path / "pets", MaskSettings(1, 0.5, 0.1))
+    label(tmp_path / "pets", MaskSettings(power=1, threshold=0.5, band=0.1))
     return tmp_path / "pets"
 
 

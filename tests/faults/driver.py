@@ -3,6 +3,7 @@ generator, to be killed."""
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,9 @@ class QuickRay(Ray):
     """Its workers start without torch: the light modules of ``fake`` come before the work that
     they are sent."""
 
-    def run(self, units, total, work, tools, build, *rest):
-        return super().run(units, total, fake.Light(work), tools, fake.Light(build), *rest)
+    def run(self, units, total, task, *rest):
+        light = replace(task, draw=fake.Light(task.draw), build=fake.Light(task.build))
+        return super().run(units, total, light, *rest)
 
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])

@@ -122,7 +122,7 @@ def world(tmp_path_factory):
         "png",
         build=partial(fake.build),
     )
-    label(root / "set", MaskSettings(1, 0.5, 0.1))
+    label(root / "set", MaskSettings(power=1, threshold=0.5, band=0.1))
     rows = [
         {"caption": f"a {name} on grass", "classes": [name], "filename": f"{i}.jpg"}
         for i, name in enumerate(PETS.names)
@@ -201,7 +201,7 @@ def look(root, masks="SegmentationClass"):
 
 
 def relabel(root):
-    return label(root / "set", MaskSettings(0, 0.5, 0.1), "other")
+    return label(root / "set", MaskSettings(power=0, threshold=0.5, band=0.1), "other")
 
 
 def whole(root):

@@ -1,4 +1,4 @@
-"""What worker processes do in tests of the rest of a unit: no torch, so that a start takes
+"""What worker processes do in tests of the writing of a unit: no torch, so that a start takes
 little time. ``folder`` holds what happened, a file for each event."""
 
 import os
@@ -20,44 +20,44 @@ def happened(folder, name, seconds=60):
 
 
 def wait_for_next(folder, tools, unit, worker):
-    """The rest of a unit ends only when the drawing of the next one has begun; the last unit has
+    """The write of a unit ends only when the drawing of the next one has begun; the last unit has
     no next."""
     number, last = unit[0].unit, unit[-1].id == "last"
     (folder / f"drawing{number}").touch()
 
-    def rest():
+    def write():
         if not last:
             happened(folder, f"drawing{number + 1}")
-        (folder / f"rest{number}").touch()
+        (folder / f"written{number}").touch()
 
-    return rest
+    return write
 
 
 def die_beside(folder, tools, unit, worker):
-    """Drawing unit 1 kills the process while the rest of unit 0 is under way; and again, if
+    """Drawing unit 1 kills the process while unit 0 is written; and again, if
     there is a file ``always``."""
     number = unit[0].unit
     with open(folder / f"drawings{number}", "a") as file:
         file.write("x")
     first = (folder / f"drawings{number}").read_text() == "x"
     if number == 1 and first:
-        happened(folder, "resting0")
+        happened(folder, "writing0")
     if number == 1 and (first or (folder / "always").exists()):
         os._exit(9)
 
-    def rest():
-        (folder / f"resting{number}").touch()
+    def write():
+        (folder / f"writing{number}").touch()
         if number == 0 and first:
             happened(folder, "the end of its process")
 
-    return rest
+    return write
 
 
-def broken_rest(folder, tools, unit, worker):
-    """The rest of unit 1 fails."""
+def broken_write(folder, tools, unit, worker):
+    """The write of unit 1 fails."""
 
-    def rest():
+    def write():
         if unit[0].unit == 1:
             raise RuntimeError("no good")
 
-    return rest
+    return write

@@ -158,7 +158,7 @@ def folder(folders, kind):
 
 @pytest.fixture(scope="session")
 def model(folders, kind):
-    return StableDiffusion(str(folders[kind]), **settings_of(kind), full_prompt=True)
+    return StableDiffusion(model=str(folders[kind]), **settings_of(kind), full_prompt=True)
 
 
 @pytest.fixture(scope="session")
@@ -189,8 +189,11 @@ def changed(model, monkeypatch):
     """``changed(**settings)``: the loaded model with other settings, for one test."""
 
     def change(**kwargs):
-        for key, value in kwargs.items():
+        own = {key: value for key, value in kwargs.items() if hasattr(model, key)}
+        others = {key: value for key, value in kwargs.items() if key not in own}
+        for key, value in own.items():
             monkeypatch.setattr(model, key, value)
+        monkeypatch.setattr(model, "settings", model.settings.model_copy(update=others))
         return model
 
     return change

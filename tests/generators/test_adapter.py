@@ -91,7 +91,7 @@ def weights(model, found):
     ],
 )
 def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names, parts, alpha):
-    plain = StableDiffusion(str(folders[kind]))
+    plain = StableDiffusion(model=str(folders[kind]))
     found = layers(plain.pipe, parts)
     if names is old:
         found = {key: layer for key, layer in found.items() if "fc" not in key[1]}
@@ -99,7 +99,7 @@ def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names,
     save_file(state, tmp_path / "a.safetensors")
     before = weights(plain, found)
     made = StableDiffusion(
-        str(folders[kind]), adapter=str(tmp_path / "a.safetensors"), adapter_weight=0.5
+        model=str(folders[kind]), adapter=str(tmp_path / "a.safetensors"), adapter_weight=0.5
     )
     after = weights(made, found)
     assert len(change) >= 4
@@ -142,20 +142,20 @@ def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names,
     ],
 )
 def test_every_tensor_is_used_or_the_file_is_refused(folders, tmp_path, change, message):
-    found = layers(StableDiffusion(str(folders["sd"])).pipe, ("unet",))
+    found = layers(StableDiffusion(model=str(folders["sd"])).pipe, ("unet",))
     state, _ = adapter(found, kohya)
     save_file(state | change(kohya(*next(iter(found)))[0]), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
+        StableDiffusion(model=str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
 
 
 def test_an_adapter_of_another_kind_of_model_is_not_blamed_on_one_cause(folders, tmp_path):
     state, _ = adapter(
-        layers(StableDiffusion(str(folders["xl"])).pipe, ("text_encoder_2",)), kohya_xl
+        layers(StableDiffusion(model=str(folders["xl"])).pipe, ("text_encoder_2",)), kohya_xl
     )
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(
         ValueError, match="no such layer.*It may be of another kind of model"
     ) as error:
-        StableDiffusion(str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
+        StableDiffusion(model=str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
     assert "base model that it was trained on" not in str(error.value)

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from dd.attention import maths as attention
 from dd.generators import AttentionRecorder
 from dd.generators import recorder as recorder_module
-from dd.generators.recorder import attention_sides, choose_side
+from dd.generators.recorder import Reading, attention_sides, choose_side
 from dd.masks.threshold import SOURCES
 
 
@@ -75,7 +75,9 @@ def observed(model, samples, kind, sides):
     class_states = states_of(model.pipe, kind, [s.class_prompt for s in samples])
     before, kept = model.pipe.unet.attn_processors, {}
     model.pipe.unet.set_attn_processor(Explicit(class_states, sides, kept))
-    with AttentionRecorder(model.pipe.unet, class_states, *sides, full_prompt=True) as recorder:
+    with AttentionRecorder(
+        model.pipe.unet, class_states, *sides, Reading(full_prompt=True)
+    ) as recorder:
         images, _, _ = model.generate(samples, capture=False)
     model.pipe.unet.set_attn_processor(before)
     return {key: torch.stack(each) for key, each in kept.items()}, recorder, images
@@ -226,7 +228,7 @@ def test_hooks_are_gone_after_a_layer_that_takes_none(model, samples, monkeypatc
     states = model.encode([samples[0].class_prompt])[0]
     with (
         pytest.raises(KeyboardInterrupt),
-        AttentionRecorder(model.pipe.unet, states, 8, 16, full_prompt=True),
+        AttentionRecorder(model.pipe.unet, states, 8, 16, Reading(full_prompt=True)),
     ):
         pass
     assert hooks() == 0

@@ -55,17 +55,17 @@ def guarded(edited):
 
 @pytest.fixture
 def plain(folders, samples):
-    return StableDiffusion(str(folders["sd"]), **SETTINGS).generate(samples)
+    return StableDiffusion(model=str(folders["sd"]), **SETTINGS).generate(samples)
 
 
 def test_what_is_flagged_comes_out_black_and_is_named(guarded, samples):
-    model = StableDiffusion(guarded(-2), **SETTINGS, safety_checker="on")
+    model = StableDiffusion(model=guarded(-2), **SETTINGS, safety_checker="on")
     images, heat, bad = model.generate(samples)
     assert not images.any() and bad == ["safety checker"] * 3 and len(heat) == 3
 
 
 def test_what_passes_is_the_same_image(guarded, samples, plain):
-    model = StableDiffusion(guarded(2), **SETTINGS, safety_checker=True)
+    model = StableDiffusion(model=guarded(2), **SETTINGS, safety_checker=True)
     images, heat, bad = model.generate(samples)
     assert bad == [None] * 3 and images.tobytes() == plain[0].tobytes()
     assert all(
@@ -76,7 +76,7 @@ def test_what_passes_is_the_same_image(guarded, samples, plain):
 
 @pytest.mark.parametrize("switch", ["off", False])
 def test_off_it_is_not_loaded(guarded, samples, plain, switch):
-    model = StableDiffusion(guarded(-2), **SETTINGS, safety_checker=switch)
+    model = StableDiffusion(model=guarded(-2), **SETTINGS, safety_checker=switch)
     images, _, bad = model.generate(samples)
     assert (
         model.pipe.safety_checker is None
@@ -88,15 +88,19 @@ def test_off_it_is_not_loaded(guarded, samples, plain, switch):
 def test_it_belongs_to_the_identity(guarded, folders):
     folder = guarded(2)
     off, on = (
-        StableDiffusion(folder, **SETTINGS, safety_checker=s).identity() for s in ("off", "on")
+        StableDiffusion(model=folder, **SETTINGS, safety_checker=s).identity()
+        for s in ("off", "on")
     )
     assert "safety_checker" not in off and on["safety_checker"] == "on"
     assert off["weights_sha256"] != on["weights_sha256"]  # its weights count where it is used
-    assert off["weights_sha256"] == StableDiffusion(str(folders["sd"])).identity()["weights_sha256"]
+    assert (
+        off["weights_sha256"]
+        == StableDiffusion(model=str(folders["sd"])).identity()["weights_sha256"]
+    )
 
 
 def test_a_set_without_one_good_image_is_an_error_with_a_record(guarded, tmp_path):
-    model = StableDiffusion(guarded(-2), **SETTINGS, safety_checker="on")
+    model = StableDiffusion(model=guarded(-2), **SETTINGS, safety_checker="on")
     seeds, generate = [], model.generate
 
     def watched(samples):

@@ -29,8 +29,8 @@ def read(embedded, monkeypatch):
     float32."""
 
     def call(cross_layers=None, cross_heads=None):
-        monkeypatch.setattr(embedded, "cross_layers", cross_layers)
-        monkeypatch.setattr(embedded, "cross_heads", cross_heads)
+        chosen = {"cross_layers": cross_layers, "cross_heads": cross_heads}
+        monkeypatch.setattr(embedded, "settings", embedded.settings.model_copy(update=chosen))
         image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
         (heat,) = embedded.read_real(image, [SAMPLE], [200], seed=1)
         return {source: maps.astype(np.float32) for source, maps in heat.items()}

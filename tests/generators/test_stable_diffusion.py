@@ -181,7 +181,7 @@ def test_overflow_and_constant_images_are_named(model, made, samples, monkeypatc
 
 @pytest.mark.parametrize("saving", [{"vae_slicing": True}, {"offload": "model"}])
 def test_saving_memory_does_not_change_the_image(folder, settings, saving, made, samples):
-    model = StableDiffusion(str(folder), **settings, full_prompt=True, **saving)
+    model = StableDiffusion(model=str(folder), **settings, full_prompt=True, **saving)
     images, heat, _ = model.generate(samples)
     np.testing.assert_allclose(images.astype(int), made[0], atol=1)
     for a, b in zip(heat, made[1], strict=True):
@@ -231,13 +231,13 @@ def test_real_images_are_shown_under_the_conditions_of_generation(model, samples
 
 
 def test_half_precision_latents_of_real_images_do_not_overflow(folder, settings):
-    model = StableDiffusion(str(folder), **settings, dtype="float16")
+    model = StableDiffusion(model=str(folder), **settings, dtype="float16")
     images = torch.randint(
         0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     latents = model._latents(images)
     assert latents.dtype == model.pipe.vae.dtype == torch.float16
-    vae = StableDiffusion(str(folder), **settings).pipe.vae
+    vae = StableDiffusion(model=str(folder), **settings).pipe.vae
     with torch.no_grad():
         exact = vae.encode(images / 127.5 - 1).latent_dist.mean * vae.config.scaling_factor
     torch.testing.assert_close(latents.float(), exact, rtol=2e-3, atol=2e-3)
@@ -391,10 +391,10 @@ def test_of_two_tokenizers_the_stricter_one_counts(changed, samples):
 def test_settings_reach_the_pipeline(folder, settings):
     other = {"cross_resolution": None, "self_resolution": None, "size": 48, "dtype": "bfloat16"}
     model = StableDiffusion(
-        str(folder), **{**settings, **other}, scheduler="EulerDiscreteScheduler"
+        model=str(folder), **{**settings, **other}, scheduler="EulerDiscreteScheduler"
     )
     assert type(model.pipe.scheduler).__name__ == "EulerDiscreteScheduler"
-    own = StableDiffusion(str(folder), scheduler=None)
+    own = StableDiffusion(model=str(folder), scheduler=None)
     assert model.pipe.scheduler.config.prediction_type == own.pipe.scheduler.config.prediction_type
     assert model.pipe.unet.dtype == model.pipe.vae.dtype == torch.bfloat16
     assert (model.size, own.size) == (48, 32)
@@ -403,17 +403,17 @@ def test_settings_reach_the_pipeline(folder, settings):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "got steps=0, .*expected 1 to 1000 steps"),
-        ({"max_power": -1}, "got steps=2, max_power=-1"),
+        ({"steps": 0}, "diffusion.steps=0: expected a whole number from 1 to 1000"),
+        ({"max_power": -1}, "diffusion.max_power=-1: expected a whole number from 0 to 64"),
         ({"size": 34}, "diffusion.size=34: must be a multiple of 8"),
-        ({"size": -8}, "diffusion.size=-8: expected the side"),
-        ({"safety_checker": "maybe"}, "diffusion.safety_checker='maybe'; allowed: on, off"),
-        ({"offload": "disk"}, "diffusion.offload='disk'; allowed: none, model"),
+        ({"size": -8}, "diffusion.size=-8: expected .*the side"),
+        ({"safety_checker": "maybe"}, "diffusion.safety_checker='maybe': expected on, off"),
+        ({"offload": "disk"}, "diffusion.offload='disk': expected none, model"),
         (
             {"full_prompt": "both"},
-            "diffusion.full_prompt='both'; allowed: false, true .all words., appended, caption",
+            "diffusion.full_prompt='both': expected true or false, or appended, caption, ",
         ),
-        ({"dtype": "half"}, "diffusion.dtype='half'; allowed: float32, float16, bfloat16"),
+        ({"dtype": "half"}, "diffusion.dtype='half': expected float32, float16, bfloat16"),
         (
             {"scheduler": "DDIM"},
             r"diffusion\.scheduler='DDIM'; allowed for this model: .*DDIMScheduler, "
@@ -432,7 +432,7 @@ def test_settings_reach_the_pipeline(folder, settings):
 )
 def test_impossible_settings_are_refused_before_any_work(folder, settings, wrong, message):
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(str(folder), **{**settings, **wrong})
+        StableDiffusion(model=str(folder), **{**settings, **wrong})
 
 
 def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
@@ -446,18 +446,23 @@ def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
         "threads": torch.get_num_threads(),
     }.items() <= identity.items()
     same = {"offload": "model", "licence": "some", "link": "somewhere", "require_revision": True}
-    assert StableDiffusion(str(folder), **settings, full_prompt=True, **same).identity() == identity
+    assert (
+        StableDiffusion(model=str(folder), **settings, full_prompt=True, **same).identity()
+        == identity
+    )
     other = StableDiffusion(
-        str(folder), **{**settings, "guidance": 4.0}, full_prompt=True
+        model=str(folder), **{**settings, "guidance": 4.0}, full_prompt=True
     ).identity()
     assert {k for k in identity if identity[k] != other[k]} == {"guidance"}
-    sliced = StableDiffusion(str(folder), **settings, full_prompt=True, vae_slicing=True).identity()
+    sliced = StableDiffusion(
+        model=str(folder), **settings, full_prompt=True, vae_slicing=True
+    ).identity()
     assert sliced == {**identity, "vae_slicing": True}
 
 
 def test_the_identity_names_the_sides_that_were_chosen(folder, settings, kind):
     free = {**settings, "cross_resolution": None, "self_resolution": None}
-    identity = StableDiffusion(str(folder), **free).identity()
+    identity = StableDiffusion(model=str(folder), **free).identity()
     # latents of 16: 4 and 8 are wanted; sd has attention at 16 and 8 only
     assert (identity["cross_resolution"], identity["self_resolution"]) == (
         (8, 8) if kind == "sd" else (4, 8)
@@ -465,6 +470,6 @@ def test_the_identity_names_the_sides_that_were_chosen(folder, settings, kind):
 
 
 def test_the_terms_of_the_weights_are_kept_for_the_data_card(folder):
-    model = StableDiffusion(str(folder), licence="Apache-2.0", link="https://example.org")
+    model = StableDiffusion(model=str(folder), licence="Apache-2.0", link="https://example.org")
     assert model.terms == {"licence": "Apache-2.0", "link": "https://example.org"}
-    assert StableDiffusion(str(folder)).terms == {"licence": None, "link": None}
+    assert StableDiffusion(model=str(folder)).terms == {"licence": None, "link": None}

@@ -115,7 +115,7 @@ def test_masks_of_stored_heat_are_those_of_the_method(
         stored = through_the_file(heat, tmp_path)
         np.testing.assert_allclose(stored, exact, rtol=1e-5)  # the level is there too
         for power in range(POWERS + 1):
-            mask = to_mask(stored, (1, 2, 3), (SIZE, SIZE), MaskSettings(power))
+            mask = to_mask(stored, (1, 2, 3), (SIZE, SIZE), MaskSettings(power=power))
             expected = oracle_mask(exact, power)
             assert len(np.unique(expected)) > 2
             assert (mask == expected).mean() >= 0.999, power

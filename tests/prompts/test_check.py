@@ -179,7 +179,7 @@ def test_the_summary_is_printed(summary, width):
 
 @pytest.fixture(scope="module")
 def generator():
-    return StableDiffusion("embedded", self_resolution=16, full_prompt="appended")
+    return StableDiffusion(model="embedded", self_resolution=16, full_prompt="appended")
 
 
 def balanced(found, generator):
@@ -228,9 +228,9 @@ def test_a_real_tokenizer_finds_class_words_that_would_be_cut(generator, monkeyp
         monkeypatch.context() as patch,
         pytest.raises(ValueError, match="full_prompt_caption: class .*full_prompt=appended"),
     ):
-        patch.setattr(
-            generator, "full_prompt", True
-        )  # the trimmed caption has no such words of its own
+        # the trimmed caption has no such words of its own
+        both = generator.settings.model_copy(update={"full_prompt": True})
+        patch.setattr(generator, "settings", both)
         check_spans(make_plan([prompt], SHAPES, 0, 1), generator)
     with pytest.raises(ValueError, match="is cut off"):
         check_spans(make_plan(given, SHAPES, 0, 1), generator)

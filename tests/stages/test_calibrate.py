@@ -123,7 +123,9 @@ def test_every_row_is_what_a_probe_of_these_images_finds(root, tmp_path):
         )
     )
     for row in table:
-        settings = MaskSettings(row["power"], row["threshold"], row["band"], row["source"])
+        settings = MaskSettings(
+            power=row["power"], threshold=row["threshold"], band=row["band"], source=row["source"]
+        )
         assert row["miou"] == pytest.approx(metrics.miou(score(heat, data, settings)))
 
 
@@ -259,7 +261,7 @@ def written(path, content):
 def test_a_choice_replaces_the_settings(tmp_path):
     cfg = compose(written(tmp_path / "c.yaml", CHOICE), "stage=label")
     assert config.masks_from(cfg) == CHOICE["calibration"]
-    assert config.instantiate(cfg.masks) == MaskSettings(1, 0.35, 0.1)
+    assert config.instantiate(cfg.masks) == MaskSettings(power=1, threshold=0.35, band=0.1)
     (record,) = config.chosen_on(cfg, "masks")
     assert record == {"what": "masks", "data": "shapes/train", "labels": 3, "seed": 1}
     assert (cfg.diffusion.cross_resolution, cfg.diffusion.self_resolution) == (8, 16)

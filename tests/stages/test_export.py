@@ -32,8 +32,8 @@ def folder(tmp_path):
         "png",
         build=partial(fake.build),
     )
-    label(tmp_path / "set", MaskSettings(1, 0.5, 0.1))
-    label(tmp_path / "set", MaskSettings(0, 0.7, 0.0), "sharp")
+    label(tmp_path / "set", MaskSettings(power=1, threshold=0.5, band=0.1))
+    label(tmp_path / "set", MaskSettings(power=0, threshold=0.7, band=0.0), "sharp")
     return tmp_path / "set"
 
 
@@ -119,7 +119,7 @@ def test_a_target_with_something_else_is_refused(folder, tmp_path, capsys):
         export("mmseg", folder, tmp_path / "coco")
     with pytest.raises(FileExistsError, match="masks: SegmentationClass -> masks/sharp"):
         export("coco", folder, tmp_path / "coco", "masks/sharp")
-    label(folder, MaskSettings(1, 0.8, 0.0))
+    label(folder, MaskSettings(power=1, threshold=0.8, band=0.0))
     with pytest.raises(FileExistsError, match="content: "):
         export("coco", folder, tmp_path / "coco")
     assert contents(tmp_path / "coco") == before

@@ -158,7 +158,7 @@ def test_a_class_that_vanishes_at_the_power_in_use_is_missing(tmp_path, monkeypa
     folder = tmp_path / "faded"
     synthesize(folder, faded, Eight(), SHAPES, None, 0, 4, "png")
     for power, dropped in ((0, set()), (1, {"000004"})):
-        label(folder, MaskSettings(power, 0.6, 0.2), f"power={power}")
+        label(folder, MaskSettings(power=power, threshold=0.6, band=0.2), f"power={power}")
         found = filter_samples(folder, rules(missing=MISSING), f"power={power}", f"power_{power}")
         assert found["dropped"].keys() == dropped
 
@@ -385,7 +385,7 @@ def test_a_filter_writes_a_list_and_its_reasons_and_nothing_else(folder, capsys)
 
 
 def test_missing_classes_and_uncertain_pixels_are_those_of_the_mask_set(folder):
-    wide = label(folder, MaskSettings(1, 0.9, 0.5), "wide")
+    wide = label(folder, MaskSettings(power=1, threshold=0.9, band=0.5), "wide")
     result = filter_samples(
         folder,
         rules(u={"action": "drop", "signal": "uncertain", "above_percentile": 70}),

@@ -146,16 +146,16 @@ def test_shards_grow_a_set_together(tmp_path):
         make(one)
     make(whole, num_images=12)
     with Lock(folder, (0, 2)), pytest.raises(Busy, match="other shards .* end"):
-        make(folder, num_images=12, executor=Shard(1, 2))
+        make(folder, num_images=12, executor=Shard(index=1, count=2))
     beside = []
 
     class Second(FakeGenerator):
         def generate(self, samples):
             if not beside:  # the first shard has begun, the second one comes
-                beside.append(make(folder, num_images=12, executor=Shard(0, 2)))
+                beside.append(make(folder, num_images=12, executor=Shard(index=0, count=2)))
             return super().generate(samples)
 
-    assert make(folder, Second(), num_images=12, executor=Shard(1, 2))["complete"]
+    assert make(folder, Second(), num_images=12, executor=Shard(index=1, count=2))["complete"]
     assert beside[0]["made_now"] and not beside[0]["complete"]
     assert contents(folder) == contents(whole)
 

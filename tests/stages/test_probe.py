@@ -42,7 +42,13 @@ class Knowing:
 def test_exact_attention_scores_100_and_noise_does_not(root, tmp_path):
     data = SegmentationFolder(root, "test", SHAPES)
     found = {
-        p: probe(tmp_path / f"{p}.json", Knowing(data), data, MaskSettings(p, 0.5, 0.1), [50])
+        p: probe(
+            tmp_path / f"{p}.json",
+            Knowing(data),
+            data,
+            MaskSettings(power=p, threshold=0.5, band=0.1),
+            [50],
+        )
         for p in (0, 1)
     }
     assert found[1]["miou"] == 100.0 and found[0]["miou"] < 50
@@ -59,7 +65,11 @@ def test_settings_are_searched_on_the_tune_split_alone(root, tmp_path):
     for split in ("tune", "test"):
         data = SegmentationFolder(root, split, SHAPES)
         results[split] = probe(
-            tmp_path / "p.json", Knowing(data), data, MaskSettings(1, 0.5, 0.1), [50]
+            tmp_path / "p.json",
+            Knowing(data),
+            data,
+            MaskSettings(power=1, threshold=0.5, band=0.1),
+            [50],
         )
     assert "grid" not in results["test"]
     grid = results["tune"]["grid"]
@@ -70,7 +80,13 @@ def test_settings_are_searched_on_the_tune_split_alone(root, tmp_path):
 
 def test_what_a_power_changes_is_measured_beside(root, tmp_path):
     data = SegmentationFolder(root, "test", SHAPES)
-    found = probe(tmp_path / "p.json", Knowing(data), data, MaskSettings(0, 0.5, 0.1), [50])
+    found = probe(
+        tmp_path / "p.json",
+        Knowing(data),
+        data,
+        MaskSettings(power=0, threshold=0.5, band=0.1),
+        [50],
+    )
     assert found["ablations"] == {"power=1": 100.0}
 
 
@@ -78,7 +94,14 @@ def test_a_finished_probe_is_kept_and_another_one_is_made(root, tmp_path):
     data = SegmentationFolder(root, "test", SHAPES)
     first, again, other = Knowing(data), Knowing(data), Knowing(data)
     for generator, append in ((first, True), (again, True), (other, False)):
-        found = probe(tmp_path / "p.json", generator, data, MaskSettings(1, 0.5, 0.1), [50], append)
+        found = probe(
+            tmp_path / "p.json",
+            generator,
+            data,
+            MaskSettings(power=1, threshold=0.5, band=0.1),
+            [50],
+            append,
+        )
         assert found["append"] is append and found["miou"] == 100.0
     assert first.batches == other.batches == [5] and again.batches == []
 
@@ -86,7 +109,9 @@ def test_a_finished_probe_is_kept_and_another_one_is_made(root, tmp_path):
 def test_uncertain_pixels_are_not_hidden(root):
     data = SegmentationFolder(root, "test", SHAPES)
     heat = real_heat(Knowing(data), data, [50])
-    wide, narrow = (score(heat, data, MaskSettings(0, 0.6, band)) for band in (0.5, 0.0))
+    wide, narrow = (
+        score(heat, data, MaskSettings(power=0, threshold=0.6, band=band)) for band in (0.5, 0.0)
+    )
     assert wide.tolist() == narrow.tolist() and int(wide.sum()) == 5 * 64 * 64
 
 

@@ -102,7 +102,9 @@ def test_the_table_is_that_of_whole_masks(folder, exact):
     rows = result["sweep"]["table"]
     assert len(rows) == 2 * 2 * 2 * 2 and result["sweep"]["left_out"] == 0
     for row in rows:
-        settings = MaskSettings(row["power"], row["threshold"], row["band"], row["source"])
+        settings = MaskSettings(
+            power=row["power"], threshold=row["threshold"], band=row["band"], source=row["source"]
+        )
         assert [row[k] for k in ("miou", "miou_certain", "uncertain")] == pytest.approx(
             slow_row(folder, exact, settings)
         )
@@ -143,7 +145,7 @@ def test_masks_that_are_uncertain_everywhere():
 
 
 def test_a_set_of_masks_agrees_with_itself(folder):
-    settings = MaskSettings(2, 0.6, 0.1)
+    settings = MaskSettings(power=2, threshold=0.6, band=0.1)
     masks = label(folder, settings, "other")
     rows = sweep(folder, masks, "itself", **GRID)["sweep"]["table"]
     same = next(
@@ -158,7 +160,7 @@ def test_a_set_of_masks_agrees_with_itself(folder):
 
 
 def test_a_sweep_touches_nothing_else(folder, exact):
-    label(folder, MaskSettings(1, 0.5), "other")
+    label(folder, MaskSettings(power=1, threshold=0.5), "other")
     before = contents(folder)
     sweep(folder, exact, "exact", **GRID)
     after = contents(folder)

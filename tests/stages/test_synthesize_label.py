@@ -497,7 +497,10 @@ def test_uncertain_pixels_come_from_the_band_alone(folder):
     def pixels(settings, name):
         return read_json(label(folder, settings, name) / "masks.json")["pixels"]
 
-    with_band, without = pixels(SETTINGS, "a"), pixels(replace(SETTINGS, band=0.0), "b")
+    with_band, without = (
+        pixels(SETTINGS, "a"),
+        pixels(SETTINGS.model_copy(update={"band": 0.0}), "b"),
+    )
     assert with_band["255"] > 0 and "255" not in without
     assert without["0"] == with_band["0"] + with_band["255"]
     assert {k: v for k, v in without.items() if k != "0"} == {
@@ -533,7 +536,10 @@ def test_labelling_twice_does_nothing(folder, monkeypatch):
     label(folder, SETTINGS)
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(label_stage, "to_mask", None)
-    assert label(folder, MaskSettings(1, 0.7, 0.2)) == folder / "SegmentationClass"
+    assert (
+        label(folder, MaskSettings(power=1, threshold=0.7, band=0.2))
+        == folder / "SegmentationClass"
+    )
     assert {
         p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()
     } == before
@@ -541,7 +547,7 @@ def test_labelling_twice_does_nothing(folder, monkeypatch):
 
 def test_other_settings_make_the_set_anew(folder):
     first = read_json(label(folder, SETTINGS) / "masks.json")
-    second = read_json(label(folder, MaskSettings(2, 0.7, 0.2)) / "masks.json")
+    second = read_json(label(folder, MaskSettings(power=2, threshold=0.7, band=0.2)) / "masks.json")
     assert second["identity"]["settings"]["power"] == 2
     assert first["sha256"].keys() == second["sha256"].keys() and first["sha256"] != second["sha256"]
     assert label(folder, SETTINGS) and read_json(folder / "SegmentationClass/masks.json") == first
@@ -550,13 +556,14 @@ def test_other_settings_make_the_set_anew(folder):
 def test_a_second_set_stands_beside_the_first(folder):
     label(folder, SETTINGS)
     first = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    target = label(folder, MaskSettings(0), "power=0")
+    target = label(folder, MaskSettings(power=0), "power=0")
     assert target == folder / "masks/power=0" and len(list(target.glob("*.png"))) == 7
     assert {p: p.read_bytes() for p in first} == first  # the data card too
     data = SegmentationFolder(folder, "train", SHAPES, "masks/power=0")
     sample = read_plan(folder)[2]
     assert np.array_equal(
-        data[2][1], to_mask(stored(folder, sample), sample.class_ids, (16, 20), MaskSettings(0))
+        data[2][1],
+        to_mask(stored(folder, sample), sample.class_ids, (16, 20), MaskSettings(power=0)),
     )
 
 
@@ -645,12 +652,12 @@ def test_a_source_that_is_not_stored(folder):
         "full_prompt_caption is not stored .*holds class_prompt. .*diffusion.full_prompt=caption"
     )
     with pytest.raises(ValueError, match=message):
-        label(folder, replace(SETTINGS, source="full_prompt_caption"))
+        label(folder, SETTINGS.model_copy(update={"source": "full_prompt_caption"}))
 
 
 def test_the_full_prompt_can_be_the_source(tmp_path):
     make(tmp_path / "set", FakeGenerator(sources=("class_prompt", "full_prompt_caption")))
-    target = label(tmp_path / "set", replace(SETTINGS, source="full_prompt_caption"))
+    target = label(tmp_path / "set", SETTINGS.model_copy(update={"source": "full_prompt_caption"}))
     sample = read_plan(tmp_path / "set")[0]
     heat = stored_heat(tmp_path / "set", sample.id)["full_prompt_caption"]
     assert np.array_equal(
@@ -676,7 +683,7 @@ def test_heat_in_half_precision_makes_no_mask(folder):
         OtherDtype,
         match="holds class_prompt in float16, expected float32: .*Nothing is converted. Draw",
     ):
-        label(folder, replace(SETTINGS, power=2))
+        label(folder, SETTINGS.model_copy(update={"power": 2}))
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
@@ -695,20 +702,25 @@ def test_classes_that_show_nothing_at_the_power_in_use_are_named(folder, capsys)
         and "warning" not in capsys.readouterr().out
     )
     assert sample.class_ids[0] in read_mask(target / f"{sample.id}.png")
-    target = label(folder, replace(SETTINGS, power=2), "high")
+    target = label(folder, SETTINGS.model_copy(update={"power": 2}), "high")
     assert read_json(target / "masks.json")["vanished"] == {sample.id: [sample.classes[0]]}
     assert sample.class_ids[0] not in read_mask(target / f"{sample.id}.png")
     said = capsys.readouterr().out
     assert "warning: 1 classes of 1 samples show nothing at power 2 of class_prompt" in said
     absent = {"rules": {}, "classes": {sample.id: list(sample.classes[:1])}}
     again = read_json(
-        label(folder, replace(SETTINGS, power=2), "absent", absent=absent) / "masks.json"
+        label(folder, SETTINGS.model_copy(update={"power": 2}), "absent", absent=absent)
+        / "masks.json"
     )
     assert "vanished" not in again  # it was not drawn anyway
 
 
 @pytest.mark.parametrize(
-    "impossible", [replace(SETTINGS, power=3), replace(SETTINGS, source="full_prompt_caption")]
+    "impossible",
+    [
+        SETTINGS.model_copy(update={"power": 3}),
+        SETTINGS.model_copy(update={"source": "full_prompt_caption"}),
+    ],
 )
 def test_impossible_settings_leave_the_set_that_is_there(folder, impossible):
     label(folder, SETTINGS)

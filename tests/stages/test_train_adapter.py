@@ -125,7 +125,7 @@ def adapt(models, photos, make_trainer):
             "batch_size": 2,
             "samples": SAMPLES,
         }
-        generator = StableDiffusion(str(models[model]), **READ)
+        generator = StableDiffusion(model=str(models[model]), **READ)
         return stage.adapt_generator(folder, generator, trainer, **{**settings, **changed})
 
     return run
@@ -147,7 +147,7 @@ def plan():
 
 
 def images_of(models, plan, name="v", **settings):
-    return StableDiffusion(str(models[name]), **READ, **settings).generate(plan)
+    return StableDiffusion(model=str(models[name]), **READ, **settings).generate(plan)
 
 
 # The training
@@ -160,7 +160,10 @@ def test_a_run_holds_the_adapter_its_record_and_sheets(run, models, photos):
         run / "run.json"
     ).stat().st_mode  # readable for the same people
     identity = made["identity"]
-    assert identity["base_sha256"] == StableDiffusion(str(models["v"]), **READ).checkpoint.sha256()
+    assert (
+        identity["base_sha256"]
+        == StableDiffusion(model=str(models["v"]), **READ).checkpoint.sha256()
+    )
     assert (
         identity["images"]["number"] == 5
         and identity["lora"]["rank"] == 3
@@ -201,7 +204,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes_and_a_finished_one_is_left_
         adapt(tmp_path / "again", callbacks=[Stop(2)])
     assert not (tmp_path / "again/run.json").exists()
     with pytest.raises(FileNotFoundError, match="has begun and is not finished"):
-        StableDiffusion("embedded", adapter=str(tmp_path / "again"))
+        StableDiffusion(model="embedded", adapter=str(tmp_path / "again"))
     file = adapt(tmp_path / "again")
     assert sha256(file) == sha256(run / diffusion.WEIGHTS)
     before = {p: p.stat().st_mtime_ns for p in file.parent.rglob("*")}
@@ -345,10 +348,10 @@ def test_weight_0_makes_the_plain_images_and_weight_1_others(models, run, plan):
 def test_what_is_merged_is_the_formula(models, run, weight):
     """W + weight * alpha / rank * B A of every layer that the file names; every other layer as
     it was."""
-    plain = dict(StableDiffusion(str(models["v"]), **READ).unet.named_parameters())
+    plain = dict(StableDiffusion(model=str(models["v"]), **READ).unet.named_parameters())
     merged = dict(
         StableDiffusion(
-            str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
+            model=str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
         ).unet.named_parameters()
     )
     assert plain.keys() == merged.keys()
@@ -368,7 +371,7 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
     """Of one call of the UNet: softmax(Q K / sqrt(d)), with queries and keys from base and
     low-rank weights by hand, whether the adapter is merged or still beside the weights in peft's
     wrappers."""
-    plain = StableDiffusion(str(models["v"]), **READ)
+    plain = StableDiffusion(model=str(models["v"]), **READ)
     base = {k: v.clone() for k, v in plain.unet.state_dict().items()}
     low = load_file(run / diffusion.WEIGHTS)
     if wrapped:
@@ -377,7 +380,7 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
         unet = plain.unet
     else:
         unet = StableDiffusion(
-            str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
+            model=str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
         ).unet
     states, classes = plain.encode(["a photo"])[0], plain.encode(["apple"])[0]
     latents, inputs = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), {}
@@ -431,18 +434,18 @@ def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):
         other[f"{name}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = value
         other[f"{name}.alpha"] = torch.tensor(6.0)
     save_file(other, tmp_path / "kohya.safetensors")
-    ours = StableDiffusion(str(models["v"]), **READ, adapter=str(run)).unet.state_dict()
+    ours = StableDiffusion(model=str(models["v"]), **READ, adapter=str(run)).unet.state_dict()
     theirs = StableDiffusion(
-        str(models["v"]), **READ, adapter=str(tmp_path / "kohya.safetensors")
+        model=str(models["v"]), **READ, adapter=str(tmp_path / "kohya.safetensors")
     ).unet.state_dict()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_the_identity_names_the_adapter_only_where_there_is_one(models, run):
-    plain = StableDiffusion(str(models["v"]), **READ).identity()
+    plain = StableDiffusion(model=str(models["v"]), **READ).identity()
     adapted = StableDiffusion(
-        str(models["v"]), **READ, adapter=str(run / diffusion.WEIGHTS), adapter_weight=0.5
+        model=str(models["v"]), **READ, adapter=str(run / diffusion.WEIGHTS), adapter_weight=0.5
     ).identity()
     assert not any("adapter" in key for key in plain)
     added = {key: value for key, value in adapted.items() if key not in plain}
@@ -460,22 +463,22 @@ def test_an_adapter_of_another_model_is_refused(models, run, tmp_path):
     with pytest.raises(
         ValueError, match=r"was trained on other weights \(sha256 .*run\.json names"
     ):
-        StableDiffusion(str(models["epsilon"]), **READ, adapter=str(run))
+        StableDiffusion(model=str(models["epsilon"]), **READ, adapter=str(run))
     alone = shutil.copy(run / diffusion.WEIGHTS, tmp_path / "alone.safetensors")
     StableDiffusion(
-        str(models["epsilon"]), **READ, adapter=str(alone)
+        model=str(models["epsilon"]), **READ, adapter=str(alone)
     )  # without a record its shapes decide
     with pytest.raises(ValueError, match=r"does not fit diffusion\.model: .*for a layer of"):
-        StableDiffusion(str(models["wide"]), **READ, adapter=str(alone))
+        StableDiffusion(model=str(models["wide"]), **READ, adapter=str(alone))
     state = load_file(alone)
     save_file({k.replace("down_blocks.0", "down_blocks.7"): v for k, v in state.items()}, alone)
     with pytest.raises(ValueError, match="no such layer"):
-        StableDiffusion(str(models["v"]), **READ, adapter=str(alone))
+        StableDiffusion(model=str(models["v"]), **READ, adapter=str(alone))
 
 
 def test_what_is_no_adapter_is_refused(models, run, tmp_path):
     def load(adapter, **more):
-        StableDiffusion(str(models["v"]), **READ, adapter=str(adapter), **more)
+        StableDiffusion(model=str(models["v"]), **READ, adapter=str(adapter), **more)
 
     (tmp_path / "w.bin").write_bytes(b"")
     for path, error, message in (
@@ -502,4 +505,4 @@ def test_what_is_no_adapter_is_refused(models, run, tmp_path):
         with pytest.raises(ValueError, match="adapter_weight"):
             load(run, adapter_weight=weight)
     with pytest.raises(ValueError, match="has no effect without diffusion.adapter"):
-        StableDiffusion(str(models["v"]), **READ, adapter_weight=0.5)
+        StableDiffusion(model=str(models["v"]), **READ, adapter_weight=0.5)

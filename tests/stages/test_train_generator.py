@@ -124,7 +124,7 @@ def test_a_whole_model_with_its_card(make, tmp_path):
         and (model / "samples.png").is_file()
         and (model / "loss.svg").is_file()
     )
-    generator = diffusion.StableDiffusion(str(model), steps=1)
+    generator = diffusion.StableDiffusion(model=str(model), steps=1)
     assert (
         generator.size == 64 and generator.pipe.scheduler.config.prediction_type == "v_prediction"
     )

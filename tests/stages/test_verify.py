@@ -49,7 +49,7 @@ def make(folder, executor=None, **settings):
 @pytest.fixture
 def folder(tmp_path):
     make(tmp_path / "set")
-    label(tmp_path / "set", MaskSettings(1, 0.5, 0.1))
+    label(tmp_path / "set", MaskSettings(power=1, threshold=0.5, band=0.1))
     return tmp_path / "set"
 
 
@@ -110,7 +110,7 @@ def test_damage_is_found_named_and_healed(folder, kind, capsys):
     assert main(["verify", str(folder), "--repair"]) == 1
     assert "ready to be healed by: python " in capsys.readouterr().out
     make(folder)
-    label(folder, MaskSettings(1, 0.5, 0.1))
+    label(folder, MaskSettings(power=1, threshold=0.5, band=0.1))
     assert verify(folder) == [] and contents(folder) == before
 
 
@@ -206,14 +206,14 @@ def test_a_set_that_is_being_written_is_not_repaired(folder, capsys):
 @pytest.fixture
 def shards(tmp_path):
     for i in range(2):
-        make(tmp_path / f"shard{i}", Shard(i, 2))
+        make(tmp_path / f"shard{i}", Shard(index=i, count=2))
     return [tmp_path / "shard0", tmp_path / "shard1"]
 
 
 def test_merged_shards_are_the_set_that_was_made_at_once(tmp_path, folder, shards):
     done = merge(shards, tmp_path / "both")
     assert (done["samples"], done["copied"], done["missing"]) == (9, 9, 0)
-    label(tmp_path / "both", MaskSettings(1, 0.5, 0.1))
+    label(tmp_path / "both", MaskSettings(power=1, threshold=0.5, band=0.1))
     ours, theirs = contents(tmp_path / "both"), contents(folder)
     assert ours.keys() == theirs.keys()
     assert {k for k in ours if ours[k] != theirs[k]} <= {
@@ -233,7 +233,7 @@ def test_half_a_set_is_merged_and_finished_later(tmp_path, folder, shards, capsy
 
 
 def test_shards_of_other_settings_are_refused_by_name(tmp_path, shards):
-    make(tmp_path / "other", Shard(0, 2), guidance=4.0)
+    make(tmp_path / "other", Shard(index=0, count=2), guidance=4.0)
     with pytest.raises(ValueError, match="(?s)cannot be merged:.*generator.guidance: 3.0 -> 4.0"):
         merge([shards[0], tmp_path / "other"], tmp_path / "both")
     assert not (tmp_path / "both").exists()
@@ -260,7 +260,7 @@ def test_a_damaged_file_is_not_merged(tmp_path, shards):
 
 
 READERS = {
-    "label": lambda f: label(f, MaskSettings(0, 0.5, 0.1), "other"),
+    "label": lambda f: label(f, MaskSettings(power=0, threshold=0.5, band=0.1), "other"),
     "report": lambda f: report_dataset(f),
     "train": lambda f: [SegmentationFolder(f, "train", PETS)[i] for i in range(9)],
     "sweep": lambda f: sweep_masks(f, f / "SegmentationClass", "itself", powers=[0], workers=1),

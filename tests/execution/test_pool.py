@@ -1,4 +1,4 @@
-"""What the crew does when workers are refused, lost or out of reach, played on a Ray of answers
+"""What the pool does when workers are refused, lost or out of reach, played on a Ray of answers
 written before."""
 
 import io
@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dd.execution import Ray, UnitsFailed
+from dd.execution import Ray, Task, UnitsFailed
 from dd.execution.base import State
-from dd.execution.crew import Crew
+from dd.execution.pool import WorkerPool
 from dd.store.progress import Progress
 from dd.store.samples import Sample
 
@@ -96,25 +96,16 @@ class PlayedFence:
 def play(tmp_path, monkeypatch):
     """``play(ray, held=(), died=..., **settings)``: {quarantined unit: error}, and what progress
     said."""
-    monkeypatch.setattr("dd.execution.crew.TICK", 0.0)
-    monkeypatch.setattr("dd.execution.crew.LET_GO", 0.1)
+    monkeypatch.setattr("dd.execution.pool.TICK", 0.0)
+    monkeypatch.setattr("dd.execution.pool.LET_GO", 0.1)
 
     def run(ray, held=(), died=lambda unit, name, pid: False, **settings):
-        settings, said = (
-            Ray(**{"address": "auto", "timeout": 0.3, "max_failed": 1, **settings}),
-            io.StringIO(),
-        )
+        executor = Ray(**{"address": "auto", "timeout": 0.3, "max_failed": 1, **settings})
+        said = io.StringIO()
         with Progress("generate", len(UNITS), stream=said) as progress:
-            state = State(UNITS, settings, len(UNITS), progress)
-            Crew(
-                ray,
-                state,
-                settings,
-                settings.needs("cpu"),
-                (print, print, "cpu"),
-                died,
-                PlayedFence(tmp_path, held),
-            ).run()
+            state = State(UNITS, executor.settings, len(UNITS), progress)
+            task, fence = Task(print, None, print, died), PlayedFence(tmp_path, held)
+            WorkerPool(ray, executor, state, executor.needs("cpu"), task, "cpu", fence).run()
         return state.failed, said.getvalue()
 
     return run

@@ -1,5 +1,5 @@
-"""The rest of a unit is done while the next one is drawn, and a unit counts only when its rest
-is done. No clock decides."""
+"""A unit is written while the next one is drawn, and counts only when it is written. No clock
+decides."""
 
 import errno
 import io
@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from dd.execution import Local, UnitsFailed
+from dd.execution import Local, Task, UnitsFailed
 from dd.execution.base import attempt
-from dd.execution.rests import Rests
+from dd.execution.writes import PendingWrites
 from dd.stages.synthesize import synthesize
 from dd.store.progress import Progress
 from dd.store.samples import Sample
@@ -34,7 +35,8 @@ def run(work, number=4, executor=None, died=None):
     """(what is quarantined, images that count)."""
     progress = Progress("generate", number, stream=io.StringIO())
     executor = executor or Local(attempts=2, max_failed=1)
-    failed = executor.run(units_of(number), number, work, None, works.build, died, progress)
+    task = Task(work, None, works.build, died)
+    failed = executor.run(units_of(number), number, task, progress)
     return failed, progress.done
 
 
@@ -45,7 +47,7 @@ def test_a_unit_is_drawn_while_the_one_before_is_written(tmp_path):
     assert run(partial(works.wait_for_next, tmp_path)) == ({}, 4)
 
 
-def test_one_rest_at_a_time_and_two_units_at_most():
+def test_one_write_at_a_time_and_two_units_at_most():
     events, lock, held, most = [], threading.Lock(), set(), []
 
     def work(tools, unit, worker):
@@ -55,50 +57,50 @@ def test_one_rest_at_a_time_and_two_units_at_most():
             most.append(len(held))
             events.append(("draw", number))
 
-        def rest():
+        def write():
             with lock:
                 events.append(("begin", number))
             with lock:
                 held.discard(number)
                 events.append(("end", number))
 
-        return rest
+        return write
 
     assert run(work, 20) == ({}, 20)
     assert max(most) <= 2
-    rests = [e for e in events if e[0] != "draw"]
-    assert rests == [(what, n) for n in range(20) for what in ("begin", "end")]
+    writes = [e for e in events if e[0] != "draw"]
+    assert writes == [(what, n) for n in range(20) for what in ("begin", "end")]
     assert all(events.index(("draw", n + 2)) > events.index(("end", n)) for n in range(18))
-    with Rests() as two, pytest.raises(RuntimeError, match="still under way"):
+    with PendingWrites() as two, pytest.raises(RuntimeError, match="still under way"):
         two.begin(print)
         two.begin(print)
 
 
-def test_a_unit_counts_only_when_its_rest_is_done():
+def test_a_unit_counts_only_when_it_is_written():
     progress, seen = Progress("generate", 3, stream=io.StringIO()), []
 
     def work(tools, unit, worker):
         seen.append(progress.done)
         return lambda: seen.append(progress.done)
 
-    Local().run(units_of(3), 3, work, None, None, None, progress)
+    Local().run(units_of(3), 3, Task(work), progress)
     assert sorted(seen) == [0, 0, 0, 1, 1, 2] and progress.done == 3
 
 
-def test_a_work_without_a_rest_is_done_at_once():
+def test_a_unit_with_nothing_to_write_is_done_at_once():
     assert run(lambda *_: None) == ({}, 4)
 
 
-def test_a_rest_that_fails_is_tried_again_and_quarantined():
+def test_a_write_that_fails_is_tried_again_and_quarantined():
     tried = []
 
     def work(tools, unit, worker):
-        def rest():
+        def write():
             tried.append(unit[0].unit)
             if unit[0].unit in (1, 3):
                 raise RuntimeError(f"no good {tried.count(unit[0].unit)}")
 
-        return rest
+        return write
 
     assert run(work) == ({1: "RuntimeError: no good 2", 3: "RuntimeError: no good 2"}, 2)
     assert sorted(tried) == [0, 1, 1, 2, 3, 3]
@@ -106,16 +108,16 @@ def test_a_rest_that_fails_is_tried_again_and_quarantined():
         run(work, executor=Local(attempts=1, max_failed=0))
 
 
-def test_a_full_disk_in_a_rest_ends_the_run():
+def test_a_full_disk_in_a_write_ends_the_run():
     drawn = []
 
     def work(tools, unit, worker):
         drawn.append(unit[0].unit)
 
-        def rest():
+        def write():
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        return rest
+        return write
 
     with pytest.raises(OSError, match="No space left"):
         run(work)
@@ -134,11 +136,11 @@ def test_an_error_of_drawing_does_not_hide_the_unit_before():
 
     done, progress = [], Progress("generate", 2, stream=io.StringIO())
     with pytest.raises(OSError, match="No space left"):
-        Local().run(units_of(2), 2, work, None, None, None, progress)
+        Local().run(units_of(2), 2, Task(work), progress)
     assert (done, progress.done) == ([0], 1)
 
 
-def test_the_rest_under_way_is_finished_however_often_the_run_is_stopped():
+def test_the_write_under_way_is_finished_however_often_the_run_is_stopped():
     stopped, done = threading.Event(), []
 
     def work(tools, unit, worker):
@@ -146,13 +148,13 @@ def test_the_rest_under_way_is_finished_however_often_the_run_is_stopped():
             stopped.set()
             raise KeyboardInterrupt
 
-        def rest():
+        def write():
             assert stopped.wait(LONG)
             os.kill(os.getpid(), signal.SIGINT)  # once more
             os.kill(os.getpid(), signal.SIGTERM)
             done.append(unit[0].unit)
 
-        return rest
+        return write
 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run(work)
@@ -162,8 +164,9 @@ def test_the_rest_under_way_is_finished_however_often_the_run_is_stopped():
 class InTurns(Local):
     """Draws a unit, writes it, draws the next."""
 
-    def run(self, units, total, work, *rest):
-        return super().run(units, total, lambda *given: work(*given)(), *rest)
+    def run(self, units, total, task, *rest):
+        at_once = replace(task, draw=lambda *given: task.draw(*given)())
+        return super().run(units, total, at_once, *rest)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg"])
@@ -186,13 +189,16 @@ def _records(folder):
 
 
 def test_worker_processes_overlap_too(tmp_path):
-    assert run(partial(works.wait_for_next, tmp_path), executor=Local(1, spawn=True)) == ({}, 4)
+    assert run(partial(works.wait_for_next, tmp_path), executor=Local(workers=1, spawn=True)) == (
+        {},
+        4,
+    )
 
 
-def test_a_rest_that_fails_in_a_worker(tmp_path):
+def test_a_write_that_fails_in_a_worker(tmp_path):
     failed, done = run(
-        partial(works.broken_rest, tmp_path),
-        executor=Local(1, spawn=True, attempts=2, max_failed=1),
+        partial(works.broken_write, tmp_path),
+        executor=Local(workers=1, spawn=True, attempts=2, max_failed=1),
     )
     assert done == 3 and failed.keys() == {1} and "RuntimeError: no good (works.py:" in failed[1]
 
@@ -209,7 +215,7 @@ def test_a_worker_that_dies_with_two_units(tmp_path, recorded, attempts):
         return recorded and unit[0].unit == 0
 
     (tmp_path / "always").touch()
-    executor = Local(1, spawn=True, attempts=attempts, max_failed=1)
+    executor = Local(workers=1, spawn=True, attempts=attempts, max_failed=1)
     failed, done = run(partial(works.die_beside, tmp_path), 3, executor, died)
     assert failed.keys() == {1} and "worker 0 died (exit code 9" in failed[1] and done == 2
     assert asked == [0, *[1] * attempts]

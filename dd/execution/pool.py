@@ -3,11 +3,13 @@ argument."""
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from dd.execution.base import UnitsFailed, attempt
+from dd.execution.base import Answer, Build, Draw, State, Task, Unit, UnitsFailed, attempt
+from dd.execution.settings import RaySettings
 from dd.store.locks import Fence
 from dd.store.provenance import differences, versions
 
@@ -34,33 +36,47 @@ class Member:
     how: str = ""  # it was lost
 
 
-class Crew:
-    """``run()`` makes the units of ``state``. ``needs``: {"CPU", "GPU"} of a worker; ``task``:
-    (work, build, device)."""
+class Named(Protocol):
+    """An executor, as far as its pool needs it: the settings, and the names of workers."""
 
-    def __init__(self, ray, state, settings, needs, task, died, fence):
-        self.ray, self.state, self.settings, self.needs, self.died, self.fence = (
+    settings: RaySettings
+
+    def name(self, worker: int) -> str: ...
+
+
+class WorkerPool:
+    """``run()`` makes the units of ``state`` by ``task``. ``needs``: {"CPU", "GPU"} of a worker."""
+
+    def __init__(
+        self,
+        ray: Any,
+        executor: Named,
+        state: State,
+        needs: dict[str, float],
+        task: Task,
+        device: str,
+        fence: Fence,
+    ) -> None:
+        self.ray, self.state, self.needs, self.died, self.fence = (
             ray,
             state,
-            settings,
             needs,
-            died,
+            task.died,
             fence,
         )
-        self.members, self.gone, self.started, self.bad_starts, self.wait_until = [], [], 0, 0, 0.0
+        self.settings, self.name = executor.settings, executor.name
+        self.members: list[Member] = []
+        self.gone: list[Member] = []
+        self.started, self.bad_starts, self.wait_until = 0, 0, 0.0
         self.was_ready, self.looked = False, 0.0
-        shared = os.getcwd(), str(fence.path.parent), fence.token, versions()
-        work, build, device = task
-        options = {
-            "num_cpus": needs["CPU"],
-            "num_gpus": needs["GPU"],
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        self.actor = ray.remote(Worker).options(**options)
-        self.arguments = build, work, device, *shared
+        self.actor = ray.remote(Worker).options(
+            num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=0, max_task_retries=0
+        )
+        own_gpu = "cuda" if device.startswith("cuda") else device  # Ray shows a worker no other
+        driver = Driver(os.getcwd(), str(fence.path.parent), fence.token, versions())
+        self.arguments = task.draw, task.build, own_gpu, driver
 
-    def run(self):
+    def run(self) -> None:
         try:
             while self.state.queue or self._busy():
                 if time.monotonic() - self.looked >= TICK:
@@ -81,7 +97,11 @@ class Crew:
     def _busy(self) -> int:
         return sum(m.unit is not None for m in (*self.members, *self.gone))
 
-    def _look(self):
+    def _takes_part(self) -> bool:
+        """Whether any worker is past its start."""
+        return any(m.state in READY for m in self.members)
+
+    def _look(self) -> None:
         """Start workers where there is room by now; refuse to wait for ever for a place."""
         self.looked = time.monotonic()
         refused = sum(m.state == "refused" for m in self.members)
@@ -100,73 +120,71 @@ class Crew:
             kind = UnitsFailed if self.was_ready else ValueError
             raise kind(self._no_place(max(waiting)))
 
-    def _room(self, resources) -> int:
-        return min(
-            int(resources.get(key, 0) / need + 1e-9) for key, need in self.needs.items() if need
-        )
+    def _room(self, resources: Mapping[str, float]) -> int:
+        asked = {key: need for key, need in self.needs.items() if need}
+        return min(int(resources.get(key, 0) / need + 1e-9) for key, need in asked.items())
 
-    def _no_place(self, seconds) -> str:
-        def amount(resources):
+    def _no_place(self, seconds: float) -> str:
+        def amount(resources: Mapping[str, float]) -> str:
             return ", ".join(f"{resources.get(key, 0):g} {key}" for key in ("CPU", "GPU"))
 
         nodes = sum(node["Alive"] for node in self.ray.nodes())
         return (
             f"no worker got a place in {seconds:.0f} s. Each asks for {amount(self.needs)} on one "
-            "node "
-            f"(executor.cpus_per_worker, executor.gpus_per_worker); the cluster's {nodes} nodes "
-            "have "
-            f"{amount(self.ray.cluster_resources())} together, of which "
-            f"{amount(self.ray.available_resources())} are free. "
-            "Ask for less, add nodes, wait until others have ended, or give it more time with "
-            "executor.timeout"
+            "node (executor.cpus_per_worker, executor.gpus_per_worker); the cluster's "
+            f"{nodes} nodes have {amount(self.ray.cluster_resources())} together, of which "
+            f"{amount(self.ray.available_resources())} are free. Ask for less, add nodes, wait "
+            "until others have ended, or give it more time with executor.timeout"
         )
 
-    def _start(self):
+    def _start(self) -> None:
         taken = {m.slot for m in (*self.members, *self.gone)}
         slot = next(i for i in range(1, len(taken) + 2) if i not in taken)
-        name, number = self.settings.name(slot), self.started
-        member = Member(
-            self.actor.remote(*self.arguments, number, name), number, slot, name, time.monotonic()
-        )
-        member.answer, self.started = member.actor.start.remote(), self.started + 1
-        self.members.append(member)
+        name, number = self.name(slot), self.started
+        actor = self.actor.remote(*self.arguments, number, name)
+        answer = actor.start.remote()
+        self.members.append(Member(actor, number, slot, name, time.monotonic(), answer))
+        self.started += 1
 
-    def _give(self, member):
-        member.unit, member.state = self.state.queue.popleft(), "busy"
-        member.answer = member.actor.make.remote(self.state.units[member.unit])
+    def _give(self, member: Member) -> None:
+        number = self.state.queue.popleft()
+        member.unit, member.state = number, "busy"
+        member.answer = member.actor.make.remote(self.state.units[number])
 
-    def _hear(self, member):
+    def _hear(self, member: Member) -> None:
         answer, member.answer = member.answer, None
         try:
             kind, content = self.ray.get(answer)
         except self.ray.exceptions.RayError as error:
-            return self._lose(member, error)
+            self._lose(member, error)
+            return
         if kind == "cannot write":
             raise OSError(*content)
         if kind == "refused":
-            return self._refuse(member, content)
+            self._refuse(member, *content)
+            return
         if kind == "placed":
             (member.where, member.pid), member.state = content, "building"
             member.answer = member.actor.build.remote()
             return
         number, member.unit, member.state = member.unit, None, "idle"
-        if kind == "ready":
+        if number is None:  # it is ready for its first unit
             self.was_ready, self.bad_starts = True, 0
         elif kind == "done":
             self.state.made(number)
         else:
             self.state.lost(number, content)
 
-    def _refuse(self, member, why):
+    def _refuse(self, member: Member, where: str, why: str) -> None:
         """A node that cannot take part ends a run that is beginning; one that joins later is
         left alone."""
-        member.where, text = why[0], f"the worker on {why[0]} could not start: {why[1]}"
-        if not any(m.state in READY for m in self.members):
+        member.where, text = where, f"the worker on {where} could not start: {why}"
+        if not self._takes_part():
             raise ValueError(text)
         member.state = "refused"
         self.state.progress.fail(text)
 
-    def _lose(self, member, error):
+    def _lose(self, member: Member, error: Exception) -> None:
         self._kill(member)
         self.members.remove(member)
         member.how = f"worker {member.name} on {member.where} died: {_short(error)}"
@@ -179,15 +197,13 @@ class Crew:
             return
         self.bad_starts += 1
         self.wait_until = time.monotonic() + min(60, 2 ** (self.bad_starts - 1))
-        if self.bad_starts >= self.settings.attempts and not any(
-            m.state in READY for m in self.members
-        ):
+        if self.bad_starts >= self.settings.attempts and not self._takes_part():
             raise UnitsFailed(
                 f"{self.bad_starts} workers in a row were lost before their first unit: "
                 f"{member.how}"
             )
 
-    def _bury(self):
+    def _bury(self) -> None:
         """What a lost worker was at goes to another once it cannot write any more; it may have
         been recorded all the same."""
         for member in list(self.gone):
@@ -202,16 +218,14 @@ class Crew:
                     self.state.lost(number, member.how)
             elif late and number is not None:
                 member.unit = None  # its name stays taken
-                held = (
-                    f"{member.how}; it still holds the data set after {self.settings.timeout:g} s"
-                )
-                self.state.lost(number, held, final=True)
+                held = f"it still holds the data set after {self.settings.timeout:g} s"
+                self.state.lost(number, f"{member.how}; {held}", final=True)
 
-    def _kill(self, member):
+    def _kill(self, member: Member) -> None:
         with suppress(Exception):  # of a cluster that is gone
             self.ray.kill(member.actor, no_restart=True)
 
-    def _stop(self):
+    def _stop(self) -> None:
         """End all workers, and tidy up after those that were at a unit."""
         for member in self.members:
             self._kill(member)
@@ -223,53 +237,65 @@ class Crew:
                 self.died(self.state.units[member.unit], member.name, member.pid)
 
 
+@dataclass(frozen=True)
+class Driver:
+    """What a worker must share with its driver: working directory, folder of the data set, token of
+    the fence, versions of the software."""
+
+    directory: str
+    folder: str
+    token: str
+    versions: dict[str, str]
+
+
 class Worker:
     """The actor. Its answers are (kind, content); it writes only while it holds its byte of the
     fence."""
 
     def __init__(
-        self, build, work, device, directory, folder, token, driver_versions, number, name
-    ):
-        self.make_tools, self.work, self.device, self.name = build, work, device, name
-        self.directory, self.fence, self.versions = (
-            directory,
-            (folder, number, token),
-            driver_versions,
-        )
+        self,
+        draw: Draw,
+        build: Build,
+        device: str,
+        driver: Driver,
+        number: int,
+        name: str,
+    ) -> None:
+        self.draw, self.make_tools, self.device, self.name = draw, build, device, name
+        self.driver, self.number = driver, number
 
-    def start(self):
+    def start(self) -> Answer:
         """Is this the driver's file system and software?"""
-        where = os.uname().nodename
+        where, driver = os.uname().nodename, self.driver
         try:
-            os.chdir(self.directory)  # relative paths of the configuration
+            os.chdir(driver.directory)  # relative paths of the configuration
         except OSError:
             return "refused", (
                 where,
-                f"no folder {self.directory}: start the run in a folder that every machine sees",
+                f"no folder {driver.directory}: start the run in a folder that every machine sees",
             )
         try:
-            self.held = Fence.hold(*self.fence)
+            self.held = Fence.hold(driver.folder, self.number, driver.token)
         except (ValueError, OSError) as error:
             return "refused", (where, str(error))
-        lines = differences(self.versions, versions())
+        lines = differences(driver.versions, versions())
         if lines:
             return "refused", (where, "other versions than the driver's:\n  " + "\n  ".join(lines))
         return "placed", (where, os.getpid())
 
-    def build(self):
+    def build(self) -> Answer:
         try:
             self.tools = self.make_tools(self.device)
         except Exception as error:
             return "refused", (os.uname().nodename, f"{type(error).__name__}: {error}")
         return "ready", None
 
-    def make(self, unit):
-        return attempt(self.work, self.tools, unit, self.name)
+    def make(self, unit: Unit) -> Answer:
+        return attempt(self.draw, self.tools, unit, self.name)
 
 
-def _short(error) -> str:
+def _short(error: Exception) -> str:
     """The first and the last line of what Ray says, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
-        type(error).__name__
-    ]
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = said or [type(error).__name__]
     return " ... ".join(dict.fromkeys((lines[0][:300], lines[-1][:300])))

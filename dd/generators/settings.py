@@ -1,0 +1,110 @@
+"""What a configuration says of a generator."""
+
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from annotated_types import Ge, Le
+from pydantic import BeforeValidator, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+
+from dd.store.settings import Count, Hint, NoResult, Settings
+
+FullPrompt: TypeAlias = Literal["appended", "caption"]  # its words, at which attention can be read
+SHARES_MEMORY = NoResult("which memory holds the weights while they wait")
+
+
+def _as_typed(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """A number as it was typed, 7 and not 7.0: it is recorded so."""
+    check(value)
+    return value
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads a bare on as true."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["on", "off"], BeforeValidator(_switch)]
+Number = Annotated[float, WrapValidator(_as_typed)]
+
+
+class GeneratorSettings(Settings):
+    """``model``: ``embedded``, a local folder in diffusers format, or a hub id (with ``revision``,
+    a commit if ``require_revision``); safetensors only, of ``variant`` (``fp16`` where a folder
+    holds nothing else). ``scheduler``: a diffusers scheduler class name, or None for the
+    checkpoint's own. ``size``: side of the image in pixels, None for the checkpoint's own.
+    ``cross_resolution`` and ``self_resolution``: side of the attention maps that are read, None for
+    a quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px: 32 and 64); heat has
+    the side of the latter. ``max_power``: heat is kept for the powers 0 ... max_power;
+    ``full_prompt``: keep the maps of words of the full prompt too (ablations): ``appended``, the
+    class words behind the caption; ``caption``, the caption's own; True, both, or the caption's own
+    where none are appended. ``cross_layers`` and ``cross_heads``: the cross-attention layers (by
+    the beginning of their names) and heads that are read, None for all of that resolution;
+    ``capture_every``: attention is read in each so-manieth step only, from the first on.
+    ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload``
+    (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
+    ``compile`` (:mod:`dd.generators.speed`) save time and round otherwise. ``truncate``: pixels
+    become bytes by cutting off what is behind the point, not by rounding. ``licence`` and ``link``:
+    of the weights, for the data card. ``adapter``: a run folder of train.py or a file of LoRA
+    weights, added ``adapter_weight`` times to the checkpoint's own (:mod:`dd.generators.adapter`).
+    """
+
+    noun = "diffusion"
+
+    model: str | None = "embedded"
+    revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    steps: Annotated[int, Ge(1), Le(1000), Hint("those of the training")] = 25
+    guidance: Annotated[Number, Hint("such as 7.5")] = 7.5
+    negative_prompt: str = ""
+    scheduler: str | None = "DPMSolverMultistepScheduler"
+    size: Annotated[Count | None, Hint("the side in pixels: images are square")] = None
+    cross_resolution: int | None = None
+    self_resolution: int | None = None
+    max_power: Annotated[int, Ge(0), Le(64), Hint("the heat of each power is kept")] = 8
+    full_prompt: Annotated[bool | FullPrompt, Hint("true reads all its words")] = False
+    # From here on an identity names what changes something, and nothing else.
+    safety_checker: Switch = "off"
+    vae_slicing: bool = False
+    channels_last: bool = False
+    fused_projections: bool = False
+    compile: bool = False
+    cross_layers: list[str] | None = None
+    cross_heads: list[int] | None = None
+    capture_every: Count = 1
+    truncate: bool = False
+    variant: Annotated[str | None, NoResult("the hash of the weights tells")] = None
+    require_revision: Annotated[bool, NoResult("asks for a record, changes none")] = False
+    offload: Annotated[Literal["none", "model"], SHARES_MEMORY] = "none"
+    licence: Annotated[str | None, NoResult("for the data card")] = None
+    link: Annotated[str | None, NoResult("for the data card")] = None
+    adapter: Annotated[str | None, NoResult("the hash of its file tells")] = None
+    adapter_weight: Annotated[
+        float, Ge(0), Hint("1 = as trained"), NoResult("named with the adapter's hash")
+    ] = 1.0
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.adapter is None and self.adapter_weight != 1:
+            raise ValueError(
+                f"diffusion.adapter_weight={self.adapter_weight} has no effect without "
+                "diffusion.adapter=<run or file>"
+            )
+        if self.capture_every > self.steps:
+            raise ValueError(
+                f"diffusion.capture_every={self.capture_every}: expected a whole number from 1 to "
+                f"steps={self.steps}"
+            )
+        return self
+
+    @property
+    def checked(self) -> bool:
+        """Whether the safety checker looks at images."""
+        return self.safety_checker == "on"
+
+    def identity(self) -> dict[str, Any]:
+        names = [*type(self).model_fields]
+        younger = names[names.index("safety_checker") :]
+        return {
+            name: value
+            for name, value in super().identity().items()
+            if name not in younger or value != type(self).model_fields[name].default
+        }
