@@ -100,13 +100,6 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
             "again"
         )
     masks, filtered = read_own(path, MASKS), _chosen_list(images)
-    if "chosen_on" not in masks:
-        raise ValueError(
-            f"{path} does not say which labels chose its settings: an earlier version wrote it. "
-            "The "
-            "command that made the mask set adds it (generate.py stage=label, evaluate.py "
-            "stage=self_train); the masks stay as they are"
-        )
     listed = images.root / "quality" / images.split / "filter.json"
     rules = "rules" in filtered.get("filter", {})
     chosen = read_own(listed, FILTERED).get("chosen_on") if rules else []

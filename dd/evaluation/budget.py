@@ -295,6 +295,4 @@ def check_targets(targets: object) -> None:
     if targets is not None and not (
         isinstance(targets, list) and all(type(t) in (int, float) for t in targets)
     ):
-        raise ValueError(
-            f"study.targets={targets!r}: expected a list of mIoUs in percent, or null"
-        )
+        raise ValueError(f"study.targets={targets!r}: expected a list of mIoUs in percent, or null")

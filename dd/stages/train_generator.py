@@ -67,7 +67,7 @@ def train_generator(
     weights or without; ``trained_with`` are those of its settings that decide weights. ``models``
     holds the sizes, ``autoencoder`` and ``text_to_image`` settings, ``max_steps`` and
     ``batch_size`` of each. ``init_from``: a Stable Diffusion folder whose tokenizer and VAE are
-    kept and whose UNet and text encoder are trained further; ``generator.text_to_image.first_scene`` then
+    kept and whose UNet and text encoder are trained further; ``text_to_image.first_scene`` then
     says which scenes are new to it. An interrupted run goes on from its last checkpoint; a finished
     part is not trained again, a folder made with other settings is refused. ``run.json`` is written
     last.

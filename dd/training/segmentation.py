@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.plugins.precision import Precision
 
-from dd.data.photos import Item
+from dd.data.photos import Picture
 from dd.evaluation import metrics
 from dd.segmenters.base import Segmenter
 from dd.segmenters.transforms import EvalTransform
@@ -256,10 +256,10 @@ class DoesNotFit(ValueError):
 
 def predict_fitting(
     call: Callable[[list[np.ndarray]], Sequence[Result]],
-    batch: Sequence[tuple[Item, np.ndarray]],
+    batch: Sequence[tuple[Picture, np.ndarray]],
     unreadable: dict[str, str],
     fail: Callable[[str], object] = lambda what: None,
-) -> list[tuple[Item, np.ndarray, Result]]:
+) -> list[tuple[Picture, np.ndarray, Result]]:
     """(item, image, ``call``'s result) of a batch of (item, image): together or, where they do
     not fit into the device's memory, one by one; what does not fit alone goes to ``unreadable``
     {file: why}, and ``fail`` is told."""

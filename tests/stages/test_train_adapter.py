@@ -17,7 +17,7 @@ from dd import generators as diffusion
 from dd.data.photos import find_photos
 from dd.generators import AttentionRecorder, StableDiffusion
 from dd.prompts.prompt import make_prompt
-from dd.stages import adapt_generator as stage
+from dd.stages import train_adapter as stage
 from dd.store.provenance import read_json, sha256
 from dd.store.samples import make_plan
 from dd.taxonomy import taxonomy
@@ -126,7 +126,7 @@ def adapt(models, photos, make_trainer):
             "samples": SAMPLES,
         }
         generator = StableDiffusion(model=str(models[model]), **READ)
-        return stage.adapt_generator(folder, generator, trainer, **{**settings, **changed})
+        return stage.train_adapter(folder, generator, trainer, **{**settings, **changed})
 
     return run
 

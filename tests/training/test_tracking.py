@@ -619,7 +619,8 @@ def run(folder, callbacks, after=None):
     tell(trainer, "begin", {"optimizer": {"learning_rate": 0.05}}, TRAINED_ON, after)
     failed = True
     try:
-        done = train_segmenter(folder, module, data, lambda: trainer, {"seed": 0}, {"trained_on": TRAINED_ON})
+        how = {"identity": {"seed": 0}, "record": {"trained_on": TRAINED_ON}}
+        done = train_segmenter(folder, module, data, lambda: trainer, **how)
         tell(trainer, "end", done, 42.0)
         failed = False
         return done
