@@ -72,7 +72,8 @@ def check_arguments(key: str, target: Any, node: dict[str, Any]) -> None:
     not of that kind."""
     accepted = dict(inspect.signature(target).parameters)
     hints = typing.get_type_hints(target.__init__, include_extras=True)
-    fields = target.Settings.model_fields if hasattr(target, "Settings") else {}
+    model = target if issubclass(target, Settings) else getattr(target, "Settings", Settings)
+    fields = model.model_fields
     for field, info in fields.items():  # Annotated takes the bounds back
         hints[field] = Annotated[info.annotation, *info.metadata, "of the model"]
     anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())

@@ -11,7 +11,7 @@ from dd.data.datasets import SegmentationFolder, read_split
 from dd.data.photos import Unlabelled
 from dd.evaluation.supervision import merged, supervision
 from dd.store.provenance import fingerprint, read_own
-from dd.store.schemas import FILTERED, MASKS, STARTED
+from dd.store.schemas import FILTERED, JUDGED_MASKS, STARTED
 from dd.training.callbacks import Steps
 from dd.training.datamodule import Mixture, hold_out, per_process
 from dd.training.loggers import Guarded, is_main_process
@@ -99,7 +99,7 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
             f"mask set {path.parent} is not finished (no masks.json); run the stage that makes it "
             "again"
         )
-    masks, filtered = read_own(path, MASKS), _chosen_list(images)
+    masks, filtered = read_own(path, JUDGED_MASKS), _chosen_list(images)
     listed = images.root / "quality" / images.split / "filter.json"
     rules = "rules" in filtered.get("filter", {})
     chosen = read_own(listed, FILTERED).get("chosen_on") if rules else []

@@ -49,6 +49,8 @@ MASKS = {  # masks.json of a mask set, whoever made it
 }
 DRAWN = {"identity": {"settings": {"power": int, "source": str}}}  # of one read from attention
 WHOLE_MASKS = {**MASKS, "sha256": {"*": str}}
+# for a training: without the labels that chose them its supervision class would be guessed
+JUDGED_MASKS = {**MASKS, "chosen_on": CHOSEN}
 
 SIGNALS = {  # of the records of a synthetic set, and of those that the stage filter keeps
     "heat?": {"*": {"*": [[NUMBER]]}},

@@ -326,12 +326,12 @@ def checked(root, *overrides):
         (
             "generate",
             "executor.devices=true",
-            "executor.devices=true: expected a list, each text, or null",
+            "executor.devices=true: expected a list, each text .one at least., or null",
         ),
         (
             "generate",
             "executor.workers=two",
-            "executor.workers='two': expected a whole number, or null",
+            "executor.workers='two': expected a whole number from 1 to 1024, or null",
         ),
         ("generate", "quality.rules=''", "quality.rules='': expected names with values"),
         ("generate", "data.taxonomy=[]", r"data.taxonomy=\[\]: expected text"),
