@@ -147,7 +147,7 @@ def ours(turns: Turns, side: Side, setup: Setup) -> list:
     """Train by dd's parts as train.py puts them together; returns the profiler's first lines, if
     ``side`` is profiled."""
     overrides = [
-        "experiment=voc_synthetic",
+        "experiment=paper_synthetic",
         "source=real",
         f"data.root={setup.data}",
         f"batch_size={setup.batch}",

@@ -13,4 +13,4 @@ SHOTS=${SHOTS:-100,400,1600}; TOTAL=44000      # 40,000 synthetic and 4,000 real
 link "${COCO:-}" "$DATA/coco2017"
 python -m dd prepare coco --root "$DATA" ${COCO:+--existing "$DATA/coco2017"}
 python generate.py experiment=coco diffusion.model="$MODEL" diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
-data=coco; source runs/table.sh
+data=coco whole=coco; source runs/table.sh

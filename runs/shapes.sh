@@ -64,7 +64,7 @@ for seed in $SEEDS; do
     masks_from=outputs/shapes/calibration_shapes_train_16_seed$seed.yaml
 done
 python evaluate.py experiment=shapes stage=probe probe.split=test name=shapes/ablation/paper masks=paper
-label checked quality=default
+label checked '+quality.rules.faint={action: absent, signal: spread, below_percentile: 5}'
 python generate.py experiment=shapes name=shapes_no_append prompts.append=false
 for seed in $SEEDS; do
   for set in $SETS; do

@@ -1,13 +1,14 @@
-# The part that VOC and COCO share, sourced by runs/voc.sh and runs/coco.sh, which set data, DATA, SHOTS, TOTAL and TRAIN.
+# The part that VOC and COCO share, sourced by runs/voc.sh and runs/coco.sh, which set data, whole (all real
+# images to train on), DATA, SHOTS, TOTAL and TRAIN.
 SEEDS=${SEEDS:-0,1,2}
 SEGMENTERS=${SEGMENTERS:-deeplabv3_r50,deeplabv3_r101,mask2former_r50}
 few_list=()    # published few-shot lists: a file for each of SHOTS
 if [ -n "${LISTS:-}" ]; then few_list=(shots_list="$LISTS/\${shots}.txt"); fi
 PAPER_TTA='scales=[0.5,0.75,1,1.25,1.5,1.75] flip=true'
 
-# train <experiment> <segmenter> [overrides]: all seeds, one folder each
+# train <recipe> <segmenter> [overrides]: all seeds, one folder each
 train() {
-  python train.py -m experiment="$1" segmenter="$2" seed="$SEEDS" data_root="$DATA" "${@:3}" $TRAIN
+  python train.py -m experiment="paper_$1" segmenter="$2" seed="$SEEDS" data_root="$DATA" "${@:3}" $TRAIN
 }
 # score <folder>: single scale, then the paper's test-time augmentation in a folder below
 score() {
@@ -17,21 +18,21 @@ score() {
 
 for segmenter in ${SEGMENTERS//,/ }; do
   run="segmenter=$segmenter,seed=\${seed}"
-  train "${data}_synthetic" "$segmenter" name="${data}_synthetic/$run"
+  train synthetic "$segmenter" data="$data" name="${data}_synthetic/$run"
   # Self-training: each run labels the synthetic images again, its own student learns from that.
   for seed in ${SEEDS//,/ }; do
     teacher="outputs/${data}_synthetic/segmenter=$segmenter,seed=$seed"
     python generate.py stage=label labeler=run labeler.run="$teacher" data="$data" mask_set="self_${segmenter}_$seed" data_root="$DATA"
   done
-  train "${data}_self_training" "$segmenter" name="${data}_self_training/$run" synthetic_masks="masks/self_${segmenter}_\${seed}"
+  train self_training "$segmenter" data="$data" name="${data}_self_training/$run" synthetic_masks="masks/self_${segmenter}_\${seed}"
   # Real images: all of them, and mixed with synthetic ones.
-  train "${data}_real" "$segmenter" name="${data}_real/$run"
-  train "${data}_mixed" "$segmenter" name="${data}_mixed/$run"
+  train real "$segmenter" data="$whole" name="${data}_real/$run"
+  train mixed "$segmenter" data="$whole" name="${data}_mixed/$run"
   # A few real images after the synthetic ones, and the control: the same images alone, equal total steps.
   few="segmenter=$segmenter,shots=\${shots},seed=\${seed}"
-  train "${data}_finetune" "$segmenter" shots="$SHOTS" name="${data}_finetune/$few" init_from="outputs/${data}_synthetic/$run" \
+  train finetune "$segmenter" data="$data" shots="$SHOTS" name="${data}_finetune/$few" init_from="outputs/${data}_synthetic/$run" \
     "${few_list[@]}"
-  train "${data}_real" "$segmenter" shots="$SHOTS" name="${data}_few/$few" data="$data" trainer.max_steps="$TOTAL" \
+  train real "$segmenter" shots="$SHOTS" name="${data}_few/$few" data="$data" trainer.max_steps="$TOTAL" \
     "${few_list[@]}"
 done
 for part in synthetic self_training real mixed finetune few; do score "${data}_$part"; done

@@ -18,4 +18,4 @@ python -m dd prepare voc --root "$DATA"
 python -m dd prepare voc_aug --root "$DATA"
 python generate.py experiment=voc stage=caption caption.images="$DATA/VOCdevkit/VOC2012/JPEGImages" data_root="$DATA" $GENERATE
 python generate.py experiment=voc diffusion.model="$MODEL" diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
-data=voc; source runs/table.sh
+data=voc whole=voc_aug; source runs/table.sh

@@ -76,7 +76,7 @@ def test_every_command_of_the_embedded_benchmark(calls, script, trainings):
 def test_published_lists_are_handed_to_the_trainings_with_few_images(calls):
     made = calls("voc.sh", MODEL="m", SEGMENTERS="deeplabv3_r50", LISTS="my lists", DATA="data")
     listed = [call for call in made if any(a.endswith("/my lists/${shots}.txt") for a in call)]
-    assert {c[2] for c in listed} == {"experiment=voc_finetune", "experiment=voc_real"}
+    assert {c[2] for c in listed} == {"experiment=paper_finetune", "experiment=paper_real"}
     assert all("shots=92,183,366,732" in call for call in listed) and len(listed) == 2
     check(made)
 

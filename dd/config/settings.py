@@ -49,6 +49,7 @@ class Data(Group):
     tune_split: str | None = None
     images: str | list[str] | None = None
     synthetic: str | None = None
+    iterations: Count | None = None
 
 
 class Common(Group):

@@ -42,7 +42,7 @@ RECIPES = {  # generator: what its images and trainings are
         "unit": 4,
         "format": "jpg",
         "adapter": "sd_adapt_generator",
-        "segmenter": "voc_segmenter",
+        "segmenter": "paper_segmenter",
         "steps": {"synthetic": 20000, "finetune": 4000, "adapt_segmenter": 10000},
     },
 }

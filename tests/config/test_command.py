@@ -95,7 +95,7 @@ def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
         )
         assert "masks=paper | shapes" in said and "num_images" in said
     assert command(pytest.fail, root="train") == 2
-    assert "experiment=coco_budget | coco_finetune" in capsys.readouterr().err
+    assert "experiment=paper_adapt_segmenter | paper_budget" in capsys.readouterr().err
 
 
 def test_a_run_without_a_name_is_told_to_have_one(command, capsys):
@@ -227,8 +227,8 @@ def test_mask_sets_of_a_sweep_are_named_after_it(command):
         ),
         (
             {"name": "a", "stage": "filter", "quality": {"split": "good"}},
-            ["quality=off"],
-            {"quality": {"split": "good,quality=off"}},
+            ["redraw=1"],
+            {"quality": {"split": "good,redraw=1"}},
         ),
     ],
 )
@@ -424,7 +424,7 @@ def test_usual_values_pass():
         "~trainer.callbacks.samples",
     )
     checked("train", "name=a", "trainer.callbacks.best=null", "trainer.callbacks.ema=null")
-    checked("generate", "quality=default", "quality.rules.faint=null")
+    checked("generate", "+quality.rules.faint={action: absent}", "quality.split=few")
     checked(
         "train",
         "experiment=shapes_budget",

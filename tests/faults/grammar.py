@@ -41,10 +41,11 @@ STUDY = [
 PHOTOS = "images=data/shapes/JPEGImages"
 SWEEP = ["evaluate.py", "experiment=shapes", "stage=sweep", f"sweep.run={RUN}"]
 SWEEP += ["sweep.threshold=[0.4]", "sweep.workers=1"]
+FAINT = "+quality.rules.faint={action: absent, signal: spread, below_percentile: 5}"
 DROP = "+quality.rules.missing={action: drop, signal: missing, above: 1}"
 WORLD = [  # what makes the folder that every case gets a copy of
-    [*MAKE, "quality=default"],
-    [*MAKE, "quality=default", "stage=filter", DROP],
+    [*MAKE, FAINT],
+    [*MAKE, FAINT, "stage=filter", DROP],
     [*MAKE, "stage=label", "mask_set=power0", "masks.power=0"],
     TRAIN,
     ["evaluate.py", f"run={RUN}"],
@@ -58,7 +59,7 @@ COMMANDS = {
     "make": [*MAKE, "name=more", "num_images=2"],
     "go on": [*MAKE, "stage=synthesize"],
     "label": [*MAKE, "stage=label", "mask_set=other", "masks.power=1"],
-    "filter": [*MAKE, "stage=filter", "quality=default", DROP],
+    "filter": [*MAKE, "stage=filter", FAINT, DROP],
     "sweep": SWEEP,
     "chosen": [
         *MAKE,

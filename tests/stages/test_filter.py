@@ -610,16 +610,15 @@ def test_the_commands_make_masks_and_a_list_and_training_records_them(generate, 
     assert config.training_record(own, config.training_sets(own)[0])[0] != first
 
 
-def test_the_rules_that_come_with_it(generate, folder):
-    generate("stage=label", "quality=default", "quality.rules.faint.below_percentile=20")
-    faint = read_json(folder / "SegmentationClass/masks.json")["identity"]["absent"]["rules"][
+def test_the_rule_of_the_docs(generate, folder):
+    faint = "+quality.rules.faint={action: absent, signal: spread, below_percentile: 20}"
+    generate("stage=label", faint)
+    rule = read_json(folder / "SegmentationClass/masks.json")["identity"]["absent"]["rules"][
         "faint"
     ]
-    assert "power" not in faint  # that of the masks
-    with pytest.raises(
-        ValueError, match="stage=filter needs a rule of action drop"
-    ):  # it only calls classes absent
-        generate("stage=filter", "quality=default")
+    assert "power" not in rule  # that of the masks
+    with pytest.raises(ValueError, match="stage=filter needs a rule of action drop"):
+        generate("stage=filter", faint)  # it only calls classes absent
 
 
 def test_nothing_is_filtered_unless_asked_for(generate, folder):

@@ -574,7 +574,7 @@ def test_a_space_may_lie_in_a_file(tmp_path):
 def test_the_wandb_sweep_is_made_of_overrides(monkeypatch):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-    sweep = yaml.safe_load((config.CONF / "wandb_sweep.yaml").read_text())
+    sweep = yaml.safe_load((config.CONF.parent / "examples/wandb_sweep.yaml").read_text())
     assert sweep["program"] == "train.py" and sweep["metric"] == {
         "name": "objective",
         "goal": "maximize",
