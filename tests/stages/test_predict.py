@@ -58,7 +58,7 @@ class Seen:
 
 
 @pytest.fixture
-def predict_set(tmp_path, images):
+def predict(tmp_path, images):
     def call(identity=IDENTITY, where=None, target=None, **more):
         seen = Seen()
         found = predict_images(
@@ -81,7 +81,7 @@ def rows(path):
 
 
 def test_masks_overlays_and_areas(predict, images, tmp_path):
-    found, batches = predict_set(batch_size=2)
+    found, batches = predict(batch_size=2)
     assert (found["images"], found["kept"], found["unreadable"], batches) == (3, 0, {}, [2, 1])
     out = tmp_path / "out"
     for row, file in zip(rows(out / "areas.csv"), ("a.png", "b.bmp", "more/c.png"), strict=True):
@@ -127,7 +127,7 @@ def test_the_folder_opens_on_a_page_of_its_overlays(predict, tmp_path, capsys):
 
 
 def test_a_single_image(predict, images, tmp_path):
-    found, _ = predict_set(where=images / "more/c.png")
+    found, _ = predict(where=images / "more/c.png")
     assert found["images"] == 1
     expected = read_image(images / "more/c.png").argmax(2)
     assert np.array_equal(read_mask(tmp_path / "out/masks/c.png"), expected)
@@ -194,7 +194,7 @@ def test_nothing_that_can_be_read_is_an_error(predict, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_bytes(b"?")
     with pytest.raises(ValueError, match=r"none of the 1 images could be read.*a\.jpg"):
-        predict_set(where=tmp_path / "bad")
+        predict(where=tmp_path / "bad")
     assert len(rows(tmp_path / "out/unreadable.csv")) == 1
 
 
@@ -202,7 +202,7 @@ def test_two_runs_are_never_mixed(predict, tmp_path):
     predict()
     before = files(tmp_path / "out")
     with pytest.raises(FileExistsError, match="weights_sha256: 000.* -> 111.*\n.*output="):
-        predict_set({**IDENTITY, "weights_sha256": "1" * 64})
+        predict({**IDENTITY, "weights_sha256": "1" * 64})
     assert files(tmp_path / "out") == before
 
 
@@ -216,11 +216,11 @@ def test_folders_that_cannot_be_written(predict, tmp_path, monkeypatch):
         (tmp_path / "mine", FileExistsError, "holds files that are no predictions"),
     ]:
         with pytest.raises(kind, match=message):
-            predict_set(target=target)
+            predict(target=target)
     assert os.listdir(tmp_path / "mine") == ["thesis.tex"]
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(PermissionError, match="you may not write to"):
-        predict_set(target=tmp_path / "out")
+        predict(target=tmp_path / "out")
 
 
 def test_one_at_a_time(predict, tmp_path):
@@ -242,14 +242,14 @@ def test_the_frames_of_a_video(predict, tmp_path):
     for colour in ([0, 0, 200], [0, 200, 0], [200, 0, 0]):  # BGR: red, green, blue
         writer.write(np.full((24, 32, 3), colour, np.uint8))
     writer.release()
-    predict_set(where=tmp_path / "film.avi")
+    predict(where=tmp_path / "film.avi")
     for number in range(3):
         assert (read_mask(tmp_path / f"out/masks/frame_{number:06d}.png") == number).all()
     assert [row["file"] for row in rows(tmp_path / "out/areas.csv")] == [
         f"film.avi#{n}" for n in range(3)
     ]
     (tmp_path / "out/masks/frame_000001.png").unlink()
-    assert predict_set(where=tmp_path / "film.avi")[1] == [1]
+    assert predict(where=tmp_path / "film.avi")[1] == [1]
     assert (read_mask(tmp_path / "out/masks/frame_000001.png") == 1).all()
 
 

@@ -537,7 +537,7 @@ def test_a_study_of_real_trainings(command, tmp_path):
     ],
 )
 def test_searches_that_make_no_sense(command, tmp_path, capsys, arguments, message):
-    group = [] if arguments[0].startswith("tune") else ["search=learning_rate"]
+    group = [] if arguments[0].startswith("search") else ["search=learning_rate"]
     assert command("stage=search", *group, *arguments)[0] == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "tiny").exists()
