@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -20,10 +20,12 @@ from dd.store.provenance import differences, is_temporary, read_own, sha256, wri
 from dd.store.samples import Sample, append_records, each_record, record_line, sample_seed
 from dd.store.schemas import WHOLE_RUN
 
+if TYPE_CHECKING:
+    from dd.data.quality import Scores
+
 FOLDERS = ("JPEGImages", "heat")
 Heat: TypeAlias = dict[str, np.ndarray]  # {words that are read: [K, P, r, r]}
-Clip: TypeAlias = Callable[[np.ndarray, list[str]], Any]  # dd.data.quality.ClipScore
-Tools: TypeAlias = "tuple[Source, Clip | None]"
+Tools: TypeAlias = "tuple[Source, Scores | None]"  # what draws images, what scores them
 WRITERS = 8  # threads that encode, hash and sync the files of a unit
 
 
@@ -98,7 +100,7 @@ class Drawn:
     signals: dict[str, Any] | None = None
 
 
-def _scored(drawn: list[Drawn], suffix: str, clip: Clip) -> list[Drawn]:
+def _scored(drawn: list[Drawn], suffix: str, clip: "Scores") -> list[Drawn]:
     def encoded(d: Drawn) -> bytes | None:
         return None if d.image is None else encode_image(d.image, suffix)
 
@@ -113,7 +115,7 @@ def _scored(drawn: list[Drawn], suffix: str, clip: Clip) -> list[Drawn]:
 
 
 def _signals(
-    drawn: Drawn, clip: Clip | None = None, image: np.ndarray | None = None
+    drawn: Drawn, clip: "Scores | None" = None, image: np.ndarray | None = None
 ) -> dict[str, Any]:
     return sample_signals(drawn.sample, as_stored(drawn.maps), clip, image)
 
@@ -220,6 +222,14 @@ def present(folder: str | Path, suffix: str) -> set[str]:
         for name, end in zip(FOLDERS, (suffix, ".safetensors"), strict=True)
     )
     return images & heat
+
+
+def finished(folder: str | Path, suffix: str, found: dict[str, str]) -> set[str]:
+    """Ids that need no more work by their :func:`dd.store.samples.outcomes`: both files are
+    there, or every attempt was bad."""
+    there = present(folder, suffix)
+    made = {i for i, how in found.items() if how != "quarantined" and i in there}
+    return made | {i for i, how in found.items() if how == "failed"}
 
 
 def sweep_samples(folder: str | Path, names: set[str]) -> None:
