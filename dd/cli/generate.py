@@ -8,7 +8,7 @@ from dd.stages.caption import caption
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import check_calibration, label
 from dd.stages.label_by_run import label_by_run
-from dd.stages.synthesize import synthesize
+from dd.stages.synthesize import Makers, synthesize
 
 Quality = tuple[list[Any], Any]  # rules, and the CLIP model that scores images (or None)
 
@@ -43,18 +43,10 @@ def make_images(cfg: Any, quality: Quality | None = None) -> bool:
         check_calibration(calibration, generator.identity())
     done = synthesize(
         cfg.folder,
-        generator,
+        Makers(generator, clip, executor, config.worker_build(cfg, clip)),
         config.instantiate(cfg.prompts),
         taxonomy,
-        cfg.num_images,
-        cfg.seed,
-        config.unit_size(cfg, generator, taxonomy),
-        cfg.image_format,
-        cfg.prompts_over_limit,
-        cfg.redraw,
-        clip,
-        executor,
-        config.worker_build(cfg, clip),
+        config.synthesis_settings(cfg, generator, taxonomy),
         config.chosen_on(cfg, "diffusion"),
         config.prompts_sha256(cfg),
     )

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from glob import glob
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
@@ -18,8 +19,13 @@ from dd.evaluation.supervision import choices
 from dd.execution.units import read_run
 from dd.masks.threshold import READING, MaskSettings
 from dd.prompts.prompt import make_prompt
+from dd.stages.synthesize import SynthesisSettings
 from dd.store.provenance import fingerprint, read_json, read_yaml, sha256
 from dd.store.samples import make_plan
+from dd.taxonomy import Taxonomy
+
+if TYPE_CHECKING:  # heavy
+    from dd.generators.base import Generator
 
 
 def executor(cfg):
@@ -106,7 +112,14 @@ def masks_from(cfg) -> dict | None:
     return calibration
 
 
-def unit_size(cfg, generator, taxonomy) -> int:
+def synthesis_settings(cfg, generator: "Generator", taxonomy: Taxonomy) -> SynthesisSettings:
+    """What the stage synthesize is asked for."""
+    keys = ("num_images", "seed", "image_format", "prompts_over_limit", "redraw")
+    given = {key: cfg[key] for key in keys}
+    return SynthesisSettings(**given, unit_size=unit_size(cfg, generator, taxonomy))
+
+
+def unit_size(cfg, generator: "Generator", taxonomy: Taxonomy) -> int:
     """How many samples are generated together; for ``auto`` what fits into memory, or what the
     set was begun with."""
     if type(cfg.unit_size) is int:

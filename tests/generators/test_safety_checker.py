@@ -9,9 +9,9 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from dd.generators import StableDiffusion
 from dd.prompts.prompt import make_prompt
-from dd.stages.synthesize import synthesize
 from dd.store.samples import read_records
 from dd.taxonomy import taxonomy
+from tests.synthesis import synthesize
 
 SETTINGS = {"steps": 2, "guidance": 3.0, "max_power": 1}
 
