@@ -80,7 +80,7 @@ def _told(folder: str, done: dict[str, Any]) -> list[str]:
 
 def make_masks(cfg: Any, quality: Quality | None = None) -> None:
     if cfg.labeler.kind == "run":
-        masks = label_by_run(cfg.folder, **config.labeler_run(cfg))
+        masks = label_by_run(cfg.folder, *config.labeler_run(cfg))
     else:
         calibration = config.masks_from(cfg)
         settings, (rules, clip) = config.instantiate(cfg.masks), quality or config.quality(cfg)

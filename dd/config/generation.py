@@ -7,10 +7,10 @@ import sys
 from functools import partial
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dd.config.objects import device, instantiate, plain, taxonomy, trained_run
 from dd.data.datasets import SegmentationFolder
@@ -19,6 +19,7 @@ from dd.evaluation.supervision import choices
 from dd.execution.units import read_run
 from dd.masks.threshold import READING, MaskSettings
 from dd.prompts.prompt import make_prompt
+from dd.stages.label_by_run import LabelerSettings, Teacher
 from dd.stages.synthesize import SynthesisSettings
 from dd.store.provenance import fingerprint, read_json, read_yaml, sha256
 from dd.store.samples import make_plan
@@ -156,9 +157,9 @@ def quality(cfg) -> tuple:
     return rules, None if model is None else instantiate(cfg.quality.clip, device=device(cfg))
 
 
-def labeler_run(cfg) -> dict:
-    """What the stage label takes of ``labeler=run`` beside the folder: the teacher and how it
-    looks. ValueError for several runs."""
+def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
+    """What the stage label takes of ``labeler=run`` beside the folder. ValueError for several
+    runs."""
     given = plain(cfg.labeler)
     folders = sorted(glob(str(given["run"]))) or [given["run"]]
     if len(folders) > 1:
@@ -167,10 +168,9 @@ def labeler_run(cfg) -> dict:
             "name one of them"
         )
     views = given["trusted"], given["weights"], given["scales"], given["flip"]
-    run, segmenter, seen = trained_run(folders[0], *views)
     how = {k: given[k] for k in ("confidence", "weights", "batch_size", "num_workers")}
-    teacher = {"run": run, "segmenter": segmenter, "views": seen, "mask_set": cfg.mask_set}
-    return {**teacher, **how, "device": device(cfg)}
+    settings = LabelerSettings(mask_set=cfg.mask_set, **how)
+    return Teacher(*trained_run(folders[0], *views), device(cfg)), settings
 
 
 def sweep_arguments(cfg) -> dict:

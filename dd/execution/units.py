@@ -4,7 +4,7 @@ executor's worker does."""
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,14 @@ import numpy as np
 from dd.data.datasets import IMAGE_SUFFIXES, as_stored, encode_image, heat_bytes, read_image
 from dd.data.quality import sample_signals
 from dd.store.provenance import differences, is_temporary, read_own, sha256, write_atomic
-from dd.store.samples import Sample, append_records, each_record, record_line, sample_seed
+from dd.store.samples import (
+    Sample,
+    append_records,
+    each_record,
+    read_records,
+    record_line,
+    sample_seed,
+)
 from dd.store.schemas import WHOLE_RUN
 
 if TYPE_CHECKING:
@@ -60,6 +67,22 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             f"{path} is damaged: it does not say what the data set is. Restore it from a copy"
         )
     return run
+
+
+def check_generated(folder: str | Path, plan: list[Sample], records: Collection[str]) -> None:
+    """ValueError for samples of a plan that no record (an id of ``records``) tells of."""
+    if missing := [s.id for s in plan if s.id not in records]:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as "
+            f"{missing[0]}; run generate.py first (python -m dd verify tells whether their records "
+            "are damaged)"
+        )
+
+
+def intact_masks(folder: Path, needs: tuple[str, ...]) -> set[str]:
+    """Ids of the masks in a folder that are as its records say. ``needs``: fields of these."""
+    files = {i: (folder / f"{i}.png", r["sha256"]) for i, r in read_records(folder, needs).items()}
+    return {i for i, (path, written) in files.items() if path.is_file() and sha256(path) == written}
 
 
 def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
