@@ -4,13 +4,14 @@ from typing import Any
 
 from dd import config
 from dd.config.doors import Door, Stage
+from dd.data.quality import Rule, Scores
 from dd.stages.caption import caption
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import check_calibration, label
 from dd.stages.label_by_run import label_by_run
 from dd.stages.synthesize import Makers, synthesize
 
-Quality = tuple[list[Any], Any]  # rules, and the CLIP model that scores images (or None)
+Quality = tuple[list[Rule], Scores | None]  # rules, and what scores images
 
 
 def make_captions(cfg: Any) -> None:
