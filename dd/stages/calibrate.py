@@ -15,7 +15,7 @@ from PIL import Image
 from dd.data.datasets import SegmentationFolder, choose_source, read_captions, read_split
 from dd.evaluation import metrics
 from dd.evaluation.supervision import declared, label_set
-from dd.masks.threshold import READING, MaskSettings, count_grid, scores, settings_grid
+from dd.masks.threshold import READING, MaskSettings, count_grid, scores, stored_grid
 from dd.prompts.prompt import make_prompt
 from dd.store.provenance import sweep_beside, write_atomic, write_json
 from dd.store.samples import Sample
@@ -68,10 +68,14 @@ def calibrate(
     sweep_beside(path, beside)
     _refuse_test(data, test_split)
     shown, tried, counts = _shown(data, settings.append), [], []
+    ranges = settings.power, settings.threshold, [settings.band], settings.source
     for reading in readings:
         generator = make_generator(**reading)
         heat = _read(generator, data, shown, settings)
-        grid, identity = _grid(heat[0], settings), generator.identity()
+        grid, _ = stored_grid(heat[0], *ranges)
+        for s in grid:  # impossible ones are refused before any count
+            scores(choose_source(heat[0], s.source, "this reading"), s.power, (1, 1))
+        identity = generator.identity()
         # a generator names what is not its default
         tried += [({k: identity.get(k) for k in READING}, s) for s in grid]
         counts.append(_count(heat, data, shown, grid))
@@ -166,18 +170,6 @@ def _read(
         images, samples = np.stack([square(data[i][0]) for i, _ in batch]), [s for _, s in batch]
         heat += generator.read_real(images, samples, settings.timesteps, settings.seed)
     return heat
-
-
-def _grid(heat: Heat, settings: CalibrationSettings) -> list[MaskSettings]:
-    """All combinations, once the first image's heat has shown that its sources and powers can be
-    read."""
-    powers = list(range(next(iter(heat.values())).shape[1]))
-    powers = powers if settings.power is None else list(settings.power)
-    sources = list(heat) if settings.source is None else settings.source
-    grid, _ = settings_grid(powers, settings.threshold, [settings.band], sources)
-    for s in grid:
-        scores(choose_source(heat, s.source, "this reading"), s.power, (1, 1))
-    return grid
 
 
 def _count(

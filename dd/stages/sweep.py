@@ -29,7 +29,7 @@ from dd.data.datasets import (
 from dd.evaluation import metrics
 from dd.evaluation.supervision import LabelSet, behind, declared, label_set
 from dd.execution.units import check_generated
-from dd.masks.threshold import READING, MaskSettings, count_grid, scores, settings_grid
+from dd.masks.threshold import READING, MaskSettings, count_grid, scores, stored_grid
 from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import (
@@ -84,7 +84,11 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     folder, reference = Path(folder), Path(reference)
     plan, heat = read_plan(folder)[: settings.limit], recorded(folder, "heat_sha256")
     check_generated(folder, plan, heat)
-    grid, left_out = _grid(folder, plan[0], settings)
+    ranges = settings.power, settings.threshold, settings.band, settings.source
+    first = stored_heat(folder, plan[0].id)
+    grid, left_out = stored_grid(first, *ranges)
+    for s in grid:  # impossible ones are refused before any work
+        scores(choose_source(first, s.source, folder), s.power, (1, 1))
     run = read_own(folder / "run.json", RUN)["identity"]
     identity = {
         "settings": [s.identity() for s in grid],
@@ -131,19 +135,6 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     write_json(path, result)
     shutil.rmtree(parts)
     return result
-
-
-def _grid(folder: Path, sample: Sample, settings: SweepSettings) -> tuple[list[MaskSettings], int]:
-    """(combinations, how many were left out), once the first sample has shown that its sources
-    and powers are stored."""
-    heat = stored_heat(folder, sample.id)
-    powers = list(range(next(iter(heat.values())).shape[1]))
-    powers = powers if settings.power is None else list(settings.power)
-    sources = list(heat) if settings.source is None else settings.source
-    grid, left_out = settings_grid(powers, settings.threshold, settings.band, sources)
-    for s in grid:
-        scores(choose_source(heat, s.source, folder), s.power, (1, 1))
-    return grid, left_out
 
 
 def _reference_sha256(reference: Path, samples: list[Sample]) -> str:

@@ -216,7 +216,7 @@ def test_nothing_is_chosen_on_the_test_split(root, pets, tmp_path):
     [
         ({"power": [4]}, r"masks\.power=4 is not stored"),
         ({"source": ["full_prompt_caption"]}, "masks.source=full_prompt_caption is not stored"),
-        ({"threshold": [2]}, r"sweep\.threshold=\[2\]"),
+        ({"threshold": [2]}, r"sweep\.threshold=\[2.0\]"),
         ({"power": []}, r"sweep\.power=\[\]"),
     ],
 )
