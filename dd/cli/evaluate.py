@@ -113,15 +113,15 @@ def probe_masks(cfg: Any) -> float:
 def sweep_masks(cfg: Any) -> float:
     """Mask settings tried on stored heat."""
     config.masks_from(cfg)  # refused: this stage tries settings of its own
-    arguments = config.sweep_arguments(cfg)
+    reference, settings = config.sweep_arguments(cfg)
     if cfg.sweep.run is not None:
         how = {"limit": cfg.sweep.limit, "device": config.device(cfg)}
         trained = config.trained_run(cfg.sweep.run)
-        arguments["reference"] = predict_set(cfg.synthetic, *trained, **how)
-    result = sweep(cfg.synthetic, **arguments)
+        reference = predict_set(cfg.synthetic, *trained, **how)
+    result = sweep(cfg.synthetic, reference, settings)
     print_best(result)
     print(
-        f"all in {cfg.synthetic}/sweeps/{arguments['name']}.json; masks_from=... makes masks with "
+        f"all in {cfg.synthetic}/sweeps/{settings.name}.json; masks_from=... makes masks with "
         "the best"
     )
     return result["sweep"]["table"][0]["miou"]

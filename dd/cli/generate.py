@@ -4,13 +4,14 @@ from typing import Any
 
 from dd import config
 from dd.config.doors import Door, Stage
+from dd.data.quality import Rule, Scores
 from dd.stages.caption import caption
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import check_calibration, label
 from dd.stages.label_by_run import label_by_run
-from dd.stages.synthesize import synthesize
+from dd.stages.synthesize import Makers, synthesize
 
-Quality = tuple[list[Any], Any]  # rules, and the CLIP model that scores images (or None)
+Quality = tuple[list[Rule], Scores | None]  # rules, and what scores images
 
 
 def make_captions(cfg: Any) -> None:
@@ -43,18 +44,10 @@ def make_images(cfg: Any, quality: Quality | None = None) -> bool:
         check_calibration(calibration, generator.identity())
     done = synthesize(
         cfg.folder,
-        generator,
+        Makers(generator, clip, executor, config.worker_build(cfg, clip)),
         config.instantiate(cfg.prompts),
         taxonomy,
-        cfg.num_images,
-        cfg.seed,
-        config.unit_size(cfg, generator, taxonomy),
-        cfg.image_format,
-        cfg.prompts_over_limit,
-        cfg.redraw,
-        clip,
-        executor,
-        config.worker_build(cfg, clip),
+        config.synthesis_settings(cfg, generator, taxonomy),
         config.chosen_on(cfg, "diffusion"),
         config.prompts_sha256(cfg),
     )
@@ -88,7 +81,7 @@ def _told(folder: str, done: dict[str, Any]) -> list[str]:
 
 def make_masks(cfg: Any, quality: Quality | None = None) -> None:
     if cfg.labeler.kind == "run":
-        masks = label_by_run(cfg.folder, **config.labeler_run(cfg))
+        masks = label_by_run(cfg.folder, *config.labeler_run(cfg))
     else:
         calibration = config.masks_from(cfg)
         settings, (rules, clip) = config.instantiate(cfg.masks), quality or config.quality(cfg)

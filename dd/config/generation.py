@@ -4,25 +4,36 @@ calibration."""
 import itertools
 import re
 import sys
+from collections.abc import Callable
 from functools import partial
 from glob import glob
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dd.config.objects import device, instantiate, plain, taxonomy, trained_run
 from dd.data.datasets import SegmentationFolder
-from dd.data.quality import CLIP, read_rules
+from dd.data.quality import CLIP, Rule, Scores, read_rules
 from dd.evaluation.supervision import choices
-from dd.execution.units import read_run
+from dd.execution import Executor
+from dd.execution.units import Tools, read_run
 from dd.masks.threshold import READING, MaskSettings
 from dd.prompts.prompt import make_prompt
+from dd.stages.calibrate import CalibrationSettings
+from dd.stages.label_by_run import LabelerSettings, Teacher
+from dd.stages.sweep import SweepSettings
+from dd.stages.synthesize import SynthesisSettings
 from dd.store.provenance import fingerprint, read_json, read_yaml, sha256
 from dd.store.samples import make_plan
+from dd.taxonomy import Taxonomy
+
+if TYPE_CHECKING:  # heavy
+    from dd.generators.base import Generator
 
 
-def executor(cfg):
+def executor(cfg: DictConfig) -> Executor:
     """Who makes the units; its number of threads becomes this process's too, since it is part of
     the identity."""
     chosen = instantiate(cfg.executor)
@@ -31,21 +42,24 @@ def executor(cfg):
     return chosen
 
 
-def worker_tools(diffusion: dict, clip: dict | None, threads: int, device: str) -> tuple:
+def worker_tools(
+    diffusion: dict[str, Any], clip: dict[str, Any] | None, threads: int, device: str
+) -> Tools:
     """(generator, CLIP model or None) of a worker process, with the numerics of the driver's
     process."""
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
-    return instantiate(diffusion, device=device), clip and instantiate(clip, device=device)
+    scores = None if clip is None else instantiate(clip, device=device)
+    return instantiate(diffusion, device=device), scores
 
 
-def worker_build(cfg, clip):
+def worker_build(cfg: DictConfig, clip: Scores | None) -> Callable[..., Tools]:
     """``build(device)`` of the stage synthesize: what a worker process needs, as plain values."""
-    model = clip and plain(cfg.quality)["clip"]
+    model = None if clip is None else plain(cfg.quality)["clip"]
     return partial(worker_tools, plain(cfg.diffusion), model, torch.get_num_threads())
 
 
-def masks_from(cfg) -> dict | None:
+def masks_from(cfg: DictConfig) -> dict[str, Any] | None:
     """Put the settings of ``masks_from``, a file of stage=calibrate or stage=sweep, in ``cfg``:
     those of the masks and how the attention is read, and on which labels they were chosen. Returns
     what a mask set records of their choice; None if there is no file.
@@ -55,10 +69,7 @@ def masks_from(cfg) -> dict | None:
     """
     if cfg.masks_from is None:
         return None
-    path, kinds = (
-        Path(cfg.masks_from),
-        {"power": int, "threshold": float, "band": float, "source": str},
-    )
+    path = Path(cfg.masks_from)
     if cfg.stage in ("sweep", "calibrate"):
         raise ValueError(
             f"masks_from has no effect with stage={cfg.stage}, which tries settings of its own"
@@ -68,31 +79,14 @@ def masks_from(cfg) -> dict | None:
             f"masks_from={path}: no such file; stage=calibrate and stage=sweep print where theirs "
             "is"
         )
-    given = [
-        a for a in sys.argv[1:] if re.match(rf"masks[.=]|diffusion\.({'|'.join(READING)})=", a)
-    ]
-    if given:
+    decided = re.compile(rf"masks[.=]|diffusion\.({'|'.join(READING)})=")
+    if given := [a for a in sys.argv[1:] if decided.match(a)]:
         raise ValueError(
             f"masks_from={path} and {', '.join(given)} contradict each other; give one of them"
         )
     try:
         content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-        masks, reading = content["masks"], content["diffusion"]
-        values = [
-            v for value in reading.values() for v in (value if type(value) is list else [value])
-        ]
-        typed = {k: type(v) for k, v in masks.items()} == kinds and all(
-            v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v))
-            for v in values
-        )
-        if not typed or not reading.keys() <= set(READING):
-            raise ValueError(f"masks hold {masks}, diffusion holds {reading}")
-        MaskSettings(**masks)
-        choices("masks", content["chosen_on"])
-        calibration = {
-            **content["calibration"],
-            "generator": dict(content["calibration"]["generator"]),
-        }
+        masks, reading, calibration = _choice(content)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}"
@@ -101,12 +95,39 @@ def masks_from(cfg) -> dict | None:
     cfg.diffusion.update(reading)
     # The masks' record is the file's too. That of diffusion stays: the file's reading may be its
     # own.
-    how = {"merge": False, "force_add": True}
+    how: dict[str, Any] = {"merge": False, "force_add": True}
     OmegaConf.update(cfg, "masks.chosen_on", content["chosen_on"], **how)
     return calibration
 
 
-def unit_size(cfg, generator, taxonomy) -> int:
+def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """(masks, reading of the attention, how they were chosen) of a file that ``masks_from`` names;
+    some error for other content."""
+    masks, reading = content["masks"], content["diffusion"]
+    kinds = {"power": int, "threshold": float, "band": float, "source": str}
+    values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
+    typed = {k: type(v) for k, v in masks.items()} == kinds and all(
+        v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v))
+        for v in values
+    )
+    if not typed or not reading.keys() <= set(READING):
+        raise ValueError(f"masks hold {masks}, diffusion holds {reading}")
+    MaskSettings(**masks)
+    choices("masks", content["chosen_on"])
+    calibration = content["calibration"]
+    return masks, reading, {**calibration, "generator": dict(calibration["generator"])}
+
+
+def synthesis_settings(
+    cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy
+) -> SynthesisSettings:
+    """What the stage synthesize is asked for."""
+    keys = ("num_images", "seed", "image_format", "prompts_over_limit", "redraw")
+    given = {key: cfg[key] for key in keys}
+    return SynthesisSettings(**given, unit_size=unit_size(cfg, generator, taxonomy))
+
+
+def unit_size(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> int:
     """How many samples are generated together; for ``auto`` what fits into memory, or what the
     set was begun with."""
     if type(cfg.unit_size) is int:
@@ -123,7 +144,7 @@ def unit_size(cfg, generator, taxonomy) -> int:
     return found
 
 
-def quality(cfg) -> tuple:
+def quality(cfg: DictConfig) -> tuple[list[Rule], Scores | None]:
     """(rules, CLIP model or None) of the quality group for the stages that use them; ([], None)
     for the others."""
     if cfg.stage not in ("all", "synthesize", "label", "filter"):
@@ -143,9 +164,9 @@ def quality(cfg) -> tuple:
     return rules, None if model is None else instantiate(cfg.quality.clip, device=device(cfg))
 
 
-def labeler_run(cfg) -> dict:
-    """What the stage label takes of ``labeler=run`` beside the folder: the teacher and how it
-    looks. ValueError for several runs."""
+def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
+    """What the stage label takes of ``labeler=run`` beside the folder. ValueError for several
+    runs."""
     given = plain(cfg.labeler)
     folders = sorted(glob(str(given["run"]))) or [given["run"]]
     if len(folders) > 1:
@@ -154,44 +175,31 @@ def labeler_run(cfg) -> dict:
             "name one of them"
         )
     views = given["trusted"], given["weights"], given["scales"], given["flip"]
-    run, segmenter, seen = trained_run(folders[0], *views)
     how = {k: given[k] for k in ("confidence", "weights", "batch_size", "num_workers")}
-    teacher = {"run": run, "segmenter": segmenter, "views": seen, "mask_set": cfg.mask_set}
-    return {**teacher, **how, "device": device(cfg)}
+    settings = LabelerSettings(mask_set=cfg.mask_set, **how)
+    return Teacher(*trained_run(folders[0], *views), device(cfg)), settings
 
 
-def sweep_arguments(cfg) -> dict:
-    """What the sweep stage takes beside the folder; ``reference`` is missing as yet if a run has
-    to predict it."""
+def sweep_arguments(cfg: DictConfig) -> tuple[Path, SweepSettings]:
+    """(the masks, or the run whose predictions they are, to compare with; what the stage sweep is
+    asked for)."""
     given = plain(cfg.sweep)
-    if (given["masks"] is None) == (given["run"] is None):
+    masks, run = given.pop("masks"), given.pop("run")
+    if (masks is None) == (run is None):
         raise ValueError(
             "stage=sweep compares masks with sweep.masks=<a folder of masks <id>.png> or with "
-            "what sweep.run=<a training run> "
-            f"predicts; give one of them, got sweep.masks={given['masks']}, "
-            f"sweep.run={given['run']}"
+            f"what sweep.run=<a training run> predicts; give one of them, got sweep.masks={masks}, "
+            f"sweep.run={run}"
         )
-    reference = Path(given["masks"] or given["run"])
-    inside = (
-        reference.relative_to(cfg.output_root)
-        if reference.is_relative_to(cfg.output_root)
-        else Path(reference.name)
-    )
-    found = {
-        "powers": given["power"],
-        "thresholds": given["threshold"],
-        "bands": given["band"],
-        "sources": given["source"],
-    }
-    found |= {
-        "limit": given["limit"],
-        "workers": given["workers"],
-        "name": given["name"] or "_".join(inside.parts),
-    }
-    return found | {"reference": reference}
+    reference = Path(masks or run)
+    if reference.is_relative_to(cfg.output_root):
+        inside = reference.relative_to(cfg.output_root)
+    else:
+        inside = Path(reference.name)
+    return reference, SweepSettings(**given | {"name": given["name"] or "_".join(inside.parts)})
 
 
-def calibrate_arguments(cfg) -> tuple[str, dict]:
+def calibrate_arguments(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
     """(file of the choice, what the calibrate stage takes): each reading of the attention builds
     its own generator."""
     given, grid = plain(cfg.calibrate), plain(cfg.sweep)
@@ -199,51 +207,40 @@ def calibrate_arguments(cfg) -> tuple[str, dict]:
         raise ValueError(
             f"calibrate.shots={given['shots']!r}: expected a number of labelled images, such as 16"
         )
-    own = given["data"] == cfg.data.root
-    images = plain(cfg.data).get("images") if own else None
-    data = SegmentationFolder(
-        given["data"],
-        given["split"],
-        taxonomy(cfg),
-        cfg.data.masks,
-        given["shots"],
-        cfg.seed,
-        images,
-    )
     for key in READING:
         if given[key] is not None and (not isinstance(given[key], list) or not given[key]):
             raise ValueError(
                 f"calibrate.{key}={given[key]!r}: expected a list of choices, or null for that of "
                 "diffusion"
             )
+    own = given["data"] == cfg.data.root
+    images = plain(cfg.data).get("images") if own else None
+    which = given["shots"], cfg.seed, images
+    data = SegmentationFolder(given["data"], given["split"], taxonomy(cfg), cfg.data.masks, *which)
     choices = [given[k] or [plain(cfg.diffusion)[k]] for k in READING]
-    found = {
-        "make_generator": lambda **reading: instantiate(
-            cfg.diffusion, device=device(cfg), **reading
-        ),
-        "readings": [
-            dict(zip(READING, choice, strict=True)) for choice in itertools.product(*choices)
-        ],
+    settings = CalibrationSettings(
+        timesteps=given["timesteps"],
+        seed=cfg.seed,
+        band=cfg.masks.band,
+        append=cfg.prompts.append,
+        **{key: grid[key] for key in ("power", "threshold", "source")},
+    )
+    name = f"calibration_{data.root.name}_{data.split}_{given['shots']}_seed{cfg.seed}.yaml"
+    return f"{cfg.output_root}/{cfg.name}/{name}", {
+        "make_generator": partial(instantiate, cfg.diffusion, device=device(cfg)),
+        "readings": [dict(zip(READING, each, strict=True)) for each in itertools.product(*choices)],
         "data": data,
         "test_split": cfg.data.test_split,
-        "timesteps": given["timesteps"],
-        "seed": cfg.seed,
-        "powers": grid["power"],
-        "thresholds": grid["threshold"],
-        "sources": grid["source"],
-        "band": cfg.masks.band,
-        "append": cfg.prompts.append,
+        "settings": settings,
         "name": cfg.data.name if own else None,
     }
-    name = f"calibration_{data.root.name}_{data.split}_{given['shots']}_seed{cfg.seed}.yaml"
-    return f"{cfg.output_root}/{cfg.name}/{name}", found
 
 
-def prompts_sha256(cfg) -> str:
+def prompts_sha256(cfg: DictConfig) -> str:
     """Hash of what prompts are drawn from: the settings of their source, the content of the files
     that these name, and the vocabulary."""
 
-    def content(value):
+    def content(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: content(v) for k, v in value.items()}
         if isinstance(value, list):

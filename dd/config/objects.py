@@ -1,18 +1,21 @@
 """Configuration nodes as objects: what may be instantiated, and what several commands ask for."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dd import taxonomy as taxonomies
 from dd.config.kinds import check_arguments
 from dd.data.datasets import SegmentationFolder
-from dd.evaluation.supervision import choices, merged
+from dd.evaluation.supervision import LabelSet, choices, merged
+from dd.segmenters.base import Segmenter
 from dd.stages.train_segmenter import fill, load_weights
 from dd.store.provenance import SETTINGS, read_own
 from dd.store.schemas import TRAINED
@@ -45,7 +48,7 @@ USER_ERRORS = (
 )
 
 
-def instantiate(node, **kwargs):
+def instantiate(node: Any, **kwargs: Any) -> Any:
     """``hydra.utils.instantiate`` for allowed targets only, with plain lists and dictionaries
     inside. ``chosen_on``, what a node's values were chosen on (:func:`chosen_on`), is no argument.
 
@@ -64,7 +67,7 @@ def instantiate(node, **kwargs):
         raise
 
 
-def _check_targets(node):
+def _check_targets(node: Any) -> None:
     if OmegaConf.is_config(node):
         node = OmegaConf.to_container(node, resolve=True)
     if isinstance(node, dict):
@@ -74,21 +77,18 @@ def _check_targets(node):
             except Exception:
                 target = None
             name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-            if not isinstance(target, type) or not any(
-                name == a or (a.endswith(".") and name.startswith(a)) for a in ALLOWED
-            ):
+            prefixes = tuple(a for a in ALLOWED if a.endswith("."))
+            if not isinstance(target, type) or not (name.startswith(prefixes) or name in ALLOWED):
                 raise ValueError(
                     f"_target_ {node['_target_']!r} (really {name}) is not allowed; allowed: "
                     f"{', '.join(ALLOWED)}"
                 )
-        for value in node.values():
-            _check_targets(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            _check_targets(value)
+        node = list(node.values())
+    for value in node if isinstance(node, list | tuple) else ():
+        _check_targets(value)
 
 
-def check_loaded(cfg) -> None:
+def check_loaded(cfg: DictConfig) -> None:
     """ValueError for a setting that the constructor of its node does not take, where that is at
     hand: what another module brings, which may be large and is not needed by every stage, is
     looked at when it is made."""
@@ -96,7 +96,7 @@ def check_loaded(cfg) -> None:
         _check_arguments(node, f"{key}.", loaded=True)
 
 
-def _check_arguments(node, prefix: str, loaded: bool = False) -> None:
+def _check_arguments(node: Any, prefix: str, loaded: bool = False) -> None:
     if OmegaConf.is_config(node):
         prefix = prefix or f"{node._get_full_key(None)}.".lstrip(".")
         node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
@@ -104,37 +104,36 @@ def _check_arguments(node, prefix: str, loaded: bool = False) -> None:
         target = node.get("_target_")
         if "_target_" in node and not (loaded and _elsewhere(target)):
             _check_targets({"_target_": target})
-            known = {
-                k: v for k, v in node.items() if v is not None or not loaded
-            }  # null may be set before it is made
+            # null may be set before it is made
+            known = {k: v for k, v in node.items() if v is not None or not loaded}
             check_arguments(prefix, hydra.utils.get_object(target), known)
         for key, value in node.items():
             _check_arguments(value, f"{prefix}{key}.", loaded)
 
 
-def _elsewhere(target) -> bool:
+def _elsewhere(target: object) -> bool:
     """Whether a target is of a module that is not imported yet."""
     return isinstance(target, str) and target.rpartition(".")[0] not in sys.modules
 
 
-def plain(node) -> dict:
+def plain(node: Any) -> Any:
     """A configuration node as resolved plain containers."""
     return OmegaConf.to_container(node, resolve=True)
 
 
-def settings(node) -> dict:
+def settings(node: Any) -> dict[str, Any]:
     """:func:`plain` without the record of what the values were chosen on: it decides nothing
     made."""
     values = plain(node) if OmegaConf.is_config(node) else node
     return {k: v for k, v in values.items() if k != "chosen_on"}
 
 
-def chosen_on(cfg, *groups: str) -> list[dict]:
+def chosen_on(cfg: DictConfig, *groups: str) -> list[LabelSet]:
     """The choices (:mod:`dd.evaluation.supervision`) that ``cfg`` declares: those of its own key
     ``chosen_on``, {what: label sets}, and of the ``chosen_on`` of ``groups``. ValueError for
     another form."""
 
-    def given(key: str):
+    def given(key: str) -> Any:
         node = OmegaConf.select(cfg, key)
         return plain(node) if OmegaConf.is_config(node) else node
 
@@ -146,52 +145,48 @@ def chosen_on(cfg, *groups: str) -> list[dict]:
     return merged(*found)
 
 
-def taxonomy(cfg) -> taxonomies.Taxonomy:
+def taxonomy(cfg: DictConfig) -> taxonomies.Taxonomy:
     return taxonomies.taxonomy(cfg.data.taxonomy)
 
 
-def palette(cfg, run: dict) -> list[int]:
+def palette(cfg: DictConfig, run: dict[str, Any]) -> list[int]:
     """Colours of a run's classes: those of the chosen data's taxonomy where it has the same
     classes, else VOC's."""
     try:
         chosen = taxonomy(cfg)
     except FileNotFoundError:  # data=own without its data: a run needs no data set to be used
         return taxonomies.voc_palette()
-    return (
-        chosen.palette
-        if list(chosen.names) == run["taxonomy"]["names"]
-        else taxonomies.voc_palette()
-    )
+    same = list(chosen.names) == run["taxonomy"]["names"]
+    return chosen.palette if same else taxonomies.voc_palette()
 
 
-def device(cfg) -> str:
+def device(cfg: DictConfig) -> str:
     """``auto`` means the GPU when there is one."""
     if cfg.device != "auto":
         return cfg.device
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def real_data(cfg, split: str, shots: int | None = None, shots_list=None) -> SegmentationFolder:
+def real_data(
+    cfg: DictConfig, split: str, shots: int | None = None, shots_list: str | None = None
+) -> SegmentationFolder:
     """Images and masks of one split of the data group; ``shots`` of them, or of those of a list."""
-    images = plain(cfg.data).get(
-        "images"
-    )  # a folder, a list of them, or null: where the data set itself says
+    # a folder, a list of them, or null: where the data set itself says
+    images = plain(cfg.data).get("images")
     which = shots, cfg.seed, images, shots_list
     return SegmentationFolder(cfg.data.root, split, taxonomy(cfg), cfg.data.masks, *which)
 
 
-def segmenter_of(run: dict, trusted: bool = False):
+def segmenter_of(run: dict[str, Any], trusted: bool = False) -> Segmenter:
     """The segmenter of a run.json with its number of classes: our own classes with plain values,
     nothing else. A run.json cannot declare a configuration file ``trusted``, because that file
     is executed: whoever rebuilds the segmenter does."""
     node = dict(run["segmenter"])
     if "trusted" in node:
         node["trusted"] = trusted
-    if not str(node.get("_target_", "")).startswith("dd.segmenters.") or any(
-        isinstance(x, dict | list)
-        for v in node.values()
-        for x in (v if isinstance(v, list) else [v])
-    ):
+    values = [x for v in node.values() for x in (v if isinstance(v, list) else [v])]
+    ours = str(node.get("_target_", "")).startswith("dd.segmenters.")
+    if not ours or any(isinstance(x, dict | list) for x in values):
         raise ValueError(
             f"run.json names a segmenter {node!r} that is not one of dd.segmenters with plain "
             "values"
@@ -202,20 +197,23 @@ def segmenter_of(run: dict, trusted: bool = False):
         if then not in (None, now):
             raise ValueError(
                 f"segmenter.config={node['config']} describes{what} another model now (sha256 "
-                f"{str(now)[:12]}...) "
-                f"than the run was trained with (sha256 {then[:12]}...). Put the file back as it "
-                "was, or "
-                "train a run of another name with the new one"
+                f"{str(now)[:12]}...) than the run was trained with (sha256 {then[:12]}...). Put "
+                "the file back as it was, or train a run of another name with the new one"
             )
     return made
 
 
 def trained_run(
-    folder, trusted: bool = False, weights: str = "ema", scales=(1.0,), flip: bool = False
-) -> tuple:
+    folder: str | Path,
+    trusted: bool = False,
+    weights: str = "ema",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> tuple[dict[str, Any], Segmenter, Views]:
     """(run.json, segmenter with its weights, how it looks at an image around the run's own
     scale) of a finished run."""
-    if not (Path(folder) / "run.json").is_file():
+    path = Path(folder) / "run.json"
+    if not path.is_file():
         begun = (Path(folder) / SETTINGS).is_file()
         raise FileNotFoundError(
             f"{folder}: its training has begun and is not finished (no run.json); the same "
@@ -224,12 +222,12 @@ def trained_run(
             else f"{folder}: no finished training run there (a folder with run.json); train it "
             "with train.py"
         )
-    if "segmenter" not in read_own(Path(folder) / "run.json", {}):
+    if "segmenter" not in read_own(path, {}):
         raise ValueError(
             f"{folder} is no training run of a segmenter (its run.json names none); give the "
             "folder of one"
         )
-    run = read_own(Path(folder) / "run.json", TRAINED)
+    run = read_own(path, TRAINED)
     segmenter = segmenter_of(run, trusted)
     fill(segmenter, load_weights(folder, weights), folder)
     return run, segmenter, Views(run["scale"], scales, flip)

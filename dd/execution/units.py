@@ -4,26 +4,35 @@ executor's worker does."""
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
 from dd.data.datasets import IMAGE_SUFFIXES, as_stored, encode_image, heat_bytes, read_image
 from dd.data.quality import sample_signals
 from dd.store.provenance import differences, is_temporary, read_own, sha256, write_atomic
-from dd.store.samples import Sample, append_records, each_record, record_line, sample_seed
+from dd.store.samples import (
+    Sample,
+    append_records,
+    each_record,
+    read_records,
+    record_line,
+    sample_seed,
+)
 from dd.store.schemas import WHOLE_RUN
+
+if TYPE_CHECKING:
+    from dd.data.quality import Scores
 
 FOLDERS = ("JPEGImages", "heat")
 Heat: TypeAlias = dict[str, np.ndarray]  # {words that are read: [K, P, r, r]}
-Clip: TypeAlias = Callable[[np.ndarray, list[str]], Any]  # dd.data.quality.ClipScore
-Tools: TypeAlias = "tuple[Source, Clip | None]"
+Tools: TypeAlias = "tuple[Source, Scores | None]"  # what draws images, what scores them
 WRITERS = 8  # threads that encode, hash and sync the files of a unit
 
 
@@ -58,6 +67,22 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             f"{path} is damaged: it does not say what the data set is. Restore it from a copy"
         )
     return run
+
+
+def check_generated(folder: str | Path, plan: list[Sample], records: Collection[str]) -> None:
+    """ValueError for samples of a plan that no record (an id of ``records``) tells of."""
+    if missing := [s.id for s in plan if s.id not in records]:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as "
+            f"{missing[0]}; run generate.py first (python -m dd verify tells whether their records "
+            "are damaged)"
+        )
+
+
+def intact_masks(folder: Path, needs: tuple[str, ...]) -> set[str]:
+    """Ids of the masks in a folder that are as its records say. ``needs``: fields of these."""
+    files = {i: (folder / f"{i}.png", r["sha256"]) for i, r in read_records(folder, needs).items()}
+    return {i for i, (path, written) in files.items() if path.is_file() and sha256(path) == written}
 
 
 def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
@@ -98,7 +123,7 @@ class Drawn:
     signals: dict[str, Any] | None = None
 
 
-def _scored(drawn: list[Drawn], suffix: str, clip: Clip) -> list[Drawn]:
+def _scored(drawn: list[Drawn], suffix: str, clip: "Scores") -> list[Drawn]:
     def encoded(d: Drawn) -> bytes | None:
         return None if d.image is None else encode_image(d.image, suffix)
 
@@ -113,7 +138,7 @@ def _scored(drawn: list[Drawn], suffix: str, clip: Clip) -> list[Drawn]:
 
 
 def _signals(
-    drawn: Drawn, clip: Clip | None = None, image: np.ndarray | None = None
+    drawn: Drawn, clip: "Scores | None" = None, image: np.ndarray | None = None
 ) -> dict[str, Any]:
     return sample_signals(drawn.sample, as_stored(drawn.maps), clip, image)
 
@@ -220,6 +245,14 @@ def present(folder: str | Path, suffix: str) -> set[str]:
         for name, end in zip(FOLDERS, (suffix, ".safetensors"), strict=True)
     )
     return images & heat
+
+
+def finished(folder: str | Path, suffix: str, found: dict[str, str]) -> set[str]:
+    """Ids that need no more work by their :func:`dd.store.samples.outcomes`: both files are
+    there, or every attempt was bad."""
+    there = present(folder, suffix)
+    made = {i for i, how in found.items() if how != "quarantined" and i in there}
+    return made | {i for i, how in found.items() if how == "failed"}
 
 
 def sweep_samples(folder: str | Path, names: set[str]) -> None:

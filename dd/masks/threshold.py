@@ -164,6 +164,20 @@ def settings_grid(
     return possible, len(combinations) - len(possible)
 
 
+def stored_grid(
+    heat: Mapping[str, np.ndarray],
+    power: Sequence[int] | None,
+    threshold: Sequence[float],
+    band: Sequence[float],
+    source: Sequence[str] | None,
+) -> tuple[list[MaskSettings], int]:
+    """:func:`settings_grid`; None stands for all powers or sources of a sample's ``heat``."""
+    stored = range(next(iter(heat.values())).shape[1])
+    powers = list(stored if power is None else power)
+    sources = list(heat if source is None else source)
+    return settings_grid(powers, threshold, band, sources)
+
+
 def count_grid(
     heat: Mapping[str, Heat],
     class_ids: Sequence[int],

@@ -4,6 +4,9 @@ from. Resumable."""
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dd.data.datasets import READ_SUFFIXES
 from dd.data.folders import walk
@@ -11,11 +14,16 @@ from dd.data.photos import PILLOWS_LIMIT, read_photo
 from dd.store.progress import Progress
 from dd.store.provenance import made_by, refuse_other, write_atomic, write_json
 
+if TYPE_CHECKING:  # loads heavy libraries
+    from dd.prompts.captioner import Captioner
+
 CAPTIONS = "captions.jsonl"
 UNREADABLE = "unreadable.txt"
 
 
-def caption(folder, captioner, images, batch_size: int) -> dict:
+def caption(
+    folder: str | Path, captioner: "Captioner", images: str | Path | None, batch_size: int
+) -> dict[str, Any]:
     """Caption every image below the folder ``images`` into ``folder``; returns counts and the
     unreadable images.
 
@@ -40,17 +48,7 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
             f"caption.folder={folder} lies in {images}, which is only read; choose another "
             "caption.folder"
         )
-    there, hidden = (
-        [p for p in files if p.suffix.lower() in READ_SUFFIXES] for files in walk(images)
-    )
-    names = sorted(p.relative_to(images).as_posix() for p in there)
-    if hidden:
-        print(
-            f"warning: {len(hidden)} hidden files in {images} are passed over, such as {hidden[0]}"
-        )
-    if not names:
-        kinds = ", ".join(sorted({suffix.lower() for suffix in READ_SUFFIXES}))
-        raise FileNotFoundError(f"caption.images={images} holds no images ({kinds})")
+    names = _names(images)
     identity = {"captioner": captioner.identity(), "images": str(images)}
     refuse_other(folder / "run.json", identity, "captions in")
     if not (folder / "run.json").exists():
@@ -58,16 +56,16 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
 
     found = _read(folder / CAPTIONS)
     _write(folder / CAPTIONS, found)  # without what a crash tore
-    todo, unreadable = [name for name in names if name not in found], {}
+    todo = [name for name in names if name not in found]
+    unreadable: dict[str, str] = {}
     progress = Progress("caption", len(names), len(names) - len(todo))
     with progress, open(folder / CAPTIONS, "a", encoding="utf-8") as file:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             pixels, reasons = _pixels(images, batch)
             unreadable |= reasons
-            rows = dict(
-                zip(pixels, captioner(list(pixels.values())) if pixels else [], strict=True)
-            )
+            texts = captioner(list(pixels.values())) if pixels else []
+            rows = dict(zip(pixels, texts, strict=True))
             file.write("".join(map(_line, rows.items())))
             file.flush()
             os.fsync(file.fileno())
@@ -76,10 +74,8 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
     _write(folder / CAPTIONS, dict(sorted(found.items())))
     (folder / UNREADABLE).unlink(missing_ok=True)
     if unreadable:
-        write_atomic(
-            folder / UNREADABLE,
-            "".join(f"{name}\t{reason}\n" for name, reason in unreadable.items()),
-        )
+        lines = (f"{name}\t{reason}\n" for name, reason in unreadable.items())
+        write_atomic(folder / UNREADABLE, lines)
     if not found:
         name, reason = next(iter(unreadable.items()))
         raise ValueError(
@@ -92,7 +88,22 @@ def caption(folder, captioner, images, batch_size: int) -> dict:
     }
 
 
-def _pixels(images: Path, names: list[str]) -> tuple[dict, dict[str, str]]:
+def _names(images: Path) -> list[str]:
+    """The images below a folder, as paths in it; FileNotFoundError if there are none."""
+    there, hidden = (
+        [p for p in files if p.suffix.lower() in READ_SUFFIXES] for files in walk(images)
+    )
+    if hidden:
+        print(
+            f"warning: {len(hidden)} hidden files in {images} are passed over, such as {hidden[0]}"
+        )
+    if not there:
+        kinds = ", ".join(sorted({suffix.lower() for suffix in READ_SUFFIXES}))
+        raise FileNotFoundError(f"caption.images={images} holds no images ({kinds})")
+    return sorted(p.relative_to(images).as_posix() for p in there)
+
+
+def _pixels(images: Path, names: list[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """({name: image uint8 [H, W, 3], upright}, {name of an image that cannot be read: reason})."""
     pixels, reasons = {}, {}
     for name in names:
@@ -113,10 +124,9 @@ def _write(path: Path, captions: dict[str, str]) -> None:
 
 def _read(path: Path) -> dict[str, str]:
     """{file name: caption} of the whole lines of a caption file."""
-    found = {}
-    for line in (
-        path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
-    ):
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    found: dict[str, str] = {}
+    for line in text.split("\n")[:-1]:
         try:
             row = json.loads(line)
             found[row["filename"]] = row["caption"]

@@ -3,8 +3,10 @@ generator."""
 
 import os
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +21,8 @@ from dd.data.datasets import (
     stored_heat,
     synthetic_image,
 )
-from dd.evaluation.supervision import merged
-from dd.execution.units import read_run
+from dd.evaluation.supervision import LabelSet, merged
+from dd.execution.units import check_generated, read_run
 from dd.exports.card import BIASES, adapter, used_labels
 from dd.masks.threshold import MaskSettings, flat, scores, to_mask
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
@@ -42,21 +44,22 @@ from dd.taxonomy import IGNORE, voc_palette
 TEMPLATE = Path(__file__).parent / "templates" / "data_card.md.j2"
 DEFAULT_SET = "SegmentationClass"
 TOGETHER = 1024  # masks that wait for a thread
+Result = TypeVar("Result")
 
 
-def read_heat(folder, sample: Sample, source: str = "class_prompt") -> np.ndarray:
+def read_heat(folder: str | Path, sample: Sample, source: str = "class_prompt") -> np.ndarray:
     """Stored heat float64 [classes, powers, r, r] of a sample, of one source."""
     return choose_source(stored_heat(folder, sample.id), source, folder)
 
 
 def label(
-    folder,
+    folder: str | Path,
     settings: MaskSettings,
     mask_set: str | None = None,
-    calibration: dict | None = None,
-    absent: dict | None = None,
+    calibration: dict[str, Any] | None = None,
+    absent: dict[str, Any] | None = None,
     workers: int | None = None,
-    chosen_on: list[dict] = (),
+    chosen_on: Iterable[LabelSet] = (),
 ) -> Path:
     """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``;
     returns that folder.
@@ -74,79 +77,96 @@ def label(
     A class whose map is flat at this power and source has no pixel; ``vanished`` in masks.json
     names these, {sample id: names}, and their number is printed.
     """
-    folder, not_drawn = Path(folder), absent["classes"] if absent else {}
-    plan, hashed = read_plan(folder), recorded(folder, "heat_sha256")
-    missing = [s.id for s in plan if not isinstance(hashed.get(s.id), str)]
-    if missing:
-        raise ValueError(
-            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as "
-            f"{missing[0]}; run generate.py "
-            "first (python -m dd verify tells whether their records are damaged)"
-        )
-    target = folder / DEFAULT_SET
-    if mask_set not in (None, DEFAULT_SET):
-        target = folder / "masks" / folder_name(mask_set, "mask_set")
-    identity = {"settings": settings.identity(), "heat": fingerprint([hashed[s.id] for s in plan])}
+    folder = Path(folder)
+    plan, hashes = read_plan(folder), recorded(folder, "heat_sha256")
+    check_generated(folder, plan, hashes)
+    target = _place(folder, mask_set)
+    identity = {"settings": settings.identity(), "heat": fingerprint([hashes[s.id] for s in plan])}
     if calibration is not None:
         check_calibration(calibration, read_run(folder)["identity"]["generator"])
         identity["calibration"] = calibration
     if absent is not None:
-        identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(not_drawn)}
-    if (target / "settings.json").is_file():
-        raise FileExistsError(
-            f"{target} holds the masks of self-training, costly to make; choose another "
-            "mask_set=..."
-        )
-    done = target / "masks.json"
+        identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(absent["classes"])}
     chosen = merged(read_own(folder / "run.json", RUN).get("chosen_on"), chosen_on)
+    done = target / "masks.json"
     if done.exists():
         there = read_own(done, MASKS)
         if not differences(there["identity"], identity):
             if there.get("chosen_on") != chosen:
-                write_json(done, {**there, "chosen_on": chosen})
-                if target.name == DEFAULT_SET:
-                    pixels = {int(value): n for value, n in there["pixels"].items()}
-                    lost = sum(map(len, not_drawn.values()))
-                    write_card(folder, plan, pixels, settings, chosen, lost)
+                _record(folder, target, {**there, "chosen_on": chosen}, plan, settings)
             return target
-        scores(
-            read_heat(folder, plan[0], settings.source), settings.power, (1, 1)
-        )  # impossible settings touch nothing
+        # impossible settings touch nothing
+        scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))
         done.unlink()
     sweep(target)
-
-    def write(sample):
-        size = image_size(synthetic_image(folder, sample.id))
-        maps = read_heat(folder, sample, settings.source)
-        mask, gone = _mask(maps, sample, not_drawn.get(sample.id, ()), size, settings)
-        data = encode_mask(mask)
-        write_atomic(target / f"{sample.id}.png", data)
-        return sha256(data), np.bincount(mask.ravel(), minlength=256), gone
-
-    hashes, counts, vanished = {}, np.zeros(256, np.int64), {}
-    for sample, (written, own, gone) in zip(plan, _threaded(write, plan, workers), strict=True):
-        hashes[sample.id] = written
-        counts += own
-        vanished |= {sample.id: gone} if gone else {}
-    pixels = {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
-    beside = {"absent": not_drawn} if absent else {}
+    beside = {"absent": absent["classes"]} if absent else {}
+    made, vanished = _make(folder, target, plan, settings, beside.get("absent", {}), workers)
     beside |= {"vanished": vanished} if vanished else {}
-    write_json(
-        done,
-        {"identity": identity, "chosen_on": chosen, "pixels": pixels, "sha256": hashes, **beside},
-    )
+    content = {"identity": identity, "chosen_on": chosen, **made, **beside}
+    _record(folder, target, content, plan, settings)
     if vanished:
         print(
             f"warning: {sum(map(len, vanished.values()))} classes of {len(vanished)} samples show "
             f"nothing at power {settings.power} of {settings.source} and have no pixel ({done}: "
             "vanished)"
         )
-    if target.name == DEFAULT_SET:
-        write_card(folder, plan, pixels, settings, chosen, sum(map(len, not_drawn.values())))
     return target
 
 
-def _threaded(work, items, workers):
+def _place(folder: Path, mask_set: str | None) -> Path:
+    """Where a mask set lies; FileExistsError for one of self-training."""
+    target = folder / DEFAULT_SET
+    if mask_set not in (None, DEFAULT_SET):
+        target = folder / "masks" / folder_name(mask_set, "mask_set")
+    if (target / "settings.json").is_file():
+        raise FileExistsError(
+            f"{target} holds the masks of self-training, costly to make; choose another "
+            "mask_set=..."
+        )
+    return target
+
+
+def _record(
+    folder: Path, target: Path, content: dict[str, Any], plan: list[Sample], settings: MaskSettings
+) -> None:
+    """masks.json, and for the default set the data card."""
+    write_json(target / "masks.json", content)
+    if target.name == DEFAULT_SET:
+        _write_card(folder, content, plan, settings)
+
+
+def _make(
+    folder: Path,
+    target: Path,
+    plan: list[Sample],
+    settings: MaskSettings,
+    absent: dict[str, list[str]],
+    workers: int | None,
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Write the masks; returns (their ``pixels`` and ``sha256``, {id: classes without a pixel})."""
+
+    def write(sample: Sample) -> tuple[str, np.ndarray, list[str]]:
+        size = image_size(synthetic_image(folder, sample.id))
+        maps = read_heat(folder, sample, settings.source)
+        mask, gone = _mask(maps, sample, absent.get(sample.id, ()), size, settings)
+        data = encode_mask(mask)
+        write_atomic(target / f"{sample.id}.png", data)
+        return sha256(data), np.bincount(mask.ravel(), minlength=256), gone
+
+    counts = np.zeros(256, np.int64)
+    hashes: dict[str, str] = {}
+    vanished: dict[str, list[str]] = {}
+    for sample, (written, own, gone) in zip(plan, _threaded(write, plan, workers), strict=True):
+        hashes[sample.id] = written
+        counts += own
+        vanished |= {sample.id: gone} if gone else {}
+    pixels = {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    return {"pixels": pixels, "sha256": hashes}, vanished
+
+
+def _threaded(
+    work: Callable[[Sample], Result], items: list[Sample], workers: int | None
+) -> Iterator[Result]:
     """``work`` of each item in order, by threads of which each does its tensor operations alone."""
     workers, threads = workers or os.cpu_count() or 1, torch.get_num_threads()
     try:
@@ -157,9 +177,15 @@ def _threaded(work, items, workers):
         torch.set_num_threads(threads)
 
 
-def _mask(heat_KPrr, sample, not_drawn, size, settings) -> tuple[np.ndarray, list[str]]:
+def _mask(
+    heat_KPrr: np.ndarray,
+    sample: Sample,
+    absent: Collection[str],
+    size: tuple[int, int],
+    settings: MaskSettings,
+) -> tuple[np.ndarray, list[str]]:
     """(mask, the drawn classes whose map is flat)."""
-    drawn = [k for k, name in enumerate(sample.classes) if name not in not_drawn]
+    drawn = [k for k, name in enumerate(sample.classes) if name not in absent]
     if not drawn:
         return np.zeros(size, np.uint8), []
     mask = to_mask(heat_KPrr[drawn], [sample.class_ids[k] for k in drawn], size, settings)
@@ -167,66 +193,62 @@ def _mask(heat_KPrr, sample, not_drawn, size, settings) -> tuple[np.ndarray, lis
     return mask, [sample.classes[k] for k, nothing in zip(drawn, gone, strict=True) if nothing]
 
 
-def check_calibration(calibration: dict, generator: dict) -> None:
+def check_calibration(calibration: dict[str, Any], generator: dict[str, Any]) -> None:
     """ValueError if mask settings were chosen for other attention than that of ``generator``, an
     identity as in run.json."""
-    lines = differences(
-        {k: generator.get(k) for k in calibration["generator"]}, calibration["generator"]
-    )
+    theirs = calibration["generator"]
+    lines = differences({k: generator.get(k) for k in theirs}, theirs)
     if lines:
         raise ValueError(
             "the mask settings of masks_from were chosen for other attention (this generator -> "
             "theirs):\n  "
             + "\n  ".join(lines)
             + "\nUse the generator they were chosen for (masks_from sets how its attention is "
-            "read; an older set keeps its "
-            "own, so take another name=...), or choose settings anew"
+            "read; an older set keeps its own, so take another name=...), or choose settings anew"
         )
 
 
-def write_card(folder, plan, pixels, settings, chosen_on=(), not_drawn=0):
-    """README.md and a picture: what is in the data set, how it was made, what to keep in mind."""
-    run = read_run(folder)
-    identity, names = run["identity"], ["background", *run["identity"]["taxonomy"]["names"]]
-    palette, rows = voc_palette(), []
-    for sample in plan[:8]:
-        image = read_image(synthetic_image(folder, sample.id))
-        maps, mask = (
-            read_heat(folder, sample, settings.source),
-            read_mask(folder / DEFAULT_SET / f"{sample.id}.png"),
-        )
-        strongest = maps[:, min(settings.power, maps.shape[1] - 1)]
-        rows.append(
-            [
-                image,
-                heat(image, strongest[0]),
-                colour_mask(mask, palette),
-                overlay(image, mask, palette),
-            ]
-        )
-    write_atomic(
-        folder / "card.png",
-        encode_image(contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0])), ".png"),
-    )
+def _write_card(
+    folder: Path, masks: dict[str, Any], plan: list[Sample], settings: MaskSettings
+) -> None:
+    """README.md and a picture: what is in the data set, how it was made, what to keep in mind.
+    ``masks``: masks.json."""
+    rows = [_row(folder, sample, settings) for sample in plan[:8]]
+    sheet = contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0]))
+    write_atomic(folder / "card.png", encode_image(sheet, ".png"))
+    run, pixels = read_run(folder), {int(v): n for v, n in masks["pixels"].items()}
+    generator, names = run["identity"]["generator"], run["identity"]["taxonomy"]["names"]
     total, asked = sum(pixels.values()), Counter(name for s in plan for name in s.classes)
     asked["background"] = len(plan)
-    found, generator = Counter(outcomes(folder).values()), identity["generator"]
+    classes = [
+        (name, asked[name], 100 * pixels.get(i, 0) / total)
+        for i, name in enumerate(["background", *names])
+    ]
+    found = Counter(outcomes(folder).values())
     text = fill(
         TEMPLATE,
         images=len(plan),
-        labels=used_labels(chosen_on),
-        classes=[
-            (name, asked[name], 100 * pixels.get(i, 0) / total) for i, name in enumerate(names)
-        ],
+        labels=used_labels(masks["chosen_on"]),
+        classes=classes,
         uncertain=100 * pixels.get(IGNORE, 0) / total,
         generator=generator,
         again=found["drawn again"],
         left_out=found["failed"] + found["quarantined"],
         lora=adapter(generator),
         settings=settings,
-        not_drawn=not_drawn,
+        not_drawn=sum(map(len, masks.get("absent", {}).values())),
         run=run,
         terms={"licence": None, "link": None, **(run.get("terms") or {})},
         biases=BIASES,
     )
     write_atomic(folder / "README.md", text)
+
+
+def _row(folder: Path, sample: Sample, settings: MaskSettings) -> list[np.ndarray]:
+    """An image, the heat of its first class, its mask, and the mask over the image."""
+    image, palette = read_image(synthetic_image(folder, sample.id)), voc_palette()
+    maps = read_heat(folder, sample, settings.source)
+    mask = read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
+    strongest = maps[0, min(settings.power, maps.shape[1] - 1)]
+    seen = heat(image, strongest)
+    return [image, seen, colour_mask(mask, palette), overlay(image, mask, palette)]

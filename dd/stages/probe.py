@@ -3,6 +3,7 @@ to it, the attention is read as in generation, and the masks are compared: the q
 measure, no image is generated."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,61 +15,59 @@ from dd.prompts.prompt import make_prompt
 from dd.store.provenance import read_own, write_json
 from dd.store.samples import Sample
 
+if TYPE_CHECKING:  # loads heavy libraries
+    from dd.generators.base import Generator
+
+Read: TypeAlias = tuple[Sample, dict[str, np.ndarray]]  # its heat by source
+
 
 def real_heat(
-    generator,
+    generator: "Generator",
     data: SegmentationFolder,
-    timesteps,
+    timesteps: list[int],
     batch_size: int = 32,
     append: bool = True,
-    limit=None,
-) -> list:
+    limit: int | None = None,
+) -> list[Read]:
     """Heat of the real images of ``data`` (by source), noised to ``timesteps``, with their own
     captions as prompts."""
-    captions, heat = read_captions(data.root), []
-    names = data.ids[:limit]
+    captions, names = read_captions(data.root), data.ids[:limit]
+    heat: list[Read] = []
     for first in range(0, len(names), batch_size):
         samples, images = [], []
         for i, name in enumerate(names[first : first + batch_size], first):
-            prompt = make_prompt(captions[name]["caption"], captions[name]["classes"], append)
-            ids = tuple(data.taxonomy.ids(prompt.classes))
-            samples.append(
-                Sample(name, prompt.text, prompt.class_prompt, prompt.classes, ids, seed=i, unit=0)
-            )
+            p = make_prompt(captions[name]["caption"], captions[name]["classes"], append)
+            ids = tuple(data.taxonomy.ids(p.classes))
+            samples.append(Sample(name, p.text, p.class_prompt, p.classes, ids, seed=i, unit=0))
             images.append(data[i][0])
-        for sample, maps in zip(
-            samples, generator.read_real(np.stack(images), samples, timesteps), strict=True
-        ):
-            heat.append((sample, maps))
+        maps = generator.read_real(np.stack(images), samples, timesteps)
+        heat += zip(samples, maps, strict=True)
     return heat
 
 
-def score(heat, data: SegmentationFolder, settings: MaskSettings) -> torch.Tensor:
+def score(heat: list[Read], data: SegmentationFolder, settings: MaskSettings) -> torch.Tensor:
     """Confusion of masks read from ``heat`` with the exact ones. Uncertain pixels count as
     background: nothing is hidden."""
-    certain = MaskSettings(
-        power=settings.power, threshold=settings.threshold, band=0.0, source=settings.source
-    )
+    certain = MaskSettings(**settings.identity() | {"band": 0.0})
     confusion = metrics.confusion_matrix(len(data.taxonomy))
     for i, (sample, maps) in enumerate(heat):
         truth = data[i][1]
-        mask = to_mask(maps[settings.source], sample.class_ids, truth.shape, certain)
-        confusion.update(
-            torch.from_numpy(mask.astype(np.int64))[None],
-            torch.from_numpy(truth.astype(np.int64))[None],
-        )
+        height, width = truth.shape
+        mask = to_mask(maps[settings.source], sample.class_ids, (height, width), certain)
+        pair = (torch.from_numpy(m.astype(np.int64))[None] for m in (mask, truth))
+        confusion.update(*pair)
     return confusion.compute()
 
 
 def probe(
-    path,
-    generator,
+    path: str | Path,
+    generator: "Generator",
     data: SegmentationFolder,
     settings: MaskSettings,
-    timesteps,
+    timesteps: list[int],
     append: bool = True,
-    limit=None,
-) -> dict:
+    limit: int | None = None,
+) -> dict[str, Any]:
     """Measure ``settings`` on ``data``, and what changes with another power or other words that are
     read (``ablations``: mask mIoU of each power and source that is there, at the same threshold);
     on a tune split, also a grid of powers and thresholds to choose from.
@@ -83,11 +82,7 @@ def probe(
         "num_images": len(data.ids[:limit]),
         "timesteps": list(timesteps),
         "append": append,
-        "masks": {
-            "power": settings.power,
-            "threshold": settings.threshold,
-            "source": settings.source,
-        },
+        "masks": {k: v for k, v in settings.identity().items() if k != "band"},
         "generator": generator.identity(),
     }
     if Path(path).is_file():
@@ -96,16 +91,14 @@ def probe(
             return there
     heat = real_heat(generator, data, timesteps, append=append, limit=limit)
 
-    def miou(**changed):
+    def miou(**changed: Any) -> float:
         return metrics.miou(score(heat, data, MaskSettings(**settings.identity() | changed)))
 
     powers, sources = range(heat[0][1][settings.source].shape[1]), heat[0][1]
     result = {**head, **metrics.summarise(score(heat, data, settings), data.taxonomy.all_names)}
     result["ablations"] = {
-        f"power={power}": miou(power=power) for power in powers if power != settings.power
-    }
-    result["ablations"] |= {
-        f"attention={s}": miou(source=s) for s in sources if s != settings.source
+        **{f"power={p}": miou(power=p) for p in powers if p != settings.power},
+        **{f"attention={s}": miou(source=s) for s in sources if s != settings.source},
     }
     if data.split == "tune":
         result["grid"] = {
@@ -113,5 +106,5 @@ def probe(
             for power in powers
             for threshold in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
         }
-    write_json(Path(path), result)
+    write_json(path, result)
     return result

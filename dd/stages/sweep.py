@@ -3,15 +3,17 @@ nothing is generated."""
 
 import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
+from pydantic import AfterValidator
 from rich.console import Console
 from rich.table import Table
 
@@ -19,13 +21,15 @@ from dd.data.datasets import (
     check_mask,
     check_values,
     choose_source,
+    image_size,
     read_mask,
     stored_heat,
     synthetic_image,
 )
 from dd.evaluation import metrics
-from dd.evaluation.supervision import behind, declared, label_set
-from dd.masks.threshold import READING, MaskSettings, count_grid, scores, settings_grid
+from dd.evaluation.supervision import LabelSet, behind, declared, label_set
+from dd.execution.units import check_generated
+from dd.masks.threshold import READING, MaskSettings, count_grid, scores, stored_grid
 from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import (
@@ -38,73 +42,79 @@ from dd.store.provenance import (
     write_atomic,
     write_json,
 )
-from dd.store.samples import read_plan, read_records
+from dd.store.samples import Sample, read_plan, recorded
 from dd.store.schemas import IDENTIFIED, RUN, SWEPT
+from dd.store.settings import Count, Natural, Settings
 from dd.taxonomy import Taxonomy
 
 MADE_HERE = ("masks.json", "settings.json")  # of mask sets and predictions of ours
-PART = (
-    128  # samples that are counted by one process in one go, and kept when a sweep is interrupted
-)
+PART = 128  # samples counted by one process in one go, and kept when a sweep is interrupted
+Counter: TypeAlias = Callable[[list[Sample]], np.ndarray]
 
 
-def sweep(
-    folder,
-    reference,
-    name: str,
-    powers=None,
-    thresholds=(0.4, 0.5, 0.6),
-    bands=(0.1,),
-    sources=None,
-    limit: int | None = None,
-    workers: int | None = None,
-) -> dict:
+def _plain_name(given: str) -> str:
+    return folder_name(given, "sweep.name")
+
+
+class SweepSettings(Settings):
+    """``power`` and ``source``: None = all that are stored. ``limit``: the first samples of the
+    plan only. ``workers``: processes, None = one for each core unless there is little to do; the
+    numbers do not depend on it."""
+
+    noun = "sweep"
+
+    name: Annotated[str, AfterValidator(_plain_name)]
+    power: Sequence[Natural] | None = None
+    threshold: Sequence[float] = (0.4, 0.5, 0.6)
+    band: Sequence[float] = (0.1,)
+    source: Sequence[str] | None = None
+    limit: Count | None = None
+    workers: Count | None = None
+
+
+def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) -> dict[str, Any]:
     """Score every combination of settings on the synthetic set ``folder`` against the masks
     ``<reference>/<id>.png`` (exact, human, or a segmenter's predictions); writes
     ``sweeps/<name>.json`` and returns its content. No mask is touched.
 
-    ``powers`` and ``sources``: None = all that are stored. ``limit``: the first samples of the plan
-    only. ``workers``: processes, None = one for each core unless there is little to do; the numbers
-    do not depend on it. The best setting has the highest mIoU with uncertain pixels counted as
-    background, then the fewest uncertain pixels. A sweep that is there for the same settings, heat
-    and reference is returned as it is, an interrupted one goes on; another one is replaced.
+    The best setting has the highest mIoU with uncertain pixels counted as background, then the
+    fewest uncertain pixels. A sweep that is there for the same settings, heat and reference is
+    returned as it is, an interrupted one goes on; another one is replaced.
     """
     folder, reference = Path(folder), Path(reference)
-    folder_name(name, "sweep.name")
-    if workers is not None and (type(workers) is not int or workers < 1):
-        raise ValueError(
-            f"sweep.workers={workers!r}: expected a whole number from 1 on, or null for the "
-            "number of cores"
-        )
-    samples, heat_sha256 = _samples(folder, limit)
-    settings, left_out = _settings(folder, samples[0], powers, thresholds, bands, sources)
+    plan, heat = read_plan(folder)[: settings.limit], recorded(folder, "heat_sha256")
+    check_generated(folder, plan, heat)
+    ranges = settings.power, settings.threshold, settings.band, settings.source
+    first = stored_heat(folder, plan[0].id)
+    grid, left_out = stored_grid(first, *ranges)
+    for s in grid:  # impossible ones are refused before any work
+        scores(choose_source(first, s.source, folder), s.power, (1, 1))
     run = read_own(folder / "run.json", RUN)["identity"]
     identity = {
-        "settings": [s.identity() for s in settings],
-        "samples": len(samples),
-        "heat": heat_sha256,
-        "reference": _reference_sha256(reference, samples),
+        "settings": [s.identity() for s in grid],
+        "samples": len(plan),
+        "heat": fingerprint([heat[s.id] for s in plan]),
+        "reference": _reference_sha256(reference, plan),
         "classes": run["taxonomy"]["names"],
     }
-    path = folder / "sweeps" / f"{name}.json"
-    there = read_own(path, SWEPT) if path.exists() else {}
-    if "chosen_on" in there and not differences(there["sweep"].get("identity", {}), identity):
+    path = folder / "sweeps" / f"{settings.name}.json"
+    there = read_own(path, SWEPT) if path.exists() else {"sweep": {}}
+    if not differences(there["sweep"].get("identity", {}), identity):
         return there
     sweep_beside(path)
-    kept = path.with_suffix(".parts") / fingerprint(identity)[:16]
+    parts = path.with_suffix(".parts")
     taxonomy = Taxonomy(run["taxonomy"]["name"], run["taxonomy"]["names"])
-    counts = _count(
-        partial(count_samples, folder, reference, settings, taxonomy), samples, kept, workers
-    )
-    table = [
+    count = partial(count_samples, folder, reference, grid, taxonomy)
+    counts = _count(count, plan, parts / fingerprint(identity)[:16], settings.workers)
+    table: list[dict[str, Any]] = [
         {**s.identity(), **metrics.with_uncertain(torch.from_numpy(c))}
-        for s, c in zip(settings, counts, strict=True)
+        for s, c in zip(grid, counts, strict=True)
     ]
     table.sort(key=lambda row: (-row["miou"], row["uncertain"]))
     reading = {k: run["generator"].get(k) for k in READING}
-    labels, made = _labels(folder, reference, len(samples))
+    labels, made = _labels(folder, reference, len(plan))
     result = {
-        "masks": {k: table[0][k] for k in settings[0].identity()},
+        "masks": {k: table[0][k] for k in grid[0].identity()},
         "diffusion": reading,
         "chosen_on": declared(labels),
         "calibration": {
@@ -123,43 +133,11 @@ def sweep(
         },
     }
     write_json(path, result)
-    shutil.rmtree(path.with_suffix(".parts"))
+    shutil.rmtree(parts)
     return result
 
 
-def _samples(folder, limit):
-    """(samples, fingerprint of their heat)."""
-    plan, records = read_plan(folder), read_records(folder, ("heat_sha256",))
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ValueError(
-            f"sweep.limit={limit!r}: expected a number of samples from 1 on, or null for all "
-            f"{len(plan)}"
-        )
-    missing = [s.id for s in plan[:limit] if s.id not in records]
-    if missing:
-        raise ValueError(
-            f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet; run "
-            "generate.py first"
-        )
-    return plan[:limit], fingerprint([records[s.id]["heat_sha256"] for s in plan[:limit]])
-
-
-def _settings(folder, sample, powers, thresholds, bands, sources):
-    """The grid, once the first sample has shown that its sources and powers are stored."""
-    heat = stored_heat(folder, sample.id)
-    stored = range(next(iter(heat.values())).shape[1])
-    settings, left_out = settings_grid(
-        list(stored) if powers is None else powers,
-        thresholds,
-        bands,
-        list(heat) if sources is None else sources,
-    )
-    for s in settings:
-        scores(choose_source(heat, s.source, folder), s.power, (1, 1))
-    return settings, left_out
-
-
-def _reference_sha256(reference, samples) -> str:
+def _reference_sha256(reference: Path, samples: list[Sample]) -> str:
     """Fingerprint of the masks compared with; FileNotFoundError names those that are not there."""
     if not reference.is_dir():
         raise FileNotFoundError(
@@ -170,13 +148,13 @@ def _reference_sha256(reference, samples) -> str:
     if missing:
         raise FileNotFoundError(
             f"{reference} lacks {len(missing)} of {len(paths)} masks, such as "
-            f"{', '.join(missing[:5])}; a mask has the id of "
-            "its sample in plan.jsonl. sweep.limit=... takes the first samples only"
+            f"{', '.join(missing[:5])}; a mask has the id of its sample in plan.jsonl. "
+            "sweep.limit=... takes the first samples only"
         )
     return fingerprint([sha256(p) for p in paths])
 
 
-def _labels(folder, reference, number) -> tuple[list[dict], dict]:
+def _labels(folder: Path, reference: Path, number: int) -> tuple[list[LabelSet], dict[str, Any]]:
     """(label sets behind the choice, how the reference came about): ``number`` masks that nobody
     says a model made, or what is behind a mask set or a run's predictions."""
     for path in (reference / name for name in MADE_HERE):
@@ -187,12 +165,17 @@ def _labels(folder, reference, number) -> tuple[list[dict], dict]:
 
 
 def count_samples(
-    folder, reference, settings: list[MaskSettings], taxonomy: Taxonomy, samples
+    folder: Path,
+    reference: Path,
+    settings: list[MaskSettings],
+    taxonomy: Taxonomy,
+    samples: list[Sample],
 ) -> np.ndarray:
     """Summed pixels [S, C, C + 1] (:func:`dd.masks.threshold.count_grid`) of some samples, on
     one thread: the same in any process."""
-    threads, total = torch.get_num_threads(), 0
+    threads, classes = torch.get_num_threads(), len(taxonomy)
     foreign = not any((reference / name).is_file() for name in MADE_HERE)
+    total = np.zeros((len(settings), classes, classes + 1), np.int64)
     torch.set_num_threads(1)
     try:
         for sample in samples:
@@ -200,29 +183,27 @@ def count_samples(
             check_mask(path)
             truth = read_mask(path, taxonomy if foreign else None)
             check_values(truth, taxonomy, path)
-            with Image.open(synthetic_image(folder, sample.id)) as image:
-                if truth.shape != image.size[::-1]:
-                    raise ValueError(
-                        f"{path} is {truth.shape[1]}x{truth.shape[0]}, its image "
-                        f"{image.width}x{image.height}: a reference "
-                        "has the size of the images"
-                    )
-            total = total + count_grid(
-                stored_heat(folder, sample.id), sample.class_ids, truth, settings, len(taxonomy)
-            )
+            height, width = image_size(synthetic_image(folder, sample.id))
+            if truth.shape != (height, width):
+                raise ValueError(
+                    f"{path} is {truth.shape[1]}x{truth.shape[0]}, its image {width}x{height}: a "
+                    "reference has the size of the images"
+                )
+            heat = stored_heat(folder, sample.id)
+            total += count_grid(heat, sample.class_ids, truth, settings, classes)
     finally:
         torch.set_num_threads(threads)
     return total
 
 
-def _count(count, samples, kept: Path, workers: int | None) -> np.ndarray:
+def _count(count: Counter, samples: list[Sample], kept: Path, workers: int | None) -> np.ndarray:
     """Sum of ``count(part)`` over parts of the samples; each part's result is kept as
     ``<kept>/<number>.npy``."""
     parts = [samples[i : i + PART] for i in range(0, len(samples), PART)]
-    todo = [n for n in range(len(parts)) if not (kept / f"{n}.npy").is_file()]
+    todo = {n: p for n, p in enumerate(parts) if not (kept / f"{n}.npy").is_file()}
     workers = min(workers or min(os.cpu_count() or 1, len(todo) // 4), len(todo))
     with Progress("sweep", len(parts), len(parts) - len(todo), unit="parts") as progress:
-        for number, counts in _results(count, parts, todo, workers):
+        for number, counts in _results(count, todo, workers):
             buffer = BytesIO()
             np.save(buffer, counts)
             write_atomic(kept / f"{number}.npy", buffer.getvalue())
@@ -230,14 +211,15 @@ def _count(count, samples, kept: Path, workers: int | None) -> np.ndarray:
     return sum(np.load(kept / f"{n}.npy") for n in range(len(parts)))
 
 
-def _results(count, parts, todo, workers):
+def _results(
+    count: Counter, todo: dict[int, list[Sample]], workers: int
+) -> Iterator[tuple[int, np.ndarray]]:
     if workers <= 1:
-        yield from ((n, count(parts[n])) for n in todo)
+        yield from ((n, count(part)) for n, part in todo.items())
         return
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn")
-    ) as pool:  # a fork would copy torch's threads
-        futures = {pool.submit(count, parts[n]): n for n in todo}
+    # a fork would copy torch's threads
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(count, part): n for n, part in todo.items()}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -245,29 +227,25 @@ def _results(count, parts, todo, workers):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def print_best(result: dict, number: int = 10) -> None:
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "power": lambda row: str(row["power"]),
+    "threshold": lambda row: f"{row['threshold']:g}",
+    "band": lambda row: f"{row['band']:g}",
+    "source": lambda row: row["source"],
+    "mIoU": lambda row: f"{row['miou']:.2f}",
+    "mIoU without uncertain": lambda row: (
+        "-" if row["miou_certain"] is None else f"{row['miou_certain']:.2f}"
+    ),
+    "uncertain": lambda row: f"{row['uncertain']:.1f} %",
+}
+
+
+def print_best(result: dict[str, Any], number: int = 10) -> None:
     """The first rows of a sweep's table."""
-    table = Table(
-        title=f"{len(result['sweep']['table'])} mask settings against {result['sweep']['against']}"
-    )
-    for column in (
-        "power",
-        "threshold",
-        "band",
-        "source",
-        "mIoU",
-        "mIoU without uncertain",
-        "uncertain",
-    ):
+    rows, against = result["sweep"]["table"], result["sweep"]["against"]
+    table = Table(title=f"{len(rows)} mask settings against {against}")
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "source" else "right")
-    for row in result["sweep"]["table"][:number]:
-        certain = "-" if row["miou_certain"] is None else f"{row['miou_certain']:.2f}"
-        texts = (
-            f"{row['threshold']:g}",
-            f"{row['band']:g}",
-            row["source"],
-            f"{row['miou']:.2f}",
-            certain,
-        )
-        table.add_row(str(row["power"]), *texts, f"{row['uncertain']:.1f} %")
+    for row in rows[:number]:
+        table.add_row(*(text(row) for text in COLUMNS.values()))
     Console().print(table)

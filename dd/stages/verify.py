@@ -2,9 +2,13 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -16,14 +20,17 @@ from dd.execution.units import drop_records, read_run, unit_files
 from dd.store.locks import Lock
 from dd.store.progress import Progress
 from dd.store.provenance import fingerprint, read_own, sha256, temporary_files
-from dd.store.samples import plan_sha256, read_records, read_whole_plan
+from dd.store.samples import Sample, read_records, read_whole_plan
 from dd.store.schemas import WHOLE_MASKS
 from dd.taxonomy import IGNORE
 
 SHOWN = 3
+Problem: TypeAlias = dict[str, Any]
+Size: TypeAlias = tuple[int, int]
+Content = TypeVar("Content")
 
 
-def verify(folder, repair: bool = False, workers: int | None = None) -> list[dict]:
+def verify(folder: str | Path, repair: bool = False, workers: int | None = None) -> list[Problem]:
     """Problems of the synthetic set ``folder``: [{"kind", "file", "why", "heals"}], empty if it is
     whole.
 
@@ -37,233 +44,207 @@ def verify(folder, repair: bool = False, workers: int | None = None) -> list[dic
     folder = Path(folder)
     read_run(folder)
     leftover = temporary_files(folder)
-    if repair:
-        with Lock(folder):  # which removes them
-            return _verify(folder, True, workers, leftover)
-    return _verify(folder, False, workers, leftover)
+    with Lock(folder) if repair else nullcontext():  # the lock removes them
+        return _verify(folder, repair, workers, leftover)
 
 
-def _verify(folder, repair, workers, leftover):
-    run, found = read_run(folder)["identity"], []
+@dataclass(frozen=True)
+class _Set:
+    """A synthetic set as its own files tell of it. ``classes``: their number; ``good``: ids of the
+    samples that have an image."""
+
+    folder: Path
+    suffix: str
+    classes: int
+    records: dict[str, dict[str, Any]]
+    good: list[str]
+
+    @property
+    def mask_sets(self) -> list[Path]:
+        further = sorted((self.folder / "masks").glob("*"))
+        return [p for p in (self.folder / "SegmentationClass", *further) if p.is_dir()]
+
+
+def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path]) -> list[Problem]:
+    run = read_run(folder)["identity"]
     try:
         plan = read_whole_plan(folder)
-        why = (
-            "is not the plan that run.json names"
-            if plan_sha256(plan) != run["plan_sha256"]
-            else None
-        )
-    except (ValueError, FileNotFoundError) as error:
-        why = str(error)
-    if why:  # nothing else can be judged without it
+    except (ValueError, FileNotFoundError) as error:  # nothing else can be judged without it
         if repair:
             (folder / "plan.jsonl").unlink(missing_ok=True)
-        return [_problem("plan", "plan.jsonl", why)]
-    records, suffix = read_records(folder), run["image_format"]
-    known = {s.id for s in plan}
-    found += [
+        return [_problem("plan", "plan.jsonl", str(error))]
+    records = read_records(folder)
+    good = [s.id for s in plan if not records.get(s.id, {}).get("failed")]
+    of = _Set(folder, run["image_format"], len(run["taxonomy"]["names"]), records, good)
+    # hashing and decoding let other threads run
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        sizes, in_samples = _samples(of, plan, pool)
+        in_masks = {target: _mask_set(of, target, sizes, pool) for target in of.mask_sets}
+    found = [
         _problem("record", name, "belongs to no sample of the plan", False)
-        for name in sorted(records.keys() - known)
+        for name in sorted(records.keys() - sizes.keys())
     ]
-    sizes, broken = {}, set()
-    with ThreadPoolExecutor(
-        workers or min(8, os.cpu_count() or 1)
-    ) as pool:  # hashing and decoding let other threads run
-        with Progress("verify", len(plan)) as progress:
-            for sample, (size, problems) in zip(
-                plan, pool.map(partial(_sample, folder, suffix, records), plan), strict=True
-            ):
-                progress.advance(1)
-                sizes[sample.id] = size
-                found += problems
-                broken |= {sample.unit} if any(p["heals"] for p in problems) else set()
-        good = [s.id for s in plan if not records.get(s.id, {}).get("failed")]
-        sets = [
-            p
-            for p in [folder / "SegmentationClass", *sorted((folder / "masks").glob("*"))]
-            if p.is_dir()
-        ]
-        for target in sets:
-            problems = _mask_set(
-                folder, target, good, records, sizes, len(run["taxonomy"]["names"]), pool
-            )
-            found += problems
-            if problems and repair:
-                (target / "masks.json").unlink(missing_ok=True)
-    found += _splits(folder, good)
-    wanted = {p for name in good for p in unit_files(folder, name, suffix)} | {
-        t / f"{n}.png" for t in sets for n in good
-    }
-    found += [
-        _problem("temporary file", p.relative_to(folder), "was left by a writer that was killed")
-        for p in leftover
-    ]
-    for place in (folder / "JPEGImages", folder / "heat", *sets):
-        extra = {p for p in place.glob("*") if p.is_file() and not p.name.startswith(".")} - wanted
-        extra = sorted(p for p in extra if p.suffix != ".json")
-        found += [
-            _problem("orphan", p.relative_to(folder), "belongs to no sample: remove it", False)
-            for p in extra
-        ]
+    for problems in (*in_samples.values(), *in_masks.values()):
+        found += problems
+    found += _splits(of) + _leftover(of, leftover)
     if repair:
+        for target in (target for target, problems in in_masks.items() if problems):
+            (target / "masks.json").unlink(missing_ok=True)
+        broken = {s.unit for s in plan if any(p["heals"] for p in in_samples[s.id])}
         drop_records(folder, {s.id for s in plan if s.unit in broken})
     return found
 
 
-def _problem(kind, file, why, heals=True):
+def _problem(kind: str, file: str | Path, why: str, heals: bool = True) -> Problem:
     return {"kind": kind, "file": str(file), "why": why, "heals": heals}
 
 
-def _sample(folder, suffix, records, sample) -> tuple:
-    """((height, width) of the image or None, problems) of a sample."""
-    record = records.get(sample.id)
+def _samples(
+    of: _Set, plan: list[Sample], pool: ThreadPoolExecutor
+) -> tuple[dict[str, Size | None], dict[str, list[Problem]]]:
+    """({id: (height, width) of the image or None}, {id: problems})."""
+    sizes, problems = {}, {}
+    with Progress("verify", len(plan)) as progress:
+        for sample, found in zip(plan, pool.map(partial(_sample, of), plan), strict=True):
+            sizes[sample.id], problems[sample.id] = found
+            progress.advance()
+    return sizes, problems
+
+
+def _sample(of: _Set, sample: Sample) -> tuple[Size | None, list[Problem]]:
+    record = of.records.get(sample.id)
     if record is None or "error" in record:
-        return None, [
-            _problem(
-                "record",
-                sample.id,
-                "is not generated" if record is None else f"failed: {record['error']}",
-            )
-        ]
+        why = "is not generated" if record is None else f"failed: {record['error']}"
+        return None, [_problem("record", sample.id, why)]
     if record.get("failed"):
         return None, []
-    found, size = [], None
-    for key, path in zip(("image", "heat"), unit_files(folder, sample.id, suffix), strict=True):
-        name = path.relative_to(folder)
-        if not path.is_file() or path.is_symlink():
-            found.append(_problem(key, name, "is missing"))
-            continue
-        if sha256(path) != record.get(f"{key}_sha256"):
-            found.append(_problem(key, name, "has another sha256 than its record"))
-            continue
-        try:
-            if key == "image":
-                size = read_image(path).shape[:2]
-            else:
-                for source, maps in stored_heat(folder, sample.id).items():
-                    if (
-                        maps.ndim != 4
-                        or len(maps) != len(sample.classes)
-                        or not np.isfinite(maps).all()
-                    ):
-                        found.append(
-                            _problem(
-                                key,
-                                name,
-                                f"{source} of shape {maps.shape} is not finite heat of its classes",
-                            )
-                        )
-        except (ValueError, OSError) as error:
-            heals = not isinstance(error, OtherDtype)  # all of a set is, it cannot be gone on with
-            found.append(_problem(key, name, f"cannot be read: {error}", heals))
-    return size, found
+    image, heat = unit_files(of.folder, sample.id, of.suffix)
+    hashes = (record.get(f"{key}_sha256") for key in ("image", "heat"))
+    pixels, found = _content(of, "image", image, next(hashes), read_image)
+    maps, more = _content(
+        of, "heat", heat, next(hashes), lambda _: stored_heat(of.folder, sample.id)
+    )
+    for source, array in (maps or {}).items():
+        whole = array.ndim == 4 and len(array) == len(sample.classes) and np.isfinite(array).all()
+        if not whole:
+            why = f"{source} of shape {array.shape} is not finite heat of its classes"
+            more.append(_problem("heat", heat.relative_to(of.folder), why))
+    return None if pixels is None else pixels.shape[:2], found + more
 
 
-def _mask_set(folder, target, good, records, sizes, classes, pool) -> list[dict]:
+def _content(
+    of: _Set, kind: str, path: Path, digest: str | None, read: Callable[[Path], Content]
+) -> tuple[Content | None, list[Problem]]:
+    """(what ``read(path)`` gives, []), or (None, what is wrong with the file)."""
+    name = path.relative_to(of.folder)
+    if not path.is_file() or (kind != "mask" and path.is_symlink()):
+        return None, [_problem(kind, name, "is missing")]
+    if sha256(path) != digest:
+        whose = "masks.json" if kind == "mask" else "its record"
+        return None, [_problem(kind, name, f"has another sha256 than {whose}")]
+    try:
+        return read(path), []
+    except (ValueError, OSError) as error:
+        heals = not isinstance(error, OtherDtype)  # all of a set is, it cannot be gone on with
+        return None, [_problem(kind, name, f"cannot be read: {error}", heals)]
+
+
+def _mask_set(
+    of: _Set, target: Path, sizes: dict[str, Size | None], pool: ThreadPoolExecutor
+) -> list[Problem]:
     """Problems of a mask set; none if it is merely unfinished, which its stage goes on with."""
-    name, path = target.relative_to(folder), target / "masks.json"
+    name, path = target.relative_to(of.folder), target / "masks.json"
     if not path.is_file():
-        return (
-            [_problem("mask set", name, "is not finished (no masks.json)")]
-            if list(target.glob("*.png"))
-            else []
-        )
+        begun = any(target.glob("*.png"))
+        return [_problem("mask set", name, "is not finished (no masks.json)")] if begun else []
     try:
         done = read_own(path, WHOLE_MASKS)
     except ValueError as error:
         return [_problem("mask set", f"{name}/masks.json", f"cannot be read: {error}")]
     hashes, heat = done["sha256"], done["identity"].get("heat")
-    if list(hashes) != good and sorted(hashes) != sorted(good):
-        return [
-            _problem(
-                "mask set",
-                name,
-                f"holds masks of {len(hashes)} samples, the data set has {len(good)}",
-            )
-        ]
+    if sorted(hashes) != sorted(of.good):
+        why = f"holds masks of {len(hashes)} samples, the data set has {len(of.good)}"
+        return [_problem("mask set", name, why)]
     found = []
-    recorded = [records.get(i, {}).get("heat_sha256") for i in good]
+    recorded = [of.records.get(i, {}).get("heat_sha256") for i in of.good]
     if heat is not None and None not in recorded and heat != fingerprint(recorded):
         found.append(_problem("mask set", name, "was made from other heat"))
-    check = partial(_mask, folder, target, hashes, sizes, classes)
-    return found + [problem for problem in pool.map(check, good) if problem]
+
+    def check(sample_id: str) -> list[Problem]:
+        return _mask(of, target / f"{sample_id}.png", hashes[sample_id], sizes[sample_id])
+
+    return found + [problem for problems in pool.map(check, of.good) for problem in problems]
 
 
-def _mask(folder, target, hashes, sizes, classes, sample_id):
-    path = target / f"{sample_id}.png"
-    name = path.relative_to(folder)
-    if not path.is_file():
-        return _problem("mask", name, "is missing")
-    if sha256(path) != hashes[sample_id]:
-        return _problem("mask", name, "has another sha256 than masks.json")
-    try:
-        mask = read_mask(path)
-    except (ValueError, OSError) as error:
-        return _problem("mask", name, f"cannot be read: {error}")
-    if sizes[sample_id] is not None and mask.shape != sizes[sample_id]:
-        return _problem(
-            "mask", name, f"is {mask.shape}, its image {sizes[sample_id]} (height, width)"
-        )
+def _mask(of: _Set, path: Path, digest: str, size: Size | None) -> list[Problem]:
+    mask, found = _content(of, "mask", path, digest, read_mask)
+    if mask is None:
+        return found
+    name = path.relative_to(of.folder)
+    if size not in (None, mask.shape):
+        return [_problem("mask", name, f"is {mask.shape}, its image {size} (height, width)")]
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-    outside = values[(values > classes) & (values != IGNORE)]
-    return (
-        _problem("mask", name, f"holds ids {outside[:5].tolist()} of no class")
-        if len(outside)
-        else None
-    )
+    outside = values[(values > of.classes) & (values != IGNORE)].tolist()
+    return [_problem("mask", name, f"holds ids {outside[:5]} of no class")] if outside else []
 
 
-def _splits(folder, good) -> list[dict]:
+def _splits(of: _Set) -> list[Problem]:
     """``train`` lists every good sample in order, other lists some of them."""
-    found, place = [], folder / "ImageSets" / "Segmentation"
-    for name in sorted({"train", *(p.stem for p in place.glob("*.txt"))}):
-        file = f"ImageSets/Segmentation/{name}.txt"
-        try:
-            ids = read_split(folder, name)
-        except (ValueError, OSError) as error:
-            found.append(_problem("split", file, str(error), name == "train"))
-            continue
-        if name == "train" and ids != good:
-            found.append(
-                _problem(
-                    "split",
-                    file,
-                    f"lists {len(ids)} samples, the records {len(good)}, or in another order",
-                )
-            )
-        elif not set(ids) <= set(good) or len(set(ids)) < len(ids):
-            found.append(
-                _problem("split", file, "lists samples that are not there, or one twice", False)
-            )
+    names = {"train", *(p.stem for p in (of.folder / "ImageSets" / "Segmentation").glob("*.txt"))}
+    return [problem for name in sorted(names) for problem in _split(of, name)]
+
+
+def _split(of: _Set, name: str) -> list[Problem]:
+    file, whole = f"ImageSets/Segmentation/{name}.txt", name == "train"
+    try:
+        ids = read_split(of.folder, name)
+    except (ValueError, OSError) as error:
+        return [_problem("split", file, str(error), whole)]
+    if whole and ids != of.good:
+        why = f"lists {len(ids)} samples, the records {len(of.good)}, or in another order"
+        return [_problem("split", file, why)]
+    if not set(ids) <= set(of.good) or len(set(ids)) < len(ids):
+        return [_problem("split", file, "lists samples that are not there, or one twice", False)]
+    return []
+
+
+def _leftover(of: _Set, temporary: list[Path]) -> list[Problem]:
+    """Temporary files, and files beside those of the samples."""
+    wanted = {p for name in of.good for p in unit_files(of.folder, name, of.suffix)}
+    wanted |= {target / f"{name}.png" for target in of.mask_sets for name in of.good}
+    found = [
+        _problem("temporary file", p.relative_to(of.folder), "was left by a writer that was killed")
+        for p in temporary
+    ]
+    for place in (of.folder / "JPEGImages", of.folder / "heat", *of.mask_sets):
+        files = {p for p in place.glob("*") if p.is_file() and not p.name.startswith(".")}
+        found += [
+            _problem("orphan", p.relative_to(of.folder), "belongs to no sample: remove it", False)
+            for p in sorted(files - wanted)
+            if p.suffix != ".json"
+        ]
     return found
 
 
-def print_problems(folder, problems: list[dict], repaired: bool) -> None:
+def print_problems(folder: str | Path, problems: list[Problem], repaired: bool) -> None:
     """A table of what is wrong, and what to do."""
     if not problems:
-        return print(f"{folder}: whole")
-    table = Table(
-        "what", "number", "such as", title=f"{folder}: {len(problems)} problems", show_lines=True
-    )
+        print(f"{folder}: whole")
+        return
+    title = f"{folder}: {len(problems)} problems"
+    table = Table("what", "number", "such as", title=title, show_lines=True)
     for kind, number in Counter(p["kind"] for p in problems).items():
         shown = [f"{p['file']} {p['why']}" for p in problems if p["kind"] == kind][:SHOWN]
         table.add_row(kind, str(number), escape("\n".join(shown)))
     Console().print(table)
-    command = read_run(folder).get("command", "generate.py with the settings of run.json")
-    sets = sorted(
-        {
-            p["file"]
-            for p in problems
-            if p["kind"] in ("mask", "mask set") and p["file"].startswith("masks/")
-        }
-    )
     if any(p["heals"] for p in problems):
-        what = (
-            "ready to be healed by" if repaired else "after python -m dd verify --repair, healed by"
-        )
-        print(f"{what}: python {command}")
+        command = read_run(folder).get("command", "generate.py with the settings of run.json")
+        when = "ready to be" if repaired else "after python -m dd verify --repair,"
+        print(f"{when} healed by: python {command}")
+    in_masks = {p["file"] for p in problems if p["kind"] in ("mask", "mask set")}
+    sets = sorted(file for file in in_masks if file.startswith("masks/"))
     if sets:
+        shown = sets[:SHOWN]
         print(
-            "further mask sets are made again by the commands that made them: "
-            f"{', '.join(sets[:SHOWN])}"
+            f"further mask sets are made again by the commands that made them: {', '.join(shown)}"
         )
-    return None

@@ -33,7 +33,7 @@ WHOLE_RUN = {  # and for those who read or go on with all of it
     "identity": {"taxonomy": CLASSES, "generator": dict, "plan_sha256": str, "image_format": str},
 }
 
-MASKS = {  # masks.json of a mask set, whoever made it
+MASKS: dict[str, Any] = {  # masks.json of a mask set, whoever made it
     "identity": {
         "settings?": {"power?": int, "source?": str},
         "heat?": str,

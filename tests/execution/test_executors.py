@@ -7,13 +7,13 @@ import pytest
 
 from dd import config
 from dd.execution import Local, Shard, UnitsFailed
-from dd.stages.synthesize import synthesize
 from dd.store.locks import Busy, Lock
 from dd.store.progress import Progress
 from dd.store.samples import append_records, outcomes, read_records
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
 from tests.faults.runs import contents
+from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 

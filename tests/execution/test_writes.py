@@ -15,12 +15,12 @@ import pytest
 from dd.execution import Local, Task, UnitsFailed
 from dd.execution.base import attempt
 from dd.execution.writes import PendingWrites
-from dd.stages.synthesize import synthesize
 from dd.store.progress import Progress
 from dd.store.samples import Sample
 from dd.taxonomy import Taxonomy
 from tests.faults import fake, works
 from tests.faults.runs import contents
+from tests.synthesis import synthesize
 
 LONG = 60  # seconds after which an event that must come fails the test
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])

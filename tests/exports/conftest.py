@@ -13,10 +13,10 @@ from dd.masks.threshold import MaskSettings
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.stages.export import export
 from dd.stages.label import label
-from dd.stages.synthesize import synthesize
 from dd.store.provenance import write_json
 from dd.taxonomy import Taxonomy, taxonomy_yaml
 from tests.faults import fake
+from tests.synthesis import synthesize
 
 CLASSES = Taxonomy(
     "hall",

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from dd.execution import EXIT, Local, Ray, Shard, UnitsFailed
-from dd.stages.synthesize import synthesize
 from dd.store.locks import Busy
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
+from tests.synthesis import synthesize
 
 
 class QuickRay(Ray):

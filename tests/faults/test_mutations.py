@@ -23,12 +23,12 @@ from dd.prompts.captions import CaptionFile, NounCaptions
 from dd.prompts.coco import CocoCaptions
 from dd.report.compare import read_metrics
 from dd.stages.label import label
-from dd.stages.synthesize import synthesize
 from dd.stages.verify import verify
 from dd.store.provenance import temporary_files
 from dd.store.samples import read_plan, read_records
 from dd.taxonomy import Taxonomy, read_taxonomy
 from tests.faults import fake
+from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 FOUND = {"verify": 0}  # how often verify had something to say

@@ -8,10 +8,10 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from dd.generators import StableDiffusion
-from dd.prompts.prompt import make_prompt
-from dd.stages.synthesize import synthesize
+from dd.prompts.prompt import Prompts, make_prompt
 from dd.store.samples import read_records
 from dd.taxonomy import taxonomy
+from tests.synthesis import synthesize
 
 SETTINGS = {"steps": 2, "guidance": 3.0, "max_power": 1}
 
@@ -110,7 +110,7 @@ def test_a_set_without_one_good_image_is_an_error_with_a_record(guarded, tmp_pat
     model.generate = watched
 
     def prompts(*_):
-        return [make_prompt("an apple", ["apple"]), make_prompt("a tire", ["tire"])]
+        return Prompts([make_prompt("an apple", ["apple"]), make_prompt("a tire", ["tire"])])
 
     with pytest.raises(
         ValueError, match="each of its 2 images stayed bad, however often drawn; records/ says why"

@@ -15,7 +15,7 @@ from dd import config
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split, write_split
 from dd.evaluation import metrics
 from dd.masks.threshold import MaskSettings
-from dd.stages.calibrate import calibrate
+from dd.stages.calibrate import CalibrationSettings, calibrate
 from dd.stages.prepare import prepare_shapes
 from dd.stages.probe import score
 from dd.store.provenance import read_json
@@ -25,7 +25,7 @@ from tests.doors import door
 
 ROOT = Path(__file__).parents[2]
 SHAPES = taxonomy("shapes")
-GRID = {"thresholds": (0.2, 0.5, 0.6), "band": 0.1, "timesteps": [50, 150]}
+GRID = {"threshold": (0.2, 0.5, 0.6), "band": 0.1, "timesteps": [50, 150]}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,8 @@ def choose(data, path, readings=({},), test_split="test", **kwargs):
         made.append(Knowing(data, **reading))
         return made[-1]
 
-    return calibrate(path, make, list(readings), data, test_split, **{**GRID, **kwargs}), made
+    settings = CalibrationSettings(**{**GRID, **kwargs})
+    return calibrate(path, make, list(readings), data, test_split, settings), made
 
 
 # The choice
@@ -213,10 +214,10 @@ def test_nothing_is_chosen_on_the_test_split(root, pets, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"powers": [4]}, r"masks\.power=4 is not stored"),
-        ({"sources": ["full_prompt_caption"]}, "masks.source=full_prompt_caption is not stored"),
-        ({"thresholds": [2]}, r"sweep\.threshold=\[2\]"),
-        ({"powers": []}, r"sweep\.power=\[\]"),
+        ({"power": [4]}, r"masks\.power=4 is not stored"),
+        ({"source": ["full_prompt_caption"]}, "masks.source=full_prompt_caption is not stored"),
+        ({"threshold": [2]}, r"sweep\.threshold=\[2.0\]"),
+        ({"power": []}, r"sweep\.power=\[\]"),
     ],
 )
 def test_settings_that_cannot_be_read(root, tmp_path, change, message):

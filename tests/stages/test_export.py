@@ -11,10 +11,10 @@ from dd.exports.target import Target
 from dd.masks.threshold import MaskSettings
 from dd.stages.export import FORMATS, export
 from dd.stages.label import label
-from dd.stages.synthesize import synthesize
 from dd.store.locks import Lock
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
+from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 

@@ -26,10 +26,10 @@ from dd.prompts.prompt import Prompts, make_prompt
 from dd.stages import filter as filter_stage
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import label, read_heat
-from dd.stages.synthesize import synthesize
 from dd.store.provenance import read_json, sha256, write_json
 from dd.store.samples import each_record, read_plan, read_records
 from dd.taxonomy import taxonomy
+from tests.synthesis import synthesize
 
 ROOT = Path(__file__).parents[2]
 SHAPES = taxonomy("shapes")

@@ -5,6 +5,7 @@ import pytest
 from dd.data.datasets import SegmentationFolder, read_split
 from dd.execution import Shard, units
 from dd.masks.threshold import MaskSettings
+from dd.prompts.prompt import Prompts
 from dd.stages import synthesize as stage
 from dd.stages.label import label
 from dd.stages.report_dataset import report_dataset
@@ -130,7 +131,10 @@ def test_other_prompts_cannot_be_added(tmp_path):
     """A source that orders all its prompts anew for another number has no old plan within the
     new one."""
     folder = tmp_path / "set"
-    backwards = lambda taxonomy, number, seed: PROMPTS(taxonomy, number, seed)[::-1]  # noqa: E731
+
+    def backwards(taxonomy, number, seed):
+        return Prompts(reversed(PROMPTS(taxonomy, number, seed)))
+
     make(folder, prompts=backwards)
     before = contents(folder)
     with pytest.raises(

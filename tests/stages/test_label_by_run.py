@@ -17,7 +17,7 @@ from dd.data.datasets import (
     read_mask,
     write_split,
 )
-from dd.stages.label_by_run import label_by_run
+from dd.stages.label_by_run import LabelerSettings, Teacher, label_by_run
 from dd.store.provenance import read_json, sha256, write_json
 from dd.store.samples import append_records
 from dd.taxonomy import Taxonomy
@@ -62,10 +62,9 @@ def synthetic(tmp_path):
 @pytest.fixture
 def label_again(synthetic):
     def call(run=TEACHER, views=None, mask_set="self_training", segmenter=None, **kwargs):
-        segmenter = segmenter or Colours()
-        return label_by_run(
-            synthetic, run, segmenter, views or Views(16), mask_set, **{"batch_size": 2, **kwargs}
-        )
+        teacher = Teacher(run, segmenter or Colours(), views or Views(16))
+        given = {"mask_set": mask_set, "batch_size": 2, **kwargs}
+        return label_by_run(synthetic, teacher, LabelerSettings(**given))
 
     return call
 

@@ -18,7 +18,6 @@ from dd.stages.merge import merge
 from dd.stages.prepare import prepare_shapes
 from dd.stages.report_dataset import report_dataset
 from dd.stages.sweep import sweep as sweep_masks
-from dd.stages.synthesize import synthesize
 from dd.stages.verify import verify
 from dd.store.locks import Lock
 from dd.store.provenance import read_json, sha256
@@ -26,6 +25,7 @@ from dd.store.samples import each_record, record_line
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
 from tests.faults.runs import contents
+from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 
