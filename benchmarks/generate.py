@@ -220,7 +220,7 @@ def main():
             model if model == "embedded" else str(save(model, root / "checkpoint", options.device))
         )
         build = partial(
-            StableDiffusion, name, steps=steps, device=options.device, dtype=dtype, **embedded
+            StableDiffusion, model=name, steps=steps, device=options.device, dtype=dtype, **embedded
         )
         generators = {"ours": build()} | {
             option: build(**{option: True}) for option in options.options

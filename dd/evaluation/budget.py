@@ -70,7 +70,7 @@ class Plan(Settings):
     ``judged_on`` that no training learns (:mod:`dd.evaluation.supervision`).
     """
 
-    noun: ClassVar[str] = "budget"
+    noun: ClassVar[str] = "study"
     shots: Annotated[
         list[Whole | Literal["all"]], MinLen(1), AfterValidator(_once), Hint("such as [0, 16, all]")
     ]

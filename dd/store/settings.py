@@ -67,7 +67,11 @@ class Settings(BaseModel):
         if first["type"] == "missing":
             return f"{prefix}{name}: {cls.missing.format(key=f'{prefix}{name}')}"
         if first["type"] == "value_error":  # of a validator of ours, in its own words
-            return str(first["ctx"]["error"])
+            said = str(first["ctx"]["error"])
+            group = name and isinstance(cls.model_fields[str(name)].annotation, type)
+            inner = group and issubclass(cls.model_fields[str(name)].annotation, Settings)
+            own = not name or inner or said.startswith(f"{name}.")  # it names the key itself
+            return said if own else f"{prefix}{name}: {said}"
         field = cls.model_fields[str(name)]
         return f"{prefix}{name}={shown(values.get(str(name)))}: expected {expected(field)}"
 

@@ -4,6 +4,7 @@ interpreter (which cannot multiply bfloat16)."""
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,6 +120,7 @@ def test_sums_are_made_onto_what_is_there():
     torch.testing.assert_close(attention.mean_attention(q, k, 0.25, weight=5), 5 * mean)
 
 
+ROOT = Path(__file__).parents[2]
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -148,7 +150,7 @@ def test_the_kernels_compile_and_fit_into_the_shared_memory_of_a_multiprocessor(
         [sys.executable, "-c", COMPILE],
         capture_output=True,
         text=True,
-        env={**os.environ, "TRITON_INTERPRET": "0"},
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)},
     )
     assert made.returncode == 0, made.stderr
     shared = [int(line.split()[1]) for line in made.stdout.splitlines()]

@@ -227,8 +227,8 @@ def test_mask_sets_of_a_sweep_are_named_after_it(command):
         ),
         (
             {"name": "a", "stage": "filter", "quality": {"split": "good"}},
-            ["redraw=1"],
-            {"quality": {"split": "good,redraw=1"}},
+            ["image_format=png"],
+            {"quality": {"split": "good,image_format=png"}},
         ),
     ],
 )

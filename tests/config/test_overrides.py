@@ -36,7 +36,7 @@ FILLED = {"train": ["name=a_run"]}
             ["no key 'treshold' in masks", "threshold, band", "Did you mean 'threshold'?"],
         ),
         (
-            "generate",
+            "evaluate",
             "probe.splitt=tune",
             ["no key 'splitt' in probe", "split, timesteps, limit", "Did you mean 'split'?"],
         ),
@@ -81,10 +81,11 @@ def test_keys_of_an_experiment_are_known():
         "train", ["experiment=shapes_text_to_image", "generator.models.tokenizer_merges=50"]
     )
     with pytest.raises(
-        ValueError, match="no key 'tokenizer_merge' in models; .*Did you mean 'tokenizer_merges'"
+        ValueError,
+        match="no key 'tokenizer_merge' in generator.models; .*Did you mean 'tokenizer_merges'",
     ):
         config.check_overrides(
-            "train", ["experiment=shapes_text_to_image", "models.tokenizer_merge=50"]
+            "train", ["experiment=shapes_text_to_image", "generator.models.tokenizer_merge=50"]
         )
 
 

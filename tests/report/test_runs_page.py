@@ -141,7 +141,12 @@ def test_what_a_pattern_misses_or_is_not_finished_is_listed(copy, study, run, bu
         json.dumps({"identity": {"stage": "adapt_generator"}})
     )
     builder.run(runs / "silent", [], 0.1, 7)
-    where = ["data=shapes", f"data_root={study}/data", f"output_root={copy}", "domains=[shapes]"]
+    where = [
+        "data=shapes",
+        f"data_root={study}/data",
+        f"output_root={copy}",
+        "report.domains=[shapes]",
+    ]
     run("evaluate", "stage=report", f"report.runs={runs}", "name=out", *where)
     found = dict(rows_of((copy / "out/report.html").read_text(), "Not compared"))
     assert found[str(runs / "begun")].startswith("begun and not finished (no run.json)")
@@ -154,7 +159,12 @@ def test_what_a_pattern_misses_or_is_not_finished_is_listed(copy, study, run, bu
 
 def test_a_folder_whose_name_is_a_pattern_is_a_folder(copy, study, run):
     shutil.move(copy / "outputs/shapes", copy / "outputs/site [1]")
-    where = ["data=shapes", f"data_root={study}/data", f"output_root={copy}", "domains=[shapes]"]
+    where = [
+        "data=shapes",
+        f"data_root={study}/data",
+        f"output_root={copy}",
+        "report.domains=[shapes]",
+    ]
     run("evaluate", "stage=report", f'report.runs="{copy}/outputs/site [1]"', "name=out", *where)
     assert len(json.loads((copy / "out/summary.json").read_text())["recipes"]) == 5
 
