@@ -3,7 +3,9 @@ configuration."""
 
 import argparse
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from dd.cli.init import init, init_options
 from dd.cli.runs import deploy_run, run_options, show_page
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _prepare(options) -> list:
+def _prepare(options: Namespace) -> list:
     """[(folder, warnings)] of the chosen command."""
     if options.data == "shapes":
         return [(folder, []) for folder in prepare_shapes(options.root)]
@@ -109,7 +111,7 @@ def _prepare(options) -> list:
     ]
 
 
-def _synthetic_options(commands) -> None:
+def _synthetic_options(commands: Any) -> None:
     check = commands.add_parser(
         "verify", help="read every file of a synthetic data set; exit code 1 if something is wrong"
     )
@@ -134,7 +136,7 @@ def _synthetic_options(commands) -> None:
     )
 
 
-def _verify(options) -> int:
+def _verify(options: Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers {options.workers}: expected a number from 1 on")
     problems = verify(options.folder, options.repair, options.workers)
@@ -142,7 +144,7 @@ def _verify(options) -> int:
     return 1 if problems else 0
 
 
-def _merge(options) -> int:
+def _merge(options: Namespace) -> int:
     done = merge(options.sources, options.into)
     print(
         f"{done['copied']} of {done['samples']} samples copied to {options.into}, "
@@ -155,7 +157,7 @@ def _merge(options) -> int:
     return 0
 
 
-def _export_options(commands) -> None:
+def _export_options(commands: Any) -> None:
     parser = commands.add_parser(
         "export", help="write a finished data set in the format of another tool"
     )
@@ -186,7 +188,7 @@ def _export_options(commands) -> None:
     )
 
 
-def _export(options) -> int:
+def _export(options: Namespace) -> int:
     done = export(
         options.format,
         options.folder,
@@ -203,19 +205,19 @@ def _export(options) -> int:
     return 0
 
 
-def _runs_options(commands) -> None:
+def _runs_options(commands: Any) -> None:
     parser = commands.add_parser(
         "runs", help="the training runs below a folder: data, steps, mIoU, unfinished ones"
     )
     parser.add_argument("folder", nargs="?", default="outputs", help="default: outputs")
 
 
-def _runs(options) -> int:
+def _runs(options: Namespace) -> int:
     print_runs(list_runs(options.folder), options.folder)
     return 0
 
 
-def _web_options(parser, names) -> None:
+def _web_options(parser: ArgumentParser, names: list[str]) -> None:
     parser.add_argument(
         "--existing", help="an existing copy, read where it lies (never written to)"
     )
@@ -233,7 +235,7 @@ def _web_options(parser, names) -> None:
     )
 
 
-def _own_options(parser) -> None:
+def _own_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--taxonomy",
@@ -317,7 +319,7 @@ def _own_options(parser) -> None:
     )
 
 
-def _own(options):
+def _own(options: Namespace) -> tuple[Path, list[str]]:
     shares = {}
     for split, part in _pairs("--share", options.share).items():
         try:

@@ -1,11 +1,13 @@
 """What train.py stage=adapter needs."""
 
+from typing import Any
+
 from dd.config.identity import trainer_identity
 from dd.config.objects import device, instantiate, plain
 from dd.config.tuning import one_device
 
 
-def adaptation(cfg) -> dict:
+def adaptation(cfg: Any) -> dict[str, Any]:
     """Arguments of :func:`dd.stages.train_adapter.train_adapter` but for folder and trainer.
     ValueError for a stage without its settings, several devices, or a generator that brings an
     adapter or another precision than float32."""

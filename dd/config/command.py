@@ -117,7 +117,7 @@ def _guarded(door: Door) -> Callable[[Any], float | None]:
     the other jobs are run; Hydra's exit code is 1 then."""
     command = list(sys.argv)
 
-    def task(cfg):
+    def task(cfg: Any) -> float | None:
         sys.argv = list(command)  # a launcher's worker has another one; it names what is swept
         torch.set_flush_denormal(True)
         logging.getLogger("pytorch_lightning").setLevel(
@@ -149,7 +149,7 @@ def _guarded(door: Door) -> Callable[[Any], float | None]:
     return task
 
 
-def prepare(config_name: str, cfg) -> None:
+def prepare(config_name: str, cfg: Any) -> None:
     """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what
     cannot be right."""
     typed = job_overrides()
@@ -161,7 +161,7 @@ def prepare(config_name: str, cfg) -> None:
     check_values(cfg)
 
 
-def _failed(error: Exception, cfg, known: bool) -> JobFailed:
+def _failed(error: Exception, cfg: Any, known: bool) -> JobFailed:
     """Say at once what went wrong in a job of a multirun; the exception for its launcher."""
     if not known:
         traceback.print_exception(error)
@@ -172,18 +172,18 @@ def _failed(error: Exception, cfg, known: bool) -> JobFailed:
     return JobFailed(text)
 
 
-def _say(error: Exception, cfg=None) -> None:
+def _say(error: Exception, cfg: Any = None) -> None:
     print(
         f"error: {_message(error, cfg)}\n(DD_TRACEBACK=1 shows where it was raised)",
         file=sys.stderr,
     )
 
 
-def _message(error: Exception, cfg=None) -> str:
+def _message(error: Exception, cfg: Any = None) -> str:
     return shortened(_words(error, cfg))
 
 
-def _words(error: Exception, cfg) -> str:
+def _words(error: Exception, cfg: Any) -> str:
     """What an error says; of one that a loader's worker passed on with its traceback, the last
     paragraph; of a value that has to be given, how; of a file that is not there, where it was
     looked for."""
@@ -199,7 +199,7 @@ def _words(error: Exception, cfg) -> str:
     return text + _looked_in(text, cfg) if isinstance(error, FileNotFoundError) else text
 
 
-def _looked_in(text: str, cfg) -> str:
+def _looked_in(text: str, cfg: Any) -> str:
     """Of a relative path that is not there: the working folder, and the data_root that was meant if
     one lies beside the script."""
     root = Path(str(cfg.data_root)) if cfg is not None else Path("data")
@@ -228,7 +228,7 @@ def _looked_in(text: str, cfg) -> str:
     return f". Relative paths begin at {Path.cwd()}, data_root={root} is {root.absolute()}{more}"
 
 
-def check_values(cfg) -> None:
+def check_values(cfg: Any) -> None:
     """ValueError for a value of a key that several commands share, before any work starts."""
     for key, parts in NAMES.items():
         if (

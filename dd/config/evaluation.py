@@ -3,6 +3,7 @@
 import re
 from glob import escape, glob, has_magic
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -20,7 +21,7 @@ from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
 from dd.training.segmentation import Predictor
 
 
-def use_own_data(cfg) -> None:
+def use_own_data(cfg: Any) -> None:
     """Where the command names no data (``data=``, or an experiment), take those that the runs were
     trained with, as their config.yaml tells, and their synthetic set. ValueError for runs of
     several data sets, or for a file that does not hold such settings."""
@@ -55,7 +56,7 @@ def use_own_data(cfg) -> None:
         print(f"data: {data['name']} in {data['root']}, those of the run; others: data=...")
 
 
-def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
+def _trained_with(cfg: Any, file: Path) -> tuple[dict[str, Any], str | None]:
     """(data group, synthetic set) of a run's config.yaml, below the ``data_root`` of now."""
     try:
         saved = read_yaml(file)
@@ -69,7 +70,7 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
             f"{file} does not tell the data of a training ({error!s:.200}); say them: data=..."
         ) from None
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, list):
             return [moved(v) for v in value]
         inside = isinstance(value, str) and value.startswith(f"{before}/")
@@ -81,7 +82,7 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
     ) else None
 
 
-def prediction_arguments(cfg, place: Path | None = None) -> dict:
+def prediction_arguments(cfg: Any, place: Path | None = None) -> dict[str, Any]:
     """What the stage predict_images takes: by default the results lie in the run's
     ``predictions/<name of images>``, those of other weights or views in a folder of their own.
     ``place``: another folder within the run."""
@@ -123,7 +124,7 @@ def prediction_arguments(cfg, place: Path | None = None) -> dict:
     }
 
 
-def review_arguments(cfg) -> dict:
+def review_arguments(cfg: Any) -> dict[str, Any]:
     """What the stage review takes: by default the queue lies in the run's ``review/<name of
     images>-<order>``."""
     if not cfg.images or not Path(cfg.images).is_dir():
@@ -151,7 +152,7 @@ def review_arguments(cfg) -> dict:
     return {**given, **queue, "classes": classes, "address": cfg.review.address}
 
 
-def _colours(names, palette: list[int]) -> dict:
+def _colours(names: list[str], palette: list[int]) -> dict[str, Any]:
     """{class: colour} of what differs from VOC's, as a taxonomy file would say it."""
     places = {BACKGROUND: 0, IGNORE: IGNORE, **{name: i for i, name in enumerate(names, 1)}}
     colours = {key: tuple(palette[3 * i : 3 * i + 3]) for key, i in places.items()}
@@ -163,7 +164,7 @@ def _colours(names, palette: list[int]) -> dict:
     }
 
 
-def report_arguments(cfg) -> dict:
+def report_arguments(cfg: Any) -> dict[str, Any]:
     """What the report stage takes, from an evaluate configuration; ``runs`` is a folder or a glob
     of folders."""
     pattern = str(cfg.report.runs or "")
@@ -206,7 +207,7 @@ def _missed(pattern: str, runs: list[Path]) -> list[Path]:
     return sorted(folder for folder in there if "trained_on" in read_own(folder / "run.json", {}))
 
 
-def test_sets(cfg) -> dict[str, SegmentationFolder]:
+def test_sets(cfg: Any) -> dict[str, SegmentationFolder]:
     """Test images of each of ``domains`` (names of the data group) that lie on this machine."""
     found = {}
     for domain in cfg.report.domains:

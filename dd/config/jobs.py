@@ -3,6 +3,7 @@ its own."""
 
 import re
 import sys
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -59,7 +60,7 @@ def swept_parts(overrides: list[str]) -> list[str]:
     return [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept]
 
 
-def name_job(cfg, overrides: list[str], debug: str | None = None) -> None:
+def name_job(cfg: Any, overrides: list[str], debug: str | None = None) -> None:
     """Name the result of a job after what was swept (``a_run/shots=16,seed=0``), so that jobs never
     share one: the run or data set, or, of a stage that works on a data set, its mask set or file
     (``masks/masks.threshold=0.4``). Runs of a ``debug`` choice lie below a folder of its name."""

@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -40,7 +42,9 @@ def _given() -> dict[str, str]:
     }
 
 
-def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None):
+def _budget_part(
+    cfg: Any, recipe: str, domain: str, more: Sequence[str] = (), draw: str | None = None
+) -> Any:
     """The configuration of a recipe of the study on a domain, but for its name: the recipe's
     experiment, then the overrides of this command, then ``more``; its synthetic images are those
     of ``draw``, None for ``synthetic``. ValueError for an experiment or a domain that does not
@@ -71,7 +75,7 @@ def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None
     return compose("train", [*given.values(), *fixed, drawn, *more])
 
 
-def _draws(cfg) -> list[str]:
+def _draws(cfg: Any) -> list[str]:
     """The synthetic sets of the study. ValueError for sets that cannot be told apart."""
     given = plain(cfg.study)["synthetic"]
     if given is None:
@@ -88,7 +92,7 @@ def _draws(cfg) -> list[str]:
     return given
 
 
-def budget_plan(cfg) -> tuple[Plan, dict]:
+def budget_plan(cfg: Any) -> tuple[Plan, dict[str, Any]]:
     """(plan, settings that all runs of the study share). Data and settings are checked; nothing
     is trained or written."""
     one_device(cfg, "a run of the study trains on one device")
@@ -154,7 +158,7 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
     return plan, identity | {"data": {domain: plain(part.data) for domain, part in domains.items()}}
 
 
-def _judged_on(cfg, first) -> str | None:
+def _judged_on(cfg: Any, first: Any) -> str | None:
     """The images on which learning rates are compared: those held out, the tune split, or none."""
     if cfg.hold_out is not None:
         given = plain(cfg.study)
@@ -175,7 +179,7 @@ def _judged_on(cfg, first) -> str | None:
     )
 
 
-def _judges(cfg, first) -> list[dict]:
+def _judges(cfg: Any, first: Any) -> list[dict[str, Any]]:
     """The label sets of :func:`_judged_on`, unless they are held out and so among the
     training's."""
     split = first.data.tune_split
@@ -184,12 +188,14 @@ def _judges(cfg, first) -> list[dict]:
     return [label_set(f"{first.data.name}/{split}", len(real_data(first, split)))]
 
 
-def _shared(part) -> dict:
+def _shared(part: Any) -> dict[str, Any]:
     each = ("search", "seed", "shots", "init_from", "data", "data_root", "hold_out")
     return {k: v for k, v in study_identity(part, {}).items() if k not in each}
 
 
-def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None):
+def budget_run(
+    cfg: Any, job: Job, judged: bool = False, choices: dict[str, Any] | None = None
+) -> Any:
     """The configuration of a job. One that is its experiment's own, with nothing changed but
     data, shots and seed, has the folder that ``train.py -m experiment=...`` gives it, and is
     shared with it, if the record of the experiment tells the labels that the study chose the
@@ -234,7 +240,7 @@ def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None)
     return part
 
 
-def _told(part, sets: list[dict] | None) -> bool:
+def _told(part: Any, sets: list[dict[str, Any]] | None) -> bool:
     """Whether an experiment's own record of its learning rate holds these label sets, or the whole
     lists that they are drawn from."""
     record = [
@@ -246,13 +252,13 @@ def _told(part, sets: list[dict] | None) -> bool:
     return all(one["data"] in whole or {"seed": None, **one} in record for one in sets or ())
 
 
-def budget_test(cfg, domain: str) -> SegmentationFolder:
+def budget_test(cfg: Any, domain: str) -> SegmentationFolder:
     """The test images of a domain of the study."""
     part = _budget_part(cfg, "finetune", domain)
     return real_data(part, part.data.test_split)
 
 
-def generation_seconds(cfg) -> dict[str, float]:
+def generation_seconds(cfg: Any) -> dict[str, float]:
     """{synthetic set: seconds that drawing it took}, by its records, or as given for each."""
     given = cfg.study.generation_seconds
     if given is not None and not (type(given) in (int, float) and given >= 0):

@@ -1,7 +1,10 @@
 """What train.py needs: images, the record of a run, Lightning's trainer."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
@@ -10,6 +13,7 @@ from dd.config.objects import chosen_on, instantiate, plain, real_data, settings
 from dd.data.datasets import SegmentationFolder, read_split
 from dd.data.photos import Unlabelled
 from dd.evaluation.supervision import merged, supervision
+from dd.segmenters.base import Segmenter
 from dd.store.provenance import fingerprint, read_own
 from dd.store.schemas import FILTERED, MASKS, STARTED
 from dd.training.callbacks import Steps
@@ -27,7 +31,7 @@ def seed_everything(seed: int) -> None:
     seed_all(seed, verbose=False)
 
 
-def training_sets(cfg):
+def training_sets(cfg: Any) -> tuple[SegmentationFolder | Mixture, SegmentationFolder | None]:
     """(training set, tune set or None) of a train configuration. The tune set is ``hold_out``
     images of the training set (of its real part in mixed training), or the data's tune split;
     nothing is held out when nothing is validated."""
@@ -60,7 +64,7 @@ def training_sets(cfg):
     ), tune
 
 
-def unlabelled_photos(cfg, why: str) -> Unlabelled:
+def unlabelled_photos(cfg: Any, why: str) -> Unlabelled:
     """The photographs of the site; ValueError that says what needs them (``why``) if none are
     given."""
     if not cfg.unlabelled.images:
@@ -71,7 +75,7 @@ def unlabelled_photos(cfg, why: str) -> Unlabelled:
     return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
 
 
-def self_training(cfg, num_classes: int):
+def self_training(cfg: Any, num_classes: int) -> tuple[Any, Any]:
     """(teacher, (photographs, their transform)) of a train configuration; (None, None) where it
     is off. ValueError without photographs, or without the average of the weights."""
     if not cfg.self_training.teacher:
@@ -86,11 +90,13 @@ def self_training(cfg, num_classes: int):
     return teacher, (photos, instantiate(cfg.self_training.transform))
 
 
-def holds_out(cfg) -> bool:
+def holds_out(cfg: Any) -> bool:
     return cfg.hold_out is not None and cfg.trainer.get("limit_val_batches") != 0
 
 
-def _synthetic_record(images) -> tuple[dict, list[dict]]:
+def _synthetic_record(
+    images: SegmentationFolder | Mixture,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(what the masks of a synthetic set were made with and how its samples were chosen, the labels
     that decided these)."""
     path = images.root / images.masks / "masks.json"
@@ -106,7 +112,7 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
     return {"mask_settings": masks["identity"], **filtered}, merged(masks.get("chosen_on"), chosen)
 
 
-def _chosen_list(images) -> dict:
+def _chosen_list(images: SegmentationFolder | Mixture) -> dict[str, Any]:
     """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if
     a filter wrote it, how."""
     if images.split == "train":
@@ -126,7 +132,13 @@ def _chosen_list(images) -> dict:
     return {"filter": identity}
 
 
-def training_record(cfg, images, tune=None, photos=None, network=None) -> tuple[dict, dict]:
+def training_record(
+    cfg: Any,
+    images: SegmentationFolder | Mixture,
+    tune: SegmentationFolder | None = None,
+    photos: Unlabelled | None = None,
+    network: Segmenter | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`),
     and what evaluation must know of it. ``photos``: the unlabelled ones of self-training;
     ``network``: the segmenter, which knows the content of the files that it was made from."""
@@ -193,7 +205,7 @@ def training_record(cfg, images, tune=None, photos=None, network=None) -> tuple[
     return identity, record
 
 
-def loggers(cfg, **more) -> list[Guarded]:
+def loggers(cfg: Any, **more: Any) -> list[Guarded]:
     """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of
     the training."""
     nodes = plain(cfg.logger)
@@ -203,7 +215,7 @@ def loggers(cfg, **more) -> list[Guarded]:
     ]
 
 
-def trainer(cfg, validate: bool, more_callbacks=()):
+def trainer(cfg: Any, validate: bool, more_callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Lightning's trainer with the chosen callbacks and loggers; without a tune set nothing is
     validated or called best."""
     node = plain(cfg.trainer)
@@ -225,7 +237,9 @@ def trainer(cfg, validate: bool, more_callbacks=()):
     return _trainer(cfg.name, node, chosen, loggers(cfg))
 
 
-def _trainer(name, node, callbacks, loggers):
+def _trainer(
+    name: str, node: dict[str, Any], callbacks: list[pl.Callback], loggers: list[Guarded]
+) -> pl.Trainer:
     """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see
     them. A training of fewer steps than ``log_every_n_steps`` logs its last one.
     ``enable_progress_bar``: our own bar; without it, lines."""
@@ -236,7 +250,7 @@ def _trainer(name, node, callbacks, loggers):
     return instantiate({**node, "_partial_": True})(callbacks=callbacks, logger=loggers)
 
 
-def _prepare(cfg, folder: Path, log_folder: Path) -> None:
+def _prepare(cfg: Any, folder: Path, log_folder: Path) -> None:
     """config.yaml, and an earlier log out of the way; by the first process of a training alone."""
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,11 +269,11 @@ def _keep_log(path: Path) -> None:
         )
 
 
-def trainer_factory(cfg):
+def trainer_factory(cfg: Any) -> Callable[[int, str | Path, bool], pl.Trainer]:
     """``make(max_steps, default_root_dir, average)`` for a training of several parts, each with
     its own folder and log."""
 
-    def make(max_steps, default_root_dir, average):
+    def make(max_steps: int, default_root_dir: str | Path, average: bool) -> pl.Trainer:
         node = plain(cfg.trainer) | {
             "max_steps": max_steps,
             "default_root_dir": str(default_root_dir),

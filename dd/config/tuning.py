@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -13,6 +14,7 @@ from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
 from dd.config.training import holds_out, training_record, training_sets, unlabelled_photos
+from dd.data.datasets import SegmentationFolder
 from dd.evaluation.supervision import label_set
 from dd.store.provenance import read_yaml
 
@@ -31,7 +33,7 @@ FIXED = (
 )
 
 
-def judging_set(cfg, tune):
+def judging_set(cfg: Any, tune: SegmentationFolder | None) -> SegmentationFolder | None:
     """What a run's objective is measured on: the ``tune`` set of its training; in a multirun
     without validation the data's tune split, if it has one; else None. Never the test split."""
     if (
@@ -44,7 +46,7 @@ def judging_set(cfg, tune):
     return None if split in (None, cfg.data.test_split) else real_data(cfg, split)
 
 
-def check_tuning(cfg) -> None:
+def check_tuning(cfg: Any) -> None:
     """ValueError for a study without a tune split, without validation on the way, or on several
     devices."""
     if cfg.hold_out is None and cfg.data.tune_split in (None, cfg.data.test_split):
@@ -67,7 +69,7 @@ def check_tuning(cfg) -> None:
     one_device(cfg, "a trial trains on one device; start the same command once for each")
 
 
-def judged_labels(cfg) -> list[dict]:
+def judged_labels(cfg: Any) -> list[dict[str, Any]]:
     """The label sets behind a choice between trainings of ``cfg`` by their objective: the real
     images that they learn, and those that judge them. Images held out of a synthetic set are judged
     against the masks of their attention: no real label."""
@@ -82,13 +84,13 @@ def judged_labels(cfg) -> list[dict]:
     return found
 
 
-def one_device(cfg, why: str) -> None:
+def one_device(cfg: Any, why: str) -> None:
     devices = cfg.trainer.devices
     if devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
         raise ValueError(f"trainer.devices={devices}: {why}")
 
 
-def search_space(cfg) -> dict:
+def search_space(cfg: Any) -> dict[str, Any]:
     """``search.space``, or what the YAML file says that it names; ValueError for a key that a
     search must not touch."""
     space = plain(cfg.search)["space"]
@@ -108,7 +110,7 @@ def search_space(cfg) -> dict:
     return space
 
 
-def study_identity(cfg, space: dict) -> dict:
+def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
     """Settings that all trials of a study share: all but where it runs, how many trials there
     are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
@@ -126,7 +128,7 @@ def study_identity(cfg, space: dict) -> dict:
     return node
 
 
-def study_content(cfg) -> dict:
+def study_content(cfg: Any) -> dict[str, Any]:
     """What the paths in :func:`study_identity` lead to: the images and masks that trials are
     trained and judged on, and the weights they start from. A finished study of other content is
     another one."""
@@ -137,7 +139,7 @@ def study_content(cfg) -> dict:
     return found | {"judged_on": tune.fingerprint()}
 
 
-def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
+def trial(cfg: Any, name: str, overrides: list[str], check_only: bool = False) -> Any:
     """The configuration of one trial: the overrides of this command, then the trial's own."""
     given = [o for o in job_overrides() if not re.match(r"[+~]*(name|stage|search)\b", o)]
     together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]

@@ -198,7 +198,7 @@ def summary(site: Site, labelled: int | None, kept: int | None) -> list[str]:
     return [f"site {site.name}", *(f"  {key}: {text}" for key, text in shown.items())]
 
 
-def init_taxonomy(site: Site, data_root, conf) -> Path:
+def init_taxonomy(site: Site, data_root: str | Path, conf: str | Path) -> Path:
     """Write ``data_root/<name>.yaml``, the classes, and return its path, once nothing that is to
     be written is in the way."""
     path = Path(data_root) / f"{site.name}.yaml"
@@ -220,7 +220,7 @@ def init_taxonomy(site: Site, data_root, conf) -> Path:
     return path
 
 
-def init_files(site: Site, conf, train_images: int | None) -> list[Path]:
+def init_files(site: Site, conf: str | Path, train_images: int | None) -> list[Path]:
     """Write the configuration of a site below ``conf``; files that are there are kept.
     ``train_images``: labelled images to train on, None if there are none yet."""
     files = _files(site, Path(conf), train_images)

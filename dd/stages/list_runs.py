@@ -1,6 +1,7 @@
 """Stage: the training runs below a folder, one line each."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from dd.store.provenance import SETTINGS, read_json
 
 
-def list_runs(root: str | Path) -> list[dict]:
+def list_runs(root: str | Path) -> list[dict[str, Any]]:
     """[{"run", "trained_on", "steps", "supervision", "scores": {data/split: mIoU}, "unfinished":
     why or None}] of every folder below ``root`` that a training has begun, by name.
     FileNotFoundError if ``root`` is no folder."""
@@ -21,7 +22,7 @@ def list_runs(root: str | Path) -> list[dict]:
     return [found for folder in sorted(folders) if (found := _entry(root, folder))]
 
 
-def _entry(root: Path, folder: Path) -> dict | None:
+def _entry(root: Path, folder: Path) -> dict[str, Any] | None:
     """None for a folder of another kind."""
     entry = {
         "run": folder.relative_to(root).as_posix(),
@@ -50,7 +51,7 @@ def _entry(root: Path, folder: Path) -> dict | None:
     return {**entry, "unfinished": None}
 
 
-def print_runs(found: list[dict], root) -> None:
+def print_runs(found: list[dict[str, Any]], root: str | Path) -> None:
     if not found:
         print(f"no training run below {root}; train.py makes one")
         return

@@ -1,7 +1,9 @@
 """Stage: COCO 2017 as semantic masks of 80 things and background."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dd.data import coco
 from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
@@ -34,10 +36,10 @@ EXPECTED = {"train": 118287, "val": 5000}
 
 
 def prepare_coco(
-    data_root="data",
-    archives=None,
-    existing=None,
-    splits=("val", "train"),
+    data_root: str | Path = "data",
+    archives: dict[str, Archive] | None = None,
+    existing: str | Path | None = None,
+    splits: Sequence[str] = ("val", "train"),
     workers: int | None = None,
 ) -> tuple[Path, list[str]]:
     """(``data_root/coco``, notes): masks and lists of the chosen splits; images are read from
@@ -91,7 +93,7 @@ def prepare_coco(
     return root, notes
 
 
-def _ready(root, splits) -> dict | None:
+def _ready(root: Path, splits: Sequence[str]) -> dict[str, Any] | None:
     """The record of a prepared folder that holds all ``splits`` and whose images are where they
     were."""
     record = (
@@ -105,7 +107,9 @@ def _ready(root, splits) -> dict | None:
     )
 
 
-def _write(root, split, identity, path, folder, workers):
+def _write(
+    root: Path, split: str, identity: dict[str, Any], path: Path, folder: Path, workers: int | None
+) -> dict[str, Any]:
     classes, content = taxonomy("coco"), coco.read_coco(path)
     try:
         images, notes = coco.images_of(

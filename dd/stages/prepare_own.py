@@ -1,8 +1,10 @@
 """Stage: your own images and classes as a data set in VOC layout, whose images stay where they
 lie."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dd.data import coco
 from dd.data.annotations import (
@@ -35,27 +37,27 @@ LISTS = ("train", "val", "tune", "test")
 
 
 def prepare_own(
-    data_root,
-    taxonomy_file,
+    data_root: str | Path,
+    taxonomy_file: str | Path,
     name: str,
-    images=None,
-    masks=None,
-    coco_file=None,
-    voc=None,
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    coco_file: str | Path | Mapping[str, str | Path] | None = None,
+    voc: str | Path | None = None,
     mask_ending: str = "",
-    split_files: dict | None = None,
+    split_files: dict[str, Any] | None = None,
     shares: dict[str, float] | None = None,
     seed: int = 0,
     mapping: dict[str, str] | None = None,
     crowds: bool = True,
     workers: int | None = None,
-    cvat=None,
-    label_studio=None,
+    cvat: str | Path | None = None,
+    label_studio: str | Path | None = None,
     mask_beginning: str = "",
     image_ending: str = "",
     image_beginning: str = "",
     brushes_only: bool = False,
-    splits_of=None,
+    splits_of: str | Path | None = None,
 ) -> tuple[Path, list[str]]:
     """(``data_root/name``, notes), from ``images`` with ``masks`` (ids or the taxonomy's colours),
     a ``coco_file`` (or {split: file}), an export of CVAT ("Segmentation mask 1.1", zip or folder)
@@ -171,7 +173,7 @@ def _masks(
     classes: Taxonomy,
     ends: tuple,
     mapping: dict[str, str] | None,
-):
+) -> Found:
     """Jobs, notes and identity of a folder of masks. ``ends``: beginning and ending of masks'
     names, then of images'."""
     colours = labelmap_colours(folder.parent, classes, mapping)
@@ -223,7 +225,14 @@ def _masks(
     return jobs, notes, identity
 
 
-def _cocos(found: dict[str, Path], folder: Path, given, classes: Taxonomy, mapping, crowds: bool):
+def _cocos(
+    found: dict[str, Path],
+    folder: Path,
+    given: str | Path | Mapping[str, str | Path],
+    classes: Taxonomy,
+    mapping: Mapping[str, str] | None,
+    crowds: bool,
+) -> Found:
     """Jobs, notes, identity and splits of one COCO file (no splits: None), or of ``given``
     {split: file}."""
     files = (
@@ -269,11 +278,11 @@ def _coco(
     found: dict[str, Path],
     folder: Path,
     path: Path,
-    content: dict,
+    content: dict[str, Any],
     classes: Taxonomy,
-    mapping,
+    mapping: Mapping[str, str] | None,
     crowds: bool,
-):
+) -> tuple[list[MaskJob], list[str], int]:
     """(jobs of one COCO file, notes, number of its images)."""
     names = {str(c["name"]) for c in content["categories"]}
     mapping = {label: name for label, name in (mapping or {}).items() if label in names}

@@ -1,15 +1,20 @@
 """Stage: gather finished runs into summary.json and one self-contained page that compares them."""
 
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from dd.data.datasets import SegmentationFolder
 from dd.report import origins, page, results, studies
 from dd.report.compare import comparison
 from dd.report.labels import labels_section
+from dd.report.page import Section
 from dd.report.published import reproduction
+from dd.report.recipes import Entry
 from dd.report.rows import Row, arrange
 from dd.report.summary import collect, images_of, separate, summarise
 from dd.store.provenance import read_own, write_json
@@ -24,17 +29,17 @@ SUBTITLE = (
 
 
 def report(
-    folder,
-    runs,
-    tests: dict,
-    synthetic,
+    folder: str | Path,
+    runs: Sequence[str | Path],
+    tests: dict[str, Any],
+    synthetic: str | Path,
     taxonomy: Taxonomy,
     domains: list[str],
     title: str,
-    baseline=None,
-    budgets=(),
+    baseline: str | Path | None = None,
+    budgets: Sequence[str | Path] = (),
     masks: str = "SegmentationClass",
-    missed=(),
+    missed: Sequence[str | Path] = (),
 ) -> Path:
     """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs``
     (folders); returns the page.
@@ -126,7 +131,7 @@ def print_table(section: page.Table) -> None:
     Console().print(table)
 
 
-def _given(entries, baseline) -> dict:
+def _given(entries: list[Entry], baseline: str | Path | None) -> dict[str, Any]:
     """The entry whose folder is ``baseline``."""
     for entry in entries:
         if entry["folder"].resolve() == Path(baseline).resolve():
@@ -135,7 +140,7 @@ def _given(entries, baseline) -> dict:
     raise ValueError(f"baseline={baseline}: none of the evaluated runs, which are {names}")
 
 
-def _row_of(rows: list[Row], entry: dict) -> Row:
+def _row_of(rows: list[Row], entry: dict[str, Any]) -> Row:
     """The row of a run's recipe."""
     found = next((row for row in rows if row.recipe.key == entry["recipe"].key), None)
     if found is None:
@@ -159,7 +164,7 @@ def _several(names: list[str], why: str) -> list[tuple[str, str]]:
     return [(", ".join(sorted(names)[:SHOWN]) + more, why)]
 
 
-def _check_classes(entries, domains, taxonomy) -> None:
+def _check_classes(entries: list[Entry], domains: list[str], taxonomy: Taxonomy) -> None:
     for entry in entries:
         for domain in domains:
             names = list(entry["metrics"].get(domain, {}).get("iou", taxonomy.all_names))
@@ -171,7 +176,7 @@ def _check_classes(entries, domains, taxonomy) -> None:
                 )
 
 
-def _comparisons(rows, domains, chosen):
+def _comparisons(rows: list[Row], domains: list[str], chosen: Row) -> Iterator[Section]:
     for domain in domains:
         there = [row for row in rows if row.scores(domain)]
         if sum(len(row.runs) for row in there) > 1:
@@ -179,7 +184,12 @@ def _comparisons(rows, domains, chosen):
             yield comparison(f"Differences on {domain}", there, domain, baseline)
 
 
-def _looks(entries, domains, tests, taxonomy):
+def _looks(
+    entries: list[Entry],
+    domains: list[str],
+    tests: Mapping[str, SegmentationFolder],
+    taxonomy: Taxonomy,
+) -> Iterator[Section]:
     """Confusions, best and worst predictions of the best run on each domain."""
     for domain in domains:
         if (best := results.best_run(entries, domain)) is not None:

@@ -2,13 +2,15 @@
 annotators' tools."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from dd.data import label_studio
 from dd.data.datasets import encode_image, encode_mask, read_mask
 from dd.data.folders import output_folder
-from dd.data.photos import batches
+from dd.data.photos import Photos, Picture, Video, batches
 from dd.evaluation.uncertainty import SCORES, alike, look
 from dd.exports import cvat
 from dd.exports.source import ExportItem, Source
@@ -19,8 +21,8 @@ from dd.store.locks import Lock
 from dd.store.progress import Progress
 from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.store.samples import append_records, read_records
-from dd.taxonomy import IGNORE, taxonomy_yaml
-from dd.training.segmentation import predict_fitting
+from dd.taxonomy import IGNORE, Taxonomy, taxonomy_yaml
+from dd.training.segmentation import Predictor, predict_fitting
 
 SETTINGS, QUEUE, UNREADABLE, LIST = "review.json", "queue.csv", "unreadable.csv", "train.txt"
 ORDERS = ("uncertain", "random")
@@ -30,7 +32,7 @@ LOCAL_FILES = (
 )
 
 
-def check(number, score, order, distinct, seed) -> None:
+def check(number: int, score: str, order: str, distinct: int | None, seed: int) -> None:
     """ValueError for settings that are not allowed."""
     if type(number) is not int or number < 1:
         raise ValueError(
@@ -49,11 +51,11 @@ def check(number, score, order, distinct, seed) -> None:
 
 
 def review(
-    target,
-    source,
-    predictor,
-    identity: dict,
-    classes,
+    target: str | Path,
+    source: Photos | Video,
+    predictor: Predictor,
+    identity: dict[str, Any],
+    classes: Taxonomy,
     number: int = 16,
     score: str = "entropy",
     order: str = "uncertain",
@@ -61,7 +63,7 @@ def review(
     seed: int = 0,
     batch_size: int = 16,
     address: str = LOCAL_FILES,
-) -> dict:
+) -> dict[str, Any]:
     """A queue of ``number`` images of ``source`` (:class:`dd.data.photos.Photos`) in the folder
     ``target``; returns {"images", "scored": how many were looked at now, "similar": left out,
     "unreadable": {file: why}, "notes"}.
@@ -133,7 +135,7 @@ def review(
     }
 
 
-def print_review(target, found: dict, number: int) -> None:
+def print_review(target: str | Path, found: dict[str, Any], number: int) -> None:
     for note in found["notes"]:
         print(f"warning: {note}")
     print(
@@ -157,8 +159,13 @@ def print_review(target, found: dict, number: int) -> None:
 
 
 def _scored(
-    target: Path, source, items, predictor, batch_size: int, unreadable: dict
-) -> tuple[list[dict], int]:
+    target: Path,
+    source: Photos | Video,
+    items: list[Picture],
+    predictor: Predictor,
+    batch_size: int,
+    unreadable: dict[str, Any],
+) -> tuple[list[dict[str, Any]], int]:
     """(records of the items that can be read, how many of them are new); what is recorded of the
     same file is kept."""
     records = read_records(target, ("file", "source", "look", *SCORES))
@@ -176,7 +183,7 @@ def _scored(
     return [found[i.id] for i in items if i.id in found], len(found) - before
 
 
-def _record(item, image, probabilities) -> dict:
+def _record(item: Picture, image: np.ndarray, probabilities: torch.Tensor) -> dict[str, Any]:
     scores = {name: of(probabilities) for name, of in SCORES.items()}
     return {
         "id": item.id,
@@ -188,8 +195,8 @@ def _record(item, image, probabilities) -> dict:
 
 
 def _most(
-    records: list[dict], score: str, number: int, distinct: int | None
-) -> tuple[list[dict], int]:
+    records: list[dict[str, Any]], score: str, number: int, distinct: int | None
+) -> tuple[list[dict[str, Any]], int]:
     """(the records of highest score, ties by name, how many were left out for their look)."""
     queue, left = [], 0
     for record in sorted(records, key=lambda r: (-r[score], r["file"])):
@@ -205,8 +212,14 @@ def _most(
 
 
 def _drawn(
-    target, source, predictor, number: int, seed: int, batch_size: int, unreadable: dict
-) -> tuple[list[dict], int]:
+    target: str | Path,
+    source: Photos | Video,
+    predictor: Predictor,
+    number: int,
+    seed: int,
+    batch_size: int,
+    unreadable: dict[str, Any],
+) -> tuple[list[dict[str, Any]], int]:
     """As :func:`_scored`, of ``number`` images in the order of a hash of seed and id: more
     images begin with the same ones."""
     order = sorted(source.items, key=lambda item: sha256(f"{seed}/{item.id}".encode()))
@@ -219,7 +232,14 @@ def _drawn(
 
 
 def _write(
-    target: Path, source, queue, predictor, classes, score: str, identity: dict, address: str
+    target: Path,
+    source: Photos | Video,
+    queue: list[tuple[Picture, dict[str, Any]]],
+    predictor: Predictor,
+    classes: Taxonomy,
+    score: str,
+    identity: dict[str, Any],
+    address: str,
 ) -> None:
     """Copies of the images, masks, and the files of the tools; what is there stays, edited or
     not."""
@@ -256,14 +276,14 @@ def _write(
     cvat.write(_source(target, classes, items), files)
 
 
-def _image(source, item) -> np.ndarray:
+def _image(source: Photos | Video, item: Picture) -> np.ndarray:
     [(_, image)] = source.read([item])
     if isinstance(image, Exception):
         raise ValueError(f"{item.file} could be read before and cannot now: {image}")
     return image
 
 
-def _source(target: Path, classes, items: list[ExportItem]) -> Source:
+def _source(target: Path, classes: Taxonomy, items: list[ExportItem]) -> Source:
     return Source(
         target.name,
         classes,

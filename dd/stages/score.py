@@ -3,6 +3,7 @@ run."""
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from rich.table import Table
 
 from dd.data.datasets import SegmentationFolder, encode_mask
 from dd.evaluation import metrics
+from dd.segmenters.base import Segmenter
 from dd.store.progress import Progress
 from dd.store.provenance import read_own, sha256, write_atomic, write_json
 from dd.store.schemas import MASKS
 from dd.training.datamodule import whole_loader
-from dd.training.segmentation import count
+from dd.training.segmentation import Views, count
 
 EXAMPLES = 8  # predictions of the first images are kept as pictures,
 EXTREMES = 4  # and of those with the best and with the worst mIoU
@@ -25,7 +27,7 @@ PER_IMAGE = "per_image.npz"
 class PerImage:
     """A confusion matrix that also keeps each image's own: ``images``, uint32 [C, C] each."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int) -> None:
         self.images, self.total = [], torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, predictions: list, masks: list) -> None:
@@ -41,10 +43,10 @@ class Shown:
     """Predictions worth a look: of the first images, and of those with the lowest and the
     highest mIoU of their own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.first, self.ranked, self.seen = [], [], 0
 
-    def add(self, prediction, confusion) -> None:
+    def add(self, prediction: torch.Tensor, confusion: np.ndarray) -> None:
         if self.seen < EXAMPLES:
             self.first.append((self.seen, prediction.cpu()))
         if confusion.any():  # else each pixel is 255
@@ -58,23 +60,23 @@ class Shown:
             ]  # only what is kept leaves the GPU
         self.seen += 1
 
-    def predictions(self) -> dict:
+    def predictions(self) -> dict[str, Any]:
         """{position: prediction}."""
         return dict(self.first) | {position: prediction for _, position, prediction in self.ranked}
 
 
 def score(
-    path,
-    run: dict,
-    segmenter,
+    path: str | Path,
+    run: dict[str, Any],
+    segmenter: Segmenter,
     data: SegmentationFolder,
-    views,
+    views: Views,
     batch_size: int = 16,
     device: str = "cpu",
-    weights="ema",
+    weights: str = "ema",
     num_workers: int = 0,
     per_image: bool = True,
-) -> dict:
+) -> dict[str, Any]:
     """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to
     ``path``.
 
@@ -123,7 +125,7 @@ def score(
             loader = whole_loader(data, views, batch_size, num_workers)
             shown = Shown()
 
-            def after(predictions):
+            def after(predictions: list[torch.Tensor]) -> None:
                 progress.advance(len(predictions))
                 for prediction, own in zip(
                     predictions, confusion.images[-len(predictions) :], strict=True
@@ -147,7 +149,7 @@ def score(
     return result
 
 
-def _write_per_image(path, images, ids) -> str:
+def _write_per_image(path: str | Path, images: list[np.ndarray], ids: list[str]) -> str:
     """Write per_image.npz beside metrics.json; returns its hash."""
     stream = BytesIO()
     np.savez_compressed(stream, confusion=np.stack(images), ids=np.array(ids, np.str_))
@@ -155,12 +157,12 @@ def _write_per_image(path, images, ids) -> str:
     return sha256(stream.getvalue())
 
 
-def _made_with(data):
+def _made_with(data: SegmentationFolder) -> dict[str, Any] | None:
     path = data.root / data.masks / "masks.json"
     return read_own(path, MASKS)["identity"] if path.is_file() else None
 
 
-def print_table(results: dict[str, dict], title: str) -> None:
+def print_table(results: dict[str, dict[str, Any]], title: str) -> None:
     """Per-class IoU and mIoU of several results, one column each."""
     table = Table(title=title)
     table.add_column("class", no_wrap=True)

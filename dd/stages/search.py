@@ -2,10 +2,14 @@
 on the tune split."""
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import yaml
 
+from dd.evaluation.supervision import LabelSet
 from dd.store.progress import left_in_all
 from dd.store.provenance import write_atomic
 from dd.training.search import Study, overrides
@@ -13,7 +17,7 @@ from dd.training.search import Study, overrides
 FAILURES = 3  # trials in a row that end in an error of the training before the study does
 
 
-def _train(study: Study, trial, train_trial) -> None:
+def _train(study: Study, trial: Any, train_trial: TrainTrial) -> None:
     """Train one trial and tell the study how it ended. Errors of the training itself (out of
     memory, a loss that is not a number) fail the trial; other errors and interruptions are
     raised, an interrupted trial is trained on the next time."""
@@ -22,7 +26,7 @@ def _train(study: Study, trial, train_trial) -> None:
         set(study.trials()[trial.number].intermediate_values),
     )
 
-    def report(step, value, last):
+    def report(step: int, value: float, last: bool) -> None:
         if step not in known:  # a resumed training validates again
             trial.report(value, step)
             known.add(step)
@@ -41,18 +45,18 @@ def _train(study: Study, trial, train_trial) -> None:
 
 
 def search(
-    folder,
-    train_trial,
-    identity: dict,
-    space: dict,
+    folder: str | Path,
+    train_trial: TrainTrial,
+    identity: dict[str, Any],
+    space: dict[str, Any],
     trials: int,
-    sampler="tpe",
-    pruner="median",
-    pruner_settings=None,
-    seed=0,
-    chosen_on=(),
-    record=(),
-):
+    sampler: str = "tpe",
+    pruner: str = "median",
+    pruner_settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    chosen_on: Sequence[LabelSet] = (),
+    record: Sequence[str] = (),
+) -> dict[str, Any]:
     """Run trials until ``trials`` of them are complete or pruned; returns what best.yaml holds of
     the best one.
 

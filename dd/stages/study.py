@@ -5,12 +5,23 @@ import time
 from itertools import product
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dd.evaluation.budget import ARMS, WITH_SYNTHETIC, Plan, Prices, bought, check_targets, edge
+from dd.evaluation.budget import (
+    ARMS,
+    WITH_SYNTHETIC,
+    Job,
+    Plan,
+    Prices,
+    Shots,
+    bought,
+    check_targets,
+    edge,
+)
 from dd.evaluation.budget_results import Measured, curves, differences, skipped, target_costs
 from dd.evaluation.savings import price_text, skipped_text
 from dd.evaluation.supervision import merged, told
@@ -26,13 +37,13 @@ class _Work:
     """Each piece of work once in a call. One that fails is kept in ``failed``, so that the rest
     of the study goes on."""
 
-    def __init__(self, train, expected: set = frozenset()):
+    def __init__(self, train: Train, expected: set = frozenset()) -> None:
         """``expected``: all trainings of the study, at whichever learning rate."""
         self.train, self.found, self.failed = train, {}, []
         self.total, self.steps = len(expected), sum(job.steps for job in expected)
         self.begun, self.recorded, self.watched = set(), {}, {}  # {job: seconds}, by its run, by us
 
-    def __call__(self, work, job, *more):
+    def __call__(self, work: Work, job: Job, *more: Any) -> Any:
         """``work(job, *more)``, or None if it failed or what the job goes on from did. Busy:
         another process is at it."""
         key = (work, job, *more)
@@ -53,14 +64,14 @@ class _Work:
                 time.sleep(POLL)
             calls = later
 
-    def _free(self, call) -> bool:
+    def _free(self, call: tuple[Any, ...]) -> bool:
         try:
             self(*call)
         except Busy:
             return False
         return True
 
-    def _try(self, work, job, *more):
+    def _try(self, work: Work, job: Job, *more: Any) -> Any:
         what = (
             f"{job.recipe} {job.domain or ''} shots={job.shots} seed={job.seed} "
             f"learning_rate={job.learning_rate:g}"
@@ -103,7 +114,7 @@ def _expected(plan: Plan, points: list) -> set:
     return jobs | {job.after for job in jobs if job.after}
 
 
-def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
+def _choose(plan: Plan, work: _Work, judge: Judge) -> tuple[dict[str, Any], dict[str, Any]]:
     """({recipe: learning rate, or {shots: it}}, how each was chosen). Where a candidate failed
     there is none in this call."""
     rates, choices = {}, {}
@@ -142,7 +153,7 @@ def _choose(plan: Plan, work: _Work, judge) -> tuple[dict, dict]:
     return rates, choices
 
 
-def _places(plan: Plan, recipe: str, rates: dict) -> dict:
+def _places(plan: Plan, recipe: str, rates: dict[str, Any]) -> dict[str, Any]:
     """{shots: its candidates' jobs, all seeds of the first candidate before the next}."""
     places = [None] if recipe == "synthetic" else plan.choice_shots()
     each = list(product(plan.candidates(recipe), plan.choice_seeds()))
@@ -150,7 +161,7 @@ def _places(plan: Plan, recipe: str, rates: dict) -> dict:
     return {k: [job(k, rate, seed) for rate, seed in each] for k in places}
 
 
-def _best(candidates: list[float], scores: list) -> dict:
+def _best(candidates: list[float], scores: list) -> dict[str, Any]:
     """The choice by means over seeds; ``scores`` of the jobs of :func:`_places`, in order."""
     seeds = len(scores) // len(candidates)
     of = {rate: scores[i * seeds : (i + 1) * seeds] for i, rate in enumerate(candidates)}
@@ -165,7 +176,7 @@ def _best(candidates: list[float], scores: list) -> dict:
     }
 
 
-def _tell(recipe: str, shots, choice: dict) -> None:
+def _tell(recipe: str, shots: Shots | None, choice: dict[str, Any]) -> None:
     """Say what was chosen, and whether a better one may lie outside the grid."""
     where = recipe if shots is None else f"{recipe} at {shots} images"
     found = (choice["candidates"] or {}).items()
@@ -178,16 +189,16 @@ def _tell(recipe: str, shots, choice: dict) -> None:
 
 
 def study(
-    folder,
+    folder: str | Path,
     plan: Plan,
-    train,
-    judge,
-    score,
-    identity: dict,
+    train: Train,
+    judge: Judge,
+    score: Score,
+    identity: dict[str, Any],
     prices: Prices,
-    targets=None,
+    targets: list[float] | None = None,
     generation_seconds: dict[str, float] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Train and score what ``plan`` says, write budget.json and return it; the same call goes on
     with what is missing.
 
@@ -220,7 +231,7 @@ def study(
     rates, choices = _choose(plan, work, judge)
     jobs = {point: plan.job(*point[:4], rates, point[4]) for point in points}
 
-    def scored(job, domain):
+    def scored(job: Job, domain: str):
         return None if work(train, job) is None else score(job, domain)
 
     work.all([(scored, job, domain) for (_, domain, *_), job in jobs.items() if job])
@@ -237,7 +248,7 @@ def study(
     stored = lambda *run: _confusions(files[run])  # noqa: E731
     found = Measured(arms, plan.domains, plan.seeds, plan.draws, stored)
 
-    def labels(arm, domain, images):
+    def labels(arm: str, domain: str, images: int) -> int:
         return bought(plan, chosen[arm][images != 0], images, domain)
 
     paid = {
@@ -288,7 +299,7 @@ def study(
     return result
 
 
-def _confusions(path) -> np.ndarray | None:
+def _confusions(path: Path | None) -> np.ndarray | None:
     """Each test image's confusions, read when needed: those of all runs may not fit into memory."""
     if path is None:
         return None
@@ -296,7 +307,9 @@ def _confusions(path) -> np.ndarray | None:
         return stored["confusion"].astype(np.int64)
 
 
-def _point(job, domain: str, work: _Work, scored, generated: dict) -> dict:
+def _point(
+    job: Job, domain: str, work: _Work, scored: Score, generated: dict[str, Any]
+) -> dict[str, Any]:
     """{"run", "miou", "num_images", "per_image", "steps", "seconds"} of one point, all None if it
     is missing. Steps and seconds are those of all its trainings; those of drawing its synthetic
     set (``generated``) are counted."""
@@ -316,14 +329,14 @@ def _shots(key: str) -> int | str:
     return key if key == "all" else int(key)
 
 
-def _chosen(plan: Plan, job, work: _Work) -> list[dict]:
+def _chosen(plan: Plan, job: Job, work: _Work) -> list[dict[str, Any]]:
     """The choices behind a trained job and what it goes on from: its run's, and the study's own."""
     own = ({"what": "learning_rate", **one} for one in plan.choices.get(job.recipe, ()))
     before = _chosen(plan, job.after, work) if job.after else []
     return merged(before, work(work.train, job).get("chosen_on"), own)
 
 
-def _steps(runs: list[dict]) -> dict:
+def _steps(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """{arm: optimiser steps of its runs, pre-training counted}, as measured."""
     found = {
         r["arm"]: sorted({o["steps"] for o in runs if o["arm"] == r["arm"] and o["steps"]})
@@ -332,7 +345,7 @@ def _steps(runs: list[dict]) -> dict:
     return {arm: steps[0] if len(steps) == 1 else steps or None for arm, steps in found.items()}
 
 
-def _cell(values) -> str:
+def _cell(values: tuple[float, float | None] | None) -> str:
     return (
         "-"
         if values is None
@@ -340,7 +353,7 @@ def _cell(values) -> str:
     )
 
 
-def print_study(result: dict) -> None:
+def print_study(result: dict[str, Any]) -> None:
     """Curves, differences, images that can be skipped, and what targets cost, as tables."""
     console = Console()
     draws = f", {len(result['draws'])} synthetic draws" if len(result["draws"]) > 1 else ""
@@ -379,7 +392,7 @@ def print_study(result: dict) -> None:
         console.print(table)
 
 
-def difference_text(row: dict) -> str:
+def difference_text(row: dict[str, Any]) -> str:
     """A row of ``differences`` in one line."""
     arm, against = ARMS[row["arm"]], ARMS[row["against"]]
     what = f"{arm} with {row['k']} less {against} with {row['against_k']}: {row['value']:+.1f}"

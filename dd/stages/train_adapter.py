@@ -5,12 +5,14 @@ import itertools
 import time
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 
 from dd import generators as diffusion
 from dd.data.datasets import encode_image
 from dd.data.photos import Unlabelled
+from dd.generators import StableDiffusion
 from dd.prompts.captions import read_rows, stem
 from dd.report.pictures import contact_sheet
 from dd.store import checkpoints
@@ -34,22 +36,22 @@ MOST_CAPTIONS = 10_000  # of one template: all are listed
 
 
 def train_adapter(
-    folder,
-    generator,
-    trainer,
-    images,
-    listed,
-    captions,
+    folder: str | Path,
+    generator: StableDiffusion,
+    trainer: Trainers,
+    images: str | Path,
+    listed: str | Path | None,
+    captions: str | Path | None,
     template: str,
-    conditions: dict,
-    lora: dict,
-    training: dict,
+    conditions: dict[str, Any],
+    lora: dict[str, Any],
+    training: dict[str, Any],
     max_steps: int,
     batch_size: int,
-    samples: dict,
+    samples: dict[str, Any],
     num_workers: int = 0,
     seed: int = 0,
-    trained_with: dict | None = None,
+    trained_with: dict[str, Any] | None = None,
 ) -> Path:
     """Train LoRA layers of ``generator`` (:class:`dd.generators.StableDiffusion`) on the
     photographs below the folder ``images``; returns the adapter's file in ``folder``.
@@ -134,7 +136,13 @@ def train_adapter(
     return target
 
 
-def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size: int) -> None:
+def _check(
+    lora: dict[str, Any],
+    training: dict[str, Any],
+    samples: dict[str, Any],
+    max_steps: int,
+    batch_size: int,
+) -> None:
     """ValueError for a setting out of range, before any work."""
     whole = {
         "lora.rank": lora["rank"],
@@ -163,7 +171,7 @@ def _check(lora: dict, training: dict, samples: dict, max_steps: int, batch_size
         raise ValueError("adapter.samples.prompts: at least one prompt is needed, to look at")
 
 
-def captions_of(files: list[Path], folder, path) -> list[list[str]]:
+def captions_of(files: list[Path], folder: str | Path, path: str | Path) -> list[list[str]]:
     """The captions that a caption file has for each image, by its path below ``folder``, else by
     its stem where no other image has the same; ValueError for images without one."""
     if not Path(path).is_file():
@@ -220,7 +228,7 @@ def fill(template: str, conditions: dict[str, list[str]]) -> list[str]:
     return filled
 
 
-def _check_length(generator, texts: list[list[str]]) -> None:
+def _check_length(generator: StableDiffusion, texts: list[list[str]]) -> None:
     """ValueError for a caption that the text encoder would cut off."""
     different = {text for each in texts for text in each}
     long = [
@@ -234,7 +242,7 @@ def _check_length(generator, texts: list[list[str]]) -> None:
         )
 
 
-def _fit(folder: Path, trainer, module, data) -> None:
+def _fit(folder: Path, trainer: Trainers, module: Any, data: Any) -> None:
     """Train, and count the seconds of an interrupted training too."""
     before = (
         read_own(folder / "seconds.json", SECONDS)["seconds"]
@@ -249,7 +257,7 @@ def _fit(folder: Path, trainer, module, data) -> None:
 
 
 @torch.no_grad()
-def _draw(folder: Path, generator, samples: dict, step: int) -> None:
+def _draw(folder: Path, generator: StableDiffusion, samples: dict[str, Any], step: int) -> None:
     """``samples/step_<n>.png``: a row for each prompt, a column for each seed, the same noise at
     every step."""
     generator.device = str(generator.pipe.device)

@@ -4,7 +4,9 @@ part is kept and skipped."""
 import csv
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "generator_card.md.j2"
 LAST = Path("checkpoints") / "last.ckpt"
 
 
-def _captions(count: int, seed: int):
+def _captions(count: int, seed: int) -> Iterator[str]:
     for index in range(count):
         s = scene("shapes", "generator", index, seed)
         yield s.caption
@@ -50,15 +52,15 @@ def _images(count: int, seed: int) -> torch.Tensor:
 
 
 def train_generator(
-    folder,
-    trainer,
-    models: dict,
-    autoencoder: dict,
-    text_to_image: dict,
+    folder: str | Path,
+    trainer: Trainers,
+    models: dict[str, Any],
+    autoencoder: dict[str, Any],
+    text_to_image: dict[str, Any],
     num_workers: int,
     seed: int,
-    init_from=None,
-    trained_with: dict | None = None,
+    init_from: str | Path | None = None,
+    trained_with: dict[str, Any] | None = None,
 ) -> Path:
     """Tokenizer, VAE, then UNet with text encoder; writes ``folder/model``, a complete Stable
     Diffusion folder.
@@ -175,7 +177,16 @@ def _hardware() -> str:
     )
 
 
-def _train_vae(folder, trainer, models, vae_settings, vae_steps, vae_batch, num_workers, seed):
+def _train_vae(
+    folder: str | Path,
+    trainer: Trainers,
+    models: dict[str, Any],
+    vae_settings: dict[str, Any],
+    vae_steps: int,
+    vae_batch: int,
+    num_workers: int,
+    seed: int,
+) -> tuple[Any, Any]:
     """(trained VAE, tokenizer), from disk where they are finished."""
     tokenizer = diffusion.train_tokenizer(
         _captions(3000, seed),
@@ -207,13 +218,13 @@ class _timed:
     """Adds the seconds of a part to ``seconds.json``; an interrupted part counts with what it
     used."""
 
-    def __init__(self, folder: Path, part: str):
+    def __init__(self, folder: Path, part: str) -> None:
         self.path, self.part = folder / "seconds.json", part
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.started = time.perf_counter()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         seconds = read_own(self.path, {"*": float}) if self.path.exists() else {}
         seconds[self.part] = seconds.get(self.part, 0) + time.perf_counter() - self.started
         write_json(self.path, seconds)
@@ -231,7 +242,7 @@ def _samples(count: int) -> list[Sample]:
     return samples
 
 
-def write_card(folder: Path, parts: list[dict], seed: int) -> None:
+def write_card(folder: Path, parts: list[dict[str, Any]], seed: int) -> None:
     """The model card beside the weights: README.md, samples.png, loss.svg (of the last part of
     the training)."""
     model, samples = folder / "model", _samples(32)

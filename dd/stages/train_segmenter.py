@@ -1,11 +1,14 @@
 """Stage: train a segmenter on a synthetic or a real set, from scratch or from an earlier run."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from dd.segmenters.base import Segmenter
 from dd.store import checkpoints
 from dd.store.locks import Lock
 from dd.store.provenance import SETTINGS, differences, finished_run, made_by, read_own, write_json
@@ -20,7 +23,7 @@ HINT = (
 )
 
 
-def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
+def load_weights(run: str | Path, weights: str = "ema") -> dict[str, torch.Tensor]:
     """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw``
     (the ablation).
 
@@ -50,7 +53,7 @@ def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
     return _segmenter(checkpoint.get("current_model_state", checkpoint["state_dict"]))
 
 
-def fill(segmenter, state: dict[str, torch.Tensor], run) -> None:
+def fill(segmenter: Segmenter, state: dict[str, torch.Tensor], run: str | Path) -> None:
     """Give a segmenter the weights of a run; ValueError for those of another segmenter."""
     try:
         segmenter.load_state_dict(state)
@@ -69,8 +72,14 @@ def _segmenter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def train_segmenter(
-    folder, module, data, make_trainer, identity: dict, record: dict, init_from=None
-) -> dict:
+    folder: str | Path,
+    module: Any,
+    data: Any,
+    make_trainer: Callable[[], Any],
+    identity: dict[str, Any],
+    record: dict[str, Any],
+    init_from: str | Path | None = None,
+) -> dict[str, Any]:
     """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return what
     run.json holds.
 
@@ -105,7 +114,7 @@ def train_segmenter(
     return done
 
 
-def _finished(folder: Path, identity: dict) -> dict | None:
+def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """:func:`finished_run`; what it refuses because of more steps alone says how to go on from
     it."""
     try:
@@ -114,7 +123,7 @@ def _finished(folder: Path, identity: dict) -> dict | None:
         raise FileExistsError(f"{error}{_more_steps(folder, identity)}") from None
 
 
-def _sound(folder: Path, done: dict) -> dict:
+def _sound(folder: Path, done: dict[str, Any]) -> dict[str, Any]:
     """``done``, run.json of a finished run, once its checkpoint has shown that it is as it was
     written; else ValueError."""
     path = folder / CHECKPOINT
@@ -128,7 +137,7 @@ def _sound(folder: Path, done: dict) -> dict:
     return done
 
 
-def _more_steps(folder: Path, identity: dict) -> str:
+def _more_steps(folder: Path, identity: dict[str, Any]) -> str:
     file = folder / "run.json" if (folder / "run.json").exists() else folder / SETTINGS
     there = read_own(file, IDENTIFIED)["identity"]
     lines = differences(there, identity)
@@ -147,7 +156,7 @@ def _more_steps(folder: Path, identity: dict) -> str:
     )
 
 
-def _same_classes(init_from, record) -> dict:
+def _same_classes(init_from: str | Path | None, record: dict[str, Any]) -> dict[str, Any]:
     weights = load_weights(init_from)
     theirs, ours = (
         read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"],
