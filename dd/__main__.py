@@ -16,7 +16,7 @@ from dd.stages.export import FORMATS, export
 from dd.stages.list_runs import list_runs, print_runs
 from dd.stages.merge import merge
 from dd.stages.prepare import prepare_shapes
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
 from dd.stages.verify import print_problems, verify
 from dd.store.downloads import Archive
 from dd.store.locks import Busy
@@ -328,29 +328,17 @@ def _own(options: Namespace) -> tuple[Path, list[str]]:
             raise ValueError(
                 f"--share {split}={part}: expected a part of 1, such as val=0.2"
             ) from None
-    return prepare_own(
-        options.root,
-        options.taxonomy,
-        options.name,
-        options.images,
-        options.masks,
-        _coco_files(options.coco),
-        options.voc,
-        options.mask_ending,
-        _pairs("--split", options.split),
-        shares,
-        options.seed,
-        _pairs("--map", options.map),
-        options.crowds == "ignore",
-        options.workers,
-        options.cvat,
-        options.label_studio,
-        options.mask_beginning,
-        options.image_ending,
-        options.image_beginning,
-        options.brushes_only,
-        options.splits_of,
+    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed", "splits_of")
+    ends = ("mask_ending", "mask_beginning", "image_ending", "image_beginning")
+    data = OwnData(
+        **{key: getattr(options, key) for key in (*same, *ends)},
+        coco_file=_coco_files(options.coco),
+        mapping=_pairs("--map", options.map),
+        crowds=options.crowds == "ignore",
+        split_files=_pairs("--split", options.split),
+        shares=shares,
     )
+    return prepare_own(options.root, options.taxonomy, options.name, data, options.workers)
 
 
 def _coco_files(values: list[str] | None) -> str | dict[str, str] | None:

@@ -25,7 +25,7 @@ from dd.stages.init import (
     strange_words,
     summary,
 )
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
 
 
 def init_options(commands: Any) -> None:
@@ -138,9 +138,8 @@ def _write_data(site: Site, options: Namespace) -> int | None:
     if options.images is None:
         return None
     try:
-        folder, notes = prepare_own(
-            options.root, taxonomy, site.name, options.images, options.masks
-        )
+        data = OwnData(options.images, options.masks)
+        folder, notes = prepare_own(options.root, taxonomy, site.name, data)
     except BaseException as error:
         if new:  # other classes may fit the masks
             taxonomy.unlink(missing_ok=True)

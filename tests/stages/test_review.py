@@ -22,7 +22,7 @@ from dd.data.datasets import SegmentationFolder, encode_mask, read_image, read_m
 from dd.data.label_studio import SIZES, WORD
 from dd.data.photos import source
 from dd.evaluation.uncertainty import entropy
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
 from dd.stages.review import print_review, review
 from dd.stages.train_segmenter import load_weights
 from dd.store.checkpoints import weights_sha256
@@ -308,9 +308,7 @@ def test_what_comes_back_is_what_a_training_takes(queue, photos, tmp_path, tool)
         tmp_path / "data",
         out / "taxonomy.yaml",
         "reviewed",
-        photos,
-        split_files={"train": out / "train.txt"},
-        **given,
+        OwnData(photos, split_files={"train": out / "train.txt"}, **given),
     )
     assert any("background" in note for note in notes)
     assert read_split(root, "train") == list(masks)
@@ -361,7 +359,10 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
 
     def own(path, **more):
         return prepare_own(
-            tmp_path / "data", tmp_path / "queue/taxonomy.yaml", "bad", photos, cvat=path, **more
+            tmp_path / "data",
+            tmp_path / "queue/taxonomy.yaml",
+            "bad",
+            OwnData(photos, cvat=path, **more),
         )
 
     def refused(message, path):
@@ -435,7 +436,9 @@ def test_exports_of_label_studio_that_do_not_fit(queue, photos, tmp_path):
         change(content)
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
-            prepare_own(tmp_path / "data", out / "taxonomy.yaml", "bad", photos, label_studio=path)
+            prepare_own(
+                tmp_path / "data", out / "taxonomy.yaml", "bad", OwnData(photos, label_studio=path)
+            )
 
     def value(content):
         return content[0]["annotations"][0]["result"][0]["value"]
