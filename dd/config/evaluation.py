@@ -14,10 +14,11 @@ from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.config.settings import Data
 from dd.data.datasets import SegmentationFolder
 from dd.data.photos import source, without
-from dd.stages.review import check
+from dd.stages.report import Material
+from dd.stages.review import ReviewSettings
 from dd.store.provenance import SETTINGS, read_own, read_yaml, sha256
 from dd.store.schemas import NAMED
-from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
+from dd.taxonomy import BACKGROUND, IGNORE, Colour, Taxonomy, voc_palette
 from dd.training.segmentation import Predictor
 
 
@@ -132,13 +133,10 @@ def review_arguments(cfg: Any) -> dict[str, Any]:
             f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take "
             "frames"
         )
-    given_queue = plain(cfg.review)
-    queue = {key: given_queue[key] for key in ("number", "score", "order", "distinct")}
-    queue["seed"] = cfg.seed
-    check(**queue)
-    name = f"{Path(cfg.images).resolve().name}-{queue['order']}" + (
-        f"-{cfg.seed}" if queue["order"] == "random" else ""
-    )
+    queue = {k: v for k, v in plain(cfg.review).items() if k != "leave_out"}
+    settings = ReviewSettings(**queue, seed=cfg.seed)
+    name = f"{Path(cfg.images).resolve().name}-{settings.order}"
+    name += f"-{cfg.seed}" if settings.order == "random" else ""
     given = prediction_arguments(cfg, Path("review", name))
     if cfg.review.leave_out:
         given["source"].items = without(given["source"].items, cfg.review.leave_out)
@@ -149,18 +147,20 @@ def review_arguments(cfg: Any) -> dict[str, Any]:
         names,
         colours=_colours(names, colours),
     )
-    return {**given, **queue, "classes": classes, "address": cfg.review.address}
+    return {**given, "classes": classes, "settings": settings}
 
 
-def _colours(names: list[str], palette: list[int]) -> dict[str, Any]:
+def _colours(names: list[str], palette: list[int]) -> dict[str | int, Colour]:
     """{class: colour} of what differs from VOC's, as a taxonomy file would say it."""
-    places = {BACKGROUND: 0, IGNORE: IGNORE, **{name: i for i, name in enumerate(names, 1)}}
-    colours = {key: tuple(palette[3 * i : 3 * i + 3]) for key, i in places.items()}
+
+    def colour(of: list[int], i: int) -> Colour:
+        return of[3 * i], of[3 * i + 1], of[3 * i + 2]
+
+    places: dict[str | int, int] = {BACKGROUND: 0, IGNORE: IGNORE}
+    places |= {name: i for i, name in enumerate(names, 1)}
     voc = voc_palette()
     return {
-        key: c
-        for key, c in colours.items()
-        if c != tuple(voc[3 * places[key] : 3 * places[key] + 3])
+        key: colour(palette, i) for key, i in places.items() if colour(palette, i) != colour(voc, i)
     }
 
 
@@ -177,19 +177,19 @@ def report_arguments(cfg: Any) -> dict[str, Any]:
             f"report.runs={cfg.report.runs}: no finished training run below it (a folder with "
             "run.json)"
         )
-    return {
-        "folder": f"{cfg.output_root}/{cfg.name}",
-        "runs": runs,
-        "tests": test_sets(cfg),
-        "synthetic": cfg.synthetic,
-        "masks": cfg.synthetic_masks,
-        "missed": _missed(pattern, runs),
-        "taxonomy": taxonomy(cfg),
-        "domains": list(cfg.report.domains),
-        "title": f"Dataset Diffusion: {cfg.name}",
-        "baseline": cfg.report.baseline,
-        "budgets": sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
-    }
+    material = Material(
+        runs=runs,
+        tests=test_sets(cfg),
+        synthetic=cfg.synthetic,
+        taxonomy=taxonomy(cfg),
+        domains=list(cfg.report.domains),
+        masks=cfg.synthetic_masks,
+        baseline=cfg.report.baseline,
+        budgets=sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
+        missed=_missed(pattern, runs),
+    )
+    title = f"Dataset Diffusion: {cfg.name}"
+    return {"folder": f"{cfg.output_root}/{cfg.name}", "title": title, "given": material}
 
 
 def _with(pattern: str, file: str) -> list[Path]:
@@ -215,7 +215,7 @@ def test_sets(cfg: Any) -> dict[str, SegmentationFolder]:
         if domain != cfg.data.name and file:
             node = OmegaConf.merge({"data_root": cfg.data_root}, OmegaConf.load(file))
         if Path(node.root).is_dir() and domain in (cfg.data.name, file and file.stem):
-            images = OmegaConf.to_container(node, resolve=True).get("images")
+            images = plain(node).get("images")
             found[domain] = SegmentationFolder(
                 node.root, node.test_split, taxonomy(cfg), node.masks, images=images
             )

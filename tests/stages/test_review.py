@@ -23,7 +23,7 @@ from dd.data.label_studio import SIZES, WORD
 from dd.data.photos import source
 from dd.evaluation.uncertainty import entropy
 from dd.stages.prepare_own import OwnData, prepare_own
-from dd.stages.review import print_review, review
+from dd.stages.review import ReviewSettings, print_review, review
 from dd.stages.train_segmenter import load_weights
 from dd.store.checkpoints import weights_sha256
 from dd.store.provenance import read_json
@@ -76,7 +76,7 @@ def queue(tmp_path, photos):
             predictor or Fake(),
             IDENTITY,
             CLASSES,
-            **{"number": 3, **more},
+            ReviewSettings(**{"number": 3, **more}),
         )
 
     return make

@@ -24,6 +24,7 @@ from dd import config
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
 from dd.stages.prepare import prepare_shapes
+from dd.stages.search import SearchSettings
 from dd.stages.search import search as tune
 from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy
@@ -42,8 +43,9 @@ def hill(number, settings, report):
 
 
 def search(folder, train_trial=hill, trials=6, **changes):
-    given = {"identity": {"seed": 0}, "space": SPACE, "sampler": "random", **changes}
-    return tune(folder, train_trial, trials=trials, **given)
+    how = {"trials": trials, "sampler": "random", **changes}
+    given = [how.pop("identity", {"seed": 0}), how.pop("space", SPACE)]
+    return tune(folder, train_trial, *given, SearchSettings(**how))
 
 
 def table(folder):

@@ -126,7 +126,9 @@ def adapt(models, photos, make_trainer):
             "samples": SAMPLES,
         }
         generator = StableDiffusion(model=str(models[model]), **READ)
-        return stage.train_adapter(folder, generator, trainer, **{**settings, **changed})
+        more = {k: changed.pop(k) for k in ("seed", "trained_with") if k in changed}
+        given = stage.AdapterSettings(**{**settings, **changed})
+        return stage.train_adapter(folder, generator, trainer, given, **more)
 
     return run
 
