@@ -77,7 +77,7 @@ def init(options: Namespace) -> int:
         print(f"warning: {note}", file=sys.stderr)
     labelled, kept = _labelled(options)
     print("\n".join(summary(site, labelled, kept)))
-    if kept is not None and (few := few_to_score(kept)):
+    if labelled is not None and (few := few_to_score(kept)):
         print(f"warning: {few}", file=sys.stderr)
     if asks and not _agreed():
         print("nothing was written")
@@ -122,10 +122,10 @@ def _agreed() -> bool:
         return False
 
 
-def _labelled(options: Namespace) -> tuple[int | None, int | None]:
+def _labelled(options: Namespace) -> tuple[int | None, int]:
     """(labelled images, those of them that are kept for the score)."""
     if options.images is None:
-        return None, None
+        return None, 0
     ids = index(options.images, IMAGES).keys() & index(options.masks, MASKS).keys()
     return len(ids), len(shared_splits({"val": 0.2}, ids, 0)["val"]) if len(ids) > 1 else 0
 

@@ -230,7 +230,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
 
 def _unknown(base: Any, override: str, known: list[str]) -> str | None:
     """What to say of an override whose key is not in ``base``; None if it is there."""
-    node, path = base, []
+    node, path = base, list[str]()
     for part in override.lstrip("~").partition("=")[0].split("."):
         names = [str(k) for k in node] if isinstance(node, DictConfig) else []
         if not path:

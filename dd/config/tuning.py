@@ -36,11 +36,8 @@ FIXED = (
 def judging_set(cfg: Any, tune: SegmentationFolder | None) -> SegmentationFolder | None:
     """What a run's objective is measured on: the ``tune`` set of its training; in a multirun
     without validation the data's tune split, if it has one; else None. Never the test split."""
-    if (
-        tune is not None
-        or not HydraConfig.initialized()
-        or HydraConfig.get().mode != RunMode.MULTIRUN
-    ):
+    several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if tune is not None or not several:
         return tune
     split = cfg.data.tune_split
     return None if split in (None, cfg.data.test_split) else real_data(cfg, split)
@@ -50,21 +47,16 @@ def check_tuning(cfg: Any) -> None:
     """ValueError for a study without a tune split, without validation on the way, or on several
     devices."""
     if cfg.hold_out is None and cfg.data.tune_split in (None, cfg.data.test_split):
-        what = (
-            "no tune split"
-            if cfg.data.tune_split is None
-            else f"the test split {cfg.data.test_split!r} as tune split"
-        )
+        split = cfg.data.tune_split
+        what = "no tune split" if split is None else f"the test split {split!r} as tune split"
         raise ValueError(
             f"data {cfg.data.name!r} has {what}, and nothing is ever chosen on the test split; "
-            "keep training images back "
-            "with hold_out=<number>, or set data.tune_split"
+            "keep training images back with hold_out=<number>, or set data.tune_split"
         )
     if cfg.trainer.get("limit_val_batches") == 0:
         raise ValueError(
             "trainer.limit_val_batches=0 validates nothing, and trials are judged by validation: "
-            "add "
-            "trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
+            "add trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
         )
     one_device(cfg, "a trial trains on one device; start the same command once for each")
 
@@ -98,9 +90,8 @@ def search_space(cfg: Any) -> dict[str, Any]:
         if not Path(space).is_file():
             raise FileNotFoundError(f"search.space={space}: no such file")
         read_yaml(space)  # refuses what has no end
-        space = OmegaConf.to_container(
-            OmegaConf.load(space)
-        )  # 1e-5 is a number, as on the command line
+        # 1e-5 is a number, as on the command line
+        space = OmegaConf.to_container(OmegaConf.load(space))
     for key in space if isinstance(space, dict) else ():
         if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "study", "hydra", "chosen_on"):
             raise ValueError(
@@ -115,15 +106,14 @@ def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
     are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "study", "chosen_on")}
-    looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
+    # unused groups say nothing, and a study is the same without them
     used = {"self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
-    used["shots_list"] = cfg.shots_list
-    for key in (
-        k for k, v in used.items() if not v
-    ):  # a study begun before there were such keys is still the same study
-        node.pop(key)
-    looks = {k: v for k, v in node["trainer"].items() if k in looks}
-    node["trainer"] = looks | trainer_identity(cfg)
+    for key, value in {**used, "shots_list": cfg.shots_list}.items():
+        if not value:
+            node.pop(key)
+    looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
+    pruned = {k: v for k, v in node["trainer"].items() if k in looks}
+    node["trainer"] = pruned | trainer_identity(cfg)
     node["search"] = {**{k: v for k, v in node["search"].items() if k != "trials"}, "space": space}
     return node
 
@@ -136,7 +126,7 @@ def study_content(cfg: Any) -> dict[str, Any]:
     photos = unlabelled_photos(cfg, "self_training") if cfg.self_training.teacher else None
     identity, _ = training_record(cfg, images, tune, photos)
     found = {key: identity[key] for key in ("trained_on", "init_from_sha256")}
-    return found | {"judged_on": tune.fingerprint()}
+    return found | {"judged_on": tune and tune.fingerprint()}
 
 
 def trial(cfg: Any, name: str, overrides: list[str], check_only: bool = False) -> Any:

@@ -76,7 +76,7 @@ def deploy(
     target, found = Path(target), facts(run, segmenter, views, names, palette, weights)
     there = _there(target, found)
     writable_folder(target.parent)
-    data = target.read_bytes() if there else exported(segmenter.cpu(), found)
+    data = target.read_bytes() if there else exported(segmenter.to("cpu"), found)
     images, unreadable = _images(pictures)
     checked = compare(Session(data), Predictor({}, segmenter, views), images)
     if checked["agreement"] < AGREEMENT:

@@ -24,13 +24,10 @@ def list_runs(root: str | Path) -> list[dict[str, Any]]:
 
 def _entry(root: Path, folder: Path) -> dict[str, Any] | None:
     """None for a folder of another kind."""
-    entry = {
-        "run": folder.relative_to(root).as_posix(),
-        "trained_on": "",
-        "steps": None,
-        "supervision": "",
-        "scores": {},
-    }
+    scores: dict[str, float] = {}
+    name = folder.relative_to(root).as_posix()
+    entry: dict[str, Any] = {"run": name, "trained_on": "", "steps": None, "supervision": ""}
+    entry["scores"] = scores
     try:
         finished = (folder / "run.json").is_file()
         run = read_json(folder / ("run.json" if finished else SETTINGS))
@@ -43,7 +40,7 @@ def _entry(root: Path, folder: Path) -> dict[str, Any] | None:
         entry |= {"steps": run["steps"], "supervision": run["supervision"]}
         for path in sorted(folder.glob("eval/*/metrics.json")):
             found = read_json(path)
-            entry["scores"][f"{found['data']}/{found['split']}"] = found["miou"]
+            scores[f"{found['data']}/{found['split']}"] = found["miou"]
     except KeyError:
         return None
     except (ValueError, TypeError, AttributeError) as error:

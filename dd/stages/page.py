@@ -30,13 +30,13 @@ class Upload(io.BytesIO):
 
 def answer_of(
     predictor: Predictor, names: list[str], palette: list[int], max_pixels: int = MAX_PIXELS
-) -> Callable[[bytes], dict[str, Any]]:
+) -> Callable[[bytes | bytearray], dict[str, Any]]:
     """``answer(data)``: the bytes of an image file -> {"width", "height", "image" and "overlay"
     (JPEG), "mask" (palette PNG), all as ``data:`` URIs, "areas": [{"class", "colour", "pixels",
     "percent"}]}. ValueError for what is no image, or too large."""
     colours = [colour for _, colour in legend(names, palette)]
 
-    def answer(data: bytes) -> dict[str, Any]:
+    def answer(data: bytes | bytearray) -> dict[str, Any]:
         image = read_photo(Upload(data), max_pixels)
         [mask] = predictor([image])
         counts = np.bincount(mask.ravel(), minlength=len(names)).tolist()

@@ -62,7 +62,7 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
     folder, synthetic, domains = Path(folder), Path(given.synthetic), given.domains
     found, left_out = collect(given.runs, synthetic)
     base = None if given.baseline is None else _given(found, given.baseline)
-    left_out += separate(found, base and base["name"])
+    left_out += separate(found, base["name"] if base else None)
     rows, left_out = _arranged(found, left_out, given)
     entries = [e for row in rows for e in row.runs]
     _check_classes(entries, domains, given.taxonomy)
@@ -74,8 +74,9 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
     summary = summarise(alike, folder, domains, synthetic)
     write_json(folder / "summary.json", summary)
     budgets = [(read_own(path, STUDY), Path(path).parent.name) for path in given.budgets]
+    headline = results.headline(rows, domains)
     sections = [
-        results.headline(rows, domains),
+        headline,
         labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
         *(section for found in budgets for section in studies.budget_sections(*found)),
@@ -93,7 +94,7 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
         *origins.left_out_section(left_out),
         *origins.run_sections(entries),
     ]
-    print_table(sections[0])
+    print_table(headline)
     facts = _facts(rows, domains, summary)
     return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, facts))
 
@@ -145,7 +146,7 @@ def print_table(section: page.Table) -> None:
     Console().print(table)
 
 
-def _given(entries: list[Entry], baseline: str | Path | None) -> dict[str, Any]:
+def _given(entries: list[Entry], baseline: str | Path) -> dict[str, Any]:
     """The entry whose folder is ``baseline``."""
     for entry in entries:
         if entry["folder"].resolve() == Path(baseline).resolve():

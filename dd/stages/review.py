@@ -3,7 +3,7 @@ annotators' tools."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class ReviewSettings(Settings):
     drawn by ``seed`` from all that can be read. ``address``: what stands before a file in Label
     Studio's tasks."""
 
+    noun: ClassVar[str] = "review"
     number: Annotated[Count, Hint("how many images to label")] = 16
     score: Literal["entropy", "margin"] = "entropy"
     order: Literal["uncertain", "random"] = "uncertain"

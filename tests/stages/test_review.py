@@ -70,6 +70,7 @@ def photos(tmp_path):
 @pytest.fixture
 def queue(tmp_path, photos):
     def make(target="queue", predictor=None, **more):
+        batch_size = more.pop("batch_size", 16)
         return review(
             tmp_path / target,
             source(photos),
@@ -77,6 +78,7 @@ def queue(tmp_path, photos):
             IDENTITY,
             CLASSES,
             ReviewSettings(**{"number": 3, **more}),
+            batch_size,
         )
 
     return make
@@ -199,9 +201,9 @@ def test_the_control_is_drawn_by_its_seed_and_leaves_the_rest_unscored(queue, ph
     ("setting", "message"),
     [
         ({"number": 0}, "number=0: expected"),
-        ({"score": "best"}, "score='best'; allowed: entropy, margin"),
-        ({"order": "name"}, "order='name'; allowed: uncertain, random"),
-        ({"distinct": 64}, "distinct=64: expected 0 to 63"),
+        ({"score": "best"}, "score='best': expected entropy, margin"),
+        ({"order": "name"}, "order='name': expected uncertain, random"),
+        ({"distinct": 64}, "distinct=64: expected a whole number from 0 to 63"),
     ],
 )
 def test_settings_that_are_not_allowed(queue, tmp_path, setting, message):
@@ -495,4 +497,4 @@ def test_the_command(finished_run, photos, tmp_path):
         env=environment,
         cwd=ROOT,
     )
-    assert done.returncode == 2 and "order='best'; allowed: uncertain, random" in done.stderr
+    assert done.returncode == 2 and "review.order='best': expected uncertain, random" in done.stderr
