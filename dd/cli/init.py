@@ -27,6 +27,37 @@ from dd.stages.init import (
 )
 from dd.stages.prepare_own import OwnData, prepare_own
 
+SEVERAL: dict[str, Any] = {"action": "append", "default": []}
+PHRASES = {"metavar": "NAME=PHRASE,...", "help": "such as lighting=dim light,neon light"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "name": {"help": "of the site, its experiments and its data, such as my-site"},
+    "--class": {
+        **SEVERAL,
+        "dest": "classes",
+        "metavar": "NAME[=SYNONYM,...]",
+        "help": "in mask order",
+    },
+    "--condition": {**SEVERAL, **PHRASES},
+    "--photos": {
+        "metavar": "FOLDER",
+        "help": "unlabelled photographs, for captions; only read",
+    },
+    "--images": {"metavar": "FOLDER", "help": "labelled photographs, with --masks; only read"},
+    "--masks": {
+        "metavar": "FOLDER",
+        "help": "their masks: the same stems, class ids as pixel values",
+    },
+    "--generator": {
+        "choices": list(RECIPES),
+        "help": "sd15 (default), or embedded: a trial on any machine",
+    },
+    "--root": {
+        "default": "data",
+        "help": "folder of data (default: data); data_root of the other commands",
+    },
+}
+CONF_HELP = "folder to write the configuration to (default: conf)"
+
 
 def init_options(commands: Any) -> None:
     parser = commands.add_parser(
@@ -34,21 +65,9 @@ def init_options(commands: Any) -> None:
         help="a guided start: the configuration of a site of your own",
         epilog="without --class it asks, on a terminal",
     )
-    add = parser.add_argument
-    add("name", help="of the site, its experiments and its data, such as my-site")
-    several = {"action": "append", "default": []}
-    names, phrases = "NAME[=SYNONYM,...]", "NAME=PHRASE,..."
-    add("--class", dest="classes", metavar=names, help="in mask order", **several)
-    add("--condition", metavar=phrases, help="such as lighting=dim light,neon light", **several)
-    add("--photos", metavar="FOLDER", help="unlabelled photographs, for captions; only read")
-    add("--images", metavar="FOLDER", help="labelled photographs, with --masks; only read")
-    add("--masks", metavar="FOLDER", help="their masks: the same stems, class ids as pixel values")
-    recipes = "sd15 (default), or embedded: a trial on any machine"
-    add("--generator", choices=list(RECIPES), help=recipes)
-    root = "folder of data (default: data); data_root of the other commands"
-    add("--root", default="data", help=root)
-    conf = Path(__file__).parents[2] / "conf"
-    add("--conf", default=str(conf), help="folder to write the configuration to (default: conf)")
+    conf = str(Path(__file__).parents[2] / "conf")
+    for name, how in {**OPTIONS, "--conf": {"default": conf, "help": CONF_HELP}}.items():
+        parser.add_argument(name, **how)
 
 
 def init(options: Namespace) -> int:

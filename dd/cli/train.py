@@ -150,7 +150,7 @@ def make_search(cfg: Any) -> float:
     for corner in corners(space):
         config.trial(cfg, "trial=0", corner, check_only=True)
     given = {k: v for k, v in config.plain(cfg.search).items() if k != "space"}
-    settings = SearchSettings(**given, seed=cfg.seed)
+    settings = SearchSettings(**given)
     identity = config.study_identity(cfg, space) | {"content": config.study_content(cfg)}
     labels = config.judged_labels(cfg)
     keys = dict.fromkeys(key.rpartition(".")[2] for key in space)
@@ -160,7 +160,9 @@ def make_search(cfg: Any) -> float:
         chosen = [*overrides(values, space), *record]
         return make_segmenter(config.trial(cfg, f"trial={number}", chosen), report)
 
-    best = search(folder, train_trial, identity, space, settings, declared(labels), record)
+    best = search(
+        folder, train_trial, identity, space, settings, cfg.seed, declared(labels), record
+    )
     held = cfg.hold_out is not None
     judges = f"{cfg.hold_out} images held out" if held else f"{cfg.data.name}/{cfg.data.tune_split}"
     print(

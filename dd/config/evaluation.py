@@ -134,7 +134,7 @@ def review_arguments(cfg: Any) -> dict[str, Any]:
             "frames"
         )
     queue = {k: v for k, v in plain(cfg.review).items() if k != "leave_out"}
-    settings = ReviewSettings(**queue, seed=cfg.seed)
+    settings = ReviewSettings(**queue)
     name = f"{Path(cfg.images).resolve().name}-{settings.order}"
     name += f"-{cfg.seed}" if settings.order == "random" else ""
     given = prediction_arguments(cfg, Path("review", name))
@@ -147,7 +147,7 @@ def review_arguments(cfg: Any) -> dict[str, Any]:
         names,
         colours=_colours(names, colours),
     )
-    return {**given, "classes": classes, "settings": settings}
+    return {**given, "classes": classes, "settings": settings, "seed": cfg.seed}
 
 
 def _colours(names: list[str], palette: list[int]) -> dict[str | int, Colour]:

@@ -77,9 +77,6 @@ def _draws(cfg: Any) -> list[str]:
     given = plain(cfg.study)["synthetic"]
     if given is None:
         return [cfg.synthetic]
-    if not isinstance(given, list) or not all(isinstance(path, str) and path for path in given):
-        expected = "expected a list of folders, or null for the one of synthetic=..."
-        raise ValueError(f"study.synthetic={given!r}: {expected}")
     if "synthetic" in _given():
         raise ValueError("synthetic=... and study.synthetic both name synthetic sets; give one")
     names = [Path(path).name for path in given]
@@ -98,11 +95,6 @@ def budget_plan(cfg: Any) -> tuple[Plan, dict[str, Any]]:
             f"{', '.join(found)}: stage=study sets this for each run; see the keys of budget"
         )
     given = plain(cfg.study)
-    if not isinstance(given["domains"], list) or not given["domains"]:
-        raise ValueError(
-            f"study.domains={given['domains']!r}: expected a list of data sets, such as "
-            f"[{cfg.data.name}]"
-        )
     needed = {"synthetic", "finetune", *(given["arms"] or ())}
     parts = {r: _budget_part(cfg, r, given["domains"][0]) for r in RECIPES if r in needed}
     domains = {domain: _budget_part(cfg, "finetune", domain) for domain in given["domains"]}
@@ -255,11 +247,6 @@ def budget_test(cfg: Any, domain: str) -> SegmentationFolder:
 def generation_seconds(cfg: Any) -> dict[str, float]:
     """{synthetic set: seconds that drawing it took}, by its records, or as given for each."""
     given = cfg.study.generation_seconds
-    if given is not None and not (type(given) in (int, float) and given >= 0):
-        raise ValueError(
-            f"study.generation_seconds={given!r}: expected a number of 0 or more, or null for "
-            "the records' own"
-        )
     if given is not None:
         return dict.fromkeys(_draws(cfg), given)
     drawn = {draw: read_records(draw).values() for draw in _draws(cfg)}

@@ -29,26 +29,23 @@ from dd.training.segmentation import Predictor, predict_fitting
 
 SETTINGS, QUEUE, UNREADABLE, LIST = "review.json", "queue.csv", "unreadable.csv", "train.txt"
 BATCH_PIXELS = 1 << 22  # of a batch together: probabilities take 4 bytes a pixel and class
-# Label Studio's address of a file below its document root
-LOCAL_FILES = "/data/local-files/?d=images/"
 
 
 class ReviewSettings(Settings):
     """``number`` of images to label. ``order``: ``uncertain``, highest ``score`` (of
     :data:`dd.evaluation.uncertainty.SCORES`) first, ties by name; an image whose look differs in at
     most ``distinct`` of 64 bits from one before it is left out, with None none. Or ``random``,
-    drawn by ``seed`` from all that can be read. ``address``: what stands before a file in Label
-    Studio's tasks."""
+    drawn from all that can be read. ``address``: what stands before a file in Label Studio's
+    tasks."""
 
     noun: ClassVar[str] = "review"
-    number: Annotated[Count, Hint("how many images to label")] = 16
-    score: Literal["entropy", "margin"] = "entropy"
-    order: Literal["uncertain", "random"] = "uncertain"
+    number: Annotated[Count, Hint("how many images to label")]
+    score: Literal["entropy", "margin"]
+    order: Literal["uncertain", "random"]
     distinct: Annotated[
         Annotated[int, Ge(0), Le(63)] | None, Hint("of 64 bits; null takes similar images too")
-    ] = 4
-    seed: int = 0
-    address: str = LOCAL_FILES
+    ]
+    address: str
 
 
 def review(
@@ -58,19 +55,22 @@ def review(
     identity: dict[str, Any],
     classes: Taxonomy,
     settings: ReviewSettings,
+    seed: int = 0,
     batch_size: int = 16,
 ) -> dict[str, Any]:
     """A queue of images of ``source`` in the folder ``target``; returns {"images", "scored": how
     many were looked at now, "similar": left out, "unreadable": {file: why}, "notes"}.
 
-    ``predictor`` makes masks and ``probabilities``; ``classes``: its taxonomy. ``review.json`` is
-    written first, queue.csv last, index.html shows the queue; an interrupted queue goes on.
-    FileExistsError if ``target`` holds another queue, ValueError if no image can be read.
+    ``predictor`` makes masks and ``probabilities``; ``classes``: its taxonomy; ``seed`` draws a
+    random order. ``review.json`` is written first, queue.csv last, index.html shows the queue; an
+    interrupted queue goes on. FileExistsError if ``target`` holds another queue, ValueError if no
+    image can be read.
     """
     number, score = settings.number, settings.score
     identity = {
         **identity,
         **dict(settings),
+        "seed": seed,
         "files": sha256("".join(f"{i.file} {i.digest}\n" for i in source.items).encode()),
     }
     cvat.check(_source(Path(target), classes, []), False)
@@ -80,7 +80,7 @@ def review(
         unreadable = dict(source.unreadable)
         scoring = Scoring(target, source, predictor, batch_size, unreadable)
         if settings.order == "random":
-            queue, scored = _drawn(scoring, number, settings.seed)
+            queue, scored = _drawn(scoring, number, seed)
             similar = 0
         else:
             records, scored = _scored(scoring, source.items)

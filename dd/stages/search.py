@@ -27,10 +27,9 @@ class SearchSettings(Settings):
 
     noun: ClassVar[str] = "search"
     trials: Count
-    sampler: str = "tpe"
-    pruner: str = "median"
-    pruner_settings: dict[str, Any] | None = None
-    seed: int = 0
+    sampler: str
+    pruner: str
+    pruner_settings: dict[str, Any] | None
 
 
 def _train(study: Study, trial: Any, train_trial: TrainTrial) -> None:
@@ -64,6 +63,7 @@ def search(
     identity: dict[str, Any],
     space: dict[str, Any],
     settings: SearchSettings,
+    seed: int = 0,
     chosen_on: Sequence[LabelSet] = (),
     record: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def search(
     settings, so that whoever uses them tells it.
     """
     trials, prunes = settings.trials, (settings.pruner, settings.pruner_settings or {})
-    study, failed = Study(folder, identity, space, settings.sampler, *prunes, settings.seed), 0
+    study, failed = Study(folder, identity, space, settings.sampler, *prunes, seed), 0
     # trials of this process alone tell how long the others will take
     begun, own = time.monotonic(), 0
     while True:

@@ -67,18 +67,22 @@ def photos(tmp_path):
     return folder
 
 
+QUEUE = {"number": 3, "score": "entropy", "order": "uncertain", "distinct": 4}
+QUEUE["address"] = "/data/local-files/?d=images/"
+
+
 @pytest.fixture
 def queue(tmp_path, photos):
     def make(target="queue", predictor=None, **more):
-        batch_size = more.pop("batch_size", 16)
+        rest = {key: more.pop(key) for key in ("batch_size", "seed") if key in more}
         return review(
             tmp_path / target,
             source(photos),
             predictor or Fake(),
             IDENTITY,
             CLASSES,
-            ReviewSettings(**{"number": 3, **more}),
-            batch_size,
+            ReviewSettings(**{**QUEUE, **more}),
+            **rest,
         )
 
     return make

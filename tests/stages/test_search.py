@@ -43,9 +43,11 @@ def hill(number, settings, report):
 
 
 def search(folder, train_trial=hill, trials=6, **changes):
-    how = {"trials": trials, "sampler": "random", **changes}
+    fixed = {"sampler": "random", "pruner": "median", "pruner_settings": None}
+    how = {"trials": trials, **fixed, **changes}
     given = [how.pop("identity", {"seed": 0}), how.pop("space", SPACE)]
-    return tune(folder, train_trial, *given, SearchSettings(**how))
+    seed = how.pop("seed", 0)
+    return tune(folder, train_trial, *given, SearchSettings(**how), seed)
 
 
 def table(folder):
