@@ -113,7 +113,7 @@ def train_adapter(
     Photographs that cannot be decoded are left out, with a warning and with their captions.
     """
     folder, captions, training = Path(folder), settings.captions, settings.training
-    photos = Unlabelled(settings.images, settings.listed, "adaptation")
+    photos = Unlabelled(settings.images, settings.listed, "adapter")
     files = photos.files
     if captions:
         texts = captions_of(files, settings.images, captions)
