@@ -1,9 +1,11 @@
 """``python -m dd prepare|verify|merge|export|init|runs|deploy|page``: commands that need no
 configuration."""
 
-import argparse
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dd.cli.init import init, init_options
 from dd.cli.runs import deploy_run, run_options, show_page
@@ -14,7 +16,7 @@ from dd.stages.export import FORMATS, export
 from dd.stages.list_runs import list_runs, print_runs
 from dd.stages.merge import merge
 from dd.stages.prepare import prepare_shapes
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
 from dd.stages.verify import print_problems, verify
 from dd.store.downloads import Archive
 from dd.store.locks import Busy
@@ -28,46 +30,185 @@ KINDS = {
     "own": "your own images, with masks, a COCO JSON, or an export of CVAT or Label Studio",
 }
 
+Options = dict[str, dict[str, Any]]  # name: arguments of add_argument
+SEVERAL: dict[str, Any] = {"action": "append", "default": []}
+WORKERS = "processes that make masks (default: one for each core, at most 8)"
+EXPORT_FOLDER = "a synthetic set, such as data/synthetic/shapes, or a folder in VOC layout"
+OWN: Options = {
+    "--taxonomy": {
+        "required": True,
+        "help": "YAML file of names, synonyms and colours, or voc, coco, shapes",
+    },
+    "--name": {"default": "own", "help": "folder below the root (default: own)"},
+    "--images": {"help": "folder of images; never written to"},
+    "--masks": {
+        "help": "folder of masks with the images' stems: class ids (palette or grey PNG) or the "
+        "taxonomy's colours"
+    },
+    **{
+        f"--{what}-{end}": {
+            "default": "",
+            "help": f"what the stems of {what}s have more than the others, such as {one}",
+        }
+        for what, one in (("mask", "_mask or gt_"), ("image", "_leftImg8bit or image_"))
+        for end in ("ending", "beginning")
+    },
+    "--coco": {
+        "action": "append",
+        "metavar": "[SPLIT=]JSON",
+        "help": "COCO JSON, such as labelme, CVAT, Roboflow and Label Studio export; one for each "
+        "split: train=a.json",
+    },
+    "--brushes-only": {
+        "action": "store_true",
+        "help": "with --label-studio: leave regions out that are no brush",
+    },
+    "--cvat": {
+        "help": "what CVAT exports as Segmentation mask 1.1: the zip, or its unpacked folder "
+        "(needs --images)"
+    },
+    "--label-studio": {
+        "metavar": "JSON",
+        "help": "what Label Studio exports as JSON, with brushes (needs --images)",
+    },
+    "--voc": {
+        "help": "instead of these: a folder with JPEGImages, SegmentationClass and "
+        "ImageSets/Segmentation"
+    },
+    "--split": {**SEVERAL, "metavar": "SPLIT=FILE", "help": "text file with one image a line"},
+    "--share": {
+        **SEVERAL,
+        "metavar": "SPLIT=PART",
+        "help": "part drawn by --seed; default val=0.2",
+    },
+    "--splits-of": {
+        "metavar": "FOLDER",
+        "help": "an earlier, smaller set: its images stay in their splits, new ones are shared out",
+    },
+    "--seed": {"type": int, "default": 0},
+    "--map": {
+        **SEVERAL,
+        "metavar": "LABEL=CLASS",
+        "help": "of an annotation, or value of a mask (11=ignore); CLASS may be ignore (255) or "
+        "background",
+    },
+    "--crowds": {
+        "choices": ["ignore", "objects"],
+        "default": "ignore",
+        "help": "what iscrowd=1 means (default: 255)",
+    },
+}
+SBD: Options = {
+    "--sbd": {"help": "an existing copy of SBD: the folder with cls, train.txt and val.txt"}
+}
+COCO: Options = {
+    "--splits": {"nargs": "+", "default": ["val", "train"], "choices": ["val", "train"]}
+}
+OTHERS: dict[str, tuple[str, Options]] = {  # command: (what it does, its options)
+    "verify": (
+        "read every file of a synthetic data set; exit code 1 if something is wrong",
+        {
+            "folder": {"help": "such as data/synthetic/shapes"},
+            "--repair": {
+                "action": "store_true",
+                "help": "let generate.py make the damaged units again, and only these",
+            },
+            "--workers": {
+                "type": int,
+                "help": "threads (default: one for each core, at most 8)",
+            },
+        },
+    ),
+    "merge": (
+        "join shards of one synthetic data set that were made in different places",
+        {
+            "sources": {"nargs": "+", "metavar": "FOLDER"},
+            "--into": {
+                "required": True,
+                "metavar": "FOLDER",
+                "help": "a new folder, or one with the same settings",
+            },
+        },
+    ),
+    "export": (
+        "write a finished data set in the format of another tool",
+        {
+            "format": {"choices": list(FORMATS)},
+            "folder": {"help": EXPORT_FOLDER},
+            "target": {
+                "help": "a new or empty folder, or that of the same export, interrupted or finished"
+            },
+            "--masks": {
+                "default": "SegmentationClass",
+                "help": "mask set: SegmentationClass (default) or masks/<set>",
+            },
+            "--split": {
+                "nargs": "+",
+                "metavar": "SPLIT",
+                "help": "lists of samples (default: all that the set has)",
+            },
+            "--taxonomy": {
+                "help": "voc, coco, shapes or a YAML file, where the folder does not tell its "
+                "classes"
+            },
+        },
+    ),
+}
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dd", description=__doc__)
+
+def _web(archives: Iterable[str]) -> Options:
+    """Options of a data set that is downloaded."""
+    what = f"of an archive ({', '.join(archives)})"
+    checksum = f"checksum {what}; with --url alone it is recorded at the first download and "
+    return {
+        "--existing": {"help": "an existing copy, read where it lies (never written to)"},
+        "--url": {**SEVERAL, "metavar": "ARCHIVE=URL", "help": f"another address {what}"},
+        "--checksum": {
+            **SEVERAL,
+            "metavar": "ARCHIVE=md5:...|sha256:...",
+            "help": f"{checksum}compared later",
+        },
+    }
+
+
+def _add(parser: ArgumentParser, options: Options) -> None:
+    for name, how in options.items():
+        parser.add_argument(name, **how)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m dd", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="write a data set to disk in PASCAL VOC layout")
     kinds = prepare.add_subparsers(dest="data", required=True)
-    parsers = {
-        name: kinds.add_parser(name, help=text, description=text) for name, text in KINDS.items()
+    root = "folder to write below (default: data); data_root of the other commands"
+    workers = {"--workers": {"type": int, "help": WORKERS}}
+    more: dict[str, Options] = {
+        "voc": _web(["trainval"]),
+        "voc_aug": workers | _web(voc.ARCHIVES) | SBD,
+        "coco": workers | _web(coco.ARCHIVES) | COCO,
+        "own": workers | OWN,
     }
-    for name, one in parsers.items():
-        one.add_argument(
-            "--root",
-            default="data",
-            help="folder to write below (default: data); data_root of the other commands",
-        )
-        if name in ("voc_aug", "coco", "own"):
-            one.add_argument(
-                "--workers",
-                type=int,
-                help="processes that make masks (default: one for each core, at most 8)",
-            )
-    for name, archives in (
-        ("voc", ["trainval"]),
-        ("voc_aug", voc.ARCHIVES),
-        ("coco", coco.ARCHIVES),
-    ):
-        _web_options(parsers[name], list(archives))
-    parsers["voc_aug"].add_argument(
-        "--sbd", help="an existing copy of SBD: the folder with cls, train.txt and val.txt"
-    )
-    parsers["coco"].add_argument(
-        "--splits", nargs="+", default=["val", "train"], choices=["val", "train"]
-    )
-    _own_options(parsers["own"])
-    _synthetic_options(commands)
-    _export_options(commands)
+    for kind, text in KINDS.items():
+        one = kinds.add_parser(kind, help=text, description=text)
+        _add(one, {"--root": {"default": "data", "help": root}, **more.get(kind, {})})
+    others = {name: commands.add_parser(name, help=text) for name, (text, _) in OTHERS.items()}
+    for name, one in others.items():
+        _add(one, OTHERS[name][1])
+    how = others["export"].add_mutually_exclusive_group()
+    how.add_argument("--copy", action="store_true", help="copies of the files (default)")
+    link = "hard links where the same file will do: to change one changes both"
+    how.add_argument("--link", action="store_true", help=link)
     init_options(commands)
-    _runs_options(commands)
+    text = "the training runs below a folder: data, steps, mIoU, unfinished ones"
+    runs = commands.add_parser("runs", help=text)
+    runs.add_argument("folder", nargs="?", default="outputs", help="default: outputs")
     run_options(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
     try:
         if options.command != "prepare":
             return COMMANDS[options.command](options)
@@ -86,55 +227,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _prepare(options) -> list:
+def _prepare(options: Namespace) -> list[tuple[Path, list[str]]]:
     """[(folder, warnings)] of the chosen command."""
     if options.data == "shapes":
         return [(folder, []) for folder in prepare_shapes(options.root)]
     if options.data == "own":
         return [_own(options)]
     known = coco.ARCHIVES if options.data == "coco" else voc.ARCHIVES
-    archives = _archives(
-        known, _pairs("--url", options.url), _pairs("--checksum", options.checksum)
-    )
+    urls, checksums = _pairs("--url", options.url), _pairs("--checksum", options.checksum)
+    where = (options.root, _archives(known, urls, checksums), options.existing)
     if options.data == "voc":
-        return [voc.prepare_voc(options.root, archives, options.existing)]
+        return [voc.prepare_voc(*where)]
     if options.data == "voc_aug":
-        return [
-            voc.prepare_voc_aug(
-                options.root, archives, options.existing, options.sbd, options.workers
-            )
-        ]
-    return [
-        coco.prepare_coco(options.root, archives, options.existing, options.splits, options.workers)
-    ]
+        return [voc.prepare_voc_aug(*where, options.sbd, options.workers)]
+    return [coco.prepare_coco(*where, options.splits, options.workers)]
 
 
-def _synthetic_options(commands) -> None:
-    check = commands.add_parser(
-        "verify", help="read every file of a synthetic data set; exit code 1 if something is wrong"
-    )
-    check.add_argument("folder", help="such as data/synthetic/shapes")
-    check.add_argument(
-        "--repair",
-        action="store_true",
-        help="let generate.py make the damaged units again, and only these",
-    )
-    check.add_argument(
-        "--workers", type=int, help="threads (default: one for each core, at most 8)"
-    )
-    join = commands.add_parser(
-        "merge", help="join shards of one synthetic data set that were made in different places"
-    )
-    join.add_argument("sources", nargs="+", metavar="FOLDER")
-    join.add_argument(
-        "--into",
-        required=True,
-        metavar="FOLDER",
-        help="a new folder, or one with the same settings",
-    )
-
-
-def _verify(options) -> int:
+def _verify(options: Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers {options.workers}: expected a number from 1 on")
     problems = verify(options.folder, options.repair, options.workers)
@@ -142,60 +251,22 @@ def _verify(options) -> int:
     return 1 if problems else 0
 
 
-def _merge(options) -> int:
+def _merge(options: Namespace) -> int:
     done = merge(options.sources, options.into)
     print(
         f"{done['copied']} of {done['samples']} samples copied to {options.into}, "
         f"{done['missing']} are not made yet"
     )
     print(
-        "what is missing, and the masks: the command of the shards, in that folder (python "
-        f"{done['command']})"
+        "what is missing, and the masks: the command of the shards, in that folder "
+        f"(python {done['command']})"
     )
     return 0
 
 
-def _export_options(commands) -> None:
-    parser = commands.add_parser(
-        "export", help="write a finished data set in the format of another tool"
-    )
-    add, how = parser.add_argument, parser.add_mutually_exclusive_group()
-    add("format", choices=list(FORMATS))
-    add("folder", help="a synthetic set, such as data/synthetic/shapes, or a folder in VOC layout")
-    add("target", help="a new or empty folder, or that of the same export, interrupted or finished")
-    add(
-        "--masks",
-        default="SegmentationClass",
-        help="mask set: SegmentationClass (default) or masks/<set>",
-    )
-    add(
-        "--split",
-        nargs="+",
-        metavar="SPLIT",
-        help="lists of samples (default: all that the set has)",
-    )
-    add(
-        "--taxonomy",
-        help="voc, coco, shapes or a YAML file, where the folder does not tell its classes",
-    )
-    how.add_argument("--copy", action="store_true", help="copies of the files (default)")
-    how.add_argument(
-        "--link",
-        action="store_true",
-        help="hard links where the same file will do: to change one changes both",
-    )
-
-
-def _export(options) -> int:
-    done = export(
-        options.format,
-        options.folder,
-        options.target,
-        options.masks,
-        options.split,
-        options.taxonomy,
-        options.link,
-    )
+def _export(options: Namespace) -> int:
+    what = (options.format, options.folder, options.target)
+    done = export(*what, options.masks, options.split, options.taxonomy, options.link)
     for note in done["notes"]:
         print(f"warning: {note}", file=sys.stderr)
     how = "kept (by the names and sizes of its files)" if done["kept"] else "ready"
@@ -203,121 +274,12 @@ def _export(options) -> int:
     return 0
 
 
-def _runs_options(commands) -> None:
-    parser = commands.add_parser(
-        "runs", help="the training runs below a folder: data, steps, mIoU, unfinished ones"
-    )
-    parser.add_argument("folder", nargs="?", default="outputs", help="default: outputs")
-
-
-def _runs(options) -> int:
+def _runs(options: Namespace) -> int:
     print_runs(list_runs(options.folder), options.folder)
     return 0
 
 
-def _web_options(parser, names) -> None:
-    parser.add_argument(
-        "--existing", help="an existing copy, read where it lies (never written to)"
-    )
-    what = f"of an archive ({', '.join(names)})"
-    parser.add_argument(
-        "--url", action="append", default=[], metavar="ARCHIVE=URL", help=f"another address {what}"
-    )
-    parser.add_argument(
-        "--checksum",
-        action="append",
-        default=[],
-        metavar="ARCHIVE=md5:...|sha256:...",
-        help=f"checksum {what}; with --url alone it is recorded at the first download and "
-        "compared later",
-    )
-
-
-def _own_options(parser) -> None:
-    add = parser.add_argument
-    add(
-        "--taxonomy",
-        required=True,
-        help="YAML file of names, synonyms and colours, or voc, coco, shapes",
-    )
-    add("--name", default="own", help="folder below the root (default: own)")
-    add("--images", help="folder of images; never written to")
-    add(
-        "--masks",
-        help="folder of masks with the images' stems: class ids (palette or grey PNG) or the "
-        "taxonomy's colours",
-    )
-    for what, one in (("mask", "_mask or gt_"), ("image", "_leftImg8bit or image_")):
-        for end in ("ending", "beginning"):
-            add(
-                f"--{what}-{end}",
-                default="",
-                help=f"what the stems of {what}s have more than the others, such as {one}",
-            )
-    add(
-        "--coco",
-        action="append",
-        metavar="[SPLIT=]JSON",
-        help="COCO JSON, such as labelme, CVAT, Roboflow and Label Studio export; one for each "
-        "split: train=a.json",
-    )
-    add(
-        "--brushes-only",
-        action="store_true",
-        help="with --label-studio: leave regions out that are no brush",
-    )
-    add(
-        "--cvat",
-        help="what CVAT exports as Segmentation mask 1.1: the zip, or its unpacked folder (needs "
-        "--images)",
-    )
-    add(
-        "--label-studio",
-        metavar="JSON",
-        help="what Label Studio exports as JSON, with brushes (needs --images)",
-    )
-    add(
-        "--voc",
-        help="instead of these: a folder with JPEGImages, SegmentationClass and "
-        "ImageSets/Segmentation",
-    )
-    add(
-        "--split",
-        action="append",
-        default=[],
-        metavar="SPLIT=FILE",
-        help="text file with one image a line",
-    )
-    add(
-        "--share",
-        action="append",
-        default=[],
-        metavar="SPLIT=PART",
-        help="part drawn by --seed; default val=0.2",
-    )
-    add(
-        "--splits-of",
-        metavar="FOLDER",
-        help="an earlier, smaller set: its images stay in their splits, new ones are shared out",
-    )
-    add("--seed", type=int, default=0)
-    add(
-        "--map",
-        action="append",
-        default=[],
-        metavar="LABEL=CLASS",
-        help="of an annotation, or value of a mask (11=ignore); CLASS may be ignore (255) or "
-        "background",
-    )
-    add(
-        "--crowds",
-        choices=["ignore", "objects"],
-        default="ignore",
-        help="what iscrowd=1 means (default: 255)",
-    )
-
-
-def _own(options):
+def _own(options: Namespace) -> tuple[Path, list[str]]:
     shares = {}
     for split, part in _pairs("--share", options.share).items():
         try:
@@ -326,29 +288,17 @@ def _own(options):
             raise ValueError(
                 f"--share {split}={part}: expected a part of 1, such as val=0.2"
             ) from None
-    return prepare_own(
-        options.root,
-        options.taxonomy,
-        options.name,
-        options.images,
-        options.masks,
-        _coco_files(options.coco),
-        options.voc,
-        options.mask_ending,
-        _pairs("--split", options.split),
-        shares,
-        options.seed,
-        _pairs("--map", options.map),
-        options.crowds == "ignore",
-        options.workers,
-        options.cvat,
-        options.label_studio,
-        options.mask_beginning,
-        options.image_ending,
-        options.image_beginning,
-        options.brushes_only,
-        options.splits_of,
+    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed", "splits_of")
+    ends = ("mask_ending", "mask_beginning", "image_ending", "image_beginning")
+    data = OwnData(
+        **{key: getattr(options, key) for key in (*same, *ends)},
+        coco_file=_coco_files(options.coco),
+        mapping=_pairs("--map", options.map),
+        crowds=options.crowds == "ignore",
+        split_files=_pairs("--split", options.split),
+        shares=shares,
     )
+    return prepare_own(options.root, options.taxonomy, options.name, data, options.workers)
 
 
 def _coco_files(values: list[str] | None) -> str | dict[str, str] | None:

@@ -17,7 +17,7 @@ from dd.stages.probe import probe
 from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
 from dd.stages.review import print_review, review
-from dd.stages.score import print_table, score
+from dd.stages.score import ScoreSettings, print_table, score
 from dd.stages.sweep import print_best, sweep
 from dd.store.provenance import read_own
 from dd.training.scores import log_scores
@@ -61,13 +61,13 @@ def _score(
             f"not checked: whether {lost} of {len(data)} images are as they were (their set "
             "records no hashes)"
         )
-    how = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")}
-    how |= {"device": config.device(cfg), "per_image": per_image}
+    given = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")}
+    settings = ScoreSettings(**given, device=config.device(cfg), per_image=per_image)
     for folder in folders:
         trained, segmenter, views = config.trained_run(folder, *views_of)
         # augmented results lie below those of one view
         path = Path(folder, name, views.name, "metrics.json")
-        results[folder] = score(path, trained, segmenter, data, views, **how)
+        results[folder] = score(path, trained, segmenter, data, views, settings)
         where = path.parent.relative_to(folder).as_posix()
         log_scores(folder, where, results[folder])
         if cfg.wandb:
@@ -149,7 +149,7 @@ def predict_photos(cfg: Any) -> None:
 def review_photos(cfg: Any) -> None:
     config.use_own_data(cfg)
     given = config.review_arguments(cfg)
-    print_review(given["target"], review(**given), given["number"])
+    print_review(given["target"], review(**given), given["settings"].number)
 
 
 def write_report(cfg: Any) -> None:

@@ -25,7 +25,38 @@ from dd.stages.init import (
     strange_words,
     summary,
 )
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
+
+SEVERAL: dict[str, Any] = {"action": "append", "default": []}
+PHRASES = {"metavar": "NAME=PHRASE,...", "help": "such as lighting=dim light,neon light"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "name": {"help": "of the site, its experiments and its data, such as my-site"},
+    "--class": {
+        **SEVERAL,
+        "dest": "classes",
+        "metavar": "NAME[=SYNONYM,...]",
+        "help": "in mask order",
+    },
+    "--condition": {**SEVERAL, **PHRASES},
+    "--photos": {
+        "metavar": "FOLDER",
+        "help": "unlabelled photographs, for captions; only read",
+    },
+    "--images": {"metavar": "FOLDER", "help": "labelled photographs, with --masks; only read"},
+    "--masks": {
+        "metavar": "FOLDER",
+        "help": "their masks: the same stems, class ids as pixel values",
+    },
+    "--generator": {
+        "choices": list(RECIPES),
+        "help": "sd15 (default), or embedded: a trial on any machine",
+    },
+    "--root": {
+        "default": "data",
+        "help": "folder of data (default: data); data_root of the other commands",
+    },
+}
+CONF_HELP = "folder to write the configuration to (default: conf)"
 
 
 def init_options(commands: Any) -> None:
@@ -34,21 +65,9 @@ def init_options(commands: Any) -> None:
         help="a guided start: the configuration of a site of your own",
         epilog="without --class it asks, on a terminal",
     )
-    add = parser.add_argument
-    add("name", help="of the site, its experiments and its data, such as my-site")
-    several = {"action": "append", "default": []}
-    names, phrases = "NAME[=SYNONYM,...]", "NAME=PHRASE,..."
-    add("--class", dest="classes", metavar=names, help="in mask order", **several)
-    add("--condition", metavar=phrases, help="such as lighting=dim light,neon light", **several)
-    add("--photos", metavar="FOLDER", help="unlabelled photographs, for captions; only read")
-    add("--images", metavar="FOLDER", help="labelled photographs, with --masks; only read")
-    add("--masks", metavar="FOLDER", help="their masks: the same stems, class ids as pixel values")
-    recipes = "sd15 (default), or embedded: a trial on any machine"
-    add("--generator", choices=list(RECIPES), help=recipes)
-    root = "folder of data (default: data); data_root of the other commands"
-    add("--root", default="data", help=root)
-    conf = Path(__file__).parents[2] / "conf"
-    add("--conf", default=str(conf), help="folder to write the configuration to (default: conf)")
+    conf = str(Path(__file__).parents[2] / "conf")
+    for name, how in {**OPTIONS, "--conf": {"default": conf, "help": CONF_HELP}}.items():
+        parser.add_argument(name, **how)
 
 
 def init(options: Namespace) -> int:
@@ -77,7 +96,7 @@ def init(options: Namespace) -> int:
         print(f"warning: {note}", file=sys.stderr)
     labelled, kept = _labelled(options)
     print("\n".join(summary(site, labelled, kept)))
-    if kept is not None and (few := few_to_score(kept)):
+    if labelled is not None and (few := few_to_score(kept)):
         print(f"warning: {few}", file=sys.stderr)
     if asks and not _agreed():
         print("nothing was written")
@@ -122,10 +141,10 @@ def _agreed() -> bool:
         return False
 
 
-def _labelled(options: Namespace) -> tuple[int | None, int | None]:
+def _labelled(options: Namespace) -> tuple[int | None, int]:
     """(labelled images, those of them that are kept for the score)."""
     if options.images is None:
-        return None, None
+        return None, 0
     ids = index(options.images, IMAGES).keys() & index(options.masks, MASKS).keys()
     return len(ids), len(shared_splits({"val": 0.2}, ids, 0)["val"]) if len(ids) > 1 else 0
 
@@ -138,9 +157,8 @@ def _write_data(site: Site, options: Namespace) -> int | None:
     if options.images is None:
         return None
     try:
-        folder, notes = prepare_own(
-            options.root, taxonomy, site.name, options.images, options.masks
-        )
+        data = OwnData(options.images, options.masks)
+        folder, notes = prepare_own(options.root, taxonomy, site.name, data)
     except BaseException as error:
         if new:  # other classes may fit the masks
             taxonomy.unlink(missing_ok=True)

@@ -13,11 +13,11 @@ from dd.evaluation.budget import Prices
 from dd.evaluation.supervision import declared, override
 from dd.segmenters.transforms import EvalTransform
 from dd.stages.objective import objective
-from dd.stages.score import score
-from dd.stages.search import search
-from dd.stages.study import study
+from dd.stages.score import ScoreSettings, score
+from dd.stages.search import Reporting, SearchSettings, search
+from dd.stages.study import Measuring, study
 from dd.stages.train_adapter import train_adapter
-from dd.stages.train_generator import train_generator
+from dd.stages.train_generator import GeneratorSettings, train_generator
 from dd.stages.train_segmenter import fill, load_weights, train_segmenter
 from dd.store.locks import Lock
 from dd.store.provenance import read_json
@@ -44,7 +44,7 @@ def make_generator(cfg: Any) -> None:
         model = train_generator(
             folder,
             trainer,
-            **config.plain(cfg.generator),
+            GeneratorSettings(**config.plain(cfg.generator)),
             num_workers=cfg.num_workers,
             seed=cfg.seed,
             init_from=cfg.init_from,
@@ -80,7 +80,8 @@ def make_segmenter(cfg: Any, report: Callable[..., None] | None = None) -> float
     how = (cfg.batch_size, cfg.num_workers, cfg.seed, photos)
     data = SegmentationData(images, tuning, *transforms, *how)
     if config.debugged():
-        return _try_out(cfg, module, data, network)
+        _try_out(cfg, module, data, network)
+        return None
     identity, record = config.training_record(cfg, images, tuning, photos and photos[0], network)
 
     def make_trainer() -> Any:
@@ -103,9 +104,8 @@ def make_segmenter(cfg: Any, report: Callable[..., None] | None = None) -> float
             print(f"{folder}: {took if trainers else again}")
         if judging is not None and is_main_process():
             fill(network, load_weights(folder), folder)
-            where = {"device": config.device(cfg), "bf16": record["bf16"]}
-            how = {**where, "num_workers": cfg.num_workers}
-            value = objective(folder, network, judging, Views(cfg.scale), cfg.batch_size, **how)
+            judge = (judging, Views(cfg.scale), cfg.batch_size, config.device(cfg))
+            value = objective(folder, network, *judge, record["bf16"], cfg.num_workers)
             print(f"{folder}: mIoU {value:.2f} on {judging.split}, the objective")
         for trainer in trainers:
             tell(trainer, "end", done, value)
@@ -149,18 +149,20 @@ def make_search(cfg: Any) -> float:
     space, folder = config.search_space(cfg), f"{cfg.output_root}/{cfg.name}"
     for corner in corners(space):
         config.trial(cfg, "trial=0", corner, check_only=True)
-    how = {k: v for k, v in config.plain(cfg.search).items() if k != "space"}
+    given = {k: v for k, v in config.plain(cfg.search).items() if k != "space"}
+    settings = SearchSettings(**given)
     identity = config.study_identity(cfg, space) | {"content": config.study_content(cfg)}
     labels = config.judged_labels(cfg)
     keys = dict.fromkeys(key.rpartition(".")[2] for key in space)
     record = [override(f"chosen_on.{key}", labels) for key in keys]
 
-    def train_trial(number: int, settings: dict[str, Any], report: Callable[..., None]) -> Any:
-        chosen = [*overrides(settings, space), *record]
+    def train_trial(number: int, values: dict[str, Any], report: Reporting) -> float | None:
+        chosen = [*overrides(values, space), *record]
         return make_segmenter(config.trial(cfg, f"trial={number}", chosen), report)
 
-    known = {"chosen_on": declared(labels), "record": record}
-    best = search(folder, train_trial, identity, space, **how, seed=cfg.seed, **known)
+    best = search(
+        folder, train_trial, identity, space, settings, cfg.seed, declared(labels), record
+    )
     held = cfg.hold_out is not None
     judges = f"{cfg.hold_out} images held out" if held else f"{cfg.data.name}/{cfg.data.tune_split}"
     print(
@@ -175,7 +177,7 @@ def make_study(cfg: Any) -> None:
     _not_debugged(cfg)
     plan, identity = config.budget_plan(cfg)
     given = config.plain(cfg.study)
-    how = {"device": config.device(cfg), "num_workers": cfg.num_workers}
+    how = ScoreSettings(device=config.device(cfg), num_workers=cfg.num_workers)
 
     def train_job(job: Any) -> dict[str, Any]:
         part = config.budget_run(cfg, job, choices=plan.choices)
@@ -193,14 +195,13 @@ def make_study(cfg: Any) -> None:
         trained, network, views = config.trained_run(folder, trusted)
         path = folder / "eval" / domain / "metrics.json"
         with Lock(folder, hint="The same command again goes on"):
-            found = score(path, trained, network, config.budget_test(cfg, domain), views, **how)
+            found = score(path, trained, network, config.budget_test(cfg, domain), views, how)
         stored = path.with_name(found["per_image"]["file"])
         return {"miou": found["miou"], "num_images": found["num_images"], "per_image": stored}
 
     money, spent = Prices(**(given["prices"] or {})), config.generation_seconds(cfg)
-    folder = f"{cfg.output_root}/{cfg.name}"
-    jobs = (train_job, judge, score_job)
-    study(folder, plan, *jobs, identity, money, given["targets"], spent)
+    folder, measuring = f"{cfg.output_root}/{cfg.name}", Measuring(train_job, judge, score_job)
+    study(folder, plan, measuring, identity, money, given["targets"], spent)
     print(f"{folder}/budget.json")
 
 

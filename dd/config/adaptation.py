@@ -1,11 +1,14 @@
 """What train.py stage=adapter needs."""
 
+from typing import Any
+
 from dd.config.identity import trainer_identity
-from dd.config.objects import device, instantiate, plain
+from dd.config.objects import device, instantiate, plain, settings
 from dd.config.tuning import one_device
+from dd.stages.train_adapter import AdapterSettings
 
 
-def adaptation(cfg) -> dict:
+def adaptation(cfg: Any) -> dict[str, Any]:
     """Arguments of :func:`dd.stages.train_adapter.train_adapter` but for folder and trainer.
     ValueError for a stage without its settings, several devices, or a generator that brings an
     adapter or another precision than float32."""
@@ -19,11 +22,15 @@ def adaptation(cfg) -> dict:
     node = {"dtype": "float32", **given.pop("generator")}
     if node["dtype"] != "float32" or node.get("adapter"):
         raise ValueError(
-            "adapter.generator: trained from float32 weights without an adapter "
-            "(trainer.precision chooses the "
-            f"arithmetic); got dtype={node['dtype']}, adapter={node.get('adapter')}"
+            "adapter.generator: trained from float32 weights without an adapter (trainer.precision "
+            f"chooses the arithmetic); got dtype={node['dtype']}, adapter={node.get('adapter')}"
         )
-    generator = instantiate(node, device=device(cfg))
-    how = {"batch_size": cfg.batch_size, "num_workers": cfg.num_workers, "seed": cfg.seed}
-    how["trained_with"] = trainer_identity(cfg)
-    return {"generator": generator, "listed": given.pop("list"), **given, **how}
+    return {
+        "settings": AdapterSettings(
+            listed=given.pop("list"), batch_size=cfg.batch_size, **settings(given)
+        ),
+        "generator": instantiate(node, device=device(cfg)),
+        "num_workers": cfg.num_workers,
+        "seed": cfg.seed,
+        "trained_with": trainer_identity(cfg),
+    }

@@ -33,28 +33,40 @@ from dd.store.provenance import shortened
 
 SAID: set[str] = set()  # of the jobs of a multirun, in this process
 FULL = "HYDRA_FULL_ERROR"
-NO_PATH = (
+NO_PATH = (  # what a path was given for
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ELOOP,
     errno.EINVAL,
-)  # what a path was given for
+)
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
-NAMES = {
+NAMES = {  # key: whether its value may have parts
     "name": True,
     "data.name": False,
     "mask_set": False,
     "quality.split": False,
     "sweep.name": False,
-}  # may have parts
+}
 FOLDERS = ("data_root", "output_root", "folder", "caption.folder", "synthetic")
-SPLITS = (
-    "split",
-    "synthetic_split",
-    "probe.split",
-    "calibrate.split",
-)  # they name files, and folders of results
+# they name files, and folders of results
+SPLITS = ("split", "synthetic_split", "probe.split", "calibrate.split")
+NOISE = (  # warnings of Lightning's
+    "Experiment logs directory .* exists and is not empty",  # it holds config.yaml
+    "Checkpoint directory .* exists and is not empty",  # a resumed training's
+    ".*LeafSpec.* is deprecated",  # its own, for every run
+)
+PATHS = (
+    "data_root",
+    "output_root",
+    "run",
+    "runs",
+    "images",
+    "init_from",
+    "synthetic",
+    "masks_from",
+    "data.root",
+)
 
 
 def main(door: Door) -> NoReturn:
@@ -64,21 +76,9 @@ def main(door: Door) -> NoReturn:
     if asked or not set(sys.argv[1:]) - {"-m", "--multirun"}:
         print(door.help(), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
-    code, multirun = 0, bool({"-m", "--multirun"} & set(sys.argv[1:]))
+    code: int | None = 0
     try:
-        sys.argv[1:] = with_own_folders([quoted(a) for a in sys.argv[1:]])
-        overrides = [
-            a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))
-        ]
-        cfg = check_overrides(door.name, overrides, multirun)
-        if multirun:
-            Path(cfg.output_root).mkdir(
-                parents=True, exist_ok=True
-            )  # Hydra's multirun.yaml lies there
-        with _own_words() if multirun else nullcontext():
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=door.name)(
-                _guarded(door)
-            )()
+        _run(door, bool({"-m", "--multirun"} & set(sys.argv[1:])))
     except JobFailed as error:
         code = 1
         if str(error) not in SAID:  # it ran in another process
@@ -95,6 +95,17 @@ def main(door: Door) -> NoReturn:
             file=sys.stderr,
         )
     sys.exit(code)
+
+
+def _run(door: Door, multirun: bool) -> None:
+    sys.argv[1:] = with_own_folders([quoted(a) for a in sys.argv[1:]])
+    typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))]
+    cfg = check_overrides(door.name, typed, multirun)
+    if multirun:  # Hydra's multirun.yaml lies there
+        Path(cfg.output_root).mkdir(parents=True, exist_ok=True)
+    run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=door.name)
+    with _own_words() if multirun else nullcontext():
+        run(_guarded(door))()
 
 
 @contextmanager
@@ -117,21 +128,13 @@ def _guarded(door: Door) -> Callable[[Any], float | None]:
     the other jobs are run; Hydra's exit code is 1 then."""
     command = list(sys.argv)
 
-    def task(cfg):
+    def task(cfg: Any) -> float | None:
         sys.argv = list(command)  # a launcher's worker has another one; it names what is swept
         torch.set_flush_denormal(True)
-        logging.getLogger("pytorch_lightning").setLevel(
-            logging.WARNING
-        )  # neither hardware lists nor advertisements
-        warnings.filterwarnings(
-            "ignore", "Experiment logs directory .* exists and is not empty"
-        )  # it holds config.yaml
-        warnings.filterwarnings(
-            "ignore", "Checkpoint directory .* exists and is not empty"
-        )  # a resumed training's
-        warnings.filterwarnings(
-            "ignore", ".*LeafSpec.* is deprecated"
-        )  # Lightning's own, for every run
+        # neither hardware lists nor advertisements
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message)
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             prepare(door.name, cfg)
@@ -149,7 +152,7 @@ def _guarded(door: Door) -> Callable[[Any], float | None]:
     return task
 
 
-def prepare(config_name: str, cfg) -> None:
+def prepare(config_name: str, cfg: Any) -> None:
     """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what
     cannot be right."""
     typed = job_overrides()
@@ -161,7 +164,7 @@ def prepare(config_name: str, cfg) -> None:
     check_values(cfg)
 
 
-def _failed(error: Exception, cfg, known: bool) -> JobFailed:
+def _failed(error: Exception, cfg: Any, known: bool) -> JobFailed:
     """Say at once what went wrong in a job of a multirun; the exception for its launcher."""
     if not known:
         traceback.print_exception(error)
@@ -172,18 +175,18 @@ def _failed(error: Exception, cfg, known: bool) -> JobFailed:
     return JobFailed(text)
 
 
-def _say(error: Exception, cfg=None) -> None:
+def _say(error: Exception, cfg: Any = None) -> None:
     print(
         f"error: {_message(error, cfg)}\n(DD_TRACEBACK=1 shows where it was raised)",
         file=sys.stderr,
     )
 
 
-def _message(error: Exception, cfg=None) -> str:
+def _message(error: Exception, cfg: Any = None) -> str:
     return shortened(_words(error, cfg))
 
 
-def _words(error: Exception, cfg) -> str:
+def _words(error: Exception, cfg: Any) -> str:
     """What an error says; of one that a loader's worker passed on with its traceback, the last
     paragraph; of a value that has to be given, how; of a file that is not there, where it was
     looked for."""
@@ -199,43 +202,25 @@ def _words(error: Exception, cfg) -> str:
     return text + _looked_in(text, cfg) if isinstance(error, FileNotFoundError) else text
 
 
-def _looked_in(text: str, cfg) -> str:
+def _looked_in(text: str, cfg: Any) -> str:
     """Of a relative path that is not there: the working folder, and the data_root that was meant if
     one lies beside the script."""
     root = Path(str(cfg.data_root)) if cfg is not None else Path("data")
     beside = Path(sys.argv[0]).resolve().parent / root
-    keys = (
-        "data_root",
-        "output_root",
-        "run",
-        "runs",
-        "images",
-        "init_from",
-        "synthetic",
-        "masks_from",
-        "data.root",
-    )
-    given = [
-        str(v) for k in keys if cfg is not None and (v := OmegaConf.select(cfg, k)) is not None
-    ]
+    found = [OmegaConf.select(cfg, key) for key in PATHS] if cfg is not None else []
+    given = [str(value) for value in found if value is not None]
     if not any(value in text and not Path(value).is_absolute() for value in given):
         return ""
-    more = (
-        f"; there is {beside}: data_root={beside}"
-        if beside.is_dir() and beside != root.resolve()
-        else ""
-    )
+    meant = beside.is_dir() and beside != root.resolve()
+    more = f"; there is {beside}: data_root={beside}" if meant else ""
     return f". Relative paths begin at {Path.cwd()}, data_root={root} is {root.absolute()}{more}"
 
 
-def check_values(cfg) -> None:
+def check_values(cfg: Any) -> None:
     """ValueError for a value of a key that several commands share, before any work starts."""
     for key, parts in NAMES.items():
-        if (
-            (name := OmegaConf.select(cfg, key)) is not None
-            or key in ("name", "mask_set")
-            and key in cfg
-        ):
+        name = OmegaConf.select(cfg, key)
+        if name is not None or (key in ("name", "mask_set") and key in cfg):
             folder_name(name, key, parts)
     for key in FOLDERS:
         if OmegaConf.select(cfg, key) == "":

@@ -4,6 +4,7 @@ folders."""
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -70,7 +71,7 @@ def own_folders() -> list[Path]:
     return [Path(str(p).removeprefix("file://")) for p in places if str(p).startswith("file://")]
 
 
-def compose(config_name: str, overrides: list[str], **how):
+def compose(config_name: str, overrides: list[str], **how: Any) -> Any:
     """What Hydra composes of our files, the user's own and ``overrides``."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

@@ -3,6 +3,7 @@ to check it on."""
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def settings(arguments: list[str], allowed: dict[str, str | None]) -> dict[str, 
     return found
 
 
-def loaded(chosen: dict) -> dict:
+def loaded(chosen: dict[str, Any]) -> dict[str, Any]:
     """``run``, ``segmenter``, ``views``, ``names`` and ``palette`` of the chosen run."""
     if chosen["trusted"] not in ("true", "false"):
         raise ValueError(f"trusted={chosen['trusted']}; allowed: true, false")
@@ -55,7 +56,7 @@ def loaded(chosen: dict) -> dict:
     return {"run": run, "segmenter": segmenter, "views": views, "names": names, "palette": palette}
 
 
-def deploy_arguments(chosen: dict) -> dict:
+def deploy_arguments(chosen: dict[str, Any]) -> dict[str, Any]:
     """What the stage deploy takes."""
     given = loaded(chosen)
     images, root = chosen["images"], chosen["data_root"]
@@ -64,7 +65,7 @@ def deploy_arguments(chosen: dict) -> dict:
     return {"target": target, **given, "pictures": pictures, "weights": chosen["weights"]}
 
 
-def page_arguments(chosen: dict) -> tuple[dict, int, dict]:
+def page_arguments(chosen: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """(what the stage page takes beside what it says of the run, the port, the run's run.json)."""
     if not chosen["port"].isdecimal() or int(chosen["port"]) > 65535:
         raise ValueError(f"port={chosen['port']}: expected a number from 0 (any free one) to 65535")
@@ -75,7 +76,7 @@ def page_arguments(chosen: dict) -> tuple[dict, int, dict]:
     return how, int(chosen["port"]), given["run"]
 
 
-def _own_images(data_root, run: dict) -> Gathered:
+def _own_images(data_root: str | Path, run: dict[str, Any]) -> Gathered:
     """Images that the run was trained on, where its data set still lies. Its own folder may hold
     copies of turned images alone; the others lie where its record says."""
     trained_on = run["trained_on"]

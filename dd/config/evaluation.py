@@ -3,6 +3,7 @@
 import re
 from glob import escape, glob, has_magic
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -13,14 +14,15 @@ from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.config.settings import Data
 from dd.data.datasets import SegmentationFolder
 from dd.data.photos import source, without
-from dd.stages.review import check
+from dd.stages.report import Material
+from dd.stages.review import ReviewSettings
 from dd.store.provenance import SETTINGS, read_own, read_yaml, sha256
 from dd.store.schemas import NAMED
-from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy, voc_palette
+from dd.taxonomy import BACKGROUND, IGNORE, Colour, Taxonomy, voc_palette
 from dd.training.segmentation import Predictor
 
 
-def use_own_data(cfg) -> None:
+def use_own_data(cfg: Any) -> None:
     """Where the command names no data (``data=``, or an experiment), take those that the runs were
     trained with, as their config.yaml tells, and their synthetic set. ValueError for runs of
     several data sets, or for a file that does not hold such settings."""
@@ -55,7 +57,7 @@ def use_own_data(cfg) -> None:
         print(f"data: {data['name']} in {data['root']}, those of the run; others: data=...")
 
 
-def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
+def _trained_with(cfg: Any, file: Path) -> tuple[dict[str, Any], str | None]:
     """(data group, synthetic set) of a run's config.yaml, below the ``data_root`` of now."""
     try:
         saved = read_yaml(file)
@@ -69,7 +71,7 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
             f"{file} does not tell the data of a training ({error!s:.200}); say them: data=..."
         ) from None
 
-    def moved(value):
+    def moved(value: Any) -> Any:
         if isinstance(value, list):
             return [moved(v) for v in value]
         inside = isinstance(value, str) and value.startswith(f"{before}/")
@@ -81,7 +83,7 @@ def _trained_with(cfg, file: Path) -> tuple[dict, str | None]:
     ) else None
 
 
-def prediction_arguments(cfg, place: Path | None = None) -> dict:
+def prediction_arguments(cfg: Any, place: Path | None = None) -> dict[str, Any]:
     """What the stage predict_images takes: by default the results lie in the run's
     ``predictions/<name of images>``, those of other weights or views in a folder of their own.
     ``place``: another folder within the run."""
@@ -123,7 +125,7 @@ def prediction_arguments(cfg, place: Path | None = None) -> dict:
     }
 
 
-def review_arguments(cfg) -> dict:
+def review_arguments(cfg: Any) -> dict[str, Any]:
     """What the stage review takes: by default the queue lies in the run's ``review/<name of
     images>-<order>``."""
     if not cfg.images or not Path(cfg.images).is_dir():
@@ -131,13 +133,10 @@ def review_arguments(cfg) -> dict:
             f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take "
             "frames"
         )
-    given_queue = plain(cfg.review)
-    queue = {key: given_queue[key] for key in ("number", "score", "order", "distinct")}
-    queue["seed"] = cfg.seed
-    check(**queue)
-    name = f"{Path(cfg.images).resolve().name}-{queue['order']}" + (
-        f"-{cfg.seed}" if queue["order"] == "random" else ""
-    )
+    queue = {k: v for k, v in plain(cfg.review).items() if k != "leave_out"}
+    settings = ReviewSettings(**queue)
+    name = f"{Path(cfg.images).resolve().name}-{settings.order}"
+    name += f"-{cfg.seed}" if settings.order == "random" else ""
     given = prediction_arguments(cfg, Path("review", name))
     if cfg.review.leave_out:
         given["source"].items = without(given["source"].items, cfg.review.leave_out)
@@ -148,22 +147,24 @@ def review_arguments(cfg) -> dict:
         names,
         colours=_colours(names, colours),
     )
-    return {**given, **queue, "classes": classes, "address": cfg.review.address}
+    return {**given, "classes": classes, "settings": settings, "seed": cfg.seed}
 
 
-def _colours(names, palette: list[int]) -> dict:
+def _colours(names: list[str], palette: list[int]) -> dict[str | int, Colour]:
     """{class: colour} of what differs from VOC's, as a taxonomy file would say it."""
-    places = {BACKGROUND: 0, IGNORE: IGNORE, **{name: i for i, name in enumerate(names, 1)}}
-    colours = {key: tuple(palette[3 * i : 3 * i + 3]) for key, i in places.items()}
+
+    def colour(of: list[int], i: int) -> Colour:
+        return of[3 * i], of[3 * i + 1], of[3 * i + 2]
+
+    places: dict[str | int, int] = {BACKGROUND: 0, IGNORE: IGNORE}
+    places |= {name: i for i, name in enumerate(names, 1)}
     voc = voc_palette()
     return {
-        key: c
-        for key, c in colours.items()
-        if c != tuple(voc[3 * places[key] : 3 * places[key] + 3])
+        key: colour(palette, i) for key, i in places.items() if colour(palette, i) != colour(voc, i)
     }
 
 
-def report_arguments(cfg) -> dict:
+def report_arguments(cfg: Any) -> dict[str, Any]:
     """What the report stage takes, from an evaluate configuration; ``runs`` is a folder or a glob
     of folders."""
     pattern = str(cfg.report.runs or "")
@@ -176,19 +177,19 @@ def report_arguments(cfg) -> dict:
             f"report.runs={cfg.report.runs}: no finished training run below it (a folder with "
             "run.json)"
         )
-    return {
-        "folder": f"{cfg.output_root}/{cfg.name}",
-        "runs": runs,
-        "tests": test_sets(cfg),
-        "synthetic": cfg.synthetic,
-        "masks": cfg.synthetic_masks,
-        "missed": _missed(pattern, runs),
-        "taxonomy": taxonomy(cfg),
-        "domains": list(cfg.report.domains),
-        "title": f"Dataset Diffusion: {cfg.name}",
-        "baseline": cfg.report.baseline,
-        "budgets": sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
-    }
+    material = Material(
+        runs=runs,
+        tests=test_sets(cfg),
+        synthetic=cfg.synthetic,
+        taxonomy=taxonomy(cfg),
+        domains=list(cfg.report.domains),
+        masks=cfg.synthetic_masks,
+        baseline=cfg.report.baseline,
+        budgets=sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
+        missed=_missed(pattern, runs),
+    )
+    title = f"Dataset Diffusion: {cfg.name}"
+    return {"folder": f"{cfg.output_root}/{cfg.name}", "title": title, "given": material}
 
 
 def _with(pattern: str, file: str) -> list[Path]:
@@ -206,7 +207,7 @@ def _missed(pattern: str, runs: list[Path]) -> list[Path]:
     return sorted(folder for folder in there if "trained_on" in read_own(folder / "run.json", {}))
 
 
-def test_sets(cfg) -> dict[str, SegmentationFolder]:
+def test_sets(cfg: Any) -> dict[str, SegmentationFolder]:
     """Test images of each of ``domains`` (names of the data group) that lie on this machine."""
     found = {}
     for domain in cfg.report.domains:
@@ -214,7 +215,7 @@ def test_sets(cfg) -> dict[str, SegmentationFolder]:
         if domain != cfg.data.name and file:
             node = OmegaConf.merge({"data_root": cfg.data_root}, OmegaConf.load(file))
         if Path(node.root).is_dir() and domain in (cfg.data.name, file and file.stem):
-            images = OmegaConf.to_container(node, resolve=True).get("images")
+            images = plain(node).get("images")
             found[domain] = SegmentationFolder(
                 node.root, node.test_split, taxonomy(cfg), node.masks, images=images
             )

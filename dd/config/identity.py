@@ -5,6 +5,8 @@ A key that is not marked counts, an unknown one of Lightning's trainer too: a fo
 for settings that it was not made with.
 """
 
+from typing import Any
+
 import torch
 
 from dd.config.objects import plain
@@ -31,14 +33,14 @@ OBSERVERS = {  # callbacks by class, whatever they are called
 }
 
 
-def settings_identity(cfg) -> dict:
+def settings_identity(cfg: Any) -> dict[str, Any]:
     """The settings of a training that decide its weights, but for those that
     :func:`dd.config.training_record` records by content. ValueError for a debug switch."""
     found = _without(plain(cfg), "")
     return {**found, "trainer": trainer_identity(cfg), "processes": processes(cfg)}
 
 
-def trainer_identity(cfg) -> dict:
+def trainer_identity(cfg: Any) -> dict[str, Any]:
     """Of Lightning's trainer and its callbacks what decides weights. ValueError for
     ``fast_dev_run``, which trains a step and would call the folder finished, and for
     ``overfit_batches``, which our order of the images would not follow."""
@@ -63,7 +65,7 @@ def trainer_identity(cfg) -> dict:
     return {**_without(node, "trainer."), "callbacks": {"ema": callbacks.get("ema"), **kept}}
 
 
-def processes(cfg) -> int:
+def processes(cfg: Any) -> int:
     """Processes that train together: they share the ``batch_size`` images of a step."""
     devices, kind = cfg.trainer.devices, cfg.trainer.accelerator
     nodes = cfg.trainer.get("num_nodes") or 1
@@ -77,7 +79,7 @@ def processes(cfg) -> int:
     return nodes * (devices if isinstance(devices, int) else len(devices))
 
 
-def _without(node: dict, prefix: str) -> dict:
+def _without(node: dict[str, Any], prefix: str) -> dict[str, Any]:
     """``node`` without the keys of the two tables, which name them from ``prefix`` on."""
     found = {}
     for key, value in node.items():

@@ -3,6 +3,7 @@ its own."""
 
 import re
 import sys
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,12 +15,8 @@ RESULT = {  # stage: the key that names what it writes into a data set that is t
     "filter": "quality.split",
     "sweep": "sweep.name",
 }
-THEMSELVES = {
-    "name",
-    "folder",
-    "output_root",
-    *RESULT.values(),
-}  # keys that keep jobs apart without being repeated
+# keys that keep jobs apart without being repeated
+THEMSELVES = {"name", "folder", "output_root", *RESULT.values()}
 
 
 class JobFailed(CompactHydraException):
@@ -30,7 +27,8 @@ class JobFailed(CompactHydraException):
 def job_overrides() -> list[str]:
     """The overrides of this job as typed: Hydra's list of them would resolve
     ``init_from=out/seed=${seed}`` among its own keys, where there is no seed."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return typed
 
 
 def debugged() -> str | None:
@@ -44,8 +42,8 @@ def swept_keys() -> set[str]:
     typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
     if HydraConfig.initialized():
         params = HydraConfig.get().sweeper.get("params") or {}
-        params = OmegaConf.to_container(OmegaConf.create(params), resolve=False)
-        typed += [f"{key}={value}" for key, value in params.items()]
+        plain: Any = OmegaConf.to_container(OmegaConf.create(params), resolve=False)
+        typed += [f"{key}={value}" for key, value in plain.items()]
     return {
         o.key_or_group
         for o in OverridesParser.create().parse_overrides(typed)
@@ -59,7 +57,7 @@ def swept_parts(overrides: list[str]) -> list[str]:
     return [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept]
 
 
-def name_job(cfg, overrides: list[str], debug: str | None = None) -> None:
+def name_job(cfg: Any, overrides: list[str], debug: str | None = None) -> None:
     """Name the result of a job after what was swept (``a_run/shots=16,seed=0``), so that jobs never
     share one: the run or data set, or, of a stage that works on a data set, its mask set or file
     (``masks/masks.threshold=0.4``). Runs of a ``debug`` choice lie below a folder of its name."""

@@ -23,10 +23,12 @@ def check_settings(script: str, cfg: Any) -> None:
     try:
         _check_settings(SCRIPTS[script], cfg)
     except InterpolationKeyError as error:  # of the first key that refers to a key that does
-        found = re.search(r"key '([^']*)'", str(error))
-        for key, value in _leaves(OmegaConf.to_container(cfg), "") if found else ():
-            if isinstance(value, str) and re.search(rf"\$\{{\s*{re.escape(found[1])}\s*\}}", value):
-                raise ValueError(f"{key}={shown(value)}: there is no key {found[1]!r}") from None
+        if found := re.search(r"key '([^']*)'", str(error)):
+            wanted = re.compile(rf"\$\{{\s*{re.escape(found[1])}\s*\}}")
+            for key, value in _leaves(OmegaConf.to_container(cfg), ""):
+                if isinstance(value, str) and wanted.search(value):
+                    said = f"{key}={shown(value)}: there is no key {found[1]!r}"
+                    raise ValueError(said) from None
         raise
 
 
@@ -40,12 +42,13 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _check_settings(model: type[Common], cfg: Any) -> None:
     OmegaConf.select(cfg, "name", throw_on_missing=True)  # others refer to it
-    for key, value in OmegaConf.to_container(cfg).items():
+    given: Any = OmegaConf.to_container(cfg)
+    for key, value in given.items():
         # groups first: much refers to what is in them
         group = key in model.model_fields and _is_group(model.model_fields[key].annotation)
         if group and not (isinstance(value, str) and "${" in value):
             check_kind(key, value, dict)
-    values = OmegaConf.to_container(cfg, resolve=True)
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
     _check_texts(values)
     checked = model(**values)
     for key, value in _leaves(checked.model_dump(), ""):
@@ -76,17 +79,18 @@ def check_arguments(key: str, target: Any, node: dict[str, Any]) -> None:
     fields = model.model_fields
     for field, info in fields.items():  # Annotated takes the bounds back
         hints[field] = Annotated[info.annotation, *info.metadata, "of the model"]
-    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values()) and not fields
     for name, value in node.items():
         if (name.startswith("_") and name.endswith("_")) or name == "chosen_on":
             continue  # of Hydra, and which labels chose the values (dd.evaluation.supervision)
-        if name not in accepted and name not in fields and (fields or not anything):
+        known = name in accepted or name in fields
+        if not known and not anything:
             allowed = [*fields, *(n for n in accepted if n != "settings")]
             raise ValueError(
                 f"{key}{name}: {target.__name__} takes no such setting; allowed: "
                 f"{', '.join(allowed)}"
             )
-        if name in hints and (name in accepted or name in fields) and not _nested(value):
+        if known and name in hints and not _nested(value):
             check_kind(f"{key}{name}", value, hints[name])
 
 

@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -14,7 +16,7 @@ from dd.config.training import training_sets
 from dd.config.tuning import one_device, study_identity
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation.budget import RECIPES, Job, Plan, choice_shots
-from dd.evaluation.supervision import declared, label_set
+from dd.evaluation.supervision import LabelSet, declared, label_set
 from dd.store.samples import read_records
 from dd.training import search
 
@@ -33,14 +35,13 @@ JUDGED = (
 def _given() -> dict[str, str]:
     """{key: override} of this command, without those that say which study it is."""
     keys = {o.lstrip("+~").partition("=")[0]: o for o in job_overrides()}
-    return {
-        k: o
-        for k, o in keys.items()
-        if k.split(".")[0] not in ("name", "stage", "search", "experiment", "study")
-    }
+    own = ("name", "stage", "search", "experiment", "study")
+    return {k: o for k, o in keys.items() if k.split(".")[0] not in own}
 
 
-def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None):
+def _budget_part(
+    cfg: Any, recipe: str, domain: str, more: Sequence[str] = (), draw: str | None = None
+) -> Any:
     """The configuration of a recipe of the study on a domain, but for its name: the recipe's
     experiment, then the overrides of this command, then ``more``; its synthetic images are those
     of ``draw``, None for ``synthetic``. ValueError for an experiment or a domain that does not
@@ -71,14 +72,11 @@ def _budget_part(cfg, recipe: str, domain: str, more=(), draw: str | None = None
     return compose("train", [*given.values(), *fixed, drawn, *more])
 
 
-def _draws(cfg) -> list[str]:
+def _draws(cfg: Any) -> list[str]:
     """The synthetic sets of the study. ValueError for sets that cannot be told apart."""
     given = plain(cfg.study)["synthetic"]
     if given is None:
         return [cfg.synthetic]
-    if not isinstance(given, list) or not all(isinstance(path, str) and path for path in given):
-        expected = "expected a list of folders, or null for the one of synthetic=..."
-        raise ValueError(f"study.synthetic={given!r}: {expected}")
     if "synthetic" in _given():
         raise ValueError("synthetic=... and study.synthetic both name synthetic sets; give one")
     names = [Path(path).name for path in given]
@@ -88,7 +86,7 @@ def _draws(cfg) -> list[str]:
     return given
 
 
-def budget_plan(cfg) -> tuple[Plan, dict]:
+def budget_plan(cfg: Any) -> tuple[Plan, dict[str, Any]]:
     """(plan, settings that all runs of the study share). Data and settings are checked; nothing
     is trained or written."""
     one_device(cfg, "a run of the study trains on one device")
@@ -97,64 +95,52 @@ def budget_plan(cfg) -> tuple[Plan, dict]:
             f"{', '.join(found)}: stage=study sets this for each run; see the keys of budget"
         )
     given = plain(cfg.study)
-    if not isinstance(given["domains"], list) or not given["domains"]:
-        raise ValueError(
-            f"study.domains={given['domains']!r}: expected a list of data sets, such as "
-            f"[{cfg.data.name}]"
-        )
-    needed = [r for r in RECIPES if r in ("synthetic", "finetune") or r in (given["arms"] or ())]
-    parts = {recipe: _budget_part(cfg, recipe, given["domains"][0]) for recipe in needed}
+    needed = {"synthetic", "finetune", *(given["arms"] or ())}
+    parts = {r: _budget_part(cfg, r, given["domains"][0]) for r in RECIPES if r in needed}
     domains = {domain: _budget_part(cfg, "finetune", domain) for domain in given["domains"]}
     for domain, part in domains.items():
-        if part.data.tune_split == part.data.test_split:
-            raise ValueError(
-                f"data {domain!r} has its test split as tune split, and nothing is ever chosen on "
-                "the test split; "
-                "set data.tune_split=null, or to other images"
-            )
-        if taxonomy(part) != taxonomy(cfg):
-            raise ValueError(f"study.domains: {domain!r} has other classes than {cfg.data.name!r}")
+        _check_domain(cfg, domain, part)
+    first = next(iter(domains.values()))
     plan = Plan(
         **{k: given[k] for k in ("shots", "seeds", "arms")},
         choose=given["choose"] or {},
         learning_rates=given["learning_rates"] or {},
-        domains={
-            domain: len(real_data(part, part.data.train_split)) for domain, part in domains.items()
-        },
+        domains={d: len(real_data(part, part.data.train_split)) for d, part in domains.items()},
         synthetic_steps=parts["synthetic"].trainer.max_steps,
         finetune_steps=parts["finetune"].trainer.max_steps,
         own_rates={recipe: part.optimizer.learning_rate for recipe, part in parts.items()},
-        judged_on=_judged_on(cfg, next(iter(domains.values()))),
+        judged_on=_judged_on(cfg, first),
         draws=_draws(cfg),
-        lists={
-            domain: f"{part.data.name}/{part.data.train_split}" for domain, part in domains.items()
-        },
-        judges=_judges(cfg, next(iter(domains.values()))),
+        lists={d: f"{part.data.name}/{part.data.train_split}" for d, part in domains.items()},
+        judges=_judges(cfg, first),
     )
     for draw in plan.draws if "synthetic" in plan.recipes() else ():
         training_sets(_budget_part(cfg, "synthetic", given["domains"][0], draw=draw))
+    # what is made of the runs is not what they are; nor is a list of draws that is not given
+    loose = {"prices", "targets", "generation_seconds"}
+    loose |= {"synthetic"} if given["synthetic"] is None else set()
     settings = {
-        **given,
+        **{k: v for k, v in given.items() if k not in loose},
         "hold_out": cfg.hold_out,
         "images": plan.domains,
         "judged_on": plan.judged_on,
     }
-    for loose in (
-        "prices",
-        "targets",
-        "generation_seconds",
-    ):  # what is made of the runs, not what they are
-        settings.pop(loose)
-    if given["synthetic"] is None:  # a study from before there was such a key is still the same
-        settings.pop("synthetic")
-    identity = {
-        "budget": settings,
-        "recipes": {r: _shared(p) for r, p in parts.items() if r in plan.recipes()},
-    }
-    return plan, identity | {"data": {domain: plain(part.data) for domain, part in domains.items()}}
+    recipes = {r: _shared(p) for r, p in parts.items() if r in plan.recipes()}
+    data = {domain: plain(part.data) for domain, part in domains.items()}
+    return plan, {"budget": settings, "recipes": recipes, "data": data}
 
 
-def _judged_on(cfg, first) -> str | None:
+def _check_domain(cfg: Any, domain: str, part: Any) -> None:
+    if part.data.tune_split == part.data.test_split:
+        raise ValueError(
+            f"data {domain!r} has its test split as tune split, and nothing is ever chosen on "
+            "the test split; set data.tune_split=null, or to other images"
+        )
+    if taxonomy(part) != taxonomy(cfg):
+        raise ValueError(f"study.domains: {domain!r} has other classes than {cfg.data.name!r}")
+
+
+def _judged_on(cfg: Any, first: Any) -> str | None:
     """The images on which learning rates are compared: those held out, the tune split, or none."""
     if cfg.hold_out is not None:
         given = plain(cfg.study)
@@ -175,7 +161,7 @@ def _judged_on(cfg, first) -> str | None:
     )
 
 
-def _judges(cfg, first) -> list[dict]:
+def _judges(cfg: Any, first: Any) -> list[dict[str, Any]]:
     """The label sets of :func:`_judged_on`, unless they are held out and so among the
     training's."""
     split = first.data.tune_split
@@ -184,57 +170,63 @@ def _judges(cfg, first) -> list[dict]:
     return [label_set(f"{first.data.name}/{split}", len(real_data(first, split)))]
 
 
-def _shared(part) -> dict:
+def _shared(part: Any) -> dict[str, Any]:
     each = ("search", "seed", "shots", "init_from", "data", "data_root", "hold_out")
     return {k: v for k, v in study_identity(part, {}).items() if k not in each}
 
 
-def budget_run(cfg, job: Job, judged: bool = False, choices: dict | None = None):
+def budget_run(
+    cfg: Any, job: Job, judged: bool = False, choices: dict[str, Any] | None = None
+) -> Any:
     """The configuration of a job. One that is its experiment's own, with nothing changed but
     data, shots and seed, has the folder that ``train.py -m experiment=...`` gives it, and is
     shared with it, if the record of the experiment tells the labels that the study chose the
     rate on; all others lie below the study's folder. ``choices``: {recipe: the label sets that
     its rate is chosen on} (:attr:`dd.evaluation.budget.Plan.choices`)."""
-    domain = job.domain or cfg.study.domains[0]
     held = judged and cfg.hold_out is not None
-    more = [
-        f"seed={job.seed}",
-        *([f"shots={job.shots}"] if job.domain else []),
-        *(JUDGED if judged else ()),
-    ]
-    more += ["trainer.callbacks.best=null"] * judged
-    part = _budget_part(cfg, job.recipe, domain, more, job.draw)
+    more = _points(job) + [*JUDGED, "trainer.callbacks.best=null"] * judged
+    part = _budget_part(cfg, job.recipe, job.domain or cfg.study.domains[0], more, job.draw)
     after = job.after and budget_run(cfg, job.after, choices=choices)
     init_from = after and f"{after.output_root}/{after.name}"
-    changes = [f"max_steps={job.steps}"] * (job.steps != part.trainer.max_steps)
-    changes += [f"learning_rate={job.learning_rate:g}"] * (
-        job.learning_rate != part.optimizer.learning_rate
-    )
-    changes += [f"hold_out={cfg.hold_out}"] * held
-    if job.draw not in (None, cfg.synthetic):
-        changes += [f"draw={Path(job.draw).name}"]
-    points = [f"shots={job.shots}"] * (job.domain is not None) + [f"seed={job.seed}"]
-    own = not changes and init_from == part.init_from and (job.domain or "") in part.name
+    changes = _changes(cfg, job, part, held)
     sets = (choices or {}).get(job.recipe)
-    if not own or not _told(part, sets) or any(not re.match(SHARED, k) for k in _given()):
-        where = "_".join([job.recipe, *([job.domain] if job.domain else [])])
-        part.name = f"{cfg.name}/{where}/{','.join(points + changes)}"
-        if sets is not None:
-            chosen, how = declared(sets), {"merge": False, "force_add": True}
-            OmegaConf.update(part, "chosen_on.learning_rate", chosen, **how)
+    own = (not changes, init_from == part.init_from, (job.domain or "") in part.name)
+    shared = all(re.match(SHARED, key) for key in _given())
+    if all(own) and shared and _told(part, sets):
+        rest = [p for p in _points(job) if p not in re.split("[/,]", part.name)]
+        part.name = "/".join([part.name, *([",".join(rest)] if rest else [])])
     else:
-        rest = [p for p in points if p not in re.split("[/,]", part.name)]
-        part.name = "/".join([part.name, ",".join(rest)]) if rest else part.name
-    part.init_from, part.trainer.max_steps, part.optimizer.learning_rate = (
-        init_from,
-        job.steps,
-        job.learning_rate,
-    )
-    part.hold_out = cfg.hold_out if held else None
+        where = f"{job.recipe}_{job.domain}" if job.domain else job.recipe
+        part.name = f"{cfg.name}/{where}/{','.join(_points(job) + changes)}"
+        _declare(part, sets)
+    part.trainer.max_steps, part.optimizer.learning_rate = job.steps, job.learning_rate
+    part.init_from, part.hold_out = init_from, cfg.hold_out if held else None
     return part
 
 
-def _told(part, sets: list[dict] | None) -> bool:
+def _declare(part: Any, sets: list[LabelSet] | None) -> None:
+    if sets is not None:
+        chosen, how = declared(sets), {"merge": False, "force_add": True}
+        OmegaConf.update(part, "chosen_on.learning_rate", chosen, **how)
+
+
+def _points(job: Job) -> list[str]:
+    return [f"shots={job.shots}"] * (job.domain is not None) + [f"seed={job.seed}"]
+
+
+def _changes(cfg: Any, job: Job, part: Any, held: bool) -> list[str]:
+    """What a job has otherwise than its experiment, but for data, shots and seed."""
+    rate, draw = job.learning_rate, job.draw
+    changes = {
+        f"max_steps={job.steps}": job.steps != part.trainer.max_steps,
+        f"learning_rate={rate:g}": rate != part.optimizer.learning_rate,
+        f"hold_out={cfg.hold_out}": held,
+        f"draw={Path(draw or '').name}": draw not in (None, cfg.synthetic),
+    }
+    return [text for text, is_so in changes.items() if is_so]
+
+
+def _told(part: Any, sets: list[dict[str, Any]] | None) -> bool:
     """Whether an experiment's own record of its learning rate holds these label sets, or the whole
     lists that they are drawn from."""
     record = [
@@ -246,20 +238,15 @@ def _told(part, sets: list[dict] | None) -> bool:
     return all(one["data"] in whole or {"seed": None, **one} in record for one in sets or ())
 
 
-def budget_test(cfg, domain: str) -> SegmentationFolder:
+def budget_test(cfg: Any, domain: str) -> SegmentationFolder:
     """The test images of a domain of the study."""
     part = _budget_part(cfg, "finetune", domain)
     return real_data(part, part.data.test_split)
 
 
-def generation_seconds(cfg) -> dict[str, float]:
+def generation_seconds(cfg: Any) -> dict[str, float]:
     """{synthetic set: seconds that drawing it took}, by its records, or as given for each."""
     given = cfg.study.generation_seconds
-    if given is not None and not (type(given) in (int, float) and given >= 0):
-        raise ValueError(
-            f"study.generation_seconds={given!r}: expected a number of 0 or more, or null for "
-            "the records' own"
-        )
     if given is not None:
         return dict.fromkeys(_draws(cfg), given)
     drawn = {draw: read_records(draw).values() for draw in _draws(cfg)}

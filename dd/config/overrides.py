@@ -2,7 +2,9 @@
 names that exist."""
 
 import errno
+from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -79,7 +81,7 @@ def one_line(error: Exception) -> str:
     return f"{key}: {' '.join(kept)}" if key else " ".join(kept) or type(error).__name__
 
 
-def check_overrides(config_name: str, overrides: list[str], multirun: bool = True):
+def check_overrides(config_name: str, overrides: list[str], multirun: bool = True) -> Any:
     """The configuration (the first one of a multirun). ValueError for an override whose key or
     group value does not exist, with the allowed names; for a sweep where there is no
     ``multirun``."""
@@ -94,7 +96,7 @@ def check_overrides(config_name: str, overrides: list[str], multirun: bool = Tru
         ) from None
 
 
-def _check_overrides(config_name: str, overrides: list[str], multirun: bool):
+def _check_overrides(config_name: str, overrides: list[str], multirun: bool) -> Any:
     try:
         parsed = parse(overrides)
     except HydraException as error:
@@ -132,7 +134,7 @@ def _not_read(overrides: list[str], error: HydraException) -> str:
     return f"{typed!r:.200}: {why}; a text as it is: {typed.partition('=')[0]}='\"the text\"'"
 
 
-def _choices(override) -> list[str]:
+def _choices(override: Any) -> list[str]:
     """An override as typed, or each of the overrides that a sweep stands for, with its ``+``."""
     if not override.is_sweep_override():
         return [override.input_line]
@@ -140,7 +142,7 @@ def _choices(override) -> list[str]:
     return [f"{key}={v}" for v in override.sweep_string_iterator()]
 
 
-def _refuse_sweeps(parsed) -> None:
+def _refuse_sweeps(parsed: list[Any]) -> None:
     for override in parsed:
         if override.is_sweep_override():
             key, _, value = override.input_line.partition("=")
@@ -152,7 +154,7 @@ def _refuse_sweeps(parsed) -> None:
             )
 
 
-def _check_output(composed) -> None:
+def _check_output(composed: Any) -> None:
     """Hydra itself reads these, before any task."""
     for key in ("output_root", "hydra.run.dir", "hydra.sweep.dir"):
         try:
@@ -189,7 +191,7 @@ def _check_choices(overrides: list[str]) -> None:
                 )
 
 
-def _check_plugin(typed: str, key: str, value) -> None:
+def _check_plugin(typed: str, key: str, value: Any) -> None:
     there = plugins(key)
     if value not in there and value is not None:
         more = ""
@@ -226,9 +228,9 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     return one_line(error)
 
 
-def _unknown(base, override: str, known: list[str]) -> str | None:
+def _unknown(base: Any, override: str, known: list[str]) -> str | None:
     """What to say of an override whose key is not in ``base``; None if it is there."""
-    node, path = base, []
+    node, path = base, list[str]()
     for part in override.lstrip("~").partition("=")[0].split("."):
         names = [str(k) for k in node] if isinstance(node, DictConfig) else []
         if not path:
@@ -245,6 +247,6 @@ def _unknown(base, override: str, known: list[str]) -> str | None:
     return None
 
 
-def _nearest(word, names) -> str:
+def _nearest(word: str, names: Iterable[str]) -> str:
     close = get_close_matches(word, names, 1)
     return f". Did you mean {close[0]!r}?" if close else ""

@@ -7,9 +7,11 @@ values (:func:`dd.config.kinds.check_arguments`).
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationInfo, model_validator
 
+from dd.stages.review import ReviewSettings
+from dd.stages.search import SearchSettings
 from dd.store.settings import STRICT, Count, Natural, NoResult, Settings, shown
 
 
@@ -123,14 +125,8 @@ class Predict(Group):
     every: Count
 
 
-class Review(Group):
-    noun = "review"
-    number: Count
+class Review(ReviewSettings, Group):
     leave_out: str | None
-    score: Text
-    order: Text
-    distinct: Natural | None
-    address: Text
 
 
 class Report(Group):
@@ -210,28 +206,23 @@ class SelfTraining(Group):
     chosen_on: Choices = None
 
 
-class Search(Group):
-    noun = "search"
-    trials: Count
+class Search(SearchSettings, Group):
     space: dict[str, Any] | str | None
-    sampler: Text
-    pruner: Text
-    pruner_settings: dict[str, Any] | None
 
 
 class Study(Group):
     noun = "study"
     shots: list[int | str]
     seeds: list[Natural]
-    domains: list[str]
-    synthetic: list[str] | None
+    domains: Annotated[list[str], MinLen(1)]
+    synthetic: list[Annotated[str, MinLen(1)]] | None
     arms: list[str] | None
     experiments: dict[str, str]
     learning_rates: dict[str, Numbers | None] | None
     choose: dict[str, Any] | None
     prices: dict[str, float] | None
     targets: Numbers | None
-    generation_seconds: float | None
+    generation_seconds: Annotated[float, Ge(0)] | None
 
 
 READS = "validation reads the weights"

@@ -1,7 +1,10 @@
 """What train.py needs: images, the record of a run, Lightning's trainer."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
@@ -9,7 +12,8 @@ from dd.config.identity import processes, settings_identity
 from dd.config.objects import chosen_on, instantiate, plain, real_data, settings, taxonomy
 from dd.data.datasets import SegmentationFolder, read_split
 from dd.data.photos import Unlabelled
-from dd.evaluation.supervision import merged, supervision
+from dd.evaluation.supervision import LabelSet, merged, supervision
+from dd.segmenters.base import Segmenter
 from dd.store.provenance import fingerprint, read_own
 from dd.store.schemas import FILTERED, JUDGED_MASKS, STARTED
 from dd.training.callbacks import Steps
@@ -22,16 +26,33 @@ SOURCES = ("synthetic", "real", "mixed")
 def seed_everything(seed: int) -> None:
     """Seeds of the weights' initial values and of everything that is not a function of the
     sample."""
-    from pytorch_lightning import seed_everything as seed_all
-
-    seed_all(seed, verbose=False)
+    pl.seed_everything(seed, verbose=False)
 
 
-def training_sets(cfg):
+def training_sets(
+    cfg: Any,
+) -> tuple[SegmentationFolder | Mixture, SegmentationFolder | None]:
     """(training set, tune set or None) of a train configuration. The tune set is ``hold_out``
     images of the training set (of its real part in mixed training), or the data's tune split;
     nothing is held out when nothing is validated."""
     per_process(cfg.batch_size, processes(cfg))
+    _check_source(cfg)
+    shots, parts = None if cfg.shots == "all" else cfg.shots, []
+    if cfg.source != "synthetic":
+        parts.append(real_data(cfg, cfg.data.train_split, shots, cfg.shots_list))
+    if cfg.source != "real":
+        which = (cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks)
+        parts.append(SegmentationFolder(cfg.synthetic, *which))
+    tune = None
+    if holds_out(cfg):
+        parts[0], tune = hold_out(parts[0], cfg.hold_out, cfg.seed)
+    elif cfg.data.tune_split is not None and cfg.trainer.get("limit_val_batches") != 0:
+        tune = real_data(cfg, cfg.data.tune_split)
+    images = parts[0] if len(parts) == 1 else Mixture(parts[0], parts[1], cfg.real_share)
+    return images, tune
+
+
+def _check_source(cfg: Any) -> None:
     if cfg.source not in SOURCES:
         raise ValueError(f"source={cfg.source!r}; allowed: {', '.join(SOURCES)}")
     if cfg.source == "synthetic" and cfg.shots not in (None, "all"):
@@ -41,26 +62,9 @@ def training_sets(cfg):
         )
     if cfg.source == "synthetic" and cfg.shots_list is not None:
         raise ValueError(f"shots_list={cfg.shots_list} has no effect with source=synthetic")
-    real = synthetic = tune = None
-    if cfg.source != "synthetic":
-        shots = None if cfg.shots in (None, "all") else cfg.shots
-        real = real_data(cfg, cfg.data.train_split, shots, cfg.shots_list)
-    if cfg.source != "real":
-        synthetic = SegmentationFolder(
-            cfg.synthetic, cfg.synthetic_split, taxonomy(cfg), cfg.synthetic_masks
-        )
-    if holds_out(cfg) and real is not None:
-        real, tune = hold_out(real, cfg.hold_out, cfg.seed)
-    elif holds_out(cfg):
-        synthetic, tune = hold_out(synthetic, cfg.hold_out, cfg.seed)
-    elif cfg.data.tune_split is not None and cfg.trainer.get("limit_val_batches") != 0:
-        tune = real_data(cfg, cfg.data.tune_split)
-    return (
-        Mixture(real, synthetic, cfg.real_share) if real and synthetic else real or synthetic
-    ), tune
 
 
-def unlabelled_photos(cfg, why: str) -> Unlabelled:
+def unlabelled_photos(cfg: Any, why: str) -> Unlabelled:
     """The photographs of the site; ValueError that says what needs them (``why``) if none are
     given."""
     if not cfg.unlabelled.images:
@@ -71,7 +75,7 @@ def unlabelled_photos(cfg, why: str) -> Unlabelled:
     return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
 
 
-def self_training(cfg, num_classes: int):
+def self_training(cfg: Any, num_classes: int) -> tuple[Any, Any]:
     """(teacher, (photographs, their transform)) of a train configuration; (None, None) where it
     is off. ValueError without photographs, or without the average of the weights."""
     if not cfg.self_training.teacher:
@@ -86,11 +90,13 @@ def self_training(cfg, num_classes: int):
     return teacher, (photos, instantiate(cfg.self_training.transform))
 
 
-def holds_out(cfg) -> bool:
+def holds_out(cfg: Any) -> bool:
     return cfg.hold_out is not None and cfg.trainer.get("limit_val_batches") != 0
 
 
-def _synthetic_record(images) -> tuple[dict, list[dict]]:
+def _synthetic_record(
+    images: SegmentationFolder | Mixture,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(what the masks of a synthetic set were made with and how its samples were chosen, the labels
     that decided these)."""
     path = images.root / images.masks / "masks.json"
@@ -106,15 +112,13 @@ def _synthetic_record(images) -> tuple[dict, list[dict]]:
     return {"mask_settings": masks["identity"], **filtered}, merged(masks.get("chosen_on"), chosen)
 
 
-def _chosen_list(images) -> dict:
+def _chosen_list(images: SegmentationFolder | Mixture) -> dict[str, Any]:
     """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if
     a filter wrote it, how."""
     if images.split == "train":
         return {}
-    path, ids = (
-        images.root / "quality" / images.split / "filter.json",
-        fingerprint(read_split(images.root, images.split)),
-    )
+    path = images.root / "quality" / images.split / "filter.json"
+    ids = fingerprint(read_split(images.root, images.split))
     if not path.is_file():
         return {"filter": {"ids": ids}}
     identity = read_own(path, FILTERED)["identity"]
@@ -126,58 +130,31 @@ def _chosen_list(images) -> dict:
     return {"filter": identity}
 
 
-def training_record(cfg, images, tune=None, photos=None, network=None) -> tuple[dict, dict]:
+def training_record(
+    cfg: Any,
+    images: SegmentationFolder | Mixture,
+    tune: SegmentationFolder | None = None,
+    photos: Unlabelled | None = None,
+    network: Segmenter | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(identity, record) of a training run: what makes it another run (:mod:`dd.config.identity`),
     and what evaluation must know of it. ``photos``: the unlabelled ones of self-training;
     ``network``: the segmenter, which knows the content of the files that it was made from."""
-    listed = getattr(images, "real", images).listed
-    shots = (listed["images"] if listed else "all") if cfg.shots in (None, "all") else cfg.shots
-    shots = None if cfg.source == "synthetic" else shots
-    if cfg.init_from and not (Path(cfg.init_from) / "run.json").is_file():
-        raise FileNotFoundError(
-            f"init_from={cfg.init_from}: not a finished training run (no run.json); train it with "
-            "train.py"
-        )
-    before = read_own(Path(cfg.init_from) / "run.json", STARTED) if cfg.init_from else None
-    chosen_before, chosen_data = before and before.get("chosen_on"), []
-    trained_on = {
-        "source": cfg.source,
-        **images.fingerprint(),
-        "shots": shots,
-        "seed": cfg.seed,
-        "after": before and before["trained_on"],
-    }
-    if cfg.source != "synthetic":
-        trained_on["data"] = (
-            cfg.data.name
-        )  # the name that reports know it by; "root" may be any folder
-    if listed:
-        trained_on["shots_list"] = listed
-    if cfg.source == "synthetic":
-        made, chosen_data = _synthetic_record(images)
-        trained_on |= made
-    if cfg.source == "mixed":
-        made, chosen_data = _synthetic_record(images.synthetic)
-        trained_on["synthetic"] |= made
-    if holds_out(cfg):
-        trained_on["hold_out"] = cfg.hold_out
-    if photos is not None:
-        trained_on["self_training"] = {
-            **settings(cfg.self_training),
-            "photographs": photos.fingerprint(),
-        }
+    before = _before(cfg.init_from)
+    trained_on, chosen_data = _trained_on(cfg, images, photos, before.get("trained_on"))
     names, files = list(images.taxonomy.names), {} if network is None else network.files
     identity = {
         **settings_identity(cfg),
         "classes": names,
         "segmenter_files": files,
         "trained_on": trained_on,
-        "init_from_sha256": before and before.get("weights_sha256"),
+        "init_from_sha256": before.get("weights_sha256"),
     }
     # What labels decided changes no weight, so it is told beside the identity; that of all that a
     # run builds on comes along.
     own = chosen_on(cfg, *(["self_training"] if photos is not None else []))
-    decided = merged(chosen_before, chosen_data, own)
+    decided = merged(before.get("chosen_on"), chosen_data, own)
+    held = {"ids": tune.ids} if tune and holds_out(cfg) else {}
     record = {
         "segmenter": plain(cfg.segmenter),
         "segmenter_files": files,
@@ -185,15 +162,57 @@ def training_record(cfg, images, tune=None, photos=None, network=None) -> tuple[
         "scale": cfg.scale,
         "bf16": cfg.trainer.precision == "bf16-mixed",
         "trained_on": trained_on,
-        "supervision": supervision(trained_on, decided, before and before["supervision"]),
+        "supervision": supervision(trained_on, decided, before.get("supervision")),
         "chosen_on": decided,
-        "validated_on": tune
-        and {**tune.fingerprint(), **({"ids": tune.ids} if holds_out(cfg) else {})},
+        "validated_on": tune and {**tune.fingerprint(), **held},
     }
     return identity, record
 
 
-def loggers(cfg, **more) -> list[Guarded]:
+def _before(init_from: str | None) -> dict[str, Any]:
+    """run.json of the run that a training goes on from; {} without one."""
+    if not init_from:
+        return {}
+    if not (Path(init_from) / "run.json").is_file():
+        raise FileNotFoundError(
+            f"init_from={init_from}: not a finished training run (no run.json); train it with "
+            "train.py"
+        )
+    return read_own(Path(init_from) / "run.json", STARTED)
+
+
+def _trained_on(
+    cfg: Any,
+    images: SegmentationFolder | Mixture,
+    photos: Unlabelled | None,
+    after: dict[str, Any] | None,
+) -> tuple[dict[str, Any], list[LabelSet]]:
+    """(what a training learns from, the labels that decided its synthetic images)."""
+    real, synthetic = (getattr(images, kind, images) for kind in ("real", "synthetic"))
+    shots = real.listed["images"] if real.listed else "all"
+    shots = shots if cfg.shots in (None, "all") else cfg.shots
+    found = {
+        "source": cfg.source,
+        **images.fingerprint(),
+        "shots": None if cfg.source == "synthetic" else shots,
+        "seed": cfg.seed,
+        "after": after,
+    }
+    if cfg.source != "synthetic":
+        found["data"] = cfg.data.name  # the name that reports know it by; "root" may be any folder
+    if real.listed:
+        found["shots_list"] = real.listed
+    made, chosen = ({}, []) if cfg.source == "real" else _synthetic_record(synthetic)
+    (found["synthetic"] if cfg.source == "mixed" else found).update(made)
+    if holds_out(cfg):
+        found["hold_out"] = cfg.hold_out
+    if photos is not None:
+        shown = {"photographs": photos.fingerprint()}
+        found["self_training"] = {**settings(cfg.self_training), **shown}
+    return found, chosen
+
+
+def loggers(cfg: Any, **more: Any) -> list[Guarded]:
     """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of
     the training."""
     nodes = plain(cfg.logger)
@@ -203,29 +222,28 @@ def loggers(cfg, **more) -> list[Guarded]:
     ]
 
 
-def trainer(cfg, validate: bool, more_callbacks=()):
+def trainer(cfg: Any, validate: bool, more_callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Lightning's trainer with the chosen callbacks and loggers; without a tune set nothing is
     validated or called best."""
     node = plain(cfg.trainer)
     callbacks = {k: v for k, v in node.pop("callbacks").items() if v and (validate or k != "best")}
-    node |= (
-        {}
-        if validate
-        else {"limit_val_batches": 0, "val_check_interval": None, "check_val_every_n_epoch": None}
-    )
+    if not validate:
+        off = ("val_check_interval", "check_val_every_n_epoch")
+        node |= {"limit_val_batches": 0, **dict.fromkeys(off)}
     _prepare(cfg, Path(node["default_root_dir"]), Path(node["default_root_dir"]))
-    node["enable_checkpointing"] = (
-        "best" in callbacks
-    )  # otherwise Lightning adds a ModelCheckpoint of its own
+    # otherwise Lightning adds a ModelCheckpoint of its own
+    node["enable_checkpointing"] = "best" in callbacks
     if cfg.device != "auto":
-        chosen = torch.device(cfg.device)
-        node["accelerator"] = chosen.type
-        node["devices"] = node["devices"] if chosen.index is None else [chosen.index]
+        where = torch.device(cfg.device)
+        node["accelerator"] = where.type
+        node["devices"] = node["devices"] if where.index is None else [where.index]
     chosen = [*(instantiate(v) for v in callbacks.values()), *more_callbacks]
     return _trainer(cfg.name, node, chosen, loggers(cfg))
 
 
-def _trainer(name, node, callbacks, loggers):
+def _trainer(
+    name: str, node: dict[str, Any], callbacks: list[pl.Callback], loggers: list[Guarded]
+) -> pl.Trainer:
     """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see
     them. A training of fewer steps than ``log_every_n_steps`` logs its last one.
     ``enable_progress_bar``: our own bar; without it, lines."""
@@ -236,7 +254,7 @@ def _trainer(name, node, callbacks, loggers):
     return instantiate({**node, "_partial_": True})(callbacks=callbacks, logger=loggers)
 
 
-def _prepare(cfg, folder: Path, log_folder: Path) -> None:
+def _prepare(cfg: Any, folder: Path, log_folder: Path) -> None:
     """config.yaml, and an earlier log out of the way; by the first process of a training alone."""
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -248,22 +266,17 @@ def _keep_log(path: Path) -> None:
     """Lightning's CSV logger removes the metrics.csv it finds: an interrupted run's goes on as
     metrics.1.csv, 2, ..."""
     if path.exists():
-        path.rename(
-            next(
-                p for i in range(1, 10**6) if not (p := path.with_name(f"metrics.{i}.csv")).exists()
-            )
-        )
+        names = (path.with_name(f"metrics.{i}.csv") for i in range(1, 10**6))
+        path.rename(next(p for p in names if not p.exists()))
 
 
-def trainer_factory(cfg):
+def trainer_factory(cfg: Any) -> Callable[[int, str | Path, bool], pl.Trainer]:
     """``make(max_steps, default_root_dir, average)`` for a training of several parts, each with
     its own folder and log."""
 
-    def make(max_steps, default_root_dir, average):
-        node = plain(cfg.trainer) | {
-            "max_steps": max_steps,
-            "default_root_dir": str(default_root_dir),
-        }
+    def make(max_steps: int, default_root_dir: str | Path, average: bool) -> pl.Trainer:
+        node = plain(cfg.trainer) | {"max_steps": max_steps}
+        node["default_root_dir"] = str(default_root_dir)
         parts = {k: v for k, v in node.pop("callbacks").items() if v and (average or k != "ema")}
         _prepare(cfg, Path(cfg.output_root, cfg.name), Path(default_root_dir))
         parts["last"]["dirpath"] = str(Path(default_root_dir) / "checkpoints")

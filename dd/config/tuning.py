@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -13,6 +14,7 @@ from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
 from dd.config.training import holds_out, training_record, training_sets, unlabelled_photos
+from dd.data.datasets import SegmentationFolder
 from dd.evaluation.supervision import label_set
 from dd.store.provenance import read_yaml
 
@@ -31,43 +33,35 @@ FIXED = (
 )
 
 
-def judging_set(cfg, tune):
+def judging_set(cfg: Any, tune: SegmentationFolder | None) -> SegmentationFolder | None:
     """What a run's objective is measured on: the ``tune`` set of its training; in a multirun
     without validation the data's tune split, if it has one; else None. Never the test split."""
-    if (
-        tune is not None
-        or not HydraConfig.initialized()
-        or HydraConfig.get().mode != RunMode.MULTIRUN
-    ):
+    several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if tune is not None or not several:
         return tune
     split = cfg.data.tune_split
     return None if split in (None, cfg.data.test_split) else real_data(cfg, split)
 
 
-def check_tuning(cfg) -> None:
+def check_tuning(cfg: Any) -> None:
     """ValueError for a study without a tune split, without validation on the way, or on several
     devices."""
     if cfg.hold_out is None and cfg.data.tune_split in (None, cfg.data.test_split):
-        what = (
-            "no tune split"
-            if cfg.data.tune_split is None
-            else f"the test split {cfg.data.test_split!r} as tune split"
-        )
+        split = cfg.data.tune_split
+        what = "no tune split" if split is None else f"the test split {split!r} as tune split"
         raise ValueError(
             f"data {cfg.data.name!r} has {what}, and nothing is ever chosen on the test split; "
-            "keep training images back "
-            "with hold_out=<number>, or set data.tune_split"
+            "keep training images back with hold_out=<number>, or set data.tune_split"
         )
     if cfg.trainer.get("limit_val_batches") == 0:
         raise ValueError(
             "trainer.limit_val_batches=0 validates nothing, and trials are judged by validation: "
-            "add "
-            "trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
+            "add trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
         )
     one_device(cfg, "a trial trains on one device; start the same command once for each")
 
 
-def judged_labels(cfg) -> list[dict]:
+def judged_labels(cfg: Any) -> list[dict[str, Any]]:
     """The label sets behind a choice between trainings of ``cfg`` by their objective: the real
     images that they learn, and those that judge them. Images held out of a synthetic set are judged
     against the masks of their attention: no real label."""
@@ -82,13 +76,13 @@ def judged_labels(cfg) -> list[dict]:
     return found
 
 
-def one_device(cfg, why: str) -> None:
+def one_device(cfg: Any, why: str) -> None:
     devices = cfg.trainer.devices
     if devices not in (1, "1") and not (isinstance(devices, ListConfig) and len(devices) == 1):
         raise ValueError(f"trainer.devices={devices}: {why}")
 
 
-def search_space(cfg) -> dict:
+def search_space(cfg: Any) -> dict[str, Any]:
     """``search.space``, or what the YAML file says that it names; ValueError for a key that a
     search must not touch."""
     space = plain(cfg.search)["space"]
@@ -96,9 +90,8 @@ def search_space(cfg) -> dict:
         if not Path(space).is_file():
             raise FileNotFoundError(f"search.space={space}: no such file")
         read_yaml(space)  # refuses what has no end
-        space = OmegaConf.to_container(
-            OmegaConf.load(space)
-        )  # 1e-5 is a number, as on the command line
+        # 1e-5 is a number, as on the command line
+        space = OmegaConf.to_container(OmegaConf.load(space))
     for key in space if isinstance(space, dict) else ():
         if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "study", "hydra", "chosen_on"):
             raise ValueError(
@@ -108,25 +101,24 @@ def search_space(cfg) -> dict:
     return space
 
 
-def study_identity(cfg, space: dict) -> dict:
+def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
     """Settings that all trials of a study share: all but where it runs, how many trials there
     are and who listens."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "study", "chosen_on")}
-    looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
+    # unused groups say nothing, and a study is the same without them
     used = {"self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
-    used["shots_list"] = cfg.shots_list
-    for key in (
-        k for k, v in used.items() if not v
-    ):  # a study begun before there were such keys is still the same study
-        node.pop(key)
-    looks = {k: v for k, v in node["trainer"].items() if k in looks}
-    node["trainer"] = looks | trainer_identity(cfg)
+    for key, value in {**used, "shots_list": cfg.shots_list}.items():
+        if not value:
+            node.pop(key)
+    looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
+    pruned = {k: v for k, v in node["trainer"].items() if k in looks}
+    node["trainer"] = pruned | trainer_identity(cfg)
     node["search"] = {**{k: v for k, v in node["search"].items() if k != "trials"}, "space": space}
     return node
 
 
-def study_content(cfg) -> dict:
+def study_content(cfg: Any) -> dict[str, Any]:
     """What the paths in :func:`study_identity` lead to: the images and masks that trials are
     trained and judged on, and the weights they start from. A finished study of other content is
     another one."""
@@ -134,10 +126,10 @@ def study_content(cfg) -> dict:
     photos = unlabelled_photos(cfg, "self_training") if cfg.self_training.teacher else None
     identity, _ = training_record(cfg, images, tune, photos)
     found = {key: identity[key] for key in ("trained_on", "init_from_sha256")}
-    return found | {"judged_on": tune.fingerprint()}
+    return found | {"judged_on": tune and tune.fingerprint()}
 
 
-def trial(cfg, name: str, overrides: list[str], check_only: bool = False):
+def trial(cfg: Any, name: str, overrides: list[str], check_only: bool = False) -> Any:
     """The configuration of one trial: the overrides of this command, then the trial's own."""
     given = [o for o in job_overrides() if not re.match(r"[+~]*(name|stage|search)\b", o)]
     together = [*given, f'name="{cfg.name}/{name}"', "stage=segmenter", *overrides]

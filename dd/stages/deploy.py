@@ -3,19 +3,29 @@ written."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from dd.data.folders import writable_folder
+from dd.data.photos import Photos, Video
 from dd.deploy.onnx_model import Session, exported, metadata
+from dd.segmenters.base import Segmenter
 from dd.store.provenance import made_by, read_own, sha256, write_atomic, write_json
-from dd.training.segmentation import MAX_LONG, Predictor
+from dd.training.segmentation import MAX_LONG, Predictor, Views
 
 AGREEMENT = 0.999  # of the pixels must get the class that PyTorch gives them
 
 
-def facts(run: dict, segmenter, views, names, palette: list[int], weights: str) -> dict[str, str]:
+def facts(
+    run: dict[str, Any],
+    segmenter: Segmenter,
+    views: Views,
+    names: list[str],
+    palette: list[int],
+    weights: str,
+) -> dict[str, str]:
     """The metadata of the file: all that its user needs to know, each value as text (lists and
     mappings as JSON)."""
     mean, std = (
@@ -46,8 +56,15 @@ def facts(run: dict, segmenter, views, names, palette: list[int], weights: str) 
 
 
 def deploy(
-    target, run: dict, segmenter, views, pictures, names, palette: list[int], weights: str = "ema"
-) -> dict:
+    target: str | Path,
+    run: dict[str, Any],
+    segmenter: Segmenter,
+    views: Views,
+    pictures: Photos | Video,
+    names: list[str],
+    palette: list[int],
+    weights: str = "ema",
+) -> dict[str, Any]:
     """Write ``segmenter`` (weights loaded) to ``target`` (.onnx), and the check beside it (.json);
     returns what that holds.
 
@@ -59,7 +76,7 @@ def deploy(
     target, found = Path(target), facts(run, segmenter, views, names, palette, weights)
     there = _there(target, found)
     writable_folder(target.parent)
-    data = target.read_bytes() if there else exported(segmenter.cpu(), found)
+    data = target.read_bytes() if there else exported(segmenter.to("cpu"), found)
     images, unreadable = _images(pictures)
     checked = compare(Session(data), Predictor({}, segmenter, views), images)
     if checked["agreement"] < AGREEMENT:
@@ -81,7 +98,7 @@ def deploy(
     return {**result, "kept": there, "unreadable": unreadable}
 
 
-def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) -> dict:
+def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) -> dict[str, Any]:
     """{"agreement": share of pixels, "pixels", "images", "classes_seen"} of ONNX Runtime and
     PyTorch on the same images."""
     same = pixels = 0
@@ -105,7 +122,7 @@ def compare(session: Session, predictor: Predictor, images: list[np.ndarray]) ->
     }
 
 
-def _images(pictures) -> tuple[list[np.ndarray], list[str]]:
+def _images(pictures: Photos | Video) -> tuple[list[np.ndarray], list[str]]:
     """(images, why others could not be read)."""
     found = [(item, image) for item, image in pictures.read(pictures.items)]
     good = [image for _, image in found if not isinstance(image, Exception)]
@@ -122,7 +139,7 @@ def _images(pictures) -> tuple[list[np.ndarray], list[str]]:
     return good, bad
 
 
-def _there(target: Path, found: dict) -> bool:
+def _there(target: Path, found: dict[str, Any]) -> bool:
     """Whether the same export is there already."""
     if target.suffix != ".onnx":
         raise ValueError(f"output={target}: expected the name of a file that ends with .onnx")

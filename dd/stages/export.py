@@ -2,6 +2,7 @@
 file by file."""
 
 from pathlib import Path
+from typing import Any
 
 from dd.execution.units import read_run
 from dd.exports.base import FORMATS
@@ -19,13 +20,13 @@ BEGUN, DONE = "export_begun.json", "export.json"
 
 def export(
     form: str,
-    folder,
-    target,
+    folder: str | Path,
+    target: str | Path,
     masks: str = "SegmentationClass",
     splits: list[str] | None = None,
-    classes=None,
+    classes: str | Path | None = None,
     link: bool = False,
-) -> dict:
+) -> dict[str, Any]:
     """Write the data set ``folder`` to ``target`` in one of :data:`FORMATS`; {"images", "files",
     "kept", "notes"}.
 
@@ -84,7 +85,7 @@ def export(
     return {"images": len(source.items), "files": len(files), "kept": False, "notes": notes}
 
 
-def _refuse(target: Path, identity: dict, sources: list[Path]) -> None:
+def _refuse(target: Path, identity: dict[str, Any], sources: list[Path]) -> None:
     """FileExistsError for a target that holds something else, or lies in what is exported."""
     for path in sources:
         if target.resolve().is_relative_to(path.resolve()):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dd.data.folders import IMAGES, index
 from dd.data.label_studio import IGNORED
@@ -26,7 +27,7 @@ NEEDS = {
     "embedded": "tiny, in the package: any machine; knows nothing of your classes, shows that "
     "every step runs",
 }
-RECIPES = {  # generator: what its images and trainings are
+RECIPES: dict[str, dict[str, Any]] = {  # generator: what its images and trainings are
     "embedded": {
         "masks": "shapes",
         "images": 512,
@@ -64,7 +65,7 @@ def site_taxonomy(site: Site) -> Taxonomy:
     """The checked classes of a site. ValueError for names that are empty, hold a comma or fall
     together: words are compared without regard to case, number, hyphens and underscores, as
     captions are read."""
-    owner = {}
+    owner: dict[str, str] = {}
     for name, synonyms in site.classes.items():
         for word in (name, *synonyms):
             if not any(c.isalnum() for c in word):
@@ -112,10 +113,8 @@ def strange_words(classes: Taxonomy, model: str = "embedded") -> list[str]:
     pieces = token_pieces(model, words)
     return [
         f"{word!r} holds letters that English captions do not: the tokenizer of {model} reads it "
-        f"as {len(cut)} pieces "
-        f"{' '.join(cut)} (that of Stable Diffusion, CLIP's, cuts it otherwise). The generator "
-        "has seldom seen such a word: "
-        "an English name gives better images"
+        f"as {len(cut)} pieces {' '.join(cut)} (that of Stable Diffusion, CLIP's, cuts it "
+        "otherwise). The generator has seldom seen such a word: an English name gives better images"
         for word, cut in pieces.items()
     ]
 
@@ -123,9 +122,7 @@ def strange_words(classes: Taxonomy, model: str = "embedded") -> list[str]:
 def few_to_score(number: int) -> str | None:
     """What is to be said if ``number`` labelled images, those kept for the score, decide
     nothing."""
-    from dd.evaluation.statistics import (
-        LEAST_IMAGES,
-    )  # scipy, which other commands need not wait for
+    from dd.evaluation.statistics import LEAST_IMAGES  # scipy, which others need not wait for
 
     if number >= LEAST_IMAGES:
         return None
@@ -183,9 +180,9 @@ def check(site: Site) -> Taxonomy:
     return site_taxonomy(site)
 
 
-def summary(site: Site, labelled: int | None, kept: int | None) -> list[str]:
-    """What is to be written, in lines. ``labelled`` images, of which ``kept`` for the score; None
-    without any."""
+def summary(site: Site, labelled: int | None, kept: int = 0) -> list[str]:
+    """What is to be written, in lines. ``labelled`` images (None without any), of which ``kept``
+    for the score."""
     words = [f"{n} ({', '.join(w)})" if w else n for n, w in site.classes.items()]
     shown = {"classes": ", ".join(words)}
     shown |= {key: ", ".join(phrases) for key, phrases in site.conditions.items()}
@@ -198,29 +195,24 @@ def summary(site: Site, labelled: int | None, kept: int | None) -> list[str]:
     return [f"site {site.name}", *(f"  {key}: {text}" for key, text in shown.items())]
 
 
-def init_taxonomy(site: Site, data_root, conf) -> Path:
+def init_taxonomy(site: Site, data_root: str | Path, conf: str | Path) -> Path:
     """Write ``data_root/<name>.yaml``, the classes, and return its path, once nothing that is to
     be written is in the way."""
     path = Path(data_root) / f"{site.name}.yaml"
     text = taxonomy_yaml(check(site))
-    in_the_way = [
-        p
-        for p, new in {path: text, **_files(site, Path(conf), None)}.items()
-        if p.exists() and not _same(p, new)
-    ]
-    in_the_way = [p for p in in_the_way if p.stem != f"{site.name}_budget" or not _ours(p)]
+    planned = {path: text, **_files(site, Path(conf), None)}
+    in_the_way = [p for p, new in planned.items() if p.exists() and not _kept(p, new, site)]
     if in_the_way:
         raise FileExistsError(
             f"{', '.join(map(str, in_the_way))} exist{'s' * (len(in_the_way) == 1)} with other "
-            "content; nothing was changed. "
-            "Choose another name, or move them away"
+            "content; nothing was changed. Choose another name, or move them away"
         )
     if not path.exists():
         write_atomic(path, text)
     return path
 
 
-def init_files(site: Site, conf, train_images: int | None) -> list[Path]:
+def init_files(site: Site, conf: str | Path, train_images: int | None) -> list[Path]:
     """Write the configuration of a site below ``conf``; files that are there are kept.
     ``train_images``: labelled images to train on, None if there are none yet."""
     files = _files(site, Path(conf), train_images)
@@ -230,15 +222,12 @@ def init_files(site: Site, conf, train_images: int | None) -> list[Path]:
     return list(files)
 
 
-def _same(path: Path, text: str) -> bool:
-    return path.read_text(encoding="utf-8", errors="replace") == text
-
-
-def _ours(path: Path) -> bool:
-    """A study written for another number of labelled images is kept as it is."""
-    return path.read_text(encoding="utf-8", errors="replace").startswith(
-        "# @package _global_\n# python train.py experiment="
-    )
+def _kept(path: Path, text: str, site: Site) -> bool:
+    """Whether a file is as it would be written; a study of the site, which may have been written
+    for another number of labelled images, is kept as it is."""
+    there = path.read_text(encoding="utf-8", errors="replace")
+    ours = there.startswith("# @package _global_\n# python train.py experiment=")
+    return there == text or (path.stem == f"{site.name}_budget" and ours)
 
 
 def _files(site: Site, conf: Path, train_images: int | None) -> dict[Path, str]:

@@ -1,6 +1,7 @@
 """Stage: the training runs below a folder, one line each."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from dd.store.provenance import SETTINGS, read_json
 
 
-def list_runs(root: str | Path) -> list[dict]:
+def list_runs(root: str | Path) -> list[dict[str, Any]]:
     """[{"run", "trained_on", "steps", "supervision", "scores": {data/split: mIoU}, "unfinished":
     why or None}] of every folder below ``root`` that a training has begun, by name.
     FileNotFoundError if ``root`` is no folder."""
@@ -21,15 +22,12 @@ def list_runs(root: str | Path) -> list[dict]:
     return [found for folder in sorted(folders) if (found := _entry(root, folder))]
 
 
-def _entry(root: Path, folder: Path) -> dict | None:
+def _entry(root: Path, folder: Path) -> dict[str, Any] | None:
     """None for a folder of another kind."""
-    entry = {
-        "run": folder.relative_to(root).as_posix(),
-        "trained_on": "",
-        "steps": None,
-        "supervision": "",
-        "scores": {},
-    }
+    scores: dict[str, float] = {}
+    name = folder.relative_to(root).as_posix()
+    entry: dict[str, Any] = {"run": name, "trained_on": "", "steps": None, "supervision": ""}
+    entry["scores"] = scores
     try:
         finished = (folder / "run.json").is_file()
         run = read_json(folder / ("run.json" if finished else SETTINGS))
@@ -42,7 +40,7 @@ def _entry(root: Path, folder: Path) -> dict | None:
         entry |= {"steps": run["steps"], "supervision": run["supervision"]}
         for path in sorted(folder.glob("eval/*/metrics.json")):
             found = read_json(path)
-            entry["scores"][f"{found['data']}/{found['split']}"] = found["miou"]
+            scores[f"{found['data']}/{found['split']}"] = found["miou"]
     except KeyError:
         return None
     except (ValueError, TypeError, AttributeError) as error:
@@ -50,7 +48,7 @@ def _entry(root: Path, folder: Path) -> dict | None:
     return {**entry, "unfinished": None}
 
 
-def print_runs(found: list[dict], root) -> None:
+def print_runs(found: list[dict[str, Any]], root: str | Path) -> None:
     if not found:
         print(f"no training run below {root}; train.py makes one")
         return

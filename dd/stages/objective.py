@@ -5,21 +5,23 @@ from pathlib import Path
 
 import torch
 
+from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
+from dd.segmenters.base import Segmenter
 from dd.store.provenance import read_own, write_json
 from dd.training.datamodule import whole_loader
-from dd.training.segmentation import count
+from dd.training.segmentation import Views, count
 
 
 def objective(
-    folder,
-    segmenter,
-    data,
-    views,
+    folder: str | Path,
+    segmenter: Segmenter,
+    data: SegmentationFolder,
+    views: Views,
     batch_size: int = 16,
     device: str = "cpu",
-    bf16=False,
-    num_workers=0,
+    bf16: bool = False,
+    num_workers: int = 0,
 ) -> float:
     """mIoU in percent of a finished run on ``data``, the tune split or the images held out; written
     to ``objective.json`` and read from there the next time.

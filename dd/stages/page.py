@@ -2,7 +2,9 @@
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from dd.deploy.page_server import application
 from dd.report.pictures import legend, overlay
 from dd.store.provenance import read_own
 from dd.store.schemas import SCORED
+from dd.training.segmentation import Predictor
 
 FILES = Path(__file__).parents[1] / "deploy" / "page"
 
@@ -19,19 +22,21 @@ FILES = Path(__file__).parents[1] / "deploy" / "page"
 class Upload(io.BytesIO):
     """An uploaded file, by a name for messages."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "the file"
 
     __repr__ = __str__  # Pillow's messages
 
 
-def answer_of(predictor, names, palette: list[int], max_pixels: int = MAX_PIXELS):
+def answer_of(
+    predictor: Predictor, names: list[str], palette: list[int], max_pixels: int = MAX_PIXELS
+) -> Callable[[bytes | bytearray], dict[str, Any]]:
     """``answer(data)``: the bytes of an image file -> {"width", "height", "image" and "overlay"
     (JPEG), "mask" (palette PNG), all as ``data:`` URIs, "areas": [{"class", "colour", "pixels",
     "percent"}]}. ValueError for what is no image, or too large."""
     colours = [colour for _, colour in legend(names, palette)]
 
-    def answer(data: bytes) -> dict:
+    def answer(data: bytes | bytearray) -> dict[str, Any]:
         image = read_photo(Upload(data), max_pixels)
         [mask] = predictor([image])
         counts = np.bincount(mask.ravel(), minlength=len(names)).tolist()
@@ -55,7 +60,7 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def about(folder: str | Path, run: dict) -> dict:
+def about(folder: str | Path, run: dict[str, Any]) -> dict[str, Any]:
     """What the page says of its run: {"run", "trained_on", "supervision", "steps", "classes",
     "scores": [[data, mIoU]]}."""
     scores = []
@@ -79,6 +84,6 @@ def about(folder: str | Path, run: dict) -> dict:
     }
 
 
-def page(predictor, names, palette: list[int], about: dict):
+def page(predictor: Predictor, names: list[str], palette: list[int], about: dict[str, Any]) -> Any:
     """The application that :func:`dd.deploy.page_server.serve` serves."""
     return application(FILES, answer_of(predictor, names, palette), about)

@@ -3,12 +3,13 @@ each class."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dd.data.datasets import encode_image, encode_mask
 from dd.data.folders import output_folder
-from dd.data.photos import batches
+from dd.data.photos import Photos, Picture, Video, batches
 from dd.prompts.templates import enumerated, indefinite
 from dd.report.contact_sheet import NAME, write_contact_sheet
 from dd.report.pictures import legend, overlay
@@ -16,7 +17,7 @@ from dd.store.locks import Lock
 from dd.store.progress import Progress
 from dd.store.provenance import made_by, sha256, write_atomic, write_csv, write_json
 from dd.store.samples import append_records, read_records
-from dd.training.segmentation import predict_fitting
+from dd.training.segmentation import Predictor, predict_fitting
 
 SETTINGS, AREAS, CAPTIONS, UNREADABLE = (
     "predictions.json",
@@ -30,8 +31,14 @@ BATCH_PIXELS = 1 << 24  # of a batch together, beside its number of images
 
 
 def predict(
-    target, source, predictor, identity: dict, names, palette: list[int], batch_size: int = 16
-) -> dict:
+    target: str | Path,
+    source: Photos | Video,
+    predictor: Predictor,
+    identity: dict[str, Any],
+    names: list[str],
+    palette: list[int],
+    batch_size: int = 16,
+) -> dict[str, Any]:
     """Predictions for ``source`` (:mod:`dd.data.photos`) in the folder ``target``:
     ``masks/<id>.png``, ``overlays/<id>.jpg``, areas.csv, captions.jsonl, unreadable.csv, and
     index.html to look at them. Returns {"images", "kept": how many were there, "unreadable": {file:
@@ -70,7 +77,7 @@ def predict(
     return {"images": len(done), "kept": kept, "unreadable": unreadable, "notes": source.notes}
 
 
-def print_predictions(target, found: dict) -> None:
+def print_predictions(target: str | Path, found: dict[str, Any]) -> None:
     """What was made, and what could not be read."""
     for note in found["notes"]:
         print(f"warning: {note}")
@@ -85,7 +92,7 @@ def print_predictions(target, found: dict) -> None:
             print(f"  {file}: {why}")
 
 
-def _done(target: Path, items) -> dict[str, dict]:
+def _done(target: Path, items: list[Picture]) -> dict[str, dict[str, Any]]:
     """Records of the items whose file and predictions are as they were."""
     records, found = (
         read_records(target, ("source", "mask", "overlay", "width", "height", "pixels")),
@@ -107,7 +114,14 @@ def _paths(target: Path, name: str) -> tuple[Path, Path]:
     return target / "masks" / f"{name}.png", target / "overlays" / f"{name}.jpg"
 
 
-def _write(target: Path, item, image, mask, palette, num_classes: int) -> dict:
+def _write(
+    target: Path,
+    item: Picture,
+    image: np.ndarray,
+    mask: np.ndarray,
+    palette: list[int],
+    num_classes: int,
+) -> dict[str, Any]:
     files = encode_mask(mask, palette), encode_image(overlay(image, mask, palette), ".jpg")
     for path, data in zip(_paths(target, item.id), files, strict=True):
         write_atomic(path, data)
@@ -123,7 +137,7 @@ def _write(target: Path, item, image, mask, palette, num_classes: int) -> dict:
     }
 
 
-def _caption(record: dict, names) -> dict:
+def _caption(record: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """What an image shows, the largest first: captions without a label or a captioner
     (:mod:`dd.stages.train_adapter`)."""
     enough = CAPTIONED * record["width"] * record["height"]
@@ -139,7 +153,9 @@ def _caption(record: dict, names) -> dict:
     return {"filename": record["file"], "caption": text, "classes": classes}
 
 
-def _write_tables(target: Path, records: list[dict], unreadable: dict, names) -> None:
+def _write_tables(
+    target: Path, records: list[dict[str, Any]], unreadable: dict[str, Any], names: list[str]
+) -> None:
     head = [
         "file",
         "width",

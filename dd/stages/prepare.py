@@ -11,7 +11,7 @@ SIZES = {"train": 768, "tune": 128, "test": 512}
 
 
 def prepare_shapes(
-    data_root="data", sizes: dict[str, int] | None = None, seed: int = 0
+    data_root: str | Path = "data", sizes: dict[str, int] | None = None, seed: int = 0
 ) -> list[Path]:
     """``data_root/shapes`` and ``data_root/shapes_shift`` with splits train, tune and test; a
     finished folder is kept.

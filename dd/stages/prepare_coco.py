@@ -1,7 +1,10 @@
 """Stage: COCO 2017 as semantic masks of 80 things and background."""
 
+from collections.abc import Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from dd.data import coco
 from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
@@ -30,14 +33,15 @@ ARCHIVES = {
         40 * GB,
     ),
 }
+SIZE = attrgetter(*coco.SIDES)
 EXPECTED = {"train": 118287, "val": 5000}
 
 
 def prepare_coco(
-    data_root="data",
-    archives=None,
-    existing=None,
-    splits=("val", "train"),
+    data_root: str | Path = "data",
+    archives: dict[str, Archive] | None = None,
+    existing: str | Path | None = None,
+    splits: Sequence[str] = ("val", "train"),
     workers: int | None = None,
 ) -> tuple[Path, list[str]]:
     """(``data_root/coco``, notes): masks and lists of the chosen splits; images are read from
@@ -50,38 +54,22 @@ def prepare_coco(
     unknown = [s for s in splits if s not in EXPECTED]
     if unknown or not splits:
         raise ValueError(f"splits {list(splits)}; allowed: {', '.join(EXPECTED)}")
-    source, root, notes = (
-        Path(existing or Path(data_root) / "coco2017"),
-        Path(data_root) / "coco",
-        [],
-    )
+    source, root = Path(existing or Path(data_root) / "coco2017"), Path(data_root) / "coco"
     keep_out(root, [existing])
-    if (
-        existing is None and not source.is_dir() and (record := _ready(root, splits))
-    ):  # made from a copy elsewhere
+    absent, notes = existing is None and not source.is_dir(), []
+    if absent and (record := _ready(root, splits)):  # made from a copy elsewhere
         return root, [f"{s}: {note}" for s in splits for note in record["parts"][s]["notes"]]
     for split in splits:
-        folders = {}
-        for key, name in (("annotations", "annotations"), (split, f"{split}2017")):
-            places = [source / name, source / "images" / name]
-            folders[key] = next((p for p in places if p.is_dir()), places[0])
-            if not folders[key].is_dir() and existing is not None:
-                raise FileNotFoundError(
-                    f"{source} has no folder {name}: COCO 2017 lies in annotations, train2017 and "
-                    "val2017"
-                )
-            if not folders[key].is_dir():
-                obtain(
-                    (archives or ARCHIVES)[key], Path(data_root) / "downloads", folders[key], name
-                )
-        path = folders["annotations"] / f"instances_{split}2017.json"
+        annotations, images = (
+            _folder(source, existing, data_root, name, (archives or ARCHIVES)[key])
+            for key, name in (("annotations", "annotations"), (split, f"{split}2017"))
+        )
+        path = annotations / f"instances_{split}2017.json"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no {path}: is {folders['annotations']} that of COCO 2017 (instances)?"
-            )
+            raise FileNotFoundError(f"no {path}: is {annotations} that of COCO 2017 (instances)?")
         identity = {"annotations_sha256": sha256(path), "rule": "large to small, crowds 255"}
-        done = finished(root, split, identity, (folders[split],)) or _write(
-            root, split, identity, path, folders[split], workers
+        done = finished(root, split, identity, (images,)) or _write(
+            root, split, identity, path, images, workers
         )
         if done["images"] != EXPECTED[split]:
             done["notes"].append(
@@ -91,21 +79,38 @@ def prepare_coco(
     return root, notes
 
 
-def _ready(root, splits) -> dict | None:
+def _folder(
+    source: Path,
+    existing: str | Path | None,
+    data_root: str | Path,
+    name: str,
+    archive: Archive,
+) -> Path:
+    """Where a folder of COCO 2017 lies; downloaded unless there is an ``existing`` copy."""
+    places = [source / name, source / "images" / name]
+    found = next((p for p in places if p.is_dir()), places[0])
+    if not found.is_dir() and existing is not None:
+        raise FileNotFoundError(
+            f"{source} has no folder {name}: COCO 2017 lies in annotations, train2017 and val2017"
+        )
+    if not found.is_dir():
+        obtain(archive, Path(data_root) / "downloads", found, name)
+    return found
+
+
+def _ready(root: Path, splits: Sequence[str]) -> dict[str, Any] | None:
     """The record of a prepared folder that holds all ``splits`` and whose images are where they
     were."""
-    record = (
-        read_own(root / RECORD, PARTS) if (root / RECORD).is_file() else {"parts": {}, "images": []}
-    )
-    return (
-        record
-        if set(splits) <= record["parts"].keys()
-        and all((root / f).is_dir() for f in record["images"])
-        else None
-    )
+    if not (root / RECORD).is_file():
+        return None
+    record = read_own(root / RECORD, PARTS)
+    there = all((root / folder).is_dir() for folder in record["images"])
+    return record if there and set(splits) <= record["parts"].keys() else None
 
 
-def _write(root, split, identity, path, folder, workers):
+def _write(
+    root: Path, split: str, identity: dict[str, Any], path: Path, folder: Path, workers: int | None
+) -> dict[str, Any]:
     classes, content = taxonomy("coco"), coco.read_coco(path)
     try:
         images, notes = coco.images_of(
@@ -118,15 +123,11 @@ def _write(root, split, identity, path, folder, workers):
     if missing:
         raise FileNotFoundError(
             f"{path} does not match the images: {len(missing)} of the {len(images)} it lists are "
-            f"not in {folder}, such as "
-            f"{', '.join(missing[:5])}"
+            f"not in {folder}, such as {', '.join(missing[:5])}"
         )
     unlisted = len({p.stem for p in folder.glob("*.jpg")} - {i.stem for i in images})
-    notes += (
-        [f"{unlisted} images in {folder} are not listed in {path.name}: left out"]
-        if unlisted
-        else []
-    )
+    if unlisted:
+        notes.append(f"{unlisted} images in {folder} are not listed in {path.name}: left out")
     jobs = [
         MaskJob(
             i.stem,
@@ -134,7 +135,7 @@ def _write(root, split, identity, path, folder, workers):
             f"{path.name}, {i.file_name}",
             partial(coco.draw, i),
             partial(coco.lost, i),
-            partial(tuple, (i.height, i.width)),
+            partial(SIZE, i),
         )
         for i in images
     ]

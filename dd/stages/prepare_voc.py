@@ -1,7 +1,10 @@
 """Stages: PASCAL VOC 2012 and its SBD augmentation, downloaded or used where they lie."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
 from dd.data.datasets import read_mask, read_split
@@ -27,7 +30,11 @@ ARCHIVES = {
 EXPECTED = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
 
 
-def prepare_voc(data_root="data", archives=None, existing=None) -> tuple[Path, list[str]]:
+def prepare_voc(
+    data_root: str | Path = "data",
+    archives: dict[str, Archive] | None = None,
+    existing: str | Path | None = None,
+) -> tuple[Path, list[str]]:
     """(folder of VOC 2012, notes): ``existing`` or ``data_root/VOCdevkit/VOC2012``, downloaded if
     it is not there.
 
@@ -53,7 +60,11 @@ def prepare_voc(data_root="data", archives=None, existing=None) -> tuple[Path, l
 
 
 def prepare_voc_aug(
-    data_root="data", archives=None, existing=None, sbd=None, workers: int | None = None
+    data_root: str | Path = "data",
+    archives: dict[str, Archive] | None = None,
+    existing: str | Path | None = None,
+    sbd: str | Path | None = None,
+    workers: int | None = None,
 ) -> tuple[Path, list[str]]:
     """(``data_root/voc_aug``, notes): VOC 2012 with ``train_aug`` = (VOC train ∪ SBD train and val)
     minus VOC val.
@@ -92,7 +103,7 @@ def prepare_voc_aug(
     return root, [*notes, *done["notes"], *_counts({"train_aug": len(splits["train_aug"])})]
 
 
-def _job(name, folders, mask, read) -> MaskJob:
+def _job(name: str, folders: list[Path], mask: Path, read: Callable[[Path], np.ndarray]) -> MaskJob:
     image = next((p for f in folders if (p := f / f"{name}.jpg").is_file()), None)
     if image is None:
         raise FileNotFoundError(
@@ -105,7 +116,7 @@ def _listed(root: Path, split: str) -> bool:
     return (root / "ImageSets" / "Segmentation" / f"{split}.txt").is_file()
 
 
-def _complete(root: Path, files) -> None:
+def _complete(root: Path, files: Iterable[Path]) -> None:
     files = list(files)
     missing = [f for f in files if not f.is_file() or not f.stat().st_size]
     if missing:

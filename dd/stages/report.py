@@ -1,17 +1,23 @@
 """Stage: gather finished runs into summary.json and one self-contained page that compares them."""
 
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from dd.data.datasets import SegmentationFolder
 from dd.report import origins, page, results, studies
 from dd.report.compare import comparison
 from dd.report.labels import labels_section
+from dd.report.page import Section
 from dd.report.published import reproduction
+from dd.report.recipes import Entry
 from dd.report.rows import Row, arrange
-from dd.report.summary import collect, images_of, separate, summarise
+from dd.report.summary import LeftOut, collect, images_of, separate, summarise
 from dd.store.provenance import read_own, write_json
 from dd.store.schemas import STUDY
 from dd.taxonomy import Taxonomy
@@ -23,97 +29,111 @@ SUBTITLE = (
 )
 
 
-def report(
-    folder,
-    runs,
-    tests: dict,
-    synthetic,
-    taxonomy: Taxonomy,
-    domains: list[str],
-    title: str,
-    baseline=None,
-    budgets=(),
-    masks: str = "SegmentationClass",
-    missed=(),
-) -> Path:
-    """Write ``folder/summary.json`` and ``folder/report.html`` about the finished ``runs``
-    (folders); returns the page.
+@dataclass(frozen=True)
+class Material:
+    """What a report is made from: finished ``runs`` (folders) on ``domains``.
 
     ``tests``: the test images of each domain that is at hand, for the galleries. ``synthetic`` with
     its mask set ``masks``: what the main rows were trained on, where there is a choice
     (:func:`dd.report.rows.arrange`). ``baseline``: a run (folder) of the recipe that others are
     compared with; None = the main one of synthetic images alone, else the first row. ``budgets``:
     budget.json files to show. ``missed``: run folders that the pattern of ``runs`` leaves out.
+    """
+
+    runs: Sequence[str | Path]
+    tests: Mapping[str, SegmentationFolder]
+    synthetic: str | Path
+    taxonomy: Taxonomy
+    domains: list[str]
+    masks: str = "SegmentationClass"
+    baseline: str | Path | None = None
+    budgets: Sequence[str | Path] = ()
+    missed: Sequence[str | Path] = ()
+
+
+def report(folder: str | Path, title: str, given: Material) -> Path:
+    """Write ``folder/summary.json`` and ``folder/report.html``; returns the page.
+
     Results that were edited, come from another version or were measured on other images or classes,
     second runs of one recipe and seed, and runs that are not finished or never evaluated are kept
     apart, with the reason. ValueError if nothing is left, if the baseline is not among the runs, or
     for another taxonomy than theirs.
     """
-    folder, synthetic = Path(folder), Path(synthetic)
-    found, left_out = collect(runs, synthetic)
-    silent = [e["name"] for e in found if not e["metrics"]]
-    left_out += separate(found, baseline and _given(found, baseline)["name"])
-    rows, twice = arrange([e for e in found if e["metrics"]], synthetic.name, masks)
+    folder, synthetic, domains = Path(folder), Path(given.synthetic), given.domains
+    found, left_out = collect(given.runs, synthetic)
+    base = None if given.baseline is None else _given(found, given.baseline)
+    left_out += separate(found, base["name"] if base else None)
+    rows, left_out = _arranged(found, left_out, given)
     entries = [e for row in rows for e in row.runs]
-    why = "finished and never evaluated: evaluate.py run=... data=... scores it"
-    left_out += twice + _several(silent, why)
-    why = "below the same folder, and the pattern of runs leaves it out"
-    left_out += _several(list(map(str, missed)), why)
-    for what, why in left_out:  # on the page too
-        Console(stderr=True, soft_wrap=True).print(
-            f"not compared: {what}: {why}", markup=False, highlight=False
-        )
-    if not entries:
-        reasons = "".join(f"\n  {what}: {why[:300]}" for what, why in left_out[:5])
-        raise ValueError(
-            f"report: none of {[str(r) for r in runs][:5]} is a finished run with an "
-            f"evaluation{reasons}"
-        )
-    _check_classes(entries, domains, taxonomy)
-    chosen = _row_of(rows, _given(found, baseline)) if baseline else _usual(rows)
+    _check_classes(entries, domains, given.taxonomy)
+    chosen = _usual(rows) if base is None else _row_of(rows, base)
     times = Counter(e["recipe"].segmenter for e in entries)
     main = max(times, key=lambda name: (times[name], name))
-    alike = [
-        row for row in rows if row.recipe.segmenter == main
-    ]  # curves and class tables are about one segmenter
-    firsts = [row.runs[0] for row in alike if row.variant is None]
+    # curves and class tables are about one segmenter
+    alike = [row for row in rows if row.recipe.segmenter == main]
     summary = summarise(alike, folder, domains, synthetic)
     write_json(folder / "summary.json", summary)
+    budgets = [(read_own(path, STUDY), Path(path).parent.name) for path in given.budgets]
+    headline = results.headline(rows, domains)
     sections = [
-        results.headline(rows, domains),
+        headline,
         labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
-        *(
-            s
-            for path in budgets
-            for s in studies.budget_sections(read_own(path, STUDY), Path(path).parent.name)
-        ),
+        *(section for found in budgets for section in studies.budget_sections(*found)),
         *_comparisons(rows, domains, chosen),
         *results.learning_curves(alike, domains),
         *results.class_tables(alike, domains),
         *results.ablation_table(summary, domains),
-        *studies.learning_curves(firsts, lambda e: e["recipe"].words),
-        *_looks(entries, domains, tests, taxonomy),
-        *results.synthetic_gallery(synthetic, taxonomy),
-        *results.real_galleries(alike, tests, taxonomy),
+        *studies.learning_curves(
+            [row.runs[0] for row in alike if row.variant is None], lambda e: e["recipe"].words
+        ),
+        *_looks(entries, given),
+        *results.synthetic_gallery(synthetic, given.taxonomy),
+        *results.real_galleries(alike, given.tests, given.taxonomy),
         *studies.sweep_sections(synthetic),
         *origins.left_out_section(left_out),
         *origins.run_sections(entries),
     ]
+    print_table(headline)
+    facts = _facts(rows, domains, summary)
+    return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, facts))
+
+
+def _arranged(found: list[Entry], left_out: LeftOut, given: Material) -> tuple[list[Row], LeftOut]:
+    """(rows of the entries, all that is left out), which is said on the terminal too. ValueError
+    if nothing is left."""
+    silent = [e["name"] for e in found if not e["metrics"]]
+    measured = [e for e in found if e["metrics"]]
+    rows, twice = arrange(measured, Path(given.synthetic).name, given.masks)
+    why = "finished and never evaluated: evaluate.py run=... data=... scores it"
+    left_out = [*left_out, *twice, *_several(silent, why)]
+    why = "below the same folder, and the pattern of runs leaves it out"
+    left_out += _several(list(map(str, given.missed)), why)
+    for what, why in left_out:
+        Console(stderr=True, soft_wrap=True).print(
+            f"not compared: {what}: {why}", markup=False, highlight=False
+        )
+    if not rows:
+        reasons = "".join(f"\n  {what}: {why[:300]}" for what, why in left_out[:5])
+        raise ValueError(
+            f"report: none of {[str(r) for r in given.runs][:5]} is a finished run with an "
+            f"evaluation{reasons}"
+        )
+    return rows, left_out
+
+
+def _facts(rows: list[Row], domains: list[str], summary: dict[str, Any]) -> dict[str, str]:
+    """What stands at the head of the page; what is not known is left out."""
+    miou, seconds = summary["mask_miou"], summary["seconds"]
     facts = {
-        "Runs": str(len(entries)),
+        "Runs": str(sum(len(row.runs) for row in rows)),
         "Recipes": str(len(rows)),
         "Seeds": ", ".join(map(str, summary["seeds"])),
         "Test images": ", ".join(f"{d} {n:,}" for d, n in images_of(rows, domains).items() if n),
-        "Mask mIoU on noised real test scenes": summary["mask_miou"]
-        and f"{summary['mask_miou']:.1f}",
-        "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items() if v),
+        "Mask mIoU on noised real test scenes": f"{miou:.1f}" if miou else "",
+        "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in seconds.items() if v),
     }
-    print_table(sections[0])
-    return page.write(
-        folder / "report.html",
-        page.render(title, SUBTITLE, sections, {k: v for k, v in facts.items() if v}),
-    )
+    return {k: v for k, v in facts.items() if v}
 
 
 def print_table(section: page.Table) -> None:
@@ -126,7 +146,7 @@ def print_table(section: page.Table) -> None:
     Console().print(table)
 
 
-def _given(entries, baseline) -> dict:
+def _given(entries: list[Entry], baseline: str | Path) -> dict[str, Any]:
     """The entry whose folder is ``baseline``."""
     for entry in entries:
         if entry["folder"].resolve() == Path(baseline).resolve():
@@ -135,7 +155,7 @@ def _given(entries, baseline) -> dict:
     raise ValueError(f"baseline={baseline}: none of the evaluated runs, which are {names}")
 
 
-def _row_of(rows: list[Row], entry: dict) -> Row:
+def _row_of(rows: list[Row], entry: dict[str, Any]) -> Row:
     """The row of a run's recipe."""
     found = next((row for row in rows if row.recipe.key == entry["recipe"].key), None)
     if found is None:
@@ -159,19 +179,18 @@ def _several(names: list[str], why: str) -> list[tuple[str, str]]:
     return [(", ".join(sorted(names)[:SHOWN]) + more, why)]
 
 
-def _check_classes(entries, domains, taxonomy) -> None:
+def _check_classes(entries: list[Entry], domains: list[str], taxonomy: Taxonomy) -> None:
     for entry in entries:
         for domain in domains:
             names = list(entry["metrics"].get(domain, {}).get("iou", taxonomy.all_names))
             if names != list(taxonomy.all_names):
                 raise ValueError(
                     f"{entry['folder']} was evaluated with the classes {names}, and data says "
-                    f"{list(taxonomy.all_names)}; "
-                    "give the report the data of the runs (data=...)"
+                    f"{list(taxonomy.all_names)}; give the report the data of the runs (data=...)"
                 )
 
 
-def _comparisons(rows, domains, chosen):
+def _comparisons(rows: list[Row], domains: list[str], chosen: Row) -> Iterator[Section]:
     for domain in domains:
         there = [row for row in rows if row.scores(domain)]
         if sum(len(row.runs) for row in there) > 1:
@@ -179,10 +198,11 @@ def _comparisons(rows, domains, chosen):
             yield comparison(f"Differences on {domain}", there, domain, baseline)
 
 
-def _looks(entries, domains, tests, taxonomy):
+def _looks(entries: list[Entry], given: Material) -> Iterator[Section]:
     """Confusions, best and worst predictions of the best run on each domain."""
-    for domain in domains:
+    for domain in given.domains:
         if (best := results.best_run(entries, domain)) is not None:
             yield from results.confusions(best, domain)
-            if domain in tests:
-                yield from results.extremes(best, domain, tests[domain], taxonomy.all_names)
+            if domain in given.tests:
+                names = given.taxonomy.all_names
+                yield from results.extremes(best, domain, given.tests[domain], names)

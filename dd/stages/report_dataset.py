@@ -11,7 +11,9 @@ from dd.taxonomy import Taxonomy
 LIMIT = 20_000_000  # bytes of a page
 
 
-def report_dataset(folder, mask_set: str = "SegmentationClass", gallery: int = 60) -> Path:
+def report_dataset(
+    folder: str | Path, mask_set: str = "SegmentationClass", gallery: int = 60
+) -> Path:
     """Write ``report.html`` (``report_<mask set>.html`` for a further mask set) into the synthetic
     set ``folder``: class balance, areas, uncertainty, quality signals, ``gallery`` samples to
     filter and search, how it was made. Returns the page.

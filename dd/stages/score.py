@@ -3,6 +3,7 @@ run."""
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,11 +12,13 @@ from rich.table import Table
 
 from dd.data.datasets import SegmentationFolder, encode_mask
 from dd.evaluation import metrics
+from dd.segmenters.base import Segmenter
 from dd.store.progress import Progress
 from dd.store.provenance import read_own, sha256, write_atomic, write_json
 from dd.store.schemas import MASKS
+from dd.store.settings import Count, Natural, Settings
 from dd.training.datamodule import whole_loader
-from dd.training.segmentation import count
+from dd.training.segmentation import Views, count
 
 EXAMPLES = 8  # predictions of the first images are kept as pictures,
 EXTREMES = 4  # and of those with the best and with the worst mIoU
@@ -25,10 +28,11 @@ PER_IMAGE = "per_image.npz"
 class PerImage:
     """A confusion matrix that also keeps each image's own: ``images``, uint32 [C, C] each."""
 
-    def __init__(self, num_classes: int):
-        self.images, self.total = [], torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    def __init__(self, num_classes: int) -> None:
+        self.images: list[np.ndarray] = []
+        self.total = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
-    def update(self, predictions: list, masks: list) -> None:
+    def update(self, predictions: list[torch.Tensor], masks: list[torch.Tensor]) -> None:
         counts = metrics.image_counts(predictions, masks, len(self.total)).cpu()
         self.total += counts.sum(0)
         self.images.extend(counts.numpy().astype(np.uint32))
@@ -41,55 +45,60 @@ class Shown:
     """Predictions worth a look: of the first images, and of those with the lowest and the
     highest mIoU of their own."""
 
-    def __init__(self):
-        self.first, self.ranked, self.seen = [], [], 0
+    def __init__(self) -> None:
+        self.first: list[tuple[int, torch.Tensor]] = []
+        self.ranked: list[tuple[float, int, torch.Tensor]] = []
+        self.seen = 0
 
-    def add(self, prediction, confusion) -> None:
+    def add(self, prediction: torch.Tensor, confusion: np.ndarray) -> None:
         if self.seen < EXAMPLES:
             self.first.append((self.seen, prediction.cpu()))
         if confusion.any():  # else each pixel is 255
-            self.ranked.append(
-                (metrics.miou(torch.from_numpy(confusion.astype(np.int64))), self.seen, prediction)
-            )
+            miou = metrics.miou(torch.from_numpy(confusion.astype(np.int64)))
+            self.ranked.append((miou, self.seen, prediction))
             self.ranked.sort(key=lambda row: row[:2])
             del self.ranked[EXTREMES:-EXTREMES]
-            self.ranked = [
-                (*row, kept.cpu()) for *row, kept in self.ranked
-            ]  # only what is kept leaves the GPU
+            # only what is kept leaves the GPU
+            self.ranked = [(miou, seen, kept.cpu()) for miou, seen, kept in self.ranked]
         self.seen += 1
 
-    def predictions(self) -> dict:
+    def predictions(self) -> dict[int, torch.Tensor]:
         """{position: prediction}."""
         return dict(self.first) | {position: prediction for _, position, prediction in self.ranked}
 
 
+class ScoreSettings(Settings):
+    """How is scored. ``per_image``: each image's own matrix goes to per_image.npz beside
+    metrics.json (``confusion`` uint32 [N, C, C], ``ids``)."""
+
+    batch_size: Count = 16
+    num_workers: Natural = 0
+    weights: Literal["ema", "raw"] = "ema"
+    device: str = "cpu"
+    per_image: bool = True
+
+
 def score(
-    path,
-    run: dict,
-    segmenter,
+    path: str | Path,
+    run: dict[str, Any],
+    segmenter: Segmenter,
     data: SegmentationFolder,
-    views,
-    batch_size: int = 16,
-    device: str = "cpu",
-    weights="ema",
-    num_workers: int = 0,
-    per_image: bool = True,
-) -> dict:
+    views: Views,
+    settings: ScoreSettings,
+) -> dict[str, Any]:
     """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to
     ``path``.
 
-    ``run`` is the run's run.json, ``views`` (:class:`dd.training.segmentation.Views`) the protocol:
-    single scale, or test-time augmentation. One integer confusion matrix at original image size,
-    255 left out. A file that is there for the same checkpoint, data and protocol is kept.
-    ``per_image``: each image's own matrix goes to per_image.npz beside it (``confusion`` uint32 [N,
-    C, C], ``ids``). ValueError if the run's classes are not the data's.
+    ``run`` is the run's run.json, ``views`` the protocol: single scale, or test-time augmentation.
+    One integer confusion matrix at original image size, 255 left out. A file that is there for the
+    same checkpoint, data and protocol is kept. ValueError if the run's classes are not the data's.
     """
+    path = Path(path)
     theirs = run["taxonomy"]["names"]
     if list(data.taxonomy.names) != theirs:
         raise ValueError(
             f"the run was trained for the classes {theirs}, data {data.root.name!r} has "
-            f"{list(data.taxonomy.names)}: "
-            "a run is evaluated on data with its own classes"
+            f"{list(data.taxonomy.names)}: a run is evaluated on data with its own classes"
         )
     head = {
         "data": data.root.name,
@@ -99,83 +108,80 @@ def score(
         "content": data.content(),
         "checkpoint": "checkpoints/last.ckpt",
         "weights_sha256": run["weights_sha256"],
-        "weights": weights,
+        "weights": settings.weights,
         "protocol": views.protocol,
         "supervision": run["supervision"],
         "trained_on": run["trained_on"],
         "masks_made_with": _made_with(data),
         **({"chosen_on": run["chosen_on"]} if "chosen_on" in run else {}),
     }
-    if Path(path).exists():
+    if path.exists():
         there = read_own(path, {})
-        whole = not per_image or (
-            "per_image" in there and Path(path).with_name(PER_IMAGE).is_file()
-        )
-        if whole and {k: there.get(k) for k in head} == head:
+        kept = "per_image" in there and path.with_name(PER_IMAGE).is_file()
+        if (kept or not settings.per_image) and {k: there.get(k) for k in head} == head:
             return there
-    segmenter = segmenter.to(device).eval()
-    confusion = PerImage(len(data.taxonomy))
-    with Progress(f"evaluate on {data.root.name}/{data.split}", len(data)) as progress:
-        autocast = torch.autocast(
-            device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False)
-        )
-        with autocast:
-            loader = whole_loader(data, views, batch_size, num_workers)
-            shown = Shown()
-
-            def after(predictions):
-                progress.advance(len(predictions))
-                for prediction, own in zip(
-                    predictions, confusion.images[-len(predictions) :], strict=True
-                ):
-                    shown.add(prediction, own)
-                if not per_image:
-                    # of 80,000 images with 81 classes they would fill 2 GB
-                    confusion.images.clear()
-
-            counted = count(segmenter, loader, confusion, device, after, views.predict)
+    confusion, shown = PerImage(len(data.taxonomy)), Shown()
+    counted = _count(segmenter, data, views, settings, run.get("bf16", False), confusion, shown)
     for position, prediction in shown.predictions().items():
-        target = Path(path).parent / "examples" / f"{data.ids[position]}.png"
+        target = path.parent / "examples" / f"{data.ids[position]}.png"
         write_atomic(target, encode_mask(prediction.numpy().astype(np.uint8)))
     result = {**head, **metrics.summarise(counted, data.taxonomy.all_names)}
-    if per_image:
-        result["per_image"] = {
-            "file": PER_IMAGE,
-            "sha256": _write_per_image(path, confusion.images, data.ids),
-        }
+    if settings.per_image:
+        digest = _write_per_image(path, confusion.images, data.ids)
+        result["per_image"] = {"file": PER_IMAGE, "sha256": digest}
     write_json(path, result)
     return result
 
 
-def _write_per_image(path, images, ids) -> str:
+def _count(
+    segmenter: Segmenter,
+    data: SegmentationFolder,
+    views: Views,
+    settings: ScoreSettings,
+    bf16: bool,
+    confusion: PerImage,
+    shown: Shown,
+) -> torch.Tensor:
+    """The confusion matrix of all images; those of each and what is shown go to the last two."""
+    segmenter, device = segmenter.to(settings.device).eval(), settings.device
+    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16)
+    with Progress(f"evaluate on {data.root.name}/{data.split}", len(data)) as progress, autocast:
+        loader = whole_loader(data, views, settings.batch_size, settings.num_workers)
+
+        def after(predictions: list[torch.Tensor]) -> None:
+            progress.advance(len(predictions))
+            own = confusion.images[-len(predictions) :]
+            for prediction, counts in zip(predictions, own, strict=True):
+                shown.add(prediction, counts)
+            if not settings.per_image:
+                # of 80,000 images with 81 classes they would fill 2 GB
+                confusion.images.clear()
+
+        return count(segmenter, loader, confusion, device, after, views.predict)
+
+
+def _write_per_image(path: Path, images: list[np.ndarray], ids: list[str]) -> str:
     """Write per_image.npz beside metrics.json; returns its hash."""
     stream = BytesIO()
     np.savez_compressed(stream, confusion=np.stack(images), ids=np.array(ids, np.str_))
-    write_atomic(Path(path).with_name(PER_IMAGE), stream.getvalue())
+    write_atomic(path.with_name(PER_IMAGE), stream.getvalue())
     return sha256(stream.getvalue())
 
 
-def _made_with(data):
+def _made_with(data: SegmentationFolder) -> dict[str, Any] | None:
     path = data.root / data.masks / "masks.json"
     return read_own(path, MASKS)["identity"] if path.is_file() else None
 
 
-def print_table(results: dict[str, dict], title: str) -> None:
+def print_table(results: dict[str, dict[str, Any]], title: str) -> None:
     """Per-class IoU and mIoU of several results, one column each."""
     table = Table(title=title)
     table.add_column("class", no_wrap=True)
     folders = [Path(name).parts for name in results]
-    shared = (
-        0
-        if len(folders) == 1
-        else next(i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
-    )
+    shared = next((i for i, p in enumerate(zip(*folders, strict=False)) if len(set(p)) > 1), 0)
     for parts in folders:
-        table.add_column(
-            "/".join(parts[shared:]).replace("/", "/ ").replace(",", ", "),
-            justify="right",
-            overflow="fold",
-        )
+        name = "/".join(parts[shared:]).replace("/", "/ ").replace(",", ", ")
+        table.add_column(name, justify="right", overflow="fold")
     for class_name in next(iter(results.values()))["iou"]:
         values = [r["iou"].get(class_name) for r in results.values()]
         table.add_row(class_name, *("-" if v is None else f"{v:.1f}" for v in values))

@@ -2,27 +2,44 @@
 on the tune split."""
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, ClassVar
 
 import yaml
 
+from dd.evaluation.supervision import LabelSet
 from dd.store.progress import left_in_all
 from dd.store.provenance import write_atomic
+from dd.store.settings import Count, Settings
 from dd.training.search import Study, overrides
 
+# (number, {key: value}, report) -> objective; report(step, mIoU, is it the last)
+Reporting = Callable[[int, float, bool], None]
+TrainTrial = Callable[[int, dict[str, Any], Reporting], float | None]
 FAILURES = 3  # trials in a row that end in an error of the training before the study does
 
 
-def _train(study: Study, trial, train_trial) -> None:
+class SearchSettings(Settings):
+    """``trials`` to complete or prune, in all; Optuna's ``sampler`` and ``pruner`` by name
+    (:mod:`dd.training.search`)."""
+
+    noun: ClassVar[str] = "search"
+    trials: Count
+    sampler: str
+    pruner: str
+    pruner_settings: dict[str, Any] | None
+
+
+def _train(study: Study, trial: Any, train_trial: TrainTrial) -> None:
     """Train one trial and tell the study how it ended. Errors of the training itself (out of
     memory, a loss that is not a number) fail the trial; other errors and interruptions are
     raised, an interrupted trial is trained on the next time."""
-    states, known = (
-        study.optuna.trial.TrialState,
-        set(study.trials()[trial.number].intermediate_values),
-    )
+    states = study.optuna.trial.TrialState
+    known = set(study.trials()[trial.number].intermediate_values)
 
-    def report(step, value, last):
+    def report(step: int, value: float, last: bool) -> None:
         if step not in known:  # a resumed training validates again
             trial.report(value, step)
             known.add(step)
@@ -41,20 +58,17 @@ def _train(study: Study, trial, train_trial) -> None:
 
 
 def search(
-    folder,
-    train_trial,
-    identity: dict,
-    space: dict,
-    trials: int,
-    sampler="tpe",
-    pruner="median",
-    pruner_settings=None,
-    seed=0,
-    chosen_on=(),
-    record=(),
-):
-    """Run trials until ``trials`` of them are complete or pruned; returns what best.yaml holds of
-    the best one.
+    folder: str | Path,
+    train_trial: TrainTrial,
+    identity: dict[str, Any],
+    space: dict[str, Any],
+    settings: SearchSettings,
+    seed: int = 0,
+    chosen_on: Sequence[LabelSet] = (),
+    record: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Run trials until so many of them are complete or pruned; returns what best.yaml holds of the
+    best one.
 
     ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step,
     mIoU, last)`` may end it by an exception. The same command goes on with a study, in several
@@ -63,13 +77,10 @@ def search(
     ``record``: overrides that say so (:mod:`dd.evaluation.supervision`), written behind the best
     settings, so that whoever uses them tells it.
     """
-    if type(trials) is not int or trials < 1:
-        raise ValueError(f"search.trials={trials!r}: expected a whole number above 0")
-    study, failed = Study(folder, identity, space, sampler, pruner, pruner_settings or {}, seed), 0
-    begun, own = (
-        time.monotonic(),
-        0,
-    )  # trials of this process alone tell how long the others will take
+    trials, prunes = settings.trials, (settings.pruner, settings.pruner_settings or {})
+    study, failed = Study(folder, identity, space, settings.sampler, *prunes, seed), 0
+    # trials of this process alone tell how long the others will take
+    begun, own = time.monotonic(), 0
     while True:
         with ExitStack() as held:
             trial = study.next(trials, held)
@@ -80,13 +91,11 @@ def search(
         write_atomic(study.folder / "trials.csv", study.table())
         own, over = own + 1, len(study.trials("COMPLETE", "PRUNED"))
         left = (time.monotonic() - begun) / own * max(0, trials - over)
-        result = ended.state.name.lower() + (
-            "" if ended.value is None else f", mIoU {ended.value:.2f}"
-        )
-        more = f"{over} of {trials} are over, {left_in_all(left)}"
+        result = "" if ended.value is None else f", mIoU {ended.value:.2f}"
         print(
-            f"trial {ended.number}: {result} with "
-            f"{' '.join(overrides(ended.params, study.space))}; {more}"
+            f"trial {ended.number}: {ended.state.name.lower()}{result} with "
+            f"{' '.join(overrides(ended.params, study.space))}; "
+            f"{over} of {trials} are over, {left_in_all(left)}"
         )
         failed = failed + 1 if ended.state.name == "FAIL" else 0
         if failed == FAILURES:
@@ -110,7 +119,6 @@ def search(
             s: len(study.trials(s.upper())) for s in ("complete", "pruned", "fail", "running")
         },
     }
-    write_atomic(
-        study.folder / "best.yaml", yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
-    )
+    text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    write_atomic(study.folder / "best.yaml", text)
     return found

@@ -1,8 +1,10 @@
 """Stage: train a segmenter on a synthetic or a real set, from scratch or from an earlier run."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,7 @@ HINT = (
 )
 
 
-def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
+def load_weights(run: str | Path, weights: str = "ema") -> dict[str, torch.Tensor]:
     """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw``
     (the ablation).
 
@@ -38,19 +40,18 @@ def load_weights(run, weights: str = "ema") -> dict[str, torch.Tensor]:
         )
     checkpoint = checkpoints.load(path)
     average = _segmenter(checkpoint["state_dict"])
-    known = read_own(Path(run) / "run.json", {"weights_sha256?": (str, None)}).get("weights_sha256")
+    known = read_own(Path(run) / "run.json", {"weights_sha256": str})["weights_sha256"]
     if (found := checkpoints.weights_sha256(average)) != known:
         raise ValueError(
             f"{path} holds other weights (sha256 {found[:12]}...) than {run}/run.json tells of "
-            + (f"({known[:12]}...)" if known else "(none: an earlier version wrote it)")
-            + ". Put the right file back, or train the run again under another name"
+            f"({known[:12]}...). Put the right file back, or train the run again under another name"
         )
     if weights == "ema":
         return average
     return _segmenter(checkpoint.get("current_model_state", checkpoint["state_dict"]))
 
 
-def fill(segmenter, state: dict[str, torch.Tensor], run) -> None:
+def fill(segmenter: torch.nn.Module, state: dict[str, torch.Tensor], run: str | Path) -> None:
     """Give a segmenter the weights of a run; ValueError for those of another segmenter."""
     try:
         segmenter.load_state_dict(state)
@@ -58,8 +59,7 @@ def fill(segmenter, state: dict[str, torch.Tensor], run) -> None:
         listed = "\n".join(str(error).splitlines()[1:4])
         raise ValueError(
             f"{run}: its segmenter is another one, or has other classes. Use the same "
-            "segmenter=..., and the run.json that "
-            f"was written with its weights\n{listed}"
+            f"segmenter=..., and the run.json that was written with its weights\n{listed}"
         ) from None
 
 
@@ -69,8 +69,14 @@ def _segmenter(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def train_segmenter(
-    folder, module, data, make_trainer, identity: dict, record: dict, init_from=None
-) -> dict:
+    folder: str | Path,
+    module: Any,
+    data: Any,
+    make_trainer: Callable[[], Any],
+    identity: dict[str, Any],
+    record: dict[str, Any],
+    init_from: str | Path | None = None,
+) -> dict[str, Any]:
     """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return what
     run.json holds.
 
@@ -105,7 +111,7 @@ def train_segmenter(
     return done
 
 
-def _finished(folder: Path, identity: dict) -> dict | None:
+def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """:func:`finished_run`; what it refuses because of more steps alone says how to go on from
     it."""
     try:
@@ -114,7 +120,7 @@ def _finished(folder: Path, identity: dict) -> dict | None:
         raise FileExistsError(f"{error}{_more_steps(folder, identity)}") from None
 
 
-def _sound(folder: Path, done: dict) -> dict:
+def _sound(folder: Path, done: dict[str, Any]) -> dict[str, Any]:
     """``done``, run.json of a finished run, once its checkpoint has shown that it is as it was
     written; else ValueError."""
     path = folder / CHECKPOINT
@@ -122,13 +128,13 @@ def _sound(folder: Path, done: dict) -> dict:
     if wrong:
         raise ValueError(
             f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Put a copy of it "
-            "back; or remove run.json, and "
-            "the same command goes on from the checkpoint before, or begins anew"
+            "back; or remove run.json, and the same command goes on from the checkpoint before, "
+            "or begins anew"
         )
     return done
 
 
-def _more_steps(folder: Path, identity: dict) -> str:
+def _more_steps(folder: Path, identity: dict[str, Any]) -> str:
     file = folder / "run.json" if (folder / "run.json").exists() else folder / SETTINGS
     there = read_own(file, IDENTIFIED)["identity"]
     lines = differences(there, identity)
@@ -140,24 +146,17 @@ def _more_steps(folder: Path, identity: dict) -> str:
     first = "" if file.name == "run.json" else f"finish it (trainer.max_steps={old}), then "
     return (
         "\nThe learning rate falls to nothing at the last step, so a longer training is no "
-        "continuation of this one. To go "
-        f"on from its weights as a run of its own: {first}the same command with "
-        f"name={folder.name}_{new} "
-        f"init_from={folder} trainer.max_steps={new - old}"
+        f"continuation of this one. To go on from its weights as a run of its own: {first}the same "
+        f"command with name={folder.name}_{new} init_from={folder} trainer.max_steps={new - old}"
     )
 
 
-def _same_classes(init_from, record) -> dict:
-    weights = load_weights(init_from)
-    theirs, ours = (
-        read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"],
-        record["taxonomy"]["names"],
-    )
-    if (
-        theirs != ours
-        # the names alone: a list of classes that came back from a labelling tool may be called
-        # otherwise
-    ):
+def _same_classes(init_from: str | Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of ``init_from``. ValueError for other classes: by their names alone, since a
+    list that came back from a labelling tool may be called otherwise."""
+    weights, ours = load_weights(init_from), record["taxonomy"]["names"]
+    theirs = read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"]
+    if theirs != ours:
         raise ValueError(
             f"init_from={init_from} was trained for the classes {theirs}, this run has {ours}"
         )

@@ -353,9 +353,8 @@ def test_an_adaptation_starts_from_plain_float32_weights():
         next(given["generator"].unet.parameters()).dtype == torch.float32
         and given["generator"].size == 64
     )
-    assert given["images"] == "here/shapes_shift/JPEGImages" and given["listed"].endswith(
-        "Segmentation/train.txt"
-    )
+    assert given["settings"].images == "here/shapes_shift/JPEGImages"
+    assert given["settings"].listed.endswith("Segmentation/train.txt")
     for wrong in ("+adapter.generator.dtype=float16", "+adapter.generator.adapter=a_run"):
         with pytest.raises(ValueError, match="trained from float32 weights without an adapter"):
             config.adaptation(compose("train", "experiment=shapes_adapt_generator", wrong))

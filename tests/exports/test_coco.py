@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
 
 
 @pytest.fixture
@@ -86,9 +86,7 @@ def test_what_is_exported_can_be_prepared_again(hall, root, tmp_path):
         tmp_path / "data",
         hall.root / "taxonomy.yaml",
         "again",
-        root / "images",
-        coco_file=root / "semantic_train.json",
-        shares={"val": 0.4},
+        OwnData(root / "images", coco_file=root / "semantic_train.json", shares={"val": 0.4}),
     )
     for name in hall.splits["train"]:
         mask = np.asarray(Image.open(again / f"SegmentationClass/{name}.png"))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dd.stages.export import export
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
 from dd.taxonomy import Taxonomy, voc_palette
 
 
@@ -73,8 +73,7 @@ def test_what_is_exported_can_be_prepared_again(hall, exported, tmp_path):
         tmp_path / "data",
         hall.root / "taxonomy.yaml",
         "again",
-        tmp_path / "voc/JPEGImages",
-        tmp_path / "voc/SegmentationClass",
+        OwnData(tmp_path / "voc/JPEGImages", tmp_path / "voc/SegmentationClass"),
     )
     for name, mask in hall.masks.items():
         assert np.array_equal(np.asarray(Image.open(root / f"SegmentationClass/{name}.png")), mask)

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from dd.data.datasets import SegmentationFolder
-from dd.stages.report import report
+from dd.stages.report import Material, report
 from dd.stages.report_dataset import report_dataset
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
@@ -158,9 +158,8 @@ def pages(study):
     runs = sorted(p.parent for p in (study / "outputs").glob("**/run.json"))
     synthetic = study / "data/synthetic/shapes"
     budgets = sorted((study / "outputs").glob("**/budget.json"))
-    runs_page = report(
-        study / "seen", runs, tests, synthetic, shapes, list(tests), "Study", budgets=budgets
-    )
+    given = Material(runs, tests, synthetic, shapes, list(tests), budgets=budgets)
+    runs_page = report(study / "seen", "Study", given)
     return {"runs": runs_page, "data": report_dataset(synthetic, gallery=14)}
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from dd.data.datasets import SegmentationFolder
-from dd.stages.report import report
+from dd.stages.report import Material, report
 from dd.store.provenance import read_json
 
 
@@ -25,10 +25,9 @@ def make(study):
         runs = sorted(p.parent for p in (root / "outputs").glob("**/run.json"))
         budgets = sorted((root / "outputs").glob("**/budget.json"))
         synthetic = study / "data/synthetic/shapes"
-        given = {"tests": tests, "taxonomy": shapes, "budgets": budgets, **more}
-        return report(
-            root / "out", runs, synthetic=synthetic, domains=domains, title="Study", **given
-        )
+        given = {"runs": runs, "tests": tests, "taxonomy": shapes, "budgets": budgets, **more}
+        material = Material(synthetic=synthetic, domains=domains, **given)
+        return report(root / "out", "Study", material)
 
     return make
 

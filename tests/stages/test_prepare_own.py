@@ -9,7 +9,7 @@ from PIL import Image
 
 from dd.__main__ import main
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split
-from dd.stages.prepare_own import prepare_own
+from dd.stages.prepare_own import OwnData, prepare_own
 from dd.taxonomy import taxonomy
 
 SITE = """
@@ -60,8 +60,7 @@ def own(site, **kwargs):
         site.parent / "data",
         site / "site.yaml",
         kwargs.pop("name", "own"),
-        site / "images",
-        **kwargs,
+        OwnData(site / "images", **kwargs),
     )
 
 
@@ -144,7 +143,7 @@ def test_classes_that_no_mask_has_are_warned_of(site, tmp_path):
         SITE.replace("background_colour", "  - dent\n  - {name: rust}\nbackground_colour")
     )
     _, notes = prepare_own(
-        tmp_path / "data", tmp_path / "more.yaml", "own", site / "images", site / "grey"
+        tmp_path / "data", tmp_path / "more.yaml", "own", OwnData(site / "images", site / "grey")
     )
     assert notes == ["2 classes are in no mask: dent, rust"]
 
@@ -241,13 +240,16 @@ def test_colours_that_nobody_gave_are_not_read(site):
     )
     for split in ("train", "val"):
         (site / f"{split}.txt").rename(voc / f"ImageSets/Segmentation/{split}.txt")
-    root, _ = prepare_own(site.parent / "data", site / "site.yaml", "own", voc=voc)
+    root, _ = prepare_own(site.parent / "data", site / "site.yaml", "own", OwnData(voc=voc))
     for split in ("train", "val"):
         data = SegmentationFolder(root, split, taxonomy(root / "taxonomy.yaml"))
         for i, name in enumerate(data.ids):
             assert np.array_equal(data[i][1], picture(name)[1])
     other, _ = prepare_own(  # as images and masks, which lie beside it
-        site.parent / "data", site / "site.yaml", "o", voc / "JPEGImages", voc / "SegmentationClass"
+        site.parent / "data",
+        site / "site.yaml",
+        "o",
+        OwnData(voc / "JPEGImages", voc / "SegmentationClass"),
     )
     for file in (root / "SegmentationClass").rglob("*.png"):
         assert file.read_bytes() == (other / file.relative_to(root)).read_bytes()
@@ -258,8 +260,7 @@ def test_colours_that_nobody_gave_are_not_read(site):
             site.parent / "data",
             site / "site.yaml",
             "p",
-            voc / "JPEGImages",
-            voc / "SegmentationClass",
+            OwnData(voc / "JPEGImages", voc / "SegmentationClass"),
         )
 
 
@@ -483,7 +484,10 @@ def test_nothing_is_written_below_the_real_images(site):
         match=r"images.new lies in .*images, which holds other data, which is not written to",
     ):
         prepare_own(
-            site / "images", site / "site.yaml", "new", site / "images", masks=site / "grey"
+            site / "images",
+            site / "site.yaml",
+            "new",
+            OwnData(site / "images", masks=site / "grey"),
         )
     assert files(site) == before
 
@@ -689,10 +693,10 @@ def test_a_folder_in_voc_layout(site, tmp_path):
     for split in ("train", "val"):
         (site / f"{split}.txt").rename(voc / f"ImageSets/Segmentation/{split}.txt")
     (voc / "ImageSets/Segmentation/trainval.txt").write_text("c\n")
-    root, _ = prepare_own(tmp_path / "data", site / "site.yaml", "own", voc=voc)
+    root, _ = prepare_own(tmp_path / "data", site / "site.yaml", "own", OwnData(voc=voc))
     assert {s: len(read_split(root, s)) for s in ("train", "val")} == {"train": 3, "val": 2}
     root, _ = prepare_own(
-        tmp_path / "data", site / "site.yaml", "shared", voc=voc, shares={"val": 0.4}
+        tmp_path / "data", site / "site.yaml", "shared", OwnData(voc=voc, shares={"val": 0.4})
     )
     assert {s: len(read_split(root, s)) for s in ("train", "val")} == {"train": 3, "val": 2}
 

@@ -22,8 +22,8 @@ from dd.data.datasets import SegmentationFolder, encode_mask, read_image, read_m
 from dd.data.label_studio import SIZES, WORD
 from dd.data.photos import source
 from dd.evaluation.uncertainty import entropy
-from dd.stages.prepare_own import prepare_own
-from dd.stages.review import print_review, review
+from dd.stages.prepare_own import OwnData, prepare_own
+from dd.stages.review import ReviewSettings, print_review, review
 from dd.stages.train_segmenter import load_weights
 from dd.store.checkpoints import weights_sha256
 from dd.store.provenance import read_json
@@ -67,16 +67,22 @@ def photos(tmp_path):
     return folder
 
 
+QUEUE = {"number": 3, "score": "entropy", "order": "uncertain", "distinct": 4}
+QUEUE["address"] = "/data/local-files/?d=images/"
+
+
 @pytest.fixture
 def queue(tmp_path, photos):
     def make(target="queue", predictor=None, **more):
+        rest = {key: more.pop(key) for key in ("batch_size", "seed") if key in more}
         return review(
             tmp_path / target,
             source(photos),
             predictor or Fake(),
             IDENTITY,
             CLASSES,
-            **{"number": 3, **more},
+            ReviewSettings(**{**QUEUE, **more}),
+            **rest,
         )
 
     return make
@@ -199,9 +205,9 @@ def test_the_control_is_drawn_by_its_seed_and_leaves_the_rest_unscored(queue, ph
     ("setting", "message"),
     [
         ({"number": 0}, "number=0: expected"),
-        ({"score": "best"}, "score='best'; allowed: entropy, margin"),
-        ({"order": "name"}, "order='name'; allowed: uncertain, random"),
-        ({"distinct": 64}, "distinct=64: expected 0 to 63"),
+        ({"score": "best"}, "score='best': expected entropy, margin"),
+        ({"order": "name"}, "order='name': expected uncertain, random"),
+        ({"distinct": 64}, "distinct=64: expected a whole number from 0 to 63"),
     ],
 )
 def test_settings_that_are_not_allowed(queue, tmp_path, setting, message):
@@ -308,9 +314,7 @@ def test_what_comes_back_is_what_a_training_takes(queue, photos, tmp_path, tool)
         tmp_path / "data",
         out / "taxonomy.yaml",
         "reviewed",
-        photos,
-        split_files={"train": out / "train.txt"},
-        **given,
+        OwnData(photos, split_files={"train": out / "train.txt"}, **given),
     )
     assert any("background" in note for note in notes)
     assert read_split(root, "train") == list(masks)
@@ -361,7 +365,10 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
 
     def own(path, **more):
         return prepare_own(
-            tmp_path / "data", tmp_path / "queue/taxonomy.yaml", "bad", photos, cvat=path, **more
+            tmp_path / "data",
+            tmp_path / "queue/taxonomy.yaml",
+            "bad",
+            OwnData(photos, cvat=path, **more),
         )
 
     def refused(message, path):
@@ -435,7 +442,9 @@ def test_exports_of_label_studio_that_do_not_fit(queue, photos, tmp_path):
         change(content)
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
-            prepare_own(tmp_path / "data", out / "taxonomy.yaml", "bad", photos, label_studio=path)
+            prepare_own(
+                tmp_path / "data", out / "taxonomy.yaml", "bad", OwnData(photos, label_studio=path)
+            )
 
     def value(content):
         return content[0]["annotations"][0]["result"][0]["value"]
@@ -492,4 +501,4 @@ def test_the_command(finished_run, photos, tmp_path):
         env=environment,
         cwd=ROOT,
     )
-    assert done.returncode == 2 and "order='best'; allowed: uncertain, random" in done.stderr
+    assert done.returncode == 2 and "review.order='best': expected uncertain, random" in done.stderr

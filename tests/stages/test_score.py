@@ -7,7 +7,7 @@ import torch
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, write_split
 from dd.evaluation import metrics
 from dd.segmenters.transforms import EvalTransform
-from dd.stages.score import Shown, print_table
+from dd.stages.score import ScoreSettings, Shown, print_table
 from dd.stages.score import score as evaluate
 from dd.store.provenance import read_json, write_json
 from dd.taxonomy import Taxonomy
@@ -51,7 +51,8 @@ def score(tmp_path, data, tiny_segmenter):
     def call(run=RUN, seed=0, views=None, segmenter=None, **kwargs):
         views, segmenter = views or Views(16), segmenter or tiny_segmenter(seed=seed)
         where = tmp_path / "run/eval/pets" / views.name / "metrics.json"
-        return evaluate(where, run, segmenter, data, views, **{"batch_size": 2, **kwargs})
+        settings = ScoreSettings(**{"batch_size": 2, **kwargs})
+        return evaluate(where, run, segmenter, data, views, settings)
 
     return call
 

@@ -24,6 +24,7 @@ from dd import config
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
 from dd.stages.prepare import prepare_shapes
+from dd.stages.search import SearchSettings
 from dd.stages.search import search as tune
 from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy
@@ -42,8 +43,11 @@ def hill(number, settings, report):
 
 
 def search(folder, train_trial=hill, trials=6, **changes):
-    given = {"identity": {"seed": 0}, "space": SPACE, "sampler": "random", **changes}
-    return tune(folder, train_trial, trials=trials, **given)
+    fixed = {"sampler": "random", "pruner": "median", "pruner_settings": None}
+    how = {"trials": trials, **fixed, **changes}
+    given = [how.pop("identity", {"seed": 0}), how.pop("space", SPACE)]
+    seed = how.pop("seed", 0)
+    return tune(folder, train_trial, *given, SearchSettings(**how), seed)
 
 
 def table(folder):

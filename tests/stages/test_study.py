@@ -15,6 +15,7 @@ from dd import config
 from dd.data.datasets import choose_shots
 from dd.evaluation.budget import ARMS, Job, Plan, Prices
 from dd.stages.prepare import prepare_shapes
+from dd.stages.study import Measuring
 from dd.stages.study import study as budget
 from dd.store.locks import Busy, Lock
 from dd.store.provenance import read_json, write_json
@@ -81,9 +82,7 @@ class Lab:
         return budget(
             folder,
             study,
-            self.train,
-            self.judge,
-            self.score,
+            Measuring(self.train, self.judge, self.score),
             identity or {"seeds": study.seeds},
             Prices(),
             **more,

@@ -126,7 +126,9 @@ def adapt(models, photos, make_trainer):
             "samples": SAMPLES,
         }
         generator = StableDiffusion(model=str(models[model]), **READ)
-        return stage.train_adapter(folder, generator, trainer, **{**settings, **changed})
+        more = {k: changed.pop(k) for k in ("seed", "trained_with") if k in changed}
+        given = stage.AdapterSettings(**{**settings, **changed})
+        return stage.train_adapter(folder, generator, trainer, given, **more)
 
     return run
 
@@ -267,21 +269,21 @@ def test_captions_come_from_a_file_or_from_a_template(photos, tmp_path):
         ("a {place}", {"place": []}),
         ("a {", {}),
     ):
-        with pytest.raises(ValueError, match=r"adaptation\.(template|conditions)"):
+        with pytest.raises(ValueError, match=r"adapter\.(template|conditions)"):
             stage.fill(template, given)
 
 
 def test_a_list_chooses_images_and_bad_files_are_named(photos, tmp_path):
     (tmp_path / "list.txt").write_text("p1\nmore/p4.png\n")
-    assert [f.name for f in find_photos(photos, tmp_path / "list.txt", "adaptation")] == [
+    assert [f.name for f in find_photos(photos, tmp_path / "list.txt", "adapter")] == [
         "p4.png",
         "p1.png",
     ]
     (tmp_path / "list.txt").write_text("p1\np9\n")
     with pytest.raises(ValueError, match=r"1 images are not in .*'p9'"):
-        find_photos(photos, tmp_path / "list.txt", "adaptation")
+        find_photos(photos, tmp_path / "list.txt", "adapter")
     with pytest.raises(FileNotFoundError, match="adapter.list"):
-        find_photos(photos, tmp_path / "none.txt", "adaptation")
+        find_photos(photos, tmp_path / "none.txt", "adapter")
     with pytest.raises(FileNotFoundError, match=r"no file \* with \.jpg"):
         find_photos(tmp_path)
     with pytest.raises(FileNotFoundError, match="give the folder of unlabelled photographs"):

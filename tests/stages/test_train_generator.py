@@ -97,7 +97,10 @@ def make(make_trainer, few_scenes, tmp_path):
             }
             return make_trainer(default_root_dir, max_steps, parts, **log)
 
-        return stage.train_generator(tmp_path / name, trainer, **{**SETTINGS, **changed})
+        given = {**SETTINGS, **changed}
+        settings = {k: given.pop(k) for k in stage.GeneratorSettings.model_fields}
+        made = stage.GeneratorSettings(**settings)
+        return stage.train_generator(tmp_path / name, trainer, made, **given)
 
     return run
 
