@@ -68,8 +68,8 @@ class Settings(BaseModel):
             return f"{prefix}{name}: {cls.missing.format(key=f'{prefix}{name}')}"
         if first["type"] == "value_error":  # of a validator of ours, in its own words
             said = str(first["ctx"]["error"])
-            group = name and isinstance(cls.model_fields[str(name)].annotation, type)
-            inner = group and issubclass(cls.model_fields[str(name)].annotation, Settings)
+            kind = cls.model_fields[str(name)].annotation if name else None
+            inner = isinstance(kind, type) and issubclass(kind, Settings)
             own = not name or inner or said.startswith(f"{name}.")  # it names the key itself
             return said if own else f"{prefix}{name}: {said}"
         field = cls.model_fields[str(name)]
