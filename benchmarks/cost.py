@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_size import UNETS, VAE
 from dd.generators import AttentionRecorder
-from dd.segmenters.mmsegmentation import DeepLabV3
+from dd.segmenters.deeplabv3 import DeepLabV3
 
 SETS = {
     "voc": (40_000, 20_000, 21, 1.4),

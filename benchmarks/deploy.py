@@ -90,7 +90,7 @@ def chosen(options):
         run, segmenter, _ = config.trained_run(options.run)
         return segmenter.eval(), {"weights_sha256": run["weights_sha256"], **run["segmenter"]}
     node = {"depth": options.depth, "base_channels": options.base_channels}
-    node = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", **node, "dilations": [1, 3, 6, 9]}
+    node = {"_target_": "dd.segmenters.deeplabv3.DeepLabV3", **node, "dilations": [1, 3, 6, 9]}
     run = {"segmenter": node, "taxonomy": {"names": [f"class {i}" for i in range(options.classes)]}}
     return config.segmenter_of(run).eval(), node
 

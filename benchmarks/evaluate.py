@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from benchmarks.voc import CLASSES, labels, write_voc
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
-from dd.segmenters.mmsegmentation import DeepLabV3
+from dd.segmenters.deeplabv3 import DeepLabV3
 from dd.stages.score import PerImage
 from dd.store.provenance import write_json
 from dd.taxonomy import taxonomy

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.machine import machine, seconds
 from dd.data.datasets import encode_image, encode_mask, stored_heat
-from dd.masks.threshold import MaskSettings, normalise
+from dd.masks.from_heat import MaskSettings, normalise
 from dd.stages.label import label
 from dd.store.provenance import sha256, write_atomic, write_json
 from dd.store.samples import Sample, append_records, plan_sha256, plan_text, read_plan

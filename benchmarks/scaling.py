@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from dd.execution import Local
 from dd.generators import StableDiffusion
 from dd.generators.memory import peak_bytes, reset_peak
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.prompts.prompt import make_prompt
 from dd.stages.label import label
 from dd.stages.synthesize import synthesize

@@ -24,7 +24,7 @@ from benchmarks.machine import seconds
 from dd.data.datasets import encode_image, encode_mask, read_mask, stored_heat
 from dd.evaluation import metrics
 from dd.generators import StableDiffusion
-from dd.masks.threshold import MaskSettings, to_mask
+from dd.masks.from_heat import MaskSettings, to_mask
 from dd.stages.sweep import sweep
 from dd.store.provenance import sha256, write_json
 from dd.store.samples import Sample, append_records, plan_text

@@ -14,7 +14,7 @@ import torch
 
 from dd import config
 from dd.generators.memory import peak_bytes, reset_peak
-from dd.segmenters.mmsegmentation import (
+from dd.segmenters.deeplabv3 import (
     CHANNELS,
     quiet_construction,
 )  # puts the placeholder for compiled operations in place

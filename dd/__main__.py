@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dd.cli.deploy import deploy_run, run_options, show_page
 from dd.cli.init import init, init_options
-from dd.cli.runs import deploy_run, run_options, show_page
 from dd.execution import CANNOT_WRITE, EXIT
 from dd.stages import prepare_coco as coco
 from dd.stages import prepare_voc as voc
 from dd.stages.export import FORMATS, export
 from dd.stages.list_runs import list_runs, print_runs
 from dd.stages.merge import merge
-from dd.stages.prepare import prepare_shapes
 from dd.stages.prepare_own import OwnData, prepare_own
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.verify import print_problems, verify
 from dd.store.downloads import Archive
 from dd.store.locks import Busy

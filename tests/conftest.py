@@ -119,7 +119,7 @@ def tiny_segmenter():
 
 
 DEEPLAB = {
-    "_target_": "dd.segmenters.mmsegmentation.DeepLabV3",
+    "_target_": "dd.segmenters.deeplabv3.DeepLabV3",
     "depth": 18,
     "base_channels": 8,
     "dilations": [1, 2, 3],

@@ -23,7 +23,7 @@ SMALL_SEGMENTER = [
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, run):
     """Folder in which every stage of the demo ran once, at small size."""
-    from dd.stages.prepare import prepare_shapes
+    from dd.stages.prepare_shapes import prepare_shapes
 
     root = tmp_path_factory.mktemp("chain")
     where = [f"data_root={root}/data", f"output_root={root}/outputs"]

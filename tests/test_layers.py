@@ -33,7 +33,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "openai": ["dd.prompts.endpoint"],
     "optuna": ["dd.training.search"],
     "wandb": ["dd.training.wandb"],
-    "mlflow": ["dd.training.loggers", "dd.training.scores"],
+    "mlflow": ["dd.training.loggers", "dd.training.log_scores"],
     "tensorboard": ["dd.training.loggers"],
     "pycocotools": ["dd.data.coco", "dd.exports.coco"],
     "cv2": ["dd.data.photos"],
@@ -115,7 +115,7 @@ def test_the_reader_of_imports_sees_every_form():
         "import dd.taxonomy\nfrom dd.evaluation import metrics, nothing\nfrom . import page\n"
         "def f():\n    from dd.store.samples import Sample\nimport torch.nn as nn"
     )
-    ours = {"dd.taxonomy", "dd.evaluation.metrics", "dd.report.page"}
+    ours = {"dd.taxonomy", "dd.evaluation.metrics", "dd.report.html"}
     found = imported(source, "dd.report.pictures", ours)
     assert found == {*ours, "dd.store.samples", "torch"}
     assert {"dd.generators", "dd.prompts.prompt", "generate"} <= set(OURS)

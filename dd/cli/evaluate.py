@@ -20,7 +20,7 @@ from dd.stages.review import print_review, review
 from dd.stages.score import ScoreSettings, print_table, score
 from dd.stages.sweep import print_best, sweep
 from dd.store.provenance import read_own
-from dd.training.scores import log_scores
+from dd.training.log_scores import log_scores
 from dd.training.wandb import log_evaluation
 
 

@@ -20,10 +20,10 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dd.config.check_values import check_settings
 from dd.config.composition import CONF, with_own_folders
 from dd.config.doors import Door
 from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
-from dd.config.kinds import check_settings
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
 from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal

@@ -19,7 +19,7 @@ from dd.data.quality import CLIP, Rule, Scores, read_rules
 from dd.evaluation.supervision import choices
 from dd.execution import Executor
 from dd.execution.units import Tools, read_run
-from dd.masks.threshold import READING, MaskSettings
+from dd.masks.from_heat import READING, MaskSettings
 from dd.prompts.prompt import make_prompt
 from dd.stages.calibrate import CalibrationSettings
 from dd.stages.label_by_run import LabelerSettings, Teacher

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dd import taxonomy as taxonomies
-from dd.config.kinds import check_arguments
+from dd.config.check_values import check_arguments
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation.supervision import LabelSet, choices, merged
 from dd.segmenters.base import Segmenter
@@ -25,7 +25,7 @@ ALLOWED = (
     "dd.prompts.",
     "dd.prompts.captioner.",
     "dd.execution.",
-    "dd.masks.threshold.",
+    "dd.masks.from_heat.",
     "dd.data.quality.",
     "dd.generators.",
     "dd.segmenters.",

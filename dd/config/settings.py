@@ -2,7 +2,7 @@
 constructor's, and what of a training decides its weights.
 
 Defaults stand in ``conf/``. A node with a ``_target_`` is a :data:`Node`: its class looks at its
-values (:func:`dd.config.kinds.check_arguments`).
+values (:func:`dd.config.check_values.check_arguments`).
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self

@@ -748,7 +748,7 @@ def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
 
 
 def choose_source(heat: Mapping[str, np.ndarray], source: str, folder: str | Path) -> np.ndarray:
-    """The maps of one source (``dd.masks.threshold.SOURCES``). ValueError names those that are
+    """The maps of one source (``dd.masks.from_heat.SOURCES``). ValueError names those that are
     stored."""
     if source not in heat:
         raise ValueError(

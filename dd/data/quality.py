@@ -2,7 +2,7 @@
 and rules on them.
 
 Min-max makes a class that was never drawn as strong as one that was (see
-:mod:`dd.masks.threshold`): the signals of the heat are those *before* min-max. Shape letters: K
+:mod:`dd.masks.from_heat`): the signals of the heat are those *before* min-max. Shape letters: K
 classes of a sample, P powers, N cells of a heat map, T texts, D width of an embedding.
 """
 

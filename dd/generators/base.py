@@ -27,7 +27,7 @@ class Generator(Protocol):
         """Tokens of a prompt, special ones included, nothing cut off."""
 
     def spans(self, sample: Sample) -> dict[str, list[list[int]]]:
-        """Token positions of each class by source (``dd.masks.threshold.SOURCES``); ValueError for
+        """Token positions of each class by source (``dd.masks.from_heat.SOURCES``); ValueError for
         a class word that is missing or cut off."""
 
     def generate(

@@ -13,7 +13,7 @@ from dd.generators import loading, memory, speed
 from dd.generators.adapter import find_adapter, merge
 from dd.generators.recorder import AttentionRecorder, Reading, attention_sides, choose_side
 from dd.generators.settings import GeneratorSettings
-from dd.masks.threshold import flat
+from dd.masks.from_heat import flat
 from dd.prompts.prompt import class_words, token_spans, word_places
 from dd.store.samples import Sample
 
@@ -138,7 +138,7 @@ class StableDiffusion:
         return each[0]
 
     def spans(self, sample: Sample) -> dict[str, list[list[int]]]:
-        """Token positions of each class of a sample by source (``dd.masks.threshold.SOURCES``),
+        """Token positions of each class of a sample by source (``dd.masks.from_heat.SOURCES``),
         those of the full prompt as far as they are captured; those of all its words where a class
         is appended more than once.
 
@@ -223,7 +223,7 @@ class StableDiffusion:
         self, samples: Sequence[Sample], capture: bool = True
     ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], list[str | None]]:
         """(images uint8 [B, size, size, 3]; per sample, heat float64 [K, P, r, r] by source
-        (``dd.masks.threshold.SOURCES``), nothing without ``capture``; per sample, what is wrong
+        (``dd.masks.from_heat.SOURCES``), nothing without ``capture``; per sample, what is wrong
         with its image or None, see :func:`faults`). Noise comes from each sample's own seed."""
         given = self.settings
         spans = [self.spans(s) for s in samples]

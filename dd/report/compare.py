@@ -11,7 +11,7 @@ import numpy as np
 
 from dd.evaluation import statistics
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS, Interval, Score, holm, interval
-from dd.report.page import Cell, Section, Table
+from dd.report.html import Cell, Section, Table
 from dd.report.rows import Row
 from dd.store.provenance import differences, fingerprint, read_json, sha256
 

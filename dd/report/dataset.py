@@ -13,7 +13,7 @@ import numpy as np
 from dd.data.datasets import check_mask, read_image, read_mask, stored_heat, synthetic_image
 from dd.report import charts, pictures
 from dd.report.explore import SampleBrowser, Shown
-from dd.report.page import Cell, Chart, Section, Table
+from dd.report.html import Cell, Chart, Section, Table
 from dd.store.samples import Sample
 from dd.taxonomy import IGNORE, voc_palette
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from dd.evaluation.supervision import distinct, told, trained_labels
+from dd.report.html import Section, Table
 from dd.report.origins import some_of
-from dd.report.page import Section, Table
 from dd.report.recipes import Entry, Run
 
 UNKNOWN = "not recorded"  # by an earlier version

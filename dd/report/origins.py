@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dd.evaluation.supervision import behind, told
-from dd.report.page import Section, Table, Text
+from dd.report.html import Section, Table, Text
 
 NAMED = 3  # runs listed beside a value; more are counted
 MADE = ("command", "git_commit", "weights_sha256")  # of a run.json

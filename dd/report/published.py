@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from dd.report.page import Cell, Section, Table
+from dd.report.html import Cell, Section, Table
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 KEYS = ("segmenter", "arm", "supervision")  # what saw other labels is another row

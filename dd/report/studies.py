@@ -15,7 +15,7 @@ from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.report import charts
 from dd.report.compare import signed
 from dd.report.explore import Matrix
-from dd.report.page import Cell, Chart, Section, Table
+from dd.report.html import Cell, Chart, Section, Table
 from dd.report.recipes import Entry
 from dd.store.provenance import read_own
 from dd.store.schemas import SWEPT

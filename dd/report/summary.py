@@ -9,7 +9,7 @@ from typing import Any
 
 from dd.evaluation.statistics import interval
 from dd.report.compare import Result, Scores, comparable, read_metrics
-from dd.report.page import Number
+from dd.report.html import Number
 from dd.report.recipes import ARMS, Entry, Run, recipe, unknown, weights_of
 from dd.report.rows import Row
 from dd.store.provenance import SETTINGS, read_own

@@ -15,7 +15,7 @@ from PIL import Image
 from dd.data.datasets import SegmentationFolder, choose_source, read_captions, read_split
 from dd.evaluation import metrics
 from dd.evaluation.supervision import declared, label_set
-from dd.masks.threshold import READING, MaskSettings, count_grid, scores, stored_grid
+from dd.masks.from_heat import READING, MaskSettings, count_grid, scores, stored_grid
 from dd.prompts.prompt import make_prompt
 from dd.store.provenance import sweep_beside, write_atomic, write_json
 from dd.store.samples import Sample
@@ -175,7 +175,7 @@ def _read(
 def _count(
     heat: list[Heat], data: SegmentationFolder, shown: list[Shown], grid: list[MaskSettings]
 ) -> np.ndarray:
-    """Pixels [F, S, C, C + 1] (:func:`dd.masks.threshold.count_grid`) of each fold of the
+    """Pixels [F, S, C, C + 1] (:func:`dd.masks.from_heat.count_grid`) of each fold of the
     images."""
     classes, folds = len(data.taxonomy), min(FOLDS, len(shown))
     total = np.zeros((folds, len(grid), classes, classes + 1), np.int64)

@@ -29,7 +29,7 @@ from dd.data.quality import (
 )
 from dd.evaluation.supervision import LabelSet, behind, merged
 from dd.execution.units import check_generated
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import differences, fingerprint, made_by, read_json, read_own, write_json

@@ -24,7 +24,7 @@ from dd.data.datasets import (
 from dd.evaluation.supervision import LabelSet, merged
 from dd.execution.units import check_generated, read_run
 from dd.exports.card import BIASES, adapter, used_labels
-from dd.masks.threshold import MaskSettings, flat, scores, to_mask
+from dd.masks.from_heat import MaskSettings, flat, scores, to_mask
 from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
 from dd.store.names import folder_name
 from dd.store.provenance import (

@@ -10,7 +10,7 @@ import torch
 
 from dd.data.datasets import SegmentationFolder, read_captions
 from dd.evaluation import metrics
-from dd.masks.threshold import MaskSettings, to_mask
+from dd.masks.from_heat import MaskSettings, to_mask
 from dd.prompts.prompt import make_prompt
 from dd.store.provenance import read_own, write_json
 from dd.store.samples import Sample

@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from dd.data.datasets import SegmentationFolder
-from dd.report import origins, page, results, studies
+from dd.report import html as page
+from dd.report import origins, studies
+from dd.report import sections as results
 from dd.report.compare import comparison
+from dd.report.html import Section
 from dd.report.labels import labels_section
-from dd.report.page import Section
 from dd.report.published import reproduction
 from dd.report.recipes import Entry
 from dd.report.rows import Row, arrange

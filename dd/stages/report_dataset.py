@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dd.report import dataset, origins, page, studies
+from dd.report import dataset, origins, studies
+from dd.report import html as page
 from dd.store.provenance import read_own
 from dd.store.samples import read_plan, read_records, unfinished
 from dd.store.schemas import DESCRIBED_RUN, MASKS

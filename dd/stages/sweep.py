@@ -29,7 +29,7 @@ from dd.data.datasets import (
 from dd.evaluation import metrics
 from dd.evaluation.supervision import LabelSet, behind, declared, label_set
 from dd.execution.units import check_generated
-from dd.masks.threshold import READING, MaskSettings, count_grid, scores, stored_grid
+from dd.masks.from_heat import READING, MaskSettings, count_grid, scores, stored_grid
 from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import (
@@ -171,7 +171,7 @@ def count_samples(
     taxonomy: Taxonomy,
     samples: list[Sample],
 ) -> np.ndarray:
-    """Summed pixels [S, C, C + 1] (:func:`dd.masks.threshold.count_grid`) of some samples, on
+    """Summed pixels [S, C, C + 1] (:func:`dd.masks.from_heat.count_grid`) of some samples, on
     one thread: the same in any process."""
     threads, classes = torch.get_num_threads(), len(taxonomy)
     foreign = not any((reference / name).is_file() for name in MADE_HERE)

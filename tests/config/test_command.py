@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from dd import config
+from dd.config.check_values import check_settings
 from dd.config.command import check_values
-from dd.config.kinds import check_settings
 from dd.config.objects import check_loaded
 from dd.config.settings import SCRIPTS
 from dd.store.settings import Settings, words

@@ -16,11 +16,11 @@ from omegaconf.errors import MissingMandatoryValue
 
 from dd import config
 from dd.config.training import unlabelled_photos
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.segmenters.base import Segmenter
-from dd.segmenters.mmsegmentation import DeepLabV3
+from dd.segmenters.deeplabv3 import DeepLabV3
 from dd.segmenters.transforms import TrainTransform
-from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.store.provenance import write_json
 from dd.taxonomy import taxonomy
 from dd.training.segmentation import EMA, LastCheckpoint, Segmentation
@@ -416,17 +416,17 @@ def allowed_are_named(error):
         "builtins.eval",
         "subprocess.Popen",
         "pathlib.Path",
-        "dd.masks.threshold.to_mask",
+        "dd.masks.from_heat.to_mask",
         "dd.generators.train_tokenizer",  # functions, though of an allowed module
         "dd.generators.loading.sha256",
         "dd.generators.loading.Path",
-        "dd.masks.threshold.torch.load",  # aliases
+        "dd.masks.from_heat.torch.load",  # aliases
         "dd.generators.from_scratch.StableDiffusionPipeline",
-        "dd.masks.threshold.MaskSettings.__init__",
+        "dd.masks.from_heat.MaskSettings.__init__",
         "dd.generators.StableDiffusion.generate",
         "pytorch_lightning.trainer.trainer.Trainer.fit",
         "pytorch_lightning.LightningModule",
-        "dd.masks.threshold",
+        "dd.masks.from_heat",
     ],
 )
 def test_other_targets_are_refused(target):
@@ -467,7 +467,7 @@ def test_a_call_cannot_come_with_the_arguments():
 
 def test_a_mistyped_target_names_what_is_allowed():
     with pytest.raises(ValueError, match=r"dd\.masks\.threshold\.MaskSetting\b") as error:
-        config.instantiate({"_target_": "dd.masks.threshold.MaskSetting"})
+        config.instantiate({"_target_": "dd.masks.from_heat.MaskSetting"})
     assert allowed_are_named(error)
 
 
@@ -491,7 +491,7 @@ def test_allowed_targets_get_plain_containers():
 
 def test_the_segmenter_of_a_run():
     node = {
-        "_target_": "dd.segmenters.mmsegmentation.DeepLabV3",
+        "_target_": "dd.segmenters.deeplabv3.DeepLabV3",
         "depth": 18,
         "pretrained": "open-mmlab://never_fetched",
     }
@@ -507,8 +507,8 @@ def test_the_segmenter_of_a_run():
         {},
         CALL,
         {"_target_": "dd.training.segmentation.EMA"},
-        {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": CALL},
-        {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "dilations": [CALL]},
+        {"_target_": "dd.segmenters.deeplabv3.DeepLabV3", "depth": CALL},
+        {"_target_": "dd.segmenters.deeplabv3.DeepLabV3", "dilations": [CALL]},
     ],
 )
 def test_a_run_cannot_name_anything_else(node):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dd.data.datasets import encode_image, encode_mask, write_split
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.stages.export import export
 from dd.stages.label import label

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dd.segmenters import mmsegmentation  # noqa: F401 (installs a placeholder)
+from dd.segmenters import deeplabv3  # noqa: F401 (installs a placeholder)
 
 # mmseg after that
 import mmseg  # isort: skip

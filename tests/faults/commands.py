@@ -25,7 +25,7 @@ def warm_up() -> None:
     assert all((dd.__main__, evaluate, generate, train))
     import dd.generators
     import dd.report
-    import dd.segmenters.mmsegmentation
+    import dd.segmenters.deeplabv3
     import dd.training.loggers
 
 

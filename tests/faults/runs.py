@@ -37,7 +37,7 @@ def finish(folder, **settings):
 def workers_of(process):
     """Ids of the worker processes of a driver: children whose command says so, and those that
     hold its fence (Ray's)."""
-    found, fence = [], os.path.realpath(Path(process.args[2]) / WORKERS)
+    found, fence = [], os.path.realpath(Path(process.args[3]) / WORKERS)
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(path.read_text().rpartition(")")[2].split()[1])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dd import config
 from dd.data.coco import category_values, draw, images_of, read_coco
 from dd.data.datasets import SegmentationFolder, read_captions
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.prompts.captions import CaptionFile, NounCaptions
 from dd.prompts.coco import CocoCaptions
 from dd.report.compare import read_metrics

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.train_segmenter import load_weights
 from dd.store import checkpoints
 from dd.store.provenance import read_json

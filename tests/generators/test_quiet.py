@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 ADAPTERS = (
-    "dd.generators, dd.segmenters.mmsegmentation, dd.segmenters.huggingface, "
+    "dd.generators, dd.segmenters.deeplabv3, dd.segmenters.huggingface, "
     "dd.prompts.captioner, dd.data.quality, dd.deploy.onnx_model"
 )
 

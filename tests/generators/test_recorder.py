@@ -11,7 +11,7 @@ from dd.attention import maths as attention
 from dd.generators import AttentionRecorder
 from dd.generators import recorder as recorder_module
 from dd.generators.recorder import Reading, attention_sides, choose_side
-from dd.masks.threshold import SOURCES
+from dd.masks.from_heat import SOURCES
 
 
 class Explicit:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dd.generators import StableDiffusion
-from dd.masks.threshold import SOURCES
+from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import Sample
 

@@ -11,7 +11,7 @@ import torch
 from dd.attention import maths as attention
 from dd.generators import StableDiffusion, memory
 from dd.generators.memory import largest_batch
-from dd.masks.threshold import MaskSettings, normalise, to_mask
+from dd.masks.from_heat import MaskSettings, normalise, to_mask
 from tests.generators.conftest import settings_of
 
 GB, ROOT = 10**9, Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import torch
 
 from dd.generators import StableDiffusion
 from dd.generators.stable_diffusion import eight_bit, faults
-from dd.masks.threshold import SOURCES
+from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import make_plan
 from dd.taxonomy import Taxonomy, taxonomy

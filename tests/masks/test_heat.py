@@ -8,7 +8,7 @@ from safetensors.numpy import load, load_file, save_file
 
 from dd.attention.maths import heat_maps, mean_attention
 from dd.data.datasets import OtherDtype, as_stored, heat_bytes, stored_heat
-from dd.masks.threshold import MaskSettings, to_mask
+from dd.masks.from_heat import MaskSettings, to_mask
 
 LAYERS, HEADS, WIDTH, TOKENS, POWERS, SIZE = 6, 4, 16, 77, 8, 128
 SPANS = [[1], [2, 3], [4]]

@@ -221,7 +221,7 @@ def make_run(
     }
     if source == "real":
         del trained_on["mask_settings"]
-    segmenter = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18}
+    segmenter = {"_target_": "dd.segmenters.deeplabv3.DeepLabV3", "depth": 18}
     identity = {
         "segmenter": segmenter,
         "seed": seed,

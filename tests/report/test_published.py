@@ -6,7 +6,8 @@ from statistics import stdev
 
 import pytest
 
-from dd.report import page, published
+from dd.report import html as page
+from dd.report import published
 
 
 def entry(

@@ -11,7 +11,7 @@ from dd.report.rows import arrange
 from dd.report.summary import collect, separate
 from dd.store.provenance import read_json, write_json
 
-SEGMENTER = {"_target_": "dd.segmenters.mmsegmentation.DeepLabV3", "depth": 18}
+SEGMENTER = {"_target_": "dd.segmenters.deeplabv3.DeepLabV3", "depth": 18}
 REAL = {
     "source": "real",
     "data": "here",

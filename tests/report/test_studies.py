@@ -1,8 +1,8 @@
 import pytest
 
 from dd.report import studies
+from dd.report.html import Chart, Table
 from dd.report.origins import differing, flatten
-from dd.report.page import Chart, Table
 
 
 def test_a_curve_is_read_from_the_rows_that_have_it(tmp_path):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dd.segmenters.base import Segmenter
+from dd.segmenters.deeplabv3 import DeepLabV3
 from dd.segmenters.huggingface import Mask2Former, SegFormer
-from dd.segmenters.mmsegmentation import DeepLabV3
-from dd.segmenters.model_zoo import ModelZoo
+from dd.segmenters.mmseg_config import ModelZoo
 
 CLASSES, SIZE = 4, (65, 72)
 TINY = {

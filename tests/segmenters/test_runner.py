@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dd.segmenters.base import MEAN
-from dd.segmenters.mmsegmentation import DeepLabV3
+from dd.segmenters.deeplabv3 import DeepLabV3
 from dd.training.segmentation import Segmentation
 
 # mmseg after the placeholder for compiled operations, which dd.segmenters installs

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from dd.segmenters import mmsegmentation
-from dd.segmenters.mmsegmentation import DeepLabV3, DeepLabV3Settings, deeplabv3_config
+from dd.segmenters import deeplabv3 as mmsegmentation
+from dd.segmenters.deeplabv3 import DeepLabV3, DeepLabV3Settings, deeplabv3_config
 from dd.segmenters.weights import load_pretrained, read_weights, weights_url
 
 # after the placeholder for compiled operations, which dd.segmenters installs

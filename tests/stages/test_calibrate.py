@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from dd import config
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split, write_split
 from dd.evaluation import metrics
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.stages.calibrate import CalibrationSettings, calibrate
-from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.probe import score
 from dd.store.provenance import read_json
 from dd.store.samples import Sample

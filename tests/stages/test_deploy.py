@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dd import __main__ as door
-from dd.cli.runs import DEPLOY
+from dd.cli.deploy import DEPLOY
 from dd.data.photos import read_photo, source
 from dd.deploy.onnx_model import Session, exported, metadata
 from dd.stages import deploy as stage

@@ -8,7 +8,7 @@ import pytest
 from dd.__main__ import main
 from dd.data.datasets import encode_mask
 from dd.exports.target import Target
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.stages.export import FORMATS, export
 from dd.stages.label import label
 from dd.store.locks import Lock

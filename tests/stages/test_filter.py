@@ -21,7 +21,7 @@ from dd.data.datasets import (
     write_split,
 )
 from dd.data.quality import clip_signals, heat_signals, read_rules
-from dd.masks.threshold import MaskSettings, to_mask
+from dd.masks.from_heat import MaskSettings, to_mask
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.stages import filter as filter_stage
 from dd.stages.filter import filter_samples, find_absent, print_counts

@@ -4,7 +4,7 @@ import pytest
 
 from dd.data.datasets import SegmentationFolder, read_split
 from dd.execution import Shard, units
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.prompts.prompt import Prompts
 from dd.stages import synthesize as stage
 from dd.stages.label import label

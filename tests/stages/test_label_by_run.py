@@ -303,7 +303,7 @@ def test_what_is_not_a_finished_synthetic_set_is_refused(label_again, synthetic)
 
 
 def test_teacher_student_and_mixed_training(tmp_path, run):
-    from dd.stages.prepare import prepare_shapes
+    from dd.stages.prepare_shapes import prepare_shapes
 
     where = [f"data_root={tmp_path}/data", f"output_root={tmp_path}/out"]
     small = [

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from dd.data.datasets import SegmentationFolder
-from dd.masks.threshold import MaskSettings
-from dd.stages.prepare import prepare_shapes
+from dd.masks.from_heat import MaskSettings
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.probe import probe, real_heat, score
 from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from dd import config
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
-from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.search import SearchSettings
 from dd.stages.search import search as tune
 from dd.store.provenance import read_json

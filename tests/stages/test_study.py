@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from dd import config
 from dd.data.datasets import choose_shots
 from dd.evaluation.budget import ARMS, Job, Plan, Prices
-from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.study import Measuring
 from dd.stages.study import study as budget
 from dd.store.locks import Busy, Lock

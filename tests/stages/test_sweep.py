@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from dd.data.datasets import encode_image, encode_mask, heat_bytes, read_image, read_mask
 from dd.evaluation import metrics
 from dd.evaluation.supervision import choices
-from dd.masks.threshold import MaskSettings, to_mask
+from dd.masks.from_heat import MaskSettings, to_mask
 from dd.stages import sweep as stage
 from dd.stages.label import label
 from dd.stages.predict_set import predict_set

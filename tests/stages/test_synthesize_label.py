@@ -18,7 +18,7 @@ from dd.data.datasets import (
     stored_heat,
 )
 from dd.execution import units
-from dd.masks.threshold import MaskSettings, to_mask
+from dd.masks.from_heat import MaskSettings, to_mask
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.prompts.templates import TemplatePrompts
 from dd.stages import label as label_stage

@@ -378,7 +378,7 @@ def test_only_a_run_that_no_real_label_reached_is_of_class_a(trained_on, before,
         {"taxonomy": {"name": "pets", "names": ["cat"]}},
         {
             "segmenter": {
-                "_target_": "dd.segmenters.mmsegmentation.DeepLabV3",
+                "_target_": "dd.segmenters.deeplabv3.DeepLabV3",
                 "depth": 18,
                 "base_channels": 16,
             }

@@ -10,12 +10,12 @@ from dd.__main__ import main
 from dd.data import datasets
 from dd.data.datasets import SegmentationFolder, stored_heat
 from dd.execution import Shard
-from dd.masks.threshold import MaskSettings
+from dd.masks.from_heat import MaskSettings
 from dd.stages.export import export
 from dd.stages.filter import filter_samples
 from dd.stages.label import label
 from dd.stages.merge import merge
-from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.report_dataset import report_dataset
 from dd.stages.sweep import sweep as sweep_masks
 from dd.stages.verify import verify

@@ -9,7 +9,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from dd import config
-from dd.stages.prepare import prepare_shapes
+from dd.stages.prepare_shapes import prepare_shapes
 from tests.doors import door
 
 ROOT = Path(__file__).parents[2]

@@ -25,6 +25,7 @@ from dd.store.provenance import fingerprint, read_json, write_atomic, write_json
 from dd.training import loggers as loggers_module
 from dd.training import segmentation
 from dd.training.callbacks import Report, ShownImage, ShownPredictions, Steps, image_miou
+from dd.training.log_scores import log_scores
 from dd.training.loggers import (
     CELL,
     PATIENCE,
@@ -36,7 +37,6 @@ from dd.training.loggers import (
     panel,
     tell,
 )
-from dd.training.scores import log_scores
 from dd.training.segmentation import EMA, LastCheckpoint, Segmentation, predict
 from dd.training.wandb import Wandb, log_evaluation
 

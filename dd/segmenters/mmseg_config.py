@@ -31,7 +31,7 @@ from dd.segmenters.base import (  # noqa: E402
     SegmenterSettings,
     synchronise,
 )
-from dd.segmenters.mmsegmentation import quiet_construction  # noqa: E402
+from dd.segmenters.deeplabv3 import quiet_construction  # noqa: E402
 from dd.segmenters.weights import load_pretrained, local_file, read_weights  # noqa: E402
 from dd.store.provenance import fingerprint, sha256  # noqa: E402
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.masks.threshold import (
+from dd.masks.from_heat import (
     SOURCES,
     MaskSettings,
     count_grid,

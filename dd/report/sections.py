@@ -12,7 +12,7 @@ from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.report import charts, pictures
 from dd.report.compare import image_miou, number_of_runs, signed
 from dd.report.explore import Matrix
-from dd.report.page import Cell, Chart, Gallery, Section, Table
+from dd.report.html import Cell, Chart, Gallery, Section, Table
 from dd.report.recipes import ARMS, Entry
 from dd.report.rows import Row, number_of_images
 from dd.report.summary import cell, images_of, values

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dd.segmenters import _compiled_ops, mmsegmentation
-from dd.segmenters.mmsegmentation import DeepLabV3, DeepLabV3Settings, deeplabv3_config
+from dd.segmenters import _compiled_ops
+from dd.segmenters import deeplabv3 as mmsegmentation
+from dd.segmenters.deeplabv3 import DeepLabV3, DeepLabV3Settings, deeplabv3_config
 
 # mmseg after the placeholder for compiled operations, which dd.segmenters installs
 import mmseg  # isort: skip

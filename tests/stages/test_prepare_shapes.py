@@ -6,8 +6,8 @@ import pytest
 from dd.__main__ import main
 from dd.data.datasets import SegmentationFolder, read_captions, read_split
 from dd.embedded.shapes import DOMAINS, scene
-from dd.stages import prepare
-from dd.stages.prepare import prepare_shapes
+from dd.stages import prepare_shapes as prepare
+from dd.stages.prepare_shapes import prepare_shapes
 from dd.taxonomy import taxonomy
 
 SIZES = {"train": 4, "tune": 2, "test": 3}

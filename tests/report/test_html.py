@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
-from dd.report import charts, explore, page, pictures
+from dd.report import charts, explore, pictures
+from dd.report import html as page
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 SMALL = pictures.png_data_uri(np.zeros((48, 64, 3), np.uint8))

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from dd import config
 from dd.segmenters import _compiled_ops
-from dd.segmenters.mmsegmentation import DeepLabV3
-from dd.segmenters.model_zoo import (
+from dd.segmenters.deeplabv3 import DeepLabV3
+from dd.segmenters.mmseg_config import (
     CONFIGS,
     ModelZoo,
     config_file,
@@ -253,7 +253,7 @@ def test_a_run_cannot_declare_its_configuration_trusted(tmp_path):
     trace, file = tmp_path / "executed", tmp_path / "mine.py"
     file.write_text(f"open({str(trace)!r}, 'w')\n_base_ = [{str(CONFIGS / DEEPLAB)!r} + '.py']\n")
     node = {
-        "_target_": "dd.segmenters.model_zoo.ModelZoo",
+        "_target_": "dd.segmenters.mmseg_config.ModelZoo",
         "config": str(file),
         "pretrained": "config",
         "trusted": True,
@@ -278,7 +278,7 @@ def test_a_configuration_that_was_edited_is_another_model(tmp_path):
     assert made.files == {
         "config": ModelZoo(3, config=DEEPLAB).files["config"]
     }  # what is built, not what is written
-    node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
+    node = {"_target_": "dd.segmenters.mmseg_config.ModelZoo", "config": str(file), "trusted": True}
     run = {"segmenter": node, "segmenter_files": made.files, "taxonomy": {"names": ["a", "b"]}}
     file.write_text(f"# a remark\n_base_ = [{str(base)!r}]\n")
     assert config.segmenter_of(run, trusted=True).files == made.files
@@ -324,7 +324,7 @@ def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, mo
         and files() == made
         and "code" not in ModelZoo(3, config=FCN).files
     )
-    node = {"_target_": "dd.segmenters.model_zoo.ModelZoo", "config": str(file), "trusted": True}
+    node = {"_target_": "dd.segmenters.mmseg_config.ModelZoo", "config": str(file), "trusted": True}
     run = {"segmenter": node, "segmenter_files": made, "taxonomy": {"names": ["a", "b"]}}
     for name in ("my_parts", "my_head"):
         path = tmp_path / f"{name}.py"
