@@ -385,6 +385,7 @@ def ray_cluster():
     from dd.execution import ray as adapter
 
     os.environ.update(adapter.BEFORE_IMPORT | adapter.LOOPBACK | {"RAY_AUTH_MODE": "disabled"})
+    os.environ["PYTHONPATH"] = str(ROOT)  # a library ships a package called tests
     from ray.cluster_utils import Cluster
 
     settings = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}

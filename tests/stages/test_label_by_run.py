@@ -375,7 +375,7 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
     with pytest.raises(FileExistsError, match="masks of self-training"):
         run("generate", *again, "mask_set=self_training")
     with pytest.raises(ValueError, match="a mask set has one teacher, got 3 runs"):
-        run("evaluate", f"run={tmp_path}/out/*", *teach)
-    run("evaluate", f"run={tmp_path}/out/mixed", *teach, "mask_set=from_mixed")
+        run("generate", f"labeler.run={tmp_path}/out/*", *teach)
+    run("generate", f"labeler.run={tmp_path}/out/mixed", *teach, "mask_set=from_mixed")
     run("train", *student[:1], "synthetic_masks=masks/from_mixed", "name=student_of_mixed", *small)
     assert read_json(tmp_path / "out/student_of_mixed/run.json")["supervision"] == "B"

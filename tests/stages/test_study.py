@@ -891,7 +891,7 @@ def test_the_paper_data_sets_have_studies_too(command, tmp_path, data, root, ste
         (["study.domains=shapes"], "study.domains='shapes': expected a list"),
         (["study.arms=[fine]"], "study.arms"),
         (["study.experiments.real=shapes_rael"], "'shapes_rael'; allowed: coco"),
-        (["budget.shot=[0]"], "Did you mean 'shots'?"),
+        (["study.shot=[0]"], "Did you mean 'shots'?"),
         (
             ["data.tune_split=test", "study.domains=[shapes]"],
             "nothing is ever chosen on the test split",
