@@ -21,6 +21,19 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parent.parent
 
 
+# the rooms whose tests take seconds
+QUICK = ("attention", "masks", "evaluation", "store", "test_layers.py", "test_taxonomy.py")
+SLOW = {"full", "browser"}
+
+
+def pytest_collection_modifyitems(items):
+    """The marker ``quick``: tests of the science and of what lies on disk."""
+    for item in items:
+        room = Path(item.path).relative_to(ROOT / "tests").parts[0]
+        if room in QUICK and not SLOW & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("quick")
+
+
 class TinySegmenter(torch.nn.Module):
     """What the training asks of a segmenter, in two layers: no dropout, so that a training can
     be made again bit by bit."""

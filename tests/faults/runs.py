@@ -10,15 +10,14 @@ from pathlib import Path
 
 from dd.store.locks import WORKERS
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-
 
 def start(folder, **settings):
     """A driver in a process of its own; its session, so that nothing of it survives a test."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "tests.faults.driver", str(folder), json.dumps(settings)]
     return subprocess.Popen(
         command,
-        env=ENVIRONMENT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
