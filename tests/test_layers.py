@@ -112,7 +112,7 @@ IMPORTS = {name: imported(source, name, set(OURS)) for name, source in OURS.item
 
 def test_the_reader_of_imports_sees_every_form():
     source = (
-        "import dd.taxonomy\nfrom dd.evaluation import metrics, nothing\nfrom . import page\n"
+        "import dd.taxonomy\nfrom dd.evaluation import metrics, nothing\nfrom . import html\n"
         "def f():\n    from dd.store.samples import Sample\nimport torch.nn as nn"
     )
     ours = {"dd.taxonomy", "dd.evaluation.metrics", "dd.report.html"}
