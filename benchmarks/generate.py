@@ -35,10 +35,10 @@ from benchmarks.full_size import save
 from benchmarks.machine import machine
 from benchmarks.machine import seconds as wall
 from benchmarks.sweep import make_plan
+from benchmarks.synthesis import synthesize
 from dd.execution import Local
 from dd.generators import StableDiffusion
 from dd.prompts.prompt import make_prompt
-from dd.stages.synthesize import synthesize
 from dd.store.samples import read_plan
 from dd.taxonomy import taxonomy
 

@@ -19,11 +19,11 @@ import torch
 import yaml
 
 from benchmarks.sweep import make_plan
+from benchmarks.synthesis import synthesize
 from dd.data.datasets import encode_image, heat_bytes, stored_heat
 from dd.data.quality import sample_signals
 from dd.generators import StableDiffusion
 from dd.prompts.templates import TemplatePrompts
-from dd.stages.synthesize import synthesize
 from dd.store.samples import read_plan
 from dd.taxonomy import taxonomy
 

@@ -21,13 +21,13 @@ import torch
 import yaml
 
 from benchmarks.machine import machine
+from benchmarks.synthesis import synthesize
 from dd import config
 from dd.data.datasets import read_mask
 from dd.generators import StableDiffusion
 from dd.prompts.templates import TemplatePrompts
 from dd.stages.predict_set import predict_set
-from dd.stages.sweep import sweep
-from dd.stages.synthesize import synthesize
+from dd.stages.sweep import SweepSettings, sweep
 from dd.store.samples import make_plan, read_plan
 from dd.taxonomy import taxonomy
 
@@ -67,12 +67,12 @@ def judge(
         for value in s.class_ids
     ]
     grid = {
-        "powers": [masks["power"]],
-        "thresholds": [masks["threshold"]],
-        "bands": [masks["band"]],
-        "workers": 1,
+        "power": [masks["power"]],
+        "threshold": [masks["threshold"]],
+        "band": [masks["band"]],
     }
-    (row,) = sweep(folder, seen, "judge", **grid)["sweep"]["table"]
+    tried = sweep(folder, seen, SweepSettings(name="judge", **grid, workers=1))
+    (row,) = tried["sweep"]["table"]
     return row["miou"], 100 * float(np.mean(found)), seconds
 
 

@@ -22,13 +22,13 @@ import torch
 from benchmarks.generate import Wanted
 from benchmarks.generate import prompts as shapes_prompts
 from benchmarks.machine import machine
+from benchmarks.synthesis import synthesize
 from dd.execution import Local
 from dd.generators import StableDiffusion
 from dd.generators.memory import peak_bytes, reset_peak
 from dd.masks.from_heat import MaskSettings
 from dd.prompts.prompt import make_prompt
 from dd.stages.label import label
-from dd.stages.synthesize import synthesize
 from dd.taxonomy import Taxonomy, taxonomy
 
 SETTINGS = {"steps": 20, "guidance": 3.0, "cross_resolution": 16, "self_resolution": 16}

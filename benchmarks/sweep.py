@@ -25,16 +25,16 @@ from dd.data.datasets import encode_image, encode_mask, read_mask, stored_heat
 from dd.evaluation import metrics
 from dd.generators import StableDiffusion
 from dd.masks.from_heat import MaskSettings, to_mask
-from dd.stages.sweep import sweep
+from dd.stages.sweep import SweepSettings, sweep
 from dd.store.provenance import sha256, write_json
 from dd.store.samples import Sample, append_records, plan_text
 from dd.taxonomy import taxonomy
 
 SHAPES, POWERS, HEAT, SIZE = taxonomy("shapes"), 9, 16, 64
 GRID = {
-    "powers": [0, 1, 2, 4, 8],
-    "thresholds": [0.3 + 0.05 * i for i in range(10)],
-    "bands": [0.0, 0.1],
+    "power": [0, 1, 2, 4, 8],
+    "threshold": [0.3 + 0.05 * i for i in range(10)],
+    "band": [0.0, 0.1],
 }
 ONE_BY_ONE = 5  # samples
 
@@ -129,7 +129,8 @@ def main():
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "set"
         reference = write_set(folder, plan)
-        swept = seconds(lambda: sweep(folder, reference, "sweep", **GRID, workers=1))
+        settings_of_grid = SweepSettings(name="sweep", **GRID, workers=1)
+        swept = seconds(lambda: sweep(folder, reference, settings_of_grid))
         slow = (
             seconds(lambda: one_by_one(folder, reference, plan[:ONE_BY_ONE]))
             / ONE_BY_ONE

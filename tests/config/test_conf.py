@@ -466,7 +466,7 @@ def test_a_call_cannot_come_with_the_arguments():
 
 
 def test_a_mistyped_target_names_what_is_allowed():
-    with pytest.raises(ValueError, match=r"dd\.masks\.threshold\.MaskSetting\b") as error:
+    with pytest.raises(ValueError, match=r"dd\.masks\.from_heat\.MaskSetting\b") as error:
         config.instantiate({"_target_": "dd.masks.from_heat.MaskSetting"})
     assert allowed_are_named(error)
 

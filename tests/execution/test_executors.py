@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 
+from benchmarks.synthesis import synthesize
 from dd import config
 from dd.execution import Local, Shard, UnitsFailed
 from dd.store.locks import Busy, Lock
@@ -13,7 +14,6 @@ from dd.store.samples import append_records, outcomes, read_records
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
 from tests.faults.runs import contents
-from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import pytest
 
+from benchmarks.synthesis import synthesize
 from dd.execution import Local, Task, UnitsFailed
 from dd.execution.base import attempt
 from dd.execution.writes import PendingWrites
@@ -20,7 +21,6 @@ from dd.store.samples import Sample
 from dd.taxonomy import Taxonomy
 from tests.faults import fake, works
 from tests.faults.runs import contents
-from tests.synthesis import synthesize
 
 LONG = 60  # seconds after which an event that must come fails the test
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])

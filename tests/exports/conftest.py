@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.synthesis import synthesize
 from dd.data.datasets import encode_image, encode_mask, write_split
 from dd.masks.from_heat import MaskSettings
 from dd.prompts.prompt import Prompts, make_prompt
@@ -16,7 +17,6 @@ from dd.stages.label import label
 from dd.store.provenance import write_json
 from dd.taxonomy import Taxonomy, taxonomy_yaml
 from tests.faults import fake
-from tests.synthesis import synthesize
 
 CLASSES = Taxonomy(
     "hall",

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.synthesis import synthesize
 from dd.execution import EXIT, Local, Ray, Shard, UnitsFailed
 from dd.store.locks import Busy
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
-from tests.synthesis import synthesize
 
 
 class QuickRay(Ray):

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.synthesis import synthesize
 from dd import config
 from dd.data.coco import category_values, draw, images_of, read_coco
 from dd.data.datasets import SegmentationFolder, read_captions
@@ -28,7 +29,6 @@ from dd.store.provenance import temporary_files
 from dd.store.samples import read_plan, read_records
 from dd.taxonomy import Taxonomy, read_taxonomy
 from tests.faults import fake
-from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 FOUND = {"verify": 0}  # how often verify had something to say

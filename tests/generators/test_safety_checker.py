@@ -7,11 +7,11 @@ import torch
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor
 
+from benchmarks.synthesis import synthesize
 from dd.generators import StableDiffusion
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.store.samples import read_records
 from dd.taxonomy import taxonomy
-from tests.synthesis import synthesize
 
 SETTINGS = {"steps": 2, "guidance": 3.0, "max_power": 1}
 

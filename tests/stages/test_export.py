@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from benchmarks.synthesis import synthesize
 from dd.__main__ import main
 from dd.data.datasets import encode_mask
 from dd.exports.target import Target
@@ -14,7 +15,6 @@ from dd.stages.label import label
 from dd.store.locks import Lock
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
-from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 

@@ -11,6 +11,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from benchmarks.synthesis import synthesize
 from dd import config
 from dd.data.datasets import (
     encode_mask,
@@ -29,7 +30,6 @@ from dd.stages.label import label, read_heat
 from dd.store.provenance import read_json, sha256, write_json
 from dd.store.samples import each_record, read_plan, read_records
 from dd.taxonomy import taxonomy
-from tests.synthesis import synthesize
 
 ROOT = Path(__file__).parents[2]
 SHAPES = taxonomy("shapes")

@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.synthesis import synthesize
 from dd.data.datasets import (
     OtherDtype,
     SegmentationFolder,
@@ -33,7 +34,6 @@ from dd.store.samples import (
     sample_seed,
 )
 from dd.taxonomy import taxonomy
-from tests.synthesis import synthesize
 
 SHAPES = taxonomy("shapes")
 PROMPTS = TemplatePrompts(templates=["a photo of {things}"], conditions={}, counts=[0.4, 0.4, 0.2])

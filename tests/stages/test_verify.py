@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from benchmarks.synthesis import synthesize
 from dd.__main__ import main
 from dd.data import datasets
 from dd.data.datasets import SegmentationFolder, stored_heat
@@ -25,7 +26,6 @@ from dd.store.samples import each_record, record_line
 from dd.taxonomy import Taxonomy
 from tests.faults import fake
 from tests.faults.runs import contents
-from tests.synthesis import synthesize
 
 PETS = Taxonomy("pets", ["cat", "dog", "cow"])
 
