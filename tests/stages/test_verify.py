@@ -18,6 +18,7 @@ from dd.stages.label import label
 from dd.stages.merge import merge
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.report_dataset import report_dataset
+from dd.stages.sweep import SweepSettings
 from dd.stages.sweep import sweep as sweep_masks
 from dd.stages.verify import verify
 from dd.store.locks import Lock
@@ -259,11 +260,12 @@ def test_a_damaged_file_is_not_merged(tmp_path, shards):
         merge(shards, tmp_path / "both")
 
 
+ITSELF = SweepSettings(name="itself", power=[0], workers=1)
 READERS = {
     "label": lambda f: label(f, MaskSettings(power=0, threshold=0.5, band=0.1), "other"),
     "report": lambda f: report_dataset(f),
     "train": lambda f: [SegmentationFolder(f, "train", PETS)[i] for i in range(9)],
-    "sweep": lambda f: sweep_masks(f, f / "SegmentationClass", "itself", powers=[0], workers=1),
+    "sweep": lambda f: sweep_masks(f, f / "SegmentationClass", ITSELF),
     "filter": lambda f: filter_samples(f, []),
     "export": lambda f: export("coco", f, f.parent / "exported"),
 }
