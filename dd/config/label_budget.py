@@ -191,7 +191,9 @@ def budget_run(
     changes = _changes(cfg, job, part, held)
     sets = (choices or {}).get(job.recipe)
     own = (not changes, init_from == part.init_from, (job.domain or "") in part.name)
-    shared = all(re.match(SHARED, key) for key in _given())
+    # a recipe whose name tells its data is the same run with data=... typed
+    named = {"data"} if part.data.name in part.name else set()
+    shared = all(re.match(SHARED, key) for key in _given().keys() - named)
     if all(own) and shared and _told(part, sets):
         rest = [p for p in _points(job) if p not in re.split("[/,]", part.name)]
         part.name = "/".join([part.name, *([",".join(rest)] if rest else [])])

@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from tests.faults import fake  # first: its light modules stand in for heavy ones
+
+# isort: split
 from benchmarks.synthesis import synthesize
 from dd.execution import EXIT, Local, Ray, Shard, UnitsFailed
 from dd.store.locks import Busy
 from dd.taxonomy import Taxonomy
-from tests.faults import fake
 
 
 class QuickRay(Ray):

@@ -173,9 +173,7 @@ def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys,
         and set(re.findall(r"^(.+):", said.stdout, re.M)) <= set(metrics["iou"])
     )
     study = compose(site, "train", "experiment=my-site_budget")
-    assert (
-        list(study.budget.shots) == [0, "all"] and study.budget.experiments.real == "my-site_real"
-    )
+    assert list(study.study.shots) == [0, "all"] and study.study.experiments.real == "my-site_real"
 
 
 def test_captions_and_a_language_model_are_at_hand(site):

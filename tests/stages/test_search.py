@@ -569,7 +569,7 @@ def test_a_space_may_lie_in_a_file(tmp_path):
     (tmp_path / "space.yaml").write_text(
         "optimizer.learning_rate: {low: 1e-5, high: 1.0e-2, log: true}\n"
     )
-    cfg = OmegaConf.create({"tune": {"space": str(tmp_path / "space.yaml")}})
+    cfg = OmegaConf.create({"search": {"space": str(tmp_path / "space.yaml")}})
     assert config.search_space(cfg) == {
         "optimizer.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}
     }

@@ -845,7 +845,8 @@ def test_the_paper_data_sets_have_studies_too(command, tmp_path, data, root, ste
         return plan, {key: job.total_steps for key, job in jobs.items() if job}, runs
 
     more = [
-        f"experiment={data}_budget",
+        "experiment=paper_budget",
+        f"data={data}",
         f"data_root={tmp_path}/data",
         "study.learning_rates.real=[1e-4,3e-4]",
     ]
