@@ -12,6 +12,9 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
+# their tests have the marker quick (tests/conftest.py); the others are not even read
+QUICK := $(addprefix tests/,attention masks evaluation store test_layers.py test_taxonomy.py)
+
 .PHONY: demo test test-quick test-full study browser
 demo: .venv/.ready
 	PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/demo.sh
@@ -28,7 +31,7 @@ test: .venv/.ready
 test-quick: .venv/.ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m quick
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m quick $(QUICK)
 
 # The browser that the report's tests drive; Debian and Ubuntu, as root. Elsewhere any Chromium in PATH will do.
 browser:
