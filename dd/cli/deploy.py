@@ -31,7 +31,7 @@ def _missing(error: ModuleNotFoundError, extra: str) -> ValueError:
 def deploy_run(options: Namespace) -> int:
     from dd import config  # of all commands only those of a run need Lightning and Hydra
 
-    chosen = config.settings(options.settings, DEPLOY)
+    chosen = config.key_values(options.settings, DEPLOY)
     try:
         from dd.stages.deploy import deploy
     except ModuleNotFoundError as error:
@@ -61,7 +61,7 @@ def deploy_run(options: Namespace) -> int:
 def show_page(options: Namespace) -> int:
     from dd import config
 
-    chosen = config.settings(options.settings, PAGE)
+    chosen = config.key_values(options.settings, PAGE)
     try:
         from dd.deploy.page_server import serve
         from dd.stages.page import about, page

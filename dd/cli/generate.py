@@ -27,6 +27,8 @@ def make_captions(cfg: Any) -> None:
 
 def make_all(cfg: Any) -> None:
     quality = config.quality(cfg)
+    if cfg.labeler.kind == "run":
+        config.labeler_run(cfg)  # refused before hours of work, not after
     if make_images(cfg, quality):
         make_masks(cfg, quality)
         if any(rule.action == "drop" for rule in quality[0]):

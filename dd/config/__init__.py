@@ -14,7 +14,7 @@ os.environ.setdefault(
 from dd.config.adaptation import adaptation
 from dd.config.command import exit_code, main
 from dd.config.composition import CONF, compose
-from dd.config.deployment import deploy_arguments, page_arguments, settings
+from dd.config.deployment import deploy_arguments, key_values, page_arguments
 from dd.config.evaluation import (
     prediction_arguments,
     report_arguments,
@@ -142,7 +142,7 @@ __all__ = [
     "seed_everything",
     "self_training",
     "segmenter_of",
-    "settings",
+    "key_values",
     "settings_identity",
     "study_content",
     "study_identity",

@@ -5,13 +5,14 @@ from typing import Any
 from dd.config.identity import trainer_identity
 from dd.config.objects import device, instantiate, plain, settings
 from dd.config.tuning import one_device
-from dd.stages.train_adapter import AdapterSettings
 
 
 def adaptation(cfg: Any) -> dict[str, Any]:
     """Arguments of :func:`dd.stages.train_adapter.train_adapter` but for folder and trainer.
     ValueError for a stage without its settings, several devices, or a generator that brings an
     adapter or another precision than float32."""
+    from dd.stages.train_adapter import AdapterSettings  # diffusers, which others do without
+
     if cfg.get("adapter") is None:
         raise ValueError(
             "stage=adapter needs its settings: experiment=shapes_adapt_generator or "

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from dd.config.settings import SCRIPTS, Common
+from dd.config.settings import SCRIPTS, Common, Evaluate, Generate
 from dd.store.names import is_text
 from dd.store.settings import Settings, check_kind, shown
 
@@ -50,6 +50,9 @@ def _check_settings(model: type[Common], cfg: Any) -> None:
             check_kind(key, value, dict)
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     _check_texts(values)
+    if model is Evaluate:  # the experiment of a set holds keys that only its making needs
+        others = Generate.model_fields.keys() - Evaluate.model_fields.keys()
+        values = {key: value for key, value in values.items() if key not in others}
     checked = model(**values)
     for key, value in _leaves(checked.model_dump(), ""):
         if isinstance(value, str) and type(OmegaConf.select(cfg, key)) is int:

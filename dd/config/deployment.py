@@ -17,7 +17,7 @@ from dd.training.segmentation import Predictor
 CHECKED = 16  # pictures, evenly spread over those there are
 
 
-def settings(arguments: list[str], allowed: dict[str, str | None]) -> dict[str, str | None]:
+def key_values(arguments: list[str], allowed: dict[str, str | None]) -> dict[str, str | None]:
     """``key=value`` arguments over the defaults ``allowed``. ValueError for a missing run, and
     for another key with the near ones."""
     found = dict(allowed)

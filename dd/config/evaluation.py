@@ -1,4 +1,4 @@
-"""What evaluate.py needs for its report."""
+"""What evaluate.py needs for predictions, reviews and its report."""
 
 import re
 from glob import escape, glob, has_magic
@@ -14,7 +14,6 @@ from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.config.settings import Data
 from dd.data.datasets import SegmentationFolder
 from dd.data.photos import source, without
-from dd.stages.report import Material
 from dd.stages.review import ReviewSettings
 from dd.store.provenance import SETTINGS, read_own, read_yaml, sha256
 from dd.store.schemas import NAMED
@@ -84,7 +83,7 @@ def _trained_with(cfg: Any, file: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def prediction_arguments(cfg: Any, place: Path | None = None) -> dict[str, Any]:
-    """What the stage predict_images takes: by default the results lie in the run's
+    """What the stage predict takes: by default the results lie in the run's
     ``predictions/<name of images>``, those of other weights or views in a folder of their own.
     ``place``: another folder within the run."""
     if not cfg.run:
@@ -165,8 +164,10 @@ def _colours(names: list[str], palette: list[int]) -> dict[str | int, Colour]:
 
 
 def report_arguments(cfg: Any) -> dict[str, Any]:
-    """What the report stage takes, from an evaluate configuration; ``runs`` is a folder or a glob
-    of folders."""
+    """What the report stage takes, from an evaluate configuration; ``report.runs`` is a
+    folder or a glob of folders."""
+    from dd.stages.report import Material  # charts, which other stages do without
+
     pattern = str(cfg.report.runs or "")
     if Path(pattern).is_dir():  # whose name may hold what a pattern means otherwise
         pattern = escape(pattern)
@@ -208,7 +209,8 @@ def _missed(pattern: str, runs: list[Path]) -> list[Path]:
 
 
 def test_sets(cfg: Any) -> dict[str, SegmentationFolder]:
-    """Test images of each of ``domains`` (names of the data group) that lie on this machine."""
+    """Test images of each of ``report.domains`` (names of the data group) that lie on this
+    machine."""
     found = {}
     for domain in cfg.report.domains:
         file, node = group_file("data", domain), cfg.data

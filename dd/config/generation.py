@@ -167,11 +167,11 @@ def quality(cfg: DictConfig) -> tuple[list[Rule], Scores | None]:
 def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
     """What the stage label takes of ``labeler=run`` beside the folder. ValueError for several
     runs."""
-    given = plain(cfg.labeler)
-    folders = sorted(glob(str(given["run"]))) or [given["run"]]
+    given, run = plain(cfg.labeler), cfg.labeler.run  # which says so if it was not given
+    folders = sorted(glob(str(run))) or [run]
     if len(folders) > 1:
         raise ValueError(
-            f"labeler.run={given['run']}: a mask set has one teacher, got {len(folders)} runs; "
+            f"labeler.run={run}: a mask set has one teacher, got {len(folders)} runs; "
             "name one of them"
         )
     views = given["trusted"], given["weights"], given["scales"], given["flip"]

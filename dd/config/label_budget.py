@@ -92,7 +92,7 @@ def budget_plan(cfg: Any) -> tuple[Plan, dict[str, Any]]:
     one_device(cfg, "a run of the study trains on one device")
     if found := [o for k, o in _given().items() if k in SET_BY_STUDY]:
         raise ValueError(
-            f"{', '.join(found)}: stage=study sets this for each run; see the keys of budget"
+            f"{', '.join(found)}: stage=study sets this for each run; see the keys of study"
         )
     given = plain(cfg.study)
     needed = {"synthetic", "finetune", *(given["arms"] or ())}

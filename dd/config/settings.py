@@ -103,6 +103,16 @@ class Labeler(Group):
     num_workers: Natural = 0
     trusted: bool = False
 
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        others = self.model_fields_set - {"kind", "mask_set"}
+        if self.kind == "attention" and others:
+            raise ValueError(
+                f"labeler.{min(others)} has no effect on masks from attention; a trained run is "
+                "the labeler with labeler=run"
+            )
+        return self
+
 
 class Caption(Group):
     noun = "caption"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from dd import config
 from dd.config.check_values import check_settings
@@ -401,6 +402,21 @@ def test_names_stay_in_their_folders(name):
     )[: 3 if name == "null" else 4]:  # null = named after what is compared
         with pytest.raises(ValueError, match=f"^{key}=.*expected (the name of a folder|text)"):
             checked(root, f"{key}={name}")
+
+
+def test_what_a_labeler_is_told_fits_its_kind():
+    with pytest.raises(ValueError, match="labeler.confidence has no effect .*labeler=run"):
+        checked("generate", "+labeler.confidence=0.5")
+    with pytest.raises(MissingMandatoryValue, match="labeler.run"):
+        config.labeler_run(checked("generate", "labeler=run"))
+
+
+def test_the_experiment_of_a_set_serves_those_who_examine_it():
+    """It may hold keys that only the making of the set needs, as that of ``init`` does."""
+    cfg = checked("evaluate", "experiment=shapes", "+caption.images=photos", "stage=probe")
+    assert cfg.caption.images == "photos"
+    with pytest.raises(ValueError, match="captoin: no such setting"):
+        checked("evaluate", "+captoin.images=photos")
 
 
 def test_usual_values_pass():

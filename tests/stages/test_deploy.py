@@ -293,7 +293,7 @@ def test_colours_and_classes_of_a_taxonomy(finished_run, pictures, tmp_path, mon
     (tmp_path / "pets.yaml").write_text(
         "name: pets\nclasses: [{name: cat, colour: [1, 2, 3]}, dog]\n"
     )
-    chosen = config.settings(
+    chosen = config.key_values(
         [f"run={folder}", f"images={pictures}", f"taxonomy={tmp_path}/pets.yaml"], DEPLOY
     )
     given = config.deploy_arguments(chosen)
@@ -359,7 +359,7 @@ def test_a_folder_of_turned_copies_is_not_all_that_a_run_was_trained_on(
     (copies.parent / "dataset.json").write_text(
         json.dumps({"images": [str(pictures)], "parts": {}})
     )
-    chosen = config.settings([f"run={folder}", f"data_root={tmp_path}/data"], DEPLOY)
+    chosen = config.key_values([f"run={folder}", f"data_root={tmp_path}/data"], DEPLOY)
     found = config.deploy_arguments(chosen)["pictures"]
     assert [item.id for item in found.items] == ["0", "1", "2", "3"]
     assert found.files["1"] == copies / "1.png" and found.files["0"] == pictures / "0.png"
