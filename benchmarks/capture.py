@@ -31,7 +31,7 @@ from benchmarks.full_size import build_unet, save
 from benchmarks.machine import machine
 from benchmarks.sweep import make_plan
 from dd.attention import maths as attention
-from dd.generators import AttentionRecorder, StableDiffusion
+from dd.generators import AttentionRecorder, TextToImage
 from dd.generators.memory import peak_bytes, reset_peak
 
 LARGEST = 64  # side of the maps that the naive variant keeps
@@ -82,18 +82,18 @@ def unfused():
         attention._fused = fused
 
 
-def build(model: str, device: str, dtype: str, steps: int) -> StableDiffusion:
+def build(model: str, device: str, dtype: str, steps: int) -> TextToImage:
     if model == "embedded":
-        return StableDiffusion(
+        return TextToImage(
             steps=steps, guidance=3.0, device=device, dtype=dtype, self_resolution=16
         )
     with tempfile.TemporaryDirectory() as folder:
-        return StableDiffusion(
+        return TextToImage(
             model=str(save(model, Path(folder), device)), steps=steps, device=device, dtype=dtype
         )
 
 
-def generations(generator: StableDiffusion, batch: int) -> dict:
+def generations(generator: TextToImage, batch: int) -> dict:
     """{variant: a function that makes a batch}; whole generations."""
     plan = make_plan(batch)
 

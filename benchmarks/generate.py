@@ -37,7 +37,7 @@ from benchmarks.machine import seconds as wall
 from benchmarks.sweep import make_plan
 from benchmarks.synthesis import synthesize
 from dd.execution import Local
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import read_plan
 from dd.taxonomy import taxonomy
@@ -63,7 +63,7 @@ class InTurns(Local):
         return super().run(units, total, at_once, *rest)
 
 
-def plain(generator: StableDiffusion, number: int, batch: int, folder: Path, suffix: str) -> None:
+def plain(generator: TextToImage, number: int, batch: int, folder: Path, suffix: str) -> None:
     folder.mkdir()
     plan = make_plan(number)
     for first in range(0, number, batch):
@@ -220,7 +220,7 @@ def main():
             model if model == "embedded" else str(save(model, root / "checkpoint", options.device))
         )
         build = partial(
-            StableDiffusion, model=name, steps=steps, device=options.device, dtype=dtype, **embedded
+            TextToImage, model=name, steps=steps, device=options.device, dtype=dtype, **embedded
         )
         generators = {"ours": build()} | {
             option: build(**{option: True}) for option in options.options

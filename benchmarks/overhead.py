@@ -22,7 +22,7 @@ from benchmarks.sweep import make_plan
 from benchmarks.synthesis import synthesize
 from dd.data.datasets import encode_image, heat_bytes, stored_heat
 from dd.data.quality import sample_signals
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.prompts.templates import TemplatePrompts
 from dd.store.samples import read_plan
 from dd.taxonomy import taxonomy
@@ -56,7 +56,7 @@ def main():
     torch.set_flush_denormal(True)
     read_at = {"cross_resolution": 16, "self_resolution": 16}
     generator, shapes = (
-        Timed(StableDiffusion(steps=20, guidance=3.0, full_prompt=True, **read_at)),
+        Timed(TextToImage(steps=20, guidance=3.0, full_prompt=True, **read_at)),
         taxonomy("shapes"),
     )
     generator.generator.generate(make_plan(1))  # the first call is slower

@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from benchmarks.synthesis import synthesize
 from dd import config
 from dd.data.datasets import read_mask
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.prompts.templates import TemplatePrompts
 from dd.stages.predict_set import predict_set
 from dd.stages.sweep import SweepSettings, sweep
@@ -53,7 +53,7 @@ def judge(
     wanted = yaml.safe_load((CONF / "prompts/shapes.yaml").read_text())
     prompts = TemplatePrompts(**{k: v for k, v in wanted.items() if k != "_target_"})
     masks = yaml.safe_load((CONF / "masks/shapes.yaml").read_text())
-    generator = StableDiffusion(guidance=3.0, cross_resolution=16, self_resolution=16, **settings)
+    generator = TextToImage(guidance=3.0, cross_resolution=16, self_resolution=16, **settings)
     generator.generate(
         make_plan(prompts(taxonomy("shapes"), 1, seed), taxonomy("shapes"), seed, 1)
     )  # the first call is slower

@@ -24,7 +24,7 @@ from benchmarks.generate import prompts as shapes_prompts
 from benchmarks.machine import machine
 from benchmarks.synthesis import synthesize
 from dd.execution import Local
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.generators.memory import peak_bytes, reset_peak
 from dd.masks.from_heat import MaskSettings
 from dd.prompts.prompt import make_prompt
@@ -64,7 +64,7 @@ class Nothing:
 def embedded(device):
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    return StableDiffusion(**SETTINGS), None
+    return TextToImage(**SETTINGS), None
 
 
 def workers(counts: list[int], images: int, root: Path) -> list[dict]:

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from benchmarks.machine import seconds
 from dd.data.datasets import encode_image, encode_mask, read_mask, stored_heat
 from dd.evaluation import metrics
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.masks.from_heat import MaskSettings, to_mask
 from dd.stages.sweep import SweepSettings, sweep
 from dd.store.provenance import sha256, write_json
@@ -121,7 +121,7 @@ def main():
     )
     options = parser.parse_args()
     plan, settings = make_plan(options.samples), len(list(product(*GRID.values())))
-    generator = StableDiffusion(
+    generator = TextToImage(
         steps=20, guidance=3.0, cross_resolution=16, self_resolution=HEAT, max_power=POWERS - 1
     )
     generator.generate(plan[:1])  # warm

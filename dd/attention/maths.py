@@ -1,14 +1,16 @@
 """From attention to class heat maps (Dataset Diffusion, sections on class-prompt attention and
-self-attention exponentiation). Pure functions on tensors; the hooks that feed them live in
-:mod:`dd.generators`.
+self-attention exponentiation). Pure functions on tensors; :mod:`dd.attention.recorder`
+feeds them.
 
 Shape letters: B samples, H heads, N pixels (r*r), T text positions, D width of a head, K classes, P
 powers.
 """
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -33,37 +35,43 @@ def mean_attention(
     scale: float,
     onto: torch.Tensor | None = None,
     weight: int = 1,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``weight`` times the mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row
-    sums to ``weight``. With ``onto`` [B, N, T] it is added there and that is returned.
+    sums to ``weight``. With ``onto`` [B, N, T] it is added there and that is returned. ``mask``: as
+    of :class:`dd.attention.observer.Attended`.
 
-    In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works; else by
-    :func:`mean_attention_by_heads`.
+    In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works and nothing is
+    masked; else by :func:`mean_attention_by_heads`.
     """
     device, width = q_BHND.device, q_BHND.shape[3]
     made_for = device.type in FUSED_ON and q_BHND.dtype in HALF and width <= WIDEST
-    if made_for and (fused := _fused(device, q_BHND.dtype, width)) is not None:
+    if made_for and mask is None and (fused := _fused(device, q_BHND.dtype, width)) is not None:
         sizes = q_BHND.shape[0], q_BHND.shape[2], k_BHTD.shape[2]
         out = torch.empty(sizes, dtype=torch.float32, device=device) if onto is None else onto
         fused.mean_attention(q_BHND, k_BHTD, scale, out, onto is not None, weight)
         return out
-    total = mean_attention_by_heads(q_BHND, k_BHTD, scale)
+    total = mean_attention_by_heads(q_BHND, k_BHTD, scale, mask)
     total = total if weight == 1 else total.mul_(weight)
     return total if onto is None else onto.add_(total)
 
 
 def mean_attention_by_heads(
-    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float
+    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """:func:`mean_attention`, as many heads at a time as ``AT_ONCE`` bytes hold (one at least),
     so that the head dimension is never held whole where it is large."""
     batch, heads, pixels, _ = q_BHND.shape
     each = 4 * batch * pixels * k_BHTD.shape[2]
     count = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each)
+    bias = additive(mask)
 
     def summed(first: int) -> torch.Tensor:
         q, k = (x[:, first : first + count].float() for x in (q_BHND, k_BHTD))
-        probs = torch.matmul(q * scale, k.transpose(2, 3)).softmax(-1)
+        logits = torch.matmul(q * scale, k.transpose(2, 3))
+        if bias is not None:
+            logits += bias[:, first : first + count] if bias.shape[1] > 1 else bias
+        probs = logits.softmax(-1)
         return probs.sum(1) if probs.shape[1] > 1 else probs[:, 0]
 
     total = summed(0)
@@ -98,6 +106,66 @@ def _fused(device: torch.device, dtype: torch.dtype, width: int) -> ModuleType |
     return fused
 
 
+def additive(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A mask of attention as float32 to be added to its logits; of booleans, True is kept."""
+    if mask is None or mask.dtype != torch.bool:
+        return None if mask is None else mask.float()
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def mean_columns(
+    q_BHND: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    columns_BTK: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean over heads of softmax(Q K^T * scale) V for thin V, float32 [B, N, K], by torch's fused
+    attention in float32: no [N, T] matrix is held.
+
+    With 1/n on each of the n tokens of a class, V makes the mean attention to the class; with
+    maps in its columns, one application of the attention to them.
+    """
+    q, k, v = q_BHND.float(), k_BHTD.float(), columns_BTK.float()[:, None]
+    out = F.scaled_dot_product_attention(
+        q, k, v.expand(-1, q.shape[1], -1, -1), attn_mask=additive(mask), scale=scale
+    )
+    return out.mean(1)
+
+
+def indicators(spans: list[list[list[int]]], length: int, first: int = 0) -> torch.Tensor:
+    """V of :func:`mean_columns` for the tokens of each class of each sample: [B, ``length``, K],
+    1/n at ``first`` + position; columns of zeros where a sample has fewer classes than another."""
+    columns = torch.zeros(len(spans), length, max(map(len, spans)))
+    for i, classes in enumerate(spans):
+        for k, positions in enumerate(classes):
+            columns[i, [first + p for p in positions], k] = 1 / len(positions)
+    return columns
+
+
+def pool(attention_BNN: torch.Tensor, factor: int) -> torch.Tensor:
+    """Image-image attention of side r at side r / ``factor``: the mean over the pixels of a patch
+    of what they give to all pixels of another. Rows that sum to 1 still do."""
+    side = round(attention_BNN.shape[1] ** 0.5)
+    small = side // factor
+    patches = attention_BNN.unflatten(2, (small, factor, small, factor)).sum((3, 5))
+    patches = patches.unflatten(1, (small, factor, small, factor)).mean((2, 4))
+    return patches.flatten(3, 4).flatten(1, 2)
+
+
+def enlarge(maps_KN: torch.Tensor, factor: int) -> torch.Tensor:
+    """Square maps [K, r*r] of which each pixel becomes a patch of ``factor`` x ``factor``."""
+    side = round(maps_KN.shape[1] ** 0.5)
+    grid = maps_KN.unflatten(1, (side, side))
+    return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1)
+
+
+def shrink(maps_KN: torch.Tensor, factor: int) -> torch.Tensor:
+    """Square maps [K, r*r] averaged over patches of ``factor`` x ``factor`` pixels."""
+    small = round(maps_KN.shape[1] ** 0.5) // factor
+    return maps_KN.unflatten(1, (small, factor, small, factor)).mean((2, 4)).flatten(1)
+
+
 def class_maps(cross_NT: torch.Tensor, spans: list[list[int]]) -> torch.Tensor:
     """One map per class = mean over the tokens of its words: [N, T], K lists of positions -> [K,
     N]."""
@@ -113,9 +181,14 @@ def resize_maps(maps_KN: torch.Tensor, resolution: int) -> torch.Tensor:
     return F.interpolate(grid, size=size, mode="bicubic", align_corners=False).flatten(2)[0]
 
 
-def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -> torch.Tensor:
+Spread: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # maps [K, N] -> A_S of each
+
+
+def exponentiate(
+    self_NN: torch.Tensor | Spread, maps_KN: torch.Tensor, max_power: int
+) -> torch.Tensor:
     """(A_S)^k A_C for k = 0 ... max_power as float64 [K, P, N] on the CPU: k products with thin
-    matrices, never a matrix power.
+    matrices, never a matrix power. A_S as a matrix or as what it does to maps.
 
     Each row of A_S sums to 1, so a constant passes through it unchanged. The mean of each map is
     kept apart and only the rest is multiplied: what a map shows may be a thousandth of its level,
@@ -124,17 +197,25 @@ def exponentiate(self_NN: torch.Tensor, maps_KN: torch.Tensor, max_power: int) -
     mean_K1 = maps_KN.mean(1, keepdim=True)
     means, rests = [mean_K1], [maps_KN - mean_K1]
     for _ in range(max_power):
-        rest_KN = (self_NN @ rests[-1].T).T
+        last = rests[-1]
+        rest_KN = (self_NN @ last.T).T if isinstance(self_NN, torch.Tensor) else self_NN(last)
         drift_K1 = rest_KN.mean(1, keepdim=True)
         means.append(means[-1] + drift_K1)
         rests.append(rest_KN - drift_K1)
     return torch.stack(rests, 1).cpu().double() + torch.stack(means, 1).cpu().double()
 
 
+def refine(
+    maps_KN: torch.Tensor, self_NN: torch.Tensor | Spread, side: int, max_power: int
+) -> torch.Tensor:
+    """Refined heat of the class maps of one sample at the self-attention's resolution r = ``side``:
+    float64 [K, P, r, r]."""
+    spread = exponentiate(self_NN, resize_maps(maps_KN, side), max_power)
+    return spread.unflatten(-1, (side, side))
+
+
 def heat_maps(
     cross_NT: torch.Tensor, self_NN: torch.Tensor, spans: list[list[int]], max_power: int
 ) -> torch.Tensor:
-    """Refined heat of one sample at the self-attention's resolution r: float64 [K, P, r, r]."""
-    side = int(self_NN.shape[0] ** 0.5)
-    maps_KN = resize_maps(class_maps(cross_NT, spans), side)
-    return exponentiate(self_NN, maps_KN, max_power).unflatten(-1, (side, side))
+    """:func:`refine` of the mean over the tokens of each class."""
+    return refine(class_maps(cross_NT, spans), self_NN, int(self_NN.shape[0] ** 0.5), max_power)

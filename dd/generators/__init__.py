@@ -13,13 +13,11 @@ from dd.generators.from_scratch import (
     training_scheduler,
 )
 from dd.generators.loading import EMBEDDED
-from dd.generators.recorder import AttentionRecorder
-from dd.generators.stable_diffusion import StableDiffusion
+from dd.generators.text_to_image import TextToImage
 
 __all__ = [
     "EMBEDDED",
-    "AttentionRecorder",
-    "StableDiffusion",
+    "TextToImage",
     "WEIGHTS",
     "add_lora",
     "build_text_and_unet",

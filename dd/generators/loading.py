@@ -1,6 +1,7 @@
 """From the name of a checkpoint to a pipeline: find its folder, refuse what cannot or must not
 be loaded, load the rest."""
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +14,31 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import httpx  # the client it uses, under its own name
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPImageProcessorPil  # the other one needs torchvision, and says so
+from transformers import (
+    CLIPImageProcessorPil,  # the other one needs torchvision, and says so
+    CLIPTokenizer,
+)
 
+from dd.generators.families import BY_PIPELINE, REFUSED
 from dd.store.provenance import read_json, sha256
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "assets" / "shapes_stable_diffusion"
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 # of a pipeline's parts; another name is code of its own
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 # what the libraries raise for damaged files
 FAULTS = (OSError, SafetensorError, TypeError, AttributeError, KeyError, ImportError, ValueError)
 # parts that hold weights
-WEIGHTS = ("safety_checker", "text_encoder", "text_encoder_2", "unet", "vae")
+WEIGHTS = (
+    "safety_checker",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "transformer",
+    "unet",
+    "vae",
+)
+UNUSED = ("image_encoder", "feature_extractor")  # parts for other inputs than text
 KNOWN = ", ".join(
     (
         "stable-diffusion-v1-5/stable-diffusion-v1-5 (diffusion=sd15)",
@@ -105,8 +118,8 @@ def _read_index(folder: Path, model: str) -> dict[str, Any]:
         raise ValueError(
             f"diffusion.model={model!r} is a single file; a folder in diffusers format is read. "
             "diffusers converts it, once: "
-            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), of XL "
-            "StableDiffusionXLPipeline"
+            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), of another "
+            f"family its own pipeline ({', '.join(BY_PIPELINE)})"
         )
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
@@ -118,12 +131,14 @@ def _read_index(folder: Path, model: str) -> dict[str, Any]:
 
 def _check_index(index: dict[str, Any], model: str, safety_checker: bool) -> None:
     kind = index.get("_class_name")
-    if kind not in PIPELINES:
+    if kind in REFUSED:
         raise ValueError(
-            f"diffusion.model={model!r} is a {kind}. Masks are read from the cross- and "
-            f"self-attention of a UNet; allowed: {', '.join(PIPELINES)} (Stable Diffusion 1.x, "
-            "2.x, XL and their fine-tunes). Models built on transformers (Stable Diffusion 3, "
-            "Flux, PixArt, ...), refiners and inpainting models cannot be used"
+            f"diffusion.model={model!r} is a {kind}, which cannot be used: {REFUSED[kind]}"
+        )
+    if kind not in BY_PIPELINE:
+        raise ValueError(
+            f"diffusion.model={model!r} is a {kind}, a family whose attention is not known here; "
+            f"allowed: {', '.join(BY_PIPELINE)}. Refiners and inpainting models cannot be used"
         )
     lists = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     parts = {name: entry for name, entry in lists.items() if entry[0] is not None}
@@ -133,10 +148,11 @@ def _check_index(index: dict[str, Any], model: str, safety_checker: bool) -> Non
             f"diffusion.model={model!r} asks for code of its own, which is never run: {foreign}. "
             f"Parts may come from {', '.join(LIBRARIES)}"
         )
-    if parts.get("unet", [None, None])[1] != "UNet2DConditionModel":
+    part, network = BY_PIPELINE[kind].network
+    if parts.get(part, [None, None])[1] != network:
         raise ValueError(
-            f"diffusion.model={model!r}: its unet is {parts.get('unet')}; only "
-            "UNet2DConditionModel can be read"
+            f"diffusion.model={model!r}: its {part} is {parts.get(part)}; only {network} can be "
+            "read"
         )
     if safety_checker and "safety_checker" not in parts:
         raise ValueError(
@@ -200,16 +216,25 @@ def _first_line(error: Exception) -> str:
 
 
 def load(
-    checkpoint: Checkpoint, dtype: str, variant: str | None = None, safety_checker: bool = False
+    checkpoint: Checkpoint,
+    dtype: str,
+    variant: str | None = None,
+    safety_checker: bool = False,
+    t5: bool = True,
 ) -> DiffusionPipeline:
     """The pipeline of a checkpoint, safetensors only, without code of its own; ValueError for
-    damaged files."""
-    extra: dict[str, Any] = {
-        "image_encoder": None,
-        "feature_extractor": None,
-        "variant": variant,
-        "dtype": getattr(torch, dtype),
-    }
+    damaged files. ``t5`` False leaves out the third text encoder of Stable Diffusion 3."""
+    kind = getattr(diffusers, checkpoint.pipeline)
+    parts = set(inspect.signature(kind.__init__).parameters)
+    unused: dict[str, Any] = {name: None for name in UNUSED if name in parts}
+    extra: dict[str, Any] = {**unused, "variant": variant, "dtype": getattr(torch, dtype)}
+    if not t5 and "text_encoder_3" not in parts:
+        raise ValueError(
+            f"diffusion.t5=false: a {checkpoint.pipeline} cannot do without its text encoder; only "
+            "Stable Diffusion 3 can"
+        )
+    if not t5:
+        extra |= {"text_encoder_3": None, "tokenizer_3": None}
     try:
         if checkpoint.pipeline == "StableDiffusionXLPipeline":
             # otherwise pixels would depend on whether a package is installed
@@ -217,9 +242,8 @@ def load(
         elif safety_checker:
             folder = checkpoint.folder / "feature_extractor"
             extra["feature_extractor"] = CLIPImageProcessorPil.from_pretrained(folder)
-        else:
+        elif "safety_checker" in parts:
             extra |= {"safety_checker": None, "requires_safety_checker": False}
-        kind = getattr(diffusers, checkpoint.pipeline)
         pipe = kind.from_pretrained(
             checkpoint.folder, use_safetensors=True, local_files_only=True, **extra
         )
@@ -239,7 +263,14 @@ def _check_weights(pipe: DiffusionPipeline, checkpoint: Checkpoint) -> None:
         files = [file for file in checkpoint.weights if file.parent.name == part]
         held = (safe_open(file, "pt") for file in files)
         stored = {_weight_name(name) for file in held for name in file.keys()}  # noqa: SIM118
-        own = {_weight_name(name) for name in getattr(pipe, part).state_dict()}
+        module = getattr(pipe, part)
+        if module is None:  # left out
+            continue
+        state = module.state_dict()
+        own = {_weight_name(name) for name in state}
+        there = {t.data_ptr() for name, t in state.items() if _weight_name(name) in stored}
+        tied = {_weight_name(name) for name, t in state.items() if t.data_ptr() in there}
+        stored |= tied  # one tensor under two names is stored once
         for names, what in (
             (own - stored, "lacks weights"),
             (stored - own, "holds weights that no layer has"),
@@ -257,7 +288,7 @@ def _check_weights(pipe: DiffusionPipeline, checkpoint: Checkpoint) -> None:
 def _weight_name(name: str) -> str:
     """A weight's name whatever the version that saved it: levels of CLIP models came and went,
     and attention of the VAE had other names."""
-    name = re.sub(r"\b(text_model|vision_model)\.", "", name)
+    name = re.sub(r"\b(text_model|vision_model|language_model|model)\.", "", name)
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return re.sub(
         r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{old[m[2]]}.", name
@@ -267,7 +298,7 @@ def _weight_name(name: str) -> str:
 def _check_words(pipe: DiffusionPipeline, folder: Path) -> None:
     """ValueError for a tokenizer that is not the text encoder's: without its vocabulary a
     library makes up an empty one."""
-    for end in ("", "_2"):
+    for end in ("", "_2", "_3"):
         words = getattr(pipe, f"tokenizer{end}", None)
         encoder = getattr(pipe, f"text_encoder{end}", None)
         if encoder is None:
@@ -277,13 +308,19 @@ def _check_words(pipe: DiffusionPipeline, folder: Path) -> None:
                 f"{folder} has no tokenizer{end}: copy the folder from where the model came from"
             )
         rows = len(encoder.get_input_embeddings().weight)
-        longest = encoder.config.max_position_embeddings
-        if len(words) != rows or words.model_max_length > longest:
+        longest = getattr(encoder.config, "max_position_embeddings", None)
+        clip = isinstance(words, CLIPTokenizer)
+        if clip:
+            fits = len(words) == rows and words.model_max_length <= longest
+        else:  # the embeddings of T5 and of language models have some rows to spare
+            fits = rows / 2 < len(words) <= rows
+        if not fits:
+            knows = f"{words.model_max_length:.6g} of them in a prompt, " if clip else ""
             raise ValueError(
-                f"{folder}: tokenizer{end} knows {len(words)} words and "
-                f"{words.model_max_length:.6g} of them in a prompt, text_encoder{end} {rows} and "
-                f"{longest}. Is the vocabulary missing (vocab.json, merges.txt or tokenizer.json, "
-                "tokenizer_config.json)? Copy the folder from where the model came from"
+                f"{folder}: tokenizer{end} knows {len(words)} words and {knows}text_encoder{end} "
+                f"{rows}{f' and {longest}' if clip else ''}. Is the vocabulary missing "
+                "(vocab.json, merges.txt or tokenizer.json, tokenizer_config.json)? Copy the "
+                "folder from where the model came from"
             )
 
 

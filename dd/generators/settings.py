@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 from pydantic import BeforeValidator, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from dd.store.settings import Count, Hint, NoResult, Settings
@@ -38,7 +38,7 @@ class GeneratorSettings(Settings):
     class words behind the caption; ``caption``, the caption's own; True, both, or the caption's own
     where none are appended. ``cross_layers`` and ``cross_heads``: the cross-attention layers (by
     the beginning of their names) and heads that are read, None for all of that resolution;
-    ``capture_every``: attention is read in each so-manieth step only, from the first on.
+    ``capture_every``: attention is read in each n-th step only, from the first on.
     ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload``
     (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
     ``compile`` (:mod:`dd.generators.speed`) save time and round otherwise. ``truncate``: pixels
@@ -71,9 +71,18 @@ class GeneratorSettings(Settings):
     cross_heads: list[int] | None = None
     capture_every: Count = 1
     truncate: bool = False
+    reading: Literal["sampling", "after", "both"] = "sampling"
+    timesteps: Annotated[
+        list[Annotated[int, Ge(0), Le(999)]], MinLen(1), Hint("at least one of 0 to 999")
+    ] = [100]
+    self_layers: list[str] | None = None
+    pool: Count = 1
+    max_tokens: Count | None = None
+    true_guidance: float = 1.0
+    t5: bool = True
     variant: Annotated[str | None, NoResult("the hash of the weights tells")] = None
     require_revision: Annotated[bool, NoResult("asks for a record, changes none")] = False
-    offload: Annotated[Literal["none", "model"], SHARES_MEMORY] = "none"
+    offload: Annotated[Literal["none", "model", "sequential"], SHARES_MEMORY] = "none"
     licence: Annotated[str | None, NoResult("for the data card")] = None
     link: Annotated[str | None, NoResult("for the data card")] = None
     adapter: Annotated[str | None, NoResult("the hash of its file tells")] = None

@@ -1,28 +1,36 @@
 """Options that make a pipeline faster and its pixels no different beyond rounding."""
 
+from typing import Any
+
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.models.attention import FeedForward
 from diffusers.models.resnet import ResnetBlock2D
 
 RECOMPILED = 128
 
 
-def channels_last(pipe: DiffusionPipeline) -> None:
-    """UNet and VAE in the memory layout that convolutions on a GPU with tensor cores want."""
-    pipe.unet.to(memory_format=torch.channels_last)
-    pipe.vae.to(memory_format=torch.channels_last)
+def channels_last(network: Any, vae: Any) -> None:
+    """Both in the memory layout that convolutions on a GPU with tensor cores want."""
+    for part in (network, vae):
+        for module in part.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
 
 
-def fuse_projections(pipe: DiffusionPipeline) -> None:
-    """One matrix product for queries, keys and values of each attention layer of the UNet; keys
+def fuse_projections(network: Any, vae: Any) -> None:  # the VAE has one attention or none
+    """One matrix product for queries, keys and values of each attention layer of the network; keys
     and values of a prompt. The single matrices stay: with them the keys of class prompts are
     made."""
-    pipe.fuse_qkv_projections(unet=True, vae=False)
+    if not hasattr(network, "fuse_qkv_projections"):
+        raise ValueError(
+            f"diffusion.fused_projections=true: {type(network).__name__} cannot do that; leave it "
+            "false"
+        )
+    network.fuse_qkv_projections()
 
 
-def compile_blocks(pipe: DiffusionPipeline) -> None:
-    """Compile the residual and feed-forward blocks of UNet and VAE (torch.compile). The
+def compile_blocks(network: Any, vae: Any) -> None:
+    """Compile the residual and feed-forward blocks of both (torch.compile). The
     attention between them stays as it is, where hooks observe it: a compiled graph would not
     call hooks that come later."""
     import torch._dynamo  # here, since it takes seconds
@@ -31,7 +39,7 @@ def compile_blocks(pipe: DiffusionPipeline) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILED)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * RECOMPILED)
-    for network in (pipe.unet, pipe.vae.decoder):
-        for module in network.modules():
+    for part in (network, vae.decoder):
+        for module in part.modules():
             if isinstance(module, ResnetBlock2D | FeedForward):
                 module.compile()

@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from dd import generators as diffusion
 from dd.data.datasets import encode_image
 from dd.data.photos import Unlabelled
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.prompts.captions import read_rows, stem
 from dd.report.pictures import contact_sheet
 from dd.store import checkpoints
@@ -95,7 +95,7 @@ class AdapterSettings(Settings):
 
 def train_adapter(
     folder: str | Path,
-    generator: StableDiffusion,
+    generator: TextToImage,
     trainer: Callable[..., Any],
     settings: AdapterSettings,
     num_workers: int = 0,
@@ -232,7 +232,7 @@ def fill(template: str, conditions: dict[str, list[str]]) -> list[str]:
     return filled
 
 
-def _check_length(generator: StableDiffusion, texts: list[list[str]]) -> None:
+def _check_length(generator: TextToImage, texts: list[list[str]]) -> None:
     """ValueError for a caption that the text encoder would cut off."""
     different = sorted({text for each in texts for text in each})
     long = [text for text in different if generator.token_count(text) > generator.token_limit]
@@ -256,7 +256,7 @@ def _fit(folder: Path, trainer: Any, module: Any, data: Any) -> None:
 
 
 @torch.no_grad()
-def _draw(folder: Path, generator: StableDiffusion, samples: dict[str, Any], step: int) -> None:
+def _draw(folder: Path, generator: TextToImage, samples: dict[str, Any], step: int) -> None:
     """``samples/step_<n>.png``: a row for each prompt, a column for each seed, the same noise at
     every step."""
     generator.device = str(generator.pipe.device)

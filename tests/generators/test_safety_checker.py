@@ -8,7 +8,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from benchmarks.synthesis import synthesize
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.store.samples import read_records
 from dd.taxonomy import taxonomy
@@ -55,17 +55,17 @@ def guarded(edited):
 
 @pytest.fixture
 def plain(folders, samples):
-    return StableDiffusion(model=str(folders["sd"]), **SETTINGS).generate(samples)
+    return TextToImage(model=str(folders["sd"]), **SETTINGS).generate(samples)
 
 
 def test_what_is_flagged_comes_out_black_and_is_named(guarded, samples):
-    model = StableDiffusion(model=guarded(-2), **SETTINGS, safety_checker="on")
+    model = TextToImage(model=guarded(-2), **SETTINGS, safety_checker="on")
     images, heat, bad = model.generate(samples)
     assert not images.any() and bad == ["safety checker"] * 3 and len(heat) == 3
 
 
 def test_what_passes_is_the_same_image(guarded, samples, plain):
-    model = StableDiffusion(model=guarded(2), **SETTINGS, safety_checker=True)
+    model = TextToImage(model=guarded(2), **SETTINGS, safety_checker=True)
     images, heat, bad = model.generate(samples)
     assert bad == [None] * 3 and images.tobytes() == plain[0].tobytes()
     assert all(
@@ -76,7 +76,7 @@ def test_what_passes_is_the_same_image(guarded, samples, plain):
 
 @pytest.mark.parametrize("switch", ["off", False])
 def test_off_it_is_not_loaded(guarded, samples, plain, switch):
-    model = StableDiffusion(model=guarded(-2), **SETTINGS, safety_checker=switch)
+    model = TextToImage(model=guarded(-2), **SETTINGS, safety_checker=switch)
     images, _, bad = model.generate(samples)
     assert (
         model.pipe.safety_checker is None
@@ -88,19 +88,17 @@ def test_off_it_is_not_loaded(guarded, samples, plain, switch):
 def test_it_belongs_to_the_identity(guarded, folders):
     folder = guarded(2)
     off, on = (
-        StableDiffusion(model=folder, **SETTINGS, safety_checker=s).identity()
-        for s in ("off", "on")
+        TextToImage(model=folder, **SETTINGS, safety_checker=s).identity() for s in ("off", "on")
     )
     assert "safety_checker" not in off and on["safety_checker"] == "on"
     assert off["weights_sha256"] != on["weights_sha256"]  # its weights count where it is used
     assert (
-        off["weights_sha256"]
-        == StableDiffusion(model=str(folders["sd"])).identity()["weights_sha256"]
+        off["weights_sha256"] == TextToImage(model=str(folders["sd"])).identity()["weights_sha256"]
     )
 
 
 def test_a_set_without_one_good_image_is_an_error_with_a_record(guarded, tmp_path):
-    model = StableDiffusion(model=guarded(-2), **SETTINGS, safety_checker="on")
+    model = TextToImage(model=guarded(-2), **SETTINGS, safety_checker="on")
     seeds, generate = [], model.generate
 
     def watched(samples):

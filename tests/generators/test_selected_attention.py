@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import Sample
@@ -20,7 +20,7 @@ SAMPLE = Sample("0", PROMPT.text, PROMPT.class_prompt, PROMPT.classes, (1, 6), s
 
 @pytest.fixture(scope="module")
 def embedded():
-    return StableDiffusion(**SETTINGS)
+    return TextToImage(**SETTINGS)
 
 
 @pytest.fixture
@@ -80,5 +80,5 @@ def test_heads_that_are_not_there(read, heads):
 
 def test_the_choice_is_part_of_the_identity_only_if_there_is_one(embedded):
     assert not {"cross_layers", "cross_heads"} & embedded.identity().keys()
-    identity = StableDiffusion(**SETTINGS, cross_layers=["up_blocks"], cross_heads=[0]).identity()
+    identity = TextToImage(**SETTINGS, cross_layers=["up_blocks"], cross_heads=[0]).identity()
     assert (identity["cross_layers"], identity["cross_heads"]) == (["up_blocks"], [0])

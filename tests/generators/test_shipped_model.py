@@ -35,7 +35,7 @@ def test_the_card_says_how_it_was_made():
 
 @pytest.fixture(scope="module")
 def generator():
-    return diffusion.StableDiffusion(model="embedded")
+    return diffusion.TextToImage(model="embedded")
 
 
 def test_names_of_two_words_and_words_of_several_tokens(generator):

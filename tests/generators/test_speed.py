@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dd.attention import maths as attention
-from dd.generators import StableDiffusion, memory
+from dd.generators import TextToImage, memory
 from dd.generators.memory import largest_batch
 from dd.masks.from_heat import MaskSettings, normalise, to_mask
 from tests.generators.conftest import settings_of
@@ -69,9 +69,7 @@ def exact(samples, monkeypatch):
     ["channels_last", "fused_projections", pytest.param("compile", marks=pytest.mark.full)],
 )
 def test_a_faster_way_makes_the_same_images_and_masks(folder, kind, model, samples, exact, option):
-    faster = StableDiffusion(
-        model=str(folder), **settings_of(kind), full_prompt=True, **{option: True}
-    )
+    faster = TextToImage(model=str(folder), **settings_of(kind), full_prompt=True, **{option: True})
     compare(exact(faster), exact(model))
     images, _, _ = faster.generate(samples, capture=False)
     assert images.tobytes() == faster.generate(samples)[0].tobytes()
@@ -82,7 +80,7 @@ def test_a_faster_way_makes_the_same_images_and_masks(folder, kind, model, sampl
 def test_the_kernels_read_what_the_slow_path_reads(folder, kind, samples, exact, monkeypatch):
     """In half precision, on a GPU where there is one, else in Triton's interpreter."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = StableDiffusion(
+    model = TextToImage(
         model=str(folder), **settings_of(kind), full_prompt=True, device=device, dtype="float16"
     )
     monkeypatch.setattr(attention, "FUSED_ON", {})
@@ -106,7 +104,7 @@ def test_plain_ways_are_not_named(model):
 
 
 def test_the_options_change_how_it_is_computed(folder, kind):
-    fused = StableDiffusion(
+    fused = TextToImage(
         model=str(folder),
         **settings_of(kind),
         fused_projections=True,
@@ -131,7 +129,7 @@ def test_the_options_change_how_it_is_computed(folder, kind):
 def test_steps_that_cannot_be_read(folder, kind, every):
     message = "diffusion.capture_every=.*expected a whole number (of 1 or more|from 1 to steps=2)"
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(model=str(folder), **settings_of(kind), capture_every=every)
+        TextToImage(model=str(folder), **settings_of(kind), capture_every=every)
 
 
 @pytest.mark.parametrize(

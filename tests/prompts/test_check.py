@@ -9,7 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.prompts.captions import NounCaptions
 from dd.prompts.check import check_spans, print_summary, summarise, within_limit
 from dd.prompts.prompt import Prompts, make_prompt
@@ -179,7 +179,7 @@ def test_the_summary_is_printed(summary, width):
 
 @pytest.fixture(scope="module")
 def generator():
-    return StableDiffusion(model="embedded", self_resolution=16, full_prompt="appended")
+    return TextToImage(model="embedded", self_resolution=16, full_prompt="appended")
 
 
 def balanced(found, generator):

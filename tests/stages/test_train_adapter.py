@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dd import generators as diffusion
 from dd.data.photos import find_photos
-from dd.generators import AttentionRecorder, StableDiffusion
+from dd.generators import AttentionRecorder, TextToImage
 from dd.prompts.prompt import make_prompt
 from dd.stages import train_adapter as stage
 from dd.store.provenance import read_json, sha256
@@ -125,7 +125,7 @@ def adapt(models, photos, make_trainer):
             "batch_size": 2,
             "samples": SAMPLES,
         }
-        generator = StableDiffusion(model=str(models[model]), **READ)
+        generator = TextToImage(model=str(models[model]), **READ)
         more = {k: changed.pop(k) for k in ("seed", "trained_with") if k in changed}
         given = stage.AdapterSettings(**{**settings, **changed})
         return stage.train_adapter(folder, generator, trainer, given, **more)
@@ -149,7 +149,7 @@ def plan():
 
 
 def images_of(models, plan, name="v", **settings):
-    return StableDiffusion(model=str(models[name]), **READ, **settings).generate(plan)
+    return TextToImage(model=str(models[name]), **READ, **settings).generate(plan)
 
 
 # The training
@@ -163,8 +163,7 @@ def test_a_run_holds_the_adapter_its_record_and_sheets(run, models, photos):
     ).stat().st_mode  # readable for the same people
     identity = made["identity"]
     assert (
-        identity["base_sha256"]
-        == StableDiffusion(model=str(models["v"]), **READ).checkpoint.sha256()
+        identity["base_sha256"] == TextToImage(model=str(models["v"]), **READ).checkpoint.sha256()
     )
     assert (
         identity["images"]["number"] == 5
@@ -206,7 +205,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes_and_a_finished_one_is_left_
         adapt(tmp_path / "again", callbacks=[Stop(2)])
     assert not (tmp_path / "again/run.json").exists()
     with pytest.raises(FileNotFoundError, match="has begun and is not finished"):
-        StableDiffusion(model="embedded", adapter=str(tmp_path / "again"))
+        TextToImage(model="embedded", adapter=str(tmp_path / "again"))
     file = adapt(tmp_path / "again")
     assert sha256(file) == sha256(run / diffusion.WEIGHTS)
     before = {p: p.stat().st_mtime_ns for p in file.parent.rglob("*")}
@@ -350,9 +349,9 @@ def test_weight_0_makes_the_plain_images_and_weight_1_others(models, run, plan):
 def test_what_is_merged_is_the_formula(models, run, weight):
     """W + weight * alpha / rank * B A of every layer that the file names; every other layer as
     it was."""
-    plain = dict(StableDiffusion(model=str(models["v"]), **READ).unet.named_parameters())
+    plain = dict(TextToImage(model=str(models["v"]), **READ).unet.named_parameters())
     merged = dict(
-        StableDiffusion(
+        TextToImage(
             model=str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
         ).unet.named_parameters()
     )
@@ -373,7 +372,7 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
     """Of one call of the UNet: softmax(Q K / sqrt(d)), with queries and keys from base and
     low-rank weights by hand, whether the adapter is merged or still beside the weights in peft's
     wrappers."""
-    plain = StableDiffusion(model=str(models["v"]), **READ)
+    plain = TextToImage(model=str(models["v"]), **READ)
     base = {k: v.clone() for k, v in plain.unet.state_dict().items()}
     low = load_file(run / diffusion.WEIGHTS)
     if wrapped:
@@ -381,7 +380,7 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
         plain.pipe.set_adapters("site", weight)
         unet = plain.unet
     else:
-        unet = StableDiffusion(
+        unet = TextToImage(
             model=str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
         ).unet
     states, classes = plain.encode(["a photo"])[0], plain.encode(["apple"])[0]
@@ -436,8 +435,8 @@ def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):
         other[f"{name}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = value
         other[f"{name}.alpha"] = torch.tensor(6.0)
     save_file(other, tmp_path / "kohya.safetensors")
-    ours = StableDiffusion(model=str(models["v"]), **READ, adapter=str(run)).unet.state_dict()
-    theirs = StableDiffusion(
+    ours = TextToImage(model=str(models["v"]), **READ, adapter=str(run)).unet.state_dict()
+    theirs = TextToImage(
         model=str(models["v"]), **READ, adapter=str(tmp_path / "kohya.safetensors")
     ).unet.state_dict()
     for name, value in ours.items():
@@ -445,8 +444,8 @@ def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):
 
 
 def test_the_identity_names_the_adapter_only_where_there_is_one(models, run):
-    plain = StableDiffusion(model=str(models["v"]), **READ).identity()
-    adapted = StableDiffusion(
+    plain = TextToImage(model=str(models["v"]), **READ).identity()
+    adapted = TextToImage(
         model=str(models["v"]), **READ, adapter=str(run / diffusion.WEIGHTS), adapter_weight=0.5
     ).identity()
     assert not any("adapter" in key for key in plain)
@@ -465,22 +464,22 @@ def test_an_adapter_of_another_model_is_refused(models, run, tmp_path):
     with pytest.raises(
         ValueError, match=r"was trained on other weights \(sha256 .*run\.json names"
     ):
-        StableDiffusion(model=str(models["epsilon"]), **READ, adapter=str(run))
+        TextToImage(model=str(models["epsilon"]), **READ, adapter=str(run))
     alone = shutil.copy(run / diffusion.WEIGHTS, tmp_path / "alone.safetensors")
-    StableDiffusion(
+    TextToImage(
         model=str(models["epsilon"]), **READ, adapter=str(alone)
     )  # without a record its shapes decide
     with pytest.raises(ValueError, match=r"does not fit diffusion\.model: .*for a layer of"):
-        StableDiffusion(model=str(models["wide"]), **READ, adapter=str(alone))
+        TextToImage(model=str(models["wide"]), **READ, adapter=str(alone))
     state = load_file(alone)
     save_file({k.replace("down_blocks.0", "down_blocks.7"): v for k, v in state.items()}, alone)
     with pytest.raises(ValueError, match="no such layer"):
-        StableDiffusion(model=str(models["v"]), **READ, adapter=str(alone))
+        TextToImage(model=str(models["v"]), **READ, adapter=str(alone))
 
 
 def test_what_is_no_adapter_is_refused(models, run, tmp_path):
     def load(adapter, **more):
-        StableDiffusion(model=str(models["v"]), **READ, adapter=str(adapter), **more)
+        TextToImage(model=str(models["v"]), **READ, adapter=str(adapter), **more)
 
     (tmp_path / "w.bin").write_bytes(b"")
     for path, error, message in (
@@ -507,4 +506,4 @@ def test_what_is_no_adapter_is_refused(models, run, tmp_path):
         with pytest.raises(ValueError, match="adapter_weight"):
             load(run, adapter_weight=weight)
     with pytest.raises(ValueError, match="has no effect without diffusion.adapter"):
-        StableDiffusion(model=str(models["v"]), **READ, adapter_weight=0.5)
+        TextToImage(model=str(models["v"]), **READ, adapter_weight=0.5)

@@ -127,7 +127,7 @@ def test_a_whole_model_with_its_card(make, tmp_path):
         and (model / "samples.png").is_file()
         and (model / "loss.svg").is_file()
     )
-    generator = diffusion.StableDiffusion(model=str(model), steps=1)
+    generator = diffusion.TextToImage(model=str(model), steps=1)
     assert (
         generator.size == 64 and generator.pipe.scheduler.config.prediction_type == "v_prediction"
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dd.generators import StableDiffusion
+from dd.generators import TextToImage
 from dd.generators.stable_diffusion import eight_bit, faults
 from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
@@ -181,7 +181,7 @@ def test_overflow_and_constant_images_are_named(model, made, samples, monkeypatc
 
 @pytest.mark.parametrize("saving", [{"vae_slicing": True}, {"offload": "model"}])
 def test_saving_memory_does_not_change_the_image(folder, settings, saving, made, samples):
-    model = StableDiffusion(model=str(folder), **settings, full_prompt=True, **saving)
+    model = TextToImage(model=str(folder), **settings, full_prompt=True, **saving)
     images, heat, _ = model.generate(samples)
     np.testing.assert_allclose(images.astype(int), made[0], atol=1)
     for a, b in zip(heat, made[1], strict=True):
@@ -231,13 +231,13 @@ def test_real_images_are_shown_under_the_conditions_of_generation(model, samples
 
 
 def test_half_precision_latents_of_real_images_do_not_overflow(folder, settings):
-    model = StableDiffusion(model=str(folder), **settings, dtype="float16")
+    model = TextToImage(model=str(folder), **settings, dtype="float16")
     images = torch.randint(
         0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     latents = model._latents(images)
     assert latents.dtype == model.pipe.vae.dtype == torch.float16
-    vae = StableDiffusion(model=str(folder), **settings).pipe.vae
+    vae = TextToImage(model=str(folder), **settings).pipe.vae
     with torch.no_grad():
         exact = vae.encode(images / 127.5 - 1).latent_dist.mean * vae.config.scaling_factor
     torch.testing.assert_close(latents.float(), exact, rtol=2e-3, atol=2e-3)
@@ -390,11 +390,11 @@ def test_of_two_tokenizers_the_stricter_one_counts(changed, samples):
 
 def test_settings_reach_the_pipeline(folder, settings):
     other = {"cross_resolution": None, "self_resolution": None, "size": 48, "dtype": "bfloat16"}
-    model = StableDiffusion(
+    model = TextToImage(
         model=str(folder), **{**settings, **other}, scheduler="EulerDiscreteScheduler"
     )
     assert type(model.pipe.scheduler).__name__ == "EulerDiscreteScheduler"
-    own = StableDiffusion(model=str(folder), scheduler=None)
+    own = TextToImage(model=str(folder), scheduler=None)
     assert model.pipe.scheduler.config.prediction_type == own.pipe.scheduler.config.prediction_type
     assert model.pipe.unet.dtype == model.pipe.vae.dtype == torch.bfloat16
     assert (model.size, own.size) == (48, 32)
@@ -432,7 +432,7 @@ def test_settings_reach_the_pipeline(folder, settings):
 )
 def test_impossible_settings_are_refused_before_any_work(folder, settings, wrong, message):
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(model=str(folder), **{**settings, **wrong})
+        TextToImage(model=str(folder), **{**settings, **wrong})
 
 
 def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
@@ -447,14 +447,13 @@ def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
     }.items() <= identity.items()
     same = {"offload": "model", "licence": "some", "link": "somewhere", "require_revision": True}
     assert (
-        StableDiffusion(model=str(folder), **settings, full_prompt=True, **same).identity()
-        == identity
+        TextToImage(model=str(folder), **settings, full_prompt=True, **same).identity() == identity
     )
-    other = StableDiffusion(
+    other = TextToImage(
         model=str(folder), **{**settings, "guidance": 4.0}, full_prompt=True
     ).identity()
     assert {k for k in identity if identity[k] != other[k]} == {"guidance"}
-    sliced = StableDiffusion(
+    sliced = TextToImage(
         model=str(folder), **settings, full_prompt=True, vae_slicing=True
     ).identity()
     assert sliced == {**identity, "vae_slicing": True}
@@ -462,7 +461,7 @@ def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
 
 def test_the_identity_names_the_sides_that_were_chosen(folder, settings, kind):
     free = {**settings, "cross_resolution": None, "self_resolution": None}
-    identity = StableDiffusion(model=str(folder), **free).identity()
+    identity = TextToImage(model=str(folder), **free).identity()
     # latents of 16: 4 and 8 are wanted; sd has attention at 16 and 8 only
     assert (identity["cross_resolution"], identity["self_resolution"]) == (
         (8, 8) if kind == "sd" else (4, 8)
@@ -470,6 +469,6 @@ def test_the_identity_names_the_sides_that_were_chosen(folder, settings, kind):
 
 
 def test_the_terms_of_the_weights_are_kept_for_the_data_card(folder):
-    model = StableDiffusion(model=str(folder), licence="Apache-2.0", link="https://example.org")
+    model = TextToImage(model=str(folder), licence="Apache-2.0", link="https://example.org")
     assert model.terms == {"licence": "Apache-2.0", "link": "https://example.org"}
-    assert StableDiffusion(model=str(folder)).terms == {"licence": None, "link": None}
+    assert TextToImage(model=str(folder)).terms == {"licence": None, "link": None}

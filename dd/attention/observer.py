@@ -1,0 +1,115 @@
+"""What a network's attention computes, seen at ``F.scaled_dot_product_attention``: queries and keys
+after norms and rotary embeddings, by the name of the module. Nothing is replaced, so outputs are
+bit-identical."""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One call: ``q`` [B, H, N, D], ``k`` [B, H, T, D], ``scale`` of their products, ``mask``: what
+    the call adds to them or, of booleans, keeps of them (broadcast to [B, H, N, T]), or None."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    scale: float
+    mask: torch.Tensor | None = None
+
+
+def attention_modules(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """(name, module) of what diffusers makes attention of."""
+    for name, module in network.named_modules():
+        if hasattr(module, "processor") or type(module).__name__.endswith("Attention"):
+            yield name, module
+
+
+class Observer(TorchFunctionMode):
+    """While active, ``see(name, attended)`` is called with each attention of the modules ``names``
+    of ``network`` (None = all of :func:`attention_modules`). :meth:`forget` ends it for some.
+
+    Attention backends that go past ``F.scaled_dot_product_attention`` (flash, sage, compiled
+    graphs) are not seen: whoever expects a call checks that it came.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        see: Callable[[str, Attended], None],
+        names: Collection[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self._network, self._see, self._names = network, see, names
+        self.ran: set[str] = set()  # modules that were at work, whether seen or not
+        self._inside: list[str] = []
+        self._hooks: dict[str, list[Any]] = {}
+
+    def __enter__(self) -> Self:
+        for name, module in attention_modules(self._network):
+            if self._names is None or name in self._names:
+                self._hooks[name] = [
+                    module.register_forward_pre_hook(lambda *_, name=name: self._begin(name)),
+                    module.register_forward_hook(lambda *_: self._end(), always_call=True),
+                ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.forget(list(self._hooks))
+
+    def forget(self, names: Collection[str]) -> None:
+        """No longer observe these modules. Not while one of them is at work."""
+        for name in names:
+            for hook in self._hooks.pop(name, ()):
+                hook.remove()
+
+    # The mode is on inside attention alone: each function of torch that is called while it is on
+    # passes through Python.
+
+    def _begin(self, name: str) -> None:
+        if not self._inside:
+            super().__enter__()
+        self._inside.append(name)
+        self.ran.add(name)
+
+    def _end(self) -> None:
+        if self._inside:  # not where a hook before ours has failed
+            self._inside.pop()
+            if not self._inside:
+                super().__exit__(None, None, None)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            self._see(self._inside[-1], _attended(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def _attended(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Attended:
+    """ValueError for causal attention, which no image generator has."""
+    if is_causal:
+        raise ValueError("causal attention was found where an image is made; it cannot be read")
+    if key.shape[1] != query.shape[1]:  # heads share their keys
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    return Attended(query.detach(), key.detach(), scale, attn_mask)

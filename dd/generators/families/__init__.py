@@ -1,0 +1,27 @@
+"""Families of text-to-image models, one module each. A new one: a class here, a row in FAMILIES, a
+file in conf/diffusion/."""
+
+from dd.generators.families.base import Family, Stream, Text
+from dd.generators.families.flux import Flux
+from dd.generators.families.pixart import PixArtSigma
+from dd.generators.families.qwen_image import QwenImage
+from dd.generators.families.stable_diffusion import StableDiffusion
+from dd.generators.families.stable_diffusion_3 import StableDiffusion3
+from dd.generators.families.z_image import ZImage
+
+FAMILIES: tuple[type[Family], ...] = (
+    StableDiffusion,
+    PixArtSigma,
+    StableDiffusion3,
+    Flux,
+    QwenImage,
+    ZImage,
+)
+BY_PIPELINE = {name: family for family in FAMILIES for name in family.pipelines}
+# What their pipelines are known for, and why their attention is not read.
+REFUSED = {
+    name: "its refiners mix the words of the prompt: no key is one word's"
+    for name in ("Lumina2Pipeline", "HunyuanImagePipeline")
+}
+
+__all__ = ["BY_PIPELINE", "FAMILIES", "REFUSED", "Family", "Stream", "Text"]

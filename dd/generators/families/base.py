@@ -1,0 +1,187 @@
+"""What a family of text-to-image models has of its own: what its network is given, where the words
+stand, how latents are made. Nothing here or in the families knows how attention is read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+
+from dd.attention.recorder import Half
+from dd.attention.sites import Layout
+from dd.generators.settings import GeneratorSettings
+
+Text: TypeAlias = dict[str, Any]  # arguments of the network that hold prompts
+Offsets: TypeAlias = list[tuple[int, int]]
+STATES = "encoder_hidden_states"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Text rows that come from one tokenizer, or from several that must agree, as their states are
+    joined by position. ``first``: the text row of the first token that is kept; ``limit``: tokens
+    that are kept, special ones included; ``template``: what the tokenizer is given of a prompt, of
+    which the first ``dropped`` tokens are cut off."""
+
+    tokenizers: Sequence[Any]
+    limit: int
+    first: int = 0
+    template: Callable[[str], str] = field(default=lambda text: text)
+    dropped: int = 0
+
+    def count(self, text: str) -> int:
+        """Tokens of a prompt, nothing cut off at the end."""
+        given = self.template(text)
+        return max(len(t(given).input_ids) for t in self.tokenizers) - self.dropped
+
+    def offsets(self, text: str) -> Offsets:
+        """Character span in ``text`` of each token that is kept, (0, 0) of those around it.
+
+        ValueError if two tokenizers differ, and for a text that the template does not hold.
+        """
+        given = self.template(text)
+        place = given.lower().find(text.lower())
+        if place < 0:
+            raise ValueError(f"{text!r} is lost in the template of the text encoder: {given!r}")
+        limit = {"truncation": True, "max_length": self.limit + self.dropped}
+        each = [t(given, return_offsets_mapping=True, **limit) for t in self.tokenizers]
+        spans = [[tuple(pair) for pair in e.offset_mapping] for e in each]
+        if any(other != spans[0] for other in spans):
+            raise ValueError(
+                f"the two tokenizers of this model split {text!r} differently: no token is one "
+                "word's alone"
+            )
+        end = place + len(text)
+        kept = spans[0][self.dropped :]
+        return [
+            (max(a - place, 0), min(b, end) - place) if a < end and b > place else (0, 0)
+            for a, b in kept
+        ]
+
+
+class Family:
+    """A family by its ``pipelines`` (class names in diffusers); ``network``: (name of the part that
+    denoises, its class). ``guided``: the argument of the pipeline that ``diffusion.guidance`` is;
+    ``ignored``: attention that is never read, by the beginning of its names; ``refined``: layers of
+    the network mix the words before they are read; ``linear``: it has no attention matrix among
+    pixels; ``patch``: latent pixels a side that make one of the network's."""
+
+    pipelines: ClassVar[tuple[str, ...]]
+    network: ClassVar[tuple[str, str]] = ("transformer", "")
+    guided: ClassVar[str] = "guidance_scale"
+    ignored: ClassVar[tuple[str, ...]] = ()
+    refined: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
+    patch: ClassVar[int] = 2
+
+    def __init__(self, pipe: DiffusionPipeline, device: str, settings: GeneratorSettings) -> None:
+        self.pipe, self.device, self.settings = pipe, device, settings
+        self.max_tokens = settings.max_tokens
+
+    @property
+    def net(self) -> Any:
+        return getattr(self.pipe, self.network[0])
+
+    def own_size(self) -> int:
+        """Side of the images that the checkpoint was made for, in pixels."""
+        return self.net.config.sample_size * self.pipe.vae_scale_factor
+
+    def side(self, size: int) -> int:
+        """Of the network's pixels, for images of side ``size``."""
+        return size // (self.pipe.vae_scale_factor * self.patch)
+
+    def layout(self, size: int) -> Layout:
+        """Of its keys, for images of side ``size``."""
+        raise NotImplementedError
+
+    def streams(self) -> list[Stream]:
+        """Where the text rows come from."""
+        raise NotImplementedError
+
+    def text(self, prompts: Sequence[str]) -> Text:
+        """What the network is given of prompts, as its pipeline makes it."""
+        raise NotImplementedError
+
+    def class_states(self, text: Text) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(states [B, T, C] as cross-attention layers are given them, mask [B, T] or None)."""
+        return text[STATES], None
+
+    def perturbed(self, text: Text, row: int | None) -> Text:
+        """The same with another text row ``row``."""
+        if row is None:
+            return text
+        states = text[STATES].clone()
+        states[:, row] += 1
+        return {**text, STATES: states}
+
+    def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
+        """One call of the network at ``timestep`` of 1,000; latents as its pipeline holds them."""
+        raise NotImplementedError
+
+    def latent_shape(self, size: int) -> tuple[int, ...]:
+        """That of one sample, as the pipeline holds it."""
+        side = size // self.pipe.vae_scale_factor
+        return self.net.config.in_channels, side, side
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Latents of images in [-1, 1], as the pipeline holds them."""
+        mean = self.pipe.vae.encode(pixels_BCHW).latent_dist.mean
+        shift = getattr(self.pipe.vae.config, "shift_factor", None) or 0
+        return (mean - shift) * self.pipe.vae.config.scaling_factor
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
+        """Latents at ``timestep`` of 1,000 by flow matching: a straight line to the noise."""
+        return torch.lerp(latents, noise, timestep / 1000)
+
+    def call(self, batch: int, size: int) -> dict[str, Any]:
+        """Arguments of the pipeline for so many images."""
+        given: dict[str, Any] = {self.guided: self.settings.guidance}
+        given |= {"height": size, "width": size}
+        # None and not "": XL's own setting for an empty prompt is zeros, not the states of an
+        # empty text
+        negative = self.settings.negative_prompt
+        given["negative_prompt"] = [negative] * batch if negative else None
+        if self.max_tokens is not None:
+            given["max_sequence_length"] = self.max_tokens
+        return given
+
+    def last_latents(self, keep: Callable[[torch.Tensor], None]) -> dict[str, Any]:
+        """Arguments of the pipeline that hand the latents of each step to ``keep``."""
+
+        def after_step(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> Any:
+            keep(given["latents"])
+            return given
+
+        return {"callback_on_step_end": after_step}
+
+    def half(self, text: Callable[[], Text], batch: int) -> Half:
+        """The conditional half of a batch of the network, whose prompts ``text()`` gives."""
+        return lambda *_: slice(-batch, None)
+
+    def times(self, timestep: float, batch: int) -> torch.Tensor:
+        return torch.full((batch,), timestep, device=self.device)
+
+
+class Diffusing(Family):
+    """Models that learned to remove the noise of Stable Diffusion's schedule."""
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
+        schedule = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        step = torch.full((len(latents),), timestep, device=latents.device)
+        return schedule.add_noise(latents, noise, step)
+
+
+def two_calls(text: Callable[[], Text], batch: int) -> Half:
+    """The conditional half of a model that is called once for each half: the call whose states
+    are those of the drawn prompts."""
+    own: list[torch.Tensor] = []
+
+    def half(args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:
+        if not own:
+            own.append(text()[STATES])
+        given = kwargs[STATES]
+        same = given.shape == own[0].shape and torch.equal(given, own[0])
+        return slice(0, batch) if same else None
+
+    return half

@@ -1,0 +1,52 @@
+"""PixArt-Sigma: a transformer whose cross-attention reads T5's states, as a UNet's does CLIP's."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from dd.attention.sites import Layout
+from dd.generators.families.base import STATES, Diffusing, Stream, Text
+
+MASK = "encoder_attention_mask"
+
+
+class PixArtSigma(Diffusing):
+    pipelines = ("PixArtSigmaPipeline",)
+    network = ("transformer", "PixArtTransformer2DModel")
+
+    @property
+    def length(self) -> int:
+        return self.max_tokens or 300  # the pipeline's own
+
+    def layout(self, size: int) -> Layout:
+        return Layout("apart")
+
+    def streams(self) -> list[Stream]:
+        return [Stream([self.pipe.tokenizer], self.length, template=lambda t: t.lower().strip())]
+
+    def text(self, prompts: Sequence[str]) -> Text:
+        states, mask, _, _ = self.pipe.encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            device=self.device,
+            max_sequence_length=self.length,
+        )
+        return {STATES: states, MASK: mask}
+
+    def class_states(self, text: Text) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.net.caption_projection(text[STATES]), text[MASK]
+
+    def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
+        nothing = {"resolution": None, "aspect_ratio": None}
+        times = self.times(timestep, len(latents)).long()
+        return self.net(latents, timestep=times, added_cond_kwargs=nothing, **text)
+
+    def call(self, batch: int, size: int) -> dict[str, Any]:
+        given = super().call(batch, size)
+        # captions as they are; the size that was asked for
+        given |= {"clean_caption": False, "use_resolution_binning": False}
+        return given | {"negative_prompt": given["negative_prompt"] or ""}
+
+    def last_latents(self, keep: Callable[[torch.Tensor], None]) -> dict[str, Any]:
+        return {"callback": lambda _, __, latents: keep(latents), "callback_steps": 1}

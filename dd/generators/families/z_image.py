@@ -1,0 +1,74 @@
+"""Z-Image: joint attention of pixels and the rows of a chat.
+
+Its context refiner lets the words of a prompt attend to one another before the joint layers, as
+its text encoder does: a key row is foremost its own word's, not its alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from dd.attention.recorder import Half
+from dd.attention.sites import Layout
+from dd.generators.families.base import STATES, Family, Stream, Text
+
+MULTIPLE = 32  # rows of pixels and of words are padded to it
+
+
+class ZImage(Family):
+    pipelines = ("ZImagePipeline",)
+    network = ("transformer", "ZImageTransformer2DModel")
+    ignored = ("noise_refiner", "context_refiner")
+    refined = True
+
+    @property
+    def length(self) -> int:
+        return self.max_tokens or 512  # the pipeline's own
+
+    def own_size(self) -> int:
+        return 1024
+
+    def layout(self, size: int) -> Layout:
+        pixels = self.side(size) ** 2
+        return Layout("last", pixels, -(-pixels // MULTIPLE) * MULTIPLE)
+
+    def streams(self) -> list[Stream]:
+        return [Stream([self.pipe.tokenizer], self.length, template=self._chat)]
+
+    def _chat(self, text: str) -> str:
+        return self.pipe.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+
+    def text(self, prompts: Sequence[str]) -> Text:
+        rows, _ = self.pipe.encode_prompt(
+            list(prompts),
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.length,
+        )
+        return {STATES: rows}
+
+    def perturbed(self, text: Text, row: int | None) -> Text:
+        if row is None:
+            return text
+        changed = [rows.clone() for rows in text[STATES]]
+        for rows in changed:
+            rows[row] += 1
+        return {STATES: changed}
+
+    def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
+        dtype = self.net.dtype
+        images = list(latents.to(dtype)[:, :, None].unbind(0))
+        return self.net(images, self.times(1 - timestep / 1000, len(images)), text[STATES])
+
+    def latent_shape(self, size: int) -> tuple[int, ...]:
+        side = size // self.pipe.vae_scale_factor
+        return self.net.in_channels, side, side
+
+    def half(self, text: Callable[[], Text], batch: int) -> Half:
+        return lambda *_: slice(0, batch)

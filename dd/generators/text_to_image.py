@@ -1,0 +1,401 @@
+"""The generator: prompts in, images and the heat maps of their classes out."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from dd.attention.recorder import CLASS_PROMPT, AttentionRecorder, Reading, Words
+from dd.attention.sites import check_layout, choose_side, choose_sites, find_sites
+from dd.generators import loading, memory, speed
+from dd.generators.adapter import find_adapter, merge
+from dd.generators.families import BY_PIPELINE
+from dd.generators.settings import GeneratorSettings
+from dd.masks.from_heat import flat
+from dd.prompts.prompt import class_words, token_spans, word_places
+from dd.store.samples import Sample, sample_seed
+
+Terms: TypeAlias = dict[str, str | None]
+OPENRAIL_M: Terms = {
+    "licence": "CreativeML OpenRAIL-M",
+    "link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+}
+# of models named by their hub id, whatever configuration they are named in
+TERMS: dict[str, Terms] = {
+    "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
+    "stabilityai/stable-diffusion-xl-base-1.0": {
+        "licence": "CreativeML OpenRAIL++-M",
+        "link": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0",
+    },
+}
+
+# The source of heat that is read after drawing: with no other there is no need of another name.
+AFTER = {"after": "class_prompt", "both": "after"}
+
+
+class TextToImage:
+    """A text-to-image model of a family that is known (:mod:`dd.generators.families`), a checkpoint
+    in diffusers format or the embedded one, that makes images and the heat maps of their classes.
+
+    An :class:`dd.generators.base.Generator`; the settings are those of
+    :class:`dd.generators.settings.GeneratorSettings`.
+    """
+
+    Settings = GeneratorSettings
+
+    def __init__(self, device: str = "cpu", **settings: Any) -> None:
+        self.device, self.settings = device, GeneratorSettings(**settings)
+        given = self.settings
+        self.steps = given.steps
+        adapter = None if given.adapter is None else find_adapter(given.adapter)
+        own = {"licence": given.licence, "link": given.link}
+        self.terms = TERMS.get(given.model or "", own)
+        self.checkpoint = loading.find(
+            given.model, given.revision, given.variant, given.checked, given.require_revision
+        )
+        self.pipe = loading.load(
+            self.checkpoint, given.dtype, given.variant, given.checked, given.t5
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        self.adapted: dict[str, Any] = {}
+        if adapter is not None:
+            merge(self.pipe, adapter, given.adapter_weight, self.checkpoint.sha256())
+            self.adapted["adapter_sha256"] = adapter.sha256()
+            self.adapted["adapter_weight"] = given.adapter_weight
+        if given.scheduler is not None:
+            self.pipe.scheduler = loading.choose_scheduler(given.scheduler, self.pipe.scheduler)
+        self.family = BY_PIPELINE[self.checkpoint.pipeline](self.pipe, device, given)
+        self.network, self.vae = self.family.net, self.pipe.vae
+        self._choose_size()
+        self._place()
+        self._choose_sites()
+
+    def _choose_size(self) -> None:
+        family, given = self.family, self.settings
+        factor = self.pipe.vae_scale_factor * family.patch
+        self.size = given.size or family.own_size()
+        if self.size % max(8, factor):
+            raise ValueError(f"diffusion.size={given.size}: must be a multiple of {max(8, factor)}")
+        self.layout = family.layout(self.size)
+
+    def _place(self) -> None:
+        """Onto the device, with what saves memory or time."""
+        given = self.settings
+        if given.vae_slicing:
+            self.vae.enable_slicing()
+        if given.offload == "model":
+            self.pipe.enable_model_cpu_offload(device=self.device)
+        elif given.offload == "sequential":
+            self.pipe.enable_sequential_cpu_offload(device=self.device)
+        else:
+            self.pipe.to(self.device)
+        for wanted, apply in (
+            (given.channels_last, speed.channels_last),
+            (given.fused_projections, speed.fuse_projections),
+            (given.compile, speed.compile_blocks),
+        ):
+            if wanted:
+                apply(self.network, self.vae)
+
+    @torch.no_grad()
+    def _choose_sites(self) -> None:
+        """Where attention is read, of all that one forward shows. ValueError where there is none,
+        and for keys that stand in another order than is known of the family."""
+        given, family, layout = self.settings, self.family, self.layout
+        latents = self._noise([0])
+        text = family.text(["a"])
+
+        def forward(row: int | None = None) -> None:
+            family.forward(latents, 500, family.perturbed(text, row), self.size)
+
+        self.sites = find_sites(self.network, layout, forward, family.ignored, family.linear)
+        latent = self.size // self.pipe.vae_scale_factor
+        chosen = {}
+        for kind, wanted, layers in (
+            ("cross", given.cross_resolution, given.cross_layers),
+            ("self", given.self_resolution, given.self_layers),
+        ):
+            sides = {s.side for s in self.sites if s.kind in (kind, "joint")}
+            side = choose_side(kind, wanted, sides, latent)
+            chosen[kind] = choose_sites(kind, self.sites, side, layers)
+        self.cross_resolution = chosen["cross"][0].side
+        self.self_resolution = chosen["self"][0].side
+        if self.self_resolution % given.pool:
+            raise ValueError(
+                f"diffusion.pool={given.pool}: expected a divisor of {self.self_resolution}, the "
+                "side of the self-attention"
+            )
+        self.reading = Reading(
+            layout,
+            chosen["cross"],
+            chosen["self"],
+            given.cross_heads,
+            given.capture_every,
+            given.pool,
+        )
+        first = chosen["cross"][0].name
+        check_layout(self.network, layout, first, forward, 1, family.refined)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a pixel or a heat value, for run.json: the settings, the weights' hash,
+        device type, threads."""
+        return {
+            **self.settings.identity(),
+            "revision": self.checkpoint.commit or self.settings.revision,
+            "cross_resolution": self.cross_resolution,
+            "self_resolution": self.self_resolution,
+            "heat_dtype": "float32",
+            **self.adapted,
+            "scheduler_config": loading.plain(self.pipe.scheduler.config),
+            "weights_sha256": self.checkpoint.sha256(),
+            "device": torch.device(self.device).type,
+            "threads": torch.get_num_threads(),
+        }
+
+    # -------------------------------------------------------------------------------------- prompts
+
+    @property
+    def token_limit(self) -> int:
+        """Tokens that a prompt may have, special ones included."""
+        return min(stream.limit for stream in self.family.streams())
+
+    def token_count(self, text: str) -> int:
+        """Tokens of a prompt, special ones included, nothing cut off; of several encoders, counted
+        by the one that it comes nearest to the limit of."""
+        over = max(stream.count(text) - stream.limit for stream in self.family.streams())
+        return self.token_limit + over
+
+    def _positions(
+        self, text: str, words: Sequence[str], place: tuple[int, int] | None = None
+    ) -> list[list[int]]:
+        """Text rows of each class in a prompt, those of all encoders; ValueError for a class word
+        that is missing or cut off."""
+        found: list[list[int]] = []
+        for stream in self.family.streams():
+            spans = token_spans(text, words, stream.offsets(text), *(place or ()))
+            rows = [[stream.first + at for at in span] for span in spans]
+            found = [a + b for a, b in zip(found, rows, strict=True)] if found else rows
+        return found
+
+    def _class_spans(self, sample: Sample) -> list[list[int]]:
+        words = class_words(sample.class_prompt, sample.classes)
+        return self._positions(sample.class_prompt, words)
+
+    def _drawn_spans(self, sample: Sample) -> dict[str, list[list[int]]]:
+        """What is read while a sample is drawn. Joint attention has no keys of the class prompt
+        then, so that the appended words are read, or the caption's own where none are."""
+        spans: dict[str, list[list[int]]] = {}
+        if not self.layout.joint:
+            spans["class_prompt"] = self._class_spans(sample)
+        full: Any = self.settings.full_prompt
+        places = word_places(sample.prompt, sample.class_prompt)
+        if self.layout.joint and not full:
+            full = next(iter(places))
+        if not full:
+            return spans
+        words = class_words(sample.class_prompt, sample.classes)
+        for where in places if full is True else [full]:
+            if where not in places:
+                raise ValueError(
+                    f"no class words are appended to {sample.prompt!r}: prompts.append=true "
+                    "appends them, diffusion.full_prompt=caption reads the caption's own"
+                )
+            read = words if where == "appended" else sample.classes
+            try:
+                found = self._positions(sample.prompt, read, places[where])
+            except ValueError as error:
+                raise ValueError(f"full_prompt_{where}: {error}") from None
+            spans[f"full_prompt_{where}"] = found
+        return spans
+
+    def spans(self, sample: Sample) -> dict[str, list[list[int]]]:
+        """Token positions of each class of a sample by source (``dd.masks.from_heat.SOURCES``), of
+        each source that is stored; those of all its words where a class is appended more than
+        once.
+
+        ValueError for a class word that is missing or cut off by the token limit.
+        """
+        reading = self.settings.reading
+        spans = {} if reading == "after" else self._drawn_spans(sample)
+        if reading != "sampling":
+            spans[AFTER[reading]] = self._class_spans(sample)
+        return spans
+
+    # ------------------------------------------------------------------------------------ attention
+
+    @torch.no_grad()
+    def _recorder(self, samples: Sequence[Sample], reading: Reading | None = None) -> Any:
+        """Of the attention to the words of the prompts that samples are drawn from."""
+        family, spans = self.family, [self._drawn_spans(s) for s in samples]
+        states = mask = None
+        if not self.layout.joint:
+            states, mask = family.class_states(family.text([s.class_prompt for s in samples]))
+        half = family.half(lambda: family.text([s.prompt for s in samples]), len(samples))
+        words = Words(spans, states, mask)
+        return AttentionRecorder(self.network, reading or self.reading, words, half)
+
+    def _heat(self, recorder: AttentionRecorder, number: int) -> list[dict[str, np.ndarray]]:
+        recorder.check()
+        power = self.settings.max_power
+        each = (recorder.heat(i, power) for i in range(number))
+        return [{source: maps.numpy() for source, maps in heat.items()} for heat in each]
+
+    def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
+        """Noise of so many latents, each by its own seed."""
+        shape = self.family.latent_shape(self.size)
+        each = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(each).to(self.device, self.network.dtype)
+
+    @torch.no_grad()
+    def _read_after(self, latents: torch.Tensor, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Heat [K, P, r, r] of finished latents, shown with their class prompts at the timesteps of
+        the settings. The noise comes from each sample's own seed."""
+        family, prompts = self.family, [s.class_prompt for s in samples]
+        text, spans = family.text(prompts), [{CLASS_PROMPT: self._class_spans(s)} for s in samples]
+        words = Words(spans, *((None, None) if self.layout.joint else family.class_states(text)))
+        reading = replace(self.reading, every=1, as_operator=True)
+        half = family.half(lambda: text, len(samples))
+        with AttentionRecorder(self.network, reading, words, half) as recorder:
+            for t in self.settings.timesteps:
+                noise = self._noise([sample_seed(s.seed, "after", t) for s in samples])
+                noised = family.noised(latents, noise.to(latents), t)
+                family.forward(noised.to(self.network.dtype), t, text, self.size)
+        return [maps[CLASS_PROMPT] for maps in self._heat(recorder, len(samples))]
+
+    # ----------------------------------------------------------------------------------- generation
+
+    def largest_batch(self, sample: Sample) -> int:
+        """The largest batch that fits into memory, attention recorded
+        (:func:`dd.generators.memory.largest_batch`); measured on copies of ``sample`` with as
+        few steps as hold everything that a whole generation holds."""
+        budget, steps = memory.budget_bytes(self.device), self.steps
+
+        def peak(batch: int) -> int:
+            memory.reset_peak(self.device)
+            self.generate([sample] * batch)
+            return memory.peak_bytes(self.device)
+
+        self.steps = min(steps, self.settings.capture_every + 1)
+        try:
+            memory.reset_peak(self.device)
+            return memory.largest_batch(peak, memory.peak_bytes(self.device), budget)
+        finally:
+            self.steps = steps
+
+    def generate(
+        self, samples: Sequence[Sample], capture: bool = True
+    ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], list[str | None]]:
+        """(images uint8 [B, size, size, 3]; per sample, heat float64 [K, P, r, r] by source
+        (``dd.masks.from_heat.SOURCES``), nothing without ``capture``; per sample, what is wrong
+        with its image or None, see :func:`faults`). Noise comes from each sample's own seed."""
+        given, family, number = self.settings, self.family, len(samples)
+        drawing = capture and given.reading != "after"
+        recorder = self._recorder(samples) if drawing else None
+        finished: list[torch.Tensor] = []
+
+        def keep(latents: torch.Tensor) -> None:
+            if recorder is not None and not finished:
+                recorder.check()
+            finished[:] = [latents]
+
+        with recorder or nullcontext():
+            made = self.pipe(
+                prompt=[s.prompt for s in samples],
+                generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
+                num_inference_steps=self.steps,
+                output_type="pt",
+                **family.call(number, self.size),
+                **family.last_latents(keep),
+            )
+        heat: list[dict[str, np.ndarray]] = [{} for _ in samples] if capture else []
+        if recorder is not None:
+            heat = self._heat(recorder, number)
+        if capture and given.reading != "sampling":
+            after = self._read_after(finished[0], samples)
+            for maps, found in zip(heat, after, strict=True):
+                maps[AFTER[given.reading]] = found
+        pixels, finite, constant = eight_bit(made.images, given.truncate)
+        flagged = getattr(made, "nsfw_content_detected", None)
+        return pixels, heat, faults(finite, constant, heat, flagged)
+
+    @torch.no_grad()
+    def read_real(
+        self, images: np.ndarray, samples: Sequence[Sample], timesteps: list[int], seed: int = 0
+    ) -> list[dict[str, np.ndarray]]:
+        """Heat of *real* images uint8 [B, size, size, 3]: noised to each timestep (0 ... 999),
+        shown to the network with their prompt, attention read as in generation. Compared with exact
+        masks it measures a generator's attention."""
+        family, latents = self.family, self._latents(images)
+        text, generator = family.text([s.prompt for s in samples]), torch.Generator()
+        generator.manual_seed(seed)
+        with self._recorder(samples, replace(self.reading, every=1)) as recorder:
+            for t in timesteps:
+                noise = torch.randn(latents.shape, generator=generator).to(latents)
+                family.forward(family.noised(latents, noise, t), t, text, self.size)
+        return self._heat(recorder, len(samples))
+
+    @torch.no_grad()
+    def read_images(
+        self, images: np.ndarray, samples: Sequence[Sample]
+    ) -> list[dict[str, np.ndarray]]:
+        """Heat of finished images uint8 [B, size, size, 3] of any origin, read as
+        ``reading=after`` reads latents: the class prompt is shown."""
+        maps = self._read_after(self._latents(images), samples)
+        return [{CLASS_PROMPT: found} for found in maps]
+
+    def _latents(self, images: np.ndarray) -> torch.Tensor:
+        """Latents of images uint8 [B, H, W, 3]; in float32 where the VAE overflows in half
+        precision."""
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
+        upcast = getattr(self.vae.config, "force_upcast", False)
+        half = self.vae.dtype == torch.float16 and upcast
+        if half:
+            self.vae.to(torch.float32)
+        try:
+            found = self.family.encode(pixels.to(self.vae.dtype) / 127.5 - 1)
+            return found.to(self.network.dtype)
+        finally:
+            if half:
+                self.vae.to(torch.float16)
+
+
+def eight_bit(
+    images_BCHW: torch.Tensor, truncate: bool = False
+) -> tuple[np.ndarray, list[bool], list[bool]]:
+    """(uint8 [B, H, W, C] of images in [0, 1], rounded or with ``truncate`` cut off; whether each
+    is finite [bool]; whether each is of one colour [bool]); on the images' device, which then sends
+    a byte for each value."""
+    finite = images_BCHW.isfinite().flatten(1).all(1)
+    values = images_BCHW.float().nan_to_num(0, 1, 0) * 255
+    pixels = (values if truncate else values.round()).to(torch.uint8)
+    constant = (pixels == pixels[:, :, :1, :1]).flatten(1).all(1)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), finite.tolist(), constant.tolist()
+
+
+def faults(
+    finite: list[bool],
+    constant: list[bool],
+    heat: Sequence[Mapping[str, np.ndarray]],
+    flagged: Sequence[bool] | None,
+) -> list[str | None]:
+    """What is wrong with each image (or None): ``safety checker`` blacked it out, ``not finite``
+    (a pixel or a heat value, overflow in half precision), ``constant`` (one colour), ``empty
+    mask`` (the maps of all its classes are flat at a power and source, whose mask would be
+    background)."""
+
+    def fault(i: int) -> str | None:
+        maps = heat[i].values() if heat else ()
+        if flagged is not None and flagged[i]:
+            return "safety checker"
+        if not finite[i] or not all(np.isfinite(m).all() for m in maps):
+            return "not finite"
+        if constant[i]:
+            return "constant"
+        empty = any(flat(torch.from_numpy(m)).all(0).any() for m in maps)
+        return "empty mask" if empty else None
+
+    return [fault(i) for i in range(len(finite))]
