@@ -136,7 +136,7 @@ class AttentionRecorder:
             else:
                 self._hold("self", image)
         if name in self._cross and layout.joint:
-            self._add_words(Attended(*self._heads(q, a.k), a.scale, mask))
+            self._add_words(self._heads(Attended(q, a.k, a.scale, mask)))
         elif name in self._cross:
             self._add_cross(name, a)
 
@@ -145,9 +145,9 @@ class AttentionRecorder:
         if CLASS_PROMPT in self.words.sources:
             masked, keys = self.words.class_mask, self._keys_of_classes(name, a.q.dtype)
             masked = None if masked is None else masked[:, None, None].bool()
-            self._hold(CLASS_PROMPT, Attended(*self._heads(a.q, keys), a.scale, masked))
+            self._hold(CLASS_PROMPT, self._heads(Attended(a.q, keys, a.scale, masked)))
         if any(source != CLASS_PROMPT for source in self.words.sources):
-            self._hold("full_prompt", Attended(*self._heads(a.q, a.k), a.scale, a.mask))
+            self._hold("full_prompt", self._heads(a))
 
     def _add_words(self, a: Attended) -> None:
         """Joint attention of the pixels to the words of each class."""
@@ -156,9 +156,16 @@ class AttentionRecorder:
             self._columns = self.words.columns(self.reading.layout, rows).to(a.k.device)
         self._add("words", attention.mean_columns(a.q, a.k, self._columns, a.scale, a.mask), 1)
 
-    def _heads(self, *tensors_BHND: torch.Tensor) -> list[torch.Tensor]:
+    def _heads(self, a: Attended) -> Attended:
+        """Of a cross site, the heads that are read."""
         chosen = self.reading.cross_heads
-        return [x if chosen is None else x[:, [*chosen]] for x in tensors_BHND]
+        if chosen is None:
+            return a
+        q, k = (x[:, [*chosen]] for x in (a.q, a.k))
+        mask = a.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[1] > 1:  # one for each head
+            mask = mask[:, [*chosen]]
+        return Attended(q, k, a.scale, mask)
 
     def _keys_of_classes(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The keys [B, H, T, D] that a layer makes of the class prompts."""

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -165,7 +167,7 @@ def check_layout(
     A network whose refiners mix the words has no column that is one word's alone; where that is
     known of a family and said of it (``refined``), other rows may change, but less.
     """
-    plain, changed = (_keys(network, site, lambda row=row: forward(row)) for row in (None, word))
+    plain, changed = (_keys(network, site, partial(forward, row)) for row in (None, word))
     if plain.shape != changed.shape:
         raise ValueError(f"{type(network).__name__}: equal texts gave {site} other keys")
     change = (plain - changed).abs().amax((0, 1, 3))
@@ -184,7 +186,7 @@ def check_layout(
         )
 
 
-class _Seen(Exception):
+class _SeenError(Exception):
     """Ends a forward once its first site was seen."""
 
 
@@ -193,11 +195,8 @@ def _keys(network: torch.nn.Module, site: str, forward: Callable[[], Any]) -> to
 
     def see(_: str, attended: Attended) -> None:
         kept.append(attended.k.float())
-        raise _Seen
+        raise _SeenError
 
-    with torch.no_grad(), Observer(network, see, {site}):
-        try:
-            forward()
-        except _Seen:
-            pass
+    with torch.no_grad(), Observer(network, see, {site}), suppress(_SeenError):
+        forward()
     return kept[0]

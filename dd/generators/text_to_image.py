@@ -13,6 +13,7 @@ from dd.attention.sites import check_layout, choose_side, choose_sites, find_sit
 from dd.generators import loading, memory, speed
 from dd.generators.adapter import find_adapter, merge
 from dd.generators.families import BY_PIPELINE
+from dd.generators.families.base import STATES
 from dd.generators.settings import GeneratorSettings
 from dd.masks.from_heat import flat
 from dd.prompts.prompt import class_words, token_spans, word_places
@@ -168,6 +169,12 @@ class TextToImage:
         by the one that it comes nearest to the limit of."""
         over = max(stream.count(text) - stream.limit for stream in self.family.streams())
         return self.token_limit + over
+
+    @torch.no_grad()
+    def text_states(self, prompts: Sequence[str]) -> torch.Tensor:
+        """States [B, T, C] of the text encoders as the pipeline computes them for its own prompts
+        (XL: those of both, joined along C)."""
+        return self.family.text(prompts)[STATES]
 
     def _positions(
         self, text: str, words: Sequence[str], place: tuple[int, int] | None = None

@@ -149,7 +149,7 @@ def train_adapter(
     module = Adaptation(
         generator.pipe,
         parameters,
-        lambda t: generator.encode(t)[0],
+        generator.text_states,
         diffusion.noise_schedule(generator.pipe),
         seed=seed,
         **{k: v for k, v in training.items() if k != "gradient_checkpointing"},

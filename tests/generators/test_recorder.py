@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dd.generators.recorder import Reading, attention_sides, choose_side
 from diffusers import UNet2DConditionModel
 
 from dd.attention import maths as attention
 from dd.generators import AttentionRecorder
 from dd.generators import recorder as recorder_module
-from dd.generators.recorder import Reading, attention_sides, choose_side
 from dd.masks.from_heat import SOURCES
 
 

@@ -6,9 +6,9 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from dd.generators.stable_diffusion import eight_bit, faults
 
 from dd.generators import TextToImage
-from dd.generators.stable_diffusion import eight_bit, faults
 from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import make_plan

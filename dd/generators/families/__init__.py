@@ -19,9 +19,9 @@ FAMILIES: tuple[type[Family], ...] = (
 )
 BY_PIPELINE = {name: family for family in FAMILIES for name in family.pipelines}
 # What their pipelines are known for, and why their attention is not read.
-REFUSED = {
-    name: "its refiners mix the words of the prompt: no key is one word's"
-    for name in ("Lumina2Pipeline", "HunyuanImagePipeline")
-}
+REFUSED = dict.fromkeys(
+    ("Lumina2Pipeline", "HunyuanImagePipeline"),
+    "its refiners mix the words of the prompt: no key is one word's",
+)
 
 __all__ = ["BY_PIPELINE", "FAMILIES", "REFUSED", "Family", "Stream", "Text"]
