@@ -91,6 +91,11 @@ class TextToImage:
         if given.offload == "model":
             self.pipe.enable_model_cpu_offload(device=self.device)
         elif given.offload == "sequential":
+            if torch.device(self.device).type == "cpu":
+                raise ValueError(
+                    "diffusion.offload=sequential moves each layer to a GPU while it works; with "
+                    "device=cpu they are where they work: leave it none"
+                )
             self.pipe.enable_sequential_cpu_offload(device=self.device)
         else:
             self.pipe.to(self.device)

@@ -1,7 +1,7 @@
 """Tiny checkpoints with random weights, one of each family, in the folder layout of the real ones
 and with tokenizers of their kind: they go through the same code."""
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
 
 import torch
@@ -50,26 +50,6 @@ CHAT = (
 )
 
 
-@dataclass(frozen=True)
-class Tiny:
-    """``size``: side of its images in pixels; ``side``: of its attention among pixels."""
-
-    preset: str
-    size: int
-    side: int
-
-
-FAMILIES = {
-    "pixart_sigma": Tiny("pixart_sigma", 64, 8),
-    "sd3_medium": Tiny("sd3_medium", 64, 8),
-    "sd35_medium": Tiny("sd35_medium", 64, 8),
-    "flux_dev": Tiny("flux_dev", 64, 8),
-    "flux_schnell": Tiny("flux_schnell", 64, 8),
-    "qwen_image": Tiny("qwen_image", 64, 8),
-    "z_image": Tiny("z_image", 64, 8),
-}
-
-
 def clip_words(captions, folder):
     return diffusion.train_tokenizer(list(captions) * 10, 30, folder)
 
@@ -82,12 +62,10 @@ def t5_words(captions, folder):
     unigram.pre_tokenizer = pre_tokenizers.Metaspace()
     unigram.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=90, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
+        vocab_size=180, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
     )
     unigram.train_from_iterator(list(captions) * 10, trainer)
-    vocabulary = [
-        tuple(pair) for pair in __import__("json").loads(unigram.to_str())["model"]["vocab"]
-    ]
+    vocabulary = [tuple(pair) for pair in json.loads(unigram.to_str())["model"]["vocab"]]
     words = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
     words.save_pretrained(folder)
     return words
@@ -101,7 +79,7 @@ def qwen_words(captions, folder, chat=None):
         vocab_size=400, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
     )
     bpe.train_from_iterator(list(captions) * 10, trainer)
-    model = __import__("json").loads(bpe.to_str())["model"]
+    model = json.loads(bpe.to_str())["model"]
     words = Qwen2Tokenizer(
         vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], chat_template=chat
     )

@@ -126,9 +126,9 @@ class Family:
 
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Latents of images in [-1, 1], as the pipeline holds them."""
+        config = self.pipe.vae.config
         mean = self.pipe.vae.encode(pixels_BCHW).latent_dist.mean
-        shift = getattr(self.pipe.vae.config, "shift_factor", None) or 0
-        return (mean - shift) * self.pipe.vae.config.scaling_factor
+        return (mean - (config.shift_factor or 0)) * config.scaling_factor
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
         """Latents at ``timestep`` of 1,000 by flow matching: a straight line to the noise."""
@@ -165,6 +165,10 @@ class Family:
 
 class Diffusing(Family):
     """Models that learned to remove the noise of Stable Diffusion's schedule."""
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        mean = self.pipe.vae.encode(pixels_BCHW).latent_dist.mean
+        return mean * self.pipe.vae.config.scaling_factor
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
         schedule = DDPMScheduler.from_config(self.pipe.scheduler.config)

@@ -44,11 +44,6 @@ class StableDiffusion(Diffusing):
             added_cond_kwargs=added,
         )
 
-    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.pipe.vae.encode(pixels_BCHW).latent_dist.mean * (
-            self.pipe.vae.config.scaling_factor
-        )
-
     def call(self, batch: int, size: int) -> dict[str, Any]:
         given = super().call(batch, size)
         given.pop("max_sequence_length", None)

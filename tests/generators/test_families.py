@@ -1,0 +1,463 @@
+"""Every family of models, by a tiny checkpoint in its real folder layout: loaded by its preset, its
+images untouched, its attention equal to the formula written out."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import cpu_offload
+from diffusers import DiffusionPipeline
+
+from dd import config
+from dd.attention.sites import Layout
+from dd.generators import TextToImage
+from dd.prompts.prompt import make_prompt
+from dd.store.samples import make_plan, sample_seed
+from dd.taxonomy import taxonomy
+from tests.generators import tiny
+
+CAPTIONS = [
+    ("a photo of an apple and a gold ring", ("apple", "gold ring")),
+    ("a tire, a brick and a heart in dark light", ("tire", "brick", "heart")),
+]
+# where the conditional half is, as diffusers' pipelines put it
+HALVES = {"z_image": "first", "qwen_image": "calls", "flux_dev": "calls", "flux_schnell": "only"}
+TEXT_FIRST = ("flux_dev", "flux_schnell", "qwen_image")
+# each is guided, but the distilled one; layers of the published size are not there
+OWN = {
+    "flux_dev": ["diffusion.true_guidance=2.0", "diffusion.negative_prompt=a brick"],
+    "flux_schnell": ["diffusion.max_tokens=64"],
+    "z_image": ["diffusion.guidance=3.0"],
+}
+SIZE, SIDE = 32, 8
+
+
+@pytest.fixture(scope="module", params=tiny.BUILDERS)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory):
+    return tiny.save(family, tmp_path_factory.mktemp(family), [text for text, _ in CAPTIONS])
+
+
+@pytest.fixture(scope="module")
+def build(family, folder):
+    """``build(*overrides)``: the generator of the family's preset, its model path replaced."""
+
+    def made(*overrides):
+        fixed = [
+            f"diffusion={family}",
+            f"diffusion.model={folder}",
+            f"diffusion.size={SIZE}",
+            "diffusion.steps=2",
+            "diffusion.max_power=3",
+            "diffusion.dtype=float32",
+            "diffusion.cross_layers=null",
+            "diffusion.self_layers=null",
+            *OWN.get(family, []),
+        ]
+        cfg = config.compose("generate", [*fixed, *overrides])
+        return config.instantiate(cfg.diffusion)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def generator(build):
+    return build("diffusion.reading=both", "diffusion.full_prompt=true")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    prompts = [make_prompt(caption, classes) for caption, classes in CAPTIONS]
+    return make_plan(prompts, taxonomy("shapes"), 5, 2)
+
+
+@pytest.fixture(scope="module")
+def made(generator, samples):
+    return generator.generate(samples)
+
+
+def test_images_and_heat_have_their_form(family, generator, made, samples):
+    images, heat, bad = made
+    assert images.shape == (2, SIZE, SIZE, 3) and images.std() > 5 and bad == [None, None]
+    words = {"full_prompt_appended", "full_prompt_caption", "after"}
+    words |= {"class_prompt"} if family == "pixart_sigma" else set()
+    for sample, maps in zip(samples, heat, strict=True):
+        assert maps.keys() == words == generator.spans(sample).keys()
+        for stored in maps.values():
+            assert stored.shape == (len(sample.classes), 4, SIDE, SIDE)
+            assert stored.dtype == np.float64 and np.isfinite(stored).all()
+            assert (stored[:, 0].max((1, 2)) > stored[:, 0].min((1, 2))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_capture_does_not_change_a_bit_of_the_image(build, generator, samples, dtype):
+    model = build(f"diffusion.dtype={dtype}", "diffusion.reading=both")
+    images, heat, _ = model.generate(samples)
+    again, nothing, _ = model.generate(samples, capture=False)
+    assert images.tobytes() == again.tobytes() and nothing == []
+    assert all(np.isfinite(maps).all() for each in heat for maps in each.values())
+
+
+def test_the_image_is_that_of_the_plain_pipeline(family, folder, generator, made, samples):
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    given = generator.settings
+    by_family = {
+        "flux_dev": {"true_cfg_scale": 2.0, "negative_prompt": ["a brick"] * 2},
+        "flux_schnell": {"max_sequence_length": 64},
+        "pixart_sigma": {"clean_caption": False, "use_resolution_binning": False},
+        "qwen_image": {"negative_prompt": [" "] * 2},
+    }
+    guided = "true_cfg_scale" if family == "qwen_image" else "guidance_scale"
+    plain = pipe(
+        prompt=[s.prompt for s in samples],
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=2,
+        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
+        output_type="np",
+        **{guided: given.guidance, **by_family.get(family, {})},
+    ).images
+    np.testing.assert_array_equal((plain * 255).round().astype(np.uint8), made[0])
+
+
+def test_spans_point_at_the_class_words_of_every_encoder(family, generator, samples):
+    streams = generator.family.streams()
+    assert len(streams) == (2 if family.startswith("sd3") else 1)
+    for sample in samples:
+        spans = generator.spans(sample)
+        texts = dict.fromkeys(spans, sample.prompt) | {
+            "after": sample.class_prompt,
+            "class_prompt": sample.class_prompt,
+        }
+        for source, classes in spans.items():
+            for name, rows in zip(sample.classes, classes, strict=True):
+                for stream in streams:
+                    given = stream.template(texts[source])
+                    ids = stream.tokenizers[0](given).input_ids[stream.dropped :]
+                    own = [r - stream.first for r in rows if 0 <= r - stream.first < len(ids)]
+                    assert stream.tokenizers[0].decode([ids[r] for r in own]).strip() == name
+
+
+class Explicit:
+    """Queries and keys of every fused attention of a network, as torch is given them."""
+
+    def __init__(self, network):
+        self.calls, self.network = [], network
+
+    def __enter__(self):
+        fused = self.fused = F.scaled_dot_product_attention
+
+        def kept(query, key, value, attn_mask=None, **given):
+            self.calls.append((query.double(), key.double(), attn_mask))
+            return fused(query, key, value, attn_mask=attn_mask, **given)
+
+        # text encoders attend too
+        self.hooks = [
+            self.network.register_forward_pre_hook(
+                lambda *_: setattr(F, "scaled_dot_product_attention", kept)
+            ),
+            self.network.register_forward_hook(
+                lambda *_: setattr(F, "scaled_dot_product_attention", fused)
+            ),
+        ]
+        return self
+
+    def __exit__(self, *_):
+        F.scaled_dot_product_attention = self.fused
+        for hook in self.hooks:
+            hook.remove()
+
+    def joint(self, family, rows):
+        """(attention of the pixels to all keys, to the keys of pixels) of each joint call, mean
+        over heads, of the conditional half; and of the calls among pixels alone."""
+        both, alone = [], []
+        for number, (q, k, mask) in enumerate(self.calls):
+            if q.shape[2] != k.shape[2]:
+                continue
+            if family.startswith("sd3") and q.shape[2] == SIDE**2:
+                image = (q[rows] @ k[rows].mT / q.shape[3] ** 0.5).softmax(-1)
+                alone.append(image.mean(1))
+            elif q.shape[2] > SIDE**2:
+                first = q.shape[2] - SIDE**2 if family in TEXT_FIRST else 0
+                pixels = slice(first, first + SIDE**2)
+                logits = q[rows][:, :, pixels] @ k[rows].mT / q.shape[3] ** 0.5
+                if mask is not None:
+                    seen = mask[rows] if len(mask) > 1 else mask
+                    seen = seen if seen.ndim == 4 else seen[:, None, None]
+                    seen = seen.log() if seen.dtype == torch.bool else seen
+                    logits = logits + seen
+                image = logits[..., pixels].softmax(-1)
+                both.append((number, logits.softmax(-1).mean(1), image.mean(1)))
+        return both, alone
+
+
+def expected_heat(cross, own, spans, first):
+    start = torch.stack([cross[:, [first + r for r in rows]].mean(1) for rows in spans])
+    powers = [start]
+    for _ in range(3):
+        powers.append(powers[-1] @ own.T)
+    return torch.stack(powers, 1).view(len(spans), 4, SIDE, SIDE).numpy()
+
+
+def words_first(family, layout_rows):
+    return 0 if family in TEXT_FIRST else SIDE**2
+
+
+def conditional(family, calls):
+    """Of a drawing: rows of the batch, and which of the joint calls."""
+    how = HALVES.get(family, "last")
+    rows = {"first": slice(0, 2), "last": slice(-2, None)}.get(how, slice(None))
+    if how != "calls":
+        return rows, calls
+    # two calls a step: the conditional first
+    each = len(calls) // 4
+    return rows, [c for i, c in enumerate(calls) if i // each % 2 == 0]
+
+
+def test_heat_while_drawing_is_the_formula_written_out(family, generator, made, samples):
+    if family == "pixart_sigma":
+        pytest.skip("text that stands apart: the test below, and test_recorder.py")
+    with Explicit(generator.network) as seen:
+        generator.generate(samples, capture=False)
+    how = HALVES.get(family, "last")
+    rows = {"first": slice(0, 2), "last": slice(-2, None)}.get(how, slice(None))
+    both, alone = seen.joint(family, rows)
+    both = [b for b in both if b[1].shape[2] > SIDE**2]
+    _, both = conditional(family, both)
+    own = torch.stack([image for _, _, image in both] + alone).mean(0)
+    cross = torch.stack([c for _, c, _ in both]).mean(0)
+    first = words_first(family, None)
+    for i, sample in enumerate(samples):
+        for source in ("full_prompt_appended", "full_prompt_caption"):
+            spans = generator.spans(sample)[source]
+            expected = expected_heat(cross[i], own[i], spans, first)
+            np.testing.assert_allclose(made[1][i][source], expected, atol=1e-6, rtol=0)
+
+
+def test_heat_after_drawing_is_the_formula_written_out(family, generator, samples, made):
+    """The class prompt is shown: its own words are read."""
+    finished = []
+    keep = generator.family.last_latents
+    generator.pipe(
+        prompt=[s.prompt for s in samples],
+        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
+        num_inference_steps=2,
+        output_type="pt",
+        **generator.family.call(2, SIZE),
+        **keep(lambda latents: finished.append(latents)),
+    )
+    own_family, t = generator.family, generator.settings.timesteps[0]
+    noise = generator._noise([sample_seed(s.seed, "after", t) for s in samples])
+    text = own_family.text([s.class_prompt for s in samples])
+    noised = own_family.noised(finished[-1], noise.to(finished[-1]), t)
+    assert not torch.equal(noised, finished[-1])
+    with torch.no_grad(), Explicit(generator.network) as seen:
+        own_family.forward(noised.float(), t, text, SIZE)
+    if family == "pixart_sigma":
+        own = [q @ k.mT / q.shape[3] ** 0.5 for q, k, _ in seen.calls if q.shape[2] == k.shape[2]]
+        own = torch.stack([x.softmax(-1).mean(1) for x in own]).mean(0)
+        cross = [
+            (q @ k.mT / q.shape[3] ** 0.5 + mask).softmax(-1).mean(1)
+            for q, k, mask in seen.calls
+            if q.shape[2] != k.shape[2]
+        ]
+        cross, first = torch.stack(cross).mean(0), 0
+    else:
+        both, alone = seen.joint(family, slice(None))
+        own = torch.stack([image for _, _, image in both] + alone).mean(0)
+        cross = torch.stack([c for _, c, _ in both]).mean(0)
+        first = words_first(family, None)
+    for i, sample in enumerate(samples):
+        spans = generator.spans(sample)["after"]
+        expected = expected_heat(cross[i], own[i], spans, first)
+        np.testing.assert_allclose(made[1][i]["after"], expected, atol=1e-6, rtol=0)
+
+
+def test_another_negative_prompt_leaves_the_heat_of_a_step_as_it_is(family, build, samples):
+    """The first step has the same latents whatever guides it: what differs would be the other
+    half's."""
+    if family == "flux_schnell":
+        pytest.skip("it is not guided: there is no other half")
+    heats = []
+    for negative in ("a brick", "ugly, tiling"):
+        model = build(
+            "diffusion.steps=1",
+            "diffusion.reading=sampling",
+            f"diffusion.negative_prompt='{negative}'",
+        )
+        heats.append(model.generate(samples)[1])
+    for a, b in zip(*heats, strict=True):
+        for source, maps in a.items():
+            np.testing.assert_allclose(maps, b[source], atol=1e-7, rtol=1e-5)
+
+
+def test_a_sample_does_not_depend_on_the_others_of_its_batch(generator, samples, made):
+    """Its words may be padded to the length of others'."""
+    images, heat, _ = generator.generate([samples[1]])
+    np.testing.assert_allclose(images[0].astype(int), made[0][1], atol=2)
+    for source, maps in heat[0].items():
+        np.testing.assert_allclose(maps, made[1][1][source], rtol=2e-3, atol=2e-5)
+
+
+def test_images_become_the_latents_that_would_be_decoded_to_them(generator, samples, monkeypatch):
+    """What the pipeline hands to its VAE is undone, number by number."""
+    vae, finished, handed = generator.pipe.vae, [], []
+    decode = vae.decode
+    monkeypatch.setattr(vae, "decode", lambda z, **given: (handed.append(z), decode(z, **given))[1])
+    generator.pipe(
+        prompt=[s.prompt for s in samples],
+        num_inference_steps=2,
+        output_type="pt",
+        **generator.family.call(2, SIZE),
+        **generator.family.last_latents(lambda latents: finished.append(latents)),
+    )
+    found = SimpleNamespace(latent_dist=SimpleNamespace(mean=handed[0]))
+    monkeypatch.setattr(vae, "encode", lambda _: found)
+    latents = generator.family.encode(torch.zeros(2, 3, SIZE, SIZE))
+    torch.testing.assert_close(latents, finished[-1].to(latents), rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_any_origin_are_read(generator, made, samples):
+    heat = generator.read_images(made[0], samples)
+    for maps, sample in zip(heat, samples, strict=True):
+        assert maps.keys() == {"class_prompt"}
+        assert maps["class_prompt"].shape == (len(sample.classes), 4, SIDE, SIDE)
+    again = generator.read_images(made[0][1:], samples[1:])
+    np.testing.assert_allclose(
+        again[0]["class_prompt"], heat[1]["class_prompt"], rtol=2e-3, atol=2e-5
+    )
+
+
+def test_attention_among_pixels_can_be_pooled(build, samples):
+    whole, pooled = (
+        build("diffusion.reading=both"),
+        build("diffusion.reading=both", "diffusion.pool=2"),
+    )
+    heat, small = whole.generate(samples)[1], pooled.generate(samples)[1]
+    for a, b in zip(heat, small, strict=True):
+        for source, maps in a.items():
+            assert b[source].shape[2:] == (SIDE // 2, SIDE // 2)
+            # one application of it to a map that has been pooled, in the matrix and as operator
+            assert np.abs(b[source][:, 1].mean((1, 2)) - maps[:, 1].mean((1, 2))).max() < 0.01
+    with pytest.raises(ValueError, match="diffusion.pool=3: expected a divisor of 8"):
+        build("diffusion.pool=3")
+
+
+def test_where_attention_is_read_is_recorded(family, generator):
+    kinds = {s.kind for s in generator.sites}
+    expected = {"pixart_sigma": {"self", "cross"}, "sd35_medium": {"self", "joint"}}
+    assert kinds == expected.get(family, {"joint"})
+    assert {s.side for s in generator.sites} == {SIDE}
+
+
+def test_layers_are_chosen_by_name(family, build, generator):
+    first = generator.sites[0].name
+    model = build(f"diffusion.self_layers=[{first}]")
+    assert [s.name for s in model.reading.self] == [first]
+    with pytest.raises(ValueError, match=r"diffusion.self_layers=.*begins so \(nowhere\)"):
+        build("diffusion.self_layers=[nowhere]")
+
+
+def test_parts_that_wait_off_the_device_are_read_alike(build, samples, made):
+    model = build("diffusion.offload=model", "diffusion.reading=both", "diffusion.full_prompt=true")
+    assert_same(model.generate(samples), made)
+
+
+def test_layers_that_wait_off_the_device_are_read_alike(build, samples, made):
+    """As offload=sequential does on a GPU; here the network's layers go to and fro on a CPU."""
+    model = build("diffusion.reading=both", "diffusion.full_prompt=true")
+    cpu_offload(model.network, torch.device("cpu"))
+    assert next(model.network.parameters()).device.type == "meta"
+    assert_same(model.generate(samples), made)
+    with pytest.raises(ValueError, match="diffusion.offload=sequential .*device=cpu"):
+        build("diffusion.offload=sequential")
+
+
+def assert_same(one, other):
+    assert one[0].tobytes() == other[0].tobytes()
+    for a, b in zip(one[1], other[1], strict=True):
+        assert all(a[source].tobytes() == b[source].tobytes() for source in b)
+
+
+# What cannot be read
+
+
+def test_attention_that_goes_past_torch_is_named(build, generator, monkeypatch):
+    """As flash and sage attention do: nothing of it is seen."""
+
+    def elsewhere(query, key, value, attn_mask=None, **given):
+        scores = query @ key.mT * (given.get("scale") or query.shape[3] ** -0.5)
+        if attn_mask is not None:
+            scores = (
+                scores.masked_fill(~attn_mask, -np.inf)
+                if (attn_mask.dtype == torch.bool)
+                else scores + attn_mask
+            )
+        return scores.softmax(-1) @ value
+
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "dd.attention.observer.F", SimpleNamespace(scaled_dot_product_attention=fused)
+    )
+    monkeypatch.setattr(F, "scaled_dot_product_attention", elsewhere)
+    with pytest.raises(ValueError, match="was not seen .*attention backend is .*native"):
+        build()
+
+
+def test_keys_in_another_order_are_noticed(family, build, generator, monkeypatch):
+    layout = generator.layout
+    other = {"first": "last", "last": "first"}.get(layout.text)
+    if other is None:
+        pytest.skip("text that stands apart has no order")
+    turned = Layout(other, layout.pixels, layout.image_rows)
+    monkeypatch.setattr(type(generator.family), "layout", lambda *_: turned)
+    with pytest.raises(ValueError, match="key row .*another way than is known here"):
+        build()
+
+
+def test_a_class_word_that_is_cut_off_is_named(family, build, samples):
+    model = (
+        build("diffusion.max_tokens=3") if family != "z_image" else build("diffusion.max_tokens=6")
+    )
+    with pytest.raises(ValueError, match="is cut off: .*longer than"):
+        model.spans(samples[1])
+
+
+def test_a_size_that_its_patches_do_not_fill(build):
+    with pytest.raises(ValueError, match="diffusion.size=36: must be a multiple of 8"):
+        build("diffusion.size=36")
+
+
+def test_stable_diffusion_3_can_do_without_t5(family, build, samples):
+    if not family.startswith("sd3"):
+        with pytest.raises(ValueError, match="diffusion.t5=false.*only Stable Diffusion 3 can"):
+            build("diffusion.t5=false")
+        return
+    model = build("diffusion.t5=false", "diffusion.reading=both")
+    images, heat, bad = model.generate(samples)
+    assert bad == [None, None] and heat[0]["after"].shape == (2, 4, SIDE, SIDE)
+    text = model.family.text(["a brick"])["encoder_hidden_states"]
+    assert text.shape[1] == 77 + 256 and (text[:, 77:] == 0).all()
+    assert max(r for rows in model.spans(samples[0])["after"] for r in rows) < 77
+    assert model.identity()["t5"] is False
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "why"),
+    [
+        ("Lumina2Pipeline", "refiners mix the words"),
+        ("HunyuanImagePipeline", "refiners mix the words"),
+        ("KolorsPipeline", "a family whose attention is not known here; allowed: .*FluxPipeline"),
+    ],
+)
+def test_families_that_cannot_be_read_are_refused_by_name(tmp_path, pipeline, why):
+    (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{pipeline}"}}')
+    with pytest.raises(ValueError, match=f"is a {pipeline}.*{why}"):
+        TextToImage(model=str(tmp_path))
