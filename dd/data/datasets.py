@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from dd.data.mask_values import Renamed, by_colour, by_value, check_colours
-from dd.store.names import is_text
+from dd.store.names import folder_name, is_text
 from dd.store.provenance import (
     fault,
     fingerprint,
@@ -29,7 +29,7 @@ from dd.store.provenance import (
     write_atomic,
 )
 from dd.store.samples import recorded, unfinished
-from dd.store.schemas import DATASET, MASKS
+from dd.store.schemas import DATASET, MASKS, RUN
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -711,15 +711,47 @@ def heat_bytes(heat: Mapping[str, np.ndarray], description: Mapping[str, Any]) -
     return save(_to_tensors(heat), {"description": json.dumps(description)})
 
 
-def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
+def heat_root(folder: str | Path, reading: str | None = None) -> Path:
+    """The folder whose records tell of heat: the set's own, or ``heat/<reading>``, where another
+    model has read its images. FileNotFoundError for a reading that is not there."""
+    if reading is None:
+        return Path(folder)
+    root = Path(folder) / "heat" / folder_name(reading, "heat")
+    if not (root / "run.json").is_file():
+        there = sorted(p.parent.name for p in (Path(folder) / "heat").glob("*/run.json"))
+        raise FileNotFoundError(
+            f"heat={reading}: no such reading of {folder}; there is {', '.join(there) or 'none'}. "
+            f"generate.py stage=read reader={reading} diffusion=<model> makes one"
+        )
+    return root
+
+
+def heat_hashes(folder: str | Path, reading: str | None = None) -> dict[str, str]:
+    """{id: hash of its heat} by the records of a reading."""
+    return recorded(heat_root(folder, reading), "heat_sha256")
+
+
+def heat_generator(folder: str | Path, reading: str | None = None) -> dict[str, Any]:
+    """Identity of the generator that the heat was read with."""
+    return read_own(heat_root(folder, reading) / "run.json", RUN)["identity"]["generator"]
+
+
+def heat_path(folder: str | Path, name: str, reading: str | None = None) -> Path:
+    """Where the heat of a sample lies."""
+    place = Path(folder) / "heat" if reading is None else heat_root(folder, reading)
+    return place / f"{name}.safetensors"
+
+
+def stored_heat(folder: str | Path, name: str, reading: str | None = None) -> dict[str, np.ndarray]:
     """Stored heat of a sample by source, float64 [classes, powers, r, r]: maps and means of
-    :func:`heat_bytes` added up; maps without means beside them are taken as they are.
+    :func:`heat_bytes` added up; maps without means beside them are taken as they are. ``reading``:
+    see :func:`heat_root`.
 
     Errors name the file and the way out; OtherDtype for maps that are not float32.
     """
-    path = Path(folder) / "heat" / f"{name}.safetensors"
+    path = heat_path(folder, name, reading)
     if path.is_file():
-        check_recorded(folder, "heat_sha256", name, path)
+        check_recorded(heat_root(folder, reading), "heat_sha256", name, path)
     try:
         tensors = load_file(path)
     except FileNotFoundError:
@@ -747,13 +779,23 @@ def stored_heat(folder: str | Path, name: str) -> dict[str, np.ndarray]:
     return _from_tensors(tensors)
 
 
+SOURCES_BY = {
+    "class_prompt": "Joint attention has it of a reading after drawing only: diffusion.reading="
+    "after, or generate.py stage=read and heat=<reader>",
+    "after": "Generate with diffusion.reading=both",
+    **{
+        f"full_prompt_{words}": f"Generate with diffusion.full_prompt={words}, or true for all"
+        for words in ("appended", "caption")
+    },
+}
+
+
 def choose_source(heat: Mapping[str, np.ndarray], source: str, folder: str | Path) -> np.ndarray:
     """The maps of one source (``dd.masks.from_heat.SOURCES``). ValueError names those that are
     stored."""
     if source not in heat:
         raise ValueError(
             f"masks.source={source} is not stored in {folder}: it holds {', '.join(heat)}. "
-            f"Generate with diffusion.full_prompt={source.removeprefix('full_prompt_')}, or true "
-            "for all"
+            f"{SOURCES_BY.get(source, '')}"
         )
     return heat[source]

@@ -164,7 +164,8 @@ def _write(folder: Path, suffix: str, drawn: Drawn) -> dict[str, Any]:
     """Write image and heat of a sample; returns their hashes."""
     if drawn.image is None:
         return {"failed": True}
-    description = {"classes": drawn.sample.classes, "powers": drawn.maps["class_prompt"].shape[1]}
+    powers = next(iter(drawn.maps.values())).shape[1]
+    description = {"classes": drawn.sample.classes, "powers": powers}
     contents = (
         drawn.encoded or encode_image(drawn.image, suffix),
         heat_bytes(drawn.maps, description),

@@ -40,8 +40,9 @@ class Generator(Protocol):
     def read_real(
         self, images: np.ndarray, samples: Sequence[Sample], timesteps: list[int], seed: int = 0
     ) -> list[dict[str, np.ndarray]]:
-        """Heat of given images uint8 [B, size, size, 3], noised to each timestep (0 ... 999) and
-        shown with their prompt."""
+        """Heat of given images uint8 [B, size, size, 3] of any origin, by the sources of
+        :meth:`spans`: what a drawing reads, noised to each timestep (0 ... 999) and shown with
+        their prompt; what is read after drawing as it is there."""
 
     def largest_batch(self, sample: Sample) -> int:
         """The largest batch that fits into memory, measured on copies of ``sample``; ValueError if

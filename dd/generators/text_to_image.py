@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,8 +35,7 @@ TERMS: dict[str, Terms] = {
     },
 }
 
-# The source of heat that is read after drawing: with no other there is no need of another name.
-AFTER = {"after": "class_prompt", "both": "after"}
+AFTER = "after"  # the class prompt read after drawing, where it is read while drawing too
 
 
 class TextToImage:
@@ -233,8 +233,12 @@ class TextToImage:
         """
         reading = self.settings.reading
         spans = {} if reading == "after" else self._drawn_spans(sample)
-        if reading != "sampling":
-            spans[AFTER[reading]] = self._class_spans(sample)
+        if reading == "after":
+            spans[CLASS_PROMPT] = self._class_spans(sample)
+            if self.settings.full_prompt:
+                spans |= self._drawn_spans(sample)
+        elif reading == "both":
+            spans[AFTER] = self._class_spans(sample)
         return spans
 
     # ------------------------------------------------------------------------------------ attention
@@ -263,20 +267,35 @@ class TextToImage:
         return torch.stack(each).to(self.device, self.network.dtype)
 
     @torch.no_grad()
-    def _read_after(self, latents: torch.Tensor, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """Heat [K, P, r, r] of finished latents, shown with their class prompts at the timesteps of
-        the settings. The noise comes from each sample's own seed."""
-        family, prompts = self.family, [s.class_prompt for s in samples]
-        text, spans = family.text(prompts), [{CLASS_PROMPT: self._class_spans(s)} for s in samples]
-        words = Words(spans, *((None, None) if self.layout.joint else family.class_states(text)))
+    def _read_after(
+        self, latents: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[dict[str, np.ndarray]]:
+        """Heat of finished latents by source, at the timesteps of the settings: shown with their
+        class prompts and, for the words of full prompts, with these. The noise comes from each
+        sample's own seed."""
+        family, given = self.family, self.settings
         reading = replace(self.reading, every=1, as_operator=True)
-        half = family.half(lambda: text, len(samples))
-        with AttentionRecorder(self.network, reading, words, half) as recorder:
-            for t in self.settings.timesteps:
-                noise = self._noise([sample_seed(s.seed, "after", t) for s in samples])
-                noised = family.noised(latents, noise.to(latents), t)
-                family.forward(noised.to(self.network.dtype), t, text, self.size)
-        return [maps[CLASS_PROMPT] for maps in self._heat(recorder, len(samples))]
+        shown = [[{CLASS_PROMPT: self._class_spans(s)} for s in samples]]
+        if given.reading == "after" and given.full_prompt:
+            drawn = [self._drawn_spans(s) for s in samples]
+            shown.append([{k: v for k, v in d.items() if k != CLASS_PROMPT} for d in drawn])
+        heat: list[dict[str, np.ndarray]] = [{} for _ in samples]
+        for spans in shown:
+            by_class = CLASS_PROMPT in spans[0]
+            text = family.text([s.class_prompt if by_class else s.prompt for s in samples])
+            apart = not self.layout.joint and by_class
+            words = Words(spans, *(family.class_states(text) if apart else (None, None)))
+            half = family.half(partial(dict, text), len(samples))
+            with AttentionRecorder(self.network, reading, words, half) as recorder:
+                for t in given.timesteps:
+                    noise = self._noise([sample_seed(s.seed, "after", t) for s in samples])
+                    noised = family.noised(latents, noise.to(latents), t)
+                    family.forward(noised.to(self.network.dtype), t, text, self.size)
+            for maps, found in zip(heat, self._heat(recorder, len(samples)), strict=True):
+                maps |= found
+        if given.reading == "both":
+            return [{AFTER: maps[CLASS_PROMPT]} for maps in heat]
+        return heat
 
     # ----------------------------------------------------------------------------------- generation
 
@@ -329,7 +348,7 @@ class TextToImage:
         if capture and given.reading != "sampling":
             after = self._read_after(finished[0], samples)
             for maps, found in zip(heat, after, strict=True):
-                maps[AFTER[given.reading]] = found
+                maps |= found
         pixels, finite, constant = eight_bit(made.images, given.truncate)
         flagged = getattr(made, "nsfw_content_detected", None)
         return pixels, heat, faults(finite, constant, heat, flagged)
@@ -338,26 +357,24 @@ class TextToImage:
     def read_real(
         self, images: np.ndarray, samples: Sequence[Sample], timesteps: list[int], seed: int = 0
     ) -> list[dict[str, np.ndarray]]:
-        """Heat of *real* images uint8 [B, size, size, 3]: noised to each timestep (0 ... 999),
-        shown to the network with their prompt, attention read as in generation. Compared with exact
-        masks it measures a generator's attention."""
-        family, latents = self.family, self._latents(images)
-        text, generator = family.text([s.prompt for s in samples]), torch.Generator()
-        generator.manual_seed(seed)
-        with self._recorder(samples, replace(self.reading, every=1)) as recorder:
-            for t in timesteps:
-                noise = torch.randn(latents.shape, generator=generator).to(latents)
-                family.forward(family.noised(latents, noise, t), t, text, self.size)
-        return self._heat(recorder, len(samples))
-
-    @torch.no_grad()
-    def read_images(
-        self, images: np.ndarray, samples: Sequence[Sample]
-    ) -> list[dict[str, np.ndarray]]:
-        """Heat of finished images uint8 [B, size, size, 3] of any origin, read as
-        ``reading=after`` reads latents: the class prompt is shown."""
-        maps = self._read_after(self._latents(images), samples)
-        return [{CLASS_PROMPT: found} for found in maps]
+        """Heat of given images uint8 [B, size, size, 3] of any origin, by the sources of
+        :meth:`spans`. What a drawing reads is read of the image noised to each of ``timesteps``
+        (0 ... 999) and shown with its prompt; what is read after drawing as it is there. Compared
+        with exact masks it measures a generator's attention."""
+        family, given, latents = self.family, self.settings, self._latents(images)
+        heat: list[dict[str, np.ndarray]] = [{} for _ in samples]
+        if given.reading != "after":
+            text, generator = family.text([s.prompt for s in samples]), torch.Generator()
+            generator.manual_seed(seed)
+            with self._recorder(samples, replace(self.reading, every=1)) as recorder:
+                for t in timesteps:
+                    noise = torch.randn(latents.shape, generator=generator).to(latents)
+                    family.forward(family.noised(latents, noise, t), t, text, self.size)
+            heat = self._heat(recorder, len(samples))
+        if given.reading != "sampling":
+            for maps, found in zip(heat, self._read_after(latents, samples), strict=True):
+                maps |= found
+        return heat
 
     def _latents(self, images: np.ndarray) -> torch.Tensor:
         """Latents of images uint8 [B, H, W, 3]; in float32 where the VAE overflows in half

@@ -18,14 +18,30 @@ from pydantic import model_validator
 from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 
-# How a generator's attention is read: mask settings that were chosen for one reading fit no other.
-READING = ("cross_resolution", "self_resolution", "cross_layers", "cross_heads")
+# How a generator's attention is read, and what an identity leaves out as it is the default: mask
+# settings that were chosen for one reading fit no other.
+READING: dict[str, Any] = {
+    "cross_resolution": None,
+    "self_resolution": None,
+    "cross_layers": None,
+    "cross_heads": None,
+    "self_layers": None,
+    "pool": 1,
+    "reading": "sampling",
+    "timesteps": [100],
+}
 # Which words attention is read at: those of the class prompt, which is encoded by itself, or in the
-# prompt the image is made from (the full prompt) the appended ones or the caption's own.
-Source = Literal["class_prompt", "full_prompt_appended", "full_prompt_caption"]
+# prompt the image is made from (the full prompt) the appended ones or the caption's own; or those
+# of the class prompt after drawing, where both are stored.
+Source = Literal["class_prompt", "full_prompt_appended", "full_prompt_caption", "after"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 Heat: TypeAlias = np.ndarray | torch.Tensor  # [K, P, r, r]
 FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
+
+
+def how_read(generator: Mapping[str, Any]) -> dict[str, Any]:
+    """What an identity of a generator says of :data:`READING`."""
+    return {key: generator.get(key, default) for key, default in READING.items()}
 
 
 class MaskSettings(Settings):

@@ -163,7 +163,7 @@ def gallery(
         image = read_image(synthetic_image(folder, sample.id))
         mask = read_mask(masks / f"{sample.id}.png")
         heat = stored_heat(folder, sample.id)
-        maps = heat.get(source, heat["class_prompt"])
+        maps = heat.get(source, next(iter(heat.values())))
         k = maps.shape[1] - 1 if power is None else min(maps.shape[1] - 1, power)
         photos = {"image": image}
         for i, name in enumerate(sample.classes):

@@ -15,7 +15,7 @@ from PIL import Image
 from dd.data.datasets import SegmentationFolder, choose_source, read_captions, read_split
 from dd.evaluation import metrics
 from dd.evaluation.supervision import declared, label_set
-from dd.masks.from_heat import READING, MaskSettings, count_grid, scores, stored_grid
+from dd.masks.from_heat import MaskSettings, count_grid, how_read, scores, stored_grid
 from dd.prompts.prompt import make_prompt
 from dd.store.provenance import sweep_beside, write_atomic, write_json
 from dd.store.samples import Sample
@@ -76,8 +76,7 @@ def calibrate(
         for s in grid:  # impossible ones are refused before any count
             scores(choose_source(heat[0], s.source, "this reading"), s.power, (1, 1))
         identity = generator.identity()
-        # a generator names what is not its default
-        tried += [({k: identity.get(k) for k in READING}, s) for s in grid]
+        tried += [(how_read(identity), s) for s in grid]
         counts.append(_count(heat, data, shown, grid))
     counts_FTCU = np.concatenate(counts, 1)  # F folds, T tries: readings and settings
     rows: list[dict[str, Any]] = [

@@ -5,8 +5,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from dd.data.datasets import (
     choose_source,
     encode_image,
     encode_mask,
+    heat_generator,
+    heat_hashes,
     image_size,
     read_image,
     read_mask,
@@ -24,8 +27,9 @@ from dd.data.datasets import (
 from dd.evaluation.supervision import LabelSet, merged
 from dd.execution.units import check_generated, read_run
 from dd.exports.card import BIASES, adapter, used_labels
-from dd.masks.from_heat import MaskSettings, flat, scores, to_mask
-from dd.report.pictures import colour_mask, contact_sheet, heat, overlay
+from dd.masks.from_heat import MaskSettings, flat, how_read, scores, to_mask
+from dd.report.pictures import colour_mask, contact_sheet, overlay
+from dd.report.pictures import heat as coloured_heat
 from dd.store.names import folder_name
 from dd.store.provenance import (
     differences,
@@ -36,7 +40,7 @@ from dd.store.provenance import (
     write_atomic,
     write_json,
 )
-from dd.store.samples import Sample, outcomes, read_plan, recorded
+from dd.store.samples import Sample, outcomes, read_plan
 from dd.store.schemas import MASKS, RUN
 from dd.store.templates import fill
 from dd.taxonomy import IGNORE, voc_palette
@@ -45,11 +49,18 @@ TEMPLATE = Path(__file__).parent / "templates" / "data_card.md.j2"
 DEFAULT_SET = "SegmentationClass"
 TOGETHER = 1024  # masks that wait for a thread
 Result = TypeVar("Result")
+Heat: TypeAlias = Callable[[Sample], np.ndarray]  # [K, P, r, r] of a sample
 
 
-def read_heat(folder: str | Path, sample: Sample, source: str = "class_prompt") -> np.ndarray:
-    """Stored heat float64 [classes, powers, r, r] of a sample, of one source."""
-    return choose_source(stored_heat(folder, sample.id), source, folder)
+def read_heat(
+    folder: str | Path,
+    sample: Sample,
+    source: str = "class_prompt",
+    reading: str | None = None,
+) -> np.ndarray:
+    """Stored heat float64 [classes, powers, r, r] of a sample, of one source and reading
+    (:func:`dd.data.datasets.heat_root`)."""
+    return choose_source(stored_heat(folder, sample.id, reading), source, folder)
 
 
 def label(
@@ -60,6 +71,7 @@ def label(
     absent: dict[str, Any] | None = None,
     workers: int | None = None,
     chosen_on: Iterable[LabelSet] = (),
+    reading: str | None = None,
 ) -> Path:
     """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``;
     returns that folder.
@@ -70,7 +82,8 @@ def label(
     images, by a run). ValueError if for attention that was read in another way than this set's.
     ``chosen_on``: the labels that chose them (:mod:`dd.evaluation.supervision`). They and those
     behind the images are recorded beside the identity, as they decide no pixel: the record is that
-    of the last call. ``absent``: {"rules", "classes": {sample id: names}} of
+    of the last call. ``reading``: the heat that is used (:mod:`dd.stages.read_heat`), None = that
+    of the drawing. ``absent``: {"rules", "classes": {sample id: names}} of
     :func:`dd.stages.filter.find_absent`; these classes are not drawn. ``workers``: threads, None =
     one for each core.
 
@@ -78,32 +91,35 @@ def label(
     names these, {sample id: names}, and their number is printed.
     """
     folder = Path(folder)
-    plan, hashes = read_plan(folder), recorded(folder, "heat_sha256")
+    plan, hashes = read_plan(folder), heat_hashes(folder, reading)
     check_generated(folder, plan, hashes)
     target = _place(folder, mask_set)
     identity = {"settings": settings.identity(), "heat": fingerprint([hashes[s.id] for s in plan])}
+    if reading is not None:
+        identity["reading"] = reading
     if calibration is not None:
-        check_calibration(calibration, read_run(folder)["identity"]["generator"])
+        check_calibration(calibration, heat_generator(folder, reading))
         identity["calibration"] = calibration
     if absent is not None:
         identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(absent["classes"])}
     chosen = merged(read_own(folder / "run.json", RUN).get("chosen_on"), chosen_on)
     done = target / "masks.json"
+    heat = partial(read_heat, folder, source=settings.source, reading=reading)
     if done.exists():
         there = read_own(done, MASKS)
         if not differences(there["identity"], identity):
             if there.get("chosen_on") != chosen:
-                _record(folder, target, {**there, "chosen_on": chosen}, plan, settings)
+                _record(folder, target, {**there, "chosen_on": chosen}, plan, settings, heat)
             return target
         # impossible settings touch nothing
-        scores(read_heat(folder, plan[0], settings.source), settings.power, (1, 1))
+        scores(heat(plan[0]), settings.power, (1, 1))
         done.unlink()
     sweep(target)
     beside = {"absent": absent["classes"]} if absent else {}
-    made, vanished = _make(folder, target, plan, settings, beside.get("absent", {}), workers)
+    made, vanished = _make(folder, target, plan, settings, heat, beside.get("absent", {}), workers)
     beside |= {"vanished": vanished} if vanished else {}
     content = {"identity": identity, "chosen_on": chosen, **made, **beside}
-    _record(folder, target, content, plan, settings)
+    _record(folder, target, content, plan, settings, heat)
     if vanished:
         print(
             f"warning: {sum(map(len, vanished.values()))} classes of {len(vanished)} samples show "
@@ -127,12 +143,17 @@ def _place(folder: Path, mask_set: str | None) -> Path:
 
 
 def _record(
-    folder: Path, target: Path, content: dict[str, Any], plan: list[Sample], settings: MaskSettings
+    folder: Path,
+    target: Path,
+    content: dict[str, Any],
+    plan: list[Sample],
+    settings: MaskSettings,
+    heat: Heat,
 ) -> None:
     """masks.json, and for the default set the data card."""
     write_json(target / "masks.json", content)
     if target.name == DEFAULT_SET:
-        _write_card(folder, content, plan, settings)
+        _write_card(folder, content, plan, settings, heat)
 
 
 def _make(
@@ -140,6 +161,7 @@ def _make(
     target: Path,
     plan: list[Sample],
     settings: MaskSettings,
+    heat: Heat,
     absent: dict[str, list[str]],
     workers: int | None,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
@@ -147,7 +169,7 @@ def _make(
 
     def write(sample: Sample) -> tuple[str, np.ndarray, list[str]]:
         size = image_size(synthetic_image(folder, sample.id))
-        maps = read_heat(folder, sample, settings.source)
+        maps = heat(sample)
         mask, gone = _mask(maps, sample, absent.get(sample.id, ()), size, settings)
         data = encode_mask(mask)
         write_atomic(target / f"{sample.id}.png", data)
@@ -197,7 +219,8 @@ def check_calibration(calibration: dict[str, Any], generator: dict[str, Any]) ->
     """ValueError if mask settings were chosen for other attention than that of ``generator``, an
     identity as in run.json."""
     theirs = calibration["generator"]
-    lines = differences({k: generator.get(k) for k in theirs}, theirs)
+    known = {**generator, **how_read(generator)}
+    lines = differences({k: known.get(k) for k in theirs}, theirs)
     if lines:
         raise ValueError(
             "the mask settings of masks_from were chosen for other attention (this generator -> "
@@ -209,14 +232,19 @@ def check_calibration(calibration: dict[str, Any], generator: dict[str, Any]) ->
 
 
 def _write_card(
-    folder: Path, masks: dict[str, Any], plan: list[Sample], settings: MaskSettings
+    folder: Path,
+    masks: dict[str, Any],
+    plan: list[Sample],
+    settings: MaskSettings,
+    heat: Heat,
 ) -> None:
     """README.md and a picture: what is in the data set, how it was made, what to keep in mind.
     ``masks``: masks.json."""
-    rows = [_row(folder, sample, settings) for sample in plan[:8]]
+    rows = [_row(folder, sample, settings, heat) for sample in plan[:8]]
     sheet = contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0]))
     write_atomic(folder / "card.png", encode_image(sheet, ".png"))
     run, pixels = read_run(folder), {int(v): n for v, n in masks["pixels"].items()}
+    reading = masks["identity"].get("reading")
     generator, names = run["identity"]["generator"], run["identity"]["taxonomy"]["names"]
     total, asked = sum(pixels.values()), Counter(name for s in plan for name in s.classes)
     asked["background"] = len(plan)
@@ -232,6 +260,7 @@ def _write_card(
         classes=classes,
         uncertain=100 * pixels.get(IGNORE, 0) / total,
         generator=generator,
+        reader=heat_generator(folder, reading) if reading else None,
         again=found["drawn again"],
         left_out=found["failed"] + found["quarantined"],
         lora=adapter(generator),
@@ -244,11 +273,11 @@ def _write_card(
     write_atomic(folder / "README.md", text)
 
 
-def _row(folder: Path, sample: Sample, settings: MaskSettings) -> list[np.ndarray]:
+def _row(folder: Path, sample: Sample, settings: MaskSettings, heat: Heat) -> list[np.ndarray]:
     """An image, the heat of its first class, its mask, and the mask over the image."""
     image, palette = read_image(synthetic_image(folder, sample.id)), voc_palette()
-    maps = read_heat(folder, sample, settings.source)
+    maps = heat(sample)
     mask = read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
     strongest = maps[0, min(settings.power, maps.shape[1] - 1)]
-    seen = heat(image, strongest)
+    seen = coloured_heat(image, strongest)
     return [image, seen, colour_mask(mask, palette), overlay(image, mask, palette)]

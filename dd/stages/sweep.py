@@ -21,6 +21,8 @@ from dd.data.datasets import (
     check_mask,
     check_values,
     choose_source,
+    heat_generator,
+    heat_hashes,
     image_size,
     read_mask,
     stored_heat,
@@ -29,7 +31,7 @@ from dd.data.datasets import (
 from dd.evaluation import metrics
 from dd.evaluation.supervision import LabelSet, behind, declared, label_set
 from dd.execution.units import check_generated
-from dd.masks.from_heat import READING, MaskSettings, count_grid, scores, stored_grid
+from dd.masks.from_heat import MaskSettings, count_grid, how_read, scores, stored_grid
 from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import (
@@ -42,7 +44,7 @@ from dd.store.provenance import (
     write_atomic,
     write_json,
 )
-from dd.store.samples import Sample, read_plan, recorded
+from dd.store.samples import Sample, read_plan
 from dd.store.schemas import IDENTIFIED, RUN, SWEPT
 from dd.store.settings import Count, Natural, Settings
 from dd.taxonomy import Taxonomy
@@ -58,7 +60,8 @@ def _plain_name(given: str) -> str:
 
 class SweepSettings(Settings):
     """``power`` and ``source``: None = all that are stored. ``limit``: the first samples of the
-    plan only. ``workers``: processes, None = one for each core unless there is little to do; the
+    plan only. ``heat``: a reading of the set (:mod:`dd.stages.read_heat`), None = that of its
+    drawing. ``workers``: processes, None = one for each core unless there is little to do; the
     numbers do not depend on it."""
 
     noun = "sweep"
@@ -70,6 +73,7 @@ class SweepSettings(Settings):
     source: Sequence[str] | None = None
     limit: Count | None = None
     workers: Count | None = None
+    heat: str | None = None
 
 
 def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) -> dict[str, Any]:
@@ -82,14 +86,15 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     returned as it is, an interrupted one goes on; another one is replaced.
     """
     folder, reference = Path(folder), Path(reference)
-    plan, heat = read_plan(folder)[: settings.limit], recorded(folder, "heat_sha256")
+    plan, heat = read_plan(folder)[: settings.limit], heat_hashes(folder, settings.heat)
     check_generated(folder, plan, heat)
     ranges = settings.power, settings.threshold, settings.band, settings.source
-    first = stored_heat(folder, plan[0].id)
+    first = stored_heat(folder, plan[0].id, settings.heat)
     grid, left_out = stored_grid(first, *ranges)
     for s in grid:  # impossible ones are refused before any work
         scores(choose_source(first, s.source, folder), s.power, (1, 1))
     run = read_own(folder / "run.json", RUN)["identity"]
+    generator = heat_generator(folder, settings.heat)
     identity = {
         "settings": [s.identity() for s in grid],
         "samples": len(plan),
@@ -104,14 +109,14 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     sweep_beside(path)
     parts = path.with_suffix(".parts")
     taxonomy = Taxonomy(run["taxonomy"]["name"], run["taxonomy"]["names"])
-    count = partial(count_samples, folder, reference, grid, taxonomy)
+    count = partial(count_samples, folder, reference, grid, taxonomy, heat_of=settings.heat)
     counts = _count(count, plan, parts / fingerprint(identity)[:16], settings.workers)
     table: list[dict[str, Any]] = [
         {**s.identity(), **metrics.with_uncertain(torch.from_numpy(c))}
         for s, c in zip(grid, counts, strict=True)
     ]
     table.sort(key=lambda row: (-row["miou"], row["uncertain"]))
-    reading = {k: run["generator"].get(k) for k in READING}
+    reading = how_read(generator)
     labels, made = _labels(folder, reference, len(plan))
     result = {
         "masks": {k: table[0][k] for k in grid[0].identity()},
@@ -121,7 +126,7 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
             "by": "sweep",
             **made,
             "reference_sha256": identity["reference"],
-            "generator": {"weights_sha256": run["generator"]["weights_sha256"], **reading},
+            "generator": {"weights_sha256": generator["weights_sha256"], **reading},
         },
         "sweep": {
             "folder": str(folder),
@@ -170,6 +175,7 @@ def count_samples(
     settings: list[MaskSettings],
     taxonomy: Taxonomy,
     samples: list[Sample],
+    heat_of: str | None = None,
 ) -> np.ndarray:
     """Summed pixels [S, C, C + 1] (:func:`dd.masks.from_heat.count_grid`) of some samples, on
     one thread: the same in any process."""
@@ -189,7 +195,7 @@ def count_samples(
                     f"{path} is {truth.shape[1]}x{truth.shape[0]}, its image {width}x{height}: a "
                     "reference has the size of the images"
                 )
-            heat = stored_heat(folder, sample.id)
+            heat = stored_heat(folder, sample.id, heat_of)
             total += count_grid(heat, sample.class_ids, truth, settings, classes)
     finally:
         torch.set_num_threads(threads)

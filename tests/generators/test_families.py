@@ -324,15 +324,20 @@ def test_images_become_the_latents_that_would_be_decoded_to_them(generator, samp
     torch.testing.assert_close(latents, finished[-1].to(latents), rtol=1e-4, atol=1e-5)
 
 
-def test_images_of_any_origin_are_read(generator, made, samples):
-    heat = generator.read_images(made[0], samples)
+def test_images_of_any_origin_are_read(build, made, samples):
+    """In one forward; the words of the drawn prompt in a second one."""
+    model = build("diffusion.reading=after", "diffusion.full_prompt=true")
+    heat = model.read_real(made[0], samples, [])
     for maps, sample in zip(heat, samples, strict=True):
-        assert maps.keys() == {"class_prompt"}
-        assert maps["class_prompt"].shape == (len(sample.classes), 4, SIDE, SIDE)
-    again = generator.read_images(made[0][1:], samples[1:])
-    np.testing.assert_allclose(
-        again[0]["class_prompt"], heat[1]["class_prompt"], rtol=2e-3, atol=2e-5
-    )
+        assert maps.keys() == {"class_prompt", "full_prompt_appended", "full_prompt_caption"}
+        assert maps.keys() == model.spans(sample).keys()
+        for stored in maps.values():
+            assert stored.shape == (len(sample.classes), 4, SIDE, SIDE)
+    again = model.read_real(made[0][1:], samples[1:], [])
+    for source, maps in again[0].items():
+        np.testing.assert_allclose(maps, heat[1][source], rtol=2e-3, atol=2e-5)
+    drawn, nothing, _ = model.generate(samples, capture=False)
+    assert drawn.tobytes() == made[0].tobytes() and nothing == []
 
 
 def test_attention_among_pixels_can_be_pooled(build, samples):

@@ -1,0 +1,149 @@
+"""Stage: finished images -> heat, by a model that need not have drawn them. Each image is noised,
+shown to the model with its class prompt, and read in one forward (docs/method.md)."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from dd.data.datasets import check_recorded, heat_bytes, read_image, synthetic_image
+from dd.execution import Executor, Task
+from dd.execution.base import Unit
+from dd.execution.units import Tools, check_generated, drop_records, open_tools
+from dd.prompts.check import check_spans
+from dd.store.locks import Lock
+from dd.store.names import folder_name
+from dd.store.progress import Progress
+from dd.store.provenance import made_by, refuse_other, sha256, sweep, write_atomic, write_json
+from dd.store.samples import append_records, open_units, read_plan, read_records, recorded
+
+if TYPE_CHECKING:  # loads heavy libraries
+    from dd.generators.base import Generator
+
+FIELDS = ("image_sha256", "heat_sha256")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``name``: of the reading, its folder in ``heat/``; ``generator``: the model that reads;
+    ``executor`` and ``build``: as of :class:`dd.stages.synthesize.Makers`."""
+
+    name: str
+    generator: "Generator"
+    executor: Executor
+    build: Callable[..., Tools] | None = None
+
+
+def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
+    """Read the images of the set ``folder`` into ``heat/<name>/<id>.safetensors``; returns counts,
+    seconds and whether it is ``complete``.
+
+    The reading has a run.json of its own, written first, and records, each appended after its file:
+    an interrupted reading goes on, an image that has changed since is read again. A unit of the
+    plan is read together. FileExistsError for a reading of that name by another model or in another
+    way; ValueError for samples that are not drawn yet, or whose class words the model's encoder
+    does not hold.
+    """
+    folder, executor = Path(folder), reader.executor
+    target = folder / "heat" / folder_name(reader.name, "reader")
+    plan, images = read_plan(folder), recorded(folder, "image_sha256")
+    check_generated(folder, plan, images)
+    identity = {"generator": reader.generator.identity()}
+    refuse_other(target / "run.json", identity, "reading")
+    check_spans(plan, reader.generator)
+    target.mkdir(parents=True, exist_ok=True)
+    with Lock(target, executor.shard) as lock:
+        refuse_other(target / "run.json", identity, "reading")  # another run may have been quicker
+        if not (target / "run.json").exists():
+            terms = reader.generator.terms
+            write_json(target / "run.json", {"identity": identity, "terms": terms, **made_by()})
+        lock.share()
+        mine = executor.share(open_units(plan, ()))
+        todo = _unread(target, mine, images, executor)
+        started = time.monotonic()
+        plain = json.loads(json.dumps(identity["generator"]))
+        task = Task(
+            partial(_read_unit, folder, target),
+            (reader.generator, None),
+            reader.build and partial(open_tools, reader.build, plain),
+            partial(_died, target),
+        )
+        planned, device = sum(map(len, mine)), getattr(reader.generator, "device", "cpu")
+        with Progress("read", planned, planned - sum(map(len, todo))) as progress:
+            lost = executor.run(todo, len(mine), task, progress, device, lock)
+        if lock.alone():
+            sweep(target)
+    found = recorded(target, "heat_sha256")
+    return {
+        "read": sum(s.id in found for s in plan),
+        "read_now": sum(map(len, todo)) - sum(len(todo[number]) for number in lost),
+        "planned": len(plan),
+        "seconds": time.monotonic() - started,
+        "complete": all(s.id in found for s in plan),
+    }
+
+
+def _unread(
+    target: Path, units: list[Unit], images: dict[str, str], executor: Executor
+) -> list[Unit]:
+    """The units with a sample whose image, as it is now, has no heat; their records go."""
+    records = read_records(target, FIELDS)
+    done = {
+        name
+        for name, record in records.items()
+        if record["image_sha256"] == images.get(name) and (target / f"{name}.safetensors").is_file()
+    }
+    todo = [unit for unit in units if any(s.id not in done for s in unit)]
+    names = {s.id for unit in todo for s in unit}
+    if names & records.keys():
+        pattern = "*.jsonl" if executor.shard is None else f"{executor.name(0)}*.jsonl"
+        drop_records(target, names, pattern)
+    return todo
+
+
+def _read_unit(
+    folder: Path, target: Path, tools: Tools, unit: Unit, worker: str
+) -> Callable[[], None]:
+    """Read a unit; what is returned writes it."""
+    generator: Any = tools[0]
+    started, paths = time.perf_counter(), [synthetic_image(folder, s.id) for s in unit]
+    for sample, path in zip(unit, paths, strict=True):
+        check_recorded(folder, "image_sha256", sample.id, path)
+    squares = np.stack([_square(read_image(path), generator.size) for path in paths])
+    heat = generator.read_real(squares, unit, [], 0)
+    each = round((time.perf_counter() - started) / len(unit), 4)
+    hashes = [sha256(path) for path in paths]
+
+    def write() -> None:
+        rows = []
+        for sample, maps, image in zip(unit, heat, hashes, strict=True):
+            powers = next(iter(maps.values())).shape[1]
+            content = heat_bytes(maps, {"classes": sample.classes, "powers": powers})
+            write_atomic(target / f"{sample.id}.safetensors", content)
+            row = {"id": sample.id, "unit": sample.unit, "image_sha256": image}
+            rows.append({**row, "heat_sha256": sha256(content), "seconds": each})
+        append_records(target, worker, rows)
+
+    return write
+
+
+def _square(image: np.ndarray, side: int) -> np.ndarray:
+    """As large as the model wants it; its heat is resized back when masks are made."""
+    if image.shape[:2] == (side, side):
+        return image
+    resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(resized)
+
+
+def _died(target: Path, unit: Unit, worker: str, pid: int) -> bool:
+    """What a worker that died has left of a unit is taken away."""
+    drop_records(target, {s.id for s in unit}, f"{worker}.jsonl")
+    for sample in unit:
+        (target / f".{sample.id}.safetensors.{pid}.tmp").unlink(missing_ok=True)
+    return False
