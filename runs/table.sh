@@ -24,7 +24,8 @@ for segmenter in ${SEGMENTERS//,/ }; do
     teacher="outputs/${data}_synthetic/segmenter=$segmenter,seed=$seed"
     python generate.py stage=label labeler=run labeler.run="$teacher" data="$data" mask_set="self_${segmenter}_$seed" data_root="$DATA"
   done
-  train self_training "$segmenter" data="$data" name="${data}_self_training/$run" synthetic_masks="masks/self_${segmenter}_\${seed}"
+  train synthetic "$segmenter" data="$data" name="${data}_self_training/$run" \
+    synthetic_masks="masks/self_${segmenter}_\${seed}"
   # Real images: all of them, and mixed with synthetic ones.
   train real "$segmenter" data="$whole" name="${data}_real/$run"
   train mixed "$segmenter" data="$whole" name="${data}_mixed/$run"

@@ -96,7 +96,7 @@ def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
         )
         assert "masks=paper | shapes" in said and "num_images" in said
     assert command(pytest.fail, root="train") == 2
-    assert "experiment=paper_adapt_segmenter | paper_budget" in capsys.readouterr().err
+    assert "experiment=paper_budget | paper_finetune" in capsys.readouterr().err
 
 
 def test_a_run_without_a_name_is_told_to_have_one(command, capsys):

@@ -284,7 +284,7 @@ def test_mixed_training_takes_the_synthetic_set_of_its_data():
     assert compose("train", "experiment=paper_mixed", *own).synthetic == "data/synthetic/site"
 
 
-RECIPES = ("synthetic", "self_training", "finetune", "mixed", "real")
+RECIPES = ("synthetic", "finetune", "mixed", "real")
 
 
 @pytest.mark.parametrize("file", [f"paper_{recipe}" for recipe in RECIPES])

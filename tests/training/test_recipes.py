@@ -137,7 +137,11 @@ def table(request, tmp_path_factory, run):
         *where,
         "device=cpu",
     )
-    trained("self_training")
+    trained(
+        "synthetic",
+        "synthetic_masks=masks/self_training",
+        f"name={name}_self_training",
+    )
     trained("finetune", "shots=2")
     trained("real")
     trained("mixed")
