@@ -83,7 +83,7 @@ def self_training(cfg: Any, num_classes: int) -> tuple[Any, Any]:
     if not cfg.trainer.callbacks.get("ema"):
         raise ValueError(
             "self_training: the teacher is the average of the weights; leave "
-            "trainer.callbacks.ema on (or self_training=off)"
+            "trainer.callbacks.ema on (or self_training=null)"
         )
     photos = unlabelled_photos(cfg, "self_training")
     teacher = instantiate(cfg.self_training.teacher, num_classes=num_classes)
@@ -215,11 +215,9 @@ def _trained_on(
 def loggers(cfg: Any, **more: Any) -> list[Guarded]:
     """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of
     the training."""
-    nodes = plain(cfg.logger)
-    return [
-        Guarded(instantiate({**nodes[k], **more}))
-        for k in sorted(nodes, key=lambda name: name != "csv")
-    ]
+    nodes, given = plain(cfg.loggers), plain(cfg)["logger"]
+    chosen = {given} if isinstance(given, str) else set(given or ())
+    return [Guarded(instantiate({**nodes[k], **more})) for k in ("csv", *sorted(chosen - {"csv"}))]
 
 
 def trainer(cfg: Any, validate: bool, more_callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:

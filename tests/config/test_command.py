@@ -359,7 +359,7 @@ def checked(root, *overrides):
         ("evaluate", "scales=1", "scales=1: expected a list, each a number"),
         (
             "generate",
-            "+labeler.confidence=high",
+            "labeler.confidence=high",
             "labeler.confidence='high': expected a number from 0 to 1, or null",
         ),
         ("train", "unlabelled.images=[a,b]", "unlabelled.images="),
@@ -380,7 +380,7 @@ def checked(root, *overrides):
             r"optimizer.betas=\[0.9\]: expected a list, each a number",
         ),
         ("train", "optimizer._target_=5", "optimizer._target_=5: expected the class"),
-        ("train", "logger.csv.save_dir=[a]", r"logger.csv.save_dir=\['a'\]: expected text"),
+        ("train", "loggers.csv.save_dir=[a]", r"loggers.csv.save_dir=\['a'\]: expected text"),
     ],
 )
 def test_wrong_values_are_refused_before_any_work(root, override, message):
@@ -405,10 +405,15 @@ def test_names_stay_in_their_folders(name):
 
 
 def test_what_a_labeler_is_told_fits_its_kind():
-    with pytest.raises(ValueError, match="labeler.confidence has no effect .*labeler=run"):
-        checked("generate", "+labeler.confidence=0.5")
-    with pytest.raises(MissingMandatoryValue, match="labeler.run"):
-        config.labeler_run(checked("generate", "labeler=run"))
+    with pytest.raises(ValueError, match="labeler.confidence has no effect .*labeler.run="):
+        checked("generate", "labeler.confidence=0.5")
+    assert checked("generate").mask_set == "SegmentationClass"
+    assert checked("generate", "labeler.run=x").mask_set == "self_training"
+
+
+def test_loggers_are_known():
+    with pytest.raises(ValueError, match="logger='wand'.*allowed: csv, tensorboard, mlflow, wandb"):
+        checked("train", "name=a", "logger=[csv,wand]")
 
 
 def test_the_experiment_of_a_set_serves_those_who_examine_it():
@@ -430,7 +435,7 @@ def test_usual_values_pass():
     )
     assert cfg.mask_set == "1"  # text, though YAML says number
     checked("evaluate", "scales=[1,0.5]", "review.distinct=null", "sweep.power=[0,1]")
-    checked("generate", "labeler=run", "labeler.run=x", "labeler.confidence=1")
+    checked("generate", "labeler.run=x", "labeler.confidence=1")
     checked(
         "train",
         "name=a",

@@ -152,7 +152,7 @@ def test_a_name_that_no_file_could_have_is_answered():
     [
         (
             "train",
-            ["logger=wandb", "logger.wandb.offline=true", "trainer.max_stps=5"],
+            ["logger=wandb", "loggers.wandb.offline=true", "trainer.max_stps=5"],
             "'trainer.max_stps=5': no key",
         ),
         (

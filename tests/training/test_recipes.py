@@ -131,7 +131,6 @@ def table(request, tmp_path_factory, run):
     run(
         "generate",
         "stage=label",
-        "labeler=run",
         f"labeler.run={root}/outputs/{name}_synthetic",
         f"data={name}",
         *where,
