@@ -30,7 +30,7 @@ ADAPTED="synthetic=data/synthetic/shapes_adapted"
   seeds "experiment=shapes_synthetic name=site/generator/seed=SEED seed=SEED $ADAPTED"
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter/seed=SEED seed=SEED unlabelled.images=$PHOTOS"
   seeds "experiment=shapes_adapt_segmenter name=site/segmenter_300/seed=SEED seed=SEED unlabelled.images=$PHOTOS $THIRD"
-  seeds "experiment=shapes_adapt_segmenter name=site/synthetic_longer/seed=SEED seed=SEED self_training=null"
+  seeds "experiment=shapes_adapt_segmenter name=site/synthetic_longer/seed=SEED seed=SEED self_training=off"
 } | trainings
 seeds "experiment=shapes_adapt_segmenter name=site/generator_segmenter/seed=SEED seed=SEED $ADAPTED init_from=$SITE/generator/seed=SEED unlabelled.images=$PHOTOS $THIRD" | trainings
 # Labels: 16 and 64 at random (nested, by seed), and the 16 that the adapted segmenter is least sure of; the control: as many

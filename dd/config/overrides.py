@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dd.config.composition import CONF, choices, compose, groups, parse, plugins, twins
+from dd.config.composition import choices, compose, groups, parse, plugins, twins
 
 # last part of a key: its value is a name, a file or a folder, and 2024 is text there
 TEXT = (
@@ -110,7 +110,7 @@ def _check_overrides(config_name: str, overrides: list[str], multirun: bool) -> 
             tries += [[*tries[0][:i], choice, *tries[0][i + 1 :]] for choice in each[1:]]
     first = None
     for single in tries:
-        _check_choices(config_name, single)
+        _check_choices(single)
         try:
             composed = compose(config_name, single, return_hydra_config=True)
         except REFUSED as error:
@@ -163,14 +163,12 @@ def _check_output(composed: Any) -> None:
             raise ValueError(f"{key}: {one_line(error)}") from None
 
 
-def _check_choices(config_name: str, overrides: list[str]) -> None:
+def _check_choices(overrides: list[str]) -> None:
     """ValueError for a choice of a group that does not exist, or whose file is hidden by one of
-    ours. ``null`` is the choice of a group that is off by default."""
-    entries = OmegaConf.load(CONF / f"{config_name}.yaml").defaults
-    off = {g for e in entries if not isinstance(e, str) for g, choice in e.items() if not choice}
+    ours."""
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
-        if override.is_delete() or (value is None and key in off):
+        if override.is_delete():
             continue
         if key.startswith("hydra/"):
             _check_plugin(override.input_line, key, value)

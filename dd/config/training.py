@@ -83,7 +83,7 @@ def self_training(cfg: Any, num_classes: int) -> tuple[Any, Any]:
     if not cfg.trainer.callbacks.get("ema"):
         raise ValueError(
             "self_training: the teacher is the average of the weights; leave "
-            "trainer.callbacks.ema on (or self_training=null)"
+            "trainer.callbacks.ema on (or self_training=off)"
         )
     photos = unlabelled_photos(cfg, "self_training")
     teacher = instantiate(cfg.self_training.teacher, num_classes=num_classes)

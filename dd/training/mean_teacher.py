@@ -26,7 +26,7 @@ class MeanTeacherSettings(Settings):
     confidence: Share = 0.9
     per_class: bool = True
     mix: bool = True
-    weight: Annotated[float, Gt(0), Hint("or self_training=null for none")] = 1.0
+    weight: Annotated[float, Gt(0), Hint("or self_training=off for none")] = 1.0
     momentum: Share = 0.99
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 
 from dd import config
 from dd.config.check_values import check_settings
@@ -251,9 +250,9 @@ def test_jobs_are_named_after_what_is_swept(monkeypatch, cfg, swept, expected):
             "a_run/shots=16,seed=0",
         ),
         (
-            ["-m", "segmenter=deeplabv3_r18,deeplabv3_r50"],
-            ["segmenter=deeplabv3_r50"],
-            "a_run/segmenter=deeplabv3_r50",
+            ["-m", "segmenter=deeplabv3,segformer"],
+            ["segmenter=segformer"],
+            "a_run/segmenter=segformer",
         ),
         (["-m", "seed=range(0,3)"], ["seed=2"], "a_run/seed=2"),
         (["-m", "+shots=1,2"], ["+shots=1"], "a_run/+shots=1"),
@@ -367,7 +366,7 @@ def checked(root, *overrides):
         ("train", "shots=1.5", "shots=1.5: expected a whole number of 1 or more, all, or null"),
         ("train", "trainer.callbacks=null", "trainer.callbacks=null: expected names with values"),
         ("train", "~trainer.callbacks", "trainer.callbacks: taken away"),
-        ("train", "~logger", "logger: taken away, and the command needs it"),
+        ("train", "~loggers", "loggers: taken away, and the command needs it"),
         ("train", "trainer.max_steps=many", "trainer.max_steps='many': expected a whole number"),
         (
             "train",
@@ -395,11 +394,11 @@ def test_wrong_values_are_refused_before_any_work(root, override, message):
 @pytest.mark.parametrize("name", ["..", "a/../../b", "/etc", "", "[a]", '"a\\nb"', "null"])
 def test_names_stay_in_their_folders(name):
     for root, key in (
-        ("generate", "mask_set"),
         ("generate", "name"),
         ("generate", "quality.split"),
+        ("generate", "mask_set"),
         ("evaluate", "sweep.name"),
-    )[: 3 if name == "null" else 4]:  # null = named after what is compared
+    )[: 2 if name == "null" else 4]:  # null = the default, or named after what is compared
         with pytest.raises(ValueError, match=f"^{key}=.*expected (the name of a folder|text)"):
             checked(root, f"{key}={name}")
 
@@ -407,8 +406,13 @@ def test_names_stay_in_their_folders(name):
 def test_what_a_labeler_is_told_fits_its_kind():
     with pytest.raises(ValueError, match="labeler.confidence has no effect .*labeler.run="):
         checked("generate", "labeler.confidence=0.5")
-    assert checked("generate").mask_set == "SegmentationClass"
-    assert checked("generate", "labeler.run=x").mask_set == "self_training"
+
+
+def test_masks_of_a_trained_run_are_a_set_of_their_own(command):
+    seen = []
+    for more in ([], ["labeler.run=x"], ["labeler.run=x", "mask_set=mine"]):
+        assert command(lambda cfg: seen.append(cfg.mask_set), "stage=label", *more) == 0
+    assert seen == ["SegmentationClass", "self_training", "mine"]
 
 
 def test_loggers_are_known():

@@ -152,7 +152,7 @@ def test_every_segmenter_is_built(file):
     cfg = compose("train", f"segmenter={file}", "segmenter.pretrained=null", "name=a_run")
     segmenter = config.instantiate(cfg.segmenter, num_classes=21)
     assert isinstance(segmenter, Segmenter) and segmenter.num_classes == 21
-    if "depth" in cfg.segmenter:
+    if "_r" in file:
         assert cfg.segmenter.depth == int(file.rpartition("_r")[2])
     run = {"segmenter": config.plain(cfg.segmenter), "taxonomy": {"names": ["a"] * 20}}
     assert type(config.segmenter_of(run)) is type(segmenter)
@@ -210,7 +210,7 @@ def test_the_papers_settings():
     )
     assert cfg.trainer.precision == "32-true" and cfg.optimizer.weight_decay == 1e-4
     assert tuple(cfg.optimizer.betas) == (0.9, 0.999) and cfg.optimizer.warmup == 0
-    cfg = compose("train", "experiment=paper_synthetic", "data=coco", "segmenter=deeplabv3_r101")
+    cfg = compose("train", "experiment=paper_synthetic", "data=coco", "segmenter.depth=101")
     assert (cfg.trainer.max_steps, cfg.trainer.precision, cfg.batch_size) == (40000, "32-true", 8)
     assert cfg.segmenter.pretrained == "open-mmlab://resnet101_v1c"
     assert compose("train", "name=ours").trainer.precision == "bf16-mixed"
@@ -820,7 +820,7 @@ def test_a_debug_switch_finishes_no_folder(data_root, tmp_path, value):
         ValueError, match=r"trainer.fast_dev_run=.*is no run.*trainer.max_steps=2 name=try"
     ):
         door("train").run(
-            training(data_root, *given, "segmenter=deeplabv3_r18", "segmenter.base_channels=8")
+            training(data_root, *given, "segmenter=deeplabv3", "segmenter.base_channels=8")
         )
     assert not (tmp_path / "x").exists()
     assert identity_of(training(data_root, "+trainer.fast_dev_run=false"))

@@ -527,7 +527,7 @@ def test_a_study_of_real_trainings(command, tmp_path):
             "Did you mean 'learning_rate'?",
         ),
         (
-            ["search.space={segmenter:{choices:[deeplabv3_r18,deeplabv3_r19]}}"],
+            ["search.space={segmenter:{choices:[deeplabv3,deeplabv4]}}"],
             "no such segmenter; allowed",
         ),
         (["search.space={seed:{choices:[0,1]}}"], "search.space: seed is not searched"),

@@ -101,7 +101,7 @@ def test_thresholds_follow_how_sure_the_teacher_is_of_each_class():
         ({"momentum": -1}, "momentum=-1"),
         ({"mix": "yes"}, "mix='yes': expected true or false"),
         ({"per_class": 1}, "expected true or false"),
-        ({"weight": 0}, "weight=0: expected a number above 0, or self_training=null"),
+        ({"weight": 0}, "weight=0: expected a number above 0, or self_training=off"),
     ],
 )
 def test_wrong_settings_are_refused(setting, message):

@@ -16,7 +16,9 @@ from dd.taxonomy import COCO_NAMES
 from dd.training.datamodule import SegmentationData
 
 SMALL = [
-    "segmenter=deeplabv3_r18",
+    "segmenter.depth=18",
+    "segmenter.pretrained=null",
+    "segmenter.sync_bn=false",
     "batch_size=2",
     "num_workers=0",
     "scale=64",
