@@ -39,7 +39,8 @@ done | trainings
 python generate.py experiment=shapes_label_free
 python evaluate.py experiment=shapes_label_free stage=probe probe.split=test
 SEARCH=shapes_label_free_search
-python train.py stage=search search=learning_rate search.trials=6 experiment=shapes_label_free_synthetic name=$SEARCH hold_out=64 \
+python train.py stage=search search.space=learning_rate search.trials=6 \
+  experiment=shapes_label_free_synthetic name=$SEARCH hold_out=64 \
   trainer.limit_val_batches=1.0 trainer.val_check_interval=540
 FOUND=$(sed -n 's/^- //p' outputs/$SEARCH/best.yaml | paste -sd ' ' -)    # a blank at the end would join xargs' lines
 for seed in $SEEDS; do echo "experiment=shapes_label_free_synthetic seed=$seed $FOUND"; done | trainings

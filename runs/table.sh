@@ -1,6 +1,7 @@
 # The part that VOC and COCO share, sourced by runs/voc.sh and runs/coco.sh, which set data, whole (all real
 # images to train on), DATA, SHOTS, TOTAL and TRAIN.
 SEEDS=${SEEDS:-0,1,2}
+# deeplabv3_r<depth>, or a choice of the group segmenter; folders are named after them
 SEGMENTERS=${SEGMENTERS:-deeplabv3_r50,deeplabv3_r101,mask2former_r50}
 few_list=()    # published few-shot lists: a file for each of SHOTS
 if [ -n "${LISTS:-}" ]; then few_list=(shots_list="$LISTS/\${shots}.txt"); fi
@@ -8,7 +9,9 @@ PAPER_TTA='scales=[0.5,0.75,1,1.25,1.5,1.75] flip=true'
 
 # train <recipe> <segmenter> [overrides]: all seeds, one folder each
 train() {
-  python train.py -m experiment="paper_$1" segmenter="$2" seed="$SEEDS" data_root="$DATA" "${@:3}" $TRAIN
+  local model=(segmenter="$2")
+  case $2 in deeplabv3_r*) model=(segmenter=deeplabv3 segmenter.depth="${2##*_r}") ;; esac
+  python train.py -m experiment="paper_$1" "${model[@]}" seed="$SEEDS" data_root="$DATA" "${@:3}" $TRAIN
 }
 # score <folder>: single scale, then the paper's test-time augmentation in a folder below
 score() {
@@ -22,9 +25,10 @@ for segmenter in ${SEGMENTERS//,/ }; do
   # Self-training: each run labels the synthetic images again, its own student learns from that.
   for seed in ${SEEDS//,/ }; do
     teacher="outputs/${data}_synthetic/segmenter=$segmenter,seed=$seed"
-    python generate.py stage=label labeler=run labeler.run="$teacher" data="$data" mask_set="self_${segmenter}_$seed" data_root="$DATA"
+    python generate.py stage=label labeler.run="$teacher" data="$data" mask_set="self_${segmenter}_$seed" data_root="$DATA"
   done
-  train self_training "$segmenter" data="$data" name="${data}_self_training/$run" synthetic_masks="masks/self_${segmenter}_\${seed}"
+  train synthetic "$segmenter" data="$data" name="${data}_self_training/$run" \
+    synthetic_masks="masks/self_${segmenter}_\${seed}"
   # Real images: all of them, and mixed with synthetic ones.
   train real "$segmenter" data="$whole" name="${data}_real/$run"
   train mixed "$segmenter" data="$whole" name="${data}_mixed/$run"

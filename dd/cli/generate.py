@@ -27,7 +27,7 @@ def make_captions(cfg: Any) -> None:
 
 def make_all(cfg: Any) -> None:
     quality = config.quality(cfg)
-    if cfg.labeler.kind == "run":
+    if cfg.labeler.run is not None:
         config.labeler_run(cfg)  # refused before hours of work, not after
     if make_images(cfg, quality):
         make_masks(cfg, quality)
@@ -82,7 +82,7 @@ def _told(folder: str, done: dict[str, Any]) -> list[str]:
 
 
 def make_masks(cfg: Any, quality: Quality | None = None) -> None:
-    if cfg.labeler.kind == "run":
+    if cfg.labeler.run is not None:
         masks = label_by_run(cfg.folder, *config.labeler_run(cfg))
     else:
         calibration = config.masks_from(cfg)
@@ -114,7 +114,7 @@ DOOR = Door(
         "all": Stage(make_all, "images, heat maps and masks, and what is left of them by rules"),
         "caption": Stage(make_captions, "captions of unlabelled photographs, for prompts"),
         "synthesize": Stage(only_images, "images and heat maps alone"),
-        "label": Stage(make_masks, "masks, from stored heat or by a trained run (labeler=run)"),
+        "label": Stage(make_masks, "masks, from stored heat or by a trained run (labeler.run)"),
         "filter": Stage(make_list, "a list of the samples that the rules of quality keep"),
     },
     (

@@ -149,7 +149,7 @@ def make_search(cfg: Any) -> float:
     space, folder = config.search_space(cfg), f"{cfg.output_root}/{cfg.name}"
     for corner in corners(space):
         config.trial(cfg, "trial=0", corner, check_only=True)
-    given = {k: v for k, v in config.plain(cfg.search).items() if k != "space"}
+    given = {k: v for k, v in config.plain(cfg.search).items() if k not in ("space", "spaces")}
     settings = SearchSettings(**given)
     identity = config.study_identity(cfg, space) | {"content": config.study_content(cfg)}
     labels = config.judged_labels(cfg)

@@ -23,10 +23,12 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dd.config.check_values import check_settings
 from dd.config.composition import CONF, with_own_folders
 from dd.config.doors import Door
+from dd.config.generation import TAUGHT
 from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
 from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
+from dd.stages.label import DEFAULT_SET
 from dd.store.locks import Busy
 from dd.store.names import folder_name
 from dd.store.provenance import shortened
@@ -167,6 +169,8 @@ def prepare(config_name: str, cfg: Any) -> None:
     check_settings(config_name, cfg)
     check_loaded(cfg)
     OmegaConf.set_struct(cfg, False)
+    if "labeler" in cfg and cfg.get("mask_set") is None:
+        cfg.mask_set = DEFAULT_SET if cfg.labeler.run is None else TAUGHT
     name_job(cfg, typed, debugged())
     OmegaConf.set_struct(cfg, True)
     check_values(cfg)
@@ -228,7 +232,7 @@ def check_values(cfg: Any) -> None:
     """ValueError for a value of a key that several commands share, before any work starts."""
     for key, parts in NAMES.items():
         name = OmegaConf.select(cfg, key)
-        if name is not None or (key in ("name", "mask_set") and key in cfg):
+        if name is not None or (key == "name" and key in cfg):
             folder_name(name, key, parts)
     for key in FOLDERS:
         if OmegaConf.select(cfg, key) == "":

@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # heavy
     from dd.generators.base import Generator
 
 
+TAUGHT = "self_training"  # the mask set of labeler.run where the command names none
+
+
 def executor(cfg: DictConfig) -> Executor:
     """Who makes the units; its number of threads becomes this process's too, since it is part of
     the identity."""
@@ -165,9 +168,9 @@ def quality(cfg: DictConfig) -> tuple[list[Rule], Scores | None]:
 
 
 def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
-    """What the stage label takes of ``labeler=run`` beside the folder. ValueError for several
+    """What the stage label takes of ``labeler.run`` beside the folder. ValueError for several
     runs."""
-    given, run = plain(cfg.labeler), cfg.labeler.run  # which says so if it was not given
+    given, run = plain(cfg.labeler), cfg.labeler.run
     folders = sorted(glob(str(run))) or [run]
     if len(folders) > 1:
         raise ValueError(
@@ -176,7 +179,7 @@ def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
         )
     views = given["trusted"], given["weights"], given["scales"], given["flip"]
     how = {k: given[k] for k in ("confidence", "weights", "batch_size", "num_workers")}
-    settings = LabelerSettings(mask_set=cfg.mask_set, **how)
+    settings = LabelerSettings(mask_set=cfg.mask_set or TAUGHT, **how)
     return Teacher(*trained_run(folders[0], *views), device(cfg)), settings
 
 

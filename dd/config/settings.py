@@ -92,9 +92,7 @@ class Quality(Group):
 
 class Labeler(Group):
     noun = "labeler"
-    kind: Literal["attention", "run"]
-    mask_set: Text
-    run: str = ""
+    run: str | None = None
     confidence: Annotated[float, Ge(0), Le(1)] | None = None
     weights: Text = "ema"
     scales: Numbers = [1.0]
@@ -104,12 +102,13 @@ class Labeler(Group):
     trusted: bool = False
 
     @model_validator(mode="after")
-    def _of_its_kind(self) -> Self:
-        others = self.model_fields_set - {"kind", "mask_set"}
-        if self.kind == "attention" and others:
+    def _of_a_run(self) -> Self:
+        fields = type(self).model_fields.items()
+        others = [name for name, field in fields if getattr(self, name) != field.default]
+        if self.run is None and others:
             raise ValueError(
                 f"labeler.{min(others)} has no effect on masks from attention; a trained run is "
-                "the labeler with labeler=run"
+                "the labeler with labeler.run=<folder>"
             )
         return self
 
@@ -126,7 +125,7 @@ class Generate(Synthetic):
     quality: Quality
     labeler: Labeler
     executor: Node
-    mask_set: Text
+    mask_set: Text | None
     caption: Caption
 
 
@@ -218,6 +217,7 @@ class SelfTraining(Group):
 
 class Search(SearchSettings, Group):
     space: dict[str, Any] | str | None
+    spaces: dict[str, dict[str, Any]]
 
 
 class Study(Group):
@@ -278,7 +278,8 @@ class Train(Common):
     data: Annotated[Data, Recorded("trained_on: split, ids, masks and images; classes")]
     segmenter: Node
     trainer: Trainer
-    logger: Annotated[dict[str, Any], NoResult("who listens")]
+    logger: Annotated[str | list[str] | None, NoResult("who listens")]
+    loggers: Annotated[dict[str, Node | None], NoResult("who listens")]
     search: Annotated[Search, NoResult("of stage=search, whose study has its own identity")]
     study: Annotated[Study, NoResult("of stage=study, which has an identity of its own")]
     self_training: Annotated[SelfTraining, Recorded("trained_on.self_training")]
@@ -302,6 +303,14 @@ class Train(Common):
     optimizer: Node
     generator: dict[str, Any] | None = None
     adapter: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_its_loggers(self) -> Self:
+        there = [name for name, node in self.loggers.items() if node]
+        for name in [self.logger] if isinstance(self.logger, str) else self.logger or ():
+            if name not in there:
+                raise ValueError(f"logger={name!r}: no such logger; allowed: {', '.join(there)}")
+        return self
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:

@@ -215,11 +215,9 @@ def _trained_on(
 def loggers(cfg: Any, **more: Any) -> list[Guarded]:
     """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of
     the training."""
-    nodes = plain(cfg.logger)
-    return [
-        Guarded(instantiate({**nodes[k], **more}))
-        for k in sorted(nodes, key=lambda name: name != "csv")
-    ]
+    nodes, given = plain(cfg.loggers), plain(cfg)["logger"]
+    chosen = {given} if isinstance(given, str) else set(given or ())
+    return [Guarded(instantiate({**nodes[k], **more})) for k in ("csv", *sorted(chosen - {"csv"}))]
 
 
 def trainer(cfg: Any, validate: bool, more_callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:

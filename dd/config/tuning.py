@@ -27,6 +27,7 @@ FIXED = (
     "data_root",
     "output_root",
     "logger",
+    "loggers",
     "seed",
     "hold_out",
     "device",
@@ -83,12 +84,17 @@ def one_device(cfg: Any, why: str) -> None:
 
 
 def search_space(cfg: Any) -> dict[str, Any]:
-    """``search.space``, or what the YAML file says that it names; ValueError for a key that a
-    search must not touch."""
-    space = plain(cfg.search)["space"]
+    """``search.space``, or that of ``search.spaces`` or of the YAML file that it names; ValueError
+    for a key that a search must not touch."""
+    given = plain(cfg.search)
+    space, named = given["space"], given.get("spaces", {})
+    if isinstance(space, str) and space in named:
+        space = named[space]
     if isinstance(space, str):
         if not Path(space).is_file():
-            raise FileNotFoundError(f"search.space={space}: no such file")
+            raise FileNotFoundError(
+                f"search.space={space}: no such file, and none of {', '.join(named)}"
+            )
         read_yaml(space)  # refuses what has no end
         # 1e-5 is a number, as on the command line
         space = OmegaConf.to_container(OmegaConf.load(space))
@@ -104,7 +110,7 @@ def search_space(cfg: Any) -> dict[str, Any]:
 def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
     """Settings that all trials of a study share: all but where it runs, how many trials there
     are and who listens."""
-    elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger")
+    elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger", "loggers")
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "study", "chosen_on")}
     # unused groups say nothing, and a study is the same without them
     used = {"self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
@@ -114,7 +120,8 @@ def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
     looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
     pruned = {k: v for k, v in node["trainer"].items() if k in looks}
     node["trainer"] = pruned | trainer_identity(cfg)
-    node["search"] = {**{k: v for k, v in node["search"].items() if k != "trials"}, "space": space}
+    found = {k: v for k, v in node["search"].items() if k not in ("trials", "spaces")}
+    node["search"] = {**found, "space": space}
     return node
 
 

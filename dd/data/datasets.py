@@ -443,7 +443,7 @@ class SegmentationFolder:
         if not (self.root / masks).is_dir():
             raise FileNotFoundError(
                 f"data set {root} has no masks in {masks}. For a synthetic set run generate.py "
-                "with stage=label (masks of self-training: labeler=run); for real data check "
+                "with stage=label (masks of self-training: labeler.run=...); for real data check "
                 "data.root and data.masks"
             )
         self._check_list()
@@ -464,7 +464,7 @@ class SegmentationFolder:
             raise FileNotFoundError(
                 f"the masks in {self.root / self.masks} are those of fewer samples: {len(left)} of "
                 f"the {len(self.ids)} of {self.split!r} have none, such as {left[0]}. Make the "
-                "mask set again (generate.py stage=label; masks of self-training: labeler=run)"
+                "mask set again (generate.py stage=label; masks of self-training: labeler.run=...)"
             )
         if self.split != "train" or not known or not (self.root / "plan.jsonl").is_file():
             return

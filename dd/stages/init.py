@@ -34,7 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # generator: what its images and trainin
         "unit": 32,
         "format": "png",
         "adapter": "shapes_adapt_generator",
-        "segmenter": "shapes_segmenter",
+        "recipe": "shapes_synthetic",
         "steps": {"synthetic": 540, "finetune": 60, "adapt_segmenter": 900},
     },
     "sd15": {
@@ -43,7 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # generator: what its images and trainin
         "unit": 4,
         "format": "jpg",
         "adapter": "sd_adapt_generator",
-        "segmenter": "paper_segmenter",
+        "recipe": "paper_synthetic",
         "steps": {"synthetic": 20000, "finetune": 4000, "adapt_segmenter": 10000},
     },
 }

@@ -43,7 +43,7 @@ class Wandb(WandbLogger):
         offline = offline or os.environ.get("WANDB_MODE") in ("offline", "dryrun")
         if not isinstance(log_model, bool) or (log_model and offline):
             raise ValueError(
-                f"logger.wandb.log_model={log_model!r}{' and offline' if offline else ''}: "
+                f"loggers.wandb.log_model={log_model!r}{' and offline' if offline else ''}: "
                 "expected false (no weights are uploaded) or, online, true (checkpoints/last.ckpt "
                 "is uploaded once, at the end)"
             )

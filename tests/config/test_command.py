@@ -11,7 +11,6 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 
 from dd import config
 from dd.config.check_values import check_settings
@@ -96,7 +95,7 @@ def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
         )
         assert "masks=paper | shapes" in said and "num_images" in said
     assert command(pytest.fail, root="train") == 2
-    assert "experiment=paper_adapt_segmenter | paper_budget" in capsys.readouterr().err
+    assert "experiment=paper_budget | paper_finetune" in capsys.readouterr().err
 
 
 def test_a_run_without_a_name_is_told_to_have_one(command, capsys):
@@ -251,9 +250,9 @@ def test_jobs_are_named_after_what_is_swept(monkeypatch, cfg, swept, expected):
             "a_run/shots=16,seed=0",
         ),
         (
-            ["-m", "segmenter=deeplabv3_r18,deeplabv3_r50"],
-            ["segmenter=deeplabv3_r50"],
-            "a_run/segmenter=deeplabv3_r50",
+            ["-m", "segmenter=deeplabv3,segformer"],
+            ["segmenter=segformer"],
+            "a_run/segmenter=segformer",
         ),
         (["-m", "seed=range(0,3)"], ["seed=2"], "a_run/seed=2"),
         (["-m", "+shots=1,2"], ["+shots=1"], "a_run/+shots=1"),
@@ -359,7 +358,7 @@ def checked(root, *overrides):
         ("evaluate", "scales=1", "scales=1: expected a list, each a number"),
         (
             "generate",
-            "+labeler.confidence=high",
+            "labeler.confidence=high",
             "labeler.confidence='high': expected a number from 0 to 1, or null",
         ),
         ("train", "unlabelled.images=[a,b]", "unlabelled.images="),
@@ -367,7 +366,7 @@ def checked(root, *overrides):
         ("train", "shots=1.5", "shots=1.5: expected a whole number of 1 or more, all, or null"),
         ("train", "trainer.callbacks=null", "trainer.callbacks=null: expected names with values"),
         ("train", "~trainer.callbacks", "trainer.callbacks: taken away"),
-        ("train", "~logger", "logger: taken away, and the command needs it"),
+        ("train", "~loggers", "loggers: taken away, and the command needs it"),
         ("train", "trainer.max_steps=many", "trainer.max_steps='many': expected a whole number"),
         (
             "train",
@@ -380,7 +379,7 @@ def checked(root, *overrides):
             r"optimizer.betas=\[0.9\]: expected a list, each a number",
         ),
         ("train", "optimizer._target_=5", "optimizer._target_=5: expected the class"),
-        ("train", "logger.csv.save_dir=[a]", r"logger.csv.save_dir=\['a'\]: expected text"),
+        ("train", "loggers.csv.save_dir=[a]", r"loggers.csv.save_dir=\['a'\]: expected text"),
     ],
 )
 def test_wrong_values_are_refused_before_any_work(root, override, message):
@@ -395,20 +394,30 @@ def test_wrong_values_are_refused_before_any_work(root, override, message):
 @pytest.mark.parametrize("name", ["..", "a/../../b", "/etc", "", "[a]", '"a\\nb"', "null"])
 def test_names_stay_in_their_folders(name):
     for root, key in (
-        ("generate", "mask_set"),
         ("generate", "name"),
         ("generate", "quality.split"),
+        ("generate", "mask_set"),
         ("evaluate", "sweep.name"),
-    )[: 3 if name == "null" else 4]:  # null = named after what is compared
+    )[: 2 if name == "null" else 4]:  # null = the default, or named after what is compared
         with pytest.raises(ValueError, match=f"^{key}=.*expected (the name of a folder|text)"):
             checked(root, f"{key}={name}")
 
 
 def test_what_a_labeler_is_told_fits_its_kind():
-    with pytest.raises(ValueError, match="labeler.confidence has no effect .*labeler=run"):
-        checked("generate", "+labeler.confidence=0.5")
-    with pytest.raises(MissingMandatoryValue, match="labeler.run"):
-        config.labeler_run(checked("generate", "labeler=run"))
+    with pytest.raises(ValueError, match="labeler.confidence has no effect .*labeler.run="):
+        checked("generate", "labeler.confidence=0.5")
+
+
+def test_masks_of_a_trained_run_are_a_set_of_their_own(command):
+    seen = []
+    for more in ([], ["labeler.run=x"], ["labeler.run=x", "mask_set=mine"]):
+        assert command(lambda cfg: seen.append(cfg.mask_set), "stage=label", *more) == 0
+    assert seen == ["SegmentationClass", "self_training", "mine"]
+
+
+def test_loggers_are_known():
+    with pytest.raises(ValueError, match="logger='wand'.*allowed: csv, tensorboard, mlflow, wandb"):
+        checked("train", "name=a", "logger=[csv,wand]")
 
 
 def test_the_experiment_of_a_set_serves_those_who_examine_it():
@@ -430,7 +439,7 @@ def test_usual_values_pass():
     )
     assert cfg.mask_set == "1"  # text, though YAML says number
     checked("evaluate", "scales=[1,0.5]", "review.distinct=null", "sweep.power=[0,1]")
-    checked("generate", "labeler=run", "labeler.run=x", "labeler.confidence=1")
+    checked("generate", "labeler.run=x", "labeler.confidence=1")
     checked(
         "train",
         "name=a",

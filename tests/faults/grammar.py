@@ -72,7 +72,7 @@ COMMANDS = {
     "finetune": [*TRAIN, "experiment=shapes_finetune", f"init_from={RUN}", "shots=4", "name=tuned"],
     "evaluate": ["evaluate.py", f"run={RUN}"],
     "audit": ["evaluate.py", "stage=audit", f"run={RUN}"],
-    "self_train": [*MAKE, "stage=label", "labeler=run", f"labeler.run={RUN}"],
+    "self_train": [*MAKE, "stage=label", f"labeler.run={RUN}"],
     "predict": ["evaluate.py", "stage=predict", f"run={RUN}", PHOTOS],
     "review": [
         "evaluate.py",

@@ -317,7 +317,7 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
     prepare_shapes(tmp_path / "data", sizes={"train": 6, "tune": 2, "test": 2})
     run("generate", "experiment=shapes", "num_images=2", "unit_size=2", "diffusion.steps=1", *where)
     run("train", "experiment=shapes_synthetic", "name=teacher", *small)
-    teach = ["stage=label", "labeler=run", f"folder={tmp_path}/data/synthetic/shapes", *where]
+    teach = ["stage=label", f"folder={tmp_path}/data/synthetic/shapes", *where]
     run("generate", f"labeler.run={tmp_path}/out/teacher", *teach, "labeler.confidence=0.1")
     student = ["experiment=shapes_synthetic", "synthetic_masks=masks/self_training"]
     run("train", *student, "name=student", *small)

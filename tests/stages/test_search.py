@@ -396,7 +396,7 @@ def test_a_chain_without_a_real_label_is_of_class_a(monkeypatch, run, data_root,
     small += ["trainer.precision=32-true", "trainer.enable_progress_bar=false"]
     search = [
         "stage=search",
-        "search=learning_rate",
+        "search.space=learning_rate",
         "search.trials=1",
         "name=search",
         "hold_out=2",
@@ -527,7 +527,7 @@ def test_a_study_of_real_trainings(command, tmp_path):
             "Did you mean 'learning_rate'?",
         ),
         (
-            ["search.space={segmenter:{choices:[deeplabv3_r18,deeplabv3_r19]}}"],
+            ["search.space={segmenter:{choices:[deeplabv3,deeplabv4]}}"],
             "no such segmenter; allowed",
         ),
         (["search.space={seed:{choices:[0,1]}}"], "search.space: seed is not searched"),
@@ -537,11 +537,11 @@ def test_a_study_of_real_trainings(command, tmp_path):
         ),
         (["search.space=nowhere.yaml"], "search.space=nowhere.yaml: no such file"),
         (["search.space={}"], "search.space={}: expected keys"),
-        (["search=default"], "search.space=None: expected keys"),
+        (["search.space=null"], "search.space=None: expected keys"),
     ],
 )
 def test_searches_that_make_no_sense(command, tmp_path, capsys, arguments, message):
-    group = [] if arguments[0].startswith("search") else ["search=learning_rate"]
+    group = [] if arguments[0].startswith("search") else ["search.space=learning_rate"]
     assert command("stage=search", *group, *arguments)[0] == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "tiny").exists()

@@ -16,7 +16,9 @@ from dd.taxonomy import COCO_NAMES
 from dd.training.datamodule import SegmentationData
 
 SMALL = [
-    "segmenter=deeplabv3_r18",
+    "segmenter.depth=18",
+    "segmenter.pretrained=null",
+    "segmenter.sync_bn=false",
     "batch_size=2",
     "num_workers=0",
     "scale=64",
@@ -131,13 +133,16 @@ def table(request, tmp_path_factory, run):
     run(
         "generate",
         "stage=label",
-        "labeler=run",
         f"labeler.run={root}/outputs/{name}_synthetic",
         f"data={name}",
         *where,
         "device=cpu",
     )
-    trained("self_training")
+    trained(
+        "synthetic",
+        "synthetic_masks=masks/self_training",
+        f"name={name}_self_training",
+    )
     trained("finetune", "shots=2")
     trained("real")
     trained("mixed")
