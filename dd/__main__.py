@@ -15,6 +15,7 @@ from dd.stages import prepare_voc as voc
 from dd.stages.export import FORMATS, export
 from dd.stages.list_runs import list_runs, print_runs
 from dd.stages.merge import merge
+from dd.stages.prepare_images import GivenImages, prepare_images
 from dd.stages.prepare_own import OwnData, prepare_own
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.verify import print_problems, verify
@@ -27,6 +28,7 @@ KINDS = {
     "voc": "PASCAL VOC 2012: train, val, trainval",
     "voc_aug": "VOC 2012 with the masks of SBD: train_aug",
     "coco": "COCO 2017: 80 things and background",
+    "images": "images of any origin with captions, to be read by a model (generate.py stage=read)",
     "own": "your own images, with masks, a COCO JSON, or an export of CVAT or Label Studio",
 }
 
@@ -97,6 +99,26 @@ OWN: Options = {
         "default": "ignore",
         "help": "what iscrowd=1 means (default: 255)",
     },
+}
+GIVEN: Options = {
+    "images": {"metavar": "FOLDER", "help": "of images; never written to"},
+    "--captions": {
+        "required": True,
+        "metavar": "FILE",
+        "help": 'JSON lines of {"filename", "caption"}; classes are found among the nouns, or '
+        'given as "classes"',
+    },
+    "--taxonomy": {
+        "default": "voc",
+        "help": "voc (default), coco, shapes, or a YAML file of names and synonyms",
+    },
+    "--name": {"default": "given", "help": "folder below <root>/synthetic (default: given)"},
+    "--fit": {
+        "choices": ["crop", "squash"],
+        "help": "images that are not square or not of one size: their middle, or out of shape",
+    },
+    "--size": {"type": int, "help": "with --fit: their side in pixels"},
+    "--seed": {"type": int, "default": 0},
 }
 SBD: Options = {
     "--sbd": {"help": "an existing copy of SBD: the folder with cls, train.txt and val.txt"}
@@ -188,6 +210,7 @@ def _parser() -> ArgumentParser:
         "voc_aug": workers | _web(voc.ARCHIVES) | SBD,
         "coco": workers | _web(coco.ARCHIVES) | COCO,
         "own": workers | OWN,
+        "images": GIVEN,
     }
     for kind, text in KINDS.items():
         one = kinds.add_parser(kind, help=text, description=text)
@@ -233,6 +256,10 @@ def _prepare(options: Namespace) -> list[tuple[Path, list[str]]]:
         return [(folder, []) for folder in prepare_shapes(options.root)]
     if options.data == "own":
         return [_own(options)]
+    if options.data == "images":
+        given = GivenImages(options.images, options.captions, options.fit, options.size)
+        where = options.root, options.taxonomy, options.name
+        return [prepare_images(*where, given, options.seed)]
     known = coco.ARCHIVES if options.data == "coco" else voc.ARCHIVES
     urls, checksums = _pairs("--url", options.url), _pairs("--checksum", options.checksum)
     where = (options.root, _archives(known, urls, checksums), options.existing)

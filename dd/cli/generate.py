@@ -9,6 +9,7 @@ from dd.stages.caption import caption
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import check_calibration, label
 from dd.stages.label_by_run import label_by_run
+from dd.stages.read_heat import read_heat
 from dd.stages.synthesize import Makers, synthesize
 
 Quality = tuple[list[Rule], Scores | None]  # rules, and what scores images
@@ -89,8 +90,23 @@ def make_masks(cfg: Any, quality: Quality | None = None) -> None:
         settings, (rules, clip) = config.instantiate(cfg.masks), quality or config.quality(cfg)
         absent = find_absent(cfg.folder, rules, settings, clip, cfg.quality.max_share)
         chosen = config.chosen_on(cfg, "masks", *(["quality"] if rules else []))
-        masks = label(cfg.folder, settings, cfg.mask_set, calibration, absent, chosen_on=chosen)
+        given = {"chosen_on": chosen, "reading": cfg.heat}
+        masks = label(cfg.folder, settings, cfg.mask_set, calibration, absent, **given)
     print(f"masks in {masks}")
+
+
+def read_images(cfg: Any) -> None:
+    reader = config.heat_reader(cfg)
+    done = read_heat(cfg.folder, reader)
+    print(
+        f"heat of {done['read']} images in {cfg.folder}/heat/{reader.name}, {done['read_now']} "
+        f"read now in {done['seconds']:.0f} s; stage=label heat={reader.name} makes masks"
+    )
+    if not done["complete"]:
+        print(
+            f"{done['planned'] - done['read']} images are left: of other shards, or of units "
+            "that failed"
+        )
 
 
 def make_list(cfg: Any, quality: Quality | None = None) -> None:
@@ -114,6 +130,7 @@ DOOR = Door(
         "all": Stage(make_all, "images, heat maps and masks, and what is left of them by rules"),
         "caption": Stage(make_captions, "captions of unlabelled photographs, for prompts"),
         "synthesize": Stage(only_images, "images and heat maps alone"),
+        "read": Stage(read_images, "heat of finished images, by the model of diffusion=..."),
         "label": Stage(make_masks, "masks, from stored heat or by a trained run (labeler.run)"),
         "filter": Stage(make_list, "a list of the samples that the rules of quality keep"),
     },

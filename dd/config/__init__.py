@@ -25,6 +25,7 @@ from dd.config.evaluation import (
 from dd.config.generation import (
     calibrate_arguments,
     executor,
+    heat_reader,
     labeler_run,
     masks_from,
     prompts_sha256,
@@ -115,6 +116,7 @@ __all__ = [
     "deploy_arguments",
     "device",
     "executor",
+    "heat_reader",
     "exit_code",
     "generation_seconds",
     "holds_out",

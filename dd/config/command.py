@@ -49,6 +49,9 @@ NAMES = {  # key: whether its value may have parts
     "mask_set": False,
     "quality.split": False,
     "sweep.name": False,
+    "sweep.heat": False,
+    "heat": False,
+    "reader": False,
 }
 FOLDERS = ("data_root", "output_root", "folder", "caption.folder", "synthetic")
 # they name files, and folders of results

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dd.config.objects import device, instantiate, plain, taxonomy, trained_run
@@ -23,6 +24,7 @@ from dd.masks.from_heat import READING, MaskSettings
 from dd.prompts.prompt import make_prompt
 from dd.stages.calibrate import CalibrationSettings
 from dd.stages.label_by_run import LabelerSettings, Teacher
+from dd.stages.read_heat import Reader
 from dd.stages.sweep import SweepSettings
 from dd.stages.synthesize import SynthesisSettings
 from dd.store.provenance import fingerprint, read_json, read_yaml, sha256
@@ -60,6 +62,20 @@ def worker_build(cfg: DictConfig, clip: Scores | None) -> Callable[..., Tools]:
     """``build(device)`` of the stage synthesize: what a worker process needs, as plain values."""
     model = None if clip is None else plain(cfg.quality)["clip"]
     return partial(worker_tools, plain(cfg.diffusion), model, torch.get_num_threads())
+
+
+def heat_reader(cfg: DictConfig) -> Reader:
+    """What the stage read is asked for: the model of ``diffusion``, reading after drawing."""
+    name = cfg.reader
+    if name is None and HydraConfig.initialized():
+        name = HydraConfig.get().runtime.choices["diffusion"]
+    if name is None:
+        raise ValueError("reader is not set: the name of the reading, as reader=sd21")
+    workers = executor(cfg)
+    model = {**plain(cfg.diffusion), "reading": "after"}
+    generator = instantiate(model, device=workers.places(device(cfg))[0])
+    build = partial(worker_tools, model, None, torch.get_num_threads())
+    return Reader(name, generator, workers, build)
 
 
 def masks_from(cfg: DictConfig) -> dict[str, Any] | None:

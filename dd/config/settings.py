@@ -126,6 +126,8 @@ class Generate(Synthetic):
     labeler: Labeler
     executor: Node
     mask_set: Text | None
+    heat: Text | None
+    reader: Text | None
     caption: Caption
 
 
@@ -164,6 +166,7 @@ class Sweep(Group):
     name: str | None
     limit: Count | None
     workers: Count | None
+    heat: Text | None
 
 
 class Calibrate(Group):
@@ -176,6 +179,10 @@ class Calibrate(Group):
     self_resolution: list[int] | None
     cross_layers: list[list[str] | None] | None
     cross_heads: list[list[int] | None] | None
+    self_layers: list[list[str] | None] | None
+    pool: list[Count] | None
+    reading: list[str] | None
+    read_at: list[list[Natural]] | None
 
 
 class Evaluate(Synthetic):

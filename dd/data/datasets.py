@@ -29,7 +29,7 @@ from dd.store.provenance import (
     write_atomic,
 )
 from dd.store.samples import recorded, unfinished
-from dd.store.schemas import DATASET, MASKS, RUN
+from dd.store.schemas import DATASET, MASKS, READ
 from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
@@ -727,13 +727,20 @@ def heat_root(folder: str | Path, reading: str | None = None) -> Path:
 
 
 def heat_hashes(folder: str | Path, reading: str | None = None) -> dict[str, str]:
-    """{id: hash of its heat} by the records of a reading."""
-    return recorded(heat_root(folder, reading), "heat_sha256")
+    """{id: hash of its heat} by the records of a reading. ValueError for images that were given and
+    not drawn, which have no other heat than that of readings."""
+    root = heat_root(folder, reading)
+    if "given" in read_own(root / "run.json", READ)["identity"]["generator"]:
+        raise ValueError(
+            f"{folder}: its images were given, so there is no heat of their drawing. "
+            "generate.py stage=read diffusion=<model> reads them, and heat=<reader> uses that"
+        )
+    return recorded(root, "heat_sha256")
 
 
 def heat_generator(folder: str | Path, reading: str | None = None) -> dict[str, Any]:
     """Identity of the generator that the heat was read with."""
-    return read_own(heat_root(folder, reading) / "run.json", RUN)["identity"]["generator"]
+    return read_own(heat_root(folder, reading) / "run.json", READ)["identity"]["generator"]
 
 
 def heat_path(folder: str | Path, name: str, reading: str | None = None) -> Path:

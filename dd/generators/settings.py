@@ -72,7 +72,7 @@ class GeneratorSettings(Settings):
     capture_every: Count = 1
     truncate: bool = False
     reading: Literal["sampling", "after", "both"] = "sampling"
-    timesteps: Annotated[
+    read_at: Annotated[
         list[Annotated[int, Ge(0), Le(999)]], MinLen(1), Hint("at least one of 0 to 999")
     ] = [100]
     self_layers: list[str] | None = None

@@ -287,7 +287,7 @@ class TextToImage:
             words = Words(spans, *(family.class_states(text) if apart else (None, None)))
             half = family.half(partial(dict, text), len(samples))
             with AttentionRecorder(self.network, reading, words, half) as recorder:
-                for t in given.timesteps:
+                for t in given.read_at:
                     noise = self._noise([sample_seed(s.seed, "after", t) for s in samples])
                     noised = family.noised(latents, noise.to(latents), t)
                     family.forward(noised.to(self.network.dtype), t, text, self.size)

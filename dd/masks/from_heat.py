@@ -28,7 +28,7 @@ READING: dict[str, Any] = {
     "self_layers": None,
     "pool": 1,
     "reading": "sampling",
-    "timesteps": [100],
+    "read_at": [100],
 }
 # Which words attention is read at: those of the class prompt, which is encoded by itself, or in the
 # prompt the image is made from (the full prompt) the appended ones or the caption's own; or those

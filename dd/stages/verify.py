@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dd.data.datasets import OtherDtype, read_image, read_mask, read_split, stored_heat
+from dd.data.datasets import (
+    OtherDtype,
+    heat_path,
+    read_image,
+    read_mask,
+    read_split,
+    stored_heat,
+)
 from dd.execution.units import drop_records, read_run, unit_files
 from dd.store.locks import Lock
 from dd.store.progress import Progress
@@ -51,13 +58,14 @@ def verify(folder: str | Path, repair: bool = False, workers: int | None = None)
 @dataclass(frozen=True)
 class _Set:
     """A synthetic set as its own files tell of it. ``classes``: their number; ``good``: ids of the
-    samples that have an image."""
+    samples that have an image; ``heats``: records of the heat by reading, None = the drawing's."""
 
     folder: Path
     suffix: str
     classes: int
     records: dict[str, dict[str, Any]]
     good: list[str]
+    heats: dict[str | None, dict[str, dict[str, Any]]]
 
     @property
     def mask_sets(self) -> list[Path]:
@@ -75,7 +83,13 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
         return [_problem("plan", "plan.jsonl", str(error))]
     records = read_records(folder)
     good = [s.id for s in plan if not records.get(s.id, {}).get("failed")]
-    of = _Set(folder, run["image_format"], len(run["taxonomy"]["names"]), records, good)
+    heats: dict[str | None, dict[str, dict[str, Any]]] = {}
+    if "given" not in run["generator"]:
+        heats[None] = records
+    for path in sorted((folder / "heat").glob("*/run.json")):
+        heats[path.parent.name] = read_records(path.parent)
+    names = run["taxonomy"]["names"]
+    of = _Set(folder, run["image_format"], len(names), records, good, heats)
     # hashing and decoding let other threads run
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         sizes, in_samples = _samples(of, plan, pool)
@@ -91,7 +105,8 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
         for target in (target for target, problems in in_masks.items() if problems):
             (target / "masks.json").unlink(missing_ok=True)
         broken = {s.unit for s in plan if any(p["heals"] for p in in_samples[s.id])}
-        drop_records(folder, {s.id for s in plan if s.unit in broken})
+        for root in (folder, *(folder / "heat" / name for name in heats if name)):
+            drop_records(root, {s.id for s in plan if s.unit in broken})
     return found
 
 
@@ -118,18 +133,25 @@ def _sample(of: _Set, sample: Sample) -> tuple[Size | None, list[Problem]]:
         return None, [_problem("record", sample.id, why)]
     if record.get("failed"):
         return None, []
-    image, heat = unit_files(of.folder, sample.id, of.suffix)
-    hashes = (record.get(f"{key}_sha256") for key in ("image", "heat"))
-    pixels, found = _content(of, "image", image, next(hashes), read_image)
-    maps, more = _content(
-        of, "heat", heat, next(hashes), lambda _: stored_heat(of.folder, sample.id)
+    image, _ = unit_files(of.folder, sample.id, of.suffix)
+    pixels, found = _content(of, "image", image, record.get("image_sha256"), read_image)
+    for reading, records in of.heats.items():
+        if reading is None or sample.id in records:  # a reading may be unfinished
+            found += _heat(of, sample, reading, records[sample.id].get("heat_sha256"))
+    return None if pixels is None else pixels.shape[:2], found
+
+
+def _heat(of: _Set, sample: Sample, reading: str | None, digest: str | None) -> list[Problem]:
+    path = heat_path(of.folder, sample.id, reading)
+    maps, found = _content(
+        of, "heat", path, digest, lambda _: stored_heat(of.folder, sample.id, reading)
     )
     for source, array in (maps or {}).items():
         whole = array.ndim == 4 and len(array) == len(sample.classes) and np.isfinite(array).all()
         if not whole:
             why = f"{source} of shape {array.shape} is not finite heat of its classes"
-            more.append(_problem("heat", heat.relative_to(of.folder), why))
-    return None if pixels is None else pixels.shape[:2], found + more
+            found.append(_problem("heat", path.relative_to(of.folder), why))
+    return found
 
 
 def _content(
@@ -166,7 +188,8 @@ def _mask_set(
         why = f"holds masks of {len(hashes)} samples, the data set has {len(of.good)}"
         return [_problem("mask set", name, why)]
     found = []
-    recorded = [of.records.get(i, {}).get("heat_sha256") for i in of.good]
+    records = of.heats.get(done["identity"].get("reading"), {})
+    recorded = [records.get(i, {}).get("heat_sha256") for i in of.good]
     if heat is not None and None not in recorded and heat != fingerprint(recorded):
         found.append(_problem("mask set", name, "was made from other heat"))
 
@@ -211,12 +234,14 @@ def _split(of: _Set, name: str) -> list[Problem]:
 def _leftover(of: _Set, temporary: list[Path]) -> list[Problem]:
     """Temporary files, and files beside those of the samples."""
     wanted = {p for name in of.good for p in unit_files(of.folder, name, of.suffix)}
+    wanted |= {heat_path(of.folder, name, r) for r in of.heats for name in of.good}
     wanted |= {target / f"{name}.png" for target in of.mask_sets for name in of.good}
     found = [
         _problem("temporary file", p.relative_to(of.folder), "was left by a writer that was killed")
         for p in temporary
     ]
-    for place in (of.folder / "JPEGImages", of.folder / "heat", *of.mask_sets):
+    heats = (of.folder / "heat" / (reading or "") for reading in of.heats)
+    for place in (of.folder / "JPEGImages", *heats, *of.mask_sets):
         files = {p for p in place.glob("*") if p.is_file() and not p.name.startswith(".")}
         found += [
             _problem("orphan", p.relative_to(of.folder), "belongs to no sample: remove it", False)

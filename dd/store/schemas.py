@@ -23,6 +23,8 @@ RUN: dict[str, Any] = {  # run.json of a synthetic data set, for those who need 
     "chosen_on?": CHOSEN,
 }
 
+READ = {"identity": {"generator": dict}}  # run.json of whatever holds heat
+
 DESCRIBED_RUN = {  # for those who tell how it was made
     **RUN,
     "identity": {**RUN["identity"], "generator": dict},

@@ -253,7 +253,7 @@ def test_heat_after_drawing_is_the_formula_written_out(family, generator, sample
         **generator.family.call(2, SIZE),
         **keep(lambda latents: finished.append(latents)),
     )
-    own_family, t = generator.family, generator.settings.timesteps[0]
+    own_family, t = generator.family, generator.settings.read_at[0]
     noise = generator._noise([sample_seed(s.seed, "after", t) for s in samples])
     text = own_family.text([s.class_prompt for s in samples])
     noised = own_family.noised(finished[-1], noise.to(finished[-1]), t)
