@@ -19,7 +19,6 @@ from dd.config.evaluation import (
     prediction_arguments,
     report_arguments,
     review_arguments,
-    test_sets,
     use_own_data,
 )
 from dd.config.generation import (
@@ -33,7 +32,6 @@ from dd.config.generation import (
     synthesis_settings,
     unit_size,
     worker_build,
-    worker_tools,
 )
 from dd.config.identity import (
     CHANGES_NO_WEIGHT,
@@ -45,9 +43,6 @@ from dd.config.identity import (
 )
 from dd.config.jobs import debugged, name_job
 from dd.config.label_budget import (
-    JUDGED,
-    SET_BY_STUDY,
-    SHARED,
     budget_plan,
     budget_run,
     budget_test,
@@ -59,7 +54,6 @@ from dd.config.objects import (
     chosen_on,
     device,
     instantiate,
-    palette,
     plain,
     real_data,
     segmenter_of,
@@ -68,8 +62,6 @@ from dd.config.objects import (
 )
 from dd.config.overrides import check_overrides, quoted
 from dd.config.training import (
-    SOURCES,
-    holds_out,
     loggers,
     seed_everything,
     self_training,
@@ -79,7 +71,6 @@ from dd.config.training import (
     training_sets,
 )
 from dd.config.tuning import (
-    FIXED,
     check_tuning,
     judged_labels,
     judging_set,
@@ -94,13 +85,8 @@ __all__ = [
     "ALLOWED",
     "CHANGES_NO_WEIGHT",
     "CONF",
-    "FIXED",
-    "JUDGED",
     "OBSERVERS",
     "RECORDED",
-    "SET_BY_STUDY",
-    "SHARED",
-    "SOURCES",
     "USER_ERRORS",
     "adaptation",
     "budget_plan",
@@ -117,7 +103,6 @@ __all__ = [
     "executor",
     "exit_code",
     "generation_seconds",
-    "holds_out",
     "instantiate",
     "judged_labels",
     "labeler_run",
@@ -128,7 +113,6 @@ __all__ = [
     "name_job",
     "one_device",
     "page_arguments",
-    "palette",
     "plain",
     "prediction_arguments",
     "processes",
@@ -148,7 +132,6 @@ __all__ = [
     "study_identity",
     "sweep_arguments",
     "taxonomy",
-    "test_sets",
     "trained_run",
     "trainer",
     "trainer_factory",
@@ -160,5 +143,4 @@ __all__ = [
     "unit_size",
     "use_own_data",
     "worker_build",
-    "worker_tools",
 ]

@@ -33,8 +33,8 @@ Observer: TypeAlias = tuple[torch.nn.Module, Callable[..., None]]
 class Reading:
     """Which attention is read. ``full_prompt``: that of the prompt the image is made from, too;
     ``cross_layers``: the cross-attention layers, by the beginning of their names (``up_blocks.1``),
-    and ``cross_heads`` their heads by number; None = all. ``every``: only each so-manieth call of
-    the UNet is read, from the first on."""
+    and ``cross_heads`` their heads by number; None = all. ``every``: one call of the UNet of
+    so many is read, from the first on."""
 
     full_prompt: bool = False
     cross_layers: list[str] | None = None
