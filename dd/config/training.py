@@ -208,8 +208,16 @@ def _trained_on(
         found["hold_out"] = cfg.hold_out
     if photos is not None:
         shown = {"photographs": photos.fingerprint()}
-        found["self_training"] = {**settings(cfg.self_training), **shown}
+        found["self_training"] = {**settings(taught(cfg)), **shown}
     return found, chosen
+
+
+def taught(cfg: Any) -> dict[str, Any]:
+    """The group ``self_training`` as records and identities hold it: without the ``momentum`` that
+    all runs had before it could be set."""
+    group = plain(cfg.self_training)
+    teacher = {k: v for k, v in group["teacher"].items() if (k, v) != ("momentum", 0.99)}
+    return {**group, "teacher": teacher}
 
 
 def loggers(cfg: Any, **more: Any) -> list[Guarded]:
