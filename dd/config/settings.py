@@ -291,7 +291,7 @@ class Train(Common):
     search: Annotated[Search, NoResult("of stage=search, whose study has its own identity")]
     study: Annotated[Study, NoResult("of stage=study, which has an identity of its own")]
     self_training: Annotated[SelfTraining, Recorded("trained_on.self_training")]
-    source: Annotated[Text, Recorded("trained_on")]
+    source: Annotated[Literal["synthetic", "real", "mixed"], Recorded("trained_on")]
     real_share: Annotated[float, Gt(0), Lt(1), ENDS, Recorded("trained_on.real_share")]
     synthetic: Annotated[Folder, Recorded("trained_on: ids, masks and how they were made")]
     synthetic_masks: Annotated[Text, Recorded("trained_on.mask_settings")]

@@ -378,6 +378,8 @@ def checked(root, *overrides):
         ("generate", "caption.batch_size=0", "caption.batch_size=0: expected a whole number"),
         ("train", "real_share=1.0", "real_share=1.0: expected a number above 0, below 1, source="),
         ("train", "real_share=true", "real_share=true: expected a number"),
+        ("train", "source=reel", "source='reel': expected synthetic, real, mixed"),
+        ("generate", "prompts_over_limit=cut", "prompts_over_limit='cut': expected refuse, trim"),
         ("train", "hold_out=0", "hold_out=0: expected a whole number of 1 or more, or null"),
         (
             "generate",

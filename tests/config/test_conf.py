@@ -572,7 +572,6 @@ def test_real_training_sets(data_root):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["source=reel"], "source='reel'; allowed: synthetic, real"),
         (["source=synthetic"], "shots=3 has no effect with source=synthetic"),
         (["source=synthetic", "shots=null", "shots_list=a.txt"], "shots_list=a.txt has no effect"),
         (["trainer.devices=3"], "batch_size=16: .*3 processes.*a multiple of 3 from 6 on"),
