@@ -441,11 +441,6 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         evaluate(*where, "stage=sweep")
     with pytest.raises(FileNotFoundError, match="nowhere: no finished training run there"):
         evaluate(*where, f"folder={tmp_path}/set", "stage=sweep", "sweep.run=nowhere")
-    with pytest.raises(
-        ValueError,
-        match="calibrate.shots=all: expected a number|calibrate.shots='all': expected a number",
-    ):
-        evaluate(*where, "stage=calibrate", "calibrate.shots=all")
     assert read_split(root, "train")
 
 
