@@ -27,7 +27,7 @@ from dd.data.datasets import encode_image, encode_mask, stored_heat
 from dd.masks.from_heat import MaskSettings, normalise
 from dd.stages.label import label
 from dd.store.provenance import sha256, write_atomic, write_json
-from dd.store.samples import Sample, append_records, plan_sha256, plan_text, read_plan
+from dd.store.samples import Sample, append_records, plan_lines, plan_sha256, read_plan
 
 POWERS, SIDE, SIZE = 9, 32, 512
 SETTINGS = MaskSettings()
@@ -59,7 +59,7 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
         "0",
         [{"id": s.id, "heat_sha256": heat(s), "image_sha256": sha256(picture)} for s in plan],
     )
-    (folder / "plan.jsonl").write_text(plan_text(plan))
+    (folder / "plan.jsonl").write_text("".join(plan_lines(plan)))
     generator = {
         "model": "benchmark",
         "revision": None,

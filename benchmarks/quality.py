@@ -70,8 +70,11 @@ def judge(
         "power": [masks["power"]],
         "threshold": [masks["threshold"]],
         "band": [masks["band"]],
+        "source": None,
+        "limit": None,
+        "workers": 1,
     }
-    tried = sweep(folder, seen, SweepSettings(name="judge", **grid, workers=1))
+    tried = sweep(folder, seen, SweepSettings(name="judge", **grid))
     (row,) = tried["sweep"]["table"]
     return row["miou"], 100 * float(np.mean(found)), seconds
 

@@ -27,7 +27,7 @@ from dd.generators import TextToImage
 from dd.masks.from_heat import MaskSettings, to_mask
 from dd.stages.sweep import SweepSettings, sweep
 from dd.store.provenance import sha256, write_json
-from dd.store.samples import Sample, append_records, plan_text
+from dd.store.samples import Sample, append_records, plan_lines
 from dd.taxonomy import taxonomy
 
 SHAPES, POWERS, HEAT, SIZE = taxonomy("shapes"), 9, 16, 64
@@ -85,7 +85,7 @@ def write_set(folder: Path, plan: list[Sample]) -> Path:
         append_records(
             folder, "0", [{"id": s.id, "heat_sha256": made, "image_sha256": sha256(image)}]
         )
-    (folder / "plan.jsonl").write_text(plan_text(plan))
+    (folder / "plan.jsonl").write_text("".join(plan_lines(plan)))
     identity = {
         "taxonomy": {"name": SHAPES.name, "names": list(SHAPES.names)},
         "generator": {"weights_sha256": "0" * 64},
@@ -129,7 +129,7 @@ def main():
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "set"
         reference = write_set(folder, plan)
-        settings_of_grid = SweepSettings(name="sweep", **GRID, workers=1)
+        settings_of_grid = SweepSettings(name="sweep", **GRID, source=None, limit=None, workers=1)
         swept = seconds(lambda: sweep(folder, reference, settings_of_grid))
         slow = (
             seconds(lambda: one_by_one(folder, reference, plan[:ONE_BY_ONE]))

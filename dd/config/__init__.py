@@ -19,7 +19,6 @@ from dd.config.evaluation import (
     prediction_arguments,
     report_arguments,
     review_arguments,
-    test_sets,
     use_own_data,
 )
 from dd.config.generation import (
@@ -34,7 +33,6 @@ from dd.config.generation import (
     synthesis_settings,
     unit_size,
     worker_build,
-    worker_tools,
 )
 from dd.config.identity import (
     CHANGES_NO_WEIGHT,
@@ -46,9 +44,6 @@ from dd.config.identity import (
 )
 from dd.config.jobs import debugged, name_job
 from dd.config.label_budget import (
-    JUDGED,
-    SET_BY_STUDY,
-    SHARED,
     budget_plan,
     budget_run,
     budget_test,
@@ -60,7 +55,6 @@ from dd.config.objects import (
     chosen_on,
     device,
     instantiate,
-    palette,
     plain,
     real_data,
     segmenter_of,
@@ -69,8 +63,6 @@ from dd.config.objects import (
 )
 from dd.config.overrides import check_overrides, quoted
 from dd.config.training import (
-    SOURCES,
-    holds_out,
     loggers,
     seed_everything,
     self_training,
@@ -80,7 +72,6 @@ from dd.config.training import (
     training_sets,
 )
 from dd.config.tuning import (
-    FIXED,
     check_tuning,
     judged_labels,
     judging_set,
@@ -95,13 +86,8 @@ __all__ = [
     "ALLOWED",
     "CHANGES_NO_WEIGHT",
     "CONF",
-    "FIXED",
-    "JUDGED",
     "OBSERVERS",
     "RECORDED",
-    "SET_BY_STUDY",
-    "SHARED",
-    "SOURCES",
     "USER_ERRORS",
     "adaptation",
     "budget_plan",
@@ -119,7 +105,6 @@ __all__ = [
     "heat_reader",
     "exit_code",
     "generation_seconds",
-    "holds_out",
     "instantiate",
     "judged_labels",
     "labeler_run",
@@ -130,7 +115,6 @@ __all__ = [
     "name_job",
     "one_device",
     "page_arguments",
-    "palette",
     "plain",
     "prediction_arguments",
     "processes",
@@ -150,7 +134,6 @@ __all__ = [
     "study_identity",
     "sweep_arguments",
     "taxonomy",
-    "test_sets",
     "trained_run",
     "trainer",
     "trainer_factory",
@@ -162,5 +145,4 @@ __all__ = [
     "unit_size",
     "use_own_data",
     "worker_build",
-    "worker_tools",
 ]

@@ -30,7 +30,6 @@ from dd.config.overrides import check_overrides, one_line, quoted
 from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.stages.label import DEFAULT_SET
 from dd.store.locks import Busy
-from dd.store.names import folder_name
 from dd.store.provenance import shortened
 
 SAID: set[str] = set()  # of the jobs of a multirun, in this process
@@ -43,19 +42,6 @@ NO_PATH = (  # what a path was given for
     errno.EINVAL,
 )
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
-NAMES = {  # key: whether its value may have parts
-    "name": True,
-    "data.name": False,
-    "mask_set": False,
-    "quality.split": False,
-    "sweep.name": False,
-    "sweep.heat": False,
-    "heat": False,
-    "reader": False,
-}
-FOLDERS = ("data_root", "output_root", "folder", "caption.folder", "synthetic")
-# they name files, and folders of results
-SPLITS = ("split", "synthetic_split", "probe.split", "calibrate.split")
 NOISE = (  # warnings of Lightning's
     "Experiment logs directory .* exists and is not empty",  # it holds config.yaml
     "Checkpoint directory .* exists and is not empty",  # a resumed training's
@@ -176,7 +162,7 @@ def prepare(config_name: str, cfg: Any) -> None:
         cfg.mask_set = DEFAULT_SET if cfg.labeler.run is None else TAUGHT
     name_job(cfg, typed, debugged())
     OmegaConf.set_struct(cfg, True)
-    check_values(cfg)
+    check_device(cfg)
 
 
 def _failed(error: Exception, cfg: Any, known: bool) -> JobFailed:
@@ -231,18 +217,8 @@ def _looked_in(text: str, cfg: Any) -> str:
     return f". Relative paths begin at {Path.cwd()}, data_root={root} is {root.absolute()}{more}"
 
 
-def check_values(cfg: Any) -> None:
-    """ValueError for a value of a key that several commands share, before any work starts."""
-    for key, parts in NAMES.items():
-        name = OmegaConf.select(cfg, key)
-        if name is not None or (key == "name" and key in cfg):
-            folder_name(name, key, parts)
-    for key in FOLDERS:
-        if OmegaConf.select(cfg, key) == "":
-            raise ValueError(f"{key}='': expected a folder; that of the command itself is {key}=.")
-    for key in SPLITS:
-        if (split := OmegaConf.select(cfg, key)) is not None:
-            folder_name(split, key, parts=True)
+def check_device(cfg: Any) -> None:
+    """ValueError for a device that is not here, before any work starts."""
     if cfg.device == "auto":
         return
     try:

@@ -91,8 +91,6 @@ def prediction_arguments(cfg: Any, place: Path | None = None) -> dict[str, Any]:
             f"run=null: stage={cfg.stage} needs the folder of a trained run, such as "
             "run=outputs/shapes/real/seed=0"
         )
-    if type(cfg.batch_size) is not int or cfg.batch_size < 1:
-        raise ValueError(f"batch_size={cfg.batch_size!r}: expected a whole number of 1 or more")
     run, segmenter, views = trained_run(
         cfg.run, cfg.trusted, cfg.weights, plain(cfg)["scales"], cfg.flip
     )

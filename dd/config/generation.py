@@ -151,10 +151,7 @@ def unit_size(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> in
     set was begun with."""
     if type(cfg.unit_size) is int:
         return cfg.unit_size
-    if cfg.unit_size != "auto":
-        raise ValueError(f"unit_size={cfg.unit_size!r}: expected a whole number from 1 on, or auto")
-    run = Path(cfg.folder) / "run.json"
-    if run.is_file():
+    if (Path(cfg.folder) / "run.json").is_file():
         return read_run(cfg.folder)["identity"]["unit_size"]
     name = taxonomy.names[0]
     (sample,) = make_plan([make_prompt(f"a photo of a {name}", [name])], taxonomy, cfg.seed, 1)
@@ -222,16 +219,6 @@ def calibrate_arguments(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
     """(file of the choice, what the calibrate stage takes): each reading of the attention builds
     its own generator."""
     given, grid = plain(cfg.calibrate), plain(cfg.sweep)
-    if type(given["shots"]) is not int:
-        raise ValueError(
-            f"calibrate.shots={given['shots']!r}: expected a number of labelled images, such as 16"
-        )
-    for key in READING:
-        if given[key] is not None and (not isinstance(given[key], list) or not given[key]):
-            raise ValueError(
-                f"calibrate.{key}={given[key]!r}: expected a list of choices, or null for that of "
-                "diffusion"
-            )
     own = given["data"] == cfg.data.root
     images = plain(cfg.data).get("images") if own else None
     which = given["shots"], cfg.seed, images

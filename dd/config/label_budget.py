@@ -147,7 +147,7 @@ def _judged_on(cfg: Any, first: Any) -> str | None:
         images = given["choose"]["shots"]
         listed = choice_shots(given["choose"], given["shots"])
         fewest = min((k for k in listed if type(k) is int), default=math.inf)
-        if type(cfg.hold_out) is not int or not 1 <= cfg.hold_out < fewest:
+        if cfg.hold_out >= fewest:
             raise ValueError(
                 f"hold_out={cfg.hold_out}: expected a number of images below "
                 f"study.choose.shots={images}"

@@ -5,14 +5,29 @@ Defaults stand in ``conf/``. A node with a ``_target_`` is a :data:`Node`: its c
 values (:func:`dd.config.check_values.check_arguments`).
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from annotated_types import Ge, Le, MinLen
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationInfo, model_validator
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, ConfigDict, ValidationInfo, model_validator
 
+from dd.data.photos import PILLOWS_LIMIT
 from dd.stages.review import ReviewSettings
 from dd.stages.search import SearchSettings
-from dd.store.settings import STRICT, Count, Natural, NoResult, Settings, shown
+from dd.stages.sweep import SweepSettings
+from dd.stages.synthesize import SynthesisSettings
+from dd.store.settings import (
+    STRICT,
+    Count,
+    Hint,
+    Name,
+    Natural,
+    NoResult,
+    Parts,
+    Settings,
+    Share,
+    Text,
+    shown,
+)
 
 
 def _named_class(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -23,11 +38,20 @@ def _named_class(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     return value
 
 
+def _folder(value: str, info: ValidationInfo) -> str:
+    if not value:
+        key = info.field_name
+        raise ValueError(f"{key}='': expected a folder; that of the command itself is {key}=.")
+    return value
+
+
 Node = Annotated[dict[str, Any], AfterValidator(_named_class)]
 Choices = dict[str, Any] | list[dict[str, Any]] | None  # chosen_on of a group
-# a whole number where text belongs, as mask_set=1, is text
-Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+Folder = Annotated[Text, AfterValidator(_folder)]
 Numbers = list[float]
+T = TypeVar("T")
+Several = Annotated[list[T], MinLen(1)]
+Scales = Annotated[Several[Annotated[float, Gt(0)]], Hint("such as [0.5,0.75,1,1.25,1.5,1.75]")]
 
 
 class Recorded(NoResult):
@@ -42,7 +66,7 @@ class Group(Settings):
 
 class Data(Group):
     noun = "data"
-    name: Text
+    name: Name
     taxonomy: str
     root: str
     masks: Text
@@ -57,35 +81,31 @@ class Data(Group):
 class Common(Group):
     """Keys that every script knows."""
 
-    name: Annotated[Text, NoResult("where the run lies")]
-    data_root: Annotated[Text, NoResult("where data lie; what is read is recorded by content")]
-    output_root: Annotated[Text, NoResult("where runs lie")]
+    name: Annotated[Parts, NoResult("where the run lies")]
+    data_root: Annotated[Folder, NoResult("where data lie; what is read is recorded by content")]
+    output_root: Annotated[Folder, NoResult("where runs lie")]
     seed: Natural
     device: Annotated[Text, NoResult("another kind of device changes results by rounding alone")]
     stage: Annotated[Text, NoResult("what is done with the settings")]
 
 
-class Synthetic(Common):
+class Synthetic(SynthesisSettings, Common):
     """What a synthetic set is made from (conf/synthetic.yaml)."""
 
     data: Data
     prompts: Node
     diffusion: Node
     masks: Node
-    folder: Text
-    num_images: Count | None
-    prompts_over_limit: Text
-    unit_size: Count | Literal["auto"]
-    image_format: Text
-    redraw: Natural
+    folder: Folder
+    unit_size: Count | Literal["auto"]  # type: ignore[assignment]  # a number once it is known
     masks_from: str | None
 
 
 class Quality(Group):
     noun = "quality"
     rules: dict[str, Any]
-    max_share: Annotated[float, Ge(0), Le(1)]
-    split: Text
+    max_share: Share
+    split: Name
     clip: Node
     chosen_on: Choices = None
 
@@ -93,12 +113,12 @@ class Quality(Group):
 class Labeler(Group):
     noun = "labeler"
     run: str | None = None
-    confidence: Annotated[float, Ge(0), Le(1)] | None = None
+    confidence: Share | None = None
     weights: Text = "ema"
-    scales: Numbers = [1.0]
-    flip: bool = False
+    scales: Scales = [1.0]
     batch_size: Count = 16
     num_workers: Natural = 0
+    flip: bool = False
     trusted: bool = False
 
     @model_validator(mode="after")
@@ -116,7 +136,7 @@ class Labeler(Group):
 class Caption(Group):
     noun = "caption"
     images: str | None
-    folder: Text
+    folder: Folder
     batch_size: Count
 
 
@@ -125,9 +145,9 @@ class Generate(Synthetic):
     quality: Quality
     labeler: Labeler
     executor: Node
-    mask_set: Text | None
-    heat: Text | None
-    reader: Text | None
+    mask_set: Name | None
+    heat: Name | None
+    reader: Name | None
     caption: Caption
 
 
@@ -144,63 +164,54 @@ class Report(Group):
     noun = "report"
     runs: str | None
     baseline: str | None
-    gallery: Natural
+    gallery: Count
     domains: list[str]
 
 
 class Probe(Group):
     noun = "probe"
-    split: Text
+    split: Parts
     timesteps: list[Natural]
     limit: Count | None
 
 
-class Sweep(Group):
-    noun = "sweep"
-    power: list[Natural] | None
-    threshold: Numbers
-    band: Numbers
-    source: list[str] | None
+class Sweep(SweepSettings, Group):
     masks: str | None
     run: str | None
-    name: str | None
-    limit: Count | None
-    workers: Count | None
-    heat: Text | None
 
 
 class Calibrate(Group):
     noun = "calibrate"
     data: Text
-    split: Text
+    split: Parts
     shots: Count
     timesteps: list[Natural]
-    cross_resolution: list[int] | None
-    self_resolution: list[int] | None
-    cross_layers: list[list[str] | None] | None
-    cross_heads: list[list[int] | None] | None
-    self_layers: list[list[str] | None] | None
-    pool: list[Count] | None
-    reading: list[str] | None
-    read_at: list[list[Natural]] | None
+    cross_resolution: Several[int] | None
+    self_resolution: Several[int] | None
+    cross_layers: Several[list[str] | None] | None
+    cross_heads: Several[list[int] | None] | None
+    self_layers: Several[list[str] | None] | None
+    pool: Several[Count] | None
+    reading: Several[str] | None
+    read_at: Several[list[Natural]] | None
 
 
 class Evaluate(Synthetic):
     run: str | None
     weights: Text
-    scales: Numbers
+    scales: Scales
     flip: bool
     batch_size: Count
     num_workers: Natural
-    split: Text
+    split: Parts
     wandb: bool
     trusted: bool
-    synthetic: Text
+    synthetic: Folder
     synthetic_masks: Text
-    synthetic_split: Text
+    synthetic_split: Parts
     images: str | None
     output: str | None
-    max_pixels: Count
+    max_pixels: Annotated[int, Ge(1), Le(PILLOWS_LIMIT)]  # above, Pillow refuses an image
     predict: Predict
     review: Review
     report: Report
@@ -231,7 +242,7 @@ class Study(Group):
     noun = "study"
     shots: list[int | str]
     seeds: list[Natural]
-    domains: Annotated[list[str], MinLen(1)]
+    domains: Several[str]
     synthetic: list[Annotated[str, MinLen(1)]] | None
     arms: list[str] | None
     experiments: dict[str, str]
@@ -243,6 +254,7 @@ class Study(Group):
 
 
 READS = "validation reads the weights"
+ENDS = Hint("source=synthetic and source=real are the two ends")
 
 
 class Trainer(Group):
@@ -290,11 +302,11 @@ class Train(Common):
     search: Annotated[Search, NoResult("of stage=search, whose study has its own identity")]
     study: Annotated[Study, NoResult("of stage=study, which has an identity of its own")]
     self_training: Annotated[SelfTraining, Recorded("trained_on.self_training")]
-    source: Annotated[Text, Recorded("trained_on")]
-    real_share: Annotated[float, Recorded("trained_on.real_share")]
-    synthetic: Annotated[Text, Recorded("trained_on: ids, masks and how they were made")]
+    source: Annotated[Literal["synthetic", "real", "mixed"], Recorded("trained_on")]
+    real_share: Annotated[float, Gt(0), Lt(1), ENDS, Recorded("trained_on.real_share")]
+    synthetic: Annotated[Folder, Recorded("trained_on: ids, masks and how they were made")]
     synthetic_masks: Annotated[Text, Recorded("trained_on.mask_settings")]
-    synthetic_split: Annotated[Text, Recorded("trained_on: its ids")]
+    synthetic_split: Annotated[Parts, Recorded("trained_on: its ids")]
     shots: Annotated[Count | Literal["all"] | None, Recorded("trained_on.shots")]
     shots_list: Annotated[str | None, Recorded("trained_on.shots_list")]
     hold_out: Annotated[Count | None, Recorded("trained_on.hold_out")]

@@ -20,8 +20,6 @@ from dd.training.callbacks import Steps
 from dd.training.datamodule import Mixture, hold_out, per_process
 from dd.training.loggers import Guarded, is_main_process
 
-SOURCES = ("synthetic", "real", "mixed")
-
 
 def seed_everything(seed: int) -> None:
     """Seeds of the weights' initial values and of everything that is not a function of the
@@ -53,8 +51,6 @@ def training_sets(
 
 
 def _check_source(cfg: Any) -> None:
-    if cfg.source not in SOURCES:
-        raise ValueError(f"source={cfg.source!r}; allowed: {', '.join(SOURCES)}")
     if cfg.source == "synthetic" and cfg.shots not in (None, "all"):
         raise ValueError(
             f"shots={cfg.shots} has no effect with source=synthetic; use source=real or "
@@ -208,8 +204,16 @@ def _trained_on(
         found["hold_out"] = cfg.hold_out
     if photos is not None:
         shown = {"photographs": photos.fingerprint()}
-        found["self_training"] = {**settings(cfg.self_training), **shown}
+        found["self_training"] = {**settings(taught(cfg)), **shown}
     return found, chosen
+
+
+def taught(cfg: Any) -> dict[str, Any]:
+    """The group ``self_training`` as records and identities hold it: without the ``momentum`` that
+    all runs had before it could be set."""
+    group = plain(cfg.self_training)
+    teacher = {k: v for k, v in group["teacher"].items() if (k, v) != ("momentum", 0.99)}
+    return {**group, "teacher": teacher}
 
 
 def loggers(cfg: Any, **more: Any) -> list[Guarded]:

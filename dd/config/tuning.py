@@ -13,7 +13,7 @@ from dd.config.identity import trainer_identity
 from dd.config.jobs import job_overrides
 from dd.config.objects import plain, real_data
 from dd.config.overrides import check_overrides
-from dd.config.training import holds_out, training_record, training_sets, unlabelled_photos
+from dd.config.training import holds_out, taught, training_record, training_sets, unlabelled_photos
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation.supervision import label_set
 from dd.store.provenance import read_yaml
@@ -117,6 +117,8 @@ def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
     for key, value in {**used, "shots_list": cfg.shots_list}.items():
         if not value:
             node.pop(key)
+    if cfg.self_training.teacher:
+        node["self_training"] = taught(cfg)
     looks = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # for pruning
     pruned = {k: v for k, v in node["trainer"].items() if k in looks}
     node["trainer"] = pruned | trainer_identity(cfg)

@@ -23,6 +23,7 @@ from dd.data.folders import IMAGES
 WORD, SIZES = 8, (3, 4, 8, 16)
 # Alpha from which a pixel belongs to the brush: the edge of a stroke is half transparent.
 OPAQUE = 128
+DRAWN = ("labels", "brush", "mask")  # ends of the types of regions
 IGNORED = "ignored"  # the label of 255, as in the export for CVAT
 FROM, TO = "label", "image"  # names of the tags in the labelling configuration
 
@@ -186,7 +187,7 @@ def _labelled(where: str, data: Any, result: Any, brushes_only: bool) -> tuple[L
             f"one other text in data that is the image's name; got {data!r:.200}"
         )
     where = f"{where} ({file})"
-    regions = [r for r in result if isinstance(r, dict) and _is_region(str(r.get("type", "")))]
+    regions = [r for r in result if isinstance(r, dict) and str(r.get("type")).endswith(DRAWN)]
     brushes = [r for r in regions if _is_brush(r)]
     if len(brushes) < len(regions) and not brushes_only:
         other = next(r["type"] for r in regions if not _is_brush(r))
@@ -200,10 +201,6 @@ def _labelled(where: str, data: Any, result: Any, brushes_only: bool) -> tuple[L
         )
     drawn = tuple((_label(where, r), r["value"].get("rle")) for r in brushes)
     return Labelled(file, _size(where, brushes), drawn), len(regions) - len(brushes)
-
-
-def _is_region(kind: str) -> bool:
-    return kind.endswith(("labels", "brush", "mask"))
 
 
 def _is_brush(region: dict[str, Any]) -> bool:

@@ -122,7 +122,7 @@ def _brick(u: Array, v: Array, rng: Generator) -> Thing:
     )
 
 
-def _tire(u: Array, v: Array, rng: Generator) -> Thing:
+def _tire(u: Array, v: Array, _: Generator) -> Thing:
     r = np.hypot(u, v)
     tread = (np.abs((np.arctan2(v, u) * 16 / (2 * np.pi)) % 1 - 0.5) < 0.22) & (r > 0.78)
     rubber = _flat((0.13, 0.13, 0.14), u) * (1 + 0.5 * np.exp(-(((r - 0.66) / 0.08) ** 2)))

@@ -38,7 +38,7 @@ class GeneratorSettings(Settings):
     class words behind the caption; ``caption``, the caption's own; True, both, or the caption's own
     where none are appended. ``cross_layers`` and ``cross_heads``: the cross-attention layers (by
     the beginning of their names) and heads that are read, None for all of that resolution;
-    ``capture_every``: attention is read in each n-th step only, from the first on.
+    ``capture_every``: attention is read in one step of so many, from the first on.
     ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload``
     (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
     ``compile`` (:mod:`dd.generators.speed`) save time and round otherwise. ``truncate``: pixels

@@ -39,8 +39,6 @@ def within_limit(prompts: Prompts, generator: Reader, over_limit: str = "refuse"
     lose words at the end; class words never go. A prompt that cannot be trimmed so, or a class
     prompt over the limit, is refused in both cases.
     """
-    if over_limit not in ADVICE:
-        raise ValueError(f"prompts_over_limit={over_limit!r}; allowed: {', '.join(ADVICE)}")
     limit = generator.token_limit
     tokens: dict[str, int] = {}
     answers: dict[Prompt, Prompt] = {}

@@ -37,12 +37,12 @@ class CalibrationSettings(Settings):
     noun = "calibrate"
 
     timesteps: list[Natural]
-    seed: Natural = 0
-    power: Sequence[Natural] | None = None
-    threshold: Sequence[float] = (0.4, 0.5, 0.6)
-    source: Sequence[str] | None = None
-    band: float = 0.1
-    append: bool = True
+    seed: Natural
+    power: Sequence[Natural] | None
+    threshold: Sequence[float]
+    source: Sequence[str] | None
+    band: float
+    append: bool
     batch_size: Count = 8
 
 

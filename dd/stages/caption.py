@@ -39,8 +39,6 @@ def caption(
             "caption.images=<folder>"
         )
     folder, images = Path(folder), Path(images)
-    if batch_size < 1:
-        raise ValueError(f"caption.batch_size={batch_size}: 1 or more images at a time")
     if not images.is_dir():
         raise FileNotFoundError(f"caption.images={images}: no such folder")
     if folder.resolve().is_relative_to(images.resolve()):

@@ -62,9 +62,8 @@ def export(
         _refuse(target, identity, [])
         if (target / DONE).is_file():
             files = read_own(target / DONE, EXPORTED)["files"]
-            lost = [
-                target / name for name, size in files.items() if not _is_whole(target / name, size)
-            ]
+            sizes = {(target / name): size for name, size in files.items()}
+            lost = [p for p, size in sizes.items() if not p.is_file() or p.stat().st_size != size]
             if not lost:
                 return {
                     "images": len(source.items),
@@ -106,7 +105,3 @@ def _refuse(target: Path, identity: dict[str, Any], sources: list[Path]) -> None
         raise FileExistsError(
             f"{target} holds other files, which are not touched: choose a new or an empty folder"
         )
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size

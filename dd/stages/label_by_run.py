@@ -14,12 +14,11 @@ from dd.data.datasets import SegmentationFolder, encode_mask, read_image
 from dd.execution.units import intact_masks
 from dd.segmenters.base import Segmenter
 from dd.store.locks import Lock
-from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import differences, fingerprint, read_own, sha256, write_atomic, write_json
 from dd.store.samples import append_records, read_records, recorded
 from dd.store.schemas import IDENTIFIED, RUN
-from dd.store.settings import Count, Natural, Settings, Share
+from dd.store.settings import Count, Name, Natural, Settings, Share
 from dd.taxonomy import Taxonomy
 from dd.training.datamodule import whole_loader
 from dd.training.segmentation import Views, to_device
@@ -28,7 +27,7 @@ NEEDS = ("sha256", "pixels")  # of the record of a mask
 
 
 def _new_set(given: str) -> str:
-    if folder_name(given, "mask_set") == "SegmentationClass":
+    if given == "SegmentationClass":
         raise ValueError(
             f"mask_set={given!r}: expected the name of a new set in masks, as self_training"
         )
@@ -41,7 +40,7 @@ class LabelerSettings(Settings):
 
     noun = "labeler"
 
-    mask_set: Annotated[str, AfterValidator(_new_set)] = "self_training"
+    mask_set: Annotated[Name, AfterValidator(_new_set)] = "self_training"
     confidence: Share | None = None
     weights: str = "ema"
     batch_size: Count = 16

@@ -20,11 +20,9 @@ def report_dataset(
     filter and search, how it was made. Returns the page.
 
     FileNotFoundError if it is no synthetic set or has no such finished mask set; ValueError for a
-    number of samples below 1, and for a set whose generation is not finished.
+    set whose generation is not finished.
     """
     folder = Path(folder)
-    if type(gallery) is not int or gallery < 1:
-        raise ValueError(f"gallery={gallery!r}: expected a number of samples to show, 1 or more")
     if why := unfinished(folder):
         raise ValueError(why)
     plan, masks = read_plan(folder), folder / mask_set

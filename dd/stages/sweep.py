@@ -9,11 +9,10 @@ from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from pydantic import AfterValidator
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +31,6 @@ from dd.evaluation import metrics
 from dd.evaluation.supervision import LabelSet, behind, declared, label_set
 from dd.execution.units import check_generated
 from dd.masks.from_heat import MaskSettings, count_grid, how_read, scores, stored_grid
-from dd.store.names import folder_name
 from dd.store.progress import Progress
 from dd.store.provenance import (
     differences,
@@ -46,7 +44,7 @@ from dd.store.provenance import (
 )
 from dd.store.samples import Sample, read_plan
 from dd.store.schemas import IDENTIFIED, RUN, SWEPT
-from dd.store.settings import Count, Natural, Settings
+from dd.store.settings import Count, Name, Natural, Settings
 from dd.taxonomy import Taxonomy
 
 MADE_HERE = ("masks.json", "settings.json")  # of mask sets and predictions of ours
@@ -54,26 +52,22 @@ PART = 128  # samples counted by one process in one go, and kept when a sweep is
 Counter: TypeAlias = Callable[[list[Sample]], np.ndarray]
 
 
-def _plain_name(given: str) -> str:
-    return folder_name(given, "sweep.name")
-
-
 class SweepSettings(Settings):
-    """``power`` and ``source``: None = all that are stored. ``limit``: the first samples of the
-    plan only. ``heat``: a reading of the set (:mod:`dd.stages.read_heat`), None = that of its
-    drawing. ``workers``: processes, None = one for each core unless there is little to do; the
-    numbers do not depend on it."""
+    """``name``: of the result, which a command may leave out. ``power`` and ``source``: None = all
+    that are stored. ``limit``: the first samples of the plan only. ``heat``: a reading of the set
+    (:mod:`dd.stages.read_heat`), None = that of its drawing. ``workers``: processes, None = one for
+    each core unless there is little to do; the numbers do not depend on it."""
 
     noun = "sweep"
 
-    name: Annotated[str, AfterValidator(_plain_name)]
-    power: Sequence[Natural] | None = None
-    threshold: Sequence[float] = (0.4, 0.5, 0.6)
-    band: Sequence[float] = (0.1,)
-    source: Sequence[str] | None = None
-    limit: Count | None = None
-    workers: Count | None = None
-    heat: str | None = None
+    name: Name | None
+    power: Sequence[Natural] | None
+    threshold: Sequence[float]
+    band: Sequence[float]
+    source: Sequence[str] | None
+    limit: Count | None
+    workers: Count | None
+    heat: Name | None = None
 
 
 def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) -> dict[str, Any]:

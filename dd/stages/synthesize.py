@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
@@ -75,7 +75,7 @@ class SynthesisSettings(Settings):
     seed: Natural
     unit_size: Count
     image_format: Annotated[str, AfterValidator(_suffix)] = ".jpg"
-    prompts_over_limit: str = "refuse"
+    prompts_over_limit: Literal["refuse", "trim"] = "refuse"
     redraw: Natural = 3
 
 

@@ -90,10 +90,6 @@ def plan_lines(plan: list[Sample]) -> Iterator[str]:
         yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def plan_text(plan: list[Sample]) -> str:
-    return "".join(plan_lines(plan))
-
-
 def plan_sha256(plan: list[Sample]) -> str:
     """Hash of the frozen plan's file."""
     digest = hashlib.sha256()

@@ -11,13 +11,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
+
+from dd.store.names import folder_name
 
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+# a whole number where text belongs, as mask_set=1, is text
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+# what names a folder, or one below another
+Name = Annotated[Text, AfterValidator(lambda value, info: folder_name(value, info.field_name))]
+Parts = Annotated[
+    Text, AfterValidator(lambda value, info: folder_name(value, info.field_name, parts=True))
+]
 STRICT = ConfigDict(  # "3" is no number, true no 1
     strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
 )
@@ -70,8 +87,9 @@ class Settings(BaseModel):
             said = str(first["ctx"]["error"])
             kind = cls.model_fields[str(name)].annotation if name else None
             inner = isinstance(kind, type) and issubclass(kind, Settings)
-            own = not name or inner or said.startswith(f"{name}.")  # it names the key itself
-            return said if own else f"{prefix}{name}: {said}"
+            if not name or inner or said.startswith(f"{name}."):  # it names the key itself
+                return said
+            return prefix + (said if said.startswith(f"{name}=") else f"{name}: {said}")
         field = cls.model_fields[str(name)]
         return f"{prefix}{name}={shown(values.get(str(name)))}: expected {expected(field)}"
 

@@ -88,18 +88,12 @@ class Mixture(Dataset):
     """Real and synthetic images of one training: ``real`` first, then ``synthetic``, both indexable
     (image, mask) data.
 
-    ``real_share``: the part of the draws that are real, strictly between 0 and 1 (ValueError).
+    ``real_share``: the part of the draws that are real, strictly between 0 and 1.
     """
 
     def __init__(
         self, real: SegmentationFolder, synthetic: SegmentationFolder, real_share: float
     ) -> None:
-        if type(real_share) is not float or not 0 < real_share < 1:
-            raise ValueError(
-                f"real_share={real_share!r}: a mixed training draws real and synthetic images; "
-                "expected a number between 0 and 1, neither of them (source=synthetic and "
-                "source=real are the two ends)"
-            )
         if real.taxonomy != synthetic.taxonomy:
             raise ValueError(
                 f"real images have the classes {real.taxonomy.names}, "

@@ -19,9 +19,8 @@ from pytorch_lightning.plugins.precision import Precision
 from dd.data.photos import Picture
 from dd.evaluation import metrics
 from dd.segmenters.base import Segmenter
-from dd.segmenters.transforms import EvalTransform
 from dd.store import checkpoints
-from dd.store.settings import Natural, Settings, check_kind
+from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 from dd.training.mean_teacher import MeanTeacher, class_mix
 from dd.training.schedules import stepwise
@@ -151,22 +150,19 @@ class Views:
     augmentation.
 
     ``views(image)`` turns uint8 [H, W, 3] into one uint8 [3, h, w] per scale: a transform for
-    :func:`dd.training.datamodule.whole_loader`. ValueError for scales that are not positive, or
-    repeated.
+    :func:`dd.training.datamodule.whole_loader`. ValueError for scales that are repeated.
     """
 
     def __init__(
         self, short_side: int, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> None:
-        numbers = isinstance(scales, list | tuple) and all(
-            type(s) in (int, float) and s > 0 for s in scales
-        )
-        if not numbers or not scales or len(set(scales)) < len(scales):
+        if len(set(scales)) < len(scales):
             raise ValueError(
                 f"scales={scales}: expected different numbers above 0, "
                 f"as [1.0] or {list(PAPER_SCALES)}"
             )
-        check_kind("flip", flip, bool)
+        from dd.segmenters.transforms import EvalTransform  # mmsegmentation, of those who predict
+
         self.short_side, self.flip = short_side, flip
         self.scales = tuple(sorted(map(float, scales)))
         self.resize = [

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from dd import config
 from dd.config.check_values import check_settings
-from dd.config.command import check_values
+from dd.config.command import check_device
 from dd.config.objects import check_loaded
 from dd.config.settings import SCRIPTS
 from dd.store.settings import Settings, words
@@ -295,7 +295,7 @@ def checked(root, *overrides):
     cfg = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
     check_settings(root, cfg)
     check_loaded(cfg)
-    check_values(cfg)
+    check_device(cfg)
     return cfg
 
 
@@ -355,7 +355,31 @@ def checked(root, *overrides):
         ("evaluate", "images=[a,b]", r"images=\['a', 'b'\]: expected text, or null"),
         ("evaluate", "output=[a]", "output="),
         ("evaluate", "run=[a]", "run="),
-        ("evaluate", "scales=1", "scales=1: expected a list, each a number"),
+        ("evaluate", "scales=1", "scales=1: expected a list, each a number above 0"),
+        ("evaluate", "scales=[]", r"scales=\[\]: expected a list, each a number above 0"),
+        ("evaluate", "scales=[1.0,-1]", r"scales=.*expected a list, each a number above 0"),
+        ("evaluate", "flip='yes'", "flip='yes': expected true or false"),
+        ("evaluate", "batch_size=0", "batch_size=0: expected a whole number of 1 or more"),
+        ("evaluate", "max_pixels=0", "max_pixels=0: expected a whole number from 1 to 178956970"),
+        ("evaluate", "max_pixels=178956971", "max_pixels=178956971: expected a whole number"),
+        ("evaluate", "predict.every=0", "predict.every=0: expected a whole number of 1 or more"),
+        ("evaluate", "report.gallery=0", "report.gallery=0: expected a whole number of 1 or more"),
+        ("evaluate", "calibrate.shots=all", "calibrate.shots='all': expected a whole number"),
+        (
+            "evaluate",
+            "calibrate.cross_layers=up_blocks",
+            "calibrate.cross_layers='up_blocks': expected a list, each a list",
+        ),
+        ("evaluate", "sweep.name=../up", "sweep.name='../up'"),
+        ("evaluate", "unit_size=many", "unit_size='many': expected a whole number of 1 or more"),
+        ("generate", "unit_size=2.5", "unit_size=2.5: expected a whole number .*auto"),
+        ("generate", "image_format=gif", "image_format='gif'; allowed: .jpg, .png"),
+        ("generate", "caption.batch_size=0", "caption.batch_size=0: expected a whole number"),
+        ("train", "real_share=1.0", "real_share=1.0: expected a number above 0, below 1, source="),
+        ("train", "real_share=true", "real_share=true: expected a number"),
+        ("train", "source=reel", "source='reel': expected synthetic, real, mixed"),
+        ("generate", "prompts_over_limit=cut", "prompts_over_limit='cut': expected refuse, trim"),
+        ("train", "hold_out=0", "hold_out=0: expected a whole number of 1 or more, or null"),
         (
             "generate",
             "labeler.confidence=high",
@@ -667,7 +691,7 @@ def test_no_value_of_another_kind_shows_a_foreign_error(root):
             try:
                 check_settings(root, cfg)
                 check_loaded(cfg)
-                check_values(cfg)
+                check_device(cfg)
             except config.command.ANSWERED as error:
                 said = config.command._message(error, cfg)
                 assert key in said and "\n" not in said and len(said) < 600, (key, value, said)

@@ -569,7 +569,6 @@ def test_real_training_sets(data_root):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["source=reel"], "source='reel'; allowed: synthetic, real"),
         (["source=synthetic"], "shots=3 has no effect with source=synthetic"),
         (["source=synthetic", "shots=null", "shots_list=a.txt"], "shots_list=a.txt has no effect"),
         (["trainer.devices=3"], "batch_size=16: .*3 processes.*a multiple of 3 from 6 on"),
@@ -912,8 +911,6 @@ def test_mixed_training_sets(data_root, synthetic_set):
     for other in ("real_share=0.5", "shots=2", "source=real"):
         cfg = training(data_root, "source=mixed", "real_share=0.25", synthetic_set, other)
         assert config.training_record(cfg, config.training_sets(cfg)[0])[0] != identity, other
-    with pytest.raises(ValueError, match="real_share=1.0"):
-        config.training_sets(training(data_root, "source=mixed", "real_share=1.0", synthetic_set))
 
 
 VALIDATED = "trainer.limit_val_batches=1.0"
@@ -1000,9 +997,3 @@ def test_the_batch_is_measured_once_and_then_that_of_the_set(tmp_path, capsys):
     write_json(tmp_path / "run.json", {"identity": identity})
     assert config.unit_size(cfg, generator, taxonomy("voc")) == 4 and generator.asked == 1
     assert config.unit_size(OmegaConf.create({"unit_size": 8}), generator, None) == 8
-
-
-@pytest.mark.parametrize("size", ["many", 2.5, None, True])
-def test_a_batch_that_is_no_number(size):
-    with pytest.raises(ValueError, match="unit_size=.*expected a whole number from 1 on, or auto"):
-        config.unit_size(OmegaConf.create({"unit_size": size}), None, None)

@@ -102,11 +102,6 @@ def test_what_cannot_be_trimmed_is_refused():
         within_limit(prompts("a man"), WordCounter(5), "trim")
 
 
-def test_a_mistyped_switch():
-    with pytest.raises(ValueError, match="prompts_over_limit='cut'; allowed: refuse, trim"):
-        within_limit(prompts("a"), WordCounter(), "cut")
-
-
 def test_each_text_is_counted_once():
     generator = WordCounter()
     within_limit(prompts(*["a man"] * 50), generator)

@@ -15,7 +15,7 @@ from dd.prompts.mixed import MixedPrompts
 from dd.prompts.prompt import find_words
 from dd.prompts.templates import TemplatePrompts
 from dd.store.provenance import sha256
-from dd.store.samples import make_plan, plan_text
+from dd.store.samples import make_plan, plan_lines
 from dd.taxonomy import Taxonomy, taxonomy
 
 CONF = Path(__file__).parents[2] / "conf" / "prompts"
@@ -41,7 +41,7 @@ def from_conf(name, **changes):
 )
 def test_the_plan_of_the_embedded_benchmark_stays_what_it_was(number, seed, expected):
     plan = make_plan(from_conf("shapes")(SHAPES, number, seed), SHAPES, seed, 32)
-    assert sha256(plan_text(plan).encode()) == expected
+    assert sha256("".join(plan_lines(plan)).encode()) == expected
 
 
 def template_prompts(**kwargs):

@@ -16,7 +16,7 @@ from dd.stages.label import label
 from dd.stages.predict_set import predict_set
 from dd.stages.sweep import print_best
 from dd.store.provenance import fingerprint, read_json, sha256, write_json
-from dd.store.samples import Sample, append_records, plan_text
+from dd.store.samples import Sample, append_records, plan_lines
 from dd.training.segmentation import Views
 
 NAMES, SIZES = ["cat", "dog", "hot dog"], [(12, 9), (16, 16), (7, 15), (12, 9), (10, 11)]
@@ -48,7 +48,7 @@ def folder(tmp_path):
             "0",
             [{"id": sample.id, "image_sha256": sha256(image), "heat_sha256": sha256(file)}],
         )
-    (root / "plan.jsonl").write_text(plan_text(plan))
+    (root / "plan.jsonl").write_text("".join(plan_lines(plan)))
     write_json(
         root / "run.json",
         {"identity": {"taxonomy": {"name": "pets", "names": NAMES}, "generator": GENERATOR}},
@@ -69,7 +69,8 @@ def exact(tmp_path):
 
 
 def sweep(folder, reference, name, **settings):
-    return stage.sweep(folder, reference, stage.SweepSettings(name=name, **settings))
+    others = dict.fromkeys(("source", "limit", "workers"))
+    return stage.sweep(folder, reference, stage.SweepSettings(name=name, **others | settings))
 
 
 def heat_of(folder, number):

@@ -260,7 +260,15 @@ def test_a_damaged_file_is_not_merged(tmp_path, shards):
         merge(shards, tmp_path / "both")
 
 
-ITSELF = SweepSettings(name="itself", power=[0], workers=1)
+ITSELF = SweepSettings(
+    name="itself",
+    power=[0],
+    threshold=[0.4, 0.5, 0.6],
+    band=[0.1],
+    source=None,
+    limit=None,
+    workers=1,
+)
 READERS = {
     "label": lambda f: label(f, MaskSettings(power=0, threshold=0.5, band=0.1), "other"),
     "report": lambda f: report_dataset(f),

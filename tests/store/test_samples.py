@@ -9,7 +9,7 @@ from dd.store.samples import (
     append_records,
     make_plan,
     open_units,
-    plan_text,
+    plan_lines,
     read_plan,
     read_records,
     sample_seed,
@@ -29,7 +29,7 @@ def prompts(number):
 
 
 def write(folder, plan):
-    (folder / "plan.jsonl").write_text(plan_text(plan), encoding="utf-8")
+    (folder / "plan.jsonl").write_text("".join(plan_lines(plan)), encoding="utf-8")
 
 
 def test_seeds_are_the_first_63_bits_of_the_hash():

@@ -550,15 +550,9 @@ def test_protocols_have_their_own_names():
     assert names == ["ms_flip", "ms", "flip", "", "scales_0.5-1_flip", "scales_0.5-2_flip"]
 
 
-@pytest.mark.parametrize("scales", [[], [0.0], [-1.0], [1.0, 1], 1.0, None, ["1"], [True]])
-def test_impossible_scales_are_refused(scales):
+def test_repeated_scales_are_refused():
     with pytest.raises(ValueError, match=r"scales=.*expected different numbers above 0"):
-        Views(16, scales)
-
-
-def test_flip_is_a_switch():
-    with pytest.raises(ValueError, match="flip='yes'"):
-        Views(16, [1.0], "yes")
+        Views(16, [1.0, 1])
 
 
 def test_counting_with_views(toy_data):
