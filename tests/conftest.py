@@ -9,6 +9,8 @@ import torch
 # Without a GPU Triton's kernels run in its interpreter; asked for before other packages import
 # triton.
 os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
+# Ray gives its workers way to all other processes; beside other tests they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import hydra
 import numpy as np
