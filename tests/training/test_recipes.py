@@ -17,6 +17,7 @@ from dd.training.datamodule import SegmentationData
 
 SMALL = [
     "segmenter=deeplabv3_r18",
+    "segmenter.base_channels=8",
     "batch_size=2",
     "num_workers=0",
     "scale=64",
