@@ -29,6 +29,7 @@ SLOW = {"full", "browser"}
 # The files that take longest. Where several processes share the tests they come first, so that
 # none of them is still at work when the others have ended.
 LONG = (
+    "stages/test_study.py",
     "faults/test_grammar.py",
     "training/test_fitting.py",
     "config/test_conf.py",
