@@ -15,6 +15,11 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # their tests have the marker quick (tests/conftest.py); the others are not even read
 QUICK := $(addprefix tests/,attention masks evaluation store test_layers.py test_taxonomy.py)
 
+# A process for each core, up to four (each takes 2 GB). All tests of a file run in one process, which
+# makes the file's fixtures once; the longest files go first (tests/conftest.py).
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-quick test-full study browser
 demo: .venv/.ready
 	PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/demo.sh
@@ -26,7 +31,7 @@ test: .venv/.ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not full and not browser"
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(SIDE_BY_SIDE) -m "not full and not browser"
 
 test-quick: .venv/.ready
 	$(PY) -m ruff check .

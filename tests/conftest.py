@@ -9,6 +9,8 @@ import torch
 # Without a GPU Triton's kernels run in its interpreter; asked for before other packages import
 # triton.
 os.environ["TRITON_INTERPRET"] = str(int(not torch.cuda.is_available()))
+# Ray gives its workers way to all other processes; beside other tests they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import hydra
 import numpy as np
@@ -24,10 +26,29 @@ ROOT = Path(__file__).parent.parent
 # the rooms whose tests take seconds
 QUICK = ("attention", "masks", "evaluation", "store", "test_layers.py", "test_taxonomy.py")
 SLOW = {"full", "browser"}
+# The files that take longest. Where several processes share the tests they come first, so that
+# none of them is still at work when the others have ended.
+LONG = (
+    "stages/test_study.py",
+    "faults/test_grammar.py",
+    "training/test_fitting.py",
+    "config/test_conf.py",
+    "faults/test_training.py",
+    "execution/test_ray.py",
+    "stages/test_init.py",
+    "training/test_recipes.py",
+    "test_chain.py",
+    "stages/test_deploy.py",
+    "training/test_tracking.py",
+)
 
 
 def pytest_collection_modifyitems(items):
-    """The marker ``quick``: tests of the science and of what lies on disk."""
+    """The marker ``quick``: tests of the science and of what lies on disk. In one of several
+    processes, the order of :data:`LONG`."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {ROOT / "tests" / name: at for at, name in enumerate(LONG)}
+        items.sort(key=lambda item: place.get(item.path, len(LONG)))
     for item in items:
         room = Path(item.path).relative_to(ROOT / "tests").parts[0]
         if room in QUICK and not SLOW & {mark.name for mark in item.iter_markers()}:

@@ -59,7 +59,7 @@ def test_workers_make_what_one_process_makes_and_a_dead_one_is_replaced(tmp_path
 
 def test_sigterm_drops_what_is_under_way_and_another_executor_goes_on(tmp_path, whole, on_ray):
     folder = tmp_path / "set"
-    process = start(folder, executor=on_ray(workers=1), generator={"pause": 0.3}, **IMAGES)
+    process = start(folder, executor=on_ray(workers=1), generator={"pause": 1.5}, **IMAGES)
     wait_for(lambda: list(folder.glob("records/*.jsonl")), process)
     busy = start(folder, executor={"workers": 1}, **IMAGES)
     assert f"process {process.pid} on " in ended(busy, 5)
@@ -130,7 +130,7 @@ def test_a_run_that_is_whole_starts_no_ray(tmp_path):
 
 def test_a_ray_of_its_own_listens_on_the_loopback_interface_only(tmp_path, whole):
     folder = tmp_path / "set"
-    process = start(folder, executor={"kind": "ray"}, generator={"pause": 0.1}, **IMAGES)
+    process = start(folder, executor={"kind": "ray"}, generator={"pause": 0.5}, **IMAGES)
     wait_for(lambda: workers_of(process), process)
     wait_for(
         lambda: len(listening(process.pid)) > 3, process

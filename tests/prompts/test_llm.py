@@ -214,9 +214,9 @@ def test_braces_in_the_words_around_the_json_do_no_harm(before):
     "text", ["{" * 300_000, '{"a":' * 50_000, '{"a": "' * 50_000, '{"a": [' + "1, {" * 50_000]
 )
 def test_an_answer_of_braces_alone_is_given_up_soon(text):
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert read_answer({"text": text}) == ([], "answer is not JSON")
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_the_limit_of_attempts_says_what_was_wrong(chat, source, tmp_path):

@@ -71,6 +71,21 @@ def deployed(tmp_path_factory, finished_run, pictures):
     return folder, run, segmenter, folder / "segmenter.onnx"
 
 
+@pytest.fixture
+def exports(deployed, monkeypatch):
+    """An export takes seconds: from here on each gives the bytes of the one that was made, and
+    its metadata are added to this list. They have to be those of that file."""
+    asked, data, known = [], deployed[3].read_bytes(), metadata(deployed[3])
+
+    def again(_, facts):
+        assert facts.items() <= known.items()
+        asked.append(facts)
+        return data
+
+    monkeypatch.setattr(stage, "exported", again)
+    return asked
+
+
 def test_the_file_says_what_it_is(deployed):
     folder, run, _, file = deployed
     facts = metadata(file)
@@ -185,7 +200,7 @@ def test_the_same_export_is_kept_and_checked_again(deployed, pictures, capsys):
     ) == before and f"kept: {file}" in capsys.readouterr().out
 
 
-def test_images_that_cannot_be_read_are_told(deployed, pictures, tmp_path, capsys):
+def test_images_that_cannot_be_read_are_told(deployed, exports, pictures, tmp_path, capsys):
     folder, _, _, _ = deployed
     some = Path(shutil.copytree(pictures, tmp_path / "some"))
     data = bytearray((some / "0.png").read_bytes())
@@ -199,10 +214,11 @@ def test_images_that_cannot_be_read_are_told(deployed, pictures, tmp_path, capsy
     assert "of 3 images are as PyTorch's" in said.out
     assert "warning: 2 of 5 images could not be read: " in said.err
     assert f"{some}/0.png is damaged" in said.err and f"{some}/x.jpg is damaged" in said.err
+    assert len(exports) == 1 and (tmp_path / "new.onnx").is_file()
 
 
 def test_a_damaged_export_is_not_kept_and_one_without_its_check_is_made_again(
-    deployed, pictures, tmp_path, capsys
+    deployed, exports, pictures, tmp_path, capsys
 ):
     folder, _, _, file = deployed
     copy = tmp_path / "copy.onnx"
@@ -215,12 +231,12 @@ def test_a_damaged_export_is_not_kept_and_one_without_its_check_is_made_again(
     capsys.readouterr()
     assert door.main(given) == 2
     assert "is not the file that copy.json beside it tells of" in capsys.readouterr().err
-    assert copy.read_bytes() == damaged
+    assert copy.read_bytes() == damaged and len(exports) == 1
     copy.with_suffix(".json").unlink()
     assert door.main(given) == 0 and read_json(copy.with_suffix(".json"))["onnx_sha256"] == sha256(
         copy
     )
-    assert metadata(copy) == metadata(file) and copy.read_bytes() != damaged
+    assert len(exports) == 2 and copy.read_bytes() == sound == file.read_bytes()
 
 
 def test_what_the_command_refuses(deployed, finished_run, pictures, tmp_path, capsys):

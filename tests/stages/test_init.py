@@ -99,6 +99,7 @@ def test_what_is_written_runs_from_prompts_to_a_deployed_segmenter(site, capsys,
     small = [
         "batch_size=2",
         "scale=64",
+        "segmenter.base_channels=8",
         "trainer.enable_progress_bar=false",
         "trainer.accelerator=cpu",
         "trainer.max_steps=1",
@@ -200,6 +201,7 @@ def test_the_study_runs_with_the_root_script_itself(site):
     small = [
         "batch_size=2",
         "scale=64",
+        "segmenter.base_channels=8",
         "trainer.enable_progress_bar=false",
         "trainer.max_steps=1",
         "study.seeds=[0]",

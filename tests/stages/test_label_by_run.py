@@ -310,6 +310,7 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
         "batch_size=2",
         "scale=64",
         "transform.crop_size=32",
+        "segmenter.base_channels=8",
         "trainer.enable_progress_bar=false",
         "trainer.max_steps=1",
     ]

@@ -26,6 +26,7 @@ from dd.store.locks import Busy, Lock
 from dd.store.provenance import read_json, write_json
 from dd.taxonomy import Taxonomy, voc_palette
 from dd.training.segmentation import Predictor, Views
+from tests.doors import exit_status
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["background", "cat", "dog, hot"]
@@ -272,7 +273,7 @@ def test_the_predictor_predicts_as_an_image_is_evaluated(tiny_segmenter):
 # The command
 
 
-def command(*arguments, cwd=ROOT):
+def command(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = [
         sys.executable,
@@ -282,11 +283,11 @@ def command(*arguments, cwd=ROOT):
         *map(str, arguments),
     ]
     return subprocess.run(
-        script, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd
+        script, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT
     )
 
 
-def test_the_command(finished_run, images, tmp_path):
+def test_the_command(finished_run, images, tmp_path, monkeypatch, capsys):
     folder, run, segmenter = finished_run(tmp_path / "run/seed=0")
     (images / "broken.png").write_bytes(b"")
     done = command(f"run={folder}", f"images={images}")
@@ -300,8 +301,10 @@ def test_the_command(finished_run, images, tmp_path):
     )
     for name in ("a.png", "b.bmp", "more/c.png"):
         (images / name).unlink()
-    done = command(f"run={folder}", f"images={images}", "output=none", cwd=tmp_path)
-    assert done.returncode == 2 and "none of the 1 images could be read" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    given = ["stage=predict", "device=cpu", f"run={folder}", f"images={images}", "output=none"]
+    assert exit_status("evaluate", *given) == 2
+    assert "none of the 1 images could be read" in capsys.readouterr().err
 
 
 def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):

@@ -4,10 +4,7 @@ training."""
 import csv
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from dd.store.checkpoints import weights_sha256
 from dd.store.provenance import read_json
 from dd.taxonomy import Taxonomy
 from dd.training.segmentation import Predictor, Views
+from tests.doors import exit_status
 
 ROOT = Path(__file__).parents[2]
 CLASSES = Taxonomy("pets", ("cat", "dog"), colours={"cat": (250, 1, 2)})
@@ -464,22 +462,10 @@ def test_exports_of_label_studio_that_do_not_fit(queue, photos, tmp_path):
 # The command
 
 
-def test_the_command(finished_run, photos, tmp_path):
+def test_the_command(finished_run, photos, tmp_path, capsys):
     folder, run, segmenter = finished_run(tmp_path / "run/seed=0")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = [
-        sys.executable,
-        str(ROOT / "evaluate.py"),
-        "stage=review",
-        "device=cpu",
-        f"run={folder}",
-        f"images={photos}",
-        "review.number=2",
-    ]
-    done = subprocess.run(
-        script, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    given = ["stage=review", "device=cpu", f"run={folder}", f"images={photos}", "review.number=2"]
+    assert exit_status("evaluate", *given) == 0, capsys.readouterr().err
     out = folder / "review/photos-uncertain"
     predictor = Predictor(run, segmenter, Views(32))
     [p] = predictor.probabilities([read_image(photos / "a.png")])
@@ -493,12 +479,5 @@ def test_the_command(finished_run, photos, tmp_path):
     assert read_json(out / "review.json")["identity"]["weights_sha256"] == weights_sha256(
         load_weights(folder)
     )
-    done = subprocess.run(
-        [*script, "review.order=best"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        cwd=ROOT,
-    )
-    assert done.returncode == 2 and "review.order='best': expected uncertain, random" in done.stderr
+    assert exit_status("evaluate", *given, "review.order=best") == 2
+    assert "review.order='best': expected uncertain, random" in capsys.readouterr().err

@@ -345,6 +345,7 @@ def tiny(data_root, output_root):
         "batch_size=2",
         "scale=32",
         "transform.crop_size=32",
+        "segmenter.base_channels=8",
         "trainer.max_steps=2",
         "trainer.precision=32-true",
         "trainer.limit_val_batches=1.0",

@@ -506,6 +506,7 @@ TINY = [
     "device=cpu",
     "scale=64",
     "transform.crop_size=32",
+    "segmenter.base_channels=8",
     "batch_size=2",
     "trainer.max_steps=1",
     "trainer.precision=32-true",

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     "batch_size=2",
     "scale=64",
+    "segmenter.base_channels=8",
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
     "device=cpu",

@@ -19,6 +19,7 @@ SMALL = [
     "segmenter.depth=18",
     "segmenter.pretrained=null",
     "segmenter.sync_bn=false",
+    "+segmenter.base_channels=8",
     "batch_size=2",
     "num_workers=0",
     "scale=64",
