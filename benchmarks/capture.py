@@ -29,9 +29,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from benchmarks.full_size import build_unet, save
 from benchmarks.machine import machine
+from benchmarks.reading import recorder_of
 from benchmarks.sweep import make_plan
 from dd.attention import maths as attention
-from dd.generators import AttentionRecorder, TextToImage
+from dd.generators import TextToImage
 from dd.generators.memory import peak_bytes, reset_peak
 
 LARGEST = 64  # side of the maps that the naive variant keeps
@@ -105,7 +106,7 @@ def generations(generator: TextToImage, batch: int) -> dict:
         "plain": lambda: run(nullcontext(), False),
         "capture": lambda: run(nullcontext(), True),
         **({"unfused": lambda: run(unfused(), True)} if generator.device != "cpu" else {}),
-        "naive": lambda: run(naive(generator.unet), False),
+        "naive": lambda: run(naive(generator.network), False),
     }
 
 
@@ -132,7 +133,7 @@ def single_steps(unet, model: str, batch: int, device: str) -> dict:
 
     return {
         "plain": lambda: step(nullcontext()),
-        "capture": lambda: step(AttentionRecorder(unet, states[:batch], *SIDES[model])),
+        "capture": lambda: step(recorder_of(unet, states[:batch], *SIDES[model])),
         "naive": lambda: step(naive(unet)),
     }
 

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_size import UNETS, VAE
-from dd.generators import AttentionRecorder
+from benchmarks.reading import recorder_of
 from dd.segmenters.deeplabv3 import DeepLabV3
 
 SETS = {
@@ -53,7 +53,7 @@ def main():
         latents, text = torch.empty(1, 4, 64, 64), torch.empty(1, 77, 1024)
         step = tera(lambda: unet(latents, torch.tensor(0, device="meta"), text))
         decode = tera(lambda: vae.decode(latents))
-        with AttentionRecorder(unet, text, 16, 32):
+        with recorder_of(unet, text, 16, 32):
             capture = tera(lambda: unet(latents, torch.tensor(0, device="meta"), text)) - step
     parameters = sum(p.numel() for p in unet.parameters())
     images_of = {

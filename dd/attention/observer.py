@@ -4,6 +4,7 @@ bit-identical."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -31,7 +32,7 @@ def attention_modules(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.
 
 class Observer(TorchFunctionMode):
     """While active, ``see(name, attended)`` is called with each attention of the modules ``names``
-    of ``network`` (None = all of :func:`attention_modules`). :meth:`forget` ends it for some.
+    of ``network`` (None = all of :func:`attention_modules`).
 
     Attention backends that go past ``F.scaled_dot_product_attention`` (flash, sage, compiled
     graphs) are not seen: whoever expects a call checks that it came.
@@ -47,36 +48,38 @@ class Observer(TorchFunctionMode):
         self._network, self._see, self._names = network, see, names
         self.ran: set[str] = set()  # modules that were at work, whether seen or not
         self._inside: list[str] = []
-        self._hooks: dict[str, list[Any]] = {}
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
-        for name, module in attention_modules(self._network):
-            if self._names is None or name in self._names:
-                self._hooks[name] = [
-                    module.register_forward_pre_hook(lambda *_, name=name: self._begin(name)),
-                    module.register_forward_hook(lambda *_: self._end(), always_call=True),
-                ]
+        try:
+            for name, module in attention_modules(self._network):
+                if self._names is None or name in self._names:
+                    begin, end = partial(self._begin, name), self._end
+                    self._hooks.append(module.register_forward_pre_hook(begin))
+                    self._hooks.append(module.register_forward_hook(end, always_call=True))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.forget(list(self._hooks))
-
-    def forget(self, names: Collection[str]) -> None:
-        """No longer observe these modules. Not while one of them is at work."""
-        for name in names:
-            for hook in self._hooks.pop(name, ()):
-                hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if self._inside:  # always_call means after an Exception: not after KeyboardInterrupt
+            self._inside.clear()
+            super().__exit__(None, None, None)
 
     # The mode is on inside attention alone: each function of torch that is called while it is on
     # passes through Python.
 
-    def _begin(self, name: str) -> None:
+    def _begin(self, name: str, *_: object) -> None:
         if not self._inside:
             super().__enter__()
         self._inside.append(name)
         self.ran.add(name)
 
-    def _end(self) -> None:
+    def _end(self, *_: object) -> None:
         if self._inside:  # not where a hook before ours has failed
             self._inside.pop()
             if not self._inside:

@@ -94,16 +94,17 @@ class AttentionRecorder:
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._held: dict[str, list[Attended]] = {}
+        self._seen: set[str] = set()
         self._operator: list[Attended] = []
         self._handles: list[Any] = []
         self._observer = Observer(network, self._see, self._cross | self._self)
 
     def __enter__(self) -> Self:
+        self._observer.__enter__()  # which leaves no hook behind if it fails
         self._handles = [
             self.network.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.network.register_forward_hook(self._called),
         ]
-        self._observer.__enter__()
         return self
 
     def __exit__(self, *given: object) -> None:
@@ -125,6 +126,7 @@ class AttentionRecorder:
     def _see(self, name: str, seen: Attended) -> None:
         if self._rows is None or self.calls % self.reading.every:
             return
+        self._seen.add(name)
         mask = seen.mask[self._rows] if seen.mask is not None and len(seen.mask) > 1 else seen.mask
         a = Attended(seen.q[self._rows], seen.k[self._rows], seen.scale, mask)
         layout = self.reading.layout
@@ -214,14 +216,12 @@ class AttentionRecorder:
 
     def check(self) -> None:
         """ValueError if a site that is to be read was not seen."""
-        wanted = {"self"} if self._self else set()
-        wanted |= {"words"} if self.reading.layout.joint else set()
-        seen = set(self._sums) | ({"self"} if self._operator else set())
-        if not seen or wanted - seen:
+        missed = sorted((self._cross | self._self) - self._seen)
+        if missed or not self._seen:
             raise ValueError(
                 f"no attention was captured of {type(self.network).__name__}: its attention went "
                 "past torch's F.scaled_dot_product_attention since the start (a compiled graph, "
-                "another attention backend)"
+                f"another attention backend) in {', '.join(missed[:4]) or 'all it has'}"
             )
 
     @property

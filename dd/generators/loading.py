@@ -131,6 +131,7 @@ def _read_index(folder: Path, model: str) -> dict[str, Any]:
 
 def _check_index(index: dict[str, Any], model: str, safety_checker: bool) -> None:
     kind = index.get("_class_name")
+    kind = kind if isinstance(kind, str) else str(kind)  # a list names code of its own
     if kind in REFUSED:
         raise ValueError(
             f"diffusion.model={model!r} is a {kind}, which cannot be used: {REFUSED[kind]}"

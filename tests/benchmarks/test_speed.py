@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.full_size import MILLIONS, UNETS, build_unet
-from dd.generators import AttentionRecorder
+from benchmarks.reading import recorder_of
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_scaling_over_workers(figures):
 def test_the_large_unets_are_read_where_the_paper_reads_them(kind):
     unet = build_unet(kind)  # checks the number of parameters
     states = torch.zeros(1, 77, UNETS[kind]["cross_attention_dim"])
-    with torch.no_grad(), AttentionRecorder(unet, states, 16, 32) as recorder:
+    with torch.no_grad(), recorder_of(unet, states, 16, 32) as recorder:
         unet(torch.zeros(2, 4, 64, 64), torch.tensor([1, 1]), states.repeat(2, 1, 1))
     recorder.check()
     assert recorder.self_attention.shape == (1, 1024, 1024) and recorder.cross[

@@ -266,7 +266,7 @@ def test_every_generator_is_built_from_a_local_folder(file):
 
 @pytest.mark.parametrize("file", ["sd14", "sd15", "sdxl"])
 def test_a_models_licence_is_its_own_in_whatever_configuration_it_is_named(file):
-    from dd.generators.stable_diffusion import TERMS
+    from dd.generators.text_to_image import TERMS
 
     node = compose("generate", f"diffusion={file}").diffusion
     assert TERMS[node.model] == {"licence": node.licence, "link": node.link}
@@ -314,7 +314,8 @@ def test_the_papers_experiment_asks_for_a_commit():
 
 
 def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
-    from dd.generators import AttentionRecorder, build_text_and_unet, build_vae
+    from benchmarks.reading import recorder_of
+    from dd.generators import build_text_and_unet, build_vae
 
     _, overrides = header_command(CONF / "experiment/shapes_text_to_image.yaml")
     recipe, read = (
@@ -333,9 +334,7 @@ def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
         _, unet = build_text_and_unet(Sizes(), recipe["text_encoder"], recipe["unet"])
         states = torch.zeros(2, recipe["max_length"], recipe["text_encoder"]["hidden_size"])
         side = recipe["unet"]["sample_size"]
-        with AttentionRecorder(
-            unet, states, read.cross_resolution, read.self_resolution
-        ) as recorder:
+        with recorder_of(unet, states, read.cross_resolution, read.self_resolution) as recorder:
             unet(torch.zeros(2, recipe["unet"]["in_channels"], side, side), torch.zeros(2), states)
     recorder.check()
 
@@ -347,7 +346,7 @@ def test_an_adaptation_starts_from_plain_float32_weights():
     cfg = compose("train", "experiment=shapes_adapt_generator", "device=cpu", "data_root=here")
     given = config.adaptation(cfg)
     assert (
-        next(given["generator"].unet.parameters()).dtype == torch.float32
+        next(given["generator"].network.parameters()).dtype == torch.float32
         and given["generator"].size == 64
     )
     assert given["settings"].images == "here/shapes_shift/JPEGImages"

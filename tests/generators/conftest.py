@@ -184,16 +184,23 @@ def made(model, samples):
     return model.generate(samples)
 
 
+def choose(model, monkeypatch, **settings):
+    """Other settings of a loaded model, and what they choose to read, until the test ends."""
+    for name in ("sites", "reading", "cross_resolution", "self_resolution"):
+        monkeypatch.setattr(model, name, getattr(model, name))  # put back afterwards
+    others = model.settings.model_copy(update=settings)
+    for holder in (model, model.family):
+        monkeypatch.setattr(holder, "settings", others)
+    model._choose_sites()
+
+
 @pytest.fixture
 def changed(model, monkeypatch):
     """``changed(**settings)``: the loaded model with other settings, for one test."""
 
-    def change(**kwargs):
-        own = {key: value for key, value in kwargs.items() if hasattr(model, key)}
-        others = {key: value for key, value in kwargs.items() if key not in own}
-        for key, value in own.items():
-            monkeypatch.setattr(model, key, value)
-        monkeypatch.setattr(model, "settings", model.settings.model_copy(update=others))
+    def change(**settings):
+        monkeypatch.setattr(model, "steps", settings.get("steps", model.steps))
+        choose(model, monkeypatch, **settings)
         return model
 
     return change
@@ -201,9 +208,9 @@ def changed(model, monkeypatch):
 
 @pytest.fixture
 def hooks(model):
-    """``hooks()``: how many there are on the UNet now."""
+    """``hooks()``: how many there are on the network now."""
     return lambda: sum(
-        len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.pipe.unet.modules()
+        len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.network.modules()
     )
 
 

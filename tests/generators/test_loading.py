@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from dd.generators import TextToImage, loading
+from dd.generators.families import BY_PIPELINE, REFUSED
 from dd.generators.loading import find
 from dd.store.provenance import sha256
 
@@ -124,8 +125,7 @@ def test_a_folder_in_another_format(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "FluxPipeline",
-        "StableDiffusion3Pipeline",
+        "KandinskyV22Pipeline",
         "StableDiffusionXLImg2ImgPipeline",
         None,
         ["own", "Pipeline"],
@@ -134,10 +134,29 @@ def test_a_folder_in_another_format(tmp_path):
 def test_other_kinds_of_models_are_refused(edited, name):
     folder = edited(_class_name=name)
     with pytest.raises(
-        ValueError, match="Masks are read from the cross- and self-attention of a UNet; allowed: "
+        ValueError, match="a family whose attention is not known here; allowed: "
     ) as error:
         TextToImage(model=str(folder))
     assert f"is a {name}" in str(error.value) and "StableDiffusionXLPipeline" in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_kinds_whose_attention_cannot_be_read_are_refused_with_the_reason(edited, name):
+    with pytest.raises(ValueError, match=f"is a {name}, which cannot be used: its refiners mix"):
+        TextToImage(model=str(edited(_class_name=name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("FluxPipeline", "FluxTransformer2DModel"),
+        ("StableDiffusion3Pipeline", "SD3Transformer2DModel"),
+    ],
+)
+def test_a_kind_without_its_network_is_refused(edited, name, network):
+    message = f"its transformer is None; only {network} can be read"
+    with pytest.raises(ValueError, match=message):
+        TextToImage(model=str(edited(_class_name=name)))
 
 
 def test_code_of_a_checkpoint_is_never_run(edited):
@@ -261,9 +280,9 @@ def test_a_hub_id_that_cannot_be_reached(hub, folder):
 
 
 def test_a_model_that_is_refused_is_not_downloaded(hub, edited, monkeypatch):
-    hub(edited(_class_name="FluxPipeline"))
+    hub(edited(_class_name="KandinskyV22Pipeline"))
     monkeypatch.setattr(DiffusionPipeline, "download", pytest.fail)
-    with pytest.raises(ValueError, match="'someone/model' is a FluxPipeline"):
+    with pytest.raises(ValueError, match="'someone/model' is a KandinskyV22Pipeline"):
         TextToImage(model="someone/model")
 
 
@@ -307,7 +326,7 @@ def test_the_model_index_is_that_of_diffusers(folders):
         index = json.loads((folder / "model_index.json").read_text())
         assert (
             index["unet"] == ["diffusers", "UNet2DConditionModel"]
-            and index["_class_name"] in loading.PIPELINES
+            and index["_class_name"] in BY_PIPELINE
         )
         assert ("text_encoder_2" in index) == (name == "xl")
 

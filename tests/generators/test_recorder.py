@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dd.generators.recorder import Reading, attention_sides, choose_side
 from diffusers import UNet2DConditionModel
+from torch.overrides import _get_current_function_mode_stack
 
+from benchmarks.reading import recorder_of, sites_of
 from dd.attention import maths as attention
-from dd.generators import AttentionRecorder
-from dd.generators import recorder as recorder_module
+from dd.attention import recorder as recorder_module
+from dd.attention.recorder import AttentionRecorder, Reading, Words
+from dd.attention.sites import Layout, choose_side, find_sites
 from dd.masks.from_heat import SOURCES
 
 
@@ -39,12 +41,17 @@ class Explicit:
     ):
         count, length = len(self.class_states), hidden_states.shape[1]
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        (
-            attn.to_q(hidden_states),
-            attn.to_k(context),
-        )  # as any processor does: it is what the recorder looks at
         attention = self.probabilities(attn, hidden_states, context)
-        values = attn.to_v(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        q, k, values = (
+            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer, x in (
+                (attn.to_q, hidden_states),
+                (attn.to_k, context),
+                (attn.to_v, context),
+            )
+        )
+        # as any processor does: it is what the recorder looks at; the image is not made of it
+        F.scaled_dot_product_attention(q, k, values)
         if encoder_hidden_states is None and length == self.self**2:
             self.kept.setdefault("self", []).append(attention[-count:].mean(1))
         if encoder_hidden_states is not None and length == self.cross**2:
@@ -73,19 +80,17 @@ def states_of(pipe, kind, texts):
 def observed(model, samples, kind, sides):
     """(attention kept by the explicit processor, the recorder) of one and the same generation."""
     class_states = states_of(model.pipe, kind, [s.class_prompt for s in samples])
-    before, kept = model.pipe.unet.attn_processors, {}
-    model.pipe.unet.set_attn_processor(Explicit(class_states, sides, kept))
-    with AttentionRecorder(
-        model.pipe.unet, class_states, *sides, Reading(full_prompt=True)
-    ) as recorder:
+    before, kept = model.network.attn_processors, {}
+    model.network.set_attn_processor(Explicit(class_states, sides, kept))
+    with recorder_of(model.network, class_states, *sides, full_prompt=True) as recorder:
         images, _, _ = model.generate(samples, capture=False)
-    model.pipe.unet.set_attn_processor(before)
+    model.network.set_attn_processor(before)
     return {key: torch.stack(each) for key, each in kept.items()}, recorder, images
 
 
 def test_the_class_prompt_is_read_by_every_encoder_of_the_model(model, kind, samples):
     texts = [s.class_prompt for s in samples]
-    states, pooled = model.encode(texts)
+    states, pooled = model.text_states(texts), model.family.text(texts)["pooled"]
     torch.testing.assert_close(states, states_of(model.pipe, kind, texts), rtol=1e-5, atol=1e-6)
     assert states.shape == (3, 77, 32 if kind == "sd" else 32 + 40)
     assert pooled is None if kind == "sd" else pooled.shape == (3, 24)
@@ -141,11 +146,11 @@ def test_attention_can_be_read_in_some_of_the_steps(changed, samples, made, obse
     """Of three steps the first and the third, as an independent observer of every step counts
     them."""
     model, kept = changed(steps=3), []
-    add = AttentionRecorder._add
+    hold = AttentionRecorder._hold
     monkeypatch.setattr(
         AttentionRecorder,
-        "_add",
-        lambda self, key, *rest: (kept.append((self.calls, key)), add(self, key, *rest)),
+        "_hold",
+        lambda self, key, *rest: (kept.append((self.calls, key)), hold(self, key, *rest)),
     )
     every, _, _ = model.generate(samples), kept.clear(), None
     images, heat, _ = changed(capture_every=2).generate(samples)
@@ -197,15 +202,15 @@ def test_only_the_class_prompt_is_read_unless_more_is_asked_for(changed, made, s
         assert maps["class_prompt"].tobytes() == before["class_prompt"].tobytes()
 
 
-def test_hooks_are_gone_afterwards(model, kind, samples, monkeypatch, hooks):
+def test_hooks_are_gone_afterwards(model, kind, sides, samples, monkeypatch, hooks):
     assert hooks() == 0
     model.generate(samples)
     assert hooks() == 0
-    states = model.encode([samples[0].class_prompt])[0]
-    with pytest.raises(KeyboardInterrupt), AttentionRecorder(model.pipe.unet, states, 8, 16):
-        # queries and keys of self-, queries of cross-attention: sd in 2 layers down, 1 in the
-        # middle, 4 up; xl in 1 + 2 down, 2 in the middle, 4 + 2 up
-        assert hooks() == 1 + 3 * (2 + 1 + 4 if kind == "sd" else 3 + 2 + 6)
+    states = model.text_states([samples[0].class_prompt])
+    with pytest.raises(KeyboardInterrupt), recorder_of(model.network, states, *sides):
+        # before and after the network and each layer that is read, cross- and self-attention: sd
+        # 1 + 1 + 2 of the former (down, middle, up) and 1 + 2 of the latter, xl 2 + 2 + 4 and 1 + 2
+        assert hooks() == 2 + 2 * (4 + 3 if kind == "sd" else 8 + 3)
         raise KeyboardInterrupt
     assert hooks() == 0
 
@@ -218,27 +223,49 @@ def test_hooks_are_gone_afterwards(model, kind, samples, monkeypatch, hooks):
     assert hooks() == 0
 
 
-def test_hooks_are_gone_after_a_layer_that_takes_none(model, samples, monkeypatch, hooks):
-    layers = [m for name, m in model.pipe.unet.named_modules() if name.endswith(".to_k")]
+def test_hooks_are_gone_after_a_layer_that_takes_none(model, sides, samples, monkeypatch, hooks):
+    layers = dict(model.network.named_modules())
 
-    def refuses(*_):
+    def refuses(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(layers[-1], "register_forward_hook", refuses)
-    states = model.encode([samples[0].class_prompt])[0]
+    last = layers[model.reading.cross[-1].name]
+    monkeypatch.setattr(last, "register_forward_hook", refuses)
+    states = model.text_states([samples[0].class_prompt])
     with (
         pytest.raises(KeyboardInterrupt),
-        AttentionRecorder(model.pipe.unet, states, 8, 16, Reading(full_prompt=True)),
+        recorder_of(model.network, states, *sides, full_prompt=True),
     ):
         pass
     assert hooks() == 0
 
 
+def test_torchs_functions_are_plain_again_after_an_interrupted_layer(
+    model, samples, monkeypatch, hooks
+):
+    """Torch calls no hook after KeyboardInterrupt."""
+    layer = dict(model.network.named_modules())[model.reading.cross[-1].name]
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layer.to_v, "forward", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(samples)
+    assert not _get_current_function_mode_stack() and hooks() == 0
+
+
 def test_a_network_without_attention_is_named():
-    with AttentionRecorder(torch.nn.Linear(2, 2), torch.zeros(1, 77, 32), 8, 16) as recorder:
+    reading = Reading(Layout("apart"), [], [])
+    words = Words([{"class_prompt": [[1]]}], torch.zeros(1, 77, 32))
+    with AttentionRecorder(torch.nn.Linear(2, 2), reading, words) as recorder:
         pass
-    with pytest.raises(ValueError, match="no attention was captured: Linear"):
+    with pytest.raises(ValueError, match="no attention was captured of Linear"):
         recorder.check()
+    linear = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="attention of Linear was not seen .none ran"):
+        find_sites(linear, Layout("apart"), lambda: linear(torch.zeros(1, 2)))
 
 
 # Resolutions
@@ -254,41 +281,75 @@ def test_every_resolution_that_there_is_can_be_read(changed, samples, kind, side
 
 
 @pytest.mark.parametrize("which", ["cross", "self"])
-def test_a_resolution_that_is_not_there_is_found_at_the_first_step(
-    changed, samples, kind, hooks, which
-):
-    """A guard beside the check of the settings: it looks at the layers that really ran."""
-    model, calls = changed(**{f"{which}_resolution": 32}, steps=5), []
-    handle = model.pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+def test_a_resolution_that_is_not_there(changed, kind, hooks, which):
     there = r"\[8, 16\]" if kind == "sd" else r"\[4, 8\]"
     message = (
         rf"diffusion\.{which}_resolution=32: this model has no {which}-attention there; it "
-        rf"has {there}\. Layers:"
+        rf"has {there} for latents of 16x16"
     )
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=message):
+        changed(**{f"{which}_resolution": 32})
+    assert hooks() == 0
+
+
+@pytest.mark.parametrize("unseen", ["attn1", "attn2"])
+def test_attention_that_is_no_longer_seen_is_found_at_the_first_step(
+    changed, samples, hooks, unseen
+):
+    """A guard beside the choice of sites: it looks at the layers that really ran."""
+    model, calls = changed(steps=5), []
+    before = model.network.attn_processors
+    past = sorted(s.name for s in model.reading.cross + model.reading.self if unseen in s.name)[-1]
+    model.network.set_attn_processor(
+        {n: PastTorch() if n == f"{past}.processor" else own for n, own in before.items()}
+    )
+    handle = model.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    message = f"no attention was captured of UNet2DConditionModel.* in {past}$"
+    with pytest.raises(ValueError, match=message):
         model.generate(samples)
+    with pytest.raises(ValueError, match=f"was not seen .{past}.*PastTorch"):
+        model._choose_sites()
     handle.remove()
-    block, low, high = ("0", 8, 16) if kind == "sd" else ("1", 4, 8)
-    assert f"down_blocks.{block}.attentions.0.transformer_blocks.0.attn1 at {high}" in str(
-        error.value
-    )
-    assert f"mid_block.attentions.0.transformer_blocks.0.attn2 at {low}" in str(error.value)
-    assert len(calls) == 1 and hooks() == 0
+    model.network.set_attn_processor(before)
+    assert len(calls) == 1 + 1 and hooks() == 0
+
+
+class PastTorch:
+    """An attention processor that does without F.scaled_dot_product_attention."""
+
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None
+    ):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        probabilities = Explicit.probabilities(attn, hidden_states, context)
+        values = attn.to_v(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        return attn.to_out[0]((probabilities @ values).transpose(1, 2).flatten(2))
+
+
+# From the place of a block among those of its kind to its level among the sides.
+LEVELS = {"down_blocks": lambda i: i, "up_blocks": lambda i: -1 - i, "mid_block": lambda i: -1}
 
 
 @pytest.mark.parametrize("latent", [16, 17, 18, 25])
 def test_the_sides_are_those_that_the_layers_have(model, latent):
-    states, pooled = model.encode(["a"])
+    """Level i of a UNet works at the latent halved i times, rounded up."""
+    states, pooled = model.text_states(["a"]), model.family.text(["a"])["pooled"]
     added = None if pooled is None else {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
-    with AttentionRecorder(model.pipe.unet, states, 1, 1) as recorder, torch.no_grad():
-        model.pipe.unet(
-            torch.zeros(1, 4, latent, latent), torch.zeros(1), states, added_cond_kwargs=added
-        )
-    found = attention_sides(model.pipe.unet, latent)
-    for part, which in (("attn1", "self"), ("attn2", "cross")):
-        assert sorted({n for name, n in recorder.seen.items() if name.endswith(part)}) == [
-            s**2 for s in found[which]
-        ]
+    given = torch.zeros(1, 4, latent, latent), torch.zeros(1), states
+    sites = find_sites(
+        model.network, model.layout, lambda: model.network(*given, added_cond_kwargs=added)
+    )
+    sides = [latent]
+    for _ in model.network.config.down_block_types[1:]:
+        sides.append((sides[-1] + 1) // 2)
+    layers = {n: m for n, m in model.network.named_modules() if n.endswith((".attn1", ".attn2"))}
+    assert sorted(site.name for site in sites) == sorted(layers)
+    for site in sites:
+        block, place = site.name.split(".")[:2]
+        assert site.side == sides[LEVELS[block](int(place) if place.isdigit() else 0)]
+        assert site.kind == ("self" if site.name.endswith("attn1") else "cross")
+        assert site.heads == layers[site.name].heads
+    assert sites == sites_of(model.network, latent)
 
 
 def unet_of(levels, attention, **more):
@@ -323,8 +384,9 @@ def unet_of(levels, attention, **more):
 def test_real_models_are_read_at_a_quarter_and_a_half_of_their_latent(
     levels, attention, latent, expected, read
 ):
-    sides = attention_sides(unet_of(levels, attention), latent)
-    assert sides == {"cross": expected, "self": expected}
+    sites = sites_of(unet_of(levels, attention), latent)
+    for kind in ("cross", "self"):
+        assert sorted({site.side for site in sites if site.kind == kind}) == expected
     assert (
         choose_side("cross", None, expected, latent),
         choose_side("self", None, expected, latent),

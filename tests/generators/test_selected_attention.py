@@ -7,6 +7,7 @@ from dd.generators import TextToImage
 from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import Sample
+from tests.generators.conftest import choose
 
 SETTINGS = {"cross_resolution": 16, "self_resolution": 16, "max_power": 0, "full_prompt": True}
 LAYERS = [
@@ -29,8 +30,7 @@ def read(embedded, monkeypatch):
     float32."""
 
     def call(cross_layers=None, cross_heads=None):
-        chosen = {"cross_layers": cross_layers, "cross_heads": cross_heads}
-        monkeypatch.setattr(embedded, "settings", embedded.settings.model_copy(update=chosen))
+        choose(embedded, monkeypatch, cross_layers=cross_layers, cross_heads=cross_heads)
         image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
         (heat,) = embedded.read_real(image, [SAMPLE], [200], seed=1)
         return {source: maps.astype(np.float32) for source, maps in heat.items()}

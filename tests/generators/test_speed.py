@@ -55,9 +55,9 @@ def exact(samples, monkeypatch):
 
     def run(model):
         with monkeypatch.context() as patch:
-            kept, heat_maps = [], attention.heat_maps
+            kept, refine = [], attention.refine
             patch.setattr(
-                attention, "heat_maps", lambda *given: kept.append(heat_maps(*given)) or kept[-1]
+                attention, "refine", lambda *given: kept.append(refine(*given)) or kept[-1]
             )
             return model.generate(samples), kept
 
@@ -111,17 +111,17 @@ def test_the_options_change_how_it_is_computed(folder, kind):
         channels_last=True,
         compile=True,
     )
-    attentions = [m for name, m in fused.unet.named_modules() if name.endswith("attn1")]
+    attentions = [m for name, m in fused.network.named_modules() if name.endswith("attn1")]
     assert attentions and all(m.fused_projections for m in attentions)
     convolution = next(
         m
-        for m in fused.unet.modules()
+        for m in fused.network.modules()
         if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
     )
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
-    compiled = [m for m in fused.unet.modules() if m._compiled_call_impl is not None]
+    compiled = [m for m in fused.network.modules() if m._compiled_call_impl is not None]
     assert compiled and not any(
-        "attn" in name for name, m in fused.unet.named_modules() if m in compiled
+        "attn" in name for name, m in fused.network.named_modules() if m in compiled
     )
 
 

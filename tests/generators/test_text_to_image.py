@@ -6,9 +6,9 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from dd.generators.stable_diffusion import eight_bit, faults
 
 from dd.generators import TextToImage
+from dd.generators.text_to_image import eight_bit, faults
 from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import make_plan
@@ -86,7 +86,7 @@ def test_an_empty_negative_prompt_is_the_models_own_nothing(model, samples, kind
     )
     model.generate(samples, capture=False)
     handle.remove()
-    nothing = torch.zeros(3, 77, 72) if kind == "xl" else model.encode([""] * 3)[0]
+    nothing = torch.zeros(3, 77, 72) if kind == "xl" else model.text_states([""] * 3)
     assert torch.equal(seen[0][:3], nothing)
 
 
@@ -374,8 +374,9 @@ class Words:
         return Encoded
 
 
-def test_of_two_tokenizers_the_stricter_one_counts(changed, samples):
-    model = changed(tokenizers=[Words(3, 77), Words(2, 60)])
+def test_of_two_tokenizers_the_stricter_one_counts(model, samples, monkeypatch):
+    monkeypatch.setattr(model.pipe, "tokenizer", Words(3, 77))
+    monkeypatch.setattr(model.pipe, "tokenizer_2", Words(2, 60), raising=False)
     assert model.token_limit == 60
     assert model.token_count("abcdef") == 2 + 3
     with pytest.raises(
@@ -457,6 +458,16 @@ def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
         model=str(folder), **settings, full_prompt=True, vae_slicing=True
     ).identity()
     assert sliced == {**identity, "vae_slicing": True}
+
+
+def test_options_that_came_later_are_named_only_where_they_are_used(folder, settings, model):
+    """Sets that were made before stay sets of the same generator."""
+    later = {"reading", "timesteps", "self_layers", "pool", "max_tokens", "true_guidance", "t5"}
+    assert later <= set(type(model.settings).model_fields)
+    assert not later & model.identity().keys()
+    used = {"reading": "both", "timesteps": [50, 300], "pool": 2, "self_layers": ["up_blocks"]}
+    other = TextToImage(model=str(folder), **settings, full_prompt=True, **used).identity()
+    assert other == {**model.identity(), **used}
 
 
 def test_the_identity_names_the_sides_that_were_chosen(folder, settings, kind):

@@ -13,9 +13,10 @@ from pytorch_lightning.loggers import CSVLogger
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks.reading import recorder_of
 from dd import generators as diffusion
 from dd.data.photos import find_photos
-from dd.generators import AttentionRecorder, TextToImage
+from dd.generators import TextToImage
 from dd.prompts.prompt import make_prompt
 from dd.stages import train_adapter as stage
 from dd.store.provenance import read_json, sha256
@@ -349,11 +350,11 @@ def test_weight_0_makes_the_plain_images_and_weight_1_others(models, run, plan):
 def test_what_is_merged_is_the_formula(models, run, weight):
     """W + weight * alpha / rank * B A of every layer that the file names; every other layer as
     it was."""
-    plain = dict(TextToImage(model=str(models["v"]), **READ).unet.named_parameters())
+    plain = dict(TextToImage(model=str(models["v"]), **READ).network.named_parameters())
     merged = dict(
         TextToImage(
             model=str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
-        ).unet.named_parameters()
+        ).network.named_parameters()
     )
     assert plain.keys() == merged.keys()
     low = load_file(run / diffusion.WEIGHTS)
@@ -373,24 +374,24 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
     low-rank weights by hand, whether the adapter is merged or still beside the weights in peft's
     wrappers."""
     plain = TextToImage(model=str(models["v"]), **READ)
-    base = {k: v.clone() for k, v in plain.unet.state_dict().items()}
+    base = {k: v.clone() for k, v in plain.network.state_dict().items()}
     low = load_file(run / diffusion.WEIGHTS)
     if wrapped:
         plain.pipe.load_lora_weights(str(run / diffusion.WEIGHTS), adapter_name="site")
         plain.pipe.set_adapters("site", weight)
-        unet = plain.unet
+        unet = plain.network
     else:
         unet = TextToImage(
             model=str(models["v"]), **READ, adapter=str(run), adapter_weight=weight
-        ).unet
-    states, classes = plain.encode(["a photo"])[0], plain.encode(["apple"])[0]
+        ).network
+    states, classes = plain.text_states(["a photo"]), plain.text_states(["apple"])
     latents, inputs = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), {}
     handles = [
         m.register_forward_pre_hook(lambda _, args, n=n: inputs.setdefault(n, args[0]))
         for n, m in unet.named_modules()
         if n.endswith((".attn1", ".attn2"))
     ]
-    with torch.no_grad(), AttentionRecorder(unet, classes, 8, 16) as recorder:
+    with torch.no_grad(), recorder_of(unet, classes, 8, 16) as recorder:
         unet(latents, torch.tensor([500]), states)
     for handle in handles:
         handle.remove()
@@ -435,10 +436,10 @@ def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):
         other[f"{name}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = value
         other[f"{name}.alpha"] = torch.tensor(6.0)
     save_file(other, tmp_path / "kohya.safetensors")
-    ours = TextToImage(model=str(models["v"]), **READ, adapter=str(run)).unet.state_dict()
+    ours = TextToImage(model=str(models["v"]), **READ, adapter=str(run)).network.state_dict()
     theirs = TextToImage(
         model=str(models["v"]), **READ, adapter=str(tmp_path / "kohya.safetensors")
-    ).unet.state_dict()
+    ).network.state_dict()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-5, atol=1e-6)
 
