@@ -44,6 +44,10 @@ class Generator(Protocol):
         :meth:`spans`: what a drawing reads, noised to each timestep (0 ... 999) and shown with
         their prompt; what is read after drawing as it is there."""
 
+    def where_read(self) -> list[dict[str, Any]]:
+        """Where attention is read, in plain values for the record: name, kind (``cross``, ``self``
+        or ``joint``), heads and side of each site."""
+
     def largest_batch(self, sample: Sample) -> int:
         """The largest batch that fits into memory, measured on copies of ``sample``; ValueError if
         not one does."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -161,6 +161,11 @@ class TextToImage:
             "device": torch.device(self.device).type,
             "threads": torch.get_num_threads(),
         }
+
+    def where_read(self) -> list[dict[str, Any]]:
+        """The sites that are read, for run.json."""
+        read = {s.name for s in (*self.reading.cross, *self.reading.self)}
+        return [asdict(site) for site in self.sites if site.name in read]
 
     # -------------------------------------------------------------------------------------- prompts
 

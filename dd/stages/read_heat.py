@@ -61,8 +61,8 @@ def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
     with Lock(target, executor.shard) as lock:
         refuse_other(target / "run.json", identity, "reading")  # another run may have been quicker
         if not (target / "run.json").exists():
-            terms = reader.generator.terms
-            write_json(target / "run.json", {"identity": identity, "terms": terms, **made_by()})
+            known = {"terms": reader.generator.terms, "sites": reader.generator.where_read()}
+            write_json(target / "run.json", {"identity": identity, **known, **made_by()})
         lock.share()
         mine = executor.share(open_units(plan, ()))
         todo = _unread(target, mine, images, executor)

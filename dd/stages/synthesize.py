@@ -145,6 +145,7 @@ def synthesize(
             refuse_other(folder / "run.json", identity, "data set")
         known = {
             "terms": generator.terms,
+            "sites": generator.where_read(),
             "chosen_on": list(chosen_on),
             "prompts_sha256": prompts_sha256,
         }
