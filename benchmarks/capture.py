@@ -29,9 +29,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from benchmarks.full_size import build_unet, save
 from benchmarks.machine import machine
-from benchmarks.reading import recorder_of
+from benchmarks.reading import reading_of, words_of
 from benchmarks.sweep import make_plan
 from dd.attention import maths as attention
+from dd.attention.recorder import AttentionRecorder
 from dd.generators import TextToImage
 from dd.generators.memory import peak_bytes, reset_peak
 
@@ -118,7 +119,7 @@ def single_steps(unet, model: str, batch: int, device: str) -> dict:
         2 * batch, 4, latent, latent, generator=random, device=device, dtype=unet.dtype
     )
     states = torch.randn(2 * batch, 77, width, generator=random, device=device, dtype=unet.dtype)
-    added = None
+    reading, words, added = reading_of(unet, *SIDES[model]), words_of(states[:batch]), None
     if model == "sdxl":
         added = {
             "text_embeds": torch.zeros(2 * batch, 1280).to(states),
@@ -133,7 +134,7 @@ def single_steps(unet, model: str, batch: int, device: str) -> dict:
 
     return {
         "plain": lambda: step(nullcontext()),
-        "capture": lambda: step(recorder_of(unet, states[:batch], *SIDES[model])),
+        "capture": lambda: step(AttentionRecorder(unet, reading, words)),
         "naive": lambda: step(naive(unet)),
     }
 

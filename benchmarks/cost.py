@@ -81,7 +81,7 @@ def main():
             for n, tflop in images_of.items()
         }
         for depth in (50, 101):
-            segmenter = DeepLabV3(outputs, depth).to("meta").eval()
+            segmenter = DeepLabV3(outputs, depth=depth).to("meta").eval()
             forward = tera(lambda s=segmenter: s(torch.empty(1, 3, 512, 512, device="meta")))
             operations = 3 * forward * BATCH * iterations  # backward: twice the forward
             hours[f"train R{depth}"] = operations / (options.tflops * options.float32) / 3600

@@ -24,6 +24,20 @@ def sites_of(unet: torch.nn.Module, latent: int | None = None) -> list[Site]:
         return find_sites(copy, LAYOUT, lambda: copy(*given, added_cond_kwargs=added))
 
 
+def reading_of(unet: torch.nn.Module, cross_side: int, self_side: int) -> Reading:
+    """Of all layers at these sides."""
+    sites = sites_of(unet)
+    cross = choose_sites("cross", sites, cross_side, None)
+    return Reading(LAYOUT, cross, choose_sites("self", sites, self_side, None))
+
+
+def words_of(class_states: torch.Tensor, full_prompt: bool = False) -> Words:
+    """Class prompts of these states [B, T, C]; with ``full_prompt`` also the prompts that the UNet
+    is given."""
+    sources = [CLASS_PROMPT, *(["full_prompt_caption"] if full_prompt else [])]
+    return Words([dict.fromkeys(sources, [[1]])] * len(class_states), class_states)
+
+
 def recorder_of(
     unet: torch.nn.Module,
     class_states: torch.Tensor,
@@ -31,11 +45,6 @@ def recorder_of(
     self_side: int,
     full_prompt: bool = False,
 ) -> AttentionRecorder:
-    """Of the attention to the class prompts of ``class_states`` [B, T, C] (with ``full_prompt``
-    also to the prompt that the UNet is given) and among the pixels, at these sides."""
-    sites = sites_of(unet)
-    cross = choose_sites("cross", sites, cross_side, None)
-    reading = Reading(LAYOUT, cross, choose_sites("self", sites, self_side, None))
-    sources = [CLASS_PROMPT, *(["full_prompt_caption"] if full_prompt else [])]
-    words = Words([dict.fromkeys(sources, [[1]])] * len(class_states), class_states)
-    return AttentionRecorder(unet, reading, words)
+    """Of the attention to those words and among the pixels."""
+    reading = reading_of(unet, cross_side, self_side)
+    return AttentionRecorder(unet, reading, words_of(class_states, full_prompt))

@@ -235,7 +235,7 @@ def test_half_precision_latents_of_real_images_do_not_overflow(folder, settings)
     images = torch.randint(
         0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    latents = model._latents(images)
+    latents = model._latents(images.permute(0, 2, 3, 1).numpy())
     assert latents.dtype == model.pipe.vae.dtype == torch.float16
     vae = TextToImage(model=str(folder), **settings).pipe.vae
     with torch.no_grad():
