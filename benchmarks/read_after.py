@@ -4,10 +4,10 @@
 
 Real scenes with exact masks are noised and shown to the generator: ``sampling`` with their caption
 at the four timesteps of ``evaluate.py stage=probe``; ``after`` with their class prompt in one
-forward at each of several choices of timesteps. Timesteps, power and threshold of each are chosen on
-``tune``; mask mIoU on ``test`` is only reported, with 95 % intervals of the paired difference over
-its images (percentile bootstrap, 2,000 draws). The words of the drawn prompt, read after drawing in
-a second forward, are a row of their own. ``cost``: processor time of one thread for drawing images
+forward at each of several choices of timesteps. Timesteps, power and threshold of each are chosen
+on ``tune``; mask mIoU on ``test`` is only reported, with 95 % intervals of the paired difference
+over its images (percentile bootstrap, 2,000 draws). The words of the drawn prompt, read after
+drawing in a second forward, are a row of their own. ``cost``: processor time of one thread for drawing images
 with their attention, and for reading the finished ones. The last line is JSON.
 """
 
@@ -92,16 +92,16 @@ def cost(images: int) -> dict[str, float]:
     drawing = TextToImage(**SETTINGS | {"full_prompt": False})
     after = TextToImage(**SETTINGS | {"full_prompt": False, "reading": "after", "read_at": [100]})
     drawing.generate(plan[:1])
-    pixels, seconds = None, {}
+    pixels, _, _ = drawing.generate(plan, capture=False)
+    seconds = {}
     for name, run in (
         ("drawn, without attention", lambda: drawing.generate(plan, capture=False)),
         ("drawn and read", lambda: drawing.generate(plan)),
         ("read after", lambda: after.read_real(pixels, plan, [])),
     ):
         started = time.process_time()
-        made = run()
+        run()
         seconds[name] = (time.process_time() - started) / images
-        pixels = made[0] if pixels is None else pixels
     return seconds
 
 
