@@ -7,8 +7,8 @@ at the four timesteps of ``evaluate.py stage=probe``; ``after`` with their class
 forward at each of several choices of timesteps. Timesteps, power and threshold of each are chosen
 on ``tune``; mask mIoU on ``test`` is only reported, with 95 % intervals of the paired difference
 over its images (percentile bootstrap, 2,000 draws). The words of the drawn prompt, read after
-drawing in a second forward, are a row of their own. ``cost``: processor time of one thread for drawing images
-with their attention, and for reading the finished ones. The last line is JSON.
+drawing in a second forward, are a row of their own. ``cost``: processor time of one thread for
+drawing images with their attention, and for reading the finished ones. The last line is JSON.
 """
 
 import argparse

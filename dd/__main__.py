@@ -3,7 +3,7 @@ configuration."""
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -252,14 +252,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _prepare(options: Namespace) -> list[tuple[Path, list[str]]]:
     """[(folder, warnings)] of the chosen command."""
-    if options.data == "shapes":
-        return [(folder, []) for folder in prepare_shapes(options.root)]
-    if options.data == "own":
-        return [_own(options)]
-    if options.data == "images":
-        given = GivenImages(options.images, options.captions, options.fit, options.size)
-        where = options.root, options.taxonomy, options.name
-        return [prepare_images(*where, given, options.seed)]
+    return PREPARED[options.data](options)
+
+
+def _web_data(options: Namespace) -> list[tuple[Path, list[str]]]:
+    """A data set that is downloaded."""
     known = coco.ARCHIVES if options.data == "coco" else voc.ARCHIVES
     urls, checksums = _pairs("--url", options.url), _pairs("--checksum", options.checksum)
     where = (options.root, _archives(known, urls, checksums), options.existing)
@@ -268,6 +265,12 @@ def _prepare(options: Namespace) -> list[tuple[Path, list[str]]]:
     if options.data == "voc_aug":
         return [voc.prepare_voc_aug(*where, options.sbd, options.workers)]
     return [coco.prepare_coco(*where, options.splits, options.workers)]
+
+
+def _given_images(options: Namespace) -> list[tuple[Path, list[str]]]:
+    given = GivenImages(options.images, options.captions, options.fit, options.size)
+    where = options.root, options.taxonomy, options.name
+    return [prepare_images(*where, given, options.seed)]
 
 
 def _verify(options: Namespace) -> int:
@@ -364,6 +367,14 @@ def _archives(
     }
 
 
+PREPARED: dict[str, Callable[[Namespace], list[tuple[Path, list[str]]]]] = {
+    "shapes": lambda options: [(folder, []) for folder in prepare_shapes(options.root)],
+    "voc": _web_data,
+    "voc_aug": _web_data,
+    "coco": _web_data,
+    "images": _given_images,
+    "own": lambda options: [_own(options)],
+}
 COMMANDS = {
     "verify": _verify,
     "merge": _merge,

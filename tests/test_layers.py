@@ -35,7 +35,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "wandb": ["dd.training.wandb"],
     "mlflow": ["dd.training.loggers", "dd.training.log_scores"],
     "tensorboard": ["dd.training.loggers"],
-    "pycocotools": ["dd.data.coco", "dd.exports.coco"],
+    "pycocotools": ["dd.data.coco_json", "dd.exports.coco"],
     "cv2": ["dd.data.photos"],
     "onnx": ["dd.deploy.onnx_model"],
     "onnxruntime": ["dd.deploy.onnx_model"],
@@ -44,7 +44,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "pyarrow": ["dd.exports.huggingface"],
     "pooch": ["dd.store.downloads"],
     "torchmetrics": ["dd.evaluation.metrics"],
-    "scipy": ["dd.segmenters.mask_loss", "dd.data.sbd", "dd.evaluation.statistics"],
+    "scipy": ["dd.segmenters.mask_loss", "dd.data.sbd_masks", "dd.evaluation.statistics"],
     "matplotlib": ["dd.report.*"],
     "jinja2": ["dd.report.*", "dd.store.templates"],
 }

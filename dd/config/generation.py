@@ -123,8 +123,9 @@ def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     """(masks, reading of the attention, how they were chosen) of a file that ``masks_from`` names;
     some error for other content."""
     masks, reading = content["masks"], content["diffusion"]
-    kinds = {"power": int, "threshold": float, "band": float, "source": str}
     values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
+    fields = MaskSettings.model_fields
+    kinds = {k: type(fields[k].default) for k in masks if k in fields}
     typed = {k: type(v) for k, v in masks.items()} == kinds and all(
         v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v))
         for v in values

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dd.data import label_studio
-from dd.data.coco import category_values, class_of
+from dd.data.coco_json import category_values, class_of
 from dd.data.datasets import image_size, opened
 from dd.data.folders import HIDDEN, Finder, walk, without_suffix
 from dd.data.mask_values import by_value, colours_of

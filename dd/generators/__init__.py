@@ -1,5 +1,5 @@
-"""Stable Diffusion through diffusers: load, generate with its attention observed, build, save.
-The only importer of diffusers."""
+"""Text-to-image models through diffusers: load, draw with their attention observed, build, save.
+The only room that imports diffusers."""
 
 import dd.generators.quiet  # noqa: F401 (before the others)
 from dd.generators.adapter import WEIGHTS, add_lora, noise_schedule, save_adapter

@@ -36,6 +36,7 @@ READING: dict[str, Any] = {
 Source = Literal["class_prompt", "full_prompt_appended", "full_prompt_caption", "after"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 Heat: TypeAlias = np.ndarray | torch.Tensor  # [K, P, r, r]
+APPLIED = {"threshold": 1.0, "band": 0.0}  # settings that are applied to scores, not part of them
 FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
 
 
@@ -104,10 +105,11 @@ def resize(maps_Krr: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return height @ (maps_Krr @ width.T)
 
 
-def scores(heat_KPrr: Heat, power: int, size: tuple[int, int]) -> torch.Tensor:
+def scores(heat_KPrr: Heat, settings: MaskSettings, size: tuple[int, int]) -> torch.Tensor:
     """Class scores float32 [K, H, W]: the chosen power, min-max per class (in float64, as contrast
-    may be small beside the level), bicubic to ``size`` (H, W)."""
-    heat = np.asarray(heat_KPrr)
+    may be small beside the level), bicubic to ``size`` (H, W). A further step of the masks has its
+    place here: it may read every setting but threshold and band, which are applied to scores."""
+    heat, power = np.asarray(heat_KPrr), settings.power
     if power >= heat.shape[1]:
         raise ValueError(
             f"masks.power={power} is not stored in this data set: it holds powers 0 to "
@@ -133,7 +135,7 @@ def to_mask(
 ) -> np.ndarray:
     """Mask uint8 [H, W]: the strongest class where its score reaches the threshold, 255 in the
     band, else 0."""
-    best_HW, mask_HW = strongest(scores(heat_KPrr, settings.power, size), class_ids)
+    best_HW, mask_HW = strongest(scores(heat_KPrr, settings, size), class_ids)
     sure, known = settings.edges
     mask_HW.masked_fill_(best_HW < sure, IGNORE)
     mask_HW.masked_fill_(best_HW < known, 0)
@@ -205,18 +207,20 @@ def count_grid(
     last column counts the uncertain ones. Pixels whose reference is 255 are left out.
 
     ``heat``: {source: [K, P, r, r]}; ``reference_HW``: uint8 class ids below ``num_classes``, or
-    255. The numbers are those of :func:`to_mask`, but maps are resized once for each power and
-    source: all thresholds and bands are read off one joint histogram of reference, strongest class
-    and the interval its score falls into.
+    255. The numbers are those of :func:`to_mask`, but scores are made once for all thresholds and
+    bands, which are read off one joint histogram of reference, strongest class and the interval
+    its score falls into.
     """
     counts = np.zeros((len(settings), num_classes, num_classes + 1), np.int64)
     truth_HW = torch.from_numpy(
         np.where(reference_HW == IGNORE, num_classes, reference_HW).astype(np.int64)
     )
     height, width = reference_HW.shape
-    for source, power in dict.fromkeys((s.source, s.power) for s in settings):
-        chosen = [i for i, s in enumerate(settings) if (s.source, s.power) == (source, power)]
-        maps_KHW = scores(heat[source], power, (height, width))
+    by_scores: dict[MaskSettings, list[int]] = {}
+    for i, s in enumerate(settings):  # those that differ in what is applied to scores alone
+        by_scores.setdefault(s.model_copy(update=APPLIED), []).append(i)
+    for first, chosen in by_scores.items():
+        maps_KHW = scores(heat[first.source], first, (height, width))
         best_HW, which_HW = strongest(maps_KHW, range(len(class_ids)))
         sure_known = zip(*(settings[i].edges for i in chosen), strict=True)
         values = np.array([*sure_known], np.float32)  # as torch compares them

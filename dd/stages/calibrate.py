@@ -74,7 +74,7 @@ def calibrate(
         heat = _read(generator, data, shown, settings)
         grid, _ = stored_grid(heat[0], *ranges)
         for s in grid:  # impossible ones are refused before any count
-            scores(choose_source(heat[0], s.source, "this reading"), s.power, (1, 1))
+            scores(choose_source(heat[0], s.source, "this reading"), s, (1, 1))
         identity = generator.identity()
         tried += [(how_read(identity), s) for s in grid]
         counts.append(_count(heat, data, shown, grid))

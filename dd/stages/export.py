@@ -6,7 +6,7 @@ from typing import Any
 
 from dd.execution.units import read_run
 from dd.exports.base import FORMATS
-from dd.exports.exportable import is_synthetic, read_source
+from dd.exports.checked import is_synthetic, read_source
 from dd.exports.target import Target
 from dd.store.locks import Lock
 from dd.store.progress import Progress

@@ -112,7 +112,7 @@ def label(
                 _record(folder, target, {**there, "chosen_on": chosen}, plan, settings, heat)
             return target
         # impossible settings touch nothing
-        scores(heat(plan[0]), settings.power, (1, 1))
+        scores(heat(plan[0]), settings, (1, 1))
         done.unlink()
     sweep(target)
     beside = {"absent": absent["classes"]} if absent else {}

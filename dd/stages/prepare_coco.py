@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from dd.data import coco
+from dd.data import coco_json as coco
 from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
 from dd.data.datasets import RECORD
 from dd.store.downloads import GB, Archive, obtain

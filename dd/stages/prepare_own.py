@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dd.data import coco
+from dd.data import coco_json as coco
 from dd.data.annotations import (
     LABELMAP,
     cvat_masks,

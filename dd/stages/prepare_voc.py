@@ -8,7 +8,7 @@ import numpy as np
 
 from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
 from dd.data.datasets import read_mask, read_split
-from dd.data.sbd import read_sbd_mask
+from dd.data.sbd_masks import read_sbd_mask
 from dd.store.downloads import GB, Archive, obtain
 from dd.store.provenance import fingerprint, read_text
 from dd.taxonomy import taxonomy

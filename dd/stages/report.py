@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from dd.data.datasets import SegmentationFolder
 from dd.report import html as page
 from dd.report import origins, studies
-from dd.report import sections as results
+from dd.report import runs_page as results
 from dd.report.compare import comparison
 from dd.report.html import Section
 from dd.report.labels import labels_section

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from dd.report import dataset, origins, studies
+from dd.report import dataset_page as dataset
 from dd.report import html as page
+from dd.report import origins, studies
 from dd.store.provenance import read_own
 from dd.store.samples import read_plan, read_records, unfinished
 from dd.store.schemas import DESCRIBED_RUN, MASKS

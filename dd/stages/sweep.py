@@ -86,7 +86,7 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     first = stored_heat(folder, plan[0].id, settings.heat)
     grid, left_out = stored_grid(first, *ranges)
     for s in grid:  # impossible ones are refused before any work
-        scores(choose_source(first, s.source, folder), s.power, (1, 1))
+        scores(choose_source(first, s.source, folder), s, (1, 1))
     run = read_own(folder / "run.json", RUN)["identity"]
     generator = heat_generator(folder, settings.heat)
     identity = {

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
 
-from dd.data.coco import CocoImage, Shape, category_values, draw, images_of, read_coco
+from dd.data.coco_json import CocoImage, Shape, category_values, draw, images_of, read_coco
 from dd.store.provenance import write_json
 from dd.taxonomy import COCO_NAMES, Taxonomy, taxonomy
 

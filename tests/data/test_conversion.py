@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dd.data import annotations, conversion, label_studio
-from dd.data.coco import CocoImage, Shape, draw
+from dd.data.coco_json import CocoImage, Shape, draw
 from dd.data.conversion import MaskJob, Part, convert, finished, write_part
 from dd.data.datasets import (
     ORIENTATION,

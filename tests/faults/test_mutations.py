@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from benchmarks.synthesis import synthesize
 from dd import config
-from dd.data.coco import category_values, draw, images_of, read_coco
+from dd.data.coco_json import category_values, draw, images_of, read_coco
 from dd.data.datasets import SegmentationFolder, read_captions
 from dd.masks.from_heat import MaskSettings
 from dd.prompts.captions import CaptionFile, NounCaptions

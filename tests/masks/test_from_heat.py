@@ -180,7 +180,7 @@ def test_powers_are_not_mixed_up():
     stored = heat()
     for power in range(5):
         expected = normalise(torch.from_numpy(stored[:, power].astype(np.float32)))
-        torch.testing.assert_close(scores(stored, power, (8, 8)), expected)
+        torch.testing.assert_close(scores(stored, MaskSettings(power=power), (8, 8)), expected)
 
 
 def test_a_power_that_is_not_stored_is_answered_with_those_that_are():

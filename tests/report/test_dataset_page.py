@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dd.data.datasets import read_mask
-from dd.report import dataset
+from dd.report import dataset_page as dataset
 from dd.stages import report_dataset as stage
 from dd.store.samples import read_plan
 

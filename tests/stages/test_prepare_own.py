@@ -662,7 +662,7 @@ def test_sizes_that_a_file_claims_are_compared_before_anything_is_drawn(site, mo
     for row in content["images"]:
         row |= {"height": 60000, "width": 60000}
     path.write_text(json.dumps(content))
-    monkeypatch.setattr("dd.data.coco.draw", lambda image: pytest.fail("drawn"))
+    monkeypatch.setattr("dd.data.coco_json.draw", lambda image: pytest.fail("drawn"))
     with pytest.raises(ValueError, match=r"(?s)5 of 5 masks .* its mask 60000x60000"):
         own(site, coco_file=path)
 

@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from dd.__main__ import main
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, read_split
-from dd.data.sbd import read_sbd_mask
+from dd.data.sbd_masks import read_sbd_mask
 from dd.stages.prepare_voc import ARCHIVES, prepare_voc, prepare_voc_aug
 from dd.store import downloads
 from dd.taxonomy import taxonomy
