@@ -38,12 +38,18 @@ class GeneratorSettings(Settings):
     class words behind the caption; ``caption``, the caption's own; True, both, or the caption's own
     where none are appended. ``cross_layers`` and ``cross_heads``: the cross-attention layers (by
     the beginning of their names) and heads that are read, None for all of that resolution;
-    ``capture_every``: attention is read in one step of so many, from the first on.
+    ``capture_every``: attention is read in one step of so many, from the first on. ``reading``:
+    while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
+    timestep of ``read_at`` (of 1,000), or ``both``. ``class_forward``: a second forward at each
+    step with the class prompts, whose words are read then (joint attention). ``self_layers``: the
+    layers whose attention among pixels is read, ``pool``: averaged over patches of so many pixels
+    a side. ``max_tokens``: of a prompt, for T5 and chat encoders; ``t5``: False leaves out that of
+    Stable Diffusion 3; ``true_guidance``: of FLUX, by a negative prompt.
     ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload``
-    (``none`` or ``model``) save GPU memory; ``channels_last``, ``fused_projections`` and
-    ``compile`` (:mod:`dd.generators.speed`) save time and round otherwise. ``truncate``: pixels
-    become bytes by cutting off what is behind the point, not by rounding. ``licence`` and ``link``:
-    of the weights, for the data card. ``adapter``: a run folder of train.py or a file of LoRA
+    (``none``, ``model`` or ``sequential``) save GPU memory; ``channels_last``,
+    ``fused_projections`` and ``compile`` (:mod:`dd.generators.speed`) save time and round
+    otherwise. ``truncate``: pixels become bytes by cutting off what is behind the point, not by
+    rounding. ``licence`` and ``link``: of the weights, for the data card. ``adapter``: a run folder of train.py or a file of LoRA
     weights, added ``adapter_weight`` times to the checkpoint's own (:mod:`dd.generators.adapter`).
     """
 
@@ -80,6 +86,7 @@ class GeneratorSettings(Settings):
     max_tokens: Count | None = None
     true_guidance: float = 1.0
     t5: bool = True
+    class_forward: bool = False
     variant: Annotated[str | None, NoResult("the hash of the weights tells")] = None
     require_revision: Annotated[bool, NoResult("asks for a record, changes none")] = False
     offload: Annotated[Literal["none", "model", "sequential"], SHARES_MEMORY] = "none"
@@ -96,6 +103,11 @@ class GeneratorSettings(Settings):
             raise ValueError(
                 f"diffusion.adapter_weight={self.adapter_weight} has no effect without "
                 "diffusion.adapter=<run or file>"
+            )
+        if self.class_forward and self.reading == "after":
+            raise ValueError(
+                "diffusion.class_forward=true has no effect with diffusion.reading=after, which "
+                "shows the class prompt anyway"
             )
         if self.capture_every > self.steps:
             raise ValueError(

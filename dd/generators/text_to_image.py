@@ -1,7 +1,7 @@
 """The generator: prompts in, images and the heat maps of their classes out."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ from dd.attention.recorder import CLASS_PROMPT, AttentionRecorder, Reading, Word
 from dd.attention.sites import check_layout, choose_side, choose_sites, find_sites
 from dd.generators import loading, memory, speed
 from dd.generators.adapter import find_adapter, merge
+from dd.generators.class_forward import ClassForward
 from dd.generators.families import BY_PIPELINE
 from dd.generators.families.base import STATES
 from dd.generators.settings import GeneratorSettings
@@ -20,6 +21,7 @@ from dd.masks.from_heat import flat
 from dd.prompts.prompt import class_words, token_spans, word_places
 from dd.store.samples import Sample, sample_seed
 
+Recorders: TypeAlias = list[AttentionRecorder]
 Terms: TypeAlias = dict[str, str | None]
 OPENRAIL_M: Terms = {
     "licence": "CreativeML OpenRAIL-M",
@@ -112,6 +114,11 @@ class TextToImage:
         """Where attention is read, of all that one forward shows. ValueError where there is none,
         and for keys that stand in another order than is known of the family."""
         given, family, layout = self.settings, self.family, self.layout
+        if given.class_forward and not layout.joint:
+            raise ValueError(
+                "diffusion.class_forward=true: this model's layers make keys of the class prompt "
+                "beside those of the prompt; no second forward is needed"
+            )
         latents = self._noise([0])
         text = family.text(["a"])
 
@@ -207,7 +214,7 @@ class TextToImage:
         then, so that the appended words are read, or the caption's own where none are."""
         spans: dict[str, list[list[int]]] = {}
         if not self.layout.joint:
-            spans["class_prompt"] = self._class_spans(sample)
+            spans[CLASS_PROMPT] = self._class_spans(sample)
         full: Any = self.settings.full_prompt
         places = word_places(sample.prompt, sample.class_prompt)
         if self.layout.joint and not full:
@@ -238,6 +245,8 @@ class TextToImage:
         """
         reading = self.settings.reading
         spans = {} if reading == "after" else self._drawn_spans(sample)
+        if self.settings.class_forward:
+            spans = {CLASS_PROMPT: self._class_spans(sample), **spans}
         if reading == "after":
             spans[CLASS_PROMPT] = self._class_spans(sample)
             if self.settings.full_prompt:
@@ -248,18 +257,40 @@ class TextToImage:
 
     # ------------------------------------------------------------------------------------ attention
 
-    @torch.no_grad()
-    def _recorder(self, samples: Sequence[Sample], reading: Reading | None = None) -> Any:
-        """Of the attention to the words of the prompts that samples are drawn from."""
+    @contextmanager
+    def _recorded(
+        self, samples: Sequence[Sample], reading: Reading, wanted: bool = True
+    ) -> Iterator[Recorders]:
+        """What reads the attention to the words of the prompts that samples are drawn from, and in
+        further forwards to their class prompts where that is asked for; none unless ``wanted``."""
+        if not wanted:
+            yield []
+            return
         family, spans = self.family, [self._drawn_spans(s) for s in samples]
-        states = mask = None
-        if not self.layout.joint:
-            states, mask = family.class_states(family.text([s.class_prompt for s in samples]))
         half = family.half(lambda: family.text([s.prompt for s in samples]), len(samples))
+        states = mask = further = None
+        with torch.no_grad():
+            if not self.layout.joint or self.settings.class_forward:
+                text = family.text([s.class_prompt for s in samples])
+            if not self.layout.joint:
+                states, mask = family.class_states(text)
+            elif self.settings.class_forward:
+                own = [self._class_spans(s) for s in samples]
+                further = ClassForward(family, text, own, reading, half)
+                half = further.drawing
         words = Words(spans, states, mask)
-        return AttentionRecorder(self.network, reading or self.reading, words, half)
+        recorder = AttentionRecorder(self.network, reading, words, half)
+        with recorder, further or nullcontext():
+            yield [recorder, *([further.recorder] if further else [])]
 
-    def _heat(self, recorder: AttentionRecorder, number: int) -> list[dict[str, np.ndarray]]:
+    def _heat(self, recorders: Recorders, number: int) -> list[dict[str, np.ndarray]]:
+        found: list[dict[str, np.ndarray]] = [{} for _ in range(number)]
+        for recorder in recorders:
+            for maps, own in zip(found, self._heat_of(recorder, number), strict=True):
+                maps |= own
+        return found
+
+    def _heat_of(self, recorder: AttentionRecorder, number: int) -> list[dict[str, np.ndarray]]:
         recorder.check()
         power = self.settings.max_power
         each = (recorder.heat(i, power) for i in range(number))
@@ -296,7 +327,7 @@ class TextToImage:
                     noise = self._noise([sample_seed(s.seed, "after", t) for s in samples])
                     noised = family.noised(latents, noise.to(latents), t)
                     family.forward(noised.to(self.network.dtype), t, text, self.size)
-            for maps, found in zip(heat, self._heat(recorder, len(samples)), strict=True):
+            for maps, found in zip(heat, self._heat_of(recorder, len(samples)), strict=True):
                 maps |= found
         if given.reading == "both":
             return [{AFTER: maps[CLASS_PROMPT]} for maps in heat]
@@ -330,15 +361,14 @@ class TextToImage:
         with its image or None, see :func:`faults`). Noise comes from each sample's own seed."""
         given, family, number = self.settings, self.family, len(samples)
         drawing = capture and given.reading != "after"
-        recorder = self._recorder(samples) if drawing else None
         finished: list[torch.Tensor] = []
 
         def keep(latents: torch.Tensor) -> None:
-            if recorder is not None and not finished:
+            for recorder in recorders if not finished else ():
                 recorder.check()
             finished[:] = [latents]
 
-        with recorder or nullcontext():
+        with self._recorded(samples, self.reading, drawing) as recorders:
             made = self.pipe(
                 prompt=[s.prompt for s in samples],
                 generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
@@ -348,8 +378,8 @@ class TextToImage:
                 **family.last_latents(keep),
             )
         heat: list[dict[str, np.ndarray]] = [{} for _ in samples] if capture else []
-        if recorder is not None:
-            heat = self._heat(recorder, number)
+        if drawing:
+            heat = self._heat(recorders, number)
         if capture and given.reading != "sampling":
             after = self._read_after(finished[0], samples)
             for maps, found in zip(heat, after, strict=True):
@@ -371,11 +401,11 @@ class TextToImage:
         if given.reading != "after":
             text, generator = family.text([s.prompt for s in samples]), torch.Generator()
             generator.manual_seed(seed)
-            with self._recorder(samples, replace(self.reading, every=1)) as recorder:
+            with self._recorded(samples, replace(self.reading, every=1)) as recorders:
                 for t in timesteps:
                     noise = torch.randn(latents.shape, generator=generator).to(latents)
                     family.forward(family.noised(latents, noise, t), t, text, self.size)
-            heat = self._heat(recorder, len(samples))
+            heat = self._heat(recorders, len(samples))
         if given.reading != "sampling":
             for maps, found in zip(heat, self._read_after(latents, samples), strict=True):
                 maps |= found

@@ -255,7 +255,8 @@ def test_heat_after_drawing_is_the_formula_written_out(family, generator, sample
     )
     own_family, t = generator.family, generator.settings.read_at[0]
     noise = generator._noise([sample_seed(s.seed, "after", t) for s in samples])
-    text = own_family.text([s.class_prompt for s in samples])
+    with torch.no_grad():  # with gradients torch encodes otherwise, by rounding
+        text = own_family.text([s.class_prompt for s in samples])
     noised = own_family.noised(finished[-1], noise.to(finished[-1]), t)
     assert not torch.equal(noised, finished[-1])
     with torch.no_grad(), Explicit(generator.network) as seen:
@@ -338,6 +339,47 @@ def test_images_of_any_origin_are_read(build, made, samples):
         np.testing.assert_allclose(maps, heat[1][source], rtol=2e-3, atol=2e-5)
     drawn, nothing, _ = model.generate(samples, capture=False)
     assert drawn.tobytes() == made[0].tobytes() and nothing == []
+
+
+def test_the_class_prompt_can_be_shown_at_each_step(family, build, samples, made):
+    """In a second forward, which is that of its text at the same latents and changes nothing."""
+    if family == "pixart_sigma":
+        with pytest.raises(ValueError, match="class_forward=true: .*no second forward is needed"):
+            build("diffusion.class_forward=true")
+        return
+    given = ["diffusion.class_forward=true", "diffusion.reading=sampling"]
+    model, seen, shown = build(*given), [], []
+    handle = model.network.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    images, heat, _ = model.generate(samples)
+    handle.remove()
+    assert images.tobytes() == made[0].tobytes()
+    assert (
+        heat[0].keys()
+        == model.spans(samples[0]).keys()
+        == {
+            "class_prompt",
+            "full_prompt_appended",
+        }
+    )
+    text = model.family.text([s.class_prompt for s in samples])["encoder_hidden_states"]
+    for args, kwargs in seen:
+        states = args[2] if args else kwargs["encoder_hidden_states"]
+        own = len(states) == 2 and len(states[0]) == len(text[0])
+        if own and torch.allclose(states[0], text[0], atol=1e-4):  # encoded with gradients here
+            shown.append((args, kwargs))
+    assert len(shown) == 2  # one a step
+    with torch.no_grad(), Explicit(model.network) as by_hand:
+        for args, kwargs in shown:
+            model.network(*args, **kwargs)
+    both, alone = by_hand.joint(family, slice(None))
+    own = torch.stack([image for _, _, image in both] + alone).mean(0)
+    cross = torch.stack([c for _, c, _ in both]).mean(0)
+    for i, sample in enumerate(samples):
+        spans = model.spans(sample)["class_prompt"]
+        expected = expected_heat(cross[i], own[i], spans, words_first(family, None))
+        np.testing.assert_allclose(heat[i]["class_prompt"], expected, atol=1e-6, rtol=0)
 
 
 def test_attention_among_pixels_can_be_pooled(build, samples):

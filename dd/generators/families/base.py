@@ -15,6 +15,7 @@ from dd.generators.settings import GeneratorSettings
 Text: TypeAlias = dict[str, Any]  # arguments of the network that hold prompts
 Offsets: TypeAlias = list[tuple[int, int]]
 STATES = "encoder_hidden_states"
+PER_SAMPLE = ("hidden_states", "timestep", "guidance", "img_shapes")  # of a network's arguments
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ class Family:
         states[:, row] += 1
         return {**text, STATES: states}
 
+    def with_text(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice, text: Text
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the network: those of the samples ``rows`` of a batch, with another text."""
+        cut = {k: v[rows] for k, v in kwargs.items() if k in PER_SAMPLE and v is not None}
+        return args, {**kwargs, **cut, **text}
+
     def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
         """One call of the network at ``timestep`` of 1,000; latents as its pipeline holds them."""
         raise NotImplementedError
@@ -185,7 +193,9 @@ def two_calls(text: Callable[[], Text], batch: int) -> Half:
         if not own:
             own.append(text()[STATES])
         given = kwargs[STATES]
-        same = given.shape == own[0].shape and torch.equal(given, own[0])
+        # what was encoded anew may differ by rounding
+        near = {"rtol": 1e-2, "atol": 1e-3}
+        same = given.shape == own[0].shape and torch.allclose(given, own[0], **near)
         return slice(0, batch) if same else None
 
     return half

@@ -61,6 +61,12 @@ class ZImage(Family):
             rows[row] += 1
         return {STATES: changed}
 
+    def with_text(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice, text: Text
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        images, times, _ = args
+        return (images[rows], times[rows], text[STATES]), kwargs
+
     def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
         dtype = self.net.dtype
         images = list(latents.to(dtype)[:, :, None].unbind(0))

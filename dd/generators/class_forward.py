@@ -1,0 +1,60 @@
+"""A second forward at each step of a drawing, with the class prompts as text: joint attention has
+no keys of the class prompt without it (docs/method.md)."""
+
+from typing import Any, Self
+
+from dd.attention.recorder import CLASS_PROMPT, AttentionRecorder, Half, Reading, Words
+from dd.generators.families import Family, Text
+
+
+class ClassForward:
+    """While active, what the network is given of the conditional half of each ``every``-th step is
+    shown to it once more with ``text``, the class prompts; ``recorder`` reads these forwards alone.
+    ``drawing(half)``: a half that leaves them out."""
+
+    def __init__(
+        self,
+        family: Family,
+        text: Text,
+        spans: list[list[list[int]]],
+        reading: Reading,
+        half: Half,
+    ) -> None:
+        self.family, self.text, self.half, self.every = family, text, half, reading.every
+        self.steps, self.inside = 0, False
+        words = Words([{CLASS_PROMPT: each} for each in spans])
+        each_step = Reading(
+            reading.layout, reading.cross, reading.self, reading.cross_heads, pool=reading.pool
+        )
+        self.recorder = AttentionRecorder(family.net, each_step, words, self._own)
+
+    def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:
+        return slice(None) if self.inside else None
+
+    def drawing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:
+        """The half of the drawing itself."""
+        return None if self.inside else self.half(args, kwargs)
+
+    def __enter__(self) -> Self:
+        self.recorder.__enter__()
+        self.handle = self.family.net.register_forward_hook(self._again, with_kwargs=True)
+        return self
+
+    def __exit__(self, *given: object) -> None:
+        self.handle.remove()
+        self.recorder.__exit__(*given)
+
+    def _again(
+        self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: object
+    ) -> None:
+        if self.inside or (rows := self.half(args, kwargs)) is None:
+            return
+        self.steps += 1
+        if (self.steps - 1) % self.every:
+            return
+        self.inside = True
+        try:
+            args, kwargs = self.family.with_text(args, kwargs, rows, self.text)
+            network(*args, **kwargs)
+        finally:
+            self.inside = False
