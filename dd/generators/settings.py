@@ -42,15 +42,15 @@ class GeneratorSettings(Settings):
     while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
     timestep of ``read_at`` (of 1,000), or ``both``. ``class_forward``: a second forward at each
     step with the class prompts, whose words are read then (joint attention). ``self_layers``: the
-    layers whose attention among pixels is read, ``pool``: averaged over patches of so many pixels
-    a side. ``max_tokens``: of a prompt, for T5 and chat encoders; ``t5``: False leaves out that of
-    Stable Diffusion 3; ``true_guidance``: of FLUX, by a negative prompt.
-    ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload``
-    (``none``, ``model`` or ``sequential``) save GPU memory; ``channels_last``,
-    ``fused_projections`` and ``compile`` (:mod:`dd.generators.speed`) save time and round
-    otherwise. ``truncate``: pixels become bytes by cutting off what is behind the point, not by
-    rounding. ``licence`` and ``link``: of the weights, for the data card. ``adapter``: a run folder of train.py or a file of LoRA
-    weights, added ``adapter_weight`` times to the checkpoint's own (:mod:`dd.generators.adapter`).
+    layers whose attention among pixels is read, ``pool``: averaged over patches of so many pixels a
+    side. ``max_tokens``: of a prompt, for T5 and chat encoders; ``t5``: False leaves out that of
+    Stable Diffusion 3; ``true_guidance``: of FLUX, by a negative prompt. ``safety_checker``: the
+    checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload`` (``none``, ``model`` or
+    ``sequential``) save GPU memory; ``channels_last``, ``fused_projections`` and ``compile``
+    (:mod:`dd.generators.speed`) save time and round otherwise. ``truncate``: pixels become bytes by
+    cutting off what is behind the point, not by rounding. ``licence`` and ``link``: of the weights,
+    for the data card. ``adapter``: a run folder of train.py or a file of LoRA weights, added
+    ``adapter_weight`` times to the checkpoint's own (:mod:`dd.generators.adapter`).
     """
 
     noun = "diffusion"
