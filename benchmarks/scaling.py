@@ -40,6 +40,9 @@ class Nothing:
 
     terms, token_limit, device = {}, 77, "cpu"
 
+    def where_read(self):
+        return []
+
     def identity(self):
         return dict.fromkeys(
             ("model", "revision", "weights_sha256", "scheduler", "steps", "guidance"), "none"
