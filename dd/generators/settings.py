@@ -124,8 +124,11 @@ class GeneratorSettings(Settings):
     def identity(self) -> dict[str, Any]:
         names = [*type(self).model_fields]
         younger = names[names.index("safety_checker") :]
+        known = super().identity()
+        if self.reading == "sampling":
+            known.pop("read_at")
         return {
             name: value
-            for name, value in super().identity().items()
+            for name, value in known.items()
             if name not in younger or value != type(self).model_fields[name].default
         }
