@@ -20,7 +20,7 @@ QUICK := $(addprefix tests/,attention masks evaluation store test_layers.py test
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() or 1))")
 SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-full study browser
+.PHONY: demo test test-quick test-full test-oldest study browser
 demo: .venv/.ready
 	PATH="$(CURDIR)/.venv/bin:$$PATH" bash runs/demo.sh
 
@@ -43,5 +43,14 @@ browser:
 	command -v chromium-headless-shell chromium chromium-browser google-chrome >/dev/null || \
 	  (apt-get update -qq && apt-get install -y --no-install-recommends chromium-headless-shell)
 
-test-full: .venv/.ready browser
+test-full: .venv/.ready browser test-oldest
 	OMP_NUM_THREADS=1 $(PY) -m pytest
+
+# The oldest diffusers that pyproject.toml allows, beside the pinned one: how its attention is read.
+OLDEST := diffusers==0.40.0
+.venv/oldest: .venv/.ready
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(OLDEST)
+
+test-oldest: .venv/oldest
+	PYTHONPATH=$< OMP_NUM_THREADS=1 $(PY) -m pytest tests/generators/test_families.py \
+	  tests/generators/test_recorder.py tests/generators/test_oldest.py
