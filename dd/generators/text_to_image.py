@@ -203,6 +203,14 @@ class TextToImage:
             spans = token_spans(text, words, stream.offsets(text), *(place or ()))
             rows = [[stream.first + at for at in span] for span in spans]
             found = [a + b for a, b in zip(found, rows, strict=True)] if found else rows
+        names = list(dict.fromkeys(words))
+        for k, rows_k in enumerate(found):
+            if rows_k in found[:k]:
+                raise ValueError(
+                    f"classes {names[found.index(rows_k)]!r} and {names[k]!r} are read at the same "
+                    f"words of {text!r}: their maps would be one. Name both in the caption, or "
+                    "rename one in the taxonomy"
+                )
         return found
 
     def _class_spans(self, sample: Sample) -> list[list[int]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dd.generators import TextToImage
+from dd.generators.families import Stream
 from dd.generators.text_to_image import eight_bit, faults
 from dd.masks.from_heat import SOURCES
 from dd.prompts.prompt import make_prompt
@@ -341,6 +342,14 @@ def test_words_of_the_full_prompt_can_be_chosen(changed, samples, made):
     assert (
         np.abs(made[1][0]["full_prompt_appended"] - made[1][0]["full_prompt_caption"]).max() > 1e-4
     )
+
+
+def test_classes_that_share_all_their_tokens_are_named(model, samples, monkeypatch):
+    """As where a tokenizer makes one piece of two words."""
+    monkeypatch.setattr(Stream, "offsets", lambda self, text: [(0, 0), (0, len(text)), (0, 0)])
+    with pytest.raises(ValueError, match="classes 'apple' and 'gold ring' are read at the same"):
+        model.spans(samples[0])
+    assert model.spans(samples[1])["class_prompt"] == [[1]]
 
 
 def test_a_class_beyond_the_token_limit(model):
