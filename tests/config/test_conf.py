@@ -25,6 +25,7 @@ from dd.store.provenance import write_json
 from dd.taxonomy import taxonomy
 from dd.training.segmentation import EMA, LastCheckpoint, Segmentation
 from tests.doors import door
+from tests.generators import tiny
 
 CONF = config.CONF
 ROOTS = {"generate", "train", "evaluate"}
@@ -252,8 +253,10 @@ def test_the_papers_voc_prompts(tmp_path):
         assert (prompt.class_prompt, prompt.classes) == (words, ("person", "sofa"))
 
 
-@pytest.mark.parametrize("file", sorted(p.stem for p in (CONF / "diffusion").glob("*.yaml")))
-def test_every_generator_is_built_from_a_local_folder(file):
+@pytest.mark.parametrize(
+    "file", sorted({p.stem for p in (CONF / "diffusion").glob("*.yaml")} - set(tiny.BUILDERS))
+)
+def test_every_unet_is_built_from_a_local_folder(file):
     """Of the tiny checkpoint of the package, at its own size: what is left of the settings is
     that of the file."""
     own = [f"diffusion.{key}=null" for key in ("size", "cross_resolution", "self_resolution")]
@@ -262,6 +265,14 @@ def test_every_generator_is_built_from_a_local_folder(file):
     assert generator.terms["licence"] and (generator.terms["link"] or file == "embedded")
     assert generator.settings.steps == cfg.diffusion.steps
     assert generator.pipe.unet.dtype == getattr(torch, cfg.diffusion.dtype)
+
+
+@pytest.mark.parametrize("file", tiny.BUILDERS)
+def test_every_other_family_says_what_it_is(file):
+    """They are built in tests/generators/test_families.py."""
+    node = compose("generate", f"diffusion={file}").diffusion
+    assert node.licence and node.link.endswith(node.model) and node.size == 1024
+    assert node.reading == ("sampling" if file == "pixart_sigma" else "after")
 
 
 @pytest.mark.parametrize("file", ["sd14", "sd15", "sdxl"])

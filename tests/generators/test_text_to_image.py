@@ -471,10 +471,19 @@ def test_the_identity_is_plain_and_names_what_differs(folder, settings, model):
 
 def test_options_that_came_later_are_named_only_where_they_are_used(folder, settings, model):
     """Sets that were made before stay sets of the same generator."""
-    later = {"reading", "timesteps", "self_layers", "pool", "max_tokens", "true_guidance", "t5"}
+    later = {
+        "reading",
+        "read_at",
+        "class_forward",
+        "self_layers",
+        "pool",
+        "max_tokens",
+        "true_guidance",
+        "t5",
+    }
     assert later <= set(type(model.settings).model_fields)
     assert not later & model.identity().keys()
-    used = {"reading": "both", "timesteps": [50, 300], "pool": 2, "self_layers": ["up_blocks"]}
+    used = {"reading": "both", "read_at": [50, 300], "pool": 2, "self_layers": ["up_blocks"]}
     other = TextToImage(model=str(folder), **settings, full_prompt=True, **used).identity()
     assert other == {**model.identity(), **used}
 

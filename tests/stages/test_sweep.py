@@ -193,6 +193,10 @@ def test_what_is_written_says_what_was_compared(folder, exact):
         "self_resolution": 32,
         "cross_layers": None,
         "cross_heads": None,
+        "self_layers": None,
+        "pool": 1,
+        "reading": "sampling",
+        "read_at": [100],
     }
     assert result["diffusion"] == reading and calibration["generator"] == {
         "weights_sha256": "0" * 64,
