@@ -83,11 +83,8 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
         return [_problem("plan", "plan.jsonl", str(error))]
     records = read_records(folder)
     good = [s.id for s in plan if not records.get(s.id, {}).get("failed")]
-    heats: dict[str | None, dict[str, dict[str, Any]]] = {}
-    if "given" not in run["generator"]:
-        heats[None] = records
-    for path in sorted((folder / "heat").glob("*/run.json")):
-        heats[path.parent.name] = read_records(path.parent)
+    own = {} if "given" in run["generator"] else {None: records}
+    heats = {**own, **_readings(folder)}
     names = run["taxonomy"]["names"]
     of = _Set(folder, run["image_format"], len(names), records, good, heats)
     # hashing and decoding let other threads run
@@ -108,6 +105,12 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
         for root in (folder, *(folder / "heat" / name for name in heats if name)):
             drop_records(root, {s.id for s in plan if s.unit in broken})
     return found
+
+
+def _readings(folder: Path) -> dict[str | None, dict[str, dict[str, Any]]]:
+    """{name: records} of what further models have read."""
+    paths = sorted((folder / "heat").glob("*/run.json"))
+    return {path.parent.name: read_records(path.parent) for path in paths}
 
 
 def _problem(kind: str, file: str | Path, why: str, heals: bool = True) -> Problem:
