@@ -83,8 +83,9 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
         return [_problem("plan", "plan.jsonl", str(error))]
     records = read_records(folder)
     good = [s.id for s in plan if not records.get(s.id, {}).get("failed")]
-    own = {} if "given" in run["generator"] else {None: records}
-    heats = {**own, **_readings(folder)}
+    heats = _readings(folder)
+    if "given" not in run["generator"]:
+        heats = {None: records, **heats}
     names = run["taxonomy"]["names"]
     of = _Set(folder, run["image_format"], len(names), records, good, heats)
     # hashing and decoding let other threads run
