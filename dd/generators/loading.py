@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from dd.generators.families import BY_PIPELINE, REFUSED
+from dd.generators.settings import GeneratorSettings
 from dd.store.provenance import read_json, sha256
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "assets" / "shapes_stable_diffusion"
@@ -216,31 +217,28 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def load(
-    checkpoint: Checkpoint,
-    dtype: str,
-    variant: str | None = None,
-    safety_checker: bool = False,
-    t5: bool = True,
-) -> DiffusionPipeline:
-    """The pipeline of a checkpoint, safetensors only, without code of its own; ValueError for
-    damaged files. ``t5`` False leaves out the third text encoder of Stable Diffusion 3."""
+def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeline:
+    """The pipeline of a checkpoint, safetensors only, without code of its own, in the precision and
+    with the parts of ``settings``; ValueError for damaged files and for parts that it cannot do
+    without."""
     kind = getattr(diffusers, checkpoint.pipeline)
     parts = set(inspect.signature(kind.__init__).parameters)
-    unused: dict[str, Any] = {name: None for name in UNUSED if name in parts}
-    extra: dict[str, Any] = {**unused, "variant": variant, "dtype": getattr(torch, dtype)}
-    if not t5 and "text_encoder_3" not in parts:
+    extra: dict[str, Any] = {name: None for name in UNUSED if name in parts}
+    extra |= {"variant": settings.variant, "dtype": getattr(torch, settings.dtype)}
+    if settings.quantize is not None:
+        extra["quantization_config"] = _quantized(BY_PIPELINE[checkpoint.pipeline].network[0])
+    if not settings.t5 and "text_encoder_3" not in parts:
         raise ValueError(
             f"diffusion.t5=false: a {checkpoint.pipeline} cannot do without its text encoder; only "
             "Stable Diffusion 3 can"
         )
-    if not t5:
+    if not settings.t5:
         extra |= {"text_encoder_3": None, "tokenizer_3": None}
     try:
         if checkpoint.pipeline == "StableDiffusionXLPipeline":
             # otherwise pixels would depend on whether a package is installed
             extra["add_watermarker"] = False
-        elif safety_checker:
+        elif settings.checked:
             folder = checkpoint.folder / "feature_extractor"
             extra["feature_extractor"] = CLIPImageProcessorPil.from_pretrained(folder)
         elif "safety_checker" in parts:
@@ -255,6 +253,19 @@ def load(
     _check_weights(pipe, checkpoint)
     _check_words(pipe, checkpoint.folder)
     return pipe
+
+
+def _quantized(part: str) -> Any:
+    """What makes diffusers keep the weights of linear layers of a part in eight bits."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError:
+        raise ValueError(
+            "diffusion.quantize=int8 needs the package torchao: pip install "
+            "'dataset-diffusion[quantize]'"
+        ) from None
+    eight_bits = diffusers.TorchAoConfig(Int8WeightOnlyConfig())
+    return diffusers.PipelineQuantizationConfig(quant_mapping={part: eight_bits})
 
 
 def _check_weights(pipe: DiffusionPipeline, checkpoint: Checkpoint) -> None:

@@ -60,9 +60,7 @@ class TextToImage:
         self.checkpoint = loading.find(
             given.model, given.revision, given.variant, given.checked, given.require_revision
         )
-        self.pipe = loading.load(
-            self.checkpoint, given.dtype, given.variant, given.checked, given.t5
-        )
+        self.pipe = loading.load(self.checkpoint, given)
         self.pipe.set_progress_bar_config(disable=True)
         self.adapted: dict[str, Any] = {}
         if adapter is not None:

@@ -433,6 +433,21 @@ def assert_same(one, other):
         assert all(a[source].tobytes() == b[source].tobytes() for source in b)
 
 
+def test_weights_in_eight_bits_are_read_alike(build, samples, made):
+    """Other weights, so other pixels; nothing of them is changed by reading."""
+    model = build("diffusion.quantize=int8", "diffusion.reading=both")
+    assert model.identity()["quantize"] == "int8"
+    kinds = {type(p).__name__ for p in model.network.parameters()}
+    assert "Int8Tensor" in kinds
+    images, heat, bad = model.generate(samples)
+    again, _, _ = model.generate(samples, capture=False)
+    assert images.tobytes() == again.tobytes() and bad == [None, None]
+    difference = np.abs(images.astype(int) - made[0]).mean()
+    assert 0 < difference < 20
+    for a, b in zip(heat, made[1], strict=True):
+        np.testing.assert_allclose(a["after"][:, 0], b["after"][:, 0], atol=0.1)
+
+
 # What cannot be read
 
 
