@@ -55,6 +55,8 @@ def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
     """
     folder, executor = Path(folder), reader.executor
     target = folder / "heat" / folder_name(reader.name, "reader")
+    if target.is_file():
+        raise ValueError(f"reader={reader.name}: {target} is a file; choose another name")
     plan, images = read_plan(folder), recorded(folder, "image_sha256")
     check_generated(folder, plan, images)
     identity = {"generator": reader.generator.identity()}

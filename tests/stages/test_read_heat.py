@@ -222,7 +222,7 @@ def test_another_model_under_the_same_name_is_refused(folder):
     assert " name=" not in text and everything(folder) == before
 
 
-@pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", None])
+@pytest.mark.parametrize("name", ["../out", "", ".hidden", "a/b", None, "000000.safetensors"])
 def test_a_reading_lies_in_the_folder_of_the_set(folder, name):
     before = everything(folder)
     with pytest.raises(ValueError, match="reader="):
@@ -422,3 +422,31 @@ def test_an_unfinished_reading_is_no_damage(folder):
     with pytest.raises(KeyboardInterrupt):
         read(folder, FakeReader(crash_at=1))
     assert verify(folder) == []
+
+
+# The commands
+
+
+def test_the_commands_read_with_what_was_chosen_for_it(tmp_path, run, capsys):
+    words = ["num_images=2", "unit_size=2", "diffusion.steps=2", "name=set", "device=cpu"]
+    given = ["experiment=shapes", f"data_root={tmp_path}", *words]
+    run("generate", *given, "stage=synthesize")
+    folder = tmp_path / "synthetic/set"
+    run("generate", *given, "stage=read", "reader=near", "diffusion.read_at=[50]")
+    made = read_json(folder / "heat/near/run.json")
+    assert made["identity"]["generator"]["read_at"] == [50]
+    assert [c["labels"] for c in made["chosen_on"]] == [128]  # behind self_resolution
+    run("generate", *given, "stage=label", "heat=near", "mask_set=exact")
+    swept = [f"sweep.masks={folder}/masks/exact", "sweep.heat=near", "sweep.name=near"]
+    run("evaluate", f"synthetic={folder}", "name=set", "stage=sweep", *swept)
+    chosen = f"masks_from={folder}/sweeps/near.json"
+    run("generate", *given, "stage=read", "reader=again", chosen)
+    again = read_json(folder / "heat/again/run.json")
+    assert again["identity"] == made["identity"]
+    run("generate", *given, "stage=label", "heat=again", chosen)
+    assert read_json(folder / "SegmentationClass/masks.json")["identity"]["reading"] == "again"
+    with pytest.raises(ValueError, match="reading: sampling -> after"):
+        run("generate", *given, "stage=label", chosen)
+    rule = "+quality.rules.faint={action: absent, signal: spread, below: 0.0}"
+    with pytest.raises(ValueError, match="heat=near and rules of quality"):
+        run("generate", *given, "stage=label", "heat=near", rule)
