@@ -88,6 +88,11 @@ def make_masks(cfg: Any, quality: Quality | None = None) -> None:
     else:
         calibration = config.masks_from(cfg)
         settings, (rules, clip) = config.instantiate(cfg.masks), quality or config.quality(cfg)
+        if cfg.heat is not None and any(r.action == "absent" for r in rules):
+            raise ValueError(
+                f"heat={cfg.heat} and rules of quality with action absent: these look at the heat "
+                "of the drawing. Leave heat or the rules out (quality.rules.<name>=null)"
+            )
         absent = find_absent(cfg.folder, rules, settings, clip, cfg.quality.max_share)
         chosen = config.chosen_on(cfg, "masks", *(["quality"] if rules else []))
         given = {"chosen_on": chosen, "reading": cfg.heat}
@@ -96,7 +101,9 @@ def make_masks(cfg: Any, quality: Quality | None = None) -> None:
 
 
 def read_images(cfg: Any) -> None:
-    reader = config.heat_reader(cfg)
+    calibration, reader = config.masks_from(cfg), config.heat_reader(cfg)
+    if calibration is not None:
+        check_calibration(calibration, reader.generator.identity())
     done = read_heat(cfg.folder, reader)
     print(
         f"heat of {done['read']} images in {cfg.folder}/heat/{reader.name}, {done['read_now']} "

@@ -14,7 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dd.config.objects import device, instantiate, plain, taxonomy, trained_run
+from dd.config.objects import chosen_on, device, instantiate, plain, taxonomy, trained_run
 from dd.data.datasets import SegmentationFolder
 from dd.data.quality import CLIP, Rule, Scores, read_rules
 from dd.evaluation.supervision import choices
@@ -75,7 +75,7 @@ def heat_reader(cfg: DictConfig) -> Reader:
     model = {**plain(cfg.diffusion), "reading": "after"}
     generator = instantiate(model, device=workers.places(device(cfg))[0])
     build = partial(worker_tools, model, None, torch.get_num_threads())
-    return Reader(name, generator, workers, build)
+    return Reader(name, generator, workers, build, chosen_on(cfg, "diffusion"))
 
 
 def masks_from(cfg: DictConfig) -> dict[str, Any] | None:

@@ -727,15 +727,20 @@ def heat_root(folder: str | Path, reading: str | None = None) -> Path:
 
 
 def heat_hashes(folder: str | Path, reading: str | None = None) -> dict[str, str]:
-    """{id: hash of its heat} by the records of a reading. ValueError for images that were given and
-    not drawn, which have no other heat than that of readings."""
+    """{id: hash of its heat} by the records of a reading, of images that are as they were read.
+    ValueError for images that were given and not drawn, which have no other heat than that of
+    readings."""
     root = heat_root(folder, reading)
     if "given" in read_own(root / "run.json", READ)["identity"]["generator"]:
         raise ValueError(
             f"{folder}: its images were given, so there is no heat of their drawing. "
             "generate.py stage=read diffusion=<model> reads them, and heat=<reader> uses that"
         )
-    return recorded(root, "heat_sha256")
+    heat = recorded(root, "heat_sha256")
+    if reading is None:
+        return heat
+    read, now = recorded(root, "image_sha256"), recorded(folder, "image_sha256")
+    return {name: digest for name, digest in heat.items() if read.get(name) == now.get(name)}
 
 
 def heat_generator(folder: str | Path, reading: str | None = None) -> dict[str, Any]:

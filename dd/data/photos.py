@@ -283,6 +283,16 @@ def _try(files: list[Path], read: Callable[[Path], object], setting: str) -> Non
         )
 
 
+def check_readable(files: Sequence[Path], listed: str) -> None:
+    """ValueError with the first ten photographs that cannot be decoded, and their number.
+    ``listed``: the option of the file that names them."""
+    if bad := [text for text in _problems(list(files), read_photo) if text]:
+        raise ValueError(
+            f"{len(bad)} of {len(files)} images cannot be read; mend them, or leave them out of "
+            f"{listed}:{_first_ten(bad)}"
+        )
+
+
 def _first_ten(lines: list[str]) -> str:
     more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
     return "".join(f"\n  {line}" for line in lines[:10] + more)

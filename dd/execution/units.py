@@ -79,6 +79,20 @@ def check_generated(folder: str | Path, plan: list[Sample], records: Collection[
         )
 
 
+def check_read(
+    folder: str | Path, plan: list[Sample], heat: Collection[str], reading: str | None
+) -> None:
+    """:func:`check_generated` of samples whose heat is that of a reading, None = the drawing's."""
+    if reading is None:
+        return check_generated(folder, plan, heat)
+    if missing := [s.id for s in plan if s.id not in heat]:
+        raise ValueError(
+            f"{folder}: {len(missing)} of {len(plan)} samples are not read yet as they are now, "
+            f"such as {missing[0]}; generate.py stage=read reader={reading}, with its diffusion=..."
+            ", goes on"
+        )
+
+
 def intact_masks(folder: Path, needs: tuple[str, ...]) -> set[str]:
     """Ids of the masks in a folder that are as its records say. ``needs``: fields of these."""
     files = {i: (folder / f"{i}.png", r["sha256"]) for i, r in read_records(folder, needs).items()}

@@ -123,6 +123,11 @@ def _origin(about: Mapping[str, Any]) -> str:
             "for how they were labelled."
         )
     generator = about["generator"]
+    if "given" in generator:
+        return (
+            "**Synthetic masks**: the images were given, their masks read from the attention of a "
+            f"text-to-image model (Dataset Diffusion, NeurIPS 2023). {used_labels(about['labels'])}"
+        )
     return (
         "**Synthetic**: the images were made by a text-to-image model, the masks read from its "
         f"attention (Dataset Diffusion, NeurIPS 2023). Generator: `{generator.get('model')}`, "
@@ -133,6 +138,8 @@ def _origin(about: Mapping[str, Any]) -> str:
 
 def _licence(about: Mapping[str, Any]) -> str:
     if not about["synthetic"]:
+        return "not known to this export; ask the owner of the images."
+    if "given" in about["generator"]:
         return "not known to this export; ask the owner of the images."
     licence = about["licence"] or "not stated, ask the owner of the weights"
     link = f" ({about['link']})" if about["link"] else ""

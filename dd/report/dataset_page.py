@@ -155,14 +155,15 @@ def gallery(
     names: Sequence[str],
     power: int | None,
     source: str,
+    reading: str | None = None,
 ) -> SampleBrowser:
-    """Image, heat of each class, mask and overlay of some samples; heat at the masks' power, or
-    the highest that is stored."""
+    """Image, heat of each class, mask and overlay of some samples; heat of the masks' reading at
+    their power, or the highest that is stored."""
     palette, shown = voc_palette(), []
     for sample in samples:
         image = read_image(synthetic_image(folder, sample.id))
         mask = read_mask(masks / f"{sample.id}.png")
-        heat = stored_heat(folder, sample.id)
+        heat = stored_heat(folder, sample.id, reading)
         maps = heat.get(source, next(iter(heat.values())))
         k = maps.shape[1] - 1 if power is None else min(maps.shape[1] - 1, power)
         photos = {"image": image}

@@ -18,6 +18,7 @@ from dd.data.datasets import (
     encode_mask,
     heat_generator,
     heat_hashes,
+    heat_root,
     image_size,
     read_image,
     read_mask,
@@ -25,7 +26,7 @@ from dd.data.datasets import (
     synthetic_image,
 )
 from dd.evaluation.supervision import LabelSet, merged
-from dd.execution.units import check_generated, read_run
+from dd.execution.units import check_read, read_run
 from dd.exports.card import BIASES, adapter, used_labels
 from dd.masks.from_heat import MaskSettings, flat, how_read, scores, to_mask
 from dd.report.pictures import colour_mask, contact_sheet, overlay
@@ -41,7 +42,7 @@ from dd.store.provenance import (
     write_json,
 )
 from dd.store.samples import Sample, outcomes, read_plan
-from dd.store.schemas import MASKS, RUN
+from dd.store.schemas import MASKS, READ, RUN
 from dd.store.templates import fill
 from dd.taxonomy import IGNORE, voc_palette
 
@@ -81,18 +82,18 @@ def label(
     The default set also renews the data card. ``calibration``: how ``settings`` were chosen (by
     images, by a run). ValueError if for attention that was read in another way than this set's.
     ``chosen_on``: the labels that chose them (:mod:`dd.evaluation.supervision`). They and those
-    behind the images are recorded beside the identity, as they decide no pixel: the record is that
-    of the last call. ``reading``: the heat that is used (:mod:`dd.stages.read_heat`), None = that
-    of the drawing. ``absent``: {"rules", "classes": {sample id: names}} of
-    :func:`dd.stages.filter.find_absent`; these classes are not drawn. ``workers``: threads, None =
-    one for each core.
+    behind the images and the reading are recorded beside the identity, as they decide no pixel: the
+    record is that of the last call. ``reading``: the heat that is used
+    (:mod:`dd.stages.read_heat`), None = that of the drawing. ``absent``: {"rules", "classes":
+    {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
+    ``workers``: threads, None = one for each core.
 
     A class whose map is flat at this power and source has no pixel; ``vanished`` in masks.json
     names these, {sample id: names}, and their number is printed.
     """
     folder = Path(folder)
     plan, hashes = read_plan(folder), heat_hashes(folder, reading)
-    check_generated(folder, plan, hashes)
+    check_read(folder, plan, hashes, reading)
     target = _place(folder, mask_set)
     identity = {"settings": settings.identity(), "heat": fingerprint([hashes[s.id] for s in plan])}
     if reading is not None:
@@ -102,7 +103,11 @@ def label(
         identity["calibration"] = calibration
     if absent is not None:
         identity["absent"] = {"rules": absent["rules"], "classes": fingerprint(absent["classes"])}
-    chosen = merged(read_own(folder / "run.json", RUN).get("chosen_on"), chosen_on)
+    run, read = (
+        read_own(folder / "run.json", RUN),
+        read_own(heat_root(folder, reading) / "run.json", READ),
+    )
+    chosen = merged(run.get("chosen_on"), read.get("chosen_on"), chosen_on)
     done = target / "masks.json"
     heat = partial(read_heat, folder, source=settings.source, reading=reading)
     if done.exists():

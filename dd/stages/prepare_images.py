@@ -2,8 +2,8 @@
 without heat, with a plan and records. generate.py stage=read reads it."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from dd.data.datasets import encode_image, write_split
-from dd.data.folders import IMAGES, Files, index
-from dd.data.photos import read_photo
+from dd.data.datasets import encode_image, opened, write_split
+from dd.data.folders import IMAGES, Files, index, one_form
+from dd.data.photos import check_readable, read_photo
 from dd.prompts.captions import Caption, keep, nouns_alone, read_rows, row_classes, stem
 from dd.prompts.nouns import ClassNouns
 from dd.prompts.prompt import make_prompt
@@ -86,9 +86,15 @@ def prepare_images(
         "image_format": SUFFIX,
         "taxonomy": {"name": classes.name, "names": list(classes.names)},
     }
-    refuse_other(root / "run.json", identity, "data set")
-    root.mkdir(parents=True, exist_ok=True)
+    refuse_other(root / "run.json", identity, "data set", "--name")
+    if not (root / "run.json").exists():  # else they were decoded before
+        check_readable(paths, "--captions")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{root} is a file, or lies below one; choose another --name") from None
     with Lock(root):
+        refuse_other(root / "run.json", identity, "data set", "--name")
         write_atomic(root / "plan.jsonl", plan_lines(plan))
         if dropped:
             rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in dropped)
@@ -98,7 +104,7 @@ def prepare_images(
         _write(root, plan, paths, side, given.fit)
         write_split(root, "train", [s.id for s in plan])
     reasons = Counter(row["reason"] for row in dropped)
-    notes = [f"{n} captions are left out: {why}" for why, n in reasons.items()]
+    notes = files.notes + [f"{n} captions are left out: {why}" for why, n in reasons.items()]
     return root, notes
 
 
@@ -106,14 +112,16 @@ def _captions(
     path: Path, files: Files, classes: Taxonomy
 ) -> tuple[list[Caption], list[dict[str, str | None]]]:
     """(captions with a class, each with the key of its image among ``files``; the others)."""
-    nouns, found = ClassNouns(classes), []
-    stems = Counter(PurePosixPath(key).name for key in files)
+    nouns, found, forms = ClassNouns(classes), [], {one_form(key): key for key in files}
+    stems: dict[str, list[str]] = defaultdict(list)
+    for form, key in forms.items():
+        stems[PurePosixPath(form).name].append(key)
     for i, row in enumerate(read_rows(path)):
         try:
             listed = row.keys() & {"classes", "class_prompt"}
             text = row["caption"] if listed else nouns_alone(row)
             own = row_classes(row, classes) if listed else tuple(nouns.mentions(text))
-            key = _image(row.get("filename") or row.get("id"), files, stems)
+            key = _image(row.get("filename") or row.get("id"), forms, stems)
         except ValueError as error:
             raise ValueError(f"{path}, entry {i}: {error}") from None
         found.append(Caption(text, own, key))
@@ -126,16 +134,18 @@ def _captions(
     return keep(found, None, None)
 
 
-def _image(filename: object, files: Files, stems: Counter[str]) -> str:
-    """The key of an image by its path below the folder, else by its stem where it is alone."""
+def _image(filename: object, forms: dict[str, str], stems: Mapping[str, list[str]]) -> str:
+    """The key of an image by its path below the folder, else by its stem where it is alone.
+    ``forms``: the keys by the form in which names are compared."""
     if not isinstance(filename, str):
         raise ValueError("need 'filename', the image that the caption is of")
-    below = PurePosixPath(filename).with_suffix("").as_posix()
-    if below in files:
-        return below
     name = stem(filename)
-    matches = [key for key in files if PurePosixPath(key).name == name]
-    if stems[name] != 1:
+    written = PurePosixPath(one_form(filename.strip().replace("\\", "/")))
+    below = (written.parent / name).as_posix()
+    if name and below in forms:
+        return forms[below]
+    matches = stems.get(name, [])
+    if len(matches) != 1:
         what = "several images have that stem" if matches else "no such image"
         raise ValueError(f"{filename}: {what} in the folder")
     return matches[0]
@@ -145,7 +155,7 @@ def _one_size(paths: Sequence[Path]) -> int:
     """The side that all images have."""
     sizes: dict[tuple[int, int], Path] = {}
     for path in paths:
-        with Image.open(path) as image:
+        with opened(path, header=True) as image:
             sizes.setdefault(image.size, path)
     if len(sizes) > 1 or any(width != height for width, height in sizes):
         shown = ", ".join(f"{w}x{h} ({p.name})" for (w, h), p in list(sizes.items())[:3])

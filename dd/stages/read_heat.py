@@ -3,7 +3,7 @@ shown to the model with its class prompt, and read in one forward (docs/method.m
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dd.data.datasets import check_recorded, heat_bytes, read_image, synthetic_image
+from dd.evaluation.supervision import LabelSet
 from dd.execution import Executor, Task
 from dd.execution.base import Unit
 from dd.execution.units import Tools, check_generated, drop_records, open_tools
@@ -32,12 +33,14 @@ FIELDS = ("image_sha256", "heat_sha256")
 @dataclass(frozen=True)
 class Reader:
     """``name``: of the reading, its folder in ``heat/``; ``generator``: the model that reads;
-    ``executor`` and ``build``: as of :class:`dd.stages.synthesize.Makers`."""
+    ``executor`` and ``build``: as of :class:`dd.stages.synthesize.Makers`; ``chosen_on``: the
+    labels that chose how it reads (:mod:`dd.evaluation.supervision`), for run.json."""
 
     name: str
     generator: "Generator"
     executor: Executor
     build: Callable[..., Tools] | None = None
+    chosen_on: Sequence[LabelSet] = ()
 
 
 def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
@@ -52,17 +55,21 @@ def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
     """
     folder, executor = Path(folder), reader.executor
     target = folder / "heat" / folder_name(reader.name, "reader")
+    if target.is_file():
+        raise ValueError(f"reader={reader.name}: {target} is a file; choose another name")
     plan, images = read_plan(folder), recorded(folder, "image_sha256")
     check_generated(folder, plan, images)
     identity = {"generator": reader.generator.identity()}
-    refuse_other(target / "run.json", identity, "reading")
+    refuse_other(target / "run.json", identity, "reading", "reader")
     check_spans(plan, reader.generator)
     target.mkdir(parents=True, exist_ok=True)
     with Lock(target, executor.shard) as lock:
-        refuse_other(target / "run.json", identity, "reading")  # another run may have been quicker
+        # another run may have been quicker
+        refuse_other(target / "run.json", identity, "reading", "reader")
         if not (target / "run.json").exists():
-            known = {"terms": reader.generator.terms, "sites": reader.generator.where_read()}
-            write_json(target / "run.json", {"identity": identity, **known, **made_by()})
+            told = {"terms": reader.generator.terms, "sites": reader.generator.where_read()}
+            told["chosen_on"] = list(reader.chosen_on)
+            write_json(target / "run.json", {"identity": identity, **told, **made_by()})
         lock.share()
         mine = executor.share(open_units(plan, ()))
         todo = _unread(target, mine, images, executor)

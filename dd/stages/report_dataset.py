@@ -42,6 +42,10 @@ def report_dataset(
     power, source = settings.get("power"), settings.get("source", "class_prompt")
     found = dataset.statistics(plan, masks)
     signals = [records[s.id]["signals"] for s in plan if "signals" in records.get(s.id, {})]
+    reading = made["identity"].get("reading")
+    if reading is not None:  # theirs are of the drawing's heat
+        signals = [{k: v for k, v in each.items() if k != "heat"} for each in signals]
+    generator = run["identity"]["generator"]
     head = [*dataset.balance(found, names), *dataset.histograms(found, signals, power, source)]
     tail = [*studies.sweep_sections(folder), *origins.made_section(run, made)]
     seconds = sum(r["seconds"] for r in records.values() if "seconds" in r)
@@ -49,15 +53,15 @@ def report_dataset(
         "Images": f"{len(plan):,}",
         "Classes": str(len(names) - 1),
         "Masks": mask_set,
-        "Generator": str(run["identity"]["generator"].get("model")),
+        "Generator": str(generator.get("model") or f"images given: {generator.get('given')}"),
         "Seconds to generate": f"{seconds:,.0f}",
         "Images that lack a class": f"{len(found.missing):,}",
-        "Licence": str(run.get("terms", {}).get("licence") or "not stated"),
+        "Licence": str((run.get("terms") or {}).get("licence") or "not stated"),
     }
     name = "report" if mask_set == "SegmentationClass" else f"report_{Path(mask_set).name}"
     while True:  # pictures are what makes a page large
         shown = dataset.gallery(
-            folder, masks, dataset.choose(plan, gallery), found, names, power, source
+            folder, masks, dataset.choose(plan, gallery), found, names, power, source, reading
         )
         html = page.render(
             f"Synthetic data: {folder.name}",

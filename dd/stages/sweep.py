@@ -29,7 +29,7 @@ from dd.data.datasets import (
 )
 from dd.evaluation import metrics
 from dd.evaluation.supervision import LabelSet, behind, declared, label_set
-from dd.execution.units import check_generated
+from dd.execution.units import check_read
 from dd.masks.from_heat import MaskSettings, count_grid, how_read, scores, stored_grid
 from dd.store.progress import Progress
 from dd.store.provenance import (
@@ -81,7 +81,7 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     """
     folder, reference = Path(folder), Path(reference)
     plan, heat = read_plan(folder)[: settings.limit], heat_hashes(folder, settings.heat)
-    check_generated(folder, plan, heat)
+    check_read(folder, plan, heat, settings.heat)
     ranges = settings.power, settings.threshold, settings.band, settings.source
     first = stored_heat(folder, plan[0].id, settings.heat)
     grid, left_out = stored_grid(first, *ranges)

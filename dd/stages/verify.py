@@ -18,6 +18,7 @@ from rich.table import Table
 from dd.data.datasets import (
     OtherDtype,
     heat_path,
+    heat_root,
     read_image,
     read_mask,
     read_split,
@@ -94,7 +95,8 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
         in_masks = {target: _mask_set(of, target, sizes, pool) for target in of.mask_sets}
     found = [
         _problem("record", name, "belongs to no sample of the plan", False)
-        for name in sorted(records.keys() - sizes.keys())
+        for own in (records, *(own for reading, own in heats.items() if reading))
+        for name in sorted(own.keys() - sizes.keys())
     ]
     for problems in (*in_samples.values(), *in_masks.values()):
         found += problems
@@ -102,9 +104,15 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
     if repair:
         for target in (target for target, problems in in_masks.items() if problems):
             (target / "masks.json").unlink(missing_ok=True)
-        broken = {s.unit for s in plan if any(p["heals"] for p in in_samples[s.id])}
-        for root in (folder, *(folder / "heat" / name for name in heats if name)):
-            drop_records(root, {s.id for s in plan if s.unit in broken})
+        broken: dict[str | None, set[int]] = {name: set() for name in (None, *heats)}
+        for sample in plan:
+            for problem in in_samples[sample.id]:
+                if problem["heals"]:
+                    broken[_reading(problem)].add(sample.unit)
+        for name, units in broken.items():
+            root = folder if name is None else folder / "heat" / name
+            again = units | broken[None]  # what is drawn again is read again
+            drop_records(root, {s.id for s in plan if s.unit in again})
     return found
 
 
@@ -116,6 +124,12 @@ def _readings(folder: Path) -> dict[str | None, dict[str, dict[str, Any]]]:
 
 def _problem(kind: str, file: str | Path, why: str, heals: bool = True) -> Problem:
     return {"kind": kind, "file": str(file), "why": why, "heals": heals}
+
+
+def _reading(problem: Problem) -> str | None:
+    """The reading that a problem is one of, None = the set itself."""
+    parts = Path(problem["file"]).parts
+    return parts[1] if problem["kind"] == "heat" and len(parts) > 2 else None
 
 
 def _samples(
@@ -141,7 +155,12 @@ def _sample(of: _Set, sample: Sample) -> tuple[Size | None, list[Problem]]:
     pixels, found = _content(of, "image", image, record.get("image_sha256"), read_image)
     for reading, records in of.heats.items():
         if reading is None or sample.id in records:  # a reading may be unfinished
-            found += _heat(of, sample, reading, records[sample.id].get("heat_sha256"))
+            own = _heat(of, sample, reading, records[sample.id].get("heat_sha256"))
+            other = records[sample.id].get("image_sha256") != record.get("image_sha256")
+            if reading is not None and other and not own:
+                path = heat_path(of.folder, sample.id, reading).relative_to(of.folder)
+                own = [_problem("heat", path, "was read of the image as it was before")]
+            found += own
     return None if pixels is None else pixels.shape[:2], found
 
 
@@ -266,9 +285,10 @@ def print_problems(folder: str | Path, problems: list[Problem], repaired: bool) 
         shown = [f"{p['file']} {p['why']}" for p in problems if p["kind"] == kind][:SHOWN]
         table.add_row(kind, str(number), escape("\n".join(shown)))
     Console().print(table)
-    if any(p["heals"] for p in problems):
-        command = read_run(folder).get("command", "generate.py with the settings of run.json")
-        when = "ready to be" if repaired else "after python -m dd verify --repair,"
+    when = "ready to be" if repaired else "after python -m dd verify --repair,"
+    for reading in dict.fromkeys(_reading(p) for p in problems if p["heals"]):
+        run = read_own(heat_root(folder, reading) / "run.json", {})
+        command = run.get("command", "generate.py with the settings of run.json")
         print(f"{when} healed by: python {command}")
     in_masks = {p["file"] for p in problems if p["kind"] in ("mask", "mask set")}
     sets = sorted(file for file in in_masks if file.startswith("masks/"))

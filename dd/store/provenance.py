@@ -361,9 +361,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-def refuse_other(path: str | Path, identity: Mapping[str, Any], what: str) -> None:
+def refuse_other(
+    path: str | Path, identity: Mapping[str, Any], what: str, key: str = "name"
+) -> None:
     """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other
-    settings; nothing is changed."""
+    settings; nothing is changed. ``key``: the setting that names another place."""
     if not Path(path).exists():
         return
     lines = differences(read_own(path, {"identity": dict})["identity"], identity)
@@ -371,7 +373,7 @@ def refuse_other(path: str | Path, identity: Mapping[str, Any], what: str) -> No
         raise FileExistsError(
             f"{what} {Path(path).parent} was made with other settings:\n  "
             + "\n  ".join(lines)
-            + "\nNothing was changed. Choose another name (name=...), or remove the folder to "
+            + f"\nNothing was changed. Choose another name ({key}=...), or remove the folder to "
             "make it anew."
         )
 

@@ -23,7 +23,7 @@ RUN: dict[str, Any] = {  # run.json of a synthetic data set, for those who need 
     "chosen_on?": CHOSEN,
 }
 
-READ = {"identity": {"generator": dict}}  # run.json of whatever holds heat
+READ = {"identity": {"generator": dict}, "chosen_on?": CHOSEN}  # run.json of whatever holds heat
 
 DESCRIBED_RUN = {  # for those who tell how it was made
     **RUN,
@@ -39,6 +39,7 @@ MASKS: dict[str, Any] = {  # masks.json of a mask set, whoever made it
     "identity": {
         "settings?": {"power?": int, "source?": str},
         "heat?": str,
+        "reading?": str,
         "images?": str,
         "absent?": {"rules": {"*": dict}, "classes": str},
         "calibration?": dict,
@@ -49,7 +50,9 @@ MASKS: dict[str, Any] = {  # masks.json of a mask set, whoever made it
     "absent?": {"*": [str]},
     "chosen_on?": CHOSEN,
 }
-DRAWN = {"identity": {"settings": {"power": int, "source": str}}}  # of one read from attention
+DRAWN = {
+    "identity": {"settings": {"power": int, "source": str}, "reading?": str}
+}  # of one read from attention
 WHOLE_MASKS = {**MASKS, "sha256": {"*": str}}
 # for a training: without the labels that chose them its supervision class would be guessed
 JUDGED_MASKS = {**MASKS, "chosen_on": CHOSEN}

@@ -8,8 +8,6 @@ import sys
 import time
 import types
 
-import numpy as np
-
 if (
     "torch" not in sys.modules
 ):  # the signals of heat are not what is tested, and their module imports torch
@@ -20,16 +18,13 @@ if (
     sys.modules.setdefault("dd.data.quality", light)
 
 from dd.prompts.prompt import Prompts, make_prompt
+from tests.fakes import RandomGenerator
 
 
-class FakeGenerator:
-    """Random images and heat; as with a real one, what a sample gets depends on those it is made
-    together with. ``bad``: seeds whose image is bad; ``broken``: units that always fail;
-    ``deadly``: units that kill their process while ``trap`` exists (without a trap: always);
-    ``full``: units for which the disk is full."""
-
-    token_limit, device = 77, "cpu"
-    terms = {"licence": "Apache-2.0", "link": None}
+class FakeGenerator(RandomGenerator):
+    """Random images and heat. ``bad_share``: of images that are bad, by their seeds; ``broken``:
+    units that always fail; ``deadly``: units that kill their process while ``trap`` exists
+    (without a trap: always); ``full``: units for which the disk is full."""
 
     def __init__(
         self,
@@ -52,22 +47,9 @@ class FakeGenerator:
         self.full, self.guidance = full, guidance
 
     def identity(self):
-        return {
-            "model": "fake",
-            "guidance": self.guidance,
-            "revision": None,
-            "weights_sha256": "0" * 64,
-            "scheduler": None,
-            "steps": 1,
-        }
+        return {**super().identity(), "guidance": self.guidance}
 
-    def token_count(self, text):
-        return len(text.split()) + 2
-
-    def spans(self, sample):
-        return {"class_prompt": [[1]] * len(sample.classes)}
-
-    def generate(self, samples):
+    def generate(self, samples, capture=True):
         unit = samples[0].unit
         if unit in self.deadly and (self.trap is None or self.trap.exists()):
             if self.trap is not None:
@@ -78,16 +60,9 @@ class FakeGenerator:
         if unit in self.broken:
             raise RuntimeError(f"unit {unit} is poisoned")
         time.sleep(self.pause)
-        together = sum(s.seed for s in samples) % 2**32
-        images, heat = [], []
-        for sample in samples:
-            rng = np.random.default_rng([sample.seed, together])
-            images.append(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
-            heat.append(
-                {"class_prompt": rng.random((len(sample.classes), 2, 4, 4)).astype(np.float32)}
-            )
+        images, heat, _ = super().generate(samples, capture)
         bad = ["constant" if s.seed % 1000 < 1000 * self.bad_share else None for s in samples]
-        return np.stack(images), heat, bad
+        return images, heat, bad
 
 
 class Light:

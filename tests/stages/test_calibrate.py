@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from dd import config
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split, write_split
 from dd.evaluation import metrics
-from dd.masks.from_heat import MaskSettings, how_read
+from dd.masks.from_heat import READING, MaskSettings, how_read
 from dd.stages.calibrate import CalibrationSettings, calibrate
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.probe import score
@@ -22,6 +22,7 @@ from dd.store.provenance import read_json
 from dd.store.samples import Sample
 from dd.taxonomy import Taxonomy, taxonomy
 from tests.doors import door
+from tests.fakes import RandomGenerator
 
 ROOT = Path(__file__).parents[2]
 SHAPES = taxonomy("shapes")
@@ -36,7 +37,7 @@ def root(tmp_path_factory):
     return prepare_shapes(tmp_path_factory.mktemp("data"), {"train": 12, "tune": 3, "test": 4})[0]
 
 
-class Knowing:
+class Knowing(RandomGenerator):
     """A generator whose attention at 16 is the exact mask blurred by a low peak (power 1) or
     noise (power 0); at 8, noise."""
 
@@ -68,7 +69,7 @@ class Knowing:
             )
             noise = rng.random(exact.shape)
             maps = [noise, exact if self.reading["cross_resolution"] == 16 else noise]
-            heat.append({"class_prompt": np.stack(maps, 1).astype(np.float32)})
+            heat.append({"class_prompt": np.stack(maps, 1)})
         return heat
 
 
@@ -90,16 +91,7 @@ def test_the_settings_that_fit_are_chosen(root, tmp_path):
     data = SegmentationFolder(root, "train", SHAPES, shots=8, seed=3)
     found, _ = choose(data, tmp_path / "c.yaml", [{"cross_resolution": c} for c in (8, 16)], seed=3)
     assert found["masks"] == {"power": 1, "threshold": 0.6, "band": 0.1, "source": "class_prompt"}
-    reading = {
-        "cross_resolution": 16,
-        "self_resolution": 16,
-        "cross_layers": None,
-        "cross_heads": None,
-        "self_layers": None,
-        "pool": 1,
-        "reading": "sampling",
-        "read_at": [100],
-    }
+    reading = {**READING, "cross_resolution": 16, "self_resolution": 16}
     assert found["diffusion"] == reading
     calibration = found["calibration"]
     assert calibration["miou"] == calibration["miou_cross_validated"] == 100.0

@@ -30,6 +30,7 @@ from dd.stages.label import label, read_heat
 from dd.store.provenance import read_json, sha256, write_json
 from dd.store.samples import each_record, read_plan, read_records
 from dd.taxonomy import taxonomy
+from tests.fakes import RandomGenerator
 
 ROOT = Path(__file__).parents[2]
 SHAPES = taxonomy("shapes")
@@ -63,41 +64,19 @@ class Eight:
         return Prompts([make_prompt(f"picture {i}", names) for i, names in enumerate(CLASSES)], [])
 
 
-class Peaks:
+class Peaks(RandomGenerator):
     """Classes lie side by side, as wide as there is room; the strength of their heat is that of
     ``PEAKS``."""
 
-    token_limit, terms = 77, {}
+    terms = {}
 
-    def identity(self):
-        return {
-            "model": "peaks",
-            "revision": None,
-            "weights_sha256": "0" * 64,
-            "scheduler": None,
-            "steps": 1,
-            "guidance": 1.0,
-        }
-
-    def token_count(self, text):
-        return len(text.split())
-
-    def spans(self, sample):
-        return {"class_prompt": [[1]] * len(sample.classes)}
-
-    def generate(self, samples):
-        images = [
-            np.random.default_rng(int(s.id)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            for s in samples
-        ]
-        return (
-            np.stack(images),
-            [{"class_prompt": self.heat(s)} for s in samples],
-            [None] * len(samples),
-        )
+    def generate(self, samples, capture=True):
+        images, heat, bad = super().generate(samples, capture)
+        exact = [{"class_prompt": self.heat(s)} for s in samples]
+        return images, exact if capture else heat, bad
 
     def heat(self, sample):
-        maps = np.zeros((len(sample.classes), 2, 4, 4), np.float32)
+        maps = np.zeros((len(sample.classes), 2, 4, 4))
         for k, peak in enumerate(PEAKS[int(sample.id)]):
             maps[k, 0, 2 * k : 2 * k + 2], maps[k, 1, 2 * k : 2 * k + 2] = 0.9, peak
         return maps

@@ -7,6 +7,7 @@ from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.probe import probe, real_heat, score
 from dd.store.provenance import read_json
 from dd.taxonomy import taxonomy
+from tests.fakes import RandomGenerator
 
 SHAPES = taxonomy("shapes")
 
@@ -16,26 +17,26 @@ def root(tmp_path_factory):
     return prepare_shapes(tmp_path_factory.mktemp("data"), {"train": 1, "tune": 5, "test": 5})[0]
 
 
-class Knowing:
+class Knowing(RandomGenerator):
     """A generator whose 'attention' is the exact mask (power 1), and noise (power 0)."""
 
     def __init__(self, data):
         self.masks = {data[i][0].tobytes(): data[i][1] for i in range(len(data))}
         self.prompts, self.batches = [], []
 
-    def identity(self):
-        return {"model": "knowing"}
+    size = 64
 
-    def read_real(self, images, samples, timesteps):
+    def identity(self):
+        return {**super().identity(), "model": "knowing"}
+
+    def read_real(self, images, samples, timesteps, seed=0):
         self.batches.append(len(images))
         self.prompts += [s.prompt for s in samples]
         heat = []
         for image, sample in zip(images, samples, strict=True):
             mask, rng = self.masks[image.tobytes()], np.random.default_rng(sample.seed)
             exact = np.stack([mask == value for value in sample.class_ids])
-            heat.append(
-                {"class_prompt": np.stack([rng.random(exact.shape), exact], 1).astype(np.float32)}
-            )
+            heat.append({"class_prompt": np.stack([rng.random(exact.shape), exact], 1)})
         return heat
 
 

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from dd.data.datasets import encode_image, encode_mask, heat_bytes, read_image, read_mask
 from dd.evaluation import metrics
 from dd.evaluation.supervision import choices
-from dd.masks.from_heat import MaskSettings, to_mask
+from dd.masks.from_heat import READING, MaskSettings, to_mask
 from dd.stages import sweep as stage
 from dd.stages.label import label
 from dd.stages.predict_set import predict_set
@@ -188,16 +188,7 @@ def test_what_is_written_says_what_was_compared(folder, exact):
     calibration = result["calibration"]
     assert calibration["by"] == "sweep"
     assert result["chosen_on"] == [{"data": folder.name, "split": exact.name, "labels": 3}]
-    reading = {
-        "cross_resolution": 16,
-        "self_resolution": 32,
-        "cross_layers": None,
-        "cross_heads": None,
-        "self_layers": None,
-        "pool": 1,
-        "reading": "sampling",
-        "read_at": [100],
-    }
+    reading = {**READING, "cross_resolution": 16, "self_resolution": 32}
     assert result["diffusion"] == reading and calibration["generator"] == {
         "weights_sha256": "0" * 64,
         **reading,

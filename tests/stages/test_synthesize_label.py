@@ -34,19 +34,16 @@ from dd.store.samples import (
     sample_seed,
 )
 from dd.taxonomy import taxonomy
+from tests.fakes import RandomGenerator
 
 SHAPES = taxonomy("shapes")
 PROMPTS = TemplatePrompts(templates=["a photo of {things}"], conditions={}, counts=[0.4, 0.4, 0.2])
 
 
-class FakeGenerator:
-    """Random images and heat. As with a real one, what a sample gets depends on the samples it is
-    made together with.
+class FakeGenerator(RandomGenerator):
+    """Random images and heat. ``bad``: {id: number of its first attempts that are bad}."""
 
-    ``bad``: {id: number of its first attempts that are bad}.
-    """
-
-    token_limit = 77
+    powers, side = 3, 8
     terms = {"licence": "Apache-2.0", "link": "https://example.org/terms"}
 
     def __init__(self, crash_at=None, sources=("class_prompt",), bad=None, **settings):
@@ -67,32 +64,13 @@ class FakeGenerator:
     def identity(self):
         return self.settings
 
-    def token_count(self, text):
-        return len(text.split()) + 2
-
-    def spans(self, sample):
-        return {source: [[1]] * len(sample.classes) for source in self.sources}
-
-    def generate(self, samples):
+    def generate(self, samples, capture=True):
         if len(self.units) == self.crash_at:
             raise RuntimeError("out of memory")
         self.units.append([s.id for s in samples])
-        together = sum(s.seed for s in samples) % 2**32
-        images, heat = [], []
-        for sample in samples:
-            rng = np.random.default_rng([sample.seed, together])
-            images.append(rng.integers(0, 256, (16, 20, 3), dtype=np.uint8))
-            heat.append(
-                {
-                    s: rng.random((len(sample.classes), 3, 8, 8)).astype(np.float32)
-                    for s in self.sources
-                }
-            )
-        return (
-            np.stack(images),
-            heat,
-            ["safety checker" if s.seed in self.bad_seeds else None for s in samples],
-        )
+        images, heat, _ = super().generate(samples, capture)
+        bad = ["safety checker" if s.seed in self.bad_seeds else None for s in samples]
+        return images, heat, bad
 
 
 def make(folder, generator=None, **kwargs):
@@ -466,12 +444,12 @@ def test_masks_are_those_of_the_stored_heat(folder):
     for sample in read_plan(folder):
         path = target / f"{sample.id}.png"
         assert np.array_equal(
-            read_mask(path), to_mask(stored(folder, sample), sample.class_ids, (16, 20), SETTINGS)
+            read_mask(path), to_mask(stored(folder, sample), sample.class_ids, (16, 16), SETTINGS)
         )
         with Image.open(path) as image:
             assert image.mode == "P"
     data = SegmentationFolder(folder, "train", SHAPES)
-    assert [data[i][1].shape for i in range(7)] == [(16, 20)] * 7
+    assert [data[i][1].shape for i in range(7)] == [(16, 16)] * 7
 
 
 def test_masks_json_holds_settings_hashes_and_pixels(folder):
@@ -563,7 +541,7 @@ def test_a_second_set_stands_beside_the_first(folder):
     sample = read_plan(folder)[2]
     assert np.array_equal(
         data[2][1],
-        to_mask(stored(folder, sample), sample.class_ids, (16, 20), MaskSettings(power=0)),
+        to_mask(stored(folder, sample), sample.class_ids, (16, 16), MaskSettings(power=0)),
     )
 
 
@@ -609,8 +587,8 @@ def test_the_data_card(folder):
     assert "power 1, threshold 0.7, uncertainty band 0.2" in text
     for i, name in enumerate(SHAPES.all_names):
         asked = sum(name in s.classes for s in plan) if i else 7
-        assert f"| {name} | {asked} | {100 * pixels.get(str(i), 0) / (7 * 320):.1f} % |" in text
-    assert f"| uncertain (255) | | {100 * pixels['255'] / (7 * 320):.1f} % |" in text
+        assert f"| {name} | {asked} | {100 * pixels.get(str(i), 0) / (7 * 256):.1f} % |" in text
+    assert f"| uncertain (255) | | {100 * pixels['255'] / (7 * 256):.1f} % |" in text
     assert read_image(folder / "card.png").std() > 0
     flat = " ".join(text.split())
     assert "Licence of the generator's weights: Apache-2.0 (https://example.org/terms)." in flat
@@ -661,7 +639,7 @@ def test_the_full_prompt_can_be_the_source(tmp_path):
     sample = read_plan(tmp_path / "set")[0]
     heat = stored_heat(tmp_path / "set", sample.id)["full_prompt_caption"]
     assert np.array_equal(
-        read_mask(target / f"{sample.id}.png"), to_mask(heat, sample.class_ids, (16, 20), SETTINGS)
+        read_mask(target / f"{sample.id}.png"), to_mask(heat, sample.class_ids, (16, 16), SETTINGS)
     )
 
 

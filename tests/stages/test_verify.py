@@ -143,11 +143,11 @@ def test_heat_in_half_precision_is_named_and_left(folder):
 def test_masks_that_are_wrong_in_spite_of_their_hash(folder):
     target, done = folder / "SegmentationClass", read_json(folder / "SegmentationClass/masks.json")
     for name, pixels in (
-        ("000001", np.full((16, 20), 4, np.uint8)),
-        ("000004", np.zeros((8, 20), np.uint8)),
+        ("000001", np.full((16, 16), 4, np.uint8)),
+        ("000004", np.zeros((8, 16), np.uint8)),
     ):
         Image.fromarray(pixels).save(target / f"{name}.png")
-    Image.new("RGB", (20, 16)).save(target / "000005.png")
+    Image.new("RGB", (16, 16)).save(target / "000005.png")
     import hashlib
 
     for name in ("000001", "000004", "000005"):
@@ -155,7 +155,7 @@ def test_masks_that_are_wrong_in_spite_of_their_hash(folder):
     (target / "masks.json").write_text(json.dumps(done))
     whys = {p["file"][-10:-4]: p["why"] for p in verify(folder)}
     assert (
-        "ids [4] of no class" in whys["000001"] and "(8, 20), its image (16, 20)" in whys["000004"]
+        "ids [4] of no class" in whys["000001"] and "(8, 16), its image (16, 16)" in whys["000004"]
     )
     assert "mode RGB" in whys["000005"]
 
