@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from dd import config
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split, write_split
 from dd.evaluation import metrics
-from dd.masks.from_heat import READING, MaskSettings
+from dd.masks.from_heat import READING, MaskSettings, how_read
 from dd.stages.calibrate import CalibrationSettings, calibrate
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.probe import score
@@ -386,7 +386,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         and "128 labels of shapes/tune (attention), 3 of shapes/train" in card
     )
     identity = read_json(tmp_path / "set/run.json")["identity"]["generator"]
-    assert {k: identity.get(k) for k in choice["diffusion"]} == choice["diffusion"]
+    assert how_read(identity) == choice["diffusion"]
 
     cfg = compose_train(root, "source=synthetic", "shots=null", f"synthetic={tmp_path}/set")
     _, record = config.training_record(cfg, config.training_sets(cfg)[0])
