@@ -84,6 +84,11 @@ def _told(folder: str, done: dict[str, Any]) -> list[str]:
 
 def make_masks(cfg: Any, quality: Quality | None = None) -> None:
     if cfg.labeler.run is not None:
+        if cfg.heat is not None:
+            raise ValueError(
+                f"heat={cfg.heat} has no effect with labeler.run={cfg.labeler.run}, which sees the "
+                "images and no heat; give one of them"
+            )
         masks = label_by_run(cfg.folder, *config.labeler_run(cfg))
     else:
         calibration = config.masks_from(cfg)

@@ -66,6 +66,8 @@ def prepare_images(
         Path(data_root) / "synthetic" / folder_name(name, "name"),
     )
     files = index(given.images, IMAGES)
+    if not Path(given.captions).is_file():
+        raise FileNotFoundError(f"--captions {given.captions}: no such file")
     captions, dropped = _captions(Path(given.captions), files, classes)
     paths = [files[str(caption.filename)] for caption in captions]
     side = given.size or _one_size(paths)
@@ -74,8 +76,7 @@ def prepare_images(
     )
     identity = {
         "generator": {
-            "given": str(Path(given.images).resolve()),
-            "images_sha256": fingerprint([sha256(path) for path in paths]),
+            "given": fingerprint([sha256(path) for path in paths]),
             "fit": given.fit,
             "size": side,
         },
@@ -100,7 +101,8 @@ def prepare_images(
             rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in dropped)
             write_atomic(root / "dropped_captions.jsonl", rows)
         if not (root / "run.json").exists():
-            write_json(root / "run.json", {"identity": identity, "terms": None, **made_by()})
+            known = {"terms": None, "source": str(Path(given.images).resolve())}
+            write_json(root / "run.json", {"identity": identity, **known, **made_by()})
         _write(root, plan, paths, side, given.fit)
         write_split(root, "train", [s.id for s in plan])
     reasons = Counter(row["reason"] for row in dropped)

@@ -53,7 +53,7 @@ def report_dataset(
         "Images": f"{len(plan):,}",
         "Classes": str(len(names) - 1),
         "Masks": mask_set,
-        "Generator": str(generator.get("model") or f"images given: {generator.get('given')}"),
+        "Generator": str(generator.get("model") or f"images given: {run.get('source')}"),
         "Seconds to generate": f"{seconds:,.0f}",
         "Images that lack a class": f"{len(found.missing):,}",
         "Licence": str((run.get("terms") or {}).get("licence") or "not stated"),
