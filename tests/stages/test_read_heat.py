@@ -450,3 +450,5 @@ def test_the_commands_read_with_what_was_chosen_for_it(tmp_path, run, capsys):
     rule = "+quality.rules.faint={action: absent, signal: spread, below: 0.0}"
     with pytest.raises(ValueError, match="heat=near and rules of quality"):
         run("generate", *given, "stage=label", "heat=near", rule)
+    with pytest.raises(ValueError, match="heat=near has no effect with labeler.run=a_run"):
+        run("generate", *given, "stage=label", "heat=near", "labeler.run=a_run")
