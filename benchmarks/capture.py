@@ -25,6 +25,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from benchmarks.full_size import build_unet, save
@@ -32,12 +33,28 @@ from benchmarks.machine import machine
 from benchmarks.reading import reading_of, words_of
 from benchmarks.sweep import make_plan
 from dd.attention import maths as attention
-from dd.attention.recorder import AttentionRecorder
+from dd.attention.observer import Observer
+from dd.attention.recorder import AttentionRecorder, Reading, Words
+from dd.attention.sites import Layout, find_sites
 from dd.generators import TextToImage
 from dd.generators.memory import peak_bytes, reset_peak
 
 LARGEST = 64  # side of the maps that the naive variant keeps
 SIDES = {"sd15": (16, 32), "sd21": (16, 32), "sdxl": (32, 64)}
+MMDIT = {  # a small Stable Diffusion 3 at 512 px
+    "sample_size": 64,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 8,
+    "attention_head_dim": 64,
+    "num_attention_heads": 8,
+    "caption_projection_dim": 512,
+    "joint_attention_dim": 1024,
+    "pooled_projection_dim": 512,
+    "pos_embed_max_size": 96,
+}
+ROWS = 77 + 256  # of its text
 
 
 class KeepEveryMap:
@@ -139,6 +156,47 @@ def single_steps(unet, model: str, batch: int, device: str) -> dict:
     }
 
 
+def joint_steps(network, batch: int, device: str) -> dict:
+    """{variant: a function that does one guided step of a network of joint attention}; three
+    classes of two tokens are read. The naive variant keeps each head's whole softmax."""
+    side, random = MMDIT["sample_size"], torch.Generator(device).manual_seed(0)
+
+    def noise(*shape):
+        return torch.randn(2 * batch, *shape, generator=random, device=device, dtype=network.dtype)
+
+    given = {
+        "hidden_states": noise(16, side, side),
+        "encoder_hidden_states": noise(ROWS, MMDIT["joint_attention_dim"]),
+        "pooled_projections": noise(MMDIT["pooled_projection_dim"]),
+        "timestep": torch.full((2 * batch,), 500, device=device),
+    }
+    pixels = (side // MMDIT["patch_size"]) ** 2
+    layout = Layout("last", pixels, pixels)
+    sites = find_sites(network, layout, lambda: network(**given))
+    words = Words([{"full_prompt_appended": [[1, 2], [3, 4], [5, 6]]}] * batch)
+    reading = Reading(layout, sites, sites)
+
+    def step(context):
+        with torch.no_grad(), context:
+            network(**given)
+
+    kept: list = []
+
+    def keep(_, seen):
+        logits = seen.q[batch:] @ seen.k[batch:].mT * seen.scale
+        kept.append(logits.softmax(-1).mean(1))
+
+    def naive_step():
+        kept.clear()
+        step(Observer(network, keep))
+
+    return {
+        "plain": lambda: step(nullcontext()),
+        "capture": lambda: step(AttentionRecorder(network, reading, words)),
+        "naive": naive_step,
+    }
+
+
 def give_back(device: str) -> None:
     """What is no longer used goes back to the system, or the next variant would be charged with
     it."""
@@ -197,12 +255,22 @@ def profile(run, device: str) -> None:
     )
 
 
+def _built(model: str, whole: bool, device: str, dtype: str, steps: int):
+    """The generator, or the network alone."""
+    if model == "mmdit":
+        torch.manual_seed(0)
+        return SD3Transformer2DModel(**MMDIT).to(device, getattr(torch, dtype)).eval()
+    if whole:
+        return build(model, device, dtype, steps)
+    return build_unet(model, getattr(torch, dtype))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--models", nargs="+", choices=["embedded", *SIDES])
+    parser.add_argument("--models", nargs="+", choices=["embedded", "mmdit", *SIDES])
     parser.add_argument("--batch", nargs="+", type=int)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--steps", type=int, help="of a whole generation")
@@ -212,7 +280,7 @@ def main():
     )
     options = parser.parse_args()
     gpu = options.device != "cpu"
-    models = options.models or (list(SIDES) if gpu else ["embedded", "sd15"])
+    models = options.models or (list(SIDES) if gpu else ["embedded", "sd15", "mmdit"])
     dtype = options.dtype or ("float16" if gpu else "float32")
     torch.set_flush_denormal(True)
     if not gpu:
@@ -220,11 +288,8 @@ def main():
     results = []
     for model in models:
         whole, steps = gpu or model == "embedded", options.steps or (25 if gpu else 20)
-        built = (
-            build(model, options.device, dtype, steps)
-            if whole
-            else build_unet(model, getattr(torch, dtype))
-        )
+        whole = whole and model != "mmdit"
+        built = _built(model, whole, options.device, dtype, steps)
         for batch in options.batch or (
             [1, 4, 16] if gpu else [1, 16] if model == "embedded" else [1]
         ):
@@ -232,11 +297,12 @@ def main():
                 f"{model}, batch {batch}, {dtype}, "
                 f"{f'{steps} steps and decoding' if whole else 'one guided step'}"
             )
-            variants = (
-                generations(built, batch)
-                if whole
-                else single_steps(built, model, batch, options.device)
-            )
+            if model == "mmdit":
+                variants = joint_steps(built, batch, options.device)
+            elif whole:
+                variants = generations(built, batch)
+            else:
+                variants = single_steps(built, model, batch, options.device)
             found = measure(variants, options.rounds, options.device)
             if options.profile:
                 profile(variants["capture"], options.device)

@@ -23,18 +23,16 @@ from dd.store.downloads import Archive
 from dd.store.locks import Busy
 from dd.store.provenance import shortened
 
-KINDS = {
-    "shapes": "both domains of the embedded world",
-    "voc": "PASCAL VOC 2012: train, val, trainval",
-    "voc_aug": "VOC 2012 with the masks of SBD: train_aug",
-    "coco": "COCO 2017: 80 things and background",
-    "images": "images of any origin with captions, to be read by a model (generate.py stage=read)",
-    "own": "your own images, with masks, a COCO JSON, or an export of CVAT or Label Studio",
-}
-
 Options = dict[str, dict[str, Any]]  # name: arguments of add_argument
+Prepared = list[tuple[Path, list[str]]]  # (folder, warnings) of each data set that was made
+Prepare = Callable[[Namespace], Prepared]
 SEVERAL: dict[str, Any] = {"action": "append", "default": []}
-WORKERS = "processes that make masks (default: one for each core, at most 8)"
+WORKERS: Options = {
+    "--workers": {
+        "type": int,
+        "help": "processes that make masks (default: one for each core, at most 8)",
+    }
+}
 EXPORT_FOLDER = "a synthetic set, such as data/synthetic/shapes, or a folder in VOC layout"
 OWN: Options = {
     "--taxonomy": {
@@ -204,17 +202,9 @@ def _parser() -> ArgumentParser:
     prepare = commands.add_parser("prepare", help="write a data set to disk in PASCAL VOC layout")
     kinds = prepare.add_subparsers(dest="data", required=True)
     root = "folder to write below (default: data); data_root of the other commands"
-    workers = {"--workers": {"type": int, "help": WORKERS}}
-    more: dict[str, Options] = {
-        "voc": _web(["trainval"]),
-        "voc_aug": workers | _web(voc.ARCHIVES) | SBD,
-        "coco": workers | _web(coco.ARCHIVES) | COCO,
-        "own": workers | OWN,
-        "images": GIVEN,
-    }
-    for kind, text in KINDS.items():
+    for kind, (text, options, _) in PREPARED.items():
         one = kinds.add_parser(kind, help=text, description=text)
-        _add(one, {"--root": {"default": "data", "help": root}, **more.get(kind, {})})
+        _add(one, {"--root": {"default": "data", "help": root}, **options})
     others = {name: commands.add_parser(name, help=text) for name, (text, _) in OTHERS.items()}
     for name, one in others.items():
         _add(one, OTHERS[name][1])
@@ -250,24 +240,35 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _prepare(options: Namespace) -> list[tuple[Path, list[str]]]:
+def _prepare(options: Namespace) -> Prepared:
     """[(folder, warnings)] of the chosen command."""
-    return PREPARED[options.data](options)
+    _, _, prepare = PREPARED[options.data]
+    return prepare(options)
 
 
-def _web_data(options: Namespace) -> list[tuple[Path, list[str]]]:
-    """A data set that is downloaded."""
-    known = coco.ARCHIVES if options.data == "coco" else voc.ARCHIVES
+def _web_data(
+    options: Namespace, known: dict[str, Archive]
+) -> tuple[str, dict[str, Archive], str | None]:
+    """(folder, archives, existing copy) of a data set that is downloaded."""
     urls, checksums = _pairs("--url", options.url), _pairs("--checksum", options.checksum)
-    where = (options.root, _archives(known, urls, checksums), options.existing)
-    if options.data == "voc":
-        return [voc.prepare_voc(*where)]
-    if options.data == "voc_aug":
-        return [voc.prepare_voc_aug(*where, options.sbd, options.workers)]
+    return options.root, _archives(known, urls, checksums), options.existing
+
+
+def _voc(options: Namespace) -> Prepared:
+    return [voc.prepare_voc(*_web_data(options, voc.ARCHIVES))]
+
+
+def _voc_aug(options: Namespace) -> Prepared:
+    where = _web_data(options, voc.ARCHIVES)
+    return [voc.prepare_voc_aug(*where, options.sbd, options.workers)]
+
+
+def _coco(options: Namespace) -> Prepared:
+    where = _web_data(options, coco.ARCHIVES)
     return [coco.prepare_coco(*where, options.splits, options.workers)]
 
 
-def _given_images(options: Namespace) -> list[tuple[Path, list[str]]]:
+def _given_images(options: Namespace) -> Prepared:
     given = GivenImages(options.images, options.captions, options.fit, options.size)
     where = options.root, options.taxonomy, options.name
     return [prepare_images(*where, given, options.seed)]
@@ -367,13 +368,33 @@ def _archives(
     }
 
 
-PREPARED: dict[str, Callable[[Namespace], list[tuple[Path, list[str]]]]] = {
-    "shapes": lambda options: [(folder, []) for folder in prepare_shapes(options.root)],
-    "voc": _web_data,
-    "voc_aug": _web_data,
-    "coco": _web_data,
-    "images": _given_images,
-    "own": lambda options: [_own(options)],
+PREPARED: dict[str, tuple[str, Options, Prepare]] = {  # kind: (what it is, its options, how)
+    "shapes": (
+        "both domains of the embedded world",
+        {},
+        lambda options: [(folder, []) for folder in prepare_shapes(options.root)],
+    ),
+    "voc": ("PASCAL VOC 2012: train, val, trainval", _web(["trainval"]), _voc),
+    "voc_aug": (
+        "VOC 2012 with the masks of SBD: train_aug",
+        {**WORKERS, **_web(voc.ARCHIVES), **SBD},
+        _voc_aug,
+    ),
+    "coco": (
+        "COCO 2017: 80 things and background",
+        {**WORKERS, **_web(coco.ARCHIVES), **COCO},
+        _coco,
+    ),
+    "images": (
+        "images of any origin with captions, to be read by a model (generate.py stage=read)",
+        GIVEN,
+        _given_images,
+    ),
+    "own": (
+        "your own images, with masks, a COCO JSON, or an export of CVAT or Label Studio",
+        {**WORKERS, **OWN},
+        lambda options: [_own(options)],
+    ),
 }
 COMMANDS = {
     "verify": _verify,

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 RESULT = {  # stage: the key that names what it writes into a data set that is there already
     "label": "mask_set",
+    "read": "reader",
     "filter": "quality.split",
     "sweep": "sweep.name",
 }
@@ -69,5 +70,7 @@ def name_job(cfg: Any, overrides: list[str], debug: str | None = None) -> None:
         place = ["debug", debug] if debug else []
         cfg.name = "/".join([*place, cfg.name, *([",".join(parts)] if parts else [])])
     elif parts:
+        # a reading has the name of its model, which heat= is given then
+        parts = [p.removeprefix("diffusion=") for p in parts]
         first = [] if given in (None, "SegmentationClass") else [str(given)]
         OmegaConf.update(cfg, key, ",".join([*first, *(p.replace("/", "_") for p in parts)]))

@@ -221,6 +221,11 @@ def test_mask_sets_of_a_sweep_are_named_after_it(command):
             {"mask_set": "masks=paper"},
         ),
         (
+            {"name": "a", "stage": "read", "reader": None},
+            ["diffusion=sd15"],
+            {"reader": "sd15"},
+        ),
+        (
             {"name": "a", "stage": "sweep", "sweep": {"name": None}},
             ["sweep.run=out/b"],
             {"sweep": {"name": "sweep.run=out_b"}},
