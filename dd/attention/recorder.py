@@ -50,7 +50,7 @@ class Reading:
     @property
     def side(self) -> int:
         """That of the heat."""
-        return (self.self or self.cross)[0].side // self.pool
+        return self.self[0].side // self.pool
 
 
 @dataclass(frozen=True)
@@ -266,12 +266,8 @@ class AttentionRecorder:
 
     def heat(self, i: int, max_power: int) -> dict[str, torch.Tensor]:
         """Refined heat of sample ``i`` by source: float64 [K, P, r, r]."""
-        spread, side = (self.spread(i) if self._self else _same), self.reading.side
+        spread, side = self.spread(i), self.reading.side
         return {
-            source: attention.refine(maps_KN, spread, side, max_power if self._self else 0)
+            source: attention.refine(maps_KN, spread, side, max_power)
             for source, maps_KN in self.maps(i).items()
         }
-
-
-def _same(maps_KN: torch.Tensor) -> torch.Tensor:
-    return maps_KN

@@ -64,13 +64,12 @@ def find_sites(
     layout: Layout,
     forward: Callable[[], Any],
     ignored: Sequence[str] = (),
-    silent_ones: bool = False,
 ) -> list[Site]:
     """The sites of ``network`` in the order in which ``forward()`` calls them; modules whose names
     begin with one of ``ignored`` are left out.
 
-    ValueError where nothing is seen, where a module attends unseen (unless ``silent_ones``: linear
-    attention has no matrix), and for an image that is not square.
+    ValueError where nothing is seen, where a module attends unseen, and for an image that is not
+    square.
     """
     found: dict[str, Site] = {}
 
@@ -94,7 +93,7 @@ def find_sites(
     # a module around one that was seen does not attend itself
     around = {name for name in observer.ran if any(begins(other, name) for other in seen)}
     unseen = sorted(observer.ran - around)
-    if not found or (unseen and not silent_ones):
+    if not found or unseen:
         missed = ", ".join(unseen[:4]) or "none ran"
         raise ValueError(
             f"attention of {type(network).__name__} was not seen ({missed}): {_backend(network)}. "

@@ -45,6 +45,8 @@ def make_images(cfg: Any, quality: Quality | None = None) -> bool:
     generator = config.instantiate(cfg.diffusion, device=executor.places(config.device(cfg))[0])
     if calibration is not None:
         check_calibration(calibration, generator.identity())
+    if cfg.stage == "all" and cfg.labeler.run is None:
+        config.check_source(cfg, generator, taxonomy)
     done = synthesize(
         cfg.folder,
         Makers(generator, clip, executor, config.worker_build(cfg, clip)),

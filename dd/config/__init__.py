@@ -23,6 +23,7 @@ from dd.config.evaluation import (
 )
 from dd.config.generation import (
     calibrate_arguments,
+    check_source,
     executor,
     heat_reader,
     labeler_run,
@@ -94,6 +95,7 @@ __all__ = [
     "budget_run",
     "budget_test",
     "calibrate_arguments",
+    "check_source",
     "check_overrides",
     "check_tuning",
     "compose",

@@ -10,12 +10,13 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dd.config.objects import chosen_on, device, instantiate, plain, taxonomy, trained_run
-from dd.data.datasets import SegmentationFolder
+from dd.data.datasets import SegmentationFolder, choose_source
 from dd.data.quality import CLIP, Rule, Scores, read_rules
 from dd.evaluation.supervision import choices
 from dd.execution import Executor
@@ -28,7 +29,7 @@ from dd.stages.read_heat import Reader
 from dd.stages.sweep import SweepSettings
 from dd.stages.synthesize import SynthesisSettings
 from dd.store.provenance import fingerprint, read_json, read_yaml, sha256
-from dd.store.samples import make_plan
+from dd.store.samples import Sample, make_plan
 from dd.taxonomy import Taxonomy
 
 if TYPE_CHECKING:  # heavy
@@ -147,6 +148,18 @@ def synthesis_settings(
     return SynthesisSettings(**given, unit_size=unit_size(cfg, generator, taxonomy))
 
 
+def _any_sample(cfg: DictConfig, taxonomy: Taxonomy) -> Sample:
+    name, append = taxonomy.names[0], cfg.prompts.get("append", True)
+    prompt = make_prompt(f"a photo of a {name}", [name], append)
+    return make_plan([prompt], taxonomy, cfg.seed, 1)[0]
+
+
+def check_source(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> None:
+    """ValueError if masks are to be read from words that the generator will not store."""
+    stored = generator.spans(_any_sample(cfg, taxonomy))
+    choose_source(dict.fromkeys(stored, np.zeros(0)), cfg.masks.source, "what will be drawn")
+
+
 def unit_size(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> int:
     """How many samples are generated together; for ``auto`` what fits into memory, or what the
     set was begun with."""
@@ -154,9 +167,7 @@ def unit_size(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> in
         return cfg.unit_size
     if (Path(cfg.folder) / "run.json").is_file():
         return read_run(cfg.folder)["identity"]["unit_size"]
-    name = taxonomy.names[0]
-    (sample,) = make_plan([make_prompt(f"a photo of a {name}", [name])], taxonomy, cfg.seed, 1)
-    found = generator.largest_batch(sample)
+    found = generator.largest_batch(_any_sample(cfg, taxonomy))
     print(f"unit_size=auto: {found} images at a time fit into memory")
     return found
 

@@ -123,7 +123,7 @@ class TextToImage:
         def forward(row: int | None = None) -> None:
             family.forward(latents, 500, family.perturbed(text, row), self.size)
 
-        self.sites = find_sites(self.network, layout, forward, family.ignored, family.linear)
+        self.sites = find_sites(self.network, layout, forward, family.ignored)
         latent = self.size // self.pipe.vae_scale_factor
         chosen = {}
         for kind, wanted, layers in (

@@ -1007,3 +1007,25 @@ def test_the_batch_is_measured_once_and_then_that_of_the_set(tmp_path, capsys):
     write_json(tmp_path / "run.json", {"identity": identity})
     assert config.unit_size(cfg, generator, taxonomy("voc")) == 4 and generator.asked == 1
     assert config.unit_size(OmegaConf.create({"unit_size": 8}), generator, None) == 8
+
+
+def test_words_that_will_not_be_stored_are_refused_before_any_image(tmp_path):
+    """Joint attention has no keys of the class prompt while it draws."""
+    captions = ["a photo of an apple", "an apple and a gold ring"]
+    model = tiny.save("sd3_medium", tmp_path, captions)
+    given = [
+        "diffusion=sd3_medium",
+        f"diffusion.model={model}",
+        "diffusion.size=32",
+        "diffusion.dtype=float32",
+        "diffusion.cross_layers=null",
+        "diffusion.reading=sampling",
+        "prompts=shapes",
+        f"data_root={tmp_path}",
+        "name=set",
+        "device=cpu",
+        "num_images=2",
+    ]
+    with pytest.raises(ValueError, match="masks.source=class_prompt is not stored.*appended"):
+        door("generate").run(compose("generate", *given))
+    assert not (tmp_path / "synthetic").exists()

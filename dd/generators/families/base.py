@@ -65,15 +65,14 @@ class Family:
     """A family by its ``pipelines`` (class names in diffusers); ``network``: (name of the part that
     denoises, its class). ``guided``: the argument of the pipeline that ``diffusion.guidance`` is;
     ``ignored``: attention that is never read, by the beginning of its names; ``refined``: layers of
-    the network mix the words before they are read; ``linear``: it has no attention matrix among
-    pixels; ``patch``: latent pixels a side that make one of the network's."""
+    the network mix the words before they are read; ``patch``: latent pixels a side that make one
+    of the network's."""
 
     pipelines: ClassVar[tuple[str, ...]]
     network: ClassVar[tuple[str, str]] = ("transformer", "")
     guided: ClassVar[str] = "guidance_scale"
     ignored: ClassVar[tuple[str, ...]] = ()
     refined: ClassVar[bool] = False
-    linear: ClassVar[bool] = False
     patch: ClassVar[int] = 2
 
     def __init__(self, pipe: DiffusionPipeline, device: str, settings: GeneratorSettings) -> None:
