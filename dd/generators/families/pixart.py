@@ -35,7 +35,11 @@ class PixArtSigma(Diffusing):
         return {STATES: states, MASK: mask}
 
     def class_states(self, text: Text) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.net.caption_projection(text[STATES]), text[MASK]
+        projection, states = self.net.caption_projection, text[STATES]
+        weights = next(projection.parameters()).device
+        if weights.type != "meta":  # with offload=model they may wait elsewhere
+            states = states.to(weights)
+        return projection(states).to(self.device), text[MASK]
 
     def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
         nothing = {"resolution": None, "aspect_ratio": None}
