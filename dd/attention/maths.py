@@ -133,6 +133,47 @@ def mean_columns(
     return out.mean(1)
 
 
+def joint_means(
+    q_BHND: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    image: slice,
+    columns_BTK: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of joint attention of pixels to pixels (the keys ``image``) and words, means over heads in
+    float32: softmax over the pixels' keys alone [B, N, N], and :func:`mean_columns` of the softmax
+    over all keys [B, N, K]; both from the same exponentials, some heads at a time as in
+    :func:`mean_attention_by_heads`."""
+    batch, heads, pixels, _ = q_BHND.shape
+    each = 4 * batch * pixels * k_BHTD.shape[2]
+    count = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each)
+    bias, columns = additive(mask), columns_BTK.float()[:, None]
+    own = words = None
+    for first in range(0, heads, count):
+        q, k = (x[:, first : first + count].float() for x in (q_BHND, k_BHTD))
+        logits = torch.matmul(q * scale, k.transpose(2, 3))
+        if bias is not None:
+            logits += bias[:, first : first + count] if bias.shape[1] > 1 else bias
+        powers = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+        to_words = (powers @ columns).div_(powers.sum(-1, keepdim=True)).sum(1)
+        among = powers[..., image]
+        sums = among.sum(-1, keepdim=True)
+        if bool((sums < 1e-30).any()):  # words outweigh pixels by e**69
+            among = torch.matmul(q * scale, k[:, :, image].transpose(2, 3))
+            if bias is not None:
+                own_bias = bias[..., image]
+                among += own_bias[:, first : first + count] if bias.shape[1] > 1 else own_bias
+            among = among.softmax(-1)
+        else:
+            among = among.div_(sums)
+        own = among.sum(1) if own is None else own.add_(among.sum(1) if count > 1 else among[:, 0])
+        words = to_words if words is None else words.add_(to_words)
+    if own is None or words is None:
+        raise ValueError("attention without a head")
+    return own.div_(heads), words.div_(heads)
+
+
 def indicators(spans: list[list[list[int]]], length: int, first: int = 0) -> torch.Tensor:
     """V of :func:`mean_columns` for the tokens of each class of each sample: [B, ``length``, K],
     1/n at ``first`` + position; columns of zeros where a sample has fewer classes than another."""

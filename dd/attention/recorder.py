@@ -131,6 +131,10 @@ class AttentionRecorder:
         a = Attended(seen.q[self._rows], seen.k[self._rows], seen.scale, mask)
         layout = self.reading.layout
         q, k = (x[:, :, layout.image(x.shape[2])] if layout.joint else x for x in (a.q, a.k))
+        both = layout.joint and name in self._self & self._cross
+        if both and not self.reading.as_operator and self._at_once(q):
+            self._add_both(q, a)
+            return
         if name in self._self:
             image = Attended(q, k, a.scale)
             if self.reading.as_operator:
@@ -151,12 +155,28 @@ class AttentionRecorder:
         if any(source != CLASS_PROMPT for source in self.words.sources):
             self._hold("full_prompt", self._heads(a))
 
+    def _at_once(self, q_BHND: torch.Tensor) -> bool:
+        """Whether both readings of a joint site share their exponentials: not on a GPU, whose
+        fused kernels hold none."""
+        return q_BHND.device.type not in attention.FUSED_ON and self.reading.cross_heads is None
+
+    def _add_both(self, q_BHND: torch.Tensor, a: Attended) -> None:
+        """Joint attention of the pixels, among them and to the words of each class."""
+        rows = a.k.shape[2]
+        image, columns = self.reading.layout.image(rows), self._columns_of(rows, a.k)
+        own, words = attention.joint_means(q_BHND, a.k, image, columns, a.scale, a.mask)
+        self._add("self", attention.pool(own, self.reading.pool), 1)
+        self._add("words", words, 1)
+
+    def _columns_of(self, rows: int, k: torch.Tensor) -> torch.Tensor:
+        if self._columns is None or self._columns.shape[1] != rows:
+            self._columns = self.words.columns(self.reading.layout, rows).to(k.device)
+        return self._columns
+
     def _add_words(self, a: Attended) -> None:
         """Joint attention of the pixels to the words of each class."""
-        rows = a.k.shape[2]
-        if self._columns is None or self._columns.shape[1] != rows:
-            self._columns = self.words.columns(self.reading.layout, rows).to(a.k.device)
-        self._add("words", attention.mean_columns(a.q, a.k, self._columns, a.scale, a.mask), 1)
+        columns = self._columns_of(a.k.shape[2], a.k)
+        self._add("words", attention.mean_columns(a.q, a.k, columns, a.scale, a.mask), 1)
 
     def _heads(self, a: Attended) -> Attended:
         """Of a cross site, the heads that are read."""

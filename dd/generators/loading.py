@@ -225,8 +225,6 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
     parts = set(inspect.signature(kind.__init__).parameters)
     extra: dict[str, Any] = {name: None for name in UNUSED if name in parts}
     extra |= {"variant": settings.variant, "dtype": getattr(torch, settings.dtype)}
-    if settings.quantize is not None:
-        extra["quantization_config"] = _quantized(BY_PIPELINE[checkpoint.pipeline].network[0])
     if not settings.t5 and "text_encoder_3" not in parts:
         raise ValueError(
             f"diffusion.t5=false: a {checkpoint.pipeline} cannot do without its text encoder; only "
@@ -253,19 +251,6 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
     _check_weights(pipe, checkpoint)
     _check_words(pipe, checkpoint.folder)
     return pipe
-
-
-def _quantized(part: str) -> Any:
-    """What makes diffusers keep the weights of linear layers of a part in eight bits."""
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig
-    except ImportError:
-        raise ValueError(
-            "diffusion.quantize=int8 needs the package torchao: pip install "
-            "'dataset-diffusion[quantize]'"
-        ) from None
-    eight_bits = diffusers.TorchAoConfig(Int8WeightOnlyConfig())
-    return diffusers.PipelineQuantizationConfig(quant_mapping={part: eight_bits})
 
 
 def _check_weights(pipe: DiffusionPipeline, checkpoint: Checkpoint) -> None:

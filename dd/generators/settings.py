@@ -45,13 +45,14 @@ class GeneratorSettings(Settings):
     layers whose attention among pixels is read, ``pool``: averaged over patches of so many pixels a
     side. ``max_tokens``: of a prompt, for T5 and chat encoders; ``t5``: False leaves out that of
     Stable Diffusion 3; ``true_guidance``: of FLUX, by a negative prompt. ``quantize``: weights of
-    the network's linear layers in eight bits, through torchao. ``safety_checker``: the checkpoint's
-    own, ``on`` or ``off``. ``vae_slicing`` and ``offload`` (``none``, ``model`` or ``sequential``)
-    save GPU memory; ``channels_last``, ``fused_projections`` and ``compile``
-    (:mod:`dd.generators.speed`) save time and round otherwise. ``truncate``: pixels become bytes by
-    cutting off what is behind the point, not by rounding. ``licence`` and ``link``: of the weights,
-    for the data card. ``adapter``: a run folder of train.py or a file of LoRA weights, added
-    ``adapter_weight`` times to the checkpoint's own (:mod:`dd.generators.adapter`).
+    the network wait in eight bits and are widened layer by layer where they work.
+    ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload``
+    (``none``, ``model`` or ``sequential``) save GPU memory; ``channels_last``,
+    ``fused_projections`` and ``compile`` (:mod:`dd.generators.speed`) save time and round
+    otherwise. ``truncate``: pixels become bytes by cutting off what is behind the point, not by
+    rounding. ``licence`` and ``link``: of the weights, for the data card. ``adapter``: a run folder
+    of train.py or a file of LoRA weights, added ``adapter_weight`` times to the checkpoint's own
+    (:mod:`dd.generators.adapter`).
     """
 
     noun = "diffusion"
@@ -87,7 +88,7 @@ class GeneratorSettings(Settings):
     max_tokens: Count | None = None
     true_guidance: float = 1.0
     t5: bool = True
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["float8"] | None = None
     class_forward: bool = False
     variant: Annotated[str | None, NoResult("the hash of the weights tells")] = None
     require_revision: Annotated[bool, NoResult("asks for a record, changes none")] = False

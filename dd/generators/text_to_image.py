@@ -86,6 +86,9 @@ class TextToImage:
     def _place(self) -> None:
         """Onto the device, with what saves memory or time."""
         given = self.settings
+        if given.quantize is not None:
+            wide = self.network.dtype
+            self.network.enable_layerwise_casting(torch.float8_e4m3fn, wide)
         if given.vae_slicing:
             self.vae.enable_slicing()
         if given.offload == "model":

@@ -44,6 +44,32 @@ def test_columns_of_classes_are_those_of_the_softmax(mask):
     torch.testing.assert_close(matrix.double(), whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("mask", [None, BOOLEAN, ADDED])
+@pytest.mark.parametrize("at_once", [1, 2**22])
+@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize("louder", [1, 200])
+def test_joint_attention_is_read_from_one_exponential(mask, at_once, first, louder, monkeypatch):
+    monkeypatch.setitem(attention.AT_ONCE, "cpu", at_once)
+    q, k = heads(64, 0), heads(71, 1)
+    image = slice(first, first + 64)
+    words = [r for r in range(71) if not first <= r < first + 64]
+    k[:, :, words] *= louder  # what the pixels give one another is nothing beside it
+    seen = None if mask is None or first else mask.expand(2, 3, 64, 71)
+    spans = [[[words[0]], words[1:3]], [words[3:5]]]
+    columns = attention.indicators(spans, 71)
+    own, found = attention.joint_means(q, k, image, columns, 0.25, seen)
+    whole = explicit(q, k, 0.25, seen)
+    for i, classes in enumerate(spans):
+        for c, rows in enumerate(classes):
+            expected = whole[i][:, rows].mean(1)
+            # large products have fewer digits behind the point
+            close = {"atol": 1e-6 if louder == 1 else 1e-4, "rtol": 0}
+            torch.testing.assert_close(found[i, :, c].double(), expected, **close)
+    pixels = None if seen is None else seen[..., image]
+    expected = explicit(q, k[:, :, image], 0.25, pixels)
+    torch.testing.assert_close(own.double(), expected, atol=1e-6, rtol=0)
+
+
 def test_half_precision_is_read_in_float32():
     q, k = heads(64, 0).bfloat16(), heads(71, 1).bfloat16()
     columns = attention.indicators([[[3]], [[4]]], 71)
