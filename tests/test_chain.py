@@ -17,6 +17,7 @@ SMALL_SEGMENTER = [
     "batch_size=2",
     "scale=64",
     "segmenter.base_channels=8",
+    "trainer.precision=32-true",
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
 ]

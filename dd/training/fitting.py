@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,8 @@ def fit(
         checkpoints.tidy(last.parent)
         if warning:
             print(warning, file=sys.stderr, flush=True)
+        if "bf16" in str(trainer.precision) and trainer.strategy.root_device.type == "cpu":
+            warn_of_slow_bfloat16(getattr(torch.cpu, "get_capabilities", dict)())
     try:
         with stop.hears_slurm():
             trainer.fit(module, datamodule=data, ckpt_path=start and str(start), weights_only=True)
@@ -64,6 +66,19 @@ def fit(
             + ("its last checkpoint is kept" if saved else "nothing is saved yet")
         )
     _part()
+
+
+def warn_of_slow_bfloat16(processor: Mapping[str, Any]) -> None:
+    """On a processor of x86 without AVX-512, whose bfloat16 convolutions take several times as
+    long as those in float32 (docs/performance.md)."""
+    if processor.get("architecture") == "x86_64" and not processor.get("avx512_f"):
+        print(
+            "warning: this processor has no instructions for bfloat16, so a step takes several "
+            "times as long as in float32. trainer.precision=32-true is faster here; it makes "
+            "other weights, and so another run (name=...)",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _part() -> None:

@@ -20,6 +20,7 @@ TRAIN = [
     "batch_size=2",
     "scale=64",
     "segmenter.base_channels=8",
+    "trainer.precision=32-true",
     "trainer.enable_progress_bar=false",
     "trainer.accelerator=cpu",
     "trainer.max_steps=2",

@@ -28,6 +28,7 @@ TINY = [
     "transform.crop_size=32",
     "num_workers=1",
     "segmenter.base_channels=8",
+    "trainer.precision=32-true",
     "trainer.max_steps=30",
     "trainer.limit_val_batches=1.0",
     "trainer.val_check_interval=12",

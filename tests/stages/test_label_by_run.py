@@ -311,6 +311,7 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
         "scale=64",
         "transform.crop_size=32",
         "segmenter.base_channels=8",
+        "trainer.precision=32-true",
         "trainer.enable_progress_bar=false",
         "trainer.max_steps=1",
     ]

@@ -24,7 +24,9 @@ from dd.evaluation import metrics
 from dd.stages.train_segmenter import train_segmenter
 from dd.store import checkpoints
 from dd.store.provenance import read_json
+from dd.training import fitting
 from dd.training.datamodule import whole_loader
+from dd.training.fitting import warn_of_slow_bfloat16
 from dd.training.mean_teacher import MeanTeacher
 from dd.training.segmentation import EMA, LastCheckpoint, Segmentation, count
 
@@ -557,3 +559,26 @@ def test_a_training_of_two_processes_does_not_go_on_with_one(training, tmp_path)
         and "ValueError: the checkpoint was written by a training with batch_size=4, processes=2"
         in said
     )
+
+
+@pytest.mark.parametrize(
+    ("processor", "slow"),
+    [
+        ({"architecture": "x86_64", "avx512_f": False}, True),
+        ({"architecture": "x86_64", "avx512_f": True}, False),
+        ({"architecture": "aarch64"}, False),
+        ({}, False),
+    ],
+)
+def test_a_processor_that_is_slow_in_bfloat16_is_told_of(capsys, processor, slow):
+    warn_of_slow_bfloat16(processor)
+    assert ("trainer.precision=32-true is faster" in capsys.readouterr().err) == slow
+
+
+def test_a_training_on_a_cpu_asks_what_its_processor_can(training, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fitting, "warn_of_slow_bfloat16", lambda found: asked.append(found))
+    training(tmp_path / "plain", precision="32-true")
+    assert asked == []
+    training(tmp_path / "narrow", precision="bf16-mixed")
+    assert len(asked) == 1

@@ -20,6 +20,7 @@ SMALL = [
     "segmenter.pretrained=null",
     "segmenter.sync_bn=false",
     "+segmenter.base_channels=8",
+    "trainer.precision=32-true",
     "batch_size=2",
     "num_workers=0",
     "scale=64",
