@@ -127,10 +127,14 @@ def mean_columns(
     maps in its columns, one application of the attention to them.
     """
     q, k, v = q_BHND.float(), k_BHTD.float(), columns_BTK.float()[:, None]
-    out = F.scaled_dot_product_attention(
-        q, k, v.expand(-1, q.shape[1], -1, -1), attn_mask=additive(mask), scale=scale
-    )
-    return out.mean(1)
+    number = v.shape[3]
+    v = F.pad(v, (0, -number % q.shape[3]))  # fused kernels want whole heads of values
+    bias, width, found = additive(mask), q.shape[3], []
+    for first in range(0, v.shape[3], width):
+        values = v[..., first : first + width].expand(-1, q.shape[1], -1, -1)
+        out = F.scaled_dot_product_attention(q, k, values, attn_mask=bias, scale=scale)
+        found.append(out.mean(1))
+    return torch.cat(found, 2)[..., :number]
 
 
 def joint_means(

@@ -4,7 +4,7 @@ be loaded, load the rest."""
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import httpx  # the client it uses, under its own name
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -39,6 +40,7 @@ WEIGHTS = (
     "unet",
     "vae",
 )
+T5 = ["text_encoder_3", "tokenizer_3"]  # what Stable Diffusion 3 can do without
 UNUSED = ("image_encoder", "feature_extractor")  # parts for other inputs than text
 KNOWN = ", ".join(
     (
@@ -59,10 +61,13 @@ class Checkpoint:
     pipeline: str
     weights: tuple[Path, ...]
     commit: str | None = None
+    _hash: list[str] = field(default_factory=list, compare=False, repr=False)
 
     def sha256(self) -> str:
-        """One hash over the hashes of the weights."""
-        return sha256("".join(sha256(f) for f in self.weights).encode())
+        """One hash over the hashes of the weights; they are read once."""
+        if not self._hash:
+            self._hash.append(sha256("".join(sha256(f) for f in self.weights).encode()))
+        return self._hash[0]
 
 
 def find(
@@ -71,6 +76,7 @@ def find(
     variant: str | None = None,
     safety_checker: bool = False,
     require_revision: bool = False,
+    t5: bool = True,
 ) -> Checkpoint:
     """The checkpoint that a name means: ``embedded``, a local folder, or a hub id, which is
     downloaded (or found in the cache) at ``revision``.
@@ -89,10 +95,13 @@ def find(
     folder, commit = EMBEDDED if model == "embedded" else Path(model).expanduser(), None
     if not folder.exists():
         _check_hub_id(model, revision, require_revision)
-        folder, commit = _download(model, revision, variant, safety_checker)
+        left_out = [] if safety_checker else ["feature_extractor", "safety_checker"]
+        left_out += [] if t5 else T5
+        folder, commit = _download(model, revision, variant, left_out)
     index = _read_index(folder, model)
     _check_index(index, model, safety_checker)
-    wanted = [part for part in WEIGHTS if part != "safety_checker" or safety_checker]
+    unused = {*([] if safety_checker else ["safety_checker"]), *([] if t5 else T5)}
+    wanted = [part for part in WEIGHTS if part not in unused]
     parts = [part for part in wanted if (index.get(part) or [None])[0]]
     weights = sorted(f for part in parts for f in _weights(folder / part, variant, model))
     return Checkpoint(folder, index["_class_name"], tuple(weights), commit)
@@ -150,8 +159,9 @@ def _check_index(index: dict[str, Any], model: str, safety_checker: bool) -> Non
             f"diffusion.model={model!r} asks for code of its own, which is never run: {foreign}. "
             f"Parts may come from {', '.join(LIBRARIES)}"
         )
-    part, network = BY_PIPELINE[kind].network
-    if parts.get(part, [None, None])[1] != network:
+    family = BY_PIPELINE[kind]
+    part, network = family.network
+    if parts.get(part, [None, None])[1] not in (network, *family.former):
         raise ValueError(
             f"diffusion.model={model!r}: its {part} is {parts.get(part)}; only {network} can be "
             "read"
@@ -190,19 +200,23 @@ def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
 
 
 def _download(
-    model: str, revision: str | None, variant: str | None, safety_checker: bool
+    model: str, revision: str | None, variant: str | None, left_out: list[str]
 ) -> tuple[Path, str]:
-    """(folder, commit) of a hub repository in the cache; only the files that are used, and none
-    of a refused model."""
-    unused = ["image_encoder"]
-    unused += [] if safety_checker else ["feature_extractor", "safety_checker"]
+    """(folder, commit) of a hub repository in the cache, without the parts ``left_out``; only the
+    files that are used, and none of a refused model."""
+    unused = ["image_encoder", *left_out]
     try:
         index = Path(hf_hub_download(model, "model_index.json", revision=revision))
         commit = index.parent.name  # snapshots/<commit>/model_index.json
-        _check_index(read_json(index), model, safety_checker)
+        _check_index(read_json(index), model, "safety_checker" not in left_out)
         folder = DiffusionPipeline.download(
             model, revision=commit, variant=variant, use_safetensors=True, **dict.fromkeys(unused)
         )
+    except GatedRepoError:
+        raise FileNotFoundError(
+            f"diffusion.model={model!r}: its publisher wants a licence to be accepted first. Do so "
+            f"on https://huggingface.co/{model}, then log in on this machine with: hf auth login"
+        ) from None
     except (OSError, httpx.HTTPError) as error:
         raise FileNotFoundError(
             f"diffusion.model={model!r} could not be loaded: {_first_line(error)}\n"
@@ -231,7 +245,7 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
             "Stable Diffusion 3 can"
         )
     if not settings.t5:
-        extra |= {"text_encoder_3": None, "tokenizer_3": None}
+        extra |= dict.fromkeys(T5)
     try:
         if checkpoint.pipeline == "StableDiffusionXLPipeline":
             # otherwise pixels would depend on whether a package is installed
@@ -248,6 +262,12 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
         raise ValueError(
             f"{checkpoint.folder} could not be loaded, is it whole? {_first_line(error)}"
         ) from None
+    part, network = BY_PIPELINE[checkpoint.pipeline].network
+    if type(getattr(pipe, part)).__name__ != network:
+        raise ValueError(
+            f"{checkpoint.folder}: its {part} is a {type(getattr(pipe, part)).__name__}; only "
+            f"{network} can be read"
+        )
     _check_weights(pipe, checkpoint)
     _check_words(pipe, checkpoint.folder)
     return pipe

@@ -112,6 +112,11 @@ class GeneratorSettings(Settings):
                 "diffusion.adapter and diffusion.quantize: an adapter is merged into weights "
                 "that are not quantised; give one of them"
             )
+        if self.fused_projections and (self.quantize is not None or self.offload == "sequential"):
+            raise ValueError(
+                "diffusion.fused_projections=true joins weights that diffusion.quantize and "
+                "diffusion.offload=sequential keep apart; leave it false"
+            )
         if self.class_forward and self.reading == "after":
             raise ValueError(
                 "diffusion.class_forward=true has no effect with diffusion.reading=after, which "

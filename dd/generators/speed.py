@@ -26,7 +26,19 @@ def fuse_projections(network: Any, vae: Any) -> None:  # the VAE has one attenti
             f"diffusion.fused_projections=true: {type(network).__name__} cannot do that; leave it "
             "false"
         )
+    if any(getattr(module, "attn2", None) is not None for module in network.modules()) and (
+        type(network).__name__ == "SD3Transformer2DModel"
+    ):
+        raise ValueError(
+            "diffusion.fused_projections=true: diffusers cannot fuse the image-only attention of "
+            "Stable Diffusion 3.5; leave it false"
+        )
     network.fuse_qkv_projections()
+    if not any(name.endswith((".to_qkv", ".to_kv")) for name, _ in network.named_modules()):
+        raise ValueError(
+            f"diffusion.fused_projections=true: nothing of {type(network).__name__} was fused; "
+            "leave it false"
+        )
 
 
 def compile_blocks(network: Any, vae: Any) -> None:
@@ -39,7 +51,12 @@ def compile_blocks(network: Any, vae: Any) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILED)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * RECOMPILED)
-    for part in (network, vae.decoder):
-        for module in part.modules():
-            if isinstance(module, ResnetBlock2D | FeedForward):
-                module.compile()
+    blocks = [m for m in network.modules() if isinstance(m, ResnetBlock2D | FeedForward)]
+    if not blocks:
+        raise ValueError(
+            f"diffusion.compile=true: {type(network).__name__} has no block that is compiled here; "
+            "leave it false"
+        )
+    blocks += [m for m in vae.decoder.modules() if isinstance(m, ResnetBlock2D | FeedForward)]
+    for block in blocks:
+        block.compile()

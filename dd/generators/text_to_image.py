@@ -58,7 +58,12 @@ class TextToImage:
         own = {"licence": given.licence, "link": given.link}
         self.terms = TERMS.get(given.model or "", own)
         self.checkpoint = loading.find(
-            given.model, given.revision, given.variant, given.checked, given.require_revision
+            given.model,
+            given.revision,
+            given.variant,
+            given.checked,
+            given.require_revision,
+            given.t5,
         )
         self.pipe = loading.load(self.checkpoint, given)
         self.pipe.set_progress_bar_config(disable=True)
@@ -80,7 +85,7 @@ class TextToImage:
         factor = self.pipe.vae_scale_factor * family.patch
         self.size = given.size or family.own_size()
         if self.size % max(8, factor):
-            raise ValueError(f"diffusion.size={given.size}: must be a multiple of {max(8, factor)}")
+            raise ValueError(f"diffusion.size={self.size}: must be a multiple of {max(8, factor)}")
         self.layout = family.layout(self.size)
 
     def _place(self) -> None:
@@ -151,8 +156,10 @@ class TextToImage:
             given.capture_every,
             given.pool,
         )
-        first = chosen["cross"][0].name
+        # the first of all: where later layers see the words, earlier ones have mixed them
+        first = next(s.name for s in self.sites if s.kind in ("cross", "joint"))
         check_layout(self.network, layout, first, forward, 1, family.refined)
+        self.pipe.maybe_free_model_hooks()
 
     def identity(self) -> dict[str, Any]:
         """What decides a pixel or a heat value, for run.json: the settings, the weights' hash,
@@ -338,6 +345,7 @@ class TextToImage:
                     family.forward(noised.to(self.network.dtype), t, text, self.size)
             for maps, found in zip(heat, self._heat_of(recorder, len(samples)), strict=True):
                 maps |= found
+        self.pipe.maybe_free_model_hooks()  # with offload=model the network would stay
         if given.reading == "both":
             return [{AFTER: maps[CLASS_PROMPT]} for maps in heat]
         return heat
@@ -429,7 +437,9 @@ class TextToImage:
         if half:
             self.vae.to(torch.float32)
         try:
-            found = self.family.encode(pixels.to(self.vae.dtype) / 127.5 - 1)
+            # scaled in float32: bfloat16 has too few digits between 1 and 2
+            scaled = (pixels.float() / 127.5 - 1).to(self.vae.dtype)
+            found = self.family.encode(scaled)
             return found.to(self.network.dtype)
         finally:
             if half:

@@ -70,6 +70,23 @@ def test_joint_attention_is_read_from_one_exponential(mask, at_once, first, loud
     torch.testing.assert_close(own.double(), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("classes", [1, 3, 16, 20])
+def test_values_are_as_wide_as_the_heads(classes, monkeypatch):
+    """Fused kernels take no others: torch would write the whole softmax out."""
+    q, k, widths = heads(64, 0), heads(71, 1), []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **given: (widths.append(v.shape[3]), fused(q, k, v, **given))[1],
+    )
+    columns = torch.rand(2, 71, classes, generator=torch.Generator().manual_seed(2))
+    found = attention.mean_columns(q, k, columns, 0.25)
+    assert widths == [16] * -(-classes // 16) and found.shape == (2, 64, classes)
+    expected = explicit(q, k, 0.25) @ columns.double()
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+
+
 def test_half_precision_is_read_in_float32():
     q, k = heads(64, 0).bfloat16(), heads(71, 1).bfloat16()
     columns = attention.indicators([[[3]], [[4]]], 71)

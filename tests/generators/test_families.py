@@ -404,6 +404,17 @@ def test_where_attention_is_read_is_recorded(family, generator):
     assert {s.side for s in generator.sites} == {SIDE}
 
 
+def test_words_can_be_read_in_a_later_layer_alone(family, build, samples):
+    """Earlier ones have mixed the words by then; the order of the keys is the model's."""
+    model = build("diffusion.reading=both")
+    last = [s.name for s in model.sites if s.kind in ("cross", "joint")][-1]
+    later = build("diffusion.reading=both", f"diffusion.cross_layers=[{last}]")
+    assert [s.name for s in later.reading.cross] == [last]
+    whole, part = model.generate(samples)[1], later.generate(samples)[1]
+    assert all(np.isfinite(part[0][source]).all() for source in part[0])
+    assert np.abs(whole[0]["after"] - part[0]["after"]).max() > 0
+
+
 def test_layers_are_chosen_by_name(family, build, generator):
     first = generator.sites[0].name
     model = build(f"diffusion.self_layers=[{first}]")
@@ -445,6 +456,28 @@ def test_weights_in_eight_bits_are_read_alike(build, samples, made):
     assert 0 < difference < 20
     for a, b in zip(heat, made[1], strict=True):
         np.testing.assert_allclose(a["after"][:, 0], b["after"][:, 0], atol=0.1)
+
+
+def test_a_class_may_be_a_word_of_the_template(family, generator):
+    """Of a chat: its text stands where two chats begin to differ."""
+    for stream in generator.family.streams():
+        words = [w for w in ("user", "art", "ship", "image") if w in stream.template("0")]
+        assert bool(words) == (family in ("qwen_image", "z_image"))
+        for word in words:
+            at = [i for i, (a, b) in enumerate(stream.offsets(word)) if a < b]
+            ids = stream.tokenizers[0](stream.template(word)).input_ids[stream.dropped :]
+            assert stream.tokenizers[0].decode([ids[i] for i in at]).strip() == word
+            before = stream.tokenizers[0](stream.template("")).input_ids[stream.dropped :]
+            same = [a == b for a, b in zip(ids, before, strict=False)]
+            assert at[0] >= same.index(False)
+
+
+def test_offloaded_parts_go_back_when_an_image_is_read(build, samples, made, monkeypatch):
+    """Or the next text encoder would stand beside the network on the GPU."""
+    model, freed = build("diffusion.reading=after"), []
+    monkeypatch.setattr(model.pipe, "maybe_free_model_hooks", lambda: freed.append(1))
+    model.read_real(made[0], samples, [])
+    assert freed == [1]
 
 
 # What cannot be read

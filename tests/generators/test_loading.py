@@ -5,14 +5,21 @@ import shutil
 
 import huggingface_hub
 import pytest
+import sentencepiece
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.utils import httpx
 from safetensors.torch import load_file, save_file
 
 from dd.generators import TextToImage, loading
 from dd.generators.families import BY_PIPELINE, REFUSED
 from dd.generators.loading import find
+from dd.prompts.prompt import make_prompt
 from dd.store.provenance import sha256
+from dd.store.samples import make_plan
+from dd.taxonomy import taxonomy
+from tests.generators import tiny
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -303,6 +310,95 @@ def test_only_what_is_used_is_downloaded(hub, edited, monkeypatch, checker):
         ("safety_checker" in asked) == ("feature_extractor" in asked) == (checker == "off")
     )  # None = leave it out
     assert not asked.get("trust_remote_code")
+
+
+def test_a_licence_that_has_to_be_accepted_is_told_of(monkeypatch):
+    """The hub's reason stands behind lines about its request."""
+    answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+
+    def refused(*_, **__):
+        raise GatedRepoError(
+            "403 Client Error. (Request ID: x)\n\nAccess is gated", response=answer
+        )
+
+    monkeypatch.setattr(loading, "hf_hub_download", refused)
+    message = "someone/model': its publisher wants a licence .*co/someone/model, then .*hf auth"
+    with pytest.raises(FileNotFoundError, match=message):
+        TextToImage(model="someone/model")
+
+
+def test_a_text_encoder_that_is_left_out_is_neither_downloaded_nor_hashed(
+    hub, tmp_path, monkeypatch
+):
+    folder = tiny.save("sd3_medium", tmp_path, ["an apple", "a gold ring"])
+    whole, without = find(str(folder)), find(str(folder), t5=False)
+    assert {f.parent.name for f in whole.weights} - {f.parent.name for f in without.weights} == {
+        "text_encoder_3"
+    }
+    assert whole.sha256() != without.sha256() == find(str(folder), t5=False).sha256()
+    shutil.rmtree(folder / "text_encoder_3")
+    assert find(str(folder), t5=False).sha256() == without.sha256()
+    hub(folder)
+    asked = {}
+
+    def download(name, **kwargs):
+        asked.update(kwargs)
+        raise OSError("stop here")
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    with pytest.raises(FileNotFoundError, match="stop here"):
+        TextToImage(model="someone/model", t5=False)
+    assert asked["text_encoder_3"] is None and asked["tokenizer_3"] is None
+
+
+def test_a_network_by_the_name_that_it_had(tmp_path):
+    """PixArt-Sigma's index names the class of diffusers before it had one of its own; another
+    network of that name is refused once it is seen."""
+    folder = tiny.save("pixart_sigma", tmp_path, ["an apple", "a gold ring"])
+    index = folder / "model_index.json"
+    content = json.loads(index.read_text())
+    content["transformer"] = ["diffusers", "Transformer2DModel"]
+    index.write_text(json.dumps(content))
+    config = folder / "transformer/config.json"
+    own = json.loads(config.read_text())
+    config.write_text(json.dumps({**own, "_class_name": "Transformer2DModel"}))
+    model = TextToImage(model=str(folder), size=32, steps=1, scheduler=None)
+    assert type(model.network).__name__ == "PixArtTransformer2DModel"
+
+
+def test_a_vocabulary_of_t5_as_sentencepiece_left_it(tmp_path):
+    """As older repositories have it: no tokenizer.json, spiece.model alone."""
+    captions = ["a photo of an apple and a gold ring", "a tire, a brick and a heart"]
+    folder = tiny.save("pixart_sigma", tmp_path, captions)
+    words = folder / "tokenizer"
+    for path in words.iterdir():
+        path.unlink()
+    (tmp_path / "captions.txt").write_text("\n".join(captions * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "captions.txt"),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=40,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    shutil.copy(tmp_path / "spiece.model", words)
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
+    (words / "tokenizer_config.json").write_text(json.dumps(settings))
+    encoder = json.loads((folder / "text_encoder/config.json").read_text())
+    model = TextToImage(model=str(folder), size=32, steps=1, scheduler=None)
+    assert len(model.pipe.tokenizer) <= encoder["vocab_size"]
+    prompt = make_prompt(captions[0], ["apple", "gold ring"])
+    (sample,) = make_plan([prompt], taxonomy("shapes"), 0, 1)
+    ids = model.pipe.tokenizer(prompt.class_prompt).input_ids
+    read = [
+        model.pipe.tokenizer.decode([ids[i] for i in rows]).strip()
+        for rows in model.spans(sample)["class_prompt"]
+    ]
+    assert read == ["apple", "gold ring"]
 
 
 def test_parts_that_no_library_has_any_more_are_left_out(edited):

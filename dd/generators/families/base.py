@@ -1,6 +1,7 @@
 """What a family of text-to-image models has of its own: what its network is given, where the words
 stand, how latents are made. Nothing here or in the families knows how attention is read."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
@@ -42,8 +43,9 @@ class Stream:
         ValueError if two tokenizers differ, and for a text that the template does not hold.
         """
         given = self.template(text)
-        place = given.lower().find(text.lower())
-        if place < 0:
+        # where two templates begin to differ: the text may be a word of the template itself
+        place = len(os.path.commonprefix([self.template("0"), self.template("1")]))
+        if not given[place:].lower().startswith(text.strip().lower()):
             raise ValueError(f"{text!r} is lost in the template of the text encoder: {given!r}")
         limit = {"truncation": True, "max_length": self.limit + self.dropped}
         each = [t(given, return_offsets_mapping=True, **limit) for t in self.tokenizers]
@@ -63,13 +65,14 @@ class Stream:
 
 class Family:
     """A family by its ``pipelines`` (class names in diffusers); ``network``: (name of the part that
-    denoises, its class). ``guided``: the argument of the pipeline that ``diffusion.guidance`` is;
-    ``ignored``: attention that is never read, by the beginning of its names; ``refined``: layers of
-    the network mix the words before they are read; ``patch``: latent pixels a side that make one
-    of the network's."""
+    denoises, its class), ``former``: names that the class had. ``guided``: the argument of the
+    pipeline that ``diffusion.guidance`` is; ``ignored``: attention that is never read, by the
+    beginning of its names; ``refined``: layers of the network mix the words before they are read;
+    ``patch``: latent pixels a side that make one of the network's."""
 
     pipelines: ClassVar[tuple[str, ...]]
     network: ClassVar[tuple[str, str]] = ("transformer", "")
+    former: ClassVar[tuple[str, ...]] = ()
     guided: ClassVar[str] = "guidance_scale"
     ignored: ClassVar[tuple[str, ...]] = ()
     refined: ClassVar[bool] = False
@@ -112,7 +115,7 @@ class Family:
         if row is None:
             return text
         states = text[STATES].clone()
-        states[:, row] += 1
+        states[:, row].neg_()  # in any precision another row, whatever its size
         return {**text, STATES: states}
 
     def with_text(

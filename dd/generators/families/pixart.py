@@ -14,12 +14,18 @@ MASK = "encoder_attention_mask"
 class PixArtSigma(Diffusing):
     pipelines = ("PixArtSigmaPipeline",)
     network = ("transformer", "PixArtTransformer2DModel")
+    former = ("Transformer2DModel",)
 
     @property
     def length(self) -> int:
         return self.max_tokens or 300  # the pipeline's own
 
     def layout(self, size: int) -> Layout:
+        if self.side(size) ** 2 == self.length:
+            raise ValueError(
+                f"diffusion.max_tokens={self.length}: the image has as many pixels in the network, "
+                "and words could not be told from them; give another number"
+            )
         return Layout("apart")
 
     def streams(self) -> list[Stream]:

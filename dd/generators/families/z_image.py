@@ -58,7 +58,7 @@ class ZImage(Family):
             return text
         changed = [rows.clone() for rows in text[STATES]]
         for rows in changed:
-            rows[row] += 1
+            rows[row].neg_()
         return {STATES: changed}
 
     def with_text(
