@@ -257,10 +257,3 @@ def refine(
     float64 [K, P, r, r]."""
     spread = exponentiate(self_NN, resize_maps(maps_KN, side), max_power)
     return spread.unflatten(-1, (side, side))
-
-
-def heat_maps(
-    cross_NT: torch.Tensor, self_NN: torch.Tensor, spans: list[list[int]], max_power: int
-) -> torch.Tensor:
-    """:func:`refine` of the mean over the tokens of each class."""
-    return refine(class_maps(cross_NT, spans), self_NN, int(self_NN.shape[0] ** 0.5), max_power)

@@ -7,8 +7,8 @@ from dd.attention import maths as attention
 from dd.attention.maths import (
     class_maps,
     exponentiate,
-    heat_maps,
     mean_attention,
+    refine,
     resize_maps,
     split_heads,
 )
@@ -114,13 +114,13 @@ def test_power_zero_is_the_map_itself_and_constants_stay():
     assert torch.equal(exponentiate(attention, constant, 5), constant.double().expand(1, 6, 12))
 
 
-def test_heat_maps_are_the_steps_in_order():
+def test_heat_is_made_by_the_steps_in_order():
     cross, self_attention, spans = (
         stochastic(64, 9),
         stochastic(256, 256, seed=1),
         [[1, 2], [4], [5]],
     )
-    heat = heat_maps(cross, self_attention, spans, 3)
+    heat = refine(class_maps(cross, spans), self_attention, 16, 3)
     assert heat.shape == (3, 4, 16, 16) and heat.dtype == torch.float64
     start = resize_maps(class_maps(cross, spans), 16).double()
     for power in range(4):
@@ -130,9 +130,8 @@ def test_heat_maps_are_the_steps_in_order():
 
 @pytest.mark.parametrize(("cross_side", "self_side"), [(8, 8), (8, 16), (16, 8), (3, 6)])
 def test_heat_has_the_side_of_the_self_attention(cross_side, self_side):
-    heat = heat_maps(
-        stochastic(cross_side**2, 5), stochastic(self_side**2, self_side**2), [[1], [2]], 2
-    )
+    maps = class_maps(stochastic(cross_side**2, 5), [[1], [2]])
+    heat = refine(maps, stochastic(self_side**2, self_side**2), self_side, 2)
     assert heat.shape == (2, 3, self_side, self_side)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load, load_file, save_file
 
-from dd.attention.maths import heat_maps, mean_attention
+from dd.attention.maths import class_maps, mean_attention, refine
 from dd.data.datasets import OtherDtype, as_stored, heat_bytes, stored_heat
 from dd.masks.from_heat import MaskSettings, to_mask
 
@@ -111,7 +111,9 @@ def test_masks_of_stored_heat_are_those_of_the_method(
             0.9 < exact.mean() * TOKENS < 1.6
             and left / 3 < contrasts.min() < contrasts.max() < 10 * left
         )
-        heat = heat_maps(*recorded(layers), SPANS, POWERS).numpy()
+        cross, own = recorded(layers)
+        side = int(own.shape[0] ** 0.5)
+        heat = refine(class_maps(cross, SPANS), own, side, POWERS).numpy()
         stored = through_the_file(heat, tmp_path)
         np.testing.assert_allclose(stored, exact, rtol=1e-5)  # the level is there too
         for power in range(POWERS + 1):
