@@ -126,7 +126,7 @@ def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     masks, reading = content["masks"], content["diffusion"]
     values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
     fields = MaskSettings.model_fields
-    kinds = {k: type(fields[k].default) for k in masks if k in fields}
+    kinds = {k: type(field.default) for k, field in fields.items()}
     typed = {k: type(v) for k, v in masks.items()} == kinds and all(
         v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v))
         for v in values
@@ -149,7 +149,7 @@ def synthesis_settings(
 
 
 def _any_sample(cfg: DictConfig, taxonomy: Taxonomy) -> Sample:
-    name, append = taxonomy.names[0], cfg.prompts.get("append", True)
+    name, append = taxonomy.names[0], OmegaConf.select(cfg, "prompts.append", default=True)
     prompt = make_prompt(f"a photo of a {name}", [name], append)
     return make_plan([prompt], taxonomy, cfg.seed, 1)[0]
 
