@@ -167,9 +167,13 @@ def attempt(draw: Draw, tools: Any, unit: Unit, worker: str) -> Answer:
 @contextmanager
 def stopped_by_signal() -> Iterator[None]:
     """SIGTERM (a batch system's end of time) drops the unit under way like Ctrl-C does, with
-    exit code 143."""
+    exit code 143, also where a library that was at work makes another end of it: Ray exits with 1
+    for each exit that it sees."""
+    heard = False
 
     def stop(*_: object) -> None:
+        nonlocal heard
+        heard = True
         text = "terminated: what is finished is kept. The same command goes on from here."
         print(text, file=sys.stderr, flush=True)
         sys.exit(EXIT["terminated"])
@@ -180,5 +184,9 @@ def stopped_by_signal() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit:
+        if heard:
+            sys.exit(EXIT["terminated"])
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

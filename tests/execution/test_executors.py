@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import signal
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from benchmarks.synthesis import synthesize
 from dd import config
 from dd.execution import Local, Shard, UnitsFailed
+from dd.execution.base import stopped_by_signal
 from dd.store.locks import Busy, Lock
 from dd.store.progress import Progress
 from dd.store.samples import append_records, outcomes, read_records
@@ -250,3 +252,20 @@ def test_progress_in_a_log_file_is_plain_lines(monkeypatch):
 )
 def test_exit_codes(error, code):
     assert config.exit_code(error) == code
+
+
+@pytest.mark.parametrize("other", [None, 1])
+def test_a_signal_ends_with_its_own_code_whatever_a_library_makes_of_it(other, capsys):
+    """Ray turns every exit that it sees while it waits into 1."""
+    with pytest.raises(SystemExit) as end, stopped_by_signal():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            if other is None:
+                raise
+            raise SystemExit(other) from None
+    assert end.value.code == 143
+    assert "The same command goes on from here" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end, stopped_by_signal():
+        raise SystemExit(2)  # nobody sent a signal
+    assert end.value.code == 2
