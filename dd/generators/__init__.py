@@ -2,7 +2,7 @@
 The only room that imports diffusers."""
 
 import dd.generators.quiet  # noqa: F401 (before the others)
-from dd.generators.adapter import WEIGHTS, add_lora, noise_schedule, save_adapter
+from dd.generators.adapter import WEIGHTS, Trainable
 from dd.generators.from_scratch import (
     build_text_and_unet,
     build_vae,
@@ -18,14 +18,12 @@ from dd.generators.text_to_image import TextToImage
 __all__ = [
     "EMBEDDED",
     "TextToImage",
+    "Trainable",
     "WEIGHTS",
-    "add_lora",
     "build_text_and_unet",
     "build_vae",
     "latent_scale",
     "load_vae",
-    "noise_schedule",
-    "save_adapter",
     "save_pipeline",
     "train_tokenizer",
     "training_scheduler",

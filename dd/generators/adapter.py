@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline
@@ -211,6 +212,37 @@ def _check_fit(pipe: DiffusionPipeline, state: Mapping[str, torch.Tensor], file:
             "layers of the UNet and the text encoders can be read"
         )
     return sorted(parts)
+
+
+class Trainable:
+    """A Stable Diffusion 1.x or 2.x with fresh LoRA layers in its UNet, as their training needs it:
+    ``parameters``, those of the layers; ``scheduler``, its noise schedule, which says what it
+    predicts; ``encode(captions)``, its text states [B, T, C]."""
+
+    def __init__(self, generator: Any, seed: int, checkpointing: bool, **lora: Any) -> None:
+        self._generator = generator
+        self.parameters = add_lora(generator.pipe, **lora, seed=seed, checkpointing=checkpointing)
+        self.scheduler = noise_schedule(generator.pipe)
+        self.encode = generator.text_states
+
+    def to(self, device: torch.device) -> None:
+        """Everything of it, the generator that draws with it too."""
+        self._generator.pipe.to(device)
+        self._generator.device = str(device)
+
+    def latents(self, images_BCHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """Scaled latents of images in [-1, 1], drawn by ``random``, float32."""
+        vae = self._generator.pipe.vae
+        drawn = vae.encode(images_BCHW).latent_dist.sample(random).float()
+        return drawn * vae.config.scaling_factor
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """What the UNet makes of noised latents at timesteps ``t`` [B]."""
+        return self._generator.pipe.unet(noisy, t, states).sample
+
+    def save(self, path: str | Path) -> None:
+        """Write the LoRA layers: :func:`save_adapter`."""
+        save_adapter(path, self._generator.pipe)
 
 
 def add_lora(

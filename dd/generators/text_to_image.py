@@ -182,6 +182,10 @@ class TextToImage:
         read = {s.name for s in (*self.reading.cross, *self.reading.self)}
         return [asdict(site) for site in self.sites if site.name in read]
 
+    def parts(self) -> tuple[Any, Any, Any, Any]:
+        """(VAE, tokenizer, network, text encoder), for a training that goes on from them."""
+        return self.vae, self.pipe.tokenizer, self.network, self.pipe.text_encoder
+
     # -------------------------------------------------------------------------------------- prompts
 
     @property

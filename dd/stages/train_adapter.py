@@ -140,20 +140,10 @@ def train_adapter(
     # with their captions: another photograph in place of one would have its words
     sound = photos.sound()
     photos.files, texts = [files[i] for i in sound], [texts[i] for i in sound]
-    parameters = diffusion.add_lora(
-        generator.pipe,
-        **lora,
-        seed=seed,
-        checkpointing=training.get("gradient_checkpointing", False),
-    )
-    module = Adaptation(
-        generator.pipe,
-        parameters,
-        generator.text_states,
-        diffusion.noise_schedule(generator.pipe),
-        seed=seed,
-        **{k: v for k, v in training.items() if k != "gradient_checkpointing"},
-    )
+    checkpointing = training.get("gradient_checkpointing", False)
+    model = diffusion.Trainable(generator, seed, checkpointing, **lora)
+    how = {k: v for k, v in training.items() if k != "gradient_checkpointing"}
+    module = Adaptation(model, seed=seed, **how)
     write_json(folder / SETTINGS, {"identity": identity})
     data = PhotoData(photos, texts, generator.size, settings.batch_size, num_workers, seed)
     made, shown = trainer(settings.max_steps, folder, False), settings.samples
@@ -161,7 +151,7 @@ def train_adapter(
     _fit(folder, made, module, data)
     # a finished training that was only opened again has fresh layers
     module.load_state_dict(checkpoints.load(folder / LAST)["state_dict"])
-    diffusion.save_adapter(target, generator.pipe)
+    model.save(target)
     record = {
         "adapter_sha256": sha256(target),
         "base": generator.settings.model,
@@ -170,7 +160,7 @@ def train_adapter(
         "template": None if captions else settings.template,
         "supervision": {"labels": 0, "masks_read": False},
         "left_out": len(files) - len(sound),
-        "parameters": sum(p.numel() for p in parameters),
+        "parameters": sum(p.numel() for p in model.parameters),
         "seconds": read_own(folder / "seconds.json", SECONDS)["seconds"],
     }
     write_json(folder / "run.json", {"identity": identity, **record, **made_by()})
@@ -259,7 +249,6 @@ def _fit(folder: Path, trainer: Any, module: Any, data: Any) -> None:
 def _draw(folder: Path, generator: TextToImage, samples: dict[str, Any], step: int) -> None:
     """``samples/step_<n>.png``: a row for each prompt, a column for each seed, the same noise at
     every step."""
-    generator.device = str(generator.pipe.device)
     rows = []
     for prompt in samples["prompts"]:
         plan = [

@@ -100,8 +100,7 @@ def train_generator(
     if start is not None:
         history = start.checkpoint.folder / "training.json"
         parts = read_json(history) if history.is_file() else []
-        pipe = start.pipe
-        vae, tokenizer, unet, text_encoder = pipe.vae, pipe.tokenizer, pipe.unet, pipe.text_encoder
+        vae, tokenizer, unet, text_encoder = start.parts()
         unet.train(), text_encoder.train()
     else:
         vae, tokenizer = _train_vae(folder, trainer, settings, num_workers, seed)

@@ -4,7 +4,7 @@ everything else is frozen.
 No mask is ever read: the data are image files and captions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -109,44 +109,34 @@ class AdaptationSettings(Settings):
 
 
 class Adaptation(pl.LightningModule):
-    """Denoising training of LoRA layers. ``parameters``: theirs; ``pipe``: the pipeline they are
-    part of, otherwise frozen; ``encode(captions)`` its text states [B, T, C]; ``scheduler``: its
-    noise schedule, which says what the UNet predicts. ``settings``: :class:`AdaptationSettings`.
+    """Denoising training of LoRA layers. ``model``: what they are part of, otherwise frozen
+    (:class:`dd.generators.adapter.Trainable`). ``settings``: :class:`AdaptationSettings`.
     Checkpoints hold the LoRA layers only."""
 
     Settings = AdaptationSettings
 
-    def __init__(
-        self,
-        pipe: Any,
-        parameters: Iterable[torch.nn.Parameter],
-        encode: Callable[[list[str]], torch.Tensor],
-        scheduler: Any,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, model: Any, **settings: Any) -> None:
         super().__init__()
         self.settings = AdaptationSettings(**settings)
         self.save_hyperparameters(self.settings.model_dump())
-        self.lora = torch.nn.ParameterList(parameters)
-        self._frozen = {"pipe": pipe}  # not a sub-module: neither saved nor averaged
-        self.encode, self.scheduler = encode, scheduler
+        self.lora = torch.nn.ParameterList(model.parameters)
+        self._frozen = {"model": model}  # not a sub-module: neither saved nor averaged
+        self.scheduler = model.scheduler
 
     def on_fit_start(self) -> None:
-        self._frozen["pipe"].to(self.device)
+        self._frozen["model"].to(self.device)
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> torch.Tensor:
         images, captions = batch
-        pipe, micro = self._frozen["pipe"], batch_idx % self.trainer.accumulate_grad_batches
+        model, micro = self._frozen["model"], batch_idx % self.trainer.accumulate_grad_batches
         rng = np.random.default_rng([self.settings.seed, self.global_step, micro, self.global_rank])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         dropout = self.settings.caption_dropout
         shown = ["" if rng.random() < dropout else caption for caption in captions]
         with torch.no_grad():
-            latents = pipe.vae.encode(images).latent_dist.sample(generator).float()
-            latents = latents * pipe.vae.config.scaling_factor
-            states = self.encode(shown)
+            latents, states = model.latents(images, generator), model.encode(shown)
         noisy, t, target = noised(self.scheduler, latents, generator)
-        prediction = pipe.unet(noisy, t, states).sample
+        prediction = model.predict(noisy, t, states)
         a = self.scheduler.alphas_cumprod[t.cpu()].double()
         kind, gamma = self.scheduler.config.prediction_type, self.settings.min_snr_gamma
         weights = loss_weights(a / (1 - a), kind, gamma).to(latents)

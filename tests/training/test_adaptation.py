@@ -86,11 +86,12 @@ def test_the_loss_is_the_weighted_error_of_the_models_own_target(kind, gamma):
         encode=lambda _: SimpleNamespace(latent_dist=SimpleNamespace(sample=sample))
     )
     vae.config = SimpleNamespace(scaling_factor=0.5)
-    pipe, scheduler = SimpleNamespace(vae=vae, unet=unet), diffusion.training_scheduler(kind)
-    weights = [torch.nn.Parameter(torch.zeros(1))]
-    module = Adaptation(
-        pipe, weights, lambda c: c, scheduler, min_snr_gamma=gamma, caption_dropout=1.0
-    )
+    scheduler = diffusion.training_scheduler(kind)
+    model = diffusion.Trainable.__new__(diffusion.Trainable)
+    model._generator = SimpleNamespace(pipe=SimpleNamespace(vae=vae, unet=unet))
+    model.parameters = [torch.nn.Parameter(torch.zeros(1))]
+    model.encode, model.scheduler = lambda captions: captions, scheduler
+    module = Adaptation(model, min_snr_gamma=gamma, caption_dropout=1.0)
     module._trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=0, global_rank=0)
     module.log = lambda *_, **__: None
     loss = module.training_step((torch.zeros(3, 3, 16, 16), ["a", "b", "c"]), 0)
