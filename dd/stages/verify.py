@@ -104,16 +104,21 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
     if repair:
         for target in (target for target, problems in in_masks.items() if problems):
             (target / "masks.json").unlink(missing_ok=True)
-        broken: dict[str | None, set[int]] = {name: set() for name in (None, *heats)}
-        for sample in plan:
-            for problem in in_samples[sample.id]:
-                if problem["heals"]:
-                    broken[_reading(problem)].add(sample.unit)
-        for name, units in broken.items():
-            root = folder if name is None else folder / "heat" / name
-            again = units | broken[None]  # what is drawn again is read again
-            drop_records(root, {s.id for s in plan if s.unit in again})
+        _drop_damaged(of, plan, in_samples)
     return found
+
+
+def _drop_damaged(of: _Set, plan: list[Sample], in_samples: dict[str, list[Problem]]) -> None:
+    """Take away the records of units with damage that heals, of the drawing or of a reading."""
+    broken: dict[str | None, set[int]] = {name: set() for name in (None, *of.heats)}
+    for sample in plan:
+        for problem in in_samples[sample.id]:
+            if problem["heals"]:
+                broken[_reading(problem)].add(sample.unit)
+    for name, units in broken.items():
+        root = of.folder if name is None else of.folder / "heat" / name
+        again = units | broken[None]  # what is drawn again is read again
+        drop_records(root, {s.id for s in plan if s.unit in again})
 
 
 def _readings(folder: Path) -> dict[str | None, dict[str, dict[str, Any]]]:
