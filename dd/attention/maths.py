@@ -191,6 +191,8 @@ def indicators(spans: list[list[list[int]]], length: int, first: int = 0) -> tor
 def pool(attention_BNN: torch.Tensor, factor: int) -> torch.Tensor:
     """Image-image attention of side r at side r / ``factor``: the mean over the pixels of a patch
     of what they give to all pixels of another. Rows that sum to 1 still do."""
+    if factor == 1:
+        return attention_BNN
     side = round(attention_BNN.shape[1] ** 0.5)
     small = side // factor
     patches = attention_BNN.unflatten(2, (small, factor, small, factor)).sum((3, 5))

@@ -1,6 +1,7 @@
 """A second forward at each step of a drawing, with the class prompts as text: joint attention has
 no keys of the class prompt without it (docs/method.md)."""
 
+from dataclasses import replace
 from typing import Any, Self
 
 from dd.attention.recorder import CLASS_PROMPT, AttentionRecorder, Half, Reading, Words
@@ -10,7 +11,7 @@ from dd.generators.families import Family, Text
 class ClassForward:
     """While active, what the network is given of the conditional half of each ``every``-th step is
     shown to it once more with ``text``, the class prompts; ``recorder`` reads these forwards alone.
-    ``drawing(half)``: a half that leaves them out."""
+    ``drawing``: the half of the drawing itself, which leaves them out."""
 
     def __init__(
         self,
@@ -23,16 +24,12 @@ class ClassForward:
         self.family, self.text, self.half, self.every = family, text, half, reading.every
         self.steps, self.inside = 0, False
         words = Words([{CLASS_PROMPT: each} for each in spans])
-        each_step = Reading(
-            reading.layout, reading.cross, reading.self, reading.cross_heads, pool=reading.pool
-        )
-        self.recorder = AttentionRecorder(family.net, each_step, words, self._own)
+        self.recorder = AttentionRecorder(family.net, replace(reading, every=1), words, self._own)
 
     def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:
         return slice(None) if self.inside else None
 
     def drawing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:
-        """The half of the drawing itself."""
         return None if self.inside else self.half(args, kwargs)
 
     def __enter__(self) -> Self:

@@ -40,6 +40,7 @@ WEIGHTS = (
     "unet",
     "vae",
 )
+NOT_FOR_ALL = {"max_tokens": None, "true_guidance": 1.0, "t5": True}  # settings, by default
 T5 = ["text_encoder_3", "tokenizer_3"]  # what Stable Diffusion 3 can do without
 UNUSED = ("image_encoder", "feature_extractor")  # parts for other inputs than text
 KNOWN = ", ".join(
@@ -239,11 +240,14 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
     parts = set(inspect.signature(kind.__init__).parameters)
     extra: dict[str, Any] = {name: None for name in UNUSED if name in parts}
     extra |= {"variant": settings.variant, "dtype": getattr(torch, settings.dtype)}
-    if not settings.t5 and "text_encoder_3" not in parts:
-        raise ValueError(
-            f"diffusion.t5=false: a {checkpoint.pipeline} cannot do without its text encoder; only "
-            "Stable Diffusion 3 can"
-        )
+    for name, default in NOT_FOR_ALL.items():
+        value, family = getattr(settings, name), BY_PIPELINE[checkpoint.pipeline]
+        if value != default and name not in family.takes:
+            having = sorted(n for n, f in BY_PIPELINE.items() if name in f.takes)
+            raise ValueError(
+                f"diffusion.{name}={value} has no effect on a {checkpoint.pipeline}; of "
+                f"{', '.join(having)} it has"
+            )
     if not settings.t5:
         extra |= dict.fromkeys(T5)
     try:

@@ -1,29 +1,18 @@
 """FLUX.1: joint attention of T5's rows and pixels; CLIP gives a pooled vector only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dd.attention.recorder import Half
-from dd.attention.sites import Layout
-from dd.generators.families.base import STATES, Family, Stream, Text, two_calls
+from dd.generators.families.base import STATES, Stream, Text
+from dd.generators.families.packed import Packed, packed
 
 
-class Flux(Family):
+class Flux(Packed):
     pipelines = ("FluxPipeline",)
     network = ("transformer", "FluxTransformer2DModel")
-
-    @property
-    def length(self) -> int:
-        return self.max_tokens or 512  # the pipeline's own; FLUX.1-schnell was made for 256
-
-    def own_size(self) -> int:
-        return self.pipe.default_sample_size * self.pipe.vae_scale_factor
-
-    def layout(self, size: int) -> Layout:
-        pixels = self.side(size) ** 2
-        return Layout("first", pixels, pixels)
+    takes = ("max_tokens", "true_guidance")
 
     def streams(self) -> list[Stream]:
         return [Stream([self.pipe.tokenizer_2], self.length)]
@@ -44,25 +33,13 @@ class Flux(Family):
             hidden_states=latents, timestep=times, img_ids=ids, guidance=guidance, **text
         )
 
-    def latent_shape(self, size: int) -> tuple[int, ...]:
-        return self.side(size) ** 2, self.net.config.in_channels
-
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         return packed(super().encode(pixels_BCHW))
 
     def call(self, batch: int, size: int) -> dict[str, Any]:
-        given = super().call(batch, size) | {"max_sequence_length": self.length}
+        given = super().call(batch, size)
         if self.settings.true_guidance <= 1:
             return given | {"negative_prompt": None}
         # without a negative prompt the pipeline would not guide
         negative = given["negative_prompt"] or [""] * batch
         return given | {"negative_prompt": negative, "true_cfg_scale": self.settings.true_guidance}
-
-    def half(self, text: Callable[[], Text], batch: int) -> Half:
-        return two_calls(text, batch)
-
-
-def packed(latents_BCHW: torch.Tensor) -> torch.Tensor:
-    """Patches of 2x2 as rows: [B, H/2 * W/2, 4 C]."""
-    patches = latents_BCHW.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

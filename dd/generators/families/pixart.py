@@ -15,10 +15,7 @@ class PixArtSigma(Diffusing):
     pipelines = ("PixArtSigmaPipeline",)
     network = ("transformer", "PixArtTransformer2DModel")
     former = ("Transformer2DModel",)
-
-    @property
-    def length(self) -> int:
-        return self.max_tokens or 300  # the pipeline's own
+    tokens = 300
 
     def layout(self, size: int) -> Layout:
         if self.side(size) ** 2 == self.length:

@@ -1,33 +1,20 @@
 """Qwen-Image: joint attention of the rows of a chat and pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dd.attention.recorder import Half
-from dd.attention.sites import Layout
-from dd.generators.families.base import STATES, Family, Stream, Text, two_calls
-from dd.generators.families.flux import packed
+from dd.generators.families.base import STATES, Stream, Text
+from dd.generators.families.packed import Packed, packed
 
 MASK = "encoder_hidden_states_mask"
 
 
-class QwenImage(Family):
+class QwenImage(Packed):
     pipelines = ("QwenImagePipeline",)
     network = ("transformer", "QwenImageTransformer2DModel")
     guided = "true_cfg_scale"
-
-    @property
-    def length(self) -> int:
-        return self.max_tokens or 512  # the pipeline's own
-
-    def own_size(self) -> int:
-        return self.pipe.default_sample_size * self.pipe.vae_scale_factor
-
-    def layout(self, size: int) -> Layout:
-        pixels = self.side(size) ** 2
-        return Layout("first", pixels, pixels)
 
     def streams(self) -> list[Stream]:
         pipe = self.pipe
@@ -46,9 +33,6 @@ class QwenImage(Family):
         shapes = [[(1, side, side)]] * batch
         return self.net(hidden_states=latents, timestep=times, img_shapes=shapes, **text)
 
-    def latent_shape(self, size: int) -> tuple[int, ...]:
-        return self.side(size) ** 2, self.net.config.in_channels
-
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         config = self.pipe.vae.config
         latents = self.pipe.vae.encode(pixels_BCHW[:, :, None]).latent_dist.mean
@@ -63,6 +47,3 @@ class QwenImage(Family):
         # without a negative prompt it is not guided at all
         given["negative_prompt"] = given["negative_prompt"] or [" "] * batch
         return given
-
-    def half(self, text: Callable[[], Text], batch: int) -> Half:
-        return two_calls(text, batch)

@@ -12,7 +12,11 @@ from dd.generators.families.base import STATES, Diffusing, Stream, Text
 class StableDiffusion(Diffusing):
     pipelines = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
     network = ("unet", "UNet2DConditionModel")
-    patch = 1
+    takes = ()
+
+    @property
+    def patch(self) -> int:
+        return 1
 
     def layout(self, size: int) -> Layout:
         return Layout("apart")
@@ -43,8 +47,3 @@ class StableDiffusion(Diffusing):
             text[STATES],
             added_cond_kwargs=added,
         )
-
-    def call(self, batch: int, size: int) -> dict[str, Any]:
-        given = super().call(batch, size)
-        given.pop("max_sequence_length", None)
-        return given

@@ -8,20 +8,16 @@ import torch
 from dd.attention.sites import Layout
 from dd.generators.families.base import STATES, Family, Stream, Text
 
-T5_ROWS = 256  # the pipeline's own; rows of zeros where the model has no T5
-
 
 class StableDiffusion3(Family):
     pipelines = ("StableDiffusion3Pipeline",)
     network = ("transformer", "SD3Transformer2DModel")
+    tokens = 256  # of T5; rows of zeros where the model has none
+    takes = ("max_tokens", "t5")
 
     @property
-    def patch(self) -> int:  # type: ignore[override]
+    def patch(self) -> int:
         return self.net.config.patch_size
-
-    @property
-    def length(self) -> int:
-        return self.max_tokens or T5_ROWS
 
     def layout(self, size: int) -> Layout:
         pixels = self.side(size) ** 2

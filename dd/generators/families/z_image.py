@@ -21,10 +21,7 @@ class ZImage(Family):
     network = ("transformer", "ZImageTransformer2DModel")
     ignored = ("noise_refiner", "context_refiner")
     refined = True
-
-    @property
-    def length(self) -> int:
-        return self.max_tokens or 512  # the pipeline's own
+    tokens = 512
 
     def own_size(self) -> int:
         return 1024
