@@ -1,6 +1,7 @@
 """Attention read while drawing against attention read after drawing, on the embedded benchmark.
 
     python -m benchmarks.read_after [--tune 128] [--test 512] [--images 8] [--root data]
+                                    [--judge outputs/a_run --drawn 128]
 
 Real scenes with exact masks are noised and shown to the generator: ``sampling`` with their caption
 at the four timesteps of ``evaluate.py stage=probe``; ``after`` with their class prompt in one
@@ -8,24 +9,31 @@ forward at each of several choices of timesteps. Timesteps, power and threshold 
 on ``tune``; mask mIoU on ``test`` is only reported, with 95 % intervals of the paired difference
 over its images (percentile bootstrap, 2,000 draws). The words of the drawn prompt, read after
 drawing in a second forward, are a row of their own. ``cost``: processor time of one thread for
-drawing images with their attention, and for reading the finished ones. The last line is JSON.
+drawing images with their attention, and for reading the finished ones. ``both``: the mean of the
+two readings' heat, each map min-max normalised. ``weights``: the best reading after drawing with
+GoCA's weights of heads and layers. With ``--judge``, a segmenter trained on real images, ``--drawn``
+images are generated and read in all ways at once: mIoU of the masks, with the settings chosen on
+``tune``, against the judge's predictions. The last line is JSON.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.machine import machine
 from benchmarks.sweep import make_plan
+from dd import config
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
 from dd.generators import TextToImage
-from dd.masks.from_heat import count_grid, settings_grid
+from dd.masks.from_heat import count_grid, normalise, settings_grid
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.probe import real_heat
 from dd.taxonomy import taxonomy
@@ -47,16 +55,29 @@ SETTINGS = {
 def counts(
     generator: TextToImage, data: SegmentationFolder, source: str, limit: int, noised: list[int]
 ) -> np.ndarray:
-    """Pixels [N, S, C, C + 1] of each image and mask setting."""
-    grid, _ = settings_grid(POWERS, THRESHOLDS, [0.0], [source])
+    """Pixels [N, S, C, C + 1] of each image and mask setting; of the source "both" from the heat
+    of both readings."""
     heat = real_heat(generator, data, noised, limit=limit)
-    classes = len(data.taxonomy)
+    truth = (data[i][1] for i in range(len(heat)))
+    return count(heat, truth, source, len(data.taxonomy))
+
+
+def count(heat: list, truth: Iterable[np.ndarray], source: str, classes: int) -> np.ndarray:
+    grid, _ = settings_grid(POWERS, THRESHOLDS, [0.0], ["class_prompt"])
+    each = ({"class_prompt": source_of(maps, source)} for _, maps in heat)
     return np.stack(
         [
-            count_grid(maps, sample.class_ids, data[i][1], grid, classes)
-            for i, (sample, maps) in enumerate(heat)
+            count_grid(maps, sample.class_ids, mask, grid, classes)
+            for (sample, _), maps, mask in zip(heat, each, truth, strict=True)
         ]
     )
+
+
+def source_of(maps: dict[str, np.ndarray], source: str) -> np.ndarray:
+    if source != "both":
+        return maps[source]
+    pair = (torch.from_numpy(maps[name]) for name in ("class_prompt", "after"))
+    return (sum(normalise(each) for each in pair) / 2).numpy()
 
 
 def miou(counts_CU: np.ndarray) -> float:
@@ -83,6 +104,62 @@ def variants() -> dict[str, tuple[dict, str]]:
             after,
             "full_prompt_appended",
         )
+    return found
+
+
+def joined(times: list[int]) -> dict[str, tuple[dict, str]]:
+    """What is tried once the timesteps are chosen: both readings, and weights in place of plain
+    means."""
+    after = {"reading": "after", "read_at": times, "full_prompt": False}
+    reference = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    return {
+        "sampling, drawn prompt": ({}, "full_prompt_appended"),
+        "both": ({"reading": "both", "read_at": times}, "both"),
+        "after, weights of heads": (after | {"head_weights": True}, "class_prompt"),
+        "after, weights of layers": (after | {"layer_weights": reference}, "class_prompt"),
+        "after, both weights": (
+            after | {"head_weights": True, "layer_weights": reference},
+            "class_prompt",
+        ),
+    }
+
+
+def agreement(
+    run: str, number: int, times: list[int], chosen: dict[str, int]
+) -> dict[str, dict[str, Any]]:
+    """mIoU of the masks of generated images against a judge's predictions, of each reading with
+    its setting of the grid (``chosen``), and the paired difference to ``sampling``."""
+    generator = TextToImage(**SETTINGS | {"reading": "both", "read_at": times})
+    _, judge, views = config.trained_run(run)
+    judge.eval()
+    plan, heat, predicted = make_plan(number), [], []
+    for first in range(0, number, 16):
+        samples = plan[first : first + 16]
+        images, maps, _ = generator.generate(samples)
+        heat += zip(samples, maps, strict=True)
+        shown = [views(image) for image in images]
+        with torch.no_grad():
+            predicted += views.predict(judge, shown, [image.shape[:2] for image in images])
+        print(f"drawn {first + len(samples)} of {number}", flush=True)
+    masks = [np.asarray(p, np.uint8) for p in predicted]
+    sources = {
+        "sampling": "class_prompt",
+        "sampling, drawn prompt": "full_prompt_appended",
+        "after": "after",
+        "both": "both",
+    }
+    found: dict[str, dict[str, Any]] = {}
+    per_image = {
+        kind: count(heat, masks, source, len(taxonomy("shapes")))[:, chosen[kind]]
+        for kind, source in sources.items()
+    }
+    for kind, one in per_image.items():
+        found[kind] = {"agreement": miou(one.sum(0)), "images": number}
+        if kind != "sampling":
+            first = found["sampling"]["agreement"]
+            found[kind]["less_sampling"] = found[kind]["agreement"] - first
+            found[kind]["interval"] = interval(one, per_image["sampling"])
+        print("agreement,", kind, found[kind], flush=True)
     return found
 
 
@@ -113,6 +190,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=512)
     parser.add_argument("--images", type=int, default=8, help="of the cost")
     parser.add_argument("--root", help="where shapes is prepared (default: a temporary folder)")
+    parser.add_argument("--judge", help="a run trained on real images, for generated ones")
+    parser.add_argument("--drawn", type=int, default=128, help="images for the judge")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
@@ -124,32 +203,40 @@ def main() -> None:
             for split in ("tune", "test")
         )
         chosen: dict[str, dict] = {}
-        grid, _ = settings_grid(POWERS, THRESHOLDS, [0.0], ["class_prompt"])
-        for name, (settings, source) in variants().items():
+        tried = variants()
+
+        def choose(name: str) -> None:
+            settings, source = tried[name]
             generator = TextToImage(**SETTINGS | settings)
             total = counts(generator, tune, source, options.tune, NOISED).sum(0)
             scores = [miou(c) for c in total]
             best = int(np.argmax(scores))
-            chosen[name] = {
-                "tune": scores[best],
-                "power": grid[best].power,
-                "threshold": grid[best].threshold,
-                "setting": best,
-            }
+            power, threshold = grid[best].power, grid[best].threshold
+            chosen[name] = {"tune": scores[best], "power": power, "threshold": threshold}
+            chosen[name]["setting"] = best
             print(
-                f"{name:34} tune {scores[best]:.2f} (power {grid[best].power}, threshold "
-                f"{grid[best].threshold})",
+                f"{name:34} tune {scores[best]:.2f} (power {power}, threshold {threshold})",
                 flush=True,
             )
+
+        grid, _ = settings_grid(POWERS, THRESHOLDS, [0.0], ["class_prompt"])
+        for name in tried:
+            choose(name)
         kinds = {
             "sampling": ["sampling"],
             "after": [n for n in chosen if n.startswith("after, t=")],
             "after, drawn prompt": [n for n in chosen if n.startswith("after, drawn")],
         }
         best_of = {k: max(names, key=lambda n: chosen[n]["tune"]) for k, names in kinds.items()}
+        times = tried[best_of["after"]][0]["read_at"]
+        further = joined(times)
+        tried |= further
+        for name in further:
+            choose(name)
+        best_of |= {name: name for name in further}
         per_image = {}
         for kind, name in best_of.items():
-            settings, source = variants()[name]
+            settings, source = tried[name]
             generator = TextToImage(**SETTINGS | settings)
             found = counts(generator, test, source, options.test, NOISED)
             per_image[kind] = found[:, chosen[name]["setting"]]
@@ -161,11 +248,16 @@ def main() -> None:
                 row["interval"] = interval(one, per_image["sampling"])
             result[kind] = row
             print(kind, row, flush=True)
+        agreed = None
+        if options.judge:
+            settings = {kind: chosen[name]["setting"] for kind, name in best_of.items()}
+            agreed = agreement(options.judge, options.drawn, times, settings)
     seconds = cost(options.images)
     drawn = seconds["drawn and read"]
     for name, value in seconds.items():
         print(f"{name:28} {value:.3f} s an image, {value / drawn:.3f} of drawing and reading")
-    print(json.dumps({"read_after": result, "tune": chosen, "seconds": seconds, **machine("cpu")}))
+    found = {"read_after": result, "tune": chosen, "agreement": agreed, "seconds": seconds}
+    print(json.dumps({**found, **machine("cpu")}))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def words_of(class_states: torch.Tensor, full_prompt: bool = False) -> Words:
     return Words([dict.fromkeys(sources, [[1]])] * len(class_states), class_states)
 
 
+def means(recorder: AttentionRecorder, source: str) -> torch.Tensor:
+    """Mean attention of all samples."""
+    return torch.stack([recorder.mean(source, i) for i in range(len(recorder.words.spans))])
+
+
 def recorder_of(
     unet: torch.nn.Module,
     class_states: torch.Tensor,

@@ -57,10 +57,15 @@ def mean_attention(
 
 
 def mean_attention_by_heads(
-    q_BHND: torch.Tensor, k_BHTD: torch.Tensor, scale: float, mask: torch.Tensor | None = None
+    q_BHND: torch.Tensor,
+    k_BHTD: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    weights_BHN: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`mean_attention`, as many heads at a time as ``AT_ONCE`` bytes hold (one at least),
-    so that the head dimension is never held whole where it is large."""
+    so that the head dimension is never held whole where it is large. ``weights_BHN``: of the heads
+    at each pixel, in place of their mean (:func:`dd.attention.weights.head_weights`)."""
     batch, heads, pixels, _ = q_BHND.shape
     each = 4 * batch * pixels * k_BHTD.shape[2]
     count = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each)
@@ -72,12 +77,14 @@ def mean_attention_by_heads(
         if bias is not None:
             logits += bias[:, first : first + count] if bias.shape[1] > 1 else bias
         probs = logits.softmax(-1)
+        if weights_BHN is not None:
+            probs *= weights_BHN[:, first : first + count, :, None]
         return probs.sum(1) if probs.shape[1] > 1 else probs[:, 0]
 
     total = summed(0)
     for first in range(count, heads, count):
         total.add_(summed(first))
-    return total.div_(heads)
+    return total.div_(heads) if weights_BHN is None else total
 
 
 @cache
@@ -119,9 +126,10 @@ def mean_columns(
     columns_BTK: torch.Tensor,
     scale: float,
     mask: torch.Tensor | None = None,
+    weights_BHN: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean over heads of softmax(Q K^T * scale) V for thin V, float32 [B, N, K], by torch's fused
-    attention in float32: no [N, T] matrix is held.
+    """Mean over heads (or their sum with ``weights_BHN``) of softmax(Q K^T * scale) V for thin V,
+    float32 [B, N, K], by torch's fused attention in float32: no [N, T] matrix is held.
 
     With 1/n on each of the n tokens of a class, V makes the mean attention to the class; with
     maps in its columns, one application of the attention to them.
@@ -133,7 +141,8 @@ def mean_columns(
     for first in range(0, v.shape[3], width):
         values = v[..., first : first + width].expand(-1, q.shape[1], -1, -1)
         out = F.scaled_dot_product_attention(q, k, values, attn_mask=bias, scale=scale)
-        found.append(out.mean(1))
+        weighed = out.mean(1) if weights_BHN is None else (out * weights_BHN[..., None]).sum(1)
+        found.append(weighed)
     return torch.cat(found, 2)[..., :number]
 
 

@@ -3,7 +3,7 @@ after norms and rotary embeddings, by the name of the module. Nothing is replace
 bit-identical."""
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 
@@ -15,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 @dataclass(frozen=True)
 class Attended:
     """One call: ``q`` [B, H, N, D], ``k`` [B, H, T, D], ``scale`` of their products, ``mask``: what
-    the call adds to them or, of booleans, keeps of them (broadcast to [B, H, N, T]), or None."""
+    the call adds to them or, of booleans, keeps of them (broadcast to [B, H, N, T]), or None;
+    ``out`` [B, H, N, D]: what it returns."""
 
     q: torch.Tensor
     k: torch.Tensor
     scale: float
     mask: torch.Tensor | None = None
+    out: torch.Tensor | None = None
 
 
 def attention_modules(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -93,9 +95,10 @@ class Observer(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            self._see(self._inside[-1], _attended(*args, **kwargs))
-        return func(*args, **kwargs)
+            self._see(self._inside[-1], replace(_attended(*args, **kwargs), out=result.detach()))
+        return result
 
 
 @torch.no_grad()

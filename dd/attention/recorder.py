@@ -8,6 +8,7 @@ from typing import Any, Self, TypeAlias
 import torch
 
 from dd.attention import maths as attention
+from dd.attention import weights
 from dd.attention.observer import Attended, Observer
 from dd.attention.sites import Layout, Site
 
@@ -29,7 +30,9 @@ class Reading:
     None = all; ``every``: only each n-th call of the network is read, from the first on; ``pool``:
     the image-image attention is averaged over patches of ``pool`` x ``pool`` pixels.
     ``as_operator``: it is kept as the queries and keys of what was read and applied to maps, for
-    one forward; else as the mean matrix."""
+    one forward; else as the mean matrix. ``head_weights``: the heads of a cross site are weighed at
+    each pixel by their share in its output; ``reference``: the cross sites of a call are weighed by
+    how far they agree with this one (:mod:`dd.attention.weights`); else plain means."""
 
     layout: Layout
     cross: Sequence[Site]
@@ -38,6 +41,8 @@ class Reading:
     every: int = 1
     pool: int = 1
     as_operator: bool = False
+    head_weights: bool = False
+    reference: Site | None = None
 
     def __post_init__(self) -> None:
         heads, chosen = min((s.heads for s in self.cross), default=0), self.cross_heads
@@ -48,9 +53,14 @@ class Reading:
             )
 
     @property
+    def weighed(self) -> bool:
+        """Whether the attention to words is more than a plain mean."""
+        return self.head_weights or self.reference is not None
+
+    @property
     def side(self) -> int:
-        """That of the heat."""
-        return self.self[0].side // self.pool
+        """That of the heat; where attention among pixels has no matrix, of that to words."""
+        return self.self[0].side // self.pool if self.self else self.cross[0].side
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,17 @@ class AttentionRecorder:
         self._class_keys: dict[str, torch.Tensor] = {}
         self._columns: torch.Tensor | None = None
         self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Any] = {}  # what a sum is divided by, a number or one a sample
         self._held: dict[str, list[Attended]] = {}
         self._seen: set[str] = set()
         self._operator: list[Attended] = []
+        # of one call, until the weights of its layers are known: (their attention, their outputs)
+        self._waiting: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
+        self._features: torch.Tensor | None = None
         self._handles: list[Any] = []
-        self._observer = Observer(network, self._see, self._cross | self._self)
+        reference = reading.reference
+        self._all = self._cross | self._self | ({reference.name} if reference else set())
+        self._observer = Observer(network, self._see, self._all)
 
     def __enter__(self) -> Self:
         self._observer.__enter__()  # which leaves no hook behind if it fails
@@ -120,6 +135,7 @@ class AttentionRecorder:
     def _called(self, *_: object) -> None:
         for source in list(self._held):
             self._sum_up(source)
+        self._weigh_layers()
         self.calls += self._rows is not None
 
     @torch.no_grad()
@@ -128,32 +144,83 @@ class AttentionRecorder:
             return
         self._seen.add(name)
         mask = seen.mask[self._rows] if seen.mask is not None and len(seen.mask) > 1 else seen.mask
-        a = Attended(seen.q[self._rows], seen.k[self._rows], seen.scale, mask)
-        layout = self.reading.layout
+        out = None if seen.out is None else seen.out[self._rows]
+        a = Attended(seen.q[self._rows], seen.k[self._rows], seen.scale, mask, out)
+        layout, reading = self.reading.layout, self.reading
         q, k = (x[:, :, layout.image(x.shape[2])] if layout.joint else x for x in (a.q, a.k))
-        both = layout.joint and name in self._self & self._cross
-        if both and not self.reading.as_operator and self._at_once(q):
+        if reading.reference is not None and name == reading.reference.name:
+            self._features = q.transpose(1, 2).flatten(2)
+        both = layout.joint and name in self._self & self._cross and not reading.weighed
+        if both and not reading.as_operator and self._at_once(q):
             self._add_both(q, a)
             return
         if name in self._self:
             image = Attended(q, k, a.scale)
-            if self.reading.as_operator:
+            if reading.as_operator:
                 self._operator.append(image)
             else:
                 self._hold("self", image)
-        if name in self._cross and layout.joint:
-            self._add_words(self._heads(Attended(q, a.k, a.scale, mask)))
-        elif name in self._cross:
-            self._add_cross(name, a)
+        if name not in self._cross:
+            return
+        words = Attended(q, a.k, a.scale, mask, out)
+        if reading.weighed:
+            self._add_weighed(name, words)
+        elif layout.joint:
+            self._add_words(self._heads(words))
+        else:
+            for source, text in self._texts(name, words).items():
+                self._hold(source, self._heads(text))
 
-    def _add_cross(self, name: str, a: Attended) -> None:
-        """Attention to text that stands apart."""
+    def _texts(self, name: str, a: Attended) -> dict[str, Attended]:
+        """Attention to text that stands apart, by the text: that of the class prompts by their own
+        keys, and what was seen."""
+        found = {}
         if CLASS_PROMPT in self.words.sources:
             masked, keys = self.words.class_mask, self._keys_of_classes(name, a.q.dtype)
             masked = None if masked is None else masked[:, None, None].bool()
-            self._hold(CLASS_PROMPT, self._heads(Attended(a.q, keys, a.scale, masked)))
+            found[CLASS_PROMPT] = Attended(a.q, keys, a.scale, masked)
         if any(source != CLASS_PROMPT for source in self.words.sources):
-            self._hold("full_prompt", self._heads(a))
+            found["full_prompt"] = a
+        return found
+
+    def _add_weighed(self, name: str, a: Attended) -> None:
+        """Attention to words with the weights of the reading; those of layers are known at the end
+        of the call."""
+        projection, layout = projection_of(name, self._modules[name]), self.reading.layout
+        if a.out is None:
+            raise ValueError(f"{name}: weights need what the attention returned")
+        out = a.out[:, :, layout.image(a.out.shape[2])] if layout.joint else a.out
+        shares = weights.head_weights(out, projection) if self.reading.head_weights else None
+        if layout.joint:
+            columns = self._columns_of(a.k.shape[2], a.k)
+            thin = attention.mean_columns(a.q, a.k, columns, a.scale, a.mask, shares)
+            found = {"words": thin}
+        else:
+            found = {
+                source: attention.mean_attention_by_heads(t.q, t.k, t.scale, t.mask, shares)
+                for source, t in self._texts(name, a).items()
+            }
+        if self.reading.reference is not None:
+            self._waiting.append((found, weights.output_of(out, projection)))
+            return
+        for source, mean in found.items():
+            self._add(source, mean, 1)
+
+    def _weigh_layers(self) -> None:
+        """Add the layers of a call with their weights; plainly for a sample none of whose layers
+        agrees with the reference."""
+        if not self._waiting:
+            return
+        if self._features is None:
+            raise ValueError("diffusion.layer_weights: the reference layer was not seen in a call")
+        alike = weights.reference(self._features, self.reading.cross[0].side)
+        agree = torch.stack([weights.layer_weight(output, alike) for _, output in self._waiting])
+        agree_LB = torch.where(agree.sum(0) > 0, agree, 1.0)
+        for (found, _), agree_B in zip(self._waiting, agree_LB, strict=True):
+            for source, mean in found.items():
+                self._add(source, mean * agree_B[:, None, None], agree_B)
+        self._waiting.clear()
+        self._features = None
 
     def _at_once(self, q_BHND: torch.Tensor) -> bool:
         """Whether both readings of a joint site share their exponentials: not on a GPU, whose
@@ -229,14 +296,14 @@ class AttentionRecorder:
         )
         self._counts[source] = self._counts.get(source, 0) + layers
 
-    def _add(self, source: str, tensor: torch.Tensor, layers: int) -> None:
+    def _add(self, source: str, tensor: torch.Tensor, weight: int | torch.Tensor) -> None:
         before = self._sums.get(source)
         self._sums[source] = tensor if before is None else before.add_(tensor)
-        self._counts[source] = self._counts.get(source, 0) + layers
+        self._counts[source] = self._counts.get(source, 0) + weight
 
     def check(self) -> None:
         """ValueError if a site that is to be read was not seen."""
-        missed = sorted((self._cross | self._self) - self._seen)
+        missed = sorted(self._all - self._seen)
         if missed or not self._seen:
             raise ValueError(
                 f"no attention was captured of {type(self.network).__name__}: its attention went "
@@ -244,34 +311,30 @@ class AttentionRecorder:
                 f"another attention backend) in {', '.join(missed[:4]) or 'all it has'}"
             )
 
-    @property
-    def cross(self) -> dict[str, torch.Tensor]:
-        """Mean attention [B, N, T] to text that stands apart, by the text."""
-        return {k: v / self._counts[k] for k, v in self._sums.items() if k not in ("self", "words")}
-
-    @property
-    def self_attention(self) -> torch.Tensor:
-        """Mean attention among the pixels [B, M, M]."""
-        return self._sums["self"] / self._counts["self"]
+    def mean(self, source: str, i: int) -> torch.Tensor:
+        """Mean attention of sample ``i``: among the pixels ("self") [M, M]; in joint attention to
+        the classes ("words") [N, K]; to text that stands apart ("class_prompt", "full_prompt")
+        [N, T]."""
+        count = self._counts[source]
+        return self._sums[source][i] / (count[i] if isinstance(count, torch.Tensor) else count)
 
     def maps(self, i: int) -> dict[str, torch.Tensor]:
         """Mean attention of the pixels to each class of sample ``i`` by source: [K, N]."""
         spans = self.words.spans[i]
         if self.reading.layout.joint:
             sizes = [len(at) for at in spans.values()]
-            maps_KN = (self._sums["words"][i, :, : sum(sizes)] / self._counts["words"]).T
+            maps_KN = self.mean("words", i)[:, : sum(sizes)].T
             return dict(zip(spans, maps_KN.split(sizes), strict=True))
         texts = {s: CLASS_PROMPT if s == CLASS_PROMPT else "full_prompt" for s in spans}
-        return {
-            s: attention.class_maps(self._sums[text][i] / self._counts[text], spans[s])
-            for s, text in texts.items()
-        }
+        return {s: attention.class_maps(self.mean(text, i), spans[s]) for s, text in texts.items()}
 
     def spread(self, i: int) -> torch.Tensor | attention.Spread:
         """The mean image-image attention of sample ``i``, as a matrix [M, M] or as what it does to
         maps [K, M]."""
+        if not self.reading.self:
+            return lambda maps_KN: maps_KN  # linear attention: power 0 alone is kept
         if not self.reading.as_operator:
-            return self._sums["self"][i] / self._counts["self"]
+            return self.mean("self", i)
         sites, pool = self._operator, self.reading.pool
 
         def applied(maps_KN: torch.Tensor) -> torch.Tensor:
@@ -291,3 +354,16 @@ class AttentionRecorder:
             source: attention.refine(maps_KN, spread, side, max_power)
             for source, maps_KN in self.maps(i).items()
         }
+
+
+def projection_of(name: str, layer: torch.nn.Module) -> torch.Tensor:
+    """The matrix [C, H*D] by which an attention adds its heads to the pixels. ValueError where it
+    has none of its own, as the single blocks of FLUX, for which GoCA takes the plain mean."""
+    projection = getattr(layer, "to_out", None)
+    if not isinstance(projection, torch.nn.ModuleList) or not len(projection):
+        raise ValueError(
+            f"diffusion.head_weights and diffusion.layer_weights: {name} projects its heads "
+            "together with something else, so that their shares are not known; choose other "
+            "cross_layers, or leave both out"
+        )
+    return projection[0].weight

@@ -66,7 +66,7 @@ def find_sites(
     ignored: Sequence[str] = (),
 ) -> list[Site]:
     """The sites of ``network`` in the order in which ``forward()`` calls them; modules whose names
-    begin with one of ``ignored`` are left out.
+    begin with one of ``ignored`` are left out, whether they are seen or not.
 
     ValueError where nothing is seen, where a module attends unseen, and for an image that is not
     square.
@@ -92,7 +92,8 @@ def find_sites(
         forward()
     # a module around one that was seen does not attend itself
     around = {name for name in observer.ran if any(begins(other, name) for other in seen)}
-    unseen = sorted(observer.ran - around)
+    unread = {name for name in observer.ran if any(begins(name, i) for i in ignored)}
+    unseen = sorted(observer.ran - around - unread)
     if not found or unseen:
         missed = ", ".join(unseen[:4]) or "none ran"
         raise ValueError(

@@ -160,6 +160,20 @@ def read_image(path: str | Path | io.BytesIO) -> np.ndarray:
         return np.asarray(rgb(image))
 
 
+def squared(image: np.ndarray, side: int, crop: bool = False) -> np.ndarray:
+    """Image uint8 [side, side, 3]: the whole one squashed, or with ``crop`` its middle; an image of
+    that size itself."""
+    height, width = image.shape[:2]
+    if (height, width) == (side, side):
+        return image
+    box = (0, 0, width, height)
+    if crop:
+        left, top = max(0, width - height) // 2, max(0, height - width) // 2
+        box = (left, top, left + min(width, height), top + min(width, height))
+    resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box)
+    return np.asarray(resized)
+
+
 def image_size(path: str | Path, upright: bool = False) -> tuple[int, int]:
     """(height, width) of an image, from its header: of the pixels as they are stored, or
     ``upright`` by EXIF."""

@@ -40,7 +40,8 @@ WEIGHTS = (
     "unet",
     "vae",
 )
-NOT_FOR_ALL = {"max_tokens": None, "true_guidance": 1.0, "t5": True}  # settings, by default
+# settings, by default
+NOT_FOR_ALL = {"max_tokens": None, "true_guidance": 1.0, "t5": True, "negative_prompt": ""}
 T5 = ["text_encoder_3", "tokenizer_3"]  # what Stable Diffusion 3 can do without
 UNUSED = ("image_encoder", "feature_extractor")  # parts for other inputs than text
 KNOWN = ", ".join(

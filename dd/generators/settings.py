@@ -41,7 +41,10 @@ class GeneratorSettings(Settings):
     ``capture_every``: attention is read in one step of so many, from the first on. ``reading``:
     while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
     timestep of ``read_at`` (of 1,000), or ``both``. ``class_forward``: a second forward at each
-    step with the class prompts, whose words are read then (joint attention). ``self_layers``: the
+    step with the class prompts, whose words are read then (joint attention). ``head_weights``:
+    heads are weighed at each pixel by their share in the layer's output; ``layer_weights``: the
+    name of a layer, layers are weighed by how far they agree with it
+    (:mod:`dd.attention.weights`). ``self_layers``: the
     layers whose attention among pixels is read, ``pool``: averaged over patches of so many pixels a
     side. ``max_tokens``: of a prompt, for T5 and chat encoders; ``t5``: False leaves out that of
     Stable Diffusion 3; ``true_guidance``: of FLUX, by a negative prompt. ``quantize``: weights of
@@ -90,6 +93,8 @@ class GeneratorSettings(Settings):
     t5: bool = True
     quantize: Literal["float8"] | None = None
     class_forward: bool = False
+    head_weights: bool = False
+    layer_weights: str | None = None
     variant: Annotated[str | None, NoResult("the hash of the weights tells")] = None
     require_revision: Annotated[bool, NoResult("asks for a record, changes none")] = False
     offload: Annotated[Literal["none", "model", "sequential"], SHARES_MEMORY] = "none"
@@ -121,6 +126,18 @@ class GeneratorSettings(Settings):
             raise ValueError(
                 "diffusion.class_forward=true has no effect with diffusion.reading=after, which "
                 "shows the class prompt anyway"
+            )
+        weighed = self.head_weights or self.layer_weights is not None
+        if weighed and self.cross_heads is not None:
+            raise ValueError(
+                "diffusion.head_weights and diffusion.layer_weights weigh all heads; leave "
+                f"diffusion.cross_heads={list(self.cross_heads)} null"
+            )
+        if weighed and self.offload == "sequential":
+            raise ValueError(
+                "diffusion.head_weights and diffusion.layer_weights read the layers' own "
+                "projections, which diffusion.offload=sequential keeps elsewhere; leave it none "
+                "or model"
             )
         if self.capture_every > self.steps:
             raise ValueError(

@@ -9,8 +9,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from dd.attention.recorder import CLASS_PROMPT, AttentionRecorder, Reading, Words
-from dd.attention.sites import check_layout, choose_side, choose_sites, find_sites
+from dd.attention.recorder import (
+    CLASS_PROMPT,
+    AttentionRecorder,
+    Reading,
+    Words,
+    projection_of,
+)
+from dd.attention.sites import Site, check_layout, choose_side, choose_sites, find_sites
 from dd.generators import loading, memory, speed
 from dd.generators.adapter import find_adapter, merge
 from dd.generators.class_forward import ClassForward
@@ -131,18 +137,22 @@ class TextToImage:
         def forward(row: int | None = None) -> None:
             family.forward(latents, 500, family.perturbed(text, row), self.size)
 
-        self.sites = find_sites(self.network, layout, forward, family.ignored)
+        self.sites = find_sites(self.network, layout, forward, family.unread())
         latent = self.size // self.pipe.vae_scale_factor
-        chosen = {}
+        if family.linear:
+            self._check_without_powers()
+        chosen: dict[str, list[Site]] = {"self": []}
         for kind, wanted, layers in (
             ("cross", given.cross_resolution, given.cross_layers),
             ("self", given.self_resolution, given.self_layers),
         ):
+            if kind == "self" and family.linear:
+                continue
             sides = {s.side for s in self.sites if s.kind in (kind, "joint")}
             side = choose_side(kind, wanted, sides, latent)
             chosen[kind] = choose_sites(kind, self.sites, side, layers)
         self.cross_resolution = chosen["cross"][0].side
-        self.self_resolution = chosen["self"][0].side
+        self.self_resolution = (chosen["self"] or chosen["cross"])[0].side
         if self.self_resolution % given.pool:
             raise ValueError(
                 f"diffusion.pool={given.pool}: expected a divisor of {self.self_resolution}, the "
@@ -155,11 +165,47 @@ class TextToImage:
             given.cross_heads,
             given.capture_every,
             given.pool,
+            head_weights=given.head_weights,
+            reference=self._reference(),
         )
+        if self.reading.weighed:
+            for site in chosen["cross"]:
+                projection_of(site.name, self.network.get_submodule(site.name))
         # the first of all: where later layers see the words, earlier ones have mixed them
         first = next(s.name for s in self.sites if s.kind in ("cross", "joint"))
         check_layout(self.network, layout, first, forward, 1, family.refined)
         self.pipe.maybe_free_model_hooks()
+
+    def _check_without_powers(self) -> None:
+        """ValueError for what asks for a matrix of linear attention among the pixels."""
+        given = self.settings
+        asked = {
+            "max_power": given.max_power or None,
+            "self_resolution": given.self_resolution,
+            "self_layers": given.self_layers,
+            "pool": given.pool if given.pool > 1 else None,
+        }
+        for name, value in asked.items():
+            if value is not None:
+                raise ValueError(
+                    f"diffusion.{name}={value}: attention among the pixels of a "
+                    f"{self.checkpoint.pipeline} is linear, and there is no matrix of it. Give "
+                    "diffusion.max_power=0 and masks.power=0, and leave the others out"
+                )
+
+    def _reference(self) -> Site | None:
+        """The layer that others are weighed by; ValueError for a name that none has."""
+        wanted = self.settings.layer_weights
+        if wanted is None:
+            return None
+        known = {s.name: s for s in self.sites if s.kind in ("cross", "joint")}
+        if wanted not in known:
+            names = "\n  ".join(known)
+            raise ValueError(
+                f"diffusion.layer_weights={wanted}: no layer that attends to words has this name. "
+                f"Layers:\n  {names}"
+            )
+        return known[wanted]
 
     def identity(self) -> dict[str, Any]:
         """What decides a pixel or a heat value, for run.json: the settings, the weights' hash,

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 
-from dd.data.datasets import SegmentationFolder, choose_source, read_captions, read_split
+from dd.data.datasets import (
+    SegmentationFolder,
+    choose_source,
+    read_captions,
+    read_split,
+    squared,
+)
 from dd.evaluation import metrics
 from dd.evaluation.supervision import declared, label_set
 from dd.masks.from_heat import MaskSettings, count_grid, how_read, scores, stored_grid
@@ -158,15 +163,11 @@ def _read(
 ) -> list[Heat]:
     """Heat of the images by source. They are resized to the generator's square; their maps are
     later resized back."""
-
-    def square(image: np.ndarray) -> np.ndarray:
-        side = (generator.size, generator.size)
-        return np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BICUBIC))
-
-    heat = []
+    heat, side = [], generator.size
     for first in range(0, len(shown), settings.batch_size):
         batch = shown[first : first + settings.batch_size]
-        images, samples = np.stack([square(data[i][0]) for i, _ in batch]), [s for _, s in batch]
+        images = np.stack([squared(data[i][0], side) for i, _ in batch])
+        samples = [s for _, s in batch]
         heat += generator.read_real(images, samples, settings.timesteps, settings.seed)
     return heat
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import numpy as np
-from PIL import Image
-
-from dd.data.datasets import encode_image, opened, write_split
+from dd.data.datasets import encode_image, opened, squared, write_split
 from dd.data.folders import IMAGES, Files, index, one_form
 from dd.data.photos import check_readable, read_photo
 from dd.prompts.captions import Caption, keep, nouns_alone, read_rows, row_classes, stem
@@ -61,10 +58,8 @@ def prepare_images(
         raise ValueError(
             f"--fit {given.fit}, --size {given.size}: give both, as --fit crop --size 512, or none"
         )
-    classes, root = (
-        taxonomy(taxonomy_file),
-        Path(data_root) / "synthetic" / folder_name(name, "name"),
-    )
+    classes = taxonomy(taxonomy_file)
+    root = Path(data_root) / "synthetic" / folder_name(name, "name")
     files = index(given.images, IMAGES)
     if not Path(given.captions).is_file():
         raise FileNotFoundError(f"--captions {given.captions}: no such file")
@@ -178,20 +173,8 @@ def _write(root: Path, plan: list[Sample], paths: list[Path], side: int, fit: st
     ]
     with Progress("images", len(plan), len(plan) - len(todo)) as progress:
         for sample, path in todo:
-            content = encode_image(_square(read_photo(path), side, fit), SUFFIX)
+            content = encode_image(squared(read_photo(path), side, fit == "crop"), SUFFIX)
             write_atomic(root / "JPEGImages" / f"{sample.id}{SUFFIX}", content)
             row = {"id": sample.id, "unit": sample.unit, "file": str(path)}
             append_records(root, "0", [{**row, "image_sha256": sha256(content)}])
             progress.advance()
-
-
-def _square(image: np.ndarray, side: int, fit: str | None) -> np.ndarray:
-    height, width = image.shape[:2]
-    if (height, width) == (side, side):
-        return image
-    box = (0, 0, width, height)
-    if fit == "crop":
-        left, top = (max(0, a - b) // 2 for a, b in ((width, height), (height, width)))
-        box = (left, top, left + min(width, height), top + min(width, height))
-    resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box)
-    return np.asarray(resized)

@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from dd.data.datasets import check_recorded, heat_bytes, read_image, synthetic_image
+from dd.data.datasets import (
+    check_recorded,
+    heat_bytes,
+    read_image,
+    squared,
+    synthetic_image,
+)
 from dd.evaluation.supervision import LabelSet
 from dd.execution import Executor, Task
 from dd.execution.base import Unit
@@ -122,7 +127,7 @@ def _read_unit(
     started, paths = time.perf_counter(), [synthetic_image(folder, s.id) for s in unit]
     for sample, path in zip(unit, paths, strict=True):
         check_recorded(folder, "image_sha256", sample.id, path)
-    squares = np.stack([_square(read_image(path), generator.size) for path in paths])
+    squares = np.stack([squared(read_image(path), generator.size) for path in paths])
     heat = generator.read_real(squares, unit, [], 0)
     each = round((time.perf_counter() - started) / len(unit), 4)
     hashes = [sha256(path) for path in paths]
@@ -138,14 +143,6 @@ def _read_unit(
         append_records(target, worker, rows)
 
     return write
-
-
-def _square(image: np.ndarray, side: int) -> np.ndarray:
-    """As large as the model wants it; its heat is resized back when masks are made."""
-    if image.shape[:2] == (side, side):
-        return image
-    resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(resized)
 
 
 def _died(target: Path, unit: Unit, worker: str, pid: int) -> bool:

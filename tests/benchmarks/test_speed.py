@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.full_size import MILLIONS, UNETS, build_unet
-from benchmarks.reading import recorder_of
+from benchmarks.reading import means, recorder_of
 
 
 @pytest.fixture
@@ -96,7 +96,6 @@ def test_the_large_unets_are_read_where_the_paper_reads_them(kind):
     with torch.no_grad(), recorder_of(unet, states, 16, 32) as recorder:
         unet(torch.zeros(2, 4, 64, 64), torch.tensor([1, 1]), states.repeat(2, 1, 1))
     recorder.check()
-    assert recorder.self_attention.shape == (1, 1024, 1024) and recorder.cross[
-        "class_prompt"
-    ].shape == (1, 256, 77)
+    assert means(recorder, "self").shape == (1, 1024, 1024)
+    assert means(recorder, "class_prompt").shape == (1, 256, 77)
     assert MILLIONS[kind] == pytest.approx(sum(p.numel() for p in unet.parameters()) / 1e6, abs=0.1)

@@ -11,6 +11,7 @@ from accelerate import cpu_offload
 from diffusers import DiffusionPipeline
 
 from dd import config
+from dd.attention.observer import Observer
 from dd.attention.sites import Layout
 from dd.generators import TextToImage
 from dd.prompts.prompt import make_prompt
@@ -23,15 +24,24 @@ CAPTIONS = [
     ("a tire, a brick and a heart in dark light", ("tire", "brick", "heart")),
 ]
 # where the conditional half is, as diffusers' pipelines put it
-HALVES = {"z_image": "first", "qwen_image": "calls", "flux_dev": "calls", "flux_schnell": "only"}
-TEXT_FIRST = ("flux_dev", "flux_schnell", "qwen_image")
+CALLS = dict.fromkeys(("qwen_image", "flux_dev", "flux2_klein"), "calls")
+HALVES = {"z_image": "first", **CALLS, "flux_schnell": "only"}
+TEXT_FIRST = ("flux_dev", "flux_schnell", "flux2_klein", "qwen_image")
+APART = ("pixart_sigma", "sana")  # text that stands apart
+CHATS = ("qwen_image", "z_image", "flux2_klein", "sana")
 # each is guided, but the distilled one; layers of the published size are not there
 OWN = {
     "flux_dev": ["diffusion.true_guidance=2.0", "diffusion.negative_prompt=a brick"],
     "flux_schnell": ["diffusion.max_tokens=64"],
     "z_image": ["diffusion.guidance=3.0"],
+    "flux2_klein": ["diffusion.guidance=3.0"],
+    "sana": ["diffusion.max_power=0"],  # its attention among pixels is linear
 }
 SIZE, SIDE = 32, 8
+
+
+def powers(family):
+    return 1 if family == "sana" else 4
 
 
 @pytest.fixture(scope="module", params=tiny.BUILDERS)
@@ -86,11 +96,11 @@ def test_images_and_heat_have_their_form(family, generator, made, samples):
     images, heat, bad = made
     assert images.shape == (2, SIZE, SIZE, 3) and images.std() > 5 and bad == [None, None]
     words = {"full_prompt_appended", "full_prompt_caption", "after"}
-    words |= {"class_prompt"} if family == "pixart_sigma" else set()
+    words |= {"class_prompt"} if family in APART else set()
     for sample, maps in zip(samples, heat, strict=True):
         assert maps.keys() == words == generator.spans(sample).keys()
         for stored in maps.values():
-            assert stored.shape == (len(sample.classes), 4, SIDE, SIDE)
+            assert stored.shape == (len(sample.classes), powers(family), SIDE, SIDE)
             assert stored.dtype == np.float64 and np.isfinite(stored).all()
             assert (stored[:, 0].max((1, 2)) > stored[:, 0].min((1, 2))).all()
 
@@ -113,6 +123,7 @@ def test_the_image_is_that_of_the_plain_pipeline(family, folder, generator, made
         "flux_schnell": {"max_sequence_length": 64},
         "pixart_sigma": {"clean_caption": False, "use_resolution_binning": False},
         "qwen_image": {"negative_prompt": [" "] * 2},
+        "sana": {"clean_caption": False, "use_resolution_binning": False},
     }
     guided = "true_cfg_scale" if family == "qwen_image" else "guidance_scale"
     plain = pipe(
@@ -199,11 +210,12 @@ class Explicit:
 
 
 def expected_heat(cross, own, spans, first):
+    """``own`` None: there is no matrix among the pixels, and no power."""
     start = torch.stack([cross[:, [first + r for r in rows]].mean(1) for rows in spans])
-    powers = [start]
-    for _ in range(3):
-        powers.append(powers[-1] @ own.T)
-    return torch.stack(powers, 1).view(len(spans), 4, SIDE, SIDE).numpy()
+    found = [start]
+    for _ in range(3 if own is not None else 0):
+        found.append(found[-1] @ own.T)
+    return torch.stack(found, 1).view(len(spans), -1, SIDE, SIDE).numpy()
 
 
 def words_first(family, layout_rows):
@@ -222,7 +234,7 @@ def conditional(family, calls):
 
 
 def test_heat_while_drawing_is_the_formula_written_out(family, generator, made, samples):
-    if family == "pixart_sigma":  # text that stands apart: the test below, and test_recorder.py
+    if family in APART:  # the test below, and test_recorder.py
         assert not generator.layout.joint
         return
     with Explicit(generator.network) as seen:
@@ -262,9 +274,10 @@ def test_heat_after_drawing_is_the_formula_written_out(family, generator, sample
     assert not torch.equal(noised, finished[-1])
     with torch.no_grad(), Explicit(generator.network) as seen:
         own_family.forward(noised.float(), t, text, SIZE)
-    if family == "pixart_sigma":
+    if family in APART:
         own = [q @ k.mT / q.shape[3] ** 0.5 for q, k, _ in seen.calls if q.shape[2] == k.shape[2]]
-        own = torch.stack([x.softmax(-1).mean(1) for x in own]).mean(0)
+        assert bool(own) == (family != "sana")
+        own = torch.stack([x.softmax(-1).mean(1) for x in own]).mean(0) if own else [None] * 2
         cross = [
             (q @ k.mT / q.shape[3] ** 0.5 + mask).softmax(-1).mean(1)
             for q, k, mask in seen.calls
@@ -282,6 +295,93 @@ def test_heat_after_drawing_is_the_formula_written_out(family, generator, sample
         np.testing.assert_allclose(made[1][i]["after"], expected, atol=1e-6, rtol=0)
 
 
+def test_without_a_matrix_among_the_pixels_there_are_no_powers(family, build):
+    """Linear attention has none."""
+    if family != "sana":
+        assert build().reading.self
+        return
+    assert not build().reading.self
+    for wrong in ("max_power=3", "pool=2", "self_layers=[transformer_blocks]"):
+        with pytest.raises(ValueError, match=rf"diffusion.{wrong.split('=')[0]}=.* is linear"):
+            build(f"diffusion.{wrong}")
+
+
+def test_heads_and_layers_are_weighed_by_the_formulas_written_out(family, build, samples):
+    """Of one forward with the class prompt; FLUX's single blocks have no projection of their own,
+    so that its double ones are chosen."""
+    double = ["diffusion.cross_layers=[transformer_blocks]"] if family.startswith("flux") else []
+    plain = build("diffusion.reading=after", *double)
+    reference = plain.reading.cross[-1].name
+    model = build(
+        "diffusion.reading=after",
+        "diffusion.head_weights=true",
+        f"diffusion.layer_weights={reference}",
+        *double,
+    )
+    images, heat, _ = plain.generate(samples)
+    weighed, found, _ = model.generate(samples)
+    assert weighed.tobytes() == images.tobytes()
+    seen = {}
+
+    def keep(name, attended):
+        seen.setdefault(name, attended)
+
+    finished = model._latents(images)
+    t = model.settings.read_at[0]
+    noise = model._noise([sample_seed(s.seed, "after", t) for s in samples])
+    own = model.family
+    with torch.no_grad():
+        text = own.text([s.class_prompt for s in samples])
+        read = model.read_real(images, samples, [])
+        names = {site.name for site in model.reading.cross}
+        with Observer(model.network, keep, names):
+            own.forward(own.noised(finished, noise.to(finished), t), t, text, SIZE)
+    layout = model.layout
+
+    def pixels(x):
+        return x[:, :, layout.image(x.shape[2])] if layout.joint else x
+
+    for i, sample in enumerate(samples):
+        maps, weights = [], []
+        features = pixels(seen[reference].q)[i].transpose(0, 1).flatten(1).double()
+        alike = (features @ features.T / features.shape[1] ** 0.5).softmax(-1)
+        for site in model.reading.cross:
+            a = seen[site.name]
+            matrix = model.network.get_submodule(site.name).to_out[0].weight.detach().double()
+            out = pixels(a.out)[i].double()
+            heads, width = out.shape[0], out.shape[2]
+            added = torch.stack(
+                [out[h] @ matrix[:, h * width : (h + 1) * width].T for h in range(heads)]
+            )
+            whole = added.sum(0)
+            shares = (added * whole).sum(-1) / (whole * whole).sum(-1)
+            logits = pixels(a.q)[i].double() @ a.k[i].double().mT * a.scale
+            if a.mask is not None:
+                mask = a.mask[i] if len(a.mask) > 1 else a.mask[0]
+                mask = mask if mask.ndim == 3 else mask[None, None]
+                logits = logits + (mask.log() if mask.dtype == torch.bool else mask)
+            attention = (logits.softmax(-1) * shares[..., None]).sum(0)
+            directions = F.normalize(whole, dim=1)
+            weights.append((alike * (directions @ directions.T)).sum().clamp(min=0))
+            spans = model.spans(sample)["class_prompt"]
+            first = layout.first_word()
+            maps.append(torch.stack([attention[:, [first + r for r in s]].mean(1) for s in spans]))
+        expected = sum(w * m for w, m in zip(weights, maps, strict=True)) / sum(weights)
+        power_0 = read[i]["class_prompt"][:, 0].reshape(len(spans), -1)
+        np.testing.assert_allclose(power_0, expected.numpy(), atol=1e-5, rtol=1e-4)
+        assert np.abs(found[i]["class_prompt"] - heat[i]["class_prompt"]).max() > 1e-5
+
+
+def test_a_layer_to_weigh_by_is_named_rightly_and_projects_its_heads(family, build):
+    with pytest.raises(ValueError, match=r"layer_weights=nowhere: no layer .*\n  \S+"):
+        build("diffusion.layer_weights=nowhere")
+    if family.startswith("flux"):
+        with pytest.raises(ValueError, match="single_transformer_blocks.0.attn projects its heads"):
+            build("diffusion.head_weights=true")
+    with pytest.raises(ValueError, match=r"weigh all heads; leave diffusion.cross_heads=\[0\]"):
+        build("diffusion.head_weights=true", "diffusion.cross_heads=[0]")
+
+
 def test_another_negative_prompt_leaves_the_heat_of_a_step_as_it_is(family, build, samples):
     """The first step has the same latents whatever guides it: what differs would be the other
     half's."""
@@ -292,13 +392,14 @@ def test_another_negative_prompt_leaves_the_heat_of_a_step_as_it_is(family, buil
         model.generate(samples)
         assert calls == [1]
         return
+    others = ["diffusion.negative_prompt=a brick", "diffusion.negative_prompt='ugly, tiling'"]
+    if family == "flux2_klein":  # its pipeline knows no negative prompt but the empty one
+        with pytest.raises(ValueError, match="diffusion.negative_prompt=a brick has no effect"):
+            build(others[0])
+        others = ["diffusion.guidance=3.0", "diffusion.guidance=1.0"]
     heats = []
-    for negative in ("a brick", "ugly, tiling"):
-        model = build(
-            "diffusion.steps=1",
-            "diffusion.reading=sampling",
-            f"diffusion.negative_prompt='{negative}'",
-        )
+    for other in others:
+        model = build("diffusion.steps=1", "diffusion.reading=sampling", other)
         heats.append(model.generate(samples)[1])
     for a, b in zip(*heats, strict=True):
         for source, maps in a.items():
@@ -325,13 +426,13 @@ def test_images_become_the_latents_that_would_be_decoded_to_them(generator, samp
         **generator.family.call(2, SIZE),
         **generator.family.last_latents(lambda latents: finished.append(latents)),
     )
-    found = SimpleNamespace(latent_dist=SimpleNamespace(mean=handed[0]))
+    found = SimpleNamespace(latent_dist=SimpleNamespace(mean=handed[0]), latent=handed[0])
     monkeypatch.setattr(vae, "encode", lambda _: found)
     latents = generator.family.encode(torch.zeros(2, 3, SIZE, SIZE))
     torch.testing.assert_close(latents, finished[-1].to(latents), rtol=1e-4, atol=1e-5)
 
 
-def test_images_of_any_origin_are_read(build, made, samples):
+def test_images_of_any_origin_are_read(family, build, made, samples):
     """In one forward; the words of the drawn prompt in a second one."""
     model = build("diffusion.reading=after", "diffusion.full_prompt=true")
     heat = model.read_real(made[0], samples, [])
@@ -339,7 +440,7 @@ def test_images_of_any_origin_are_read(build, made, samples):
         assert maps.keys() == {"class_prompt", "full_prompt_appended", "full_prompt_caption"}
         assert maps.keys() == model.spans(sample).keys()
         for stored in maps.values():
-            assert stored.shape == (len(sample.classes), 4, SIDE, SIDE)
+            assert stored.shape == (len(sample.classes), powers(family), SIDE, SIDE)
     again = model.read_real(made[0][1:], samples[1:], [])
     for source, maps in again[0].items():
         np.testing.assert_allclose(maps, heat[1][source], rtol=2e-3, atol=2e-5)
@@ -349,7 +450,7 @@ def test_images_of_any_origin_are_read(build, made, samples):
 
 def test_the_class_prompt_can_be_shown_at_each_step(family, build, samples, made):
     """In a second forward, which is that of its text at the same latents and changes nothing."""
-    if family == "pixart_sigma":
+    if family in APART:
         with pytest.raises(ValueError, match="class_forward=true: .*no second forward is needed"):
             build("diffusion.class_forward=true")
         return
@@ -388,7 +489,9 @@ def test_the_class_prompt_can_be_shown_at_each_step(family, build, samples, made
         np.testing.assert_allclose(heat[i]["class_prompt"], expected, atol=1e-6, rtol=0)
 
 
-def test_attention_among_pixels_can_be_pooled(build, samples):
+def test_attention_among_pixels_can_be_pooled(family, build, samples):
+    if family == "sana":
+        return
     whole, pooled = (
         build("diffusion.reading=both"),
         build("diffusion.reading=both", "diffusion.pool=2"),
@@ -405,7 +508,11 @@ def test_attention_among_pixels_can_be_pooled(build, samples):
 
 def test_where_attention_is_read_is_recorded(family, generator):
     kinds = {s.kind for s in generator.sites}
-    expected = {"pixart_sigma": {"self", "cross"}, "sd35_medium": {"self", "joint"}}
+    expected = {
+        "pixart_sigma": {"self", "cross"},
+        "sana": {"cross"},
+        "sd35_medium": {"self", "joint"},
+    }
     assert kinds == expected.get(family, {"joint"})
     assert {s.side for s in generator.sites} == {SIDE}
 
@@ -422,11 +529,11 @@ def test_words_can_be_read_in_a_later_layer_alone(family, build, samples):
 
 
 def test_layers_are_chosen_by_name(family, build, generator):
-    first = generator.sites[0].name
-    model = build(f"diffusion.self_layers=[{first}]")
-    assert [s.name for s in model.reading.self] == [first]
-    with pytest.raises(ValueError, match=r"diffusion.self_layers=.*begins so \(nowhere\)"):
-        build("diffusion.self_layers=[nowhere]")
+    kind, first = ("cross" if family == "sana" else "self"), generator.sites[0].name
+    model = build(f"diffusion.{kind}_layers=[{first}]")
+    assert [s.name for s in getattr(model.reading, kind)] == [first]
+    with pytest.raises(ValueError, match=rf"diffusion.{kind}_layers=.*begins so \(nowhere\)"):
+        build(f"diffusion.{kind}_layers=[nowhere]")
 
 
 def test_parts_that_wait_off_the_device_are_read_alike(build, samples, made):
@@ -468,14 +575,14 @@ def test_a_class_may_be_a_word_of_the_template(family, generator):
     """Of a chat: its text stands where two chats begin to differ."""
     for stream in generator.family.streams():
         words = [w for w in ("user", "art", "ship", "image") if w in stream.template("0")]
-        assert bool(words) == (family in ("qwen_image", "z_image"))
+        assert bool(words) == (family in CHATS)
         for word in words:
             at = [i for i, (a, b) in enumerate(stream.offsets(word)) if a < b]
             ids = stream.tokenizers[0](stream.template(word)).input_ids[stream.dropped :]
             assert stream.tokenizers[0].decode([ids[i] for i in at]).strip() == word
             before = stream.tokenizers[0](stream.template("")).input_ids[stream.dropped :]
             same = [a == b for a, b in zip(ids, before, strict=False)]
-            assert at[0] >= same.index(False)
+            assert at[0] >= (same.index(False) if False in same else len(same))
 
 
 def test_offloaded_parts_go_back_when_an_image_is_read(build, samples, made, monkeypatch):
@@ -515,7 +622,7 @@ def test_keys_in_another_order_are_noticed(family, build, generator, monkeypatch
     layout = generator.layout
     other = {"first": "last", "last": "first"}.get(layout.text)
     if other is None:  # text that stands apart has no order
-        assert family == "pixart_sigma"
+        assert family in APART
         return
     turned = Layout(other, layout.pixels, layout.image_rows)
     monkeypatch.setattr(type(generator.family), "layout", lambda *_: turned)
@@ -524,9 +631,7 @@ def test_keys_in_another_order_are_noticed(family, build, generator, monkeypatch
 
 
 def test_a_class_word_that_is_cut_off_is_named(family, build, samples):
-    model = (
-        build("diffusion.max_tokens=3") if family != "z_image" else build("diffusion.max_tokens=6")
-    )
+    model = build(f"diffusion.max_tokens={6 if family in ('z_image', 'flux2_klein') else 3}")
     with pytest.raises(ValueError, match="is cut off: .*longer than"):
         model.spans(samples[1])
 
@@ -548,6 +653,22 @@ def test_stable_diffusion_3_can_do_without_t5(family, build, samples):
     assert text.shape[1] == 77 + 256 and (text[:, 77:] == 0).all()
     assert max(r for rows in model.spans(samples[0])["after"] for r in rows) < 77
     assert model.identity()["t5"] is False
+
+
+def test_settings_that_a_family_does_not_take_are_refused(family, build):
+    taken = build().family.takes
+    for setting, value in (
+        ("max_tokens", "40"),
+        ("true_guidance", "2.0"),
+        ("t5", "false"),
+        ("negative_prompt", "a brick"),
+    ):
+        if setting not in taken:
+            with pytest.raises(ValueError, match=f"diffusion.{setting}=.* has no effect on a "):
+                build(f"diffusion.{setting}={value}")
+    if family == "flux_schnell":
+        with pytest.raises(ValueError, match="negative_prompt='a brick' has no effect on FLUX.1"):
+            build("diffusion.negative_prompt=a brick")
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,22 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     ZImagePipeline,
@@ -26,10 +32,14 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -329,12 +339,129 @@ def z_image(root, captions):
     )
 
 
+def gemma_words(captions, folder):
+    """A byte-pair vocabulary with Gemma's special tokens."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True))
+    bpe.normalizer = normalizers.Replace(" ", "\u2581")
+    words, marks = pre_tokenizers.Split("\u2581", "merged_with_next"), pre_tokenizers.Punctuation()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    special += [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special)
+    bpe.train_from_iterator(list(captions) * 10, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    words = GemmaTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]])
+    words.save_pretrained(folder)
+    return words
+
+
+def sana(root, captions):
+    words = gemma_words(captions, root / "gemma")
+    torch.manual_seed(0)
+    network = SanaTransformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+    )
+    squeezed = {
+        "latent_channels": 4,
+        "attention_head_dim": 2,
+        "encoder_block_out_channels": (8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8),
+        "encoder_layers_per_block": (1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1),
+        "encoder_qkv_multiscales": ((), (), ()),
+        "decoder_qkv_multiscales": ((), (), ()),
+        "encoder_block_types": "ResBlock",
+        "decoder_block_types": "ResBlock",
+        "upsample_block_type": "interpolate",
+        "downsample_block_type": "stride_conv",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+        "scaling_factor": 0.41,
+    }
+    return SanaPipeline(
+        transformer=lively(network),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderDC(in_channels=3, **squeezed),
+        text_encoder=Gemma2Model(
+            Gemma2Config(
+                vocab_size=len(words) + 5,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+            )
+        ),
+        tokenizer=words,
+    )
+
+
+def flux2_klein(root, captions):
+    words = qwen_words(captions, root / "qwen", CHAT)
+    torch.manual_seed(0)
+    network = Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=32,
+        axes_dims_rope=[4, 4, 4, 4],
+        guidance_embeds=False,
+    )
+    statistics = AutoencoderKLFlux2(
+        sample_size=64,
+        latent_channels=4,
+        block_out_channels=[8, 16],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        norm_num_groups=4,
+        layers_per_block=1,
+        mid_block_add_attention=False,
+    )
+    with torch.no_grad():
+        statistics.bn.running_mean.copy_(torch.linspace(-1, 1, 16))
+        statistics.bn.running_var.copy_(torch.linspace(0.5, 2, 16))
+    return Flux2KleinPipeline(
+        transformer=lively(network),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=statistics,
+        text_encoder=Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=len(words) + 5,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=28,  # states of the 9th, 18th and 27th are read
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+            )
+        ),
+        tokenizer=words,
+    )
+
+
 BUILDERS = {
     "pixart_sigma": pixart,
+    "sana": sana,
     "sd3_medium": sd3,
     "sd35_medium": lambda *given: sd3(*given, medium35=True),
     "flux_dev": flux,
     "flux_schnell": lambda *given: flux(*given, guided=False),
+    "flux2_klein": flux2_klein,
     "qwen_image": qwen,
     "z_image": z_image,
 }

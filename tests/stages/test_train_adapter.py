@@ -13,7 +13,7 @@ from pytorch_lightning.loggers import CSVLogger
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks.reading import recorder_of
+from benchmarks.reading import means, recorder_of
 from dd import generators as diffusion
 from dd.data.photos import find_photos
 from dd.generators import TextToImage
@@ -420,12 +420,9 @@ def test_attention_with_an_adapter_is_the_formula_written_out(models, run, weigh
         if n.endswith("attn2") and x.shape[1] == 8**2
     ]
     assert len(own) == 3 and len(cross) == 4
-    torch.testing.assert_close(
-        recorder.self_attention, torch.stack(own).mean(0), rtol=1e-4, atol=1e-6
-    )
-    torch.testing.assert_close(
-        recorder.cross["class_prompt"], torch.stack(cross).mean(0), rtol=1e-4, atol=1e-6
-    )
+    for source, each in {"self": own, "class_prompt": cross}.items():
+        expected = torch.stack(each).mean(0)
+        torch.testing.assert_close(means(recorder, source), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_layers_of_kohyas_format_are_merged_alike(models, run, tmp_path):

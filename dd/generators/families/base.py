@@ -69,8 +69,9 @@ class Family(ABC):
     denoises, its class), ``former``: names that the class had. ``guided``: the argument of the
     pipeline that ``diffusion.guidance`` is; ``ignored``: attention that is never read, by the
     beginning of its names; ``refined``: layers of the network mix the words before they are read;
-    ``tokens``: as many as its pipeline reads of a prompt, 0 = the tokenizer's own limit; ``takes``:
-    the settings that not every family has."""
+    ``linear``: its attention among pixels is linear, so that no matrix of it is there; ``tokens``:
+    as many as its pipeline reads of a prompt, 0 = the tokenizer's own limit; ``takes``: the
+    settings that not every family has."""
 
     pipelines: ClassVar[tuple[str, ...]]
     network: ClassVar[tuple[str, str]] = ("transformer", "")
@@ -78,8 +79,9 @@ class Family(ABC):
     guided: ClassVar[str] = "guidance_scale"
     ignored: ClassVar[tuple[str, ...]] = ()
     refined: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
     tokens: ClassVar[int] = 0
-    takes: ClassVar[tuple[str, ...]] = ("max_tokens",)
+    takes: ClassVar[tuple[str, ...]] = ("max_tokens", "negative_prompt")
 
     def __init__(self, pipe: DiffusionPipeline, device: str, settings: GeneratorSettings) -> None:
         self.pipe, self.device, self.settings = pipe, device, settings
@@ -92,6 +94,10 @@ class Family(ABC):
     def patch(self) -> int:
         """Latent pixels a side that make one of the network's."""
         return 2
+
+    def unread(self) -> Sequence[str]:
+        """Attention that is never read, by the beginning of its names."""
+        return self.ignored
 
     @property
     def length(self) -> int:

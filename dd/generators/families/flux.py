@@ -4,15 +4,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from dd.generators.families.base import STATES, Stream, Text
 from dd.generators.families.packed import Packed, packed
+from dd.generators.settings import GeneratorSettings
 
 
 class Flux(Packed):
     pipelines = ("FluxPipeline",)
     network = ("transformer", "FluxTransformer2DModel")
-    takes = ("max_tokens", "true_guidance")
+    takes = ("max_tokens", "true_guidance", "negative_prompt")
+
+    def __init__(self, pipe: DiffusionPipeline, device: str, settings: GeneratorSettings) -> None:
+        super().__init__(pipe, device, settings)
+        if settings.negative_prompt and settings.true_guidance <= 1:
+            raise ValueError(
+                f"diffusion.negative_prompt={settings.negative_prompt!r} has no effect on FLUX.1 "
+                f"with diffusion.true_guidance={settings.true_guidance}: its own guidance is "
+                "distilled into it. Give a true_guidance above 1, or leave the prompt empty"
+            )
 
     def streams(self) -> list[Stream]:
         return [Stream([self.pipe.tokenizer_2], self.length)]

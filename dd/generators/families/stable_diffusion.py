@@ -12,7 +12,7 @@ from dd.generators.families.base import STATES, Diffusing, Stream, Text
 class StableDiffusion(Diffusing):
     pipelines = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
     network = ("unet", "UNet2DConditionModel")
-    takes = ()
+    takes = ("negative_prompt",)
 
     @property
     def patch(self) -> int:

@@ -13,7 +13,7 @@ class StableDiffusion3(Family):
     pipelines = ("StableDiffusion3Pipeline",)
     network = ("transformer", "SD3Transformer2DModel")
     tokens = 256  # of T5; rows of zeros where the model has none
-    takes = ("max_tokens", "t5")
+    takes = ("max_tokens", "t5", "negative_prompt")
 
     @property
     def patch(self) -> int:
