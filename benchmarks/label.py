@@ -24,7 +24,8 @@ from safetensors.numpy import save_file
 
 from benchmarks.machine import machine, seconds
 from dd.data.datasets import encode_image, encode_mask, stored_heat
-from dd.masks.from_heat import MaskSettings, normalise
+from dd.masks.from_heat import MaskSettings
+from dd.masks.normalise import min_max
 from dd.stages.label import label
 from dd.store.provenance import sha256, write_atomic, write_json
 from dd.store.samples import Sample, append_records, plan_lines, plan_sha256, read_plan
@@ -91,7 +92,7 @@ def naive(folder: Path, target: Path) -> None:
             stored_heat(folder, sample.id)["class_prompt"][:, SETTINGS.power].astype(np.float32)
         )
         scores = F.interpolate(
-            normalise(maps)[None], size=(SIZE, SIZE), mode="bicubic", align_corners=False
+            min_max(maps)[None], size=(SIZE, SIZE), mode="bicubic", align_corners=False
         )[0]
         best, which = scores.max(0)
         mask = torch.tensor(sample.class_ids, dtype=torch.uint8)[which]

@@ -11,9 +11,9 @@ over its images (percentile bootstrap, 2,000 draws). The words of the drawn prom
 drawing in a second forward, are a row of their own. ``cost``: processor time of one thread for
 drawing images with their attention, and for reading the finished ones. ``both``: the mean of the
 two readings' heat, each map min-max normalised. ``weights``: the best reading after drawing with
-GoCA's weights of heads and layers. With ``--judge``, a segmenter trained on real images, ``--drawn``
-images are generated and read in all ways at once: mIoU of the masks, with the settings chosen on
-``tune``, against the judge's predictions. The last line is JSON.
+GoCA's weights of heads and layers. With ``--judge``, a segmenter trained on real images,
+``--drawn`` images are generated and read in all ways at once: mIoU of the masks, with the settings
+chosen on ``tune``, against the judge's predictions. The last line is JSON.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from dd import config
 from dd.data.datasets import SegmentationFolder
 from dd.evaluation import metrics
 from dd.generators import TextToImage
-from dd.masks.from_heat import count_grid, normalise, settings_grid
+from dd.masks.from_heat import count_grid, settings_grid
+from dd.masks.normalise import min_max
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.probe import real_heat
 from dd.taxonomy import taxonomy
@@ -76,8 +77,9 @@ def count(heat: list, truth: Iterable[np.ndarray], source: str, classes: int) ->
 def source_of(maps: dict[str, np.ndarray], source: str) -> np.ndarray:
     if source != "both":
         return maps[source]
-    pair = (torch.from_numpy(maps[name]) for name in ("class_prompt", "after"))
-    return (sum(normalise(each) for each in pair) / 2).numpy()
+    pair = [torch.from_numpy(maps[name]) for name in ("class_prompt", "after")]
+    mean = sum(min_max(each.flatten(0, 1)) for each in pair) / 2
+    return mean.view_as(pair[0]).numpy()
 
 
 def miou(counts_CU: np.ndarray) -> float:

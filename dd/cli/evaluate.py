@@ -18,7 +18,7 @@ from dd.stages.report import report
 from dd.stages.report_dataset import report_dataset
 from dd.stages.review import print_review, review
 from dd.stages.score import ScoreSettings, print_table, score
-from dd.stages.sweep import print_best, sweep
+from dd.stages.sweep import Seen, print_best, sweep, write_page
 from dd.store.provenance import read_own
 from dd.training.log_scores import log_scores
 from dd.training.wandb import log_evaluation
@@ -120,6 +120,10 @@ def sweep_masks(cfg: Any) -> float:
         reference = predict_set(cfg.synthetic, *trained, **how)
     result = sweep(cfg.synthetic, reference, settings)
     print_best(result)
+    if settings.chains:
+        seen = Seen(Path(cfg.synthetic), Path(reference), config.taxonomy(cfg), settings.heat)
+        page = write_page(f"{cfg.synthetic}/sweeps/{settings.name}.html", seen, result)
+        print(f"chains compared on {page}")
     print(
         f"all in {cfg.synthetic}/sweeps/{settings.name}.json; masks_from=... makes masks with "
         "the best"

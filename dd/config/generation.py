@@ -21,6 +21,7 @@ from dd.data.quality import CLIP, Rule, Scores, read_rules
 from dd.evaluation.supervision import choices
 from dd.execution import Executor
 from dd.execution.units import Tools, read_run
+from dd.masks.chain import CHAINS
 from dd.masks.from_heat import READING, MaskSettings
 from dd.prompts.prompt import make_prompt
 from dd.stages.calibrate import CalibrationSettings
@@ -125,15 +126,14 @@ def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     some error for other content."""
     masks, reading = content["masks"], content["diffusion"]
     values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
-    fields = MaskSettings.model_fields
-    kinds = {k: type(field.default) for k, field in fields.items()}
-    typed = {k: type(v) for k, v in masks.items()} == kinds and all(
+    chosen = MaskSettings(**masks)
+    typed = chosen.identity().keys() == masks.keys() and all(
         v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v))
         for v in values
     )
     if not typed or not reading.keys() <= set(READING):
         raise ValueError(f"masks hold {masks}, diffusion holds {reading}")
-    MaskSettings(**masks)
+    masks = {**masks, "steps": [step.plain() for step in chosen.steps]}
     choices("masks", content["chosen_on"])
     calibration = content["calibration"]
     return masks, reading, {**calibration, "generator": dict(calibration["generator"])}
@@ -224,7 +224,21 @@ def sweep_arguments(cfg: DictConfig) -> tuple[Path, SweepSettings]:
         inside = reference.relative_to(cfg.output_root)
     else:
         inside = Path(reference.name)
+    given["chains"] = _chains(given["chains"])
     return reference, SweepSettings(**given | {"name": given["name"] or "_".join(inside.parts)})
+
+
+def _chains(given: Any) -> Any:
+    """What ``sweep.chains`` names: ``all`` that ship with the package, or those of a YAML file."""
+    if not isinstance(given, str):
+        return given
+    path = CHAINS if given == "all" else Path(given)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"sweep.chains={given}: no such file; give all, a YAML file {{name: [step, ...]}} like "
+            f"{CHAINS}, or the names and steps themselves"
+        )
+    return read_yaml(path)
 
 
 def calibrate_arguments(cfg: DictConfig) -> tuple[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from dd.generators.class_forward import ClassForward
 from dd.generators.families import BY_PIPELINE
 from dd.generators.families.base import STATES
 from dd.generators.settings import GeneratorSettings
-from dd.masks.from_heat import flat
+from dd.masks.normalise import flat
 from dd.prompts.prompt import class_words, token_spans, word_places
 from dd.store.samples import Sample, sample_seed
 

@@ -5,16 +5,15 @@ the taxonomy with background, S settings.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import product
 from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
+from dd.masks.chain import OWN, Heat, Scored, Step, parse, run
 from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 
@@ -35,9 +34,17 @@ READING: dict[str, Any] = {
 # of the class prompt after drawing, where both are stored.
 Source = Literal["class_prompt", "full_prompt_appended", "full_prompt_caption", "after"]
 SOURCES: tuple[Source, ...] = get_args(Source)
-Heat: TypeAlias = np.ndarray | torch.Tensor  # [K, P, r, r]
 APPLIED = {"threshold": 1.0, "band": 0.0}  # settings that are applied to scores, not part of them
-FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
+# The chain of the paper.
+PAPER = parse(
+    [
+        {"propagate": "power"},
+        {"normalise": "min_max"},
+        {"threshold": "fixed"},
+        {"uncertain": "band"},
+    ]
+)
+Steps = Annotated[tuple[Step, ...], BeforeValidator(parse)]
 
 
 def how_read(generator: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +59,8 @@ class MaskSettings(Settings):
     ``power``: exponent of the self-attention; ``threshold``: a pixel whose strongest class reaches
     it gets that class; ``band``: below the threshold and within the band the pixel is uncertain
     (255), further below it is background; ``source``: the words that are read (``SOURCES``),
-    ``class_prompt`` or, for ablations, others.
+    ``class_prompt`` or, for ablations, others; ``steps``: the chain from heat to mask
+    (:mod:`dd.masks.chain`).
     """
 
     noun = "masks"
@@ -61,6 +69,7 @@ class MaskSettings(Settings):
     threshold: Annotated[float, Gt(0), Le(1)] = 0.6
     band: Annotated[float, Ge(0), Lt(1)] = 0.1
     source: Source = "class_prompt"
+    steps: Steps = PAPER
 
     @model_validator(mode="after")
     def _band_below_threshold(self) -> Self:
@@ -71,52 +80,67 @@ class MaskSettings(Settings):
         return self
 
     @property
+    def one_power(self) -> bool:
+        """Whether ``power`` is read, and not a mixture or choice of powers."""
+        return any(step.name == "power" for step in self.steps)
+
+    @property
+    def refined(self) -> bool:
+        """Whether masks follow the edges of the image, which is then needed."""
+        return any(step.place == "refine" for step in self.steps)
+
+    @property
     def edges(self) -> tuple[float, float]:
         """The scores from which a pixel is of its strongest class, and from which it is no
-        background."""
-        return self.threshold, self.threshold - self.band
+        background, where one threshold and the band say so."""
+        band = self.band if any(step.name == "band" for step in self.steps) else 0.0
+        return self.threshold, self.threshold - band
+
+    def certain(self) -> Self:
+        """The same without an uncertain pixel: these are background, or their strongest class."""
+        decided = [step for step in self.steps if step.place != "uncertain"]
+        return self.model_copy(update={"steps": tuple(decided), "band": 0.0})
+
+    @property
+    def on_edges(self) -> bool:
+        """Whether threshold and band alone decide, and :attr:`edges` say how."""
+        last = [step for step in self.steps if step.place in ("threshold", "uncertain")]
+        return all(step.name in ("fixed", "band") for step in last)
+
+    def identity(self) -> dict[str, Any]:
+        """Of the paper's chain its settings; of another one its steps, and the settings that
+        these read."""
+        known = super().identity()
+        if self.steps == PAPER:
+            del known["steps"]
+            return known
+        read = {OWN[step.name] for step in self.steps if step.name in OWN}
+        unread = set(OWN.values()) - read
+        known["steps"] = [step.plain() for step in self.steps]
+        return {key: value for key, value in known.items() if key not in unread}
 
 
-def flat(maps: torch.Tensor) -> torch.Tensor:
-    """Whether each map [..., r, r] shows nothing: its contrast is at most ``FLAT`` of its peak."""
-    return maps.amax((-2, -1)) - maps.amin((-2, -1)) <= FLAT * maps.abs().amax((-2, -1))
-
-
-def normalise(maps_Krr: torch.Tensor) -> torch.Tensor:
-    """Min-max of each class map to [0, 1]; a map that is :func:`flat` becomes 0."""
-    low, high = maps_Krr.amin((1, 2), keepdim=True), maps_Krr.amax((1, 2), keepdim=True)
-    nothing = flat(maps_Krr)[:, None, None]
-    return ((maps_Krr - low) / (high - low).masked_fill(nothing, 1)).masked_fill(nothing, 0)
-
-
-@lru_cache(maxsize=32)
-def _bicubic(side: int, length: int) -> torch.Tensor:
-    """The linear map [length, side] that bicubic interpolation is along one axis."""
-    unit = torch.eye(side).view(side, 1, side, 1)
-    resized = F.interpolate(unit, size=(length, 1), mode="bicubic", align_corners=False)
-    return resized.view(side, length).T.contiguous()
-
-
-def resize(maps_Krr: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bicubic resize of maps [K, r, r] to [K, H, W], as torch's, by two thin matrix products:
-    several times as fast."""
-    sides = zip(maps_Krr.shape[1:], size, strict=True)
-    height, width = (_bicubic(side, length).to(maps_Krr) for side, length in sides)
-    return height @ (maps_Krr @ width.T)
-
-
-def scores(heat_KPrr: Heat, settings: MaskSettings, size: tuple[int, int]) -> torch.Tensor:
-    """Class scores float32 [K, H, W]: the chosen power, min-max per class (in float64, as contrast
-    may be small beside the level), bicubic to ``size`` (H, W). A further step of the masks has its
-    place here: it may read every setting but threshold and band, which are applied to scores."""
-    heat, power = np.asarray(heat_KPrr), settings.power
-    if power >= heat.shape[1]:
+def check_stored(heat_KPrr: Heat, settings: MaskSettings) -> None:
+    """ValueError for settings that want what is not stored."""
+    powers = np.asarray(heat_KPrr).shape[1]
+    if settings.one_power and settings.power >= powers:
         raise ValueError(
-            f"masks.power={power} is not stored in this data set: it holds powers 0 to "
-            f"{heat.shape[1] - 1}. Choose one of them, or generate with a larger "
-            "diffusion.max_power"
+            f"masks.power={settings.power} is not stored in this data set: it holds powers 0 to "
+            f"{powers - 1}. Choose one of them, or generate with a larger diffusion.max_power"
         )
-    return resize(normalise(torch.from_numpy(heat[:, power].astype(np.float64))).float(), size)
+
+
+def scored(
+    heat_KPrr: Heat,
+    settings: MaskSettings,
+    size: tuple[int, int],
+    image: np.ndarray | None = None,
+) -> Scored:
+    """Scores of an image at its ``size`` (H, W), by the settings' chain; ``image`` uint8
+    [H, W, 3], needed where they are ``refined``."""
+    check_stored(heat_KPrr, settings)
+    own = {"power": settings.power, "threshold": settings.threshold, "band": settings.band}
+    return run(settings.steps, heat_KPrr, own, size, image)
 
 
 def strongest(maps_KHW: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,16 +154,33 @@ def strongest(maps_KHW: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tens
     return best, which
 
 
-def to_mask(
-    heat_KPrr: Heat, class_ids: Sequence[int], size: tuple[int, int], settings: MaskSettings
-) -> np.ndarray:
-    """Mask uint8 [H, W]: the strongest class where its score reaches the threshold, 255 in the
-    band, else 0."""
-    best_HW, mask_HW = strongest(scores(heat_KPrr, settings, size), class_ids)
-    sure, known = settings.edges
+def decide(found: Scored, class_ids: Sequence[int]) -> np.ndarray:
+    """Mask uint8 [H, W] of scores: the strongest class where its score reaches the threshold, 255
+    where that is uncertain, else 0."""
+    best_HW, which_HW = strongest(found.scores_KHW, range(len(class_ids)))
+    mask_HW = torch.tensor(class_ids, dtype=torch.uint8)[which_HW.int()]
+    if found.background_HW is not None:
+        best_HW = best_HW - found.background_HW
+    sure, known = (
+        edge[0].item() if (edge == edge[0]).all() else edge.float()[which_HW.int()]
+        for edge in found.edges
+    )
     mask_HW.masked_fill_(best_HW < sure, IGNORE)
     mask_HW.masked_fill_(best_HW < known, 0)
+    if found.open_HW is not None:
+        mask_HW.masked_fill_(found.open_HW, IGNORE)
     return mask_HW.numpy()
+
+
+def to_mask(
+    heat_KPrr: Heat,
+    class_ids: Sequence[int],
+    size: tuple[int, int],
+    settings: MaskSettings,
+    image: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mask uint8 [H, W] of the heat of one source (:func:`scored`, :func:`decide`)."""
+    return decide(scored(heat_KPrr, settings, size, image), class_ids)
 
 
 def settings_grid(
@@ -182,18 +223,51 @@ def settings_grid(
     return possible, len(combinations) - len(possible)
 
 
+Chains: TypeAlias = Mapping[str, Sequence[Any]]  # {name: steps, as in YAML}
+
+
+def chain_grid(
+    chains: Chains,
+    powers: Sequence[int],
+    thresholds: Sequence[float],
+    bands: Sequence[float],
+    sources: Sequence[str],
+) -> tuple[list[tuple[str, MaskSettings]], int]:
+    """:func:`settings_grid` of each chain, with its name; a chain takes one value of what none of
+    its steps reads. ValueError names a chain that is none."""
+    found: list[tuple[str, MaskSettings]] = []
+    left_out = 0
+    for name, steps in chains.items():
+        try:
+            chain = MaskSettings(steps=parse(steps))
+        except ValueError as error:
+            raise ValueError(f"sweep.chains: {name}: {error}") from None
+        read = {OWN[step.name] for step in chain.steps if step.name in OWN}
+        grid, less = settings_grid(
+            powers if "power" in read else [MaskSettings().power],
+            thresholds if "threshold" in read else [1.0],
+            bands if "band" in read else [0.0],
+            sources,
+        )
+        left_out += less
+        found += [(name, s.model_copy(update={"steps": chain.steps})) for s in grid]
+    return found, left_out
+
+
 def stored_grid(
     heat: Mapping[str, np.ndarray],
     power: Sequence[int] | None,
     threshold: Sequence[float],
     band: Sequence[float],
     source: Sequence[str] | None,
-) -> tuple[list[MaskSettings], int]:
-    """:func:`settings_grid`; None stands for all powers or sources of a sample's ``heat``."""
+    chains: Chains | None = None,
+) -> tuple[list[tuple[str, MaskSettings]], int]:
+    """:func:`chain_grid`; None stands for all powers or sources of a sample's ``heat``, and for the
+    paper's chain alone."""
     stored = range(next(iter(heat.values())).shape[1])
     powers = list(stored if power is None else power)
     sources = list(heat if source is None else source)
-    return settings_grid(powers, threshold, band, sources)
+    return chain_grid(chains or {"paper": PAPER}, powers, threshold, band, sources)
 
 
 def count_grid(
@@ -202,14 +276,15 @@ def count_grid(
     reference_HW: np.ndarray,
     settings: Sequence[MaskSettings],
     num_classes: int,
+    image: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pixels int64 [S, C, C + 1] of each setting: [class in the reference, class in the mask], the
     last column counts the uncertain ones. Pixels whose reference is 255 are left out.
 
     ``heat``: {source: [K, P, r, r]}; ``reference_HW``: uint8 class ids below ``num_classes``, or
-    255. The numbers are those of :func:`to_mask`, but scores are made once for all thresholds and
-    bands, which are read off one joint histogram of reference, strongest class and the interval
-    its score falls into.
+    255; ``image`` as of :func:`scored`. The numbers are those of :func:`to_mask`, but where
+    threshold and band alone decide, scores are made once for all of them, and these are read off
+    one joint histogram of reference, strongest class and the interval its score falls into.
     """
     counts = np.zeros((len(settings), num_classes, num_classes + 1), np.int64)
     truth_HW = torch.from_numpy(
@@ -218,9 +293,13 @@ def count_grid(
     height, width = reference_HW.shape
     by_scores: dict[MaskSettings, list[int]] = {}
     for i, s in enumerate(settings):  # those that differ in what is applied to scores alone
-        by_scores.setdefault(s.model_copy(update=APPLIED), []).append(i)
+        if s.on_edges:
+            by_scores.setdefault(s.model_copy(update=APPLIED), []).append(i)
+        else:
+            mask = to_mask(heat[s.source], class_ids, (height, width), s, image)
+            counts[i] = count_mask(reference_HW, mask, num_classes)
     for first, chosen in by_scores.items():
-        maps_KHW = scores(heat[first.source], first, (height, width))
+        maps_KHW = scored(heat[first.source], first, (height, width), image).scores_KHW
         best_HW, which_HW = strongest(maps_KHW, range(len(class_ids)))
         sure_known = zip(*(settings[i].edges for i in chosen), strict=True)
         values = np.array([*sure_known], np.float32)  # as torch compares them
@@ -240,3 +319,14 @@ def count_grid(
         counts[chosen, :, -1] = (known - sure).sum(1).T
         counts[chosen, :, 0] += (joint.sum((1, 2))[:, None] - known.sum(1)).T
     return counts
+
+
+def count_mask(truth_HW: np.ndarray, mask_HW: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels int64 [C, C + 1] of one mask, the last column the uncertain ones; where the truth is
+    255 nothing is counted."""
+    size = num_classes + 1
+    truth, given = (
+        np.where(m == IGNORE, num_classes, m).astype(np.int64) for m in (truth_HW, mask_HW)
+    )
+    cells = np.bincount((truth * size + given).ravel(), minlength=size * size)
+    return cells.reshape(size, size)[:-1]

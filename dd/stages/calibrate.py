@@ -20,7 +20,7 @@ from dd.data.datasets import (
 )
 from dd.evaluation import metrics
 from dd.evaluation.supervision import declared, label_set
-from dd.masks.from_heat import MaskSettings, count_grid, how_read, scores, stored_grid
+from dd.masks.from_heat import MaskSettings, check_stored, count_grid, how_read, stored_grid
 from dd.prompts.prompt import make_prompt
 from dd.store.provenance import sweep_beside, write_atomic, write_json
 from dd.store.samples import Sample
@@ -77,9 +77,9 @@ def calibrate(
     for reading in readings:
         generator = make_generator(**reading)
         heat = _read(generator, data, shown, settings)
-        grid, _ = stored_grid(heat[0], *ranges)
+        grid = [s for _, s in stored_grid(heat[0], *ranges)[0]]
         for s in grid:  # impossible ones are refused before any count
-            scores(choose_source(heat[0], s.source, "this reading"), s, (1, 1))
+            check_stored(choose_source(heat[0], s.source, "this reading"), s)
         identity = generator.identity()
         tried += [(how_read(identity), s) for s in grid]
         counts.append(_count(heat, data, shown, grid))
@@ -180,7 +180,8 @@ def _count(
     classes, folds = len(data.taxonomy), min(FOLDS, len(shown))
     total = np.zeros((folds, len(grid), classes, classes + 1), np.int64)
     for n, ((i, sample), maps) in enumerate(zip(shown, heat, strict=True)):
-        total[n % folds] += count_grid(maps, sample.class_ids, data[i][1], grid, classes)
+        image, truth = data[i]
+        total[n % folds] += count_grid(maps, sample.class_ids, truth, grid, classes, image)
     return total
 
 

@@ -28,7 +28,7 @@ from dd.data.datasets import (
 from dd.evaluation.supervision import LabelSet, merged
 from dd.execution.units import check_read, read_run
 from dd.exports.card import BIASES, adapter, used_labels
-from dd.masks.from_heat import MaskSettings, flat, how_read, scores, to_mask
+from dd.masks.from_heat import MaskSettings, check_stored, decide, how_read, scored
 from dd.report.pictures import colour_mask, contact_sheet, overlay
 from dd.report.pictures import heat as coloured_heat
 from dd.store.names import folder_name
@@ -117,7 +117,7 @@ def label(
                 _record(folder, target, {**there, "chosen_on": chosen}, plan, settings, heat)
             return target
         # impossible settings touch nothing
-        scores(heat(plan[0]), settings, (1, 1))
+        check_stored(heat(plan[0]), settings)
         done.unlink()
     sweep(target)
     beside = {"absent": absent["classes"]} if absent else {}
@@ -126,10 +126,10 @@ def label(
     content = {"identity": identity, "chosen_on": chosen, **made, **beside}
     _record(folder, target, content, plan, settings, heat)
     if vanished:
+        power = f"power {settings.power}" if settings.one_power else "the powers"
         print(
             f"warning: {sum(map(len, vanished.values()))} classes of {len(vanished)} samples show "
-            f"nothing at power {settings.power} of {settings.source} and have no pixel ({done}: "
-            "vanished)"
+            f"nothing at {power} of {settings.source} and have no pixel ({done}: vanished)"
         )
     return target
 
@@ -173,9 +173,11 @@ def _make(
     """Write the masks; returns (their ``pixels`` and ``sha256``, {id: classes without a pixel})."""
 
     def write(sample: Sample) -> tuple[str, np.ndarray, list[str]]:
-        size = image_size(synthetic_image(folder, sample.id))
-        maps = heat(sample)
-        mask, gone = _mask(maps, sample, absent.get(sample.id, ()), size, settings)
+        path = synthetic_image(folder, sample.id)
+        image = read_image(path) if settings.refined else None
+        size = image_size(path) if image is None else image.shape[:2]
+        hidden = absent.get(sample.id, ())
+        mask, gone = _mask(heat(sample), sample, hidden, size, settings, image)
         data = encode_mask(mask)
         write_atomic(target / f"{sample.id}.png", data)
         return sha256(data), np.bincount(mask.ravel(), minlength=256), gone
@@ -208,16 +210,18 @@ def _mask(
     heat_KPrr: np.ndarray,
     sample: Sample,
     absent: Collection[str],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     settings: MaskSettings,
+    image: np.ndarray | None,
 ) -> tuple[np.ndarray, list[str]]:
     """(mask, the drawn classes whose map is flat)."""
     drawn = [k for k, name in enumerate(sample.classes) if name not in absent]
     if not drawn:
         return np.zeros(size, np.uint8), []
-    mask = to_mask(heat_KPrr[drawn], [sample.class_ids[k] for k in drawn], size, settings)
-    gone = flat(torch.from_numpy(heat_KPrr[drawn, settings.power])).tolist()
-    return mask, [sample.classes[k] for k, nothing in zip(drawn, gone, strict=True) if nothing]
+    found = scored(heat_KPrr[drawn], settings, (size[0], size[1]), image)
+    mask = decide(found, [sample.class_ids[k] for k in drawn])
+    gone = zip(drawn, found.nothing, strict=True)
+    return mask, [sample.classes[k] for k, nothing in gone if nothing]
 
 
 def check_calibration(calibration: dict[str, Any], generator: dict[str, Any]) -> None:
@@ -283,6 +287,6 @@ def _row(folder: Path, sample: Sample, settings: MaskSettings, heat: Heat) -> li
     image, palette = read_image(synthetic_image(folder, sample.id)), voc_palette()
     maps = heat(sample)
     mask = read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
-    strongest = maps[0, min(settings.power, maps.shape[1] - 1)]
+    strongest = maps[0, min(settings.power, maps.shape[1] - 1) if settings.one_power else 0]
     seen = coloured_heat(image, strongest)
     return [image, seen, colour_mask(mask, palette), overlay(image, mask, palette)]

@@ -46,14 +46,14 @@ def real_heat(
 
 
 def score(heat: list[Read], data: SegmentationFolder, settings: MaskSettings) -> torch.Tensor:
-    """Confusion of masks read from ``heat`` with the exact ones. Uncertain pixels count as
-    background: nothing is hidden."""
-    certain = MaskSettings(**settings.identity() | {"band": 0.0})
+    """Confusion of masks read from ``heat`` with the exact ones. Where a pixel would be left
+    uncertain it is decided (:meth:`dd.masks.from_heat.MaskSettings.certain`): nothing is hidden."""
+    certain = settings.certain()
     confusion = metrics.confusion_matrix(len(data.taxonomy))
     for i, (sample, maps) in enumerate(heat):
-        truth = data[i][1]
+        image, truth = data[i]
         height, width = truth.shape
-        mask = to_mask(maps[settings.source], sample.class_ids, (height, width), certain)
+        mask = to_mask(maps[settings.source], sample.class_ids, (height, width), certain, image)
         pair = (torch.from_numpy(m.astype(np.int64))[None] for m in (mask, truth))
         confusion.update(*pair)
     return confusion.compute()
@@ -92,15 +92,19 @@ def probe(
     heat = real_heat(generator, data, timesteps, append=append, limit=limit)
 
     def miou(**changed: Any) -> float:
-        return metrics.miou(score(heat, data, MaskSettings(**settings.identity() | changed)))
+        return metrics.miou(score(heat, data, settings.model_copy(update=changed)))
 
     powers, sources = range(heat[0][1][settings.source].shape[1]), heat[0][1]
     result = {**head, **metrics.summarise(score(heat, data, settings), data.taxonomy.all_names)}
     result["ablations"] = {
-        **{f"power={p}": miou(power=p) for p in powers if p != settings.power},
+        **{
+            f"power={p}": miou(power=p)
+            for p in powers
+            if settings.one_power and p != settings.power
+        },
         **{f"attention={s}": miou(source=s) for s in sources if s != settings.source},
     }
-    if data.split == "tune":
+    if data.split == "tune" and settings.one_power and settings.on_edges:
         result["grid"] = {
             f"power={power},threshold={threshold}": miou(power=power, threshold=threshold, band=0.0)
             for power in powers

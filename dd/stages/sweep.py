@@ -3,8 +3,10 @@ nothing is generated."""
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
@@ -23,14 +25,27 @@ from dd.data.datasets import (
     heat_generator,
     heat_hashes,
     image_size,
+    read_image,
     read_mask,
     stored_heat,
     synthetic_image,
 )
 from dd.evaluation import metrics
+from dd.evaluation.boundary import boundary_counts, boundary_iou
+from dd.evaluation.statistics import Score, holm, interval, miou
 from dd.evaluation.supervision import LabelSet, behind, declared, label_set
 from dd.execution.units import check_read
-from dd.masks.from_heat import MaskSettings, count_grid, how_read, scores, stored_grid
+from dd.masks.from_heat import (
+    MaskSettings,
+    check_stored,
+    count_grid,
+    count_mask,
+    how_read,
+    stored_grid,
+    to_mask,
+)
+from dd.report.chains_page import chain_sections
+from dd.report.html import render, write
 from dd.store.progress import Progress
 from dd.store.provenance import (
     differences,
@@ -49,14 +64,19 @@ from dd.taxonomy import Taxonomy
 
 MADE_HERE = ("masks.json", "settings.json")  # of mask sets and predictions of ours
 PART = 128  # samples counted by one process in one go, and kept when a sweep is interrupted
+EXAMPLES = 6  # images that a chain is shown by
 Counter: TypeAlias = Callable[[list[Sample]], np.ndarray]
+# (sample, heat by source, the mask compared with, the image or None)
+Compared: TypeAlias = tuple[Sample, dict[str, np.ndarray], np.ndarray, Any]
 
 
 class SweepSettings(Settings):
     """``name``: of the result, which a command may leave out. ``power`` and ``source``: None = all
     that are stored. ``limit``: the first samples of the plan only. ``heat``: a reading of the set
     (:mod:`dd.stages.read_heat`), None = that of its drawing. ``workers``: processes, None = one for
-    each core unless there is little to do; the numbers do not depend on it."""
+    each core unless there is little to do; the numbers do not depend on it. ``chains``: {name:
+    steps} that are compared, None = the paper's alone; of each the best setting is measured image
+    by image, against the first one."""
 
     noun = "sweep"
 
@@ -68,6 +88,7 @@ class SweepSettings(Settings):
     limit: Count | None
     workers: Count | None
     heat: Name | None = None
+    chains: dict[str, list[dict[str, Any]]] | None = None
 
 
 def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) -> dict[str, Any]:
@@ -84,9 +105,10 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     check_read(folder, plan, heat, settings.heat)
     ranges = settings.power, settings.threshold, settings.band, settings.source
     first = stored_heat(folder, plan[0].id, settings.heat)
-    grid, left_out = stored_grid(first, *ranges)
+    named, left_out = stored_grid(first, *ranges, settings.chains)
+    grid = [s for _, s in named]
     for s in grid:  # impossible ones are refused before any work
-        scores(choose_source(first, s.source, folder), s, (1, 1))
+        check_stored(choose_source(first, s.source, folder), s)
     run = read_own(folder / "run.json", RUN)["identity"]
     generator = heat_generator(folder, settings.heat)
     identity = {
@@ -105,15 +127,26 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     taxonomy = Taxonomy(run["taxonomy"]["name"], run["taxonomy"]["names"])
     count = partial(count_samples, folder, reference, grid, taxonomy, heat_of=settings.heat)
     counts = _count(count, plan, parts / fingerprint(identity)[:16], settings.workers)
-    table: list[dict[str, Any]] = [
-        {**s.identity(), **metrics.with_uncertain(torch.from_numpy(c))}
-        for s, c in zip(grid, counts, strict=True)
+    rows: list[dict[str, Any]] = [
+        {
+            **({"chain": name} if settings.chains else {}),
+            **s.identity(),
+            **metrics.with_uncertain(torch.from_numpy(c)),
+        }
+        for (name, s), c in zip(named, counts, strict=True)
     ]
-    table.sort(key=lambda row: (-row["miou"], row["uncertain"]))
+    order = sorted(range(len(rows)), key=lambda i: (-rows[i]["miou"], rows[i]["uncertain"]))
+    table = [rows[i] for i in order]
+    compared = {}
+    if settings.chains:
+        best = {name: grid[i] for i in reversed(order) for name in [named[i][0]]}
+        best = {name: best[name] for name in settings.chains}
+        seen = Seen(folder, reference, taxonomy, settings.heat)
+        compared = {"chains": compare_chains(seen, plan, best)}
     reading = how_read(generator)
     labels, made = _labels(folder, reference, len(plan))
     result = {
-        "masks": {k: table[0][k] for k in grid[0].identity()},
+        "masks": grid[order[0]].identity(),
         "diffusion": reading,
         "chosen_on": declared(labels),
         "calibration": {
@@ -127,6 +160,7 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
             "against": str(reference),
             "left_out": left_out,
             "table": table,
+            **compared,
             "identity": identity,
             **made_by(),
         },
@@ -163,6 +197,102 @@ def _labels(folder: Path, reference: Path, number: int) -> tuple[list[LabelSet],
     return [label_set(f"{folder.name}/{reference.name}", number)], {}
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What masks are compared on: the images of ``folder`` with the heat of a reading
+    (``heat_of``), and the masks of ``reference``."""
+
+    folder: Path
+    reference: Path
+    taxonomy: Taxonomy
+    heat_of: str | None = None
+
+    def images(self, samples: list[Sample], pictures: bool) -> Iterator[Compared]:
+        """(sample, its heat by source, the mask compared with, the image if ``pictures``)."""
+        foreign = not any((self.reference / name).is_file() for name in MADE_HERE)
+        for sample in samples:
+            path = self.reference / f"{sample.id}.png"
+            check_mask(path)
+            truth = read_mask(path, self.taxonomy if foreign else None)
+            check_values(truth, self.taxonomy, path)
+            picture = synthetic_image(self.folder, sample.id)
+            image = read_image(picture) if pictures else None
+            height, width = image_size(picture)
+            if truth.shape != (height, width):
+                raise ValueError(
+                    f"{path} is {truth.shape[1]}x{truth.shape[0]}, its image {width}x{height}: a "
+                    "reference has the size of the images"
+                )
+            yield sample, stored_heat(self.folder, sample.id, self.heat_of), truth, image
+
+
+def compare_chains(
+    seen: Seen, samples: list[Sample], chains: dict[str, MaskSettings]
+) -> dict[str, dict[str, Any]]:
+    """Each chain with its setting, image by image on one thread: ``miou`` (uncertain pixels count
+    as background) with its 95 % interval, ``less_first`` [difference to the first chain, low,
+    high], ``p`` after Holm's correction, ``boundary_iou``, ``uncertain`` in percent,
+    ``milliseconds`` an image, and ``images`` that gained and lost most against the first."""
+    classes, threads = len(seen.taxonomy), torch.get_num_threads()
+    counts = {name: np.zeros((len(samples), classes, classes + 1), np.int32) for name in chains}
+    outlines = {name: np.zeros((classes, 2), np.int64) for name in chains}
+    seconds = dict.fromkeys(chains, 0.0)
+    torch.set_num_threads(1)
+    try:
+        with Progress("chains", len(samples)) as progress:
+            for n, (sample, heat, truth, image) in enumerate(seen.images(samples, True)):
+                for name, chosen in chains.items():
+                    started = time.perf_counter()
+                    own = heat[chosen.source]
+                    mask = to_mask(own, sample.class_ids, truth.shape, chosen, image)
+                    seconds[name] += time.perf_counter() - started
+                    counts[name][n] = count_mask(truth, mask, classes)
+                    outlines[name] += boundary_counts(mask, truth, classes)
+                progress.advance()
+    finally:
+        torch.set_num_threads(threads)
+    found = {
+        name: {
+            "settings": chosen.identity(),
+            **metrics.with_uncertain(torch.from_numpy(counts[name].sum(0, dtype=np.int64))),
+            "boundary_iou": boundary_iou(outlines[name]),
+            "milliseconds": round(1000 * seconds[name] / len(samples), 2),
+        }
+        for name, chosen in chains.items()
+    }
+    return _against_first(found, {name: shown(each) for name, each in counts.items()}, samples)
+
+
+def shown(counts_NCU: np.ndarray) -> np.ndarray:
+    """Confusions [N, C, C]: uncertain pixels count as background."""
+    confusions = counts_NCU[..., :-1].copy()
+    confusions[..., 0] += counts_NCU[..., -1]
+    return confusions
+
+
+def _against_first(
+    found: dict[str, dict[str, Any]], confusions: dict[str, np.ndarray], samples: list[Sample]
+) -> dict[str, dict[str, Any]]:
+    scores: dict[str, dict[Hashable, Score]] = {
+        name: {0: Score(found[name]["miou"], each)} for name, each in confusions.items()
+    }
+    first = next(iter(found))
+    own = miou(confusions[first])
+    pairs = {name: interval(scores[name], scores[first]) for name in found if name != first}
+    adjusted = holm({name: pair.p for name, pair in pairs.items() if pair.p is not None})
+    for name, row in found.items():
+        around = interval(scores[name])
+        row["interval"] = [around.low, around.high]
+        if name == first:
+            continue
+        pair = pairs[name]
+        row["less_first"], row["p"] = [pair.value, pair.low, pair.high], adjusted.get(name)
+        gained = np.argsort(miou(confusions[name]) - own, kind="stable")
+        row["gained"] = [samples[i].id for i in gained[::-1][:EXAMPLES]]
+        row["lost"] = [samples[i].id for i in gained[:EXAMPLES]]
+    return found
+
+
 def count_samples(
     folder: Path,
     reference: Path,
@@ -174,23 +304,13 @@ def count_samples(
     """Summed pixels [S, C, C + 1] (:func:`dd.masks.from_heat.count_grid`) of some samples, on
     one thread: the same in any process."""
     threads, classes = torch.get_num_threads(), len(taxonomy)
-    foreign = not any((reference / name).is_file() for name in MADE_HERE)
+    seen = Seen(folder, reference, taxonomy, heat_of)
     total = np.zeros((len(settings), classes, classes + 1), np.int64)
+    refined = any(s.refined for s in settings)
     torch.set_num_threads(1)
     try:
-        for sample in samples:
-            path = reference / f"{sample.id}.png"
-            check_mask(path)
-            truth = read_mask(path, taxonomy if foreign else None)
-            check_values(truth, taxonomy, path)
-            height, width = image_size(synthetic_image(folder, sample.id))
-            if truth.shape != (height, width):
-                raise ValueError(
-                    f"{path} is {truth.shape[1]}x{truth.shape[0]}, its image {width}x{height}: a "
-                    "reference has the size of the images"
-                )
-            heat = stored_heat(folder, sample.id, heat_of)
-            total += count_grid(heat, sample.class_ids, truth, settings, classes)
+        for sample, heat, truth, image in seen.images(samples, refined):
+            total += count_grid(heat, sample.class_ids, truth, settings, classes, image)
     finally:
         torch.set_num_threads(threads)
     return total
@@ -227,10 +347,33 @@ def _results(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def write_page(path: str | Path, seen: Seen, result: dict[str, Any]) -> Path:
+    """The page of a sweep that compared chains, with the images on which the best one gained and
+    lost most against the first."""
+    swept = result["sweep"]
+    chains = swept["chains"]
+    first = next(iter(chains))
+    best = max(chains, key=lambda name: chains[name]["miou"])
+    plan = {s.id: s for s in read_plan(seen.folder)}
+    two = [MaskSettings(**chains[name]["settings"]) for name in (first, best)]
+    galleries = []
+    for title in ("gained", "lost") if best != first else ():
+        rows = []
+        chosen = [plan[i] for i in chains[best][title]]
+        for sample, heat, truth, image in seen.images(chosen, True):
+            size, ids = truth.shape, sample.class_ids
+            masks = [to_mask(heat[s.source], ids, size, s, image) for s in two]
+            rows.append((", ".join(sample.classes), [image, truth, *masks]))
+        galleries.append((f"Where {best} {title} most against {first}", rows))
+    sections = chain_sections(swept, galleries)
+    return write(path, render("Chains of mask steps", str(seen.folder), sections))
+
+
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "power": lambda row: str(row["power"]),
-    "threshold": lambda row: f"{row['threshold']:g}",
-    "band": lambda row: f"{row['band']:g}",
+    "chain": lambda row: row["chain"],
+    "power": lambda row: str(row.get("power", "-")),
+    "threshold": lambda row: f"{row['threshold']:g}" if "threshold" in row else "-",
+    "band": lambda row: f"{row['band']:g}" if "band" in row else "-",
     "source": lambda row: row["source"],
     "mIoU": lambda row: f"{row['miou']:.2f}",
     "mIoU without uncertain": lambda row: (
@@ -244,8 +387,9 @@ def print_best(result: dict[str, Any], number: int = 10) -> None:
     """The first rows of a sweep's table."""
     rows, against = result["sweep"]["table"], result["sweep"]["against"]
     table = Table(title=f"{len(rows)} mask settings against {against}")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "source" else "right")
+    columns = {k: text for k, text in COLUMNS.items() if k != "chain" or "chain" in rows[0]}
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("chain", "source") else "right")
     for row in rows[:number]:
-        table.add_row(*(text(row) for text in COLUMNS.values()))
+        table.add_row(*(text(row) for text in columns.values()))
     Console().print(table)

@@ -126,15 +126,17 @@ SWEPT = {  # sweeps/<name>.json
         "against": str,
         "table": [
             {
-                "power": int,
-                "threshold": float,
-                "band": float,
+                "chain?": str,
+                "power?": int,
+                "threshold?": float,
+                "band?": float,
                 "source": str,
                 "miou": float,
                 "miou_certain": NUMBER,
                 "uncertain": float,
             }
         ],
+        "chains?": {"*": {"miou": float, "less_first?": [NUMBER]}},
     },
 }
 EXPORTED = {"identity": dict, "files": {"*": int}}  # export.json

@@ -11,7 +11,8 @@ import torch
 from dd.attention import maths as attention
 from dd.generators import TextToImage, memory
 from dd.generators.memory import largest_batch
-from dd.masks.from_heat import MaskSettings, normalise, to_mask
+from dd.masks.from_heat import MaskSettings, to_mask
+from dd.masks.normalise import min_max
 from tests.generators.conftest import settings_of
 
 GB, ROOT = 10**9, Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def compare(made, plain):
     for ours, theirs in zip(made[1], plain[1], strict=True):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=1e-4)
         torch.testing.assert_close(
-            *(normalise(maps[:, :2].flatten(0, 1)) for maps in (ours, theirs)), atol=1e-5, rtol=0
+            *(min_max(maps[:, :2].flatten(0, 1)) for maps in (ours, theirs)), atol=1e-5, rtol=0
         )
     equal = np.mean(
         [np.mean(a == b) for a, b in zip(masks_of(made[0]), masks_of(plain[0]), strict=True)]

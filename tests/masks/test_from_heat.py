@@ -7,13 +7,12 @@ from dd.masks.from_heat import (
     SOURCES,
     MaskSettings,
     count_grid,
-    flat,
-    normalise,
-    resize,
-    scores,
+    scored,
     settings_grid,
     to_mask,
 )
+from dd.masks.normalise import flat, min_max
+from dd.masks.resize import resize
 
 
 def heat(classes=3, powers=5, side=8, seed=0):
@@ -58,7 +57,7 @@ def test_quick_masks_are_those_of_the_slow_way():
             .numpy()
             .astype(np.float16)
         )
-        maps = normalise(torch.from_numpy(stored[:, 0].astype(np.float32)))
+        maps = min_max(torch.from_numpy(stored[:, 0].astype(np.float32)))
         best, which = F.interpolate(
             maps[None], size=(512, 512), mode="bicubic", align_corners=False
         )[0].max(0)
@@ -146,7 +145,7 @@ def test_a_map_that_holds_nothing_but_rounding_is_flat():
     maps = np.stack([(1 + contrast) / 77 for contrast in shown] + [0 * noise])
     assert flat(torch.from_numpy(maps)).tolist() == [True, True, False, False, True]
     assert flat(torch.from_numpy(maps[None])).shape == (1, 5)
-    found = normalise(torch.from_numpy(maps))
+    found = min_max(torch.from_numpy(maps))
     assert not found[[0, 1, 4]].any() and torch.equal(
         found[2:4].amax((1, 2)), torch.ones(2).double()
     )
@@ -167,20 +166,21 @@ def test_contrast_far_below_the_level_makes_the_same_mask():
 def test_each_class_is_normalised_on_its_own():
     stored = heat()
     scaled = stored.astype(np.float32) * np.array([1, 0.01, 30])[:, None, None, None] + 5
-    found = normalise(torch.from_numpy(stored[:, 0].astype(np.float32)))
+    found = min_max(torch.from_numpy(stored[:, 0].astype(np.float32)))
     assert torch.equal(found.amin((1, 2)), torch.zeros(3)) and torch.equal(
         found.amax((1, 2)), torch.ones(3)
     )
     torch.testing.assert_close(
-        normalise(torch.from_numpy(scaled[:, 0].astype(np.float32))), found, atol=2e-4, rtol=0
+        min_max(torch.from_numpy(scaled[:, 0].astype(np.float32))), found, atol=2e-4, rtol=0
     )
 
 
 def test_powers_are_not_mixed_up():
     stored = heat()
     for power in range(5):
-        expected = normalise(torch.from_numpy(stored[:, power].astype(np.float32)))
-        torch.testing.assert_close(scores(stored, MaskSettings(power=power), (8, 8)), expected)
+        expected = min_max(torch.from_numpy(stored[:, power].astype(np.float32)))
+        found = scored(stored, MaskSettings(power=power), (8, 8)).scores_KHW
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_power_that_is_not_stored_is_answered_with_those_that_are():

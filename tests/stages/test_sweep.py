@@ -7,16 +7,21 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from dd import config
 from dd.data.datasets import encode_image, encode_mask, heat_bytes, read_image, read_mask
 from dd.evaluation import metrics
+from dd.evaluation.boundary import boundary_counts, boundary_iou
 from dd.evaluation.supervision import choices
+from dd.masks.chain import CHAINS as CHAINS_FILE
+from dd.masks.chain import parse
 from dd.masks.from_heat import READING, MaskSettings, to_mask
 from dd.stages import sweep as stage
 from dd.stages.label import label
 from dd.stages.predict_set import predict_set
 from dd.stages.sweep import print_best
-from dd.store.provenance import fingerprint, read_json, sha256, write_json
+from dd.store.provenance import fingerprint, read_json, read_yaml, sha256, write_json
 from dd.store.samples import Sample, append_records, plan_lines
+from dd.taxonomy import Taxonomy
 from dd.training.segmentation import Views
 
 NAMES, SIZES = ["cat", "dog", "hot dog"], [(12, 9), (16, 16), (7, 15), (12, 9), (10, 11)]
@@ -430,3 +435,77 @@ def test_a_set_that_is_not_generated_yet(folder, exact, tmp_path):
     with pytest.raises(ValueError, match="2 of 5 samples are not generated yet"):
         sweep(folder, exact, "a", **GRID)
     assert table(sweep(folder, exact, "a", **GRID, limit=3))
+
+
+# Chains
+
+CHAINS = {
+    "paper": [{"propagate": "power"}, {"normalise": "min_max"}, {"threshold": "fixed"}],
+    "refined": [
+        {"propagate": "walk"},
+        {"normalise": "min_max"},
+        {"refine": "pamr", "dilations": [1, 2]},
+        {"threshold": "otsu"},
+        {"uncertain": "band"},
+    ],
+}
+
+
+def test_chains_are_compared_image_by_image(folder, exact):
+    result = sweep(folder, exact, "chains", **GRID, chains=CHAINS)
+    table, chains = result["sweep"]["table"], result["sweep"]["chains"]
+    by_chain = {name: [row for row in table if row["chain"] == name] for name in CHAINS}
+    # the paper's reads power and threshold and no band, the other one the band alone; two sources
+    assert [len(rows) for rows in by_chain.values()] == [2 * 2 * 2, 2 * 2]
+    assert list(chains) == ["paper", "refined"]
+    for name, row in chains.items():
+        best = by_chain[name][0]
+        assert row["settings"] == {k: best[k] for k in row["settings"]}
+        assert row["miou"] == pytest.approx(best["miou"]) and row["milliseconds"] > 0
+        settings = MaskSettings(**row["settings"])
+        confusion, outlines = metrics.confusion_matrix(4), np.zeros((4, 2), np.int64)
+        for i, size in enumerate(SIZES):
+            truth = read_mask(exact / f"{i:06d}.png")
+            image = read_image(folder / f"JPEGImages/{i:06d}.png")
+            ids = ((1,), (2, 1), (3,), (1, 3), (2,))[i]
+            mask = to_mask(heat_of(folder, i)[settings.source], ids, size, settings, image)
+            outlines += boundary_counts(mask, truth, 4)
+            pair = (np.where(mask == 255, 0, mask), truth)
+            confusion.update(*(torch.from_numpy(m.astype(np.int64)) for m in pair))
+        assert row["miou"] == pytest.approx(metrics.miou(confusion.compute()))
+        assert row["boundary_iou"] == pytest.approx(boundary_iou(outlines))
+    refined = chains["refined"]
+    assert refined["less_first"][0] == pytest.approx(refined["miou"] - chains["paper"]["miou"])
+    assert refined["less_first"][1] < refined["less_first"][0] < refined["less_first"][2]
+    assert 0 <= refined["p"] <= 1 and sorted(refined["gained"]) == sorted(refined["lost"])
+    assert "less_first" not in chains["paper"]
+    assert MaskSettings(**result["masks"]).identity() == result["masks"]
+
+
+def test_a_sweep_of_chains_has_a_page(folder, exact, tmp_path):
+    result = sweep(folder, exact, "chains", **GRID, chains=CHAINS)
+    seen = stage.Seen(folder, exact, Taxonomy("pets", NAMES))
+    page = stage.write_page(tmp_path / "page.html", seen, result).read_text()
+    best = max(result["sweep"]["chains"], key=lambda n: result["sweep"]["chains"][n]["miou"])
+    assert "Chains of mask steps" in page and "boundary IoU" in page
+    for name, row in result["sweep"]["chains"].items():
+        assert name in page and f"{row['miou']:.1f}" in page
+    pictures = 0 if best == "paper" else 2 * 5 * 4  # five samples, gained and lost
+    assert page.count("<img") == pictures
+
+
+def test_a_chain_that_is_none_is_refused_before_any_work(folder, exact):
+    broken = {"broken": [{"refine": "crf"}]}
+    with pytest.raises(ValueError, match=r"sweep.chains: broken: steps: refine: 'crf': no such"):
+        sweep(folder, exact, "chains", **GRID, chains=broken)
+    assert not (folder / "sweeps").exists()
+
+
+def test_the_chains_that_ship_are_chains():
+    """Thirty and more, the first of them the paper's."""
+    chains = read_yaml(CHAINS_FILE)
+    parsed = {name: parse(steps) for name, steps in chains.items()}
+    assert len(set(parsed.values())) == len(parsed) >= 30
+    assert parsed["paper"] == parse(CHAINS["paper"])
+    own = config.compose("generate", ["masks=refined"]).masks
+    assert config.instantiate(own).steps == parsed["refined, band"]

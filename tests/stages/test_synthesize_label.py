@@ -19,7 +19,7 @@ from dd.data.datasets import (
     stored_heat,
 )
 from dd.execution import units
-from dd.masks.from_heat import MaskSettings, to_mask
+from dd.masks.from_heat import MaskSettings, scored, to_mask
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.prompts.templates import TemplatePrompts
 from dd.stages import label as label_stage
@@ -452,6 +452,33 @@ def test_masks_are_those_of_the_stored_heat(folder):
     assert [data[i][1].shape for i in range(7)] == [(16, 16)] * 7
 
 
+REFINED = MaskSettings(
+    steps=[
+        {"propagate": "walk"},
+        {"normalise": "min_max"},
+        {"refine": "pamr", "dilations": [1, 2]},
+        {"threshold": "otsu"},
+        {"uncertain": "band"},
+    ]
+)
+
+
+def test_refined_masks_follow_the_images_of_the_set(folder):
+    target = label(folder, REFINED, mask_set="refined")
+    assert target == folder / "masks/refined"
+    for sample in read_plan(folder):
+        image = read_image(folder / f"JPEGImages/{sample.id}.png")
+        heat = stored(folder, sample)
+        expected = to_mask(heat, sample.class_ids, (16, 16), REFINED, image)
+        assert np.array_equal(read_mask(target / f"{sample.id}.png"), expected)
+        other = to_mask(heat, sample.class_ids, (16, 16), REFINED, image[::-1])
+        assert not np.array_equal(expected, other)
+    assert read_json(target / "masks.json")["identity"]["settings"] == REFINED.identity()
+    before = {p: p.read_bytes() for p in target.iterdir()}
+    assert label(folder, MaskSettings(**REFINED.identity()), mask_set="refined") == target
+    assert {p: p.read_bytes() for p in target.iterdir()} == before
+
+
 def test_masks_json_holds_settings_hashes_and_pixels(folder):
     target = label(folder, SETTINGS)
     done = read_json(target / "masks.json")
@@ -492,7 +519,7 @@ def test_labels_that_chose_are_told_beside_what_decides_a_pixel(folder, monkeypa
     assert read_json(target / "masks.json")["chosen_on"] == []
     assert "No real label was used" in (folder / "README.md").read_text()
     before = read_json(target / "masks.json")
-    monkeypatch.setattr(label_stage, "to_mask", None)
+    monkeypatch.setattr(label_stage, "scored", None)
     chosen = [{"what": "masks", "data": "shapes/tune", "labels": 128}]
     label(folder, SETTINGS, chosen_on=chosen)
     assert read_json(target / "masks.json") == {**before, "chosen_on": chosen}
@@ -513,7 +540,7 @@ def test_labels_that_chose_are_told_beside_what_decides_a_pixel(folder, monkeypa
 def test_labelling_twice_does_nothing(folder, monkeypatch):
     label(folder, SETTINGS)
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
-    monkeypatch.setattr(label_stage, "to_mask", None)
+    monkeypatch.setattr(label_stage, "scored", None)
     assert (
         label(folder, MaskSettings(power=1, threshold=0.7, band=0.2))
         == folder / "SegmentationClass"
@@ -569,9 +596,9 @@ def test_an_interrupted_labelling_is_not_complete(folder, monkeypatch):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return to_mask(*arguments)
+        return scored(*arguments)
 
-    monkeypatch.setattr(label_stage, "to_mask", crash)
+    monkeypatch.setattr(label_stage, "scored", crash)
     with pytest.raises(KeyboardInterrupt):
         label(folder, SETTINGS)
     assert not (folder / "SegmentationClass/masks.json").exists()

@@ -1,0 +1,12 @@
+"""Background as a score beside those of the classes [K, h, w]: a map [h, w]."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+
+
+def inverse(scores_Khw: torch.Tensor, alpha: Annotated[float, Gt(0)] = 1.0) -> torch.Tensor:
+    """(1 - strongest class)^alpha: background is where no class is. With alpha 1 a class wins from
+    0.5 on; a larger alpha lets it win from less."""
+    return (1 - scores_Khw.amax(0)).clamp(0, 1) ** alpha

@@ -1,0 +1,242 @@
+"""From heat to scores by a chain of small steps, a list in YAML:
+
+    steps:
+      - {propagate: power}
+      - {normalise: min_max}
+      - {refine: pamr, iterations: 10, dilations: [1, 2, 4, 8]}
+      - {threshold: otsu}
+      - {uncertain: margin, least: 0.1}
+
+Each step is a function of its place's module (:data:`STEPS`), whose signature says what it takes;
+``power``, ``fixed`` and ``band`` take ``masks.power``, ``masks.threshold`` and ``masks.band``.
+Shape letters: K classes of a sample, P powers, r side of the heat, h, w side at which scores are
+refined, H, W image size; C: the classes and the background.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+
+from dd.masks import background, normalise, propagate, refine, thresholds, uncertain
+from dd.masks.resize import resize
+from dd.store.settings import check_kind, shown
+
+Heat: TypeAlias = np.ndarray | torch.Tensor  # [K, P, r, r]
+Values: TypeAlias = tuple[tuple[str, Any], ...]
+Function: TypeAlias = Callable[..., Any]
+
+
+def fixed(scores_Khw: torch.Tensor, threshold: float) -> torch.Tensor:
+    """One threshold for all classes (Dataset Diffusion, section on mask generation)."""
+    return torch.full((len(scores_Khw),), threshold, dtype=torch.float64)
+
+
+def by_background(scores_Khw: torch.Tensor) -> torch.Tensor:
+    """A class is where its score reaches the background's."""
+    return torch.zeros(len(scores_Khw), dtype=torch.float64)
+
+
+# places in the order in which a chain takes them
+STEPS: dict[str, dict[str, Function]] = {
+    "propagate": {
+        "power": propagate.power,
+        "walk": propagate.walk,
+        "adaptive": propagate.adaptive,
+    },
+    "normalise": {
+        "min_max": normalise.min_max,
+        "per_pixel": normalise.per_pixel,
+        "softmax": normalise.softmax,
+    },
+    "background": {"inverse": background.inverse},
+    "refine": {"pamr": refine.pamr, "joint_bilateral": refine.joint_bilateral},
+    "threshold": {
+        "fixed": fixed,
+        "background": by_background,
+        "otsu": thresholds.otsu,
+        "two_gaussians": thresholds.two_gaussians,
+    },
+    "uncertain": {
+        "band": uncertain.band,
+        "posterior": uncertain.posterior,
+        "margin": uncertain.margin,
+        "entropy": uncertain.entropy,
+    },
+}
+ORDER = tuple(STEPS)
+CHAINS = Path(__file__).with_name("chains.yaml")  # those that are compared
+ONCE = ("propagate", "normalise", "threshold")  # exactly
+EDGES = ("band", "posterior")
+# arguments that a chain gives by itself: tensors, and the settings of the paper's chain
+TENSORS = ("heat_KPrr", "maps_Khw", "scores_Khw", "scores_Chw", "scores_CHW", "image_3hw", "sure_K")
+OWN = {"power": "power", "fixed": "threshold", "band": "band"}  # {step: of the mask settings}
+CELLS = 4  # scores are refined at so many pixels a cell of the heat, a side
+
+
+@dataclass(frozen=True)
+class Step:
+    """``place`` in the chain, ``name`` of the function there, ``values`` of its arguments, all of
+    them, in the order of its signature."""
+
+    place: str
+    name: str
+    values: Values = ()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.values)
+
+    def plain(self) -> dict[str, Any]:
+        """As in YAML."""
+        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.values}
+        return {self.place: self.name, **lists}
+
+
+def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
+    """The steps of a chain, as YAML lists them or as :class:`Step`. ValueError names a step or an
+    argument that there is not, a value that is not allowed, and a wrong order."""
+    if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
+        raise ValueError(f"steps={shown(steps)}: expected a list of steps, as [{_example()}]")
+    found = tuple(step if isinstance(step, Step) else _step(step) for step in steps)
+    places = [step.place for step in found]
+    if places != sorted(places, key=ORDER.index):
+        raise ValueError(f"steps: {', '.join(places)}; their order is {', '.join(ORDER)}")
+    for place in ONCE:
+        if places.count(place) != 1:
+            raise ValueError(
+                f"steps: {places.count(place)} of {place}; a chain has one of "
+                f"{', '.join(STEPS[place])}"
+            )
+    if places.count("background") > 1:
+        raise ValueError("steps: more than one of background; a chain has one at most")
+    if (Step("threshold", "background") in found) != ("background" in places):
+        raise ValueError(
+            "steps: {threshold: background} and {background: inverse} go together; one of them is "
+            "missing"
+        )
+    edges = [step.name for step in found if step.name in EDGES]
+    if len(edges) > 1:
+        raise ValueError(f"steps: {' and '.join(edges)}; a chain has one of them at most")
+    return found
+
+
+def _example() -> str:
+    return "{propagate: power, power: 4}, {normalise: min_max}, {threshold: fixed}"
+
+
+def _step(given: Any) -> Step:
+    if not isinstance(given, Mapping) or not any(place in given for place in STEPS):
+        raise ValueError(
+            f"steps: {shown(given)} is no step; a step is one of {', '.join(STEPS)} with the name "
+            f"of a function and its arguments, as {_example()}"
+        )
+    place = next(place for place in STEPS if place in given)
+    name = given[place]
+    if not isinstance(name, str) or name not in STEPS[place]:
+        raise ValueError(
+            f"steps: {place}: {shown(name)}: no such step; allowed: {', '.join(STEPS[place])}"
+        )
+    takes = _arguments(place, name)
+    values = []
+    if unknown := [k for k in given if k != place and k not in takes]:
+        allowed = ", ".join(takes) or "nothing"
+        raise ValueError(f"steps: {place}: {name} takes no {unknown[0]}; allowed: {allowed}")
+    for key, parameter in takes.items():
+        value = given.get(key, parameter.default)
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"steps: {place}: {name}: {key} is not given")
+        value = list(value) if isinstance(value, tuple) else value
+        if parameter.annotation is not inspect.Parameter.empty:
+            check_kind(f"steps: {place}: {name}: {key}", value, parameter.annotation)
+        values.append((key, tuple(value) if isinstance(value, list) else value))
+    return Step(place, name, tuple(values))
+
+
+def _arguments(place: str, name: str) -> dict[str, inspect.Parameter]:
+    """What a step takes in YAML."""
+    given = {*TENSORS, *([] if name not in OWN else ["power", "threshold", "width"])}
+    signature = inspect.signature(STEPS[place][name]).parameters
+    takes = {key: parameter for key, parameter in signature.items() if key not in given}
+    if place == "refine":
+        kind, count = inspect.Parameter.KEYWORD_ONLY, Annotated[int, Ge(1)]
+        takes["cells"] = inspect.Parameter("cells", kind, default=CELLS, annotation=count)
+    return takes
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a chain makes of heat. ``scores_KHW`` float32; ``background_HW`` that of the background
+    or None; ``edges``: from which score [K] a pixel is of its strongest class, and from which it is
+    no background, of scores less the background's where it has one; ``open_HW``: pixels that are
+    uncertain whatever their score, or None; ``nothing``: of each class, whether its map is flat."""
+
+    scores_KHW: torch.Tensor
+    background_HW: torch.Tensor | None
+    edges: tuple[torch.Tensor, torch.Tensor]
+    open_HW: torch.Tensor | None
+    nothing: list[bool]
+
+
+def run(
+    steps: Sequence[Step],
+    heat_KPrr: Heat,
+    own: Mapping[str, Any],
+    size: tuple[int, int],
+    image: np.ndarray | None = None,
+) -> Scored:
+    """``steps`` from the stored heat of one image to its ``size`` (H, W). ``own``: the settings
+    power, threshold and band of the masks; ``image``: uint8 [H, W, 3], which refining needs."""
+    heat = torch.from_numpy(np.asarray(heat_KPrr).astype(np.float64))
+    by_place = {place: [s for s in steps if s.place == place] for place in ORDER}
+
+    def call(step: Step, *tensors: torch.Tensor, **given: Any) -> Any:
+        return STEPS[step.place][step.name](*tensors, **given, **step.arguments)
+
+    (spread,), (scaled,), (cut,) = (by_place[place] for place in ONCE)
+    chosen = {"power": own["power"]} if spread.name == "power" else {}
+    maps = call(spread, heat, **chosen)
+    nothing = normalise.flat(maps).tolist()
+    scores = call(scaled, maps).float()
+    behind = by_place["background"]
+    scores = torch.cat([scores, *(call(step, scores)[None] for step in behind)])
+    for step in by_place["refine"]:
+        scores = _refined(step, scores, heat.shape[-1], image)
+    classes = scores[: len(maps)]
+    sure = call(cut, classes, **({"threshold": own["threshold"]} if cut.name == "fixed" else {}))
+    known, open_HW = sure, None
+    large = resize(scores, size)
+    ground = large[-1] if behind else None
+    for step in by_place["uncertain"]:
+        if step.name == "band":
+            sure, known = uncertain.band(sure, own["band"])
+        elif step.name == "posterior":
+            sure, known = call(step, classes)
+        else:
+            level = torch.full(size, float(sure.mean())) if ground is None else ground
+            left = call(step, torch.cat([level[None], large[: len(maps)]]))
+            open_HW = left if open_HW is None else open_HW | left
+    return Scored(large[: len(maps)], ground, (sure, known), open_HW, nothing)
+
+
+def _refined(
+    step: Step, scores_Chw: torch.Tensor, side: int, image: np.ndarray | None
+) -> torch.Tensor:
+    """Scores after a step of refining, at ``cells`` pixels a cell of the heat."""
+    if image is None:
+        raise ValueError(
+            f"steps: {{refine: {step.name}}} follows the edges of the image, which is not there"
+        )
+    arguments = step.arguments
+    grid = (arguments.pop("cells") * side,) * 2
+    picture = torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
+    guide = F.interpolate(picture[None], size=grid, mode="area")[0]
+    if scores_Chw.shape[1:] != grid:
+        scores_Chw = resize(scores_Chw, grid)
+    return STEPS[step.place][step.name](scores_Chw, guide, **arguments)

@@ -1,0 +1,44 @@
+"""Heat on one footing: maps float [K, h, w] of the classes of an image become scores."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+
+FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
+
+
+def flat(maps: torch.Tensor) -> torch.Tensor:
+    """Whether each map [..., h, w] shows nothing: its contrast is at most ``FLAT`` of its peak."""
+    return maps.amax((-2, -1)) - maps.amin((-2, -1)) <= FLAT * maps.abs().amax((-2, -1))
+
+
+def min_max(maps_Khw: torch.Tensor) -> torch.Tensor:
+    """Each class map stretched to [0, 1] (Dataset Diffusion, section on mask generation); a map
+    that is :func:`flat` becomes 0."""
+    low, high = maps_Khw.amin((1, 2), keepdim=True), maps_Khw.amax((1, 2), keepdim=True)
+    nothing = flat(maps_Khw)[:, None, None]
+    return ((maps_Khw - low) / (high - low).masked_fill(nothing, 1)).masked_fill(nothing, 0)
+
+
+def per_pixel(maps_Khw: torch.Tensor) -> torch.Tensor:
+    """Each pixel's share of its attention to all classes, then :func:`min_max` (GoCA, per-pixel
+    rescaling; its sum goes over all content words of a caption, ours over the classes, whose heat
+    is stored). An image of one class has nothing to share, and keeps its map."""
+    if len(maps_Khw) == 1:
+        return min_max(maps_Khw)
+    shown = maps_Khw.masked_fill(flat(maps_Khw)[:, None, None], 0)
+    total = shown.sum(0).clamp(min=torch.finfo(shown.dtype).tiny)
+    return min_max(shown / total)
+
+
+def softmax(
+    maps_Khw: torch.Tensor,
+    temperature: Annotated[float, Gt(0)] = 0.1,
+    background: float = 0.5,
+) -> torch.Tensor:
+    """Probabilities of the classes in a softmax over :func:`min_max` scores and a background of
+    constant score, all divided by ``temperature``."""
+    scores = min_max(maps_Khw)
+    constant = torch.full_like(scores[:1], background)
+    return (torch.cat([constant, scores]) / temperature).softmax(0)[1:]

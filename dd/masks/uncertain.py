@@ -1,0 +1,47 @@
+"""Which pixels are left open (255 in a mask): by edges, the scores from which a pixel is surely of
+its class and from which it is no background, [K] each; or pixel by pixel, bool [H, W], from the
+scores [C, H, W] of the classes and the background."""
+
+from typing import Annotated, TypeAlias
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+
+from dd.masks.thresholds import two_gaussians
+
+Edges: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+
+def band(sure_K: torch.Tensor, width: float) -> Edges:
+    """Within ``width`` below the threshold (Dataset Diffusion, section on mask generation)."""
+    return sure_K, sure_K - width
+
+
+def posterior(
+    scores_Khw: torch.Tensor,
+    sure: Annotated[float, Gt(0), Lt(1)] = 0.7,
+    known: Annotated[float, Gt(0), Lt(1)] = 0.3,
+) -> Edges:
+    """Where the probability of the upper one of two Gaussians
+    (:func:`dd.masks.thresholds.two_gaussians`) lies between ``known`` and ``sure``."""
+    upper = two_gaussians(scores_Khw, sure)
+    return upper, torch.minimum(upper, two_gaussians(scores_Khw, known))
+
+
+def margin(scores_CHW: torch.Tensor, least: Annotated[float, Ge(0)] = 0.1) -> torch.Tensor:
+    """Where the two highest scores lie less than ``least`` apart."""
+    if len(scores_CHW) < 2:
+        return torch.zeros(scores_CHW.shape[1:], dtype=torch.bool)
+    first, second = scores_CHW.topk(2, dim=0).values
+    return first - second < least
+
+
+def entropy(scores_CHW: torch.Tensor, most: Annotated[float, Gt(0), Le(1)] = 0.9) -> torch.Tensor:
+    """Where the entropy of the scores, as shares of their sum, is more than ``most`` of the largest
+    that it can be."""
+    if len(scores_CHW) < 2:
+        return torch.zeros(scores_CHW.shape[1:], dtype=torch.bool)
+    scores = scores_CHW.clamp(min=1e-6)
+    shares = scores / scores.sum(0)
+    bits = -(shares * shares.log()).sum(0) / torch.tensor(float(len(scores))).log()
+    return bits > most
