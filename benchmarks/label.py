@@ -24,14 +24,16 @@ from safetensors.numpy import save_file
 
 from benchmarks.machine import machine, seconds
 from dd.data.datasets import encode_image, encode_mask, stored_heat
+from dd.masks.chain import CHAINS
 from dd.masks.from_heat import MaskSettings
 from dd.masks.normalise import min_max
 from dd.stages.label import label
-from dd.store.provenance import sha256, write_atomic, write_json
+from dd.store.provenance import read_yaml, sha256, write_atomic, write_json
 from dd.store.samples import Sample, append_records, plan_lines, plan_sha256, read_plan
 
 POWERS, SIDE, SIZE = 9, 32, 512
 SETTINGS = MaskSettings()
+REFINED = MaskSettings(steps=read_yaml(CHAINS)["refined, band"])
 
 
 def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]) -> Path:
@@ -41,7 +43,8 @@ def write_set(folder: Path, number: int, classes: int, in_image: tuple[int, ...]
     names = [f"class {i}" for i in range(1, classes + 1)]
     for part in ("heat", "JPEGImages"):
         (folder / part).mkdir(parents=True)
-    picture = encode_image(np.zeros((SIZE, SIZE, 3), np.uint8), ".png")
+    coarse = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)  # patches, as edges to follow
+    picture = encode_image(np.kron(coarse, np.ones((43, 43, 1), np.uint8))[:SIZE, :SIZE], ".png")
     for i in range(number):
         ids = tuple(int(v) for v in 1 + rng.permutation(classes)[: rng.choice(in_image)])
         chosen = tuple(names[v - 1] for v in ids)
@@ -118,14 +121,15 @@ def main():
             for name, what in sets.items()
         }
 
-        def stage(name, workers):
+        def stage(name, workers, settings=SETTINGS):
             shutil.rmtree(folders[name] / "masks", ignore_errors=True)
-            return seconds(lambda: label(folders[name], SETTINGS, "set", workers=workers))
+            return seconds(lambda: label(folders[name], settings, "set", workers=workers))
 
         rows = {
             "naive, 1 thread": lambda: seconds(lambda: naive(folders["few"], Path(root) / "naive")),
             "8 classes, 1 thread": lambda: stage("few", 1),
             f"8 classes, {cores} threads": lambda: stage("few", cores),
+            f"refined, 8 classes, {cores} threads": lambda: stage("few", cores, REFINED),
             f"80 classes, {cores} threads": lambda: stage("many", cores),
             f"80 classes, 8 in each image, {cores} threads": lambda: stage("crowded", cores),
         }

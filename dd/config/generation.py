@@ -256,6 +256,7 @@ def calibrate_arguments(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
         band=cfg.masks.band,
         append=cfg.prompts.append,
         **{key: grid[key] for key in ("power", "threshold", "source")},
+        chains=_chains(grid["chains"]),
     )
     name = f"calibration_{data.root.name}_{data.split}_{given['shots']}_seed{cfg.seed}.yaml"
     return f"{cfg.output_root}/{cfg.name}/{name}", {

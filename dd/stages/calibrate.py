@@ -37,7 +37,8 @@ Shown: TypeAlias = tuple[int, Sample]  # the number of an image among the data
 
 class CalibrationSettings(Settings):
     """``power`` and ``source``: None = all there are. The width of the ``band`` decides nothing
-    here: uncertain pixels are counted as background."""
+    here: uncertain pixels are counted as background. ``chains``: {name: steps} to choose from,
+    None = the paper's."""
 
     noun = "calibrate"
 
@@ -49,6 +50,7 @@ class CalibrationSettings(Settings):
     band: float
     append: bool
     batch_size: Count = 8
+    chains: dict[str, list[dict[str, Any]]] | None = None
 
 
 def calibrate(
@@ -77,7 +79,7 @@ def calibrate(
     for reading in readings:
         generator = make_generator(**reading)
         heat = _read(generator, data, shown, settings)
-        grid = [s for _, s in stored_grid(heat[0], *ranges)[0]]
+        grid = [s for _, s in stored_grid(heat[0], *ranges, settings.chains)[0]]
         for s in grid:  # impossible ones are refused before any count
             check_stored(choose_source(heat[0], s.source, "this reading"), s)
         identity = generator.identity()
@@ -202,4 +204,5 @@ def _cross_validated(counts_FTCU: np.ndarray) -> float | None:
 def _paper(rows: list[dict[str, Any]]) -> float | None:
     """mIoU of the paper's fixed settings in the first reading, if the grid holds them."""
     paper = {k: v for k, v in MaskSettings().identity().items() if k != "band"}
-    return next((row["miou"] for row in rows if {k: row[k] for k in paper} == paper), None)
+    plain = (row for row in rows if "steps" not in row)
+    return next((row["miou"] for row in plain if {k: row[k] for k in paper} == paper), None)

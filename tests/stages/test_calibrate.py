@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from dd import config
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split, write_split
 from dd.evaluation import metrics
+from dd.masks.chain import parse
 from dd.masks.from_heat import READING, MaskSettings, how_read
 from dd.stages.calibrate import CalibrationSettings, calibrate
 from dd.stages.prepare_shapes import prepare_shapes
@@ -446,3 +447,30 @@ def compose_train(root, *overrides):
         return hydra.compose(
             "train", overrides=["experiment=shapes_real", f"data_root={root.parent}", *overrides]
         )
+
+
+def test_labelled_images_choose_among_chains(root, tmp_path):
+    """The exact map is that of power 1: a walk mixes it with noise, and noise refined is noise."""
+    chains = {
+        "paper": [{"propagate": "power"}, {"normalise": "min_max"}, {"threshold": "fixed"}],
+        "refined": [
+            {"propagate": "walk"},
+            {"normalise": "min_max"},
+            {"refine": "pamr", "dilations": [1]},
+            {"threshold": "otsu"},
+        ],
+    }
+    data = SegmentationFolder(root, "train", SHAPES, shots=4)
+    path = tmp_path / "c.yaml"
+    found, _ = choose(data, path, chains=chains)
+    table = read_json(tmp_path / "c.json")["table"]
+    assert len(table) == 2 * 3 + 1  # powers and thresholds, and one that reads neither
+    best = max(table, key=lambda row: row["miou"])
+    assert MaskSettings(**found["masks"]).identity() == found["masks"]
+    assert {k: best[k] for k in found["masks"]} == found["masks"]
+    assert found["masks"]["power"] == 1 and "band" not in found["masks"]
+    assert found["masks"]["steps"] == [step.plain() for step in parse(chains["paper"])]
+    # and the file is taken by masks_from, whatever chain the configuration has
+    cfg = config.compose("generate", [f"masks_from={path}", "masks=refined"])
+    config.masks_from(cfg)
+    assert config.instantiate(cfg.masks) == MaskSettings(**found["masks"])
