@@ -133,6 +133,7 @@ def _banana(u: Array, v: Array, look: Look) -> Drawn:
     off = np.abs(r - middle)
     thick = look.between(0.24, 0.32)
     body = thick * np.clip(1 - (angle / 1.03) ** 2, 0, 1) ** 0.6 - off
+    body = np.minimum(body, 1.05 - np.abs(angle))  # no hairline around the rest of the circle
     stem = np.minimum(look.thin(0.065) - off, np.minimum(1.26 - angle, angle - 0.7))
     tip = np.minimum(look.thin(0.055) - off, np.minimum(1.09 + angle, -angle - 0.7))
     skin = look.one_of((0.96, 0.82, 0.15), (0.93, 0.76, 0.20), (0.78, 0.80, 0.22))
