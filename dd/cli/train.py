@@ -17,7 +17,9 @@ from dd.stages.score import ScoreSettings, score
 from dd.stages.search import Reporting, SearchSettings, search
 from dd.stages.study import Measuring, study
 from dd.stages.train_adapter import train_adapter
+from dd.stages.train_autoencoder import AutoencoderSettings, train_autoencoder
 from dd.stages.train_generator import GeneratorSettings, train_generator
+from dd.stages.train_piece import PieceSettings, train_piece
 from dd.stages.train_segmenter import fill, load_weights, train_segmenter
 from dd.store.locks import Lock
 from dd.store.provenance import read_json
@@ -30,26 +32,41 @@ from dd.training.segmentation import Views
 
 
 def make_generator(cfg: Any) -> None:
-    """The embedded generator."""
+    """The embedded generators: all at once, or part by part."""
     _not_debugged(cfg)
     if cfg.get("generator") is None:
         raise ValueError(
             "stage=generator needs its settings: experiment=shapes_text_to_image or an experiment "
             "of your own"
         )
-    folder, trainer = Path(cfg.output_root, cfg.name), config.trainer_factory(cfg)
+    folder, settings = Path(cfg.output_root, cfg.name), config.plain(cfg.generator)
     config.one_device(cfg, "the embedded generator is trained on one device")
     folder.mkdir(parents=True, exist_ok=True)
+    given: dict[str, Any] = {
+        "folder": folder,
+        "trainer": config.trainer_factory(cfg),
+        "seed": cfg.seed,
+        "trained_with": config.trainer_identity(cfg),
+    }
+    part = settings.get("part")
+    if settings.get("usable"):  # of a training that may be under way
+        state = train_piece(settings=PieceSettings(**settings), init_from=cfg.init_from, **given)
+        print(f"state in {state}")
+        return
     with Lock(folder, hint="Generators of another name are trained beside it"):
-        model = train_generator(
-            folder,
-            trainer,
-            GeneratorSettings(**config.plain(cfg.generator)),
-            num_workers=cfg.num_workers,
-            seed=cfg.seed,
-            init_from=cfg.init_from,
-            trained_with=config.trainer_identity(cfg),
-        )
+        if part == "autoencoder":
+            parts = AutoencoderSettings(**settings)
+            model = train_autoencoder(settings=parts, num_workers=cfg.num_workers, **given)
+        elif part is not None:
+            piece = PieceSettings(**settings)
+            model = train_piece(settings=piece, init_from=cfg.init_from, **given)
+        else:
+            model = train_generator(
+                settings=GeneratorSettings(**settings),
+                num_workers=cfg.num_workers,
+                init_from=cfg.init_from,
+                **given,
+            )
     print(f"generator in {model}")
 
 

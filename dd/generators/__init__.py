@@ -5,10 +5,16 @@ import dd.generators.quiet  # noqa: F401 (before the others)
 from dd.generators.adapter import WEIGHTS, Trainable
 from dd.generators.from_scratch import (
     build_text_and_unet,
+    build_texts_and_transformer,
     build_vae,
+    flow_scheduler,
+    half,
     latent_scale,
+    load_tokenizer,
     load_vae,
+    save_joint_pipeline,
     save_pipeline,
+    standardise_latents,
     train_tokenizer,
     training_scheduler,
 )
@@ -21,10 +27,16 @@ __all__ = [
     "Trainable",
     "WEIGHTS",
     "build_text_and_unet",
+    "build_texts_and_transformer",
     "build_vae",
+    "flow_scheduler",
+    "half",
     "latent_scale",
+    "load_tokenizer",
     "load_vae",
+    "save_joint_pipeline",
     "save_pipeline",
+    "standardise_latents",
     "train_tokenizer",
     "training_scheduler",
 ]

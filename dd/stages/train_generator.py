@@ -2,8 +2,6 @@
 part is kept and skipped."""
 
 import csv
-import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +21,6 @@ from dd.store.provenance import (
     finished_run,
     made_by,
     read_json,
-    read_own,
     sha256,
     write_atomic,
     write_json,
@@ -31,6 +28,7 @@ from dd.store.provenance import (
 from dd.store.samples import Sample, sample_seed
 from dd.store.settings import Settings
 from dd.store.templates import fill
+from dd.training.clock import hardware, seconds, timed
 from dd.training.fitting import fit
 from dd.training.text_to_image import Autoencoder, CaptionedData, TextToImage
 
@@ -112,16 +110,16 @@ def train_generator(
     module = TextToImage(unet, text_encoder, vae, tokenizer, scheduler, seed=seed, **t2i_settings)
     data = CaptionedData(batch_size, num_workers, seed, first=first_scene)
     training = folder / "training"
-    with _timed(folder, "text_to_image"):
+    with timed(folder, "text_to_image"):
         fit(trainer(t2i_steps, training, True), module, data, training / LAST)
     # the averaged weights; the module itself holds the raw ones when a finished training was only
     # opened again
     module.load_state_dict(checkpoints.load(training / LAST)["state_dict"])
     diffusion.save_pipeline(folder / "model", vae, text_encoder, tokenizer, unet, scheduler)
-    seconds = read_own(folder / "seconds.json", {"vae?": float, "text_to_image": float})
+    took = seconds(folder)
     if init_from is None:
-        made = {"part": "VAE", "steps": vae_steps, "batch": vae_batch, "seconds": seconds["vae"]}
-        parts = [{**made, "hardware": _hardware()}]
+        made = {"part": "VAE", "steps": vae_steps, "batch": vae_batch, "seconds": took["vae"]}
+        parts = [{**made, "hardware": hardware()}]
     parts.append(
         {
             "part": "UNet and text encoder",
@@ -129,8 +127,8 @@ def train_generator(
             "batch": batch_size,
             "learning_rate": t2i_settings["learning_rate"],
             "from_scene": first_scene,
-            "seconds": seconds["text_to_image"],
-            "hardware": _hardware(),
+            "seconds": took["text_to_image"],
+            "hardware": hardware(),
         }
     )
     write_json(folder / "model" / "training.json", parts)
@@ -140,12 +138,6 @@ def train_generator(
     record = {"identity": identity, "parts": parts, "weights_sha256": weights}
     write_json(folder / "run.json", {**record, **made_by()})
     return folder / "model"
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores, no GPU"
 
 
 def _train_vae(
@@ -167,28 +159,12 @@ def _train_vae(
         steps, batch_size = how.pop("max_steps"), how.pop("batch_size")
         module, data = Autoencoder(vae, **how), CaptionedData(batch_size, num_workers, seed)
         training = folder / "vae_training"
-        with _timed(folder, "vae"):
+        with timed(folder, "vae"):
             fit(trainer(steps, training, False), module, data, training / LAST)
         vae.register_to_config(scaling_factor=diffusion.latent_scale(vae, _images(256, seed)))
         vae.save_pretrained(folder / "vae.tmp")
         (folder / "vae.tmp").rename(done)
     return diffusion.load_vae(done), tokenizer
-
-
-class _timed:
-    """Adds the seconds of a part to ``seconds.json``; an interrupted part counts with what it
-    used."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self.path, self.part = folder / "seconds.json", part
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        seconds = read_own(self.path, {"*": float}) if self.path.exists() else {}
-        seconds[self.part] = seconds.get(self.part, 0) + time.perf_counter() - self.started
-        write_json(self.path, seconds)
 
 
 def _samples(count: int) -> list[Sample]:

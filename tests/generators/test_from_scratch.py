@@ -48,3 +48,24 @@ def test_the_noise_schedule_is_that_of_stable_diffusion():
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     np.testing.assert_allclose(scheduler.alphas_cumprod, np.cumprod(1 - betas), rtol=1e-4)
     assert scheduler.config.prediction_type == "epsilon"
+
+
+def test_latents_are_standardised_and_pictures_stay():
+    torch.manual_seed(0)
+    vae = diffusion.build_vae(
+        16, block_out_channels=[8, 8], norm_num_groups=4, mid_block_add_attention=False
+    )
+    images = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(images).latent_dist
+        picture = vae.decode(before.mean).sample
+        diffusion.standardise_latents(vae, images)
+        after = vae.encode(images).latent_dist
+        torch.testing.assert_close(vae.decode(after.mean).sample, picture, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(before.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-2)
+    torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(4), rtol=1e-3, atol=0)
+    # the spread of a latent around its mean is scaled like the latents
+    scale = (after.std / before.std).mean((0, 2, 3))
+    torch.testing.assert_close(scale * before.mean.std((0, 2, 3)), torch.ones(4), rtol=1e-2, atol=0)
+    assert (vae.config.scaling_factor, vae.config.shift_factor) == (1.0, 0.0)

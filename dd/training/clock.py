@@ -1,0 +1,39 @@
+"""What a training of several parts took, and on what."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from dd.store.provenance import read_own, write_json
+
+FILE = "seconds.json"
+
+
+def hardware() -> str:
+    """The GPU's name, or how many CPU cores there are."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores, no GPU"
+
+
+def seconds(folder: str | Path) -> dict[str, float]:
+    """Seconds by part."""
+    path = Path(folder, FILE)
+    return read_own(path, {"*": float}) if path.exists() else {}
+
+
+class timed:
+    """Adds the seconds of a part to ``folder``'s; an interrupted part counts with what it used."""
+
+    def __init__(self, folder: str | Path, part: str) -> None:
+        self.folder, self.part = Path(folder), part
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        known = seconds(self.folder)
+        known[self.part] = known.get(self.part, 0) + time.perf_counter() - self.started
+        write_json(self.folder / FILE, known)
