@@ -44,7 +44,7 @@ ADAPTERS = {  # library: the only modules that may import it
     "pyarrow": ["dd.exports.huggingface"],
     "pooch": ["dd.store.downloads"],
     "torchmetrics": ["dd.evaluation.metrics"],
-    "scipy": ["dd.segmenters.mask_loss", "dd.data.sbd_masks", "dd.evaluation.statistics"],
+    "scipy": ["dd.segmenters.mask_loss", "dd.data.sbd_masks", "dd.evaluation.*"],
     "matplotlib": ["dd.report.*"],
     "jinja2": ["dd.report.*", "dd.store.templates"],
 }

@@ -1,4 +1,4 @@
-"""Latents on disk: the same bytes however often the work was interrupted, each scene once a pass."""
+"""Latents on disk: the same bytes however often the work was interrupted, a scene once a turn."""
 
 import numpy as np
 import pytest
