@@ -194,6 +194,8 @@ class Calibrate(Group):
     pool: Several[Count] | None
     reading: Several[str] | None
     read_at: Several[list[Natural]] | None
+    read_draws: Several[Count] | None
+    mirror: Several[bool] | None
 
 
 class Evaluate(Synthetic):

@@ -40,8 +40,10 @@ class GeneratorSettings(Settings):
     the beginning of their names) and heads that are read, None for all of that resolution;
     ``capture_every``: attention is read in one step of so many, from the first on. ``reading``:
     while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
-    timestep of ``read_at`` (of 1,000), or ``both``. ``class_forward``: a second forward at each
-    step with the class prompts, whose words are read then (joint attention). ``head_weights``:
+    timestep of ``read_at`` (of 1,000), or ``both``; ``read_draws``: noises at each of these,
+    ``mirror``: the mirrored image is read too, and the mean of both heats kept. ``class_forward``:
+    a second forward at each step with the class prompts, whose words are read then (joint
+    attention). ``head_weights``:
     heads are weighed at each pixel by their share in the layer's output; ``layer_weights``: the
     name of a layer, layers are weighed by how far they agree with it
     (:mod:`dd.attention.weights`). ``self_layers``: the
@@ -86,6 +88,8 @@ class GeneratorSettings(Settings):
     read_at: Annotated[
         list[Annotated[int, Ge(0), Le(999)]], MinLen(1), Hint("at least one of 0 to 999")
     ] = [100]
+    read_draws: Count = 1
+    mirror: bool = False
     self_layers: list[str] | None = None
     pool: Count = 1
     max_tokens: Count | None = None
@@ -138,6 +142,12 @@ class GeneratorSettings(Settings):
                 "diffusion.head_weights and diffusion.layer_weights read the layers' own "
                 "projections, which diffusion.offload=sequential keeps elsewhere; leave it none "
                 "or model"
+            )
+        if self.reading == "sampling" and (self.mirror or self.read_draws > 1):
+            raise ValueError(
+                f"diffusion.mirror={str(self.mirror).lower()} and diffusion.read_draws="
+                f"{self.read_draws} are of a reading after drawing; with diffusion.reading="
+                "sampling they have no effect. Give reading=after or both, or leave them out"
             )
         if self.capture_every > self.steps:
             raise ValueError(

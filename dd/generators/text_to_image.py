@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -370,6 +371,22 @@ class TextToImage:
 
     @torch.no_grad()
     def _read_after(
+        self, latents: torch.Tensor, samples: Sequence[Sample], images: np.ndarray
+    ) -> list[dict[str, np.ndarray]]:
+        """Heat by source of finished latents; with ``mirror`` the mean with that of the mirrored
+        ``images``, turned back."""
+        heat = self._read_latents(latents, samples)
+        if self.settings.mirror:
+            other = self._read_latents(self._latents(images[:, :, ::-1]), samples)
+            for maps, turned in zip(heat, other, strict=True):
+                for source, own in maps.items():
+                    maps[source] = (own + turned[source][..., ::-1]) / 2
+        if self.settings.reading == "both":
+            return [{AFTER: maps[CLASS_PROMPT]} for maps in heat]
+        return heat
+
+    @torch.no_grad()
+    def _read_latents(
         self, latents: torch.Tensor, samples: Sequence[Sample]
     ) -> list[dict[str, np.ndarray]]:
         """Heat of finished latents by source, at the timesteps of the settings: shown with their
@@ -389,15 +406,14 @@ class TextToImage:
             words = Words(spans, *(family.class_states(text) if apart else (None, None)))
             half = family.half(partial(dict, text), len(samples))
             with AttentionRecorder(self.network, reading, words, half) as recorder:
-                for t in given.read_at:
-                    noise = self._noise([sample_seed(s.seed, "after", t) for s in samples])
+                for t, draw in product(given.read_at, range(given.read_draws)):
+                    which = f"after {draw}" if draw else "after"
+                    noise = self._noise([sample_seed(s.seed, which, t) for s in samples])
                     noised = family.noised(latents, noise.to(latents), t)
                     family.forward(noised.to(self.network.dtype), t, text, self.size)
             for maps, found in zip(heat, self._heat_of(recorder, len(samples)), strict=True):
                 maps |= found
         self.pipe.maybe_free_model_hooks()  # with offload=model the network would stay
-        if given.reading == "both":
-            return [{AFTER: maps[CLASS_PROMPT]} for maps in heat]
         return heat
 
     # ----------------------------------------------------------------------------------- generation
@@ -447,11 +463,11 @@ class TextToImage:
         heat: list[dict[str, np.ndarray]] = [{} for _ in samples] if capture else []
         if drawing:
             heat = self._heat(recorders, number)
+        pixels, finite, constant = eight_bit(made.images, given.truncate)
         if capture and given.reading != "sampling":
-            after = self._read_after(finished[0], samples)
+            after = self._read_after(finished[0], samples, pixels)
             for maps, found in zip(heat, after, strict=True):
                 maps |= found
-        pixels, finite, constant = eight_bit(made.images, given.truncate)
         flagged = getattr(made, "nsfw_content_detected", None)
         return pixels, heat, faults(finite, constant, heat, flagged)
 
@@ -474,14 +490,14 @@ class TextToImage:
                     family.forward(family.noised(latents, noise, t), t, text, self.size)
             heat = self._heat(recorders, len(samples))
         if given.reading != "sampling":
-            for maps, found in zip(heat, self._read_after(latents, samples), strict=True):
+            for maps, found in zip(heat, self._read_after(latents, samples, images), strict=True):
                 maps |= found
         return heat
 
     def _latents(self, images: np.ndarray) -> torch.Tensor:
         """Latents of images uint8 [B, H, W, 3]; in float32 where the VAE overflows in half
         precision."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device)
         upcast = getattr(self.vae.config, "force_upcast", False)
         half = self.vae.dtype == torch.float16 and upcast
         if half:

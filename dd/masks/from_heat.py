@@ -28,6 +28,8 @@ READING: dict[str, Any] = {
     "pool": 1,
     "reading": "sampling",
     "read_at": [100],
+    "read_draws": 1,
+    "mirror": False,
 }
 # Which words attention is read at: those of the class prompt, which is encoded by itself, or in the
 # prompt the image is made from (the full prompt) the appended ones or the caption's own; or those

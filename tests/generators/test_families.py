@@ -448,6 +448,46 @@ def test_images_of_any_origin_are_read(family, build, made, samples):
     assert drawn.tobytes() == made[0].tobytes() and nothing == []
 
 
+def test_the_mirrored_image_is_read_too(build, made, samples):
+    """The mean of the heat of an image and of what is turned back of its mirror's; of one drawn,
+    of its pixels."""
+    plain, model = (
+        build("diffusion.reading=after"),
+        build("diffusion.reading=after", "diffusion.mirror=true"),
+    )
+    images = made[0]
+    found = model.read_real(images, samples, [])
+    one = plain.read_real(images, samples, [])
+    other = plain.read_real(np.ascontiguousarray(images[:, :, ::-1]), samples, [])
+    for maps, a, b in zip(found, one, other, strict=True):
+        expected = (a["class_prompt"] + b["class_prompt"][..., ::-1]) / 2
+        np.testing.assert_allclose(maps["class_prompt"], expected, atol=1e-6, rtol=0)
+        assert np.abs(a["class_prompt"] - b["class_prompt"][..., ::-1]).max() > 1e-5
+    drawn, heat, _ = model.generate(samples)
+    assert drawn.tobytes() == images.tobytes()
+    assert np.abs(heat[0]["class_prompt"] - plain.generate(samples)[1][0]["class_prompt"]).max() > 0
+    with pytest.raises(ValueError, match="mirror=true .*of a reading after drawing"):
+        build("diffusion.reading=sampling", "diffusion.mirror=true")
+
+
+def test_several_noises_are_read_at_a_timestep(build, made, samples):
+    """The first is that of a single one."""
+    one, two = (build("diffusion.reading=after", f"diffusion.read_draws={n}") for n in (1, 2))
+    seen = []
+    noise = two._noise
+    two._noise = lambda seeds: (seen.append(tuple(seeds)), noise(seeds))[1]
+    heat = two.read_real(made[0], samples, [])
+    t = two.settings.read_at[0]
+    assert len(set(seen)) == 2 * len(two.settings.read_at)
+    assert seen[0] == tuple(sample_seed(s.seed, "after", t) for s in samples)
+    assert (
+        np.abs(
+            heat[0]["class_prompt"] - one.read_real(made[0], samples, [])[0]["class_prompt"]
+        ).max()
+        > 0
+    )
+
+
 def test_the_class_prompt_can_be_shown_at_each_step(family, build, samples, made):
     """In a second forward, which is that of its text at the same latents and changes nothing."""
     if family in APART:

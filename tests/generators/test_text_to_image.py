@@ -474,6 +474,10 @@ def test_options_that_came_later_are_named_only_where_they_are_used(folder, sett
     later = {
         "reading",
         "read_at",
+        "read_draws",
+        "mirror",
+        "head_weights",
+        "layer_weights",
         "class_forward",
         "self_layers",
         "pool",
@@ -483,7 +487,8 @@ def test_options_that_came_later_are_named_only_where_they_are_used(folder, sett
     }
     assert later <= set(type(model.settings).model_fields)
     assert not later & model.identity().keys()
-    used = {"reading": "both", "read_at": [50, 300], "pool": 2, "self_layers": ["up_blocks"]}
+    used = {"reading": "both", "read_at": [50, 300], "read_draws": 2, "mirror": True}
+    used |= {"pool": 2, "self_layers": ["up_blocks"], "head_weights": True}
     other = TextToImage(model=str(folder), **settings, full_prompt=True, **used).identity()
     assert other == {**model.identity(), **used}
 
