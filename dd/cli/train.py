@@ -56,6 +56,7 @@ def make_generator(cfg: Any) -> None:
     with Lock(folder, hint="Generators of another name are trained beside it"):
         if part == "autoencoder":
             parts = AutoencoderSettings(**settings)
+            given["init_from"] = cfg.init_from
             model = train_autoencoder(settings=parts, num_workers=cfg.num_workers, **given)
         elif part is not None:
             piece = PieceSettings(**settings)

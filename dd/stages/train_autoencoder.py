@@ -12,7 +12,15 @@ from dd.data.datasets import encode_image
 from dd.embedded.scenes import scene
 from dd.report.pictures import contact_sheet
 from dd.store import checkpoints
-from dd.store.provenance import SETTINGS, finished_run, made_by, sha256, write_atomic, write_json
+from dd.store.provenance import (
+    SETTINGS,
+    finished_run,
+    made_by,
+    read_json,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from dd.store.settings import Settings
 from dd.training.clock import hardware, seconds, timed
 from dd.training.fitting import fit
@@ -39,17 +47,25 @@ def train_autoencoder(
     settings: AutoencoderSettings,
     num_workers: int,
     seed: int,
+    init_from: str | Path | None = None,
     trained_with: dict[str, Any] | None = None,
 ) -> Path:
     """Writes ``folder/tokenizer``, ``folder/vae`` (float16, its latents standardised) and
     ``reconstructions.png``: scenes of ``tune`` above what the VAE makes of them.
 
-    ``trainer`` and ``trained_with`` as in :func:`dd.stages.train_generator.train_generator`. An
-    interrupted training goes on from its last checkpoint; a folder made with other settings is
+    ``trainer`` and ``trained_with`` as in :func:`dd.stages.train_generator.train_generator`.
+    ``init_from``: such a folder, whose VAE is trained further on new scenes, with an optimiser that
+    begins anew. An interrupted training goes on from its last checkpoint; a folder made with other settings is
     refused. ``run.json``, with the error in grey levels, is written last.
     """
     folder, models, how = Path(folder), settings.models, dict(settings.autoencoder)
-    identity = {**dict(settings), "seed": seed, "trainer": trained_with}
+    before = [] if init_from is None else read_json(Path(init_from, "run.json"))["parts"]
+    identity = {
+        **dict(settings),
+        "seed": seed,
+        "trainer": trained_with,
+        **({"init_from_sha256": sha256(Path(init_from, WEIGHTS))} if init_from else {}),
+    }
     if finished_run(folder, identity) is not None:
         return folder
     write_json(folder / SETTINGS, {"identity": identity})
@@ -57,15 +73,19 @@ def train_autoencoder(
     length = models["max_length"]
     diffusion.train_tokenizer(texts, models["tokenizer_merges"], folder / "tokenizer", length)
     torch.manual_seed(seed)
-    vae = diffusion.build_vae(**models["vae"])
     steps, batch_size = how.pop("max_steps"), how.pop("batch_size")
+    first = sum(part["steps"] * part["batch"] for part in before)
+    if init_from is None:
+        vae = diffusion.build_vae(**models["vae"])
+    else:
+        vae = diffusion.load_vae(Path(init_from, "vae")).float().train()
     module = Autoencoder(vae, **how)
-    data = CaptionedData(batch_size, num_workers, seed, scene=scene)
+    data = CaptionedData(batch_size, num_workers, seed, first, scene)
     with timed(folder, "vae"):
         fit(trainer(steps, folder / "training", False), module, data, folder / LAST)
     module.load_state_dict(checkpoints.load(folder / LAST)["state_dict"])
     vae.eval()
-    some = CaptionedScenes(STANDARD, seed, steps * batch_size, scene)  # new to the VAE
+    some = CaptionedScenes(STANDARD, seed, first + steps * batch_size, scene)  # new to the VAE
     diffusion.standardise_latents(vae, torch.stack([some[i][0] for i in range(STANDARD)]))
     diffusion.half(vae).save_pretrained(folder / "vae")
     error = _reconstruct(folder)
@@ -78,7 +98,8 @@ def train_autoencoder(
         "hardware": hardware(),
     }
     weights = {str(WEIGHTS): sha256(folder / WEIGHTS)}
-    record = {"identity": identity, "parts": [part], "weights_sha256": weights, **made_by()}
+    parts = [*before, part]
+    record = {"identity": identity, "parts": parts, "weights_sha256": weights, **made_by()}
     write_json(folder / "run.json", record)
     return folder
 

@@ -269,3 +269,34 @@ def test_the_autoencoder_says_how_well_it_does(home):
     assert (home / "reconstructions.png").is_file()
     config = read_json(home / "vae/config.json")
     assert (config["scaling_factor"], config["shift_factor"]) == (1.0, 0.0)
+
+
+def test_the_autoencoder_is_trained_further_on_new_scenes(home, make_trainer, tmp_path):
+    settings = first_stage.AutoencoderSettings(
+        part="autoencoder",
+        models={"tokenizer_merges": 40, "max_length": 40, "vae": VAE},
+        autoencoder={"max_steps": 3, "batch_size": 2, "crop": 32, "edge_weight": 1.0},
+    )
+    seen, draw = [], first_stage.scene
+
+    def scene(domain, split, index, seed=0):
+        seen.append((split, index))
+        return draw(domain, split, index, seed)
+
+    def trainer(max_steps, root, average):
+        return make_trainer(root, max_steps, [LastCheckpoint(str(root / "checkpoints"), 1)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(first_stage, "scene", scene)
+        again = first_stage.train_autoencoder(
+            tmp_path / "more", trainer, settings, 0, 0, init_from=home
+        )
+    run = read_json(again / "run.json")
+    assert [part["steps"] for part in run["parts"]] == [2, 3]
+    trained = [i for split, i in seen if split == "generator"][-(3 * 2 + 4) :]
+    assert min(trained) == 2 * 2 and max(trained) == 2 * 2 + 3 * 2 + 4 - 1
+    files = [folder / first_stage.WEIGHTS for folder in (home, again)]
+    assert sha256(files[0]) != sha256(files[1])
+    assert run["identity"]["init_from_sha256"] == sha256(files[0])
+    words = [(folder / "tokenizer" / "vocab.json").read_bytes() for folder in (home, again)]
+    assert words[0] == words[1]
