@@ -55,8 +55,8 @@ def train_autoencoder(
 
     ``trainer`` and ``trained_with`` as in :func:`dd.stages.train_generator.train_generator`.
     ``init_from``: such a folder, whose VAE is trained further on new scenes, with an optimiser that
-    begins anew. An interrupted training goes on from its last checkpoint; a folder made with other settings is
-    refused. ``run.json``, with the error in grey levels, is written last.
+    begins anew. An interrupted training goes on from its last checkpoint; a folder made with other
+    settings is refused. ``run.json``, with the error in grey levels, is written last.
     """
     folder, models, how = Path(folder), settings.models, dict(settings.autoencoder)
     before = [] if init_from is None else read_json(Path(init_from, "run.json"))["parts"]
