@@ -1,6 +1,7 @@
 """The attention of a generator, recorded while it draws or in one forward: running means over
 heads, sites and steps. Shape letters as in :mod:`dd.attention.maths`."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
@@ -32,7 +33,9 @@ class Reading:
     ``as_operator``: it is kept as the queries and keys of what was read and applied to maps, for
     one forward; else as the mean matrix. ``head_weights``: the heads of a cross site are weighed at
     each pixel by their share in its output; ``reference``: the cross sites of a call are weighed by
-    how far they agree with this one (:mod:`dd.attention.weights`); else plain means."""
+    how far they agree with this one (:mod:`dd.attention.weights`); else plain means. ``apart``:
+    sides of ``cross`` sites whose maps are kept for themselves too, under ``<source>@<side>``; the
+    source itself is that of the first site's side."""
 
     layout: Layout
     cross: Sequence[Site]
@@ -43,6 +46,7 @@ class Reading:
     as_operator: bool = False
     head_weights: bool = False
     reference: Site | None = None
+    apart: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         heads, chosen = min((s.heads for s in self.cross), default=0), self.cross_heads
@@ -58,9 +62,14 @@ class Reading:
         return self.head_weights or self.reference is not None
 
     @property
+    def cross_side(self) -> int:
+        """Of the attention to words."""
+        return self.cross[0].side
+
+    @property
     def side(self) -> int:
         """That of the heat; where attention among pixels has no matrix, of that to words."""
-        return self.self[0].side // self.pool if self.self else self.cross[0].side
+        return self.self[0].side // self.pool if self.self else self.cross_side
 
 
 @dataclass(frozen=True)
@@ -168,8 +177,12 @@ class AttentionRecorder:
         elif layout.joint:
             self._add_words(self._heads(words))
         else:
+            side = math.isqrt(q.shape[2])
             for source, text in self._texts(name, words).items():
-                self._hold(source, self._heads(text))
+                self._hold(self._kept_as(source, side), self._heads(text))
+
+    def _kept_as(self, source: str, side: int) -> str:
+        return source if side == self.reading.cross_side else f"{source}@{side}"
 
     def _texts(self, name: str, a: Attended) -> dict[str, Attended]:
         """Attention to text that stands apart, by the text: that of the class prompts by their own
@@ -213,7 +226,7 @@ class AttentionRecorder:
             return
         if self._features is None:
             raise ValueError("diffusion.layer_weights: the reference layer was not seen in a call")
-        alike = weights.reference(self._features, self.reading.cross[0].side)
+        alike = weights.reference(self._features, self.reading.cross_side)
         agree = torch.stack([weights.layer_weight(output, alike) for _, output in self._waiting])
         agree_LB = torch.where(agree.sum(0) > 0, agree, 1.0)
         for (found, _), agree_B in zip(self._waiting, agree_LB, strict=True):
@@ -326,7 +339,12 @@ class AttentionRecorder:
             maps_KN = self.mean("words", i)[:, : sum(sizes)].T
             return dict(zip(spans, maps_KN.split(sizes), strict=True))
         texts = {s: CLASS_PROMPT if s == CLASS_PROMPT else "full_prompt" for s in spans}
-        return {s: attention.class_maps(self.mean(text, i), spans[s]) for s, text in texts.items()}
+        found = {s: attention.class_maps(self.mean(text, i), spans[s]) for s, text in texts.items()}
+        for side in self.reading.apart:
+            for source, text in texts.items():
+                mean = self.mean(self._kept_as(text, side), i)
+                found[f"{source}@{side}"] = attention.class_maps(mean, spans[source])
+        return found
 
     def spread(self, i: int) -> torch.Tensor | attention.Spread:
         """The mean image-image attention of sample ``i``, as a matrix [M, M] or as what it does to

@@ -128,7 +128,7 @@ def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
     chosen = MaskSettings(**masks)
     typed = chosen.identity().keys() == masks.keys() and all(
-        v is None or type(v) is int or (type(v) is str and re.fullmatch(r"[\w.]+", v))
+        v is None or type(v) in (int, bool) or (type(v) is str and re.fullmatch(r"[\w.]+", v))
         for v in values
     )
     if not typed or not reading.keys() <= set(READING):

@@ -38,6 +38,8 @@ class GeneratorSettings(Settings):
     class words behind the caption; ``caption``, the caption's own; True, both, or the caption's own
     where none are appended. ``cross_layers`` and ``cross_heads``: the cross-attention layers (by
     the beginning of their names) and heads that are read, None for all of that resolution;
+    ``cross_groups``: further sides of cross-attention whose heat is kept for itself (``weight`` of
+    the mask steps, :mod:`dd.masks.chain`).
     ``capture_every``: attention is read in one step of so many, from the first on. ``reading``:
     while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
     timestep of ``read_at`` (of 1,000), or ``both``; ``read_draws``: noises at each of these,
@@ -82,6 +84,7 @@ class GeneratorSettings(Settings):
     compile: bool = False
     cross_layers: list[str] | None = None
     cross_heads: list[int] | None = None
+    cross_groups: Annotated[list[Count] | None, MinLen(1)] = None
     capture_every: Count = 1
     truncate: bool = False
     reading: Literal["sampling", "after", "both"] = "sampling"
@@ -136,6 +139,11 @@ class GeneratorSettings(Settings):
             raise ValueError(
                 "diffusion.head_weights and diffusion.layer_weights weigh all heads; leave "
                 f"diffusion.cross_heads={list(self.cross_heads)} null"
+            )
+        if weighed and self.cross_groups is not None:
+            raise ValueError(
+                "diffusion.head_weights and diffusion.layer_weights weigh the layers of one side; "
+                f"leave diffusion.cross_groups={list(self.cross_groups)} null"
             )
         if weighed and self.offload == "sequential":
             raise ValueError(

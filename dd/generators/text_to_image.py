@@ -153,6 +153,7 @@ class TextToImage:
             side = choose_side(kind, wanted, sides, latent)
             chosen[kind] = choose_sites(kind, self.sites, side, layers)
         self.cross_resolution = chosen["cross"][0].side
+        groups = self._groups(chosen["cross"], latent)
         self.self_resolution = (chosen["self"] or chosen["cross"])[0].side
         if self.self_resolution % given.pool:
             raise ValueError(
@@ -161,13 +162,14 @@ class TextToImage:
             )
         self.reading = Reading(
             layout,
-            chosen["cross"],
+            [*chosen["cross"], *(site for site in groups if site not in chosen["cross"])],
             chosen["self"],
             given.cross_heads,
             given.capture_every,
             given.pool,
             head_weights=given.head_weights,
             reference=self._reference(),
+            apart=tuple(given.cross_groups or ()),
         )
         if self.reading.weighed:
             for site in chosen["cross"]:
@@ -176,6 +178,24 @@ class TextToImage:
         first = next(s.name for s in self.sites if s.kind in ("cross", "joint"))
         check_layout(self.network, layout, first, forward, 1, family.refined)
         self.pipe.maybe_free_model_hooks()
+
+    def _groups(self, main: Sequence[Site], latent: int) -> list[Site]:
+        """The layers of further sides whose heat is kept for itself. ValueError for a side that
+        the model does not have, and for joint attention, which has one."""
+        given = self.settings
+        if given.cross_groups is None:
+            return []
+        if self.layout.joint:
+            raise ValueError(
+                f"diffusion.cross_groups={list(given.cross_groups)}: a {self.checkpoint.pipeline} "
+                f"attends at one side, {main[0].side}; leave it null"
+            )
+        sides = {s.side for s in self.sites if s.kind == "cross"}
+        found: list[Site] = []
+        for side in given.cross_groups:
+            choose_side("cross", side, sides, latent)
+            found += choose_sites("cross", self.sites, side, None)
+        return found
 
     def _check_without_powers(self) -> None:
         """ValueError for what asks for a matrix of linear attention among the pixels."""
@@ -320,6 +340,8 @@ class TextToImage:
                 spans |= self._drawn_spans(sample)
         elif reading == "both":
             spans[AFTER] = self._class_spans(sample)
+        for side in self.reading.apart:
+            spans |= {f"{s}@{side}": rows for s, rows in spans.items() if "@" not in s}
         return spans
 
     # ------------------------------------------------------------------------------------ attention
@@ -382,7 +404,10 @@ class TextToImage:
                 for source, own in maps.items():
                     maps[source] = (own + turned[source][..., ::-1]) / 2
         if self.settings.reading == "both":
-            return [{AFTER: maps[CLASS_PROMPT]} for maps in heat]
+            return [
+                {key.replace(CLASS_PROMPT, AFTER): own for key, own in maps.items()}
+                for maps in heat
+            ]
         return heat
 
     @torch.no_grad()

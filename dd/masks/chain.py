@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 
-from dd.masks import background, normalise, propagate, refine, thresholds, uncertain
+from dd.masks import background, normalise, propagate, refine, thresholds, uncertain, weigh
 from dd.masks.resize import resize
 from dd.store.settings import check_kind, shown
 
@@ -45,6 +45,7 @@ def by_background(scores_Khw: torch.Tensor) -> torch.Tensor:
 
 # places in the order in which a chain takes them
 STEPS: dict[str, dict[str, Function]] = {
+    "weight": {"by_side": weigh.by_side},
     "propagate": {
         "power": propagate.power,
         "walk": propagate.walk,
@@ -68,6 +69,7 @@ STEPS: dict[str, dict[str, Function]] = {
         "posterior": uncertain.posterior,
         "margin": uncertain.margin,
         "entropy": uncertain.entropy,
+        "disagreement": uncertain.disagreement,
     },
 }
 ORDER = tuple(STEPS)
@@ -75,7 +77,10 @@ CHAINS = Path(__file__).with_name("chains.yaml")  # those that are compared
 ONCE = ("propagate", "normalise", "threshold")  # exactly
 EDGES = ("band", "posterior")
 # arguments that a chain gives by itself: tensors, and the settings of the paper's chain
-TENSORS = ("heat_KPrr", "maps_Khw", "scores_Khw", "scores_Chw", "scores_CHW", "image_3hw", "sure_K")
+TENSORS = {
+    *("heats_GKPrr", "heat_KPrr", "maps_Khw", "scores_Khw", "scores_Chw", "scores_CHW"),
+    *("scores_KHW", "others_KHW", "image_3hw", "sure_K"),
+}
 OWN = {"power": "power", "fixed": "threshold", "band": "band"}  # {step: of the mask settings}
 CELLS = 4  # scores are refined at so many pixels a cell of the heat, a side
 
@@ -114,8 +119,9 @@ def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
                 f"steps: {places.count(place)} of {place}; a chain has one of "
                 f"{', '.join(STEPS[place])}"
             )
-    if places.count("background") > 1:
-        raise ValueError("steps: more than one of background; a chain has one at most")
+    for place in ("weight", "background"):
+        if places.count(place) > 1:
+            raise ValueError(f"steps: more than one of {place}; a chain has one at most")
     if (Step("threshold", "background") in found) != ("background" in places):
         raise ValueError(
             "steps: {threshold: background} and {background: inverse} go together; one of them is "
@@ -164,9 +170,12 @@ def _arguments(place: str, name: str) -> dict[str, inspect.Parameter]:
     given = {*TENSORS, *([] if name not in OWN else ["power", "threshold", "width"])}
     signature = inspect.signature(STEPS[place][name]).parameters
     takes = {key: parameter for key, parameter in signature.items() if key not in given}
+    kind = inspect.Parameter.KEYWORD_ONLY
     if place == "refine":
-        kind, count = inspect.Parameter.KEYWORD_ONLY, Annotated[int, Ge(1)]
+        count = Annotated[int, Ge(1)]
         takes["cells"] = inspect.Parameter("cells", kind, default=CELLS, annotation=count)
+    if name == "disagreement":
+        takes["other"] = inspect.Parameter("other", kind, default="after", annotation=str)
     return takes
 
 
@@ -184,16 +193,30 @@ class Scored:
     nothing: list[bool]
 
 
+def sources(steps: Sequence[Step], source: str) -> list[str]:
+    """The sources of heat that a chain reads, its own first."""
+    own, more = [source], []
+    for step in steps:
+        if step.place == "weight":
+            own = [f"{source}@{side}" for side in step.arguments["sides"]]
+        if step.name == "disagreement":
+            more.append(step.arguments["other"])
+    return [*own, *more]
+
+
 def run(
     steps: Sequence[Step],
-    heat_KPrr: Heat,
+    heats: Mapping[str, Heat],
     own: Mapping[str, Any],
     size: tuple[int, int],
     image: np.ndarray | None = None,
 ) -> Scored:
-    """``steps`` from the stored heat of one image to its ``size`` (H, W). ``own``: the settings
-    power, threshold and band of the masks; ``image``: uint8 [H, W, 3], which refining needs."""
-    heat = torch.from_numpy(np.asarray(heat_KPrr).astype(np.float64))
+    """``steps`` from the stored heat of one image, by source, to its ``size`` (H, W). ``own``: the
+    settings power, threshold, band and source of the masks; ``image``: uint8 [H, W, 3], which
+    refining needs."""
+    names = sources(steps, own["source"])
+    stored = {n: torch.from_numpy(np.asarray(heats[n]).astype(np.float64)) for n in names}
+    heat = stored[names[0]]
     by_place = {place: [s for s in steps if s.place == place] for place in ORDER}
 
     def call(step: Step, *tensors: torch.Tensor, **given: Any) -> Any:
@@ -201,9 +224,11 @@ def run(
 
     (spread,), (scaled,), (cut,) = (by_place[place] for place in ONCE)
     chosen = {"power": own["power"]} if spread.name == "power" else {}
+    for step in by_place["weight"]:
+        heat = STEPS["weight"][step.name]([stored[n] for n in names], **step.arguments)
     maps = call(spread, heat, **chosen)
     nothing = normalise.flat(maps).tolist()
-    scores = call(scaled, maps).float()
+    scores = plain = call(scaled, maps).float()
     behind = by_place["background"]
     scores = torch.cat([scores, *(call(step, scores)[None] for step in behind)])
     for step in by_place["refine"]:
@@ -218,6 +243,11 @@ def run(
             sure, known = uncertain.band(sure, own["band"])
         elif step.name == "posterior":
             sure, known = call(step, classes)
+        elif step.name == "disagreement":
+            given = step.arguments
+            other = call(scaled, call(spread, stored[given.pop("other")], **chosen)).float()
+            left = uncertain.disagreement(resize(plain, size), resize(other, size), **given)
+            open_HW = left if open_HW is None else open_HW | left
         else:
             level = torch.full(size, float(sure.mean())) if ground is None else ground
             left = call(step, torch.cat([level[None], large[: len(maps)]]))

@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, model_validator
 
-from dd.masks.chain import OWN, Heat, Scored, Step, parse, run
+from dd.masks.chain import OWN, Heat, Scored, Step, parse, run, sources
 from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 
@@ -46,6 +46,7 @@ PAPER = parse(
         {"uncertain": "band"},
     ]
 )
+Stored: TypeAlias = Heat | Mapping[str, Heat]  # of one source, or by source
 Steps = Annotated[tuple[Step, ...], BeforeValidator(parse)]
 
 
@@ -80,6 +81,11 @@ class MaskSettings(Settings):
                 f"masks.band={self.band}: expected less than masks.threshold={self.threshold}"
             )
         return self
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources of heat that are read."""
+        return sources(self.steps, self.source)
 
     @property
     def one_power(self) -> bool:
@@ -122,9 +128,19 @@ class MaskSettings(Settings):
         return {key: value for key, value in known.items() if key not in unread}
 
 
-def check_stored(heat_KPrr: Heat, settings: MaskSettings) -> None:
+def check_stored(heat: Stored, settings: MaskSettings) -> None:
     """ValueError for settings that want what is not stored."""
-    powers = np.asarray(heat_KPrr).shape[1]
+    if isinstance(heat, Mapping):
+        missing = [name for name in settings.sources if name not in heat]
+        if missing:
+            groups = sorted({int(name.partition("@")[2]) for name in missing if "@" in name})
+            how = f"diffusion.cross_groups={groups}" if groups else "diffusion.reading=both"
+            raise ValueError(
+                f"masks.steps: {', '.join(missing)} is not stored in this data set: it holds "
+                f"{', '.join(heat)}. Draw it again, or read it again (stage=read), with {how}"
+            )
+    first = heat[settings.sources[0]] if isinstance(heat, Mapping) else heat
+    powers = np.asarray(first).shape[1]
     if settings.one_power and settings.power >= powers:
         raise ValueError(
             f"masks.power={settings.power} is not stored in this data set: it holds powers 0 to "
@@ -133,16 +149,21 @@ def check_stored(heat_KPrr: Heat, settings: MaskSettings) -> None:
 
 
 def scored(
-    heat_KPrr: Heat,
+    heat: Stored,
     settings: MaskSettings,
     size: tuple[int, int],
     image: np.ndarray | None = None,
 ) -> Scored:
-    """Scores of an image at its ``size`` (H, W), by the settings' chain; ``image`` uint8
-    [H, W, 3], needed where they are ``refined``."""
-    check_stored(heat_KPrr, settings)
-    own = {"power": settings.power, "threshold": settings.threshold, "band": settings.band}
-    return run(settings.steps, heat_KPrr, own, size, image)
+    """Scores of an image at its ``size`` (H, W), by the settings' chain. ``heat``: by source, or
+    that of the settings' own source; ``image`` uint8 [H, W, 3], needed where they are
+    ``refined``."""
+    check_stored(heat, settings)
+    keys = ("power", "threshold", "band", "source")
+    own = {key: getattr(settings, key) for key in keys}
+    by_source: dict[str, Heat] = {settings.source: heat}
+    if isinstance(heat, Mapping):
+        by_source = dict(heat)
+    return run(settings.steps, by_source, own, size, image)
 
 
 def strongest(maps_KHW: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,14 +196,14 @@ def decide(found: Scored, class_ids: Sequence[int]) -> np.ndarray:
 
 
 def to_mask(
-    heat_KPrr: Heat,
+    heat: Stored,
     class_ids: Sequence[int],
     size: tuple[int, int],
     settings: MaskSettings,
     image: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Mask uint8 [H, W] of the heat of one source (:func:`scored`, :func:`decide`)."""
-    return decide(scored(heat_KPrr, settings, size, image), class_ids)
+    """Mask uint8 [H, W] of heat (:func:`scored`, :func:`decide`)."""
+    return decide(scored(heat, settings, size, image), class_ids)
 
 
 def settings_grid(
@@ -268,7 +289,8 @@ def stored_grid(
     paper's chain alone."""
     stored = range(next(iter(heat.values())).shape[1])
     powers = list(stored if power is None else power)
-    sources = list(heat if source is None else source)
+    stored_sources = [name for name in heat if "@" not in name]
+    sources = list(stored_sources if source is None else source)
     return chain_grid(chains or {"paper": PAPER}, powers, threshold, band, sources)
 
 
@@ -298,10 +320,10 @@ def count_grid(
         if s.on_edges:
             by_scores.setdefault(s.model_copy(update=APPLIED), []).append(i)
         else:
-            mask = to_mask(heat[s.source], class_ids, (height, width), s, image)
+            mask = to_mask(heat, class_ids, (height, width), s, image)
             counts[i] = count_mask(reference_HW, mask, num_classes)
     for first, chosen in by_scores.items():
-        maps_KHW = scored(heat[first.source], first, (height, width), image).scores_KHW
+        maps_KHW = scored(heat, first, (height, width), image).scores_KHW
         best_HW, which_HW = strongest(maps_KHW, range(len(class_ids)))
         sure_known = zip(*(settings[i].edges for i in chosen), strict=True)
         values = np.array([*sure_known], np.float32)  # as torch compares them

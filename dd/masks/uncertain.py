@@ -36,6 +36,15 @@ def margin(scores_CHW: torch.Tensor, least: Annotated[float, Ge(0)] = 0.1) -> to
     return first - second < least
 
 
+def disagreement(
+    scores_KHW: torch.Tensor,
+    others_KHW: torch.Tensor,
+    most: Annotated[float, Gt(0), Le(1)] = 0.2,
+) -> torch.Tensor:
+    """Where the standard deviation of two readings' scores is more than ``most`` for a class."""
+    return ((scores_KHW - others_KHW).abs() / 2 > most).any(0)
+
+
 def entropy(scores_CHW: torch.Tensor, most: Annotated[float, Gt(0), Le(1)] = 0.9) -> torch.Tensor:
     """Where the entropy of the scores, as shares of their sum, is more than ``most`` of the largest
     that it can be."""

@@ -81,7 +81,8 @@ def calibrate(
         heat = _read(generator, data, shown, settings)
         grid = [s for _, s in stored_grid(heat[0], *ranges, settings.chains)[0]]
         for s in grid:  # impossible ones are refused before any count
-            check_stored(choose_source(heat[0], s.source, "this reading"), s)
+            choose_source(heat[0], s.source, "this reading")
+            check_stored(heat[0], s)
         identity = generator.identity()
         tried += [(how_read(identity), s) for s in grid]
         counts.append(_count(heat, data, shown, grid))

@@ -50,7 +50,8 @@ TEMPLATE = Path(__file__).parent / "templates" / "data_card.md.j2"
 DEFAULT_SET = "SegmentationClass"
 TOGETHER = 1024  # masks that wait for a thread
 Result = TypeVar("Result")
-Heat: TypeAlias = Callable[[Sample], np.ndarray]  # [K, P, r, r] of a sample
+Maps: TypeAlias = dict[str, np.ndarray]  # [K, P, r, r] by source
+Heat: TypeAlias = Callable[[Sample], Maps]
 
 
 def read_heat(
@@ -62,6 +63,17 @@ def read_heat(
     """Stored heat float64 [classes, powers, r, r] of a sample, of one source and reading
     (:func:`dd.data.datasets.heat_root`)."""
     return choose_source(stored_heat(folder, sample.id, reading), source, folder)
+
+
+def read_sources(
+    folder: str | Path, settings: MaskSettings, reading: str | None, sample: Sample
+) -> Maps:
+    """Stored heat of a sample by source, of those that ``settings`` read."""
+    stored = stored_heat(folder, sample.id, reading)
+    if settings.source in settings.sources:
+        choose_source(stored, settings.source, folder)
+    check_stored(stored, settings)
+    return {name: stored[name] for name in settings.sources}
 
 
 def label(
@@ -109,7 +121,7 @@ def label(
     )
     chosen = merged(run.get("chosen_on"), read.get("chosen_on"), chosen_on)
     done = target / "masks.json"
-    heat = partial(read_heat, folder, source=settings.source, reading=reading)
+    heat = partial(read_sources, folder, settings, reading)
     if done.exists():
         there = read_own(done, MASKS)
         if not differences(there["identity"], identity):
@@ -117,7 +129,7 @@ def label(
                 _record(folder, target, {**there, "chosen_on": chosen}, plan, settings, heat)
             return target
         # impossible settings touch nothing
-        check_stored(heat(plan[0]), settings)
+        heat(plan[0])
         done.unlink()
     sweep(target)
     beside = {"absent": absent["classes"]} if absent else {}
@@ -207,7 +219,7 @@ def _threaded(
 
 
 def _mask(
-    heat_KPrr: np.ndarray,
+    heat: Maps,
     sample: Sample,
     absent: Collection[str],
     size: tuple[int, ...],
@@ -218,7 +230,8 @@ def _mask(
     drawn = [k for k, name in enumerate(sample.classes) if name not in absent]
     if not drawn:
         return np.zeros(size, np.uint8), []
-    found = scored(heat_KPrr[drawn], settings, (size[0], size[1]), image)
+    own = {source: maps[drawn] for source, maps in heat.items()}
+    found = scored(own, settings, (size[0], size[1]), image)
     mask = decide(found, [sample.class_ids[k] for k in drawn])
     gone = zip(drawn, found.nothing, strict=True)
     return mask, [sample.classes[k] for k, nothing in gone if nothing]
@@ -285,7 +298,7 @@ def _write_card(
 def _row(folder: Path, sample: Sample, settings: MaskSettings, heat: Heat) -> list[np.ndarray]:
     """An image, the heat of its first class, its mask, and the mask over the image."""
     image, palette = read_image(synthetic_image(folder, sample.id)), voc_palette()
-    maps = heat(sample)
+    maps = heat(sample)[settings.sources[0]]
     mask = read_mask(folder / DEFAULT_SET / f"{sample.id}.png")
     strongest = maps[0, min(settings.power, maps.shape[1] - 1) if settings.one_power else 0]
     seen = coloured_heat(image, strongest)

@@ -53,7 +53,7 @@ def score(heat: list[Read], data: SegmentationFolder, settings: MaskSettings) ->
     for i, (sample, maps) in enumerate(heat):
         image, truth = data[i]
         height, width = truth.shape
-        mask = to_mask(maps[settings.source], sample.class_ids, (height, width), certain, image)
+        mask = to_mask(maps, sample.class_ids, (height, width), certain, image)
         pair = (torch.from_numpy(m.astype(np.int64))[None] for m in (mask, truth))
         confusion.update(*pair)
     return confusion.compute()

@@ -108,7 +108,8 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     named, left_out = stored_grid(first, *ranges, settings.chains)
     grid = [s for _, s in named]
     for s in grid:  # impossible ones are refused before any work
-        check_stored(choose_source(first, s.source, folder), s)
+        choose_source(first, s.source, folder)
+        check_stored(first, s)
     run = read_own(folder / "run.json", RUN)["identity"]
     generator = heat_generator(folder, settings.heat)
     identity = {
@@ -243,8 +244,7 @@ def compare_chains(
             for n, (sample, heat, truth, image) in enumerate(seen.images(samples, True)):
                 for name, chosen in chains.items():
                     started = time.perf_counter()
-                    own = heat[chosen.source]
-                    mask = to_mask(own, sample.class_ids, truth.shape, chosen, image)
+                    mask = to_mask(heat, sample.class_ids, truth.shape, chosen, image)
                     seconds[name] += time.perf_counter() - started
                     counts[name][n] = count_mask(truth, mask, classes)
                     outlines[name] += boundary_counts(mask, truth, classes)
@@ -362,7 +362,7 @@ def write_page(path: str | Path, seen: Seen, result: dict[str, Any]) -> Path:
         chosen = [plan[i] for i in chains[best][title]]
         for sample, heat, truth, image in seen.images(chosen, True):
             size, ids = truth.shape, sample.class_ids
-            masks = [to_mask(heat[s.source], ids, size, s, image) for s in two]
+            masks = [to_mask(heat, ids, size, s, image) for s in two]
             rows.append((", ".join(sample.classes), [image, truth, *masks]))
         galleries.append((f"Where {best} {title} most against {first}", rows))
     sections = chain_sections(swept, galleries)

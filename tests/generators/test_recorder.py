@@ -193,6 +193,27 @@ def test_layers_read_together_are_read_as_each_by_itself(changed, samples, held,
             )
 
 
+def test_heat_of_further_sides_is_kept_for_itself(changed, samples, sides):
+    """As it is when a side is the one that is read; the image and the heat of that are the same."""
+    plain = changed(full_prompt=False)
+    others = sorted({s.side for s in plain.sites if s.kind == "cross"})
+    model = changed(full_prompt=False, cross_groups=others)
+    images, heat, _ = model.generate(samples)
+    before, own, _ = plain.generate(samples)
+    assert len(others) > 1 and images.tobytes() == before.tobytes()
+    for maps, sample in zip(heat, samples, strict=True):
+        assert maps.keys() == {"class_prompt", *(f"class_prompt@{side}" for side in others)}
+        assert maps.keys() == model.spans(sample).keys()
+    for side in others:
+        alone = changed(full_prompt=False, cross_resolution=side).generate(samples)[1]
+        for maps, each, first in zip(heat, alone, own, strict=True):
+            read, kept = each["class_prompt"], maps[f"class_prompt@{side}"]
+            np.testing.assert_allclose(kept, read, rtol=1e-6, atol=1e-9)
+            assert maps["class_prompt"].tobytes() == first["class_prompt"].tobytes()
+    with pytest.raises(ValueError, match=r"cross_resolution=3: this model has no cross-attention"):
+        changed(cross_groups=[3])
+
+
 def test_only_the_class_prompt_is_read_unless_more_is_asked_for(changed, made, samples):
     _, heat, _ = changed(full_prompt=False).generate(samples)
     for maps, before in zip(heat, made[1], strict=True):

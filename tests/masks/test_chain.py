@@ -237,8 +237,8 @@ def test_refined_at_a_fixed_number_of_pixels_a_cell(monkeypatch):
 
     steps = parse([*EDGES[:2], {"refine": "pamr", "cells": 3}, EDGES[3]])
     monkeypatch.setitem(STEPS["refine"], "pamr", seen)
-    own = {"power": 4, "threshold": 0.6, "band": 0.1}
-    run(steps, heat(2).numpy(), own, (40, 50), picture(64))
+    own = {"power": 4, "threshold": 0.6, "band": 0.1, "source": "class_prompt"}
+    run(steps, {"class_prompt": heat(2).numpy()}, own, (40, 50), picture(64))
     (scores, image, given) = sizes[0]
     assert scores == (2, 24, 24) and image == (3, 24, 24)
     assert "cells" not in given
@@ -269,7 +269,7 @@ def test_a_grid_counts_what_masks_hold(chain):
         ("pamr", "expected a list of steps"),
         ([], "expected a list of steps"),
         ([{"refine": "crf"}], "refine: 'crf': no such step; allowed: pamr, joint_bilateral"),
-        ([{"sharpen": "pamr"}], "is no step; a step is one of propagate, normalise"),
+        ([{"sharpen": "pamr"}], "is no step; a step is one of weight, propagate"),
         ([{"refine": "pamr", "rounds": 3}], "pamr takes no rounds; allowed: iterations, dilations"),
         ([{"refine": "pamr", "iterations": 0}], "iterations=0: expected a whole number of 1"),
         ([{"refine": "pamr", "dilations": []}], "pamr: dilations="),
@@ -297,3 +297,40 @@ def test_without_uncertainty_each_pixel_is_decided():
     certain = to_mask(stored, (1, 2, 3), (32, 32), settings.certain())
     plain = to_mask(stored, (1, 2, 3), (32, 32), MaskSettings(band=0.0))
     np.testing.assert_array_equal(certain, plain)
+
+
+def test_heat_of_several_sides_is_weighed():
+    """By hand: each map divided by its sum, at every power."""
+    stored = {f"class_prompt@{side}": heat(2, 3, 8, side).numpy() for side in (4, 8)}
+    steps = [{"weight": "by_side", "sides": [4, 8], "shares": [0.3, 0.7]}, *PLAIN]
+    settings = MaskSettings(power=1, threshold=0.5, steps=steps)
+    parts = [
+        share * m / m.sum((2, 3), keepdims=True)
+        for share, m in zip((0.3, 0.7), stored.values(), strict=True)
+    ]
+    plain = MaskSettings(power=1, threshold=0.5)
+    expected = to_mask(sum(parts), (1, 2), (16, 16), plain)
+    np.testing.assert_array_equal(to_mask(stored, (1, 2), (16, 16), settings), expected)
+    assert (expected != to_mask(stored["class_prompt@8"], (1, 2), (16, 16), plain)).any()
+    message = (
+        r"class_prompt@8 is not stored in this data set: it holds class_prompt@4.*groups=\[8\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        to_mask({"class_prompt@4": stored["class_prompt@4"]}, (1, 2), (16, 16), settings)
+    uneven = [{"weight": "by_side", "sides": [4, 8], "shares": [1.0]}, *PLAIN]
+    with pytest.raises(ValueError, match="2 sides and 1 shares; give one share for each side"):
+        to_mask(stored, (1, 2), (16, 16), MaskSettings(power=1, steps=uneven))
+
+
+def test_two_readings_that_differ_leave_pixels_open():
+    stored = {"class_prompt": heat(2, 2, 8, 1).numpy(), "after": heat(2, 2, 8, 2).numpy()}
+    steps = [*PLAIN[:3], {"uncertain": "disagreement", "most": 0.2}]
+    settings = MaskSettings(power=1, threshold=0.5, steps=steps)
+    assert settings.sources == ["class_prompt", "after"]
+    one, other = (normalise.min_max(torch.from_numpy(m[:, 1])) for m in stored.values())
+    mask = to_mask(stored, (1, 2), (8, 8), settings)
+    apart = ((one - other).abs() / 2 > 0.2).any(0).numpy()
+    np.testing.assert_array_equal(mask == 255, apart)
+    assert apart.any() and not apart.all()
+    with pytest.raises(ValueError, match="after is not stored .*diffusion.reading=both"):
+        to_mask({"class_prompt": stored["class_prompt"]}, (1, 2), (8, 8), settings)
