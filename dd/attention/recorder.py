@@ -19,6 +19,8 @@ from dd.attention.sites import Layout, Site
 # is read by itself.
 TOGETHER = {"cuda": 2**27}
 CLASS_PROMPT = "class_prompt"
+BACKGROUND = "background"  # words behind those of the classes
+BY_CLASS = (CLASS_PROMPT, BACKGROUND)  # read at the keys of the class prompt
 Spans: TypeAlias = Mapping[str, list[list[int]]]  # token positions of each class by source
 # From the arguments of the network to the conditional half of their batch; None: it has none.
 Half: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], slice | None]
@@ -192,7 +194,7 @@ class AttentionRecorder:
             masked, keys = self.words.class_mask, self._keys_of_classes(name, a.q.dtype)
             masked = None if masked is None else masked[:, None, None].bool()
             found[CLASS_PROMPT] = Attended(a.q, keys, a.scale, masked)
-        if any(source != CLASS_PROMPT for source in self.words.sources):
+        if any(source not in BY_CLASS for source in self.words.sources):
             found["full_prompt"] = a
         return found
 
@@ -338,7 +340,7 @@ class AttentionRecorder:
             sizes = [len(at) for at in spans.values()]
             maps_KN = self.mean("words", i)[:, : sum(sizes)].T
             return dict(zip(spans, maps_KN.split(sizes), strict=True))
-        texts = {s: CLASS_PROMPT if s == CLASS_PROMPT else "full_prompt" for s in spans}
+        texts = {s: CLASS_PROMPT if s in BY_CLASS else "full_prompt" for s in spans}
         found = {s: attention.class_maps(self.mean(text, i), spans[s]) for s, text in texts.items()}
         for side in self.reading.apart:
             for source, text in texts.items():

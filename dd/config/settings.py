@@ -176,6 +176,8 @@ class Probe(Group):
 
 
 class Sweep(SweepSettings, Group):
+    # a file or all, until it is read
+    chains: str | dict[str, Any] | None  # type: ignore[assignment]
     masks: str | None
     run: str | None
 

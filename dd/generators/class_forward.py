@@ -4,7 +4,7 @@ no keys of the class prompt without it (docs/method.md)."""
 from dataclasses import replace
 from typing import Any, Self
 
-from dd.attention.recorder import CLASS_PROMPT, AttentionRecorder, Half, Reading, Words
+from dd.attention.recorder import AttentionRecorder, Half, Reading, Words
 from dd.generators.families import Family, Text
 
 
@@ -17,13 +17,13 @@ class ClassForward:
         self,
         family: Family,
         text: Text,
-        spans: list[list[list[int]]],
+        spans: list[dict[str, list[list[int]]]],
         reading: Reading,
         half: Half,
     ) -> None:
         self.family, self.text, self.half, self.every = family, text, half, reading.every
         self.steps, self.inside = 0, False
-        words = Words([{CLASS_PROMPT: each} for each in spans])
+        words = Words(spans)
         self.recorder = AttentionRecorder(family.net, replace(reading, every=1), words, self._own)
 
     def _own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> slice | None:

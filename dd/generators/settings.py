@@ -40,6 +40,8 @@ class GeneratorSettings(Settings):
     the beginning of their names) and heads that are read, None for all of that resolution;
     ``cross_groups``: further sides of cross-attention whose heat is kept for itself (``weight`` of
     the mask steps, :mod:`dd.masks.chain`).
+    ``background_words``: words that follow those of the classes in the class prompt and compete
+    with them; their heat is stored too (iSeg).
     ``capture_every``: attention is read in one step of so many, from the first on. ``reading``:
     while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
     timestep of ``read_at`` (of 1,000), or ``both``; ``read_draws``: noises at each of these,
@@ -85,6 +87,7 @@ class GeneratorSettings(Settings):
     cross_layers: list[str] | None = None
     cross_heads: list[int] | None = None
     cross_groups: Annotated[list[Count] | None, MinLen(1)] = None
+    background_words: Annotated[list[str] | None, MinLen(1)] = None
     capture_every: Count = 1
     truncate: bool = False
     reading: Literal["sampling", "after", "both"] = "sampling"

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from dd.attention.recorder import (
+    BACKGROUND,
+    BY_CLASS,
     CLASS_PROMPT,
     AttentionRecorder,
     Reading,
@@ -131,6 +133,13 @@ class TextToImage:
             raise ValueError(
                 "diffusion.class_forward=true: this model's layers make keys of the class prompt "
                 "beside those of the prompt; no second forward is needed"
+            )
+        unread = given.reading == "sampling" and not given.class_forward
+        if given.background_words and layout.joint and unread:
+            raise ValueError(
+                f"diffusion.background_words={list(given.background_words)} stand in the class "
+                "prompt, which joint attention reads after drawing: give diffusion.reading=after, "
+                "or leave them out"
             )
         latents = self._noise([0])
         text = family.text(["a"])
@@ -292,16 +301,27 @@ class TextToImage:
                 )
         return found
 
-    def _class_spans(self, sample: Sample) -> list[list[int]]:
+    def _class_text(self, sample: Sample) -> str:
+        """What is shown to read a sample's class words: its class prompt, and the words of the
+        background behind it."""
+        return " ".join([sample.class_prompt, *(self.settings.background_words or [])])
+
+    def _class_spans(self, sample: Sample) -> dict[str, list[list[int]]]:
+        """Of the class prompt, and of the background's words where there are any."""
+        text, end = self._class_text(sample), len(sample.class_prompt)
         words = class_words(sample.class_prompt, sample.classes)
-        return self._positions(sample.class_prompt, words)
+        spans = {CLASS_PROMPT: self._positions(text, words, (0, end))}
+        if self.settings.background_words:
+            behind = self.settings.background_words
+            spans[BACKGROUND] = self._positions(text, behind, (end, len(text)))
+        return spans
 
     def _drawn_spans(self, sample: Sample) -> dict[str, list[list[int]]]:
         """What is read while a sample is drawn. Joint attention has no keys of the class prompt
         then, so that the appended words are read, or the caption's own where none are."""
         spans: dict[str, list[list[int]]] = {}
         if not self.layout.joint:
-            spans[CLASS_PROMPT] = self._class_spans(sample)
+            spans |= self._class_spans(sample)
         full: Any = self.settings.full_prompt
         places = word_places(sample.prompt, sample.class_prompt)
         if self.layout.joint and not full:
@@ -333,13 +353,14 @@ class TextToImage:
         reading = self.settings.reading
         spans = {} if reading == "after" else self._drawn_spans(sample)
         if self.settings.class_forward:
-            spans = {CLASS_PROMPT: self._class_spans(sample), **spans}
+            spans = {**self._class_spans(sample), **spans}
         if reading == "after":
-            spans[CLASS_PROMPT] = self._class_spans(sample)
+            spans |= self._class_spans(sample)
             if self.settings.full_prompt:
                 spans |= self._drawn_spans(sample)
         elif reading == "both":
-            spans[AFTER] = self._class_spans(sample)
+            own = self._class_spans(sample)
+            spans |= {AFTER if k == CLASS_PROMPT else f"{AFTER} {k}": v for k, v in own.items()}
         for side in self.reading.apart:
             spans |= {f"{s}@{side}": rows for s, rows in spans.items() if "@" not in s}
         return spans
@@ -360,7 +381,7 @@ class TextToImage:
         states = mask = further = None
         with torch.no_grad():
             if not self.layout.joint or self.settings.class_forward:
-                text = family.text([s.class_prompt for s in samples])
+                text = family.text([self._class_text(s) for s in samples])
             if not self.layout.joint:
                 states, mask = family.class_states(text)
             elif self.settings.class_forward:
@@ -404,10 +425,7 @@ class TextToImage:
                 for source, own in maps.items():
                     maps[source] = (own + turned[source][..., ::-1]) / 2
         if self.settings.reading == "both":
-            return [
-                {key.replace(CLASS_PROMPT, AFTER): own for key, own in maps.items()}
-                for maps in heat
-            ]
+            return [{_afterwards(key): own for key, own in maps.items()} for maps in heat]
         return heat
 
     @torch.no_grad()
@@ -419,14 +437,14 @@ class TextToImage:
         sample's own seed."""
         family, given = self.family, self.settings
         reading = replace(self.reading, every=1, as_operator=True)
-        shown = [[{CLASS_PROMPT: self._class_spans(s)} for s in samples]]
+        shown = [[self._class_spans(s) for s in samples]]
         if given.reading == "after" and given.full_prompt:
             drawn = [self._drawn_spans(s) for s in samples]
-            shown.append([{k: v for k, v in d.items() if k != CLASS_PROMPT} for d in drawn])
+            shown.append([{k: v for k, v in d.items() if k not in BY_CLASS} for d in drawn])
         heat: list[dict[str, np.ndarray]] = [{} for _ in samples]
         for spans in shown:
             by_class = CLASS_PROMPT in spans[0]
-            text = family.text([s.class_prompt if by_class else s.prompt for s in samples])
+            text = family.text([self._class_text(s) if by_class else s.prompt for s in samples])
             apart = not self.layout.joint and by_class
             words = Words(spans, *(family.class_states(text) if apart else (None, None)))
             half = family.half(partial(dict, text), len(samples))
@@ -535,6 +553,12 @@ class TextToImage:
         finally:
             if half:
                 self.vae.to(torch.float16)
+
+
+def _afterwards(source: str) -> str:
+    """What a source of a reading after drawing is called beside one of the drawing."""
+    own = source.startswith(CLASS_PROMPT)
+    return source.replace(CLASS_PROMPT, AFTER) if own else f"{AFTER} {source}"
 
 
 def eight_bit(

@@ -1,9 +1,16 @@
-"""Background as a score beside those of the classes [K, h, w]: a map [h, w]."""
+"""Background as a score [h, w]: from those of the classes [K, h, w], or of its own words
+[W, h, w]."""
 
 from typing import Annotated
 
 import torch
 from annotated_types import Gt
+
+
+def words(maps_Whw: torch.Tensor) -> torch.Tensor:
+    """The strongest of the background's words, each map on the footing of the classes (iSeg: words
+    of the background in the class prompt)."""
+    return maps_Whw.amax(0)
 
 
 def inverse(scores_Khw: torch.Tensor, alpha: Annotated[float, Gt(0)] = 1.0) -> torch.Tensor:

@@ -56,7 +56,7 @@ STEPS: dict[str, dict[str, Function]] = {
         "per_pixel": normalise.per_pixel,
         "softmax": normalise.softmax,
     },
-    "background": {"inverse": background.inverse},
+    "background": {"inverse": background.inverse, "words": background.words},
     "refine": {"pamr": refine.pamr, "joint_bilateral": refine.joint_bilateral},
     "threshold": {
         "fixed": fixed,
@@ -78,10 +78,11 @@ ONCE = ("propagate", "normalise", "threshold")  # exactly
 EDGES = ("band", "posterior")
 # arguments that a chain gives by itself: tensors, and the settings of the paper's chain
 TENSORS = {
-    *("heats_GKPrr", "heat_KPrr", "maps_Khw", "scores_Khw", "scores_Chw", "scores_CHW"),
+    *("maps_Whw", "heats_GKPrr", "heat_KPrr", "maps_Khw", "scores_Khw", "scores_Chw", "scores_CHW"),
     *("scores_KHW", "others_KHW", "image_3hw", "sure_K"),
 }
 OWN = {"power": "power", "fixed": "threshold", "band": "band"}  # {step: of the mask settings}
+WORDS = "background"  # the source that holds the background's words
 CELLS = 4  # scores are refined at so many pixels a cell of the heat, a side
 
 
@@ -124,7 +125,7 @@ def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
             raise ValueError(f"steps: more than one of {place}; a chain has one at most")
     if (Step("threshold", "background") in found) != ("background" in places):
         raise ValueError(
-            "steps: {threshold: background} and {background: inverse} go together; one of them is "
+            "steps: {threshold: background} and a step of background go together; one of them is "
             "missing"
         )
     edges = [step.name for step in found if step.name in EDGES]
@@ -201,6 +202,8 @@ def sources(steps: Sequence[Step], source: str) -> list[str]:
             own = [f"{source}@{side}" for side in step.arguments["sides"]]
         if step.name == "disagreement":
             more.append(step.arguments["other"])
+        if step.name == "words":
+            more.append(WORDS)
     return [*own, *more]
 
 
@@ -230,7 +233,11 @@ def run(
     nothing = normalise.flat(maps).tolist()
     scores = plain = call(scaled, maps).float()
     behind = by_place["background"]
-    scores = torch.cat([scores, *(call(step, scores)[None] for step in behind)])
+    for step in behind:
+        seen = scores
+        if step.name == "words":
+            seen = call(scaled, call(spread, stored[WORDS], **chosen)).float()
+        scores = torch.cat([scores, call(step, seen)[None]])
     for step in by_place["refine"]:
         scores = _refined(step, scores, heat.shape[-1], image)
     classes = scores[: len(maps)]

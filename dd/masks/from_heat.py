@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, model_validator
 
-from dd.masks.chain import OWN, Heat, Scored, Step, parse, run, sources
+from dd.masks.chain import OWN, WORDS, Heat, Scored, Step, parse, run, sources
 from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 
@@ -135,6 +135,8 @@ def check_stored(heat: Stored, settings: MaskSettings) -> None:
         if missing:
             groups = sorted({int(name.partition("@")[2]) for name in missing if "@" in name})
             how = f"diffusion.cross_groups={groups}" if groups else "diffusion.reading=both"
+            if WORDS in missing:
+                how = "diffusion.background_words=[ground,sky]"
             raise ValueError(
                 f"masks.steps: {', '.join(missing)} is not stored in this data set: it holds "
                 f"{', '.join(heat)}. Draw it again, or read it again (stage=read), with {how}"
@@ -289,7 +291,7 @@ def stored_grid(
     paper's chain alone."""
     stored = range(next(iter(heat.values())).shape[1])
     powers = list(stored if power is None else power)
-    stored_sources = [name for name in heat if "@" not in name]
+    stored_sources = [name for name in heat if name in SOURCES]
     sources = list(stored_sources if source is None else source)
     return chain_grid(chains or {"paper": PAPER}, powers, threshold, band, sources)
 

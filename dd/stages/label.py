@@ -28,6 +28,7 @@ from dd.data.datasets import (
 from dd.evaluation.supervision import LabelSet, merged
 from dd.execution.units import check_read, read_run
 from dd.exports.card import BIASES, adapter, used_labels
+from dd.masks.chain import WORDS
 from dd.masks.from_heat import MaskSettings, check_stored, decide, how_read, scored
 from dd.report.pictures import colour_mask, contact_sheet, overlay
 from dd.report.pictures import heat as coloured_heat
@@ -230,7 +231,7 @@ def _mask(
     drawn = [k for k, name in enumerate(sample.classes) if name not in absent]
     if not drawn:
         return np.zeros(size, np.uint8), []
-    own = {source: maps[drawn] for source, maps in heat.items()}
+    own = {s: maps if s == WORDS else maps[drawn] for s, maps in heat.items()}
     found = scored(own, settings, (size[0], size[1]), image)
     mask = decide(found, [sample.class_ids[k] for k in drawn])
     gone = zip(drawn, found.nothing, strict=True)

@@ -10,7 +10,7 @@ import torch
 
 from dd.data.datasets import SegmentationFolder, read_captions
 from dd.evaluation import metrics
-from dd.masks.from_heat import MaskSettings, to_mask
+from dd.masks.from_heat import SOURCES, MaskSettings, to_mask
 from dd.prompts.prompt import make_prompt
 from dd.store.provenance import read_own, write_json
 from dd.store.samples import Sample
@@ -102,7 +102,11 @@ def probe(
             for p in powers
             if settings.one_power and p != settings.power
         },
-        **{f"attention={s}": miou(source=s) for s in sources if s != settings.source},
+        **{
+            f"attention={s}": miou(source=s)
+            for s in sources
+            if s in SOURCES and s != settings.source
+        },
     }
     if data.split == "tune" and settings.one_power and settings.on_edges:
         result["grid"] = {

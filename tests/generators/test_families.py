@@ -448,6 +448,32 @@ def test_images_of_any_origin_are_read(family, build, made, samples):
     assert drawn.tobytes() == made[0].tobytes() and nothing == []
 
 
+def test_words_of_the_background_stand_behind_the_classes(family, build, made, samples):
+    """They are part of the text that is read, at rows of their own; the image stays as it is."""
+    words = "diffusion.background_words=[ring,dark light]"
+    model, plain = build("diffusion.reading=after", words), build("diffusion.reading=after")
+    for sample in samples:
+        spans, before = model.spans(sample), plain.spans(sample)["class_prompt"]
+        assert spans.keys() == {"class_prompt", "background"} and len(spans["background"]) == 2
+        assert spans["class_prompt"] == before
+        rows = [r for each in spans["background"] for r in each]
+        assert not set(rows) & {r for each in before for r in each}
+        for stream in model.family.streams():
+            given = stream.template(f"{sample.class_prompt} ring dark light")
+            ids = stream.tokenizers[0](given).input_ids[stream.dropped :]
+            for name, own in zip(("ring", "dark light"), spans["background"], strict=True):
+                inside = [r - stream.first for r in own if 0 <= r - stream.first < len(ids)]
+                assert stream.tokenizers[0].decode([ids[r] for r in inside]).strip() == name
+    images, heat, _ = model.generate(samples)
+    assert images.tobytes() == made[0].tobytes()
+    assert [maps["background"].shape[0] for maps in heat] == [2, 2]
+    own = plain.generate(samples)[1]
+    assert np.abs(heat[0]["class_prompt"] - own[0]["class_prompt"]).max() > 0  # they compete
+    if family not in APART:
+        with pytest.raises(ValueError, match="background_words=.* stand in the class prompt"):
+            build("diffusion.reading=sampling", words)
+
+
 def test_the_mirrored_image_is_read_too(build, made, samples):
     """The mean of the heat of an image and of what is turned back of its mirror's; of one drawn,
     of its pixels."""

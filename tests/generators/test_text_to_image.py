@@ -476,6 +476,8 @@ def test_options_that_came_later_are_named_only_where_they_are_used(folder, sett
         "read_at",
         "read_draws",
         "mirror",
+        "cross_groups",
+        "background_words",
         "head_weights",
         "layer_weights",
         "class_forward",

@@ -334,3 +334,18 @@ def test_two_readings_that_differ_leave_pixels_open():
     assert apart.any() and not apart.all()
     with pytest.raises(ValueError, match="after is not stored .*diffusion.reading=both"):
         to_mask({"class_prompt": stored["class_prompt"]}, (1, 2), (8, 8), settings)
+
+
+def test_words_of_the_background_compete_with_the_classes():
+    stored = {"class_prompt": heat(2, 2, 8, 1).numpy(), "background": heat(3, 2, 8, 2).numpy()}
+    steps = [*PLAIN[:2], {"background": "words"}, {"threshold": "background"}]
+    settings = MaskSettings(power=1, steps=steps)
+    classes, words = (normalise.min_max(torch.from_numpy(m[:, 1])) for m in stored.values())
+    mask = to_mask(stored, (4, 9), (8, 8), settings)
+    best = classes.float().max(0)
+    wins = best.values >= words.float().amax(0)
+    expected = np.where(wins, np.array([4, 9])[best.indices], 0)
+    np.testing.assert_array_equal(mask, expected)
+    assert wins.any() and not wins.all()
+    with pytest.raises(ValueError, match=r"background is not stored .*background_words=\["):
+        to_mask({"class_prompt": stored["class_prompt"]}, (4, 9), (8, 8), settings)
