@@ -73,6 +73,10 @@ def heat_reader(cfg: DictConfig) -> Reader:
         name = HydraConfig.get().runtime.choices["diffusion"]
     if name is None:
         raise ValueError("reader is not set: the name of the reading, as reader=sd21")
+    if given := [a for a in sys.argv[1:] if re.match(r"\+*diffusion\.reading=", a)]:
+        raise ValueError(
+            f"{given[0]} has no effect with stage=read, which reads after drawing; leave it out"
+        )
     workers = executor(cfg)
     model = {**plain(cfg.diffusion), "reading": "after"}
     generator = instantiate(model, device=workers.places(device(cfg))[0])
@@ -128,7 +132,7 @@ def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
     chosen = MaskSettings(**masks)
     typed = chosen.identity().keys() == masks.keys() and all(
-        v is None or type(v) in (int, bool) or (type(v) is str and re.fullmatch(r"[\w.]+", v))
+        v is None or type(v) in (int, bool) or (type(v) is str and re.fullmatch(r"[\w. -]+", v))
         for v in values
     )
     if not typed or not reading.keys() <= set(READING):
@@ -249,7 +253,7 @@ def calibrate_arguments(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
     images = plain(cfg.data).get("images") if own else None
     which = given["shots"], cfg.seed, images
     data = SegmentationFolder(given["data"], given["split"], taxonomy(cfg), cfg.data.masks, *which)
-    choices = [given[k] or [plain(cfg.diffusion)[k]] for k in READING]
+    choices = [given.get(k) or [plain(cfg.diffusion)[k]] for k in READING]
     settings = CalibrationSettings(
         timesteps=given["timesteps"],
         seed=cfg.seed,

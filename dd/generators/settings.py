@@ -160,6 +160,11 @@ class GeneratorSettings(Settings):
                 f"{self.read_draws} are of a reading after drawing; with diffusion.reading="
                 "sampling they have no effect. Give reading=after or both, or leave them out"
             )
+        if self.capture_every > 1 and self.reading == "after":
+            raise ValueError(
+                f"diffusion.capture_every={self.capture_every} has no effect with "
+                "diffusion.reading=after, which reads no step of the drawing"
+            )
         if self.capture_every > self.steps:
             raise ValueError(
                 f"diffusion.capture_every={self.capture_every}: expected a whole number from 1 to "

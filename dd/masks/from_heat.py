@@ -30,6 +30,11 @@ READING: dict[str, Any] = {
     "read_at": [100],
     "read_draws": 1,
     "mirror": False,
+    "head_weights": False,
+    "layer_weights": None,
+    "background_words": None,
+    "class_forward": False,
+    "capture_every": 1,
 }
 # Which words attention is read at: those of the class prompt, which is encoded by itself, or in the
 # prompt the image is made from (the full prompt) the appended ones or the caption's own; or those

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # loads heavy libraries
     from dd.generators.base import Generator
 
 FIELDS = ("image_sha256", "heat_sha256")
+# of a generator's identity: what decides its drawing alone
+DRAWING = ("steps", "guidance", "negative_prompt", "true_guidance", "scheduler", "truncate")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
         raise ValueError(f"reader={reader.name}: {target} is a file; choose another name")
     plan, images = read_plan(folder), recorded(folder, "image_sha256")
     check_generated(folder, plan, images)
-    identity = {"generator": reader.generator.identity()}
+    known = reader.generator.identity()
+    identity = {"generator": {k: v for k, v in known.items() if k not in DRAWING}}
     refuse_other(target / "run.json", identity, "reading", "reader")
     check_spans(plan, reader.generator)
     target.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
         mine = executor.share(open_units(plan, ()))
         todo = _unread(target, mine, images, executor)
         started = time.monotonic()
-        plain = json.loads(json.dumps(identity["generator"]))
+        plain = json.loads(json.dumps(known))
         task = Task(
             partial(_read_unit, folder, target),
             (reader.generator, None),

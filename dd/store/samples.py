@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,8 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
     path = Path(folder) / "plan.jsonl"
     if not path.exists():
         raise FileNotFoundError(
-            f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py"
+            f"{folder} is not a synthetic data set: no plan.jsonl. Make one with generate.py, or "
+            "of images of any origin with python -m dd prepare images"
         )
     plan: list[Sample] = []
     same: dict[Any, Any] = {}  # texts and classes repeat: one object each
@@ -171,9 +173,13 @@ def without_failed(plan: list[Sample], found: dict[str, str], folder: str | Path
     are none."""
     left = [s for s in plan if found.get(s.id) not in ("failed", "quarantined")]
     if plan and not left:
+        faults = Counter(f for row in _records(folder) for f in row.get("faults", []))
+        told = ", ".join(f"{fault} {number} times" for fault, number in faults.most_common())
         raise ValueError(
-            f"{folder}: each of its {len(plan)} images stayed bad, however often drawn; "
-            "records/ says why"
+            f"{folder}: each of its {len(plan)} images stayed bad, however often drawn"
+            + (f" ({told})" if told else "")
+            + "; records/ says more. An empty mask may come of a high power: a smaller "
+            "diffusion.max_power"
         )
     return left
 

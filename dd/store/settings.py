@@ -120,6 +120,11 @@ def check_kind(key: str, value: Any, kind: Any) -> None:
     except (PydanticUserError, PydanticSchemaGenerationError):
         return  # an annotation that says nothing about plain values
     except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":  # of a validator of ours, in its own words
+            said = str(first["ctx"]["error"])
+            last = key.rpartition(".")[2]
+            raise ValueError(f"{key}: {said.removeprefix(f'{last}: ')}") from None
         raise ValueError(f"{key}={shown(value)}: expected {words(kind)}") from error
 
 

@@ -737,6 +737,40 @@ def test_settings_that_a_family_does_not_take_are_refused(family, build):
             build("diffusion.negative_prompt=a brick")
 
 
+def test_what_guides_nothing_is_refused(family, build):
+    """Pixels would be the same, and the identity another."""
+    unguided = {"z_image": "0.0"}.get(family, "1.0")
+    message = {
+        "flux_dev": "has no effect on FLUX.1",
+        "flux_schnell": "has no effect on FLUX.1",
+        "flux2_klein": "has no effect on a Flux2KleinPipeline",
+    }.get(family, "has no effect with diffusion.guidance=")
+    off = [f"diffusion.guidance={unguided}", "diffusion.true_guidance=1.0"]
+    off = off if family == "flux_dev" else off[:1]
+    with pytest.raises(ValueError, match=f"negative_prompt=.*{message}"):
+        build(*off, "diffusion.negative_prompt=ugly")
+    with pytest.raises(ValueError, match="capture_every=2 has no effect with diffusion.reading"):
+        build("diffusion.reading=after", "diffusion.capture_every=2")
+    if family == "flux_schnell":
+        with pytest.raises(ValueError, match="guidance=3.0 has no effect .* distilled"):
+            build("diffusion.guidance=3.0")
+
+
+def test_a_distilled_klein_takes_no_guidance(family, folder, build):
+    if family != "flux2_klein":
+        return
+    index = folder / "model_index.json"
+    before = index.read_text()
+    index.write_text(before.replace('"is_distilled": false', '"is_distilled": true'))
+    try:
+        assert index.read_text() != before
+        with pytest.raises(ValueError, match="guidance=3.0 has no effect .* distilled"):
+            build("diffusion.guidance=3.0")
+        build("diffusion.guidance=0.0")
+    finally:
+        index.write_text(before)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "why"),
     [

@@ -67,16 +67,17 @@ class Stream:
 class Family(ABC):
     """A family by its ``pipelines`` (class names in diffusers); ``network``: (name of the part that
     denoises, its class), ``former``: names that the class had. ``guided``: the argument of the
-    pipeline that ``diffusion.guidance`` is; ``ignored``: attention that is never read, by the
-    beginning of its names; ``refined``: layers of the network mix the words before they are read;
-    ``linear``: its attention among pixels is linear, so that no matrix of it is there; ``tokens``:
-    as many as its pipeline reads of a prompt, 0 = the tokenizer's own limit; ``takes``: the
-    settings that not every family has."""
+    pipeline that ``diffusion.guidance`` is, ``unguided``: up to which it guides nothing;
+    ``ignored``: attention that is never read, by the beginning of its names; ``refined``: layers of
+    the network mix the words before they are read; ``linear``: its attention among pixels is
+    linear, so that no matrix of it is there; ``tokens``: as many as its pipeline reads of a prompt,
+    0 = the tokenizer's own limit; ``takes``: the settings that not every family has."""
 
     pipelines: ClassVar[tuple[str, ...]]
     network: ClassVar[tuple[str, str]] = ("transformer", "")
     former: ClassVar[tuple[str, ...]] = ()
     guided: ClassVar[str] = "guidance_scale"
+    unguided: ClassVar[float] = 1.0
     ignored: ClassVar[tuple[str, ...]] = ()
     refined: ClassVar[bool] = False
     linear: ClassVar[bool] = False
@@ -85,6 +86,25 @@ class Family(ABC):
 
     def __init__(self, pipe: DiffusionPipeline, device: str, settings: GeneratorSettings) -> None:
         self.pipe, self.device, self.settings = pipe, device, settings
+        self.check_guidance()
+
+    def check_guidance(self) -> None:
+        """ValueError for a negative prompt that guides nothing."""
+        given = self.settings
+        if given.negative_prompt and given.guidance <= self.unguided:
+            raise ValueError(
+                f"diffusion.negative_prompt={given.negative_prompt!r} has no effect with "
+                f"diffusion.guidance={given.guidance}, which guides nothing: give more than "
+                f"{self.unguided:g}, or leave the prompt empty"
+            )
+
+    def check_distilled(self, distilled: bool) -> None:
+        """ValueError for guidance of a model that was distilled to do without."""
+        if distilled and self.settings.guidance > 1:
+            raise ValueError(
+                f"diffusion.guidance={self.settings.guidance} has no effect on this "
+                f"{type(self.pipe).__name__}, which was distilled to do without; give 0"
+            )
 
     @property
     def net(self) -> Any:

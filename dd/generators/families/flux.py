@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from dd.generators.families.base import STATES, Stream, Text
 from dd.generators.families.packed import Packed, packed
-from dd.generators.settings import GeneratorSettings
 
 
 class Flux(Packed):
@@ -16,8 +14,9 @@ class Flux(Packed):
     network = ("transformer", "FluxTransformer2DModel")
     takes = ("max_tokens", "true_guidance", "negative_prompt")
 
-    def __init__(self, pipe: DiffusionPipeline, device: str, settings: GeneratorSettings) -> None:
-        super().__init__(pipe, device, settings)
+    def check_guidance(self) -> None:
+        settings = self.settings
+        self.check_distilled(not self.net.config.guidance_embeds)
         if settings.negative_prompt and settings.true_guidance <= 1:
             raise ValueError(
                 f"diffusion.negative_prompt={settings.negative_prompt!r} has no effect on FLUX.1 "

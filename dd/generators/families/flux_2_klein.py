@@ -15,6 +15,9 @@ class Flux2Klein(Packed):
     network = ("transformer", "Flux2Transformer2DModel")
     takes = ("max_tokens",)  # it is guided by an empty prompt, and by no other
 
+    def check_guidance(self) -> None:
+        self.check_distilled(self.pipe.config.is_distilled)
+
     def streams(self) -> list[Stream]:
         return [Stream([self.pipe.tokenizer], self.length, template=self._chat)]
 

@@ -1,5 +1,5 @@
 """Models that hold latents as rows of 2x2 patches behind the rows of the text, and are called once
-for each half of a guided batch: FLUX.1 and Qwen-Image."""
+for each half of a guided batch: FLUX.1, FLUX.2 [klein] and Qwen-Image."""
 
 from collections.abc import Callable
 from typing import Any

@@ -21,6 +21,7 @@ class ZImage(Family):
     network = ("transformer", "ZImageTransformer2DModel")
     ignored = ("noise_refiner", "context_refiner")
     refined = True
+    unguided = 0.0
     tokens = 512
 
     def own_size(self) -> int:
