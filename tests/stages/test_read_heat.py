@@ -111,7 +111,9 @@ def test_what_is_read_is_stored_with_its_records(folder):
         assert record["image_sha256"] == sha256(path) and record["unit"] == sample.unit
         assert record["heat_sha256"] == sha256(root / f"{sample.id}.safetensors")
     run = read_json(root / "run.json")
-    assert run["identity"] == {"generator": reader.identity()} and run["chosen_on"] == [CHOICE]
+    known = {k: v for k, v in reader.identity().items() if k not in stage.DRAWING}
+    assert run["identity"] == {"generator": known} and run["chosen_on"] == [CHOICE]
+    assert "steps" not in known and "weights_sha256" in known
     assert run["terms"] == dict(reader.terms) and {"versions", "command"} <= run.keys()
     assert {k: v for k, v in contents(folder).items() if not k.startswith("heat/one")} == before
 
