@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dd.report.html import Gallery, Section, Table, Text
-from dd.report.pictures import colour_mask, small_data_uri
+from dd.report.pictures import colour_mask, legend, small_data_uri
 from dd.taxonomy import voc_palette
 
 Shown = tuple[str, Sequence[np.ndarray]]  # label, [image, mask, mask, ...]
@@ -14,12 +14,11 @@ COLUMNS = [
     "chain",
     "mIoU",
     "95 %",
-    "less the first",
-    "95 % of it",
+    "less the first [95 %]",
     "p (Holm)",
     "boundary IoU",
     "uncertain %",
-    "ms an image",
+    "ms",
 ]
 
 
@@ -44,10 +43,15 @@ def chain_sections(
             "the choice alone. Only other images measure it.",
         ],
     )
-    digits = {"p (Holm)": 3, "ms an image": 1}
-    table = Table("Chains", COLUMNS, rows, digits=digits, best=("mIoU", "boundary IoU"))
+    note = "ms: of one thread, an image."
+    digits = {"p (Holm)": 3}
+    table = Table("Chains", COLUMNS, rows, note, digits=digits, best=("mIoU", "boundary IoU"))
+    colours = legend(["background", *result["identity"]["classes"]], voc_palette(), uncertain=True)
     names = ["image", "compared with", first, order[0]]
-    shown = [Gallery(title, names, [_pictures(row) for row in rows]) for title, rows in pictures]
+    shown = [
+        Gallery(title, names, [_pictures(row) for row in rows], legend=colours)
+        for title, rows in pictures
+    ]
     return [about, table, *shown]
 
 
@@ -56,8 +60,7 @@ def _row(chain: dict[str, Any]) -> list[Any]:
     return [
         chain["miou"],
         _between(chain["interval"]),
-        less and less[0],
-        less and _between(less[1:]),
+        less and f"{less[0]:+.1f} {_between(less[1:])}".replace("-", "−"),
         chain.get("p"),
         chain["boundary_iou"],
         chain["uncertain"],
