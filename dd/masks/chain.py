@@ -131,11 +131,20 @@ def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
     edges = [step.name for step in found if step.name in EDGES]
     if len(edges) > 1:
         raise ValueError(f"steps: {' and '.join(edges)}; a chain has one of them at most")
+    if "posterior" in edges and Step("threshold", "two_gaussians") not in map(_named, found):
+        raise ValueError(
+            "steps: {uncertain: posterior} is of the two Gaussians; it needs {threshold: "
+            "two_gaussians}"
+        )
     return found
 
 
+def _named(step: "Step") -> "Step":
+    return Step(step.place, step.name)
+
+
 def _example() -> str:
-    return "{propagate: power, power: 4}, {normalise: min_max}, {threshold: fixed}"
+    return "{propagate: power}, {normalise: min_max}, {threshold: fixed}"
 
 
 def _step(given: Any) -> Step:
@@ -228,7 +237,8 @@ def run(
     (spread,), (scaled,), (cut,) = (by_place[place] for place in ONCE)
     chosen = {"power": own["power"]} if spread.name == "power" else {}
     for step in by_place["weight"]:
-        heat = STEPS["weight"][step.name]([stored[n] for n in names], **step.arguments)
+        groups = [stored[n] for n in names[: len(step.arguments["sides"])]]
+        heat = STEPS["weight"][step.name](groups, **step.arguments)
     maps = call(spread, heat, **chosen)
     nothing = normalise.flat(maps).tolist()
     scores = plain = call(scaled, maps).float()

@@ -26,7 +26,8 @@ def otsu(scores_Khw: torch.Tensor) -> torch.Tensor:
         apart = first / below - (first[:, -1:] - first) / above
         between = np.where((below > 0) & (above > 0), below * above * apart**2, -1.0)
     # of several equal ones, the middle: scores may have a gap
-    best = between >= between.max(1, keepdims=True) * (1 - 1e-12)
+    peak = between.max(1, keepdims=True)
+    best = between >= peak - 1e-12 * np.abs(peak)
     place = (best * (np.arange(BINS) + 1)).sum(1) / best.sum(1)
     return torch.from_numpy(place / BINS)
 
@@ -38,7 +39,7 @@ def two_gaussians(scores_Khw: torch.Tensor, posterior: float = 0.5) -> torch.Ten
     counts, middles = _histograms(scores_Khw)
     splits, found = otsu(scores_Khw).numpy(), []
     for row, split in zip(counts, splits, strict=True):
-        upper = (middles >= split).astype(float)
+        upper, mean = (middles >= split).astype(float), np.array([0.0, 1.0])
         for _ in range(ROUNDS):
             shares = np.stack([1 - upper, upper]) * row
             weight = shares.sum(1)

@@ -278,6 +278,7 @@ def test_a_grid_counts_what_masks_hold(chain):
         ([PLAIN[1], PLAIN[0], *PLAIN[2:]], "their order is " + ", ".join(ORDER)),
         ([*PLAIN[:2], {"threshold": "background"}], "go together; one of them is missing"),
         ([*PLAIN, {"uncertain": "posterior"}], "band and posterior; a chain has one"),
+        ([*PLAIN[:3], {"uncertain": "posterior"}], "posterior} is of the two Gaussians"),
     ],
 )
 def test_what_is_no_chain_is_refused_in_words(steps, message):
@@ -349,3 +350,25 @@ def test_words_of_the_background_compete_with_the_classes():
     assert wins.any() and not wins.all()
     with pytest.raises(ValueError, match=r"background is not stored .*background_words=\["):
         to_mask({"class_prompt": stored["class_prompt"]}, (4, 9), (8, 8), settings)
+
+
+@pytest.mark.parametrize("cut", ["otsu", "two_gaussians"])
+def test_a_class_that_shows_nothing_has_no_pixel_whatever_finds_its_threshold(cut):
+    stored = heat(2, 1, 8, 1).numpy()
+    stored[1] = 0.25
+    settings = MaskSettings(power=0, steps=[*PLAIN[:2], {"threshold": cut}])
+    mask = to_mask(stored, (4, 9), (16, 16), settings)
+    assert (mask == 4).any() and not (mask == 9).any()
+    assert scored(stored, settings, (16, 16)).nothing == [False, True]
+
+
+def test_sides_and_a_second_reading_are_read_together():
+    stored = {f"class_prompt@{side}": heat(2, 2, 8, side).numpy() for side in (4, 8)}
+    stored["after"] = heat(2, 2, 8, 3).numpy()
+    weight = {"weight": "by_side", "sides": [4, 8], "shares": [0.5, 0.5]}
+    open_ = {"uncertain": "disagreement", "most": 0.2}
+    one = MaskSettings(power=1, threshold=0.5, steps=[weight, *PLAIN[:3]])
+    both = MaskSettings(power=1, threshold=0.5, steps=[weight, *PLAIN[:3], open_])
+    mask, certain = (to_mask(stored, (1, 2), (8, 8), s) for s in (both, one))
+    assert (mask == 255).any()
+    np.testing.assert_array_equal(mask[mask != 255], certain[mask != 255])
