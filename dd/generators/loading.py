@@ -89,10 +89,11 @@ def find(
     """
     if not model:
         raise ValueError(
-            "diffusion.model is not set. This setting has no default: the original hub repository "
-            "of Stable Diffusion 2.x was withdrawn in November 2025. Give a local folder in "
-            "diffusers format (diffusion.model=/models/sd21-base), or a hub id. The method works "
-            f"with 1.4 and 1.5 too. Known ids: {KNOWN}"
+            "diffusion.model is not set. This choice of diffusion=... has no default: the original "
+            "hub repository of Stable Diffusion 2.x was withdrawn in November 2025, and those of "
+            "sana and flux2_klein are on their publishers' pages. Give a local folder in diffusers "
+            "format (diffusion.model=/models/sd21-base), or a hub id. The method works with 1.4 "
+            f"and 1.5 too. Known ids: {KNOWN}"
         )
     folder, commit = EMBEDDED if model == "embedded" else Path(model).expanduser(), None
     if not folder.exists():

@@ -271,8 +271,14 @@ def test_every_unet_is_built_from_a_local_folder(file):
 def test_every_other_family_says_what_it_is(file):
     """They are built in tests/generators/test_families.py."""
     node = compose("generate", f"diffusion={file}").diffusion
-    assert node.licence and node.link.endswith(node.model) and node.size == 1024
-    assert node.reading == ("sampling" if file == "pixart_sigma" else "after")
+    assert node.size == 1024
+    assert node.reading == ("sampling" if file in ("pixart_sigma", "sana") else "after")
+    if file in ("sana", "flux2_klein"):  # the model, and what its publisher says, are to be given
+        assert node.model is node.licence is node.link is None
+        with pytest.raises(ValueError, match="diffusion.model is not set"):
+            config.instantiate(node)
+        return
+    assert node.licence and node.link.endswith(node.model)
 
 
 @pytest.mark.parametrize("file", ["sd14", "sd15", "sdxl"])
