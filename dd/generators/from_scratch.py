@@ -232,13 +232,24 @@ def half(module: torch.nn.Module) -> torch.nn.Module:
 def _save(pipe: DiffusionPipeline, folder: str | Path) -> None:
     pipe.save_pretrained(folder, safe_serialization=True)
     for path in Path(folder).glob("*/config.json"):
-        settings = json.loads(path.read_text())  # where it was loaded from is no property of it
-        if settings.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(settings, indent=2) + "\n")
+        _without_origin(path)
     for name in ("tokenizer", "tokenizer_2"):
         if (tokenizer := getattr(pipe, name, None)) is not None:
             # vocab.json and merges.txt beside tokenizer.json
             tokenizer.backend_tokenizer.model.save(str(Path(folder) / name))
+
+
+def save_vae(folder: str | Path, vae: AutoencoderKL) -> None:
+    """Write an autoencoder in float16 safetensors."""
+    half(vae).save_pretrained(folder)
+    _without_origin(Path(folder) / "config.json")
+
+
+def _without_origin(path: Path) -> None:
+    """Where a model was loaded from is no property of it."""
+    settings = json.loads(path.read_text())
+    if settings.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:

@@ -87,7 +87,7 @@ def train_autoencoder(
     vae.eval()
     some = CaptionedScenes(STANDARD, seed, first + steps * batch_size, scene)  # new to the VAE
     diffusion.standardise_latents(vae, torch.stack([some[i][0] for i in range(STANDARD)]))
-    diffusion.half(vae).save_pretrained(folder / "vae")
+    diffusion.save_vae(folder / "vae", vae)
     error = _reconstruct(folder)
     part = {
         "part": "VAE",

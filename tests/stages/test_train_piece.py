@@ -298,5 +298,6 @@ def test_the_autoencoder_is_trained_further_on_new_scenes(home, make_trainer, tm
     files = [folder / first_stage.WEIGHTS for folder in (home, again)]
     assert sha256(files[0]) != sha256(files[1])
     assert run["identity"]["init_from_sha256"] == sha256(files[0])
+    assert "_name_or_path" not in (again / "vae" / "config.json").read_text()
     words = [(folder / "tokenizer" / "vocab.json").read_bytes() for folder in (home, again)]
     assert words[0] == words[1]
