@@ -174,12 +174,13 @@ def without_failed(plan: list[Sample], found: dict[str, str], folder: str | Path
     left = [s for s in plan if found.get(s.id) not in ("failed", "quarantined")]
     if plan and not left:
         faults = Counter(f for row in _records(folder) for f in row.get("faults", []))
+        cure = ". The heat of a high power may be flat: give a smaller diffusion.max_power"
         told = ", ".join(f"{fault} {number} times" for fault, number in faults.most_common())
         raise ValueError(
             f"{folder}: each of its {len(plan)} images stayed bad, however often drawn"
             + (f" ({told})" if told else "")
-            + "; records/ says more. An empty mask may come of a high power: a smaller "
-            "diffusion.max_power"
+            + "; records/ says more"
+            + ("" if "empty mask" not in faults else cure)
         )
     return left
 
