@@ -65,7 +65,7 @@ def test_generate(figures):
 
 def test_label(figures):
     found = figures("label", "--samples", 8, "--rounds", 1)
-    assert len(found["masks_per_second"]) == 5 and all(
+    assert len(found["masks_per_second"]) == 6 and all(
         v > 0 for v in found["masks_per_second"].values()
     )
 

@@ -27,7 +27,7 @@ FILLED = {"train": ["name=a_run"]}
         (
             "generate",
             "masks=papre",
-            ["no such masks; allowed: paper, shapes", "Did you mean 'paper'?"],
+            ["no such masks; allowed: paper, refined, shapes", "Did you mean 'paper'?"],
         ),
         ("generate", "mask=paper", ["no key 'mask' at the top level", "Did you mean 'masks'?"]),
         (
