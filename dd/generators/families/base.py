@@ -64,6 +64,20 @@ class Stream:
         ]
 
 
+def chat(tokenizer: Any, thinking: bool) -> Callable[[str], str]:
+    """The template that makes a prompt the only message of a user."""
+
+    def template(text: str) -> str:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+
+    return template
+
+
 class Family(ABC):
     """A family by its ``pipelines`` (class names in diffusers); ``network``: (name of the part that
     denoises, its class), ``former``: names that the class had. ``guided``: the argument of the

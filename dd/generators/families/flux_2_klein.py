@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dd.generators.families.base import STATES, Stream, Text
+from dd.generators.families.base import STATES, Stream, Text, chat
 from dd.generators.families.packed import Packed, packed
 
 
@@ -19,15 +19,8 @@ class Flux2Klein(Packed):
         self.check_distilled(self.pipe.config.is_distilled)
 
     def streams(self) -> list[Stream]:
-        return [Stream([self.pipe.tokenizer], self.length, template=self._chat)]
-
-    def _chat(self, text: str) -> str:
-        return self.pipe.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
+        words = self.pipe.tokenizer
+        return [Stream([words], self.length, template=chat(words, thinking=False))]
 
     def text(self, prompts: Sequence[str]) -> Text:
         states, ids = self.pipe.encode_prompt(

@@ -11,7 +11,7 @@ import torch
 
 from dd.attention.recorder import Half
 from dd.attention.sites import Layout
-from dd.generators.families.base import STATES, Family, Stream, Text
+from dd.generators.families.base import STATES, Family, Stream, Text, chat
 
 MULTIPLE = 32  # rows of pixels and of words are padded to it
 
@@ -32,15 +32,8 @@ class ZImage(Family):
         return Layout("last", pixels, -(-pixels // MULTIPLE) * MULTIPLE)
 
     def streams(self) -> list[Stream]:
-        return [Stream([self.pipe.tokenizer], self.length, template=self._chat)]
-
-    def _chat(self, text: str) -> str:
-        return self.pipe.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
+        words = self.pipe.tokenizer
+        return [Stream([words], self.length, template=chat(words, thinking=True))]
 
     def text(self, prompts: Sequence[str]) -> Text:
         rows, _ = self.pipe.encode_prompt(
