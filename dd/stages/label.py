@@ -55,17 +55,6 @@ Maps: TypeAlias = dict[str, np.ndarray]  # [K, P, r, r] by source
 Heat: TypeAlias = Callable[[Sample], Maps]
 
 
-def read_heat(
-    folder: str | Path,
-    sample: Sample,
-    source: str = "class_prompt",
-    reading: str | None = None,
-) -> np.ndarray:
-    """Stored heat float64 [classes, powers, r, r] of a sample, of one source and reading
-    (:func:`dd.data.datasets.heat_root`)."""
-    return choose_source(stored_heat(folder, sample.id, reading), source, folder)
-
-
 def read_sources(
     folder: str | Path, settings: MaskSettings, reading: str | None, sample: Sample
 ) -> Maps:

@@ -18,6 +18,7 @@ from dd.data.datasets import (
     read_image,
     read_mask,
     read_split,
+    stored_heat,
     synthetic_image,
     write_split,
 )
@@ -26,7 +27,7 @@ from dd.masks.from_heat import MaskSettings, to_mask
 from dd.prompts.prompt import Prompts, make_prompt
 from dd.stages import filter as filter_stage
 from dd.stages.filter import filter_samples, find_absent, print_counts
-from dd.stages.label import label, read_heat
+from dd.stages.label import label
 from dd.store.provenance import read_json, sha256, write_json
 from dd.store.samples import each_record, read_plan, read_records
 from dd.taxonomy import taxonomy
@@ -146,7 +147,7 @@ def test_records_hold_the_signals_of_the_stored_heat(folder):
     records = read_records(folder)
     for sample in read_plan(folder):
         assert records[sample.id]["signals"] == {
-            "heat": {"class_prompt": heat_signals(read_heat(folder, sample))}
+            "heat": {"class_prompt": heat_signals(stored_heat(folder, sample.id)["class_prompt"])}
         }
     assert [r["signals"]["heat"]["class_prompt"]["peak"][0][0] for r in records.values()] == [
         pytest.approx(0.9, abs=1e-3)
@@ -259,7 +260,8 @@ def test_absent_classes_are_not_drawn_and_the_mask_set_says_so(folder, capsys):
     assert {k: v for k, v in done["identity"].items() if k != "absent"} == before["identity"]
     apple, tire = SHAPES.ids(["apple", "tire"])
     for sample in read_plan(folder):
-        mask, heat = read_mask(target / f"{sample.id}.png"), read_heat(folder, sample)
+        mask = read_mask(target / f"{sample.id}.png")
+        heat = stored_heat(folder, sample.id)["class_prompt"]
         drawn = [
             k
             for k, name in enumerate(sample.classes)
