@@ -11,6 +11,7 @@ from dd.config.doors import Door, Stage
 from dd.data.datasets import SegmentationFolder
 from dd.report.summary import audited
 from dd.stages.calibrate import calibrate
+from dd.stages.estimate import EstimateSettings, estimate_masks, print_estimate
 from dd.stages.predict import predict, print_predictions
 from dd.stages.predict_set import predict_set
 from dd.stages.probe import probe
@@ -131,6 +132,16 @@ def sweep_masks(cfg: Any) -> float:
     return result["sweep"]["table"][0]["miou"]
 
 
+def estimate_set(cfg: Any) -> float | None:
+    """Quality of masks from a few labels."""
+    settings = EstimateSettings(**config.plain(cfg.estimate))
+    classes = config.taxonomy(cfg)
+    masks = SegmentationFolder(cfg.synthetic, cfg.synthetic_split, classes, cfg.synthetic_masks)
+    found = estimate_masks(cfg.synthetic, masks, settings, classes, cfg.seed)
+    print_estimate(cfg.synthetic, found)
+    return found.get("miou")
+
+
 def calibrate_masks(cfg: Any) -> float:
     """Mask settings and readings of the attention chosen by a few labelled images."""
     config.masks_from(cfg)  # refused: this stage tries settings of its own
@@ -172,6 +183,7 @@ DOOR = Door(
         "audit": Stage(audit_masks, "agreement of a synthetic set's masks with trained runs"),
         "probe": Stage(probe_masks, "masks of noised real images against their labels"),
         "sweep": Stage(sweep_masks, "mask settings tried on stored heat"),
+        "estimate": Stage(estimate_set, "mIoU of a set's masks from a few labelled images"),
         "calibrate": Stage(calibrate_masks, "mask settings chosen by a few labelled images"),
         "predict": Stage(predict_photos, "masks and class areas of your own images or a video"),
         "review": Stage(review_photos, "the photographs a run is least sure of, to label next"),

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, ConfigDict, ValidationInfo, model_validator
 
 from dd.data.photos import PILLOWS_LIMIT
+from dd.stages.estimate import EstimateSettings
 from dd.stages.review import ReviewSettings
 from dd.stages.search import SearchSettings
 from dd.stages.sweep import SweepSettings
@@ -182,6 +183,10 @@ class Sweep(SweepSettings, Group):
     run: str | None
 
 
+class Estimate(EstimateSettings, Group):
+    pass
+
+
 class Calibrate(Group):
     noun = "calibrate"
     data: Text
@@ -221,6 +226,7 @@ class Evaluate(Synthetic):
     report: Report
     probe: Probe
     sweep: Sweep
+    estimate: Estimate
     calibrate: Calibrate
 
 
