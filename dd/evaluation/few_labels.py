@@ -3,15 +3,16 @@
 The labelled images are a random sample of the set, without replacement. mIoU is a mean of ratios of
 sums, so each labelled image gets a *pseudo-value* of the delete-one jackknife: what it adds to the
 estimate, its small-sample bias taken out. A prediction of it that every image of the set has (here:
-how far two mask sets agree there) then shortens the interval by regression, as in
+how far two mask sets agree there) then corrects the estimate by regression, as in
 prediction-powered inference (Angelopoulos et al. 2023, arXiv 2301.09633; PPI++, arXiv 2311.01453)
-and, long before, in survey sampling (Cochran, *Sampling Techniques*, chapter 7). A prediction that
-is too weak is left out: it would make the interval longer.
+and, long before, in survey sampling (Cochran, *Sampling Techniques*, chapter 7). The variance is
+the jackknife's of the whole estimate. A prediction that is too weak is left out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -99,17 +100,11 @@ def estimate(
     weak = guess_n.std() == 0 or error == 0
     correlation = float("nan") if weak else float(np.corrcoef(guess_n, values)[0, 1])
     used = not weak and correlation >= 1 / sqrt(number - 2)
-    found = plain
-    low, high = ends
+    found, (low, high) = plain, ends
     if used:
-        slope = float(np.cov(guess_n, values)[0, 1] / guess_n.var(ddof=1))
-        away = float(guesses_N.mean() - guess_n.mean())
-        found = plain + slope * away
-        rest = values - plain - slope * (guess_n - guess_n.mean())
-        error = sqrt(float(rest @ rest) / (number - 2))
-        reach = float(student.ppf((1 + level) / 2, number - 2))
-        # the slope matters the more, the farther the sample's predictions lie from the set's
-        reach *= sqrt(left / number + away**2 / (guess_n.var() * number))
+        found, adjusted = _regressed(values, guess_n, float(guesses_N.mean()))
+        error = float(adjusted.std(ddof=1))
+        reach = float(student.ppf((1 + level) / 2, number - 2)) * sqrt(left / number)
         low, high = found - reach * error, found + reach * error
     more = _more(error, number, size, within, level)
     return Estimated(
@@ -137,6 +132,22 @@ def pseudo_values(sums_nC2: np.ndarray) -> np.ndarray:
     whole = 100 * float((total[:, 0] / total[:, 1]).mean())
     without = 100 * (rest_nC2[..., 0] / rest_nC2[..., 1]).mean(1)
     return number * whole - (number - 1) * without
+
+
+def _regressed(values_n: np.ndarray, guess_n: np.ndarray, mean: float) -> tuple[float, np.ndarray]:
+    """(mean of ``values_n``, moved by regression on ``guess_n`` to where the set's predictions have
+    their ``mean``; the pseudo-values [n] of that estimate). The slope is fitted anew without each
+    image: a few images with extreme predictions decide it, and a residual knows nothing of that."""
+
+    def found(number: int, x: Any, y: Any, xx: Any, xy: Any) -> Any:
+        slope = (xy / number - x * y / number**2) / (xx / number - (x / number) ** 2)
+        return y / number + slope * (mean - x / number)
+
+    number = len(values_n)
+    parts = (guess_n, values_n, guess_n**2, guess_n * values_n)
+    whole = found(number, *(part.sum() for part in parts))
+    without = found(number - 1, *(part.sum() - part for part in parts))
+    return float(whole), number * whole - (number - 1) * without
 
 
 def influence(sums_NC2: np.ndarray) -> np.ndarray:
