@@ -1,7 +1,7 @@
 """Numbers and pages about data and models, neither of which is changed: the stages of
 evaluate.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dd.stages.review import print_review, review
 from dd.stages.score import ScoreSettings, print_table, score
 from dd.stages.sweep import Seen, print_best, sweep, write_page
 from dd.store.provenance import read_own
+from dd.store.samples import read_plan
 from dd.training.log_scores import log_scores
 from dd.training.wandb import log_evaluation
 
@@ -48,11 +49,17 @@ def audit_masks(cfg: Any) -> float:
         return images, f"audit/{audited(images.fingerprint())}"
 
     # not each image's counts: it may be a whole synthetic set
-    return _score(cfg, data, f"{cfg.synthetic} masks", per_image=False)
+    planned = Path(cfg.synthetic, "plan.jsonl").is_file()
+    asked = {s.id: s.class_ids for s in read_plan(cfg.synthetic)} if planned else None
+    return _score(cfg, data, f"{cfg.synthetic} masks", per_image=False, asked=asked)
 
 
 def _score(
-    cfg: Any, find: Callable[[], tuple[SegmentationFolder, str]], what: str, per_image: bool
+    cfg: Any,
+    find: Callable[[], tuple[SegmentationFolder, str]],
+    what: str,
+    per_image: bool,
+    asked: Mapping[str, Sequence[int]] | None = None,
 ) -> float:
     folders, results = _segmenters(cfg.run), {}
     views_of = cfg.trusted, cfg.weights, config.plain(cfg)["scales"], cfg.flip
@@ -68,7 +75,7 @@ def _score(
         trained, segmenter, views = config.trained_run(folder, *views_of)
         # augmented results lie below those of one view
         path = Path(folder, name, views.name, "metrics.json")
-        results[folder] = score(path, trained, segmenter, data, views, settings)
+        results[folder] = score(path, trained, segmenter, data, views, settings, asked)
         where = path.parent.relative_to(folder).as_posix()
         log_scores(folder, where, results[folder])
         if cfg.wandb:

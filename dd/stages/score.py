@@ -1,6 +1,7 @@
 """Stage: mIoU of a trained run on real data, and the audit of a synthetic set's masks by such a
 run."""
 
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from dd.training.segmentation import Views, count
 
 EXAMPLES = 8  # predictions of the first images are kept as pictures,
 EXTREMES = 4  # and of those with the best and with the worst mIoU
+FOUND = 0.002  # of an image's pixels: a class that is predicted in fewer is not found there
 PER_IMAGE = "per_image.npz"
 
 
@@ -67,6 +69,24 @@ class Shown:
         return dict(self.first) | {position: prediction for _, position, prediction in self.ranked}
 
 
+class Found:
+    """Of the classes that were asked of each image, those that a segmenter sees in it."""
+
+    def __init__(self, asked: Sequence[Sequence[int]], num_classes: int) -> None:
+        self.asked, self.seen, self.counts = asked, 0, np.zeros((num_classes, 2), np.int64)
+
+    def add(self, prediction: torch.Tensor) -> None:
+        pixels = prediction.flatten().long().bincount(minlength=len(self.counts)).tolist()
+        for value in self.asked[self.seen]:
+            self.counts[value] += pixels[value] >= FOUND * prediction.numel(), 1
+        self.seen += 1
+
+    def summary(self, class_names: Sequence[str]) -> dict[str, dict[str, int]]:
+        """{class: {"found", "asked"}: images} of the classes that were asked for."""
+        rows = zip(class_names, self.counts.tolist(), strict=True)
+        return {name: {"found": f, "asked": a} for name, (f, a) in rows if a}
+
+
 class ScoreSettings(Settings):
     """How is scored. ``per_image``: each image's own matrix goes to per_image.npz beside
     metrics.json (``confusion`` uint32 [N, C, C], ``ids``)."""
@@ -85,11 +105,13 @@ def score(
     data: SegmentationFolder,
     views: Views,
     settings: ScoreSettings,
+    asked: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Score ``segmenter`` (weights loaded) on every image of ``data`` and write metrics.json to
     ``path``.
 
     ``run`` is the run's run.json, ``views`` the protocol: single scale, or test-time augmentation.
+    ``asked``, {id: class ids} of images that were drawn: in how many of them each class is seen.
     One integer confusion matrix at original image size, 255 left out. A file that is there for the
     same checkpoint, data and protocol is kept. ValueError if the run's classes are not the data's.
     """
@@ -118,14 +140,19 @@ def score(
     if path.exists():
         there = read_own(path, {})
         kept = "per_image" in there and path.with_name(PER_IMAGE).is_file()
-        if (kept or not settings.per_image) and {k: there.get(k) for k in head} == head:
+        whole = (kept or not settings.per_image) and (asked is None or "found" in there)
+        if whole and {k: there.get(k) for k in head} == head:
             return there
-    confusion, shown = PerImage(len(data.taxonomy)), Shown()
-    counted = _count(segmenter, data, views, settings, run.get("bf16", False), confusion, shown)
+    confusion, shown, classes = PerImage(len(data.taxonomy)), Shown(), len(data.taxonomy)
+    found = Found([asked[name] for name in data.ids] if asked else [()] * len(data), classes)
+    kept_of = confusion, shown, found
+    counted = _count(segmenter, data, views, settings, run.get("bf16", False), *kept_of)
     for position, prediction in shown.predictions().items():
         target = path.parent / "examples" / f"{data.ids[position]}.png"
         write_atomic(target, encode_mask(prediction.numpy().astype(np.uint8)))
     result = {**head, **metrics.summarise(counted, data.taxonomy.all_names)}
+    if asked is not None:
+        result["found"] = found.summary(data.taxonomy.all_names)
     if settings.per_image:
         digest = _write_per_image(path, confusion.images, data.ids)
         result["per_image"] = {"file": PER_IMAGE, "sha256": digest}
@@ -141,8 +168,10 @@ def _count(
     bf16: bool,
     confusion: PerImage,
     shown: Shown,
+    found: Found,
 ) -> torch.Tensor:
-    """The confusion matrix of all images; those of each and what is shown go to the last two."""
+    """The confusion matrix of all images; those of each, what is shown and what is found go to the
+    last three."""
     segmenter, device = segmenter.to(settings.device).eval(), settings.device
     autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16)
     with Progress(f"evaluate on {data.root.name}/{data.split}", len(data)) as progress, autocast:
@@ -153,6 +182,7 @@ def _count(
             own = confusion.images[-len(predictions) :]
             for prediction, counts in zip(predictions, own, strict=True):
                 shown.add(prediction, counts)
+                found.add(prediction)
             if not settings.per_image:
                 # of 80,000 images with 81 classes they would fill 2 GB
                 confusion.images.clear()
@@ -188,3 +218,16 @@ def print_table(results: dict[str, dict[str, Any]], title: str) -> None:
     table.add_section()
     table.add_row("mIoU", *(f"[bold]{r['miou']:.1f}[/bold]" for r in results.values()))
     Console().print(table)
+    for name, result in results.items():
+        if "found" in result:
+            print(f"{name} sees, of the classes asked for: {found_text(result['found'])}")
+
+
+def found_text(found: Mapping[str, Mapping[str, int]]) -> str:
+    """``94.0 % of 200; apple 97.5 % of 40, ...``, the rarest first."""
+    share = {name: n["found"] / n["asked"] for name, n in found.items()}
+    total = sum(n["asked"] for n in found.values())
+    seen = sum(n["found"] for n in found.values())
+    rarest = sorted(share, key=lambda name: share[name])
+    each = (f"{name} {100 * share[name]:.1f} % of {found[name]['asked']}" for name in rarest)
+    return f"{100 * seen / total:.1f} % of {total}; {', '.join(each)}"

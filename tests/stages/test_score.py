@@ -7,7 +7,7 @@ import torch
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_mask, write_split
 from dd.evaluation import metrics
 from dd.segmenters.transforms import EvalTransform
-from dd.stages.score import ScoreSettings, Shown, print_table
+from dd.stages.score import ScoreSettings, Shown, found_text, print_table
 from dd.stages.score import score as evaluate
 from dd.store.provenance import read_json, write_json
 from dd.taxonomy import Taxonomy
@@ -48,11 +48,11 @@ class Colours(torch.nn.Module):
 
 @pytest.fixture
 def score(tmp_path, data, tiny_segmenter):
-    def call(run=RUN, seed=0, views=None, segmenter=None, **kwargs):
+    def call(run=RUN, seed=0, views=None, segmenter=None, asked=None, **kwargs):
         views, segmenter = views or Views(16), segmenter or tiny_segmenter(seed=seed)
         where = tmp_path / "run/eval/pets" / views.name / "metrics.json"
         settings = ScoreSettings(**{"batch_size": 2, **kwargs})
-        return evaluate(where, run, segmenter, data, views, settings)
+        return evaluate(where, run, segmenter, data, views, settings, asked)
 
     return call
 
@@ -165,6 +165,52 @@ def test_an_audit_keeps_no_matrix_of_each_image(score, tmp_path):
         score({**RUN, "weights_sha256": "1" * 64}, per_image=False),
     )
     assert "per_image" not in result and result["confusion"] == whole["confusion"]
+
+
+class Part(torch.nn.Module):
+    """Class 1 in the upper left corner, ``pixels`` of them in a row; background elsewhere."""
+
+    def __init__(self, pixels):
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, images):
+        scores = torch.zeros(len(images), 3, *images.shape[2:])
+        scores[:, 0] = 0.5
+        scores[:, 1, 0, : self.pixels] = 1.0
+        return scores
+
+
+def test_an_audit_counts_in_how_many_images_a_class_is_seen(tmp_path):
+    """Of 40 x 40 pixels 0.2 % are 3.2: four pixels are a class, three are none."""
+    root = tmp_path / "drawn"
+    for folder in ("JPEGImages", "SegmentationClass"):
+        (root / folder).mkdir(parents=True)
+    for name in "abc":
+        image, mask = np.zeros((40, 40, 3), np.uint8), np.full((40, 40), 255, np.uint8)
+        mask[-1] = 0  # what is uncertain is looked at too
+        (root / "JPEGImages" / f"{name}.png").write_bytes(encode_image(image, ".png"))
+        (root / "SegmentationClass" / f"{name}.png").write_bytes(encode_mask(mask))
+    write_split(root, "test", list("abc"))
+    data = SegmentationFolder(root, "test", PETS)
+    asked = {"c": (1,), "a": (1, 2), "b": (2,)}
+    for pixels, cats in ((4, 2), (3, 0)):
+        where = tmp_path / f"{pixels}/metrics.json"
+        given = ({**RUN, "weights_sha256": str(pixels)}, Part(pixels), data, Views(40))
+        result = evaluate(where, *given, ScoreSettings(per_image=False), asked)
+        assert result["found"] == {
+            "cat": {"found": cats, "asked": 2},
+            "dog": {"found": 0, "asked": 2},
+        }
+    assert found_text({"cat": {"found": 3, "asked": 4}, "dog": {"found": 1, "asked": 2}}) == (
+        "66.7 % of 6; dog 50.0 % of 2, cat 75.0 % of 4"
+    )
+
+
+def test_an_audit_of_before_is_measured_again_with_what_is_found(score):
+    assert "found" not in score(per_image=False)
+    asked = {str(i): (1,) for i in range(len(SIZES))}
+    assert score(per_image=False, asked=asked)["found"]["cat"]["asked"] == len(SIZES)
 
 
 def test_predictions_of_the_first_the_best_and_the_worst_images_are_kept():
