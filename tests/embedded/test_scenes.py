@@ -205,7 +205,7 @@ def test_every_drawn_colour_is_of_its_thing_or_its_background():
 
 def test_the_autoencoder_that_ships_keeps_what_is_drawn():
     """Scenes nobody was trained on come back within a few grey levels, thin parts included."""
-    folder = Path(world.__file__).parent / "assets/shapes2_autoencoder"
+    folder = Path(world.__file__).parent / "assets/shapes_autoencoder"
     vae = load_vae(folder / "vae").float()
     images = np.stack([scene("shapes", "tune", i).image for i in range(8)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
