@@ -40,7 +40,8 @@ HEADS = ("query.", "upscale_block.", "mask_head.", "class_predictor.")
 
 class EoMTSettings(VitSettings):
     """``pretrained``: of DINOv2 with ``registers`` tokens (0: of the plain one). ``num_queries``
-    are seen by the last ``blocks`` (None: as published). ``num_points``: on which a mask's loss is measured."""
+    are seen by the last ``blocks`` (None: as published). ``num_points``: on which a mask's loss
+    is measured."""
 
     registers: Natural = 4
     num_queries: Count = 100
@@ -157,14 +158,18 @@ class EoMT(SegmenterModule):
 
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:
         """Tokens [B, 1 + R + N, C] of images [B, 3, H, W]: the positions are interpolated as
-        DINOv2 does it, so that any size fits."""
+        DINOv2 does it (with registers: antialiased), so that any size fits."""
         parts = self.net.embeddings
         side = self.net.grid_size[0]
         height, width = (length // self.patch for length in images.shape[2:])
         positions = parts.position_embeddings.weight.view(1, side, side, -1).permute(0, 3, 1, 2)
         if torch.compiler.is_exporting() or (height, width) != (side, side):
             positions = F.interpolate(
-                positions.float(), size=(height, width), mode="bicubic", align_corners=False
+                positions.float(),
+                size=(height, width),
+                mode="bicubic",
+                align_corners=False,
+                antialias=self.net.config.num_register_tokens > 0,
             ).to(positions.dtype)
         patches = parts.patch_embeddings(images) + positions.flatten(2).transpose(1, 2)
         prefix = [parts.cls_token, parts.register_tokens]
