@@ -49,8 +49,8 @@ def exported(segmenter: torch.nn.Module, facts: dict[str, str]) -> bytes:
     except Exception as error:  # whatever of torch, mmsegmentation or transformers cannot be traced
         raise ValueError(
             f"{type(segmenter).__name__} cannot be exported with a free number and size of "
-            "images: its code depends on their values. DeepLabV3 and SegFormer can. torch.onnx "
-            f"says: {_why(error)}"
+            "images: its code depends on their values. DeepLabV3, SegFormer, EoMT and those "
+            f"on DINO can. torch.onnx says: {_why(error)}"
         ) from error
     model = program.model_proto
     _add_mask(model)

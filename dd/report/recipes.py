@@ -302,14 +302,15 @@ def chain(trained_on: Json) -> str:
 
 
 def segmenter_name(settings: Json) -> str:
-    """A run's segmenter as tables name it: "DeepLabV3 R101", "Mask2Former R50", "SegFormer B0"."""
+    """A run's segmenter as tables name it: "DeepLabV3 R101", "Mask2Former R50", "SegFormer B0",
+    "EoMT Base"."""
     kind = settings["_target_"].rsplit(".", 1)[1]
     if kind == "Mask2Former":
         return f"Mask2Former R{settings.get('depth', 50)}"
     if "depth" in settings:
         return f"{kind} R{settings['depth']}"
     parts = [
-        str(settings[k]).upper() if k == "size" else settings[k]
+        str(settings[k]).capitalize() if k == "size" else settings[k]
         for k in ("size", "config")
         if k in settings
     ]

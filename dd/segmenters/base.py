@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dd.store.settings import Hint, Settings
@@ -48,6 +49,15 @@ class Segmenter(Protocol):
     def eval(self) -> Self: ...
     def modules(self) -> Iterator[nn.Module]: ...
     def buffers(self) -> Iterator[torch.Tensor]: ...
+
+
+@runtime_checkable
+class Annealed(Protocol):
+    """A segmenter whose training changes with its progress."""
+
+    def anneal(self, share: float) -> None:
+        """Called before each step with the share of the steps that are done, in [0, 1): a function
+        of the step alone, so that a resumed training needs no state of it."""
 
 
 class SegmenterSettings(Settings):
@@ -125,6 +135,16 @@ class SegmenterModule(nn.Module):
                 "masks belong to this model's classes?"
             )
 
+    def pixel_loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Cross-entropy of the logits of ``images``, the mean over the pixels that are not ignored
+        (0 if all are): ``decode.loss_ce`` and ``loss``."""
+        self.check_labels(images, labels)
+        total = F.cross_entropy(
+            self(images).float(), labels, ignore_index=self.ignore_index, reduction="sum"
+        )
+        loss = total / (labels != self.ignore_index).sum().clamp(min=1)
+        return {"decode.loss_ce": loss, "loss": loss}
+
     def parameter_groups(
         self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
     ) -> list[dict[str, Any]]:
@@ -149,6 +169,13 @@ class SegmenterModule(nn.Module):
                 part = "backbone" if id(p) in inside else "heads"
                 groups[part + "_no_decay" * (id(p) in light)]["params"].append(p)
         return [group for group in groups.values() if group["params"]]
+
+
+def padded(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Normalised images [B, 3, H, W] with zeros, which are the mean colour, on the right and below
+    up to multiples of ``multiple``."""
+    height, width = images.shape[2:]
+    return F.pad(images, (0, -width % multiple, 0, -height % multiple))
 
 
 def synchronise(module: nn.Module, sync_bn: bool | str) -> nn.Module:

@@ -1,12 +1,14 @@
 """Mask2Former and SegFormer as transformers builds them, on backbones that were trained on
 ImageNet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, MultipleOf
+from huggingface_hub.errors import GatedRepoError
 from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
@@ -44,17 +46,29 @@ ARCHITECTURE = (  # what of a config.json decides which tensors there are
 
 
 def load_encoder(
-    kind: type[PreTrainedModel], config: PreTrainedConfig, source: str, revision: str | None = None
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    source: str,
+    revision: str | None = None,
+    keys: Sequence[str] = ARCHITECTURE,
+    advice: str = "use the weights of the same size",
 ) -> PreTrainedModel:
     """An encoder of class ``kind`` from a hub id or a local folder in transformers' format,
     safetensors only.
 
-    Its config.json must describe the same architecture as ``config``, and every tensor must be
-    there. FileNotFoundError for what cannot be reached, ValueError for what does not fit.
+    Its config.json must describe the same architecture as ``config`` (``keys``), and every tensor
+    must be there. FileNotFoundError for what cannot be reached or whose licence was not accepted,
+    ValueError, with ``advice``, for what does not fit.
     """
     try:
+        there = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
+        if there != config.model_type:
+            raise ValueError(
+                f"pretrained={source!r} is another model ({there}, expected {config.model_type}); "
+                f"{advice}"
+            )
         stored = type(config).from_pretrained(source, revision=revision)
-        _check_architecture(stored, config, source)
+        _check_architecture(stored, config, source, keys, advice)
         encoder, loaded = kind.from_pretrained(
             source,
             config=config,
@@ -65,6 +79,12 @@ def load_encoder(
             output_loading_info=True,
         )
     except OSError as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise FileNotFoundError(
+                f"pretrained={source!r}: its publisher wants a licence to be accepted first. Do so "
+                f"on https://huggingface.co/{source}, then set the variable HF_TOKEN to a token of "
+                "your account"
+            ) from None
         first = str(error).strip().partition("\n")[0]
         hub = "on the hub, and this machine may be offline"
         where = "in this folder" if Path(source).is_dir() else hub
@@ -83,7 +103,13 @@ def load_encoder(
     return encoder
 
 
-def _check_architecture(stored: PreTrainedConfig, config: PreTrainedConfig, source: str) -> None:
+def _check_architecture(
+    stored: PreTrainedConfig,
+    config: PreTrainedConfig,
+    source: str,
+    keys: Sequence[str],
+    advice: str,
+) -> None:
     """ValueError where ``stored`` describes another network than ``config``."""
 
     def value(of: PreTrainedConfig, key: str) -> Any:
@@ -92,13 +118,12 @@ def _check_architecture(stored: PreTrainedConfig, config: PreTrainedConfig, sour
 
     differing = [
         f"{key} {value(stored, key)}, expected {value(config, key)}"
-        for key in ARCHITECTURE
+        for key in keys
         if hasattr(config, key) and value(stored, key) != value(config, key)
     ]
-    if differing or stored.model_type != config.model_type:
-        what = "; ".join(differing) or stored.model_type
+    if differing:
         raise ValueError(
-            f"pretrained={source!r} is another model ({what}); use the weights of the same size"
+            f"pretrained={source!r} is another model ({'; '.join(differing)}); {advice}"
         )
 
 
@@ -129,6 +154,30 @@ class SegFormerSettings(EncoderSettings):
     """``size``: of the Mix Transformer and its decoder."""
 
     size: Literal["b0", "b2"] = "b0"
+
+
+def class_scores(
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Sequence[int]
+) -> torch.Tensor:
+    """Logarithms of scores [B, C, H, W], float32, of queries: class logits [B, Q, C+1], mask logits
+    [B, Q, h, w], which are enlarged bilinearly to ``size`` (H, W).
+
+    The score of a class is the sum over the queries of P(class), without "no object", times the
+    sigmoid of the query's mask: the semantic inference of Mask2Former's paper. Its argmax is the
+    prediction, and as a logarithm (of 1e-6 at least) its softmax is the share of each class.
+    """
+    classes, masks = class_logits.float().softmax(2)[:, :, :-1], mask_logits.float()
+
+    def scores(some_classes: torch.Tensor, some_masks: torch.Tensor) -> torch.Tensor:
+        large = F.interpolate(some_masks, size=tuple(size), mode="bilinear", align_corners=False)
+        return torch.einsum("bqc,bqhw->bchw", some_classes, large.sigmoid())
+
+    if torch.compiler.is_exporting():  # a loop would fix the number of images
+        found = scores(classes, masks)
+    else:  # one by one: 100 masks at full size are large
+        pairs = zip(classes.split(1), masks.split(1), strict=True)
+        found = torch.cat([scores(*pair) for pair in pairs])
+    return found.clamp(min=1e-6).log()
 
 
 class Mask2Former(SegmenterModule):
@@ -173,24 +222,12 @@ class Mask2Former(SegmenterModule):
         return self.net.model.pixel_level_module.encoder
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W], RGB, 0..255 -> logarithms of scores [B, num_classes, H, W].
-
-        The score of a class is the sum over the queries of P(class), without "no object", times the
-        sigmoid of the query's mask, enlarged to the image: the paper's semantic inference. Its
-        argmax is the prediction, and as a logarithm (of 1e-6 at least) its softmax is the share of
-        each class.
-        """
+        """Images [B, 3, H, W], RGB, 0..255 -> logarithms of scores [B, num_classes, H, W], see
+        :func:`class_scores`."""
         found = self.net(pixel_values=self.normalise(images))
-        classes = found.class_queries_logits.float().softmax(2)[:, :, :-1]
-        masks = found.masks_queries_logits.float()
-        scores = []
-        # one by one: 100 masks at full size are large
-        for image_classes, image_masks in zip(classes, masks, strict=True):
-            large = F.interpolate(
-                image_masks[None], size=images.shape[2:], mode="bilinear", align_corners=False
-            )[0]
-            scores.append(torch.einsum("qc,qhw->chw", image_classes, large.sigmoid()))
-        return torch.stack(scores).clamp(min=1e-6).log()
+        return class_scores(
+            found.class_queries_logits, found.masks_queries_logits, images.shape[2:]
+        )
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Sums over the decoder's layers: ``decode.loss_class``, ``decode.loss_mask``,
@@ -244,11 +281,5 @@ class SegFormer(SegmenterModule):
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cross-entropy, the mean over the pixels that are not ignored (0 if all are):
-        ``decode.loss_ce`` and ``loss``."""
-        self.check_labels(images, labels)
-        total = F.cross_entropy(
-            self(images).float(), labels, ignore_index=self.ignore_index, reduction="sum"
-        )
-        loss = total / (labels != self.ignore_index).sum().clamp(min=1)
-        return {"decode.loss_ce": loss, "loss": loss}
+        """See :meth:`SegmenterModule.pixel_loss`."""
+        return self.pixel_loss(images, labels)

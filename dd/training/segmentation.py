@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.precision import Precision
 
 from dd.data.photos import Picture
 from dd.evaluation import metrics
-from dd.segmenters.base import Segmenter
+from dd.segmenters.base import Annealed, Segmenter
 from dd.store import checkpoints
 from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
@@ -394,6 +394,8 @@ class Segmentation(pl.LightningModule):
 
     def training_step(self, batch: Sequence[torch.Tensor], _: int) -> torch.Tensor:
         images, labels, *photos = batch
+        if isinstance(self.segmenter, Annealed):
+            self.segmenter.anneal(self.trainer.global_step / self.trainer.max_steps)
         losses = self._loss(images, labels)
         if self._is_logged():
             self.log("train/learning_rate", max(g["lr"] for g in self.optimizers().param_groups))

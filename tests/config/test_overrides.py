@@ -48,7 +48,7 @@ FILLED = {"train": ["name=a_run"]}
         (
             "train",
             "segmenter=deeplabv3_r50",
-            ["no such segmenter; allowed: deeplabv3, mask2former_r50", "Did you mean"],
+            ["no such segmenter; allowed: deeplabv3, dinov2_dpt, dinov2_linear", "Did you mean"],
         ),
         (
             "train",
