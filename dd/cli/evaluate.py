@@ -10,6 +10,7 @@ from dd import config
 from dd.config.doors import Door, Stage
 from dd.data.datasets import SegmentationFolder
 from dd.report.summary import audited
+from dd.stages.agree import AgreeSettings, agree, print_agreement
 from dd.stages.calibrate import calibrate
 from dd.stages.predict import predict, print_predictions
 from dd.stages.predict_set import predict_set
@@ -131,6 +132,14 @@ def sweep_masks(cfg: Any) -> float:
     return result["sweep"]["table"][0]["miou"]
 
 
+def compare_masks(cfg: Any) -> float | None:
+    """Agreement of two mask sets of a synthetic set."""
+    result, page = agree(cfg.synthetic, AgreeSettings(**config.plain(cfg.agree)))
+    print_agreement(result)
+    print(f"where they differ most: {page}")
+    return result["agreement"]["miou"]
+
+
 def calibrate_masks(cfg: Any) -> float:
     """Mask settings and readings of the attention chosen by a few labelled images."""
     config.masks_from(cfg)  # refused: this stage tries settings of its own
@@ -170,6 +179,7 @@ DOOR = Door(
     {
         "score": Stage(score_runs, "mIoU of trained runs on real images"),
         "audit": Stage(audit_masks, "agreement of a synthetic set's masks with trained runs"),
+        "agree": Stage(compare_masks, "agreement of two mask sets of a synthetic set (agree.b)"),
         "probe": Stage(probe_masks, "masks of noised real images against their labels"),
         "sweep": Stage(sweep_masks, "mask settings tried on stored heat"),
         "calibrate": Stage(calibrate_masks, "mask settings chosen by a few labelled images"),

@@ -29,6 +29,7 @@ ALLOWED = (
     "dd.data.quality.",
     "dd.generators.",
     "dd.segmenters.",
+    "dd.labelers.",
     "dd.training.segmentation.",
     "dd.training.mean_teacher.",
     "dd.training.",
@@ -37,7 +38,10 @@ ALLOWED = (
     "pytorch_lightning.callbacks.",
     "pytorch_lightning.profilers.",
 )
-GROUPS = {"diffusion": "attention"}  # group: what of it was chosen, if that has another name
+GROUPS = {
+    "diffusion": "attention",
+    "labeler": "masks",
+}  # group: what of it was chosen, if that has another name
 USER_ERRORS = (
     ValueError,
     FileNotFoundError,

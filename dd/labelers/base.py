@@ -24,11 +24,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Images:
-    """The images of a synthetic set: its ``folder``, its classes, its samples in order."""
+    """The images of a synthetic set: its ``folder``, its classes, its samples in order, and the
+    ``content``, a hash of the images."""
 
     folder: Path
     taxonomy: Taxonomy
     plan: list[Sample]
+    content: str = ""
 
 
 @dataclass(frozen=True)
