@@ -60,9 +60,10 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
     ``torch.load``.
     """
     _check_targets([node, kwargs])
+    prefix = f"{node._get_full_key(None)}.".lstrip(".") if OmegaConf.is_config(node) else ""
     if (isinstance(node, dict) or OmegaConf.is_dict(node)) and "chosen_on" in node:
         node = settings(node)
-    _check_arguments(node, "")
+    _check_arguments(node, prefix)
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:

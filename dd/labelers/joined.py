@@ -20,7 +20,7 @@ class JoinedSettings(Settings):
 
     noun = "labeler"
 
-    sets: list[Parts]
+    sets: list[Parts] | None = None
     batch_size: Annotated[Count, NoResult("changes nothing")] = 16
 
 
@@ -42,7 +42,7 @@ class Joined:
         self.batch_size = self.settings.batch_size
 
     def ready(self, images: Images) -> Ready:
-        found = {name: finished_set(images.folder, name) for name in self.settings.sets}
+        found = {name: finished_set(images.folder, name) for name in self.settings.sets or ()}
         for name, masks in found.items():
             check_same(images, name, masks)
         sets = [
