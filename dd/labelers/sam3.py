@@ -54,6 +54,13 @@ class Sam3:
                 f"labeler.model={self.settings.model!r}: its tokenizer could not be loaded: "
                 f"{str(error).splitlines()[0]:.200}"
             ) from None
+        rows = self.loaded.model.config.text_config.vocab_size
+        if not rows / 2 < len(self.words) <= rows:  # a library makes up an empty vocabulary
+            raise ValueError(
+                f"labeler.model={self.settings.model!r}: its tokenizer knows {len(self.words)} "
+                f"words, its text encoder {rows}. Is the vocabulary missing (vocab.json and "
+                "merges.txt, or tokenizer.json)? Copy the folder from where it came from"
+            )
         self.known: dict[str, Any] = {}  # texts, encoded
 
     @property
