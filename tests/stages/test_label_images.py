@@ -14,6 +14,7 @@ from dd.data.datasets import (
     synthetic_image,
 )
 from dd.evaluation.supervision import class_of_masks
+from dd.exports.card import used_labels
 from dd.labelers.base import Labelled, Ready
 from dd.labelers.folder import MaskFolder
 from dd.labelers.joined import Joined
@@ -310,6 +311,32 @@ def test_labelers_by_the_command(world, run, capsys):
     for a, b, joined in zip(masks["sam2_refine"], masks["by_name"], masks["joined"], strict=True):
         assert np.array_equal(joined, np.where(a == b, a, 255))
     assert not verify(folder)
+
+
+def test_all_stages_in_one_command(world):
+    root, where = world
+    few = ["experiment=shapes", "name=one", "num_images=1", "unit_size=1", "diffusion.steps=1"]
+    sam3 = ["labeler=sam3", f"labeler.model={root}/sam3"]
+    assert exit_status("generate", *few, *sam3, *where) == 0
+    folder = root / "data/synthetic/one"
+    assert (folder / "masks/sam3/masks.json").is_file()
+    assert not (folder / "SegmentationClass").exists()
+    gone = ["labeler=sam3", f"labeler.model={root}/none"]
+    assert exit_status("generate", *few, *gone, "name=two", *where) != 0
+    assert not (root / "data/synthetic/two").exists()  # refused before hours of work
+
+
+def test_an_export_says_whose_masks_it_holds(world):
+    from dd.execution.units import read_run
+    from dd.exports.checked import _about
+
+    root, _ = world
+    folder = root / "data/synthetic/shapes"
+    command(world, "labeler=sam3", f"labeler.model={root}/sam3", "mask_set=f")
+    about = _about(folder, "masks/f", read_run(folder))
+    assert about["supervision"] == "D" and "made by the labeler sam3" in about["labeler"]
+    assert "supervision class D" in used_labels([], "D") and "No real label" in used_labels([])
+    assert "which ones is not recorded" in used_labels([], "B")
 
 
 SMALL = [
