@@ -10,6 +10,7 @@ from dd import config
 from dd.config.doors import Door, Stage
 from dd.data.datasets import SegmentationFolder
 from dd.report.summary import audited
+from dd.stages.agree import AgreeSettings, agree, print_agreement
 from dd.stages.calibrate import calibrate
 from dd.stages.estimate import EstimateSettings, estimate_masks, print_estimate
 from dd.stages.predict import predict, print_predictions
@@ -149,6 +150,14 @@ def estimate_set(cfg: Any) -> float | None:
     return found.get("miou")
 
 
+def compare_masks(cfg: Any) -> float | None:
+    """Agreement of two mask sets of a synthetic set."""
+    result, page = agree(cfg.synthetic, AgreeSettings(**config.plain(cfg.agree)))
+    print_agreement(result)
+    print(f"where they differ most: {page}")
+    return result["agreement"]["miou"]
+
+
 def calibrate_masks(cfg: Any) -> float:
     """Mask settings and readings of the attention chosen by a few labelled images."""
     config.masks_from(cfg)  # refused: this stage tries settings of its own
@@ -188,6 +197,7 @@ DOOR = Door(
     {
         "score": Stage(score_runs, "mIoU of trained runs on real images"),
         "audit": Stage(audit_masks, "agreement of a synthetic set's masks with trained runs"),
+        "agree": Stage(compare_masks, "agreement of two mask sets of a synthetic set (agree.b)"),
         "probe": Stage(probe_masks, "masks of noised real images against their labels"),
         "sweep": Stage(sweep_masks, "mask settings tried on stored heat"),
         "estimate": Stage(estimate_set, "mIoU of a set's masks from a few labelled images"),

@@ -9,6 +9,7 @@ from dd.stages.caption import caption
 from dd.stages.filter import filter_samples, find_absent, print_counts
 from dd.stages.label import check_calibration, label
 from dd.stages.label_by_run import label_by_run
+from dd.stages.label_images import label_images
 from dd.stages.read_heat import read_heat
 from dd.stages.synthesize import Makers, synthesize
 
@@ -28,8 +29,11 @@ def make_captions(cfg: Any) -> None:
 
 def make_all(cfg: Any) -> None:
     quality = config.quality(cfg)
-    if cfg.labeler.run is not None:
-        config.labeler_run(cfg)  # refused before hours of work, not after
+    # refused before hours of work, not after
+    if config.labeler_kind(cfg) == "run":
+        config.labeler_run(cfg)
+    elif config.labeler_kind(cfg) == "model":
+        config.labeler(cfg)
     if make_images(cfg, quality):
         make_masks(cfg, quality)
         if any(rule.action == "drop" for rule in quality[0]):
@@ -45,7 +49,7 @@ def make_images(cfg: Any, quality: Quality | None = None) -> bool:
     generator = config.instantiate(cfg.diffusion, device=executor.places(config.device(cfg))[0])
     if calibration is not None:
         check_calibration(calibration, generator.identity())
-    if cfg.stage == "all" and cfg.labeler.run is None:
+    if cfg.stage == "all" and config.labeler_kind(cfg) == "attention":
         config.check_source(cfg, generator, taxonomy)
     done = synthesize(
         cfg.folder,
@@ -85,7 +89,12 @@ def _told(folder: str, done: dict[str, Any]) -> list[str]:
 
 
 def make_masks(cfg: Any, quality: Quality | None = None) -> None:
-    if cfg.labeler.run is not None:
+    kind = config.labeler_kind(cfg)
+    if kind == "model":
+        name = cfg.mask_set or config.own_mask_set(cfg)
+        chosen = config.chosen_on(cfg, "labeler")
+        masks = label_images(cfg.folder, config.labeler(cfg), name, cfg.heat, chosen)
+    elif kind == "run":
         if cfg.heat is not None:
             raise ValueError(
                 f"heat={cfg.heat} has no effect with labeler.run={cfg.labeler.run}, which sees the "
@@ -145,7 +154,10 @@ DOOR = Door(
         "caption": Stage(make_captions, "captions of unlabelled photographs, for prompts"),
         "synthesize": Stage(only_images, "images and heat maps alone"),
         "read": Stage(read_images, "heat of finished images, by the model of diffusion=..."),
-        "label": Stage(make_masks, "masks, from stored heat or by a trained run (labeler.run)"),
+        "label": Stage(
+            make_masks,
+            "masks: from stored heat, by a trained run, a foundation model, ... (labeler=)",
+        ),
         "filter": Stage(make_list, "a list of the samples that the rules of quality keep"),
     },
     (

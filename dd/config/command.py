@@ -23,12 +23,11 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dd.config.check_values import check_settings
 from dd.config.composition import CONF, with_own_folders
 from dd.config.doors import Door
-from dd.config.generation import TAUGHT
+from dd.config.generation import own_mask_set
 from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
 from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
-from dd.stages.label import DEFAULT_SET
 from dd.store.locks import Busy
 from dd.store.provenance import shortened
 
@@ -58,6 +57,7 @@ PATHS = (
     "sweep.masks",
     "calibrate.data",
     "labeler.run",
+    "labeler.folder",
     "caption.images",
     "unlabelled.images",
     "images",
@@ -159,7 +159,7 @@ def prepare(config_name: str, cfg: Any) -> None:
     check_loaded(cfg)
     OmegaConf.set_struct(cfg, False)
     if "labeler" in cfg and cfg.get("mask_set") is None:
-        cfg.mask_set = DEFAULT_SET if cfg.labeler.run is None else TAUGHT
+        cfg.mask_set = own_mask_set(cfg)
     name_job(cfg, typed, debugged())
     OmegaConf.set_struct(cfg, True)
     check_device(cfg)

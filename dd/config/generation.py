@@ -25,6 +25,7 @@ from dd.masks.chain import CHAINS
 from dd.masks.from_heat import READING, MaskSettings
 from dd.prompts.prompt import make_prompt
 from dd.stages.calibrate import CalibrationSettings
+from dd.stages.label import DEFAULT_SET
 from dd.stages.label_by_run import LabelerSettings, Teacher
 from dd.stages.read_heat import Reader
 from dd.stages.sweep import SweepSettings
@@ -35,6 +36,7 @@ from dd.taxonomy import Taxonomy
 
 if TYPE_CHECKING:  # heavy
     from dd.generators.base import Generator
+    from dd.labelers.base import Labeler
 
 
 TAUGHT = "self_training"  # the mask set of labeler.run where the command names none
@@ -196,10 +198,38 @@ def quality(cfg: DictConfig) -> tuple[list[Rule], Scores | None]:
     return rules, None if model is None else instantiate(cfg.quality.clip, device=device(cfg))
 
 
+def labeler_kind(cfg: DictConfig) -> str:
+    """Who makes the masks: ``attention``, ``run``, or ``model`` for a node with a ``_target_``."""
+    if "_target_" in cfg.labeler:
+        return "model"
+    taught = cfg.labeler.run is not None or cfg.labeler.get("kind") == "run"
+    return "run" if taught else "attention"
+
+
+def own_mask_set(cfg: DictConfig) -> str:
+    """The mask set of a labeler where the command names none."""
+    kind = labeler_kind(cfg)
+    if kind == "model":
+        return str(cfg.labeler._target_).split(".")[-2]
+    return TAUGHT if kind == "run" else DEFAULT_SET
+
+
+def labeler(cfg: DictConfig) -> "Labeler":
+    """The labeler of a node, with its weights."""
+    if cfg.heat is not None and "source" not in cfg.labeler:
+        raise ValueError(
+            f"heat={cfg.heat} has no effect with this labeler, which sees the images and no heat; "
+            "leave it out"
+        )
+    return instantiate(cfg.labeler, device=device(cfg))
+
+
 def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
     """What the stage label takes of ``labeler.run`` beside the folder. ValueError for several
     runs."""
     given, run = plain(cfg.labeler), cfg.labeler.run
+    if run is None:
+        raise ValueError("labeler=run needs labeler.run=<folder of a trained run>")
     folders = sorted(glob(str(run))) or [run]
     if len(folders) > 1:
         raise ValueError(

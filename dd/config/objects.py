@@ -29,6 +29,7 @@ ALLOWED = (
     "dd.data.quality.",
     "dd.generators.",
     "dd.segmenters.",
+    "dd.labelers.",
     "dd.training.segmentation.",
     "dd.training.mean_teacher.",
     "dd.training.",
@@ -37,7 +38,10 @@ ALLOWED = (
     "pytorch_lightning.callbacks.",
     "pytorch_lightning.profilers.",
 )
-GROUPS = {"diffusion": "attention"}  # group: what of it was chosen, if that has another name
+GROUPS = {
+    "diffusion": "attention",
+    "labeler": "masks",
+}  # group: what of it was chosen, if that has another name
 USER_ERRORS = (
     ValueError,
     FileNotFoundError,
@@ -56,9 +60,10 @@ def instantiate(node: Any, **kwargs: Any) -> Any:
     ``torch.load``.
     """
     _check_targets([node, kwargs])
+    prefix = f"{node._get_full_key(None)}.".lstrip(".") if OmegaConf.is_config(node) else ""
     if (isinstance(node, dict) or OmegaConf.is_dict(node)) and "chosen_on" in node:
         node = settings(node)
-    _check_arguments(node, "")
+    _check_arguments(node, prefix)
     try:
         return hydra.utils.instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:

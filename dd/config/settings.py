@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, ConfigDict, ValidationInfo, model_validator
 
 from dd.data.photos import PILLOWS_LIMIT
+from dd.stages.agree import AgreeSettings
 from dd.stages.estimate import EstimateSettings
 from dd.stages.review import ReviewSettings
 from dd.stages.search import SearchSettings
@@ -112,7 +113,10 @@ class Quality(Group):
 
 
 class Labeler(Group):
+    """Of the labelers that are stages of their own; the others are nodes."""
+
     noun = "labeler"
+    kind: Literal["attention", "run"] = "attention"
     run: str | None = None
     confidence: Share | None = None
     weights: Text = "ema"
@@ -126,12 +130,19 @@ class Labeler(Group):
     def _of_a_run(self) -> Self:
         fields = type(self).model_fields.items()
         others = [name for name, field in fields if getattr(self, name) != field.default]
-        if self.run is None and others:
+        others = [name for name in others if name != "kind"]
+        if self.kind == "attention" and self.run is None and others:
             raise ValueError(
                 f"labeler.{min(others)} has no effect on masks from attention; a trained run is "
                 "the labeler with labeler.run=<folder>"
             )
         return self
+
+
+def _labeler(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    if "_target_" in value:
+        return _named_class(value, info)
+    return Labeler(**{k: v for k, v in value.items() if k != "chosen_on"}).model_dump()
 
 
 class Caption(Group):
@@ -144,7 +155,7 @@ class Caption(Group):
 class Generate(Synthetic):
     captioner: Node
     quality: Quality
-    labeler: Labeler
+    labeler: Annotated[dict[str, Any], AfterValidator(_labeler)]
     executor: Node
     mask_set: Name | None
     heat: Name | None
@@ -167,6 +178,10 @@ class Report(Group):
     baseline: str | None
     gallery: Count
     domains: list[str]
+
+
+class Agree(AgreeSettings, Group):
+    b: Parts | None  # type: ignore[assignment]  # until the stage needs it
 
 
 class Probe(Group):
@@ -224,6 +239,7 @@ class Evaluate(Synthetic):
     predict: Predict
     review: Review
     report: Report
+    agree: Agree
     probe: Probe
     sweep: Sweep
     estimate: Estimate

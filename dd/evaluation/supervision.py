@@ -14,6 +14,8 @@ LabelSet = dict[str, Any]
 TrainedOn = Mapping[str, Any]  # of a run.json
 TRAINED = ("real", "mixed")  # sources whose real images are trained on
 KEYS = {"data", "split", "labels"}
+# classes of supervision, the weaker first: C and D saw other things and neither is the weaker
+RANKS = {"A": 0, "B": 1, "C": 2, "D": 2, "real": 3}
 FORM = (
     "{data: shapes, split: tune, labels: 128} (seed: <number> too for a draw), a list of such, "
     "or null"
@@ -103,11 +105,39 @@ def real_labels(trained_on: TrainedOn | None) -> list[int | str]:
     return found + real_labels(trained_on.get("after"))
 
 
+def _made(trained_on: TrainedOn) -> list[Mapping[str, Any]]:
+    """The identities of the mask sets of a training, those that were joined to one among them."""
+    parts = (trained_on, trained_on.get("synthetic", {}))
+    found: list[Mapping[str, Any]] = [m for part in parts if (m := part.get("mask_settings"))]
+    for masks in found:  # grows on the way
+        found += [one["identity"] for one in masks.get("labeler", {}).get("sets", [])]
+    return found
+
+
 def _teachers(trained_on: TrainedOn) -> list[TrainedOn]:
     """``trained_on`` of the runs that labelled the synthetic images of a training."""
-    parts = (trained_on, trained_on.get("synthetic", {}))
-    masks = [part.get("mask_settings") or {} for part in parts]
+    masks = _made(trained_on)
     return [found for m in masks if (found := m.get("teacher", {}).get("trained_on"))]
+
+
+def _labeler_classes(trained_on: TrainedOn | None) -> list[str]:
+    """Supervision classes of the labelers behind a training: of its own masks, of those that its
+    teachers and the run before it learnt from."""
+    if not trained_on:
+        return []
+    named = (masks.get("labeler", {}).get("supervision") for masks in _made(trained_on))
+    before = [*_teachers(trained_on), trained_on.get("after")]
+    return [c for c in named if c] + [c for one in before for c in _labeler_classes(one)]
+
+
+def strongest(classes: Iterable[str]) -> str:
+    """The supervision class of what was made of parts of these classes, in the order A, B, C and D,
+    real: ``C/D`` where both are the strongest. ValueError for none, and for another class."""
+    there = sorted({one for each in classes for one in each.split("/")})
+    if not there or not set(there) <= RANKS.keys():
+        raise ValueError(f"supervision classes {there}; allowed: {', '.join(RANKS)}, one at least")
+    top = max(map(RANKS.__getitem__, there))
+    return "/".join(one for one in there if RANKS[one] == top)
 
 
 def behind(masks: Mapping[str, Any]) -> list[LabelSet]:
@@ -115,6 +145,13 @@ def behind(masks: Mapping[str, Any]) -> list[LabelSet]:
     that its teacher was trained on, and those that guided a choice."""
     made = {"source": "synthetic", "mask_settings": masks.get("identity")}
     return merged(trained_labels(made), masks.get("chosen_on"))
+
+
+def class_of_masks(masks: Mapping[str, Any]) -> str:
+    """Supervision class of a mask set, of its masks.json: that of a segmenter that learns from
+    nothing else."""
+    made = {"source": "synthetic", "mask_settings": masks.get("identity")}
+    return supervision(made, masks.get("chosen_on") or [])
 
 
 def supervision(trained_on: TrainedOn, chosen: list[LabelSet], before: str | None = None) -> str:
@@ -125,12 +162,14 @@ def supervision(trained_on: TrainedOn, chosen: list[LabelSet], before: str | Non
     constants or were chosen without one. Fine-tuning with real images keeps the class of its
     synthetic start, since the column says what made the synthetic images (``trained_on`` tells how
     many real ones followed); if its own settings were chosen by labels, A becomes ``B``. Other runs
-    are ``real`` if whole splits of real masks were trained on anywhere, ``B`` if a number of them
-    was or a label chose anything."""
+    are ``real`` if whole splits of real masks were trained on anywhere, else of the class of the
+    labelers that made their masks (``D``: a foundation model), and at least ``B`` if a number of
+    real masks was trained on or a label chose anything."""
     if trained_on["source"] == "real":
         return "B" if before == "A" and chosen else before or "real"
     trained = real_labels(trained_on)
-    return "real" if "all" in trained else "B" if trained or chosen else "A"
+    own = "real" if "all" in trained else "B" if trained or chosen else "A"
+    return strongest([own, *_labeler_classes(trained_on)])
 
 
 def distinct(sets: Iterable[LabelSet]) -> int | None:

@@ -21,7 +21,6 @@ from dd.store.samples import (
     Sample,
     append_records,
     each_record,
-    read_records,
     record_line,
     sample_seed,
 )
@@ -91,12 +90,6 @@ def check_read(
             f"such as {missing[0]}; generate.py stage=read reader={reading}, with its diffusion=..."
             ", goes on"
         )
-
-
-def intact_masks(folder: Path, needs: tuple[str, ...]) -> set[str]:
-    """Ids of the masks in a folder that are as its records say. ``needs``: fields of these."""
-    files = {i: (folder / f"{i}.png", r["sha256"]) for i, r in read_records(folder, needs).items()}
-    return {i for i, (path, written) in files.items() if path.is_file() and sha256(path) == written}
 
 
 def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:

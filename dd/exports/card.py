@@ -93,14 +93,23 @@ def _cell(text: str) -> str:
     return html.escape(" ".join(text.split())).replace("|", "&#124;").replace("`", "&#96;")
 
 
-def used_labels(sets: list[dict[str, Any]]) -> str:
+def used_labels(sets: list[dict[str, Any]], supervision: str = "A") -> str:
     """What a card says of the labels behind a synthetic set
-    (:func:`dd.evaluation.supervision.behind`)."""
-    if not sets:
-        return "No real label was used: neither for a mask nor for the choice of a setting."
+    (:func:`dd.evaluation.supervision.behind`) whose masks are of this class of supervision."""
+    masks = ""
+    if supervision not in ("A", "B"):
+        masks = (
+            f"Its masks are of supervision class {supervision} (docs/sweeps.md, What labels "
+            "decide), and so is a segmenter trained on it. "
+        )
+    if not sets and supervision != "B":
+        return (
+            masks or "No real label was used: neither for a mask nor for the choice of a setting."
+        )
+    known = told(sets) or "which ones is not recorded"
     return (
-        f"{distinct(sets) or 'An unknown number of'} real labels stand behind it: settings were "
-        f"chosen on them, or a teacher learnt them: {told(sets)}. A segmenter trained on it is not "
+        f"{masks}{distinct(sets) or 'An unknown number of'} real labels stand behind it: settings "
+        f"were chosen on them, or a teacher learnt them: {known}. A segmenter trained on it is not "
         "of supervision class A (docs/sweeps.md)."
     )
 
@@ -122,17 +131,18 @@ def _origin(about: Mapping[str, Any]) -> str:
             "Real images, as prepared by `python -m dd prepare` or by hand; see their source "
             "for how they were labelled."
         )
-    generator = about["generator"]
+    generator, behind = about["generator"], used_labels(about["labels"], about["supervision"])
     if "given" in generator:
-        return (
-            "**Synthetic masks**: the images were given, their masks read from the attention of a "
-            f"text-to-image model (Dataset Diffusion, NeurIPS 2023). {used_labels(about['labels'])}"
+        masks = about["labeler"] or (
+            "read from the attention of a text-to-image model (Dataset Diffusion, NeurIPS 2023)"
         )
+        return f"**Synthetic masks**: the images were given, their masks {masks}. {behind}"
+    masks = about["labeler"] or "read from its attention (Dataset Diffusion, NeurIPS 2023)"
     return (
-        "**Synthetic**: the images were made by a text-to-image model, the masks read from its "
-        f"attention (Dataset Diffusion, NeurIPS 2023). Generator: `{generator.get('model')}`, "
+        "**Synthetic**: the images were made by a text-to-image model, the masks "
+        f"{masks}. Generator: `{generator.get('model')}`, "
         f"revision `{generator.get('revision')}`, weights sha256 "
-        f"`{generator.get('weights_sha256')}`.{adapter(generator)} {used_labels(about['labels'])}"
+        f"`{generator.get('weights_sha256')}`.{adapter(generator)} {behind}"
     )
 
 

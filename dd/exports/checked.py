@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dd.data.datasets import RECORD, SegmentationFolder, image_size, read_split
-from dd.evaluation.supervision import behind
+from dd.evaluation.supervision import behind, class_of_masks
 from dd.exports.source import ExportItem, Source
 from dd.store.names import folder_name
 from dd.store.progress import Progress
@@ -161,9 +161,17 @@ def _counted(numbers: np.ndarray) -> dict[int, int]:
     return {int(value): int(numbers[value]) for value in np.flatnonzero(numbers)}
 
 
+def _labeler(identity: dict[str, Any]) -> str:
+    """Who made the masks, in words; "" for attention."""
+    if "teacher" in identity:
+        return "predicted by a trained segmenter (self-training)"
+    name = identity.get("labeler", {}).get("name")
+    return f"made by the labeler {name} (docs/labelers.md)" if name else ""
+
+
 def _about(folder: Path, masks: str, run: dict[str, Any]) -> dict[str, Any]:
     """What a data card says of the set, from its run.json and masks.json."""
-    labels = behind(read_json(folder / masks / "masks.json")) if run else []
+    made = read_json(folder / masks / "masks.json") if run else {}
     terms = run.get("terms") or {}
     return {
         "synthetic": bool(run),
@@ -171,5 +179,7 @@ def _about(folder: Path, masks: str, run: dict[str, Any]) -> dict[str, Any]:
         "masks": masks,
         "licence": terms.get("licence"),
         "link": terms.get("link"),
-        "labels": labels,
+        "labels": behind(made) if run else [],
+        "labeler": _labeler(made.get("identity") or {}),
+        "supervision": class_of_masks(made) if run else "real",
     }

@@ -36,7 +36,8 @@ def labels_section(entries: list[Entry]) -> Section:
     note = (
         "Labelled real images, each counted once. A: no label chose anything, settings are "
         "published constants or were chosen without one; B: labels of real images did, or a few "
-        "were trained on; real: real images alone, or whole real splits. A fine-tuned run has the "
+        "were trained on; C, D: masks by labelers of that class (D: a foundation model); real: "
+        "real images alone, or whole real splits. A fine-tuned run has the "
         "class of its synthetic start, or B if its own settings were chosen on labels."
     )
     rows.sort(key=lambda row: row[1])

@@ -195,6 +195,8 @@ class _Reader:
             run = self.find(weights_of(teacher), teacher["trained_on"])
             known = self.settings(run) if run else self.history(teacher["trained_on"])
             found["teacher"] = {**known, **_other_seed(teacher["trained_on"], trained_on)}
+        if labeler := masks.get("labeler"):
+            found["labeler"] = self.labeler(labeler, trained_on)
         if calibration := masks.get("calibration"):
             results = ["ids", "without_object", "generator", "reference"]
             same_seed = calibration.get("seed") == trained_on.get("seed")
@@ -208,6 +210,15 @@ class _Reader:
             found["calibration"] = kept
             if _by_seed(masks):
                 found.pop("settings", None)  # the choice of these images
+        return found
+
+    def labeler(self, labeler: Json, trained_on: Json) -> Json:
+        """A labeler without what is of these images alone: given masks, those that it joined."""
+        found = {k: v for k, v in labeler.items() if k not in ("content", "sets")}
+        if sets := labeler.get("sets"):
+            parts = [self.masks(one["identity"], trained_on) for one in sets]
+            kept = [{k: v for k, v in m.items() if k not in ("heat", "images")} for m in parts]
+            found["sets"] = kept
         return found
 
 
@@ -230,6 +241,9 @@ def _real(data: Json, by_seed: bool, named: bool) -> Json:
 def _by_seed(masks: Json) -> bool:
     """Whether masks differ from seed to seed because other images or other runs decided them."""
     calibration = masks.get("calibration") or {}
+    sets = masks.get("labeler", {}).get("sets", [])
+    if "content" in masks.get("labeler", {}) or any(_by_seed(one["identity"]) for one in sets):
+        return True
     return "teacher" in masks or calibration.get("shots") not in (None, "all")
 
 

@@ -1,8 +1,9 @@
 """Stage: a trained segmenter labels the synthetic images it learnt from, and the next one is
 trained on these labels from scratch (self-training, Dataset Diffusion)."""
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,20 +11,17 @@ import numpy as np
 import torch
 from pydantic import AfterValidator
 
-from dd.data.datasets import SegmentationFolder, encode_mask, read_image
-from dd.execution.units import intact_masks
+from dd.data.datasets import SegmentationFolder, read_image
+from dd.labelers.base import Labelled
+from dd.labelers.writing import Batches, write_set
 from dd.segmenters.base import Segmenter
-from dd.store.locks import Lock
-from dd.store.progress import Progress
-from dd.store.provenance import differences, fingerprint, read_own, sha256, write_atomic, write_json
-from dd.store.samples import append_records, read_records, recorded
-from dd.store.schemas import IDENTIFIED, RUN
+from dd.store.provenance import fingerprint, read_own
+from dd.store.samples import recorded
+from dd.store.schemas import RUN
 from dd.store.settings import Count, Name, Natural, Settings, Share
 from dd.taxonomy import Taxonomy
 from dd.training.datamodule import whole_loader
 from dd.training.segmentation import Views, to_device
-
-NEEDS = ("sha256", "pixels")  # of the record of a mask
 
 
 def _new_set(given: str) -> str:
@@ -67,47 +65,33 @@ def label_by_run(folder: str | Path, teacher: Teacher, settings: LabelerSettings
     """
     folder = Path(folder)
     target, images = folder / "masks" / settings.mask_set, _training_images(folder, teacher.run)
-    identity = _identity(folder, images, teacher, settings)
-    _refuse_other(target, identity)
-    if not (target / "masks.json").exists():
-        target.mkdir(parents=True, exist_ok=True)
-        with Lock(target, hint="Choose another name with mask_set=..."):
-            if not (target / "masks.json").exists():  # by another process in between
-                _label(target, identity, images, teacher, settings)
+    head = {
+        "identity": _identity(folder, images, teacher, settings),
+        "chosen_on": teacher.run.get("chosen_on", []),
+    }
+    look = partial(_look, images, teacher, settings)
+    what = f"label {images.root.name} again"
+    write_set(target, head, images.ids, settings.batch_size, look, what)
     return target
 
 
-def _label(
-    target: Path,
-    identity: dict[str, Any],
-    images: SegmentationFolder,
-    teacher: Teacher,
-    settings: LabelerSettings,
-) -> None:
-    run, views, device, size = teacher.run, teacher.views, teacher.device, settings.batch_size
-    head = {"identity": identity, "chosen_on": run.get("chosen_on", [])}
-    write_json(target / "settings.json", head)
-    done = intact_masks(target, NEEDS)
-    batches = [images.ids[i : i + size] for i in range(0, len(images), size)]
-    # whole ones: rounding depends on a batch
-    batches = [batch for batch in batches if not done.issuperset(batch)]
+def _look(
+    images: SegmentationFolder, teacher: Teacher, settings: LabelerSettings, batches: Batches
+) -> Iterator[list[Labelled]]:
+    """The teacher's predictions for batches of images by name."""
+    run, views, device = teacher.run, teacher.views, teacher.device
     todo = [name for batch in batches for name in batch]
-    loader = whole_loader(_Unlabelled(images, todo), views, size, settings.num_workers)
+    unlabelled, size = _Unlabelled(images, todo), settings.batch_size
+    loader = whole_loader(unlabelled, views, size, settings.num_workers)
     segmenter = teacher.segmenter.to(device).eval()
-    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False))
-    progress = Progress(f"label {images.root.name} again", len(images), len(images) - len(todo))
-    with progress, torch.no_grad(), autocast:
-        for names, (shown, empty) in zip(batches, loader, strict=True):
+    for shown, empty in loader:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.split(":")[0], torch.bfloat16, enabled=run.get("bf16", False)),
+        ):
             sizes = [tuple(e.shape) for e in empty]
             found = views.predict(segmenter, to_device(shown, device), sizes, settings.confidence)
-            rows = [_write(target, *pair) for pair in zip(names, found, strict=True)]
-            append_records(target, "0", rows)
-            progress.advance(len(names))
-    records, pixels = read_records(target, NEEDS), Counter[str]()
-    for name in images.ids:
-        pixels.update(records[name]["pixels"])
-    hashes = {name: records[name]["sha256"] for name in images.ids}
-    write_json(target / "masks.json", {**head, "pixels": dict(pixels), "sha256": hashes})
+        yield [Labelled(mask.cpu().numpy().astype(np.uint8)) for mask in found]
 
 
 class _Unlabelled:
@@ -156,25 +140,3 @@ def _identity(
         "images": fingerprint([hashes[name] for name in images.ids]),
         "teacher": {k: teacher.run[k] for k in ("weights_sha256", "supervision", "trained_on")},
     }
-
-
-def _refuse_other(target: Path, identity: dict[str, Any]) -> None:
-    for file in (target / "masks.json", target / "settings.json"):
-        there = read_own(file, IDENTIFIED)["identity"] if file.exists() else identity
-        if lines := differences(there, identity):
-            more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
-            raise FileExistsError(
-                f"mask set {target} was made by another teacher or with other settings:\n  "
-                + "\n  ".join([line[:200] for line in lines[:8]] + more)
-                + "\nNothing was changed. Choose another name (mask_set=...), or remove the "
-                "folder to make it anew."
-            )
-
-
-def _write(target: Path, name: str, prediction: torch.Tensor) -> dict[str, Any]:
-    """Write a mask and return its record."""
-    mask = prediction.cpu().numpy().astype(np.uint8)
-    data = encode_mask(mask)
-    write_atomic(target / f"{name}.png", data)
-    pixels = {str(v): int(n) for v, n in zip(*np.unique(mask, return_counts=True), strict=True)}
-    return {"id": name, "sha256": sha256(data), "pixels": pixels}

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from dd.data.datasets import encode_mask, read_image, synthetic_image
-from dd.execution.units import check_generated, intact_masks
+from dd.execution.units import check_generated
 from dd.segmenters.base import Segmenter
 from dd.store.locks import Lock
 from dd.store.progress import Progress
 from dd.store.provenance import fingerprint, read_own, sha256, write_atomic, write_json
-from dd.store.samples import Sample, append_records, read_plan, recorded
+from dd.store.samples import Sample, append_records, intact_masks, read_plan, recorded
 from dd.store.schemas import RUN
 from dd.training.segmentation import Predictor, Views
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dd.store.provenance import fault, read_own
+from dd.store.provenance import fault, read_own, sha256
 from dd.store.schemas import RECORD, RUN
 
 # before the last field of a record: the first digits of the SHA-256 of what is before it
@@ -256,6 +256,12 @@ def read_records(folder: str | Path, needs: Iterable[str] = ()) -> dict[str, dic
         if "error" not in record or "error" in found.get(record["id"], record):
             found[record["id"]] = record
     return found
+
+
+def intact_masks(folder: Path, needs: tuple[str, ...]) -> set[str]:
+    """Ids of the masks in a folder that are as its records say. ``needs``: fields of these."""
+    files = {i: (folder / f"{i}.png", r["sha256"]) for i, r in read_records(folder, needs).items()}
+    return {i for i, (path, written) in files.items() if path.is_file() and sha256(path) == written}
 
 
 def recorded(folder: str | Path, key: str) -> dict[str, Any]:

@@ -44,6 +44,11 @@ MASKS: dict[str, Any] = {  # masks.json of a mask set, whoever made it
         "absent?": {"rules": {"*": dict}, "classes": str},
         "calibration?": dict,
         "teacher?": dict,
+        "labeler?": {
+            "name": str,
+            "supervision": str,
+            "sets?": [{"set": str, "identity": dict, "masks": str}],
+        },
     },
     "pixels?": {"*": int},
     "sha256?": {"*": str},

@@ -10,11 +10,13 @@ from dd import config
 from dd.evaluation.supervision import (
     behind,
     choices,
+    class_of_masks,
     declared,
     distinct,
     label_set,
     merged,
     override,
+    strongest,
     supervision,
     told,
     trained_labels,
@@ -184,6 +186,65 @@ def test_what_is_behind_a_mask_set():
 )
 def test_a_label_that_chose_anything_makes_b(trained_on, chosen, before, expected):
     assert supervision(trained_on, chosen, before) == expected
+
+
+def labelled(supervision, **more):
+    return {"labeler": {"name": "x", "supervision": supervision, **more}}
+
+
+def mixed_with(masks, shots):
+    return {**synthetic(), "source": "mixed", "shots": shots, "synthetic": {"mask_settings": masks}}
+
+
+D, C = labelled("D"), labelled("C")
+
+
+def joined(*identities):
+    sets = [{"set": f"masks/{i}", "identity": m, "masks": "0"} for i, m in enumerate(identities)]
+    return labelled("D", sets=sets)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "chosen", "before", "expected"),
+    [
+        (synthetic(**D), [], None, "D"),
+        (synthetic(**D), [MASKS], None, "D"),
+        (synthetic(**labelled("A")), [], None, "A"),
+        (synthetic(**labelled("A")), [MASKS], None, "B"),
+        (synthetic(**labelled("B")), [], None, "B"),
+        (synthetic(teacher={"trained_on": synthetic(**D)}), [], None, "D"),  # a student's student
+        (synthetic(after=synthetic(**D)), [], "D", "D"),
+        (real(16, after=synthetic(**D)), [MASKS], "D", "D"),
+        (synthetic(**joined({}, D)), [], None, "D"),
+        (synthetic(**joined(C, D)), [], None, "C/D"),
+        (synthetic(**joined({"teacher": {"trained_on": synthetic(**C)}}, {})), [], None, "C/D"),
+        (mixed_with(D, 4), [], None, "D"),
+        (mixed_with(D, "all"), [], None, "real"),
+    ],
+)
+def test_the_class_of_a_labeler_goes_with_its_masks(trained_on, chosen, before, expected):
+    assert supervision(trained_on, chosen, before) == expected
+
+
+def test_labels_behind_joined_sets_are_counted():
+    teacher = {"teacher": {"trained_on": real(16)}}
+    assert trained_labels(synthetic(**joined(teacher, D))) == [label_set("voc/train", 16, 0)]
+
+
+def test_the_class_of_a_mask_set():
+    assert class_of_masks({"identity": D, "chosen_on": [MASKS]}) == "D"
+    assert class_of_masks({"identity": {}, "chosen_on": [MASKS]}) == "B"
+    assert class_of_masks({"identity": {}}) == "A"
+    assert class_of_masks({"identity": {"teacher": {"trained_on": real("all")}}}) == "real"
+
+
+def test_the_strongest_class():
+    assert strongest(["A", "B", "A"]) == "B" and strongest(["A"]) == "A"
+    assert strongest(["D", "C", "B"]) == "C/D" == strongest(["C/D", "A"])
+    assert strongest(["D", "real"]) == "real"
+    for wrong in ([], ["E"]):
+        with pytest.raises(ValueError, match="allowed: A, B, C, D, real"):
+            strongest(wrong)
 
 
 # The configuration as it is shipped

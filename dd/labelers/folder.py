@@ -1,0 +1,78 @@
+"""Masks of any origin as a mask set: drawn by people, made by a tool or a model that is not here.
+Whoever brings them says what supervision they had."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from dd.data.datasets import check_values, read_coloured_mask
+from dd.labelers.base import Asked, Class, Images, Labelled, Ready
+from dd.store.provenance import fingerprint, sha256
+from dd.store.settings import Count, NoResult, Settings
+from dd.taxonomy import Taxonomy
+
+
+class FolderSettings(Settings):
+    """``folder``: of ``<id>.png`` for every sample, in class ids (grey or palette) or in the
+    colours of the data set's classes; ``supervision``: their class."""
+
+    noun = "labeler"
+
+    folder: Annotated[str | None, NoResult("its masks are hashed")] = None
+    supervision: Class | None = None
+    batch_size: Annotated[Count, NoResult("changes nothing")] = 16
+
+
+class MaskFolder:
+    """The masks of a folder, looked at and copied. ``settings``: :class:`FolderSettings`."""
+
+    Settings: ClassVar[type[FolderSettings]] = FolderSettings
+    name = "folder"
+    reads = None
+
+    def __init__(self, device: str = "cpu", **settings: Any) -> None:
+        self.settings = FolderSettings(**settings)
+        self.batch_size = self.settings.batch_size
+        if not self.settings.folder or self.settings.supervision is None:
+            raise ValueError(
+                "labeler=folder needs labeler.folder=<folder of masks> and labeler.supervision: A "
+                "(no real label behind them), B (a few real masks), C (all of a data set) or D (a "
+                "foundation model); docs/sweeps.md, What labels decide"
+            )
+        self.folder = Path(self.settings.folder).expanduser()
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"labeler.folder={self.folder}: no such folder")
+
+    def ready(self, images: Images) -> Ready:
+        missing = [s.id for s in images.plan if not self._path(s.id).is_file()]
+        if missing:
+            raise ValueError(
+                f"labeler.folder={self.folder} holds masks of other images: {len(missing)} of "
+                f"{len(images.plan)} samples of {images.folder} have none there, such as "
+                f"{missing[0]}.png"
+            )
+        content = fingerprint([sha256(self._path(s.id)) for s in images.plan])
+        return Ready(
+            partial(self.label, taxonomy=images.taxonomy),
+            str(self.settings.supervision),
+            {"content": content},
+            made={"folder": str(self.folder)},
+        )
+
+    def label(self, batch: list[Asked], taxonomy: Taxonomy) -> list[Labelled]:
+        """The masks of samples; ValueError for one of other classes or of another size."""
+        return [self._mask(asked, taxonomy) for asked in batch]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.png"
+
+    def _mask(self, asked: Asked, taxonomy: Taxonomy) -> Labelled:
+        path = self._path(asked.sample.id)
+        mask = read_coloured_mask(path, taxonomy)
+        if mask.shape != asked.size:
+            raise ValueError(
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image "
+                f"{asked.size[1]}x{asked.size[0]}: a mask has the size of its image"
+            )
+        check_values(mask, taxonomy, path)
+        return Labelled(mask)

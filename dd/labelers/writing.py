@@ -1,0 +1,95 @@
+"""A mask set that a labeler writes image by image: it goes on where it stopped, and is never mixed
+with the masks of another one."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dd.data.datasets import encode_mask
+from dd.labelers.base import Labelled
+from dd.store.locks import Lock
+from dd.store.progress import Progress
+from dd.store.provenance import differences, read_own, sha256, write_atomic, write_json
+from dd.store.samples import append_records, intact_masks, read_records
+from dd.store.schemas import IDENTIFIED
+
+NEEDS = ("sha256", "pixels")  # of the record of a mask
+Batches = list[list[str]]
+
+
+def write_set(
+    target: Path,
+    head: dict[str, Any],
+    ids: Sequence[str],
+    batch_size: int,
+    look: Callable[[Batches], Iterable[list[Labelled]]],
+    what: str,
+) -> dict[str, dict[str, Any]]:
+    """Write the masks of ``ids`` to the folder ``target``, ``masks.json`` last; returns the records
+    of a set that was made now, {} of one that was finished.
+
+    ``head``: what masks.json says first, its ``identity`` among it; ``look(batches)`` gives the
+    masks of each batch of ids, in order; ``what``: of the progress line. Batches that are recorded
+    and whose masks are as they were stay; others are made whole, since rounding depends on a batch.
+    FileExistsError for a set of another identity: nothing is touched then.
+    """
+    _refuse_other(target, head["identity"])
+    if (target / "masks.json").exists():
+        return {}
+    target.mkdir(parents=True, exist_ok=True)
+    with Lock(target, hint="Choose another name with mask_set=..."):
+        if (target / "masks.json").exists():  # by another process in between
+            return {}
+        return _write_set(target, head, ids, batch_size, look, what)
+
+
+def _write_set(
+    target: Path,
+    head: dict[str, Any],
+    ids: Sequence[str],
+    batch_size: int,
+    look: Callable[[Batches], Iterable[list[Labelled]]],
+    what: str,
+) -> dict[str, dict[str, Any]]:
+    write_json(target / "settings.json", head)
+    done = intact_masks(target, NEEDS)
+    batches = [list(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+    batches = [batch for batch in batches if not done.issuperset(batch)]
+    with Progress(what, len(ids), len(ids) - sum(map(len, batches))) as progress:
+        for names, found in zip(batches, look(batches), strict=True):
+            rows = [_write(target, *pair) for pair in zip(names, found, strict=True)]
+            append_records(target, "0", rows)
+            progress.advance(len(names))
+    records, pixels, counts = read_records(target, NEEDS), Counter[str](), Counter[str]()
+    for name in ids:
+        pixels.update(records[name]["pixels"])
+        counts.update(records[name].get("counts", {}))
+    hashes = {name: records[name]["sha256"] for name in ids}
+    counted = {"counts": dict(counts)} if counts else {}
+    write_json(target / "masks.json", {**head, "pixels": dict(pixels), **counted, "sha256": hashes})
+    return records
+
+
+def _refuse_other(target: Path, identity: dict[str, Any]) -> None:
+    for file in (target / "masks.json", target / "settings.json"):
+        there = read_own(file, IDENTIFIED)["identity"] if file.exists() else identity
+        if lines := differences(there, identity):
+            more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
+            raise FileExistsError(
+                f"mask set {target} was made by another teacher or with other settings:\n  "
+                + "\n  ".join([line[:200] for line in lines[:8]] + more)
+                + "\nNothing was changed. Choose another name (mask_set=...), or remove the "
+                "folder to make it anew."
+            )
+
+
+def _write(target: Path, name: str, found: Labelled) -> dict[str, Any]:
+    """Write a mask and return its record."""
+    data = encode_mask(found.mask)
+    write_atomic(target / f"{name}.png", data)
+    values = zip(*np.unique(found.mask, return_counts=True), strict=True)
+    record = {"id": name, "sha256": sha256(data), "pixels": {str(v): int(n) for v, n in values}}
+    return record | ({"counts": found.counts} if found.counts else {})
