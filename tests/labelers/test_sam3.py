@@ -1,10 +1,13 @@
 """SAM 3 on class names."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer, Sam3Model
 
 from dd.data.datasets import read_image, read_mask
@@ -145,8 +148,8 @@ def test_other_models_are_refused(checkpoints, model, said):
 
 
 def test_a_gated_model_is_told_where_to_be_asked_for(monkeypatch):
-    import httpx
     from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.utils import httpx
 
     from dd.labelers import loading
 
@@ -175,8 +178,6 @@ def test_without_a_network_a_folder_is_asked_for(monkeypatch):
 
 
 def test_a_folder_without_its_words(checkpoints, tmp_path):
-    import shutil
-
     shutil.copytree(checkpoints / "sam3", tmp_path / "mute")
     for file in (
         *tmp_path.glob("mute/token*"),
@@ -186,3 +187,19 @@ def test_a_folder_without_its_words(checkpoints, tmp_path):
         file.unlink()
     with pytest.raises(ValueError, match="tokenizer"):
         Sam3(model=str(tmp_path / "mute"))
+
+
+def test_a_video_model_holds_the_one_for_images(checkpoints, tmp_path):
+    """Meta's repository is of that kind: a detector, which is the model for images, and a
+    tracker."""
+    folder = shutil.copytree(checkpoints / "sam3", tmp_path / "video")
+    config = json.loads((folder / "config.json").read_text())
+    content = {"model_type": "sam3_video", "detector_config": config}
+    (folder / "config.json").write_text(json.dumps(content))
+    weights = load_file(folder / "model.safetensors")
+    held = {f"detector_model.{k}": v for k, v in weights.items()}
+    held["tracker_model.no_memory"] = torch.zeros(2)
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    own, image = Sam3(model=str(folder)), Sam3(model=str(checkpoints / "sam3"))
+    assert own.loaded.weights_sha256 == image.loaded.weights_sha256
+    assert own.look.side == 56
