@@ -20,6 +20,7 @@ from dd.report.published import reproduction
 from dd.report.recipes import Entry
 from dd.report.rows import Row, arrange
 from dd.report.summary import LeftOut, collect, images_of, separate, summarise
+from dd.report.whose_masks import whose_masks
 from dd.store.provenance import read_own, write_json
 from dd.store.schemas import STUDY
 from dd.taxonomy import Taxonomy
@@ -79,6 +80,7 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
     headline = results.headline(rows, domains)
     sections = [
         headline,
+        *(section for d in domains for section in whose_masks(entries, d)),
         labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
         *(section for found in budgets for section in studies.budget_sections(*found)),
