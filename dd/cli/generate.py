@@ -32,8 +32,11 @@ def make_all(cfg: Any) -> None:
     # refused before hours of work, not after
     if config.labeler_kind(cfg) == "run":
         config.labeler_run(cfg)
-    elif config.labeler_kind(cfg) == "model":
-        config.labeler(cfg)
+    elif config.labeler_kind(cfg) == "model" and config.labeler(cfg).name == "folder":
+        raise ValueError(
+            "stage=all draws images, and the masks of labeler=folder are of images that are there "
+            "already: first stage=synthesize, then stage=label labeler=folder"
+        )
     if make_images(cfg, quality):
         make_masks(cfg, quality)
         if any(rule.action == "drop" for rule in quality[0]):

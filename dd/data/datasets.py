@@ -379,9 +379,14 @@ def check_recorded(folder: str | Path, key: str, name: str, path: Path) -> None:
 
 
 def check_mask(path: str | Path) -> None:
-    """ValueError if a mask is not the one that masks.json beside it tells of; without a
-    masks.json it passes."""
+    """ValueError if a mask is not the one that masks.json beside it tells of, FileNotFoundError if
+    it is missing; without a masks.json any mask passes."""
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing from its mask set. Remove masks.json beside it, and the command "
+            "that made the masks (generate.py stage=label) makes them again"
+        )
     done = path.parent / "masks.json"
     known = _mask_hashes(done, _state(done)).get(path.stem) if done.is_file() else None
     if known is not None and sha256(path) != known:

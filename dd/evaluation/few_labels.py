@@ -61,10 +61,12 @@ def sums(mask_HW: np.ndarray, truth_HW: np.ndarray, num_classes: int) -> np.ndar
 
 
 def image_miou(sums_NC2: np.ndarray) -> np.ndarray:
-    """mIoU of each image [N], in percent, over the classes that occur in it."""
+    """mIoU of each image [N], in percent, over the classes that occur in it; nan where no pixel is
+    counted."""
     hit, union = sums_NC2[..., 0].astype(float), sums_NC2[..., 1]
-    share = np.divide(hit, union, out=np.full_like(hit, np.nan), where=union > 0)
-    return 100 * np.nanmean(share, -1)
+    share = np.divide(hit, union, out=np.zeros_like(hit), where=union > 0)
+    there = (union > 0).sum(-1)
+    return 100 * np.divide(share.sum(-1), there, out=np.full(len(hit), np.nan), where=there > 0)
 
 
 def estimate(
@@ -91,6 +93,11 @@ def estimate(
     rare = {int(c): int(there[c]) for c in np.flatnonzero((there > 0) & (there < LEAST_OF_CLASS))}
     seen = predicted_NC2[..., 1].sum(0) > 0
     rare |= {int(c): 0 for c in np.flatnonzero(seen & (there == 0))}
+    if not len(counted):
+        raise ValueError(
+            f"no class is in {LEAST_OF_CLASS} of the {number} labelled images: there is nothing to "
+            "give an interval of"
+        )
     values = pseudo_values(true_nC2[:, counted])
     guesses_N = influence(predicted_NC2[:, counted])
     guess_n, left = guesses_N[list(labelled)], 1 - number / size

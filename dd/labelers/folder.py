@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from dd.data.datasets import check_values, read_coloured_mask
+import numpy as np
+
+from dd.data.datasets import check_values, image_size, read_coloured_mask, synthetic_image
 from dd.labelers.base import Asked, Class, Images, Labelled, Ready
 from dd.store.provenance import fingerprint, sha256
 from dd.store.settings import Count, NoResult, Settings
@@ -51,6 +53,9 @@ class MaskFolder:
                 f"{len(images.plan)} samples of {images.folder} have none there, such as "
                 f"{missing[0]}.png"
             )
+        for sample in images.plan:  # before anything is written, so that a mended folder is taken
+            size = image_size(synthetic_image(images.folder, sample.id))
+            self._read(sample.id, size, images.taxonomy)
         content = fingerprint([sha256(self._path(s.id)) for s in images.plan])
         return Ready(
             partial(self.label, taxonomy=images.taxonomy),
@@ -61,18 +66,18 @@ class MaskFolder:
 
     def label(self, batch: list[Asked], taxonomy: Taxonomy) -> list[Labelled]:
         """The masks of samples; ValueError for one of other classes or of another size."""
-        return [self._mask(asked, taxonomy) for asked in batch]
+        return [Labelled(self._read(a.sample.id, a.size, taxonomy)) for a in batch]
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.png"
 
-    def _mask(self, asked: Asked, taxonomy: Taxonomy) -> Labelled:
-        path = self._path(asked.sample.id)
+    def _read(self, name: str, size: tuple[int, int], taxonomy: Taxonomy) -> np.ndarray:
+        path = self._path(name)
         mask = read_coloured_mask(path, taxonomy)
-        if mask.shape != asked.size:
+        if mask.shape != size:
             raise ValueError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image "
-                f"{asked.size[1]}x{asked.size[0]}: a mask has the size of its image"
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image {size[1]}x{size[0]}: a mask "
+                "has the size of its image"
             )
         check_values(mask, taxonomy, path)
-        return Labelled(mask)
+        return mask

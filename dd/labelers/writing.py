@@ -37,13 +37,18 @@ def write_set(
     FileExistsError for a set of another identity: nothing is touched then.
     """
     _refuse_other(target, head["identity"])
-    if (target / "masks.json").exists():
+    if _finished(target, ids):
         return {}
     target.mkdir(parents=True, exist_ok=True)
     with Lock(target, hint="Choose another name with mask_set=..."):
-        if (target / "masks.json").exists():  # by another process in between
+        if _finished(target, ids):  # by another process in between
             return {}
         return _write_set(target, head, ids, batch_size, look, what)
+
+
+def _finished(target: Path, ids: Sequence[str]) -> bool:
+    """Whether the set is whole; a mask that was removed since is made again."""
+    return (target / "masks.json").exists() and all((target / f"{i}.png").is_file() for i in ids)
 
 
 def _write_set(

@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from annotated_types import Gt
 
-from dd.data.datasets import SegmentationFolder, check_values, read_mask
+from dd.data.datasets import SegmentationFolder, check_mask, check_values, read_mask
 from dd.evaluation.few_labels import Estimated, estimate, image_miou, label_more, sums
 from dd.store.progress import Progress
 from dd.store.provenance import made_by, write_atomic, write_csv, write_json
-from dd.store.settings import Count, Hint, Settings
+from dd.store.settings import Count, Hint, Parts, Settings
 from dd.taxonomy import Taxonomy
 
 BINS = 5  # of the reliability curve, with equally many labelled images
@@ -27,7 +27,7 @@ class EstimateSettings(Settings):
     missing labels is told for."""
 
     noun: ClassVar[str] = "estimate"
-    other: Annotated[str, Hint("a second mask set of the same images, as masks/after")]
+    other: Annotated[Parts, Hint("a second mask set of the same images, as masks/after")]
     labels: str | None = None
     draw: Annotated[Count, Hint("how many images to label")] = 50
     within: Annotated[float, Gt(0)] = 2.0
@@ -41,12 +41,13 @@ def estimate_masks(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Writes ``<folder>/estimates/<masks>_<other>.json`` and ``.csv`` (every image, the least
-    agreed first) and returns the content of the first; without labels, and where there are none
-    yet, ``to_label.txt`` beside them.
+    agreed first) and returns the content of the first; without labels ``to_label.txt`` alone, a
+    draw that a larger one goes on from.
 
     Pixels that are uncertain in ``masks`` count as background; those of ``other`` are left out.
-    FileNotFoundError for missing masks or labels, ValueError for other sizes or classes, for labels
-    of images that are not in the set, and for too few of them.
+    A label without a pixel that counts is no label. FileNotFoundError for missing masks or labels,
+    ValueError for masks that were changed, other sizes or classes, labels of images that are not in
+    the set, and too few of them; FileExistsError for another draw than the one that is there.
     """
     folder, ids = Path(folder), masks.ids
     if settings.other == masks.masks:
@@ -55,43 +56,67 @@ def estimate_masks(
             "give another one (generate.py stage=label mask_set=...)"
         )
     other = SegmentationFolder(folder, masks.split, classes, settings.other)
-    chosen, labels = [], None
-    if settings.labels is not None:
-        labels = Path(settings.labels)
-        chosen = _labelled(labels, ids)
-    predicted, true = [], []
-    wanted = set(chosen)
+    where = folder / "estimates"
+    if settings.labels is None:
+        return {"to_label": _drawn(where / "to_label.txt", ids, settings.draw, seed)}
+    labels = Path(settings.labels)
+    wanted, predicted = set(_labelled(labels, ids)), []
+    true: dict[int, np.ndarray] = {}
     with Progress("masks compared", len(ids)) as progress:
         for i, name in enumerate(ids):
-            mask = read_mask(masks.mask_path(name))
-            where = folder / settings.other / f"{name}.png"
-            predicted.append(_sums(mask, read_mask(other.mask_path(name)), where, classes))
-            if labels is not None and i in wanted:
+            mask, second = (_mask(s.mask_path(name), classes) for s in (masks, other))
+            path = folder / settings.other / f"{name}.png"
+            predicted.append(_sums(mask, second, path, len(classes)))
+            if i in wanted:
                 path = labels / f"{name}.png"
-                true.append(_sums(mask, read_mask(path, classes), path, classes))
+                label = read_mask(path, classes)
+                check_values(label, classes, path)
+                own = _sums(mask, label, path, len(classes))
+                true |= {i: own} if own.any() else {}
             progress.advance()
     agreement = image_miou(np.stack(predicted))
-    name = f"{masks.masks}_{settings.other}".replace("/", "-")
-    target = folder / "estimates" / f"{name}.json"
-    target.parent.mkdir(exist_ok=True)
     found: dict[str, Any] = {"masks": masks.masks, "other": settings.other, "images": len(ids)}
-    scored: dict[int, float] = {}
-    if labels is None:
-        drawn = np.random.default_rng(seed).permutation(len(ids))[: settings.draw]
-        found["to_label"] = [ids[i] for i in sorted(drawn.tolist())]
-        write_atomic(target.with_name("to_label.txt"), "".join(f"{n}\n" for n in found["to_label"]))
-    else:
-        each = np.stack(true)
-        result = estimate(each, chosen, np.stack(predicted), settings.within)
-        scored = dict(zip(chosen, image_miou(each).tolist(), strict=True))
-        found |= _told(result, classes)
-        found["reliability"] = reliability(agreement[chosen], np.array(list(scored.values())))
-    order = np.argsort(agreement, kind="stable").tolist()
-    known = {i: f"{value:.2f}" for i, value in scored.items()}
-    rows = [[ids[i], f"{agreement[i]:.2f}", known.get(i, "")] for i in order]
+    each, chosen = np.array(list(true.values())), list(true)
+    result = estimate(each, chosen, np.stack(predicted), settings.within)
+    scored = image_miou(each)
+    found |= _told(result, classes)
+    found["empty"] = len(wanted) - len(true)
+    found["reliability"] = reliability(agreement[chosen], scored)
+    order = np.argsort(np.nan_to_num(agreement, nan=-1), kind="stable").tolist()
+    known = dict(zip(chosen, scored.tolist(), strict=True))
+    rows = [[ids[i], _text(agreement[i]), _text(known.get(i))] for i in order]
+    target = where / f"{masks.masks}_{settings.other}.json".replace("/", "-")
+    where.mkdir(exist_ok=True)
     write_csv(target.with_suffix(".csv"), [["id", "agreement", "miou"], *rows])
     write_json(target, {"estimate": found, **made_by()})
     return found
+
+
+def _drawn(path: Path, ids: Sequence[str], number: int, seed: int) -> list[str]:
+    """``number`` ids at random, in their order, written to ``path``; more of them hold those of a
+    smaller number."""
+    drawn = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:number].tolist()}
+    there = set(path.read_text().split()) if path.is_file() else set()
+    if not there <= drawn:
+        raise FileExistsError(
+            f"{path} holds another draw of {len(there)} images, which may be labelled by now. A "
+            "larger estimate.draw with the same seed goes on from it; remove the file to draw anew"
+        )
+    path.parent.mkdir(exist_ok=True)
+    listed = [name for name in ids if name in drawn]
+    write_atomic(path, "".join(f"{name}\n" for name in listed))
+    return listed
+
+
+def _mask(path: Path, classes: Taxonomy) -> np.ndarray:
+    check_mask(path)
+    mask = read_mask(path)
+    check_values(mask, classes, path)
+    return mask
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None or np.isnan(value) else f"{value:.2f}"
 
 
 def _labelled(labels: Path, ids: Sequence[str]) -> list[int]:
@@ -112,14 +137,13 @@ def _labelled(labels: Path, ids: Sequence[str]) -> list[int]:
     return sorted(known[name] for name in there)
 
 
-def _sums(mask: np.ndarray, truth: np.ndarray, path: Path, classes: Taxonomy) -> np.ndarray:
-    check_values(truth, classes, path)
+def _sums(mask: np.ndarray, truth: np.ndarray, path: Path, number: int) -> np.ndarray:
     if mask.shape != truth.shape:
         raise ValueError(
             f"{path} is {truth.shape[1]}x{truth.shape[0]}, the mask of its image "
             f"{mask.shape[1]}x{mask.shape[0]}"
         )
-    return sums(mask, truth, len(classes))
+    return sums(mask, truth, number)
 
 
 def _told(result: Estimated, classes: Taxonomy) -> dict[str, Any]:
@@ -135,7 +159,8 @@ def _told(result: Estimated, classes: Taxonomy) -> dict[str, Any]:
 def reliability(agreement: np.ndarray, miou: np.ndarray) -> list[dict[str, float]]:
     """Means of labelled images in bins by their agreement, with equally many in each: where the
     prediction is reliable, ``miou`` rises with ``agreement``."""
-    order = np.argsort(agreement, kind="stable")
+    known = np.flatnonzero(~np.isnan(agreement))
+    order = known[np.argsort(agreement[known], kind="stable")]
     parts = [part for part in np.array_split(order, BINS) if len(part)]
     return [
         {
@@ -162,12 +187,18 @@ def print_estimate(folder: str | Path, found: dict[str, Any]) -> None:
         f"{result.labelled} labelled of {result.images} images, if these were drawn at random"
     )
     why = "used" if result.used else "too weak to be used"
-    print(
-        f"without {found['other']}: {result.plain:.1f} [{result.plain_low:.1f}, "
-        f"{result.plain_high:.1f}]; its agreement is correlated by {result.correlation:.2f} with "
-        f"what an image adds to the mIoU: {why}"
-    )
+    if found["correlation"] is not None:
+        print(
+            f"without {found['other']}: {result.plain:.1f} [{result.plain_low:.1f}, "
+            f"{result.plain_high:.1f}]; its agreement is correlated by {result.correlation:.2f} "
+            f"with what an image adds to the mIoU: {why}"
+        )
+    if found["empty"]:
+        print(f"{found['empty']} labels hold no pixel that counts, and are left out")
     if result.rare:
         each = ", ".join(f"{name} ({number})" for name, number in found["rare"].items())
         print(f"left out, in too few of the labelled images: {each}")
-    print(label_more(result))
+    if result.low == result.high and result.labelled < result.images:
+        print("the labelled images do not differ: an interval without width tells nothing")
+    else:
+        print(label_more(result))

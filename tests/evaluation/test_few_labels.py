@@ -133,3 +133,11 @@ def test_few_images_have_no_interval():
         ValueError, match="19 labelled images: an interval needs at least 20 of .*100"
     ):
         estimate(true[:19], range(19), predicted)
+
+
+def test_labels_without_a_class_that_counts_have_no_interval():
+    _, predicted = world(100)
+    nothing = np.zeros((30, 4, 2), np.int64)
+    with pytest.raises(ValueError, match="no class is in 5 of the 30 labelled images"):
+        estimate(nothing, range(30), predicted)
+    assert np.isnan(image_miou(nothing)).all()

@@ -50,8 +50,9 @@ def made(tmp_path):
 
 def run(made, **given):
     given = {"labels": str(made / "labels"), "other": "masks/after", **given}
+    seed = given.pop("seed", 0)
     masks = SegmentationFolder(made / "set", "train", PETS, "SegmentationClass")
-    return estimate_masks(made / "set", masks, EstimateSettings(**given), PETS)
+    return estimate_masks(made / "set", masks, EstimateSettings(**given), PETS, seed)
 
 
 def test_the_estimate_of_labelled_images(made, capsys):
@@ -86,11 +87,53 @@ def test_images_are_listed_from_the_least_agreed(made):
 
 def test_images_to_label_are_drawn_at_random(made, capsys):
     found = run(made, labels=None, draw=7)
-    listed = (made / "set/estimates/to_label.txt").read_text().split()
+    path = made / "set/estimates/to_label.txt"
+    listed = path.read_text().split()
     assert listed == found["to_label"] == sorted(set(listed)) and len(listed) == 7
     assert run(made, labels=None, draw=7)["to_label"] == listed
     print_estimate(made / "set", found)
     assert "7 images drawn at random to be labelled" in capsys.readouterr().out
+    more = run(made, labels=None, draw=12)["to_label"]
+    assert set(listed) < set(more) and path.read_text().split() == more
+    before = path.read_bytes()
+    for other in ({"draw": 5}, {"draw": 12, "seed": 1}):
+        with pytest.raises(FileExistsError, match="another draw of 12 images"):
+            run(made, labels=None, **other)
+    assert path.read_bytes() == before
+
+
+def test_a_draw_leaves_an_estimate_alone(made):
+    run(made)
+    files = [made / f"set/estimates/SegmentationClass_masks-after.{s}" for s in ("json", "csv")]
+    before = [f.read_bytes() for f in files]
+    run(made, labels=None, draw=7)
+    assert [f.read_bytes() for f in files] == before
+
+
+def test_what_counts_nothing_is_no_label_and_is_looked_at_first(made, capsys):
+    nothing = encode_mask(np.full((10, 12), 255, np.uint8))
+    (made / "labels/000.png").write_bytes(nothing)
+    (made / "set/masks/after/002.png").write_bytes(nothing)
+    found = run(made)
+    assert (found["labelled"], found["empty"]) == (29, 1)
+    assert sum(row["images"] for row in found["reliability"]) == 28
+    text = (made / "set/estimates/SegmentationClass_masks-after.json").read_text()
+    assert "NaN" not in text
+    table = (made / "set/estimates/SegmentationClass_masks-after.csv").read_text()
+    assert table.splitlines()[1].startswith("002,,") and "nan" not in table
+    print_estimate(made / "set", found)
+    assert "1 labels hold no pixel that counts" in capsys.readouterr().out
+
+
+def test_labels_that_do_not_differ_tell_nothing(made, capsys):
+    for path in (made / "labels").iterdir():
+        mask = (made / "set/SegmentationClass" / path.name).read_bytes()
+        path.write_bytes(mask)
+    found = run(made)
+    assert found["low"] == found["high"] == pytest.approx(100)
+    print_estimate(made / "set", found)
+    said = capsys.readouterr().out
+    assert "an interval without width tells nothing" in said and "nan" not in said
 
 
 def test_a_rare_class_is_named(made, capsys):
@@ -112,6 +155,9 @@ def test_what_cannot_be_read_rightly_is_refused(made):
     labels = made / "labels"
     with pytest.raises(ValueError, match="other=SegmentationClass is the mask set itself"):
         run(made, other="SegmentationClass")
+    for other in ("./SegmentationClass", "../set/masks/after"):
+        with pytest.raises(ValueError, match="other"):
+            run(made, other=other)
     with pytest.raises(FileNotFoundError, match="no masks in masks/none"):
         run(made, other="masks/none")
     with pytest.raises(FileNotFoundError, match=r"estimate\.labels: no folder .*nowhere"):
@@ -128,6 +174,15 @@ def test_what_cannot_be_read_rightly_is_refused(made):
     with pytest.raises(ValueError, match=r"000.png holds values \[9\] outside the 3 classes"):
         run(made)
     (labels / "000.png").write_bytes(good)
+    mask = made / "set/SegmentationClass/001.png"
+    kept = mask.read_bytes()
+    mask.write_bytes(encode_mask(np.full((10, 12), 77, np.uint8)))
+    with pytest.raises(ValueError, match=r"SegmentationClass/001.png holds values \[77\]"):
+        run(made)
+    mask.unlink()
+    with pytest.raises(FileNotFoundError, match=r"001.png is missing from its mask set"):
+        run(made)
+    mask.write_bytes(kept)
     for path in sorted(labels.iterdir())[19:]:
         path.unlink()
     with pytest.raises(ValueError, match="19 labelled images: an interval needs at least 20"):

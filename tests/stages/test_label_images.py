@@ -106,6 +106,17 @@ def test_a_finished_set_is_left_alone(synthetic, capsys):
     assert contents(target) == before
 
 
+def test_a_mask_that_was_removed_is_made_again(synthetic):
+    target = label_images(synthetic, Bright(), "bright")
+    before = contents(target)
+    (target / f"{IDS[1]}.png").unlink()
+    label_images(synthetic, Bright(), "bright")
+    found = contents(target)
+    assert {k: v for k, v in found.items() if "records" not in k} == {
+        k: v for k, v in before.items() if "records" not in k
+    }
+
+
 @pytest.mark.parametrize("calls", [0, 1, 2])
 def test_a_killed_set_goes_on_with_what_is_finished(synthetic, calls):
     whole = contents(label_images(synthetic, Bright(), "whole"))
@@ -186,6 +197,9 @@ def test_masks_that_do_not_belong_are_refused(synthetic, tmp_path):
     labeler, folder = made("sizes", [1] * 5, (10, 10))
     with pytest.raises(ValueError, match="is 10x10, its image 48x40"):
         label_images(synthetic, labeler, "sizes")
+    for name, size in zip(IDS, SIZES, strict=True):  # what was mended is taken
+        (folder / f"{name}.png").write_bytes(encode_mask(np.full(size, 1, np.uint8)))
+    assert (label_images(synthetic, labeler, "sizes") / "masks.json").is_file()
     labeler, folder = made("others", [1] * 5)
     (folder / f"{IDS[2]}.png").unlink()
     with pytest.raises(ValueError, match="masks of other images: 1 of 5 .*000002.png"):
@@ -323,6 +337,8 @@ def test_all_stages_in_one_command(world):
     assert not (folder / "SegmentationClass").exists()
     gone = ["labeler=sam3", f"labeler.model={root}/none"]
     assert exit_status("generate", *few, *gone, "name=two", *where) != 0
+    given = ["labeler=folder", f"labeler.folder={root}", "labeler.supervision=A"]
+    assert exit_status("generate", *few, *given, "name=two", *where) != 0
     assert not (root / "data/synthetic/two").exists()  # refused before hours of work
 
 
