@@ -1,11 +1,12 @@
 """Segment Anything 2 on points from heat: attention says where a class is, SAM 2 where it ends
 (recipe of T2S and others; Ravi et al., 2024, arXiv:2408.00714). Supervision D.
 
-Shape letters: B images, K classes, N points, H W image size.
+Shape letters: K classes, N points, H W image size.
 """
 
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import model_validator
 
@@ -18,7 +19,7 @@ from dd.masks.overlaps import resolve
 from dd.masks.points import Points, centres, points
 from dd.store.settings import Count, Hint, Natural, Share
 
-INSIDE, OUTSIDE, NO_POINT = 1, 0, -10  # labels of points, as Sam2Model reads them
+INSIDE, OUTSIDE = 1, 0  # labels of points, as Sam2Model reads them
 
 
 class Sam2Settings(ModelSettings):
@@ -84,45 +85,50 @@ class Sam2Refine:
         """Masks of a batch; memory that is not enough is an OutOfMemoryError of torch."""
         model, look = self.loaded.model, self.look
         found = [self.points(asked) for asked in batch]
-        xy_BKN2, labels_BKN = prompts(
-            [(p, asked.heat.shape[-1]) for p, asked in zip(found, batch, strict=True)],  # type: ignore[union-attr]
-            look.side,
-        )
         shown = seen([asked.image for asked in batch], look, self.device).to(model.dtype)
+        whole = model.get_image_embeddings(shown)
+        made = []
+        for i, (asked, own) in enumerate(zip(batch, found, strict=True)):
+            image = [level[i : i + 1] for level in whole]
+            masks = [self._asked(image, p, asked) for p in own if p.inside]
+            made.append(_mask(asked, own, masks))
+        return made
+
+    def _asked(
+        self, image: list[torch.Tensor], p: Points, asked: Asked
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits [h, w], predicted IoU) of one class. Classes are asked for one by one: SAM 2's
+        decoder attends to the points that pad a shorter list too, so that a mask would depend on
+        the other classes and images."""
+        model = self.loaded.model
+        xy_11N2, labels_11N = prompt(p, asked.heat.shape[-1], self.look.side)  # type: ignore[union-attr]
         out = model(
-            pixel_values=shown,
-            input_points=xy_BKN2.to(self.device, model.dtype),
-            input_labels=labels_BKN.to(self.device),
+            image_embeddings=image,
+            input_points=xy_11N2.to(self.device, model.dtype),
+            input_labels=labels_11N.to(self.device),
             multimask_output=False,  # several points say which of its three masks is meant
         )
-        rows = zip(batch, found, out.pred_masks[:, :, 0], out.iou_scores[:, :, 0], strict=True)
-        return [_mask(*row) for row in rows]
+        return out.pred_masks[0, 0, 0], out.iou_scores[0, 0, 0]
 
 
-def prompts(each: list[tuple[list[Points], int]], side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(points float [B, K, N, 2], labels [B, K, N]) for :class:`transformers.Sam2Model` of images
-    whose classes have :class:`Points` on maps of so many cells; what an image has fewer of is
-    padded. The model adds half a pixel to (x, y), so that the middle of a cell is half less."""
-    classes = max(1, max(len(found) for found, _ in each))
-    number = max([1, *(len(p.inside) + len(p.outside) for found, _ in each for p in found)])
-    xy_BKN2 = torch.zeros(len(each), classes, number, 2)
-    labels_BKN = torch.full((len(each), classes, number), NO_POINT)
-    for b, (found, cells) in enumerate(each):
-        for k, p in enumerate(found):
-            here = centres([*p.inside, *p.outside], cells) * side - 0.5
-            xy_BKN2[b, k, : len(here)] = here
-            labels = [INSIDE] * len(p.inside) + [OUTSIDE] * len(p.outside)
-            labels_BKN[b, k, : len(here)] = torch.tensor(labels, dtype=torch.long)
-    return xy_BKN2, labels_BKN
+def prompt(p: Points, cells: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(points float [1, 1, N, 2], labels [1, 1, N]) for :class:`transformers.Sam2Model` of a class
+    with points on a map of so many cells. The model adds half a pixel to (x, y), so that the middle
+    of a cell is half less."""
+    xy_N2 = centres([*p.inside, *p.outside], cells) * side - 0.5
+    labels = [INSIDE] * len(p.inside) + [OUTSIDE] * len(p.outside)
+    return xy_N2[None, None], torch.tensor(labels, dtype=torch.long)[None, None]
 
 
 def _mask(
-    asked: Asked, found: list[Points], logits_Khw: torch.Tensor, iou_K: torch.Tensor
+    asked: Asked, found: list[Points], masks: list[tuple[torch.Tensor, torch.Tensor]]
 ) -> Labelled:
-    kept = [k for k, p in enumerate(found) if p.inside]
-    logits_KHW = at_size(logits_Khw[kept], asked.size)
+    if not masks:
+        return Labelled(np.zeros(asked.size, np.uint8), {"overlaps": 0, "ties": 0})
+    logits_Khw, iou_K = (torch.stack(part) for part in zip(*masks, strict=True))
+    logits_KHW = at_size(logits_Khw, asked.size)
     # a claimed pixel has a score above 0, however low the model thinks of its mask
-    scores_KHW = (logits_KHW > 0) * iou_K[kept].float().clamp(min=1e-6)[:, None, None]
-    ids = [asked.sample.class_ids[k] for k in kept]
+    scores_KHW = (logits_KHW > 0) * iou_K.float().clamp(min=1e-6)[:, None, None]
+    ids = [c for c, p in zip(asked.sample.class_ids, found, strict=True) if p.inside]
     resolved = resolve(scores_KHW.cpu().numpy(), ids, asked.size)
     return Labelled(resolved.mask, {"overlaps": resolved.overlaps, "ties": resolved.ties})

@@ -13,7 +13,7 @@ from transformers import Sam2Model
 from dd.data.datasets import read_image, read_mask, stored_heat
 from dd.labelers.base import Asked, in_parts
 from dd.labelers.pixels import SAM2, Look, at_size, seen
-from dd.labelers.sam2_refine import Sam2Refine, prompts
+from dd.labelers.sam2_refine import Sam2Refine, prompt
 from dd.masks.overlaps import resolve
 from dd.masks.points import Points, points
 from dd.stages.label_images import label_images
@@ -33,16 +33,14 @@ def sam2(checkpoints):
 
 
 def test_points_lie_in_the_middle_of_their_cells_whatever_the_model_adds():
-    found = [Points(((0, 0), (1, 3)), ((3, 0),)), Points(((2, 2),), ())]
-    xy, labels = prompts([(found, 4), ([Points((), ())], 4)], 64)
+    xy, labels = prompt(Points(((0, 0), (1, 3)), ((3, 0),)), 4, 64)
     # a cell is 16 pixels, its middle 8; the model adds a half
     assert (xy[0, 0] + 0.5).tolist() == [[8, 8], [56, 24], [8, 56]]
-    assert (xy[0, 1, :1] + 0.5).tolist() == [[40, 40]]
-    assert labels.tolist() == [[[1, 1, 0], [1, -10, -10]], [[-10] * 3] * 2]
+    assert labels.tolist() == [[[1, 1, 0]]] and xy.dtype == torch.float32
 
 
-def test_padding_changes_no_mask(sam2, synthetic):
-    """Of an image beside another one with more classes and points."""
+def test_an_image_has_its_mask_whatever_stands_beside_it(sam2, synthetic):
+    """Others have more classes and points; SAM 2 attends to points that pad a list."""
     labeler, plan = sam2(), read_plan(synthetic)
     asked = [
         Asked(
@@ -54,7 +52,7 @@ def test_padding_changes_no_mask(sam2, synthetic):
     ]
     alone = [labeler.label([one])[0] for one in asked]
     for one, other in zip(alone, labeler.label(asked), strict=True):
-        assert (one.mask != other.mask).mean() < 0.01  # rounding
+        assert (one.mask != other.mask).mean() < 0.002  # rounding: a few pixels on edges
 
 
 # The masks are those of the model

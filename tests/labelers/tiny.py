@@ -49,6 +49,13 @@ def sam2_parts():
     }
 
 
+def seeded(build, seed=0):
+    """A model whose buffers and vectors are those of the seed too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
 def loud(model, std, seed=0):
     """Weights far from zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -61,7 +68,7 @@ def loud(model, std, seed=0):
 
 
 def save_sam2(folder, seed=0):
-    model = loud(Sam2Model(Sam2Config(**sam2_parts())), 0.3, seed)
+    model = loud(seeded(lambda: Sam2Model(Sam2Config(**sam2_parts())), seed), 0.3, seed)
     model.save_pretrained(folder)
     return model
 
@@ -83,7 +90,7 @@ def save_sam2_video(folder):
         memory_fuser_intermediate_dim=32,
         memory_fuser_num_layers=1,
     )
-    model = loud(Sam2VideoModel(config), 0.3)
+    model = loud(seeded(lambda: Sam2VideoModel(config)), 0.3)
     model.save_pretrained(folder)
     return model
 
@@ -129,7 +136,7 @@ def save_sam3(folder, captions=("a photo of an apple and a gold ring",), seed=0)
         detr_decoder_config={**deep, "num_queries": 6},
         mask_decoder_config={**small, "num_upsampling_stages": 2},
     )
-    model = loud(Sam3Model(config), 0.2, seed)
+    model = loud(seeded(lambda: Sam3Model(config), seed), 0.2, seed)
     model.save_pretrained(folder)
     return model
 
