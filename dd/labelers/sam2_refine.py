@@ -90,18 +90,19 @@ class Sam2Refine:
         made = []
         for i, (asked, own) in enumerate(zip(batch, found, strict=True)):
             image = [level[i : i + 1] for level in whole]
-            masks = [self._asked(image, p, asked) for p in own if p.inside]
+            cells = 0 if asked.heat is None else asked.heat.shape[-1]
+            masks = [self._asked(image, p, cells) for p in own if p.inside]
             made.append(_mask(asked, own, masks))
         return made
 
     def _asked(
-        self, image: list[torch.Tensor], p: Points, asked: Asked
+        self, image: list[torch.Tensor], p: Points, cells: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits [h, w], predicted IoU) of one class. Classes are asked for one by one: SAM 2's
-        decoder attends to the points that pad a shorter list too, so that a mask would depend on
-        the other classes and images."""
+        """(logits [h, w], predicted IoU) of a class with points on a map of so many cells. Classes
+        are asked for one by one: SAM 2's decoder attends to the points that pad a shorter list too,
+        so that a mask would depend on the other classes and images."""
         model = self.loaded.model
-        xy_11N2, labels_11N = prompt(p, asked.heat.shape[-1], self.look.side)  # type: ignore[union-attr]
+        xy_11N2, labels_11N = prompt(p, cells, self.look.side)
         out = model(
             image_embeddings=image,
             input_points=xy_11N2.to(self.device, model.dtype),

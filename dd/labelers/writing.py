@@ -43,39 +43,30 @@ def write_set(
     with Lock(target, hint="Choose another name with mask_set=..."):
         if _finished(target, ids):  # by another process in between
             return {}
-        return _write_set(target, head, ids, batch_size, look, what)
+        write_json(target / "settings.json", head)
+        done = intact_masks(target, NEEDS)
+        batches = [list(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+        batches = [batch for batch in batches if not done.issuperset(batch)]
+        with Progress(what, len(ids), len(ids) - sum(map(len, batches))) as progress:
+            for names, found in zip(batches, look(batches), strict=True):
+                rows = [_write(target, *pair) for pair in zip(names, found, strict=True)]
+                append_records(target, "0", rows)
+                progress.advance(len(names))
+        records, pixels, counts = read_records(target, NEEDS), Counter[str](), Counter[str]()
+        for name in ids:
+            pixels.update(records[name]["pixels"])
+            counts.update(records[name].get("counts", {}))
+        hashes = {name: records[name]["sha256"] for name in ids}
+        counted = {"counts": dict(counts)} if counts else {}
+        write_json(
+            target / "masks.json", {**head, "pixels": dict(pixels), **counted, "sha256": hashes}
+        )
+        return records
 
 
 def _finished(target: Path, ids: Sequence[str]) -> bool:
     """Whether the set is whole; a mask that was removed since is made again."""
     return (target / "masks.json").exists() and all((target / f"{i}.png").is_file() for i in ids)
-
-
-def _write_set(
-    target: Path,
-    head: dict[str, Any],
-    ids: Sequence[str],
-    batch_size: int,
-    look: Callable[[Batches], Iterable[list[Labelled]]],
-    what: str,
-) -> dict[str, dict[str, Any]]:
-    write_json(target / "settings.json", head)
-    done = intact_masks(target, NEEDS)
-    batches = [list(ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
-    batches = [batch for batch in batches if not done.issuperset(batch)]
-    with Progress(what, len(ids), len(ids) - sum(map(len, batches))) as progress:
-        for names, found in zip(batches, look(batches), strict=True):
-            rows = [_write(target, *pair) for pair in zip(names, found, strict=True)]
-            append_records(target, "0", rows)
-            progress.advance(len(names))
-    records, pixels, counts = read_records(target, NEEDS), Counter[str](), Counter[str]()
-    for name in ids:
-        pixels.update(records[name]["pixels"])
-        counts.update(records[name].get("counts", {}))
-    hashes = {name: records[name]["sha256"] for name in ids}
-    counted = {"counts": dict(counts)} if counts else {}
-    write_json(target / "masks.json", {**head, "pixels": dict(pixels), **counted, "sha256": hashes})
-    return records
 
 
 def _refuse_other(target: Path, identity: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ An image is padded on the right and below to a multiple of the patch with the me
 logits are cut back.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -176,10 +177,10 @@ class DinoModule(SegmenterModule):
             self.backbone.eval()
         return self
 
+    @abstractmethod
     def logits_of(self, images: torch.Tensor) -> torch.Tensor:
         """Logits [B, num_classes, h, w] of normalised and padded images [B, 3, H, W], at any
         resolution."""
-        raise NotImplementedError
 
     def maps(self, images: torch.Tensor) -> Any:
         """The backbone's output of normalised and padded images."""
