@@ -179,7 +179,18 @@ OTHER_COLOURS: dict[str | int, str] = {  # keys of a file beside those of its cl
     BACKGROUND: "background_colour",
     IGNORE: "ignored_colour",
 }
-SHAPES_NAMES = ("apple", "banana", "leaf", "brick", "tire", "gold ring", "heart", "pine tree")
+SHAPES_NAMES = (
+    "apple",
+    "banana",
+    "leaf",
+    "brick",
+    "tire",
+    "gold ring",
+    "heart",
+    "pine tree",
+    "mug",
+    "jar",
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dd.stages.search import Reporting, SearchSettings, search
 from dd.stages.study import Measuring, study
 from dd.stages.train_adapter import train_adapter
 from dd.stages.train_autoencoder import AutoencoderSettings, train_autoencoder
-from dd.stages.train_generator import GeneratorSettings, train_generator
 from dd.stages.train_piece import PieceSettings, train_piece
 from dd.stages.train_segmenter import fill, load_weights, train_segmenter
 from dd.store.locks import Lock
@@ -32,12 +31,12 @@ from dd.training.segmentation import Views
 
 
 def make_generator(cfg: Any) -> None:
-    """The embedded generators: all at once, or part by part."""
+    """The embedded generators, part by part."""
     _not_debugged(cfg)
     if cfg.get("generator") is None:
         raise ValueError(
-            "stage=generator needs its settings: experiment=shapes_text_to_image or an experiment "
-            "of your own"
+            "stage=generator needs its settings: experiment=shapes_autoencoder, then "
+            "shapes_unet or shapes_mmdit, or an experiment of your own"
         )
     folder, settings = Path(cfg.output_root, cfg.name), config.plain(cfg.generator)
     config.one_device(cfg, "the embedded generator is trained on one device")
@@ -48,26 +47,18 @@ def make_generator(cfg: Any) -> None:
         "seed": cfg.seed,
         "trained_with": config.trainer_identity(cfg),
     }
-    part = settings.get("part")
     if settings.get("usable"):  # of a training that may be under way
         state = train_piece(settings=PieceSettings(**settings), init_from=cfg.init_from, **given)
         print(f"state in {state}")
         return
     with Lock(folder, hint="Generators of another name are trained beside it"):
-        if part == "autoencoder":
+        if settings.get("part") == "autoencoder":
             parts = AutoencoderSettings(**settings)
             given["init_from"] = cfg.init_from
             model = train_autoencoder(settings=parts, num_workers=cfg.num_workers, **given)
-        elif part is not None:
+        else:
             piece = PieceSettings(**settings)
             model = train_piece(settings=piece, init_from=cfg.init_from, **given)
-        else:
-            model = train_generator(
-                settings=GeneratorSettings(**settings),
-                num_workers=cfg.num_workers,
-                init_from=cfg.init_from,
-                **given,
-            )
     print(f"generator in {model}")
 
 

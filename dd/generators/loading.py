@@ -24,7 +24,9 @@ from dd.generators.families import BY_PIPELINE, REFUSED
 from dd.generators.settings import GeneratorSettings
 from dd.store.provenance import read_json, sha256
 
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "assets" / "shapes_stable_diffusion"
+ASSETS = Path(__file__).parents[1] / "embedded" / "assets"
+# the generators in the package, by the name of a model
+EMBEDDED = {"embedded": ASSETS / "shapes_unet", "embedded_mmdit": ASSETS / "shapes_mmdit"}
 
 # of a pipeline's parts; another name is code of its own
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
@@ -80,8 +82,8 @@ def find(
     require_revision: bool = False,
     t5: bool = True,
 ) -> Checkpoint:
-    """The checkpoint that a name means: ``embedded``, a local folder, or a hub id, which is
-    downloaded (or found in the cache) at ``revision``.
+    """The checkpoint that a name means: one of :data:`EMBEDDED`, a local folder, or a hub
+    id, which is downloaded (or found in the cache) at ``revision``.
 
     ValueError or FileNotFoundError for no name, a folder that is not there or not in diffusers
     format, an unreachable id, a hub id without a commit where ``require_revision``, another kind of
@@ -95,7 +97,7 @@ def find(
             "format (diffusion.model=/models/sd21-base), or a hub id. The method works with 1.4 "
             f"and 1.5 too. Known ids: {KNOWN}"
         )
-    folder, commit = EMBEDDED if model == "embedded" else Path(model).expanduser(), None
+    folder, commit = EMBEDDED.get(model, Path(model).expanduser()), None
     if not folder.exists():
         _check_hub_id(model, revision, require_revision)
         left_out = [] if safety_checker else ["feature_extractor", "safety_checker"]
@@ -112,10 +114,11 @@ def find(
 
 def _check_hub_id(model: str, revision: str | None, require_revision: bool) -> None:
     """What is said of a name before anything is downloaded."""
-    if model == "embedded" or model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if model in EMBEDDED or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise FileNotFoundError(
-            f"diffusion.model={model!r}: no such folder. Give 'embedded', a local folder in "
-            f"diffusers format (with model_index.json), or a hub id. Known ids: {KNOWN}"
+            f"diffusion.model={model!r}: no such folder. Give "
+            f"{' or '.join(map(repr, EMBEDDED))}, a local folder in diffusers format (with "
+            f"model_index.json), or a hub id. Known ids: {KNOWN}"
         )
     if require_revision and not re.fullmatch("[0-9a-f]{40}", str(revision)):
         raise ValueError(

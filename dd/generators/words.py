@@ -10,6 +10,6 @@ from dd.generators.loading import EMBEDDED
 def token_pieces(model: str, words: list[str]) -> dict[str, list[str]]:
     """{word: its token pieces} by the tokenizer of ``model``, "embedded" or a folder in Stable
     Diffusion's format."""
-    folder = EMBEDDED if model == "embedded" else Path(model)
+    folder = EMBEDDED.get(model, Path(model))
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     return {word: tokenizer.tokenize(word) for word in words}

@@ -29,7 +29,7 @@ NEEDS = {
 }
 RECIPES: dict[str, dict[str, Any]] = {  # generator: what its images and trainings are
     "embedded": {
-        "masks": "shapes",
+        "masks": "refined",
         "images": 512,
         "unit": 32,
         "format": "png",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dd.data.datasets import encode_image, encode_mask, write_split
-from dd.embedded.shapes import DOMAINS, scene
+from dd.embedded.scenes import DOMAINS, scene
 from dd.store.provenance import refuse_other, write_atomic, write_json
 
 SIZES = {"train": 768, "tune": 128, "test": 512}

@@ -53,7 +53,8 @@ def train_autoencoder(
     """Writes ``folder/tokenizer``, ``folder/vae`` (float16, its latents standardised) and
     ``reconstructions.png``: scenes of ``tune`` above what the VAE makes of them.
 
-    ``trainer`` and ``trained_with`` as in :func:`dd.stages.train_generator.train_generator`.
+    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged
+    weights or without; ``trained_with`` are those of its settings that decide weights.
     ``init_from``: such a folder, whose VAE is trained further on new scenes, with an optimiser that
     begins anew. An interrupted training goes on from its last checkpoint; a folder made with other
     settings is refused. ``run.json``, with the error in grey levels, is written last.
@@ -80,12 +81,12 @@ def train_autoencoder(
     else:
         vae = diffusion.load_vae(Path(init_from, "vae")).float().train()
     module = Autoencoder(vae, **how)
-    data = CaptionedData(batch_size, num_workers, seed, first, scene)
+    data = CaptionedData(batch_size, num_workers, seed, first)
     with timed(folder, "vae"):
         fit(trainer(steps, folder / "training", False), module, data, folder / LAST)
     module.load_state_dict(checkpoints.load(folder / LAST)["state_dict"])
     vae.eval()
-    some = CaptionedScenes(STANDARD, seed, first + steps * batch_size, scene)  # new to the VAE
+    some = CaptionedScenes(STANDARD, seed, first + steps * batch_size)  # new to the VAE
     diffusion.standardise_latents(vae, torch.stack([some[i][0] for i in range(STANDARD)]))
     diffusion.save_vae(folder / "vae", vae)
     error = _reconstruct(folder)

@@ -78,7 +78,7 @@ def train_piece(
     """Writes ``folder/model``, a complete folder in diffusers format whose ``training.json`` and
     card name all pieces; returns it.
 
-    ``trainer`` and ``trained_with`` as in :func:`dd.stages.train_generator.train_generator`.
+    ``trainer`` and ``trained_with`` as in :func:`dd.stages.train_autoencoder.train_autoencoder`.
     ``init_from``: such a folder, whose weights the piece begins with; the optimiser begins anew,
     its rate rises from 0 in the piece's ``warmup`` steps. An interrupted piece goes on from its
     last checkpoint, a folder made with other settings is refused. ``run.json`` is written last.
@@ -112,7 +112,7 @@ def train_piece(
     module = _module(settings, tokenizer, start, {**given, "seed": piece_seed})
     if settings.usable:
         return _save(folder, folder / "state", module, vae, settings, init_from)
-    scenes = CaptionedScenes(number, seed, first, scene)
+    scenes = CaptionedScenes(number, seed, first)
     window = write_latents(
         Path(settings.latents) / f"{first}-{number}-{vae_sha[:8]}",
         vae,
@@ -201,6 +201,8 @@ def _save(
     made = history if history.is_file() else home / "run.json"
     before = read_json(made)
     parts = before if isinstance(before, list) else before["parts"]
+    if init_from is None:  # the autoencoder may be that of a generator that ships
+        parts = [p for p in parts if p["part"] == "VAE"]
     reached, took = int(held["global_step"]), seconds(folder).get("piece")
     part = {
         "part": settings.part,

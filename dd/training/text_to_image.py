@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch.utils.data import Dataset
 
-from dd.embedded import shapes
+from dd.embedded.scenes import scene
 from dd.store.settings import Natural, Settings, Share
 from dd.training.denoising import noised
 from dd.training.loaders import Draws
@@ -27,12 +27,10 @@ from dd.training.schedules import stepwise, warmup_cosine
 
 class CaptionedScenes(Dataset):
     """Scenes of the generator's own split as (image float [3, H, W] in [-1, 1], caption, class
-    words). ``first`` moves the window; ``scene(domain, split, index, seed)`` is the world."""
+    words). ``first`` moves the window."""
 
-    def __init__(
-        self, length: int, seed: int = 0, first: int = 0, scene: Callable[..., Any] = shapes.scene
-    ) -> None:
-        self.length, self.seed, self.first, self.scene = length, seed, first, scene
+    def __init__(self, length: int, seed: int = 0, first: int = 0) -> None:
+        self.length, self.seed, self.first = length, seed, first
 
     def __len__(self) -> int:
         return self.length
@@ -40,7 +38,7 @@ class CaptionedScenes(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str, str]:
         if not 0 <= index < self.length:
             raise IndexError(index)
-        s = self.scene("shapes", "generator", self.first + index, self.seed)
+        s = scene("shapes", "generator", self.first + index, self.seed)
         image = torch.from_numpy(s.image).permute(2, 0, 1).float() / 127.5 - 1
         return image, s.caption, " ".join(s.classes)
 
@@ -49,14 +47,9 @@ class CaptionedData(Draws):
     """Batches of :class:`CaptionedScenes` from scene ``first`` on, each scene once."""
 
     def __init__(
-        self,
-        batch_size: int,
-        num_workers: int = 0,
-        seed: int = 0,
-        first: int = 0,
-        scene: Callable[..., Any] = shapes.scene,
+        self, batch_size: int, num_workers: int = 0, seed: int = 0, first: int = 0
     ) -> None:
-        scenes = partial(CaptionedScenes, seed=seed, first=first, scene=scene)
+        scenes = partial(CaptionedScenes, seed=seed, first=first)
         super().__init__(scenes, batch_size, num_workers, seed)
 
 
