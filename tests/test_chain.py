@@ -90,7 +90,7 @@ def test_metrics_agree_with_their_own_confusion_matrix(chain):
     assert len(files) == 6
     for file in files:
         m = json.loads(file.read_text())
-        assert sum(map(sum, m["confusion"])) == m["num_images"] * 64 * 64
+        assert sum(map(sum, m["confusion"])) == m["num_images"] * 128 * 128
         ious = []
         for c, row in enumerate(m["confusion"]):
             union = sum(row) + sum(r[c] for r in m["confusion"]) - row[c]
@@ -108,7 +108,7 @@ def test_supervision_and_history_are_recorded(chain):
     )  # what made the synthetic images: labels chose their settings
     assert "chosen_on" not in json.dumps(finetuned["identity"])
     choices = {(c["what"], c["data"], c["labels"]) for c in finetuned["chosen_on"]}
-    assert {("masks", "shapes/tune", 128), ("learning_rate", "shapes/train", 64)} <= choices
+    assert {("recipe", "shapes/tune", 128), ("learning_rate", "shapes/train", 64)} <= choices
     synthetic = json.loads((chain / "outputs/shapes/synthetic/seed=0/run.json").read_text())
     assert all(c in finetuned["chosen_on"] for c in synthetic["chosen_on"])
     folder = chain / "outputs/shapes/finetune_shapes/shots=4,seed=0"

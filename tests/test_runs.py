@@ -84,7 +84,7 @@ def test_published_lists_are_handed_to_the_trainings_with_few_images(calls):
 def test_the_rate_that_was_found_is_the_one_that_is_trained_with_and_says_how(calls):
     """The row without labels: what the search wrote stands in the commands of its trainings."""
     made = calls("shapes.sh", SEEDS="0 1")
-    name = "experiment=shapes_label_free_synthetic"
+    name = "experiment=shapes_label_free"
     search, *trained = [call for call in made if name in call]
     assert "stage=search" in search and "hold_out=64" in search
     found = ["optimizer.learning_rate=0.003", "++chosen_on.learning_rate=[]"]

@@ -149,13 +149,6 @@ def flow_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
 
 
 @torch.no_grad()
-def latent_scale(vae: AutoencoderKL, images: torch.Tensor) -> float:
-    """1 / standard deviation of the latents of ``images`` [N, 3, H, W] in [-1, 1]: the VAE's
-    ``scaling_factor``."""
-    return float(1 / vae.encode(images).latent_dist.mean.float().std())
-
-
-@torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
     """Change the convolutions around the latent so that each channel of the latents of ``images``
     [N, 3, H, W] in [-1, 1] has mean 0 and standard deviation 1; what is decoded stays the same.

@@ -160,7 +160,7 @@ def _module(
             text, unet = diffusion.build_text_and_unet(tokenizer, *sizes)
         else:
             text, unet = start.pipe.text_encoder, start.network
-        return TextToImage(unet, text, None, tokenizer, scheduler, **given)
+        return TextToImage(unet, text, tokenizer, scheduler, **given)
     names = "text_encoder", "text_encoder_2", "transformer"
     if start is None:
         made = diffusion.build_texts_and_transformer(tokenizer, *(models[n] for n in names))

@@ -7,7 +7,7 @@ Diffusion 3's transformer and two CLIP text encoders). The models themselves are
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -146,20 +146,15 @@ class Denoising(pl.LightningModule):
     """What both denoising trainings share: prompts in the forms of generation, and AdamW.
     ``settings``: :class:`TextToImageSettings`.
 
-    Batches are (latents [B, C, h, w], or images where there is a frozen ``vae``; captions; class
-    words).
+    Batches are (latents [B, C, h, w], captions, class words).
     """
 
     Settings = TextToImageSettings
 
-    def __init__(
-        self, tokenizer: Any, scheduler: Any, vae: torch.nn.Module | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, tokenizer: Any, scheduler: Any, **settings: Any) -> None:
         super().__init__()
         self.settings = TextToImageSettings(**settings)
         self.save_hyperparameters(self.settings.model_dump())
-        # not a sub-module: neither saved nor averaged
-        self._frozen = {} if vae is None else {"vae": vae.requires_grad_(False).eval()}
         self.tokenizer, self.scheduler = tokenizer, scheduler
 
     @abstractmethod
@@ -198,10 +193,6 @@ class Denoising(pl.LightningModule):
             prompt_variant(c, w, rng, self.settings.caption_dropout)
             for c, w in zip(captions, class_words, strict=True)
         ]
-        if self._frozen:
-            vae = self._frozen["vae"].to(self.device)
-            with torch.no_grad():
-                latents = vae.encode(latents).latent_dist.mean.float() * vae.config.scaling_factor
         loss = self.loss(latents, prompts, rng, generator)
         self.log("text_to_image/loss", loss, prog_bar=True)
         return loss
@@ -216,8 +207,7 @@ class Denoising(pl.LightningModule):
 
 
 class TextToImage(Denoising):
-    """Denoising training of ``unet`` and ``text_encoder``, on the latents of a frozen ``vae`` or
-    on those of a cache.
+    """Denoising training of ``unet`` and ``text_encoder`` on latents.
 
     The loss is the squared error of the scheduler's own target (epsilon or v), all timesteps alike.
     """
@@ -226,12 +216,11 @@ class TextToImage(Denoising):
         self,
         unet: torch.nn.Module,
         text_encoder: torch.nn.Module,
-        vae: torch.nn.Module | None,
         tokenizer: Any,
         scheduler: Any,
         **settings: Any,
     ) -> None:
-        super().__init__(tokenizer, scheduler, vae, **settings)
+        super().__init__(tokenizer, scheduler, **settings)
         self.unet, self.text_encoder = unet, text_encoder
 
     def encode_text(self, prompts: list[str], rng: np.random.Generator) -> torch.Tensor:

@@ -91,9 +91,9 @@ def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
         said = capsys.readouterr().err
         assert (
             "usage: python generate.py key=value" in said
-            and "experiment=coco | shapes | shapes_label_free | voc\n" in said
+            and "experiment=coco | shapes | voc\n" in said
         )
-        assert "masks=paper | refined | shapes" in said and "num_images" in said
+        assert "masks=paper | refined" in said and "num_images" in said
     assert command(pytest.fail, root="train") == 2
     assert "experiment=paper_budget | paper_finetune" in capsys.readouterr().err
 

@@ -254,7 +254,10 @@ def test_the_papers_voc_prompts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", sorted({p.stem for p in (CONF / "diffusion").glob("*.yaml")} - set(tiny.BUILDERS))
+    "file",
+    sorted(
+        {p.stem for p in (CONF / "diffusion").glob("*.yaml")} - {*tiny.BUILDERS, "embedded_mmdit"}
+    ),
 )
 def test_every_unet_is_built_from_a_local_folder(file):
     """Of the tiny checkpoint of the package, at its own size: what is left of the settings is
@@ -262,9 +265,15 @@ def test_every_unet_is_built_from_a_local_folder(file):
     own = [f"diffusion.{key}=null" for key in ("size", "cross_resolution", "self_resolution")]
     cfg = compose("generate", f"diffusion={file}", "diffusion.model=embedded", *own)
     generator = config.instantiate(cfg.diffusion)
-    assert generator.terms["licence"] and (generator.terms["link"] or file == "embedded")
+    assert generator.terms["licence"] and (generator.terms["link"] or file.startswith("embedded"))
     assert generator.settings.steps == cfg.diffusion.steps
     assert generator.pipe.unet.dtype == getattr(torch, cfg.diffusion.dtype)
+
+
+def test_the_embedded_mmdit_is_built_as_it_ships():
+    generator = config.instantiate(compose("generate", "diffusion=embedded_mmdit").diffusion)
+    assert generator.size == 128 and generator.token_limit >= 43
+    assert generator.cross_resolution == generator.self_resolution == 16
 
 
 @pytest.mark.parametrize("file", tiny.BUILDERS)
@@ -330,30 +339,17 @@ def test_the_papers_experiment_asks_for_a_commit():
         config.instantiate(cfg.diffusion)
 
 
-def test_the_recipe_of_the_generator_has_the_attention_that_is_read():
-    from benchmarks.reading import recorder_of
-    from dd.generators import build_text_and_unet, build_vae
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("unet", "unet"), ("mmdit", "transformer"), ("mmdit", "text_encoder_2")],
+)
+def test_the_generators_that_ship_are_those_of_their_recipes(kind, part):
+    from dd.generators.loading import ASSETS
 
-    _, overrides = header_command(CONF / "experiment/shapes_text_to_image.yaml")
-    recipe, read = (
-        config.plain(compose("train", *overrides).generator.models),
-        compose("generate", "diffusion=embedded").diffusion,
-    )
-
-    class Sizes:  # of a tokenizer: all that the builder asks for
-        model_max_length, bos_token_id, eos_token_id, pad_token_id = recipe["max_length"], 0, 1, 1
-
-        def __len__(self):
-            return 600
-
-    with torch.device("meta"):  # shapes without numbers
-        build_vae(**recipe["vae"])
-        _, unet = build_text_and_unet(Sizes(), recipe["text_encoder"], recipe["unet"])
-        states = torch.zeros(2, recipe["max_length"], recipe["text_encoder"]["hidden_size"])
-        side = recipe["unet"]["sample_size"]
-        with recorder_of(unet, states, read.cross_resolution, read.self_resolution) as recorder:
-            unet(torch.zeros(2, recipe["unet"]["in_channels"], side, side), torch.zeros(2), states)
-    recorder.check()
+    _, overrides = header_command(CONF / f"experiment/shapes_{kind}.yaml")
+    recipe = config.plain(compose("train", *overrides).generator.models)[part]
+    shipped = json.loads((ASSETS / f"shapes_{kind}" / part / "config.json").read_text())
+    assert recipe == {key: shipped[key] for key in recipe}
 
 
 # The adaptation of a generator
@@ -364,7 +360,7 @@ def test_an_adaptation_starts_from_plain_float32_weights():
     given = config.adaptation(cfg)
     assert (
         next(given["generator"].network.parameters()).dtype == torch.float32
-        and given["generator"].size == 64
+        and given["generator"].size == 128
     )
     assert given["settings"].images == "here/shapes_shift/JPEGImages"
     assert given["settings"].listed.endswith("Segmentation/train.txt")

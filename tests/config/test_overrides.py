@@ -27,7 +27,7 @@ FILLED = {"train": ["name=a_run"]}
         (
             "generate",
             "masks=papre",
-            ["no such masks; allowed: paper, refined, shapes", "Did you mean 'paper'?"],
+            ["no such masks; allowed: paper, refined", "Did you mean 'paper'?"],
         ),
         ("generate", "mask=paper", ["no key 'mask' at the top level", "Did you mean 'masks'?"]),
         (
@@ -78,14 +78,14 @@ def test_mistyped_overrides_are_answered_with_the_names_there_are(root, override
 
 def test_keys_of_an_experiment_are_known():
     config.check_overrides(
-        "train", ["experiment=shapes_text_to_image", "generator.models.tokenizer_merges=50"]
+        "train", ["experiment=shapes_autoencoder", "generator.models.tokenizer_merges=50"]
     )
     with pytest.raises(
         ValueError,
         match="no key 'tokenizer_merge' in generator.models; .*Did you mean 'tokenizer_merges'",
     ):
         config.check_overrides(
-            "train", ["experiment=shapes_text_to_image", "generator.models.tokenizer_merge=50"]
+            "train", ["experiment=shapes_autoencoder", "generator.models.tokenizer_merge=50"]
         )
 
 

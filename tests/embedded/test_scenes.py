@@ -19,7 +19,7 @@ from dd.embedded.scenes import (
 )
 from dd.embedded.things import THINGS, Look
 from dd.generators import load_vae
-from dd.taxonomy import IGNORE
+from dd.taxonomy import IGNORE, SHAPES_NAMES
 
 EVERY = [(domain, split) for domain in DOMAINS for split in SPLITS]
 
@@ -147,6 +147,10 @@ def test_scenes_that_do_not_exist(arguments):
         scene(*arguments)
 
 
+def test_the_world_draws_the_classes_of_its_taxonomy():
+    assert NAMES == SHAPES_NAMES
+
+
 def test_articles():
     assert [world.article(n) for n in ("apple", "tire", "gold ring")] == [
         "an apple",
@@ -203,9 +207,9 @@ def test_every_drawn_colour_is_of_its_thing_or_its_background():
             assert (inside[~near] > -0.5 / 50).sum() < 0.01 * mask.sum(), name
 
 
-def test_the_autoencoder_that_ships_keeps_what_is_drawn():
+def test_the_autoencoder_of_the_generators_keeps_what_is_drawn():
     """Scenes nobody was trained on come back within a few grey levels, thin parts included."""
-    folder = Path(world.__file__).parent / "assets/shapes_autoencoder"
+    folder = Path(world.__file__).parent / "assets/shapes_unet"
     vae = load_vae(folder / "vae").float()
     images = np.stack([scene("shapes", "tune", i).image for i in range(8)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -265,13 +265,8 @@ def test_the_papers_recipes_were_chosen_on_no_label_of_ours(data):
 
 
 def test_the_embedded_benchmark_says_what_its_settings_were_chosen_on():
-    assert MASKS in of("generate", "experiment=shapes")
-    assert of("generate", "experiment=shapes", "masks=paper") == [
-        {**MASKS, "what": "attention"}
-    ]  # its file's record went
-    assert MASKS in of(
-        "generate", "experiment=shapes", "masks.power=1"
-    )  # the threshold is still that of tune
+    for generator in ("embedded", "embedded_mmdit"):
+        assert of("generate", "experiment=shapes", f"diffusion={generator}") == []
     for recipe in ("synthetic", "real", "mixed", "finetune", "adapt_segmenter", "adapt_labels"):
         found = of("train", f"experiment=shapes_{recipe}")
         assert {c["what"] for c in found} >= {"recipe"} and label_set("shapes/train", 768) in [

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from dd.data.datasets import SegmentationFolder
-from dd.embedded.shapes import scene
+from dd.embedded.scenes import scene
 from dd.evaluation.budget import Prices
 from dd.evaluation.budget_results import Measured, differences, skipped, target_costs
 from dd.store.provenance import sha256

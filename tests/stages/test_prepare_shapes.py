@@ -5,7 +5,7 @@ import pytest
 
 from dd.__main__ import main
 from dd.data.datasets import SegmentationFolder, read_captions, read_split
-from dd.embedded.shapes import DOMAINS, scene
+from dd.embedded.scenes import DOMAINS, scene
 from dd.stages import prepare_shapes as prepare
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.taxonomy import taxonomy

@@ -763,7 +763,7 @@ def test_a_rate_that_labels_chose_is_told_whichever_wins(command, rate):
         )
 
     free = [
-        "study.experiments.synthetic=shapes_label_free_synthetic",
+        "study.experiments.synthetic=shapes_label_free",
         "study.learning_rates.synthetic=[1e-4,1e-3]",
     ]
     status, (sets, part) = command(*SMALL, *free, do=look)

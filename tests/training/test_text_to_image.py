@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from dd import generators as diffusion
-from dd.embedded.shapes import scene
+from dd.embedded.scenes import scene
 from dd.training.text_to_image import (
     Autoencoder,
     CaptionedData,
@@ -25,7 +25,7 @@ def test_scenes_are_those_of_the_generators_split():
     for i in range(3):
         image, caption, words = data[i]
         drawn = scene("shapes", "generator", 10 + i, 1)
-        assert image.shape == (3, 64, 64) and image.min() >= -1 and image.max() <= 1
+        assert image.shape == (3, 128, 128) and image.min() >= -1 and image.max() <= 1
         assert np.array_equal(
             ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy(), drawn.image
         )
@@ -43,7 +43,7 @@ def test_batches_hold_no_mask():
         batches = list(data.train_dataloader())
         assert len(batches) == 6 - steps_done
         images, captions, words = batches[0]
-        assert images.shape == (2, 3, 64, 64) and images.dtype == torch.float32
+        assert images.shape == (2, 3, 128, 128) and images.dtype == torch.float32
         shown = [scene("shapes", "generator", 3 + 2 * steps_done + i).caption for i in range(2)]
         assert list(captions) == shown and len(words) == 2
 
@@ -65,9 +65,6 @@ def parts(tmp_path_factory):
         ["a photo of a tire"], 5, tmp_path_factory.mktemp("t"), max_length=24
     )
     torch.manual_seed(0)
-    vae = diffusion.build_vae(
-        64, block_out_channels=[8, 8], norm_num_groups=4, mid_block_add_attention=False
-    )
     text, unet = diffusion.build_text_and_unet(
         tokenizer,
         {
@@ -88,14 +85,12 @@ def parts(tmp_path_factory):
             "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
         },
     )
-    return unet, text, vae, tokenizer
+    return unet, text, tokenizer
 
 
 def task(parts, prediction="v_prediction", **kwargs):
-    unet, text, vae, tokenizer = parts
-    return TextToImage(
-        unet, text, vae, tokenizer, diffusion.training_scheduler(prediction), **kwargs
-    )
+    scheduler = diffusion.training_scheduler(prediction)
+    return TextToImage(*parts, scheduler, **kwargs)
 
 
 def test_states_are_hidden_from_the_end_token_on(parts):
@@ -119,16 +114,15 @@ def test_states_are_hidden_from_the_end_token_on(parts):
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_the_loss_is_the_error_of_the_schedulers_own_target(parts, prediction):
-    unet, text, vae, _ = parts
+    unet = parts[0]
     module = task(parts, prediction, seed=3, caption_dropout=1.0, hide_after_end=0.0)
-    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latents = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(1))
     logged = []
     module.log = lambda name, value, **_: logged.append((name, float(value)))
     with torch.no_grad():
-        loss = module.training_step((images, ["a tire"] * 4, ["tire"] * 4), 0)
+        loss = module.training_step((latents, ["a tire"] * 4, ["tire"] * 4), 0)
         rng = np.random.default_rng([3, 0, 0])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
         noise = torch.randn(latents.shape, generator=generator)
         t = torch.randint(0, 1000, (4,), generator=generator)
         a = module.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
@@ -139,13 +133,6 @@ def test_the_loss_is_the_error_of_the_schedulers_own_target(parts, prediction):
     expected = ((predicted - target) ** 2).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
     assert logged == [("text_to_image/loss", pytest.approx(float(loss)))]
-
-
-def test_the_autoencoder_is_neither_trained_nor_saved(parts):
-    module = task(parts)
-    assert not any(p.requires_grad for p in parts[2].parameters())
-    assert not any("vae" in name for name in module.state_dict())
-    assert {"learning_rate", "seed"} <= dict(module.hparams).keys()
 
 
 # The VAE's training
