@@ -33,7 +33,7 @@ def chain(tmp_path_factory, run):
     prepare_shapes(root / "data", sizes={"train": 6, "tune": 4, "test": 5})
     small = ["experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=2"]
     run("generate", *small, *where)
-    run("generate", *small, *where, "stage=label", "mask_set=power0", "masks.power=0")
+    run("generate", *small, *where, "stage=label", "mask_set=power0", "masks=paper", "masks.power=0")
     run("evaluate", "experiment=shapes", *where, "stage=probe", "probe.split=test", "probe.limit=3")
     run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=2")
     run(

@@ -165,7 +165,7 @@ def gallery(
         mask = read_mask(masks / f"{sample.id}.png")
         heat = stored_heat(folder, sample.id, reading)
         maps = heat.get(source, next(iter(heat.values())))
-        k = maps.shape[1] - 1 if power is None else min(maps.shape[1] - 1, power)
+        k = pictures.shown_power(maps, power)
         photos = {"image": image}
         for i, name in enumerate(sample.classes):
             photos[f"heat: {name}"] = pictures.heat(image, maps[i, k])

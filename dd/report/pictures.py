@@ -70,6 +70,13 @@ def drawn(image: np.ndarray, mask: np.ndarray, palette: list[int]) -> dict[str, 
     return {"mask": colour_mask(mask, palette), "overlay": overlay(image, mask, palette)}
 
 
+def shown_power(maps_KPrr: np.ndarray, power: int | None) -> int:
+    """The power whose heat is shown: that of the masks, or the highest that is stored where there
+    is none (None: masks of a mixture of powers) or it is not stored."""
+    highest = maps_KPrr.shape[1] - 1
+    return highest if power is None else min(power, highest)
+
+
 def heat(image: np.ndarray, heat: np.ndarray, alpha: float = 0.7) -> np.ndarray:
     """A heat map [h, w] over the greyed image: min-max scaled (a constant map is cold), bicubic
     to the image size."""

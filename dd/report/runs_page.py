@@ -206,12 +206,12 @@ def synthetic_gallery(synthetic: Path, taxonomy: Taxonomy, count: int = 8) -> It
         return
     palette, rows = voc_palette(), []
     made = read_own(synthetic / "SegmentationClass" / "masks.json", DRAWN)["identity"]
-    power, source = made["settings"]["power"], made["settings"]["source"]
+    power, source = made["settings"].get("power"), made["settings"]["source"]
     for sample in read_plan(synthetic)[:count]:
         image = read_image(synthetic_image(synthetic, sample.id))
         mask = read_mask(synthetic / "SegmentationClass" / f"{sample.id}.png")
         maps = stored_heat(synthetic, sample.id, made.get("reading"))[source]
-        photos = [image, pictures.heat(image, maps[0, power])]
+        photos = [image, pictures.heat(image, maps[0, pictures.shown_power(maps, power)])]
         drawn = pictures.drawn(image, mask, palette).values()
         shown = [*map(pictures.small_data_uri, photos)]
         rows.append(

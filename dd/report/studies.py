@@ -292,12 +292,14 @@ def _targets(study: Study, names: Mapping[str, str], domain: str, name: str) -> 
 
 def sweep_section(sweep: Mapping[str, Any], name: str) -> Matrix | None:
     """mIoU of the masks by power and threshold, at the band and the source of the best setting;
-    None without settings."""
-    table = sweep["sweep"]["table"]
+    None where no setting has all three."""
+    keys = {"power", "threshold", "band"}  # some chains read none of them
+    table = [row for row in sweep["sweep"]["table"] if keys <= row.keys()]
     if not table:
         return None
     best = table[0]
-    shown = [r for r in table if (r["source"], r["band"]) == (best["source"], best["band"])]
+    same = ("chain", "source", "band")
+    shown = [r for r in table if all(r.get(key) == best.get(key) for key in same)]
     powers, thresholds = (sorted({r[key] for r in shown}) for key in ("power", "threshold"))
     at = {(r["power"], r["threshold"]): r["miou"] for r in shown}
     note = (

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dd.data.datasets import encode_image, encode_mask, write_split
-from dd.embedded.scenes import DOMAINS, scene
+from dd.embedded.scenes import DOMAINS, SIZE, scene
 from dd.store.provenance import refuse_other, write_atomic, write_json
 
 SIZES = {"train": 768, "tune": 128, "test": 512}
@@ -22,7 +22,7 @@ def prepare_shapes(
     for domain in DOMAINS:
         root = Path(data_root) / domain
         folders.append(root)
-        identity = {"domain": domain, "seed": seed, "sizes": sizes}
+        identity = {"domain": domain, "seed": seed, "sizes": sizes, "pixels": SIZE}
         refuse_other(root / "run.json", identity, "data set")
         if (root / "run.json").exists():
             continue

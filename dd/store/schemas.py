@@ -56,7 +56,7 @@ MASKS: dict[str, Any] = {  # masks.json of a mask set, whoever made it
     "chosen_on?": CHOSEN,
 }
 DRAWN = {
-    "identity": {"settings": {"power": int, "source": str}, "reading?": str}
+    "identity": {"settings": {"power?": int, "source": str}, "reading?": str}
 }  # of one read from attention
 WHOLE_MASKS = {**MASKS, "sha256": {"*": str}}
 # for a training: without the labels that chose them its supervision class would be guessed

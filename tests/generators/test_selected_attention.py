@@ -31,7 +31,7 @@ def read(embedded, monkeypatch):
 
     def call(cross_layers=None, cross_heads=None):
         choose(embedded, monkeypatch, cross_layers=cross_layers, cross_heads=cross_heads)
-        image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), np.uint8)
         (heat,) = embedded.read_real(image, [SAMPLE], [200], seed=1)
         return {source: maps.astype(np.float32) for source, maps in heat.items()}
 
@@ -39,7 +39,7 @@ def read(embedded, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "parts", [[{"cross_layers": [n]} for n in LAYERS], [{"cross_heads": [h]} for h in (0, 1)]]
+    "parts", [[{"cross_layers": [n]} for n in LAYERS], [{"cross_heads": [h]} for h in range(6)]]
 )
 def test_all_is_the_mean_of_the_parts(read, parts):
     whole, each = read(), [read(**part) for part in parts]
@@ -70,10 +70,10 @@ def test_a_layer_that_is_not_at_this_resolution(read):
         read(cross_layers=[])
 
 
-@pytest.mark.parametrize("heads", [[2], [], [0, -1]])
+@pytest.mark.parametrize("heads", [[6], [], [0, -1]])
 def test_heads_that_are_not_there(read, heads):
     with pytest.raises(
-        ValueError, match=r"diffusion.cross_heads=\[.*\]: a layer that is read has the heads 0 to 1"
+        ValueError, match=r"diffusion.cross_heads=\[.*\]: a layer that is read has the heads 0 to 5"
     ):
         read(cross_heads=heads)
 

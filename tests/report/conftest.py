@@ -35,7 +35,7 @@ def write_image(path, pixels):
     image.save(path)
 
 
-def make_synthetic(folder, count=14, size=64):
+def make_synthetic(folder, count=14, size=128):
     """A finished synthetic set with signals and a sweep; sample 000001 has an evil prompt and
     lacks its first class."""
     rng, plan, records = np.random.default_rng(0), [], []
@@ -53,7 +53,9 @@ def make_synthetic(folder, count=14, size=64):
             folder / f"SegmentationClass/{name}.png",
             np.asarray(Image.fromarray(mask).resize((size, size), 0)),
         )
-        small = np.stack([(s.mask == c).reshape(16, 4, 16, 4).mean((1, 3)) for c in ids])[:, None]
+        small = np.stack([(s.mask == c).reshape(16, size // 16, 16, -1).mean((1, 3)) for c in ids])[
+            :, None
+        ]
         heat = (small + 0.05 * rng.random((len(ids), 3, 16, 16))).astype(np.float32)
         (folder / "heat").mkdir(exist_ok=True)
         save_file({"class_prompt": heat}, folder / f"heat/{name}.safetensors")
@@ -156,7 +158,8 @@ def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
     for i, name in enumerate(data.ids):
         truth = data[i][1]
         share = min(0.95, error * (0.5 + i / len(data)))
-        wrong = np.repeat(np.repeat(rng.random((8, 8)) < share, 8, 0), 8, 1)
+        cell = len(truth) // 8
+        wrong = np.repeat(np.repeat(rng.random((8, 8)) < share, cell, 0), cell, 1)
         predicted = np.where(wrong, rng.integers(0, len(names)), truth).astype(np.uint8)
         write_image(folder / f"examples/{name}.png", predicted)
         image = np.zeros((len(names), len(names)), np.uint32)
@@ -170,7 +173,7 @@ def make_result(folder, data, error, seed, names=NAMES, per_image=True, **more):
         "masks": data.masks,
         "num_images": len(data),
         "weights_sha256": "c" * 64,
-        "protocol": {"scales": [1.0], "flip": False, "resize": 64},
+        "protocol": {"scales": [1.0], "flip": False, "resize": 128},
         "supervision": "A",
         "trained_on": {},
         "masks_made_with": None,
@@ -306,7 +309,7 @@ def study(tmp_path_factory) -> Path:
     return make_study(tmp_path_factory.mktemp("study"))
 
 
-def make_study(root, size=64, count=14):
+def make_study(root, size=128, count=14):
     make_synthetic(root / "data/synthetic/shapes", count, size)
     tests = [make_test(root / f"data/{name}") for name in ("shapes", "shapes_shift")]
     runs = root / "outputs/shapes"

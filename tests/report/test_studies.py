@@ -124,6 +124,15 @@ def test_a_sweep_is_shown_at_its_best_band_and_source():
     assert "best of 4 settings (power 1, threshold 0.5: 60.0)" in matrix.note
 
 
+def test_a_sweep_of_chains_shows_the_one_chain_that_has_powers_and_thresholds():
+    refined = {"chain": "refined", "source": "a", "miou": 90.0}
+    paper = {"chain": "paper", "power": 1, "threshold": 0.5, "band": 0.1, "source": "a"}
+    table = [refined, {**paper, "miou": 60.0}, {**paper, "chain": "pamr", "miou": 50.0}]
+    matrix = studies.sweep_section({"sweep": {"against": "m", "table": table}}, "s")
+    assert matrix.values == [[60.0]]
+    assert studies.sweep_section({"sweep": {"against": "m", "table": [refined]}}, "s") is None
+
+
 def test_settings_that_differ_are_listed_with_their_runs():
     settings = {f"r{i}": {"a": {"b": 1}, "seed": i // 4} for i in range(5)}
     settings["r4"]["only"] = [1, 2]

@@ -42,7 +42,7 @@ class Knowing(RandomGenerator):
     """A generator whose attention at 16 is the exact mask blurred by a low peak (power 1) or
     noise (power 0); at 8, noise."""
 
-    size = 64
+    size = 128
 
     def __init__(self, data, cross_resolution=16, self_resolution=16):
         self.data, self.seen = data, []
@@ -119,7 +119,7 @@ def test_every_row_is_what_a_probe_of_these_images_finds(root, tmp_path):
     heat = list(
         zip(
             samples,
-            generator.read_real(np.zeros((1, 64, 64, 3), np.uint8), samples, [50, 150]),
+            generator.read_real(np.zeros((1, 128, 128, 3), np.uint8), samples, [50, 150]),
             strict=True,
         )
     )

@@ -24,7 +24,7 @@ class Knowing(RandomGenerator):
         self.masks = {data[i][0].tobytes(): data[i][1] for i in range(len(data))}
         self.prompts, self.batches = [], []
 
-    size = 64
+    size = 128
 
     def identity(self):
         return {**super().identity(), "model": "knowing"}
@@ -113,7 +113,7 @@ def test_uncertain_pixels_are_not_hidden(root):
     wide, narrow = (
         score(heat, data, MaskSettings(power=0, threshold=0.6, band=band)) for band in (0.5, 0.0)
     )
-    assert wide.tolist() == narrow.tolist() and int(wide.sum()) == 5 * 64 * 64
+    assert wide.tolist() == narrow.tolist() and int(wide.sum()) == 5 * 128 * 128
 
 
 def test_the_images_are_shown_with_their_own_captions(root):
