@@ -1,9 +1,10 @@
-"""Rewrite the result tables of README.md from benchmarks/results/: shapes.json (made by
-runs/shapes.sh) and shapes_budget.json (outputs/shapes_budget/budget.json of train.py
-experiment=shapes_budget), site.json (runs/site.sh).
+"""Rewrite the result tables of docs/first-world.md from benchmarks/results/:
+first_world_shapes.json (of runs/shapes.sh), first_world_budget.json (of train.py
+experiment=shapes_budget) and first_world_site.json (of runs/site.sh), all as they were made in the
+first embedded world.
 
-python benchmarks/tables.py    # rewrites README.md between its markers, draws label_budget.png
-python benchmarks/tables.py --check    # exit 1 if README.md does not hold the numbers of the files
+python -m benchmarks.tables    # rewrites the page between its markers, draws its curve
+python -m benchmarks.tables --check    # exit 1 if the page does not hold the numbers of the files
 """
 
 import json
@@ -15,6 +16,7 @@ from dd.evaluation.savings import bounds_text
 from dd.evaluation.statistics import Score, holm, interval
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "first-world.md"
 # Of all rows with synthetic images but one. B: masks and rates were chosen on labelled tune scenes.
 SUPERVISION = "B"
 ALPHA = 0.05  # of p-values after Holm
@@ -221,7 +223,7 @@ def site_table(results: dict) -> str:
 
 def draw(study: dict, path: Path) -> None:
     """mIoU against the number of real images, a panel for each domain, as a picture for the
-    README."""
+    page."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -264,16 +266,16 @@ def between(text: str, name: str, content: str) -> str:
 
 
 def main() -> int:
-    results, readme = ROOT / "benchmarks" / "results", ROOT / "README.md"
-    study = json.loads((results / "shapes_budget.json").read_text())
-    text = readme.read_text()
-    new = between(text, "results", tables(json.loads((results / "shapes.json").read_text())))
+    results = ROOT / "benchmarks" / "results"
+    study = json.loads((results / "first_world_budget.json").read_text())
+    text = PAGE.read_text()
+    new = between(text, "results", tables(json.loads((results / "first_world_shapes.json").read_text())))
     new = between(new, "label budget", budget_tables(study))
-    new = between(new, "site", site_table(json.loads((results / "site.json").read_text())))
+    new = between(new, "site", site_table(json.loads((results / "first_world_site.json").read_text())))
     if "--check" in sys.argv:
         return int(new != text)
-    readme.write_text(new)
-    draw(study, ROOT / "docs" / "label_budget.png")
+    PAGE.write_text(new)
+    draw(study, PAGE.parent / "first-world-label-budget.png")
     return 0
 
 

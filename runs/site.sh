@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The embedded example site: shapes_shift, of which 768 photographs are at hand and no label. What each step without labels
 # gains, what 16 and 64 labels add, and whether a review queue chooses better ones than chance; three seeds. Writes
-# benchmarks/results/site.json, the table of README.md. Finished parts (those of demo and study too) are skipped.
-# Cost: about 3 hours of 2 CPU cores. JOBS trainings run side by side, as in shapes.sh.
+# benchmarks/results/site.json; results of the first world: docs/first-world.md. Finished parts (those of demo and study too)
+# are skipped. Cost: about 3 hours of 2 CPU cores with the first world's images of 64 px; not measured with those of 128 px.
+# JOBS trainings run side by side, as in shapes.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 SEEDS=${SEEDS:-0 1 2}

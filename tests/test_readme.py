@@ -1,4 +1,4 @@
-"""README.md says what was measured and what exists."""
+"""README.md and the page of results say what was measured and what exists."""
 
 import itertools
 import json
@@ -17,19 +17,21 @@ from dd.evaluation.statistics import Score, interval
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+FIRST_WORLD = (ROOT / "docs" / "first-world.md").read_text()
 
 
 def test_the_result_tables_are_those_of_the_results_files(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     assert tables["main"]() == 0, (
-        "python benchmarks/tables.py writes the tables of benchmarks/results/ into README.md"
+        "python -m benchmarks.tables writes the tables of benchmarks/results/ into "
+        "docs/first-world.md"
     )
     changed = {
-        **json.loads((ROOT / "benchmarks/results/shapes.json").read_text()),
+        **json.loads((ROOT / "benchmarks/results/first_world_shapes.json").read_text()),
         "mask_miou": 1.25,
     }
-    assert tables["tables"](changed) not in README and "1.2" in tables["tables"](changed)
+    assert tables["tables"](changed) not in FIRST_WORLD and "1.2" in tables["tables"](changed)
 
 
 def results(name: str) -> dict:
@@ -37,7 +39,7 @@ def results(name: str) -> dict:
 
 
 def test_what_a_study_says_follows_from_what_it_measured():
-    study = results("shapes_budget")
+    study = results("first_world_budget")
     found = Measured(study["arms"], study["domains"], study["seeds"], study["draws"])
     prices = Prices(**study["cost"]["prices"])
     targets = target_costs(found, study["cost"]["seconds"], prices)
@@ -45,12 +47,12 @@ def test_what_a_study_says_follows_from_what_it_measured():
     again = json.loads(json.dumps(again))
     stored = {**study, **study["cost"]}
     assert again == {key: stored[key] for key in again}
-    assert not any(row["images"] for row in again["differences"]), "the README says: seeds alone"
+    assert not any(row["images"] for row in again["differences"]), "the page says: seeds alone"
 
 
 def test_tables_pair_the_seeds():
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
-    found = tables["ablations"](results("shapes"), ["shapes", "shapes_shift"])
+    found = tables["ablations"](results("first_world_shapes"), ["shapes", "shapes_shift"])
     rows = {row[0]: row for row in found}
     assert rows["ema=off"][-2:] == ["−0.9 [−1.2, −0.6]", "−0.8 [−0.8, −0.7] †"]  # 0.87, 0.76
     assert rows["band=off"][-2] == "+0.1 [−0.7, 0.9]" and rows["as shipped"][-2:] == ["-", "-"]
@@ -70,7 +72,7 @@ def test_tables_pair_the_seeds():
 
 def measured_groups():
     """Lists of arms, {seed: mIoU} each, that were scored on the same images."""
-    shapes, site, study = results("shapes"), results("site"), results("shapes_budget")
+    shapes, site, study = results("first_world_shapes"), results("first_world_site"), results("first_world_budget")
     parts = [shapes, shapes["shots_from_shapes_shift"]]
     for domain in shapes["synthetic_only"]:
         arms = [shapes["synthetic_only"], *shapes["ablations"].values()]
@@ -86,6 +88,13 @@ def measured_groups():
     yield [arm["miou"] for arm in site["arms"].values()]
 
 
+def said_between(text: str, begin: str, end: str) -> list[tuple[str, ...]]:
+    """(difference, low, high) of each interval in the sentences, tables left out."""
+    lines = text[text.index(begin) : text.index(end)].replace("−", "-").splitlines()
+    sentences = "\n".join(line for line in lines if not line.startswith("|"))
+    return re.findall(r"([-+]?\d+\.\d)(?: mIoU)?\s\[(-?\d+\.\d),\s+(-?\d+\.\d)\]", sentences)
+
+
 def test_every_interval_in_the_sentences_is_that_of_a_pair_of_arms():
     known = set()
     for arms in measured_groups():
@@ -95,12 +104,10 @@ def test_every_interval_in_the_sentences_is_that_of_a_pair_of_arms():
             if at.low is not None:
                 ends = (at.value, at.low, at.high)
                 known.add(tuple(f"{v:.1f}".replace("-0.0", "0.0") for v in ends))
-    ends = map(README.index, ("**How to read the differences**", "![photographs of the site"))
-    lines = README[slice(*ends)].replace("−", "-").splitlines()
-    sentences = "\n".join(line for line in lines if not line.startswith("|"))
-    said = re.findall(r"([-+]?\d+\.\d)(?: mIoU)? \[(-?\d+\.\d), (-?\d+\.\d)\]", sentences)
-    assert len(said) > 40
-    wrong = [found for found in said if (found[0].lstrip("+"), *found[1:]) not in known]
+    page = said_between(FIRST_WORLD, "**How to read the differences**", "![photographs of the site")
+    readme = said_between(README, "### The study of the first world", "## The commands")
+    assert len(page) > 40 and readme
+    wrong = [found for found in page + readme if (found[0].lstrip("+"), *found[1:]) not in known]
     assert not wrong, wrong
 
 
@@ -127,11 +134,19 @@ def test_every_command_shown_exists(command):
     config.check_overrides(root, [config.quoted(a) for a in shlex.split(arguments) if a != "-m"])
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(((?!http)[^)]+)\)", README))))
-def test_every_link_leads_somewhere(link):
-    page, _, place = link.partition("#")
-    assert (ROOT / page).exists()
-    heads = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE) if place else []
+def links():
+    """(page, link) of each link in README and docs that leads to a file or to a place in one."""
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(((?!http)[^)]+)\)", page.read_text()):
+            yield str(page.relative_to(ROOT)), link
+
+
+@pytest.mark.parametrize(("page", "link"), sorted(set(links())))
+def test_every_link_leads_somewhere(page, link):
+    file, _, place = link.partition("#")
+    target = (ROOT / page).parent / file if file else ROOT / page
+    assert target.exists()
+    heads = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if place else []
     assert not place or place in [
         re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads
     ]

@@ -27,17 +27,18 @@ Number = Annotated[float, WrapValidator(_as_typed)]
 
 
 class GeneratorSettings(Settings):
-    """``model``: ``embedded``, a local folder in diffusers format, or a hub id (with ``revision``,
-    a commit if ``require_revision``); safetensors only, of ``variant`` (``fp16`` where a folder
-    holds nothing else). ``scheduler``: a diffusers scheduler class name, or None for the
-    checkpoint's own. ``size``: side of the image in pixels, None for the checkpoint's own.
-    ``cross_resolution`` and ``self_resolution``: side of the attention maps that are read, None for
-    a quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px: 32 and 64); heat has
-    the side of the latter. ``max_power``: heat is kept for the powers 0 ... max_power;
-    ``full_prompt``: keep the maps of words of the full prompt too (ablations): ``appended``, the
-    class words behind the caption; ``caption``, the caption's own; True, both, or the caption's own
-    where none are appended. ``cross_layers`` and ``cross_heads``: the cross-attention layers (by
-    the beginning of their names) and heads that are read, None for all of that resolution;
+    """``model``: ``embedded``, ``embedded_mmdit``, a local folder in diffusers format, or a hub id
+    (with ``revision``, a commit if ``require_revision``); safetensors only, of ``variant``
+    (``fp16`` where a folder holds nothing else). ``scheduler``: a diffusers scheduler class name,
+    or None for the checkpoint's own. ``size``: side of the image in pixels, None for the
+    checkpoint's own. ``cross_resolution`` and ``self_resolution``: side of the attention maps that
+    are read, None for a quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px:
+    32 and 64); heat has the side of the latter. ``max_power``: heat is kept for the powers 0 ...
+    max_power; ``full_prompt``: keep the maps of words of the full prompt too (ablations):
+    ``appended``, the class words behind the caption; ``caption``, the caption's own; True, both, or
+    the caption's own where none are appended. ``cross_layers`` and ``cross_heads``: the
+    cross-attention layers (by the beginning of their names) and heads that are read, None for all
+    of that resolution;
     ``cross_groups``: further sides of cross-attention whose heat is kept for itself (``weight`` of
     the mask steps, :mod:`dd.masks.chain`).
     ``background_words``: words that follow those of the classes in the class prompt and compete
