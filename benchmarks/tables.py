@@ -269,9 +269,13 @@ def main() -> int:
     results = ROOT / "benchmarks" / "results"
     study = json.loads((results / "first_world_budget.json").read_text())
     text = PAGE.read_text()
-    new = between(text, "results", tables(json.loads((results / "first_world_shapes.json").read_text())))
+    new = between(
+        text, "results", tables(json.loads((results / "first_world_shapes.json").read_text()))
+    )
     new = between(new, "label budget", budget_tables(study))
-    new = between(new, "site", site_table(json.loads((results / "first_world_site.json").read_text())))
+    new = between(
+        new, "site", site_table(json.loads((results / "first_world_site.json").read_text()))
+    )
     if "--check" in sys.argv:
         return int(new != text)
     PAGE.write_text(new)

@@ -33,7 +33,9 @@ def chain(tmp_path_factory, run):
     prepare_shapes(root / "data", sizes={"train": 6, "tune": 4, "test": 5})
     small = ["experiment=shapes", "num_images=6", "unit_size=3", "diffusion.steps=2"]
     run("generate", *small, *where)
-    run("generate", *small, *where, "stage=label", "mask_set=power0", "masks=paper", "masks.power=0")
+    run(
+        "generate", *small, *where, "stage=label", "mask_set=power0", "masks=paper", "masks.power=0"
+    )
     run("evaluate", "experiment=shapes", *where, "stage=probe", "probe.split=test", "probe.limit=3")
     run("train", "experiment=shapes_synthetic", *SMALL_SEGMENTER, *where, "trainer.max_steps=2")
     run(
@@ -213,7 +215,7 @@ def test_other_settings_are_refused_and_named(chain, run):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["generate", "experiment=shapes", "masks.powr=3"], "Did you mean 'power'"),
+        (["generate", "experiment=shapes", "masks.bnad=3"], "Did you mean 'band'"),
         (["train", "experiment=shapes_syntetic"], "Did you mean 'shapes_synthetic'"),
         (["evaluate", "run=outputs/nowhere"], "no finished training run"),
         (["generate", "experiment=shapes", "diffusion.model=./missing"], "no such folder"),

@@ -72,7 +72,11 @@ def test_tables_pair_the_seeds():
 
 def measured_groups():
     """Lists of arms, {seed: mIoU} each, that were scored on the same images."""
-    shapes, site, study = results("first_world_shapes"), results("first_world_site"), results("first_world_budget")
+    shapes, site, study = (
+        results("first_world_shapes"),
+        results("first_world_site"),
+        results("first_world_budget"),
+    )
     parts = [shapes, shapes["shots_from_shapes_shift"]]
     for domain in shapes["synthetic_only"]:
         arms = [shapes["synthetic_only"], *shapes["ablations"].values()]

@@ -165,7 +165,7 @@ DOOR = Door(
     },
     (
         "python generate.py experiment=shapes num_images=32",
-        "python generate.py experiment=shapes stage=label mask_set=sure masks.threshold=0.6",
+        "python generate.py experiment=shapes stage=label mask_set=paper masks=paper",
         "python generate.py experiment=voc diffusion.model=<folder or hub id>",
     ),
 )

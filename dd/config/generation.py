@@ -118,7 +118,9 @@ def masks_from(cfg: DictConfig) -> dict[str, Any] | None:
         raise ValueError(
             f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}"
         ) from None
-    cfg.masks.update(masks)
+    # in place of all that the group says: its chain may be another one than the file's
+    own = {"_target_": cfg.masks["_target_"], **masks}
+    OmegaConf.update(cfg, "masks", own, merge=False, force_add=True)
     cfg.diffusion.update(reading)
     # The masks' record is the file's too. That of diffusion stays: the file's reading may be its
     # own.

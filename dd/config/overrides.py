@@ -219,7 +219,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     values = [o for o in overrides if o not in chosen]
     for override in values:
         if not override.startswith("+") and (said := _unknown(base, override, known)):
-            return said
+            return said + _elsewhere(config_name, chosen, override)
     for override in values:
         try:
             compose(config_name, [*chosen, override])
@@ -245,6 +245,20 @@ def _unknown(base: Any, override: str, known: list[str]) -> str | None:
         path.append(part)
         node = node._get_node(part)
     return None
+
+
+def _elsewhere(config_name: str, chosen: list[str], override: str) -> str:
+    """Which other choices of a group have the key that this one lacks."""
+    group, _, rest = override.lstrip("~").partition("=")[0].partition(".")
+    key, having = rest.partition(".")[0], []
+    for name in choices(group) if rest and group in groups() else ():
+        try:
+            node = compose(config_name, [*chosen, f"{group}={name}"])[group]
+        except REFUSED:
+            continue
+        if isinstance(node, DictConfig) and key in node:
+            having.append(f"{group}={name}")
+    return f". It is a key of {', '.join(having)}" if having else ""
 
 
 def _nearest(word: str, names: Iterable[str]) -> str:

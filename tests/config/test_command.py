@@ -195,12 +195,12 @@ def test_mask_sets_of_a_sweep_are_named_after_it(command):
             "-m",
             "experiment=shapes",
             "stage=label",
-            "masks.threshold=0.4,0.5",
+            "masks.band=0,0.05",
             "hydra.sweep.dir=sweep",
         )
         == 0
     )
-    assert names == [("data/synthetic/shapes", f"masks.threshold={t}") for t in (0.4, 0.5)]
+    assert names == [("data/synthetic/shapes", f"masks.band={t}") for t in (0, 0.05)]
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def checked(root, *overrides):
         ),
         ("generate", "quality.rules=''", "quality.rules='': expected names with values"),
         ("generate", "data.taxonomy=[]", r"data.taxonomy=\[\]: expected text"),
-        ("generate", "masks.power=1.5", "masks.power=1.5: expected a whole number"),
+        ("generate", "masks.band=-1", "masks.band=-1: expected a number of 0 or more"),
         ("evaluate", "sweep.threshold=0.5", "sweep.threshold=0.5: expected a list, each a number"),
         (
             "evaluate",

@@ -76,6 +76,13 @@ def test_mistyped_overrides_are_answered_with_the_names_there_are(root, override
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
+def test_a_key_of_another_choice_is_told_where_it_is():
+    """Nothing is set that no step of the masks reads."""
+    with pytest.raises(ValueError, match="no key 'power' in masks; .*It is a key of masks=paper"):
+        config.check_overrides("generate", ["experiment=shapes", "masks.power=1"])
+    config.check_overrides("generate", ["experiment=shapes", "masks=paper", "masks.power=1"])
+
+
 def test_keys_of_an_experiment_are_known():
     config.check_overrides(
         "train", ["experiment=shapes_autoencoder", "generator.models.tokenizer_merges=50"]

@@ -47,7 +47,7 @@ DROP = "+quality.rules.missing={action: drop, signal: missing, above: 1}"
 WORLD = [  # what makes the folder that every case gets a copy of
     [*MAKE, FAINT],
     [*MAKE, FAINT, "stage=filter", DROP],
-    [*MAKE, "stage=label", "mask_set=power0", "masks.power=0"],
+    [*MAKE, "stage=label", "mask_set=power0", "masks=paper", "masks.power=0"],
     TRAIN,
     ["evaluate.py", f"run={RUN}"],
     ["evaluate.py", f"run={RUN}", "stage=predict", PHOTOS],
@@ -59,7 +59,7 @@ WORLD = [  # what makes the folder that every case gets a copy of
 COMMANDS = {
     "make": [*MAKE, "name=more", "num_images=2"],
     "go on": [*MAKE, "stage=synthesize"],
-    "label": [*MAKE, "stage=label", "mask_set=other", "masks.power=1"],
+    "label": [*MAKE, "stage=label", "mask_set=other", "masks=paper", "masks.power=1"],
     "filter": [*MAKE, "stage=filter", FAINT, DROP],
     "sweep": SWEEP,
     "chosen": [

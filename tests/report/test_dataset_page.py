@@ -48,7 +48,7 @@ def test_numbers_by_hand(folder):
     found = dataset.statistics(plan, folder / "SegmentationClass")
     assert found.pixels.sum() == sum(m.size for m in masks.values())
     assert found.pixels[255] == sum(int((m == 255).sum()) for m in masks.values())
-    assert found.uncertain["000000"] == pytest.approx(100 * 3 / 64)
+    assert found.uncertain["000000"] == pytest.approx(100 * 3 / 128)
     assert found.missing == {"000001": [plan[1].classes[0]]}
     name, number = plan[1].classes[0], plan[1].class_ids[0]
     having = [m for s, m in masks.items() if (m == number).any() and name in plan[int(s)].classes]

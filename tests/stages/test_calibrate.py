@@ -375,12 +375,8 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     generate(*where, *made, f"masks_from={path}")
     masks = read_json(tmp_path / "set/SegmentationClass/masks.json")["identity"]
     assert masks["settings"] == choice["masks"] and masks["calibration"] == calibration
-    attention = {"what": "attention", "data": "shapes/tune", "labels": 128}
     by_images = {"what": "masks", "data": "shapes/train", "labels": 3, "seed": 1}
-    assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [
-        attention,
-        by_images,
-    ]
+    assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [by_images]
     card = (tmp_path / "set/README.md").read_text()
     assert (
         "131 real labels stand behind it" in card
