@@ -379,7 +379,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [by_images]
     card = (tmp_path / "set/README.md").read_text()
     assert (
-        "131 real labels stand behind it" in card
+        "3 real labels stand behind it" in card
         and "128 labels of shapes/tune (attention), 3 of shapes/train" in card
     )
     identity = read_json(tmp_path / "set/run.json")["identity"]["generator"]
