@@ -268,6 +268,8 @@ def write_card(model: Path, kind: str) -> None:
         chart = line_chart_svg({"loss": (steps, losses, None)}, "step", "denoising loss")
         write_atomic(model / "loss.svg", str(chart))
     size = sum(f.stat().st_size for f in model.rglob("*.safetensors")) / 2**20
-    vae = next(p for p in parts if p["part"] == "VAE")
-    card = fill(TEMPLATE, kind=kind, size=size, vae=vae, pieces=pieces, steps=done)
+    vaes = [p for p in parts if p["part"] == "VAE"]  # the last one went on from those before
+    vae_steps = sum(p["steps"] for p in vaes)
+    values = {"size": size, "vae": vaes[-1], "vae_steps": vae_steps, "pieces": pieces}
+    card = fill(TEMPLATE, kind=kind, steps=done, **values)
     write_atomic(model / "README.md", card)

@@ -6,13 +6,18 @@ import torch
 
 
 def noised(
-    scheduler: Any, latents: torch.Tensor, generator: torch.Generator
+    scheduler: Any,
+    latents: torch.Tensor,
+    generator: torch.Generator,
+    timesteps: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(noisy latents [B, C, H, W], their timesteps [B], the scheduler's own target, epsilon or v):
-    all timesteps are drawn alike."""
+    ``timesteps`` [B], or None: all are drawn alike."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     steps = scheduler.config.num_train_timesteps
-    t = torch.randint(0, steps, (len(latents),), generator=generator).to(latents.device)
+    if timesteps is None:
+        timesteps = torch.randint(0, steps, (len(latents),), generator=generator)
+    t = timesteps.to(latents.device)
     v_prediction = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(latents, noise, t) if v_prediction else noise
     return scheduler.add_noise(latents, noise, t), t, target

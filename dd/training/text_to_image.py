@@ -131,6 +131,10 @@ class TextToImageSettings(Settings):
     positions too, and a small UNet then reads the objects from there instead of from their own
     words; hiding them teaches the words. Training only. ``floor``: share of the learning rate that
     half a cosine ends at, after ``warmup`` steps of its rise from 0 (1 = a constant rate).
+    ``noise_mean``: the share of noise is drawn from a logit-normal distribution of this mean and
+    deviation 1 (Esser et al. 2024, arXiv 2403.03206, section 3.1); None: a UNet's timesteps are all
+    drawn alike, an MM-DiT has mean 0. What an object is, the text decides where there is much
+    noise; with little of it the image tells.
     """
 
     noun: ClassVar[str] = "text_to_image"
@@ -139,6 +143,7 @@ class TextToImageSettings(Settings):
     caption_dropout: Share = 0.1
     hide_after_end: Share = 0.8
     floor: Share = 0.05
+    noise_mean: float | None = None
     seed: int = 0
 
 
@@ -167,6 +172,11 @@ class Denoising(pl.LightningModule):
     ) -> torch.Tensor:
         """Error of the network on clean ``latents``; ``rng`` decides what is hidden of the text,
         ``generator`` the noise and its amount."""
+
+    def noise_shares(self, number: int, generator: torch.Generator) -> torch.Tensor:
+        """Logit-normal, in (0, 1)."""
+        drawn = torch.randn(number, generator=generator) + (self.settings.noise_mean or 0.0)
+        return drawn.sigmoid()
 
     def tokens(
         self, prompts: list[str], rng: np.random.Generator
@@ -209,7 +219,7 @@ class Denoising(pl.LightningModule):
 class TextToImage(Denoising):
     """Denoising training of ``unet`` and ``text_encoder`` on latents.
 
-    The loss is the squared error of the scheduler's own target (epsilon or v), all timesteps alike.
+    The loss is the squared error of the scheduler's own target (epsilon or v).
     """
 
     def __init__(
@@ -236,7 +246,11 @@ class TextToImage(Denoising):
         rng: np.random.Generator,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        noisy, t, target = noised(self.scheduler, latents, generator)
+        t = None
+        if self.settings.noise_mean is not None:
+            steps = self.scheduler.config.num_train_timesteps
+            t = (self.noise_shares(len(latents), generator) * steps).long()
+        noisy, t, target = noised(self.scheduler, latents, generator, t)
         prediction = self.unet(noisy, t, self.encode_text(prompts, rng)).sample
         return F.mse_loss(prediction.float(), target)
 
@@ -289,7 +303,7 @@ class JointTextToImage(Denoising):
         generator: torch.Generator,
     ) -> torch.Tensor:
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        share = torch.randn(len(latents), generator=generator).sigmoid().to(latents)
+        share = self.noise_shares(len(latents), generator).to(latents)
         noisy = torch.lerp(latents, noise, share[:, None, None, None])
         rows, pooled = self.encode_text(prompts, rng)
         timestep = share * self.scheduler.config.num_train_timesteps

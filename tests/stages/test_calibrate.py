@@ -378,10 +378,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     by_images = {"what": "masks", "data": "shapes/train", "labels": 3, "seed": 1}
     assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [by_images]
     card = (tmp_path / "set/README.md").read_text()
-    assert (
-        "3 real labels stand behind it" in card
-        and "128 labels of shapes/tune (attention), 3 of shapes/train" in card
-    )
+    assert "3 real labels stand behind it" in card and "3 labels of shapes/train" in card
     identity = read_json(tmp_path / "set/run.json")["identity"]["generator"]
     assert how_read(identity) == choice["diffusion"]
 
@@ -391,7 +388,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
         record["supervision"] == "B"
         and record["trained_on"]["mask_settings"]["calibration"] == calibration
     )
-    assert record["chosen_on"][:2] == [attention, by_images]
+    assert record["chosen_on"][0] == by_images
     generate(*where, f"folder={tmp_path}/set", "stage=label", "mask_set=paper", "masks=paper")
     cfg = compose_train(
         root,
@@ -418,10 +415,13 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     )
     masks = read_json(tmp_path / "set/masks/swept/masks.json")
     assert masks["identity"]["calibration"]["by"] == "sweep"
-    assert masks["chosen_on"] == [
-        attention,
-        {**attention, "what": "masks"},
-    ]  # what is behind the set it was compared with
+    assert masks["chosen_on"] == []
+    against = f"sweep.masks={tmp_path}/set/SegmentationClass"
+    evaluate(*where, f"folder={tmp_path}/set", "stage=sweep", against)
+    by_set = f"masks_from={tmp_path}/set/sweeps/SegmentationClass.json"
+    generate(*where, f"folder={tmp_path}/set", "stage=label", "mask_set=again", by_set)
+    masks = read_json(tmp_path / "set/masks/again/masks.json")
+    assert masks["chosen_on"] == [by_images]  # what is behind the set it was compared with
 
     other = {**choice, "calibration": {**calibration, "generator": {"weights_sha256": "0" * 64}}}
     given = written(tmp_path / "other.yaml", other)

@@ -135,6 +135,38 @@ def test_the_loss_is_the_error_of_the_schedulers_own_target(parts, prediction):
     assert logged == [("text_to_image/loss", pytest.approx(float(loss)))]
 
 
+def test_noise_is_logit_normal_about_its_mean(parts):
+    """Three quarters of the shares of a mean of 1 and a deviation of 1 lie above 0.58."""
+    module = task(parts, noise_mean=1.0)
+    shares = module.noise_shares(20_000, torch.Generator().manual_seed(0))
+    logits = shares.logit()
+    assert float(logits.mean()) == pytest.approx(1.0, abs=0.03)
+    assert float(logits.std()) == pytest.approx(1.0, abs=0.03)
+    assert float((shares > 0.5827).float().mean()) == pytest.approx(0.7475, abs=0.01)
+
+
+@torch.no_grad()
+def test_a_mean_moves_the_timesteps_of_a_unet(parts):
+    seen = {}
+    for mean in (None, 1.0, -1.0):
+        module = task(parts, noise_mean=mean)
+        forward = parts[0].forward
+
+        def watched(noisy, t, states, mean=mean, forward=forward):
+            seen[mean] = t
+            return forward(noisy, t, states)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module.unet, "forward", watched)
+            rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+            module.loss(torch.zeros(200, 4, 2, 2), [""] * 200, rng, generator)
+    for t in seen.values():
+        assert t.dtype == torch.int64 and t.min() >= 0 and t.max() <= 999
+    middle = {mean: float(t.float().median()) / 1000 for mean, t in seen.items()}
+    assert middle[None] == pytest.approx(0.5, abs=0.06)
+    assert middle[1.0] == pytest.approx(0.731, abs=0.03) and middle[-1.0] < 0.3
+
+
 # The VAE's training
 
 
