@@ -101,8 +101,7 @@ class State:
         self.progress.advance(len(self.units[number]))
 
     def again(self, number: int) -> None:
-        """Try a unit once more though nothing is known against it: it was beside one whose
-        worker died."""
+        """Requeue a unit that only shared a worker with the one that crashed."""
         self.tries.setdefault(number, 0)
         self.queue.append(number)
 

@@ -157,7 +157,7 @@ def decode(data: bytes, where: object) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{where} is no text in UTF-8 ({error.reason} at byte {error.start}; is it ANSI or "
+            f"{where} is not valid UTF-8 ({error.reason} at byte {error.start}; is it ANSI or "
             "Latin-1?): save it as UTF-8"
         ) from None
 

@@ -268,7 +268,7 @@ def test_a_list_that_is_not_there_or_no_text(root, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"shots_list=.*92.txt: no such file"):
         SegmentationFolder(root, "train", PETS, shots_list=str(tmp_path / "92.txt"))
     (tmp_path / "92.txt").write_bytes(b"pet_1\n\xff\n")
-    with pytest.raises(ValueError, match="92.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match="92.txt is not valid UTF-8"):
         SegmentationFolder(root, "train", PETS, shots_list=str(tmp_path / "92.txt"))
 
 

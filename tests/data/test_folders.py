@@ -180,7 +180,7 @@ def test_lists_in_every_encoding_that_says_what_it_is(tmp_path, encoding):
 
 def test_a_list_in_another_encoding_is_named(tmp_path):
     (tmp_path / "val.txt").write_bytes("Maß\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"val\.txt is no text in UTF-8 \(.*\): save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"val\.txt is not valid UTF-8 \(.*\): save it as UTF-8"):
         listed_splits({"val": tmp_path / "val.txt"}, ["Maß", "c"])
 
 

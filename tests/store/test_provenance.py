@@ -170,7 +170,7 @@ def test_text_of_another_encoding_is_named(tmp_path):
     (tmp_path / "b.json").write_bytes('{"name": "Maß"}'.encode("utf-16")[:-1])
     for name in ("a.json", "b.json"):
         with pytest.raises(
-            ValueError, match=rf"{name} is no text in UTF-8 \(.* at byte \d+.*: save it as UTF-8"
+            ValueError, match=rf"{name} is not valid UTF-8 \(.* at byte \d+.*: save it as UTF-8"
         ):
             read_json(tmp_path / name)
 
