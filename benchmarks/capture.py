@@ -104,7 +104,12 @@ def unfused():
 def build(model: str, device: str, dtype: str, steps: int) -> TextToImage:
     if model == "embedded":
         return TextToImage(
-            steps=steps, guidance=3.0, device=device, dtype=dtype, self_resolution=16
+            steps=steps,
+            guidance=3.0,
+            device=device,
+            dtype=dtype,
+            cross_resolution=16,
+            self_resolution=32,
         )
     with tempfile.TemporaryDirectory() as folder:
         return TextToImage(

@@ -215,7 +215,7 @@ def main():
     with tempfile.TemporaryDirectory() as root:
         root, suffix = Path(root), "png" if model == "embedded" else "jpg"
         embedded = (
-            {"guidance": 3.0, "cross_resolution": 16, "self_resolution": 16}
+            {"guidance": 3.0, "cross_resolution": 16, "self_resolution": 32}
             if model == "embedded"
             else {}
         )

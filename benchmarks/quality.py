@@ -53,7 +53,7 @@ def judge(
     wanted = yaml.safe_load((CONF / "prompts/shapes.yaml").read_text())
     prompts = TemplatePrompts(**{k: v for k, v in wanted.items() if k != "_target_"})
     masks = yaml.safe_load((CONF / "masks/shapes.yaml").read_text())
-    generator = TextToImage(guidance=3.0, cross_resolution=16, self_resolution=16, **settings)
+    generator = TextToImage(guidance=3.0, cross_resolution=16, self_resolution=32, **settings)
     generator.generate(
         make_plan(prompts(taxonomy("shapes"), 1, seed), taxonomy("shapes"), seed, 1)
     )  # the first call is slower

@@ -47,7 +47,7 @@ SETTINGS = {
     "guidance": 3.0,
     "steps": 20,
     "cross_resolution": 16,
-    "self_resolution": 16,
+    "self_resolution": 32,
     "max_power": max(POWERS),
     "full_prompt": "appended",
 }

@@ -31,7 +31,7 @@ from dd.prompts.prompt import make_prompt
 from dd.stages.label import label
 from dd.taxonomy import Taxonomy, taxonomy
 
-SETTINGS = {"steps": 20, "guidance": 3.0, "cross_resolution": 16, "self_resolution": 16}
+SETTINGS = {"steps": 20, "guidance": 3.0, "cross_resolution": 16, "self_resolution": 32}
 UNIT = 32
 
 

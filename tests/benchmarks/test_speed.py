@@ -52,7 +52,7 @@ def test_generate(figures):
         "--batch",
         2,
         "--steps",
-        1,
+        2,
         "--rounds",
         1,
         "--options",

@@ -103,7 +103,7 @@ def test_no_model_names_the_alternatives():
 
 
 def test_a_missing_folder(tmp_path):
-    message = r"diffusion\.model=.*nowhere.*no such folder\. Give 'embedded', a local folder"
+    message = r"diffusion\.model=.*nowhere.*no such folder\. Give 'embedded' or 'embedded_mmdit', a"
     with pytest.raises(FileNotFoundError, match=message):
         TextToImage(model=str(tmp_path / "nowhere"))
     for name in ("nowhere", "~/nowhere/at/all", "a/b/c"):

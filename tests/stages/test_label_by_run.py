@@ -342,12 +342,7 @@ def test_teacher_student_and_mixed_training(tmp_path, run):
         "B",
         "B",
     ]
-    assert {c["what"] for c in runs["student"]["chosen_on"]} == {
-        "attention",
-        "masks",
-        "recipe",
-        "learning_rate",
-    }
+    assert {c["what"] for c in runs["student"]["chosen_on"]} == {"recipe", "learning_rate"}
     masks = read_json(tmp_path / "data/synthetic/shapes/masks/self_training/masks.json")
     assert masks["chosen_on"] == runs["teacher"]["chosen_on"] and "chosen_on" not in json.dumps(
         masks["identity"]

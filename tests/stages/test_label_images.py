@@ -317,7 +317,7 @@ def test_labelers_by_the_command(world, run, capsys):
     made = {p.parent.name: read_json(p) for p in folder.glob("masks/*/masks.json")}
     assert made.keys() == {"sam2_refine", "by_name", "joined", "folder", "paper"}
     classes = {name: class_of_masks(masks) for name, masks in made.items()}
-    assert classes == {n: "B" if n in ("folder", "paper") else "D" for n in made}
+    assert classes == {n: {"folder": "B", "paper": "A"}.get(n, "D") for n in made}
     assert {"what": "masks", "data": "shapes/tune", "labels": 2} in made["folder"]["chosen_on"]
     assert made["sam2_refine"]["made"]["model"] == f"{root}/sam2"
     assert made["sam2_refine"]["identity"]["settings"]["power"] == 4
@@ -406,7 +406,7 @@ def test_two_sets_are_compared_by_the_command(world, run, capsys):
         assert value == pytest.approx(hit)
     expected = [100 * (a == 255).mean(), 100 * (b == 255).mean()]
     assert found["agreement"]["uncertain"] == pytest.approx(expected)
-    assert [one["supervision"] for one in found["sets"]] == ["B", "D"]
+    assert [one["supervision"] for one in found["sets"]] == ["A", "D"]
     page = (folder / "agreement/SegmentationClass,masks_e.html").read_text()
     assert page.count("data:image/") >= 4 and "http" not in page.replace("http-equiv", "")
     assert "mean" in capsys.readouterr().out

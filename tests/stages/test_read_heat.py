@@ -440,12 +440,13 @@ def test_an_unfinished_reading_is_no_damage(folder):
 def test_the_commands_read_with_what_was_chosen_for_it(tmp_path, run, capsys, monkeypatch):
     words = ["num_images=2", "unit_size=2", "diffusion.steps=2", "name=set", "device=cpu"]
     given = ["experiment=shapes", f"data_root={tmp_path}", *words]
+    given += ["+diffusion.chosen_on={data: shapes, split: tune, labels: 128}"]
     run("generate", *given, "stage=synthesize")
     folder = tmp_path / "synthetic/set"
     run("generate", *given, "stage=read", "reader=near", "diffusion.read_at=[50]")
     made = read_json(folder / "heat/near/run.json")
     assert made["identity"]["generator"]["read_at"] == [50]
-    assert [c["labels"] for c in made["chosen_on"]] == [128]  # behind self_resolution
+    assert [c["labels"] for c in made["chosen_on"]] == [128]
     # what decides the drawing alone has no part in a reading: it goes on
     others = ["diffusion.steps=3", "diffusion.guidance=2.0", "diffusion.read_at=[50]"]
     run("generate", *given, *others, "stage=read", "reader=near")

@@ -446,7 +446,7 @@ def test_a_run_returns_and_records_its_objective(command, tmp_path, data_root):
     counted = count(
         segmenter.eval(),
         whole_loader(data, views),
-        metrics.confusion_matrix(9),
+        metrics.confusion_matrix(11),
         predict=views.predict,
     )
     assert len(loader) == 1 and value == pytest.approx(metrics.miou(counted))

@@ -115,16 +115,11 @@ def table(request, tmp_path_factory, run):
         data = ["data=coco"] if name == "coco" else []  # VOC is the recipes' own
         run("train", f"experiment=paper_{recipe}", *data, *SMALL, *where, *more)
 
-    published = [
-        "diffusion.self_resolution=32",
-        "diffusion.chosen_on=null",
-    ]  # as diffusion=paper reads
     run(
         "generate",
         f"experiment={name}",
         *where,
         "diffusion=embedded",
-        *published,
         "diffusion.steps=2",
         "num_images=4",
         "unit_size=2",
