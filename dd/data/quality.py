@@ -62,6 +62,11 @@ def heat_signals(maps: np.ndarray) -> dict[str, list[list[float]]]:
     }
 
 
+def signals_by_source(heat: Mapping[str, np.ndarray]) -> dict[str, dict[str, list[list[float]]]]:
+    """:func:`heat_signals` of each source; one of a single cell holds numbers, and no map."""
+    return {source: heat_signals(maps) for source, maps in heat.items() if maps.shape[-1] > 1}
+
+
 def mask_signals(
     mask: np.ndarray, class_ids: Iterable[int], absent: Collection[int] = ()
 ) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def sample_signals(
 ) -> dict[str, Any]:
     """What a sample's record keeps: signals of each source of its heat, and of its image if
     there is a CLIP model."""
-    found: dict[str, Any] = {"heat": {source: heat_signals(maps) for source, maps in heat.items()}}
+    found: dict[str, Any] = {"heat": signals_by_source(heat)}
     if clip is not None:
         assert image is not None, "a CLIP model needs the image"
         found["clip"] = clip_signals(clip, image, sample.prompt, sample.classes)

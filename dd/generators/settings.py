@@ -43,6 +43,9 @@ class GeneratorSettings(Settings):
     the mask steps, :mod:`dd.masks.chain`).
     ``background_words``: words that follow those of the classes in the class prompt and compete
     with them; their heat is stored too (iSeg).
+    ``word_errors``: timesteps (of 1,000) at which a reading after drawing measures what each class
+    word explains of the image, so that masks can leave out what is not there
+    (:mod:`dd.masks.presence`).
     ``capture_every``: attention is read in one step of so many, from the first on. ``reading``:
     while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
     timestep of ``read_at`` (of 1,000), or ``both``; ``read_draws``: noises at each of these,
@@ -89,6 +92,11 @@ class GeneratorSettings(Settings):
     cross_heads: list[int] | None = None
     cross_groups: Annotated[list[Count] | None, MinLen(1)] = None
     background_words: Annotated[list[str] | None, MinLen(1)] = None
+    word_errors: Annotated[
+        list[Annotated[int, Ge(1), Le(999)]] | None,
+        MinLen(1),
+        Hint("at least one of 1 to 999, or null"),
+    ] = None
     capture_every: Count = 1
     truncate: bool = False
     reading: Literal["sampling", "after", "both"] = "sampling"
@@ -160,6 +168,12 @@ class GeneratorSettings(Settings):
                 f"diffusion.mirror={str(self.mirror).lower()} and diffusion.read_draws="
                 f"{self.read_draws} are of a reading after drawing; with diffusion.reading="
                 "sampling they have no effect. Give reading=after or both, or leave them out"
+            )
+        if self.reading == "sampling" and self.word_errors is not None:
+            raise ValueError(
+                f"diffusion.word_errors={list(self.word_errors)} are measured after drawing; with "
+                "diffusion.reading=sampling they are not. Give reading=after or both, or leave "
+                "them null"
             )
         if self.capture_every > 1 and self.reading == "after":
             raise ValueError(

@@ -27,6 +27,7 @@ from dd.generators.families import BY_PIPELINE
 from dd.generators.families.base import STATES
 from dd.generators.settings import GeneratorSettings
 from dd.masks.normalise import flat
+from dd.masks.presence import ALONE, EVIDENCE, NUMBERS
 from dd.prompts.prompt import class_words, token_spans, word_places
 from dd.store.samples import Sample, sample_seed
 
@@ -425,7 +426,10 @@ class TextToImage:
                 for source, own in maps.items():
                     maps[source] = (own + turned[source][..., ::-1]) / 2
         if self.settings.reading == "both":
-            return [{_afterwards(key): own for key, own in maps.items()} for maps in heat]
+            heat = [{_afterwards(key): own for key, own in maps.items()} for maps in heat]
+        if self.settings.word_errors is not None:
+            for maps, numbers in zip(heat, self._explained(latents, samples), strict=True):
+                maps |= numbers
         return heat
 
     @torch.no_grad()
@@ -458,6 +462,42 @@ class TextToImage:
                 maps |= found
         self.pipe.maybe_free_model_hooks()  # with offload=model the network would stay
         return heat
+
+    @torch.no_grad()
+    def _explained(
+        self, latents: torch.Tensor, samples: Sequence[Sample]
+    ) -> list[dict[str, np.ndarray]]:
+        """What each class word explains of finished latents (:mod:`dd.masks.presence`), means over
+        ``word_errors``. The noise comes from each sample's own seed and is the same for all texts
+        of a sample; as many texts as there are samples are shown at once."""
+        family, times = self.family, self.settings.word_errors or []
+        texts = [_variants(s) for s in samples]
+        rows = [(i, text) for i, each in enumerate(texts) for text in each]
+        share = [torch.zeros(len(each), dtype=torch.float64) for each in texts]
+        for t in times:
+            noise = self._noise([sample_seed(s.seed, "words", t) for s in samples]).to(latents)
+            noised, target = (f(latents, noise, t) for f in (family.noised, family.target))
+            errors: list[float] = []
+            for first in range(0, len(rows), len(samples)):
+                part = rows[first : first + len(samples)]
+                of = torch.tensor([i for i, _ in part], device=latents.device)
+                shown = family.text([text for _, text in part])
+                output = family.forward(noised[of].to(self.network.dtype), t, shown, self.size)
+                wrong = family.predicted(output).double() - target[of].double()
+                errors += wrong.square().flatten(1).mean(1).tolist()
+            each = torch.tensor(errors, dtype=torch.float64).split([len(e) for e in texts])
+            for total, own in zip(share, each, strict=True):
+                total += own / own[-1] / len(times)  # of the error without text
+        self.pipe.maybe_free_model_hooks()
+        found = []
+        for total in share:
+            classes = (len(total) - 2) // 2
+            numbers = {
+                EVIDENCE: total[1 : 1 + classes] - total[0],
+                ALONE: total[-1] - total[1 + classes : -1],
+            }
+            found.append({n: v.numpy().reshape(-1, 1, 1, 1) for n, v in numbers.items()})
+        return found
 
     # ----------------------------------------------------------------------------------- generation
 
@@ -555,6 +595,13 @@ class TextToImage:
                 self.vae.to(torch.float16)
 
 
+def _variants(sample: Sample) -> list[str]:
+    """The class prompt, the same without each of its classes, each class alone, and no text."""
+    words = class_words(sample.class_prompt, sample.classes)
+    without = [" ".join(w for w in words if w != name) for name in sample.classes]
+    return [sample.class_prompt, *without, *sample.classes, ""]
+
+
 def _afterwards(source: str) -> str:
     """What a source of a reading after drawing is called beside one of the drawing."""
     own = source.startswith(CLASS_PROMPT)
@@ -586,7 +633,7 @@ def faults(
     background)."""
 
     def fault(i: int) -> str | None:
-        maps = heat[i].values() if heat else ()
+        maps = [m for source, m in heat[i].items() if source not in NUMBERS] if heat else []
         if flagged is not None and flagged[i]:
             return "safety checker"
         if not finite[i] or not all(np.isfinite(m).all() for m in maps):

@@ -24,7 +24,16 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 
-from dd.masks import background, normalise, propagate, refine, thresholds, uncertain, weigh
+from dd.masks import (
+    background,
+    normalise,
+    presence,
+    propagate,
+    refine,
+    thresholds,
+    uncertain,
+    weigh,
+)
 from dd.masks.resize import resize
 from dd.store.settings import check_kind, shown
 
@@ -46,6 +55,7 @@ def by_background(scores_Khw: torch.Tensor) -> torch.Tensor:
 # places in the order in which a chain takes them
 STEPS: dict[str, dict[str, Function]] = {
     "weight": {"by_side": weigh.by_side},
+    "presence": {"evidence": presence.by_evidence},
     "propagate": {
         "power": propagate.power,
         "walk": propagate.walk,
@@ -53,6 +63,7 @@ STEPS: dict[str, dict[str, Function]] = {
     },
     "normalise": {
         "min_max": normalise.min_max,
+        "elbo": normalise.elbo,
         "per_pixel": normalise.per_pixel,
         "softmax": normalise.softmax,
     },
@@ -79,10 +90,12 @@ EDGES = ("band", "posterior")
 # arguments that a chain gives by itself: tensors, and the settings of the paper's chain
 TENSORS = {
     *("maps_Whw", "heats_GKPrr", "heat_KPrr", "maps_Khw", "scores_Khw", "scores_Chw", "scores_CHW"),
-    *("scores_KHW", "others_KHW", "image_3hw", "sure_K"),
+    *("scores_KHW", "others_KHW", "image_3hw", "sure_K", "evidence_K", "alone_K"),
 }
 OWN = {"power": "power", "fixed": "threshold", "band": "band"}  # {step: of the mask settings}
 WORDS = "background"  # the source that holds the background's words
+# steps that read a number of each class, and the source that holds it
+NUMBERS = {"evidence": presence.EVIDENCE, "elbo": presence.ALONE}
 CELLS = 4  # scores are refined at so many pixels a cell of the heat, a side
 
 
@@ -120,13 +133,18 @@ def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
                 f"steps: {places.count(place)} of {place}; a chain has one of "
                 f"{', '.join(STEPS[place])}"
             )
-    for place in ("weight", "background"):
+    for place in ("weight", "presence", "background"):
         if places.count(place) > 1:
             raise ValueError(f"steps: more than one of {place}; a chain has one at most")
     if (Step("threshold", "background") in found) != ("background" in places):
         raise ValueError(
             "steps: {threshold: background} and a step of background go together; one of them is "
             "missing"
+        )
+    if {"elbo", "words"} <= {step.name for step in found}:
+        raise ValueError(
+            "steps: {normalise: elbo} has no errors of {background: words}; take {normalise: "
+            "min_max}, or {background: inverse}"
         )
     edges = [step.name for step in found if step.name in EDGES]
     if len(edges) > 1:
@@ -213,6 +231,8 @@ def sources(steps: Sequence[Step], source: str) -> list[str]:
             more.append(step.arguments["other"])
         if step.name == "words":
             more.append(WORDS)
+        if step.name in NUMBERS:
+            more.append(NUMBERS[step.name])
     return [*own, *more]
 
 
@@ -236,12 +256,16 @@ def run(
 
     (spread,), (scaled,), (cut,) = (by_place[place] for place in ONCE)
     chosen = {"power": own["power"]} if spread.name == "power" else {}
+    numbers = {n: stored[n].flatten() for n in NUMBERS.values() if n in stored}
+    explained = [numbers[NUMBERS[scaled.name]]] if scaled.name in NUMBERS else []
     for step in by_place["weight"]:
         groups = [stored[n] for n in names[: len(step.arguments["sides"])]]
         heat = STEPS["weight"][step.name](groups, **step.arguments)
+    for step in by_place["presence"]:  # the map of what is not there is flat, and shows nothing
+        heat = heat * call(step, numbers[NUMBERS[step.name]])[:, None, None, None]
     maps = call(spread, heat, **chosen)
     nothing = normalise.flat(maps).tolist()
-    scores = plain = call(scaled, maps).float()
+    scores = plain = call(scaled, maps, *explained).float()
     behind = by_place["background"]
     for step in behind:
         seen = scores
@@ -262,7 +286,8 @@ def run(
             sure, known = call(step, classes)
         elif step.name == "disagreement":
             given = step.arguments
-            other = call(scaled, call(spread, stored[given.pop("other")], **chosen)).float()
+            second = call(spread, stored[given.pop("other")], **chosen)
+            other = call(scaled, second, *explained).float()
             left = uncertain.disagreement(resize(plain, size), resize(other, size), **given)
             open_HW = left if open_HW is None else open_HW | left
         else:

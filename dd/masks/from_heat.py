@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, model_validator
 
 from dd.masks.chain import OWN, WORDS, Heat, Scored, Step, parse, run, sources
+from dd.masks.presence import NUMBERS
 from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 
@@ -33,6 +34,7 @@ READING: dict[str, Any] = {
     "head_weights": False,
     "layer_weights": None,
     "background_words": None,
+    "word_errors": None,
     "class_forward": False,
     "capture_every": 1,
 }
@@ -142,6 +144,8 @@ def check_stored(heat: Stored, settings: MaskSettings) -> None:
             how = f"diffusion.cross_groups={groups}" if groups else "diffusion.reading=both"
             if WORDS in missing:
                 how = "diffusion.background_words=[ground,sky]"
+            if any(name in NUMBERS for name in missing):
+                how = "diffusion.word_errors=[200,400,600,800,900]"
             raise ValueError(
                 f"masks.steps: {', '.join(missing)} is not stored in this data set: it holds "
                 f"{', '.join(heat)}. Draw it again, or read it again (stage=read), with {how}"

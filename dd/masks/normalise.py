@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 
 FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
 
@@ -19,6 +19,18 @@ def min_max(maps_Khw: torch.Tensor) -> torch.Tensor:
     low, high = maps_Khw.amin((1, 2), keepdim=True), maps_Khw.amax((1, 2), keepdim=True)
     nothing = flat(maps_Khw)[:, None, None]
     return ((maps_Khw - low) / (high - low).masked_fill(nothing, 1)).masked_fill(nothing, 0)
+
+
+def elbo(
+    maps_Khw: torch.Tensor, alone_K: torch.Tensor, base: Annotated[float, Ge(1)] = 3.0
+) -> torch.Tensor:
+    """:func:`min_max` scores to the power of ``base`` ** e (ELBO-T2IAlign). e [K] is the error of
+    the noise predicted with the class alone, from 0 for the best explained class of the image to 1
+    for the worst; ``alone_K`` is what the class takes off that error
+    (:data:`dd.masks.presence.ALONE`). One class, and classes with equal errors, keep power 1."""
+    low, high = alone_K.min(), alone_K.max()
+    error_K = (high - alone_K) / (high - low) if high > low else torch.zeros_like(alone_K)
+    return min_max(maps_Khw) ** (base**error_K)[:, None, None].to(maps_Khw)
 
 
 def per_pixel(maps_Khw: torch.Tensor) -> torch.Tensor:

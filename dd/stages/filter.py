@@ -22,10 +22,10 @@ from dd.data.quality import (
     Rule,
     Scores,
     clip_signals,
-    heat_signals,
     judge,
     mask_signals,
     refuse_excess,
+    signals_by_source,
 )
 from dd.evaluation.supervision import LabelSet, behind, merged
 from dd.execution.units import check_generated
@@ -246,8 +246,7 @@ def _complete(
     scores = next((s for s in scored if by in (None, s["by"])), None)
     added = heat is None or (scores is None and clip is not None)
     if heat is None:
-        maps = stored_heat(folder, sample.id)
-        heat = {source: heat_signals(array) for source, array in maps.items()}
+        heat = signals_by_source(stored_heat(folder, sample.id))
     if scores is None and clip is not None:
         image = read_image(synthetic_image(folder, sample.id))
         scores = clip_signals(clip, image, sample.prompt, sample.classes)

@@ -1,6 +1,7 @@
 """Every family of models, by a tiny checkpoint in its real folder layout: loaded by its preset, its
 images untouched, its attention equal to the formula written out."""
 
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 
 from dd import config
 from dd.attention.observer import Observer
 from dd.attention.sites import Layout
 from dd.generators import TextToImage
+from dd.generators.families.base import Diffusing
+from dd.masks.presence import NUMBERS
 from dd.prompts.prompt import make_prompt
 from dd.store.samples import make_plan, sample_seed
 from dd.taxonomy import taxonomy
@@ -512,6 +515,90 @@ def test_several_noises_are_read_at_a_timestep(build, made, samples):
         ).max()
         > 0
     )
+
+
+def test_a_prediction_is_what_the_pipeline_hands_to_its_scheduler(generator, samples, monkeypatch):
+    """Sign, form and timestep: those of the first step of an unguided drawing."""
+    pipe, family = generator.pipe, generator.family
+    handed = []
+
+    class Enough(Exception):
+        pass
+
+    def step(predicted, timestep, latents, **_):
+        handed.extend((predicted.clone(), float(timestep), latents.clone()))
+        raise Enough
+
+    monkeypatch.setattr(pipe.scheduler, "step", step)
+    given = {**family.call(2, SIZE), "negative_prompt": None}
+    for name in ("true_cfg_scale", *(["negative_prompt"] if "klein" in str(family) else [])):
+        given.pop(name, None)
+    given[family.guided] = family.unguided
+    given = {k: v for k, v in given.items() if k in inspect.signature(pipe.__call__).parameters}
+    with pytest.raises(Enough):
+        pipe(
+            prompt=[s.prompt for s in samples],
+            num_inference_steps=2,
+            generator=[torch.Generator().manual_seed(s.seed) for s in samples],
+            **given,
+        )
+    with torch.no_grad():
+        text = family.text([s.prompt for s in samples])
+        output = family.forward(handed[2], handed[1], text, SIZE)
+    found = family.predicted(output)
+    torch.testing.assert_close(found, handed[0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_target_of_a_prediction_leads_back_to_the_latents(generator):
+    family = generator.family
+    shape = family.latent_shape(SIZE)
+    clean, noise = (
+        torch.randn(2, *shape, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
+    )
+    for t in (100, 700):
+        noised, target = family.noised(clean, noise, t), family.target(clean, noise, t)
+        if isinstance(family, Diffusing):
+            assert generator.pipe.scheduler.config.prediction_type == "epsilon"
+            schedule = DDPMScheduler.from_config(generator.pipe.scheduler.config)
+            kept = schedule.alphas_cumprod[t]
+            back = (noised - (1 - kept) ** 0.5 * target) / kept**0.5
+        else:
+            back = noised - t / 1000 * target
+        torch.testing.assert_close(back, clean, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_word_explains_is_the_error_of_the_prediction_without_it(build, made, samples):
+    """Each text alone, in a forward of its own, at the same noise."""
+    model = build("diffusion.reading=after", "diffusion.word_errors=[300,800]")
+    family, sample = model.family, samples[1]
+    assert sample.class_prompt == "tire brick heart"
+    found = model.read_real(made[0], samples, [])
+    assert [sorted(maps) for maps in found] == [["class_prompt", *NUMBERS]] * 2
+    latents = model._latents(made[0])[1:]
+
+    @torch.no_grad()
+    def error(text, t):
+        noise = model._noise([sample_seed(sample.seed, "words", t)])
+        noised = family.noised(latents, noise, t)
+        out = family.predicted(family.forward(noised, t, family.text([text]), SIZE))
+        return float((out - family.target(latents, noise, t)).double().square().mean())
+
+    without = {"tire": "brick heart", "brick": "tire heart", "heart": "tire brick"}
+    for k, (name, others) in enumerate(without.items()):
+        expected = {"evidence": [], "evidence_alone": []}
+        for t in (300, 800):
+            nothing = error("", t)
+            expected["evidence"].append((error(others, t) - error("tire brick heart", t)) / nothing)
+            expected["evidence_alone"].append((nothing - error(name, t)) / nothing)
+        for source, values in expected.items():
+            value = found[1][source][k]
+            assert value.shape == (1, 1, 1)
+            np.testing.assert_allclose(value.item(), np.mean(values), rtol=2e-3, atol=2e-5)
+    images, heat, faults = model.generate(samples)
+    assert images.tobytes() == made[0].tobytes() and faults == [None, None]
+    assert all(heat[0][source].shape == (2, 1, 1, 1) for source in NUMBERS)
+    with pytest.raises(ValueError, match="word_errors=.* are measured after drawing"):
+        build("diffusion.reading=sampling", "diffusion.word_errors=[300]")
 
 
 def test_the_class_prompt_can_be_shown_at_each_step(family, build, samples, made):

@@ -269,7 +269,7 @@ def test_a_grid_counts_what_masks_hold(chain):
         ("pamr", "expected a list of steps"),
         ([], "expected a list of steps"),
         ([{"refine": "crf"}], "refine: 'crf': no such step; allowed: pamr, joint_bilateral"),
-        ([{"sharpen": "pamr"}], "is no step; a step is one of weight, propagate"),
+        ([{"sharpen": "pamr"}], "is no step; a step is one of weight, presence, propagate"),
         ([{"refine": "pamr", "rounds": 3}], "pamr takes no rounds; allowed: iterations, dilations"),
         ([{"refine": "pamr", "iterations": 0}], "iterations=0: expected a whole number of 1"),
         ([{"refine": "pamr", "dilations": []}], "pamr: dilations="),
@@ -279,6 +279,11 @@ def test_a_grid_counts_what_masks_hold(chain):
         ([*PLAIN[:2], {"threshold": "background"}], "go together; one of them is missing"),
         ([*PLAIN, {"uncertain": "posterior"}], "band and posterior; a chain has one"),
         ([*PLAIN[:3], {"uncertain": "posterior"}], "posterior} is of the two Gaussians"),
+        ([{"presence": "evidence"}] * 2 + PLAIN, "more than one of presence"),
+        (
+            [PLAIN[0], {"normalise": "elbo"}, {"background": "words"}, {"threshold": "background"}],
+            "elbo} has no errors of {background: words}",
+        ),
     ],
 )
 def test_what_is_no_chain_is_refused_in_words(steps, message):
@@ -350,6 +355,41 @@ def test_words_of_the_background_compete_with_the_classes():
     assert wins.any() and not wins.all()
     with pytest.raises(ValueError, match=r"background is not stored .*background_words=\["):
         to_mask({"class_prompt": stored["class_prompt"]}, (4, 9), (8, 8), settings)
+
+
+def numbers(*values):
+    return np.array(values).reshape(-1, 1, 1, 1)
+
+
+def test_a_class_whose_word_explains_nothing_has_no_pixel():
+    stored = {"class_prompt": heat(3, 2, 8, 1).numpy(), "evidence": numbers(0.02, -0.01, 0.0)}
+    steps = [{"presence": "evidence"}, *PLAIN[:3]]
+    settings = MaskSettings(power=1, threshold=0.5, steps=steps)
+    assert settings.sources == ["class_prompt", "evidence"]
+    found = scored(stored, settings, (8, 8))
+    assert found.nothing == [False, True, True]
+    alone = MaskSettings(power=1, threshold=0.5, steps=PLAIN[:3])
+    expected = to_mask(stored["class_prompt"][:1], (4,), (8, 8), alone)
+    np.testing.assert_array_equal(to_mask(stored, (4, 9, 7), (8, 8), settings), expected)
+    # the class with the most evidence is shown, whatever there is of it
+    stored["evidence"] = numbers(-0.03, -0.01, -0.02)
+    assert scored(stored, settings, (8, 8)).nothing == [True, False, True]
+    least = [{"presence": "evidence", "least": -0.025}, *PLAIN[:3]]
+    settings = MaskSettings(power=1, threshold=0.5, steps=least)
+    assert scored(stored, settings, (8, 8)).nothing == [True, False, False]
+    with pytest.raises(ValueError, match=r"evidence is not stored .*diffusion.word_errors=\["):
+        to_mask({"class_prompt": stored["class_prompt"]}, (4, 9, 7), (8, 8), settings)
+
+
+def test_scores_of_what_is_explained_worst_are_sharpened_most():
+    stored = {"class_prompt": heat(3, 2, 8, 1).numpy(), "evidence_alone": numbers(0.3, 0.1, 0.2)}
+    settings = MaskSettings(power=1, steps=[PLAIN[0], {"normalise": "elbo"}, PLAIN[2]])
+    maps = normalise.min_max(torch.from_numpy(stored["class_prompt"][:, 1]))
+    expected = [maps[0], maps[1] ** 3, maps[2] ** 3**0.5]
+    found = scored(stored, settings, (8, 8)).scores_KHW
+    torch.testing.assert_close(found, torch.stack(expected).float())
+    stored["evidence_alone"] = numbers(0.2, 0.2, 0.2)
+    torch.testing.assert_close(scored(stored, settings, (8, 8)).scores_KHW, maps.float())
 
 
 @pytest.mark.parametrize("cut", ["otsu", "two_gaussians"])

@@ -181,6 +181,15 @@ class Family(ABC):
     def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
         """One call of the network at ``timestep`` of 1,000; latents as its pipeline holds them."""
 
+    def predicted(self, output: Any) -> torch.Tensor:
+        """What its pipeline hands to the scheduler, of an output of :meth:`forward`; of the form
+        of the latents."""
+        return output[0]
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
+        """What :meth:`predicted` should be: the direction of the straight line to the noise."""
+        return noise - latents
+
     def latent_shape(self, size: int) -> tuple[int, ...]:
         """That of one sample, as the pipeline holds it."""
         side = size // self.pipe.vae_scale_factor
@@ -234,5 +243,21 @@ class Diffusing(Family):
 
     def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
         schedule = DDPMScheduler.from_config(self.pipe.scheduler.config)
-        step = torch.full((len(latents),), timestep, device=latents.device)
-        return schedule.add_noise(latents, noise, step)
+        return schedule.add_noise(latents, noise, _steps(latents, timestep))
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
+        schedule = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        kind = schedule.config.prediction_type
+        if kind == "v_prediction":
+            return schedule.get_velocity(latents, noise, _steps(latents, timestep))
+        return {"epsilon": noise, "sample": latents}[kind]
+
+
+def without_variance(output_BCHW: torch.Tensor, net: Any) -> torch.Tensor:
+    """A prediction without the variance that some networks learned beside it."""
+    channels = net.config.in_channels
+    return output_BCHW[:, :channels] if net.config.out_channels == 2 * channels else output_BCHW
+
+
+def _steps(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+    return torch.full((len(latents),), timestep, device=latents.device)

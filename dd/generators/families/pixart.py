@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from dd.attention.sites import Layout
-from dd.generators.families.base import STATES, Diffusing, Stream, Text
+from dd.generators.families.base import STATES, Diffusing, Stream, Text, without_variance
 
 MASK = "encoder_attention_mask"
 
@@ -48,6 +48,9 @@ class PixArtSigma(Diffusing):
         nothing = {"resolution": None, "aspect_ratio": None}
         times = self.times(timestep, len(latents)).long()
         return self.net(latents, timestep=times, added_cond_kwargs=nothing, **text)
+
+    def predicted(self, output: Any) -> torch.Tensor:
+        return without_variance(output[0], self.net)
 
     def call(self, batch: int, size: int) -> dict[str, Any]:
         given = super().call(batch, size)

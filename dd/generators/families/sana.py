@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dd.attention.sites import Layout
-from dd.generators.families.base import STATES, Family, Stream, Text
+from dd.generators.families.base import STATES, Family, Stream, Text, without_variance
 
 MASK = "encoder_attention_mask"
 
@@ -68,6 +68,9 @@ class Sana(Family):
     def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
         times = self.times(timestep, len(latents)) * self.net.config.timestep_scale
         return self.net(latents, timestep=times, **text)
+
+    def predicted(self, output: Any) -> torch.Tensor:
+        return without_variance(output[0], self.net)
 
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         return self.pipe.vae.encode(pixels_BCHW).latent * self.pipe.vae.config.scaling_factor

@@ -63,6 +63,9 @@ class ZImage(Family):
         images = list(latents.to(dtype)[:, :, None].unbind(0))
         return self.net(images, self.times(1 - timestep / 1000, len(images)), text[STATES])
 
+    def predicted(self, output: Any) -> torch.Tensor:
+        return -torch.stack([image.float() for image in output[0]]).squeeze(2)
+
     def latent_shape(self, size: int) -> tuple[int, ...]:
         side = size // self.pipe.vae_scale_factor
         return self.net.in_channels, side, side
