@@ -2,7 +2,9 @@
 # VOC, SBD and COCO name copies of the data that are there already, which are read in place and never written to.
 set -euo pipefail
 : "${MODEL:?give MODEL=<Stable Diffusion 2.1 base: a folder, or a hub id with REVISION=<commit>>}"
-if [ -e "$MODEL" ]; then MODEL=$(realpath "$MODEL"); fi    # a path is meant from where you stand
+for name in MODEL SAM2 SAM3; do    # a path is meant from where you stand
+  if [ -e "${!name:-}" ]; then printf -v "$name" %s "$(realpath "${!name}")"; fi
+done
 if [ -n "${DATA:-}" ]; then DATA=$(realpath -m "$DATA"); fi
 for name in VOC SBD COCO LISTS; do
   if [ -n "${!name:-}" ]; then printf -v "$name" %s "$(realpath "${!name}")"; fi

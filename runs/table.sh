@@ -1,5 +1,5 @@
-# The part that VOC and COCO share, sourced by runs/voc.sh and runs/coco.sh, which set data, whole (all real
-# images to train on), DATA, SHOTS, TOTAL and TRAIN.
+# The part that VOC and COCO share, sourced by runs/voc.sh and runs/coco.sh, which set data, folder (the name of its
+# images' folder), whole (all real images to train on), DATA, SHOTS, TOTAL, MODEL, GENERATE and TRAIN.
 SEEDS=${SEEDS:-0,1,2}
 # deeplabv3_r<depth>, or a choice of the group segmenter; folders are named after them
 SEGMENTERS=${SEGMENTERS:-deeplabv3_r50,deeplabv3_r101,mask2former_r50}
@@ -19,9 +19,30 @@ score() {
   python evaluate.py run="outputs/$1/*" data="$data" data_root="$DATA" $PAPER_TTA
 }
 
+# Further mask sets of the same images, each a row of its own beside the paper's masks: settings chosen by CALIBRATE labelled
+# training images (class B); SAM 2 from SAM2, SAM 3 from SAM3 (a folder, or a hub id with SAM2_REVISION, SAM3_REVISION; class
+# D). docs/labelers.md
+sets=()
+relabel() { python generate.py experiment="$data" stage=label mask_set="$1" data_root="$DATA" "${@:2}"; sets+=("$1"); }
+if [ -n "${CALIBRATE:-}" ]; then
+  python evaluate.py experiment="$data" stage=calibrate calibrate.shots="$CALIBRATE" seed=0 data_root="$DATA" \
+    diffusion.model="$MODEL" diffusion.revision="${REVISION:-null}" $GENERATE
+  relabel calibrated masks_from="outputs/$data/calibration_${folder}_train_${CALIBRATE}_seed0.yaml"
+fi
+for name in sam2_refine sam3; do
+  variable=SAM2; if [ $name = sam3 ]; then variable=SAM3; fi
+  revision=${variable}_REVISION
+  if [ -n "${!variable:-}" ]; then
+    relabel $name labeler=$name labeler.model="${!variable}" labeler.revision="${!revision:-null}"
+  fi
+done
+
 for segmenter in ${SEGMENTERS//,/ }; do
   run="segmenter=$segmenter,seed=\${seed}"
   train synthetic "$segmenter" data="$data" name="${data}_synthetic/$run"
+  for set in ${sets[@]+"${sets[@]}"}; do
+    train synthetic "$segmenter" data="$data" name="${data}_$set/$run" synthetic_masks="masks/$set"
+  done
   # Self-training: each run labels the synthetic images again, its own student learns from that.
   for seed in ${SEEDS//,/ }; do
     teacher="outputs/${data}_synthetic/segmenter=$segmenter,seed=$seed"
@@ -39,5 +60,5 @@ for segmenter in ${SEGMENTERS//,/ }; do
   train real "$segmenter" shots="$SHOTS" name="${data}_few/$few" data="$data" trainer.max_steps="$TOTAL" \
     "${few_list[@]}"
 done
-for part in synthetic self_training real mixed finetune few; do score "${data}_$part"; done
+for part in ${sets[@]+"${sets[@]}"} synthetic self_training real mixed finetune few; do score "${data}_$part"; done
 python evaluate.py stage=report report.runs="outputs/${data}_*" data="$data" report.domains="[$data]" name="$data" data_root="$DATA"

@@ -7,6 +7,7 @@
 # or 1.9 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 61.6, R101 64.8, Mask2Former R50 60.2. Nobody has reproduced 64.8 in public yet.
 # The published few-shot lists: LISTS=<folder of 92.txt, 183.txt, 366.txt, 732.txt> (docs/budget.md)
+# Further masks of the same images, a row each: CALIBRATE=50 (50 labels choose the mask settings), SAM2=, SAM3= (weights).
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides,
 # as TRAIN="trainer.devices=2".
 source "$(dirname "$0")/setup.sh"
@@ -18,4 +19,4 @@ python -m dd prepare voc --root "$DATA"
 python -m dd prepare voc_aug --root "$DATA"
 python generate.py experiment=voc stage=caption caption.images="$DATA/VOCdevkit/VOC2012/JPEGImages" data_root="$DATA" $GENERATE
 python generate.py experiment=voc diffusion.model="$MODEL" diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
-data=voc whole=voc_aug; source runs/table.sh
+data=voc folder=VOC2012 whole=voc_aug; source runs/table.sh

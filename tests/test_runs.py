@@ -13,6 +13,7 @@ from dd import config
 ROOT = Path(__file__).parent.parent
 # One write for each call: some scripts make several at a time.
 STUB = '#!/usr/bin/env bash\n[ "$1" = -c ] || echo "$(printf "%q " "$@")" >>"$CALLS"\n'
+STUDENTS = ("deeplabv3", "segformer", "vit")
 FOUND = (
     "objective: 50.0\noverrides:\n- optimizer.learning_rate=0.003\n- "
     "++chosen_on.learning_rate=[]\nchosen_on: []\n"
@@ -27,7 +28,9 @@ def calls(tmp_path):
     def run(script: str, **environment: str) -> list[list[str]]:
         shutil.copytree(ROOT / "runs", tmp_path / "runs")
         lists = "data/shapes_shift/ImageSets/Segmentation/train.txt"
-        files = {"bin/python": STUB, "outputs/shapes_label_free_search/best.yaml": FOUND}
+        students = (f"labelers_search_{name}" for name in STUDENTS)
+        searches = ("shapes_label_free_search", *students)
+        files = {"bin/python": STUB} | {f"outputs/{s}/best.yaml": FOUND for s in searches}
         results = ("outputs/shapes/summary.json", "benchmarks/results/shapes.json", lists)
         for file, content in {**dict.fromkeys(results, "{}"), **files}.items():
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,14 @@ def check(made):
             config.check_overrides(root, overrides)
 
 
-TRAININGS = {"demo.sh": 3, "shapes.sh": 3 + 2 * 2 * 4 * 3 + 11 * 3 + 1 + 3, "site.sh": 14 * 3 + 1}
+# two teachers; for each of three students one search, and 6 trainings of each of three seeds
+LABELERS = 2 + 3 * (1 + 3 * 6)
+TRAININGS = {
+    "demo.sh": 3,
+    "labelers.sh": LABELERS,
+    "shapes.sh": 3 + 2 * 2 * 4 * 3 + 11 * 3 + 1 + 3,
+    "site.sh": 14 * 3 + 1,
+}
 
 
 @pytest.mark.parametrize(("script", "trainings"), TRAININGS.items())
@@ -110,4 +120,39 @@ def test_every_command_of_the_papers_tables(calls, tmp_path, data):
     )  # six recipes of each of three segmenters
     for place in {"voc": ("VOCdevkit/VOC2012", "SBD"), "coco": ("coco2017",)}[data]:
         assert (tmp_path / "data" / place).resolve() == tmp_path / "copy"
+    check(made)
+
+
+def test_students_are_trained_on_every_mask_set_and_on_foundation_masks_where_weights_are_given(
+    calls,
+):
+    made = calls(
+        "labelers.sh", SEEDS="3", STUDENTS="vit", STEPS="7", SAM2="weights", SAM3_REVISION="x"
+    )
+    sets = ["SegmentationClass", *(f"masks/{n}" for n in ("paper", "run_16", "joined", "run_all"))]
+    trained = [call for call in made if any(a.startswith("synthetic_masks=") for a in call)]
+    assert [a for c in trained for a in c if a.startswith("synthetic_masks=")] == [
+        f"synthetic_masks={s}" for s in [*sets, "masks/sam2_refine"]
+    ]
+    for call in trained:
+        assert {"segmenter=dinov2_dpt", "optimizer.learning_rate=0.003", "seed=3"} <= {*call}
+        assert "++chosen_on.learning_rate=[]" in call and "trainer.max_steps=7" in call
+    assert not any("labeler=sam3" in call for call in made)
+    check(made)
+
+
+@pytest.mark.parametrize("data", ["voc", "coco"])
+def test_further_masks_of_the_papers_images_are_rows_of_their_own(calls, data):
+    given = {"MODEL": "m", "SEGMENTERS": "deeplabv3_r50", "DATA": "data"}
+    made = calls(f"{data}.sh", CALIBRATE="50", SAM3="s", SAM3_REVISION="0" * 40, **given)
+    folder = {"voc": "VOC2012", "coco": "coco"}[data]
+    chosen = f"outputs/{data}/calibration_{folder}_train_50_seed0.yaml"
+    (labelled,) = (call for call in made if f"masks_from={chosen}" in call)
+    assert "mask_set=calibrated" in labelled
+    (asked,) = (call for call in made if "stage=calibrate" in call)
+    assert "calibrate.shots=50" in asked and "seed=0" in asked
+    for name in ("calibrated", "sam3"):
+        (trained,) = (call for call in made if f"synthetic_masks=masks/{name}" in call)
+        assert trained[2] == "experiment=paper_synthetic"
+        assert sum(f"run=outputs/{data}_{name}/*" in call for call in made) == 2
     check(made)
