@@ -1,10 +1,13 @@
-"""Rewrite the result tables of docs/first-world.md from benchmarks/results/:
-first_world_shapes.json (of runs/shapes.sh), first_world_budget.json (of train.py
-experiment=shapes_budget) and first_world_site.json (of runs/site.sh), all as they were made in the
-first embedded world.
+"""Rewrite the result tables of README.md and docs/ from the files of benchmarks/results/.
 
-python -m benchmarks.tables    # rewrites the page between its markers, draws its curve
-python -m benchmarks.tables --check    # exit 1 if the page does not hold the numbers of the files
+- README.md and docs/results.md, the present embedded world: embedded_masks.json (of
+  benchmarks.embedded_masks), presence.json (of benchmarks.presence), demo.json (of runs/demo.sh)
+- docs/first-world.md, the first one: first_world_shapes.json (of runs/shapes.sh),
+  first_world_budget.json (of train.py experiment=shapes_budget), first_world_site.json (of
+  runs/site.sh)
+
+python -m benchmarks.tables    # rewrites the pages between their markers, draws the curve
+python -m benchmarks.tables --check    # exit 1 if a page does not hold the numbers of the files
 """
 
 import json
@@ -16,7 +19,16 @@ from dd.evaluation.savings import bounds_text
 from dd.evaluation.statistics import Score, holm, interval
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "first-world.md"
+GENERATORS = {"embedded": "UNet", "embedded_mmdit": "MM-DiT"}
+CHAINS = {"paper": "plain", "Otsu": "plain, Otsu's threshold", "refined": "refined (the default)"}
+WORDS = {
+    "while drawing": "class prompt",
+    "after": "class prompt",
+    "full_prompt_appended": "appended words",
+    "full_prompt_caption": "caption's own words",
+}
 # Of all rows with synthetic images but one. B: masks and rates were chosen on labelled tune scenes.
 SUPERVISION = "B"
 ALPHA = 0.05  # of p-values after Holm
@@ -259,27 +271,101 @@ def draw(study: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def ends(at: list[float], sign: str = "") -> str:
+    """``35.6 [32.7, 38.5]`` of a value and its interval."""
+    value, low, high = at
+    return f"{value:{sign}.1f} [{low:.1f}, {high:.1f}]".replace("-0.0", "0.0").replace("-", "−")
+
+
+def mask_rows(found: list[dict], whole: bool) -> list[list[str]]:
+    """Of each chain, choice of words and power both generators' mask mIoU, and what it gains on
+    power 0; not ``whole``: of the class prompt while drawing alone."""
+    rows: dict[tuple[str, str, str], dict[str, dict]] = {}
+    for row in found:
+        rows.setdefault((row["chain"], row["read"], row["power"]), {})[row["generator"]] = row
+    head = ["masks", *(["words", "read"] if whole else [])]
+    for name in GENERATORS.values():
+        head += [name, "on power 0"]
+    body = []
+    for (chain, read, power), each in rows.items():
+        if not whole and (read != "while drawing" or chain == "Otsu"):
+            continue
+        line = [CHAINS[chain] + ("" if power == "-" else f", power {power}")]
+        if (chain, power) == ("paper", "4"):
+            line[0] += " (the paper's)"
+        if whole:
+            line += [WORDS[read], "after drawing" if read == "after" else "while drawing"]
+        for name in GENERATORS:
+            row = each[name]
+            line.append(ends([row["miou"], *row["interval"]]))
+            # a row against itself, and one whose words or chain have no power 0 beside it
+            gained = row.get("less_power_0") if power != "0" else None
+            line.append(ends(gained, "+") if gained else "-")
+        body.append(line)
+    return [head, *body]
+
+
+def presence_rows(found: list[dict]) -> list[list[str]]:
+    """How well a signal tells the classes that a scene shows, and what the masks gain."""
+    by_name = {row["generator"]: row for row in found}
+    head = ["", *(GENERATORS[name] for name in by_name)]
+    body = []
+    for signal in next(iter(by_name.values()))["area"]:
+        areas = [row["area"][signal] for row in by_name.values()]
+        body.append([signal, *("{:.2f} [{:.2f}, {:.2f}]".format(*at) for at in areas)])
+    for name in ("precision", "recall"):
+        shares = (f"{100 * row[name]:.0f} %" for row in by_name.values())
+        body.append([f"{name} of *not there* at evidence ≤ 0", *shares])
+    masks = {n: {(m["asked"], m["chain"]): m for m in r["masks"]} for n, r in by_name.items()}
+    for key in next(iter(masks.values())):
+        cells = [f"{own[key]['miou']:.1f}" for own in masks.values()]
+        if key[1] != "refined":
+            gains = [ends(own[key]["less_refined"], "+") for own in masks.values()]
+            cells = [f"{c}, {g}" for c, g in zip(cells, gains, strict=True)]
+        body.append([f"mask mIoU, {key[0]}: {key[1]}", *cells])
+    return [head, *body]
+
+
 def between(text: str, name: str, content: str) -> str:
     begin, end = BEGIN.format(name), END.format(name)
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
+def result(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def contents() -> dict[Path, dict[str, str]]:
+    """{page: {marker: what stands there}}."""
+    masks = result("embedded_masks")["rows"]
+    return {
+        ROOT / "README.md": {"masks": table(mask_rows(masks, whole=False))},
+        ROOT / "docs" / "results.md": {
+            "masks": table(mask_rows(masks, whole=True)),
+            "presence": table(presence_rows(result("presence")["rows"])),
+            "demo": tables(result("demo")),
+        },
+        PAGE: {
+            "results": tables(result("first_world_shapes")),
+            "label budget": budget_tables(result("first_world_budget")),
+            "site": site_table(result("first_world_site")),
+        },
+    }
+
+
 def main() -> int:
-    results = ROOT / "benchmarks" / "results"
-    study = json.loads((results / "first_world_budget.json").read_text())
-    text = PAGE.read_text()
-    new = between(
-        text, "results", tables(json.loads((results / "first_world_shapes.json").read_text()))
-    )
-    new = between(new, "label budget", budget_tables(study))
-    new = between(
-        new, "site", site_table(json.loads((results / "first_world_site.json").read_text()))
-    )
+    wrong = 0
+    for page, parts in contents().items():
+        text = new = page.read_text()
+        for name, content in parts.items():
+            new = between(new, name, content)
+        wrong += new != text
+        if "--check" not in sys.argv:
+            page.write_text(new)
     if "--check" in sys.argv:
-        return int(new != text)
-    PAGE.write_text(new)
-    draw(study, PAGE.parent / "first-world-label-budget.png")
+        return int(wrong > 0)
+    draw(result("first_world_budget"), PAGE.parent / "first-world-label-budget.png")
     return 0
 
 

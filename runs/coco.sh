@@ -6,6 +6,7 @@
 # Cost by operation count at 100 TFLOP/s: 36 GPU-hours for the images; each DeepLabV3 2.9 (R50)
 # or 3.7 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 32.4, R101 34.2, Mask2Former R50 31.0.
+# First: PILOT=200 draws so many images, tells what the 80,000 would cost, and says go or stop (exit code 1).
 # Further masks of the same images, a row each: CALIBRATE=50 (50 labels choose the mask settings), SAM2=, SAM3= (weights).
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=100. GENERATE and TRAIN hold further overrides.
 source "$(dirname "$0")/setup.sh"
@@ -13,5 +14,10 @@ SHOTS=${SHOTS:-100,400,1600}; TOTAL=44000      # 40,000 synthetic and 4,000 real
 
 link "${COCO:-}" "$DATA/coco2017"
 python -m dd prepare coco --root "$DATA" ${COCO:+--existing "$DATA/coco2017"}
+if [ -n "${PILOT:-}" ]; then
+  python generate.py experiment=coco name=coco_pilot num_images="$PILOT" diffusion.model="$MODEL" \
+    diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
+  exec python evaluate.py stage=pilot synthetic="$DATA/synthetic/coco_pilot" pilot.images=80000
+fi
 python generate.py experiment=coco diffusion.model="$MODEL" diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
 data=coco folder=coco whole=coco; source runs/table.sh

@@ -10,7 +10,7 @@
 # and each student on all real images with their exact masks, the ceiling.
 # SAM2 and SAM3 (a folder, or a hub id with SAM2_REVISION, SAM3_REVISION) add rows of class D.
 # Each student's learning rate is found on synthetic images held out, without a label.
-# Cost: 5 + 1 trainings of 540 steps for each student and seed, and 6 for each search; not measured.
+# Cost: 5 + 1 trainings of 320 steps for each student and seed, and 6 for each search; not measured.
 # Shorter: SEEDS=0 STUDENTS=deeplabv3 STEPS=180. Finished parts are skipped when it is run again.
 set -euo pipefail
 for name in SAM2 SAM3; do    # a path is meant from where you stand
@@ -19,7 +19,7 @@ done
 cd "$(dirname "$0")/.."
 SEEDS=${SEEDS:-0 1 2}
 STUDENTS=${STUDENTS:-deeplabv3 segformer vit}
-STEPS=${STEPS:-540}
+STEPS=${STEPS:-320}
 
 # All from random weights. The vision transformer: DINOv2's, small, with DPT's head.
 student() {

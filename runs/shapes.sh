@@ -38,7 +38,7 @@ done | trainings
 SEARCH=shapes_label_free_search
 python train.py stage=search search.space=learning_rate search.trials=6 \
   experiment=shapes_label_free name=$SEARCH hold_out=64 \
-  trainer.limit_val_batches=1.0 trainer.val_check_interval=540
+  trainer.limit_val_batches=1.0 trainer.val_check_interval=320
 FOUND=$(sed -n 's/^- //p' outputs/$SEARCH/best.yaml | paste -sd ' ' -)    # a blank at the end would join xargs' lines
 for seed in $SEEDS; do echo "experiment=shapes_label_free seed=$seed $FOUND"; done | trainings
 

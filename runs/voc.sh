@@ -7,6 +7,7 @@
 # or 1.9 (R101). docs/reproduce.md
 # Expected mIoU, synthetic only: R50 61.6, R101 64.8, Mask2Former R50 60.2. Nobody has reproduced 64.8 in public yet.
 # The published few-shot lists: LISTS=<folder of 92.txt, 183.txt, 366.txt, 732.txt> (docs/budget.md)
+# First: PILOT=200 draws so many images, tells what the 40,000 would cost, and says go or stop (exit code 1).
 # Further masks of the same images, a row each: CALIBRATE=50 (50 labels choose the mask settings), SAM2=, SAM3= (weights).
 # Shorter: SEEDS=0 SEGMENTERS=deeplabv3_r101 SHOTS=92. GENERATE and TRAIN hold further overrides,
 # as TRAIN="trainer.devices=2".
@@ -18,5 +19,10 @@ link "${SBD:-}" "$DATA/SBD"
 python -m dd prepare voc --root "$DATA"
 python -m dd prepare voc_aug --root "$DATA"
 python generate.py experiment=voc stage=caption caption.images="$DATA/VOCdevkit/VOC2012/JPEGImages" data_root="$DATA" $GENERATE
+if [ -n "${PILOT:-}" ]; then
+  python generate.py experiment=voc name=voc_pilot num_images="$PILOT" diffusion.model="$MODEL" \
+    diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
+  exec python evaluate.py stage=pilot synthetic="$DATA/synthetic/voc_pilot" pilot.images=40000
+fi
 python generate.py experiment=voc diffusion.model="$MODEL" diffusion.revision="${REVISION:-null}" data_root="$DATA" $GENERATE
 data=voc folder=VOC2012 whole=voc_aug; source runs/table.sh

@@ -49,10 +49,10 @@ def calls(tmp_path):
     return run
 
 
-def check(made):
+def check(made, doors=("generate", "train", "evaluate")):
     """Each command is given once, and its keys and choices exist."""
     assert len({tuple(call) for call in made}) == len(made)
-    for root in ("generate", "train", "evaluate"):
+    for root in doors:
         kinds = {}  # one command of each kind: the same keys, the same experiment
         for call in (c for c in made if c[0] == f"{root}.py"):
             overrides = [config.quoted(a) for a in call[1:] if a != "-m"]
@@ -156,3 +156,14 @@ def test_further_masks_of_the_papers_images_are_rows_of_their_own(calls, data):
         assert trained[2] == "experiment=paper_synthetic"
         assert sum(f"run=outputs/{data}_{name}/*" in call for call in made) == 2
     check(made)
+
+
+@pytest.mark.parametrize(("data", "images"), [("voc", 40000), ("coco", 80000)])
+def test_a_pilot_ends_before_the_large_set_is_drawn(calls, data, images):
+    made = calls(f"{data}.sh", MODEL="m", PILOT="200", DATA="data")
+    drawn, asked = made[-2:]
+    assert {f"experiment={data}", f"name={data}_pilot", "num_images=200"} <= {*drawn}
+    assert {"stage=pilot", f"pilot.images={images}"} <= {*asked}
+    assert any(a.endswith(f"data/synthetic/{data}_pilot") for a in asked)
+    assert not any(call[0] == "train.py" for call in made)
+    check(made, doors=("generate", "evaluate"))

@@ -13,6 +13,7 @@ from dd.report.summary import audited
 from dd.stages.agree import AgreeSettings, agree, print_agreement
 from dd.stages.calibrate import calibrate
 from dd.stages.estimate import EstimateSettings, estimate_masks, print_estimate
+from dd.stages.pilot import PilotSettings, pilot, print_pilot
 from dd.stages.predict import predict, print_predictions
 from dd.stages.predict_set import predict_set
 from dd.stages.probe import probe
@@ -150,6 +151,15 @@ def estimate_set(cfg: Any) -> float | None:
     return found.get("miou")
 
 
+def pilot_set(cfg: Any) -> None:
+    """What a small set says of a large one; the exit code tells go from stop."""
+    settings = PilotSettings(**config.plain(cfg.pilot))
+    found = pilot(cfg.synthetic, settings, cfg.synthetic_masks)
+    print_pilot(found)
+    if found["stop"]:
+        raise SystemExit(1)
+
+
 def compare_masks(cfg: Any) -> float | None:
     """Agreement of two mask sets of a synthetic set."""
     result, page = agree(cfg.synthetic, AgreeSettings(**config.plain(cfg.agree)))
@@ -201,6 +211,7 @@ DOOR = Door(
         "probe": Stage(probe_masks, "masks of noised real images against their labels"),
         "sweep": Stage(sweep_masks, "mask settings tried on stored heat"),
         "estimate": Stage(estimate_set, "mIoU of a set's masks from a few labelled images"),
+        "pilot": Stage(pilot_set, "what a small set says of a large one: go or stop"),
         "calibrate": Stage(calibrate_masks, "mask settings chosen by a few labelled images"),
         "predict": Stage(predict_photos, "masks and class areas of your own images or a video"),
         "review": Stage(review_photos, "the photographs a run is least sure of, to label next"),

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, ConfigDict, ValidationInfo, model_validator
 from dd.data.photos import PILLOWS_LIMIT
 from dd.stages.agree import AgreeSettings
 from dd.stages.estimate import EstimateSettings
+from dd.stages.pilot import PilotSettings
 from dd.stages.review import ReviewSettings
 from dd.stages.search import SearchSettings
 from dd.stages.sweep import SweepSettings
@@ -202,6 +203,10 @@ class Estimate(EstimateSettings, Group):
     pass
 
 
+class Pilot(PilotSettings, Group):
+    pass
+
+
 class Calibrate(Group):
     noun = "calibrate"
     data: Text
@@ -243,6 +248,7 @@ class Evaluate(Synthetic):
     probe: Probe
     sweep: Sweep
     estimate: Estimate
+    pilot: Pilot
     calibrate: Calibrate
 
 
