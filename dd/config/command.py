@@ -90,7 +90,7 @@ def main(door: Door) -> NoReturn:
     except KeyboardInterrupt as stop:
         code = 130
         print(
-            f"stopped: {str(stop) or 'interrupted'}. The same command goes on from here.",
+            f"stopped: {str(stop) or 'interrupted'}. The same command resumes from here.",
             file=sys.stderr,
         )
     sys.exit(code)

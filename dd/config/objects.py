@@ -222,7 +222,7 @@ def trained_run(
         begun = (Path(folder) / SETTINGS).is_file()
         raise FileNotFoundError(
             f"{folder}: its training has begun and is not finished (no run.json); the same "
-            "train.py command goes on"
+            "train.py command resumes"
             if begun
             else f"{folder}: no finished training run there (a folder with run.json); train it "
             "with train.py"

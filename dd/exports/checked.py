@@ -152,8 +152,8 @@ def _item(
 def _compare(folder: Path, kind: str, path: Path, found: str, recorded: str | None) -> None:
     if found != recorded:
         raise ValueError(
-            f"{kind} {path} is not what its record says; python -m dd verify {folder} names all "
-            "that is damaged, and how it heals"
+            f"{kind} {path} does not match its record; python -m dd verify {folder} lists all "
+            "damaged files, and how to repair them"
         )
 
 

@@ -118,7 +118,7 @@ class Stop(pl.Callback):
     where the weights are the averaged ones, the training is left with the checkpoint that
     :class:`dd.training.segmentation.LastCheckpoint` wrote before it. A second Ctrl-C, a second or
     more after the first, ends the training at once. After SIGUSR1 the SLURM job is put back into
-    the queue, where the same command goes on.
+    the queue, where the same command resumes.
     """
 
     def __init__(self, last: Path) -> None:
@@ -195,7 +195,7 @@ class Stop(pl.Callback):
         if trainer.is_global_zero:
             print(
                 f"{word} at step {trainer.global_step} of {trainer.max_steps}: the last "
-                "checkpoint is kept. The same command goes on from it.",
+                "checkpoint is kept. The same command resumes from it.",
                 file=sys.stderr,
                 flush=True,
             )

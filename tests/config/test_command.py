@@ -82,7 +82,7 @@ def test_an_interruption_says_how_to_go_on(command, capsys):
         raise KeyboardInterrupt
 
     assert command(run, "seed=0") == 130
-    assert "stopped: interrupted. The same command goes on from here" in capsys.readouterr().err
+    assert "stopped: interrupted. The same command resumes from here" in capsys.readouterr().err
 
 
 def test_a_command_without_arguments_says_how_it_is_used(command, capsys):

@@ -63,7 +63,7 @@ def test_a_beginning_names_whole_parts_of_a_name(read):
 
 def test_a_layer_that_is_not_at_this_resolution(read):
     with pytest.raises(
-        ValueError, match=r"cross_layers=.*mid_block'\]: .*layer at 16 .*begins with this: mid_block"
+        ValueError, match=r"layers=.*mid_block'\]: .*layer at 16 .*begins with this: mid_block"
     ):
         read(cross_layers=["down_blocks", "mid_block"])
     with pytest.raises(ValueError, match="nothing named"):
@@ -73,7 +73,7 @@ def test_a_layer_that_is_not_at_this_resolution(read):
 @pytest.mark.parametrize("heads", [[6], [], [0, -1]])
 def test_heads_that_are_not_there(read, heads):
     with pytest.raises(
-        ValueError, match=r"diffusion.cross_heads=\[.*\]: the layers that are read have heads 0 to 5"
+        ValueError, match=r"cross_heads=\[.*\]: the layers that are read have heads 0 to 5"
     ):
         read(cross_heads=heads)
 
