@@ -260,7 +260,7 @@ def test_categories_are_found_by_name_and_synonym_and_by_the_map():
         (
             ["cat", "cow", "pig"],
             {},
-            r"2 categories are not a class of taxonomy 'pets': cow \(id 1\), pig \(id 2\)\. .*--map "
+            r"categories are not a class of taxonomy 'pets': cow \(id 1\), pig \(id 2\)\. .*--map "
             r"NAME=ignore",
         ),
         (["cat"], {"cow": "ignore"}, "category 'cow' is not in the file; allowed: cat"),
