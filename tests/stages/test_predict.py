@@ -332,7 +332,7 @@ def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):
         (["run=null"], ValueError, "needs the folder of a trained run"),
         (["run=nowhere"], FileNotFoundError, "no finished training run there"),
         (["run=begun"], FileNotFoundError, "has begun and is not finished"),
-        (["run=other"], ValueError, "no training run of a segmenter"),
+        (["run=other"], ValueError, "not a training run of a segmenter"),
         (["run=run"], FileNotFoundError, "images is not given"),
         (
             ["run=run", "images=photos", "output=photos/out"],
