@@ -41,9 +41,9 @@ VOC_NAMES = (
     "train",
     "tv monitor",
 )
-# Caption nouns behind them in the authors' prompt list, read off the published prompts. Which makes
-# of car theirs holds is not known here; these make little but cars. Ours: "police car" is no
-# person.
+# Caption nouns for them in the authors' prompt list, read off the published prompts. Which makes of
+# car theirs holds is not known; the makes here build almost only cars. Ours: "police car" does not
+# name a person.
 VOC_SYNONYMS = {
     "aeroplane": ("plane", "jet", "airplane"),
     "bicycle": ("bike",),
@@ -175,7 +175,7 @@ COCO_NAMES = (
     "hair drier",
     "toothbrush",
 )
-OTHER_COLOURS: dict[str | int, str] = {  # keys of a file beside those of its classes
+OTHER_COLOURS: dict[str | int, str] = {  # further colour keys of a file
     BACKGROUND: "background_colour",
     IGNORE: "ignored_colour",
 }
@@ -200,8 +200,8 @@ class Taxonomy:
 
     ``synonyms``: {class: singular nouns that mean it}. ``colours``: {class, "background" or 255:
     (r, g, b)}; a class without one has VOC's. Raises ValueError for an empty or repeated name, for
-    more than 254 classes (PNG masks hold one byte), for a word of two classes and for a colour of
-    two.
+    more than 254 classes (PNG masks hold one byte), for a word of two classes and for a colour used
+    twice.
     """
 
     name: str
@@ -223,8 +223,8 @@ class Taxonomy:
         return len(self.all_names)
 
     def ids(self, names: Iterable[str | int]) -> list[int]:
-        """Pixel values of class names, in the order given. ValueError names the unknown ones and
-        the allowed ones."""
+        """Pixel values of class names, in the given order. ValueError lists unknown and allowed
+        names."""
         names = list(names)
         if unknown := [n for n in names if n not in self.names]:
             raise ValueError(
@@ -243,9 +243,9 @@ class Taxonomy:
         }
 
     def find(self, label: object) -> str | None:
-        """The class that a label of another program names: a name or synonym, however it writes
-        letters (NFC or NFD), case and the blanks between words (``gold_ring``, ``diningtable``);
-        None for none, or where blanks would decide."""
+        """The class that a label of another program names: a name or synonym, in any Unicode form
+        (NFC or NFD), case and spacing of words (``gold_ring``, ``diningtable``). None for no class,
+        or if only spacing distinguishes two."""
         keys: tuple[Callable[[object], str], ...] = (_label, lambda t: _label(t).replace(" ", ""))
         for key in keys:
             found = {name for word, name in self.words.items() if key(word) == key(label)}
@@ -255,8 +255,8 @@ class Taxonomy:
 
     @property
     def given_colours(self) -> dict[Colour, int]:
-        """{colour: id} of the classes that were given one, of background (black) and of 255
-        (VOC's) in any case. The classes of VOC have VOC's."""
+        """{colour: id} of the classes with a given colour, and always of background (black) and 255
+        (VOC's). The classes of VOC have VOC's."""
         everything = [*range(len(self)), IGNORE]
         given = {0, IGNORE, *map(self.value, self.colours or ())}
         wanted = everything if self.names == VOC_NAMES else [i for i in everything if i in given]
@@ -304,7 +304,7 @@ def _wrong_names(names: tuple[str, ...]) -> str | None:
 
 
 def _synonyms(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
-    """Checked synonyms. Two classes never share a word, however it is written."""
+    """Checked synonyms. Two classes never share a word, in any spelling."""
     taxonomy.ids(taxonomy.synonyms)
     owner = {name.lower(): name for name in taxonomy.names}
     for name, words in taxonomy.synonyms.items():
@@ -318,13 +318,13 @@ def _synonyms(taxonomy: Taxonomy) -> dict[str, tuple[str, ...]]:
             if (other := owner.setdefault(word.lower(), name)) != name:
                 raise ValueError(
                     f"taxonomy {taxonomy.name!r}: the word {word!r} means both {other!r} "
-                    f"and {name!r}; take it from one of them"
+                    f"and {name!r}; remove it from one of them"
                 )
     return {name: tuple(words) for name, words in taxonomy.synonyms.items()}
 
 
 def _colours(taxonomy: Taxonomy) -> dict[str | int, Colour] | None:
-    """Checked colours: bytes, and no two of the classes, background and 255 alike."""
+    """Checked colours: bytes, all different among the classes, background and 255."""
     if not taxonomy.colours:
         return None
     taxonomy.ids(key for key in taxonomy.colours if key not in (BACKGROUND, IGNORE))
@@ -373,8 +373,8 @@ def taxonomy(name_or_path: str | Path) -> Taxonomy:
 def read_taxonomy(path: str | Path) -> Taxonomy:
     """``name`` and ``classes`` (names, or mappings of name, synonyms, colour) of a YAML file.
 
-    ``background_colour`` and ``ignored_colour`` may stand beside them. FileNotFoundError, or
-    ValueError with the file and what was expected.
+    ``background_colour`` and ``ignored_colour`` are optional. FileNotFoundError, or ValueError with
+    the file and what was expected.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -413,7 +413,7 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
 
 
 def taxonomy_yaml(taxonomy: Taxonomy) -> str:
-    """The text of a file that :func:`read_taxonomy` reads as an equal taxonomy."""
+    """The text of a file from which :func:`read_taxonomy` reads an equal taxonomy."""
     colours = {key: list(colour) for key, colour in (taxonomy.colours or {}).items()}
     given = [(n, list(taxonomy.synonyms.get(n, ())), colours.get(n)) for n in taxonomy.names]
     rows = [{"name": n, "synonyms": words, "colour": colour} for n, words, colour in given]

@@ -1,12 +1,12 @@
 """The mean attention over heads as two Triton kernels, for half precision on a GPU: the logits
 never leave the chip.
 
-The first finds the logarithm of each row's sum of exponentials, head by head (the online softmax of
-FlashAttention, Dao et al. 2022, without its product with the values); the second computes a tile of
-the logits once more for each head and adds the normalised exponentials, so that only the mean [B,
-N, T] is written. The keys of a prompt need the second alone. Shape letters as in
-:mod:`dd.attention.maths`. Triton reads annotations: ``int`` would make a size one of 32 bits, while
-``tl.tensor`` leaves the width to the value.
+The first kernel finds the logarithm of each row's sum of exponentials, head by head (the online
+softmax of FlashAttention, Dao et al. 2022, without its product with the values). The second
+computes a tile of the logits again for each head and adds the normalised exponentials, so that only
+the mean [B, N, T] is written. The keys of a prompt need only the second. Shape letters as in
+:mod:`dd.attention.maths`. Triton reads annotations: ``int`` would make a size 32 bits wide, while
+``tl.tensor`` takes the width from the value.
 """
 
 import torch
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = 1.4426950408889634
-WHOLE = 128  # the most columns that one tile holds: those of a prompt
+WHOLE = 128  # most columns that one tile holds: enough for the keys of a prompt
 
 
 @triton.jit
@@ -88,8 +88,8 @@ def _mean(
     WHOLE: tl.constexpr,
     ADD: tl.constexpr,
 ) -> None:
-    """out [B, N, T] = (out if ADD) + share * sum_H 2**(factor * q k^T - log_sums); WHOLE: a tile
-    holds all columns"""
+    """out [B, N, T] = (out if ADD) + share * sum_H 2**(factor * q k^T - log_sums); with WHOLE one
+    tile holds all columns"""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     sample = tl.program_id(2).to(tl.int64)
@@ -128,13 +128,13 @@ def mean_attention(
     weight: int = 1,
 ) -> None:
     """Write ``weight`` times the mean over heads of softmax(Q K^T * scale) to ``out_BNT``
-    (float32, contiguous), or add it to what is there."""
+    (float32, contiguous), or add it to its content."""
     q, k = (x if x.stride(3) == 1 else x.contiguous() for x in (q_BHND, k_BHTD))
     (batch, heads, pixels, width), length = q.shape, k.shape[2]
     sizes = (heads, pixels, length, width, scale * LOG2_E, *q.stride()[:3], *k.stride()[:3])
     padded, whole = max(16, triton.next_power_of_2(width)), length <= WHOLE
     rows, columns, how = _tile(padded, length)
-    log_sums = out_BNT  # not read where a tile holds a whole row
+    log_sums = out_BNT  # a placeholder: not read if a tile holds a whole row
     with torch.cuda.device_of(q):
         if not whole:
             log_sums = torch.empty(batch, heads, pixels, dtype=torch.float32, device=q.device)

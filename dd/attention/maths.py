@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-# few, larger kernels on a GPU; on a CPU what its cache holds
+# few, larger kernels on a GPU; on a CPU as much as its cache holds
 AT_ONCE = {"cuda": 2**26, "cpu": 2**22}
 FUSED_ON = {"cuda"}
 # products of these are exact in float32, so the kernels lose nothing
@@ -38,11 +38,11 @@ def mean_attention(
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``weight`` times the mean over heads of softmax(Q K^T * scale), float32 [B, N, T]; each row
-    sums to ``weight``. With ``onto`` [B, N, T] it is added there and that is returned. ``mask``: as
-    of :class:`dd.attention.observer.Attended`.
+    sums to ``weight``. With ``onto`` [B, N, T] it is added to that, and ``onto`` is returned.
+    ``mask``: see :class:`dd.attention.observer.Attended`.
 
-    In half precision on a GPU by :mod:`dd.attention.fused`, where Triton works and nothing is
-    masked; else by :func:`mean_attention_by_heads`.
+    Uses :mod:`dd.attention.fused` in half precision on a GPU if Triton works and there is no mask,
+    else :func:`mean_attention_by_heads`.
     """
     device, width = q_BHND.device, q_BHND.shape[3]
     made_for = device.type in FUSED_ON and q_BHND.dtype in HALF and width <= WIDEST
@@ -63,9 +63,9 @@ def mean_attention_by_heads(
     mask: torch.Tensor | None = None,
     weights_BHN: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """:func:`mean_attention`, as many heads at a time as ``AT_ONCE`` bytes hold (one at least),
-    so that the head dimension is never held whole where it is large. ``weights_BHN``: of the heads
-    at each pixel, in place of their mean (:func:`dd.attention.weights.head_weights`)."""
+    """:func:`mean_attention`, with as many heads at a time as fit into ``AT_ONCE`` bytes (at least
+    one), so that a large head dimension is never held whole. ``weights_BHN``: weights of the heads
+    at each pixel, instead of their mean (:func:`dd.attention.weights.head_weights`)."""
     batch, heads, pixels, _ = q_BHND.shape
     each = 4 * batch * pixels * k_BHTD.shape[2]
     count = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each)
@@ -89,8 +89,8 @@ def mean_attention_by_heads(
 
 @cache
 def _fused(device: torch.device, dtype: torch.dtype, width: int) -> ModuleType | None:
-    """:mod:`dd.attention.fused`, or None (told once) where its kernels do not run: tried on
-    heads of this kind."""
+    """:mod:`dd.attention.fused`, or None (with one warning) where its kernels do not run; tried
+    with heads of this kind."""
     try:
         from dd.attention import fused
 
@@ -101,12 +101,12 @@ def _fused(device: torch.device, dtype: torch.dtype, width: int) -> ModuleType |
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # no Triton, no C compiler, a GPU that is too old: each in words of its own
+        # no Triton, no C compiler, a GPU that is too old: each has its own message
         said = " ".join(str(error).split())[:300]
         warnings.warn(
             "attention is read without the fused kernel, which does not run here for heads of "
-            f"{width} in {dtype} ({type(error).__name__}: {said}); results are the same, large "
-            "batches take longer to read. It needs the package triton and a C compiler",
+            f"{width} in {dtype} ({type(error).__name__}: {said}). Results are the same; large "
+            "batches take longer to read. The kernel needs the package triton and a C compiler",
             stacklevel=2,
         )
         return None
@@ -114,7 +114,7 @@ def _fused(device: torch.device, dtype: torch.dtype, width: int) -> ModuleType |
 
 
 def additive(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """A mask of attention as float32 to be added to its logits; of booleans, True is kept."""
+    """A mask of attention as float32 to add to its logits; in a boolean mask, True is kept."""
     if mask is None or mask.dtype != torch.bool:
         return None if mask is None else mask.float()
     return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
@@ -131,12 +131,12 @@ def mean_columns(
     """Mean over heads (or their sum with ``weights_BHN``) of softmax(Q K^T * scale) V for thin V,
     float32 [B, N, K], by torch's fused attention in float32: no [N, T] matrix is held.
 
-    With 1/n on each of the n tokens of a class, V makes the mean attention to the class; with
-    maps in its columns, one application of the attention to them.
+    If V has 1/n on each of the n tokens of a class, this is the mean attention to the class. If the
+    columns of V are maps, it is one application of the attention to them.
     """
     q, k, v = q_BHND.float(), k_BHTD.float(), columns_BTK.float()[:, None]
     number = v.shape[3]
-    v = F.pad(v, (0, -number % q.shape[3]))  # fused kernels want whole heads of values
+    v = F.pad(v, (0, -number % q.shape[3]))  # fused kernels need values as wide as a head
     bias, width, found = additive(mask), q.shape[3], []
     for first in range(0, v.shape[3], width):
         values = v[..., first : first + width].expand(-1, q.shape[1], -1, -1)
@@ -154,10 +154,10 @@ def joint_means(
     scale: float,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of joint attention of pixels to pixels (the keys ``image``) and words, means over heads in
-    float32: softmax over the pixels' keys alone [B, N, N], and :func:`mean_columns` of the softmax
-    over all keys [B, N, K]; both from the same exponentials, some heads at a time as in
-    :func:`mean_attention_by_heads`."""
+    """Means over heads of joint attention, whose keys are the pixels (``image``) and the words, in
+    float32: the softmax over the pixels' keys alone [B, N, N], and :func:`mean_columns` of the
+    softmax over all keys [B, N, K]. Both come from the same exponentials, some heads at a time as
+    in :func:`mean_attention_by_heads`."""
     batch, heads, pixels, _ = q_BHND.shape
     each = 4 * batch * pixels * k_BHTD.shape[2]
     count = max(1, AT_ONCE.get(q_BHND.device.type, AT_ONCE["cuda"]) // each)
@@ -189,7 +189,7 @@ def joint_means(
 
 def indicators(spans: list[list[list[int]]], length: int, first: int = 0) -> torch.Tensor:
     """V of :func:`mean_columns` for the tokens of each class of each sample: [B, ``length``, K],
-    1/n at ``first`` + position; columns of zeros where a sample has fewer classes than another."""
+    1/n at ``first`` + position; zero columns where a sample has fewer classes than another."""
     columns = torch.zeros(len(spans), length, max(map(len, spans)))
     for i, classes in enumerate(spans):
         for k, positions in enumerate(classes):
@@ -198,8 +198,8 @@ def indicators(spans: list[list[list[int]]], length: int, first: int = 0) -> tor
 
 
 def pool(attention_BNN: torch.Tensor, factor: int) -> torch.Tensor:
-    """Image-image attention of side r at side r / ``factor``: the mean over the pixels of a patch
-    of what they give to all pixels of another. Rows that sum to 1 still do."""
+    """Image-image attention of side r, reduced to side r / ``factor``: the mean over the pixels of
+    a patch of what they give to all pixels of another patch. Rows still sum to 1."""
     if factor == 1:
         return attention_BNN
     side = round(attention_BNN.shape[1] ** 0.5)
@@ -210,7 +210,7 @@ def pool(attention_BNN: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def enlarge(maps_KN: torch.Tensor, factor: int) -> torch.Tensor:
-    """Square maps [K, r*r] of which each pixel becomes a patch of ``factor`` x ``factor``."""
+    """Square maps [K, r*r], with each pixel enlarged to a patch of ``factor`` x ``factor``."""
     side = round(maps_KN.shape[1] ** 0.5)
     grid = maps_KN.unflatten(1, (side, side))
     return grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2).flatten(1)
@@ -237,18 +237,18 @@ def resize_maps(maps_KN: torch.Tensor, resolution: int) -> torch.Tensor:
     return F.interpolate(grid, size=size, mode="bicubic", align_corners=False).flatten(2)[0]
 
 
-Spread: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # maps [K, N] -> A_S of each
+Spread: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # maps [K, N] -> A_S applied to each
 
 
 def exponentiate(
     self_NN: torch.Tensor | Spread, maps_KN: torch.Tensor, max_power: int
 ) -> torch.Tensor:
     """(A_S)^k A_C for k = 0 ... max_power as float64 [K, P, N] on the CPU: k products with thin
-    matrices, never a matrix power. A_S as a matrix or as what it does to maps.
+    matrices, never a matrix power. A_S is a matrix, or a function that applies it to maps.
 
     Each row of A_S sums to 1, so a constant passes through it unchanged. The mean of each map is
-    kept apart and only the rest is multiplied: what a map shows may be a thousandth of its level,
-    and would lose these three digits to the rounding of the whole.
+    therefore split off and only the rest is multiplied. The contrast of a map may be a thousandth
+    of its level; multiplying the whole map would lose these three digits to rounding.
     """
     mean_K1 = maps_KN.mean(1, keepdim=True)
     means, rests = [mean_K1], [maps_KN - mean_K1]

@@ -1,6 +1,6 @@
-"""What a network's attention computes, seen at ``F.scaled_dot_product_attention``: queries and keys
-after norms and rotary embeddings, by the name of the module. Nothing is replaced, so outputs are
-bit-identical."""
+"""Observes what a network's attention computes at ``F.scaled_dot_product_attention``: queries and
+keys after norms and rotary embeddings, by the name of the module. Nothing is replaced, so outputs
+are bit-identical."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class Attended:
-    """One call: ``q`` [B, H, N, D], ``k`` [B, H, T, D], ``scale`` of their products, ``mask``: what
-    the call adds to them or, of booleans, keeps of them (broadcast to [B, H, N, T]), or None;
-    ``out`` [B, H, N, D]: what it returns."""
+    """One call: ``q`` [B, H, N, D], ``k`` [B, H, T, D], ``scale`` of their products; ``mask``:
+    added to the products or, if boolean, True where they are kept (broadcast to [B, H, N, T]), or
+    None; ``out`` [B, H, N, D]: the result."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -26,18 +26,18 @@ class Attended:
 
 
 def attention_modules(network: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    """(name, module) of what diffusers makes attention of."""
+    """(name, module) of the modules that diffusers uses for attention."""
     for name, module in network.named_modules():
         if hasattr(module, "processor") or type(module).__name__.endswith("Attention"):
             yield name, module
 
 
 class Observer(TorchFunctionMode):
-    """While active, ``see(name, attended)`` is called with each attention of the modules ``names``
-    of ``network`` (None = all of :func:`attention_modules`).
+    """While active, calls ``see(name, attended)`` for each attention of the modules ``names`` of
+    ``network`` (None = all of :func:`attention_modules`).
 
-    Attention backends that go past ``F.scaled_dot_product_attention`` (flash, sage, compiled
-    graphs) are not seen: whoever expects a call checks that it came.
+    Attention backends that bypass ``F.scaled_dot_product_attention`` (flash, sage, compiled graphs)
+    are not seen: a caller that expects a call has to check that it came.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Observer(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._network, self._see, self._names = network, see, names
-        self.ran: set[str] = set()  # modules that were at work, whether seen or not
+        self.ran: set[str] = set()  # modules that ran, whether seen or not
         self._inside: list[str] = []
         self._hooks: list[Any] = []
 
@@ -68,12 +68,12 @@ class Observer(TorchFunctionMode):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._inside:  # always_call means after an Exception: not after KeyboardInterrupt
+        if self._inside:  # always_call covers an Exception, but not KeyboardInterrupt
             self._inside.clear()
             super().__exit__(None, None, None)
 
-    # The mode is on inside attention alone: each function of torch that is called while it is on
-    # passes through Python.
+    # The mode is on only inside attention: while it is on, each call of a torch function passes
+    # through Python.
 
     def _begin(self, name: str, *_: object) -> None:
         if not self._inside:
@@ -82,7 +82,7 @@ class Observer(TorchFunctionMode):
         self.ran.add(name)
 
     def _end(self, *_: object) -> None:
-        if self._inside:  # not where a hook before ours has failed
+        if self._inside:  # false if a hook before ours has failed
             self._inside.pop()
             if not self._inside:
                 super().__exit__(None, None, None)
@@ -114,8 +114,8 @@ def _attended(
 ) -> Attended:
     """ValueError for causal attention, which no image generator has."""
     if is_causal:
-        raise ValueError("causal attention was found where an image is made; it cannot be read")
-    if key.shape[1] != query.shape[1]:  # heads share their keys
+        raise ValueError("found causal attention in an image generator; it cannot be read")
+    if key.shape[1] != query.shape[1]:  # several heads share one key
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     return Attended(query.detach(), key.detach(), scale, attn_mask)

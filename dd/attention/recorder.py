@@ -1,4 +1,4 @@
-"""The attention of a generator, recorded while it draws or in one forward: running means over
+"""Records the attention of a generator, while it draws or in one forward pass: running means over
 heads, sites and steps. Shape letters as in :mod:`dd.attention.maths`."""
 
 import math
@@ -13,31 +13,33 @@ from dd.attention import weights
 from dd.attention.observer import Attended, Observer
 from dd.attention.sites import Layout, Site
 
-# Bytes of queries and keys that are held until they are read at once: starting a kernel for each
-# layer takes longer than its work where batches are small. They are views of what their layers
-# projected, two to three times as much (the unconditional half, fused values). Elsewhere each layer
-# is read by itself.
+# Bytes of queries and keys to hold before they are read together: for small batches, starting a
+# kernel for each layer takes longer than its work. The held tensors are views of the layers'
+# projections, which are two to three times as large (unconditional half, fused values). On other
+# devices each layer is read by itself.
 TOGETHER = {"cuda": 2**27}
 CLASS_PROMPT = "class_prompt"
-BACKGROUND = "background"  # words behind those of the classes
+BACKGROUND = "background"  # background words, which follow those of the classes
 BY_CLASS = (CLASS_PROMPT, BACKGROUND)  # read at the keys of the class prompt
 Spans: TypeAlias = Mapping[str, list[list[int]]]  # token positions of each class by source
-# From the arguments of the network to the conditional half of their batch; None: it has none.
+# Maps the network's arguments to the conditional half of their batch; None: there is none.
 Half: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], slice | None]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Which attention is read: that of ``cross`` sites to the words, that of ``self`` sites among
-    the pixels (a joint site may be both). ``cross_heads``: numbers of the heads of the former,
-    None = all; ``every``: only each n-th call of the network is read, from the first on; ``pool``:
-    the image-image attention is averaged over patches of ``pool`` x ``pool`` pixels.
-    ``as_operator``: it is kept as the queries and keys of what was read and applied to maps, for
-    one forward; else as the mean matrix. ``head_weights``: the heads of a cross site are weighed at
-    each pixel by their share in its output; ``reference``: the cross sites of a call are weighed by
-    how far they agree with this one (:mod:`dd.attention.weights`); else plain means. ``apart``:
-    sides of ``cross`` sites whose maps are kept for themselves too, under ``<source>@<side>``; the
-    source itself is that of the first site's side."""
+    """Which attention is read: of ``cross`` sites to the words, of ``self`` sites among the pixels
+    (a joint site may be both).
+
+    ``cross_heads``: numbers of the cross sites' heads to read, None = all; ``every``: record every
+    ``every``-th call of the network, starting with the first; ``pool``: average the image-image
+    attention over patches of ``pool`` x ``pool`` pixels. ``as_operator``: keep the image-image
+    attention as queries and keys and apply it to maps (for one forward pass); else keep the mean
+    matrix. ``head_weights``: weigh the heads of a cross site at each pixel by their share in its
+    output; ``reference``: weigh the cross sites of a call by their agreement with this site
+    (:mod:`dd.attention.weights`); without these, plain means. ``apart``: sides of ``cross`` sites
+    whose maps are also stored separately, under ``<source>@<side>``; the source itself has the side
+    of the first site."""
 
     layout: Layout
     cross: Sequence[Site]
@@ -54,7 +56,7 @@ class Reading:
         heads, chosen = min((s.heads for s in self.cross), default=0), self.cross_heads
         if chosen is not None and (not chosen or not set(chosen) <= set(range(heads))):
             raise ValueError(
-                f"diffusion.cross_heads={list(chosen)}: a layer that is read has the heads 0 to "
+                f"diffusion.cross_heads={list(chosen)}: the layers that are read have heads 0 to "
                 f"{heads - 1}"
             )
 
@@ -65,20 +67,21 @@ class Reading:
 
     @property
     def cross_side(self) -> int:
-        """Of the attention to words."""
+        """Side of the attention to words."""
         return self.cross[0].side
 
     @property
     def side(self) -> int:
-        """That of the heat; where attention among pixels has no matrix, of that to words."""
+        """Side of the heat: that of the attention among pixels, or to words if the former has no
+        matrix."""
         return self.self[0].side // self.pool if self.self else self.cross_side
 
 
 @dataclass(frozen=True)
 class Words:
-    """What is read of each sample: ``spans`` [B]. Where the text stands apart, ``class_states``
-    [B, T, C], what the layers are given of the class prompts, and their ``class_mask`` [B, T] (or
-    None) make the keys of the source ``class_prompt``."""
+    """What is read for each sample: ``spans`` [B]. In models whose text has its own cross-attention
+    layers, ``class_states`` [B, T, C] (what the layers get for the class prompts) and their
+    ``class_mask`` [B, T] (or None) give the keys of the source ``class_prompt``."""
 
     spans: Sequence[Spans]
     class_states: torch.Tensor | None = None
@@ -95,10 +98,10 @@ class Words:
 
 
 class AttentionRecorder:
-    """Records, while active, what ``reading`` says of the attention of ``network`` to ``words``.
+    """While active, records the attention of ``network`` to ``words`` as ``reading`` says.
 
-    Only the conditional half of a guided batch is read: the last of it, or what ``half`` says.
-    Then :meth:`maps` and :meth:`heat` give what was seen of a sample.
+    Only the conditional half of a guided batch is read: the last half, or what ``half`` says.
+    Afterwards :meth:`maps` and :meth:`heat` return what was seen of a sample.
     """
 
     def __init__(
@@ -113,11 +116,11 @@ class AttentionRecorder:
         self._class_keys: dict[str, torch.Tensor] = {}
         self._columns: torch.Tensor | None = None
         self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, Any] = {}  # what a sum is divided by, a number or one a sample
+        self._counts: dict[str, Any] = {}  # divisor of each sum: one number, or one for each sample
         self._held: dict[str, list[Attended]] = {}
         self._seen: set[str] = set()
         self._operator: list[Attended] = []
-        # of one call, until the weights of its layers are known: (their attention, their outputs)
+        # (attention, output) of one call's layers, held until the layers' weights are known
         self._waiting: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
         self._features: torch.Tensor | None = None
         self._handles: list[Any] = []
@@ -126,7 +129,7 @@ class AttentionRecorder:
         self._observer = Observer(network, self._see, self._all)
 
     def __enter__(self) -> Self:
-        self._observer.__enter__()  # which leaves no hook behind if it fails
+        self._observer.__enter__()  # leaves no hook behind if it fails
         self._handles = [
             self.network.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.network.register_forward_hook(self._called),
@@ -187,8 +190,8 @@ class AttentionRecorder:
         return source if side == self.reading.cross_side else f"{source}@{side}"
 
     def _texts(self, name: str, a: Attended) -> dict[str, Attended]:
-        """Attention to text that stands apart, by the text: that of the class prompts by their own
-        keys, and what was seen."""
+        """Attention to text in cross-attention layers, by text: that of the class prompts, computed
+        from their own keys, and the observed one."""
         found = {}
         if CLASS_PROMPT in self.words.sources:
             masked, keys = self.words.class_mask, self._keys_of_classes(name, a.q.dtype)
@@ -199,11 +202,11 @@ class AttentionRecorder:
         return found
 
     def _add_weighed(self, name: str, a: Attended) -> None:
-        """Attention to words with the weights of the reading; those of layers are known at the end
-        of the call."""
+        """Add attention to words with the weights of the reading. Weights of layers are known only
+        at the end of the call."""
         projection, layout = projection_of(name, self._modules[name]), self.reading.layout
         if a.out is None:
-            raise ValueError(f"{name}: weights need what the attention returned")
+            raise ValueError(f"{name}: weights need the output of the attention")
         out = a.out[:, :, layout.image(a.out.shape[2])] if layout.joint else a.out
         shares = weights.head_weights(out, projection) if self.reading.head_weights else None
         if layout.joint:
@@ -222,12 +225,12 @@ class AttentionRecorder:
             self._add(source, mean, 1)
 
     def _weigh_layers(self) -> None:
-        """Add the layers of a call with their weights; plainly for a sample none of whose layers
-        agrees with the reference."""
+        """Add the layers of a call with their weights; with equal weights for a sample none of
+        whose layers agrees with the reference."""
         if not self._waiting:
             return
         if self._features is None:
-            raise ValueError("diffusion.layer_weights: the reference layer was not seen in a call")
+            raise ValueError("diffusion.layer_weights: a call did not run the reference layer")
         alike = weights.reference(self._features, self.reading.cross_side)
         agree = torch.stack([weights.layer_weight(output, alike) for _, output in self._waiting])
         agree_LB = torch.where(agree.sum(0) > 0, agree, 1.0)
@@ -238,12 +241,12 @@ class AttentionRecorder:
         self._features = None
 
     def _at_once(self, q_BHND: torch.Tensor) -> bool:
-        """Whether both readings of a joint site share their exponentials: not on a GPU, whose
-        fused kernels hold none."""
+        """Whether both readings of a joint site share their exponentials. Not on a GPU, whose fused
+        kernels never hold them."""
         return q_BHND.device.type not in attention.FUSED_ON and self.reading.cross_heads is None
 
     def _add_both(self, q_BHND: torch.Tensor, a: Attended) -> None:
-        """Joint attention of the pixels, among them and to the words of each class."""
+        """Add joint attention of the pixels: among them, and to the words of each class."""
         rows = a.k.shape[2]
         image, columns = self.reading.layout.image(rows), self._columns_of(rows, a.k)
         own, words = attention.joint_means(q_BHND, a.k, image, columns, a.scale, a.mask)
@@ -256,12 +259,12 @@ class AttentionRecorder:
         return self._columns
 
     def _add_words(self, a: Attended) -> None:
-        """Joint attention of the pixels to the words of each class."""
+        """Add joint attention of the pixels to the words of each class."""
         columns = self._columns_of(a.k.shape[2], a.k)
         self._add("words", attention.mean_columns(a.q, a.k, columns, a.scale, a.mask), 1)
 
     def _heads(self, a: Attended) -> Attended:
-        """Of a cross site, the heads that are read."""
+        """The heads of a cross site that are read."""
         chosen = self.reading.cross_heads
         if chosen is None:
             return a
@@ -276,7 +279,7 @@ class AttentionRecorder:
         if name not in self._class_keys:
             layer, states = self._modules[name], self.words.class_states
             if states is None:
-                raise ValueError("words that stand apart are read by the states of class prompts")
+                raise ValueError("text in cross-attention layers needs class_states to be read")
             keys, norm = layer.to_k(states.to(dtype)), getattr(layer, "norm_k", None)
             keys = attention.split_heads(keys, layer.heads)
             self._class_keys[name] = keys if norm is None else norm(keys)
@@ -293,8 +296,8 @@ class AttentionRecorder:
 
     @torch.no_grad()
     def _sum_up(self, source: str) -> None:
-        """Add the attention of the layers that are held, as if they were one layer with the
-        heads of all."""
+        """Add the attention of the held layers, as if they were one layer with the heads of
+        all."""
         held = self._held.pop(source)
         first, layers = held[0], len(held)
         queries, keys = first.q, first.k
@@ -317,18 +320,18 @@ class AttentionRecorder:
         self._counts[source] = self._counts.get(source, 0) + weight
 
     def check(self) -> None:
-        """ValueError if a site that is to be read was not seen."""
+        """ValueError if a site that should be read was not seen."""
         missed = sorted(self._all - self._seen)
         if missed or not self._seen:
             raise ValueError(
-                f"no attention was captured of {type(self.network).__name__}: its attention went "
-                "past torch's F.scaled_dot_product_attention since the start (a compiled graph, "
-                f"another attention backend) in {', '.join(missed[:4]) or 'all it has'}"
+                f"no attention was captured of {type(self.network).__name__}: after the start its "
+                "attention bypassed torch's F.scaled_dot_product_attention (a compiled graph, "
+                f"another attention backend) in {', '.join(missed[:4]) or 'all its layers'}"
             )
 
     def mean(self, source: str, i: int) -> torch.Tensor:
         """Mean attention of sample ``i``: among the pixels ("self") [M, M]; in joint attention to
-        the classes ("words") [N, K]; to text that stands apart ("class_prompt", "full_prompt")
+        the classes ("words") [N, K]; in cross-attention to a text ("class_prompt", "full_prompt")
         [N, T]."""
         count = self._counts[source]
         return self._sums[source][i] / (count[i] if isinstance(count, torch.Tensor) else count)
@@ -349,7 +352,7 @@ class AttentionRecorder:
         return found
 
     def spread(self, i: int) -> torch.Tensor | attention.Spread:
-        """The mean image-image attention of sample ``i``, as a matrix [M, M] or as what it does to
+        """The mean image-image attention of sample ``i``, as a matrix [M, M] or as a function of
         maps [K, M]."""
         if not self.reading.self:
             return lambda maps_KN: maps_KN  # linear attention: power 0 alone is kept
@@ -377,13 +380,13 @@ class AttentionRecorder:
 
 
 def projection_of(name: str, layer: torch.nn.Module) -> torch.Tensor:
-    """The matrix [C, H*D] by which an attention adds its heads to the pixels. ValueError where it
-    has none of its own, as the single blocks of FLUX, for which GoCA takes the plain mean."""
+    """The matrix [C, H*D] by which an attention layer adds its heads to the pixels. ValueError if
+    it has none of its own, like the single blocks of FLUX, where GoCA takes the plain mean."""
     projection = getattr(layer, "to_out", None)
     if not isinstance(projection, torch.nn.ModuleList) or not len(projection):
         raise ValueError(
             f"diffusion.head_weights and diffusion.layer_weights: {name} projects its heads "
-            "together with something else, so that their shares are not known; choose other "
-            "cross_layers, or leave both out"
+            "together with another part, so their shares are not known; choose other "
+            "cross_layers, or set neither"
         )
     return projection[0].weight

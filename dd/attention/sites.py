@@ -1,4 +1,4 @@
-"""Where a network's attention can be read: found by a forward, chosen by side and name."""
+"""Finds where a network's attention can be read, by a forward pass; chooses by side and name."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -12,15 +12,16 @@ import torch
 from dd.attention.observer import Attended, Observer
 
 Kind: TypeAlias = Literal["cross", "self", "joint"]
-# of the latent's side: 32 and 16 of Stable Diffusion's 64, as in the paper
+# fractions of the latent's side: 1/2 and 1/4 of Stable Diffusion's 64 are the paper's 32 and 16
 PARTS = {"self": 2, "cross": 4}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of the text stand among the keys. ``text`` "apart": in cross-attention, beside
-    self-attention of the image; in joint attention "first" or "last", beside ``image_rows`` of
-    the image, of which the first ``pixels`` are pixels and the rest pads them."""
+    """Where the text rows are among the keys. ``text`` "apart": in cross-attention layers, which
+    alternate with self-attention of the image. ``text`` "first" or "last": in joint attention,
+    before or after ``image_rows`` of the image, of which the first ``pixels`` are pixels and the
+    rest is padding."""
 
     text: Literal["apart", "first", "last"]
     pixels: int = 0
@@ -40,7 +41,7 @@ class Layout:
         return "self" if keys == self.image_rows else "joint"
 
     def image(self, rows: int) -> slice:
-        """The pixels among ``rows`` of queries or keys."""
+        """The pixels among ``rows`` queries or keys."""
         first = rows - self.image_rows if self.text == "first" else 0
         return slice(first, first + self.pixels)
 
@@ -51,7 +52,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention of a network: ``name`` of its module, ``side`` of the square of its pixels."""
+    """One attention layer: ``name`` of its module, ``side`` of the square of its pixels."""
 
     name: str
     kind: Kind
@@ -65,10 +66,10 @@ def find_sites(
     forward: Callable[[], Any],
     ignored: Sequence[str] = (),
 ) -> list[Site]:
-    """The sites of ``network`` in the order in which ``forward()`` calls them; modules whose names
+    """The sites of ``network`` in the order in which ``forward()`` calls them. Modules whose names
     begin with one of ``ignored`` are left out, whether they are seen or not.
 
-    ValueError where nothing is seen, where a module attends unseen, and for an image that is not
+    ValueError if nothing is seen, if a module attends without being seen, or if an image is not
     square.
     """
     found: dict[str, Site] = {}
@@ -82,15 +83,15 @@ def find_sites(
         side = math.isqrt(pixels)
         if side * side != pixels:
             raise ValueError(
-                f"{name} attends to {pixels} pixels, which are no square; only square images are "
-                "read: give one diffusion.size"
+                f"{name} attends to {pixels} pixels, which do not form a square; only square "
+                "images can be read: give one diffusion.size"
             )
         found.setdefault(name, Site(name, kind, attended.q.shape[1], side))
 
     seen: set[str] = set()
     with torch.no_grad(), Observer(network, see) as observer:
         forward()
-    # a module around one that was seen does not attend itself
+    # a module that contains a seen one does not attend itself
     around = {name for name in observer.ran if any(begins(other, name) for other in seen)}
     unread = {name for name in observer.ran if any(begins(name, i) for i in ignored)}
     unseen = sorted(observer.ran - around - unread)
@@ -99,13 +100,13 @@ def find_sites(
         raise ValueError(
             f"attention of {type(network).__name__} was not seen ({missed}): {_backend(network)}. "
             "It is read at torch's F.scaled_dot_product_attention: unset DIFFUSERS_ATTN_BACKEND, "
-            'choose the backend "native", and no xformers, flash or sage attention'
+            'choose the backend "native", and turn off xformers, flash and sage attention'
         )
     return list(found.values())
 
 
 def _backend(network: torch.nn.Module) -> str:
-    """What computes a network's attention, as its processors say."""
+    """What computes a network's attention, according to its processors."""
     processors = {getattr(m, "processor", None) for m in network.modules()} - {None}
     named = {getattr(p, "_attention_backend", None) for p in processors} - {None}
     kinds = sorted({type(p).__name__ for p in processors})
@@ -119,11 +120,11 @@ def begins(layer: str, name: str) -> bool:
 
 
 def choose_side(kind: str, wanted: int | None, sides: Collection[int], latent: int) -> int:
-    """The side at which ``kind`` attention is read: ``wanted``, or for None the one nearest (in
-    ratio) to the paper's share of the latent, a quarter for cross- and a half for self-attention;
-    of two equally near the finer one.
+    """The side at which ``kind`` attention is read: ``wanted`` or, for None, the side nearest (by
+    ratio) to the paper's share of the latent, a quarter for cross- and a half for self-attention.
+    Of two equally near sides, the finer one.
 
-    ValueError names the sides that there are.
+    ValueError lists the available sides.
     """
     if wanted is not None and wanted in sides:
         return wanted
@@ -139,15 +140,15 @@ def choose_side(kind: str, wanted: int | None, sides: Collection[int], latent: i
 def choose_sites(
     kind: str, sites: Sequence[Site], side: int, layers: Sequence[str] | None
 ) -> list[Site]:
-    """The sites of ``kind`` ("cross" or "self"; joint attention is both) of a side, of them those
-    whose names begin with one of ``layers`` (None = all). ValueError for a name that none has."""
+    """The sites of one side and ``kind`` ("cross" or "self"; joint attention is both) whose names
+    begin with one of ``layers`` (None = all). ValueError for a name that matches no site."""
     here = [s for s in sites if s.kind in (kind, "joint") and s.side == side]
     unused = [w for w in layers or [] if not any(begins(s.name, w) for s in here)]
     if unused or layers == []:
         names = "\n  ".join(s.name for s in here)
         raise ValueError(
             f"diffusion.{kind}_layers={list(layers or [])}: no {kind}-attention layer at {side} "
-            f"has a name that begins so ({', '.join(unused) or 'nothing named'}). Layers:\n  "
+            f"has a name that begins with this: {', '.join(unused) or 'nothing named'}. Layers:\n  "
             f"{names}"
         )
     return [s for s in here if layers is None or any(begins(s.name, w) for w in layers)]
@@ -162,32 +163,32 @@ def check_layout(
     refined: bool = False,
 ) -> None:
     """ValueError unless a change of one text row (``forward(word)`` against ``forward(None)``)
-    changes the keys that ``site`` sees most in the row of that word, and elsewhere not at all.
+    changes the keys that ``site`` sees most in the row of that word, and nowhere else.
 
-    A network whose refiners mix the words has no column that is one word's alone; where that is
-    known of a family and said of it (``refined``), other rows may change, but less.
+    In a network whose refiners mix the words, no key belongs to one word alone. For a family that
+    declares this (``refined``), other rows may change too, but less.
     """
     plain, changed = (_keys(network, site, partial(forward, row)) for row in (None, word))
     if plain.shape != changed.shape:
-        raise ValueError(f"{type(network).__name__}: equal texts gave {site} other keys")
+        raise ValueError(f"{type(network).__name__}: equal texts gave {site} different keys")
     change = (plain - changed).abs().amax((0, 1, 3))
     rows, expected = change.gt(0).nonzero().flatten().tolist(), layout.first_word() + word
     if not rows or int(change.argmax()) != expected:
         raise ValueError(
-            f"{type(network).__name__}: word {word} of the text is expected in key row {expected} "
-            f"of {site}, and its change was seen in {rows[:4] or 'none'}: this version of "
-            "diffusers orders its keys in another way than is known here"
+            f"{type(network).__name__}: word {word} of the text should be in key row {expected} "
+            f"of {site}, but its change was seen in {rows[:4] or 'none'}: this version of "
+            "diffusers orders its keys in another way than this package expects"
         )
     if len(rows) > 1 and not refined:
         raise ValueError(
             f"{type(network).__name__}: word {word} of the text changes {len(rows)} key rows of "
-            f"{site}. Its text passes through layers that mix the words: no column is one word's, "
-            "so its attention cannot be read"
+            f"{site}. Its text passes through layers that mix the words: no key belongs to one "
+            "word, so its attention cannot be read"
         )
 
 
 class _SeenError(Exception):
-    """Ends a forward once its first site was seen."""
+    """Ends a forward pass once its first site was seen."""
 
 
 def _keys(network: torch.nn.Module, site: str, forward: Callable[[], Any]) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 
 def output_of(out_BHND: torch.Tensor, projection_CE: torch.Tensor) -> torch.Tensor:
-    """What all heads together add to the pixels, float32 [B, N, C]: the heads' values side by side,
-    projected; E = H*D. The bias is no head's part."""
+    """What all heads together add to the pixels, float32 [B, N, C]: the concatenated outputs of the
+    heads, projected; E = H*D. The bias belongs to no head."""
     return out_BHND.float().transpose(1, 2).flatten(2) @ projection_CE.float().T
 
 
@@ -19,8 +19,8 @@ def head_weights(out_BHND: torch.Tensor, projection_CE: torch.Tensor) -> torch.T
     """Share of each head in a layer's output at each pixel, float32 [B, H, N]:
     w_n = <O_n, O> / sum_m <O_m, O>, where O_n is what head n adds and O is their sum.
 
-    The shares of a pixel sum to 1; a head that works against the others has a negative one. Where
-    the heads add nothing they are equal.
+    The shares of a pixel sum to 1; a head that works against the others has a negative share. Where
+    the heads add nothing, the shares are equal.
     """
     heads = out_BHND.shape[1]
     back = output_of(out_BHND, projection_CE) @ projection_CE.float()  # <O_n, O> = <out_n, W_n^T O>
@@ -32,7 +32,7 @@ def head_weights(out_BHND: torch.Tensor, projection_CE: torch.Tensor) -> torch.T
 
 def reference(features_BNC: torch.Tensor, side: int) -> torch.Tensor:
     """R = softmax(F F^T / sqrt(C)) of the features F of one layer, float32 [B, M, M] with
-    M = ``side`` squared: which pixels are alike. Features of another side are resized to it
+    M = ``side`` squared: which pixels are similar. Features of another side are resized to it
     bilinearly."""
     features = features_BNC.float()
     own = math.isqrt(features.shape[1])
@@ -44,10 +44,10 @@ def reference(features_BNC: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def layer_weight(output_BNC: torch.Tensor, reference_BNN: torch.Tensor) -> torch.Tensor:
-    """How far a layer's output tells the same pixels apart as the reference, float32 [B]:
+    """How well a layer's output separates the same pixels as the reference, float32 [B]:
     max(0, sum of R * S), with S the cosines between the output's pixels.
 
-    The paper's S is not spelled out in what we know of it; this one is ours.
+    What we know of the paper does not define its S; this one is ours.
     """
     directions = F.normalize(output_BNC.float(), dim=2)
     agreement = (reference_BNN * (directions @ directions.mT)).sum((1, 2))

@@ -1,4 +1,4 @@
-"""``python -m dd deploy|page``: what is done with a trained run."""
+"""``python -m dd deploy|page``: using a trained run."""
 
 import contextlib
 import sys
@@ -29,7 +29,7 @@ def _missing(error: ModuleNotFoundError, extra: str) -> ValueError:
 
 
 def deploy_run(options: Namespace) -> int:
-    from dd import config  # of all commands only those of a run need Lightning and Hydra
+    from dd import config  # here: only commands with a run need Lightning and Hydra
 
     chosen = config.key_values(options.settings, DEPLOY)
     try:
@@ -50,8 +50,8 @@ def deploy_run(options: Namespace) -> int:
         )
     if len(done["classes_seen"]) == 1:
         print(
-            "warning: both see one class in these images, which says little; give others with "
-            "images=...",
+            "warning: both see only one class in these images, which proves little; give others "
+            "with images=...",
             file=sys.stderr,
         )
     print(f"{'kept' if done['kept'] else 'ready'}: {given['target']}")
@@ -68,6 +68,6 @@ def show_page(options: Namespace) -> int:
     except ModuleNotFoundError as error:
         raise _missing(error, "page") from None
     given, port, run = config.page_arguments(chosen)
-    with contextlib.suppress(KeyboardInterrupt):  # how it ends
+    with contextlib.suppress(KeyboardInterrupt):  # the normal end
         serve(page(**given, about=about(str(chosen["run"]), run)), port)
     return 0

@@ -1,5 +1,5 @@
-"""Numbers and pages about data and models, neither of which is changed: the stages of
-evaluate.py."""
+"""The stages of evaluate.py: numbers and pages about data and models, neither of which is
+changed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from glob import glob
@@ -50,7 +50,8 @@ def audit_masks(cfg: Any) -> float:
         images = SegmentationFolder(cfg.synthetic, *masks)
         return images, f"audit/{audited(images.fingerprint())}"
 
-    # not each image's counts: it may be a whole synthetic set
+        # without counts of each image: it may be a whole synthetic set
+
     planned = Path(cfg.synthetic, "plan.jsonl").is_file()
     asked = {s.id: s.class_ids for s in read_plan(cfg.synthetic)} if planned else None
     return _score(cfg, data, f"{cfg.synthetic} masks", per_image=False, asked=asked)
@@ -122,7 +123,7 @@ def probe_masks(cfg: Any) -> float:
 
 def sweep_masks(cfg: Any) -> float:
     """Mask settings tried on stored heat."""
-    config.masks_from(cfg)  # refused: this stage tries settings of its own
+    config.masks_from(cfg)  # refuses: this stage tries settings of its own
     reference, settings = config.sweep_arguments(cfg)
     if cfg.sweep.run is not None:
         how = {"limit": cfg.sweep.limit, "device": config.device(cfg)}
@@ -170,7 +171,7 @@ def compare_masks(cfg: Any) -> float | None:
 
 def calibrate_masks(cfg: Any) -> float:
     """Mask settings and readings of the attention chosen by a few labelled images."""
-    config.masks_from(cfg)  # refused: this stage tries settings of its own
+    config.masks_from(cfg)  # refuses: this stage tries settings of its own
     path, arguments = config.calibrate_arguments(cfg)
     result = calibrate(path, **arguments)
     found = result["calibration"]

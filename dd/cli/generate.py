@@ -29,13 +29,13 @@ def make_captions(cfg: Any) -> None:
 
 def make_all(cfg: Any) -> None:
     quality = config.quality(cfg)
-    # refused before hours of work, not after
+    # refuse before hours of work, not after
     if config.labeler_kind(cfg) == "run":
         config.labeler_run(cfg)
     elif config.labeler_kind(cfg) == "model" and config.labeler(cfg).name == "folder":
         raise ValueError(
-            "stage=all draws images, and the masks of labeler=folder are of images that are there "
-            "already: first stage=synthesize, then stage=label labeler=folder"
+            "stage=all draws new images, but the masks of labeler=folder belong to existing ones: "
+            "first stage=synthesize, then stage=label labeler=folder"
         )
     if make_images(cfg, quality):
         make_masks(cfg, quality)
@@ -44,10 +44,10 @@ def make_all(cfg: Any) -> None:
 
 
 def make_images(cfg: Any, quality: Quality | None = None) -> bool:
-    """Whether all of the plan is there, which shards can tell only together."""
+    """Returns whether the whole plan is done; with shards, only all together can finish it."""
     calibration = config.masks_from(cfg)
     taxonomy, (_, clip) = config.taxonomy(cfg), quality or config.quality(cfg)
-    config.instantiate(cfg.masks)  # refused before hours of work, not after
+    config.instantiate(cfg.masks)  # refuse before hours of work, not after
     executor = config.executor(cfg)
     generator = config.instantiate(cfg.diffusion, device=executor.places(config.device(cfg))[0])
     if calibration is not None:
@@ -109,7 +109,7 @@ def make_masks(cfg: Any, quality: Quality | None = None) -> None:
         settings, (rules, clip) = config.instantiate(cfg.masks), quality or config.quality(cfg)
         if cfg.heat is not None and any(r.action == "absent" for r in rules):
             raise ValueError(
-                f"heat={cfg.heat} and rules of quality with action absent: these look at the heat "
+                f"heat={cfg.heat} and rules of quality with action absent: these use the heat "
                 "of the drawing. Leave heat or the rules out (quality.rules.<name>=null)"
             )
         absent = find_absent(cfg.folder, rules, settings, clip, cfg.quality.max_share)

@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--condition": {**SEVERAL, **PHRASES},
     "--photos": {
         "metavar": "FOLDER",
-        "help": "unlabelled photographs, for captions; only read",
+        "help": "unlabelled photographs, for captions; never written to",
     },
     "--images": {"metavar": "FOLDER", "help": "labelled photographs, with --masks; only read"},
     "--masks": {
@@ -116,8 +116,8 @@ def init(options: Namespace) -> int:
 def _ask(
     options: Namespace, phrases: dict[str, list[str]]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(classes, conditions); folders and generator go to ``options``. Each answer is checked at
-    once."""
+    """(classes, conditions). Folders and generator are stored in ``options``. Each answer is
+    checked at once."""
     options.name = questions.ask_name(options.name, check_name)
     classes = questions.ask_classes(lambda found: site_taxonomy(Site(options.name, found)))
     phrases = phrases or questions.ask_conditions(check_conditions)
@@ -142,7 +142,7 @@ def _agreed() -> bool:
 
 
 def _labelled(options: Namespace) -> tuple[int | None, int]:
-    """(labelled images, those of them that are kept for the score)."""
+    """(labelled images, number of them kept for the score)."""
     if options.images is None:
         return None, 0
     ids = index(options.images, IMAGES).keys() & index(options.masks, MASKS).keys()
@@ -150,7 +150,8 @@ def _labelled(options: Namespace) -> tuple[int | None, int]:
 
 
 def _write_data(site: Site, options: Namespace) -> int | None:
-    """Write the classes and the labelled photographs; returns how many of these train."""
+    """Write the classes and the labelled photographs; returns how many of these are for
+    training."""
     folder = Path(options.root) / site.name
     new, empty = not folder.with_name(f"{site.name}.yaml").exists(), not folder.exists()
     taxonomy = init_taxonomy(site, options.root, options.conf)
@@ -160,7 +161,7 @@ def _write_data(site: Site, options: Namespace) -> int | None:
         data = OwnData(options.images, options.masks)
         folder, notes = prepare_own(options.root, taxonomy, site.name, data)
     except BaseException as error:
-        if new:  # other classes may fit the masks
+        if new:  # so that other classes can be given
             taxonomy.unlink(missing_ok=True)
         if empty and isinstance(error, ValueError):
             shutil.rmtree(folder, ignore_errors=True)

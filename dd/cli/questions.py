@@ -1,5 +1,5 @@
-"""What a guided start asks on a terminal, or takes as options: lists of words. No other module
-of ours."""
+"""The questions of a guided start on a terminal, or its options: lists of words. Imports no other
+module of ours."""
 
 import re
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Ask: TypeAlias = Callable[[str], str]
-Check: TypeAlias = Callable[[Any], object]  # raises ValueError or OSError for what it does not take
+Check: TypeAlias = Callable[[Any], object]  # raises ValueError or OSError for invalid input
 
 CONDITIONS = {
     "place": "where the objects are (in a warehouse, in a yard)",
@@ -22,7 +22,7 @@ def pair(option: str, text: str) -> tuple[str, list[str]]:
     name, equals, words = text.partition("=")
     if equals and not words.strip():
         raise ValueError(
-            f"{option} {text!r}: nothing stands behind the =; expected NAME=WORD,WORD or NAME alone"
+            f"{option} {text!r}: nothing follows the =; expected NAME=WORD,WORD or NAME alone"
         )
     return name.strip(), [w.strip() for w in words.split(",")] if equals else []
 
@@ -41,7 +41,7 @@ def pairs(option: str, texts: list[str]) -> dict[str, list[str]]:
 
 
 def fits(check: Check, value: Any) -> bool:
-    """Whether ``check(value)`` raises nothing; if it does, what it says is shown."""
+    """Whether ``check(value)`` raises nothing; if it does, the message is shown."""
     try:
         check(value)
     except (ValueError, OSError) as error:
@@ -51,15 +51,15 @@ def fits(check: Check, value: Any) -> bool:
 
 
 def ask_name(name: str, check: Check, ask: Ask = input) -> str:
-    """``name``, or another one, asked for until ``check`` takes it."""
+    """``name``, or another one; asks until ``check`` accepts it."""
     while not fits(check, name):
         name = ask("another name: ").strip()
     return name
 
 
 def ask_classes(check: Check = lambda _: None, ask: Ask = input) -> dict[str, list[str]]:
-    """Class names with their synonyms, until an empty line. One that ``check`` does not take beside
-    those before it is asked for again."""
+    """Class names with their synonyms, until an empty line. A class that ``check`` rejects beside
+    the earlier ones is asked for again."""
     found: dict[str, list[str]] = {}
     while name := ask(f"class {len(found) + 1} (a singular noun; empty = no more): ").strip():
         if name in found:
@@ -73,7 +73,7 @@ def ask_classes(check: Check = lambda _: None, ask: Ask = input) -> dict[str, li
 
 
 def ask_conditions(check: Check = lambda _: None, ask: Ask = input) -> dict[str, list[str]]:
-    """Phrases about the site, those of empty answers left out."""
+    """Phrases about the site, without empty answers."""
     found: dict[str, list[str]] = {}
     for key, what in CONDITIONS.items():
         question = f"{what}, with commas between (empty = leave out): "
@@ -84,8 +84,8 @@ def ask_conditions(check: Check = lambda _: None, ask: Ask = input) -> dict[str,
 
 
 def ask_folder(what: str, check: Check = lambda _: None, ask: Ask = input) -> str | None:
-    """A folder that is there (``~`` is the home) and that ``check`` takes, or None; asked again
-    until it is: the answers before it are kept."""
+    """An existing folder (``~`` is the home) that ``check`` accepts, or None. Asks again until
+    then; earlier answers are kept."""
     while answer := ask(f"{what} (empty = none): ").strip():
         folder = Path(dragged(answer)).expanduser()
         if not folder.is_dir():
@@ -96,7 +96,7 @@ def ask_folder(what: str, check: Check = lambda _: None, ask: Ask = input) -> st
 
 
 def dragged(answer: str) -> str:
-    """A path without what terminals put around one that is dragged into them: quotes, or a
+    """A path without the characters that terminals add when it is dragged into them: quotes, or a
     backslash before a blank."""
     if len(answer) > 1 and answer[0] == answer[-1] and answer[0] in "'\"":
         return answer[1:-1]

@@ -47,7 +47,7 @@ def make_generator(cfg: Any) -> None:
         "seed": cfg.seed,
         "trained_with": config.trainer_identity(cfg),
     }
-    if settings.get("usable"):  # of a training that may be under way
+    if settings.get("usable"):  # state of a training that may still run
         state = train_piece(settings=PieceSettings(**settings), init_from=cfg.init_from, **given)
         print(f"state in {state}")
         return
@@ -73,8 +73,8 @@ def make_adapter(cfg: Any) -> None:
 
 
 def make_segmenter(cfg: Any, report: Callable[..., None] | None = None) -> float | None:
-    """Train a segmenter; returns its objective, mIoU on the tune split. ``report`` hears of each
-    validation."""
+    """Train a segmenter; returns its objective, mIoU on the tune split. ``report`` is called at
+    each validation."""
     folder, trainers, failed = f"{cfg.output_root}/{cfg.name}", [], True
     images, tuning = config.training_sets(cfg)
     judging = config.judging_set(cfg, tuning)
@@ -134,8 +134,8 @@ def _not_debugged(cfg: Any) -> None:
 
 
 def _try_out(cfg: Any, module: Any, data: SegmentationData, network: Any) -> None:
-    """A debug run: the training as it is set, whose folder is never a run's and from which nothing
-    goes on."""
+    """A debug run: the training as configured, in a folder that is never a run's. No run can start
+    from it."""
     if cfg.init_from:
         fill(network, load_weights(cfg.init_from), f"init_from={cfg.init_from}")
     if config.debugged() == "overfit":
@@ -203,7 +203,7 @@ def make_study(cfg: Any) -> None:
         folder, trusted = Path(part.output_root, part.name), part.segmenter.get("trusted", False)
         trained, network, views = config.trained_run(folder, trusted)
         path = folder / "eval" / domain / "metrics.json"
-        with Lock(folder, hint="The same command again goes on"):
+        with Lock(folder, hint="The same command resumes it"):
             found = score(path, trained, network, config.budget_test(cfg, domain), views, how)
         stored = path.with_name(found["per_image"]["file"])
         return {"miou": found["miou"], "num_images": found["num_images"], "per_image": stored}

@@ -1,15 +1,15 @@
 """From a Hydra configuration to plain objects: the only importer of Hydra beside the root scripts.
 
-Nothing outside an allow-list of prefixes is instantiated, checked on the resolved object's own
-module and name, and a mistyped override is answered with the names that exist before any work
-starts.
+Only targets whose own module and name begin with an allowed prefix are instantiated; this is
+checked on the resolved object. For a mistyped override, the error lists the existing names before
+any work starts.
 """
 
 import os
 
 os.environ.setdefault(
     "TRANSFORMERS_VERBOSITY", "error"
-)  # read by the imports below: no advice about optional packages
+)  # read by the imports below: hides advice about optional packages
 
 from dd.config.adaptation import adaptation
 from dd.config.command import exit_code, main

@@ -1,4 +1,4 @@
-"""What train.py stage=adapter needs."""
+"""The arguments of train.py stage=adapter."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from dd.config.tuning import one_device
 
 
 def adaptation(cfg: Any) -> dict[str, Any]:
-    """Arguments of :func:`dd.stages.train_adapter.train_adapter` but for folder and trainer.
-    ValueError for a stage without its settings, several devices, or a generator that brings an
-    adapter or another precision than float32."""
-    from dd.stages.train_adapter import AdapterSettings  # diffusers, which others do without
+    """Arguments of :func:`dd.stages.train_adapter.train_adapter` except folder and trainer.
+    ValueError for a stage without its settings, several devices, or a generator with an adapter or
+    another precision than float32."""
+    from dd.stages.train_adapter import AdapterSettings  # imports diffusers, so only if needed
 
     if cfg.get("adapter") is None:
         raise ValueError(

@@ -1,5 +1,5 @@
-"""Every value is looked at before any work starts: by the model of its script
-(:mod:`dd.config.settings`), or, of a node with a ``_target_``, by the annotations of its
+"""Checks every value before any work starts: by the model of its script
+(:mod:`dd.config.settings`) or, for a node with a ``_target_``, by the annotations of its
 constructor or its own model."""
 
 import inspect
@@ -17,12 +17,12 @@ from dd.store.settings import Settings, check_kind, shown
 
 
 def check_settings(script: str, cfg: Any) -> None:
-    """ValueError for a value that the model of a script does not allow, for a key that the command
-    needs and that was taken away, and for an interpolation that leads nowhere. Whole numbers where
-    text belongs become text (``mask_set=1``)."""
+    """ValueError for a value that the model of a script does not allow, for a required key that was
+    removed, and for an interpolation of a missing key. Whole numbers become text where text is
+    expected (``mask_set=1``)."""
     try:
         _check_settings(SCRIPTS[script], cfg)
-    except InterpolationKeyError as error:  # of the first key that refers to a key that does
+    except InterpolationKeyError as error:  # names the first key that refers to a missing one
         if found := re.search(r"key '([^']*)'", str(error)):
             wanted = re.compile(rf"\$\{{\s*{re.escape(found[1])}\s*\}}")
             for key, value in _leaves(OmegaConf.to_container(cfg), ""):
@@ -41,16 +41,16 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_settings(model: type[Common], cfg: Any) -> None:
-    OmegaConf.select(cfg, "name", throw_on_missing=True)  # others refer to it
+    OmegaConf.select(cfg, "name", throw_on_missing=True)  # other keys refer to it
     given: Any = OmegaConf.to_container(cfg)
     for key, value in given.items():
-        # groups first: much refers to what is in them
+        # groups first: many keys refer to their content
         group = key in model.model_fields and _is_group(model.model_fields[key].annotation)
         if group and not (isinstance(value, str) and "${" in value):
             check_kind(key, value, dict)
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     _check_texts(values)
-    if model is Evaluate:  # the experiment of a set holds keys that only its making needs
+    if model is Evaluate:  # the experiment of a set holds keys that only generating it needs
         others = Generate.model_fields.keys() - Evaluate.model_fields.keys()
         values = {key: value for key, value in values.items() if key not in others}
     checked = model(**values)
@@ -65,7 +65,7 @@ def _is_group(annotation: Any) -> bool:
 
 
 def _check_texts(values: dict[str, Any]) -> None:
-    """ValueError for text that no file name, prompt or record can hold."""
+    """ValueError for text that file names, prompts or records cannot hold."""
     for key, value in _leaves(values, ""):
         if isinstance(value, str) and not is_text(value):
             raise ValueError(
@@ -75,17 +75,17 @@ def _check_texts(values: dict[str, Any]) -> None:
 
 def check_arguments(key: str, target: Any, node: dict[str, Any]) -> None:
     """ValueError for an argument of ``node`` that the constructor of ``target`` does not take, or
-    not of that kind."""
+    whose value has the wrong kind."""
     accepted = dict(inspect.signature(target).parameters)
     hints = typing.get_type_hints(target.__init__, include_extras=True)
     model = target if issubclass(target, Settings) else getattr(target, "Settings", Settings)
     fields = model.model_fields
-    for field, info in fields.items():  # Annotated takes the bounds back
+    for field, info in fields.items():  # the bounds in Annotated apply as well
         hints[field] = Annotated[info.annotation, *info.metadata, "of the model"]
     anything = any(p.kind is p.VAR_KEYWORD for p in accepted.values()) and not fields
     for name, value in node.items():
         if (name.startswith("_") and name.endswith("_")) or name == "chosen_on":
-            continue  # of Hydra, and which labels chose the values (dd.evaluation.supervision)
+            continue  # keys of Hydra, and chosen_on (dd.evaluation.supervision)
         known = name in accepted or name in fields
         if not known and not anything:
             allowed = [*fields, *(n for n in accepted if n != "settings")]
@@ -98,7 +98,7 @@ def check_arguments(key: str, target: Any, node: dict[str, Any]) -> None:
 
 
 def _nested(value: Any) -> bool:
-    """Whether a value holds nodes that are made into objects."""
+    """Whether a value holds nodes that become objects."""
     if isinstance(value, dict):
         return "_target_" in value or any(_nested(v) for v in value.values())
     return isinstance(value, list) and any(_nested(v) for v in value)

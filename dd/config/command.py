@@ -1,4 +1,4 @@
-"""The command line: compose a configuration, look at every value, run it, and answer errors on one
+"""The command line: compose a configuration, check every value, run it, and report errors on one
 screen."""
 
 import errno
@@ -31,9 +31,9 @@ from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
 from dd.store.locks import Busy
 from dd.store.provenance import shortened
 
-SAID: set[str] = set()  # of the jobs of a multirun, in this process
+SAID: set[str] = set()  # messages already printed for jobs of a multirun, in this process
 FULL = "HYDRA_FULL_ERROR"
-NO_PATH = (  # what a path was given for
+NO_PATH = (  # errors about the kind of thing that a path leads to
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -41,10 +41,10 @@ NO_PATH = (  # what a path was given for
     errno.EINVAL,
 )
 ANSWERED = (*USER_ERRORS, OSError, UnitsFailed, Busy)
-NOISE = (  # warnings of Lightning's
+NOISE = (  # warnings of Lightning
     "Experiment logs directory .* exists and is not empty",  # it holds config.yaml
-    "Checkpoint directory .* exists and is not empty",  # a resumed training's
-    ".*LeafSpec.* is deprecated",  # its own, for every run
+    "Checkpoint directory .* exists and is not empty",  # from the training that is resumed
+    ".*LeafSpec.* is deprecated",  # Lightning's own, in every run
 )
 PATHS = (
     "data_root",
@@ -69,8 +69,8 @@ PATHS = (
 
 
 def main(door: Door) -> NoReturn:
-    """Entry point of a root script: compose its configuration, run the chosen stage, answer errors
-    on one screen. Without arguments, and for ``--help``, the help of the door."""
+    """Entry point of a root script: compose its configuration, run the chosen stage, report errors
+    on one screen. Without arguments, and with ``--help``, print the help of the door."""
     asked = set(sys.argv[1:]) & {"-h", "--help"}
     if asked or not set(sys.argv[1:]) - {"-m", "--multirun"}:
         print(door.help(), file=sys.stdout if asked else sys.stderr)
@@ -80,7 +80,7 @@ def main(door: Door) -> NoReturn:
         _run(door, bool({"-m", "--multirun"} & set(sys.argv[1:])))
     except JobFailed as error:
         code = 1
-        if str(error) not in SAID:  # it ran in another process
+        if str(error) not in SAID:  # the job ran in another process
             print(f"error in {error}", file=sys.stderr)
     except ANSWERED as error:
         code = exit_code(error)
@@ -90,7 +90,7 @@ def main(door: Door) -> NoReturn:
     except KeyboardInterrupt as stop:
         code = 130
         print(
-            f"stopped: {str(stop) or 'interrupted'}. The same command goes on from here.",
+            f"stopped: {str(stop) or 'interrupted'}. The same command resumes from here.",
             file=sys.stderr,
         )
     sys.exit(code)
@@ -100,7 +100,7 @@ def _run(door: Door, multirun: bool) -> None:
     sys.argv[1:] = with_own_folders([quoted(a) for a in sys.argv[1:]])
     typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))]
     cfg = check_overrides(door.name, typed, multirun)
-    if multirun:  # Hydra's multirun.yaml lies there
+    if multirun:  # Hydra writes multirun.yaml there
         Path(cfg.output_root).mkdir(parents=True, exist_ok=True)
     run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=door.name)
     with _own_words() if multirun else nullcontext():
@@ -109,8 +109,8 @@ def _run(door: Door, multirun: bool) -> None:
 
 @contextmanager
 def _own_words() -> Iterator[None]:
-    """Errors of a multirun reach :func:`main` as they are: Hydra would say them again, with an
-    advice that is not ours."""
+    """Pass errors of a multirun to :func:`main` unchanged. Hydra would print them again, with
+    advice that does not fit."""
     before = os.environ.get(FULL)
     os.environ[FULL] = "1"
     try:
@@ -122,15 +122,15 @@ def _own_words() -> Iterator[None]:
 
 
 def _guarded(door: Door) -> Callable[[Any], float | None]:
-    """The task that Hydra runs. For an exception inside a single job Hydra prints a traceback of
-    its own: carry ours past it. In a multirun each error goes to the launcher as one line, so that
-    the other jobs are run; Hydra's exit code is 1 then."""
+    """The task that Hydra runs. For an exception in a single job Hydra prints its own traceback, so
+    ours is passed around it. In a multirun each error reaches the launcher as one line, so that the
+    other jobs run; Hydra's exit code is then 1."""
     command = list(sys.argv)
 
     def task(cfg: Any) -> float | None:
-        sys.argv = list(command)  # a launcher's worker has another one; it names what is swept
+        sys.argv = list(command)  # a launcher's worker has another one; jobs are named by it
         torch.set_flush_denormal(True)
-        # neither hardware lists nor advertisements
+        # print neither hardware lists nor advertisements
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
@@ -152,8 +152,8 @@ def _guarded(door: Door) -> Callable[[Any], float | None]:
 
 
 def prepare(config_name: str, cfg: Any) -> None:
-    """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what
-    cannot be right."""
+    """Name a job's result and check every value. ValueError, or OmegaConf's errors, for invalid
+    values."""
     typed = job_overrides()
     check_settings(config_name, cfg)
     check_loaded(cfg)
@@ -166,12 +166,12 @@ def prepare(config_name: str, cfg: Any) -> None:
 
 
 def _failed(error: Exception, cfg: Any, known: bool) -> JobFailed:
-    """Say at once what went wrong in a job of a multirun; the exception for its launcher."""
+    """Print at once what went wrong in a job of a multirun; returns the launcher's exception."""
     if not known:
         traceback.print_exception(error)
     job = ",".join(swept_parts(job_overrides())) or f"job {HydraConfig.get().job.num}"
     text = f"{job}: {_message(error, cfg) if known else repr(error)}"
-    print(f"error in {text}\nThe other jobs go on.", file=sys.stderr)
+    print(f"error in {text}\nThe other jobs continue.", file=sys.stderr)
     SAID.add(text)
     return JobFailed(text)
 
@@ -188,9 +188,8 @@ def _message(error: Exception, cfg: Any = None) -> str:
 
 
 def _words(error: Exception, cfg: Any) -> str:
-    """What an error says; of one that a loader's worker passed on with its traceback, the last
-    paragraph; of a value that has to be given, how; of a file that is not there, where it was
-    looked for."""
+    """The message of an error. If a loader's worker passed it on with its traceback, the last
+    paragraph; for a missing value, how to give it; for a missing file, where it was looked for."""
     if isinstance(error, MissingMandatoryValue):
         key, more = error.full_key, ", or choose an experiment" if error.full_key == "name" else ""
         return f"{key} has no default and was not given: add {key}=<value> to the command{more}"
@@ -204,8 +203,8 @@ def _words(error: Exception, cfg: Any) -> str:
 
 
 def _looked_in(text: str, cfg: Any) -> str:
-    """Of a relative path that is not there: the working folder, and the data_root that was meant if
-    one lies beside the script."""
+    """For a relative path that does not exist: the working folder, and the likely data_root if one
+    lies beside the script."""
     root = Path(str(cfg.data_root)) if cfg is not None else Path("data")
     beside = Path(sys.argv[0]).resolve().parent / root
     found = [OmegaConf.select(cfg, key) for key in PATHS] if cfg is not None else []
@@ -218,7 +217,7 @@ def _looked_in(text: str, cfg: Any) -> str:
 
 
 def check_device(cfg: Any) -> None:
-    """ValueError for a device that is not here, before any work starts."""
+    """ValueError for a device that does not exist here, before any work starts."""
     if cfg.device == "auto":
         return
     try:
@@ -234,7 +233,7 @@ def check_device(cfg: Any) -> None:
 
 
 def exit_code(error: Exception) -> int | None:
-    """Of an error that is answered on one screen (docs/scale.md); None for others."""
+    """Exit code of an error that is reported on one screen (docs/scale.md); None for others."""
     if isinstance(error, UnitsFailed):
         return EXIT["units failed"]
     if isinstance(error, Busy):

@@ -1,5 +1,4 @@
-"""Where settings come from: the files of this package, and beside them those of the user's own
-folders."""
+"""Where settings come from: the files of this package, and the user's own folders beside them."""
 
 import os
 import sys
@@ -17,8 +16,8 @@ SEARCHPATH = "hydra.searchpath"
 def with_own_folders(arguments: list[str]) -> list[str]:
     """The arguments of a command with every folder of the user's own settings in one
     ``hydra.searchpath``, as absolute paths: those of ``--config-dir`` and of ``hydra.searchpath``,
-    and ``conf`` in the working folder if it holds groups of ours. Every composition of this process
-    and of its workers reads them there. ValueError for a folder that does not exist."""
+    and ``conf`` in the working folder if it holds known groups. Every composition of this process
+    and of its workers then reads them. ValueError for a folder that does not exist."""
     rest, places, waiting = [], [], False
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -59,7 +58,7 @@ def _folder(value: str, key: str) -> str:
 
 
 def _searchpath() -> list[str]:
-    """The override of this process that names its own folders, if there are any."""
+    """The override of this process that names the user's folders, if there are any."""
     return [a for a in sys.argv[1:] if a.startswith(f"{SEARCHPATH}=")]
 
 
@@ -72,14 +71,14 @@ def own_folders() -> list[Path]:
 
 
 def compose(config_name: str, overrides: list[str], **how: Any) -> Any:
-    """What Hydra composes of our files, the user's own and ``overrides``."""
+    """Hydra's composition of our files, the user's own and ``overrides``."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(config_name, [*_searchpath(), *overrides], **how)
 
 
 def parse(overrides: list[str]) -> list:
-    """Hydra's objects of overrides; ``glob(*)`` in them is one of our files."""
+    """Overrides as Hydra's objects; ``glob(*)`` in them matches our files."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
@@ -87,7 +86,7 @@ def parse(overrides: list[str]) -> list:
 
 
 def plugins(group: str) -> list[str]:
-    """Choices of a group of Hydra's own, as ``hydra/launcher``."""
+    """Choices of one of Hydra's own groups, such as ``hydra/launcher``."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return GlobalHydra.instance().config_loader().get_group_options(group)
@@ -98,7 +97,7 @@ def groups() -> list[str]:
 
 
 def choices(group: str) -> list[str]:
-    """Names of the files of a group, the user's own among them."""
+    """Names of the files of a group, including the user's own."""
     return sorted(
         {p.stem for folder in (CONF, *own_folders()) for p in (folder / group).glob("*.yaml")}
     )
@@ -111,7 +110,7 @@ def group_file(group: str, name: str) -> Path | None:
 
 
 def twins(group: str, name: str) -> list[Path]:
-    """The user's own files of that name which ours hides, with another content."""
+    """Files of the user with that name that ours hides, and whose content differs."""
     ours = CONF / group / f"{name}.yaml"
     files = [folder / group / f"{name}.yaml" for folder in own_folders()]
     return [

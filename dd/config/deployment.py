@@ -1,5 +1,5 @@
-"""What ``python -m dd deploy`` and ``page`` need: settings as key=value, a trained run, pictures
-to check it on."""
+"""The arguments of ``python -m dd deploy`` and ``page``: settings as key=value, a trained run,
+pictures to check it on."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,12 +14,12 @@ from dd.data.photos import Gathered, source
 from dd.taxonomy import BACKGROUND
 from dd.training.segmentation import Predictor
 
-CHECKED = 16  # pictures, evenly spread over those there are
+CHECKED = 16  # number of pictures, evenly spread over the available ones
 
 
 def key_values(arguments: list[str], allowed: dict[str, str | None]) -> dict[str, str | None]:
-    """``key=value`` arguments over the defaults ``allowed``. ValueError for a missing run, and
-    for another key with the near ones."""
+    """``key=value`` arguments over the defaults ``allowed``. ValueError for a missing run, and for
+    an unknown key, with similar ones."""
     found = dict(allowed)
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -57,7 +57,7 @@ def loaded(chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def deploy_arguments(chosen: dict[str, Any]) -> dict[str, Any]:
-    """What the stage deploy takes."""
+    """Arguments of the stage deploy."""
     given = loaded(chosen)
     images, root = chosen["images"], chosen["data_root"]
     pictures = source(images, limit=CHECKED) if images else _own_images(root, given["run"])
@@ -66,7 +66,7 @@ def deploy_arguments(chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def page_arguments(chosen: dict[str, Any]) -> tuple[dict[str, Any], int, dict[str, Any]]:
-    """(what the stage page takes beside what it says of the run, the port, the run's run.json)."""
+    """(arguments of the stage page except those from the run, the port, the run's run.json)."""
     if not chosen["port"].isdecimal() or int(chosen["port"]) > 65535:
         raise ValueError(f"port={chosen['port']}: expected a number from 0 (any free one) to 65535")
     given = loaded(chosen)
@@ -77,8 +77,8 @@ def page_arguments(chosen: dict[str, Any]) -> tuple[dict[str, Any], int, dict[st
 
 
 def _own_images(data_root: str | Path, run: dict[str, Any]) -> Gathered:
-    """Images that the run was trained on, where its data set still lies. Its own folder may hold
-    copies of turned images alone; the others lie where its record says."""
+    """Images that the run was trained on, if its data set is still there. Its own folder may hold
+    only copies of turned images; the others are in the folders of its record."""
     trained_on = run["trained_on"]
     part = trained_on.get("synthetic", trained_on)
     root = Path(

@@ -1,4 +1,4 @@
-"""A root script: what it does, its stages by name, and what it says for itself."""
+"""A root script: its purpose, its stages by name, and its help."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dd.config.composition import CONF, choices, groups
 
 @dataclass(frozen=True)
 class Stage:
-    """``run(cfg)`` does it and returns its objective, or None; ``says``: one line about it."""
+    """``run(cfg)`` runs it and returns its objective, or None; ``says``: one line about it."""
 
     run: Callable[[Any], float | None]
     says: str
@@ -19,8 +19,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Door:
-    """A root script. ``name`` names its configuration and its file, ``purpose`` is one sentence,
-    ``first``: commands to start with, ``experiments``: scripts whose experiments it takes too."""
+    """A root script. ``name`` is that of its configuration and its file, ``purpose`` one sentence,
+    ``first``: commands to start with, ``experiments``: scripts whose experiments it also takes."""
 
     name: str
     purpose: str
@@ -29,13 +29,13 @@ class Door:
     experiments: tuple[str, ...] = ()
 
     def run(self, cfg: Any) -> float | None:
-        """Run the chosen stage. ValueError for one that is not there."""
+        """Run the chosen stage. ValueError for an unknown one."""
         if cfg.stage not in self.stages:
             raise ValueError(f"stage={cfg.stage!r}; allowed: {', '.join(self.stages)}")
         return self.stages[cfg.stage].run(cfg)
 
     def help(self) -> str:
-        """What the command says without arguments and with ``--help``."""
+        """The help text, printed without arguments and with ``--help``."""
         width = max(map(len, self.stages)) + 2
         default = OmegaConf.load(CONF / f"{self.name}.yaml").stage
         lines = [self.purpose, "", f"usage: python {self.name}.py key=value ...", "", "stages:"]
@@ -57,7 +57,7 @@ class Door:
         return found | {g: choices(g) for g in names if g in known and g != "experiment"}
 
     def _is_own(self, experiment: str) -> bool:
-        """Whether the header of an experiment names such a script, or it is the user's own."""
+        """Whether the header of an experiment names one of these scripts, or it is the user's."""
         file = CONF / "experiment" / f"{experiment}.yaml"
         scripts = [f"python {name}.py" for name in (self.name, *self.experiments)]
         return not file.is_file() or any(script in file.read_text() for script in scripts)

@@ -1,4 +1,4 @@
-"""What evaluate.py needs for predictions, reviews and its report."""
+"""The arguments of evaluate.py for predictions, reviews and its report."""
 
 import re
 from glob import escape, glob, has_magic
@@ -22,9 +22,9 @@ from dd.training.segmentation import Predictor
 
 
 def use_own_data(cfg: Any) -> None:
-    """Where the command names no data (``data=``, or an experiment), take those that the runs were
-    trained with, as their config.yaml tells, and their synthetic set. ValueError for runs of
-    several data sets, or for a file that does not hold such settings."""
+    """If the command names no data (``data=``, or an experiment), take those that the runs were
+    trained with, from their config.yaml, and their synthetic set. ValueError for runs of several
+    data sets, or for a file without such settings."""
     typed = (
         {re.split("[=.]", o.lstrip("+~"))[0] for o in job_overrides()}
         if HydraConfig.initialized()
@@ -57,7 +57,7 @@ def use_own_data(cfg: Any) -> None:
 
 
 def _trained_with(cfg: Any, file: Path) -> tuple[dict[str, Any], str | None]:
-    """(data group, synthetic set) of a run's config.yaml, below the ``data_root`` of now."""
+    """(data group, synthetic set) of a run's config.yaml, below the current ``data_root``."""
     try:
         saved = read_yaml(file)
         data, before = saved["data"], saved["data_root"]
@@ -67,7 +67,7 @@ def _trained_with(cfg: Any, file: Path) -> tuple[dict[str, Any], str | None]:
             raise ValueError("it refers to other settings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{file} does not tell the data of a training ({error!s:.200}); say them: data=..."
+            f"{file} does not tell the data of a training ({error!s:.200}); give them: data=..."
         ) from None
 
     def moved(value: Any) -> Any:
@@ -83,8 +83,8 @@ def _trained_with(cfg: Any, file: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def prediction_arguments(cfg: Any, place: Path | None = None) -> dict[str, Any]:
-    """What the stage predict takes: by default the results lie in the run's
-    ``predictions/<name of images>``, those of other weights or views in a folder of their own.
+    """Arguments of the stage predict. By default the results go to the run's
+    ``predictions/<name of images>``, those of other weights or views to a folder of their own.
     ``place``: another folder within the run."""
     if not cfg.run:
         raise ValueError(
@@ -123,12 +123,12 @@ def prediction_arguments(cfg: Any, place: Path | None = None) -> dict[str, Any]:
 
 
 def review_arguments(cfg: Any) -> dict[str, Any]:
-    """What the stage review takes: by default the queue lies in the run's ``review/<name of
+    """Arguments of the stage review. By default the queue goes to the run's ``review/<name of
     images>-<order>``."""
     if not cfg.images or not Path(cfg.images).is_dir():
         raise FileNotFoundError(
-            f"images={cfg.images}: stage=review needs a folder of photographs; of a video, take "
-            "frames"
+            f"images={cfg.images}: stage=review needs a folder of photographs; for a video, "
+            "extract frames"
         )
     queue = {k: v for k, v in plain(cfg.review).items() if k != "leave_out"}
     settings = ReviewSettings(**queue)
@@ -148,7 +148,7 @@ def review_arguments(cfg: Any) -> dict[str, Any]:
 
 
 def _colours(names: list[str], palette: list[int]) -> dict[str | int, Colour]:
-    """{class: colour} of what differs from VOC's, as a taxonomy file would say it."""
+    """{class: colour} of colours that differ from VOC's, in the form of a taxonomy file."""
 
     def colour(of: list[int], i: int) -> Colour:
         return of[3 * i], of[3 * i + 1], of[3 * i + 2]
@@ -162,12 +162,12 @@ def _colours(names: list[str], palette: list[int]) -> dict[str | int, Colour]:
 
 
 def report_arguments(cfg: Any) -> dict[str, Any]:
-    """What the report stage takes, from an evaluate configuration; ``report.runs`` is a
-    folder or a glob of folders."""
-    from dd.stages.report import Material  # charts, which other stages do without
+    """Arguments of the stage report, from an evaluate configuration; ``report.runs`` is a folder or
+    a glob of folders."""
+    from dd.stages.report import Material  # imports charts, so only if needed
 
     pattern = str(cfg.report.runs or "")
-    if Path(pattern).is_dir():  # whose name may hold what a pattern means otherwise
+    if Path(pattern).is_dir():  # its name may contain characters with a meaning in patterns
         pattern = escape(pattern)
     begun = _with(pattern, SETTINGS) if cfg.report.runs else []
     runs = sorted({*_with(pattern, "run.json"), *begun}) if cfg.report.runs else []
@@ -196,8 +196,8 @@ def _with(pattern: str, file: str) -> list[Path]:
 
 
 def _missed(pattern: str, runs: list[Path]) -> list[Path]:
-    """Finished trainings of segmenters beside ``runs``, in the last folder of a pattern that is no
-    pattern itself."""
+    """Finished trainings of segmenters beside ``runs``, in the last folder of a pattern that is not
+    itself a pattern."""
     parts = Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if has_magic(part)), None)
     if fixed is None or not Path(*parts[:fixed]).is_dir():
@@ -207,7 +207,7 @@ def _missed(pattern: str, runs: list[Path]) -> list[Path]:
 
 
 def test_sets(cfg: Any) -> dict[str, SegmentationFolder]:
-    """Test images of each of ``report.domains`` (names of the data group) that lie on this
+    """Test images of each of ``report.domains`` (names of the data group) that exist on this
     machine."""
     found = {}
     for domain in cfg.report.domains:

@@ -1,4 +1,4 @@
-"""What generate.py needs: executors, mask settings from a file, quality rules, sweeps and
+"""The arguments of generate.py: executors, mask settings from a file, quality rules, sweeps and
 calibration."""
 
 import itertools
@@ -34,16 +34,16 @@ from dd.store.provenance import fingerprint, read_json, read_yaml, sha256
 from dd.store.samples import Sample, make_plan
 from dd.taxonomy import Taxonomy
 
-if TYPE_CHECKING:  # heavy
+if TYPE_CHECKING:  # heavy imports
     from dd.generators.base import Generator
     from dd.labelers.base import Labeler
 
 
-TAUGHT = "self_training"  # the mask set of labeler.run where the command names none
+TAUGHT = "self_training"  # the mask set of labeler.run if the command names none
 
 
 def executor(cfg: DictConfig) -> Executor:
-    """Who makes the units; its number of threads becomes this process's too, since it is part of
+    """Who makes the units. Its number of threads also applies to this process, since it is part of
     the identity."""
     chosen = instantiate(cfg.executor)
     if chosen.threads is not None:
@@ -54,8 +54,8 @@ def executor(cfg: DictConfig) -> Executor:
 def worker_tools(
     diffusion: dict[str, Any], clip: dict[str, Any] | None, threads: int, device: str
 ) -> Tools:
-    """(generator, CLIP model or None) of a worker process, with the numerics of the driver's
-    process."""
+    """(generator, CLIP model or None) of a worker process, with the numerical settings of the
+    driver's process."""
     torch.set_flush_denormal(True)
     torch.set_num_threads(threads)
     scores = None if clip is None else instantiate(clip, device=device)
@@ -69,7 +69,7 @@ def worker_build(cfg: DictConfig, clip: Scores | None) -> Callable[..., Tools]:
 
 
 def heat_reader(cfg: DictConfig) -> Reader:
-    """What the stage read is asked for: the model of ``diffusion``, reading after drawing."""
+    """The settings of the stage read: the model of ``diffusion``, reading after drawing."""
     name = cfg.reader
     if name is None and HydraConfig.initialized():
         name = HydraConfig.get().runtime.choices["diffusion"]
@@ -87,12 +87,12 @@ def heat_reader(cfg: DictConfig) -> Reader:
 
 
 def masks_from(cfg: DictConfig) -> dict[str, Any] | None:
-    """Put the settings of ``masks_from``, a file of stage=calibrate or stage=sweep, in ``cfg``:
-    those of the masks and how the attention is read, and on which labels they were chosen. Returns
-    what a mask set records of their choice; None if there is no file.
+    """Apply the settings of ``masks_from``, a file of stage=calibrate or stage=sweep, to ``cfg``:
+    those of the masks, how the attention is read, and the labels they were chosen on. Returns the
+    record of this choice for a mask set; None if there is no file.
 
-    FileNotFoundError, or ValueError for another content (nothing but numbers and names is taken
-    from it), for a stage that makes its own choice, and for an override that contradicts the file.
+    FileNotFoundError, or ValueError for another content (only numbers and names are read from it),
+    for a stage that makes its own choice, and for an override that contradicts the file.
     """
     if cfg.masks_from is None:
         return None
@@ -103,8 +103,8 @@ def masks_from(cfg: DictConfig) -> dict[str, Any] | None:
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"masks_from={path}: no such file; stage=calibrate and stage=sweep print where theirs "
-            "is"
+            f"masks_from={path}: no such file; stage=calibrate and stage=sweep print the path of "
+            "theirs"
         )
     decided = re.compile(rf"masks[.=]|diffusion\.({'|'.join(READING)})=")
     if given := [a for a in sys.argv[1:] if decided.match(a)]:
@@ -118,19 +118,19 @@ def masks_from(cfg: DictConfig) -> dict[str, Any] | None:
         raise ValueError(
             f"masks_from={path} is not a file of stage=calibrate or stage=sweep: {error!r:.300}"
         ) from None
-    # in place of all that the group says: its chain may be another one than the file's
+    # replace the whole group, because its chain may differ from the file's
     own = {"_target_": cfg.masks["_target_"], **masks}
     OmegaConf.update(cfg, "masks", own, merge=False, force_add=True)
     cfg.diffusion.update(reading)
-    # The masks' record is the file's too. That of diffusion stays: the file's reading may be its
-    # own.
+    # The record of the masks is replaced too. That of diffusion stays, because the file may have
+    # kept its reading.
     how: dict[str, Any] = {"merge": False, "force_add": True}
     OmegaConf.update(cfg, "masks.chosen_on", content["chosen_on"], **how)
     return calibration
 
 
 def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """(masks, reading of the attention, how they were chosen) of a file that ``masks_from`` names;
+    """(masks, reading of the attention, how they were chosen) of a file for ``masks_from``; raises
     some error for other content."""
     masks, reading = content["masks"], content["diffusion"]
     values = [v for value in reading.values() for v in (value if type(value) is list else [value])]
@@ -150,7 +150,7 @@ def _choice(content: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
 def synthesis_settings(
     cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy
 ) -> SynthesisSettings:
-    """What the stage synthesize is asked for."""
+    """The settings of the stage synthesize."""
     keys = ("num_images", "seed", "image_format", "prompts_over_limit", "redraw")
     given = {key: cfg[key] for key in keys}
     return SynthesisSettings(**given, unit_size=unit_size(cfg, generator, taxonomy))
@@ -163,14 +163,14 @@ def _any_sample(cfg: DictConfig, taxonomy: Taxonomy) -> Sample:
 
 
 def check_source(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> None:
-    """ValueError if masks are to be read from words that the generator will not store."""
+    """ValueError if masks would be read from words that the generator does not store."""
     stored = generator.spans(_any_sample(cfg, taxonomy))
     choose_source(dict.fromkeys(stored, np.zeros(0)), cfg.masks.source, "what will be drawn")
 
 
 def unit_size(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> int:
-    """How many samples are generated together; for ``auto`` what fits into memory, or what the
-    set was begun with."""
+    """How many samples are generated together. ``auto``: as many as fit into memory, or the size
+    that the set was begun with."""
     if type(cfg.unit_size) is int:
         return cfg.unit_size
     if (Path(cfg.folder) / "run.json").is_file():
@@ -181,8 +181,8 @@ def unit_size(cfg: DictConfig, generator: "Generator", taxonomy: Taxonomy) -> in
 
 
 def quality(cfg: DictConfig) -> tuple[list[Rule], Scores | None]:
-    """(rules, CLIP model or None) of the quality group for the stages that use them; ([], None)
-    for the others."""
+    """(rules, CLIP model or None) of the quality group for the stages that use them; ([], None) for
+    the others."""
     if cfg.stage not in ("all", "synthesize", "label", "filter"):
         return [], None
     rules, model = read_rules(plain(cfg.quality)["rules"]), cfg.quality.clip.model
@@ -209,7 +209,7 @@ def labeler_kind(cfg: DictConfig) -> str:
 
 
 def own_mask_set(cfg: DictConfig) -> str:
-    """The mask set of a labeler where the command names none."""
+    """The mask set of a labeler if the command names none."""
     kind = labeler_kind(cfg)
     if kind == "model":
         return str(cfg.labeler._target_).split(".")[-2]
@@ -227,7 +227,7 @@ def labeler(cfg: DictConfig) -> "Labeler":
 
 
 def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
-    """What the stage label takes of ``labeler.run`` beside the folder. ValueError for several
+    """Arguments of the stage label for ``labeler.run`` except the folder. ValueError for several
     runs."""
     given, run = plain(cfg.labeler), cfg.labeler.run
     if run is None:
@@ -245,8 +245,8 @@ def labeler_run(cfg: DictConfig) -> tuple[Teacher, LabelerSettings]:
 
 
 def sweep_arguments(cfg: DictConfig) -> tuple[Path, SweepSettings]:
-    """(the masks, or the run whose predictions they are, to compare with; what the stage sweep is
-    asked for)."""
+    """(the masks to compare with, or the run whose predictions they are; the settings of the stage
+    sweep)."""
     given = plain(cfg.sweep)
     masks, run = given.pop("masks"), given.pop("run")
     if (masks is None) == (run is None):
@@ -265,7 +265,7 @@ def sweep_arguments(cfg: DictConfig) -> tuple[Path, SweepSettings]:
 
 
 def _chains(given: Any) -> Any:
-    """What ``sweep.chains`` names: ``all`` that ship with the package, or those of a YAML file."""
+    """The chains of ``sweep.chains``: ``all`` of the package, or those of a YAML file."""
     if not isinstance(given, str):
         return given
     path = CHAINS if given == "all" else Path(given)
@@ -278,7 +278,7 @@ def _chains(given: Any) -> Any:
 
 
 def calibrate_arguments(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
-    """(file of the choice, what the calibrate stage takes): each reading of the attention builds
+    """(file of the choice, arguments of the stage calibrate): each reading of the attention builds
     its own generator."""
     given, grid = plain(cfg.calibrate), plain(cfg.sweep)
     own = given["data"] == cfg.data.root
@@ -306,8 +306,8 @@ def calibrate_arguments(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
 
 
 def prompts_sha256(cfg: DictConfig) -> str:
-    """Hash of what prompts are drawn from: the settings of their source, the content of the files
-    that these name, and the vocabulary."""
+    """Hash of everything that prompts are drawn from: the settings of their source, the content of
+    the files in these, and the vocabulary."""
 
     def content(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,5 +1,4 @@
-"""What the jobs of a multirun are called after: each writes to a folder, a mask set or a file of
-its own."""
+"""Names of the jobs of a multirun: each writes to a folder, a mask set or a file of its own."""
 
 import re
 import sys
@@ -10,30 +9,30 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-RESULT = {  # stage: the key that names what it writes into a data set that is there already
+RESULT = {  # stage: the key that names its output in an existing data set
     "label": "mask_set",
     "read": "reader",
     "filter": "quality.split",
     "sweep": "sweep.name",
 }
-# keys that keep jobs apart without being repeated
+# keys that distinguish jobs, and so are not repeated
 THEMSELVES = {"name", "folder", "output_root", *RESULT.values()}
 
 
 class JobFailed(CompactHydraException):
-    """One line about a job of a multirun that failed; it travels from a launcher's worker, and
-    Hydra prints no traceback."""
+    """One line about a failed job of a multirun. It can be sent from a launcher's worker, and Hydra
+    prints no traceback."""
 
 
 def job_overrides() -> list[str]:
-    """The overrides of this job as typed: Hydra's list of them would resolve
+    """The overrides of this job as typed. Hydra's list of them would resolve
     ``init_from=out/seed=${seed}`` among its own keys, where there is no seed."""
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     return typed
 
 
 def debugged() -> str | None:
-    """The choice of the group ``debug``: None for a training that is meant."""
+    """The choice of the group ``debug``; None for a real training."""
     return HydraConfig.get().runtime.choices.get("debug") if HydraConfig.initialized() else None
 
 
@@ -53,15 +52,16 @@ def swept_keys() -> set[str]:
 
 
 def swept_parts(overrides: list[str]) -> list[str]:
-    """The overrides of this job that are not the same for all: ``["shots=16", "seed=0"]``."""
+    """The overrides of this job that differ between jobs: ``["shots=16", "seed=0"]``."""
     swept = swept_keys()
     return [o for o in overrides if o.split("=", 1)[0].lstrip("+~") in swept]
 
 
 def name_job(cfg: Any, overrides: list[str], debug: str | None = None) -> None:
-    """Name the result of a job after what was swept (``a_run/shots=16,seed=0``), so that jobs never
-    share one: the run or data set, or, of a stage that works on a data set, its mask set or file
-    (``masks/masks.threshold=0.4``). Runs of a ``debug`` choice lie below a folder of its name."""
+    """Name the result of a job after the swept values (``a_run/shots=16,seed=0``), so that jobs
+    never share one. This is the run or data set or, for a stage that works on a data set, its mask
+    set or file (``masks/masks.threshold=0.4``). Runs of a ``debug`` choice go to a folder of its
+    name."""
     key = RESULT.get(cfg.get("stage"), "name")
     given = OmegaConf.select(cfg, key)
     parts = [p for p in swept_parts(overrides) if p.split("=", 1)[0].lstrip("+~") not in THEMSELVES]
@@ -70,7 +70,7 @@ def name_job(cfg: Any, overrides: list[str], debug: str | None = None) -> None:
         place = ["debug", debug] if debug else []
         cfg.name = "/".join([*place, cfg.name, *([",".join(parts)] if parts else [])])
     elif parts:
-        # a reading has the name of its model, which heat= is given then
+        # a reading is named after its model, and heat= then takes that name
         parts = [p.removeprefix("diffusion=") for p in parts]
         first = [] if given in (None, "SegmentationClass") else [str(given)]
         OmegaConf.update(cfg, key, ",".join([*first, *(p.replace("/", "_") for p in parts)]))

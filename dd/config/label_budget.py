@@ -33,7 +33,7 @@ JUDGED = (
 
 
 def _given() -> dict[str, str]:
-    """{key: override} of this command, without those that say which study it is."""
+    """{key: override} of this command, except those that select the study itself."""
     keys = {o.lstrip("+~").partition("=")[0]: o for o in job_overrides()}
     own = ("name", "stage", "search", "experiment", "study")
     return {k: o for k, o in keys.items() if k.split(".")[0] not in own}
@@ -42,9 +42,9 @@ def _given() -> dict[str, str]:
 def _budget_part(
     cfg: Any, recipe: str, domain: str, more: Sequence[str] = (), draw: str | None = None
 ) -> Any:
-    """The configuration of a recipe of the study on a domain, but for its name: the recipe's
-    experiment, then the overrides of this command, then ``more``; its synthetic images are those
-    of ``draw``, None for ``synthetic``. ValueError for an experiment or a domain that does not
+    """The configuration of a recipe of the study on a domain, except its name: the recipe's
+    experiment, then the overrides of this command, then ``more``. Its synthetic images are those of
+    ``draw``; None means ``synthetic``. ValueError for an experiment or a domain that does not
     exist."""
     experiment = plain(cfg.study)["experiments"]["real" if recipe == "real_short" else recipe]
     known = {kind: choices(kind) for kind in ("experiment", "data")}
@@ -73,7 +73,7 @@ def _budget_part(
 
 
 def _draws(cfg: Any) -> list[str]:
-    """The synthetic sets of the study. ValueError for sets that cannot be told apart."""
+    """The synthetic sets of the study. ValueError for sets that cannot be distinguished."""
     given = plain(cfg.study)["synthetic"]
     if given is None:
         return [cfg.synthetic]
@@ -87,8 +87,8 @@ def _draws(cfg: Any) -> list[str]:
 
 
 def budget_plan(cfg: Any) -> tuple[Plan, dict[str, Any]]:
-    """(plan, settings that all runs of the study share). Data and settings are checked; nothing
-    is trained or written."""
+    """(plan, settings that all runs of the study share). Checks data and settings; trains and
+    writes nothing."""
     one_device(cfg, "a run of the study trains on one device")
     if found := [o for k, o in _given().items() if k in SET_BY_STUDY]:
         raise ValueError(
@@ -116,7 +116,7 @@ def budget_plan(cfg: Any) -> tuple[Plan, dict[str, Any]]:
     )
     for draw in plan.draws if "synthetic" in plan.recipes() else ():
         training_sets(_budget_part(cfg, "synthetic", given["domains"][0], draw=draw))
-    # what is made of the runs is not what they are; nor is a list of draws that is not given
+    # leave out settings that only use the runs, and a list of draws that is not given
     loose = {"prices", "targets", "generation_seconds"}
     loose |= {"synthetic"} if given["synthetic"] is None else set()
     settings = {
@@ -141,7 +141,7 @@ def _check_domain(cfg: Any, domain: str, part: Any) -> None:
 
 
 def _judged_on(cfg: Any, first: Any) -> str | None:
-    """The images on which learning rates are compared: those held out, the tune split, or none."""
+    """The images on which learning rates are compared: held-out ones, the tune split, or none."""
     if cfg.hold_out is not None:
         given = plain(cfg.study)
         images = given["choose"]["shots"]
@@ -162,7 +162,7 @@ def _judged_on(cfg: Any, first: Any) -> str | None:
 
 
 def _judges(cfg: Any, first: Any) -> list[dict[str, Any]]:
-    """The label sets of :func:`_judged_on`, unless they are held out and so among the
+    """The label sets of :func:`_judged_on`, unless they are held out and so belong to the
     training's."""
     split = first.data.tune_split
     if cfg.hold_out is not None or split is None:
@@ -178,11 +178,11 @@ def _shared(part: Any) -> dict[str, Any]:
 def budget_run(
     cfg: Any, job: Job, judged: bool = False, choices: dict[str, Any] | None = None
 ) -> Any:
-    """The configuration of a job. One that is its experiment's own, with nothing changed but
-    data, shots and seed, has the folder that ``train.py -m experiment=...`` gives it, and is
-    shared with it, if the record of the experiment tells the labels that the study chose the
-    rate on; all others lie below the study's folder. ``choices``: {recipe: the label sets that
-    its rate is chosen on} (:attr:`dd.evaluation.budget.Plan.choices`)."""
+    """The configuration of a job. If it equals its experiment except for data, shots and seed, it
+    has the folder of ``train.py -m experiment=...`` and is shared with it, provided that the
+    experiment's record holds the labels that the study chose the rate on. All others go below the
+    study's folder. ``choices``: {recipe: the label sets that its rate is chosen on}
+    (:attr:`dd.evaluation.budget.Plan.choices`)."""
     held = judged and cfg.hold_out is not None
     more = _points(job) + [*JUDGED, "trainer.callbacks.best=null"] * judged
     part = _budget_part(cfg, job.recipe, job.domain or cfg.study.domains[0], more, job.draw)
@@ -191,7 +191,7 @@ def budget_run(
     changes = _changes(cfg, job, part, held)
     sets = (choices or {}).get(job.recipe)
     own = (not changes, init_from == part.init_from, (job.domain or "") in part.name)
-    # a recipe whose name tells its data is the same run with data=... typed
+    # a recipe with the data in its name is the same run as with data=... typed
     named = {"data"} if part.data.name in part.name else set()
     shared = all(re.match(SHARED, key) for key in _given().keys() - named)
     if all(own) and shared and _told(part, sets):
@@ -217,7 +217,7 @@ def _points(job: Job) -> list[str]:
 
 
 def _changes(cfg: Any, job: Job, part: Any, held: bool) -> list[str]:
-    """What a job has otherwise than its experiment, but for data, shots and seed."""
+    """How a job differs from its experiment, apart from data, shots and seed."""
     rate, draw = job.learning_rate, job.draw
     changes = {
         f"max_steps={job.steps}": job.steps != part.trainer.max_steps,
@@ -247,7 +247,7 @@ def budget_test(cfg: Any, domain: str) -> SegmentationFolder:
 
 
 def generation_seconds(cfg: Any) -> dict[str, float]:
-    """{synthetic set: seconds that drawing it took}, by its records, or as given for each."""
+    """{synthetic set: seconds that drawing it took}, from its records, or as given for each."""
     given = cfg.study.generation_seconds
     if given is not None:
         return dict.fromkeys(_draws(cfg), given)

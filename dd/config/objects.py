@@ -1,4 +1,4 @@
-"""Configuration nodes as objects: what may be instantiated, and what several commands ask for."""
+"""Configuration nodes as objects: which targets are allowed, and what several commands need."""
 
 import sys
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ ALLOWED = (
 GROUPS = {
     "diffusion": "attention",
     "labeler": "masks",
-}  # group: what of it was chosen, if that has another name
+}  # group: name of what was chosen in it, if different
 USER_ERRORS = (
     ValueError,
     FileNotFoundError,
@@ -54,7 +54,7 @@ USER_ERRORS = (
 
 def instantiate(node: Any, **kwargs: Any) -> Any:
     """``hydra.utils.instantiate`` for allowed targets only, with plain lists and dictionaries
-    inside. ``chosen_on``, what a node's values were chosen on (:func:`chosen_on`), is no argument.
+    inside. ``chosen_on`` (see :func:`chosen_on`) is not passed as an argument.
 
     ValueError names the target that is refused: a configuration cannot call ``os.system`` or
     ``torch.load``.
@@ -94,9 +94,9 @@ def _check_targets(node: Any) -> None:
 
 
 def check_loaded(cfg: DictConfig) -> None:
-    """ValueError for a setting that the constructor of its node does not take, where that is at
-    hand: what another module brings, which may be large and is not needed by every stage, is
-    looked at when it is made."""
+    """ValueError for a setting that the constructor of its node does not take, if its module is
+    already imported. Other modules may be large and not needed by the stage; their nodes are
+    checked when they are made."""
     for key, node in plain(cfg).items():
         _check_arguments(node, f"{key}.", loaded=True)
 
@@ -109,7 +109,7 @@ def _check_arguments(node: Any, prefix: str, loaded: bool = False) -> None:
         target = node.get("_target_")
         if "_target_" in node and not (loaded and _elsewhere(target)):
             _check_targets({"_target_": target})
-            # null may be set before it is made
+            # may be null until it is made
             known = {k: v for k, v in node.items() if v is not None or not loaded}
             check_arguments(prefix, hydra.utils.get_object(target), known)
         for key, value in node.items():
@@ -117,7 +117,7 @@ def _check_arguments(node: Any, prefix: str, loaded: bool = False) -> None:
 
 
 def _elsewhere(target: object) -> bool:
-    """Whether a target is of a module that is not imported yet."""
+    """Whether a target's module is not imported yet."""
     return isinstance(target, str) and target.rpartition(".")[0] not in sys.modules
 
 
@@ -127,8 +127,8 @@ def plain(node: Any) -> Any:
 
 
 def settings(node: Any) -> dict[str, Any]:
-    """:func:`plain` without the record of what the values were chosen on: it decides nothing
-    made."""
+    """:func:`plain` without the record of what the values were chosen on, which decides no
+    result."""
     values = plain(node) if OmegaConf.is_config(node) else node
     return {k: v for k, v in values.items() if k != "chosen_on"}
 
@@ -155,18 +155,18 @@ def taxonomy(cfg: DictConfig) -> taxonomies.Taxonomy:
 
 
 def palette(cfg: DictConfig, run: dict[str, Any]) -> list[int]:
-    """Colours of a run's classes: those of the chosen data's taxonomy where it has the same
-    classes, else VOC's."""
+    """Colours of a run's classes: those of the chosen data's taxonomy if it has the same classes,
+    else VOC's."""
     try:
         chosen = taxonomy(cfg)
-    except FileNotFoundError:  # data=own without its data: a run needs no data set to be used
+    except FileNotFoundError:  # data=own without its data: using a run needs no data set
         return taxonomies.voc_palette()
     same = list(chosen.names) == run["taxonomy"]["names"]
     return chosen.palette if same else taxonomies.voc_palette()
 
 
 def device(cfg: DictConfig) -> str:
-    """``auto`` means the GPU when there is one."""
+    """``auto`` means the GPU if there is one."""
     if cfg.device != "auto":
         return cfg.device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -176,16 +176,16 @@ def real_data(
     cfg: DictConfig, split: str, shots: int | None = None, shots_list: str | None = None
 ) -> SegmentationFolder:
     """Images and masks of one split of the data group; ``shots`` of them, or of those of a list."""
-    # a folder, a list of them, or null: where the data set itself says
+    # a folder, a list of them, or null: as the data set itself says
     images = plain(cfg.data).get("images")
     which = shots, cfg.seed, images, shots_list
     return SegmentationFolder(cfg.data.root, split, taxonomy(cfg), cfg.data.masks, *which)
 
 
 def segmenter_of(run: dict[str, Any], trusted: bool = False) -> Segmenter:
-    """The segmenter of a run.json with its number of classes: our own classes with plain values,
-    nothing else. A run.json cannot declare a configuration file ``trusted``, because that file
-    is executed: whoever rebuilds the segmenter does."""
+    """The segmenter of a run.json with its number of classes: only our own classes with plain
+    values. A run.json cannot declare a configuration file ``trusted``, because that file is
+    executed; the caller decides."""
     node = dict(run["segmenter"])
     if "trusted" in node:
         node["trusted"] = trusted
@@ -201,9 +201,9 @@ def segmenter_of(run: dict[str, Any], trusted: bool = False) -> Segmenter:
         then, now = run.get("segmenter_files", {}).get(part), made.files.get(part)
         if then not in (None, now):
             raise ValueError(
-                f"segmenter.config={node['config']} describes{what} another model now (sha256 "
-                f"{str(now)[:12]}...) than the run was trained with (sha256 {then[:12]}...). Put "
-                "the file back as it was, or train a run of another name with the new one"
+                f"segmenter.config={node['config']} now describes{what} another model (sha256 "
+                f"{str(now)[:12]}...) than the run was trained with (sha256 {then[:12]}...). "
+                "Restore the file, or train a run of another name with the new one"
             )
     return made
 
@@ -215,21 +215,20 @@ def trained_run(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> tuple[dict[str, Any], Segmenter, Views]:
-    """(run.json, segmenter with its weights, how it looks at an image around the run's own
-    scale) of a finished run."""
+    """(run.json, segmenter with its weights, views at the run's own scale) of a finished run."""
     path = Path(folder) / "run.json"
     if not path.is_file():
         begun = (Path(folder) / SETTINGS).is_file()
         raise FileNotFoundError(
             f"{folder}: its training has begun and is not finished (no run.json); the same "
-            "train.py command goes on"
+            "train.py command resumes"
             if begun
             else f"{folder}: no finished training run there (a folder with run.json); train it "
             "with train.py"
         )
     if "segmenter" not in read_own(path, {}):
         raise ValueError(
-            f"{folder} is no training run of a segmenter (its run.json names none); give the "
+            f"{folder} is not a training run of a segmenter (its run.json names none); give the "
             "folder of one"
         )
     run = read_own(path, TRAINED)

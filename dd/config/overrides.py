@@ -1,5 +1,5 @@
-"""What is typed as ``key=value``: quoted where Hydra would read it otherwise, and answered with the
-names that exist."""
+"""Overrides as typed, ``key=value``: quoted if Hydra would read them otherwise; errors list the
+existing names."""
 
 import errno
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dd.config.composition import choices, compose, groups, parse, plugins, twins
 
-# last part of a key: its value is a name, a file or a folder, and 2024 is text there
+# last part of keys whose value is a name, a file or a folder: there 2024 is text
 TEXT = (
     "images",
     "list",
@@ -43,19 +43,19 @@ REFUSED = (
     ValueError,
     TypeError,
     AttributeError,
-)  # what compositions raise
+)  # errors that compositions raise
 
 
 def quoted(argument: str) -> str:
-    """An override in the quotes that Hydra wants around run folders (``shots=16,seed=0``) and
-    around what its grammar cannot read (``Fotos für uns``, ``Photos (1)``); a path is never a
-    number (``images=2024``)."""
+    """An override with the quotes that Hydra needs around run folders (``shots=16,seed=0``) and
+    around text outside its grammar (``Fotos für uns``, ``Photos (1)``). A path is never a number
+    (``images=2024``)."""
     key, _, value = argument.partition("=")
     if not value or argument.startswith("-") or '"' in value or value[0] in "'[{":
         return argument
     bare = "=" in value and not any(c in value for c in "'[]()")
     path = key.lstrip("+").rpartition(".")[2] in TEXT and value not in ("null", "???")
-    text = "," not in value and (path or not _readable(argument))  # with a comma it may be a sweep
+    text = "," not in value and (path or not _readable(argument))  # a comma may mean a sweep
     return f'{key}="{value}"' if bare or text else argument
 
 
@@ -68,7 +68,7 @@ def _readable(argument: str) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """What an error of Hydra or OmegaConf says, without the lines that name their own objects."""
+    """The message of an error of Hydra or OmegaConf, without lines that name their own objects."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [
         line
@@ -83,11 +83,10 @@ def one_line(error: Exception) -> str:
 
 def check_overrides(config_name: str, overrides: list[str], multirun: bool = True) -> Any:
     """The configuration (the first one of a multirun). ValueError for an override whose key or
-    group value does not exist, with the allowed names; for a sweep where there is no
-    ``multirun``."""
+    group value does not exist, with the allowed names; and for a sweep without ``multirun``."""
     try:
         return _check_overrides(config_name, overrides, multirun)
-    except OSError as error:  # Hydra looks for a file of that name
+    except OSError as error:  # Hydra tries to open a file of that name
         if error.errno != errno.ENAMETOOLONG:
             raise
         longest = max(overrides, key=len)
@@ -123,9 +122,9 @@ def _check_overrides(config_name: str, overrides: list[str], multirun: bool) -> 
 
 
 def _not_read(overrides: list[str], error: HydraException) -> str:
-    """Which override Hydra's grammar does not take, and why."""
+    """Which override Hydra's grammar rejects, and why."""
     typed = next((o for o in overrides if not _readable(o)), None)
-    if typed is None or "Exception" not in str(error).split(":")[0]:  # its own words tell
+    if typed is None or "Exception" not in str(error).split(":")[0]:  # Hydra's message is enough
         return one_line(error)
     if "=" not in typed:
         return f"{typed!r:.200}: expected key=value"
@@ -135,7 +134,7 @@ def _not_read(overrides: list[str], error: HydraException) -> str:
 
 
 def _choices(override: Any) -> list[str]:
-    """An override as typed, or each of the overrides that a sweep stands for, with its ``+``."""
+    """An override as typed, or each override that a sweep stands for, with its ``+``."""
     if not override.is_sweep_override():
         return [override.input_line]
     key = override.get_key_element()
@@ -155,7 +154,7 @@ def _refuse_sweeps(parsed: list[Any]) -> None:
 
 
 def _check_output(composed: Any) -> None:
-    """Hydra itself reads these, before any task."""
+    """Check keys that Hydra itself reads before any task."""
     for key in ("output_root", "hydra.run.dir", "hydra.sweep.dir"):
         try:
             OmegaConf.select(composed, key, throw_on_resolution_failure=True)
@@ -206,15 +205,15 @@ def _check_plugin(typed: str, key: str, value: Any) -> None:
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
-    """What is wrong with the first override that is: looked at one by one, on what the chosen
-    groups bring."""
+    """What is wrong with the first invalid override: each is tried on the composition of the chosen
+    groups."""
     known = groups()
     chosen = [
         o for o in overrides if o.lstrip("+~").partition("=")[0] in known or o.startswith("hydra/")
     ]
     try:
         base = compose(config_name, chosen, return_hydra_config=True)
-    except REFUSED:  # no value is to blame
+    except REFUSED:  # the groups alone fail, so no value is to blame
         return one_line(error)
     values = [o for o in overrides if o not in chosen]
     for override in values:
@@ -229,7 +228,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
 
 
 def _unknown(base: Any, override: str, known: list[str]) -> str | None:
-    """What to say of an override whose key is not in ``base``; None if it is there."""
+    """A message if the key of an override is not in ``base``; None if it is."""
     node, path = base, list[str]()
     for part in override.lstrip("~").partition("=")[0].split("."):
         names = [str(k) for k in node] if isinstance(node, DictConfig) else []
@@ -248,7 +247,7 @@ def _unknown(base: Any, override: str, known: list[str]) -> str | None:
 
 
 def _elsewhere(config_name: str, chosen: list[str], override: str) -> str:
-    """Which other choices of a group have the key that this one lacks."""
+    """Other choices of a group that have the key that this one lacks."""
     group, _, rest = override.lstrip("~").partition("=")[0].partition(".")
     key, having = rest.partition(".")[0], []
     for name in choices(group) if rest and group in groups() else ():

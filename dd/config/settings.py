@@ -1,8 +1,8 @@
-"""The settings of the three root scripts as typed models: types and ranges of every key that is no
-constructor's, and what of a training decides its weights.
+"""The settings of the three root scripts as typed models: types and ranges of every key that is not
+an argument of a constructor, and which settings of a training decide its weights.
 
-Defaults stand in ``conf/``. A node with a ``_target_`` is a :data:`Node`: its class looks at its
-values (:func:`dd.config.check_values.check_arguments`).
+Defaults are in ``conf/``. A node with a ``_target_`` is a :data:`Node`: its class checks its values
+(:func:`dd.config.check_values.check_arguments`).
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -58,13 +58,13 @@ Scales = Annotated[Several[Annotated[float, Gt(0)]], Hint("such as [0.5,0.75,1,1
 
 
 class Recorded(NoResult):
-    """What decides a result, and is part of the identity by what it leads to: where."""
+    """The field decides a result, and the identity records the content it leads to: where."""
 
 
 class Group(Settings):
-    """A group of keys that the command needs whole."""
+    """A group of keys that the command needs complete."""
 
-    missing: ClassVar[str] = "taken away, and the command needs it; leave ~{key} out"
+    missing: ClassVar[str] = "removed, but the command needs it; leave ~{key} out"
 
 
 class Data(Group):
@@ -82,7 +82,7 @@ class Data(Group):
 
 
 class Common(Group):
-    """Keys that every script knows."""
+    """Keys of every script."""
 
     name: Annotated[Parts, NoResult("where the run lies")]
     data_root: Annotated[Folder, NoResult("where data lie; what is read is recorded by content")]
@@ -93,14 +93,14 @@ class Common(Group):
 
 
 class Synthetic(SynthesisSettings, Common):
-    """What a synthetic set is made from (conf/synthetic.yaml)."""
+    """The settings of a synthetic set (conf/synthetic.yaml)."""
 
     data: Data
     prompts: Node
     diffusion: Node
     masks: Node
     folder: Folder
-    unit_size: Count | Literal["auto"]  # type: ignore[assignment]  # a number once it is known
+    unit_size: Count | Literal["auto"]  # type: ignore[assignment]  # a number once it is measured
     masks_from: str | None
 
 
@@ -114,7 +114,7 @@ class Quality(Group):
 
 
 class Labeler(Group):
-    """Of the labelers that are stages of their own; the others are nodes."""
+    """Settings of the labelers that are stages of their own; the others are nodes."""
 
     noun = "labeler"
     kind: Literal["attention", "run"] = "attention"
@@ -182,7 +182,7 @@ class Report(Group):
 
 
 class Agree(AgreeSettings, Group):
-    b: Parts | None  # type: ignore[assignment]  # until the stage needs it
+    b: Parts | None  # type: ignore[assignment]  # null unless the stage runs
 
 
 class Probe(Group):
@@ -285,12 +285,13 @@ class Study(Group):
     generation_seconds: Annotated[float, Ge(0)] | None
 
 
-READS = "validation reads the weights"
+READS = "validation does not change the weights"
 ENDS = Hint("source=synthetic and source=real are the two ends")
 
 
 class Trainer(Group):
-    """Lightning's trainer: a key that is not here is Lightning's own and decides a result."""
+    """Lightning's trainer: a key that is not listed here is Lightning's own and decides a
+    result."""
 
     model_config = ConfigDict(**STRICT, frozen=True, extra="allow")
     noun = "trainer"
@@ -306,11 +307,11 @@ class Trainer(Group):
     enable_progress_bar: Annotated[bool, NoResult("shows")]
     enable_model_summary: Annotated[bool, NoResult("shows")]
     log_every_n_steps: Annotated[Count, NoResult("how often is logged")]
-    # of Lightning's others
+    # further keys of Lightning
     num_nodes: Annotated[Any, Recorded("processes")] = None
     benchmark: Annotated[Any, NoResult("which of cuDNN's algorithms: rounding alone")] = None
     deterministic: Annotated[Any, NoResult("which of torch's algorithms: rounding alone")] = None
-    detect_anomaly: Annotated[Any, NoResult("ends a training whose gradients are no numbers")] = (
+    detect_anomaly: Annotated[Any, NoResult("ends a training whose gradients are not finite")] = (
         None
     )
     profiler: Annotated[Any, NoResult("watches")] = None
@@ -373,7 +374,7 @@ class Train(Common):
 
 
 def marks(model: type[Settings], kind: type[NoResult], prefix: str = "") -> dict[str, str]:
-    """{key: why} of the fields of a model, and of the groups in it, that are marked ``kind``."""
+    """{key: reason} of the fields of a model, and of its groups, that are marked ``kind``."""
     found = {}
     for name, field in model.model_fields.items():
         own = [m for m in field.metadata if type(m) is kind]

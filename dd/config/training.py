@@ -1,4 +1,4 @@
-"""What train.py needs: images, the record of a run, Lightning's trainer."""
+"""The arguments of train.py: images, the record of a run, Lightning's trainer."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ from dd.training.loggers import Guarded, is_main_process
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds of the weights' initial values and of everything that is not a function of the
-    sample."""
+    """Seeds the weights' initial values and everything that does not depend on the sample
+    alone."""
     pl.seed_everything(seed, verbose=False)
 
 
@@ -31,8 +31,8 @@ def training_sets(
     cfg: Any,
 ) -> tuple[SegmentationFolder | Mixture, SegmentationFolder | None]:
     """(training set, tune set or None) of a train configuration. The tune set is ``hold_out``
-    images of the training set (of its real part in mixed training), or the data's tune split;
-    nothing is held out when nothing is validated."""
+    images of the training set (of its real part in mixed training), or the data's tune split.
+    Without validation nothing is held out."""
     per_process(cfg.batch_size, processes(cfg))
     _check_source(cfg)
     shots, parts = None if cfg.shots == "all" else cfg.shots, []
@@ -61,19 +61,19 @@ def _check_source(cfg: Any) -> None:
 
 
 def unlabelled_photos(cfg: Any, why: str) -> Unlabelled:
-    """The photographs of the site; ValueError that says what needs them (``why``) if none are
-    given."""
+    """The photographs of the site; if none are given, ValueError that says what needs them
+    (``why``)."""
     if not cfg.unlabelled.images:
         raise ValueError(
-            f"{why} needs photographs of the site: unlabelled.images=<folder> (they are only "
-            "looked at)"
+            f"{why} needs photographs of the site: unlabelled.images=<folder> (it is never "
+            "written to)"
         )
     return Unlabelled(cfg.unlabelled.images, cfg.unlabelled.list)
 
 
 def self_training(cfg: Any, num_classes: int) -> tuple[Any, Any]:
-    """(teacher, (photographs, their transform)) of a train configuration; (None, None) where it
-    is off. ValueError without photographs, or without the average of the weights."""
+    """(teacher, (photographs, their transform)) of a train configuration; (None, None) if it is
+    off. ValueError without photographs, or without the average of the weights."""
     if not cfg.self_training.teacher:
         return None, None
     if not cfg.trainer.callbacks.get("ema"):
@@ -93,8 +93,8 @@ def holds_out(cfg: Any) -> bool:
 def _synthetic_record(
     images: SegmentationFolder | Mixture,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(what the masks of a synthetic set were made with and how its samples were chosen, the labels
-    that decided these)."""
+    """(how the masks of a synthetic set were made and its samples chosen, the labels that decided
+    these)."""
     path = images.root / images.masks / "masks.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -109,8 +109,8 @@ def _synthetic_record(
 
 
 def _chosen_list(images: SegmentationFolder | Mixture) -> dict[str, Any]:
-    """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if
-    a filter wrote it, how."""
+    """{} for the whole list ``train`` of a synthetic set; for another one its ids' hash and, if a
+    filter wrote it, how."""
     if images.split == "train":
         return {}
     path = images.root / "quality" / images.split / "filter.json"
@@ -120,8 +120,7 @@ def _chosen_list(images: SegmentationFolder | Mixture) -> dict[str, Any]:
     identity = read_own(path, FILTERED)["identity"]
     if identity["ids"] != ids:
         raise ValueError(
-            f"split {images.split} is not the list that {path} tells of; run generate.py "
-            "stage=filter again"
+            f"split {images.split} is not the list of {path}; run generate.py stage=filter again"
         )
     return {"filter": identity}
 
@@ -146,8 +145,8 @@ def training_record(
         "trained_on": trained_on,
         "init_from_sha256": before.get("weights_sha256"),
     }
-    # What labels decided changes no weight, so it is told beside the identity; that of all that a
-    # run builds on comes along.
+    # What labels decided changes no weight, so it is recorded beside the identity, including that
+    # of everything the run builds on.
     own = chosen_on(cfg, *(["self_training"] if photos is not None else []))
     decided = merged(before.get("chosen_on"), chosen_data, own)
     held = {"ids": tune.ids} if tune and holds_out(cfg) else {}
@@ -166,7 +165,7 @@ def training_record(
 
 
 def _before(init_from: str | None) -> dict[str, Any]:
-    """run.json of the run that a training goes on from; {} without one."""
+    """run.json of the run that a training starts from; {} without one."""
     if not init_from:
         return {}
     if not (Path(init_from) / "run.json").is_file():
@@ -183,7 +182,7 @@ def _trained_on(
     photos: Unlabelled | None,
     after: dict[str, Any] | None,
 ) -> tuple[dict[str, Any], list[LabelSet]]:
-    """(what a training learns from, the labels that decided its synthetic images)."""
+    """(what a training is trained on, the labels that decided its synthetic images)."""
     real, synthetic = (getattr(images, kind, images) for kind in ("real", "synthetic"))
     shots = real.listed["images"] if real.listed else "all"
     shots = shots if cfg.shots in (None, "all") else cfg.shots
@@ -195,7 +194,7 @@ def _trained_on(
         "after": after,
     }
     if cfg.source != "synthetic":
-        found["data"] = cfg.data.name  # the name that reports know it by; "root" may be any folder
+        found["data"] = cfg.data.name  # the name used by reports; "root" may be any folder
     if real.listed:
         found["shots_list"] = real.listed
     made, chosen = ({}, []) if cfg.source == "real" else _synthetic_record(synthetic)
@@ -209,16 +208,16 @@ def _trained_on(
 
 
 def taught(cfg: Any) -> dict[str, Any]:
-    """The group ``self_training`` as records and identities hold it: without the ``momentum`` that
-    all runs had before it could be set."""
+    """The group ``self_training`` for records and identities. Leaves out the ``momentum`` that all
+    runs had before it became a setting, which keeps those runs resumable."""
     group = plain(cfg.self_training)
     teacher = {k: v for k, v in group["teacher"].items() if (k, v) != ("momentum", 0.99)}
     return {**group, "teacher": teacher}
 
 
 def loggers(cfg: Any, **more: Any) -> list[Guarded]:
-    """The chosen loggers, CSV first; what fails in one of them is a warning and not the end of
-    the training."""
+    """The chosen loggers, CSV first; a failure in one of them is a warning and does not end the
+    training."""
     nodes, given = plain(cfg.loggers), plain(cfg)["logger"]
     chosen = {given} if isinstance(given, str) else set(given or ())
     return [Guarded(instantiate({**nodes[k], **more})) for k in ("csv", *sorted(chosen - {"csv"}))]
@@ -226,7 +225,7 @@ def loggers(cfg: Any, **more: Any) -> list[Guarded]:
 
 def trainer(cfg: Any, validate: bool, more_callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Lightning's trainer with the chosen callbacks and loggers; without a tune set nothing is
-    validated or called best."""
+    validated, and there is no best checkpoint."""
     node = plain(cfg.trainer)
     callbacks = {k: v for k, v in node.pop("callbacks").items() if v and (validate or k != "best")}
     if not validate:
@@ -246,9 +245,9 @@ def trainer(cfg: Any, validate: bool, more_callbacks: Sequence[pl.Callback] = ()
 def _trainer(
     name: str, node: dict[str, Any], callbacks: list[pl.Callback], loggers: list[Guarded]
 ) -> pl.Trainer:
-    """Callbacks and loggers are objects by now: Hydra, which copies its arguments, must not see
+    """Callbacks and loggers are already objects here: Hydra copies its arguments, and must not see
     them. A training of fewer steps than ``log_every_n_steps`` logs its last one.
-    ``enable_progress_bar``: our own bar; without it, lines."""
+    ``enable_progress_bar``: use our own bar; without it, lines."""
     callbacks = [*callbacks, Steps(name, node.get("enable_progress_bar", True))]
     node = {**node, "enable_progress_bar": False}
     if node["max_steps"] > 0:
@@ -257,7 +256,7 @@ def _trainer(
 
 
 def _prepare(cfg: Any, folder: Path, log_folder: Path) -> None:
-    """config.yaml, and an earlier log out of the way; by the first process of a training alone."""
+    """Write config.yaml and move an earlier log away; only in the first process of a training."""
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -265,8 +264,8 @@ def _prepare(cfg: Any, folder: Path, log_folder: Path) -> None:
 
 
 def _keep_log(path: Path) -> None:
-    """Lightning's CSV logger removes the metrics.csv it finds: an interrupted run's goes on as
-    metrics.1.csv, 2, ..."""
+    """Lightning's CSV logger removes an existing metrics.csv, so that of an interrupted run is kept
+    as metrics.1.csv, 2, ..."""
     if path.exists():
         names = (path.with_name(f"metrics.{i}.csv") for i in range(1, 10**6))
         path.rename(next(p for p in names if not p.exists()))

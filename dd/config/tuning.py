@@ -1,4 +1,4 @@
-"""Choosing by the tune split: objectives, search spaces, trials."""
+"""Choosing on the tune split: objectives, search spaces, trials."""
 
 import re
 from pathlib import Path
@@ -35,7 +35,7 @@ FIXED = (
 
 
 def judging_set(cfg: Any, tune: SegmentationFolder | None) -> SegmentationFolder | None:
-    """What a run's objective is measured on: the ``tune`` set of its training; in a multirun
+    """The images that measure a run's objective: the ``tune`` set of its training; in a multirun
     without validation the data's tune split, if it has one; else None. Never the test split."""
     several = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if tune is not None or not several:
@@ -45,8 +45,8 @@ def judging_set(cfg: Any, tune: SegmentationFolder | None) -> SegmentationFolder
 
 
 def check_tuning(cfg: Any) -> None:
-    """ValueError for a study without a tune split, without validation on the way, or on several
-    devices."""
+    """ValueError for a study without a tune split, without validation during training, or on
+    several devices."""
     if cfg.hold_out is None and cfg.data.tune_split in (None, cfg.data.test_split):
         split = cfg.data.tune_split
         what = "no tune split" if split is None else f"the test split {split!r} as tune split"
@@ -64,11 +64,11 @@ def check_tuning(cfg: Any) -> None:
 
 def judged_labels(cfg: Any) -> list[dict[str, Any]]:
     """The label sets behind a choice between trainings of ``cfg`` by their objective: the real
-    images that they learn, and those that judge them. Images held out of a synthetic set are judged
-    against the masks of their attention: no real label."""
+    images that they are trained on, and those that judge them. Images held out of a synthetic set
+    are judged against the masks of their attention, which use no real label."""
     found, shots = [], None if cfg.shots in (None, "all") else cfg.shots
     if cfg.source != "synthetic":
-        images = real_data(cfg, cfg.data.train_split, shots)  # with what is held out of them
+        images = real_data(cfg, cfg.data.train_split, shots)  # including those held out
         seed = None if shots is None else cfg.seed
         found.append(label_set(f"{cfg.data.name}/{images.split}", len(images), seed))
     if not holds_out(cfg) and cfg.data.tune_split is not None:
@@ -84,8 +84,8 @@ def one_device(cfg: Any, why: str) -> None:
 
 
 def search_space(cfg: Any) -> dict[str, Any]:
-    """``search.space``, or that of ``search.spaces`` or of the YAML file that it names; ValueError
-    for a key that a search must not touch."""
+    """``search.space``, or the one that it names in ``search.spaces`` or as a YAML file. ValueError
+    for a key that a search must not change."""
     given = plain(cfg.search)
     space, named = given["space"], given.get("spaces", {})
     if isinstance(space, str) and space in named:
@@ -95,8 +95,8 @@ def search_space(cfg: Any) -> dict[str, Any]:
             raise FileNotFoundError(
                 f"search.space={space}: no such file, and none of {', '.join(named)}"
             )
-        read_yaml(space)  # refuses what has no end
-        # 1e-5 is a number, as on the command line
+        read_yaml(space)  # refuses endless aliases
+        # 1e-5 is read as a number, as on the command line
         space = OmegaConf.to_container(OmegaConf.load(space))
     for key in space if isinstance(space, dict) else ():
         if str(key).partition(".")[0].partition("/")[0] in (*FIXED, "study", "hydra", "chosen_on"):
@@ -108,11 +108,11 @@ def search_space(cfg: Any) -> dict[str, Any]:
 
 
 def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
-    """Settings that all trials of a study share: all but where it runs, how many trials there
-    are and who listens."""
+    """Settings that all trials of a study share: all except where it runs, the number of trials and
+    loggers."""
     elsewhere = ("name", "stage", "output_root", "device", "num_workers", "logger", "loggers")
     node = {k: v for k, v in plain(cfg).items() if k not in (*elsewhere, "study", "chosen_on")}
-    # unused groups say nothing, and a study is the same without them
+    # leave out unused groups, since the study is the same without them
     used = {"self_training": cfg.self_training.teacher, "unlabelled": cfg.unlabelled.images}
     for key, value in {**used, "shots_list": cfg.shots_list}.items():
         if not value:
@@ -128,8 +128,8 @@ def study_identity(cfg: Any, space: dict[str, Any]) -> dict[str, Any]:
 
 
 def study_content(cfg: Any) -> dict[str, Any]:
-    """What the paths in :func:`study_identity` lead to: the images and masks that trials are
-    trained and judged on, and the weights they start from. A finished study of other content is
+    """The content behind the paths in :func:`study_identity`: the images and masks that trials are
+    trained and judged on, and the weights they start from. With other content, a finished study is
     another one."""
     images, tune = training_sets(cfg)
     photos = unlabelled_photos(cfg, "self_training") if cfg.self_training.teacher else None

@@ -1,5 +1,5 @@
-"""Labels as CVAT ("Segmentation mask 1.1") and Label Studio (JSON) export them: for each image
-what draws its mask."""
+"""Labels as CVAT ("Segmentation mask 1.1") and Label Studio (JSON) export them: for each image, a
+function that draws its mask."""
 
 import io
 import lzma
@@ -36,13 +36,13 @@ DAMAGED = (
     RuntimeError,
     KeyError,
 )
-Meanings = Mapping[Colour, int | str]  # class ids, or labels that are no class, by colour
+Meanings = Mapping[Colour, int | str]  # by colour: class ids, or labels without a class
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A mask that is not drawn yet: where it comes from (for messages), what draws it, and its
-    (height, width) before."""
+    """A mask that is not drawn yet: its source (for messages), the function that draws it, and its
+    (height, width), known before."""
 
     where: str
     draw: Callable[[], np.ndarray]
@@ -52,8 +52,8 @@ class Drawn:
 def label_values(
     labels: list[str], classes: Taxonomy, mapping: Mapping[str, str] | None
 ) -> dict[str, int]:
-    """{label: class id or 255}: found by name, synonym or ``mapping``; ``ignored`` is 255, as in
-    our own exports. ValueError lists the labels that are no class."""
+    """{label: class id or 255}: matched by name, synonym or ``mapping``; ``ignored`` is 255, as in
+    our own exports. ValueError lists the labels without a class."""
     given = {label_studio.IGNORED: "ignore"} if label_studio.IGNORED in labels else {}
     rows = [{"id": n, "name": n} for n in labels]
     return category_values(rows, classes, {**given, **(mapping or {})})
@@ -66,9 +66,9 @@ def label_studio_masks(
     mapping: Mapping[str, str] | None = None,
     brushes_only: bool = False,
 ) -> tuple[dict[str, Drawn], list[str], dict[str, Any]]:
-    """({image id: :class:`Drawn`}, notes, identity) of a JSON export. ValueError for unknown
-    labels and for images that are not among ``found`` {id: file}. ``brushes_only``: other
-    regions are left out, with a count."""
+    """({image id: :class:`Drawn`}, notes, identity) of a JSON export. ValueError for unknown labels
+    and for images that are not among ``found`` {id: file}. ``brushes_only``: leave out other
+    regions, and count them."""
     images, notes = label_studio.read_export(path, read_json(path), brushes_only)
     labels = sorted({label for image in images for label, _ in image.brushes})
     try:
@@ -105,10 +105,10 @@ def cvat_masks(
     classes: Taxonomy,
     mapping: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Drawn], list[str], dict[str, Any]]:
-    """As :func:`label_studio_masks`, of a zip or an unpacked folder of "Segmentation mask 1.1",
-    with a folder on top or without. Colours are those of its ``labelmap.txt``, whatever the
-    taxonomy's; labels that no mask shows need no class; an image that its lists hold without a
-    mask is background."""
+    """Like :func:`label_studio_masks`, for a zip or an unpacked folder of "Segmentation mask 1.1",
+    with or without a folder on top. Colours are those of its ``labelmap.txt``, whatever the
+    taxonomy's. Labels that no mask shows need no class. A listed image without a mask is
+    background."""
     files = _below_labelmap(path, _files(path))
     labels = _labelmap(f"{path}, {LABELMAP}", _text(path, files[LABELMAP]))
     colours = _colours(f"{path}, {LABELMAP}", labels, classes, mapping)
@@ -128,7 +128,7 @@ def cvat_masks(
         )
         for name, member in zip(ids[: len(masks)], masks.values(), strict=True)
     }
-    # what is listed under another path than its mask is no background
+    # an image that is listed under another path than its mask is not background
     listed = zip(ids[len(masks) :], left, strict=True)
     empty = [(name, written) for name, written in listed if name not in jobs]
     for name, written in empty:
@@ -138,7 +138,7 @@ def cvat_masks(
 
 
 def _below_labelmap(path: Path, files: dict[str, str]) -> dict[str, str]:
-    """``files`` by their names below the folder of labelmap.txt, on top or one below it."""
+    """``files`` by their names below the folder of labelmap.txt, at the top or one level down."""
     named = [name for name in files if f"/{name}".endswith(f"/{LABELMAP}") and name.count("/") < 2]
     tops = [name.removesuffix(LABELMAP) for name in named]
     if not tops or ("" not in tops and len(tops) > 1):
@@ -168,8 +168,8 @@ def _content(path: Path, files: dict[str, str]) -> str:
 def labelmap_colours(
     folder: Path, classes: Taxonomy, mapping: Mapping[str, str] | None = None
 ) -> Meanings | None:
-    """What the colours of masks mean by a ``labelmap.txt`` beside their folder; None where there
-    is none."""
+    """The meaning of mask colours by a ``labelmap.txt`` beside their folder; None if there is
+    none."""
     if not (folder / LABELMAP).is_file():
         return None
     where = str(folder / LABELMAP)
@@ -177,7 +177,7 @@ def labelmap_colours(
 
 
 def read_by_labelmap(file: Path, colours: Meanings) -> np.ndarray:
-    """Class ids uint8 [H, W] of a mask beside a ``labelmap.txt``: a palette counts by its
+    """Class ids uint8 [H, W] of a mask beside a ``labelmap.txt``: palettes are read by their
     colours, grey values are ids."""
     with opened(file) as image:
         coloured = image.mode in ("P", "RGB", "RGBA")
@@ -185,7 +185,7 @@ def read_by_labelmap(file: Path, colours: Meanings) -> np.ndarray:
 
 
 def _instead(files: dict[str, str]) -> str:
-    """What an archive without labelmap.txt holds instead, where that can be told."""
+    """What an archive without labelmap.txt holds instead, if that can be told."""
     names = [name.rpartition("/")[2] for name in files]
     if "annotations.xml" in names:
         return ". This is CVAT's own format (annotations.xml: CVAT for images), which is not read"
@@ -200,7 +200,7 @@ def _colours(
     classes: Taxonomy,
     mapping: Mapping[str, str] | None,
 ) -> Meanings:
-    """{colour: class id, or the label that is no class, which no mask may show}."""
+    """{colour: class id, or the label if it has no class and so may not occur in a mask}."""
     names = [label for label in labels.values() if label.lower() != "background"]
     given = {label_studio.IGNORED: "ignore", **(mapping or {})}
     used = [label for label in names if label in given or class_of(label, classes) is not None]
@@ -223,8 +223,8 @@ def _colours(
 
 
 def _ids(path: Path, written: list[str], found: Mapping[str, Path]) -> list[str]:
-    """Ids of the images that ``written`` names; ValueError for those that are not there, or are
-    labelled twice."""
+    """Ids of the images that ``written`` names; ValueError for images that are missing or labelled
+    twice."""
     find = Finder(found)
     ids = [find(name) or find.upload(name) for name in written]
     missing = [find.near(name) for name, one in zip(written, ids, strict=True) if one is None]
@@ -260,14 +260,14 @@ def _files(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no zip file, or damaged: {error}") from None
+        raise ValueError(f"{path} is not a zip file, or damaged: {error}") from None
     files = {_member_name(info): info.filename for info in members}
     shown = [n for n in sorted(files) if not any(p.startswith(HIDDEN) for p in n.split("/"))]
     return {name: files[name] for name in shown}
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
-    """A member's name, whose UTF-8 some programs write without the flag that says so."""
+    """A member's name. Some programs write it in UTF-8 without setting the flag for that."""
     name = info.filename.replace("\\", "/")
     if not info.flag_bits & 0x800:
         with suppress(UnicodeError):
@@ -285,7 +285,7 @@ def _read(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
             return archive.read(name) if archive else file.read_bytes()
     except DAMAGED as error:
         raise ValueError(
-            f"{path}, {name} is damaged, or packed in a way that is not read: {error}"
+            f"{path}, {name} is damaged, or packed in a way that cannot be read: {error}"
         ) from None
 
 
@@ -321,12 +321,13 @@ def _coloured(path: Path, name: str, colours: Meanings) -> np.ndarray:
 
 
 def _by_labels(image: Image.Image, colours: Meanings) -> np.ndarray:
-    """Class ids uint8 [H, W]; a palette counts by its colours. ValueError names colours that no
-    label has, and labels that are no class."""
+    """Class ids uint8 [H, W]; palettes are read by their colours. ValueError names colours without
+    a label, and labels without a class."""
     seen, inverse = colours_of(np.asarray(image.convert("RGB")))
     if labels := sorted({label for c in seen if isinstance(label := colours.get(c), str)}):
         raise ValueError(
-            f"{len(labels)} labels in it are no class of the taxonomy: {', '.join(labels[:20])}. "
+            f"{len(labels)} labels in it are not a class of the taxonomy: "
+            f"{', '.join(labels[:20])}. "
             "Map each to a class, to ignore (255) or to background, as in --map NAME=ignore"
         )
     if unknown := [c for c in seen if c not in colours]:

@@ -1,9 +1,9 @@
 """COCO annotation files (COCO 2017, and what labelme, CVAT and Label Studio export) as semantic
 masks.
 
-The rule, ours: objects painted from large to small so that small ones stay visible; crowd regions
-are 255 where no object covers them; images without objects are background. Polygons and run lengths
-are rasterised by pycocotools.
+Our rule: objects are painted from large to small so that small ones stay visible; crowd regions are
+255 where no object covers them; images without objects are background. Polygons and run lengths are
+rasterised by pycocotools.
 """
 
 import math
@@ -19,8 +19,8 @@ from pycocotools import mask as rle
 from dd.store.provenance import read_json
 from dd.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
-FAR = 1e12  # pixels; where a coordinate is larger its exact place no longer matters
-PARTS = {  # lists of a file, and what each of their entries has
+FAR = 1e12  # pixels; beyond this the exact coordinate no longer matters
+PARTS = {  # lists of a file, and the keys of their entries
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
@@ -30,8 +30,8 @@ SIDES = ("height", "width")
 
 @dataclass(frozen=True)
 class Shape:
-    """One annotation: the class id (0 to 254, or 255) it paints, its segmentation as in the
-    file, is it a crowd."""
+    """One annotation: the class id (0 to 254, or 255) it paints, its segmentation as in the file,
+    and whether it is a crowd."""
 
     id: int | str
     value: int
@@ -54,7 +54,7 @@ class CocoImage:
 
 def read_coco(path: str | Path) -> dict[str, Any]:
     """A COCO JSON with ``images``, ``annotations`` and ``categories``, whole numbers as int;
-    ValueError when one of them is missing or doubtful."""
+    ValueError if one of them is missing or ambiguous."""
     content = read_json(path)
     if not isinstance(content, dict) or any(not isinstance(content.get(p), list) for p in PARTS):
         raise ValueError(
@@ -86,9 +86,9 @@ def read_coco(path: str | Path) -> dict[str, Any]:
 def _wrong_entry(
     row: Any, part: str, needed: tuple[str, ...], content: dict[str, Any]
 ) -> str | None:
-    """What is wrong with an entry of a list, None if nothing is; its whole numbers become int."""
+    """What is wrong with an entry of a list, None if nothing is. Makes its whole numbers int."""
     if not isinstance(row, dict):
-        return f"an entry of {part} is no object: {str(row)[:100]}"
+        return f"an entry of {part} is not an object: {str(row)[:100]}"
     if missing := [k for k in needed if k not in row]:
         return f"an entry of {part} has no {missing[0]!r}: {str(row)[:100]}{_instead(content)}"
     row |= {k: _whole(row[k]) for k in needed}
@@ -98,12 +98,12 @@ def _wrong_entry(
 
 
 def _whole(value: Any) -> Any:
-    """3 of 3.0, as some programs write whole numbers; anything else as it is."""
+    """3 for 3.0, as some programs write whole numbers; anything else unchanged."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _instead(content: Any) -> str:
-    """What a JSON is instead of an instances file, where that can be told."""
+    """What a JSON is instead of an instances file, if that can be told."""
     rows = content.get("annotations") if isinstance(content, dict) else None
     first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
     if "segments_info" in first:
@@ -126,12 +126,12 @@ def category_values(
     mapping: Mapping[str, str] | None = None,
     used: Collection[Any] | None = None,
 ) -> dict[Any, int]:
-    """{category id: class id}: categories are found by name (or synonym), not by id, whose gaps
-    mean nothing.
+    """{category id: class id}: categories are matched by name (or synonym), not by id, since ids
+    have gaps.
 
     ``mapping``: {category name: class name, "background" or "ignore"}; ``used``: ids of the
-    categories that need a class, None = all. ValueError lists categories that are no class, and
-    names in the mapping that no category has.
+    categories that need a class, None = all. ValueError lists categories without a class, and names
+    in the mapping that no category has.
     """
     mapping = mapping or {}
     targets = {BACKGROUND: 0, "ignore": IGNORE}
@@ -150,7 +150,7 @@ def category_values(
     unknown = [f"{c['name']} (id {c['id']})" for c in needed if found[c["id"]] is None]
     if unknown:
         raise ValueError(
-            f"{len(unknown)} categories are no class of taxonomy {taxonomy.name!r}: "
+            f"{len(unknown)} categories are not a class of taxonomy {taxonomy.name!r}: "
             f"{', '.join(unknown[:20])}. "
             "Map each to a class, to ignore (255) or to background, as in --map NAME=ignore"
         )
@@ -162,12 +162,12 @@ def _in_order(name: int | str) -> tuple[bool, int | str]:
 
 
 def used_categories(content: dict[str, Any]) -> set[Any]:
-    """Ids of the categories that an annotation has: exports list others too, as dummies."""
+    """Ids of the categories that an annotation has; exports also list unused ones."""
     return {row["category_id"] for row in content["annotations"]}
 
 
 def class_of(label: object, taxonomy: Taxonomy) -> str | None:
-    """The class that a label names, "background" or "ignore"; None for none."""
+    """The class that a label names, "background" or "ignore"; None if it names none."""
     own = {BACKGROUND: BACKGROUND, "_background_": BACKGROUND, "__ignore__": "ignore"}  # labelme's
     return own.get(str(label).strip().lower()) or taxonomy.find(label)
 
@@ -178,7 +178,7 @@ def images_of(
     """(images with their shapes in the order of the file, warnings with counts); ``crowds=False``
     paints crowds as objects.
 
-    ValueError for annotations of an unknown image or category, and when no annotation has a mask.
+    ValueError for annotations of an unknown image or category, and if no annotation has a mask.
     """
     known = {image["id"] for image in content["images"]}
     lost = [a["image_id"] for a in content["annotations"] if a["image_id"] not in known]
@@ -221,8 +221,8 @@ def images_of(
 
 
 def _crowd(row: dict[str, Any], name: int | str) -> bool:
-    """``iscrowd`` as it is written: a number, true or false, or text of them. ValueError names
-    the annotation."""
+    """``iscrowd`` in any form: a number, true or false, or text of them. ValueError names the
+    annotation."""
     written = row.get("iscrowd")
     found = {"0": False, "1": True, "false": False, "true": True, "none": False}.get(
         str(_whole(written)).strip().lower()
@@ -263,7 +263,7 @@ def _encode(shape: Shape, height: int, width: int) -> dict[str, Any] | None:
         polygons, codes = _parts(shape.segmentation)
         if any(len(p) % 2 for p in polygons):
             raise ValueError("a polygon has an odd number of coordinates")
-        # pycocotools would read four numbers as a box, and takes memory for every pixel of an edge
+        # pycocotools would read four numbers as a box, and needs memory for each pixel of an edge
         polygons = [_cut(p, height, width) for p in polygons if len(p) >= 6]
         polygons = [p for p in polygons if len(p) >= 6]
         codes = [_run_lengths(code, height, width) for code in codes]
@@ -276,11 +276,11 @@ def _encode(shape: Shape, height: int, width: int) -> dict[str, Any] | None:
 
 
 def _parts(segmentation: Any) -> tuple[list[list[float]], list[dict[str, Any]]]:
-    """(polygons [x, y, x, y, ...], run lengths) of a segmentation: one of either, a list of
-    both, or points as pairs [x, y]. ValueError names what is none of them."""
+    """(polygons [x, y, x, y, ...], run lengths) of a segmentation: one of either, a list of both,
+    or points as pairs [x, y]. ValueError names a part that is none of these."""
     parts = segmentation if isinstance(segmentation, list) else [segmentation]
     if len(parts) > 2 and _pairs(parts):
-        parts = [parts]  # one polygon as pairs: no polygon has one point
+        parts = [parts]  # one polygon as pairs: a polygon has more than one point
     polygons, codes = [], []
     for part in parts:
         if isinstance(part, dict) and {"size", "counts"} & part.keys():
@@ -313,7 +313,7 @@ def _polygon(part: Any) -> list[float]:
 
 
 def _float(number: int | float) -> float:
-    """A number of a JSON, which may be a whole one of any size."""
+    """A number of a JSON, which may be a whole number of any size."""
     try:
         return float(number)
     except OverflowError:
@@ -321,10 +321,10 @@ def _float(number: int | float) -> float:
 
 
 def _cut(polygon: list[float], height: int, width: int) -> list[float]:
-    """A polygon without what lies further from the image than the image is large (Sutherland and
-    Hodgman, 1974)."""
+    """A polygon without the parts that lie further from the image than the image's size (Sutherland
+    and Hodgman, 1974)."""
     far = max(height, width)
-    near = [min(max(x, -FAR), FAR) for x in polygon]  # their differences stay finite
+    near = [min(max(x, -FAR), FAR) for x in polygon]  # so that differences stay finite
     points = list(zip(near[::2], near[1::2], strict=True))
     for axis, bound, sign in ((0, -far, 1), (0, 2 * far, -1), (1, -far, 1), (1, 2 * far, -1)):
         inside = [sign * (p[axis] - bound) >= 0 for p in points]
@@ -343,7 +343,7 @@ def _cut(polygon: list[float], height: int, width: int) -> list[float]:
 
 
 def _run_lengths(code: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Checked run lengths of an image of this size, as pycocotools takes them."""
+    """Checked run lengths of an image of this size, in pycocotools' form."""
     size, counts = [_whole(n) for n in code["size"]], code["counts"]
     if size != [height, width]:
         raise ValueError(

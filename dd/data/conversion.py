@@ -1,5 +1,5 @@
-"""Masks of any source written as a prepared data set, in parallel and resumable; the images stay
-where they lie."""
+"""Writes masks of any source as a prepared data set, in parallel and resumable; images stay where
+they are."""
 
 import os
 import sys
@@ -33,28 +33,28 @@ from dd.store.provenance import read_own, refuse_other, write_atomic, write_json
 from dd.store.schemas import IDENTIFIED, PARTS
 from dd.taxonomy import IGNORE, Taxonomy
 
-CHUNK = 64  # masks between two looks at the progress bar; fewer are made without further processes
+CHUNK = 64  # masks between progress updates; fewer masks are made without further processes
 
 
 @dataclass(frozen=True)
 class MaskJob:
-    """A mask to write: its id, its image's file, the file it comes from (for messages), and what
-    reads or draws it."""
+    """A mask to write: its id, its image's file, the file it comes from (for messages), and the
+    function that reads or draws it."""
 
     name: str
     image: Path
     source: str
     draw: Callable[[], np.ndarray]
-    lost: Callable[[], int] | None = None  # how many of its annotations cover no pixel
-    size: Callable[[], tuple[int, int]] | None = None  # (height, width), before it is drawn
+    lost: Callable[[], int] | None = None  # number of its annotations that cover no pixel
+    size: Callable[[], tuple[int, int]] | None = None  # (height, width), known before drawing
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part (a split or all) of a prepared data set, as it is to be made.
+    """A part (a split or all) of a prepared data set to be made.
 
     ``identity``: what it is made from. ``splits``: {name of a list: ids}. ``images``: the folders
-    that hold the images; below ``root``'s parent they are recorded relative to ``root``, so that
+    that hold the images. Folders below ``root``'s parent are recorded relative to ``root``, so that
     the whole can be moved.
     """
 
@@ -72,31 +72,31 @@ class Part:
 
 
 def keep_out(root: str | Path, folders: Iterable[str | Path | None]) -> None:
-    """FileExistsError if ``root`` lies in one of ``folders``, which are only read."""
+    """FileExistsError if ``root`` is inside one of ``folders``, which must not be written to."""
     for folder in folders:
         if folder is not None and Path(root).resolve().is_relative_to(Path(folder).resolve()):
             raise FileExistsError(
-                f"{root} lies in {folder}, which holds other data, which is not written to: "
+                f"{root} lies in {folder}, which holds other data and is not written to: "
                 "choose another --root"
             )
 
 
-# Parts of COCO, of augmented VOC, of own data: never in one folder.
+# Parts of COCO, of augmented VOC, of own data: never mixed in one folder.
 KINDS = ({"train", "val"}, {"train_aug"}, {"all"})
 
 
 def finished(
     root: str | Path, part: str, identity: Mapping[str, Any], images: tuple[Path, ...] = ()
 ) -> dict[str, Any] | None:
-    """The record of a finished part, or None; FileExistsError if it was made from something else,
-    or holds other data.
+    """The record of a finished part, or None. FileExistsError if it was made from something else,
+    or if the folder holds other data.
 
-    ``images``: where the images lie now; recorded folders that are gone are replaced by them.
+    ``images``: the current folders of the images; they replace recorded folders that are gone.
     """
     root = Path(root)
     if root.is_dir() and any(root.iterdir()) and not any(root.glob("settings_*.json")):
         raise FileExistsError(
-            f"{root} holds other data, which is not written to: "
+            f"{root} holds other data and is not written to: "
             "move it, or prepare below another --root"
         )
     record = _record(root)
@@ -115,23 +115,23 @@ def finished(
 
 
 def _record(root: Path) -> dict[str, Any]:
-    """dataset.json of a prepared data set, of which nothing may be there yet."""
+    """dataset.json of a prepared data set; it may be empty so far."""
     path = root / RECORD
     return read_own(path, PARTS) if path.is_file() else {"images": [], "parts": {}}
 
 
 def _with(recorded: list[str], images: Iterable[Path], root: Path) -> list[str]:
-    """The folders of images that are recorded, and ``images``."""
+    """The recorded folders of images, and ``images``."""
     return list(dict.fromkeys([*recorded, *(_relative(folder, root) for folder in images)]))
 
 
 def write_part(
     part: Part, workers: int | None = None, upright: bool = False, notes: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Masks, split lists and, last, the record of a part; returns its record. ``workers`` and
+    """Write masks, split lists and, last, the record of a part; returns its record. ``workers`` and
     ``upright``: see :func:`convert`.
 
-    An interrupted part goes on where it stopped, or begins anew if its source is another now.
+    An interrupted part resumes where it stopped, or starts again if its source has changed.
     """
     root, names = part.root, part.taxonomy.names
     _forget_other(part)
@@ -173,7 +173,7 @@ def _forget_other(part: Part) -> None:
 
 
 def _notes(counts: Mapping[str, Any], absent: list[str], root: Path) -> list[str]:
-    """What is to be said of the masks that were made; ``absent``: classes in none of them."""
+    """Messages about the masks that were made; ``absent``: classes in none of them."""
     listed = ", ".join(absent[:10]) + ", ..." * (len(absent) > 10)
     lost, undecided, upright = counts["lost"], counts["undecided"], counts["upright"]
     notes = (
@@ -191,8 +191,8 @@ def _notes(counts: Mapping[str, Any], absent: list[str], root: Path) -> list[str
 
 def _told_by_the_others(number: int, stored: int, upright: int) -> str:
     what = (
-        f"{number} images carry an EXIF rotation "
-        "of which their size does not tell whether the mask is turned"
+        f"{number} images carry an EXIF rotation, "
+        "and their size does not tell whether the mask is turned"
     )
     if stored and upright:
         return (
@@ -201,7 +201,7 @@ def _told_by_the_others(number: int, stored: int, upright: int) -> str:
         )
     if stored or upright:
         how = "of stored pixels" if stored else "upright"
-        return f"{what}: taken as {how}, as the {stored or upright} masks are whose size tells"
+        return f"{what}: taken as {how}, like the {stored or upright} masks whose size tells"
     return (
         f"{what}, nor does any other of the set: taken as upright, as tools show them; look at some"
     )
@@ -214,9 +214,9 @@ def _relative(folder: Path, root: Path) -> str:
 
 @dataclass
 class Counts:
-    """What became of some masks. ``images``, ``pixels`` [256]: with each value; ``votes``: masks
-    that sizes show to belong to (stored, upright) pixels; ``left``: jobs of turned images of
-    which sizes do not tell that."""
+    """Statistics of some masks. ``images``, ``pixels`` [256]: with each value; ``votes``: number of
+    masks that by their size belong to (stored, upright) pixels; ``left``: jobs of turned images
+    whose sizes do not tell."""
 
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
@@ -238,14 +238,14 @@ def convert(
     workers: int | None = None,
     upright: bool = False,
 ) -> dict[str, Any]:
-    """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; counts images and
+    """Write ``root/SegmentationClass/<id>.png`` of every job that has none yet; count images and
     pixels of each class.
 
     ``workers`` processes (None = one for each core, at most 8). ``upright``: an image with an EXIF
-    rotation whose mask is that of the upright image gets an upright copy in ``root/JPEGImages``.
-    Where sizes do not tell (square, mirrored, upside down) it is as with the images of the set
-    whose sizes do; upright where they disagree or there are none. ValueError lists the masks that
-    could not be made, after all others were.
+    rotation gets an upright copy in ``root/JPEGImages`` if its mask fits the upright image. Where
+    sizes do not tell (square, mirrored, upside down) the image follows those of the set whose sizes
+    do; it is turned upright if these disagree or there are none. ValueError lists the masks that
+    could not be made, after all others were made.
     """
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     work = partial(_convert_chunk, root=root, taxonomy=taxonomy, upright=upright)
@@ -290,8 +290,8 @@ def _each(
 
 
 def _told_once(errors: list[tuple[str, str, str]]) -> list[str]:
-    """Lines for (source, what is wrong, the same without names of files): each cause once, with
-    the first of its files."""
+    """Lines for (source, what is wrong, the same without file names): each cause once, with its
+    first file."""
     causes = defaultdict(list)
     for source, text, cause in sorted(errors):
         causes[cause].append(text if source in text else f"{source}: {text}")
@@ -304,7 +304,7 @@ def _told_once(errors: list[tuple[str, str, str]]) -> list[str]:
 def _parallel(
     work: Work, chunks: list[list[MaskJob]], workers: int
 ) -> Iterator[tuple[int, Counts]]:
-    """Results of ``work`` on the chunks as they come, from spawned processes."""
+    """Results of ``work`` on the chunks, as they arrive from spawned processes."""
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
         for future in as_completed([pool.submit(work, chunk) for chunk in chunks]):
@@ -321,7 +321,7 @@ def _parallel(
 def _convert_chunk(
     jobs: list[MaskJob], root: Path, taxonomy: Taxonomy, upright: bool, guess: bool | None
 ) -> tuple[int, Counts]:
-    """(number of jobs that are finished with, what became of them)."""
+    """(number of finished jobs, their statistics)."""
     found = Counts()
     for job in jobs:
         try:
@@ -343,8 +343,8 @@ def _check_size(job: MaskJob, mask: tuple[int, ...], sizes: list[tuple[int, int]
 def _convert(
     job: MaskJob, root: Path, taxonomy: Taxonomy, upright: bool, guess: bool | None
 ) -> Counts:
-    """``guess``: whether the mask is that of the upright image where sizes do not tell; None
-    leaves such a job."""
+    """``guess``: whether the mask fits the upright image where sizes do not tell; None leaves such
+    a job for later."""
     path = root / "SegmentationClass" / f"{job.name}.png"
     copy = root / "JPEGImages" / f"{job.name}.png"
     there = path.is_file()
@@ -364,30 +364,30 @@ def _convert(
     if not there:
         write_atomic(path, encode_mask(mask, taxonomy.palette))
     pixels = np.bincount(mask.ravel(), minlength=256)
-    vote = told and mask.any()  # masks of nothing lie as we made them
+    vote = told and mask.any()  # an empty mask proves nothing
     votes = np.array([vote and not copied, vote and copied], np.int64)
     lost = job.lost() if job.lost else 0
     return Counts((pixels > 0).astype(np.int64), pixels, votes, int(copied), lost, int(dark))
 
 
 def _sizes(image: Image.Image, turn: int) -> list[tuple[int, int]]:
-    """(height, width) of a mask of stored pixels and, where the sides change places, of an upright
+    """(height, width) of a mask of stored pixels and, if the sides change places, of an upright
     one."""
     stored = (image.height, image.width)
     return [stored, stored[::-1]] if turn >= 5 else [stored]
 
 
 def _drawn(job: MaskJob, sizes: list[tuple[int, int]]) -> np.ndarray:
-    """The mask, of one of the ``sizes``: looked at before memory is taken, as a file may claim
-    any."""
+    """The mask, which must have one of the ``sizes``. This is checked before memory is taken,
+    because a file may claim any size."""
     if job.size:
         _check_size(job, tuple(job.size()), sizes)
     return job.draw()
 
 
 def _write_copy(path: Path, image: Image.Image | None) -> None:
-    """The upright copy of an image, unless it is there. None: a copy of an interrupted run, which
-    knew less of the set, goes."""
+    """Write the upright copy of an image, unless it is there. None: remove the copy of an
+    interrupted run, which had seen less of the set."""
     if image is None:
         path.unlink(missing_ok=True)
     elif not path.is_file():

@@ -35,12 +35,12 @@ from dd.taxonomy import IGNORE, Taxonomy, voc_palette
 IMAGE_SUFFIXES = (".jpg", ".png")  # what we write
 _LOWER = (*IMAGE_SUFFIXES, ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 READ_SUFFIXES = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
-# of a prepared data set, written last: where its images lie, what its masks were made from
+# of a prepared data set, written last: where its images are, what its masks were made from
 RECORD = "dataset.json"
 JPEG_QUALITY = 95
 ORIENTATION = 0x0112  # EXIF
-MEAN = ".mean"  # ends the name of the tensor beside the maps of a source in a heat file
-NAME_LIMIT = 200  # bytes of a file's name, suffixes and a temporary name left room for
+MEAN = ".mean"  # suffix of the tensor with the means of a source's maps in a heat file
+NAME_LIMIT = 200  # bytes of a file's name; leaves room for suffixes and a temporary name
 UNDECODED = (
     OSError,
     SyntaxError,
@@ -79,10 +79,10 @@ def encode_mask(mask: np.ndarray, palette: list[int] | None = None) -> bytes:
 
 @contextmanager
 def opened(path: File, header: bool = False) -> Iterator[Image.Image]:
-    """Pillow's image of a file or a binary stream; whatever it says of one that it cannot decode
-    becomes a ValueError with the file's name, as does a PNG whose checksums are not those of its
-    parts (Pillow decodes it to other pixels), unless the ``header`` alone is read. Images of more
-    than 179 million pixels are refused (Pillow's limit against decompression bombs)."""
+    """Pillow's image of a file or a binary stream. Any error of Pillow's becomes a ValueError with
+    the file's name. So does a PNG with wrong checksums (Pillow would decode it to other pixels),
+    unless only the ``header`` is read. Images of more than 179 million pixels are refused (Pillow's
+    limit against decompression bombs)."""
     try:
         if not header:
             _check_png(path)
@@ -92,12 +92,12 @@ def opened(path: File, header: bool = False) -> Iterator[Image.Image]:
         raise ValueError(f"{path} is refused: {error}") from None
     except UNDECODED as error:
         ours = type(error) is ValueError and str(path) in str(error)
-        if ours or getattr(error, "errno", None) is not None:  # of the file system
+        if ours or getattr(error, "errno", None) is not None:  # an error of the file system
             raise
-        # Pillow names the file again, or the stream that it was handed
+        # Pillow names the file again, or the stream that it was given
         why = "" if isinstance(error, UnidentifiedImageError) else f": {error!s:.200}"
         raise ValueError(
-            f"{path} is damaged, or no image{why}. Restore it from a copy or make it again"
+            f"{path} is damaged, or not an image{why}. Restore it from a copy or make it again"
         ) from None
 
 
@@ -105,8 +105,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _check_png(path: File) -> None:
-    """SyntaxError, as Pillow's, for a PNG with a part whose checksum is wrong; what else may be
-    wrong with a file is left to Pillow."""
+    """SyntaxError, as Pillow's, for a PNG with a part whose checksum is wrong; other errors are
+    left to Pillow."""
     with open(path, "rb") if isinstance(path, str | Path) else nullcontext(path) as file:
         if file.read(len(PNG)) == PNG:
             _check_parts(file)
@@ -127,8 +127,8 @@ def _check_parts(file: BinaryIO) -> None:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any image of Pillow's in RGB: of 16-bit grey the high byte (Pillow would make all of it
-    from 255 on white), transparent pixels on white, CMYK without a profile."""
+    """Any Pillow image in RGB: 16-bit grey by its high byte (Pillow would turn every value from 255
+    on into white), transparent pixels on white, CMYK without a profile."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -137,12 +137,12 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-DARK = 1 << 14  # values of 16 bits below which the high byte says next to nothing
+DARK = 1 << 14  # 16-bit values below this leave next to nothing in the high byte
 
 
 def is_dark(image: Image.Image) -> bool:
-    """Whether 16-bit grey uses only its low bits, as cameras of 10 to 14 bits write: its high
-    byte is nearly black."""
+    """Whether 16-bit grey uses only its low bits, as cameras of 10 to 14 bits do: its high byte is
+    then nearly black."""
     return image.mode.startswith("I;16") and 0 < np.asarray(image).max() < DARK
 
 
@@ -161,8 +161,8 @@ def read_image(path: str | Path | io.BytesIO) -> np.ndarray:
 
 
 def squared(image: np.ndarray, side: int, crop: bool = False) -> np.ndarray:
-    """Image uint8 [side, side, 3]: the whole one squashed, or with ``crop`` its middle; an image of
-    that size itself."""
+    """Image uint8 [side, side, 3]: the whole image squashed, or its middle with ``crop``; an image
+    of that size is returned as it is."""
     height, width = image.shape[:2]
     if (height, width) == (side, side):
         return image
@@ -175,32 +175,32 @@ def squared(image: np.ndarray, side: int, crop: bool = False) -> np.ndarray:
 
 
 def image_size(path: str | Path, upright: bool = False) -> tuple[int, int]:
-    """(height, width) of an image, from its header: of the pixels as they are stored, or
-    ``upright`` by EXIF."""
+    """(height, width) of an image, from its header: of the stored pixels, or ``upright`` by
+    EXIF."""
     with opened(path, header=True) as image:
         size = image.height, image.width
         return size[::-1] if upright and orientation(image) >= 5 else size
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of an open image: 1 is upright, with 5 and more the sides change places;
-    1 where it says none."""
+    """EXIF orientation of an open image: 1 is upright; from 5 on the sides change places; 1 if
+    there is none."""
     if image.format == "PNG" and "exif" not in image.info:
-        # it may stand behind the pixels; and what Pillow says of these is not to be lost
+        # EXIF may follow the pixels, so they are read; keep Pillow's errors about these
         image.load()
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error, OSError):
-        return 1  # EXIF data that cannot be read say nothing
+        return 1  # unreadable EXIF data count as none
     return found if found in range(1, 9) else 1
 
 
 def read_labelled(
     path: str | Path, size: tuple[int, int], upright: Callable[[], bool]
 ) -> np.ndarray:
-    """Image uint8 [H, W, 3] as its mask of ``size`` (height, width) was drawn on it: upright by
-    EXIF if only then the sizes agree; where they agree both ways (square, mirrored or upside
-    down), as ``upright`` answers."""
+    """Image uint8 [H, W, 3] in the orientation in which its mask of ``size`` (height, width) was
+    drawn: upright by EXIF if the sizes agree only then. If they agree both ways (square, mirrored
+    or upside down), ``upright`` decides."""
     with opened(path) as image:
         turn, stored = orientation(image), (image.height, image.width)
         turned = stored[::-1] if turn >= 5 else stored
@@ -210,9 +210,11 @@ def read_labelled(
 
 
 def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
-    """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image: no ids.
+    """Class ids uint8 [H, W] of a palette or grey PNG; ValueError for a colour image, which holds
+    no ids.
 
-    ``taxonomy``: given for masks of others, whose colours must name the classes of their values.
+    ``taxonomy``: given for masks from elsewhere, whose colours must match the classes of their
+    values.
     """
     with opened(path) as image:
         mask = by_value(image, path)
@@ -224,9 +226,9 @@ def read_mask(path: str | Path, taxonomy: Taxonomy | None = None) -> np.ndarray:
 def read_coloured_mask(
     path: str | Path, taxonomy: Taxonomy, renamed: Renamed | None = None
 ) -> np.ndarray:
-    """Class ids uint8 [H, W] of a mask of others: palette and grey images hold them (``renamed``:
-    values that mean another class), colour images have the colours that the taxonomy gives.
-    ValueError where neither can be.
+    """Class ids uint8 [H, W] of a mask from elsewhere. Palette and grey images hold ids
+    (``renamed``: values that mean another class); colour images are read by the taxonomy's
+    colours. ValueError if neither is possible.
     """
     with opened(path) as image:
         coloured = image.mode in ("RGB", "RGBA")
@@ -247,14 +249,14 @@ def check_values(mask: np.ndarray, taxonomy: Taxonomy, path: object) -> None:
         raise ValueError(
             f"{path} holds values {outside[:10]} outside the {len(taxonomy)} classes of taxonomy "
             f"{taxonomy.name!r} (0 to {len(taxonomy) - 1}, {IGNORE} = ignored). "
-            "Is it made for other classes? python -m dd prepare own says what values mean: "
+            "Is it made for other classes? python -m dd prepare own takes the meaning of values: "
             f"--map {outside[0]}=ignore, or =background, or a class"
         )
 
 
 def read_split(root: str | Path, split: str) -> list[str]:
-    """Ids of a split in ``ImageSets/Segmentation``. Errors name the splits there are; no id
-    leaves the folder."""
+    """Ids of a split in ``ImageSets/Segmentation``. Errors list the available splits; an id cannot
+    leave the folder."""
     folder = Path(root) / "ImageSets" / "Segmentation"
     path = folder / f"{split}.txt"
     if not Path(root).is_dir():
@@ -271,7 +273,7 @@ def read_split(root: str | Path, split: str) -> list[str]:
             f"data set {root} has no split {split!r} ({path}); splits there: {known}"
         )
     lines = read_lines(path)
-    # our own lists hold one id a line, blanks included; the devkit's may go on
+    # our own lists hold one id a line, which may contain blanks; lines of the devkit hold more
     ids = lines if (Path(root) / RECORD).is_file() else [line.split()[0] for line in lines]
     if bad := [i for i in ids if _leaves(PurePosixPath(i))]:
         raise ValueError(f"{path}: id {bad[0]!r:.100} would leave the data set's folder")
@@ -290,7 +292,7 @@ def _leaves(path: PurePosixPath) -> bool:
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text may be the path of a file."""
+    """Whether a text can be the path of a file."""
     longest = max(map(len, text.encode().split(b"/")))
     return "\0" not in text and len(text) <= 1000 and longest <= NAME_LIMIT
 
@@ -298,7 +300,7 @@ def _is_name(text: str) -> bool:
 def read_list(path: str | Path, ids: Sequence[str], split: str) -> tuple[list[str], dict[str, Any]]:
     """(the ids that a list names, in its order; its record: file name, number of images, hash of
     the ids). A line is one of ``ids``, those of ``split``, or begins with the path of its image
-    ("JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png", as published lists do).
+    ("JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png", as in published lists).
 
     FileNotFoundError, or ValueError for an empty list, an image named twice, or one that is not in
     the split.
@@ -333,7 +335,8 @@ def read_list(path: str | Path, ids: Sequence[str], split: str) -> tuple[list[st
 
 
 def _meant(line: str) -> Iterator[str]:
-    """What id a line may mean, the likeliest first: all of it, its first word, ends of a path."""
+    """The ids that a line may mean, the likeliest first: all of it, its first word, ends of a
+    path."""
     yield line
     name = line.split()[0]
     yield name
@@ -358,8 +361,8 @@ def choose_shots(
 
 
 def image_folders(root: str | Path) -> list[Path]:
-    """Where the images of a data set lie: ``JPEGImages``, then the folders of its record, which
-    are never written to."""
+    """The folders of a data set's images: ``JPEGImages``, then the folders of its record, which are
+    never written to."""
     path, own = Path(root) / RECORD, Path(root) / "JPEGImages"
     told = read_own(path, DATASET)["images"] if path.is_file() else []
     folders = [Path(root) / folder for folder in told]
@@ -367,20 +370,20 @@ def image_folders(root: str | Path) -> list[Path]:
 
 
 def check_recorded(folder: str | Path, key: str, name: str, path: Path) -> None:
-    """ValueError if the file of sample ``name`` is not the one that the records of a synthetic
-    set tell of. ``key``: ``image_sha256`` or ``heat_sha256``. A file that no record tells of
-    passes: real images have none."""
+    """ValueError if the file of sample ``name`` does not match the records of a synthetic set.
+    ``key``: ``image_sha256`` or ``heat_sha256``. A file without a record passes: real images have
+    none."""
     known = _recorded(Path(folder), key, _state(Path(folder) / "records")).get(name)
     if known is not None and sha256(path) != known:
         raise ValueError(
-            f"{path} is not what its record says: it was damaged or changed. "
-            f"python -m dd verify {folder} names all that is, and how it heals"
+            f"{path} does not match its record: it was damaged or changed. "
+            f"python -m dd verify {folder} lists all such files, and how to repair them"
         )
 
 
 def check_mask(path: str | Path) -> None:
-    """ValueError if a mask is not the one that masks.json beside it tells of, FileNotFoundError if
-    it is missing; without a masks.json any mask passes."""
+    """ValueError if a mask does not match masks.json beside it, FileNotFoundError if it is missing;
+    without a masks.json any mask passes."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -391,7 +394,7 @@ def check_mask(path: str | Path) -> None:
     known = _mask_hashes(done, _state(done)).get(path.stem) if done.is_file() else None
     if known is not None and sha256(path) != known:
         raise ValueError(
-            f"{path} is not what masks.json beside it says: it was damaged or changed. "
+            f"{path} does not match masks.json beside it: it was damaged or changed. "
             "Remove masks.json, and the command that made the masks (generate.py stage=label) "
             "makes them again"
         )
@@ -401,8 +404,8 @@ State = tuple[tuple[str, int, int], ...]
 
 
 def _state(place: Path) -> State:
-    """Of a file or the files of a folder: another one when they change, so that what was read of
-    them is read again."""
+    """State of a file or of the files of a folder. It changes with them, so that cached content is
+    read again."""
     paths = sorted(place.iterdir()) if place.is_dir() else [place] * place.exists()
     return tuple((p.name, s.st_mtime_ns, s.st_size) for p in paths if (s := p.stat()))
 
@@ -428,10 +431,10 @@ class SegmentationFolder:
     ValueError for a mask of another size than its image or with values outside the classes.
 
     An image with an EXIF orientation is turned upright if its mask has that size
-    (:func:`read_labelled`), as tools show it to those who label. Where sizes do not tell it is as
-    with the images of the split whose sizes do, upright if these disagree or there are none; but
-    for prepared data sets (with a dataset.json): they hold upright copies of what is to be turned,
-    and masks of stored pixels for the rest.
+    (:func:`read_labelled`), as annotation tools show it. Where sizes do not tell, it follows the
+    images of the split whose sizes do; it is turned upright if these disagree or there are none.
+    Prepared data sets (with a dataset.json) are exempt: they hold upright copies where needed, and
+    masks of stored pixels for the rest.
     """
 
     def __init__(
@@ -471,9 +474,9 @@ class SegmentationFolder:
         return len(self.ids)
 
     def _check_list(self) -> None:
-        """What a mask set of a synthetic set was made for is what the split lists:
-        FileNotFoundError for a mask set of before the set grew, ValueError if ``train`` is not
-        the list of all masks: a part of it would train on less."""
+        """Check that a mask set of a synthetic set fits the list of the split. FileNotFoundError
+        for a mask set made before the set grew; ValueError if ``train`` is not the list of all
+        masks, because a part of it would train on less."""
         done = self.root / self.masks / "masks.json"
         if not done.is_file() or not (self.root / "run.json").is_file():
             return
@@ -490,15 +493,15 @@ class SegmentationFolder:
         if (listed := read_split(self.root, self.split)) != list(known):
             raise ValueError(
                 f"{self.root}: ImageSets/Segmentation/train.txt lists {len(listed)} samples, "
-                f"{self.masks}/masks.json tells of {len(known)}, or of others. "
-                "The same generate.py command makes list and masks anew; "
-                "a part of a set is a list of another name"
+                f"{self.masks}/masks.json holds {len(known)}, or others. "
+                "The same generate.py command makes list and masks again; "
+                "to use a part of a set, give its list another name"
             )
 
     @cached_property
     def drawn_upright(self) -> bool:
-        """Whether masks belong to the upright image where sizes do not tell; reads the headers
-        of the split once."""
+        """Whether masks belong to the upright image where sizes do not tell. Reads the headers of
+        the split once."""
         votes = set()
         for name in self.ids if not self.prepared else []:
             try:
@@ -507,13 +510,13 @@ class SegmentationFolder:
                 if turn >= 5 and stored[0] != stored[1]:
                     votes.add(image_size(self.mask_path(name)) == stored[::-1])
             except (OSError, ValueError):
-                continue  # said where it is read
+                continue  # reported when the image is read
         return not self.prepared and votes != {False}
 
     def unchecked(self) -> int:
-        """How many of the images have no recorded hash, so that nobody can tell whether they are
-        as they were; the others are looked at, as all masks of finished mask sets, when they are
-        read for the first time in a process."""
+        """Number of images without a recorded hash, whose integrity cannot be checked. The other
+        images, and all masks of finished mask sets, are checked when they are first read in a
+        process."""
         known = _recorded(self.root, "image_sha256", _state(self.root / "records"))
         return sum(name not in known for name in self.ids)
 
@@ -524,8 +527,7 @@ class SegmentationFolder:
         return first
 
     def image_path(self, name: str) -> Path:
-        """The image of an id; ValueError if it is not the one that the records of a synthetic set
-        tell of."""
+        """The image of an id; ValueError if it does not match the records of a synthetic set."""
         path = self._found_image(name)
         if path.parent == self.root / "JPEGImages" and self._first("image", name):
             check_recorded(self.root, "image_sha256", name, path)
@@ -539,7 +541,7 @@ class SegmentationFolder:
                     return path
         raise FileNotFoundError(
             f"no image {name} (.jpg, .png, ...) in {' or '.join(map(str, self.images))}, "
-            f"but split {self.split!r} lists it: add the file, or take the id out of the list"
+            f"but split {self.split!r} lists it: add the file, or remove the id from the list"
         )
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -560,7 +562,7 @@ class SegmentationFolder:
         if not path.is_file():
             raise FileNotFoundError(
                 f"no mask {path}, but split {self.split!r} lists it: "
-                "add it, or take the id out of the list"
+                "add it, or remove the id from the list"
             )
         if self._first("mask", name):
             check_mask(path)
@@ -581,8 +583,8 @@ class SegmentationFolder:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a run records of its data: folder name, split, masks, number of images, and a hash
-        of their content; of a part of a split also what it was drawn from: a hash of all ids and
-        the sizes in bytes of their masks."""
+        of their content. For a part of a split also what it was drawn from: a hash of all ids and
+        of the sizes in bytes of their masks."""
         found = {
             "root": self.root.name,
             "split": self.split,
@@ -598,8 +600,8 @@ class SegmentationFolder:
 
     def content(self) -> str:
         """SHA-256 over the ids, the bytes of their masks and the sizes in bytes of their images (a
-        hash of 100,000 images would take minutes): corrected masks and other images are other
-        data."""
+        hash of 100,000 images would take minutes). Corrected masks or other images thus count as
+        other data."""
         done = self.root / self.masks / "masks.json"
         known = _mask_hashes(done, _state(done)) if done.is_file() else {}
         files = [self.mask_path(name) for name in self.ids]
@@ -610,7 +612,7 @@ class SegmentationFolder:
         return fingerprint([self.ids, hashes, [self._image_bytes(n) for n in self.ids]])
 
     def _image_bytes(self, name: str) -> int | None:
-        """None for an image that is not there: training and evaluation say so when they read it."""
+        """None for a missing image: training and evaluation report it when they read it."""
         try:
             return self._found_image(name).stat().st_size
         except FileNotFoundError:
@@ -618,15 +620,15 @@ class SegmentationFolder:
 
 
 def _stored(folder: Path, name: str) -> Path:
-    """The file of a name that a list may write in another form: macOS writes letters and their
-    marks apart (NFD), others as one (NFC)."""
+    """The file of a name that a list may write in another Unicode form: macOS stores letters and
+    their marks separately (NFD), others as one (NFC)."""
     forms = [name] if name.isascii() else [name, normalize("NFC", name), normalize("NFD", name)]
     return next((folder / form for form in forms if (folder / form).is_file()), folder / name)
 
 
 def _check_classes(root: Path, taxonomy: Taxonomy) -> None:
-    """ValueError if the data set says that it was made for other classes: its mask values would
-    mean something else."""
+    """ValueError if the data set says that it was made for other classes, because its mask values
+    would then mean something else."""
     made: dict[Path, tuple[str, ...]] = {
         root / "run.json": ("identity", "taxonomy", "names"),
         root / RECORD: ("taxonomy", "names"),
@@ -637,14 +639,14 @@ def _check_classes(root: Path, taxonomy: Taxonomy) -> None:
             names = names.get(key, {}) if isinstance(names, dict) else None
         if not isinstance(names, list | dict):
             raise ValueError(
-                f"{path} is damaged: {'.'.join(keys)} is no list of class names. "
+                f"{path} is damaged: {'.'.join(keys)} is not a list of class names. "
                 "Restore it from a copy"
             )
         if names and list(names) != list(taxonomy.names):
             raise ValueError(
                 f"data set {root} was made for the classes {list(names)}, "
                 f"these are {list(taxonomy.names)} (taxonomy {taxonomy.name!r}). "
-                "Choose its own data group, or make it anew"
+                "Choose its own data group, or make it again"
             )
 
 
@@ -683,15 +685,15 @@ def read_captions(root: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def synthetic_image(folder: str | Path, name: str) -> Path:
-    """The image of a sample of a synthetic set, whichever format it was written in, as its
-    record tells of it (:func:`check_recorded`)."""
+    """The image of a sample of a synthetic set, in whichever format it was written, checked against
+    its record (:func:`check_recorded`)."""
     for suffix in IMAGE_SUFFIXES:
         path = Path(folder) / "JPEGImages" / (name + suffix)
         if path.is_file():
             check_recorded(folder, "image_sha256", name, path)
             return path
     raise FileNotFoundError(
-        f"no image {name} in {folder}; run generate.py again to make what is missing"
+        f"no image {name} in {folder}; run generate.py again to make the missing ones"
     )
 
 
@@ -718,21 +720,21 @@ def _from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def as_stored(heat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Heat as :func:`stored_heat` gives it once it is written."""
+    """Heat as :func:`stored_heat` would return it after writing."""
     return _from_tensors(_to_tensors(heat))
 
 
 def heat_bytes(heat: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> bytes:
-    """The content of a heat file: of each source of ``heat`` ([K, P, r, r]) its maps without their
-    means, float32, and these as ``<source>.mean``, float32 [K, P]. The contrast of a map may be far
-    below its level: float32 of the whole value would round it away."""
+    """The content of a heat file. For each source of ``heat`` ([K, P, r, r]): its maps without
+    their means, float32, and the means as ``<source>.mean``, float32 [K, P]. The contrast of a map
+    may be far below its level; float32 of the whole value would round it away."""
     # one key: safetensors writes several in a random order
     return save(_to_tensors(heat), {"description": json.dumps(description)})
 
 
 def heat_root(folder: str | Path, reading: str | None = None) -> Path:
-    """The folder whose records tell of heat: the set's own, or ``heat/<reading>``, where another
-    model has read its images. FileNotFoundError for a reading that is not there."""
+    """The folder whose records cover heat: the set's own, or ``heat/<reading>``, where another
+    model has read its images. FileNotFoundError for a missing reading."""
     if reading is None:
         return Path(folder)
     root = Path(folder) / "heat" / folder_name(reading, "heat")
@@ -746,13 +748,12 @@ def heat_root(folder: str | Path, reading: str | None = None) -> Path:
 
 
 def heat_hashes(folder: str | Path, reading: str | None = None) -> dict[str, str]:
-    """{id: hash of its heat} by the records of a reading, of images that are as they were read.
-    ValueError for images that were given and not drawn, which have no other heat than that of
-    readings."""
+    """{id: hash of its heat} by the records of a reading, for images that have not changed since.
+    ValueError for images that were given and not drawn, which have heat only from readings."""
     root = heat_root(folder, reading)
     if "given" in read_own(root / "run.json", READ)["identity"]["generator"]:
         raise ValueError(
-            f"{folder}: its images were given, so there is no heat of their drawing. "
+            f"{folder}: its images were given, so there is no heat from drawing them. "
             "generate.py stage=read diffusion=<model> reads them, and heat=<reader> uses that"
         )
     heat = recorded(root, "heat_sha256")
@@ -763,22 +764,22 @@ def heat_hashes(folder: str | Path, reading: str | None = None) -> dict[str, str
 
 
 def heat_generator(folder: str | Path, reading: str | None = None) -> dict[str, Any]:
-    """Identity of the generator that the heat was read with."""
+    """Identity of the generator that read the heat."""
     return read_own(heat_root(folder, reading) / "run.json", READ)["identity"]["generator"]
 
 
 def heat_path(folder: str | Path, name: str, reading: str | None = None) -> Path:
-    """Where the heat of a sample lies."""
+    """The path of a sample's heat."""
     place = Path(folder) / "heat" if reading is None else heat_root(folder, reading)
     return place / f"{name}.safetensors"
 
 
 def stored_heat(folder: str | Path, name: str, reading: str | None = None) -> dict[str, np.ndarray]:
-    """Stored heat of a sample by source, float64 [classes, powers, r, r]: maps and means of
-    :func:`heat_bytes` added up; maps without means beside them are taken as they are. ``reading``:
-    see :func:`heat_root`.
+    """Stored heat of a sample by source, float64 [classes, powers, r, r]: the sum of maps and means
+    (:func:`heat_bytes`); maps without stored means are used as they are. ``reading``: see
+    :func:`heat_root`.
 
-    Errors name the file and the way out; OtherDtype for maps that are not float32.
+    Errors name the file and what to do; OtherDtype for maps that are not float32.
     """
     path = heat_path(folder, name, reading)
     if path.is_file():
@@ -787,7 +788,7 @@ def stored_heat(folder: str | Path, name: str, reading: str | None = None) -> di
         tensors = load_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"no heat {path}; run generate.py again to make what is missing"
+            f"no heat {path}; run generate.py again to make the missing ones"
         ) from None
     except SafetensorError as error:
         raise ValueError(
@@ -798,7 +799,7 @@ def stored_heat(folder: str | Path, name: str, reading: str | None = None) -> di
         if values.dtype != np.float32:
             raise OtherDtype(
                 f"{path} holds {key} in {values.dtype}, expected float32: "
-                "min-max of maps that were rounded so changes masks, "
+                "the rounding of such maps changes masks, "
                 "a quarter of the pixels at high powers. Nothing is converted. "
                 f"Draw the set again: another name=..., or remove {folder} first"
             )
@@ -811,7 +812,7 @@ def stored_heat(folder: str | Path, name: str, reading: str | None = None) -> di
 
 
 SOURCES_BY = {
-    "class_prompt": "Joint attention has it of a reading after drawing only: diffusion.reading="
+    "class_prompt": "Joint attention has it only from a reading after drawing: diffusion.reading="
     "after, or generate.py stage=read and heat=<reader>",
     "after": "Generate with diffusion.reading=both",
     **{
@@ -822,8 +823,8 @@ SOURCES_BY = {
 
 
 def choose_source(heat: Mapping[str, np.ndarray], source: str, folder: str | Path) -> np.ndarray:
-    """The maps of one source (``dd.masks.from_heat.SOURCES``). ValueError names those that are
-    stored."""
+    """The maps of one source (``dd.masks.from_heat.SOURCES``). ValueError names the stored
+    sources."""
     if source not in heat:
         raise ValueError(
             f"masks.source={source} is not stored in {folder}: it holds {', '.join(heat)}. "

@@ -1,5 +1,5 @@
-"""Folders of images and masks as people have them: files found by stem, splits from lists or by
-a seeded share."""
+"""Folders of images and masks as users have them: files are found by stem, splits come from lists
+or a seeded share."""
 
 import os
 import re
@@ -14,11 +14,11 @@ from dd.store.schemas import IDENTIFIED
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASKS = (".png", ".bmp", ".tif", ".tiff")  # no JPEG: it smears the ids
-HIDDEN = (".", "@eaDir", "__MACOSX")  # names of copies, thumbnails and trash begin so
+HIDDEN = (".", "@eaDir", "__MACOSX")  # names of copies, thumbnails and trash begin like this
 
 
 class Files(dict[str, Path]):
-    """{path below a folder without suffix: file}; ``notes`` count what was passed over."""
+    """{path below a folder without suffix: file}; ``notes`` count skipped files."""
 
     def __init__(self, files: Mapping[str, Path] | None = None, notes: Iterable[str] = ()) -> None:
         super().__init__(files or {})
@@ -27,7 +27,7 @@ class Files(dict[str, Path]):
 
 def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
     """(files below ``folder``, those with a hidden name or in a hidden folder), sorted. Linked
-    folders are followed, each real folder once, under its own name where it has one here."""
+    folders are followed. Each real folder counts once, under its own name if it has one here."""
     top, seen, places = Path(folder), set(), [Path(folder)]
     found: list[Path] = []
     while places:
@@ -45,21 +45,21 @@ def walk(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
 
 def one_form(name: str) -> str:
-    """A name as it is compared: macOS writes letters and their marks apart (NFD), others as one
-    (NFC)."""
+    """A name in the form used for comparison: macOS stores letters and their marks separately
+    (NFD), others as one (NFC)."""
     return unicodedata.normalize("NFC", name)
 
 
 def index(
     folder: str | Path, suffixes: tuple[str, ...], ending: str = "", beginning: str = ""
 ) -> Files:
-    """Files of ``folder`` and the folders in it by their path without suffix, sorted. ``ending``
-    (``_mask``) and ``beginning`` (``gt_``) are taken off the name; files without them are left out.
-    Hidden files are passed over, and counted in the notes; what macOS lays beside files
-    (``._name``) is none of its own.
+    """Files of ``folder`` and its subfolders by their path without suffix, sorted. ``ending``
+    (``_mask``) and ``beginning`` (``gt_``) are removed from the name; files without them are left
+    out. Hidden files are skipped, and counted in the notes, except macOS's companions of files
+    (``._name``).
 
     FileNotFoundError for no folder or no such file, ValueError for two files of one stem and for
-    names that are no UTF-8.
+    names that are not UTF-8.
     """
     folder, found = Path(folder), Files()
     seen: dict[str, Path] = {}
@@ -73,7 +73,7 @@ def index(
         _check_name(path)
         if (before := seen.setdefault(one_form(name), path)) != path:
             raise ValueError(
-                f"{before} and {path} have the same stem, by which it is found: rename one"
+                f"{before} and {path} have the same stem, which identifies them: rename one"
             )
         found[name] = path
     if not found:
@@ -89,8 +89,8 @@ def index(
 
 
 def bare(name: str, beginning: str = "", ending: str = "") -> str | None:
-    """A path without suffix whose last part is freed of ``beginning`` and ``ending``; None if it
-    has not both."""
+    """A path without suffix whose last part has ``beginning`` and ``ending`` removed; None if it
+    lacks one of them."""
     if not beginning and not ending:
         return name
     folder, slash, last = name.rpartition("/")
@@ -102,22 +102,22 @@ def bare(name: str, beginning: str = "", ending: str = "") -> str | None:
 
 
 def _check_name(path: Path) -> None:
-    """ValueError for a name that cannot be written to lists and tables: bytes of another
-    encoding, as old archives bring."""
+    """ValueError for a name that cannot be written to lists and tables: bytes of another encoding,
+    as in old archives."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"the name of {ascii(str(path))} is no UTF-8 (an old archive?): rename it"
+            f"the name of {ascii(str(path))} is not UTF-8 (an old archive?): rename it"
         ) from None
 
 
 class Finder:
-    """Names as lists and exports write them (with or without suffix and folders, of any system) ->
-    ids of an index.
+    """Finds ids of an index for names as lists and exports write them (with or without suffix and
+    folders, of any system).
 
-    The written path and that of the id must be one the end of the other: cam1/a.jpg is not cam2/a,
-    but photos/a.jpg is a.
+    One of the two paths, the written one and that of the id, must be the end of the other:
+    cam1/a.jpg is not cam2/a, but photos/a.jpg is a.
     """
 
     def __init__(self, ids: Iterable[str]) -> None:
@@ -128,8 +128,8 @@ class Finder:
             self.by_stem[PurePosixPath(name).name].append(name)
 
     def __call__(self, written: str) -> str | None:
-        """None if there is no such id; ValueError if several have the name, or if two paths
-        would be one id."""
+        """None if there is no such id; ValueError if several have the name, or if two paths would
+        have one id."""
         path = _written(written)
         found = [i for i in self.by_stem[path.name] if _ends(path, PurePosixPath(i))]
         inside = [i for i in found if len(PurePosixPath(i).parts) <= len(path.parts)]
@@ -148,14 +148,14 @@ class Finder:
         return self.ids[found[0]]
 
     def near(self, written: str) -> str:
-        """``written`` for a message, with the id of the same name that lies in another folder."""
+        """``written`` for a message, with the id of the same name in another folder, if any."""
         others = self.by_stem[_written(written).name]
         return f"{written!r} (another folder has {others[0]!r})" if others else repr(written)
 
     def upload(self, written: str) -> str | None:
-        """As a call, of a name that Label Studio may have changed at the upload: eight signs and
-        a dash in front, blanks as _, other signs left out, no folder but its own. None where
-        several ids would be called so."""
+        """Like a call, for a name that Label Studio may have changed at the upload: eight
+        characters and a dash in front, blanks as _, other characters removed, without parent
+        folders. None if several ids would get this name."""
         folder, _, name = _written(written).as_posix().rpartition("/")
         prefix = re.match(r"[0-9a-f]{8}-(?=.)", name)
         own = re.search(r"(^|/)upload/\d+$", folder) or (prefix and folder in ("", "images"))
@@ -189,8 +189,8 @@ def _uploaded(stem: str) -> str:
 def listed_splits(
     files: Mapping[str, Path], ids: Iterable[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """({split: ids}, notes) from one text file for each split, an image a line; splits never
-    share an image. What is in no list is ``train`` if there is no list of that name."""
+    """({split: ids}, notes) from one text file for each split, an image a line; splits never share
+    an image. Unlisted images become ``train`` if there is no list of that name."""
     ids = list(ids)
     find, splits = Finder(ids), {}
     owner: dict[str, str] = {}
@@ -229,16 +229,16 @@ def kept_splits(root: str | Path) -> dict[str, list[str]]:
         p.stem: p.read_text(encoding="utf-8").splitlines() for p in sorted(folder.glob("*.txt"))
     }
     if not found:
-        raise FileNotFoundError(f"{root} is no prepared data set: no lists in {folder}")
+        raise FileNotFoundError(f"{root} is not a prepared data set: no lists in {folder}")
     return found
 
 
 def grown_splits(
     shares: Mapping[str, float], ids: Iterable[str], seed: int, kept: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """({split: ids}, notes) of a set that has grown: the images of ``kept`` {split: ids} stay where
-    they were, what is new is shared out (:func:`shared_splits`). ValueError if nothing of them is
-    left, or for a split that only one of both has."""
+    """({split: ids}, notes) of a set that has grown: the images of ``kept`` {split: ids} stay in
+    their splits, new ones are shared out (:func:`shared_splits`). ValueError if none of them is
+    left, or for a split that only one of the two has."""
     ids = set(ids)
     old = {split: [name for name in names if name in ids] for split, names in kept.items()}
     number, gone = sum(map(len, old.values())), sum(map(len, kept.values()))
@@ -262,8 +262,8 @@ def grown_splits(
 def shared_splits(
     shares: Mapping[str, float], ids: Iterable[str], seed: int
 ) -> dict[str, list[str]]:
-    """{split: ids}: each split its share, the rest ``train``. By a hash of seed and id: a new
-    image moves few others."""
+    """{split: ids}: each split gets its share, the rest is ``train``. Uses a hash of seed and id,
+    so that a new image moves few others."""
     ids, splits = sorted(ids), {}
     parts = all(0 < s < 1 for s in shares.values()) and sum(shares.values()) < 1
     if "train" in shares or not parts:
@@ -281,8 +281,8 @@ def shared_splits(
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """The folder, made if need be. ValueError where a file is in its place, PermissionError if
-    it cannot be written to."""
+    """The folder, created if needed. ValueError if a file is in its place, PermissionError if it
+    cannot be written to."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -300,14 +300,14 @@ def writable_folder(folder: str | Path) -> Path:
 def output_folder(
     target: str | Path, settings: str, identity: Mapping[str, Any], what: str
 ) -> Path:
-    """The folder, made, for results whose file ``settings`` names their ``identity``.
-    PermissionError or ValueError for one that cannot be written, FileExistsError for one that
-    holds others. ``what``: the results, for messages."""
+    """The folder, created if needed, for results whose file ``settings`` holds their ``identity``.
+    PermissionError or ValueError if it cannot be written to, FileExistsError if it holds others.
+    ``what``: the results, for messages."""
     target = writable_folder(target)
     if not (target / settings).is_file():
         if any(path.name != ".lock" for path in target.iterdir()):
             raise FileExistsError(
-                f"output={target} holds files that are no {what}; choose a new or empty folder"
+                f"output={target} holds files that are not {what}; choose a new or empty folder"
             )
     elif lines := differences(read_own(target / settings, IDENTIFIED)["identity"], identity):
         raise FileExistsError(

@@ -1,11 +1,11 @@
 """Label Studio: its run lengths of brushes, tasks with predictions, the labelling configuration,
 and its JSON export.
 
-A brush is an RGBA picture of the image's size, row by row, of which only alpha counts. Its run
-lengths are bits, most significant first, in a list of bytes: 32 bits number of values, 5 bits word
-size - 1, 4 x 4 bits (sizes of a count) - 1; then blocks: 1 bit (1 = one value repeated, 0 = as many
-values as they are), 2 bits which of the four sizes, count - 1 in that many bits, and the value or
-values.
+A brush is an RGBA picture of the image's size, row by row; only alpha counts. Its run lengths are
+bits, most significant first, in a list of bytes. First 32 bits for the number of values, 5 bits for
+the word size - 1, 4 x 4 bits for (sizes of a count) - 1. Then blocks: 1 bit (1 = one value
+repeated, 0 = values listed one by one), 2 bits that select one of the four sizes, count - 1 in that
+many bits, and the value or values.
 """
 
 import json
@@ -48,8 +48,8 @@ def encode(mask: np.ndarray) -> list[int]:
 
 
 def decode(rle: list[int], height: int, width: int) -> np.ndarray:
-    """The mask bool [height, width] of run lengths. ValueError for damaged ones, and for those
-    of another size."""
+    """The mask bool [height, width] of run lengths. ValueError if they are damaged or of another
+    size."""
     if not isinstance(rle, list) or any(type(b) is not int or not 0 <= b <= 255 for b in rle):
         raise ValueError("damaged run lengths: expected a list of bytes, 0 to 255")
     text, at, number = bin(int.from_bytes(bytes([1, *rle]), "big"))[3:], 53, 4 * height * width
@@ -88,8 +88,8 @@ def task(
     """One task with a prediction: a brush for each of ``labels`` {pixel value: label} in ``mask``
     uint8 [H, W].
 
-    ``file``: the image's path, kept as ``data.file``; ``folder``: what stands before it in the
-    address of the image, quoted.
+    ``file``: the image's path, kept as ``data.file``; ``folder``: the prefix of the image's quoted
+    address.
     """
     height, width = mask.shape
     result = [
@@ -126,8 +126,8 @@ def configuration(labels: dict[str, tuple[int, int, int]]) -> str:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One image as it came back: its ``file``, ``size`` (height, width; None without a brush),
-    ``brushes``: (label, run lengths) in the order in which they were drawn."""
+    """One image as it came back: its ``file``, ``size`` (height, width; None without a brush), and
+    ``brushes``: (label, run lengths) in drawing order."""
 
     file: str
     size: tuple[int, int] | None
@@ -138,13 +138,13 @@ def read_export(
     path: str | Path, content: Any, brushes_only: bool = False
 ) -> tuple[list[Labelled], list[str]]:
     """(labelled images, notes) of Label Studio's JSON export ``content`` (the parsed file
-    ``path``). Of several annotations of an image the one that was changed last counts.
-    ValueError for another file, and for what is no brush, unless ``brushes_only`` leaves it out."""
+    ``path``). If an image has several annotations, the one changed last counts. ValueError for
+    another file, and for regions that are not brushes, unless ``brushes_only`` leaves them out."""
     if not isinstance(content, list) or not all(
         isinstance(t, dict) and isinstance(t.get("annotations"), list) for t in content
     ):
         raise ValueError(
-            f"{path} is no list of tasks with annotations: "
+            f"{path} is not a list of tasks with annotations: "
             'export the project as "JSON" (not JSON-MIN or CSV)'
         )
     found, empty, several, others = [], 0, 0, 0
@@ -168,18 +168,18 @@ def read_export(
     notes = {
         "tasks have no annotation and are left out": empty,
         "tasks have several annotations: the one changed last counts": several,
-        "regions are no brush and are left out": others,
+        "regions are not a brush and are left out": others,
     }
     return found, [f"{number} {what}" for what, number in notes.items() if number]
 
 
 def _changed(annotation: dict[str, Any]) -> tuple[str, str]:
-    """What orders the annotations of an image by when they were changed."""
+    """Sort key of an image's annotations: when they were changed."""
     return str(annotation.get("updated_at", "")), str(annotation.get("id", "")).zfill(20)
 
 
 def _labelled(where: str, data: Any, result: Any, brushes_only: bool) -> tuple[Labelled, int]:
-    """(the image with its brushes, how many regions of another kind are left out)."""
+    """(the image with its brushes, number of regions of another kind that are left out)."""
     file = _file(data) if isinstance(data, dict) else None
     if not file or not isinstance(result, list):
         raise ValueError(
@@ -221,7 +221,7 @@ def _label(where: str, brush: dict[str, Any]) -> str:
 
 
 def _size(where: str, brushes: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """(height, width) as all of the brushes tell it; None where none does."""
+    """(height, width) on which all brushes agree; None without brushes."""
     told: list[list[Any]] = [
         [brush.get("original_height"), brush.get("original_width")] for brush in brushes
     ]
@@ -232,7 +232,7 @@ def _size(where: str, brushes: list[dict[str, Any]]) -> tuple[int, int] | None:
 
 
 def _file(data: dict[str, Any]) -> str | None:
-    """data.file, which our tasks carry, data.image, or the one other text in data that names an
+    """data.file, which our tasks have, data.image, or the one other text in data that names an
     image: a path or name."""
     if isinstance(data.get("file"), str):
         return data["file"]
@@ -243,18 +243,18 @@ def _file(data: dict[str, Any]) -> str | None:
 
 
 def _path(address: str) -> str:
-    """The path in an address, of a local file in ``d``; an upload keeps the eight letters that
-    were put before its name."""
+    """The path in an address; of a local file, its parameter ``d``. An uploaded name keeps the
+    eight letters that were put before it."""
     try:
         parts = urlsplit(address)
-    except ValueError:  # brackets where a host should be
+    except ValueError:  # brackets in the place of a host
         return address
     return parse_qs(parts.query).get("d", [unquote(parts.path)])[0]
 
 
 def draw(image: Labelled, values: dict[str, int], size: tuple[int, int]) -> np.ndarray:
     """Class ids uint8 [H, W]: brushes over one another in their order, the rest background.
-    ``size``: for one without any."""
+    ``size``: for an image without brushes."""
     mask = np.zeros(image.size or size, np.uint8)
     for number, (label, rle) in enumerate(image.brushes, 1):
         try:

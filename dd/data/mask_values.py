@@ -1,4 +1,4 @@
-"""What the pixels of a mask file mean: class ids by their values, or by their colours."""
+"""The meaning of a mask file's pixels: class ids by their values, or by their colours."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -34,8 +34,8 @@ def by_value(image: Image.Image, path: object) -> np.ndarray:
 
 
 def by_colour(image: Image.Image, taxonomy: Taxonomy, path: object) -> np.ndarray:
-    """Ids uint8 [H, W] of an RGB or RGBA image in the colours that the taxonomy gives: one that
-    nobody gave may mean any class. ValueError names the colours that are none of them."""
+    """Ids uint8 [H, W] of an RGB or RGBA image by the taxonomy's colours. Other colours might mean
+    any class: ValueError names them."""
     pixels = np.asarray(image)
     if pixels.shape[2] == 4:
         _opaque(pixels[..., 3], path)
@@ -43,15 +43,15 @@ def by_colour(image: Image.Image, taxonomy: Taxonomy, path: object) -> np.ndarra
     ids = taxonomy.given_colours
     if unknown := [c for c in colours if c not in ids]:
         raise ValueError(
-            f"mask {path} has {len(unknown)} colours that no class of taxonomy {taxonomy.name!r} "
-            f"has been given, such as {[list(c) for c in unknown[:5]]}. "
+            f"mask {path} has {len(unknown)} colours that taxonomy {taxonomy.name!r} gives to no "
+            f"class, such as {[list(c) for c in unknown[:5]]}. "
             f"{_cure(colours, unknown, taxonomy)}"
         )
     return np.array([ids[c] for c in colours], np.uint8)[inverse]
 
 
 def colours_of(pixels: np.ndarray) -> tuple[list[Colour], np.ndarray]:
-    """(the colours of an RGB picture, in order; for each pixel [H, W] the number of its own)."""
+    """(the sorted colours of an RGB picture; for each pixel [H, W] the number of its colour)."""
     codes = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
     found, inverse = np.unique(codes, return_inverse=True)
     colours = [(c >> 16, c >> 8 & 255, c & 255) for c in found.tolist()]
@@ -59,7 +59,7 @@ def colours_of(pixels: np.ndarray) -> tuple[list[Colour], np.ndarray]:
 
 
 def _cure(colours: list[Colour], unknown: list[Colour], taxonomy: Taxonomy) -> str:
-    """What to do about colours that mean no class."""
+    """What to do about colours without a class."""
     plain = taxonomy.palette
     likely = [n for i, n in enumerate(taxonomy.names, 1) if nth_colour(plain, i) in unknown]
     if all(len(set(c)) == 1 for c in colours):
@@ -79,12 +79,11 @@ def _opaque(alpha: np.ndarray, path: object) -> None:
 
 
 class Renamed:
-    """Values of masks that mean something else than their place: ``mapping`` {value: class name,
+    """Mask values that mean another class than their number: ``mapping`` {value: class name,
     "background" or "ignore"}.
 
-    Called with ids uint8 [H, W] and the file's name it gives them as class ids. ValueError for a
-    mapping that makes no sense, and for a value that would fall together with a mapped one because
-    of its place alone.
+    Called with ids uint8 [H, W] and the file's name, it returns class ids. ValueError for an
+    invalid mapping, and for an unmapped value that is also the target of a mapped one.
     """
 
     def __init__(self, mapping: Mapping[str, str], taxonomy: Taxonomy) -> None:
@@ -93,7 +92,7 @@ class Renamed:
         for value, name in mapping.items():
             if not (value.isdecimal() and int(value) < 256):
                 raise ValueError(
-                    f"map: {value!r} is no value of a mask; "
+                    f"map: {value!r} is not a value of a mask; "
                     "expected 0 to 255, as in --map 11=ignore"
                 )
             if name not in targets:
@@ -120,9 +119,9 @@ class Renamed:
 def check_colours(image: Image.Image, mask: np.ndarray, taxonomy: Taxonomy, path: object) -> None:
     """ValueError if the colours of ``image`` name other classes than its values, ``mask`` [H, W].
 
-    Tools that make PNGs small sort the entries of a palette anew, and so lose ids. A palette speaks
-    where all of its entries in use have colours of the taxonomy; a grey value where the taxonomy
-    gives its colour to an object. Else values are ids, whatever the colours.
+    Tools that make PNGs small sort the entries of a palette, and so lose ids. A palette is compared
+    if all of its used entries have colours of the taxonomy; a grey value if the taxonomy gives its
+    colour to an object. Else values are ids, whatever the colours.
     """
     palette = image.getpalette() if image.mode == "P" else None
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
@@ -146,7 +145,7 @@ def check_colours(image: Image.Image, mask: np.ndarray, taxonomy: Taxonomy, path
             f"mask {path}: values and colours name different classes: {shown}. "
             "Save it in grey if its values are the ids, in RGB if its colours are right "
             "(python -m dd prepare own reads both, "
-            "and its --map VALUE=CLASS says what values mean)"
+            "and its --map VALUE=CLASS gives the meaning of values)"
         )
 
 

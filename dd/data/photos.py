@@ -1,9 +1,9 @@
-"""Photographs and videos as people have them -> uint8 RGB [H, W, 3], upright. What cannot be read
-says why.
+"""Photographs and videos as users have them -> uint8 RGB [H, W, 3], upright. Errors say why a file
+cannot be read.
 
-A photograph is turned as its EXIF orientation says, as viewers show it: its mask has that size too.
-16-bit grey keeps its high byte (the whole range 0..65535 becomes 0..255), transparent pixels lie on
-white, CMYK becomes RGB without a profile, and of several pages the first one counts.
+A photograph is turned by its EXIF orientation, as viewers show it; its mask has that size too.
+16-bit grey keeps its high byte (the whole range 0..65535 becomes 0..255), transparent pixels are
+laid on white, CMYK becomes RGB without a profile, and of several pages the first one counts.
 """
 
 import sys
@@ -22,7 +22,7 @@ from dd.data.datasets import File, dark_note, image_size, is_dark, opened, rgb
 from dd.data.folders import IMAGES, Files, Finder, index, walk
 from dd.store.provenance import fingerprint, read_lines, sha256
 
-# photographs, not read
+# photographs that are not read
 OTHERS = (
     *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
@@ -31,7 +31,7 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 T = TypeVar("T")
 MAX_PIXELS = 50_000_000
 PILLOWS_LIMIT = 2 * 89_478_485  # above it Pillow itself refuses: a small file may claim any size
-# where a command has this setting
+# advice for commands with this setting
 RAISE = ", or raise max_pixels (memory: 4 bytes a pixel and class)"
 NO_BRIGHTNESS = {"I": "whole numbers with a sign or of 32 bits", "F": "numbers with a point"}
 MAX_RATIO = 1000  # of the sides: the shorter one must keep a pixel when the image is made smaller
@@ -39,8 +39,8 @@ MAX_RATIO = 1000  # of the sides: the shorter one must keep a pixel when the ima
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph or a frame of a video: ``id`` (a path without suffix, which its results get),
-    ``file`` as people know it, ``digest``: SHA-256 of the file it comes from."""
+    """A photograph or a frame of a video: ``id`` (a path without suffix, also used for its
+    results), ``file`` as the user knows it, ``digest``: SHA-256 of its file."""
 
     id: str
     file: str
@@ -53,18 +53,18 @@ def read_photo(
     cure: str = "",
     told: Callable[[], object] | None = None,
 ) -> np.ndarray:
-    """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for one
-    that comes out nearly black (:func:`dd.data.datasets.is_dark`). ValueError for what is
-    damaged, no image, too large (judged by its header, before anything is decoded; ``cure``:
-    what else helps), too thin, or of floats."""
+    """uint8 RGB [H, W, 3], upright, of a file or a binary stream; ``told`` is called for an image
+    that comes out nearly black (:func:`dd.data.datasets.is_dark`). ValueError for a file that is
+    damaged, not an image, too large (by its header, before anything is decoded; ``cure``: further
+    advice), too thin, or of floats."""
     with warnings.catch_warnings():
-        # the limit here is the lower one, or was chosen
+        # the limit here is lower, or was chosen
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with opened(path) as image:
             _check_size(path, image.width, image.height, max_pixels, cure)
             if kind := NO_BRIGHTNESS.get(image.mode):
                 raise ValueError(
-                    f"{path} holds {kind} (mode {image.mode}), which are no brightness; "
+                    f"{path} holds {kind} (mode {image.mode}), which do not encode brightness; "
                     "save it with 8 or with 16 bits without a sign"
                 )
             if told is not None and is_dark(image):
@@ -76,12 +76,12 @@ def _check_size(path: object, width: int, height: int, max_pixels: int, cure: st
     if width * height > max_pixels:
         raise ValueError(
             f"{path} has {width}x{height} = {width * height / 1e6:.1f} million pixels, "
-            f"the limit is {max_pixels / 1e6:g}: make it smaller or cut it{cure}"
+            f"the limit is {max_pixels / 1e6:g}: make it smaller or crop it{cure}"
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ValueError(
             f"{path} is {width}x{height}: "
-            f"one side may be at most {MAX_RATIO} times the other; cut it"
+            f"one side may be at most {MAX_RATIO} times the other; crop it"
         )
 
 
@@ -93,12 +93,12 @@ def spread(values: Sequence[T], limit: int | None) -> list[T]:
 
 
 class Photos:
-    """The photographs of a folder and of the folders in it: ``items``, and :meth:`read`.
-    ``limit``: so many of them, evenly spread. A note counts photographs of a kind that is not
-    read. FileNotFoundError for no folder or one without images, ValueError for two images of one
+    """The photographs of a folder and its subfolders: ``items``, and :meth:`read`. ``limit``: that
+    many of them, evenly spread. A note counts photographs in formats that are not read.
+    FileNotFoundError for no folder or one without images, ValueError for two images of one
     stem."""
 
-    dark: frozenset[str] = frozenset()  # ids of those that were read and came out nearly black
+    dark: frozenset[str] = frozenset()  # ids of read images that came out nearly black
 
     def __init__(
         self, folder: str | Path, max_pixels: int = MAX_PIXELS, limit: int | None = None
@@ -121,7 +121,7 @@ class Photos:
                 self.unreadable[file] = str(error)
 
     def read(self, wanted: list[Picture]) -> Iterator[tuple[Picture, np.ndarray | Exception]]:
-        """(item, its pixels or the error that says why there are none), one after the other."""
+        """(item, its pixels or the error), one after the other."""
         for item in wanted:
             try:
                 told = partial(self._count_dark, item.id)
@@ -136,8 +136,8 @@ class Photos:
 
 
 class Gathered(Photos):
-    """The photographs of several folders as those of one; where two have one of a name, the first
-    folder's counts."""
+    """The photographs of several folders as one; if two folders have the same name, the first
+    folder's photograph counts."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class Video:
         self.path, self.every = Path(path), every
         self.unreadable: dict[str, str] = {}
         self.notes: list[str] = []
-        import cv2  # by those alone who have a video
+        import cv2  # here: needed only for a video
 
         video = self._open()
         width, height = video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -189,7 +189,7 @@ class Video:
         if not count:
             raise ValueError(
                 f"{path}: no frame of it can be decoded; "
-                "it is damaged, or no video that OpenCV reads"
+                "it is damaged, or not a video that OpenCV reads"
             )
         if count < promised:
             self.notes.append(
@@ -219,7 +219,7 @@ class Video:
         video = cv2.VideoCapture(str(self.path))
         if not video.isOpened():
             raise ValueError(
-                f"{self.path} is damaged, or no video that OpenCV reads; convert it to MP4 (H.264)"
+                f"{self.path} is damaged, or not a video that OpenCV reads: convert it to H.264 MP4"
             )
         return video
 
@@ -227,12 +227,12 @@ class Video:
 def find_photos(
     folder: str | Path | None, listed: str | Path | None = None, setting: str = "unlabelled"
 ) -> list[Path]:
-    """Photographs below ``folder`` in the order of their names, those of the list ``listed`` (a
-    path below the folder, a name or a stem a line) alone if one is given. Errors name the settings
+    """Photographs below ``folder`` in the order of their names; if a list ``listed`` is given, only
+    those in it (each line is a path below the folder, a name or a stem). Errors name the settings
     ``<setting>.images`` and ``<setting>.list``.
 
     FileNotFoundError for no folder, no image or no list; ValueError for two images of one stem, for
-    listed images that are not there or may be several, and for files that cannot be read.
+    listed images that are missing or ambiguous, and for files that cannot be read.
     """
     if not folder or not Path(folder).is_dir():
         raise FileNotFoundError(
@@ -288,7 +288,7 @@ def check_readable(files: Sequence[Path], listed: str) -> None:
     ``listed``: the option of the file that names them."""
     if bad := [text for text in _problems(list(files), read_photo) if text]:
         raise ValueError(
-            f"{len(bad)} of {len(files)} images cannot be read; mend them, or leave them out of "
+            f"{len(bad)} of {len(files)} images cannot be read; repair them, or leave them out of "
             f"{listed}:{_first_ten(bad)}"
         )
 
@@ -303,7 +303,7 @@ def _warn(text: str) -> None:
 
 
 def _problems(files: list[Path], read: Callable[[Path], object]) -> list[str | None]:
-    """What ``read`` says of each file that it refuses, None of the others."""
+    """The error of ``read`` for each file that it refuses, None for the others."""
 
     def problem(file: Path) -> str | None:
         try:
@@ -312,15 +312,15 @@ def _problems(files: list[Path], read: Callable[[Path], object]) -> list[str | N
             return str(error)
         return None
 
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoding leaves the interpreter
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # decoding releases the GIL
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return list(pool.map(problem, files))
 
 
 class Unlabelled:
     """Photographs of a folder to train with: item i is uint8 RGB [H, W, 3], upright
-    (:func:`read_photo`). In place of one that turns out to be damaged, with a warning, the next
-    sound one stands. Arguments and errors are those of :func:`find_photos`."""
+    (:func:`read_photo`). One that turns out to be damaged is replaced, with a warning, by the next
+    sound one. Arguments and errors are those of :func:`find_photos`."""
 
     def __init__(
         self, images: str | Path, listed: str | Path | None = None, setting: str = "unlabelled"
@@ -340,7 +340,7 @@ class Unlabelled:
             except (ValueError, OSError) as error:
                 if path not in self._told:
                     self._told.add(path)
-                    _warn(f"{error}; the next photograph stands in for it")
+                    _warn(f"{error}; the next photograph replaces it")
         raise ValueError(f"none of the {len(self)} photographs in {self.folder} can be read")
 
     def check(self) -> None:
@@ -352,8 +352,8 @@ class Unlabelled:
             _warn(dark_note(len(dark)))
 
     def sound(self) -> list[int]:
-        """Decode all of them, which takes a few seconds a hundred; the places of those that can
-        be. A warning names others; ValueError if there are no sound ones."""
+        """Decode all of them, which takes a few seconds a hundred; the indices of the readable
+        ones. A warning names the others; ValueError if none is readable."""
         print(f"decoding {len(self)} photographs once, to find damaged ones", flush=True)
         found = _problems(self.files, read_photo)
         bad = [text for text in found if text]

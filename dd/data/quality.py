@@ -1,8 +1,8 @@
-"""How good is a synthetic sample? Signals of its heat, its mask and (with a CLIP model) its image,
-and rules on them.
+"""Rates synthetic samples: signals of their heat, mask and (with a CLIP model) image, and rules on
+these signals.
 
 Min-max makes a class that was never drawn as strong as one that was (see
-:mod:`dd.masks.from_heat`): the signals of the heat are those *before* min-max. Shape letters: K
+:mod:`dd.masks.from_heat`), so the signals of the heat are taken *before* min-max. Shape letters: K
 classes of a sample, P powers, N cells of a heat map, T texts, D width of an embedding.
 """
 
@@ -31,7 +31,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 class Scores(Protocol):
-    """What compares an image with texts, as :class:`ClipScore`."""
+    """What compares an image with texts, like :class:`ClipScore`."""
 
     weights_sha256: str
 
@@ -70,9 +70,9 @@ def signals_by_source(heat: Mapping[str, np.ndarray]) -> dict[str, dict[str, lis
 def mask_signals(
     mask: np.ndarray, class_ids: Iterable[int], absent: Collection[int] = ()
 ) -> dict[str, Any]:
-    """Of a mask uint8 [H, W]: ``uncertain`` and ``foreground``, shares of the pixels that are
-    255 and that have a class; ``share`` of each of ``class_ids``, None for those in ``absent``
-    (class ids that were not drawn); ``missing``, the number of the others that have no pixel."""
+    """Signals of a mask uint8 [H, W]. ``uncertain`` and ``foreground``: shares of the pixels that
+    are 255 and that have a class; ``share``: of each of ``class_ids``, None for those in ``absent``
+    (class ids that were not drawn); ``missing``: number of the others without a pixel."""
     share = [None if i in absent else float((mask == i).mean()) for i in class_ids]
     return {
         "uncertain": float((mask == IGNORE).mean()),
@@ -85,8 +85,8 @@ def mask_signals(
 def clip_signals(
     clip: Scores, image: np.ndarray, prompt: str, classes: Iterable[str]
 ) -> dict[str, Any]:
-    """Scores of an image for its prompt and for "a photo of a <class>" of each class; ``by`` =
-    which model says so."""
+    """Scores of an image for its prompt and for "a photo of a <class>" of each class; ``by``: the
+    model."""
     scores = clip(image, [prompt, *(f"a photo of a {name}" for name in classes)])
     return {"by": clip.weights_sha256[:16], "prompt": scores[0], "classes": scores[1:]}
 
@@ -97,8 +97,8 @@ def sample_signals(
     clip: Scores | None = None,
     image: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """What a sample's record keeps: signals of each source of its heat, and of its image if
-    there is a CLIP model."""
+    """The signals in a sample's record: of each source of its heat, and of its image if there is a
+    CLIP model."""
     found: dict[str, Any] = {"heat": signals_by_source(heat)}
     if clip is not None:
         assert image is not None, "a CLIP model needs the image"
@@ -114,10 +114,10 @@ class Rule:
     """What happens to samples whose signal lies beyond a bound: ``action`` drop, or absent (the
     class is not drawn).
 
-    Exactly one bound is given, as a number (``below``, ``above``) or as a percentile of the samples
-    with the same class (``below_percentile``, ``above_percentile``; of all samples for a signal
-    that is one number per sample). A signal of each class drops a sample if one of its classes is
-    beyond the bound. ``power`` of the heat: None = the one of the masks.
+    Exactly one bound is given, as a number (``below``, ``above``) or as a percentile over the
+    samples with the same class (``below_percentile``, ``above_percentile``; over all samples for a
+    signal that is one number per sample). A signal that exists for each class drops a sample if one
+    of its classes is beyond the bound. ``power`` of the heat: None = that of the masks.
     """
 
     name: str
@@ -160,12 +160,12 @@ class Rule:
             )
 
     def settings(self) -> dict[str, Any]:
-        """As in YAML: nothing that is not given."""
+        """As in YAML, without settings that are not given."""
         return {k: v for k, v in asdict(self).items() if v is not None and k != "name"}
 
     @property
     def bound(self) -> tuple[str, float]:
-        """The one bound that is given: (its kind, the number)."""
+        """The bound that is given: (its kind, the number)."""
         return next((kind, v) for kind in BOUNDS if (v := getattr(self, kind)) is not None)
 
     def threshold(self, values: list[float]) -> float:
@@ -178,8 +178,8 @@ class Rule:
 
 
 def read_rules(given: Mapping[str, Any]) -> list[Rule]:
-    """Rules by name as in YAML; one that is null is left out. ValueError names the key or value
-    that makes no sense."""
+    """Rules by name as in YAML; a rule that is null is left out. ValueError names an invalid key or
+    value."""
     known = {field.name for field in fields(Rule)} - {"name"}
     rules = {name: rule for name, rule in given.items() if rule is not None}
     for name, rule in rules.items():
@@ -201,8 +201,8 @@ def judge(
     """{"thresholds": {class, or "all": number}, "hits": {sample id: [{"class", "value",
     "threshold"}]}} of a rule.
 
-    ``signals``: of each sample, with ``heat``, ``clip`` and ``mask`` as far as the rule needs them;
-    ``power`` and ``source`` are those of the masks. A value that is None is never beyond a bound.
+    ``signals``: of each sample, with ``heat``, ``clip`` and ``mask`` if the rule needs them;
+    ``power`` and ``source`` are those of the masks. A value of None is never beyond a bound.
     """
     values: dict[str, list[float]] = defaultdict(list)
     pairs: list[tuple[Sample, list[tuple[str, float]]]] = []
@@ -226,7 +226,7 @@ def judge(
 
 
 def _values(rule: Rule, found: Mapping[str, Any], power: int | None, source: str) -> Any:
-    """The signal of a sample: a number, or one of each of its classes."""
+    """The signal of a sample: a number, or one for each of its classes."""
     if rule.signal in MASK:
         return found["mask"][rule.signal]
     if rule.signal in CLIP:
@@ -235,7 +235,7 @@ def _values(rule: Rule, found: Mapping[str, Any], power: int | None, source: str
     if power is None:
         raise ValueError(
             f"quality.rules.{rule.name}: these masks were not made from heat; "
-            "say of which power, .power=0"
+            "give the power, as .power=0"
         )
     stored = found["heat"][source][rule.signal]
     if power >= len(stored[0]):
@@ -253,8 +253,8 @@ def refuse_excess(
     max_share: float,
     action: str,
 ) -> None:
-    """ValueError with the numbers if ``lost`` ({sample id: classes}) is more than ``max_share``
-    of the samples (action drop) or of the classes asked for (absent), or every image of a class."""
+    """ValueError with the numbers if ``lost`` ({sample id: classes}) is more than ``max_share`` of
+    the samples (action drop) or of the classes asked for (absent), or every image of a class."""
     if type(max_share) not in (int, float) or not 0 < max_share <= 1:
         raise ValueError(f"quality.max_share={max_share!r}: expected a share above 0 and up to 1")
     asked = Counter(name for sample in samples for name in sample.classes)

@@ -27,5 +27,5 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
         raise
     except DAMAGED as error:
         raise ValueError(
-            f"{path} is no SBD class mask (a MATLAB file with GTcls.Segmentation): {error}"
+            f"{path} is not an SBD class mask (a MATLAB file with GTcls.Segmentation): {error}"
         ) from None

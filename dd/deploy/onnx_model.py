@@ -1,9 +1,8 @@
-"""A segmenter as an ONNX file, and ONNX Runtime that runs it. The only module that imports onnx and
+"""A segmenter as an ONNX file, and ONNX Runtime to run it. The only module that imports onnx and
 onnxruntime.
 
-The file holds the whole way from a resized image to a mask: normalisation, network, logits resized
-to the size of the original, argmax. What it expects and gives is in its metadata
-(:func:`metadata`).
+The file covers all steps from a resized image to a mask: normalisation, network, logits resized to
+the size of the original, argmax. Its metadata describe its inputs and outputs (:func:`metadata`).
 """
 
 import json
@@ -20,11 +19,11 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
-onnxruntime.disable_telemetry_events()  # it reports to its makers from here on Linux too
+onnxruntime.disable_telemetry_events()  # otherwise it reports to its makers, on Linux too
 
 FORMAT = "dataset-diffusion segmenter 1"
 OPSET = 20
-NOISY = "torch.onnx._internal.exporter._registration"  # says that torchvision is not there
+NOISY = "torch.onnx._internal.exporter._registration"  # logs that torchvision is missing
 
 
 def exported(segmenter: torch.nn.Module, facts: dict[str, str]) -> bytes:
@@ -46,7 +45,7 @@ def exported(segmenter: torch.nn.Module, facts: dict[str, str]) -> bytes:
                 verbose=False,
                 external_data=False,
             )
-    except Exception as error:  # whatever of torch, mmsegmentation or transformers cannot be traced
+    except Exception as error:  # any code of torch, mmsegmentation or transformers may fail here
         raise ValueError(
             f"{type(segmenter).__name__} cannot be exported with a free number and size of "
             "images: its code depends on their values. DeepLabV3, SegFormer, EoMT and those "
@@ -61,7 +60,7 @@ def exported(segmenter: torch.nn.Module, facts: dict[str, str]) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of torch's own export, and what it says of torchvision."""
+    """Hide the warnings of torch's own export, and its message about torchvision."""
     logger = logging.getLogger(NOISY)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -87,7 +86,7 @@ def _add_mask(model: onnx.ModelProto) -> None:
     for value in (graph.input[0], graph.output[0]):
         for place, name in ((0, "batch"), (2, "height"), (3, "width")):
             value.type.tensor_type.shape.dim[place].dim_param = name
-    del graph.value_info[:]  # of the former names
+    del graph.value_info[:]  # it holds the former names
     graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [2]))
     node, bilinear = helper.make_node, {"coordinate_transformation_mode": "half_pixel"}
     graph.node.extend(
@@ -104,22 +103,22 @@ def _add_mask(model: onnx.ModelProto) -> None:
 
 
 def metadata(file: str | Path) -> dict[str, str]:
-    """What a file of :func:`exported` says of itself; ValueError for any other file."""
+    """The metadata of a file of :func:`exported`; ValueError for any other file."""
     try:
         found = {p.key: p.value for p in onnx.load(file, load_external_data=False).metadata_props}
-    except Exception as error:  # whatever protobuf says of bytes that are no ONNX
-        raise ValueError(f"{file} is no ONNX file ({type(error).__name__})") from None
+    except Exception as error:  # any error of protobuf for bytes that are not ONNX
+        raise ValueError(f"{file} is not an ONNX file ({type(error).__name__})") from None
     if found.get("format") != FORMAT:
         raise ValueError(
-            f"{file} is an ONNX file, but none of this package (its metadata lack "
+            f"{file} is an ONNX file, but not one of this package (its metadata lack "
             f"format={FORMAT!r})"
         )
     return found
 
 
 class Session:
-    """ONNX Runtime on the CPU. ``model``: the bytes of a file or its path; ``threads``: None =
-    as many as torch."""
+    """ONNX Runtime on the CPU. ``model``: the bytes of a file or its path; ``threads``: None = as
+    many as torch."""
 
     def __init__(self, model: bytes | str | Path, threads: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
@@ -136,11 +135,11 @@ class Session:
 
     def __call__(self, images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Masks uint8 [B, *size] of resized images uint8 [B, 3, h, w]. ValueError if the network
-        does not take them."""
+        does not accept them."""
         try:
             inputs = {"images": images, "size": np.array(size, np.int64)}
             return self.session.run(["mask"], inputs)[0]
-        except Exception as error:  # onnxruntime's errors share no class
+        except Exception as error:  # onnxruntime's errors have no common class
             why = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"the exported network does not take images of shape {list(images.shape)}: {why}"

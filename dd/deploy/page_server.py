@@ -1,10 +1,10 @@
-"""A page that only this machine sees: files, and one question that is answered. The only importer
-of starlette and uvicorn.
+"""A page that only this machine can open: it serves files and answers one kind of request. The only
+importer of starlette and uvicorn.
 
-Bound to 127.0.0.1; requests by another name (DNS rebinding) or from another site's page are
-refused, and the page may load and ask nothing but its own server. Nothing is stored, logged or
+It listens on 127.0.0.1. Requests by another name (DNS rebinding) or from another site's page are
+refused, and the page may load from and ask nothing but its own server. Nothing is stored, logged or
 counted. Memory is bounded: uploads that would hold more than MAX_HELD bytes together are refused,
-slow ones are given up, and one image is answered at a time.
+slow ones are aborted, and images are answered one at a time.
 """
 
 import socket
@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 HOST = "127.0.0.1"
 MAX_BYTES = 64 << 20  # of an uploaded file
-MAX_HELD = 256 << 20  # of all that are uploaded or wait for their answer
+MAX_HELD = 256 << 20  # of all uploads in progress or waiting for an answer
 SECONDS = 60  # for an upload, which comes from this machine
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
@@ -50,7 +50,7 @@ class Held:
 
     @contextmanager
     def upload(self, size: int) -> Iterator[bool]:
-        """Whether there is room for ``size`` bytes more; they are given back at the end."""
+        """Whether there is room for ``size`` more bytes; they are released at the end."""
         room = size if self.bytes + size <= self.limit else 0
         self.bytes += room
         try:
@@ -67,10 +67,10 @@ def application(
     max_held: int = MAX_HELD,
     seconds: float = SECONDS,
 ) -> Starlette:
-    """The files of ``folder`` (``index.html`` as ``/``), ``GET /about``: ``about`` as JSON, and
-    ``POST /segment``: the body's bytes -> ``answer(bytes)`` as JSON, one at a time. A ValueError
-    of ``answer`` is status 422 with ``{"error": ...}``; 411: the size is not told; 413: the file
-    is too large; 503: too much is being uploaded; 408: it took longer than ``seconds``."""
+    """Serves the files of ``folder`` (``index.html`` as ``/``), ``GET /about``: ``about`` as JSON,
+    and ``POST /segment``: the body's bytes -> ``answer(bytes)`` as JSON, one at a time. A
+    ValueError of ``answer`` is status 422 with ``{"error": ...}``; 411: the size is missing; 413:
+    the file is too large; 503: too many uploads; 408: it took longer than ``seconds``."""
     files = {
         "/" if p.name == "index.html" else f"/{p.name}": p
         for p in sorted(Path(folder).iterdir())
@@ -111,7 +111,7 @@ def application(
 
 
 class Refused(Exception):
-    """An upload that is not answered, with its HTTP status."""
+    """A refused upload, with its HTTP status."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -119,13 +119,13 @@ class Refused(Exception):
 
 
 def _size_told(request: Request, max_bytes: int) -> int:
-    """The size of the body that the request tells, looked at before a byte of it is read."""
+    """The size of the body as stated by the request, checked before a byte of it is read."""
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise Refused(403, "this page answers its own requests only")
     told = request.headers.get("content-length", "")
     if not (told.isascii() and told.isdigit()):
-        raise Refused(411, "the request does not tell the size of the file")
+        raise Refused(411, "the request does not state the size of the file")
     size = int(told[:20])
     if size > max_bytes:
         raise Refused(413, f"the file has more than {max_bytes >> 20} MiB; make it smaller")
@@ -133,12 +133,12 @@ def _size_told(request: Request, max_bytes: int) -> int:
 
 
 async def _received(request: Request, size: int, seconds: float) -> bytearray:
-    """The body, of one piece: a buffer that grows is moved, and leaves holes."""
+    """The body as one piece; a growing buffer would be moved and leave holes in memory."""
     data, got = bytearray(size), 0
     try:
         with anyio.fail_after(seconds):
             async for piece in request.stream():
-                if got + len(piece) > size:  # sent in chunks, beside a size that was not meant
+                if got + len(piece) > size:  # sent in chunks, with a wrong size beside them
                     raise Refused(413, "the file is larger than its request says")
                 data[got : got + len(piece)] = piece
                 got += len(piece)
@@ -154,8 +154,8 @@ def _refusal(status: int, why: str) -> JSONResponse:
 
 
 def serve(app: Starlette, port: int) -> None:
-    """Serve until Ctrl-C, and print the address first; ``port`` 0 takes a free one. ValueError
-    if it is taken."""
+    """Serve until Ctrl-C, and print the address first; ``port`` 0 takes a free one. ValueError if
+    it is taken."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,9 +1,9 @@
 """The embedded world: captioned scenes of everyday things with pixel-exact masks, a pure function
 of (domain, split, seed, index).
 
-It is to this package what PASCAL VOC and Stable Diffusion's training images are to the paper, in
-miniature, and in the same regime: objects are some cells of the attention wide (of 8 px in the
-cross-attention, 4 px in the self-attention) and have detail finer than a cell
+It plays the role that PASCAL VOC and Stable Diffusion's training images have in the paper, in
+miniature and in the same regime: objects are some cells of the attention wide (8 px in the
+cross-attention, 4 px in the self-attention) and have details finer than a cell
 (:mod:`dd.embedded.things`).
 
 Two domains: ``shapes`` (what the generator is trained on) and ``shapes_shift`` (a domain gap: other
@@ -43,8 +43,7 @@ Generator: TypeAlias = np.random.Generator
 @dataclass(frozen=True)
 class Scene:
     """``image`` uint8 [size, size, 3]; ``mask`` uint8 [size, size] of class ids, 0 = background;
-    ``classes`` in the order in which the caption names them (also the order of drawing, the last
-    one in front)."""
+    ``classes`` in the order of the caption (also the drawing order, the last one in front)."""
 
     image: Array
     mask: Array
@@ -57,8 +56,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Piece:
-    """A thing at its place: ``inside`` [h, w] in pixels (positive on the object) and ``rgb``
-    [3, h, w] of the box whose upper left pixel is (``top``, ``left``); the box lies within the
+    """An object in its place: ``inside`` [h, w] in pixels (positive on the object) and ``rgb``
+    [3, h, w] of the box whose upper left pixel is (``top``, ``left``). The box lies within the
     image."""
 
     inside: Array
@@ -89,7 +88,7 @@ def _waves(x: Array, sharp: float) -> Array:
 
 
 def _pattern(rng: Generator, kind: str, along: Array, across: Array) -> Array:
-    """What a kind of background does to the brightness of its colour, [size, size] about 1."""
+    """How a kind of background varies the brightness of its colour, [size, size] around 1."""
     size = len(along)
     if kind == "plain":
         return np.ones_like(along)
@@ -103,13 +102,13 @@ def _pattern(rng: Generator, kind: str, along: Array, across: Array) -> Array:
     if kind == "checked":
         a, b = _waves(x * 0.5, sharp * 2), _waves(y * 0.5, sharp * 2)
         return 1 - depth * (a + b - 2 * a * b)
-    x = x + 0.5 * (np.floor(y) % 2)  # spotted: every other row is moved by half a step
+    x = x + 0.5 * (np.floor(y) % 2)  # spotted: every other row is shifted by half a step
     spots = rng.uniform(0.2, 0.34) - np.hypot(x % 1 - 0.5, y % 1 - 0.5)
     return 1 - depth * np.clip(spots * size / count + 0.5, 0, 1)
 
 
 def _texture(rng: Generator, along: Array, across: Array) -> Array:
-    """Wood grain or woven cloth, which the generator's world does not have; [size, size]."""
+    """Wood grain or woven cloth, which do not occur in the generator's world; [size, size]."""
     size, depth = len(along), rng.uniform(0.16, 0.34)
     if rng.random() < 0.5:
         bend = _smooth_noise(rng, size, 3)
@@ -146,7 +145,7 @@ def _place(rng: Generator, name: str, size: int, light: Point) -> Piece:
     mirror = -1 if rng.random() < 0.5 else 1
     wide, high = rng.uniform(0.8, 1.25, 2)
     shear = rng.uniform(-0.15, 0.15)
-    # the columns of this matrix are the object's axes in pixels: scaled, sheared, turned
+    # the columns of this matrix are the object's axes in pixels: scaled, sheared, rotated
     cos, sin = np.cos(turn), np.sin(turn)
     form = radius * np.array([[wide * mirror, shear * high], [0, high]])
     form = np.array([[cos, -sin], [sin, cos]]) @ form
@@ -166,8 +165,8 @@ def _place(rng: Generator, name: str, size: int, light: Point) -> Piece:
 def _arrange(
     rng: Generator, names: Sequence[str], ids: Sequence[int], size: int, light: Point
 ) -> tuple[list[Piece], Array]:
-    """Things at their places, back to front, and their mask: drawn until nobody is hidden by the
-    things in front."""
+    """Objects in their places, back to front, and their mask. Drawn again until none is hidden by
+    those in front."""
     while True:
         pieces = [_place(rng, name, size, light) for name in names]
         mask = np.zeros((size, size), np.uint8)
@@ -180,7 +179,7 @@ def _arrange(
 
 
 def _cast_shadow(image: Array, piece: Piece, shift: Point, softness: float, depth: float) -> None:
-    """Darken what lies behind a thing: its outline moved by ``shift`` (x, y) pixels."""
+    """Darken the image behind an object: its outline shifted by ``shift`` (x, y) pixels."""
     size = image.shape[1]
     dx, dy = round(shift[0]), round(shift[1])
     h, w = piece.inside.shape
@@ -196,7 +195,7 @@ def _cast_shadow(image: Array, piece: Piece, shift: Point, softness: float, dept
 
 
 def _relief(piece: Piece, light: Point) -> Array:
-    """Brightness of a thing's rounded edge, [h, w]: more on the side of the light."""
+    """Brightness of an object's rounded edge, [h, w]: higher on the side of the light."""
     dy, dx = np.gradient(piece.inside)
     facing = -(dx * np.float32(light[0]) + dy * np.float32(light[1]))
     return 1 + 0.28 * np.clip(facing, -1, 1) * np.exp(-np.maximum(piece.inside, 0) / 2.5)
@@ -227,7 +226,7 @@ def article(name: str) -> str:
 def caption_of(
     rng: Generator, classes: Sequence[str], background: str, colour: str, light: str
 ) -> str:
-    """One caption that names the objects, the background and the light, in one of several
+    """A caption that names the objects, the background and the light, in one of several
     wordings."""
     things = [article(c) for c in classes]
     listed = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
@@ -269,7 +268,7 @@ def scene(domain: str, split: str, index: int, seed: int = 0, size: int = SIZE) 
         image = _sensor(rng, image)
     else:
         image += np.float32(0.008) * rng.standard_normal(image.shape, np.float32)
-    # above 0.75 brightness is compressed, so that bright light keeps some structure
+    # brightness above 0.75 is compressed, so that bright light keeps some structure
     image = np.where(image > 0.75, 1 - 0.0625 / np.maximum(image - 0.5, 0.25), image)
     pixels = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
     caption = caption_of(rng, classes, background, colour, light)

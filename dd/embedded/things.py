@@ -1,11 +1,11 @@
 """The things of the embedded world: outline, texture and colours of each class.
 
-Every thing has parts finer than a cell of the attention (1/16 of the image's side in the
-cross-attention): stems, veins, teeth, spokes, a handle, a knob, holes through which the background
-is seen. Colour alone gives no class: apple, heart and brick share reds, banana and gold ring
-yellows, leaf and pine tree greens, and the glazes of mug and jar come in all of these. Tire and
-gold ring share the two circles of their outline; mug and jar share a body and differ in their parts
-only: a handle at the side, a lid with a knob on top.
+Every object has parts finer than a cell of the attention (1/16 of the image's side in the
+cross-attention): stems, veins, teeth, spokes, a handle, a knob, holes that show the background. No
+class can be told by colour alone: apple, heart and brick share reds, banana and gold ring yellows,
+leaf and pine tree greens, and the glazes of mug and jar come in all of these. Tire and gold ring
+share an outline of two circles. Mug and jar share a body and differ only in their parts: a handle
+at the side, a lid with a knob on top.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ RGB: TypeAlias = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Look:
-    """What a thing is drawn with: ``rng`` for its colours and proportions; ``pixel``, the side of
-    a pixel in object units; ``light``, the direction to the light in object coordinates (a vector
-    of about unit length)."""
+    """Properties of one drawing: ``rng`` for colours and proportions; ``pixel``: the side of a
+    pixel in object units; ``light``: the direction to the light in object coordinates (a vector of
+    about unit length)."""
 
     rng: np.random.Generator
     pixel: float
@@ -33,15 +33,15 @@ class Look:
         return float(self.rng.uniform(low, high))
 
     def thin(self, half: float) -> float:
-        """Half the width of a thin part: never under 1.1 pixels, or it would break up."""
+        """Half the width of a thin part: at least 1.1 pixels, or it would break up."""
         return max(half, 1.1 * self.pixel)
 
     def soft(self, inside: Array) -> Array:
-        """Coverage in [0, 1] of pixels by what is drawn where ``inside`` > 0."""
+        """Coverage in [0, 1] of pixels by the region where ``inside`` > 0."""
         return np.clip(inside / self.pixel + 0.5, 0, 1)
 
     def one_of(self, *colours: RGB) -> Array:
-        """One of the colours, float32 [3], a little lighter or darker and of another hue."""
+        """One of the colours, float32 [3], with slightly varied brightness and hue."""
         colour = np.asarray(colours[self.rng.integers(len(colours))], np.float32)
         gain = self.rng.uniform(0.88, 1.12) + self.rng.uniform(-0.06, 0.06, 3)
         return (colour * gain).astype(np.float32)
@@ -52,7 +52,7 @@ class Look:
 # object within about [-1, 1]) to these.
 Drawn: TypeAlias = tuple[Array, Array]
 Thing: TypeAlias = Callable[[Array, Array, Look], Drawn]
-REACH = 1.12  # no thing is larger than this, in object units
+REACH = 1.12  # largest extent of an object, in object units
 
 
 def _paint(colour: Array, shade: Array) -> Array:
@@ -77,7 +77,7 @@ def _gloss(u: Array, v: Array, look: Look, reach: float, radius: float) -> Array
 
 
 def _segment(u: Array, v: Array, a: Point, b: Point, half: float) -> Array:
-    """Capsule from a to b of half the width ``half``."""
+    """Capsule from a to b with half the width ``half``."""
     du, dv = b[0] - a[0], b[1] - a[1]
     x, y = u - a[0], v - a[1]
     t = np.clip((x * du + y * dv) / (du * du + dv * dv), 0, 1)
@@ -189,7 +189,7 @@ def _brick(u: Array, v: Array, look: Look) -> Drawn:
 
 
 def _circles(look: Look) -> Point:
-    """Outer and inner radius that tires and gold rings have in common."""
+    """Outer and inner radius, shared by tires and gold rings."""
     return 0.94, look.between(0.58, 0.70)
 
 
@@ -282,8 +282,7 @@ BODY_TOP = -0.50  # of mug and jar
 
 
 def _body(u: Array, v: Array, look: Look) -> tuple[Array, Array, Array, float]:
-    """The body that mug and jar have in common: (inside, rgb, glaze [3], half its width at the
-    top)."""
+    """The body shared by mug and jar: (inside, rgb, glaze [3], half its width at the top)."""
     bulge, taper, wide = look.between(0, 0.10), look.between(-0.08, 0.03), look.between(0.48, 0.58)
     w = (v - 0.2) / 0.7  # -1 at the top, 1 at the bottom
     half = wide + bulge * (1 - w * w) + taper * w
@@ -313,7 +312,7 @@ def _body(u: Array, v: Array, look: Look) -> tuple[Array, Array, Array, float]:
 
 
 def _round(x: Array, look: Look) -> Array:
-    """Shade of a round body seen from the side, x in [-1, 1] across it."""
+    """Shading of a round body seen from the side, x in [-1, 1] across it."""
     return 0.62 + 0.42 * np.sqrt(1 - 0.96 * x * x) + 0.18 * look.light[0] * x
 
 
@@ -357,4 +356,4 @@ THINGS: dict[str, Thing] = {
     "mug": _mug,
     "jar": _jar,
 }
-UPRIGHT = ("pine tree", "apple", "heart", "mug", "jar")  # things that are turned little
+UPRIGHT = ("pine tree", "apple", "heart", "mug", "jar")  # objects that are tilted only a little

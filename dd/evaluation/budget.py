@@ -1,4 +1,4 @@
-"""The plan of a label-budget study, and prices. What it found:
+"""The plan of a label-budget study, and prices. Its results:
 :mod:`dd.evaluation.budget_results`."""
 
 import math
@@ -19,7 +19,7 @@ ARMS = {
     "real_short": "real only, equal fine-tuning steps",
 }
 WITH_SYNTHETIC, CONTROLS = ("finetune", "mixed"), ("real", "real_short")
-RECIPES = ("synthetic", *ARMS)  # what has a learning rate of its own
+RECIPES = ("synthetic", *ARMS)  # trainings with a learning rate of their own
 
 Shots = int | str  # a number of real images, or "all"
 Rates = Mapping[str, Any]  # {recipe: see rate_at}
@@ -29,9 +29,9 @@ Price = Annotated[float, Ge(0)]
 
 @dataclass(frozen=True)
 class Job:
-    """One training. ``domain`` gives its ``shots`` real images (both None: synthetic images
-    alone), ``after`` is the training that it goes on from. ``draw``: the synthetic set that it
-    or ``after`` sees, None for none."""
+    """One training. ``domain`` gives its ``shots`` real images (both None: synthetic images alone);
+    ``after`` is the training that it starts from. ``draw``: the synthetic set that it or ``after``
+    sees, None for none."""
 
     recipe: str
     seed: int
@@ -54,20 +54,21 @@ def _once(values: list[Any]) -> list[Any]:
 
 
 class Plan(Settings):
-    """What a study trains. ValueError for a plan that cannot be.
+    """What a study trains. ValueError for an impossible plan.
 
-    ``shots``: numbers of real images, 0 (synthetic images alone) and ``all`` included; ``domains``:
-    {name: images in its training split}; ``synthetic_steps`` of pre-training, ``finetune_steps``
-    after it; ``own_rates``: {recipe: learning rate of its experiment}; ``learning_rates``: {recipe:
-    candidates, or None for its own}; ``choose``: the {shots, seed} at which the candidates are
-    compared; ``judged_on``: the images, never test images, on which they are, or None if there are
-    none. ``draws``: the synthetic sets, crossed with the seeds; candidates see the first.
+    ``shots``: numbers of real images, including 0 (synthetic images alone) and ``all``;
+    ``domains``: {name: images in its training split}; ``synthetic_steps`` of pre-training;
+    ``finetune_steps`` after it; ``own_rates``: {recipe: learning rate of its experiment};
+    ``learning_rates``: {recipe: candidates, or None for its own}; ``choose``: the {shots, seed} at
+    which the candidates are compared; ``judged_on``: the images (never test images) on which they
+    are compared, or None if there are none. ``draws``: the synthetic sets, crossed with the seeds;
+    candidates see the first.
 
-    ``choose`` may name several: ``shots`` a list, or ``each`` for all of the study's, gives each of
-    them a rate of its own (:func:`rate_at`); over a list of ``seed`` candidates are averaged.
+    ``choose`` may name several: ``shots`` as a list, or ``each`` for all of the study's, gives each
+    number its own rate (:func:`rate_at`); over a list of ``seed`` candidates are averaged.
 
-    ``lists``: {domain: "shapes/train", whose images its shots are}; ``judges``: the label sets of
-    ``judged_on`` that no training learns (:mod:`dd.evaluation.supervision`).
+    ``lists``: {domain: "shapes/train"}, the list that its shots are drawn from; ``judges``: the
+    label sets of ``judged_on`` that no training sees (:mod:`dd.evaluation.supervision`).
     """
 
     noun: ClassVar[str] = "study"
@@ -93,8 +94,8 @@ class Plan(Settings):
     def _check(self) -> Self:
         if 0 in self.shots and not set(WITH_SYNTHETIC) & set(self.arms):
             raise ValueError(
-                "study.shots holds 0, synthetic images alone, and no arm has any; add finetune "
-                "or mixed"
+                "study.shots includes 0, synthetic images alone, but no arm has synthetic images; "
+                "add finetune or mixed"
             )
         if not self.draws or len(set(self.draws)) < len(self.draws):
             raise ValueError(
@@ -139,7 +140,7 @@ class Plan(Settings):
         return [r for r in RECIPES if r in started | set(self.arms)]
 
     def candidates(self, recipe: str) -> list[float]:
-        """Learning rates to compare; its own alone if there is nothing to judge them on."""
+        """Learning rates to compare; only its own if there is nothing to compare them on."""
         rates = self.learning_rates.get(recipe) or [self.own_rates[recipe]]
         return rates if len(rates) == 1 or self.judged_on else [self.own_rates[recipe]]
 
@@ -148,8 +149,8 @@ class Plan(Settings):
 
     @property
     def choices(self) -> dict[str, list[LabelSet]]:
-        """{recipe: the label sets that its learning rate is chosen on}, of the recipes with several
-        candidates: what judges them, and the real images that they learn."""
+        """{recipe: the label sets that its learning rate is chosen on}, for recipes with several
+        candidates: the images that judge them, and the real images that they are trained on."""
         several = [r for r in self.recipes() if len(self.candidates(r)) > 1]
         domain, seeds = next(iter(self.domains)), self.choice_seeds()
         learnt = merged(
@@ -158,8 +159,8 @@ class Plan(Settings):
         return {r: merged(() if r == "synthetic" else learnt, self.judges) for r in several}
 
     def drawn(self, shots: Shots, domain: str, seed: int | None = None) -> list[LabelSet]:
-        """The label sets that ``shots`` images of a domain are, in the draw of ``seed``; None: that
-        of the first seed at which rates are chosen."""
+        """The label sets of ``shots`` images of a domain, drawn by ``seed``; None: by the first
+        seed at which rates are chosen."""
         images, name = self.images(shots, domain), self.lists.get(domain, f"{domain}/train")
         seed = self.choice_seeds()[0] if seed is None else seed
         whole = images == self.domains[domain]
@@ -182,10 +183,10 @@ class Plan(Settings):
         rates: Rates,
         draw: str | None = None,
     ) -> Job | None:
-        """The training behind one point of a curve; None for a control without images, or an arm
-        without a rate as yet.
+        """The training behind one point of a curve. None for a control without images, or an arm
+        whose rate is not chosen yet.
 
-        All arms take ``synthetic_steps + finetune_steps`` in total, but for the control of equal
+        All arms take ``synthetic_steps + finetune_steps`` in total, except the control of equal
         fine-tuning steps. ``rates``: {recipe: see :func:`rate_at`}; ``draw``: one of ``draws``,
         None for the first.
         """
@@ -208,7 +209,7 @@ class Plan(Settings):
     def candidate(
         self, recipe: str, rate: float, rates: Rates, shots: Shots | None, seed: int
     ) -> Job | None:
-        """The training that stands for a rate of a recipe, on the first domain and draw."""
+        """The training that tests a rate of a recipe, on the first domain and draw."""
         rates = {**rates, recipe: rate}
         if recipe == "synthetic" or shots is None:
             return self.pretraining(seed, rates)
@@ -238,10 +239,10 @@ def choice_shots(choose: Mapping[str, Any], shots: list[Any]) -> list[Any]:
 
 
 def rate_at(rates: float | dict[Any, float | None], shots: Shots) -> float | None:
-    """The learning rate at ``shots`` images, of one rate for all or of {shots: rate}.
+    """The learning rate at ``shots`` images, from one rate for all or {shots: rate}.
 
-    Shots without a choice of their own take that of the nearest fewer that have one, below all of
-    them that of the fewest. None where that choice is still to be made.
+    Shots without a choice of their own take that of the nearest smaller number that has one; below
+    all of them, that of the smallest. None if that choice is still to be made.
     """
     if not isinstance(rates, dict):
         return rates
@@ -264,8 +265,8 @@ def edge(chosen: float, candidates: list[float]) -> dict[str, Any] | None:
 
 
 class Prices(Settings):
-    """``minutes_per_image``: annotation; ``per_hour``: of an annotator; ``per_gpu_hour``: of the
-    machine that computes."""
+    """``minutes_per_image``: to annotate it; ``per_hour``: of an annotator; ``per_gpu_hour``: of
+    the computing machine."""
 
     noun: ClassVar[str] = "study.prices"
     minutes_per_image: Price = 10.0
@@ -274,24 +275,25 @@ class Prices(Settings):
 
 
 def cost(images: int, gpu_seconds: float, prices: Prices) -> dict[str, float]:
-    """What ``images`` labelled by hand and ``gpu_seconds`` of computing cost: labelling,
-    computing, total."""
+    """What ``images`` labelled by hand and ``gpu_seconds`` of computing cost: labelling, computing,
+    total."""
     labelling = images * prices.minutes_per_image / 60 * prices.per_hour
     computing = gpu_seconds / 3600 * prices.per_gpu_hour
     return {"labelling": labelling, "computing": computing, "total": labelling + computing}
 
 
 def bought(plan: Plan, chosen: list[LabelSet], shots: Shots, domain: str) -> int:
-    """Labels that a point of a curve is paid for: those of its images, and those that its settings
-    were ``chosen`` on, each once. The images are taken from the draw that chose: it costs least."""
+    """Labels that a point of a curve pays for: those of its images, and those that its settings
+    were ``chosen`` on, each once. The images come from the draw used for the choice, which costs
+    least."""
     number = distinct([*chosen, *plan.drawn(shots, domain)])
     if number is None:
-        raise ValueError(f"{told(chosen)}: a number of labels is needed to tell what they cost")
+        raise ValueError(f"{told(chosen)}: their cost needs a number of labels")
     return number
 
 
 def check_targets(targets: object) -> None:
-    """ValueError for targets that are no list of numbers; None is allowed."""
+    """ValueError unless targets are a list of numbers, or None."""
     if targets is not None and not (
         isinstance(targets, list) and all(type(t) in (int, float) for t in targets)
     ):

@@ -1,7 +1,7 @@
-"""What a label-budget study found: curves, differences, images that can be skipped, prices.
+"""Results of a label-budget study: curves, differences, images that can be skipped, prices.
 
-mIoUs in percent; k real labelled images. Everything is compared run by run, of the same seed and
-draw (:mod:`dd.evaluation.statistics`).
+mIoUs are in percent; k is the number of real labelled images. Everything is compared run by run,
+for the same seed and draw (:mod:`dd.evaluation.statistics`).
 """
 
 import math
@@ -24,7 +24,7 @@ ByShots = Mapping[str, Mapping[str, list[float | None]]]
 
 
 def curve(values: ByShots, domain: str, size: int) -> dict[int, list[float | None]]:
-    """{images: values of the runs} of one arm on a domain, of whose images ``all`` are ``size``."""
+    """{images: values of the runs} of one arm on a domain, whose ``all`` is ``size`` images."""
     found = {_images(k, size): at.get(domain, []) for k, at in values.items()}
     return {k: found[k] for k in sorted(found) if found[k]}
 
@@ -34,7 +34,7 @@ def _images(shots: str, size: int) -> int:
 
 
 def curves(arms: Mapping[str, ByShots], domains: dict[str, int]) -> list[dict[str, Any]]:
-    """Each arm on each domain, ready to be drawn: k; mean, sd (null for one run) and number of the
+    """Each arm on each domain, ready for plotting: k; mean, sd (null for one run) and number of
     runs at each k."""
     found = []
     for arm, domain in product(arms, domains):
@@ -49,12 +49,12 @@ def curves(arms: Mapping[str, ByShots], domains: dict[str, int]) -> list[dict[st
 
 @dataclass(frozen=True)
 class Measured:
-    """What a study measured, and the differences in it: paired over runs of the same seed and
-    draw, and over test images.
+    """The measurements of a study, and differences between them: paired over runs of the same seed
+    and draw, and over test images.
 
     ``arms``: the mIoUs of each, runs seed by seed and within a seed draw by draw (controls have no
-    draws). ``per_image(arm, shots, domain, run)``: the
-    confusions of a run, int [N, C, C], or None if they were not stored.
+    draws). ``per_image(arm, shots, domain, run)``: the confusions of a run, int [N, C, C], or None
+    if they were not stored.
     """
 
     arms: Mapping[str, ByShots]
@@ -72,7 +72,7 @@ class Measured:
         return list(product(self.seeds, self.draws)) if several else list(self.seeds)
 
     def points(self, arm: str, domain: str) -> list[int]:
-        """Numbers of images at which at least one run is there."""
+        """Numbers of images with at least one run."""
         found = curve(self.arms[arm], domain, self.domains[domain])
         return [k for k, values in found.items() if any(v is not None for v in values)]
 
@@ -82,7 +82,7 @@ class Measured:
         return {key: value for key, value in pairs if value is not None}
 
     def curves_of(self, arm: str, domain: str) -> Mapping[Hashable, Curve]:
-        """The curve of each run; a point that is missing is left out."""
+        """The curve of each run, without missing points."""
         found: dict[Hashable, dict[int, float]] = {key: {} for key in self.keys(arm)}
         for k in self.points(arm, domain):
             for key, miou in self.mious(arm, k, domain).items():
@@ -97,7 +97,8 @@ class Measured:
     def _scores(
         self, arm: str, k: int, domain: str, names: list[Hashable]
     ) -> dict[Hashable, Score]:
-        """Scores by the ``names`` of other runs: a control stands beside each draw of its seed."""
+        """Scores by the ``names`` of other runs: a control is repeated for each draw of its
+        seed."""
         shots = next(s for s in self.arms[arm] if _images(s, self.domains[domain]) == k)
         keys, runs = self.keys(arm), {}
         for key, miou in self.mious(arm, k, domain).items():
@@ -107,8 +108,8 @@ class Measured:
     def difference(
         self, arm: str, k: int, other: str, other_k: int, domain: str
     ) -> Interval | None:
-        """Interval of the mIoU of ``arm`` with k images less that of ``other`` with ``other_k``;
-        None without a pair of runs."""
+        """Interval of the mIoU of ``arm`` with k images minus that of ``other`` with ``other_k``;
+        None if no runs can be paired."""
         what = (arm, k, other, other_k, domain)
         if what not in self._found:
             names = max(self.keys(arm), self.keys(other), key=len)
@@ -118,13 +119,13 @@ class Measured:
         return self._found[what]
 
     def gain(self, arm: str, k: int, control: str, domain: str) -> Interval | None:
-        """``arm`` with k images less ``control`` with the fewest measured that are at least k."""
+        """``arm`` with k images minus ``control`` with the smallest measured number >= k."""
         enough = [n for n in self.points(control, domain) if n >= k]
         return self.difference(arm, k, control, enough[0], domain) if enough else None
 
 
 def partner(key: Hashable, runs: Mapping[Hashable, Any]) -> Hashable | None:
-    """The run of ``runs`` that belongs to ``key``: itself, or that of its seed without a draw."""
+    """The run of ``runs`` that pairs with ``key``: itself, or that of its seed without a draw."""
     if key in runs:
         return key
     return key[0] if isinstance(key, tuple) and key[0] in runs else None
@@ -151,11 +152,11 @@ def _skipped(found: Measured, arm: str, control: str, domain: str, k: int) -> di
 
 
 def differences(found: Measured) -> list[dict[str, Any]]:
-    """The differences that a study is asked for, with p-values adjusted for all of them (Holm).
+    """The differences that a study reports, with p-values adjusted for all of them (Holm).
 
-    On each domain: an arm with synthetic images less the first control that there is, at each k
-    (at k = 0 less the control's smallest k); the same arm with k images less itself with none;
-    mixed less fine-tuned.
+    On each domain: an arm with synthetic images minus the first available control, at each k (at
+    k = 0 minus the control's smallest k); the same arm with k images minus itself with none; mixed
+    minus fine-tuned.
     """
     control = next((c for c in CONTROLS if c in found.arms), "")
     arms = [a for a in WITH_SYNTHETIC if a in found.arms]
@@ -164,7 +165,7 @@ def differences(found: Measured) -> list[dict[str, Any]]:
         points = found.points(arm, domain)
         real = found.points(control, domain) if control else []
         tuned = found.points("finetune", domain) if "finetune" in arms else []
-        if 0 in points and real and arm == arms[0]:  # without real images all arms are one
+        if 0 in points and real and arm == arms[0]:  # without real images all arms are the same
             asked.append((arm, 0, control, real[0], domain))
         for k in (k for k in points if k > 0):
             asked += [(arm, k, control, k, domain)] * (k in real)
@@ -184,11 +185,11 @@ def target_cost(
     prices: Prices,
     labels: Callable[[int], int] = int,
 ) -> dict[str, Bounds]:
-    """What ``target`` mIoU costs along one curve: bounds of the ``images`` to learn, whole ones, of
-    the ``labels`` to pay for, and of the ``price`` in all.
+    """What ``target`` mIoU costs along one curve: bounds of the ``images`` to train on (whole
+    numbers), of the ``labels`` to pay for, and of the total ``price``.
 
     Computing is that of the next measured point (``seconds``: {k: GPU seconds}).
-    ``labels(images)``: how many labels are paid for; as given, those of the images alone.
+    ``labels(images)``: how many labels are paid for; by default those of the images alone.
     """
     reached = savings.images_for(miou, target)
     ends = [n if n is None else math.ceil(round(n, 6)) for n in (reached.low, reached.high)]
@@ -210,9 +211,9 @@ def target_costs(
     """{domain: [{"target", "why", "arms": {arm: {"images", "labels", "price"}}}]}, each as the
     bounds of all ``runs``, those of their ``median``, and their ``range``.
 
-    ``seconds`` has the form of ``found.arms``. Without ``targets``, what the first control
-    reaches in the mean with each number of images (without a control, the first arm).
-    ``labels(arm, domain, images)``: labels that are paid for; None: those of the images alone.
+    ``seconds`` has the form of ``found.arms``. Default ``targets``: the mean mIoU of the first
+    control at each number of images (without a control, of the first arm). ``labels(arm, domain,
+    images)``: labels that are paid for; None: those of the images alone.
     """
     spent = Measured(seconds, found.domains, found.seeds, found.draws)
     rows: dict[str, list[dict[str, Any]]] = {}

@@ -1,12 +1,13 @@
 """mIoU of a set's masks from the labels of a few of its images, with an honest interval.
 
 The labelled images are a random sample of the set, without replacement. mIoU is a mean of ratios of
-sums, so each labelled image gets a *pseudo-value* of the delete-one jackknife: what it adds to the
-estimate, its small-sample bias taken out. A prediction of it that every image of the set has (here:
-how far two mask sets agree there) then corrects the estimate by regression, as in
-prediction-powered inference (Angelopoulos et al. 2023, arXiv 2301.09633; PPI++, arXiv 2311.01453)
-and, long before, in survey sampling (Cochran, *Sampling Techniques*, chapter 7). The variance is
-the jackknife's of the whole estimate. A prediction that is too weak is left out.
+sums. Each labelled image therefore gets a *pseudo-value* of the delete-one jackknife: its
+contribution to the estimate, corrected for small-sample bias. Every image of the set has a
+prediction of this value (here: how far two mask sets agree on it). The predictions correct the
+estimate by regression, as in prediction-powered inference (Angelopoulos et al. 2023, arXiv
+2301.09633; PPI++, arXiv 2311.01453) and, long before, in survey sampling (Cochran, *Sampling
+Techniques*, chapter 7). The variance is the jackknife's of the whole estimate. Predictions that are
+too weak are not used.
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,17 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-LEAST_IMAGES = 20  # fewer labelled images have no interval
+LEAST_IMAGES = 20  # with fewer labelled images there is no interval
 LEAST_OF_CLASS = 5  # a class in fewer labelled images is named and left out
 
 
 @dataclass(frozen=True)
 class Estimated:
-    """mIoU in percent over the set, with its interval; ``plain_low`` and ``plain_high`` without
-    predictions. ``correlation`` of prediction and pseudo-value, nan where there is none to give;
-    ``used``: whether the predictions were. ``classes`` that the mIoU is of (ids, background 0);
-    ``rare``: {id: labelled images} of those left out, as too few labels hold them. ``more``: labels
-    beyond those that there are for an interval of at most ± ``within``, None: not even all."""
+    """mIoU in percent over the set, with its interval; ``plain_low`` and ``plain_high``: without
+    predictions. ``correlation`` of prediction and pseudo-value, nan if undefined; ``used``: whether
+    the predictions were used. ``classes`` in the mIoU (ids, background 0); ``rare``: {id: labelled
+    images} of classes left out because too few labels hold them. ``more``: further labels needed
+    for an interval of at most ± ``within``; None: even all images are not enough."""
 
     miou: float
     low: float
@@ -46,8 +47,8 @@ class Estimated:
 
 
 def sums(mask_HW: np.ndarray, truth_HW: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels int64 [C, 2] of one image: intersection and union of each class. Where the truth is
-    255 nothing is counted; 255 in the mask is background, so that nothing is hidden."""
+    """Pixels int64 [C, 2] of one image: intersection and union of each class. Pixels whose truth is
+    255 are not counted; 255 in the mask counts as background, so that nothing is hidden."""
     known = truth_HW != 255
     mask, truth = np.where(mask_HW == 255, 0, mask_HW)[known], truth_HW[known]
     for name, values in (("mask", mask), ("truth", truth)):
@@ -61,7 +62,7 @@ def sums(mask_HW: np.ndarray, truth_HW: np.ndarray, num_classes: int) -> np.ndar
 
 
 def image_miou(sums_NC2: np.ndarray) -> np.ndarray:
-    """mIoU of each image [N], in percent, over the classes that occur in it; nan where no pixel is
+    """mIoU of each image [N], in percent, over the classes that occur in it; nan if no pixel is
     counted."""
     hit, union = sums_NC2[..., 0].astype(float), sums_NC2[..., 1]
     share = np.divide(hit, union, out=np.zeros_like(hit), where=union > 0)
@@ -77,8 +78,8 @@ def estimate(
     level: float = 0.95,
 ) -> Estimated:
     """``true_nC2``: :func:`sums` of the ``labelled`` images (positions in the set) against their
-    labels; ``predicted_NC2``: of all images against what is held to be right in its place, as
-    another mask set.
+    labels; ``predicted_NC2``: of all images against a substitute for the labels, such as another
+    mask set.
 
     ValueError for fewer than :data:`LEAST_IMAGES` labelled images.
     """
@@ -95,8 +96,8 @@ def estimate(
     rare |= {int(c): 0 for c in np.flatnonzero(seen & (there == 0))}
     if not len(counted):
         raise ValueError(
-            f"no class is in {LEAST_OF_CLASS} of the {number} labelled images: there is nothing to "
-            "give an interval of"
+            f"no class is in {LEAST_OF_CLASS} of the {number} labelled images: an interval cannot "
+            "be given for any"
         )
     values = pseudo_values(true_nC2[:, counted])
     guesses_N = influence(predicted_NC2[:, counted])
@@ -142,9 +143,9 @@ def pseudo_values(sums_nC2: np.ndarray) -> np.ndarray:
 
 
 def _regressed(values_n: np.ndarray, guess_n: np.ndarray, mean: float) -> tuple[float, np.ndarray]:
-    """(mean of ``values_n``, moved by regression on ``guess_n`` to where the set's predictions have
-    their ``mean``; the pseudo-values [n] of that estimate). The slope is fitted anew without each
-    image: a few images with extreme predictions decide it, and a residual knows nothing of that."""
+    """(mean of ``values_n``, shifted by regression on ``guess_n`` to the set's ``mean`` prediction;
+    the pseudo-values [n] of that estimate). The slope is fitted again without each image: a few
+    images with extreme predictions determine it, and residuals do not show that."""
 
     def found(number: int, x: Any, y: Any, xx: Any, xy: Any) -> Any:
         slope = (xy / number - x * y / number**2) / (xx / number - (x / number) ** 2)
@@ -158,8 +159,8 @@ def _regressed(values_n: np.ndarray, guess_n: np.ndarray, mean: float) -> tuple[
 
 
 def influence(sums_NC2: np.ndarray) -> np.ndarray:
-    """How much each image [N] raises the mIoU of the set, in percent points times N: its linear
-    part, so that the mean over the set is 0."""
+    """How much each image [N] raises the mIoU of the set, in percent points times N: the linear
+    part, whose mean over the set is 0."""
     total = sums_NC2.sum(0, dtype=float)
     seen = total[:, 1] > 0
     ratio, size = total[seen, 0] / total[seen, 1], total[seen, 1] / len(sums_NC2)
@@ -168,8 +169,7 @@ def influence(sums_NC2: np.ndarray) -> np.ndarray:
 
 
 def _more(error: float, number: int, size: int, within: float, level: float) -> int | None:
-    """Labels that are missing for ± ``within``, if the images to come are like those that are
-    there."""
+    """Labels that are missing for ± ``within``, if further images are like the labelled ones."""
     for n in range(number, size):
         reach = float(student.ppf((1 + level) / 2, n - 1)) * sqrt((1 - n / size) / n)
         if reach * error <= within:
@@ -178,7 +178,7 @@ def _more(error: float, number: int, size: int, within: float, level: float) -> 
 
 
 def label_more(found: Estimated) -> str:
-    """``label 12 more to be within ± 2``, or that it is."""
+    """``label 12 more to be within ± 2``, or that it is reached."""
     if found.more == 0:
         return f"within ± {found.within:g}"
     if found.more is None:

@@ -10,8 +10,8 @@ from dd.taxonomy import IGNORE
 
 
 class ConfusionMatrix(MulticlassConfusionMatrix):
-    """torchmetrics' matrix, counted by :func:`image_counts`: the same integers in a fraction of
-    the time."""
+    """torchmetrics' matrix, counted by :func:`image_counts`: the same integers in a fraction of the
+    time."""
 
     def update(
         self,
@@ -37,10 +37,10 @@ def image_counts(
     device.
 
     ``predictions``: class ids, any integers; ``labels``: of the same sizes, class ids or 255, which
-    is left out. ValueError for other labels. All images are counted at once: on a GPU one wait for
-    the batch instead of several for each image.
+    is left out. ValueError for other labels. All images are counted together: a GPU is waited for
+    once a batch instead of several times an image.
     """
-    rows = IGNORE + 1  # one for each value of a label: nothing is sorted out before counting
+    rows = IGNORE + 1  # one for each possible label: nothing has to be removed before counting
     pairs = []
     for i, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
         pair = (label.to(torch.int32) * num_classes).add_(prediction)
@@ -75,7 +75,7 @@ def miou(confusion: torch.Tensor) -> float:
 
 def with_uncertain(counts: torch.Tensor) -> dict[str, float | None]:
     """Scores of masks with uncertain pixels, from integer counts [C, C + 1] [true class, class in
-    the mask] whose last column holds the uncertain ones.
+    the mask] whose last column counts the uncertain pixels.
 
     ``miou``: uncertain pixels count as background, so that none is hidden; ``miou_certain``: they
     are left out (None if nothing is certain); ``uncertain``: their share in percent. ValueError if

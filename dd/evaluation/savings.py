@@ -1,8 +1,8 @@
-"""How many labelled images a curve needs, as bounds: what was not measured is not made up.
+"""How many labelled images a curve needs, given as bounds where it was not measured.
 
 A curve is ``{k: mIoU in percent}`` of one run, with k real labelled images. A run is named as in
-:mod:`dd.evaluation.statistics`. Each run is read off its own curve, since a mean of bounds, or a
-bound of means, would be neither.
+:mod:`dd.evaluation.statistics`. Each run is read off its own curve, because neither a mean of
+bounds nor a bound of means would be valid.
 """
 
 import math
@@ -36,11 +36,11 @@ class Bounds:
 
 def images_for(curve: Curve, target: float) -> Bounds:
     """Labelled images with which ``curve`` first reaches ``target``, linear in log(k) between
-    measured points (k = 0 is joined linearly).
+    measured points (linear in k from k = 0).
 
-    At most the smallest measured k where that one reaches it already; at least the largest where
-    none does; unknown for a curve without points. A later dip below the target is left out
-    (:func:`dips`): of a curve that is not monotone the first crossing counts.
+    At most the smallest measured k if that already reaches it; at least the largest if none does;
+    unknown for a curve without points. If a curve is not monotone, its first crossing counts; a
+    later dip below the target is ignored (:func:`dips`).
     """
     points = sorted(curve.items())
     if not points:
@@ -57,7 +57,7 @@ def images_for(curve: Curve, target: float) -> Bounds:
 
 
 def dips(curve: Curve, target: float) -> bool:
-    """Whether ``curve`` falls below ``target`` again after it was reached."""
+    """Whether ``curve`` falls below ``target`` again after reaching it."""
     reached = [miou >= target for _, miou in sorted(curve.items())]
     return True in reached and False in reached[reached.index(True) :]
 
@@ -94,9 +94,9 @@ def _bounds(low: float, high: float) -> Bounds:
 
 
 def seeds_interval(needed: Mapping[Hashable, Bounds]) -> Bounds | None:
-    """95 % interval over seeds of the images needed, in log(k), where curves are read linearly.
+    """95 % interval over seeds of the images needed, in log(k), as curves are read.
 
-    None where a run's reading is a bound only, or with one seed: no interval can be given then.
+    None if a run's reading is only a bound, or with one seed.
     """
     read = {key: Score(math.log(b.low)) for key, b in needed.items() if b.exact and b.low}
     found = interval(read) if read and len(read) == len(needed) else None
@@ -112,17 +112,18 @@ def images_skipped(
     gain: Interval | None,
     matched: bool = True,
 ) -> dict[str, Any]:
-    """What k labelled images skip: the images that the control needs for the same mIoU, less k.
+    """How many images k labelled images save: the images that the control needs for the same mIoU,
+    minus k.
 
     ``mious``: of the arm's runs at k; ``control``: the curve of each of these runs' partner;
-    ``gain``: the arm at k less the control at the smallest number of images >= k that was
-    measured, None if there is none; ``matched``: that number is k. Against more images a gain shows
-    that images are skipped, but a loss does not show that they cost.
+    ``gain``: the arm at k minus the control at the smallest measured number of images >= k, None if
+    there is none; ``matched``: that number is k. If it is larger, a gain still shows that images
+    are skipped, but a loss does not show that they cost.
 
     Returns, as plain values: ``runs`` (bounds of each), ``median`` and ``range`` (bounds),
-    ``interval`` over seeds where all runs are read exactly, ``falls_again`` (runs whose control
-    dips below the mIoU later), and ``shown``: False where the interval of ``gain``, or that of the
-    skipped images, holds 0, and for a loss that is not ``matched``. Negative: images cost.
+    ``interval`` over seeds if all runs are read exactly, ``falls_again`` (number of runs whose
+    control later dips below the mIoU), and ``shown``: False if the interval of ``gain``, or that of
+    the skipped images, contains 0, and for a loss that is not ``matched``. Negative: images cost.
     """
     needed = {key: images_for(control.get(key, {}), miou) for key, miou in mious.items()}
     skips = {key: found.less(k) for key, found in needed.items()}

@@ -1,9 +1,9 @@
-"""How sure a mean mIoU or a difference of two arms is: paired over runs and test images.
+"""How certain a mean mIoU or a difference of two arms is: paired over runs and test images.
 
-A *run* is one training, named by (seed, draw): the draw is the synthetic set that it saw, None
-where there is only one. The interval of a mean adds two independent variances: that of the runs,
-and that of the test images (a bootstrap of the mean over the runs). Each run's own share of the
-images' variance is counted in both, so the intervals are wide rather than narrow.
+A *run* is one training, named by (seed, draw): the draw is the synthetic set that it saw, None if
+there is only one. The interval of a mean adds two independent variances: that of the runs, and that
+of the test images (a bootstrap of the mean over the runs). Each run's own share of the images'
+variance is counted in both, so the intervals are too wide rather than too narrow.
 """
 
 from collections.abc import Hashable, Mapping
@@ -31,9 +31,9 @@ class Score:
 class Interval:
     """A mean or a mean difference in percent points, and its interval.
 
-    ``low`` and ``high`` are None where nothing can be said (one run, no images). ``p`` is the
-    two-sided p-value against 0, for differences. ``runs``, ``seeds`` and ``images`` are the
-    numbers that it rests on; ``images`` is None where the runs' own images were not stored.
+    ``low`` and ``high`` are None if nothing can be said (one run, no images). ``p`` is the
+    two-sided p-value against 0, for differences. ``runs``, ``seeds`` and ``images`` count what it
+    is based on; ``images`` is None if the runs' own images were not stored.
     """
 
     value: float
@@ -46,12 +46,12 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether the interval holds 0 (also where there is none): nothing is shown then."""
+        """Whether the interval contains 0, or is missing: then nothing is shown."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
     @property
     def decides(self) -> bool:
-        """Whether a difference may be shown as one: 0 outside, enough seeds and test images."""
+        """Whether it counts as a difference: 0 outside, enough seeds and test images."""
         enough = self.seeds >= LEAST_SEEDS and (self.images or 0) >= LEAST_IMAGES
         return enough and not self.holds_zero
 
@@ -85,7 +85,7 @@ def interval(
 
 
 def holm(p_values: Mapping[Hashable, float]) -> dict[Hashable, float]:
-    """p-values adjusted for having looked at all of them (Holm 1979), in the given order."""
+    """p-values adjusted for multiple comparisons (Holm 1979), in the given order."""
     adjusted, largest = {}, 0.0
     for rank, key in enumerate(sorted(p_values, key=lambda k: p_values[k])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[key]))
@@ -111,10 +111,10 @@ def _seed(key: Hashable) -> Hashable:
 
 
 def _runs_variance(values: dict[Hashable, float]) -> tuple[float, float]:
-    """(variance of the mean over runs, its degrees of freedom); 0 of these for a single seed.
+    """(variance of the mean over runs, its degrees of freedom); 0 degrees for a single seed.
 
     Seeds and draws are crossed: with each seed on each draw, the mean's variance is
-    (MS_seed + MS_draw - MS_rest) / runs. Without that balance draws are averaged within a seed.
+    (MS_seed + MS_draw - MS_rest) / runs. If some are missing, draws are averaged within a seed.
     """
     seeds = sorted({_seed(k) for k in values}, key=str)
     draws = sorted({k[1] for k in values if isinstance(k, tuple)}, key=str)
@@ -148,7 +148,7 @@ def _same_shape(sides: list[list[np.ndarray]]) -> int:
 
 
 def _images_variance(sides: list[list[np.ndarray]], draws: int) -> float:
-    """Variance of the (difference of the) runs' mean mIoU when the test images are drawn anew."""
+    """Variance of the mean mIoU of the runs (or of its difference) over draws of test images."""
     n, c = sides[0][0].shape[:2]
     flat = [[m.reshape(n, -1).astype(np.float64) for m in side] for side in sides]
     rng, scores = np.random.default_rng(4), []

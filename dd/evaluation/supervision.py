@@ -1,20 +1,20 @@
-"""Which real labels stand behind a result, what they decided, and the supervision class that
+"""Which real labels are behind a result, what they decided, and the supervision class that
 follows.
 
-A *label set* is ``{"data": "shapes/tune", "labels": 128}``: so many labelled images of a split.
-With ``"seed"`` they are a draw of it (:func:`dd.data.datasets.choose_shots`: of one seed, fewer are
-among more), without it the whole list. A *choice* is a label set with ``"what"`` was chosen by
-looking at it."""
+A *label set* is ``{"data": "shapes/tune", "labels": 128}``: that many labelled images of a split.
+With ``"seed"`` they are a draw of it (:func:`dd.data.datasets.choose_shots`: with one seed, fewer
+are contained in more); without it, they are the whole list. A *choice* is a label set with
+``"what"`` was chosen by looking at it."""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 LabelSet = dict[str, Any]
-TrainedOn = Mapping[str, Any]  # of a run.json
+TrainedOn = Mapping[str, Any]  # from a run.json
 TRAINED = ("real", "mixed")  # sources whose real images are trained on
 KEYS = {"data", "split", "labels"}
-# classes of supervision, the weaker first: C and D saw other things and neither is the weaker
+# supervision classes, the weaker first; C and D saw different things, and neither is weaker
 RANKS = {"A": 0, "B": 1, "C": 2, "D": 2, "real": 3}
 FORM = (
     "{data: shapes, split: tune, labels: 128} (seed: <number> too for a draw), a list of such, "
@@ -24,7 +24,7 @@ FORM = (
 
 def choices(what: str, given: object) -> list[LabelSet]:
     """The choices that a ``chosen_on`` of the configuration declares for ``what``: a label set in
-    the form of FORM, a list of them, or None. An empty list is a choice without a real label.
+    the form of FORM, a list of them, or None. An empty list means a choice without a real label.
     ValueError for another form."""
     each = given if isinstance(given, list) else [] if given is None else [given]
     return [{"what": what, **_read(what, one)} for one in each]
@@ -55,7 +55,7 @@ def declared(sets: Iterable[LabelSet]) -> list[LabelSet]:
 
 
 def override(key: str, sets: Iterable[LabelSet]) -> str:
-    """A Hydra override that declares label sets, in place of what was declared there: one word."""
+    """A Hydra override, in one word, that declares label sets instead of earlier ones."""
 
     def text(value: object) -> str:
         plain = re.fullmatch(r"[\w./-]+", str(value))
@@ -76,8 +76,9 @@ def merged(*lists: Iterable[LabelSet] | None) -> list[LabelSet]:
 
 
 def trained_labels(trained_on: TrainedOn | None) -> list[LabelSet]:
-    """The label sets that were trained on: by a run itself, by the run it went on from, by the
-    teacher that labelled its synthetic images, and so on back. ``trained_on`` is run.json's."""
+    """The label sets that were trained on: by a run itself, by the run it started from, by the
+    teacher that labelled its synthetic images, and so on back. ``trained_on`` is that of
+    run.json."""
     if not trained_on:
         return []
     found = []
@@ -86,7 +87,7 @@ def trained_labels(trained_on: TrainedOn | None) -> list[LabelSet]:
         images, shots = own.get("images"), trained_on.get("shots")
         if type(shots) is int:
             labels, seed = shots, trained_on.get("seed")
-        else:  # what was held out of them is counted: it judged the run
+        else:  # count what was held out of them, because it judged the run
             labels, seed = images and images + trained_on.get("hold_out", 0), None
         data = trained_on.get("data") or own.get("root")
         found.append(label_set(f"{data}/{own.get('split')}", labels, seed))
@@ -95,7 +96,7 @@ def trained_labels(trained_on: TrainedOn | None) -> list[LabelSet]:
 
 
 def real_labels(trained_on: TrainedOn | None) -> list[int | str]:
-    """:func:`trained_labels` as the ``shots`` of these trainings: a number, or ``all``; [] =
+    """:func:`trained_labels` as the ``shots`` of these trainings: a number, or ``all``; [] means
     none."""
     if not trained_on:
         return []
@@ -106,10 +107,10 @@ def real_labels(trained_on: TrainedOn | None) -> list[int | str]:
 
 
 def _made(trained_on: TrainedOn) -> list[Mapping[str, Any]]:
-    """The identities of the mask sets of a training, those that were joined to one among them."""
+    """The identities of the mask sets of a training, including those that were joined into one."""
     parts = (trained_on, trained_on.get("synthetic", {}))
     found: list[Mapping[str, Any]] = [m for part in parts if (m := part.get("mask_settings"))]
-    for masks in found:  # grows on the way
+    for masks in found:  # the list grows during the loop
         found += [one["identity"] for one in masks.get("labeler", {}).get("sets", [])]
     return found
 
@@ -121,8 +122,8 @@ def _teachers(trained_on: TrainedOn) -> list[TrainedOn]:
 
 
 def _labeler_classes(trained_on: TrainedOn | None) -> list[str]:
-    """Supervision classes of the labelers behind a training: of its own masks, of those that its
-    teachers and the run before it learnt from."""
+    """Supervision classes of the labelers behind a training: of its own masks, and of those that
+    its teachers and the run before it were trained on."""
     if not trained_on:
         return []
     named = (masks.get("labeler", {}).get("supervision") for masks in _made(trained_on))
@@ -131,8 +132,9 @@ def _labeler_classes(trained_on: TrainedOn | None) -> list[str]:
 
 
 def strongest(classes: Iterable[str]) -> str:
-    """The supervision class of what was made of parts of these classes, in the order A, B, C and D,
-    real: ``C/D`` where both are the strongest. ValueError for none, and for another class."""
+    """The supervision class of something made from parts of these classes: the strongest, in the
+    order A, B, C and D, real; ``C/D`` if both are strongest. ValueError for none, and for another
+    class."""
     there = sorted({one for each in classes for one in each.split("/")})
     if not there or not set(there) <= RANKS.keys():
         raise ValueError(f"supervision classes {there}; allowed: {', '.join(RANKS)}, one at least")
@@ -141,30 +143,30 @@ def strongest(classes: Iterable[str]) -> str:
 
 
 def behind(masks: Mapping[str, Any]) -> list[LabelSet]:
-    """Label sets behind a mask set, of its masks.json (or the settings.json of predictions): those
-    that its teacher was trained on, and those that guided a choice."""
+    """Label sets behind a mask set, from its masks.json (or the settings.json of predictions):
+    those that its teacher was trained on, and those that guided a choice."""
     made = {"source": "synthetic", "mask_settings": masks.get("identity")}
     return merged(trained_labels(made), masks.get("chosen_on"))
 
 
 def class_of_masks(masks: Mapping[str, Any]) -> str:
-    """Supervision class of a mask set, of its masks.json: that of a segmenter that learns from
-    nothing else."""
+    """Supervision class of a mask set, from its masks.json: the class of a segmenter trained on it
+    alone."""
     made = {"source": "synthetic", "mask_settings": masks.get("identity")}
     return supervision(made, masks.get("chosen_on") or [])
 
 
 def supervision(trained_on: TrainedOn, chosen: list[LabelSet], before: str | None = None) -> str:
-    """Supervision class of a run. ``chosen``: the choices behind it, those of the runs and masks it
-    builds on included; ``before``: the class of the run it goes on from.
+    """Supervision class of a run. ``chosen``: the choices behind it, including those of the runs
+    and masks it builds on; ``before``: the class of the run it starts from.
 
-    Real images alone are ``real``. ``A``: no real label chose anything, settings are published
-    constants or were chosen without one. Fine-tuning with real images keeps the class of its
-    synthetic start, since the column says what made the synthetic images (``trained_on`` tells how
+    Real images alone are ``real``. ``A``: no real label chose anything; settings are published
+    constants or were chosen without labels. Fine-tuning with real images keeps the class of its
+    synthetic start, because the class says what made the synthetic images (``trained_on`` says how
     many real ones followed); if its own settings were chosen by labels, A becomes ``B``. Other runs
-    are ``real`` if whole splits of real masks were trained on anywhere, else of the class of the
-    labelers that made their masks (``D``: a foundation model), and at least ``B`` if a number of
-    real masks was trained on or a label chose anything."""
+    are ``real`` if whole splits of real masks were trained on anywhere. Else they have the class of
+    the labelers that made their masks (``D``: a foundation model), and at least ``B`` if a number
+    of real masks was trained on or a label chose anything."""
     if trained_on["source"] == "real":
         return "B" if before == "A" and chosen else before or "real"
     trained = real_labels(trained_on)
@@ -173,9 +175,9 @@ def supervision(trained_on: TrainedOn, chosen: list[LabelSet], before: str | Non
 
 
 def distinct(sets: Iterable[LabelSet]) -> int | None:
-    """How many labelled images ``sets`` are together, each counted once: a whole list holds its
-    draws, of one seed the larger draw holds the smaller, draws of different seeds are counted as if
-    they shared none. None if a number is not known."""
+    """How many labelled images ``sets`` hold together, each counted once. A whole list contains its
+    draws; with one seed the larger draw contains the smaller; draws of different seeds are counted
+    as disjoint. None if a number is not known."""
     by_data: dict[str, dict[int | None, int]] = {}
     for one in sets:
         draws = by_data.setdefault(one["data"], {})

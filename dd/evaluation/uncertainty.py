@@ -1,5 +1,5 @@
-"""How unsure a segmenter is of an image, and whether two images look alike: what a queue of
-labels is ordered by."""
+"""How unsure a segmenter is of an image, and whether two images look alike: used to order a
+labelling queue."""
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ def entropy(probabilities_KHW: torch.Tensor) -> float:
 
 
 def margin(probabilities_KHW: torch.Tensor) -> float:
-    """Mean over the pixels of 1 - (largest probability - second largest), 0 to 1: the more, the
+    """Mean over the pixels of 1 - (largest probability - second largest), 0 to 1: higher means
     less sure; in float32."""
     best = probabilities_KHW.float().topk(2, 0).values
     return float((1 - (best[0] - best[1])).mean())
 
 
 SCORES = {"entropy": entropy, "margin": margin}
-SIDE = 8  # of the grid whose neighbours a look compares
+SIDE = 8  # of the grid of brightness comparisons
 
 
 def look(image: np.ndarray) -> int:
@@ -43,5 +43,5 @@ def _parts(values: np.ndarray, number: int, axis: int) -> list[np.ndarray]:
 
 
 def alike(one: int, other: int) -> int:
-    """In how many of 64 bits two looks differ: 0 for the same picture."""
+    """Number of different bits, of 64, between two looks: 0 for the same picture."""
     return (one ^ other).bit_count()

@@ -1,8 +1,8 @@
 """Who makes the units of a plan: this process, worker processes of this machine, one of several
 shards, or a Ray cluster.
 
-An executor knows nothing of images. A :class:`Task` draws a unit and returns its pending write,
-which is done while the next unit is drawn, and never leaves its process. The same plan and the same
+An executor knows nothing of images. A :class:`Task` draws a unit and returns its pending write. The
+write runs while the next unit is drawn, and never leaves its process. The same plan and the same
 records serve every :class:`Executor`.
 """
 

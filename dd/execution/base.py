@@ -1,4 +1,4 @@
-"""What executors share: what they promise, what is still to do, how a unit is tried, and how a run
+"""What executors share: their interface, what is still to do, how a unit is tried, and how a run
 ends."""
 
 import errno
@@ -32,11 +32,11 @@ Answer: TypeAlias = tuple[str, Any]  # (kind, content)
 
 @dataclass(frozen=True)
 class Task:
-    """What is done with units. ``draw(tools, unit, worker)`` draws one and returns its pending
-    write: a callable that writes and records it (None: nothing is left to do). ``tools``: those of
-    this process; ``build(device)`` gives a worker process its own (None: there are no others).
-    ``died(unit, worker, pid)`` tidies up after a worker that died and says whether the unit is done
-    all the same. What is sent to workers, ``draw`` and ``build``, is picklable."""
+    """The work on units. ``draw(tools, unit, worker)`` draws one and returns its pending write: a
+    callable that writes and records it (None: nothing is left to do). ``tools``: those of this
+    process; ``build(device)`` makes them in a worker process (None: there are no workers).
+    ``died(unit, worker, pid)`` cleans up after a dead worker and returns whether the unit is done
+    anyway. ``draw`` and ``build`` are sent to workers, so they are picklable."""
 
     draw: Draw
     tools: Any = None
@@ -45,8 +45,8 @@ class Task:
 
 
 class Executor(Protocol):
-    """Who makes the units of a plan. The same plan and records serve every executor: what one has
-    begun, another goes on with.
+    """Who makes the units of a plan. The same plan and records serve every executor, so one can
+    continue what another has begun.
 
     ``shard``: (index, count) of a driver that shares the plan with others, else None; ``threads``:
     CPU threads of each worker, None for the process's own.
@@ -56,14 +56,14 @@ class Executor(Protocol):
     threads: int | None
 
     def places(self, device: str) -> list[str]:
-        """The devices of the workers, where the run was given ``device``; the first is that of the
-        driver's own generator, which says what the run is."""
+        """The devices of the workers, for a run with ``device``. The first is that of the driver's
+        own generator, which defines the run's identity."""
 
     def share(self, units: list[Unit]) -> list[Unit]:
         """The units that this driver makes."""
 
     def name(self, worker: int) -> str:
-        """Of a worker, and of its file of records; 0 is the driver."""
+        """The name of a worker, and of its file of records; 0 is the driver."""
 
     def run(
         self,
@@ -74,11 +74,11 @@ class Executor(Protocol):
         device: str = "cpu",
         lock: Lock | None = None,
     ) -> dict[int, str]:
-        """Make ``units`` of ``total``; {position in ``units``: error} of those that are
-        quarantined. A unit is made when its pending write is done.
+        """Make ``units`` of ``total``. Returns {position in ``units``: error} of quarantined units.
+        A unit is made when its pending write is done.
 
-        UnitsFailed as soon as more units failed than the run may lose; OSError for a disk that
-        takes no more.
+        UnitsFailed as soon as more units failed than the run may lose; OSError if the disk accepts
+        no more.
         """
 
 
@@ -87,7 +87,7 @@ class UnitsFailed(RuntimeError):
 
 
 class State:
-    """What is still to do and what has gone wrong."""
+    """What is still to do, and what has gone wrong."""
 
     def __init__(
         self, units: Sequence[Unit], settings: WorkerSettings, total: int, progress: Progress
@@ -106,14 +106,14 @@ class State:
         self.queue.append(number)
 
     def alone(self, number: int) -> bool:
-        """Whether a unit is made with no other in the same process: it was there when something
-        went wrong."""
+        """Whether a unit is made with no other in the same process, because it was there when
+        something went wrong."""
         return number in self.tries
 
     def lost(
         self, number: int, error: str, cause: BaseException | None = None, final: bool = False
     ) -> None:
-        """A unit failed once more: again later, or quarantined (if ``final``, at once)."""
+        """A unit failed again: retry it later, or quarantine it (at once if ``final``)."""
         self.tries[number] = self.tries.get(number, 0) + 1
         name = self.units[number][0].unit
         self.progress.fail(f"unit {name}, attempt {self.tries[number]}: {error}")
@@ -133,15 +133,15 @@ class State:
 
 
 def ends_run(error: BaseException) -> bool:
-    """Whether no further unit is tried after ``error``: the disk takes no more, or it is no
-    error of a unit at all."""
+    """Whether no further unit is tried after ``error``: the disk accepts no more, or the error is
+    not one of a unit."""
     full = isinstance(error, OSError) and error.errno in CANNOT_WRITE
     return full or not isinstance(error, Exception)
 
 
 def answer(call: Callable[[], object]) -> Answer:
-    """Of a call: ("done", what it returns), ("failed", error), or ("cannot write", arguments of
-    an OSError)."""
+    """The outcome of a call: ("done", its result), ("failed", error), or ("cannot write", arguments
+    of an OSError)."""
     try:
         return "done", call()
     except Exception as error:
@@ -165,15 +165,15 @@ def attempt(draw: Draw, tools: Any, unit: Unit, worker: str) -> Answer:
 
 @contextmanager
 def stopped_by_signal() -> Iterator[None]:
-    """SIGTERM (a batch system's end of time) drops the unit under way like Ctrl-C does, with
-    exit code 143, also where a library that was at work makes another end of it: Ray exits with 1
-    for each exit that it sees."""
+    """SIGTERM (a batch system's time limit) drops the current unit, as Ctrl-C does, with exit code
+    143. This also holds if a library handles the exit differently: Ray exits with 1 at every
+    exit."""
     heard = False
 
     def stop(*_: object) -> None:
         nonlocal heard
         heard = True
-        text = "terminated: what is finished is kept. The same command goes on from here."
+        text = "terminated: what is finished is kept. The same command resumes from here."
         print(text, file=sys.stderr, flush=True)
         sys.exit(EXIT["terminated"])
 

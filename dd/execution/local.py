@@ -33,8 +33,8 @@ from dd.store.progress import Progress
 
 class Local:
     """Worker processes on this machine: one for each device of ``devices`` (None: every GPU, or the
-    CPU), or ``workers`` spread over them; a single one is this process itself unless ``spawn``. A
-    worker that dies is started again. An :class:`dd.execution.base.Executor`; the settings are
+    CPU), or ``workers`` spread over them. A single worker is this process itself unless ``spawn``.
+    A worker that dies is started again. An :class:`dd.execution.base.Executor`; the settings are
     those of :class:`dd.execution.settings.LocalSettings`.
     """
 
@@ -47,11 +47,10 @@ class Local:
         self.threads = self.settings.threads
 
     def places(self, device: str) -> list[str]:
-        """The device of each worker; ``device`` is what the run was given (``cuda`` = every
-        GPU)."""
+        """The device of each worker; ``device`` is the run's own (``cuda`` = every GPU)."""
         devices = self.settings.devices or [device]
         if devices == ["cuda"]:
-            import torch  # here, since workers of other generators do without it
+            import torch  # here, because workers of other generators work without it
 
             if torch.cuda.device_count() > 1:
                 devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
@@ -86,7 +85,7 @@ class Local:
         return state.failed
 
     def _run_here(self, state: State, task: Task) -> None:
-        written = None  # the unit whose write is under way
+        written = None  # the unit that is being written
         with PendingWrites() as writes:
             while state.queue or written is not None:
                 drawn = state.queue.popleft() if state.queue else None
@@ -120,7 +119,7 @@ def _count(state: State, number: int, error: BaseException | None) -> None:
 
 
 class _Member(NamedTuple):
-    """A worker process: the place it has, and the units it was given, in their order."""
+    """A worker process: its place, and the units it was given, in order."""
 
     process: SpawnProcess
     slot: int
@@ -128,10 +127,10 @@ class _Member(NamedTuple):
 
 
 class _ProcessPool:
-    """Worker processes, each with a pipe; a pipe that breaks is a worker that died.
+    """Worker processes, each with a pipe; a broken pipe means a dead worker.
 
-    A worker that has drawn a unit is given the next one, which it draws while the first is written.
-    So it has two units at most, and answers for them in their order.
+    A worker that has drawn a unit gets the next one, which it draws while the first is written. So
+    it has at most two units, and answers for them in order.
     """
 
     def __init__(
@@ -198,7 +197,7 @@ class _ProcessPool:
         if self.state.queue:
             number = self.state.queue.popleft()
             self.workers[channel].numbers.append(number)
-            with suppress(OSError):  # it is dead, which the pipe will say too
+            with suppress(OSError):  # it is dead; the pipe will show that too
                 channel.send(self.state.units[number])
         elif not self._busy():
             for idle in list(self.workers):
@@ -222,12 +221,12 @@ class _ProcessPool:
                 self.state.made(number)
             elif number == numbers[-1]:
                 self.state.lost(number, how)
-            else:  # it was being written while the other was drawn, which is what kills a process
+            else:  # it was being written; drawing the other unit is what killed the process
                 self.state.again(number)
         if self.state.queue:
             self._start(slot)
         elif self.workers and not self._busy():
-            self._next(next(iter(self.workers)))  # nothing is under way: let the idle ones go
+            self._next(next(iter(self.workers)))  # no unit is running: start the idle workers
 
     def _stop(self) -> None:
         for member in self.workers.values():
@@ -250,7 +249,7 @@ def _how(code: int) -> str:
 def _worker(
     draw: Draw,
     build: Build,
-    lock: Lock | None,  # the worker holds it, too
+    lock: Lock | None,  # the worker holds it too
     place: str,
     name: str,
     channel: Connection,
@@ -275,14 +274,14 @@ def _make_one(
     channel: Connection,
     writes: PendingWrites,
 ) -> bool:
-    """Draw a unit and begin its write, whose thread says how it ended; whether the worker goes
-    on."""
+    """Draw a unit and start its write, whose thread reports how it ended. Returns whether the
+    worker continues."""
     try:
         unit = channel.recv()
     except EOFError:
         return False
     kind, write = answer(partial(draw, unit, name))
-    error = writes.end()  # after this nobody else sends
+    error = writes.end()  # from here on nobody else sends
     if error is not None:
         raise error
     if kind != "done" or write is None:
@@ -294,8 +293,8 @@ def _make_one(
 
 
 def _end_with_parent() -> None:
-    """A driver that was killed cannot stop its workers: they stop themselves, so that the next
-    driver is alone."""
+    """A killed driver cannot stop its workers. They stop themselves, so that the next driver is
+    alone."""
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])

@@ -1,5 +1,5 @@
-"""The workers of one run on a Ray cluster: given units, lost, replaced, let go. Ray comes as an
-argument."""
+"""The workers of one run on a Ray cluster: they get units, are lost, replaced and released. Ray is
+passed as an argument."""
 
 import os
 import time
@@ -13,31 +13,31 @@ from dd.execution.settings import RaySettings
 from dd.store.locks import Fence
 from dd.store.provenance import differences, versions
 
-TICK = 1.0  # seconds between looks at the cluster's nodes
-LET_GO = 10.0  # seconds that workers have to end when the run does
+TICK = 1.0  # seconds between checks of the cluster's nodes
+LET_GO = 10.0  # seconds that workers have to end with the run
 READY = ("idle", "busy")
 
 
 @dataclass(eq=False)
 class Member:
     """A worker as the driver sees it. ``state``: placing, building, idle, busy, or refused (it
-    keeps its place, so that none is tried there again); ``answer``: what it was last asked for."""
+    keeps its place, so that no other is tried there); ``answer``: its last request."""
 
     actor: Any
-    number: int  # of all that were started: its byte of the fence
+    number: int  # counts all workers ever started: its byte of the fence
     slot: int
     name: str
-    since: float  # when it was started; when it was lost
+    since: float  # when it was started, or lost
     answer: Any = None
     state: str = "placing"
     unit: int | None = None
     where: str = "no node yet"
     pid: int = 0
-    how: str = ""  # it was lost
+    how: str = ""  # how it was lost
 
 
 class Named(Protocol):
-    """An executor, as far as its pool needs it: the settings, and the names of workers."""
+    """The part of an executor that its pool needs: the settings, and the names of workers."""
 
     settings: RaySettings
 
@@ -72,7 +72,7 @@ class WorkerPool:
         self.actor = ray.remote(Worker).options(
             num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=0, max_task_retries=0
         )
-        own_gpu = "cuda" if device.startswith("cuda") else device  # Ray shows a worker no other
+        own_gpu = "cuda" if device.startswith("cuda") else device  # Ray shows a worker only its own
         driver = Driver(os.getcwd(), str(fence.path.parent), fence.token, versions())
         self.arguments = task.draw, task.build, own_gpu, driver
 
@@ -98,11 +98,11 @@ class WorkerPool:
         return sum(m.unit is not None for m in (*self.members, *self.gone))
 
     def _takes_part(self) -> bool:
-        """Whether any worker is past its start."""
+        """Whether any worker has finished its start."""
         return any(m.state in READY for m in self.members)
 
     def _look(self) -> None:
-        """Start workers where there is room by now; refuse to wait for ever for a place."""
+        """Start workers where there is room; do not wait for ever for a place."""
         self.looked = time.monotonic()
         refused = sum(m.state == "refused" for m in self.members)
         room = sum(self._room(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
@@ -115,7 +115,7 @@ class WorkerPool:
         if any(m.state not in ("placing", "refused") for m in self.members):
             return
         waiting = [time.monotonic() - m.since for m in self.members if m.state == "placing"]
-        never = self.settings.address is None and not room  # this machine alone does not grow
+        never = self.settings.address is None and not room  # this machine alone cannot grow
         if waiting and (never or max(waiting) > self.settings.timeout):
             kind = UnitsFailed if self.was_ready else ValueError
             raise kind(self._no_place(max(waiting)))
@@ -176,8 +176,8 @@ class WorkerPool:
             self.state.lost(number, content)
 
     def _refuse(self, member: Member, where: str, why: str) -> None:
-        """A node that cannot take part ends a run that is beginning; one that joins later is
-        left alone."""
+        """A node that cannot take part ends a run that is just beginning; one that joins later is
+        left out."""
         member.where, text = where, f"the worker on {where} could not start: {why}"
         if not self._takes_part():
             raise ValueError(text)
@@ -204,8 +204,8 @@ class WorkerPool:
             )
 
     def _bury(self) -> None:
-        """What a lost worker was at goes to another once it cannot write any more; it may have
-        been recorded all the same."""
+        """Give a lost worker's unit to another once the lost one can no longer write; the unit may
+        have been recorded anyway."""
         for member in list(self.gone):
             number, late = member.unit, time.monotonic() - member.since > self.settings.timeout
             if self.fence.free(member.number):
@@ -217,16 +217,16 @@ class WorkerPool:
                 else:
                     self.state.lost(number, member.how)
             elif late and number is not None:
-                member.unit = None  # its name stays taken
+                member.unit = None  # its name stays in use
                 held = f"it still holds the data set after {self.settings.timeout:g} s"
                 self.state.lost(number, f"{member.how}; {held}", final=True)
 
     def _kill(self, member: Member) -> None:
-        with suppress(Exception):  # of a cluster that is gone
+        with suppress(Exception):  # the cluster may be gone
             self.ray.kill(member.actor, no_restart=True)
 
     def _stop(self) -> None:
-        """End all workers, and tidy up after those that were at a unit."""
+        """End all workers, and clean up after those that had a unit."""
         for member in self.members:
             self._kill(member)
         end = time.monotonic() + LET_GO
@@ -265,10 +265,10 @@ class Worker:
         self.driver, self.number = driver, number
 
     def start(self) -> Answer:
-        """Is this the driver's file system and software?"""
+        """Check that this is the driver's file system and software."""
         where, driver = os.uname().nodename, self.driver
         try:
-            os.chdir(driver.directory)  # relative paths of the configuration
+            os.chdir(driver.directory)  # relative paths of the configuration start there
         except OSError:
             return "refused", (
                 where,
@@ -295,7 +295,7 @@ class Worker:
 
 
 def _short(error: Exception) -> str:
-    """The first and the last line of what Ray says, on one line."""
+    """The first and the last line of Ray's message, on one line."""
     said = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = said or [type(error).__name__]
     return " ... ".join(dict.fromkeys((lines[0][:300], lines[-1][:300])))

@@ -1,4 +1,4 @@
-"""Workers of a Ray cluster: Ray Core actors, nothing of Ray Data or the Jobs API. The only
+"""Workers of a Ray cluster, as Ray Core actors; Ray Data and the Jobs API are not used. The only
 importer of ray."""
 
 import os
@@ -25,12 +25,12 @@ STORE = 100 * 2**20  # bytes of Ray's object store on this machine; units and an
 
 
 class Ray:
-    """Workers on a Ray cluster: ``workers`` of them, or (None) as many as there is room for. Those
-    of nodes that join are used, and lost ones are done without. Each takes ``cpus_per_worker`` and
-    ``gpus_per_worker`` (parts are allowed; None: one GPU if the run's device is cuda, else none).
-    An :class:`dd.execution.base.Executor`; the settings are those of
-    :class:`dd.execution.settings.RaySettings`. A Ray of its own listens on the loopback interface
-    only.
+    """Workers on a Ray cluster: ``workers`` of them, or (None) as many as there is room for. Nodes
+    that join are used; the run continues without lost ones. Each worker takes ``cpus_per_worker``
+    and ``gpus_per_worker`` (fractions are allowed; None: one GPU if the run's device is cuda, else
+    none). An :class:`dd.execution.base.Executor`; the settings are those of
+    :class:`dd.execution.settings.RaySettings`. A Ray started for this run listens on the loopback
+    interface only.
 
     ValueError if no cluster answers, if there is no room, or if a node does not see the data set or
     has other versions.
@@ -50,7 +50,7 @@ class Ray:
         return units
 
     def name(self, worker: int) -> str:
-        """Workers count from 1; 0 is the driver, which records what is quarantined."""
+        """Workers count from 1; 0 is the driver, which records quarantined units."""
         return f"ray{worker}"
 
     def needs(self, device: str) -> dict[str, float]:
@@ -83,8 +83,8 @@ class Ray:
         state, needs = State(units, self.settings, total, progress), self.needs(device)
         if not units:
             return {}
-        # Ray takes the signal in init: it is ours again inside. The fence goes last, when Ray has
-        # ended what was still there.
+        # Ray installs its own signal handler in init, so ours is set again inside. The fence is
+        # released last, after Ray has ended all remaining workers.
         with (
             stopped_by_signal(),
             Fence(lock.folder) as fence,
@@ -96,15 +96,15 @@ class Ray:
             except (ray.exceptions.RayError, ConnectionError) as error:
                 raise UnitsFailed(
                     f"the Ray cluster was lost ({type(error).__name__}: {str(error)[:500]}). "
-                    "Everything finished is kept; the same command goes on"
+                    "Everything finished is kept; the same command resumes"
                 ) from error
         return state.failed
 
 
 @contextmanager
 def cluster(settings: RaySettings) -> Iterator[Any]:
-    """The module ray, connected as ``settings`` say; a Ray that this process already uses is
-    taken, and left, as it is."""
+    """The module ray, connected according to ``settings``. If this process already uses Ray, that
+    one is used and left running."""
     for key, value in (BEFORE_IMPORT | ({} if settings.address else LOOPBACK)).items():
         os.environ.setdefault(key, value)
     try:
@@ -138,7 +138,7 @@ def cluster(settings: RaySettings) -> Iterator[Any]:
 
 
 def _knock(settings: RaySettings, where: str) -> None:
-    """Ray itself knocks for minutes at an address where nobody is."""
+    """Test the address first, since Ray itself tries for minutes if nobody answers."""
     address = host_and_port(settings.address or "")
     if address is None:
         return

@@ -1,4 +1,4 @@
-"""What a configuration says of executors."""
+"""The settings of executors."""
 
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -14,9 +14,9 @@ Positive = Annotated[float, Gt(0)]
 
 
 class WorkerSettings(Settings):
-    """Of every executor. A unit is tried ``attempts`` times in all, then quarantined; more than
-    ``max_failed`` (a share) of the units end the run. ``threads``: CPU threads of each worker, None
-    for the process's own."""
+    """Settings of every executor. A unit is tried ``attempts`` times in all, then quarantined. If
+    more than ``max_failed`` (a share) of the units fail, the run ends. ``threads``: CPU threads of
+    each worker, None for the process's own."""
 
     noun = "executor"
 
@@ -27,8 +27,8 @@ class WorkerSettings(Settings):
 
 
 class LocalSettings(WorkerSettings):
-    """``devices``: of the workers, None = what the run is given; ``spawn``: a single worker is a
-    process of its own, too."""
+    """``devices``: of the workers, None = the run's own; ``spawn``: run even a single worker as a
+    separate process."""
 
     devices: Annotated[Annotated[list[str], MinLen(1)] | None, Hint("such as [cuda:0, cuda:1]")] = (
         None
@@ -37,16 +37,16 @@ class LocalSettings(WorkerSettings):
 
 
 class ShardSettings(LocalSettings):
-    """Every ``count``-th unit from ``index`` on; None: what the environment says."""
+    """Every ``count``-th unit from ``index`` on; None: taken from the environment."""
 
     index: Natural | None = None
     count: Count | None = None
 
 
 class RaySettings(WorkerSettings):
-    """``address``: of a cluster, "auto" for the one that this machine is a node of, None for a Ray
-    of this run's own. ``timeout``: seconds for the first worker to get a place, and for a machine
-    that is lost to let go of the data set."""
+    """``address``: of a cluster; "auto" for the one that this machine is a node of; None to start a
+    Ray for this run. ``timeout``: seconds for the first worker to get a place, and for a lost
+    machine to release the data set."""
 
     address: str | None = None
     cpus_per_worker: Positive = 1
@@ -64,7 +64,7 @@ class RaySettings(WorkerSettings):
 
 
 def host_and_port(address: str) -> tuple[str, int] | None:
-    """("10.0.0.1", 6379) of "10.0.0.1:6379"; None of anything else."""
+    """("10.0.0.1", 6379) of "10.0.0.1:6379"; None for anything else."""
     try:
         parts = urlsplit("" if "/" in address else f"//{address}")
         return (parts.hostname, parts.port) if parts.hostname and parts.port else None

@@ -13,8 +13,8 @@ class Shard(Local):
     one machine or many.
 
     Without ``index`` and ``count`` they are those of a SLURM array task or of a process started by
-    torchrun; with ``count`` alone the SLURM task's own number is the index (some tasks of an array
-    again).
+    torchrun. With ``count`` alone, the SLURM task's own number is the index (to run some tasks of
+    an array again).
     """
 
     Settings = ShardSettings
@@ -53,7 +53,7 @@ def _number(key: str) -> int | None:
 
 
 def _place(count: int | None) -> tuple[int | None, int | None]:
-    """(index, count) that the environment names, or Nones."""
+    """(index, count) from the environment, or Nones."""
     task = _number("SLURM_ARRAY_TASK_ID")
     if task is None:
         return _number("RANK"), _number("WORLD_SIZE")

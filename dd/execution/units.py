@@ -1,5 +1,5 @@
-"""One unit of a synthetic data set on disk: made, found finished, taken back. What every
-executor's worker does."""
+"""One unit of a synthetic data set on disk: make it, check whether it is finished, take it back.
+This is the work of every executor's workers."""
 
 import json
 import os
@@ -36,8 +36,8 @@ WRITERS = 8  # threads that encode, hash and sync the files of a unit
 
 
 class Source(Protocol):
-    """Where images and heat come from: :class:`dd.generators.base.Generator`, as far as a unit
-    needs it."""
+    """Where images and heat come from: the part of :class:`dd.generators.base.Generator` that a
+    unit needs."""
 
     def generate(
         self, samples: list[Sample]
@@ -69,7 +69,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def check_generated(folder: str | Path, plan: list[Sample], records: Collection[str]) -> None:
-    """ValueError for samples of a plan that no record (an id of ``records``) tells of."""
+    """ValueError for samples of a plan that have no record (ids in ``records``)."""
     if missing := [s.id for s in plan if s.id not in records]:
         raise ValueError(
             f"{folder}: {len(missing)} of {len(plan)} samples are not generated yet, such as "
@@ -81,19 +81,19 @@ def check_generated(folder: str | Path, plan: list[Sample], records: Collection[
 def check_read(
     folder: str | Path, plan: list[Sample], heat: Collection[str], reading: str | None
 ) -> None:
-    """:func:`check_generated` of samples whose heat is that of a reading, None = the drawing's."""
+    """:func:`check_generated` for samples whose heat comes from a reading; None = while drawing."""
     if reading is None:
         return check_generated(folder, plan, heat)
     if missing := [s.id for s in plan if s.id not in heat]:
         raise ValueError(
-            f"{folder}: {len(missing)} of {len(plan)} samples are not read yet as they are now, "
-            f"such as {missing[0]}; generate.py stage=read reader={reading}, with its diffusion=..."
-            ", goes on"
+            f"{folder}: {len(missing)} of {len(plan)} samples are not read yet in their present "
+            f"form, such as {missing[0]}; generate.py stage=read reader={reading}, with its "
+            "diffusion=..., resumes"
         )
 
 
 def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
-    """Where image and heat of a sample lie."""
+    """The paths of a sample's image and heat."""
     images, heat = (Path(folder) / place for place in FOLDERS)
     return images / f"{name}{suffix}", heat / f"{name}.safetensors"
 
@@ -101,12 +101,12 @@ def unit_files(folder: str | Path, name: str, suffix: str) -> tuple[Path, Path]:
 def make_unit(
     folder: Path, suffix: str, seed: int, redraw: int, tools: Tools, unit: list[Sample], worker: str
 ) -> Callable[[], None]:
-    """Draw a unit; what is returned writes it, image, heat and, last, the records of its samples,
-    and may be called in another thread. ``tools``: (generator, CLIP model or None); the other
-    arguments are those of :func:`dd.stages.synthesize.synthesize`.
+    """Draw a unit. The returned function writes it: image, heat and, last, the records of its
+    samples; it may be called in another thread. ``tools``: (generator, CLIP model or None); the
+    other arguments are those of :func:`dd.stages.synthesize.synthesize`.
 
-    Both models work here: torch keeps settings for each thread (flushing of denormals, the device),
-    and memory that was measured for one of them at a time would be used by both at once.
+    Both models run in this thread: torch keeps settings for each thread (flushing of denormals, the
+    device). They also run one after the other, since memory was measured for one at a time.
     """
     started, (generator, clip) = time.perf_counter(), tools
     drawn = list(_draw(generator, unit, seed, redraw))
@@ -118,8 +118,8 @@ def make_unit(
 
 @dataclass(frozen=True)
 class Drawn:
-    """A sample that is not written yet. ``image`` None: every attempt was bad; ``record``: what
-    its record says of attempts; ``encoded`` image and ``signals``: with a CLIP model, which sees
+    """A sample that is not written yet. ``image`` None: every attempt was bad; ``record``: the
+    attempts, for its record; ``encoded`` image and ``signals``: only with a CLIP model, which sees
     the image as it will be stored."""
 
     sample: Sample
@@ -151,8 +151,8 @@ def _signals(
 
 
 def _write_unit(folder: Path, suffix: str, worker: str, drawn: list[Drawn], each: float) -> None:
-    """Files, then their names, then the records that speak of them: a unit is done or it is not."""
-    # encoding and hashing leave the interpreter, syncing waits for the disk
+    """Write files, then rename them, then append their records: a unit is done or it is not."""
+    # encoding and hashing release the interpreter, syncing waits for the disk
     with ThreadPoolExecutor(WRITERS) as pool:
         written = list(pool.map(partial(_write, folder, suffix), drawn))
     records = []
@@ -163,7 +163,7 @@ def _write_unit(folder: Path, suffix: str, worker: str, drawn: list[Drawn], each
             record["signals"] = d.signals or _signals(d)
         records.append(record)
     for name in FOLDERS:
-        _sync(folder / name)  # the names too are on the disk before a record speaks of them
+        _sync(folder / name)  # sync the names too before a record refers to them
     append_records(folder, worker, records)
 
 
@@ -183,8 +183,8 @@ def _write(folder: Path, suffix: str, drawn: Drawn) -> dict[str, Any]:
 
 
 def _draw(generator: Source, unit: list[Sample], seed: int, redraw: int) -> Iterator[Drawn]:
-    """The samples of a unit; the image is None if every attempt was bad. Another attempt is drawn
-    alone, with the attempt's own seed: it depends on nothing but the sample."""
+    """The samples of a unit; the image is None if every attempt was bad. Further attempts are drawn
+    alone, with the attempt's own seed, so that they depend only on the sample."""
     images, heat, faults = generator.generate(unit)
     for sample, image, maps, fault in zip(unit, images, heat, faults, strict=True):
         seen: list[str] = []
@@ -210,19 +210,18 @@ def _sync(folder: Path) -> None:
 
 def open_tools(build: Callable[..., Tools], identity: dict[str, Any], device: str) -> Tools:
     """``build(device=device)`` for a worker process; ValueError unless its generator is the one
-    the run was begun with."""
+    with which the run was begun."""
     generator, clip = build(device=device)
     lines = differences(identity, json.loads(json.dumps(generator.identity())))
     if lines:
         raise ValueError(
-            "the worker's generator is another one than the driver's:\n  " + "\n  ".join(lines)
+            "the worker's generator differs from the driver's:\n  " + "\n  ".join(lines)
         )
     return generator, clip
 
 
 def worker_died(folder: Path, suffix: str, unit: list[Sample], worker: str, pid: int) -> bool:
-    """Whether the unit was recorded before its worker died; if not, what is left of it is taken
-    away."""
+    """Whether the unit was recorded before its worker died; if not, its remains are removed."""
     names, path = {s.id for s in unit}, folder / "records" / f"{worker}.jsonl"
     if path.is_file() and names <= {r["id"] for r in each_record(path) if "error" not in r}:
         return True
@@ -234,8 +233,8 @@ def worker_died(folder: Path, suffix: str, unit: list[Sample], worker: str, pid:
 
 
 def drop_records(folder: str | Path, names: set[str], pattern: str = "*.jsonl") -> None:
-    """Take the records of these samples, and torn lines, out of the files that hold some. Nobody
-    may be writing them."""
+    """Remove the records of these samples, and torn lines, from the files that hold some. Nobody
+    may be writing to them."""
     for path in sorted((Path(folder) / "records").glob(pattern)):
         with open(path, "rb") as file:
             lines = sum(1 for _ in file)
@@ -256,8 +255,8 @@ def present(folder: str | Path, suffix: str) -> set[str]:
 
 
 def finished(folder: str | Path, suffix: str, found: dict[str, str]) -> set[str]:
-    """Ids that need no more work by their :func:`dd.store.samples.outcomes`: both files are
-    there, or every attempt was bad."""
+    """Ids that need no more work by their :func:`dd.store.samples.outcomes`: both files are there,
+    or every attempt was bad."""
     there = present(folder, suffix)
     made = {i for i, how in found.items() if how != "quarantined" and i in there}
     return made | {i for i, how in found.items() if how == "failed"}

@@ -1,4 +1,4 @@
-"""The pending write of a unit (its files and records), done in a thread of its own while the next
+"""The pending write of a unit (its files and records), done in a separate thread while the next
 unit is drawn."""
 
 import threading
@@ -8,17 +8,17 @@ from typing import Self
 
 from dd.execution.base import Write
 
-LOOK = 0.005  # seconds between looks whether the thread has ended
+LOOK = 0.005  # seconds between checks whether the thread has ended
 
 
 class PendingWrites:
-    """At most one write is under way: :meth:`end` comes before the next :meth:`begin`, so that one
-    unit that is drawn is held beside the one that is being drawn.
+    """At most one write runs at a time: :meth:`end` comes before the next :meth:`begin`, so that
+    one drawn unit is held beside the one that is being drawn.
 
-    ``with`` ends only when the write under way has, whatever ends the block: also Ctrl-C and
-    SIGTERM, however often they come. A signal may strike between any two steps of the main thread,
-    so that it shares no lock with the other: joining a thread, or waiting for a future, can hang
-    after that.
+    ``with`` ends only when the current write has ended, whatever ends the block: also Ctrl-C and
+    SIGTERM, however often they come. A signal may interrupt the main thread between any two steps,
+    so it shares no lock with the other thread: joining a thread, or waiting for a future, can hang
+    afterwards.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class PendingWrites:
         self.given.put(write)
 
     def end(self) -> BaseException | None:
-        """Wait for the write under way, if there is one; its error, or None."""
+        """Wait for the current write, if there is one; its error, or None."""
         error, self.under_way = self.ended.get() if self.under_way else None, False
         return error
 
@@ -60,5 +60,5 @@ class PendingWrites:
                 self.ended.put(error)
             else:
                 self.ended.put(None)
-            write = None  # it holds a unit
+            write = None  # release the unit that it holds
         self.finished = True

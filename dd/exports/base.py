@@ -1,4 +1,4 @@
-"""What a format of an export is, and which formats there are."""
+"""The interface of export formats, and the list of formats."""
 
 from typing import Protocol
 
@@ -11,8 +11,8 @@ class Exporter(Protocol):
     """A module that writes a checked data set in the format of another tool.
 
     ``check`` comes first and writes nothing: ValueError for a set that the format cannot hold, else
-    notes for the user. ``write`` asks the target for every file of the export, also for those that
-    are there, since the target keeps the list; it makes only the missing ones, and calls
+    notes for the user. ``write`` asks the target for every file of the export, including existing
+    ones, because the target keeps the list. It makes only the missing files, and calls
     :meth:`Target.done` once a sample is written. The bytes depend on the content of the set alone.
     """
 

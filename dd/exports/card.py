@@ -20,7 +20,7 @@ SIZES = (
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
 )
-LICENCES = {  # as data sets of this project state them: the hub's own identifier
+LICENCES = {  # as data sets of this project state them: the hub's identifier
     "apache-2.0": "apache-2.0",
     "mit": "mit",
     "cc-by-4.0": "cc-by-4.0",
@@ -94,8 +94,8 @@ def _cell(text: str) -> str:
 
 
 def used_labels(sets: list[dict[str, Any]], supervision: str = "A") -> str:
-    """What a card says of the labels behind a synthetic set
-    (:func:`dd.evaluation.supervision.behind`) whose masks are of this class of supervision."""
+    """A card's text on the labels behind a synthetic set
+    (:func:`dd.evaluation.supervision.behind`) whose masks have this supervision class."""
     masks = ""
     if supervision not in ("A", "B"):
         masks = (
@@ -108,20 +108,20 @@ def used_labels(sets: list[dict[str, Any]], supervision: str = "A") -> str:
         )
     known = told(sets) or "which ones is not recorded"
     return (
-        f"{masks}{distinct(sets) or 'An unknown number of'} real labels stand behind it: settings "
-        f"were chosen on them, or a teacher learnt them: {known}. A segmenter trained on it is not "
-        "of supervision class A (docs/sweeps.md)."
+        f"{masks}{distinct(sets) or 'An unknown number of'} real labels are behind it: settings "
+        f"were chosen on them, or a teacher was trained on them: {known}. A segmenter trained on "
+        "it does not have supervision class A (docs/sweeps.md)."
     )
 
 
 def adapter(generator: Mapping[str, Any]) -> str:
-    """What a card says of LoRA layers, given the generator of run.json; "" without any."""
+    """A card's text on LoRA layers, given the generator of run.json; "" without any."""
     if not generator.get("adapter_sha256"):
         return ""
     return (
         f" Adapted with LoRA layers of weight {generator['adapter_weight']} (sha256 "
-        f"`{generator['adapter_sha256']}`) that were trained on other images: these may look like "
-        "those, and rights and privacy of those may reach to these."
+        f"`{generator['adapter_sha256']}`) that were trained on other images: the generated images "
+        "may look like those, and their rights and privacy may apply here too."
     )
 
 

@@ -1,4 +1,4 @@
-"""A data set as the exports take it: which lists, which classes, and every file checked before
+"""A data set in the form that exports need: its lists, its classes, and every file checked before
 anything is written."""
 
 from collections import Counter
@@ -26,8 +26,8 @@ def read_source(
     splits: list[str] | None,
     classes: Taxonomy | Path | str | None = None,
 ) -> tuple[Source, str]:
-    """(the checked data set, hash of its content). ``run``: run.json of a synthetic set, None
-    for real data; the other arguments, and the errors, are those of
+    """(the checked data set, hash of its content). ``run``: run.json of a synthetic set, None for
+    real data; the other arguments, and the errors, are those of
     :func:`dd.stages.export.export`."""
     folder_name(masks, "--masks", parts=True)
     synthetic, run = run is not None, run or {}
@@ -38,7 +38,7 @@ def read_source(
     for split, data in sets.items():
         if twice := [name for name, number in Counter(data.ids).items() if number > 1]:
             raise ValueError(
-                f"split {split} lists {twice[0]!r} more than once: take it out of the list"
+                f"split {split} lists {twice[0]!r} more than once: remove it from the list"
             )
     plan = {s.id: s for s in read_whole_plan(folder)} if synthetic else {}
     records = read_records(folder) if synthetic else {}
@@ -78,8 +78,8 @@ def is_synthetic(folder: Path) -> bool:
 
 
 def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | None:
-    """Hashes of the masks by id; None for real data that has none. FileNotFoundError for what is
-    not finished."""
+    """Hashes of the masks by id; None for real data without any. FileNotFoundError for a set that
+    is not finished."""
     if not synthetic and any(folder.glob("settings_*.json")) and not (folder / RECORD).is_file():
         raise FileNotFoundError(
             f"{folder} is not finished (no {RECORD}): run its python -m dd prepare ... again"
@@ -97,7 +97,7 @@ def _mask_set(folder: Path, masks: str, synthetic: bool) -> dict[str, str] | Non
 
 
 def _classes(folder: Path, run: dict[str, Any], given: Taxonomy | Path | str | None) -> Taxonomy:
-    """The taxonomy that was given, or that the folder tells of."""
+    """The given taxonomy, or the one that the folder names."""
     if given is not None:
         return given if isinstance(given, Taxonomy) else taxonomy(given)
     if (folder / "taxonomy.yaml").is_file():
@@ -123,15 +123,15 @@ def _splits(folder: Path, wanted: list[str] | None, synthetic: bool) -> list[str
             f"{folder} is not finished (no list of samples): run its generate.py command again"
         )
     if not found:
-        read_split(folder, "train")  # says what is missing
+        read_split(folder, "train")  # its error says what is missing
     return found
 
 
 def _item(
     data: SegmentationFolder, name: str, sample: Sample | None
 ) -> tuple[ExportItem, np.ndarray, str, str]:
-    """(item, pixels of each value, SHA-256 of image and mask); ValueError names what is wrong
-    with which file."""
+    """(item, pixels of each value, SHA-256 of image and mask); ValueError names the file and what
+    is wrong."""
     image, mask = data.image_path(name), data.mask_path(name)
     size = image_size(image)
     ids = data.mask(name, size)
@@ -152,8 +152,8 @@ def _item(
 def _compare(folder: Path, kind: str, path: Path, found: str, recorded: str | None) -> None:
     if found != recorded:
         raise ValueError(
-            f"{kind} {path} is not what its record says; python -m dd verify {folder} names all "
-            "that is damaged, and how it heals"
+            f"{kind} {path} does not match its record; python -m dd verify {folder} lists all "
+            "damaged files, and how to repair them"
         )
 
 
@@ -170,7 +170,7 @@ def _labeler(identity: dict[str, Any]) -> str:
 
 
 def _about(folder: Path, masks: str, run: dict[str, Any]) -> dict[str, Any]:
-    """What a data card says of the set, from its run.json and masks.json."""
+    """The data card's information on the set, from its run.json and masks.json."""
     made = read_json(folder / masks / "masks.json") if run else {}
     terms = run.get("terms") or {}
     return {

@@ -1,9 +1,9 @@
 """COCO: semantic masks as run lengths (``semantic_<split>.json``) and panoptic PNGs with
 ``panoptic_<split>.json``.
 
-A class of an image is one annotation or segment: the masks know classes, not objects. Category ids
-are pixel values, background is category 0; uncertain pixels are in no annotation, and 0 (void) in
-the panoptic PNGs, whose segment id is category id + 1.
+A class of an image is one annotation or segment, because masks know classes, not objects. Category
+ids are pixel values, background is category 0. Uncertain pixels are in no annotation, and 0 (void)
+in the panoptic PNGs, whose segment id is category id + 1.
 """
 
 import json
@@ -23,7 +23,7 @@ NOTE = (
     "and are to be ignored; category 0 is background."
 )
 
-Content = dict[str, Any]  # of a JSON file, or of a row in one
+Content = dict[str, Any]  # of a JSON file, or of an entry in it
 
 
 def check(source: Source, link: bool) -> list[str]:

@@ -48,7 +48,7 @@ def write(source: Source, target: Target) -> None:
 
 
 def _labels(source: Source) -> dict[str, list[int]]:
-    """{label: colour}, background and, last, that of uncertain pixels included."""
+    """{label: colour}, including background and, last, uncertain pixels."""
     names = {name: source.colour(i) for i, name in enumerate(source.taxonomy.all_names)}
     return names | {IGNORED: source.colour(IGNORE)}
 
@@ -79,13 +79,13 @@ def _coloured(source: Source, item: ExportItem) -> tuple[bytes, bytes]:
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | str) -> None:
-    member = zipfile.ZipInfo(name)  # 1980, and no rights: the bytes depend on the content alone
+    member = zipfile.ZipInfo(name)  # 1980, no permissions: the bytes depend on the content alone
     member.external_attr, member.create_system = 0o644 << 16, 3
     archive.writestr(member, data)
 
 
 def _project(labels: dict[str, list[int]]) -> str:
-    """What CVAT takes as the labels of a new project or task (Raw)."""
+    """The labels of a new project or task in CVAT's form (Raw)."""
     rows = [
         {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*colour), "attributes": []}
         for name, colour in labels.items()

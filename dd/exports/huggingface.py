@@ -1,9 +1,9 @@
 """Hugging Face: parquet files with images and masks inside, an image folder with ``metadata.jsonl``
 and card.
 
-``data/<split>-<n>-of-<m>.parquet`` is what ``load_dataset(<target>)`` reads;
-``imagefolder/<split>`` holds the same samples as files. Masks stay palette (or grey) PNGs: their
-pixel values are the keys of ``id2label.json``.
+``load_dataset(<target>)`` reads ``data/<split>-<n>-of-<m>.parquet``; ``imagefolder/<split>`` holds
+the same samples as files. Masks stay palette (or grey) PNGs: their pixel values are the keys of
+``id2label.json``.
 """
 
 import json
@@ -69,7 +69,7 @@ def write(source: Source, target: Target) -> None:
 
 
 def columns(source: Source) -> list[str]:
-    """Those of a synthetic set, or those that real data has too."""
+    """The columns of a synthetic set, or those that real data has too."""
     left_out = () if source.about["synthetic"] else ("prompt", "classes", "seed")
     return [c for c in COLUMNS if c not in left_out]
 

@@ -73,8 +73,8 @@ splits = {{
 
 
 def _dataset(source: Source, split: str, training: bool) -> str:
-    """The text of a data set. mmsegmentation's own takes one suffix: images of several suffixes
-    are several, joined."""
+    """The text of a data set. mmsegmentation's class takes one suffix, so images of several
+    suffixes become several joined data sets."""
     images, annotations = _text(f"images/{split}"), _text(f"annotations/{split}")
     one = [
         'dict(type="BaseSegDataset", data_root=data_root, metainfo=metainfo, '
@@ -99,5 +99,5 @@ def _loader(kind: str, split: str, batch: int, sampler: str, shuffle: bool) -> s
 
 
 def _text(value: object) -> str:
-    """A Python literal without braces, which mmengine would take for its own variables."""
+    """A Python literal without braces, which mmengine would read as its own variables."""
     return repr(value).replace("{", "\\x7b").replace("}", "\\x7d")

@@ -1,5 +1,4 @@
-"""What is exported, whatever the format: samples that were checked before, and what is known of
-them."""
+"""What is exported, in any format: samples that were checked before, and what is known of them."""
 
 import io
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ from dd.taxonomy import IGNORE, Taxonomy
 class ExportItem:
     """One image file and its mask, a PNG of class ids in mode P or L.
 
-    ``size``: (height, width) in pixels. ``values``: the pixel values in the mask, ascending, 255
-    among them. ``facts``: prompt, classes asked for and seed of a synthetic sample, {} for a real
-    one.
+    ``size``: (height, width) in pixels. ``values``: the pixel values in the mask, ascending,
+    including 255. ``facts``: prompt, classes asked for and seed of a synthetic sample, {} for a
+    real one.
     """
 
     id: str
@@ -39,9 +38,9 @@ class Source:
     """A data set to export. ``splits``: {split: sample ids in order}; a sample may be in several.
     ``items``: {id: ExportItem}.
 
-    ``pixels`` and ``images``: {pixel value: how many} over all items. ``about``: what the data card
-    says (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``; None where it
-    is not known).
+    ``pixels`` and ``images``: {pixel value: count} over all items. ``about``: information for the
+    data card (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``; None if
+    unknown).
     """
 
     name: str
@@ -60,8 +59,8 @@ class Source:
         return self.taxonomy.palette[3 * value : 3 * value + 3]
 
     def main_splits(self) -> tuple[str | None, str | None, str | None]:
-        """The splits that a trainer's configuration names: (to train on, to choose by, to
-        report); None = there is none."""
+        """The splits for a trainer's configuration: (to train on, to choose by, to report); None if
+        missing."""
         rest = [s for s in self.splits if s not in ("train", "val", "tune", "test")]
         train = "train" if "train" in self.splits else next(iter(rest), None)
         val = next((s for s in ("val", "tune") if s in self.splits), None)
@@ -75,15 +74,15 @@ def read_ids(item: ExportItem) -> np.ndarray:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """Grey [H, W] or colour [H, W, 3] pixels uint8 as a PNG without a palette, whose colours
-    some readers take for ids."""
+    """Grey [H, W] or colour [H, W, 3] pixels uint8 as a PNG without a palette, because some readers
+    take palette colours for ids."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
 
 
 def record(source: Source, item: ExportItem) -> dict[str, Any]:
-    """What a table of samples says of one: id, facts, and the names of the classes in its mask."""
+    """A sample's row in a table: id, facts, and the names of the classes in its mask."""
     return {
         "id": item.id,
         **item.facts,

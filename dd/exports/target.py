@@ -1,4 +1,4 @@
-"""Where an export goes: each file appears whole, by a rename, and one that is there is kept."""
+"""The target of an export: each file appears complete, by a rename, and existing files are kept."""
 
 import errno
 import os
@@ -13,10 +13,10 @@ SHARD_BYTES = 256 << 20  # of images and masks, before the next tar or parquet f
 
 
 class Target:
-    """The folder of one export. ``link``: hard links in place of copies; ``advance(1)`` is called
-    for each finished sample.
+    """The folder of one export. ``link``: make hard links instead of copies; ``advance(1)`` is
+    called for each finished sample.
 
-    ``names`` collects the files of the export, in the order in which they were asked for.
+    ``names`` collects the files of the export, in the order of the requests.
     """
 
     def __init__(
@@ -30,24 +30,24 @@ class Target:
         self._done: set[str] = set()
 
     def done(self, item: ExportItem) -> None:
-        """A sample is written; counted once, in however many splits it is."""
+        """A sample is written; counted once, even if it is in several splits."""
         if item.id not in self._done:
             self._done.add(item.id)
             self._advance(1)
 
     def missing(self, name: str) -> bool:
-        """Whether the file has to be made; it belongs to the export either way."""
+        """Whether the file has to be made; it belongs to the export in any case."""
         self.names.append(name)
         return not (self.root / name).is_file()
 
     def write(self, name: str, make: Callable[[], bytes | str | Iterable[str]]) -> None:
-        """The file with the content that ``make`` returns, which is called only if the file is
-        not there."""
+        """Write the file with the content that ``make`` returns; ``make`` is called only if the
+        file is missing."""
         if self.missing(name):
             write_atomic(self.root / name, make())
 
     def place(self, source: Path, name: str) -> None:
-        """The file ``source`` itself, under another name; ValueError if a link cannot be made."""
+        """Add the file ``source`` under another name; ValueError if a link cannot be made."""
         if not self.missing(name):
             return
         path = self.root / name
@@ -61,7 +61,7 @@ class Target:
                 raise
             raise ValueError(
                 f"{source} cannot be linked into {self.root} ({error.strerror}): hard links need "
-                "one file system that knows them. Use --copy"
+                "one file system that supports them. Use --copy"
             ) from None
 
     def whole(self, name: str) -> AbstractContextManager[Path]:
@@ -70,7 +70,7 @@ class Target:
 
 
 def shards(items: Iterable[ExportItem]) -> list[list[ExportItem]]:
-    """Items in order, in parts whose images and masks have at most :data:`SHARD_BYTES`, or one
+    """Items in order, in parts whose images and masks have at most :data:`SHARD_BYTES`, or a single
     item."""
     parts: list[list[ExportItem]] = []
     free = 0

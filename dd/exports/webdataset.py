@@ -1,9 +1,9 @@
 """WebDataset: tar shards with ``<id>.jpg`` (or another suffix), ``<id>.mask.png`` and ``<id>.json``
 of each sample.
 
-The bytes depend on the content alone: files in order, no times, owners or rights. A dot in the last
-part of an id would end the key of a sample, so it is written as %2E (and % as %25); ``id`` in the
-JSON is as it was.
+The bytes depend on the content alone: files in order, no times, owners or permissions. A dot in the
+last part of an id would end the key of a sample, so it is written as %2E (and % as %25). ``id`` in
+the JSON is unchanged.
 """
 
 import io
@@ -51,7 +51,7 @@ def _tar(source: Source, items: list[ExportItem], path: Path, target: Target) ->
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time 0, owner 0, rights 644
+    member = tarfile.TarInfo(name)  # time 0, owner 0, permissions 644
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
 

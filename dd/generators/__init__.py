@@ -1,4 +1,4 @@
-"""Text-to-image models through diffusers: load, draw with their attention observed, build, save.
+"""Text-to-image models through diffusers: load, draw while observing attention, build, save.
 The only room that imports diffusers."""
 
 import dd.generators.quiet  # noqa: F401 (before the others)

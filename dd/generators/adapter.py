@@ -1,5 +1,5 @@
-"""LoRA adapters of a pipeline, through peft: low-rank weights that are trained, saved, and
-merged into a checkpoint's own."""
+"""LoRA adapters of a pipeline, through peft: train and save low-rank weights, and merge them into a
+checkpoint's own."""
 
 import json
 import re
@@ -19,7 +19,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 DOWN = r"\.(?:lora_A|lora\.down|lora_linear_layer\.down)\.weight$"
 UP = r"\.(?:lora_B|lora\.up|lora_linear_layer\.up)\.weight$"
-# What a file may hold, as kohya, diffusers and peft name it; anything else would be passed over.
+# What a file may hold, as kohya, diffusers and peft name it; diffusers would skip anything else.
 DOWN_IN_FILE = r"(?:\.lora_down|\.lora_A|[._]lora\.down|\.lora_linear_layer\.down)\.weight"
 UP_IN_FILE = r"(?:\.lora_up|\.lora_B|[._]lora\.up|\.lora_linear_layer\.up)\.weight"
 READ = rf"(?:{DOWN_IN_FILE}|{UP_IN_FILE}|\.alpha)"
@@ -35,8 +35,8 @@ OTHER_METHODS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked file. ``base_sha256``: hash of the weights it was trained on, None where no
-    run.json lies beside it."""
+    """A checked file. ``base_sha256``: hash of the weights it was trained on, None if there is no
+    run.json beside it."""
 
     file: Path
     base_sha256: str | None
@@ -48,8 +48,8 @@ class Adapter:
 def find_adapter(path: str | Path) -> Adapter:
     """The adapter of a run folder or of a file; nothing is loaded yet.
 
-    FileNotFoundError for no such file and for a training that is not finished, ValueError for a
-    pickle or another kind.
+    FileNotFoundError if there is no such file or the training is not finished, ValueError for a
+    pickle or another kind of file.
     """
     file = Path(path).expanduser()
     if file.is_dir():
@@ -67,7 +67,7 @@ def find_adapter(path: str | Path) -> Adapter:
 
 
 def _of_run(folder: Path, given: str | Path) -> Path:
-    """The weights of a training that is finished."""
+    """The weights of a finished training."""
     file = folder / WEIGHTS
     pickles = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
     if pickles and not file.is_file():
@@ -75,7 +75,7 @@ def _of_run(folder: Path, given: str | Path) -> Path:
     if (folder / "settings.json").is_file() and not (folder / "run.json").is_file():
         raise FileNotFoundError(
             f"diffusion.adapter={given}: its training has begun and is not finished; the same "
-            "train.py command goes on"
+            "train.py command resumes it"
         )
     if not file.is_file():
         raise FileNotFoundError(f"diffusion.adapter={given}: no {WEIGHTS} in this folder; {MAKE}")
@@ -90,20 +90,19 @@ def _pickle(given: str | Path, what: str) -> str:
 
 
 def merge(pipe: DiffusionPipeline, adapter: Adapter, weight: float, base_sha256: str) -> None:
-    """Add ``weight`` times the adapter to the pipeline's own weights; nothing of it stays beside
-    them, so that every option of speed and the reading of the attention find the layers that they
-    know.
+    """Add ``weight`` times the adapter to the pipeline's own weights. No separate adapter layers
+    remain, so all speed options and the reading of attention work as without an adapter.
 
-    ValueError for an adapter of another base model, one whose layers or shapes do not fit, a
-    damaged or unreadable one.
+    ValueError for an adapter of another base model, for layers or shapes that do not fit, and for a
+    damaged or unreadable file.
     """
     if adapter.base_sha256 is not None and adapter.base_sha256 != base_sha256:
         raise ValueError(
             f"diffusion.adapter={adapter.file} was trained on other weights (sha256 "
             f"{adapter.base_sha256[:12]}...) than those of diffusion.model (sha256 "
             f"{base_sha256[:12]}...). Give the model that its run.json names, or adapt this one. "
-            "The same weights in another precision have another hash: copy the file alone "
-            "elsewhere to use them"
+            "The same weights in another precision have another hash: to use the adapter with "
+            "them, copy the file alone elsewhere"
         )
     try:
         with safe_open(adapter.file, "pt") as file:
@@ -131,18 +130,18 @@ def merge(pipe: DiffusionPipeline, adapter: Adapter, weight: float, base_sha256:
         raise ValueError(
             f"diffusion.adapter={adapter.file} does not fit diffusion.model: {error!s:.300}"
         ) from None
-    pipe.unload_lora_weights()  # what was merged stays
+    pipe.unload_lora_weights()  # merged weights stay
 
 
 def _check_written(written: Mapping[str, torch.Tensor]) -> None:
-    """ValueError for a file that holds something that would not be merged, or numbers that are
-    none."""
+    """ValueError if the file holds anything that would not be merged, or numbers that are not
+    finite."""
     strange = [name for name in written if not re.search(f"{READ}$", name)]
     if strange:
         text = " ".join(strange)
         kinds = [f" ({kind})" for part, kind in OTHER_METHODS.items() if part in text]
         raise ValueError(
-            f"{len(strange)} of its {len(written)} tensors are no part of a LoRA"
+            f"{len(strange)} of its {len(written)} tensors are not part of a LoRA"
             f"{''.join(kinds[:1])} and would be left out: {', '.join(strange[:3])}. Merge it with "
             "the tool that made it"
         )
@@ -160,8 +159,8 @@ def _check_written(written: Mapping[str, torch.Tensor]) -> None:
 
 
 def _layer_name(pipe: DiffusionPipeline, key: str) -> str:
-    """``unet.<layer>.lora....weight`` in the names of the pipeline's own layers, from what
-    diffusers makes of a file."""
+    """``unet.<layer>.lora....weight`` in the pipeline's own layer names, from the names that
+    diffusers gives to a file's tensors."""
     part, _, name = key.partition(".")
     name = name.replace(".processor.", ".")
     if part == "unet":
@@ -169,7 +168,7 @@ def _layer_name(pipe: DiffusionPipeline, key: str) -> str:
         name = name.replace(".to_out.lora.", ".to_out.0.lora.")
     else:
         name = re.sub(r"\.to_(q|k|v|out)_lora\.", r".\1_proj.lora.", name)
-        if not hasattr(getattr(pipe, part, None), "text_model"):  # transformers took this level out
+        if not hasattr(getattr(pipe, part, None), "text_model"):  # transformers dropped this level
             name = name.removeprefix("text_model.")
     return f"{part}.{name}"
 
@@ -187,8 +186,8 @@ def _layer(pipe: DiffusionPipeline, name: str) -> tuple[str, torch.Tensor] | Non
 
 
 def _check_fit(pipe: DiffusionPipeline, state: Mapping[str, torch.Tensor], file: Path) -> list[str]:
-    """Parts of the pipeline that the adapter changes; ValueError for layers that are not there
-    or of another size, which diffusers passes over with a line in a log."""
+    """Parts of the pipeline that the adapter changes. ValueError for layers that are missing or
+    have another size; diffusers only logs a line and skips them."""
     parts: set[str] = set()
     wrong = []
     for key, tensor in state.items():
@@ -215,9 +214,9 @@ def _check_fit(pipe: DiffusionPipeline, state: Mapping[str, torch.Tensor], file:
 
 
 class Trainable:
-    """A Stable Diffusion 1.x or 2.x with fresh LoRA layers in its UNet, as their training needs it:
-    ``parameters``, those of the layers; ``scheduler``, its noise schedule, which says what it
-    predicts; ``encode(captions)``, its text states [B, T, C]."""
+    """A Stable Diffusion 1.x or 2.x with new LoRA layers in its UNet, as their training needs it.
+    ``parameters``: of the LoRA layers; ``scheduler``: its noise schedule, which defines the
+    prediction target; ``encode(captions)``: its text states [B, T, C]."""
 
     def __init__(self, generator: Any, seed: int, checkpointing: bool, **lora: Any) -> None:
         self._generator = generator
@@ -226,7 +225,7 @@ class Trainable:
         self.encode = generator.text_states
 
     def to(self, device: torch.device) -> None:
-        """Everything of it, the generator that draws with it too."""
+        """Move everything, including the generator that draws with it."""
         self._generator.pipe.to(device)
         self._generator.device = str(device)
 
@@ -237,7 +236,7 @@ class Trainable:
         return drawn * vae.config.scaling_factor
 
     def predict(self, noisy: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """What the UNet makes of noised latents at timesteps ``t`` [B]."""
+        """The UNet's output for noised latents at timesteps ``t`` [B]."""
         return self._generator.pipe.unet(noisy, t, states).sample
 
     def save(self, path: str | Path) -> None:
@@ -253,9 +252,9 @@ def add_lora(
     seed: int,
     checkpointing: bool = False,
 ) -> list[torch.nn.Parameter]:
-    """Put fresh LoRA layers (which change nothing yet) into the UNet and freeze everything else;
-    their parameters, in the UNet's order. ValueError for XL, which training does not know, and
-    for target modules that the UNet lacks."""
+    """Put new LoRA layers (which change nothing yet) into the UNet and freeze everything else.
+    Returns their parameters, in the UNet's order. ValueError for XL, which cannot be trained here,
+    and for target modules that the UNet lacks."""
     if type(pipe) is not StableDiffusionPipeline:
         raise ValueError(
             f"adapter.model is a {type(pipe).__name__}; adapters are trained for Stable "
@@ -284,10 +283,10 @@ def add_lora(
 
 
 def save_adapter(path: str | Path, pipe: DiffusionPipeline) -> None:
-    """Write the LoRA layers of the UNet, with their rank and alpha, in diffusers' format; a
+    """Write the LoRA layers of the UNet, with their rank and alpha, in diffusers' format; either a
     whole file or none."""
     settings = pipe.unet.peft_config["default"].to_dict()
-    # sets have no order on disk
+    # sorted lists, because sets have no fixed order on disk
     settings = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.items()}
     layers = get_peft_model_state_dict(pipe.unet)
     state = {k: v.detach().cpu().contiguous() for k, v in layers.items()}
@@ -299,13 +298,13 @@ def save_adapter(path: str | Path, pipe: DiffusionPipeline) -> None:
             weight_name=temporary.name,
         )
         content = temporary.read_bytes()
-        temporary.unlink()  # safetensors makes files for their owner alone
+        temporary.unlink()  # safetensors makes files that only their owner can read
         temporary.write_bytes(_sorted_header(content))
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its header in order: safetensors writes metadata in a random one,
-    and equal adapters are to be equal bytes."""
+    """A safetensors file with a sorted header. safetensors writes metadata in random order, and
+    equal adapters should be equal bytes."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -313,12 +312,12 @@ def _sorted_header(content: bytes) -> bytes:
 
 
 def noise_schedule(pipe: DiffusionPipeline) -> DDPMScheduler:
-    """The checkpoint's own schedule for training; ValueError for a target that is neither the
-    noise nor v."""
+    """The checkpoint's own schedule for training; ValueError if its target is neither the noise nor
+    v."""
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(
-            f"adapter.model predicts {kind!r}; training knows epsilon and v_prediction"
+            f"adapter.model predicts {kind!r}; training supports epsilon and v_prediction"
         )
     return scheduler

@@ -1,4 +1,4 @@
-"""What a generator promises to the stages."""
+"""The interface of generators that the stages use."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -21,10 +21,10 @@ class Generator(Protocol):
 
     @property
     def token_limit(self) -> int:
-        """Tokens that a prompt may have, special ones included."""
+        """Number of tokens that a prompt may have, special ones included."""
 
     def token_count(self, text: str) -> int:
-        """Tokens of a prompt, special ones included, nothing cut off."""
+        """Number of tokens of a prompt, special ones included, without cutting."""
 
     def spans(self, sample: Sample) -> dict[str, list[list[int]]]:
         """Token positions of each class by source (``dd.masks.from_heat.SOURCES``); ValueError for
@@ -33,16 +33,17 @@ class Generator(Protocol):
     def generate(
         self, samples: Sequence[Sample], capture: bool = True
     ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], list[str | None]]:
-        """(images uint8 [B, size, size, 3]; per sample, heat float64 [K, P, r, r] by source,
-        nothing without ``capture``; per sample, what is wrong with its image, or None). A sample's
-        noise comes from its own seed: no other sample of the batch changes it."""
+        """(images uint8 [B, size, size, 3]; for each sample, heat float64 [K, P, r, r] by source,
+        empty without ``capture``; for each sample, what is wrong with its image, or None). The
+        noise of a sample comes from its own seed and does not depend on the rest of the batch."""
 
     def read_real(
         self, images: np.ndarray, samples: Sequence[Sample], timesteps: list[int], seed: int = 0
     ) -> list[dict[str, np.ndarray]]:
         """Heat of given images uint8 [B, size, size, 3] of any origin, by the sources of
-        :meth:`spans`: what a drawing reads, noised to each timestep (0 ... 999) and shown with
-        their prompt; what is read after drawing as it is there."""
+        :meth:`spans`. For the reading while drawing, the image is noised to each timestep
+        (0 ... 999) and shown with its prompt. For the reading after drawing, it is read as a
+        finished image."""
 
     def where_read(self) -> list[dict[str, Any]]:
         """Where attention is read, in plain values for the record: name, kind (``cross``, ``self``
@@ -50,8 +51,8 @@ class Generator(Protocol):
 
     def largest_batch(self, sample: Sample) -> int:
         """The largest batch that fits into memory, measured on copies of ``sample``; ValueError if
-        not one does."""
+        not even one image fits."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides a pixel or a heat value, in plain values: equal identities make equal sets
-        of data."""
+        """What decides a pixel or a heat value, in plain values: equal identities make equal data
+        sets."""

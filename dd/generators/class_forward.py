@@ -1,5 +1,5 @@
-"""A second forward at each step of a drawing, with the class prompts as text: joint attention has
-no keys of the class prompt without it (docs/method.md)."""
+"""A second forward pass at each step of a drawing, with the class prompts as text. Joint attention
+has no keys of the class prompt without it (docs/method.md)."""
 
 from dataclasses import replace
 from typing import Any, Self
@@ -9,9 +9,9 @@ from dd.generators.families import Family, Text
 
 
 class ClassForward:
-    """While active, what the network is given of the conditional half of each ``every``-th step is
-    shown to it once more with ``text``, the class prompts; ``recorder`` reads these forwards alone.
-    ``drawing``: the half of the drawing itself, which leaves them out."""
+    """While active, shows the conditional input of each ``every``-th step to the network again with
+    ``text``, the class prompts. ``recorder`` reads only these forward passes. ``drawing`` tells
+    which half belongs to the drawing itself, and leaves them out."""
 
     def __init__(
         self,

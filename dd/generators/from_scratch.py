@@ -1,6 +1,5 @@
-"""A Stable Diffusion built from scratch: tokenizer, VAE, text encoder and UNet, or Stable
-Diffusion 3's two text encoders and transformer, with random weights, and the folder they are saved
-to."""
+"""Builds and saves a Stable Diffusion with random weights: tokenizer, VAE, text encoder and UNet,
+or Stable Diffusion 3's two text encoders and transformer."""
 
 import copy
 import json
@@ -38,8 +37,8 @@ def train_tokenizer(
     """Learn a byte-pair encoding in CLIP's format (vocab.json, merges.txt) from captions and save
     it to ``folder``.
 
-    ``merges``: number of merges; few of them leave rare words in several tokens, as in CLIP's own
-    vocabulary.
+    ``merges``: number of merges. With few of them, rare words stay in several tokens, as in CLIP's
+    own vocabulary.
     """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Lowercase()
@@ -56,7 +55,7 @@ def train_tokenizer(
         vocab_size=base + merges,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
-        special_tokens=letters,  # fixed ids, so that ties are broken alike every time
+        special_tokens=letters,  # fixed ids, so that ties are always broken alike
     )
     bpe.train_from_iterator(captions, trainer)
     learned = json.loads(bpe.to_str())["model"]["merges"][:merges]
@@ -97,8 +96,8 @@ def _text_config(tokenizer: CLIPTokenizer, sizes: dict[str, Any]) -> CLIPTextCon
 def build_text_and_unet(
     tokenizer: CLIPTokenizer, text_encoder: dict[str, Any], unet: dict[str, Any]
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """A CLIP text encoder and a conditional UNet with random weights; the settings are theirs in
-    transformers/diffusers."""
+    """A CLIP text encoder and a conditional UNet with random weights; the settings are those of
+    transformers and diffusers."""
     text = CLIPTextModel(_text_config(tokenizer, text_encoder))
     return text, UNet2DConditionModel(cross_attention_dim=text.config.hidden_size, **unet)
 
@@ -110,7 +109,7 @@ def build_texts_and_transformer(
     transformer: dict[str, Any],
 ) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection, SD3Transformer2DModel]:
     """Stable Diffusion 3's two CLIP text encoders and its transformer with random weights; the
-    settings are theirs in transformers/diffusers.
+    settings are those of transformers and diffusers.
 
     A text row is as wide as the rows of both encoders together, without T5's padding.
     """
@@ -143,24 +142,24 @@ def training_scheduler(prediction_type: str) -> DDPMScheduler:
 
 
 def flow_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
-    """Stable Diffusion 3's: a straight line from the image to the noise. ``shift``: more than 1
-    spends more of the steps at much noise, for larger images (1 = evenly)."""
+    """Stable Diffusion 3's schedule: a straight line from the image to the noise. ``shift`` above 1
+    spends more of the steps at high noise, for larger images (1 = evenly)."""
     return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
 @torch.no_grad()
 def standardise_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
     """Change the convolutions around the latent so that each channel of the latents of ``images``
-    [N, 3, H, W] in [-1, 1] has mean 0 and standard deviation 1; what is decoded stays the same.
+    [N, 3, H, W] in [-1, 1] has mean 0 and standard deviation 1. The decoded images stay the same.
 
-    ``scaling_factor`` is 1 and ``shift_factor`` 0 then, which Stable Diffusion, that knows no
-    shift, and Stable Diffusion 3 understand alike.
+    ``scaling_factor`` is then 1 and ``shift_factor`` 0, which both Stable Diffusion (which has no
+    shift) and Stable Diffusion 3 read alike.
     """
     means = [vae.encode(part).latent_dist.mean.double() for part in images.split(32)]
     latents = torch.cat(means)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     encode, decode = vae.quant_conv, vae.post_quant_conv  # 1x1
-    back = decode.weight.double()  # first: the mean is taken back by the old weight
+    back = decode.weight.double()  # decode changes first: its old weight takes the mean back
     decode.bias.add_((back[:, :, 0, 0] @ mean).float())
     decode.weight.copy_(back * std[None, :, None, None])
     channels = len(mean)
@@ -178,8 +177,8 @@ def save_pipeline(
     unet: UNet2DConditionModel,
     training_scheduler: DDPMScheduler,
 ) -> None:
-    """Write a complete Stable Diffusion folder in float16 safetensors, sampled with
-    DPM-Solver++."""
+    """Write a complete Stable Diffusion folder in float16 safetensors, with DPM-Solver++ as its
+    scheduler."""
     pipe = StableDiffusionPipeline(
         **_halves(vae=vae, text_encoder=text_encoder, unet=unet),
         tokenizer=tokenizer,
@@ -239,7 +238,7 @@ def save_vae(folder: str | Path, vae: AutoencoderKL) -> None:
 
 
 def _without_origin(path: Path) -> None:
-    """Where a model was loaded from is no property of it."""
+    """Remove the path a model was loaded from: it is not a property of the model."""
     settings = json.loads(path.read_text())
     if settings.pop("_name_or_path", None) is not None:
         path.write_text(json.dumps(settings, indent=2) + "\n")

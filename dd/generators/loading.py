@@ -1,5 +1,5 @@
-"""From the name of a checkpoint to a pipeline: find its folder, refuse what cannot or must not
-be loaded, load the rest."""
+"""From the name of a checkpoint to a pipeline: find its folder, refuse what cannot or must not be
+loaded, load the rest."""
 
 import inspect
 import re
@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import httpx  # the client it uses, under its own name
 from safetensors import SafetensorError, safe_open
 from transformers import (
-    CLIPImageProcessorPil,  # the other one needs torchvision, and says so
+    CLIPImageProcessorPil,  # the other processor needs torchvision, and warns about it
     CLIPTokenizer,
 )
 
@@ -25,14 +25,14 @@ from dd.generators.settings import GeneratorSettings
 from dd.store.provenance import read_json, sha256
 
 ASSETS = Path(__file__).parents[1] / "embedded" / "assets"
-# the generators in the package, by the name of a model
+# the generators of the package, by model name
 EMBEDDED = {"embedded": ASSETS / "shapes_unet", "embedded_mmdit": ASSETS / "shapes_mmdit"}
 
-# of a pipeline's parts; another name is code of its own
+# libraries that parts of a pipeline may come from; any other name is a checkpoint's own code
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-# what the libraries raise for damaged files
+# errors that the libraries raise for damaged files
 FAULTS = (OSError, SafetensorError, TypeError, AttributeError, KeyError, ImportError, ValueError)
-# parts that hold weights
+# parts with weights
 WEIGHTS = (
     "safety_checker",
     "text_encoder",
@@ -44,8 +44,8 @@ WEIGHTS = (
 )
 # settings, by default
 NOT_FOR_ALL = {"max_tokens": None, "true_guidance": 1.0, "t5": True, "negative_prompt": ""}
-T5 = ["text_encoder_3", "tokenizer_3"]  # what Stable Diffusion 3 can do without
-UNUSED = ("image_encoder", "feature_extractor")  # parts for other inputs than text
+T5 = ["text_encoder_3", "tokenizer_3"]  # Stable Diffusion 3 works without it
+UNUSED = ("image_encoder", "feature_extractor")  # parts for inputs other than text
 KNOWN = ", ".join(
     (
         "stable-diffusion-v1-5/stable-diffusion-v1-5 (diffusion=sd15)",
@@ -58,8 +58,8 @@ KNOWN = ", ".join(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked folder in diffusers format. ``pipeline``: class name; ``weights``: the files
-    that are loaded; ``commit``: of the hub repository it was downloaded from, or None."""
+    """A checked folder in diffusers format. ``pipeline``: class name; ``weights``: the files that
+    are loaded; ``commit``: of the hub repository it was downloaded from, or None."""
 
     folder: Path
     pipeline: str
@@ -68,7 +68,7 @@ class Checkpoint:
     _hash: list[str] = field(default_factory=list, compare=False, repr=False)
 
     def sha256(self) -> str:
-        """One hash over the hashes of the weights; they are read once."""
+        """One hash over the hashes of the weights; each file is read once."""
         if not self._hash:
             self._hash.append(sha256("".join(sha256(f) for f in self.weights).encode()))
         return self._hash[0]
@@ -82,12 +82,12 @@ def find(
     require_revision: bool = False,
     t5: bool = True,
 ) -> Checkpoint:
-    """The checkpoint that a name means: one of :data:`EMBEDDED`, a local folder, or a hub
-    id, which is downloaded (or found in the cache) at ``revision``.
+    """The checkpoint for a name: one of :data:`EMBEDDED`, a local folder, or a hub id, which is
+    downloaded (or found in the cache) at ``revision``.
 
-    ValueError or FileNotFoundError for no name, a folder that is not there or not in diffusers
-    format, an unreachable id, a hub id without a commit where ``require_revision``, another kind of
-    model, code of its own, weights that are pickles or of another ``variant``.
+    ValueError or FileNotFoundError for: no name, a folder that is missing or not in diffusers
+    format, an unreachable id, a hub id without a commit if ``require_revision``, another kind of
+    model, code of the checkpoint's own, weights that are pickles or of another ``variant``.
     """
     if not model:
         raise ValueError(
@@ -113,7 +113,7 @@ def find(
 
 
 def _check_hub_id(model: str, revision: str | None, require_revision: bool) -> None:
-    """What is said of a name before anything is downloaded."""
+    """Refuses a name before anything is downloaded."""
     if model in EMBEDDED or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise FileNotFoundError(
             f"diffusion.model={model!r}: no such folder. Give "
@@ -122,8 +122,8 @@ def _check_hub_id(model: str, revision: str | None, require_revision: bool) -> N
         )
     if require_revision and not re.fullmatch("[0-9a-f]{40}", str(revision)):
         raise ValueError(
-            f"diffusion.revision={revision}: this setting wants the commit of a hub repository, so "
-            "that the run can be made again. Look it up on the page of "
+            f"diffusion.revision={revision}: this setting needs the commit of a hub repository, so "
+            "that the run can be repeated. Look it up on the page of "
             f"{model} (Files and versions, History: 40 hexadecimal digits) and give "
             "diffusion.revision=<commit>; a local folder needs none, its weights are hashed"
         )
@@ -132,10 +132,10 @@ def _check_hub_id(model: str, revision: str | None, require_revision: bool) -> N
 def _read_index(folder: Path, model: str) -> dict[str, Any]:
     if folder.is_file():
         raise ValueError(
-            f"diffusion.model={model!r} is a single file; a folder in diffusers format is read. "
+            f"diffusion.model={model!r} is a single file; expected a folder in diffusers format. "
             "diffusers converts it, once: "
-            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder), of another "
-            f"family its own pipeline ({', '.join(BY_PIPELINE)})"
+            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder); for another "
+            f"family use its own pipeline ({', '.join(BY_PIPELINE)})"
         )
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
@@ -147,7 +147,7 @@ def _read_index(folder: Path, model: str) -> dict[str, Any]:
 
 def _check_index(index: dict[str, Any], model: str, safety_checker: bool) -> None:
     kind = index.get("_class_name")
-    kind = kind if isinstance(kind, str) else str(kind)  # a list names code of its own
+    kind = kind if isinstance(kind, str) else str(kind)  # a list names code of the checkpoint
     if kind in REFUSED:
         raise ValueError(
             f"diffusion.model={model!r} is a {kind}, which cannot be used: {REFUSED[kind]}"
@@ -180,7 +180,8 @@ def _check_index(index: dict[str, Any], model: str, safety_checker: bool) -> Non
 
 
 def _variant(name: str) -> str | None:
-    """``fp16`` of ``model.fp16.safetensors``, None of ``model.safetensors``, whole or in pieces."""
+    """``fp16`` for ``model.fp16.safetensors``, None for ``model.safetensors``; in one file or
+    several."""
     whole = re.sub(r"-\d{5}-of-\d{5}", "", name)
     return whole.removesuffix(".safetensors").partition(".")[2] or None
 
@@ -208,8 +209,8 @@ def _weights(part: Path, variant: str | None, model: str) -> list[Path]:
 def _download(
     model: str, revision: str | None, variant: str | None, left_out: list[str]
 ) -> tuple[Path, str]:
-    """(folder, commit) of a hub repository in the cache, without the parts ``left_out``; only the
-    files that are used, and none of a refused model."""
+    """(folder, commit) of a hub repository in the cache, without the parts ``left_out``. Downloads
+    only files that are used, and nothing of a refused model."""
     unused = ["image_encoder", *left_out]
     try:
         index = Path(hf_hub_download(model, "model_index.json", revision=revision))
@@ -220,7 +221,7 @@ def _download(
         )
     except GatedRepoError:
         raise FileNotFoundError(
-            f"diffusion.model={model!r}: its publisher wants a licence to be accepted first. Do so "
+            f"diffusion.model={model!r}: its licence must be accepted first. Do so "
             f"on https://huggingface.co/{model}, then log in on this machine with: hf auth login"
         ) from None
     except (OSError, httpx.HTTPError) as error:
@@ -238,9 +239,8 @@ def _first_line(error: Exception) -> str:
 
 
 def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeline:
-    """The pipeline of a checkpoint, safetensors only, without code of its own, in the precision and
-    with the parts of ``settings``; ValueError for damaged files and for parts that it cannot do
-    without."""
+    """The pipeline of a checkpoint (safetensors only, no code of its own), with the precision and
+    parts of ``settings``. ValueError for damaged files and for parts that the model needs."""
     kind = getattr(diffusers, checkpoint.pipeline)
     parts = set(inspect.signature(kind.__init__).parameters)
     extra: dict[str, Any] = {name: None for name in UNUSED if name in parts}
@@ -250,8 +250,8 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
         if value != default and name not in family.takes:
             having = sorted(n for n, f in BY_PIPELINE.items() if name in f.takes)
             raise ValueError(
-                f"diffusion.{name}={value} has no effect on a {checkpoint.pipeline}; of "
-                f"{', '.join(having)} it has"
+                f"diffusion.{name}={value} has no effect on a {checkpoint.pipeline}; it has one "
+                f"on {', '.join(having)}"
             )
     if not settings.t5:
         extra |= dict.fromkeys(T5)
@@ -269,7 +269,7 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
         )
     except FAULTS as error:
         raise ValueError(
-            f"{checkpoint.folder} could not be loaded, is it whole? {_first_line(error)}"
+            f"{checkpoint.folder} could not be loaded; is it complete? {_first_line(error)}"
         ) from None
     part, network = BY_PIPELINE[checkpoint.pipeline].network
     if type(getattr(pipe, part)).__name__ != network:
@@ -284,7 +284,7 @@ def load(checkpoint: Checkpoint, settings: GeneratorSettings) -> DiffusionPipeli
 
 def _check_weights(pipe: DiffusionPipeline, checkpoint: Checkpoint) -> None:
     """ValueError for a part that lacks weights, which would stay random, or whose file holds
-    others, which are not used."""
+    weights that are not used."""
     for part in {file.parent.name for file in checkpoint.weights}:
         files = [file for file in checkpoint.weights if file.parent.name == part]
         held = (safe_open(file, "pt") for file in files)
@@ -306,14 +306,14 @@ def _check_weights(pipe: DiffusionPipeline, checkpoint: Checkpoint) -> None:
             if strange:
                 raise ValueError(
                     f"{checkpoint.folder}: {part} {what}: {len(strange)} of {len(own)}, such as "
-                    f"{', '.join(strange[:3])}. Is the file whole, and is config.json that of the "
-                    "same model? Download it again"
+                    f"{', '.join(strange[:3])}. Is the file complete, and is config.json that of "
+                    "the same model? Download it again"
                 )
 
 
 def _weight_name(name: str) -> str:
-    """A weight's name whatever the version that saved it: levels of CLIP models came and went,
-    and attention of the VAE had other names."""
+    """A weight's name, independent of the version that saved it: the levels of CLIP models and the
+    names of the VAE's attention have changed."""
     name = re.sub(r"\b(text_model|vision_model|language_model|model)\.", "", name)
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return re.sub(
@@ -322,8 +322,8 @@ def _weight_name(name: str) -> str:
 
 
 def _check_words(pipe: DiffusionPipeline, folder: Path) -> None:
-    """ValueError for a tokenizer that is not the text encoder's: without its vocabulary a
-    library makes up an empty one."""
+    """ValueError for a tokenizer that does not fit the text encoder: without its vocabulary a
+    library creates an empty one."""
     for end in ("", "_2", "_3"):
         words = getattr(pipe, f"tokenizer{end}", None)
         encoder = getattr(pipe, f"text_encoder{end}", None)
@@ -338,7 +338,7 @@ def _check_words(pipe: DiffusionPipeline, folder: Path) -> None:
         clip = isinstance(words, CLIPTokenizer)
         if clip:
             fits = len(words) == rows and words.model_max_length <= longest
-        else:  # the embeddings of T5 and of language models have some rows to spare
+        else:  # the embeddings of T5 and of language models have some spare rows
             fits = rows / 2 < len(words) <= rows
         if not fits:
             knows = f"{words.model_max_length:.6g} of them in a prompt, " if clip else ""
@@ -368,6 +368,6 @@ def choose_scheduler(name: str, current: Any) -> Any:
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A diffusers configuration as JSON gives it back."""
+    """A diffusers configuration as JSON would return it."""
     public = {k: v for k, v in config.items() if not k.startswith("_")}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in public.items()}

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-# of what is free: other batches may need a little more, and a CPU's memory is everyone's
+# share of the free memory: other batches may need a little more, and a CPU's memory is shared
 SHARE = {"cuda": 0.85, "cpu": 0.5}
 CEILING = 64
 STATUS = Path("/proc/self/status")
 
 
 def reset_peak(device: str = "cpu") -> None:
-    """Start counting :func:`peak_bytes` anew."""
+    """Start a new count for :func:`peak_bytes`."""
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -21,16 +21,16 @@ def reset_peak(device: str = "cpu") -> None:
 
 
 def peak_bytes(device: str = "cpu") -> int:
-    """The most memory held since :func:`reset_peak`: reserved by the GPU's allocator, or held by
-    this process (Linux)."""
+    """The most memory held since :func:`reset_peak`: reserved by the GPU's allocator, or by this
+    process (Linux)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return _kilobytes(STATUS, "VmHWM") * 1024
 
 
 def budget_bytes(device: str = "cpu") -> int:
-    """What a process may hold on ``device``: what it holds now and a share (``SHARE``) of what
-    is free. ValueError where that cannot be known."""
+    """What a process may hold on ``device``: what it holds now plus a share (``SHARE``) of the free
+    memory. ValueError if that cannot be determined."""
     kind = torch.device(device).type
     if kind == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -53,17 +53,17 @@ def largest_batch(
     peak: Callable[[int], int], base: int, budget: int, ceiling: int = CEILING
 ) -> int:
     """The largest power of two up to ``ceiling`` whose ``peak(batch)`` bytes are within ``budget``;
-    ``base`` bytes are held anyway.
+    ``base`` bytes are held in any case.
 
-    ``peak`` is asked for 1, 2, 4, ... and for none that the last two lead to expect above the
-    budget, so that memory never runs out on the way. ValueError if not even one image fits.
+    Calls ``peak`` for 1, 2, 4, ... and stops before a batch that, judging by the last two, would
+    exceed the budget; memory thus never runs out. ValueError if not even one image fits.
     """
     batch, held = 1, [base, peak(1)]
     if held[-1] > budget:
         raise ValueError(
-            f"one image needs {held[-1] / 1e9:.1f} GB and there are {budget / 1e9:.1f} GB: "
-            "diffusion.vae_slicing=true, diffusion.offload=model or a smaller diffusion.size need "
-            "less"
+            f"one image needs {held[-1] / 1e9:.1f} GB, but only {budget / 1e9:.1f} GB are "
+            "available: diffusion.vae_slicing=true, diffusion.offload=model or a smaller "
+            "diffusion.size need less"
         )
     while batch * 2 <= ceiling:
         # base, 1, 2, 4, 8 images: steps of 1, 1, 2, 4

@@ -1,5 +1,5 @@
-"""Advice of the libraries about optional packages, and their bars for loading a few files, are not
-shown. Imported before all that imports diffusers: it advises while it is imported."""
+"""Hides the libraries' advice about optional packages and their progress bars for loading a few
+files. Imported before all that imports diffusers, which gives its advice during the import."""
 
 import diffusers
 import transformers

@@ -1,4 +1,4 @@
-"""What a configuration says of a generator."""
+"""The settings of a generator."""
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -7,18 +7,18 @@ from pydantic import BeforeValidator, ValidatorFunctionWrapHandler, WrapValidato
 
 from dd.store.settings import Count, Hint, NoResult, Settings
 
-FullPrompt: TypeAlias = Literal["appended", "caption"]  # its words, at which attention can be read
+FullPrompt: TypeAlias = Literal["appended", "caption"]  # words of the full prompt to read
 SHARES_MEMORY = NoResult("which memory holds the weights while they wait")
 
 
 def _as_typed(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """A number as it was typed, 7 and not 7.0: it is recorded so."""
+    """Keep a number as it was typed (7, not 7.0), because it is recorded."""
     check(value)
     return value
 
 
 def _switch(value: Any) -> Any:
-    """YAML reads a bare on as true."""
+    """Undo YAML's reading of a bare on as true."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
@@ -27,45 +27,47 @@ Number = Annotated[float, WrapValidator(_as_typed)]
 
 
 class GeneratorSettings(Settings):
-    """``model``: ``embedded``, ``embedded_mmdit``, a local folder in diffusers format, or a hub id
-    (with ``revision``, a commit if ``require_revision``); safetensors only, of ``variant``
-    (``fp16`` where a folder holds nothing else). ``scheduler``: a diffusers scheduler class name,
-    or None for the checkpoint's own. ``size``: side of the image in pixels, None for the
-    checkpoint's own. ``cross_resolution`` and ``self_resolution``: side of the attention maps that
-    are read, None for a quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px:
-    32 and 64); heat has the side of the latter. ``max_power``: heat is kept for the powers 0 ...
-    max_power; ``full_prompt``: keep the maps of words of the full prompt too (ablations):
-    ``appended``, the class words behind the caption; ``caption``, the caption's own; True, both, or
-    the caption's own where none are appended. ``cross_layers`` and ``cross_heads``: the
-    cross-attention layers (by the beginning of their names) and heads that are read, None for all
-    of that resolution;
-    ``cross_groups``: further sides of cross-attention whose heat is kept for itself (``weight`` of
-    the mask steps, :mod:`dd.masks.chain`).
-    ``background_words``: words that follow those of the classes in the class prompt and compete
-    with them; their heat is stored too (iSeg).
-    ``word_errors``: timesteps (of 1,000) at which a reading after drawing measures what each class
-    word explains of the image, so that masks can leave out what is not there
-    (:mod:`dd.masks.presence`).
-    ``capture_every``: attention is read in one step of so many, from the first on. ``reading``:
-    while drawing (``sampling``), ``after`` it in one forward of the finished latent at each
-    timestep of ``read_at`` (of 1,000), or ``both``; ``read_draws``: noises at each of these,
-    ``mirror``: the mirrored image is read too, and the mean of both heats kept. ``class_forward``:
-    a second forward at each step with the class prompts, whose words are read then (joint
-    attention). ``head_weights``:
-    heads are weighed at each pixel by their share in the layer's output; ``layer_weights``: the
-    name of a layer, layers are weighed by how far they agree with it
-    (:mod:`dd.attention.weights`). ``self_layers``: the
-    layers whose attention among pixels is read, ``pool``: averaged over patches of so many pixels a
-    side. ``max_tokens``: of a prompt, for T5 and chat encoders; ``t5``: False leaves out that of
-    Stable Diffusion 3; ``true_guidance``: of FLUX, by a negative prompt. ``quantize``: weights of
-    the network wait in eight bits and are widened layer by layer where they work.
-    ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``vae_slicing`` and ``offload``
-    (``none``, ``model`` or ``sequential``) save GPU memory; ``channels_last``,
-    ``fused_projections`` and ``compile`` (:mod:`dd.generators.speed`) save time and round
-    otherwise. ``truncate``: pixels become bytes by cutting off what is behind the point, not by
-    rounding. ``licence`` and ``link``: of the weights, for the data card. ``adapter``: a run folder
-    of train.py or a file of LoRA weights, added ``adapter_weight`` times to the checkpoint's own
-    (:mod:`dd.generators.adapter`).
+    """Where a setting names a side, None takes the checkpoint's own or the paper's share.
+
+    Model: ``model`` is ``embedded``, ``embedded_mmdit``, a local folder in diffusers format, or a
+    hub id (with ``revision``, a commit if ``require_revision``). Only safetensors are read, of
+    ``variant`` (``fp16`` if a folder holds nothing else). ``adapter``: a run folder of train.py or
+    a file of LoRA weights, added ``adapter_weight`` times to the checkpoint's own
+    (:mod:`dd.generators.adapter`). ``licence`` and ``link``: of the weights, for the data card.
+
+    Drawing: ``scheduler``: a diffusers scheduler class name, or None for the checkpoint's own.
+    ``size``: side of the image in pixels. ``true_guidance``: FLUX's guidance by a negative prompt.
+    ``max_tokens``: of a prompt, for T5 and chat encoders; ``t5``: False leaves out Stable Diffusion
+    3's T5. ``safety_checker``: the checkpoint's own, ``on`` or ``off``. ``truncate``: convert
+    pixels to bytes by cutting off decimals instead of rounding.
+
+    Where attention is read: ``cross_resolution`` and ``self_resolution``: side of the attention
+    maps, None for a quarter and a half of the latent (SD at 512 px: 16 and 32; XL at 1024 px: 32
+    and 64); heat has the side of the latter. ``cross_layers`` and ``cross_heads``: cross-attention
+    layers (by the beginning of their names) and heads to read, None for all of that resolution;
+    ``self_layers``: layers whose attention among pixels is read; ``pool``: average it over patches
+    of ``pool`` pixels a side. ``cross_groups``: further sides of cross-attention whose heat is
+    stored separately (``weight`` of the mask steps, :mod:`dd.masks.chain`). ``head_weights``: weigh
+    heads at each pixel by their share in the layer's output; ``layer_weights``: the name of a
+    layer; others are weighed by their agreement with it (:mod:`dd.attention.weights`).
+
+    What and when: ``max_power``: heat is stored for the powers 0 ... max_power. ``full_prompt``:
+    also store the maps of words of the full prompt (ablations): ``appended``, the class words after
+    the caption; ``caption``, the caption's own; True, both, or only the caption's own if none are
+    appended. ``background_words``: words that follow those of the classes in the class prompt and
+    compete with them; their heat is stored too (iSeg). ``capture_every``: read every
+    ``capture_every``-th step, starting with the first. ``reading``: while drawing (``sampling``),
+    ``after`` drawing in one forward pass of the finished latent at each timestep of ``read_at`` (of
+    1,000), or ``both``; ``read_draws``: noises at each of these; ``mirror``: also read the mirrored
+    image and keep the mean of both heats. ``class_forward``: a second forward pass at each step
+    with the class prompts, whose words are then read (joint attention). ``word_errors``: timesteps
+    (of 1,000) at which a reading after drawing measures how much each class word explains of the
+    image (:mod:`dd.masks.presence`).
+
+    Memory and speed: ``quantize``: the network's weights wait in eight bits and are widened layer
+    by layer when used. ``vae_slicing`` and ``offload`` (``none``, ``model`` or ``sequential``) save
+    GPU memory; ``channels_last``, ``fused_projections`` and ``compile``
+    (:mod:`dd.generators.speed`) save time and round differently.
     """
 
     noun = "diffusion"
@@ -82,7 +84,7 @@ class GeneratorSettings(Settings):
     self_resolution: int | None = None
     max_power: Annotated[int, Ge(0), Le(64), Hint("the heat of each power is kept")] = 8
     full_prompt: Annotated[bool | FullPrompt, Hint("true reads all its words")] = False
-    # From here on an identity names what changes something, and nothing else.
+    # From here on an identity names only what differs from the defaults.
     safety_checker: Switch = "off"
     vae_slicing: bool = False
     channels_last: bool = False
@@ -133,8 +135,8 @@ class GeneratorSettings(Settings):
             )
         if self.adapter is not None and self.quantize is not None:
             raise ValueError(
-                "diffusion.adapter and diffusion.quantize: an adapter is merged into weights "
-                "that are not quantised; give one of them"
+                "diffusion.adapter and diffusion.quantize: an adapter can be merged only into "
+                "weights that are not quantised; give one of the two"
             )
         if self.fused_projections and (self.quantize is not None or self.offload == "sequential"):
             raise ValueError(
@@ -166,7 +168,7 @@ class GeneratorSettings(Settings):
         if self.reading == "sampling" and (self.mirror or self.read_draws > 1):
             raise ValueError(
                 f"diffusion.mirror={str(self.mirror).lower()} and diffusion.read_draws="
-                f"{self.read_draws} are of a reading after drawing; with diffusion.reading="
+                f"{self.read_draws} belong to a reading after drawing; with diffusion.reading="
                 "sampling they have no effect. Give reading=after or both, or leave them out"
             )
         if self.reading == "sampling" and self.word_errors is not None:

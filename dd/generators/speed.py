@@ -1,4 +1,4 @@
-"""Options that make a pipeline faster and its pixels no different beyond rounding."""
+"""Options that make a pipeline faster and change its pixels by rounding only."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ RECOMPILED = 128
 
 
 def channels_last(network: Any, vae: Any) -> None:
-    """Both in the memory layout that convolutions on a GPU with tensor cores want."""
+    """Put both into the memory layout that convolutions on a GPU with tensor cores prefer."""
     for part in (network, vae):
         for module in part.modules():
             if isinstance(module, torch.nn.Conv2d):
@@ -18,9 +18,9 @@ def channels_last(network: Any, vae: Any) -> None:
 
 
 def fuse_projections(network: Any, vae: Any) -> None:  # the VAE has one attention or none
-    """One matrix product for queries, keys and values of each attention layer of the network; keys
-    and values of a prompt. The single matrices stay: with them the keys of class prompts are
-    made."""
+    """Use one matrix product for queries, keys and values of each attention layer of the network,
+    and one for keys and values of a prompt. The single matrices stay, since the keys of class
+    prompts need them."""
     if not hasattr(network, "fuse_qkv_projections"):
         raise ValueError(
             f"diffusion.fused_projections=true: {type(network).__name__} cannot do that; leave it "
@@ -36,26 +36,26 @@ def fuse_projections(network: Any, vae: Any) -> None:  # the VAE has one attenti
     network.fuse_qkv_projections()
     if not any(name.endswith((".to_qkv", ".to_kv")) for name, _ in network.named_modules()):
         raise ValueError(
-            f"diffusion.fused_projections=true: nothing of {type(network).__name__} was fused; "
+            f"diffusion.fused_projections=true: no layer of {type(network).__name__} was fused; "
             "leave it false"
         )
 
 
 def compile_blocks(network: Any, vae: Any) -> None:
-    """Compile the residual and feed-forward blocks of both (torch.compile). The
-    attention between them stays as it is, where hooks observe it: a compiled graph would not
-    call hooks that come later."""
+    """Compile the residual and feed-forward blocks of both (torch.compile). The attention between
+    them is not compiled, because hooks observe it and a compiled graph would not call hooks that
+    are added later."""
     import torch._dynamo  # here, since it takes seconds
 
-    # blocks share their code and differ in their sizes: more of them than dynamo expects
+    # blocks share their code but differ in size: more variants than dynamo expects
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, RECOMPILED)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * RECOMPILED)
     blocks = [m for m in network.modules() if isinstance(m, ResnetBlock2D | FeedForward)]
     if not blocks:
         raise ValueError(
-            f"diffusion.compile=true: {type(network).__name__} has no block that is compiled here; "
-            "leave it false"
+            f"diffusion.compile=true: {type(network).__name__} has no block that can be compiled "
+            "here; leave it false"
         )
     blocks += [m for m in vae.decoder.modules() if isinstance(m, ResnetBlock2D | FeedForward)]
     for block in blocks:

@@ -37,7 +37,7 @@ OPENRAIL_M: Terms = {
     "licence": "CreativeML OpenRAIL-M",
     "link": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
 }
-# of models named by their hub id, whatever configuration they are named in
+# for models given by their hub id, in any configuration
 TERMS: dict[str, Terms] = {
     "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
@@ -47,12 +47,12 @@ TERMS: dict[str, Terms] = {
     },
 }
 
-AFTER = "after"  # the class prompt read after drawing, where it is read while drawing too
+AFTER = "after"  # source of the class prompt read after drawing, if it is read while drawing too
 
 
 class TextToImage:
-    """A text-to-image model of a family that is known (:mod:`dd.generators.families`), a checkpoint
-    in diffusers format or the embedded one, that makes images and the heat maps of their classes.
+    """A text-to-image model of a known family (:mod:`dd.generators.families`), from a checkpoint in
+    diffusers format or the embedded one. It makes images and the heat maps of their classes.
 
     An :class:`dd.generators.base.Generator`; the settings are those of
     :class:`dd.generators.settings.GeneratorSettings`.
@@ -99,7 +99,7 @@ class TextToImage:
         self.layout = family.layout(self.size)
 
     def _place(self) -> None:
-        """Onto the device, with what saves memory or time."""
+        """Move everything to the device, and apply the options for memory and speed."""
         given = self.settings
         if given.quantize is not None:
             wide = self.network.dtype
@@ -111,8 +111,8 @@ class TextToImage:
         elif given.offload == "sequential":
             if torch.device(self.device).type == "cpu":
                 raise ValueError(
-                    "diffusion.offload=sequential moves each layer to a GPU while it works; with "
-                    "device=cpu they are where they work: leave it none"
+                    "diffusion.offload=sequential moves each layer to a GPU while it works; it has "
+                    "no effect with device=cpu: leave it none"
                 )
             self.pipe.enable_sequential_cpu_offload(device=self.device)
         else:
@@ -127,8 +127,8 @@ class TextToImage:
 
     @torch.no_grad()
     def _choose_sites(self) -> None:
-        """Where attention is read, of all that one forward shows. ValueError where there is none,
-        and for keys that stand in another order than is known of the family."""
+        """Choose where attention is read, among all sites that one forward pass shows. ValueError
+        if there is none, and for keys in another order than the family expects."""
         given, family, layout = self.settings, self.family, self.layout
         if given.class_forward and not layout.joint:
             raise ValueError(
@@ -184,14 +184,14 @@ class TextToImage:
         if self.reading.weighed:
             for site in chosen["cross"]:
                 projection_of(site.name, self.network.get_submodule(site.name))
-        # the first of all: where later layers see the words, earlier ones have mixed them
+        # the first site of all: before later layers see the words, earlier ones have mixed them
         first = next(s.name for s in self.sites if s.kind in ("cross", "joint"))
         check_layout(self.network, layout, first, forward, 1, family.refined)
         self.pipe.maybe_free_model_hooks()
 
     def _groups(self, main: Sequence[Site], latent: int) -> list[Site]:
-        """The layers of further sides whose heat is kept for itself. ValueError for a side that
-        the model does not have, and for joint attention, which has one."""
+        """The layers of further sides whose heat is stored separately. ValueError for a side that
+        the model does not have, and for joint attention, which has only one side."""
         given = self.settings
         if given.cross_groups is None:
             return []
@@ -208,7 +208,7 @@ class TextToImage:
         return found
 
     def _check_without_powers(self) -> None:
-        """ValueError for what asks for a matrix of linear attention among the pixels."""
+        """ValueError for settings that need a matrix of linear attention among the pixels."""
         given = self.settings
         asked = {
             "max_power": given.max_power or None,
@@ -220,12 +220,12 @@ class TextToImage:
             if value is not None:
                 raise ValueError(
                     f"diffusion.{name}={value}: attention among the pixels of a "
-                    f"{self.checkpoint.pipeline} is linear, and there is no matrix of it. Give "
+                    f"{self.checkpoint.pipeline} is linear and has no matrix. Give "
                     "diffusion.max_power=0 and masks.power=0, and leave the others out"
                 )
 
     def _reference(self) -> Site | None:
-        """The layer that others are weighed by; ValueError for a name that none has."""
+        """The layer that others are compared with; ValueError for a name that no layer has."""
         wanted = self.settings.layer_weights
         if wanted is None:
             return None
@@ -260,7 +260,7 @@ class TextToImage:
         return [asdict(site) for site in self.sites if site.name in read]
 
     def parts(self) -> tuple[Any, Any, Any, Any]:
-        """(VAE, tokenizer, network, text encoder), for a training that goes on from them."""
+        """(VAE, tokenizer, network, text encoder), for a training that starts from them."""
         return self.vae, self.pipe.tokenizer, self.network, self.pipe.text_encoder
 
     # -------------------------------------------------------------------------------------- prompts
@@ -271,8 +271,8 @@ class TextToImage:
         return min(stream.limit for stream in self.family.streams())
 
     def token_count(self, text: str) -> int:
-        """Tokens of a prompt, special ones included, nothing cut off; of several encoders, counted
-        by the one that it comes nearest to the limit of."""
+        """Tokens of a prompt, special ones included, without cutting; of several encoders, the
+        count of the one that is closest to its limit."""
         over = max(stream.count(text) - stream.limit for stream in self.family.streams())
         return self.token_limit + over
 
@@ -285,8 +285,8 @@ class TextToImage:
     def _positions(
         self, text: str, words: Sequence[str], place: tuple[int, int] | None = None
     ) -> list[list[int]]:
-        """Text rows of each class in a prompt, those of all encoders; ValueError for a class word
-        that is missing or cut off."""
+        """Text rows of each class in a prompt, for all encoders; ValueError for a class word that
+        is missing or cut off."""
         found: list[list[int]] = []
         for stream in self.family.streams():
             spans = token_spans(text, words, stream.offsets(text), *(place or ()))
@@ -297,18 +297,18 @@ class TextToImage:
             if rows_k in found[:k]:
                 raise ValueError(
                     f"classes {names[found.index(rows_k)]!r} and {names[k]!r} are read at the same "
-                    f"words of {text!r}: their maps would be one. Name both in the caption, or "
-                    "rename one in the taxonomy"
+                    f"words of {text!r}, so they would have the same map. Name both in the "
+                    "caption, or rename one in the taxonomy"
                 )
         return found
 
     def _class_text(self, sample: Sample) -> str:
-        """What is shown to read a sample's class words: its class prompt, and the words of the
-        background behind it."""
+        """The text shown to read a sample's class words: its class prompt, followed by the
+        background words."""
         return " ".join([sample.class_prompt, *(self.settings.background_words or [])])
 
     def _class_spans(self, sample: Sample) -> dict[str, list[list[int]]]:
-        """Of the class prompt, and of the background's words where there are any."""
+        """Spans of the class prompt, and of the background's words if there are any."""
         text, end = self._class_text(sample), len(sample.class_prompt)
         words = class_words(sample.class_prompt, sample.classes)
         spans = {CLASS_PROMPT: self._positions(text, words, (0, end))}
@@ -318,8 +318,8 @@ class TextToImage:
         return spans
 
     def _drawn_spans(self, sample: Sample) -> dict[str, list[list[int]]]:
-        """What is read while a sample is drawn. Joint attention has no keys of the class prompt
-        then, so that the appended words are read, or the caption's own where none are."""
+        """The spans that are read while a sample is drawn. Joint attention has no keys of the class
+        prompt then, so the appended words are read, or the caption's own if none are appended."""
         spans: dict[str, list[list[int]]] = {}
         if not self.layout.joint:
             spans |= self._class_spans(sample)
@@ -345,9 +345,9 @@ class TextToImage:
         return spans
 
     def spans(self, sample: Sample) -> dict[str, list[list[int]]]:
-        """Token positions of each class of a sample by source (``dd.masks.from_heat.SOURCES``), of
-        each source that is stored; those of all its words where a class is appended more than
-        once.
+        """Token positions of each class of a sample, for each source that is stored
+        (``dd.masks.from_heat.SOURCES``). If a class is appended more than once, the positions of
+        all its words.
 
         ValueError for a class word that is missing or cut off by the token limit.
         """
@@ -372,8 +372,9 @@ class TextToImage:
     def _recorded(
         self, samples: Sequence[Sample], reading: Reading, wanted: bool = True
     ) -> Iterator[Recorders]:
-        """What reads the attention to the words of the prompts that samples are drawn from, and in
-        further forwards to their class prompts where that is asked for; none unless ``wanted``."""
+        """Context that records the attention to the words of the prompts while samples are drawn
+        and, if asked for, to their class prompts in further forward passes. Records nothing unless
+        ``wanted``."""
         if not wanted:
             yield []
             return
@@ -408,7 +409,7 @@ class TextToImage:
         return [{source: maps.numpy() for source, maps in heat.items()} for heat in each]
 
     def _noise(self, seeds: Sequence[int]) -> torch.Tensor:
-        """Noise of so many latents, each by its own seed."""
+        """Noise of one latent for each seed."""
         shape = self.family.latent_shape(self.size)
         each = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(each).to(self.device, self.network.dtype)
@@ -417,8 +418,8 @@ class TextToImage:
     def _read_after(
         self, latents: torch.Tensor, samples: Sequence[Sample], images: np.ndarray
     ) -> list[dict[str, np.ndarray]]:
-        """Heat by source of finished latents; with ``mirror`` the mean with that of the mirrored
-        ``images``, turned back."""
+        """Heat by source of finished latents; with ``mirror``, the mean with the heat of the
+        mirrored ``images``, turned back."""
         heat = self._read_latents(latents, samples)
         if self.settings.mirror:
             other = self._read_latents(self._latents(images[:, :, ::-1]), samples)
@@ -436,9 +437,9 @@ class TextToImage:
     def _read_latents(
         self, latents: torch.Tensor, samples: Sequence[Sample]
     ) -> list[dict[str, np.ndarray]]:
-        """Heat of finished latents by source, at the timesteps of the settings: shown with their
-        class prompts and, for the words of full prompts, with these. The noise comes from each
-        sample's own seed."""
+        """Heat of finished latents by source, at the timesteps of the settings. They are shown with
+        their class prompts and, for the words of full prompts, with these. The noise comes from
+        each sample's own seed."""
         family, given = self.family, self.settings
         reading = replace(self.reading, every=1, as_operator=True)
         shown = [[self._class_spans(s) for s in samples]]
@@ -460,7 +461,7 @@ class TextToImage:
                     family.forward(noised.to(self.network.dtype), t, text, self.size)
             for maps, found in zip(heat, self._heat_of(recorder, len(samples)), strict=True):
                 maps |= found
-        self.pipe.maybe_free_model_hooks()  # with offload=model the network would stay
+        self.pipe.maybe_free_model_hooks()  # with offload=model the network would stay loaded
         return heat
 
     @torch.no_grad()
@@ -502,9 +503,9 @@ class TextToImage:
     # ----------------------------------------------------------------------------------- generation
 
     def largest_batch(self, sample: Sample) -> int:
-        """The largest batch that fits into memory, attention recorded
-        (:func:`dd.generators.memory.largest_batch`); measured on copies of ``sample`` with as
-        few steps as hold everything that a whole generation holds."""
+        """The largest batch that fits into memory while attention is recorded
+        (:func:`dd.generators.memory.largest_batch`). Measured on copies of ``sample``, with as few
+        steps as need the memory of a whole generation."""
         budget, steps = memory.budget_bytes(self.device), self.steps
 
         def peak(batch: int) -> int:
@@ -522,8 +523,8 @@ class TextToImage:
     def generate(
         self, samples: Sequence[Sample], capture: bool = True
     ) -> tuple[np.ndarray, list[dict[str, np.ndarray]], list[str | None]]:
-        """(images uint8 [B, size, size, 3]; per sample, heat float64 [K, P, r, r] by source
-        (``dd.masks.from_heat.SOURCES``), nothing without ``capture``; per sample, what is wrong
+        """(images uint8 [B, size, size, 3]; for each sample, heat float64 [K, P, r, r] by source
+        (``dd.masks.from_heat.SOURCES``), empty without ``capture``; for each sample, what is wrong
         with its image or None, see :func:`faults`). Noise comes from each sample's own seed."""
         given, family, number = self.settings, self.family, len(samples)
         drawing = capture and given.reading != "after"
@@ -559,9 +560,9 @@ class TextToImage:
         self, images: np.ndarray, samples: Sequence[Sample], timesteps: list[int], seed: int = 0
     ) -> list[dict[str, np.ndarray]]:
         """Heat of given images uint8 [B, size, size, 3] of any origin, by the sources of
-        :meth:`spans`. What a drawing reads is read of the image noised to each of ``timesteps``
-        (0 ... 999) and shown with its prompt; what is read after drawing as it is there. Compared
-        with exact masks it measures a generator's attention."""
+        :meth:`spans`. For the reading while drawing, the image is noised to each of ``timesteps``
+        (0 ... 999) and shown with its prompt. For the reading after drawing, it is read as a
+        finished image. With exact masks this measures a generator's attention."""
         family, given, latents = self.family, self.settings, self._latents(images)
         heat: list[dict[str, np.ndarray]] = [{} for _ in samples]
         if given.reading != "after":
@@ -578,7 +579,7 @@ class TextToImage:
         return heat
 
     def _latents(self, images: np.ndarray) -> torch.Tensor:
-        """Latents of images uint8 [B, H, W, 3]; in float32 where the VAE overflows in half
+        """Latents of images uint8 [B, H, W, 3]; computed in float32 if the VAE overflows in half
         precision."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device)
         upcast = getattr(self.vae.config, "force_upcast", False)
@@ -603,7 +604,7 @@ def _variants(sample: Sample) -> list[str]:
 
 
 def _afterwards(source: str) -> str:
-    """What a source of a reading after drawing is called beside one of the drawing."""
+    """Name of a source of a reading after drawing, beside the reading while drawing."""
     own = source.startswith(CLASS_PROMPT)
     return source.replace(CLASS_PROMPT, AFTER) if own else f"{AFTER} {source}"
 
@@ -612,8 +613,8 @@ def eight_bit(
     images_BCHW: torch.Tensor, truncate: bool = False
 ) -> tuple[np.ndarray, list[bool], list[bool]]:
     """(uint8 [B, H, W, C] of images in [0, 1], rounded or with ``truncate`` cut off; whether each
-    is finite [bool]; whether each is of one colour [bool]); on the images' device, which then sends
-    a byte for each value."""
+    image is finite [bool]; whether each has a single colour [bool]). Computed on the images'
+    device, which then transfers one byte for each value."""
     finite = images_BCHW.isfinite().flatten(1).all(1)
     values = images_BCHW.float().nan_to_num(0, 1, 0) * 255
     pixels = (values if truncate else values.round()).to(torch.uint8)
@@ -627,10 +628,9 @@ def faults(
     heat: Sequence[Mapping[str, np.ndarray]],
     flagged: Sequence[bool] | None,
 ) -> list[str | None]:
-    """What is wrong with each image (or None): ``safety checker`` blacked it out, ``not finite``
-    (a pixel or a heat value, overflow in half precision), ``constant`` (one colour), ``empty
-    mask`` (the maps of all its classes are flat at a power and source, whose mask would be
-    background)."""
+    """What is wrong with each image (or None): ``safety checker`` blacked it out; ``not finite``: a
+    pixel or a heat value (overflow in half precision); ``constant``: one colour; ``empty mask``:
+    the maps of all its classes are flat at a power and source, so its mask would be background."""
 
     def fault(i: int) -> str | None:
         maps = [m for source, m in heat[i].items() if source not in NUMBERS] if heat else []

@@ -1,4 +1,4 @@
-"""What a text encoder's tokenizer makes of words."""
+"""How a text encoder's tokenizer splits words."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""What turns an image into a mask: a contract that every labeler keeps, so that several can label
-the same images and their mask sets lie side by side.
+"""The interface of labelers, which turn images into masks. Several can label the same images, and
+their mask sets lie side by side.
 
-Two labelers stand elsewhere, as stages of their own: ``attention`` (:mod:`dd.stages.label`, which
-needs nothing but stored heat) and ``run`` (:mod:`dd.stages.label_by_run`, a trained segmenter).
+Two labelers are stages of their own: ``attention`` (:mod:`dd.stages.label`, which needs only stored
+heat) and ``run`` (:mod:`dd.stages.label_by_run`, a trained segmenter).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Images:
 @dataclass(frozen=True)
 class Asked:
     """An image to label: ``image`` uint8 [H, W, 3]; ``sample`` with its prompt and classes;
-    ``heat`` float64 [K, r, r] of the sample's classes where the labeler reads it, else None."""
+    ``heat`` float64 [K, r, r] of the sample's classes if the labeler reads it, else None."""
 
     image: np.ndarray
     sample: Sample
@@ -50,8 +50,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Labelled:
-    """``mask`` uint8 [H, W] of class ids and 255; ``counts`` of what is worth telling, in pixels,
-    as {"ties": 3}."""
+    """``mask`` uint8 [H, W] of class ids and 255; ``counts``: pixel counts to report, such as
+    {"ties": 3}."""
 
     mask: np.ndarray
     counts: dict[str, int] = field(default_factory=dict)
@@ -62,12 +62,12 @@ Label: TypeAlias = Callable[[list[Asked]], list[Labelled]]
 
 @dataclass(frozen=True)
 class Ready:
-    """A labeler that has seen which images it is asked for.
+    """A labeler that knows which images it will label.
 
-    ``label`` of a batch; ``identity``: what decides a mask beside the image, ``supervision`` (the
-    class of the masks, told with it) left out; ``settings``: those that decide; ``chosen_on``: the
-    real labels behind the masks (:mod:`dd.evaluation.supervision`); ``made``: where it comes from,
-    which decides nothing by itself (a model's name, its commit).
+    ``label``: labels a batch; ``identity``: what decides a mask beside the image (``supervision``,
+    the class of the masks, is separate); ``settings``: those that decide; ``chosen_on``: the real
+    labels behind the masks (:mod:`dd.evaluation.supervision`); ``made``: the origin, which decides
+    nothing by itself (a model's name, its commit).
     """
 
     label: Label
@@ -79,12 +79,11 @@ class Ready:
 
 
 class Labeler(Protocol):
-    """``name``: of the labeler, and of its mask set where the command gives none. ``batch_size``:
-    images that it is shown at a time. ``reads``: (power, source) of the stored heat that it wants,
-    or None.
+    """``name``: of the labeler, and of its mask set if the command gives none. ``batch_size``:
+    images in a batch. ``reads``: (power, source) of the stored heat that it needs, or None.
 
-    ``ready(images)`` says of a data set what its masks depend on; ValueError or FileNotFoundError
-    before anything is written if it cannot label these images.
+    ``ready(images)`` returns what the masks of a data set depend on. If it cannot label these
+    images, ValueError or FileNotFoundError come before anything is written.
     """
 
     name: str
@@ -95,8 +94,8 @@ class Labeler(Protocol):
 
 
 class ModelSettings(Settings):
-    """Of a labeler that is a model of transformers. ``model``: a hub id with the ``revision`` (a
-    commit), or a local folder; ``batch_size``: images at a time, fewer where they do not fit."""
+    """Settings of a labeler that is a transformers model. ``model``: a hub id with the ``revision``
+    (a commit), or a local folder; ``batch_size``: images at a time, fewer if they do not fit."""
 
     noun = "labeler"
 
@@ -107,8 +106,8 @@ class ModelSettings(Settings):
 
 
 def in_parts(call: Callable[[list[Item]], list[Result]], batch: Sequence[Item]) -> list[Result]:
-    """``call(batch)``, or one after the other where they do not fit into the device's memory
-    together. ValueError if one alone does not."""
+    """``call(batch)``; one item after the other if the batch does not fit into the device's memory.
+    ValueError if a single item does not fit."""
     try:
         return call(list(batch))
     except torch.OutOfMemoryError:

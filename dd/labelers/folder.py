@@ -1,5 +1,5 @@
-"""Masks of any origin as a mask set: drawn by people, made by a tool or a model that is not here.
-Whoever brings them says what supervision they had."""
+"""Masks of any origin as a mask set: drawn by people, or made by an external tool or model. The
+user states their supervision."""
 
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from dd.taxonomy import Taxonomy
 
 
 class FolderSettings(Settings):
-    """``folder``: of ``<id>.png`` for every sample, in class ids (grey or palette) or in the
+    """``folder``: holds ``<id>.png`` for every sample, as class ids (grey or palette) or in the
     colours of the data set's classes; ``supervision``: their class."""
 
     noun = "labeler"
@@ -26,7 +26,7 @@ class FolderSettings(Settings):
 
 
 class MaskFolder:
-    """The masks of a folder, looked at and copied. ``settings``: :class:`FolderSettings`."""
+    """The masks of a folder, checked and copied. ``settings``: :class:`FolderSettings`."""
 
     Settings: ClassVar[type[FolderSettings]] = FolderSettings
     name = "folder"
@@ -53,7 +53,7 @@ class MaskFolder:
                 f"{len(images.plan)} samples of {images.folder} have none there, such as "
                 f"{missing[0]}.png"
             )
-        for sample in images.plan:  # before anything is written, so that a mended folder is taken
+        for sample in images.plan:  # check all before writing, so that the folder can be repaired
             size = image_size(synthetic_image(images.folder, sample.id))
             self._read(sample.id, size, images.taxonomy)
         content = fingerprint([sha256(self._path(s.id)) for s in images.plan])
@@ -65,7 +65,7 @@ class MaskFolder:
         )
 
     def label(self, batch: list[Asked], taxonomy: Taxonomy) -> list[Labelled]:
-        """The masks of samples; ValueError for one of other classes or of another size."""
+        """The masks of samples; ValueError for other classes or another size."""
         return [Labelled(self._read(a.sample.id, a.size, taxonomy)) for a in batch]
 
     def _path(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Mask sets of one data set as one: what they agree on is a label, the rest is 255."""
+"""Joins mask sets of one data set: keeps what they agree on; the rest is 255."""
 
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -25,8 +25,8 @@ class JoinedSettings(Settings):
 
 
 class Joined:
-    """Agreement is a label, disagreement 255 (and counted). The class of supervision is the
-    strongest of the sets. ``settings``: :class:`JoinedSettings`."""
+    """Agreement is kept as the label; disagreement becomes 255 (and is counted). The supervision
+    class is the strongest of the sets. ``settings``: :class:`JoinedSettings`."""
 
     Settings: ClassVar[type[JoinedSettings]] = JoinedSettings
     name = "joined"
@@ -64,8 +64,8 @@ class Joined:
 
 
 def finished_set(folder: Path, name: str) -> dict[str, Any]:
-    """masks.json of a finished mask set, as ``masks/sam3``. FileNotFoundError names those that are
-    there."""
+    """masks.json of a finished mask set, such as ``masks/sam3``. FileNotFoundError lists the
+    existing sets."""
     path = folder / name / "masks.json"
     if not path.is_file():
         found = (p.parent.relative_to(folder) for p in folder.glob("**/masks.json"))
@@ -77,7 +77,7 @@ def finished_set(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check_same(images: Images, name: str, masks: dict[str, Any]) -> None:
-    """ValueError for a mask set of other images than those of the data set."""
+    """ValueError if a mask set was made for other images than those of the data set."""
     ids, there = {s.id for s in images.plan}, masks["sha256"].keys()
     made_of = masks["identity"].get("images")
     if images.content and made_of not in (None, images.content):
@@ -88,8 +88,8 @@ def check_same(images: Images, name: str, masks: dict[str, Any]) -> None:
     if other := sorted(ids ^ there):
         raise ValueError(
             f"mask set {name} is of other images: it holds {len(there)} masks, {images.folder} "
-            f"{len(ids)} images, and {len(other)} are in one alone, such as {other[0]}. Make it "
-            "again"
+            f"{len(ids)} images, and {len(other)} are only in one of the two, such as {other[0]}. "
+            "Make it again"
         )
 
 

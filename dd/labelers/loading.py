@@ -1,5 +1,5 @@
-"""From the name of a segmenter of transformers to a model with all its weights: find its folder,
-refuse what is another model, a pickle or half a model."""
+"""From the name of a transformers segmenter to a model with all its weights: finds its folder, and
+refuses another model, a pickle or an incomplete model."""
 
 import json
 import re
@@ -21,16 +21,16 @@ from dd.store.provenance import read_json
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()  # a bar for loading a few files
 
-# what is read of a repository
+# files of a repository that are read
 FILES = ("*.json", "*.txt", "*.safetensors")
-# what the libraries raise for damaged files
+# errors that the libraries raise for damaged files
 FAULTS = (OSError, SafetensorError, TypeError, AttributeError, KeyError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """``model``: a class of transformers by name; ``types``: ``model_type`` of the configurations
-    that it reads, those of video models among them, which hold it; ``known``: hub ids."""
+    """``model``: name of a transformers class; ``types``: ``model_type`` of the configurations that
+    it reads, including video models that contain it; ``known``: hub ids."""
 
     model: str
     types: tuple[str, ...]
@@ -43,8 +43,8 @@ SAM3 = Kind("Sam3Model", ("sam3", "sam3_video"), "facebook/sam3")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode on its device, its ``folder``, the hash of its weights, and where it
-    comes from: ``made`` = {"model", "revision": commit or None}."""
+    """A model in eval mode on its device, its ``folder``, the hash of its weights, and its origin:
+    ``made`` = {"model", "revision": commit or None}."""
 
     model: Any
     folder: Path
@@ -55,7 +55,7 @@ class Loaded:
 def load(kind: Kind, settings: ModelSettings, device: str = "cpu") -> Loaded:
     """The model that ``settings`` name, safetensors only, without code of its own.
 
-    FileNotFoundError or ValueError for a name that leads nowhere, a hub id without a commit, a
+    FileNotFoundError or ValueError for a name that cannot be found, a hub id without a commit, a
     gated repository, a model of another kind, damaged files and missing weights.
     """
     folder, commit = find(kind, settings.model, settings.revision)
@@ -70,7 +70,7 @@ def load(kind: Kind, settings: ModelSettings, device: str = "cpu") -> Loaded:
         )
     except FAULTS as error:
         raise ValueError(
-            f"labeler.model={settings.model!r} could not be loaded, is it whole? "
+            f"labeler.model={settings.model!r} could not be loaded; is it complete? "
             f"{_first_line(error)}"
         ) from None
     if lacking := sorted(loading["missing_keys"]):
@@ -86,7 +86,7 @@ def load(kind: Kind, settings: ModelSettings, device: str = "cpu") -> Loaded:
 
 def find(kind: Kind, model: str | None, revision: str | None) -> tuple[Path, str | None]:
     """(folder, commit or None) of a local folder, or of a hub id, which is downloaded (or found in
-    the cache) at ``revision``. Errors as :func:`load`."""
+    the cache) at ``revision``. Errors as in :func:`load`."""
     if not model:
         raise ValueError(
             "labeler.model is not set: a local folder in transformers format, or a hub id such as "
@@ -139,8 +139,8 @@ def _check_kind(kind: Kind, model: str, config: Path) -> None:
 
 
 def _download(kind: Kind, model: str, commit: str) -> tuple[Path, str]:
-    """Only what is used, and nothing of another kind of model. The token that a gated repository
-    wants is read by the hub's own client from the environment or its login, and by nothing here."""
+    """Download only files that are used, and nothing of another kind of model. For a gated
+    repository, the hub's own client reads the token from the environment or its login."""
     try:
         _check_kind(kind, model, Path(hf_hub_download(model, "config.json", revision=commit)))
         folder = snapshot_download(model, revision=commit, allow_patterns=list(FILES))

@@ -1,5 +1,5 @@
-"""What the published segmenters see, and how their masks come back to the image's size: the steps
-of the image processors of transformers, which need torchvision, by hand.
+"""What the published segmenters see, and how their masks are resized to the image: the steps of
+transformers' image processors, which need torchvision, written out.
 
 Shape letters: B batch, K masks, S side of the model's square, H W image size.
 """

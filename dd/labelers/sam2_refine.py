@@ -24,7 +24,7 @@ INSIDE, OUTSIDE = 1, 0  # labels of points, as Sam2Model reads them
 
 class Sam2Settings(ModelSettings):
     """``power`` and ``source`` of the heat; ``inside``, ``outside``, ``peak``, ``cold`` and
-    ``distance``: which points (:func:`dd.masks.points.points`)."""
+    ``distance`` select the points (:func:`dd.masks.points.points`)."""
 
     power: Natural = 4
     source: Source = "class_prompt"
@@ -42,9 +42,9 @@ class Sam2Settings(ModelSettings):
 
 
 class Sam2Refine:
-    """Each class of a sample is asked for by its points; one mask each, and of overlapping ones the
-    mask whose predicted IoU is highest. A class whose heat is flat has no point and no pixel.
-    ``settings``: :class:`Sam2Settings`."""
+    """Prompts SAM 2 with the points of each class of a sample, and gets one mask for each. Where
+    masks overlap, the one with the highest predicted IoU wins. A class whose heat is flat has no
+    point and no pixel. ``settings``: :class:`Sam2Settings`."""
 
     Settings: ClassVar[type[Sam2Settings]] = Sam2Settings
     name = "sam2_refine"
@@ -57,7 +57,7 @@ class Sam2Refine:
 
     @property
     def look(self) -> Look:
-        """The published models' side is 1024; a smaller one says so in its configuration."""
+        """The published models' side is 1024; smaller ones give theirs in the configuration."""
         side = self.loaded.model.config.prompt_encoder_config.image_size
         return Look(int(side), LOOK.mean, LOOK.std)
 
@@ -74,7 +74,7 @@ class Sam2Refine:
         """Points of each class of a sample. ValueError without heat."""
         if asked.heat is None:
             raise ValueError(
-                f"sam2_refine needs the heat of sample {asked.sample.id}, and it has none"
+                f"sam2_refine needs the heat of sample {asked.sample.id}, but there is none"
             )
         s = self.settings
         heat_Krr = torch.from_numpy(asked.heat)
@@ -82,7 +82,7 @@ class Sam2Refine:
 
     @torch.inference_mode()
     def label(self, batch: list[Asked]) -> list[Labelled]:
-        """Masks of a batch; memory that is not enough is an OutOfMemoryError of torch."""
+        """Masks of a batch; torch's OutOfMemoryError if memory is not enough."""
         model, look = self.loaded.model, self.look
         found = [self.points(asked) for asked in batch]
         shown = seen([asked.image for asked in batch], look, self.device).to(model.dtype)
@@ -98,24 +98,24 @@ class Sam2Refine:
     def _asked(
         self, image: list[torch.Tensor], p: Points, cells: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits [h, w], predicted IoU) of a class with points on a map of so many cells. Classes
-        are asked for one by one: SAM 2's decoder attends to the points that pad a shorter list too,
-        so that a mask would depend on the other classes and images."""
+        """(logits [h, w], predicted IoU) of a class with points on a map of ``cells`` cells.
+        Classes are prompted one by one: SAM 2's decoder also attends to the padding of a shorter
+        list of points, so a mask would depend on the other classes and images."""
         model = self.loaded.model
         xy_11N2, labels_11N = prompt(p, cells, self.look.side)
         out = model(
             image_embeddings=image,
             input_points=xy_11N2.to(self.device, model.dtype),
             input_labels=labels_11N.to(self.device),
-            multimask_output=False,  # several points say which of its three masks is meant
+            multimask_output=False,  # with several points the model needs no alternatives
         )
         return out.pred_masks[0, 0, 0], out.iou_scores[0, 0, 0]
 
 
 def prompt(p: Points, cells: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(points float [1, 1, N, 2], labels [1, 1, N]) for :class:`transformers.Sam2Model` of a class
-    with points on a map of so many cells. The model adds half a pixel to (x, y), so that the middle
-    of a cell is half less."""
+    """(points float [1, 1, N, 2], labels [1, 1, N]) for :class:`transformers.Sam2Model`, for a
+    class with points on a map of ``cells`` cells. The model adds half a pixel to (x, y), so half a
+    pixel is subtracted here."""
     xy_N2 = centres([*p.inside, *p.outside], cells) * side - 0.5
     labels = [INSIDE] * len(p.inside) + [OUTSIDE] * len(p.outside)
     return xy_N2[None, None], torch.tensor(labels, dtype=torch.long)[None, None]
@@ -128,7 +128,7 @@ def _mask(
         return Labelled(np.zeros(asked.size, np.uint8), {"overlaps": 0, "ties": 0})
     logits_Khw, iou_K = (torch.stack(part) for part in zip(*masks, strict=True))
     logits_KHW = at_size(logits_Khw, asked.size)
-    # a claimed pixel has a score above 0, however low the model thinks of its mask
+    # a claimed pixel gets a score above 0, however low the predicted IoU of its mask
     scores_KHW = (logits_KHW > 0) * iou_K.float().clamp(min=1e-6)[:, None, None]
     ids = [c for c, p in zip(asked.sample.class_ids, found, strict=True) if p.inside]
     resolved = resolve(scores_KHW.cpu().numpy(), ids, asked.size)

@@ -1,4 +1,4 @@
-"""Segment Anything 3 on the names of the classes: no heat is read (Carion et al., 2025,
+"""Segment Anything 3, prompted with the names of the classes; reads no heat (Carion et al., 2025,
 arXiv:2511.16719). Supervision D.
 
 Shape letters: B images, P pairs of an image and a class, Q queries, K classes, H W image size.
@@ -17,14 +17,14 @@ from dd.labelers.pixels import SAM3 as LOOK
 from dd.labelers.pixels import Look, at_size, seen
 from dd.masks.overlaps import resolve
 
-TOKENS = 32  # of a text, its first and last token among them (Sam3Processor)
+TOKENS = 32  # of a text, including its first and last token (Sam3Processor)
 Score = Annotated[float, Gt(0), Lt(1)]
 
 
 class Sam3Settings(ModelSettings):
-    """``ask``: for the classes of a sample's prompt, or for ``all`` of the data set; ``texts``:
-    {class: what it is asked for by}, else its name; ``score``: what an object has to reach,
-    ``mask``: what a pixel of it has to (post_process_instance_segmentation's thresholds)."""
+    """``ask``: about the classes of a sample's ``prompt``, or ``all`` of the data set; ``texts``:
+    {class: text to ask with}, default its name; ``score``: least score of an object, ``mask``: and
+    of a pixel in it (post_process_instance_segmentation's thresholds)."""
 
     ask: Literal["prompt", "all"] = "prompt"
     texts: dict[str, str] = {}
@@ -33,9 +33,9 @@ class Sam3Settings(ModelSettings):
 
 
 class Sam3:
-    """Each class is asked for by its text. Its pixels are those of all its objects, each with its
-    highest score; of overlapping classes the highest score wins, equal ones are 255 and counted as
-    ``ties``. ``settings``: :class:`Sam3Settings`."""
+    """Prompts SAM 3 with the text of each class. A class has the pixels of all its objects, each
+    with its highest score. Of overlapping classes the highest score wins; equal scores give 255 and
+    are counted as ``ties``. ``settings``: :class:`Sam3Settings`."""
 
     Settings: ClassVar[type[Sam3Settings]] = Sam3Settings
     name = "sam3"
@@ -55,25 +55,25 @@ class Sam3:
                 f"{str(error).splitlines()[0]:.200}"
             ) from None
         rows = self.loaded.model.config.text_config.vocab_size
-        if not rows / 2 < len(self.words) <= rows:  # a library makes up an empty vocabulary
+        if not rows / 2 < len(self.words) <= rows:  # a library would create an empty vocabulary
             raise ValueError(
                 f"labeler.model={self.settings.model!r}: its tokenizer knows {len(self.words)} "
                 f"words, its text encoder {rows}. Is the vocabulary missing (vocab.json and "
                 "merges.txt, or tokenizer.json)? Copy the folder from where it came from"
             )
-        self.known: dict[str, Any] = {}  # texts, encoded
+        self.known: dict[str, Any] = {}  # encoded texts
 
     @property
     def look(self) -> Look:
-        """The published model's side is 1008; a smaller one says so in its configuration."""
+        """The published model's side is 1008; smaller ones give theirs in the configuration."""
         return Look(int(self.loaded.model.config.vision_config.image_size), LOOK.mean, LOOK.std)
 
     def ready(self, images: Images) -> Ready:
         names, texts = images.taxonomy.names, self.settings.texts
         if unknown := sorted(texts.keys() - set(names)):
             raise ValueError(
-                f"labeler.texts names {', '.join(unknown)}, no class of {images.folder}; its "
-                f"classes: {', '.join(names)}"
+                f"labeler.texts names {', '.join(unknown)}, which is not a class of "
+                f"{images.folder}; its classes: {', '.join(names)}"
             )
         asked = names if self.settings.ask == "all" else {c for s in images.plan for c in s.classes}
         for name in sorted(asked):
@@ -105,14 +105,14 @@ class Sam3:
 
     @torch.inference_mode()
     def label(self, batch: list[Asked], ids: dict[str, int]) -> list[Labelled]:
-        """Masks of a batch; memory that is not enough is an OutOfMemoryError of torch. ``ids``:
-        pixel values of the data set's classes."""
+        """Masks of a batch; torch's OutOfMemoryError if memory is not enough. ``ids``: pixel values
+        of the data set's classes."""
         model = self.loaded.model
         shown = seen([asked.image for asked in batch], self.look, self.device).to(model.dtype)
         vision = model.get_vision_features(shown)
         wanted = [list(ids) if self.settings.ask == "all" else a.sample.classes for a in batch]
         scores: list[list[np.ndarray]] = [[] for _ in batch]
-        for b, names in enumerate(wanted):  # memory is that of one image and one text
+        for b, names in enumerate(wanted):  # one image and one text at a time, to save memory
             own = _one(vision, b)
             for name in names:
                 features, mask = self._text(self.settings.texts.get(name, name))
@@ -132,16 +132,16 @@ class Sam3:
 
 
 def _one(vision: Any, index: int) -> Any:
-    """What the vision encoder gave, of one image of a batch."""
+    """The vision encoder's output for one image of a batch."""
     parts = ("fpn_hidden_states", "fpn_position_encoding")
     chosen = {k: tuple(each[index : index + 1] for each in getattr(vision, k)) for k in parts}
     return type(vision)(**chosen)
 
 
 def class_scores(out: Any, size: tuple[int, int], score: float, mask: float) -> torch.Tensor:
-    """Scores float [H, W] of one class in one image: of each pixel the highest score of the objects
-    that hold it, 0 where none does. ``out``: of :class:`transformers.Sam3Model` for one image and
-    one text; its objects' scores are those of the queries times that of the class being there."""
+    """Scores float [H, W] of one class in one image: for each pixel the highest score of the
+    objects that contain it, else 0. ``out``: of :class:`transformers.Sam3Model` for one image and
+    one text. An object's score is its query's, times the score that the class is present."""
     scores_Q = out.pred_logits[0].float().sigmoid()
     if out.presence_logits is not None:
         scores_Q = scores_Q * out.presence_logits[0].float().sigmoid()

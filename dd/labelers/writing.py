@@ -1,5 +1,5 @@
-"""A mask set that a labeler writes image by image: it goes on where it stopped, and is never mixed
-with the masks of another one."""
+"""Writes the mask set of a labeler image by image. It resumes where it stopped, and never mixes
+masks of different labelers."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -28,20 +28,20 @@ def write_set(
     look: Callable[[Batches], Iterable[list[Labelled]]],
     what: str,
 ) -> dict[str, dict[str, Any]]:
-    """Write the masks of ``ids`` to the folder ``target``, ``masks.json`` last; returns the records
-    of a set that was made now, {} of one that was finished.
+    """Write the masks of ``ids`` to the folder ``target``, ``masks.json`` last. Returns the records
+    of a set made now, {} for one that was already finished.
 
-    ``head``: what masks.json says first, its ``identity`` among it; ``look(batches)`` gives the
-    masks of each batch of ids, in order; ``what``: of the progress line. Batches that are recorded
-    and whose masks are as they were stay; others are made whole, since rounding depends on a batch.
-    FileExistsError for a set of another identity: nothing is touched then.
+    ``head``: the first part of masks.json, including its ``identity``; ``look(batches)`` gives the
+    masks of each batch of ids, in order; ``what``: label of the progress line. Recorded batches
+    with unchanged masks stay; others are made whole, because rounding depends on the batch.
+    FileExistsError for a set of another identity, which is not changed.
     """
     _refuse_other(target, head["identity"])
     if _finished(target, ids):
         return {}
     target.mkdir(parents=True, exist_ok=True)
     with Lock(target, hint="Choose another name with mask_set=..."):
-        if _finished(target, ids):  # by another process in between
+        if _finished(target, ids):  # another process finished it in the meantime
             return {}
         write_json(target / "settings.json", head)
         done = intact_masks(target, NEEDS)
@@ -65,7 +65,7 @@ def write_set(
 
 
 def _finished(target: Path, ids: Sequence[str]) -> bool:
-    """Whether the set is whole; a mask that was removed since is made again."""
+    """Whether the set is complete; a mask that was removed since is made again."""
     return (target / "masks.json").exists() and all((target / f"{i}.png").is_file() for i in ids)
 
 
@@ -78,7 +78,7 @@ def _refuse_other(target: Path, identity: dict[str, Any]) -> None:
                 f"mask set {target} was made by another teacher or with other settings:\n  "
                 + "\n  ".join([line[:200] for line in lines[:8]] + more)
                 + "\nNothing was changed. Choose another name (mask_set=...), or remove the "
-                "folder to make it anew."
+                "folder to make it again."
             )
 
 

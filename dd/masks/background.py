@@ -1,5 +1,5 @@
-"""Background as a score [h, w]: from those of the classes [K, h, w], or of its own words
-[W, h, w]."""
+"""A score [h, w] for the background: from the scores of the classes [K, h, w], or from the maps of
+background words [W, h, w]."""
 
 from typing import Annotated
 
@@ -8,8 +8,8 @@ from annotated_types import Gt
 
 
 def words(maps_Whw: torch.Tensor) -> torch.Tensor:
-    """The strongest of the background's words, each map on the footing of the classes (iSeg: words
-    of the background in the class prompt)."""
+    """The strongest of the background's words, each map scaled like those of the classes (iSeg:
+    background words in the class prompt)."""
     return maps_Whw.amax(0)
 
 

@@ -7,10 +7,10 @@
       - {threshold: otsu}
       - {uncertain: margin, least: 0.1}
 
-Each step is a function of its place's module (:data:`STEPS`), whose signature says what it takes;
-``power``, ``fixed`` and ``band`` take ``masks.power``, ``masks.threshold`` and ``masks.band``.
-Shape letters: K classes of a sample, P powers, r side of the heat, h, w side at which scores are
-refined, H, W image size; C: the classes and the background.
+Each step is a function in the module of its place (:data:`STEPS`); its signature defines its
+arguments. ``power``, ``fixed`` and ``band`` take ``masks.power``, ``masks.threshold`` and
+``masks.band``. Shape letters: K classes of a sample, P powers, r side of the heat, h, w side at
+which scores are refined, H, W image size; C: the classes and the background.
 """
 
 import inspect
@@ -48,11 +48,11 @@ def fixed(scores_Khw: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def by_background(scores_Khw: torch.Tensor) -> torch.Tensor:
-    """A class is where its score reaches the background's."""
+    """A class wins where its score reaches the background's."""
     return torch.zeros(len(scores_Khw), dtype=torch.float64)
 
 
-# places in the order in which a chain takes them
+# places in the order of a chain
 STEPS: dict[str, dict[str, Function]] = {
     "weight": {"by_side": weigh.by_side},
     "presence": {"evidence": presence.by_evidence},
@@ -84,25 +84,25 @@ STEPS: dict[str, dict[str, Function]] = {
     },
 }
 ORDER = tuple(STEPS)
-CHAINS = Path(__file__).with_name("chains.yaml")  # those that are compared
-ONCE = ("propagate", "normalise", "threshold")  # exactly
+CHAINS = Path(__file__).with_name("chains.yaml")  # the chains to compare
+ONCE = ("propagate", "normalise", "threshold")  # places with exactly one step
 EDGES = ("band", "posterior")
-# arguments that a chain gives by itself: tensors, and the settings of the paper's chain
+# arguments that the chain supplies: tensors, and the settings of the paper's chain
 TENSORS = {
     *("maps_Whw", "heats_GKPrr", "heat_KPrr", "maps_Khw", "scores_Khw", "scores_Chw", "scores_CHW"),
     *("scores_KHW", "others_KHW", "image_3hw", "sure_K", "evidence_K", "alone_K"),
 }
-OWN = {"power": "power", "fixed": "threshold", "band": "band"}  # {step: of the mask settings}
+OWN = {"power": "power", "fixed": "threshold", "band": "band"}  # {step: its mask setting}
 WORDS = "background"  # the source that holds the background's words
-# steps that read a number of each class, and the source that holds it
+# steps that read one number for each class, and the source that holds it
 NUMBERS = {"evidence": presence.EVIDENCE, "elbo": presence.ALONE}
-CELLS = 4  # scores are refined at so many pixels a cell of the heat, a side
+CELLS = 4  # scores are refined at this many pixels a side for each cell of the heat
 
 
 @dataclass(frozen=True)
 class Step:
-    """``place`` in the chain, ``name`` of the function there, ``values`` of its arguments, all of
-    them, in the order of its signature."""
+    """``place`` in the chain, ``name`` of the function there, ``values`` of all its arguments in
+    the order of its signature."""
 
     place: str
     name: str
@@ -119,8 +119,8 @@ class Step:
 
 
 def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
-    """The steps of a chain, as YAML lists them or as :class:`Step`. ValueError names a step or an
-    argument that there is not, a value that is not allowed, and a wrong order."""
+    """The steps of a chain, given as in YAML or as :class:`Step`. ValueError names an unknown step
+    or argument, a value that is not allowed, or a wrong order."""
     if isinstance(steps, str) or not isinstance(steps, Sequence) or not steps:
         raise ValueError(f"steps={shown(steps)}: expected a list of steps, as [{_example()}]")
     found = tuple(step if isinstance(step, Step) else _step(step) for step in steps)
@@ -138,8 +138,8 @@ def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
             raise ValueError(f"steps: more than one of {place}; a chain has one at most")
     if (Step("threshold", "background") in found) != ("background" in places):
         raise ValueError(
-            "steps: {threshold: background} and a step of background go together; one of them is "
-            "missing"
+            "steps: {threshold: background} and a step of background need each other; one of them "
+            "is missing"
         )
     if {"elbo", "words"} <= {step.name for step in found}:
         raise ValueError(
@@ -151,7 +151,7 @@ def parse(steps: Sequence[Any]) -> tuple[Step, ...]:
         raise ValueError(f"steps: {' and '.join(edges)}; a chain has one of them at most")
     if "posterior" in edges and Step("threshold", "two_gaussians") not in map(_named, found):
         raise ValueError(
-            "steps: {uncertain: posterior} is of the two Gaussians; it needs {threshold: "
+            "steps: {uncertain: posterior} uses the two Gaussians; it needs {threshold: "
             "two_gaussians}"
         )
     return found
@@ -168,8 +168,8 @@ def _example() -> str:
 def _step(given: Any) -> Step:
     if not isinstance(given, Mapping) or not any(place in given for place in STEPS):
         raise ValueError(
-            f"steps: {shown(given)} is no step; a step is one of {', '.join(STEPS)} with the name "
-            f"of a function and its arguments, as {_example()}"
+            f"steps: {shown(given)} is not a step; a step is one of {', '.join(STEPS)} with the "
+            f"name of a function and its arguments, as {_example()}"
         )
     place = next(place for place in STEPS if place in given)
     name = given[place]
@@ -185,7 +185,7 @@ def _step(given: Any) -> Step:
     for key, parameter in takes.items():
         value = given.get(key, parameter.default)
         if value is inspect.Parameter.empty:
-            raise ValueError(f"steps: {place}: {name}: {key} is not given")
+            raise ValueError(f"steps: {place}: {name}: {key} is missing")
         value = list(value) if isinstance(value, tuple) else value
         if parameter.annotation is not inspect.Parameter.empty:
             check_kind(f"steps: {place}: {name}: {key}", value, parameter.annotation)
@@ -194,7 +194,7 @@ def _step(given: Any) -> Step:
 
 
 def _arguments(place: str, name: str) -> dict[str, inspect.Parameter]:
-    """What a step takes in YAML."""
+    """The arguments that a step takes in YAML."""
     given = {*TENSORS, *([] if name not in OWN else ["power", "threshold", "width"])}
     signature = inspect.signature(STEPS[place][name]).parameters
     takes = {key: parameter for key, parameter in signature.items() if key not in given}
@@ -209,10 +209,11 @@ def _arguments(place: str, name: str) -> dict[str, inspect.Parameter]:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a chain makes of heat. ``scores_KHW`` float32; ``background_HW`` that of the background
-    or None; ``edges``: from which score [K] a pixel is of its strongest class, and from which it is
-    no background, of scores less the background's where it has one; ``open_HW``: pixels that are
-    uncertain whatever their score, or None; ``nothing``: of each class, whether its map is flat."""
+    """What a chain makes of heat. ``scores_KHW`` float32; ``background_HW``: score of the
+    background, or None. ``edges``: the scores [K] from which a pixel surely has its strongest
+    class, and from which it is not background (if there is a background score, it is subtracted
+    first). ``open_HW``: pixels that are uncertain whatever their score, or None; ``nothing``: for
+    each class, whether its map is flat."""
 
     scores_KHW: torch.Tensor
     background_HW: torch.Tensor | None
@@ -222,7 +223,7 @@ class Scored:
 
 
 def sources(steps: Sequence[Step], source: str) -> list[str]:
-    """The sources of heat that a chain reads, its own first."""
+    """The sources of heat that a chain reads, the main one first."""
     own, more = [source], []
     for step in steps:
         if step.place == "weight":
@@ -243,9 +244,9 @@ def run(
     size: tuple[int, int],
     image: np.ndarray | None = None,
 ) -> Scored:
-    """``steps`` from the stored heat of one image, by source, to its ``size`` (H, W). ``own``: the
-    settings power, threshold, band and source of the masks; ``image``: uint8 [H, W, 3], which
-    refining needs."""
+    """Apply ``steps`` to the stored heat of one image, by source, and resize to its ``size``
+    (H, W). ``own``: power, threshold, band and source of the mask settings; ``image``: uint8
+    [H, W, 3], needed for refining."""
     names = sources(steps, own["source"])
     stored = {n: torch.from_numpy(np.asarray(heats[n]).astype(np.float64)) for n in names}
     heat = stored[names[0]]
@@ -300,10 +301,10 @@ def run(
 def _refined(
     step: Step, scores_Chw: torch.Tensor, side: int, image: np.ndarray | None
 ) -> torch.Tensor:
-    """Scores after a step of refining, at ``cells`` pixels a cell of the heat."""
+    """Scores after a refining step, at ``cells`` pixels for each cell of the heat."""
     if image is None:
         raise ValueError(
-            f"steps: {{refine: {step.name}}} follows the edges of the image, which is not there"
+            f"steps: {{refine: {step.name}}} follows the edges of the image, but no image is given"
         )
     arguments = step.arguments
     grid = (arguments.pop("cells") * side,) * 2

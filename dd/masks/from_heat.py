@@ -18,8 +18,8 @@ from dd.masks.presence import NUMBERS
 from dd.store.settings import Natural, Settings
 from dd.taxonomy import IGNORE
 
-# How a generator's attention is read, and what an identity leaves out as it is the default: mask
-# settings that were chosen for one reading fit no other.
+# How a generator's attention is read; identities leave defaults out. Mask settings that were chosen
+# for one reading do not fit another.
 READING: dict[str, Any] = {
     "cross_resolution": None,
     "self_resolution": None,
@@ -38,9 +38,9 @@ READING: dict[str, Any] = {
     "class_forward": False,
     "capture_every": 1,
 }
-# Which words attention is read at: those of the class prompt, which is encoded by itself, or in the
-# prompt the image is made from (the full prompt) the appended ones or the caption's own; or those
-# of the class prompt after drawing, where both are stored.
+# The words at which attention is read: those of the class prompt, which is encoded by itself; in
+# the prompt that the image is drawn from (the full prompt), the appended words or the caption's
+# own; or those of the class prompt after drawing, where both are stored.
 Source = Literal["class_prompt", "full_prompt_appended", "full_prompt_caption", "after"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 APPLIED = {"threshold": 1.0, "band": 0.0}  # settings that are applied to scores, not part of them
@@ -58,7 +58,7 @@ Steps = Annotated[tuple[Step, ...], BeforeValidator(parse)]
 
 
 def how_read(generator: Mapping[str, Any]) -> dict[str, Any]:
-    """What an identity of a generator says of :data:`READING`."""
+    """The part of a generator's identity that concerns :data:`READING`."""
     return {key: generator.get(key, default) for key, default in READING.items()}
 
 
@@ -66,11 +66,11 @@ class MaskSettings(Settings):
     """How heat becomes a mask. Defaults are the paper's: power 4, class from 0.6, uncertain from
     0.5 to 0.6.
 
-    ``power``: exponent of the self-attention; ``threshold``: a pixel whose strongest class reaches
-    it gets that class; ``band``: below the threshold and within the band the pixel is uncertain
-    (255), further below it is background; ``source``: the words that are read (``SOURCES``),
-    ``class_prompt`` or, for ablations, others; ``steps``: the chain from heat to mask
-    (:mod:`dd.masks.chain`).
+    ``power``: exponent of the self-attention; ``threshold``: a pixel gets its strongest class if
+    that reaches the threshold; ``band``: a pixel less than ``band`` below the threshold is
+    uncertain (255), further below it is background; ``source``: the words that are read
+    (``SOURCES``), ``class_prompt`` or, for ablations, others; ``steps``: the chain from heat to
+    mask (:mod:`dd.masks.chain`).
     """
 
     noun = "masks"
@@ -96,35 +96,35 @@ class MaskSettings(Settings):
 
     @property
     def one_power(self) -> bool:
-        """Whether ``power`` is read, and not a mixture or choice of powers."""
+        """Whether the chain reads ``power``, and not a mixture or choice of powers."""
         return any(step.name == "power" for step in self.steps)
 
     @property
     def refined(self) -> bool:
-        """Whether masks follow the edges of the image, which is then needed."""
+        """Whether masks follow the edges of the image, and so need the image."""
         return any(step.place == "refine" for step in self.steps)
 
     @property
     def edges(self) -> tuple[float, float]:
-        """The scores from which a pixel is of its strongest class, and from which it is no
-        background, where one threshold and the band say so."""
+        """The scores from which a pixel gets its strongest class, and from which it is not
+        background, if one threshold and the band decide."""
         band = self.band if any(step.name == "band" for step in self.steps) else 0.0
         return self.threshold, self.threshold - band
 
     def certain(self) -> Self:
-        """The same without an uncertain pixel: these are background, or their strongest class."""
+        """The same without uncertain pixels: they become background, or their strongest class."""
         decided = [step for step in self.steps if step.place != "uncertain"]
         return self.model_copy(update={"steps": tuple(decided), "band": 0.0})
 
     @property
     def on_edges(self) -> bool:
-        """Whether threshold and band alone decide, and :attr:`edges` say how."""
+        """Whether threshold and band alone decide (:attr:`edges`)."""
         last = [step for step in self.steps if step.place in ("threshold", "uncertain")]
         return all(step.name in ("fixed", "band") for step in last)
 
     def identity(self) -> dict[str, Any]:
-        """Of the paper's chain its settings; of another one its steps, and the settings that
-        these read."""
+        """For the paper's chain, its settings; for another chain, its steps and the settings that
+        they read."""
         known = super().identity()
         if self.steps == PAPER:
             del known["steps"]
@@ -136,7 +136,7 @@ class MaskSettings(Settings):
 
 
 def check_stored(heat: Stored, settings: MaskSettings) -> None:
-    """ValueError for settings that want what is not stored."""
+    """ValueError for settings that need heat that is not stored."""
     if isinstance(heat, Mapping):
         missing = [name for name in settings.sources if name not in heat]
         if missing:
@@ -165,8 +165,8 @@ def scored(
     size: tuple[int, int],
     image: np.ndarray | None = None,
 ) -> Scored:
-    """Scores of an image at its ``size`` (H, W), by the settings' chain. ``heat``: by source, or
-    that of the settings' own source; ``image`` uint8 [H, W, 3], needed where they are
+    """Scores of an image at its ``size`` (H, W), by the settings' chain. ``heat``: by source, or of
+    the settings' own source alone; ``image``: uint8 [H, W, 3], needed if the settings are
     ``refined``."""
     check_stored(heat, settings)
     keys = ("power", "threshold", "band", "source")
@@ -178,8 +178,8 @@ def scored(
 
 
 def strongest(maps_KHW: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the highest score of each pixel, uint8 [H, W] of the ``values`` of the class it is of; the
-    first of several equal ones). Faster than an argmax over so few."""
+    """(highest score of each pixel, uint8 [H, W] with the entry of ``values`` for its class; the
+    first of several equal ones). Faster than an argmax over so few classes."""
     best = maps_KHW[0].clone()
     which = torch.full(best.shape, values[0], dtype=torch.uint8)
     for score, value in zip(maps_KHW[1:], values[1:], strict=True):
@@ -190,7 +190,7 @@ def strongest(maps_KHW: torch.Tensor, values: Sequence[int]) -> tuple[torch.Tens
 
 def decide(found: Scored, class_ids: Sequence[int]) -> np.ndarray:
     """Mask uint8 [H, W] of scores: the strongest class where its score reaches the threshold, 255
-    where that is uncertain, else 0."""
+    where uncertain, else 0."""
     best_HW, which_HW = strongest(found.scores_KHW, range(len(class_ids)))
     mask_HW = torch.tensor(class_ids, dtype=torch.uint8)[which_HW.int()]
     if found.background_HW is not None:
@@ -226,7 +226,7 @@ def settings_grid(
     """All combinations in order, and the number left out because their band is not below their
     threshold.
 
-    ValueError names an empty list or the value that no mask can be made with.
+    ValueError names an empty list, or a value that masks cannot be made with.
     """
     values: dict[str, Sequence[Any]] = {
         "power": powers,
@@ -251,8 +251,8 @@ def settings_grid(
     possible = [MaskSettings(**c) for c in combinations if c["band"] < c["threshold"]]
     if not possible:
         raise ValueError(
-            f"sweep: no band of {list(bands)} is below a threshold of {list(thresholds)}; nothing "
-            "to try"
+            f"sweep: no band of {list(bands)} is below a threshold of {list(thresholds)}; there is "
+            "nothing to try"
         )
     return possible, len(combinations) - len(possible)
 
@@ -267,8 +267,8 @@ def chain_grid(
     bands: Sequence[float],
     sources: Sequence[str],
 ) -> tuple[list[tuple[str, MaskSettings]], int]:
-    """:func:`settings_grid` of each chain, with its name; a chain takes one value of what none of
-    its steps reads. ValueError names a chain that is none."""
+    """:func:`settings_grid` of each chain, with its name. Settings that no step of a chain reads
+    take one value. ValueError names an invalid chain."""
     found: list[tuple[str, MaskSettings]] = []
     left_out = 0
     for name, steps in chains.items():
@@ -296,8 +296,8 @@ def stored_grid(
     source: Sequence[str] | None,
     chains: Chains | None = None,
 ) -> tuple[list[tuple[str, MaskSettings]], int]:
-    """:func:`chain_grid`; None stands for all powers or sources of a sample's ``heat``, and for the
-    paper's chain alone."""
+    """:func:`chain_grid`. None means all powers, or all sources, of a sample's ``heat``, and for
+    chains the paper's chain alone."""
     stored = range(next(iter(heat.values())).shape[1])
     powers = list(stored if power is None else power)
     stored_sources = [name for name in heat if name in SOURCES]
@@ -313,13 +313,13 @@ def count_grid(
     num_classes: int,
     image: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Pixels int64 [S, C, C + 1] of each setting: [class in the reference, class in the mask], the
-    last column counts the uncertain ones. Pixels whose reference is 255 are left out.
+    """Pixels int64 [S, C, C + 1] of each setting: [class in the reference, class in the mask]; the
+    last column counts uncertain pixels. Pixels whose reference is 255 are left out.
 
     ``heat``: {source: [K, P, r, r]}; ``reference_HW``: uint8 class ids below ``num_classes``, or
-    255; ``image`` as of :func:`scored`. The numbers are those of :func:`to_mask`, but where
-    threshold and band alone decide, scores are made once for all of them, and these are read off
-    one joint histogram of reference, strongest class and the interval its score falls into.
+    255; ``image``: see :func:`scored`. The counts equal those of :func:`to_mask`. Where threshold
+    and band alone decide, scores are computed once for all of them. The counts are then read off
+    one joint histogram of reference, strongest class and the interval of its score.
     """
     counts = np.zeros((len(settings), num_classes, num_classes + 1), np.int64)
     truth_HW = torch.from_numpy(
@@ -327,7 +327,7 @@ def count_grid(
     )
     height, width = reference_HW.shape
     by_scores: dict[MaskSettings, list[int]] = {}
-    for i, s in enumerate(settings):  # those that differ in what is applied to scores alone
+    for i, s in enumerate(settings):  # group those that differ only in what is applied to scores
         if s.on_edges:
             by_scores.setdefault(s.model_copy(update=APPLIED), []).append(i)
         else:
@@ -337,7 +337,7 @@ def count_grid(
         maps_KHW = scored(heat, first, (height, width), image).scores_KHW
         best_HW, which_HW = strongest(maps_KHW, range(len(class_ids)))
         sure_known = zip(*(settings[i].edges for i in chosen), strict=True)
-        values = np.array([*sure_known], np.float32)  # as torch compares them
+        values = np.array([*sure_known], np.float32)  # the type in which torch compares them
         edges, place = np.unique(values, return_inverse=True)
         # the number of edges that a score reaches
         bins_HW = torch.bucketize(best_HW, torch.from_numpy(edges), right=True)
@@ -347,7 +347,7 @@ def count_grid(
         joint = histogram.view(shape)[:num_classes].numpy()
         # [C, K, edges]: pixels whose score reaches an edge
         reached = joint[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]
-        # [C, K, chosen]: class given; not background
+        # [C, K, chosen]: pixels that get the class; pixels that are not background
         sure, known = np.split(reached[..., place.reshape(-1)], 2, axis=-1)
         for k, value in enumerate(class_ids):
             counts[chosen, :, value] += sure[:, k].T
@@ -357,8 +357,8 @@ def count_grid(
 
 
 def count_mask(truth_HW: np.ndarray, mask_HW: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels int64 [C, C + 1] of one mask, the last column the uncertain ones; where the truth is
-    255 nothing is counted."""
+    """Pixels int64 [C, C + 1] of one mask; the last column counts uncertain pixels. Pixels whose
+    truth is 255 are not counted."""
     size = num_classes + 1
     truth, given = (
         np.where(m == IGNORE, num_classes, m).astype(np.int64) for m in (truth_HW, mask_HW)

@@ -1,11 +1,11 @@
-"""Heat on one footing: maps float [K, h, w] of the classes of an image become scores."""
+"""Puts heat on a common scale: maps float [K, h, w] of an image's classes become scores."""
 
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 
-FLAT = 1e-6  # contrast of a map in relation to its peak up to which it is rounding of the attention
+FLAT = 1e-6  # largest contrast, relative to the peak, that counts as rounding of the attention
 
 
 def flat(maps: torch.Tensor) -> torch.Tensor:
@@ -34,9 +34,9 @@ def elbo(
 
 
 def per_pixel(maps_Khw: torch.Tensor) -> torch.Tensor:
-    """Each pixel's share of its attention to all classes, then :func:`min_max` (GoCA, per-pixel
-    rescaling; its sum goes over all content words of a caption, ours over the classes, whose heat
-    is stored). An image of one class has nothing to share, and keeps its map."""
+    """Each pixel's share of its attention to all classes, then :func:`min_max`. GoCA's per-pixel
+    rescaling sums over all content words of a caption; this sums over the classes, whose heat is
+    stored. With a single class the map is kept, since there is nothing to share."""
     if len(maps_Khw) == 1:
         return min_max(maps_Khw)
     shown = maps_Khw.masked_fill(flat(maps_Khw)[:, None, None], 0)

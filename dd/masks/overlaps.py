@@ -1,5 +1,5 @@
-"""One mask of many: what a pixel is where the masks of several classes lie over one another, and
-where whole mask sets do not agree.
+"""One mask from many: decides pixels where the masks of several classes overlap, and where whole
+mask sets disagree.
 
 Shape letters: K classes of a sample, S mask sets, H W image size.
 """
@@ -14,8 +14,8 @@ from dd.taxonomy import IGNORE
 
 @dataclass(frozen=True)
 class Resolved:
-    """``mask`` uint8 [H, W]; how many pixels more than one class claims (``overlaps``), and of how
-    many the highest scores are equal (``ties``)."""
+    """``mask`` uint8 [H, W]; ``overlaps``: number of pixels that more than one class claims;
+    ``ties``: number of those whose highest scores are equal."""
 
     mask: np.ndarray
     overlaps: int
@@ -23,10 +23,9 @@ class Resolved:
 
 
 def resolve(scores_KHW: np.ndarray, class_ids: Sequence[int], size: tuple[int, int]) -> Resolved:
-    """The mask of classes that claim pixels with scores, float [K, H, W]; where a class claims
-    nothing its score is 0 or less. Of several classes the highest score wins; equal ones are a tie,
-    which nobody decides: 255. A pixel that no class claims is background. ``size``: (H, W), for
-    images without a class."""
+    """The mask of classes that claim pixels with scores, float [K, H, W]; a score of 0 or less
+    claims nothing. The highest score wins. Equal highest scores are a tie, which is left open: 255.
+    A pixel that no class claims is background. ``size``: (H, W), for images without a class."""
     mask = np.zeros(size, np.uint8)
     if not len(scores_KHW):
         return Resolved(mask, 0, 0)
@@ -39,7 +38,8 @@ def resolve(scores_KHW: np.ndarray, class_ids: Sequence[int], size: tuple[int, i
 
 
 def agreed(masks_SHW: Sequence[np.ndarray]) -> np.ndarray:
-    """Masks uint8 [H, W] of one image as one: what all of them say, 255 where they differ."""
+    """Masks uint8 [H, W] of one image as one: the class on which all agree, 255 where they
+    differ."""
     first = masks_SHW[0]
     same = np.logical_and.reduce([mask == first for mask in masks_SHW])
     return np.where(same, first, np.uint8(IGNORE))

@@ -1,6 +1,5 @@
-"""Points that prompt a promptable segmenter, from the heat of the classes: where a class is
-strongest, and where it is not (the idea of T2S and of other pipelines of points from attention; the
-rule is ours).
+"""Points for a promptable segmenter, from the heat of the classes: where a class is strongest, and
+where it is absent. T2S and other pipelines take points from attention; the rule here is ours.
 
 Shape letters: K classes of a sample, r side of the heat map. A cell is (row, column).
 """
@@ -18,8 +17,8 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class Points:
-    """Cells of one class: ``inside`` it, the strongest first, and ``outside`` it: inside others,
-    then the coldest of all. Both are empty for a class whose map is flat."""
+    """Cells of one class. ``inside`` the class: the strongest first. ``outside`` it: cells inside
+    other classes, then the coldest cells. Both are empty for a class whose map is flat."""
 
     inside: tuple[Cell, ...]
     outside: tuple[Cell, ...]
@@ -35,12 +34,12 @@ def points(
 ) -> list[Points]:
     """The :class:`Points` of each class of heat float [K, r, r].
 
-    Each map is stretched to [0, 1]. Inside are at most ``inside`` cells that no neighbour exceeds,
-    that reach ``peak`` and where no other class is stronger; the strongest cell of a class is one
-    whatever others say. Outside are the inside cells of the other classes, and at most ``outside``
-    cells where no class exceeds ``cold``, those coldest in this class first. Cells of one list, and
-    outside ones from inside ones, are at least ``distance`` apart (the larger of rows and columns).
-    Of equal cells the first in reading order is taken.
+    Each map is stretched to [0, 1]. Inside are at most ``inside`` local maxima that reach ``peak``
+    and where no other class is stronger. The strongest cell of a class is always inside, whatever
+    the other classes. Outside are the inside cells of the other classes, and at most ``outside``
+    cells where no class exceeds ``cold``, the coldest in this class first. Cells of one list, and
+    outside cells from inside cells, are at least ``distance`` apart (the larger of rows and
+    columns). Of equal cells the first in reading order is taken.
     """
     maps_Krr = min_max(heat_Krr.double())
     strongest_rr = maps_Krr.amax(0)
@@ -65,7 +64,7 @@ def points(
 
 
 def _first_of(map_rr: torch.Tensor) -> torch.Tensor:
-    """Where the largest value of a map stands first."""
+    """The position of a map's largest value, the first of equal ones."""
     marked = torch.zeros(map_rr.numel(), dtype=torch.bool)
     marked[int(map_rr.flatten().argmax())] = True
     return marked.view(map_rr.shape)
@@ -78,7 +77,7 @@ def _spaced(
     distance: int,
     away_from: Sequence[Cell] = (),
 ) -> list[Cell]:
-    """The cells with the largest values that are allowed and lie apart, at most ``number``."""
+    """The allowed cells with the largest values, ``distance`` apart, at most ``number``."""
     values = map_rr.masked_fill(~allowed_rr, -torch.inf).flatten()
     order = torch.argsort(values, descending=True, stable=True)
     taken: list[Cell] = []
@@ -96,7 +95,7 @@ def _apart(cell: Cell, others: Sequence[Cell], distance: int) -> bool:
 
 
 def centres(cells: Sequence[Cell], side: int) -> torch.Tensor:
-    """(x, y) of the middle of cells of a map of ``side`` cells, float [N, 2], as shares of the
+    """(x, y) of the centres of cells on a map of ``side`` cells, float [N, 2], as shares of the
     image's width and height."""
     if not cells:
         return torch.zeros(0, 2)

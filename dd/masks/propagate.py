@@ -1,4 +1,4 @@
-"""Which powers of the image-image attention are taken: stored heat float [K, P, r, r], whose second
+"""Combines the powers of the image-image attention: stored heat float [K, P, r, r], whose second
 axis holds (A_S)^p A_C for p = 0 ... P - 1, becomes maps [K, r, r]."""
 
 from typing import Annotated
@@ -15,8 +15,8 @@ def power(heat_KPrr: torch.Tensor, power: Annotated[int, Ge(0)]) -> torch.Tensor
 
 
 def walk(heat_KPrr: torch.Tensor, alpha: Annotated[float, Gt(0), Le(1)] = 0.5) -> torch.Tensor:
-    """A random walk that goes on with probability ``alpha``, over the powers that are stored: the
-    mean of all powers with weights alpha^p. Our own closed form."""
+    """A random walk that continues with probability ``alpha``, over the stored powers: their mean
+    with weights alpha^p. Our own closed form."""
     weights = alpha ** torch.arange(heat_KPrr.shape[1], dtype=heat_KPrr.dtype)
     return torch.einsum("kprs,p->krs", heat_KPrr, weights / weights.sum())
 
@@ -26,8 +26,8 @@ def adaptive(
     agree: Annotated[float, Gt(0), Le(1)] = 0.98,
     threshold: Annotated[float, Gt(0), Le(1)] = 0.5,
 ) -> torch.Tensor:
-    """For each class the first power whose mask, its min-max map from ``threshold`` on, has an IoU
-    of more than ``agree`` with that of the power before; the last one where none has. Our own."""
+    """For each class the first power whose mask (its min-max map from ``threshold`` on) has an IoU
+    above ``agree`` with the mask of the power before; else the last power. Our own."""
     classes, powers = heat_KPrr.shape[:2]
     masks = min_max(heat_KPrr.flatten(0, 1)).view_as(heat_KPrr) >= threshold
     before, after = masks[:, :-1].flatten(2), masks[:, 1:].flatten(2)

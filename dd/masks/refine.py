@@ -1,4 +1,4 @@
-"""Scores that follow the image's own edges. Scores [C, h, w] and a guide [3, h, w] in [0, 1] of the
+"""Makes scores follow the image's edges. Scores [C, h, w] and a guide [3, h, w] in [0, 1] of the
 same size; pure functions, no training, no label."""
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from annotated_types import Ge, Gt, MinLen
 
 Dilations = Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)]
 AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
-SHARPNESS = 0.1  # of PAMR: differences are measured in this part of the local contrast
+SHARPNESS = 0.1  # of PAMR: scales the local contrast that differences are divided by
 
 
 def _shifted(padded: torch.Tensor, pad: int, y: int, x: int) -> torch.Tensor:
-    """What lies (y, x) pixels away, of an image that was padded by ``pad``."""
+    """The pixels that lie (y, x) away, from an image that was padded by ``pad``."""
     height, width = (side - 2 * pad for side in padded.shape[-2:])
     return padded[..., pad + y : pad + y + height, pad + x : pad + x + width]
 
@@ -38,9 +38,9 @@ def pamr(
     iterations: Annotated[int, Ge(1)] = 10,
     dilations: Dilations = (1, 2, 4, 8, 12, 24),
 ) -> torch.Tensor:
-    """Pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020): each score becomes the mean
-    of its neighbours' by :func:`affinity`, ``iterations`` times. ``dilations``: distances of the
-    eight neighbours, in pixels of the scores."""
+    """Pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020): ``iterations`` times, each
+    score becomes the mean of its neighbours' scores, weighted by :func:`affinity`. ``dilations``:
+    distances of the eight neighbours, in pixels of the scores."""
     kernel, pad = affinity(image_3hw, dilations), max(dilations)
     places = [(d * y, d * x) for d in dilations for y, x in AROUND]
     scores = scores_Chw.float()
@@ -60,8 +60,8 @@ def joint_bilateral(
     colour: Annotated[float, Gt(0)] = 0.1,
 ) -> torch.Tensor:
     """Joint bilateral filter (Kopf et al., 2007, for upsampled maps): the mean over a window of
-    2 * ``radius`` + 1 pixels with weights exp(-d^2 / 2 spatial^2) exp(-D^2 / 2 colour^2), d the
-    distance in pixels, D that of the guide's colours."""
+    2 * ``radius`` + 1 pixels with weights exp(-d^2 / 2 spatial^2) exp(-D^2 / 2 colour^2), with d
+    the distance in pixels and D the distance of the guide's colours."""
     guide = F.pad(image_3hw[None].float(), [radius] * 4, mode="replicate")[0]
     scores = F.pad(scores_Chw[None].float(), [radius] * 4, mode="replicate")[0]
     total, weights = torch.zeros_like(scores_Chw, dtype=torch.float32), 0.0

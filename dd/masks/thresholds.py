@@ -1,5 +1,5 @@
-"""From which score a pixel is of a class, found without a label in the scores [K, h, w] of the
-classes of an image: one number a class, [K]."""
+"""Finds the score from which a pixel gets a class, without labels, from the scores [K, h, w] of the
+classes of an image: one threshold for each class, [K]."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def otsu(scores_Khw: torch.Tensor) -> torch.Tensor:
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = first / below - (first[:, -1:] - first) / above
         between = np.where((below > 0) & (above > 0), below * above * apart**2, -1.0)
-    # of several equal ones, the middle: scores may have a gap
+    # of several equal ones, the middle: the scores may have a gap
     peak = between.max(1, keepdims=True)
     best = between >= peak - 1e-12 * np.abs(peak)
     place = (best * (np.arange(BINS) + 1)).sum(1) / best.sum(1)
@@ -33,9 +33,9 @@ def otsu(scores_Khw: torch.Tensor) -> torch.Tensor:
 
 
 def two_gaussians(scores_Khw: torch.Tensor, posterior: float = 0.5) -> torch.Tensor:
-    """The score at which a pixel belongs with probability ``posterior`` to the upper one of two
-    Gaussians, fitted to a class's histogram by expectation and maximisation from Otsu's split.
-    Otsu's threshold where the two do not cross."""
+    """The score at which a pixel belongs to the upper one of two Gaussians with probability
+    ``posterior``. They are fitted to a class's histogram by expectation and maximisation, starting
+    from Otsu's split. Otsu's threshold if the two do not cross."""
     counts, middles = _histograms(scores_Khw)
     splits, found = otsu(scores_Khw).numpy(), []
     for row, split in zip(counts, splits, strict=True):
@@ -52,7 +52,7 @@ def two_gaussians(scores_Khw: torch.Tensor, posterior: float = 0.5) -> torch.Ten
             )
             density = density / np.sqrt(variance)[:, None] + 1e-300
             upper = density[1] / density.sum(0)
-        # between the two means: the wider one wins again far outside
+        # between the two means only: far outside, the wider Gaussian wins again
         inside = (middles >= min(mean)) & (middles <= max(mean))
         crossed = np.flatnonzero(inside & (upper >= posterior))
         found.append(middles[crossed[0]] if len(crossed) else split)

@@ -1,3 +1,3 @@
-"""Prompts. Their sources, each chosen by a file in conf/prompts/: caption files (``captions``),
-COCO (``coco``), templates (``templates``), a language model (``llm``), several (``mixed``). The
-other modules read words."""
+"""Prompts and their sources. Each source is chosen by a file in conf/prompts/: caption files
+(``captions``), COCO (``coco``), templates (``templates``), a language model (``llm``), a mixture
+(``mixed``). The other modules process words."""

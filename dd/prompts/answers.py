@@ -1,5 +1,5 @@
-"""Questions to a language model and its answers: how it is asked, what is read, where an answer
-is kept."""
+"""Requests to a language model and its answers: how to ask, how to read an answer, and where to
+keep it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ TASK = (
     "Each caption is one plain English sentence about what the camera sees. "
     "It names its objects by words of their classes, and no object of another."
 )
-MAX_TRIES = 500  # braces of an answer at which no JSON begins, before it counts as none
+MAX_TRIES = 500  # braces to try as the begin of JSON before an answer counts as not JSON
 FORM = (
     'Answer with JSON alone: {"prompts": [{"text": "<caption>", "classes": ["<class>", ...]}, ...]}'
 )
@@ -29,8 +29,8 @@ def question(
     max_words: int,
     number: int,
 ) -> list[dict[str, str]]:
-    """Messages that ask for one caption of each list of classes in ``wanted``; ``number`` tells
-    the questions apart."""
+    """Messages that ask for one caption for each list of classes in ``wanted``; ``number``
+    distinguishes the requests."""
     others = {
         name: f" (or: {', '.join(words)})" for name, words in taxonomy.synonyms.items() if words
     }
@@ -73,8 +73,8 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_answer(answer: Mapping[str, Any]) -> tuple[list[Any], str | None]:
-    """(entries, what is wrong with the whole answer or None). JSON may stand between other
-    words, which may hold braces."""
+    """(entries, what is wrong with the whole answer or None). The JSON may stand between other
+    words, which may contain braces."""
     text = answer["text"].strip()
     if not text:
         return [], "empty answer"
@@ -89,8 +89,8 @@ def read_answer(answer: Mapping[str, Any]) -> tuple[list[Any], str | None]:
 
 
 def _content(text: str) -> dict[str, Any] | None:
-    """The JSON object from the first brace to the last; or else, behind a model's thinking, the
-    first one with a list 'prompts'; or None."""
+    """The JSON object from the first brace to the last. If that is none, the first object with a
+    list 'prompts', as after a model's thinking; or None."""
     try:
         return json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (ValueError, RecursionError):
@@ -109,9 +109,9 @@ def _content(text: str) -> dict[str, Any] | None:
 
 
 class Answers:
-    """Answers in the JSON lines of ``path``, found by the hash of the request; of two with one
-    hash the first one counts, so that runs at the same time end with the same prompts. Lines
-    torn by a crash are passed over."""
+    """Answers in the JSON lines of ``path``, looked up by the hash of the request. If two have the
+    same hash, the first counts, so that runs at the same time end with the same prompts. Lines torn
+    by a crash are skipped."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._end = path, 0
@@ -131,7 +131,7 @@ class Answers:
         self._read()
 
     def _read(self) -> None:
-        """What was appended since the last time, by whatever process."""
+        """Read what any process has appended since the last time."""
         if not self.path.is_file():
             return
         with open(self.path, "rb") as file:

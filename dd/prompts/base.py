@@ -1,4 +1,4 @@
-"""What a source of prompts is, whichever it is: a file, templates, a language model, a mixture."""
+"""The interface of prompt sources: a file, templates, a language model, a mixture."""
 
 from typing import Annotated, Protocol
 
@@ -11,13 +11,14 @@ from dd.taxonomy import Taxonomy
 class PromptSource(Protocol):
     """``source(taxonomy, number, seed)`` -> the prompts of a plan.
 
-    ``number`` of them, each with one or more classes of the taxonomy; the same arguments give the
-    same prompts. Without a number (None or 0) a source that ends gives all it has, once each or as
-    often as its balancing asks for; one that never ends (templates, a language model, a mixture)
-    raises ValueError. ``append``: whether the class words stand at the ends of the texts.
+    Returns ``number`` prompts, each with one or more classes of the taxonomy; the same arguments
+    give the same prompts. Without a number (None or 0) a finite source returns all it has, once
+    each or as often as its balancing requires; an endless one (templates, a language model, a
+    mixture) raises ValueError. ``append``: whether class words are appended to the texts.
 
-    What was left out on the way stands in ``dropped`` of the :class:`dd.prompts.prompt.Prompts`.
-    ValueError or FileNotFoundError say what is wrong with the source, and name its setting.
+    Captions that were left out are listed in ``dropped`` of the
+    :class:`dd.prompts.prompt.Prompts`. ValueError or FileNotFoundError say what is wrong with the
+    source, and name its setting.
     """
 
     append: bool

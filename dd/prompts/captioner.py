@@ -20,8 +20,8 @@ class Captioner:
     """``captioner(images)`` -> one caption for each image uint8 [H, W, 3].
 
     ``model``: a local folder or a hub id (with ``revision``) of any image-to-text model that writes
-    from pixels alone, such as BLIP, BLIP-2, GIT or a ViT-GPT2. ``num_beams``: width of the search,
-    nothing is drawn at random. FileNotFoundError or ValueError say what is wrong with the model.
+    from pixels alone, such as BLIP, BLIP-2, GIT or a ViT-GPT2. ``num_beams``: width of the beam
+    search; nothing is random. FileNotFoundError or ValueError say what is wrong with the model.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Captioner:
         return [" ".join(text.split()) for text in texts]
 
     def _start_tokens(self) -> set[int | None]:
-        """Tokens that begin a caption: BLIP's [DEC] is one to the model, not to its tokenizer."""
+        """Tokens that begin a caption: BLIP's [DEC] is one for the model, not for its tokenizer."""
         configs = (self.model.config.get_text_config(decoder=True), self.model.generation_config)
         return {
             getattr(c, name, None)
@@ -96,8 +96,8 @@ class Captioner:
 
 
 def _find(model: str) -> Path | None:
-    """The local folder that a model name means, or None for a hub id; errors for no folder, no
-    model, only pickles."""
+    """The local folder of a model name, or None for a hub id. Errors for a missing folder, a folder
+    without a model, and one with only pickles."""
     folder = Path(model)
     if not folder.exists():
         if model.startswith((".", "/", "~")) or model.count("/") != 1:

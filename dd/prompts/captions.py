@@ -1,5 +1,5 @@
-"""Prompts from a caption file: with the classes of each caption, or with classes found among its
-nouns."""
+"""Prompts from a caption file, which gives the classes of each caption, or from captions alone,
+whose classes are found among the nouns."""
 
 import json
 import unicodedata
@@ -23,8 +23,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption, its classes in prompt order (one that is named twice may stand there twice), and
-    the image it describes where the source says so."""
+    """One caption, its classes in prompt order (a class that is named twice may occur twice), and
+    the image it describes if the source says so."""
 
     text: str
     classes: tuple[str, ...]
@@ -32,8 +32,8 @@ class Caption:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Entries of a JSON list or of JSON lines, each with a ``caption``; FileNotFoundError, or
-    ValueError with the entry."""
+    """Entries of a JSON list or of JSON lines, each with a ``caption``. FileNotFoundError, or
+    ValueError that names the entry."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -60,7 +60,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _wrong_entry(row: Any) -> str | None:
-    """What is wrong with an entry of a caption file, None if nothing is."""
+    """What is wrong with an entry of a caption file; None if nothing is."""
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
         return f"need 'caption' (text) in each entry, got {row!r:.200}"
     if not is_text(row["caption"]):
@@ -71,12 +71,12 @@ def _wrong_entry(row: Any) -> str | None:
 
 
 def row_classes(row: dict[str, Any], taxonomy: Taxonomy) -> tuple[str, ...]:
-    """Class names of an entry, out of ``classes`` [...] or ``class_prompt`` "..."; ValueError
-    for another form or class."""
+    """Class names of an entry, from ``classes`` [...] or ``class_prompt`` "..."; ValueError for
+    another form or an unknown class."""
     if not row.keys() & {"classes", "class_prompt"}:
         raise ValueError(
             f"need 'caption' and 'classes' (or 'class_prompt'), got {row!r:.200}. "
-            "Captions alone go with prompts=paper_voc, which finds classes by their nouns"
+            "For captions alone use prompts=paper_voc, which finds classes by their nouns"
         )
     listed = "classes" in row
     key, kind = ("classes", "a list of class names") if listed else ("class_prompt", "text")
@@ -88,7 +88,7 @@ def row_classes(row: dict[str, Any], taxonomy: Taxonomy) -> tuple[str, ...]:
 
 
 def nouns_alone(row: dict[str, Any]) -> str:
-    """The caption of an entry without the class words that the format in circulation appends to
+    """The caption of an entry without the class words that the published file format appends to
     it."""
     words, listed = row.get("class_prompt"), row.get("classes")
     if not isinstance(words, str):
@@ -101,10 +101,10 @@ def nouns_alone(row: dict[str, Any]) -> str:
 def keep(
     captions: Iterable[Caption], exclude_split: str | None, drop_similar: float | None
 ) -> tuple[list[Caption], list[dict[str, Any]]]:
-    """(captions to use, [{"reason", "filename", "caption"}] of the others): those of images
-    listed in ``exclude_split``, those without a class and, among captions of equal classes,
-    those at least as similar as ``drop_similar`` to an earlier one are left out. ValueError if
-    none is left."""
+    """(captions to use, [{"reason", "filename", "caption"}] of the others). Left out are captions
+    of images listed in ``exclude_split``, those without a class and, among captions of equal
+    classes, those at least as similar as ``drop_similar`` to an earlier one. ValueError if none is
+    left."""
     captions, kept, dropped = list(captions), [], []
     excluded = _excluded(captions, exclude_split)
     for caption in captions:
@@ -129,7 +129,7 @@ def keep(
 
 
 def _excluded(captions: list[Caption], exclude_split: str | None) -> set[str]:
-    """Stems of the images whose captions are left out; each caption must say of which it is."""
+    """Stems of the images whose captions are left out; each caption must name its image."""
     if exclude_split is None:
         return set()
     excluded = read_stems(exclude_split)
@@ -143,7 +143,7 @@ def _excluded(captions: list[Caption], exclude_split: str | None) -> set[str]:
 
 
 def _repeated(captions: list[Caption], threshold: float) -> set[int]:
-    """Places of the captions that are similar to an earlier one of the same classes."""
+    """Indices of the captions that are similar to an earlier one of the same classes."""
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, caption in enumerate(captions):
         groups[tuple(dict.fromkeys(caption.classes))].append(i)
@@ -159,7 +159,7 @@ def _left_out(caption: Caption, reason: str) -> dict[str, Any]:
 
 
 def read_stems(path: str | Path) -> set[str]:
-    """Stems of the images that a split list names, one a line."""
+    """Stems of the images in a split list, one a line."""
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"prompts.exclude_split: no file {path}. It lists the images whose captions are left "
@@ -170,25 +170,25 @@ def read_stems(path: str | Path) -> set[str]:
 
 
 def stem(filename: str) -> str:
-    """File name without folders and without the suffix of an image: an id may hold dots."""
+    """File name without folders and image suffix. An id may contain dots."""
     name = unicodedata.normalize("NFC", PurePosixPath(filename.strip().replace("\\", "/")).name)
     return name[: name.rindex(".")] if name.lower().endswith(SUFFIXES) else name
 
 
 def draw(prompts: list[Prompt], number: int | None, seed: int) -> list[Prompt]:
-    """``number`` prompts in an order of the seed, round and round if there are fewer; None or 0:
-    each once."""
+    """``number`` prompts in an order that depends on the seed, repeated in rounds if there are
+    fewer; None or 0: each once."""
     order = np.random.default_rng([seed, 2]).permutation(len(prompts))
     return [prompts[order[i % len(order)]] for i in range(number or len(order))]
 
 
 class CaptionFile:
-    """Prompts from a JSON list or JSON lines of ``{"caption", "classes": [...]}``; the file format
-    in circulation for the method, ``{"filename", "caption", "class_prompt"}`` with the classes
-    already appended, is read too.
+    """Prompts from a JSON list or JSON lines of ``{"caption", "classes": [...]}``. Also reads the
+    format in which the method's prompts are published, ``{"filename", "caption", "class_prompt"}``
+    with the classes already appended.
 
-    ``exclude_split``, ``drop_similar``: see :func:`keep`. ``repeat_classes``: a class that an entry
-    names twice has its words twice (:func:`dd.prompts.prompt.make_prompt`).
+    ``exclude_split``, ``drop_similar``: see :func:`keep`. ``repeat_classes``: if an entry names a
+    class twice, its words are appended twice (:func:`dd.prompts.prompt.make_prompt`).
     """
 
     def __init__(
@@ -217,15 +217,15 @@ class CaptionFile:
 
 
 class NounCaptions:
-    """The paper's recipe for VOC: captions without labels, classes by the nouns of each caption
-    (:class:`dd.prompts.nouns.ClassNouns`), repeated until every class has ``at_least`` prompts
-    (:func:`dd.prompts.prompt.repeats`).
+    """The paper's recipe for VOC: captions without labels. Classes are found by the nouns of each
+    caption (:class:`dd.prompts.nouns.ClassNouns`), and captions are repeated until every class has
+    ``at_least`` prompts (:func:`dd.prompts.prompt.repeats`).
 
     ``path``: JSON list or JSON lines of ``{"caption", "filename"}``. ``exclude_split``: file that
     lists the images whose captions are left out; None is the paper's setting, which used captions
-    of validation images. ``drop_similar``: see :func:`keep`. ``repeat_classes``: each mention of a
-    class has its words in the prompt, as in the authors' list; else each class once. ``number`` of
-    the repeated prompts are chosen by the seed, None or 0: all.
+    of validation images. ``drop_similar``: see :func:`keep`. ``repeat_classes``: append the words
+    of each mention of a class, as in the authors' list; else each class once. ``number`` of the
+    repeated prompts are chosen by the seed; None or 0: all.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""The prompts of a plan before the first image: which exceed the text encoder's limit, and what
-they are about."""
+"""Checks the prompts of a plan before the first image: which exceed the text encoder's limit, and
+what they contain."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,17 +13,17 @@ from dd.prompts.prompt import Prompt, Prompts, trim_caption
 from dd.store.samples import Sample
 from dd.taxonomy import Taxonomy
 
-ADVICE = {  # by what is done with longer prompts
+ADVICE = {  # by how longer prompts are treated
     "refuse": "Shorten them, or set prompts_over_limit=trim: "
     "captions then lose words at the end, never their classes.",
     "trim": "They cannot be trimmed without losing a class: "
     "shorten them, or give them fewer classes.",
 }
-SHOWN = 5  # examples in a message; counts are always whole
+SHOWN = 5  # examples in a message; counts are always complete
 
 
 class Reader(Protocol):
-    """What is asked of a generator's text encoder: :class:`dd.generators.base.Generator`."""
+    """What is needed of a generator's text encoder: :class:`dd.generators.base.Generator`."""
 
     @property
     def token_limit(self) -> int: ...
@@ -35,9 +35,9 @@ def within_limit(prompts: Prompts, generator: Reader, over_limit: str = "refuse"
     """The prompts, none longer than the text encoder reads: ``generator.token_count(text)`` (start
     and end tokens included) is at most ``generator.token_limit``.
 
-    Longer ones are refused, all in one ValueError, or with ``over_limit="trim"`` their captions
-    lose words at the end; class words never go. A prompt that cannot be trimmed so, or a class
-    prompt over the limit, is refused in both cases.
+    Longer prompts are refused, all in one ValueError. With ``over_limit="trim"`` their captions
+    lose words at the end, but never class words. A prompt that cannot be trimmed like this, or a
+    class prompt over the limit, is refused in both cases.
     """
     limit = generator.token_limit
     tokens: dict[str, int] = {}
@@ -73,8 +73,8 @@ def within_limit(prompts: Prompts, generator: Reader, over_limit: str = "refuse"
 
 
 def check_spans(plan: Iterable[Sample], generator: Reader) -> None:
-    """ValueError with every prompt whose class words the generator cannot find (their number,
-    the first few)."""
+    """ValueError that counts the prompts whose class words the generator cannot find, and lists the
+    first few."""
     different: dict[tuple[str, str], Sample] = {}
     for sample in plan:
         different.setdefault((sample.prompt, sample.class_prompt), sample)
@@ -115,7 +115,7 @@ def summarise(prompts: Prompts, taxonomy: Taxonomy, generator: Reader) -> dict[s
 
 
 def print_summary(summary: dict[str, Any], console: Console | None = None) -> None:
-    """The counts of :func:`summarise` as tables for people."""
+    """Print the counts of :func:`summarise` as tables."""
     console, n = console or Console(), summary["prompts"]
     facts = Table(show_header=False, box=None, padding=(0, 2))
     facts.add_column(no_wrap=True)

@@ -1,5 +1,4 @@
-"""Prompts from COCO captions, with the classes that the instance annotations of the same images
-name."""
+"""Prompts from COCO captions, with the classes of the same images' instance annotations."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from dd.store.names import is_text
 from dd.store.provenance import read_json
 from dd.taxonomy import Taxonomy
 
-INSTANCES = {  # lists of an instances file, and what their entries have
+INSTANCES = {  # lists of an instances file, and the keys of their entries
     "images": ("id", "file_name"),
     "annotations": ("image_id", "category_id"),
     "categories": ("id", "name"),
@@ -24,8 +23,8 @@ INSTANCES = {  # lists of an instances file, and what their entries have
 def read_lists(
     path: str | Path, needed: Mapping[str, tuple[str, ...]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Lists of a COCO JSON whose entries have the ``needed`` keys. FileNotFoundError, or
-    ValueError with the entry."""
+    """Lists of a COCO JSON whose entries have the ``needed`` keys. FileNotFoundError, or ValueError
+    that names the entry."""
     try:
         content = read_json(path)
     except FileNotFoundError:
@@ -46,7 +45,7 @@ def read_lists(
                 raise ValueError(f"{path}: an entry of {part} has no {missing[0]!r}: {row!r:.100}")
             ids = [k for k in keys if k.endswith("id")]
             whole = [k for k in ids if isinstance(row[k], float) and row[k].is_integer()]
-            row |= {k: int(row[k]) for k in whole}  # 3.0 is 3
+            row |= {k: int(row[k]) for k in whole}  # 3.0 becomes 3
             odd = [k for k in ids if not isinstance(row[k], int | str)]
             if odd:
                 raise ValueError(
@@ -61,8 +60,8 @@ def image_classes(
 ) -> tuple[dict[int, tuple[str, ...]], dict[int, str]]:
     """({image id: classes in the taxonomy's order}, {image id: file name}) of an instances file.
 
-    Categories are found by name or synonym, not by id; those that are no class of the taxonomy are
-    passed over. Crowd regions count as their class. ValueError if no category is a class, or for
+    Categories are found by name or synonym, not by id. Those that are not a class of the taxonomy
+    are skipped. Crowd regions count as their class. ValueError if no category is a class, or for
     ids that the file does not define.
     """
     content = read_lists(path, INSTANCES)
@@ -90,8 +89,8 @@ class CocoCaptions:
     """Prompts from ``captions_*.json`` and ``instances_*.json`` of the same COCO split; images
     without a class are dropped.
 
-    An image gives its second caption when every image has given one. ``exclude_split``,
-    ``drop_similar``: see :func:`dd.prompts.captions.keep`. ``full_stop``: captions keep theirs.
+    An image gives its second caption only after every image has given one. ``exclude_split``,
+    ``drop_similar``: see :func:`dd.prompts.captions.keep`. ``full_stop``: keep that of captions.
     """
 
     def __init__(
@@ -146,13 +145,13 @@ def one_line(caption: str) -> str:
 
 
 def plain(caption: str) -> str:
-    """A caption on one line, without its full stop: class words follow it."""
+    """A caption on one line, without its full stop, because class words follow it."""
     return one_line(caption).rstrip(" .")
 
 
 def rounds(groups: list[list[int]], seed: int) -> list[int]:
-    """All members in rounds: one of each group, then a second one of each, ...; order within
-    groups and rounds by the seed."""
+    """All members in rounds: one of each group, then a second one of each, and so on; the order
+    within groups and rounds depends on the seed."""
     rng = np.random.default_rng([seed, 5])
     order: list[int] = []
     groups = [[members[k] for k in rng.permutation(len(members))] for members in groups]

@@ -1,4 +1,4 @@
-"""Captions that say the same: equal but for case and punctuation, or of nearly the same words."""
+"""Similar captions: equal except for case and punctuation, or with nearly the same words."""
 
 import math
 import re
@@ -6,16 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 
-KEY_WORDS = 4  # more: fewer comparisons, more keys in memory
+KEY_WORDS = 4  # a larger number means fewer comparisons but more keys in memory
 
 
 def normalised(text: str) -> str:
-    """Lower-case words, without punctuation and spaces between."""
+    """Lower-case words joined without punctuation and spaces."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def similar_to(texts: list[str], threshold: float) -> list[int | None]:
-    """For each text the index of an earlier, kept one that it resembles, or None: then it is kept
+    """For each text the index of an earlier, kept text that it resembles, or None if it is kept
     itself.
 
     ``threshold`` 1: equal after :func:`normalised`. Below: Jaccard index of the word sets, ``|a &
@@ -53,9 +53,9 @@ def similar_to(texts: list[str], threshold: float) -> list[int | None]:
 
 
 class SeenCaptions:
-    """``repeats(text)``: whether a text resembles an earlier one that did not, as in
-    :func:`similar_to`, for texts that come one after another. Long words are taken for the rare
-    ones: what is found is the same, in another time."""
+    """``repeats(text)``: whether a text resembles an earlier kept one, as in :func:`similar_to`,
+    for texts that arrive one by one. Uses word length as a proxy for rarity; this affects speed
+    only."""
 
     def __init__(self, threshold: float) -> None:
         _check(threshold)
@@ -89,12 +89,12 @@ def _check(threshold: float) -> None:
 
 
 def _keys(ranks: Sequence[int] | Sequence[str], threshold: float) -> list[int]:
-    """Keys of a word set, given by ``ranks`` (or the words) from rare to frequent: two similar sets
-    have one in common.
+    """Keys of a word set, given by ``ranks`` (or the words) from rare to frequent. Two similar sets
+    share at least one key.
 
-    Sets that share n words, at least ``m = ceil(threshold * size)`` of each, find the first ``k =
-    min(n, KEY_WORDS)`` of these among their first ``size - m + k`` words; combinations of k words
-    are the keys (prefix filtering, Bayardo, Ma, Srikant, WWW 2007, with longer prefixes as in Wang,
+    Sets that share n words, at least ``m = ceil(threshold * size)`` of each, have the first ``k =
+    min(n, KEY_WORDS)`` of these among their first ``size - m + k`` words. The keys are combinations
+    of k words (prefix filtering, Bayardo, Ma, Srikant, WWW 2007, with longer prefixes as in Wang,
     Li, Feng, SIGMOD 2012).
     """
     m = math.ceil(threshold * len(ranks) - 1e-9)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint, asked through its client. The only importer of openai."""
+"""An OpenAI-compatible endpoint, used through openai's client. The only importer of openai."""
 
 import json
 import os
@@ -7,22 +7,22 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-KEPT = "Answers so far are kept: the same command goes on from there"
+KEPT = "Answers so far are kept: the same command resumes from there"
 
 
 class NoAnswer(ConnectionError, ValueError):
-    """The endpoint could not be asked, or did not answer; the message names its address and what
+    """The endpoint could not be reached, or did not answer. The message names its address and what
     to do."""
 
 
 class Endpoint:
     """``ask(request)``: one chat completion of the endpoint at ``base_url`` (``https://host/v1``).
 
-    The key is read from the environment variable ``api_key_env`` (None, or an empty variable: asked
-    without one, as local servers are) when the first question is asked; it is never stored, and
-    taken out of what the endpoint says. A failed attempt (status 408, 409, 429, 5xx, no connection,
-    nothing within ``timeout`` seconds) is repeated ``max_retries`` times, after the seconds of
-    Retry-After where the endpoint says so. ValueError for an address of another form.
+    The key is read from the environment variable ``api_key_env`` at the first request (None, or an
+    empty variable: no key, as for local servers). It is never stored, and it is removed from the
+    endpoint's messages. A failed attempt (status 408, 409, 429, 5xx, no connection, nothing within
+    ``timeout`` seconds) is repeated ``max_retries`` times, after the seconds of Retry-After if the
+    endpoint sends it. ValueError for an address of another form.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Endpoint:
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """{"text", "finish", "model", "fingerprint", "tokens"} of the answer to ``request``
-        (model, messages, ...); ``text`` may be empty. :class:`NoAnswer` with the reason, in
-        words without the key."""
+        (model, messages, ...); ``text`` may be empty. :class:`NoAnswer` gives the reason, without
+        the key."""
         openai, key = _openai(), self._key()
         if self._client is None:
             self._client = openai.OpenAI(
@@ -52,7 +52,7 @@ class Endpoint:
             answer = self._client.chat.completions.create(**request)
         except openai.OpenAIError as error:
             raise NoAnswer(self._explain(openai, error, key)) from None
-        # a body that is not the JSON its Content-Type says
+        # for a body that is not the JSON its Content-Type promises
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise NoAnswer(self._no_completion(getattr(error, "doc", error), key)) from None
         choices = getattr(answer, "choices", None)
@@ -71,15 +71,15 @@ class Endpoint:
         key = (os.environ.get(self.api_key_env, "") if self.api_key_env else "").strip()
         if not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(
-                f"the key in {self.api_key_env} holds characters that no HTTP header takes; "
+                f"the key in {self.api_key_env} holds characters that an HTTP header cannot hold; "
                 "copy it again, alone"
             )
         return key
 
     def _no_completion(self, body: Any, key: str) -> str:
-        """What came instead of a chat completion, the endpoint's own error where it gives one,
-        with nothing of the key."""
-        # of a completion without choices: what no completion has
+        """What came instead of a chat completion: the endpoint's own error if it gives one, without
+        the key."""
+        # of a completion without choices: only the fields that no completion has
         body = getattr(body, "model_extra", None) or body
         told = body.get("error") if isinstance(body, dict) else None
         told = told.get("message") or told if isinstance(told, dict) else told
@@ -91,11 +91,11 @@ class Endpoint:
             f"{self.url} answers, but not as a chat completion: "
             f"{repr(said[:100]) if said else 'an empty body'}. "
             "Is it the address of an OpenAI-compatible endpoint (it often ends in /v1)? "
-            "prompts.base_url says where"
+            "prompts.base_url sets it"
         )
 
     def _explain(self, openai: ModuleType, error: Any, key: str) -> str:
-        """What went wrong and what to do, with nothing of the key."""
+        """What went wrong and what to do, without the key."""
         status = getattr(error, "status_code", None)
         cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else None
         said = " ".join(str(cause or error).split())
@@ -136,20 +136,21 @@ class Endpoint:
 
 
 def _checked_url(url: str) -> str:
-    """The address, which must hold no user name, password or query: it stands in messages and in
-    files."""
+    """The address. It must hold no user name, password or query, because it is written to messages
+    and files."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise ValueError(
-            "prompts.base_url is no address; expected https://host/v1 or http://localhost:11434/v1"
+            "prompts.base_url is not an address; expected https://host/v1 or "
+            "http://localhost:11434/v1"
         ) from None
     if "@" in parts.netloc or parts.query or parts.fragment:
         where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ValueError(
             f"prompts.base_url={where}: "
-            "give it without user name, password and what follows ? or #. "
+            "give it without user name, password and the part after ? or #. "
             "A key belongs in the environment variable that prompts.api_key_env names, "
             "never in a setting: settings are written to files"
         )
@@ -167,6 +168,6 @@ def _openai() -> ModuleType:
         raise ValueError(
             "prompts=llm needs openai to ask for more, which is not installed: "
             'pip install -e ".[llm]". '
-            "Prompts that are in the cache already need neither it nor a network"
+            "Prompts that are already in the cache need neither it nor a network"
         ) from None
     return openai

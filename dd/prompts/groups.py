@@ -15,8 +15,8 @@ Group = frozenset[str]  # classes that occur together
 
 def read_groups(groups: list[list[str]] | str, taxonomy: Taxonomy) -> Counter[Group]:
     """{set of classes: weight}. ``groups``: lists of class names (weight 1 each); the path of a
-    caption file, with classes or with nouns to find them; or a folder of masks (PNG of class ids),
-    each weighted by how often it occurs.
+    caption file, with classes or with nouns to find them; or a folder of masks (PNG of class ids).
+    From files, each set is weighted by how often it occurs.
 
     ValueError for unknown classes or pixel values, FileNotFoundError for a path that does not
     exist.
@@ -56,7 +56,7 @@ def caption_groups(path: Path, taxonomy: Taxonomy) -> Counter[Group]:
 
 
 def mask_groups(folder: Path, taxonomy: Taxonomy) -> Counter[Group]:
-    """Class sets of the masks (PNG of mode P or L holding class ids, 255 ignored) in a folder."""
+    """Class sets of the masks (PNG of mode P or L with class ids, 255 ignored) in a folder."""
     found = Counter[Group]()
     for path in sorted(folder.glob("*.png")):
         with Image.open(path) as image:

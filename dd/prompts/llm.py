@@ -1,5 +1,5 @@
-"""Prompts by a language model: captions of a site that name their classes, each answer kept in a
-file."""
+"""Prompts by a language model: it writes captions of a site that name their classes. Each answer is
+kept in a file."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ Seen = defaultdict[frozenset[str], SeenCaptions | None]  # by the classes of the
 
 
 class LanguageModelSettings(Settings):
-    """What :class:`LanguageModelPrompts` says; ``base_url``, ``api_key_env``, ``max_retries`` and
-    ``timeout`` are those of the endpoint."""
+    """Settings of :class:`LanguageModelPrompts`; ``base_url``, ``api_key_env``, ``max_retries`` and
+    ``timeout`` belong to the endpoint."""
 
     noun = "prompts"
     base_url: str
@@ -53,21 +53,21 @@ class LanguageModelSettings(Settings):
 
 
 class LanguageModelPrompts:
-    """Captions that an OpenAI-compatible endpoint writes (:class:`dd.prompts.endpoint.Endpoint`),
-    checked.
+    """Captions written by an OpenAI-compatible endpoint (:class:`dd.prompts.endpoint.Endpoint`),
+    then checked.
 
     Each request asks for ``per_request`` captions, each of one to ``len(counts)`` classes by the
-    weights ``counts``, first of those that few captions name so far. ``conditions``: the site in
-    free text (lighting, camera, background). A caption is used if it has at most ``max_words``
-    words and names each of its classes by name, synonym or plural; a class that it names beside
-    them is one of its classes too (``other_meanings``: see :class:`dd.prompts.nouns.ClassNouns`).
-    Of captions with equal classes those at least as similar as ``drop_similar`` to an earlier one
-    are left out. ``max_requests``: answers that are looked at, None: three times those that
-    faultless ones would need, and five more. ``seed``, ``temperature``: sent unless None.
+    weights ``counts``; classes that few captions name so far come first. ``conditions``: the site
+    in free text (lighting, camera, background). A caption is used if it has at most ``max_words``
+    words and names each of its classes by name, synonym or plural. Further classes that it names
+    become its classes too (``other_meanings``: see :class:`dd.prompts.nouns.ClassNouns`). Among
+    captions with equal classes, those at least as similar as ``drop_similar`` to an earlier one are
+    left out. ``max_requests``: most answers to use; None: three times as many as faultless answers
+    would need, plus five. ``seed``, ``temperature``: sent unless None.
 
-    ``cache``: file of JSON lines where each answer is kept under the hash of its request; what is
-    there is never asked again, and needs no key, network or client. The prompts of a smaller number
-    are the first of those of a larger one.
+    ``cache``: file of JSON lines that keeps each answer under the hash of its request. A cached
+    request is never sent again, and needs no key, network or client. The prompts of a smaller
+    number are the first ones of a larger number.
     """
 
     Settings = LanguageModelSettings
@@ -114,8 +114,8 @@ class LanguageModelPrompts:
     def _read(
         self, answer: dict[str, Any], taxonomy: Taxonomy, nouns: ClassNouns, seen: Seen
     ) -> Iterator[Prompt | Row]:
-        """The prompts of an answer, and what of it is left out, in its order. Captions that are
-        new are added to ``seen``."""
+        """The prompts of an answer, and what is left out of it, in its order. New captions are
+        added to ``seen``."""
         rows, reason = read_answer(answer)
         if reason:
             yield _left_out(answer["text"], reason)
@@ -131,8 +131,8 @@ class LanguageModelPrompts:
     def _request(
         self, taxonomy: Taxonomy, prompts: list[Prompt], seed: int, number: int
     ) -> dict[str, Any]:
-        """Request ``number`` as the client takes it: a function of the settings, the seed and
-        the prompts so far."""
+        """Request ``number`` in the client's form: a function of the settings, the seed and the
+        prompts so far."""
         s, rng, wanted = self.settings, np.random.default_rng([seed, 7, number]), []
         used = Counter(c for p in prompts for c in p.classes)
         weights = np.asarray(s.counts, float)
@@ -169,13 +169,13 @@ class LanguageModelPrompts:
             return f"does not name its class {missing[0]!r}" if missing else "names no class"
         prompt = make_prompt(text, named, self.append)
         try:
-            find_words(prompt.text, named)  # without appended words, a synonym alone would not do
+            find_words(prompt.text, named)  # without appended words, a synonym alone is not enough
         except ValueError:
             return "names a class by a synonym alone, and append is off"
         return prompt
 
     def _too_few(self, found: int, number: int, asked: int, cached: int, dropped: list[Row]) -> str:
-        """``asked``: answers that were looked at, ``cached`` of which nobody was asked for now."""
+        """``asked``: answers that were used; ``cached`` of them came from the cache."""
         reasons = Counter(row["reason"] for row in dropped).most_common(8)
         counts = ", ".join(f"{n} x {reason}" for reason, n in reasons) or "few captions in each"
         where, kept = f" at {self.endpoint.url}", f"The answers are in {self.cache}"
@@ -184,12 +184,12 @@ class LanguageModelPrompts:
             where = some if cached < asked else ", none asked for now"
             kept = f"{cached} of the {asked} answers were already in {self.cache}"
         if 2 * cached > asked:
-            kept += "; to ask anew, move that file away or give another prompts.cache=..."
+            kept += "; to ask again, move that file away or give another prompts.cache=..."
         return (
             f"{found} of {number} prompts after {asked} answers of {self.settings.model}{where}; "
             f"left out: {counts}. {kept}. "
-            f"Ask more often (prompts.max_requests={2 * asked}), for fewer (num_images), "
-            "or another model or other prompts.conditions"
+            f"Ask more often (prompts.max_requests={2 * asked}), ask for fewer (num_images), "
+            "or try another model or other prompts.conditions"
         )
 
 

@@ -11,9 +11,10 @@ from dd.taxonomy import Taxonomy
 
 
 class MixedPrompts:
-    """``shares`` {name: weight} of the prompts of ``sources`` {name: source}, shuffled by the seed.
+    """Takes prompts of ``sources`` {name: source} in the ``shares`` {name: weight}, shuffled by the
+    seed.
 
-    ``append``: that of every source. ValueError if the names or ``append`` differ, for weights that
+    ``append`` is that of every source. ValueError if names or ``append`` differ, for weights that
     are not positive, and without a number of prompts.
     """
 
@@ -34,7 +35,7 @@ class MixedPrompts:
         if other:
             raise ValueError(
                 f"prompts: append={append}, but source {other[0]} has append={not append}; "
-                "a mixture has one"
+                "all sources of a mixture need the same"
             )
         self.sources, self.shares, self.append = dict(sources), dict(shares), append
 

@@ -1,7 +1,8 @@
-"""Class names in captions: nouns -> classes through the synonyms of a taxonomy, and their plurals.
+"""Finds class names in captions: nouns -> classes through the synonyms of a taxonomy and their
+plurals.
 
-Words are compared as they are spelled: no tagger tells "men train in a gym" from "a train". Phrases
-that hold a class word and mean something else (a hot dog) are given as ``other_meanings``.
+Words are compared by spelling: without a tagger, "men train in a gym" names a train. Phrases that
+contain a class word but mean something else (a hot dog) are given as ``other_meanings``.
 """
 
 import re
@@ -21,7 +22,7 @@ IRREGULAR = {
     "tooth": ("teeth",),
     "die": ("dice",),
 }
-# policeman, but not human
+# also matches policeman, but not human
 LIKE_MAN = re.compile(r"(?<!hu)(?<!ger)(?<!ro)(?<!otto)(?<!sha)(?<!talis)(?<!cai)man$")
 TO_VES = (
     "knife",
@@ -78,8 +79,8 @@ PLURAL_ONLY = (
     "headphones",
     "police",
 )
-NUMBERS = ("couple of",)  # "a couple of dogs" is no couple
-SINGULAR = (  # they end as plurals do
+NUMBERS = ("couple of",)  # "a couple of dogs" does not name a couple
+SINGULAR = (  # singular words that end like plurals
     "gas",
     "canvas",
     "atlas",
@@ -105,13 +106,13 @@ SINGULAR = (  # they end as plurals do
     "ramen",
     "cyclamen",
 )
-# hold a class word of VOC, and mean none
+# phrases that contain a class word of VOC but name no class
 OTHER_MEANINGS = ("hot dog", "power plant", "screen door", "table tennis")
 SEPARATOR = r"[\s_-]+"  # "dining-table" and "dining_table" are "dining table"
 
 
 def plurals(noun: str) -> tuple[str, ...]:
-    """Plural forms of an English noun, the usual one first; of a name of several words its last
+    """Plural forms of an English noun, the usual one first. In a name of several words the last
     word is inflected."""
     *before, word = re.split(r"(?<=[\s_-])(?=[^\s_-])", noun)
     head, low = "".join(before), word.lower()
@@ -136,8 +137,8 @@ def plurals(noun: str) -> tuple[str, ...]:
 
 
 def is_plural(noun: str) -> bool:
-    """Whether an English noun, by its last word, is a plural: scratches, knives, men; not lens,
-    bus."""
+    """Whether an English noun is a plural, judged by its last word: scratches, knives, men; not
+    lens, bus."""
     word = re.split(r"[\s_-]+", noun.strip().lower())[-1]
     if word in SAME or word in SINGULAR:
         return False
@@ -150,9 +151,9 @@ class ClassNouns:
     """``find(caption)``: the classes of a taxonomy that a caption names, in caption order, each
     once; ``mentions(caption)``: as often as it names them.
 
-    Names, synonyms and their plurals are found as whole words in any case, the longest first: in "a
+    Names, synonyms and their plurals match as whole words in any case, the longest first: in "a
     train car" the synonym "train car" hides "car". ``other_meanings``: phrases that name no class,
-    found in the same way. ValueError for such a phrase that is a class's own word.
+    matched in the same way. ValueError if such a phrase is a class's own word.
     """
 
     def __init__(self, taxonomy: Taxonomy, other_meanings: Iterable[str] = ()) -> None:
@@ -162,15 +163,15 @@ class ClassNouns:
             if _spelling(phrase) in own:
                 raise ValueError(
                     f"other_meanings: {phrase!r} is a word of class {own[_spelling(phrase)]!r} "
-                    f"of taxonomy {taxonomy.name!r}; take it from one of them"
+                    f"of taxonomy {taxonomy.name!r}; remove it from one of them"
                 )
             self.classes |= dict.fromkeys(map(_spelling, (phrase, *plurals(phrase))))
-        for word, name in own.items():  # a name that is another's plural stays what it is
+        for word, name in own.items():  # a name that is another's plural keeps its own class
             for form in plurals(word):
                 self.classes.setdefault(_spelling(form), name)
         words = sorted(self.classes, key=len, reverse=True)
         either = "|".join(re.escape(w).replace(r"\ ", SEPARATOR) for w in words)
-        # no part of "man-made" is a word
+        # no part of "man-made" matches
         self._words = re.compile(rf"(?<!\w)(?<!\w-)(?:{either})(?!-?\w)", re.IGNORECASE)
 
     def find(self, caption: str) -> tuple[str, ...]:

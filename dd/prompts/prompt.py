@@ -1,8 +1,8 @@
-"""Prompts: a caption, its classes, class-prompt appending, and where the class words stand in the
+"""Prompts: a caption, its classes, appended class words, and where the class words are among the
 tokens.
 
-Dataset Diffusion, section on text prompts: ``"<caption>; <class> <class> ..."`` beside a class
-prompt of the class words alone.
+Dataset Diffusion, section on text prompts: ``"<caption>; <class> <class> ..."``, and a class prompt
+of the class words alone.
 """
 
 import re
@@ -19,11 +19,10 @@ from dd.taxonomy import TAXONOMIES, Taxonomy
 
 @dataclass(frozen=True)
 class Prompt:
-    """``text`` is what the image is generated from, ``class_prompt`` what the attention is read
-    with.
+    """The image is generated from ``text``; the attention is read with ``class_prompt``.
 
-    ``classes`` in prompt order, without repeats: the order of the words in ``class_prompt``, which
-    may hold a class more than once (:func:`class_words`).
+    ``classes`` in prompt order, without repeats. This is the order of the words in
+    ``class_prompt``, which may hold a class more than once (:func:`class_words`).
     """
 
     text: str
@@ -32,8 +31,8 @@ class Prompt:
 
 
 class Prompts(list[Prompt]):
-    """A list of :class:`Prompt`, with what happened on the way to it: ``dropped`` [{"reason",
-    "filename", "caption"}], the captions that were left out, and how many were ``trimmed``."""
+    """A list of :class:`Prompt`. ``dropped`` [{"reason", "filename", "caption"}]: captions that
+    were left out; ``trimmed``: number of captions that were shortened."""
 
     def __init__(
         self,
@@ -48,12 +47,12 @@ class Prompts(list[Prompt]):
 def make_prompt(
     caption: str, classes: Iterable[str], append: bool = True, repeat: bool = False
 ) -> Prompt:
-    """Append the class words to a caption (unless it ends in them already) and make the class
+    """Append the class words to a caption (unless it already ends in them) and make the class
     prompt.
 
-    Repeated classes count once; with ``repeat`` their words stand as often as they are given
-    ("person person sofa", as in the authors' prompts). ValueError for an empty caption, one that no
-    file can hold, or a prompt without classes.
+    Repeated classes count once. With ``repeat`` their words are repeated as often as they are given
+    ("person person sofa", as in the authors' prompts). ValueError for an empty caption, one that
+    files cannot hold, or a prompt without classes.
     """
     mentions = list(classes)
     caption, names = caption.strip(), tuple(dict.fromkeys(mentions))
@@ -75,8 +74,8 @@ def make_prompt(
 
 
 def class_words(class_prompt: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """``classes`` as often and in the order in which a class prompt names them; ``classes`` as they
-    are if it holds other words or has them in another order."""
+    """``classes``, as often and in the order in which a class prompt names them. ``classes``
+    unchanged if it holds other words or has them in another order."""
     either = "|".join(map(re.escape, sorted(classes, key=len, reverse=True)))
     found = tuple(re.findall(rf"(?<!\S)(?:{either})(?!\S)", class_prompt))
     whole = " ".join(found) == class_prompt and tuple(dict.fromkeys(found)) == tuple(classes)
@@ -89,12 +88,12 @@ def find_words(
     """Character span of each class name in ``text[start:stop]``; a name may be given more than
     once.
 
-    Where that is the class words and nothing else, they are counted off. Else a class stands where
-    its name or its plural is first a whole word, found as :class:`dd.prompts.nouns.ClassNouns`
-    finds them: the longest name first, so that no class is read inside the name of another ("dog"
-    in "hot dog"), be it one of ``classes``, of a built-in vocabulary, or a phrase that means
-    something else (OTHER_MEANINGS); where it stands nowhere else, inside these. ValueError names
-    the classes that the text does not hold.
+    If that text consists of the class words alone, they are counted off. Otherwise a class is at
+    the first place where its name or plural is a whole word. Names match as in
+    :class:`dd.prompts.nouns.ClassNouns`, the longest first, so that no class is found inside the
+    name of another ("dog" in "hot dog"): one of ``classes``, of a built-in vocabulary, or a phrase
+    with another meaning (OTHER_MEANINGS). A class that occurs only inside these is found there.
+    ValueError names the classes that the text does not hold.
     """
     stop = len(text) if stop is None else stop
     if text[start:stop] == " ".join(classes):
@@ -110,15 +109,15 @@ def find_words(
     if missing := [name for name in classes if name not in found]:
         raise ValueError(
             f"class {missing} is missing from its prompt {text[start:stop]!r}. "
-            "Name the class in the caption, or have class words appended (prompts.append=true) "
-            "and, of the full prompt, these read alone (diffusion.full_prompt=appended)"
+            "Name the class in the caption. Or have class words appended (prompts.append=true) "
+            "and, of the full prompt, read only these (diffusion.full_prompt=appended)"
         )
     return [found[name] for name in classes]
 
 
 @lru_cache(maxsize=1)
 def _phrases() -> tuple[str, ...]:
-    """Names of several words, and other meanings, in which a class may stand."""
+    """Phrases that may contain a class word: names of several words, and other meanings."""
     names = [name for known in TAXONOMIES.values() for name in known.names]
     return tuple(dict.fromkeys(name for name in (*names, *OTHER_MEANINGS) if " " in name))
 
@@ -127,12 +126,12 @@ def _phrases() -> tuple[str, ...]:
 def _finder(
     classes: tuple[str, ...], hidden: tuple[str, ...] = ()
 ) -> tuple[list[str | None], re.Pattern[str]]:
-    """(class of each group, pattern): a group for each name and plural, the longest first; None is
-    the class of ``hidden`` phrases."""
+    """(class of each group, pattern). The pattern has a group for each name and plural, the longest
+    first; ``hidden`` phrases have the class None."""
     forms: dict[str, str | None] = {
         " ".join(re.split(SEPARATOR, name)).lower(): name for name in classes
     }
-    for name in classes:  # a name that is another's plural stays what it is
+    for name in classes:  # a name that is another's plural keeps its own class
         for form in plurals(name):
             forms.setdefault(" ".join(re.split(SEPARATOR, form)).lower(), name)
     for phrase in hidden:
@@ -151,10 +150,10 @@ def token_spans(
     start: int = 0,
     stop: int | None = None,
 ) -> list[list[int]]:
-    """Token positions of each class, from the tokenizer's own character ``offsets`` [(begin, end),
-    ...] of ``text`` (empty spans are special tokens); the words are those of :func:`find_words`.
+    """Token positions of each class, from the tokenizer's character ``offsets`` [(begin, end), ...]
+    of ``text`` (empty spans are special tokens); the words are those of :func:`find_words`.
     Handles names of several words and words of several tokens. A class that is given more than once
-    has one list, of all its words.
+    has one list, with the tokens of all its words.
 
     ValueError if a class word was cut off by the tokenizer's length limit.
     """
@@ -171,15 +170,15 @@ def token_spans(
 
 
 def appended_from(text: str, class_prompt: str) -> int:
-    """Where the appended class words begin in a prompt, 0 if they were not appended."""
+    """Where the appended class words begin in a prompt; 0 if none were appended."""
     head, separator, tail = text.rpartition("; ")
     appended = bool(separator) and set(tail.split()) == set(class_prompt.split())
     return len(head + separator) if appended else 0
 
 
 def word_places(text: str, class_prompt: str) -> dict[str, tuple[int, int]]:
-    """Where the words of a prompt stand: ``caption`` (begin, end) and, if class words were appended
-    to it, these as ``appended``."""
+    """Where the parts of a prompt are: ``caption`` (begin, end) and, if class words were appended,
+    ``appended``."""
     start = appended_from(text, class_prompt)
     if not start:
         return {"caption": (0, len(text))}
@@ -187,7 +186,7 @@ def word_places(text: str, class_prompt: str) -> dict[str, tuple[int, int]]:
 
 
 def check_classes(prompts: list[Prompt], taxonomy: Taxonomy) -> list[Prompt]:
-    """All prompts as they came; ValueError for none at all or for a class outside the taxonomy."""
+    """All prompts, unchanged; ValueError for none at all or for a class outside the taxonomy."""
     if not prompts:
         raise ValueError("no prompts: the prompt file or template list is empty")
     for i, prompt in enumerate(prompts):
@@ -201,8 +200,8 @@ def check_classes(prompts: list[Prompt], taxonomy: Taxonomy) -> list[Prompt]:
 
 
 def split_class_prompt(words: str, taxonomy: Taxonomy) -> list[str]:
-    """Class names out of a class prompt such as ``"person dining table"``, the longest name
-    first. ValueError for a word that begins no class."""
+    """Class names of a class prompt such as ``"person dining table"``, matching the longest name
+    first. ValueError for a word that does not begin a class."""
     tokens, found, i = words.split(), [], 0
     names = sorted((n.split() for n in taxonomy.names), key=len, reverse=True)
     while i < len(tokens):
@@ -228,11 +227,11 @@ def repeats(captions: list[tuple[str, ...]], at_least: int) -> list[int]:
 
 
 def trim_caption(prompt: Prompt, fits: Callable[[str], bool]) -> Prompt | None:
-    """The prompt with words taken off the end of its caption until ``fits(text)``; appended class
-    words stay.
+    """The prompt with words removed from the end of its caption until ``fits(text)``; appended
+    class words stay.
 
-    None if one word of caption is still too much, or if a class that only the caption names would
-    go.
+    None if even one word of caption is too much, or if a class that only the caption names would be
+    lost.
     """
     end = word_places(prompt.text, prompt.class_prompt)["caption"][1]
     caption, appended = prompt.text[:end], prompt.text[end:]

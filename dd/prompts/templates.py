@@ -1,5 +1,5 @@
-"""Prompts from templates over the class list, every class equally often, with the conditions of
-a site."""
+"""Prompts from templates over the class list, every class equally often, with the conditions of a
+site."""
 
 import re
 from collections import Counter
@@ -70,11 +70,11 @@ class TemplatePrompts:
     ``templates`` hold ``{things}`` and any name of ``conditions`` ({name: list of words});
     ``counts`` are the relative weights of prompts with 1, 2, 3 ... different classes. ``groups``:
     only classes that occur together share a prompt (:func:`dd.prompts.groups.read_groups`); a
-    prompt has fewer classes where equal numbers ask for it. ``amounts``: how many of each thing,
-    drawn from this list of numbers or words (2: "two apples", "several": "several apples").
-    ``materials``: {class: adjectives}, one is drawn for each thing of the class. ``plural_names``:
+    prompt has fewer classes if equal counts require it. ``amounts``: number of each object, drawn
+    from this list of numbers or words (2: "two apples", "several": "several apples").
+    ``materials``: {class: adjectives}; one is drawn for each object of the class. ``plural_names``:
     {class: plural} where the rules of English (:func:`dd.prompts.nouns.plurals`) are wrong.
-    ``article``: a single thing has "a" or "an". ValueError for settings that do not fit together.
+    ``article``: a single object has "a" or "an". ValueError for settings that do not fit together.
     """
 
     Settings = TemplateSettings
@@ -99,7 +99,7 @@ class TemplatePrompts:
             things = enumerated([self._thing(name, rng) for name in classes])
             words = {name: _one_of(values, rng) for name, values in s.conditions.items()}
             caption = _one_of(s.templates, rng).format(things=things, **words)
-            # where a condition is an empty word
+            # if a condition is an empty word
             caption = re.sub(r"\s+(?=[,.;])", "", " ".join(caption.split())).strip(" ,")
             prompts.append(make_prompt(caption, classes, self.append))
         return Prompts(check_classes(prompts, taxonomy))
@@ -147,7 +147,7 @@ def _check_template(template: str, conditions: Collection[str]) -> None:
 
 
 class Deck:
-    """``choose(wanted, rng)``: classes from a shuffled deck, so that all are drawn equally
+    """``choose(wanted, rng)``: draws classes from a shuffled deck, so that all are drawn equally
     often."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -160,18 +160,18 @@ class Deck:
             name = next((n for n in self.deck if n not in classes), None)
             if name is None:
                 self.deck += rng.permutation(self.names).tolist()
-            else:  # a name that this prompt has already stays in the deck for the next one
+            else:  # a class that this prompt already has stays in the deck for the next prompt
                 self.deck.remove(name)
                 classes.append(name)
         return classes
 
 
 class Groups:
-    """``choose(wanted, rng)``: up to ``wanted`` classes that stand together in a group, drawn by
+    """``choose(wanted, rng)``: up to ``wanted`` classes that occur together in a group, drawn by
     its weight.
 
-    The first is a class that was drawn least often, others only if no more than once ahead of it:
-    how often any two classes were drawn differs by at most 2.
+    The first class is one that was drawn least often. Others are added only if they are at most
+    once ahead of it: the counts of any two classes differ by at most 2.
     """
 
     def __init__(self, names: Sequence[str], groups: Counter[Group]) -> None:

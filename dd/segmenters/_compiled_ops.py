@@ -17,7 +17,7 @@ NAME = "mmcv._ext"
 
 class Placeholder(types.ModuleType):
     def __getattr__(self, function: str) -> Callable[..., NoReturn]:
-        if function.startswith("__"):  # what Python itself looks for in a module
+        if function.startswith("__"):  # names that Python itself looks up in a module
             raise AttributeError(f"module {NAME!r} has no attribute {function!r}")
 
         def missing(*args: Any, **kwargs: Any) -> NoReturn:
@@ -34,7 +34,7 @@ def install_placeholder() -> None:
     """Let ``import mmseg.models`` work without compiled operations; calling one raises
     RuntimeError.
 
-    Does nothing where mmcv has its own ``mmcv._ext``. Call it before the first import of mmseg.
+    Does nothing if mmcv has its own ``mmcv._ext``. Call it before the first import of mmseg.
     """
     if NAME in sys.modules or importlib.util.find_spec(NAME) is not None:
         return

@@ -1,5 +1,5 @@
-"""What every segmenter here shares: its contract, the colours it expects, the checks of a batch,
-its groups of parameters, batch norm."""
+"""What all segmenters share: the interface, the expected colours, the checks of a batch, parameter
+groups, batch norm."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
@@ -17,13 +17,13 @@ SYNC_BN = Hint("which is synchronised when there is more than one GPU")
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """What training and prediction ask of a network, a ``torch.nn.Module``.
+    """What training and prediction need from a network, a ``torch.nn.Module``.
 
     ``images`` are [B, 3, H, W], RGB, 0..255 (not normalised), uint8 or float, of any H and W.
-    ``labels`` are int64 [B, H, W]: 0 is background, up to the number of classes less one, or the
-    label without a loss (255).
+    ``labels`` are int64 [B, H, W]: 0 (background) to the number of classes minus one, or the label
+    without a loss (255).
 
-    ``files``: {what: SHA-256} of what was read beside the arguments, such as ``pretrained``.
+    ``files``: {what: SHA-256} of files that were read, such as ``pretrained``.
     """
 
     files: dict[str, str]
@@ -33,17 +33,17 @@ class Segmenter(Protocol):
         makes them probabilities. In ``eval()`` an image's logits do not depend on its batch."""
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``loss``, a scalar to be minimised that reaches every parameter, and its named parts.
-        ValueError for labels of other values, types or sizes."""
+        """``loss``, a scalar to minimise that depends on every parameter, and its named parts.
+        ValueError for labels with other values, types or sizes."""
 
     def parameter_groups(
         self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
     ) -> list[dict[str, Any]]:
         """Groups for a torch optimiser that hold every trained parameter once, each with its
-        ``name``, ``lr`` (of the backbone ``backbone_multiplier`` times that of the rest) and
+        ``name``, ``lr`` (for the backbone, ``backbone_multiplier`` times that of the rest) and
         ``weight_decay``."""
 
-    # of torch.nn.Module
+    # methods of torch.nn.Module
     def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
     def to(self, *args: Any, **kwargs: Any) -> Self: ...
     def eval(self) -> Self: ...
@@ -53,16 +53,16 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class Annealed(Protocol):
-    """A segmenter whose training changes with its progress."""
+    """A segmenter whose training changes as it progresses."""
 
     def anneal(self, share: float) -> None:
-        """Called before each step with the share of the steps that are done, in [0, 1): a function
-        of the step alone, so that a resumed training needs no state of it."""
+        """Called before each step with the finished share of the steps, in [0, 1). It depends on
+        the step alone, so a resumed training needs no saved state."""
 
 
 class SegmenterSettings(Settings):
-    """``pretrained``: None for random weights, or where they come from. ``sync_bn``: batch norm
-    over all GPUs of a training, see :func:`synchronise`."""
+    """``pretrained``: source of the weights, None for random weights. ``sync_bn``: batch norm over
+    all GPUs of a training, see :func:`synchronise`."""
 
     noun: ClassVar[str] = "segmenter"
     pretrained: str | None = None
@@ -70,8 +70,8 @@ class SegmenterSettings(Settings):
 
 
 class SegmenterModule(nn.Module):
-    """A :class:`Segmenter` but for ``forward``, ``loss`` and ``backbone``, the module that learns
-    at a rate of its own.
+    """A :class:`Segmenter` except for ``forward``, ``loss`` and ``backbone``, the module with a
+    learning rate of its own.
 
     ``num_classes``: background included. ``ignore_index``: the label without a loss. Parameters of
     modules of the types ``undecayed``, or whose names end with one of ``undecayed_names``, have no
@@ -127,7 +127,7 @@ class SegmenterModule(nn.Module):
                 f"labels: expected int64 {expected}, got {labels.dtype} {tuple(labels.shape)}"
             )
         wrong = ((labels < 0) | (labels >= self.num_classes)) & (labels != self.ignore_index)
-        # on a GPU an unchecked label is an assertion in the device, after which nothing works
+        # on a GPU an unchecked label triggers a device assertion, after which nothing works
         if wrong.any():
             raise ValueError(
                 f"labels hold the values {labels[wrong].unique()[:8].tolist()}; allowed: "
@@ -149,7 +149,7 @@ class SegmenterModule(nn.Module):
         self, learning_rate: float, weight_decay: float, backbone_multiplier: float = 0.1
     ) -> list[dict[str, Any]]:
         """Groups for a torch optimiser: the backbone learns at ``backbone_multiplier`` times the
-        rate of the heads, and what is ``undecayed`` has no weight decay."""
+        rate of the heads, and ``undecayed`` parameters have no weight decay."""
         inside = {id(p) for p in self.backbone.parameters()}
         light = {
             id(p)
@@ -172,8 +172,8 @@ class SegmenterModule(nn.Module):
 
 
 def padded(images: torch.Tensor, multiple: int) -> torch.Tensor:
-    """Normalised images [B, 3, H, W] with zeros, which are the mean colour, on the right and below
-    up to multiples of ``multiple``."""
+    """Normalised images [B, 3, H, W], padded on the right and bottom to multiples of ``multiple``
+    with zeros, the mean colour."""
     height, width = images.shape[2:]
     return F.pad(images, (0, -width % multiple, 0, -height % multiple))
 
@@ -181,7 +181,7 @@ def padded(images: torch.Tensor, multiple: int) -> torch.Tensor:
 def synchronise(module: nn.Module, sync_bn: bool | str) -> nn.Module:
     """Batch norm over all GPUs of a training, unless ``sync_bn`` is False.
 
-    ``auto`` (True is the same): torch's SyncBatchNorm, which is plain batch norm where there is one
-    process only.
+    ``auto`` (same as True): torch's SyncBatchNorm, which acts as plain batch norm if there is only
+    one process.
     """
     return nn.SyncBatchNorm.convert_sync_batchnorm(module) if sync_bn else module

@@ -38,14 +38,14 @@ CHANNELS = {  # depth: input and inner channels of the decode head, then of the 
 
 class DeepLabV3Settings(SegmenterSettings):
     """``pretrained``: see :func:`dd.segmenters.weights.load_pretrained`; the paper starts from
-    ``open-mmlab://resnet50_v1c`` (``resnet101_v1c`` for 101). ``ignore_index``: the label without
-    a loss. ``avg_non_ignore``: see :meth:`DeepLabV3.loss`. ``auxiliary_weight``: it multiplies a
-    loss.
+    ``open-mmlab://resnet50_v1c`` (``resnet101_v1c`` for 101). ``ignore_index``: the label without a
+    loss. ``avg_non_ignore``: see :meth:`DeepLabV3.loss`. ``auxiliary_weight``: factor of the
+    auxiliary loss.
 
-    ``base_channels``: of the backbone's first stage, mmsegmentation's name; with another number
-    than the 64 of the published networks every layer, the heads' too, is scaled by ``base_channels
-    / 64``. ``dilations``: of the ASPP module's branches, in cells of 8 pixels; where they exceed
-    the feature map, all but the centre of a 3x3 kernel looks at padding.
+    ``base_channels``: of the backbone's first stage (mmsegmentation's name). With a number other
+    than the published 64, every layer, including the heads', is scaled by ``base_channels / 64``.
+    ``dilations``: of the ASPP module's branches, in cells of 8 pixels. If they exceed the feature
+    map, all but the centre of a 3x3 kernel sees only padding.
     """
 
     depth: Literal[18, 50, 101] = 50
@@ -78,7 +78,7 @@ def deeplabv3_config(num_classes: int, settings: DeepLabV3Settings) -> dict[str,
         return {
             "dropout_ratio": 0.1,
             "num_classes": num_classes,
-            # mmsegmentation's default; said aloud, it no longer warns for two classes
+            # mmsegmentation's default; set explicitly, it no longer warns for two classes
             "out_channels": num_classes,
             "norm_cfg": norm,
             "align_corners": False,
@@ -126,8 +126,9 @@ def deeplabv3_config(num_classes: int, settings: DeepLabV3Settings) -> dict[str,
 
 @contextmanager
 def quiet_construction() -> Iterator[None]:
-    """Keep back a warning about a choice made here on purpose, mmsegmentation's warning about a
-    function that only it calls, and one console line for each parameter initialised."""
+    """Hide three kinds of output: a warning about a choice made here on purpose, mmsegmentation's
+    warning about a function that only it calls, and a console line for each initialised
+    parameter."""
     logger = MMLogger.get_current_instance()
     level, handlers = logger.level, logger.handlers
     with warnings.catch_warnings():
@@ -137,7 +138,7 @@ def quiet_construction() -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
         logger.setLevel(logging.WARNING)
-        # mmengine writes to the log file of a Runner of the same process, closed or not
+        # mmengine writes to the log file of a Runner of the same process, even a closed one
         logger.handlers = []
         try:
             yield
@@ -150,8 +151,8 @@ class DeepLabV3(SegmenterModule):
     """DeepLabV3 on a ResNetV1c with output stride 8, and the auxiliary FCN head that helps it
     train.
 
-    The keys of ``state_dict()`` are those of mmsegmentation's EncoderDecoder: weights go either
-    way.
+    The keys of ``state_dict()`` are those of mmsegmentation's EncoderDecoder: weights can be
+    exchanged both ways.
 
     ``num_classes``: background included. ``settings``: :class:`DeepLabV3Settings`.
     """
@@ -172,8 +173,8 @@ class DeepLabV3(SegmenterModule):
             self.files["pretrained"] = sha256(local_file(chosen.pretrained))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> logits [B, num_classes, H, W] (not
-        yet a softmax)."""
+        """Images [B, 3, H, W], RGB, 0..255, uint8 or float -> logits [B, num_classes, H, W] (before
+        the softmax)."""
         logits = self.decode_head(self.backbone(self.normalise(images)))
         return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
 
@@ -183,10 +184,10 @@ class DeepLabV3(SegmenterModule):
 
         ``labels``: int64 [B, H, W], 0..num_classes-1 or ``ignore_index``. ``aux.loss_ce`` is
         already multiplied by ``auxiliary_weight``; ``loss`` is the sum of the two. Pixels with
-        ``ignore_index`` add nothing to the sum over pixels, which is then divided by the number of
-        **all** pixels, ignored ones included (mmsegmentation's default, so a half ignored batch has
-        half the loss), or by that of the others with ``avg_non_ignore=True`` (PyTorch's way; 0
-        where all are ignored).
+        ``ignore_index`` add nothing to the sum over pixels. The sum is divided by the number of
+        **all** pixels, ignored ones included (mmsegmentation's default: a half ignored batch has
+        half the loss). With ``avg_non_ignore=True`` it is divided by that of the others (PyTorch's
+        default; 0 if all are ignored).
         """
         self.check_labels(images, labels)
         features = self.backbone(self.normalise(images))

@@ -1,8 +1,8 @@
 """Segmenters on a self-supervised vision transformer, DINOv2 (Oquab et al., 2024, arXiv:2304.07193)
 or DINOv3 (Simeoni et al., 2025, arXiv:2508.10104): a linear head, and the neck and head of DPT.
 
-An image is padded on the right and below to a multiple of the patch with the mean colour, and its
-logits are cut back.
+An image is padded on the right and bottom to a multiple of the patch with the mean colour, and its
+logits are cropped back.
 """
 
 from abc import abstractmethod
@@ -40,8 +40,8 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "dinov3": (DINOv3ViTConfig, DINOv3ViTBackbone),
 }
 PATCH = {"dinov2": 14, "dinov3": 16}
-IMAGE = 518  # side of DINOv2's images, of which its position embeddings are
-ARCHITECTURE = (  # what of a config.json decides which tensors there are, and what they compute
+IMAGE = 518  # side of the images that DINOv2's position embeddings were made for
+ARCHITECTURE = (  # keys of a config.json that define which tensors exist and what they compute
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -62,14 +62,14 @@ ARCHITECTURE = (  # what of a config.json decides which tensors there are, and w
 UNDECAYED = ("lambda1", "cls_token", "register_tokens", "position_embeddings")
 READ_AT = {
     24: (5, 12, 18, 24)
-}  # layers that DPT reads, where DINOv2's authors do not take quarters
+}  # layers that DPT reads, for models where DINOv2's authors do not use quarters
 REASSEMBLE = (4, 2, 1, 0.5)  # sizes of DPT's four maps in patches: the earliest layer is the finest
 
 
 class VitSettings(EncoderSettings):
     """``size``: of the vision transformer. ``hidden_size``, ``layers``, ``heads``, ``patch_size``,
-    ``image_size`` (the side of the images that its position embeddings were made for): others than
-    those of the published ones, as for tiny models; None = as published."""
+    ``image_size`` (side of the images that its position embeddings were made for): for models of
+    other than the published sizes, such as tiny ones; None = as published."""
 
     size: Literal["small", "base", "large", "giant"] = "base"
     hidden_size: Count | None = None
@@ -79,8 +79,8 @@ class VitSettings(EncoderSettings):
     image_size: Count | None = None
 
     def dimensions(self) -> dict[str, Any]:
-        """Arguments of transformers' configurations. ValueError for channels that the heads do not
-        share evenly."""
+        """Arguments of transformers' configurations. ValueError if the heads cannot share the
+        channels evenly."""
         hidden, layers, heads = SIZES[self.size]
         hidden, layers = self.hidden_size or hidden, self.layers or layers
         heads = self.heads or heads
@@ -95,7 +95,7 @@ class VitSettings(EncoderSettings):
         }
 
     def side(self, patch: int) -> int:
-        """``image_size``; ValueError for less than a patch."""
+        """``image_size``; ValueError if it is smaller than a patch."""
         side = self.image_size or IMAGE
         if side < patch:
             raise ValueError(
@@ -105,14 +105,14 @@ class VitSettings(EncoderSettings):
 
 
 class DinoSettings(VitSettings):
-    """``family``: of the weights. ``frozen``: the backbone does not learn."""
+    """``family``: of the weights. ``frozen``: do not train the backbone."""
 
     family: Literal["dinov2", "dinov3"] = "dinov2"
     frozen: Annotated[bool, Hint("whether the backbone stays as it is")] = False
 
     def config(self, **reading: Any) -> PreTrainedConfig:
-        """transformers' configuration of the backbone. ``reading``: which feature maps it gives.
-        ValueError for sizes that the family has not."""
+        """transformers' configuration of the backbone. ``reading``: which feature maps it returns.
+        ValueError for sizes that the family does not have."""
         patch = self.patch_size or PATCH[self.family]
         given = {**self.dimensions(), "patch_size": patch, **reading}
         if self.family == "dinov2":
@@ -144,12 +144,12 @@ class DinoSettings(VitSettings):
 
 
 class DinoModule(SegmenterModule):
-    """A segmenter on a DINO backbone but for its head: ``logits_of``. Norms, layer scales, tokens
-    and positions have no weight decay. A frozen backbone is in evaluation mode, has no gradient and
-    is in no group of parameters."""
+    """A segmenter on a DINO backbone, except for its head (``logits_of``). Norms, layer scales,
+    tokens and positions have no weight decay. A frozen backbone is in evaluation mode, has no
+    gradient and belongs to no parameter group."""
 
     undecayed, undecayed_names = NORMS, UNDECAYED
-    multiple: ClassVar[int] = 1  # to how many patches images are padded
+    multiple: ClassVar[int] = 1  # number of patches to whose multiples images are padded
 
     def __init__(self, num_classes: int, chosen: DinoSettings, **reading: Any) -> None:
         super().__init__(num_classes, chosen.ignore_index)
@@ -168,7 +168,7 @@ class DinoModule(SegmenterModule):
                 kind, config, chosen.pretrained, chosen.revision, keys, advice
             )
             self.files["pretrained"] = weights_sha256(self.backbone.state_dict())
-        self.backbone.embeddings.mask_token = None  # of DINOv3, as above
+        self.backbone.embeddings.mask_token = None  # DINOv3's; see above
         self.backbone.requires_grad_(not self.frozen)
 
     def train(self, mode: bool = True) -> Self:
@@ -183,7 +183,7 @@ class DinoModule(SegmenterModule):
         resolution."""
 
     def maps(self, images: torch.Tensor) -> Any:
-        """The backbone's output of normalised and padded images."""
+        """The backbone's output for normalised and padded images."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.backbone(images)
 
@@ -197,14 +197,14 @@ class DinoModule(SegmenterModule):
         return logits[:, :, :height, :width]
 
     def loss(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See :meth:`SegmenterModule.pixel_loss`; padding has no label, so no loss either."""
+        """See :meth:`SegmenterModule.pixel_loss`; padding has no label, and so no loss."""
         return self.pixel_loss(images, labels)
 
 
 class DinoLinear(DinoModule):
-    """Batch norm and a linear layer on the patch tokens of the last layer, as the linear evaluation
-    of DINOv2's paper (section 7.4). ``settings``: :class:`DinoSettings`; ``sync_bn`` is the
-    head's."""
+    """Batch norm and a linear layer on the patch tokens of the last layer, as in the linear
+    evaluation of DINOv2's paper (section 7.4). ``settings``: :class:`DinoSettings`; ``sync_bn``
+    applies to the head."""
 
     Settings = DinoSettings
 
@@ -223,20 +223,20 @@ class DinoLinear(DinoModule):
 
 
 class DinoDPTSettings(DinoSettings):
-    """``channels``: of the fused maps."""
+    """``channels``: number of channels of the fused maps."""
 
     layers: Annotated[int, Ge(4)] | None = None
     channels: Count = 256
 
 
 class DinoDPT(DinoModule):
-    """The neck and the head for semantic segmentation of DPT (Ranftl et al., 2021,
-    arXiv:2103.13413) as transformers has them, on four layers of the backbone, each with its CLS
-    token as readout. ``settings``: :class:`DinoDPTSettings`; ``sync_bn`` is the head's.
+    """DPT's neck and head for semantic segmentation (Ranftl et al., 2021, arXiv:2103.13413) in
+    transformers' version, on four layers of the backbone, each with its CLS token as readout.
+    ``settings``: :class:`DinoDPTSettings`; ``sync_bn`` applies to the head.
 
     Layers, channels of the maps and fusion without biases are those of DINOv2's own DPT heads (for
-    depth). Images are padded to a multiple of two patches, because the coarsest map has a cell for
-    every two.
+    depth). Images are padded to a multiple of two patches, because a cell of the coarsest map
+    covers two.
     """
 
     Settings = DinoDPTSettings
@@ -254,7 +254,7 @@ class DinoDPT(DinoModule):
             reshape_hidden_states=False,
             return_class_token=True,
         )
-        if chosen.family == "dinov2":  # which gives tokens before its last norm
+        if chosen.family == "dinov2":  # it returns tokens before its last norm
             self.backbone.layernorm = nn.Identity()
         channels = self.backbone.config.hidden_size
         config = DPTConfig(
@@ -267,7 +267,7 @@ class DinoDPT(DinoModule):
             use_bias_in_fusion_residual=False,
         )
         neck = DPTNeck(config)
-        # the deepest map has no coarser one to be added to: this part is never used
+        # the deepest map is not added to a coarser one, so this part is never used
         neck.fusion_stage.layers[0].residual_layer1 = nn.Identity()
         self.neck = neck
         self.head = synchronise(DPTSemanticSegmentationHead(config), chosen.sync_bn)

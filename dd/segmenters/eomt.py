@@ -1,5 +1,5 @@
-"""EoMT, the Encoder-only Mask Transformer (Kerssies et al., 2025, arXiv:2503.19108), of the parts
-that transformers has: a vision transformer whose last blocks see queries beside the patches."""
+"""EoMT, the Encoder-only Mask Transformer (Kerssies et al., 2025, arXiv:2503.19108), built from
+transformers' parts: a vision transformer whose last blocks see queries beside the patches."""
 
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ from dd.segmenters.mask_loss import mask2former_loss
 from dd.store.checkpoints import weights_sha256
 from dd.store.settings import Count, Natural
 
-SHARED = (  # keys that DINOv2's configuration calls by the same name
+SHARED = (  # keys with the same name in DINOv2's configuration
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -33,15 +33,15 @@ SHARED = (  # keys that DINOv2's configuration calls by the same name
     "image_size",
     "use_swiglu_ffn",
 )
-BLOCKS = {"small": 3, "base": 3, "large": 4, "giant": 5}  # the paper's, with queries
-POWER = 0.9  # of the fall of a block's probability, the paper's
+BLOCKS = {"small": 3, "base": 3, "large": 4, "giant": 5}  # with queries, as in the paper
+POWER = 0.9  # exponent of a block's falling probability, the paper's
 HEADS = ("query.", "upscale_block.", "mask_head.", "class_predictor.")
 
 
 class EoMTSettings(VitSettings):
-    """``pretrained``: of DINOv2 with ``registers`` tokens (0: of the plain one). ``num_queries``
-    are seen by the last ``blocks`` (None: as published). ``num_points``: on which a mask's loss
-    is measured."""
+    """``pretrained``: weights of DINOv2 with ``registers`` tokens (0: the plain one).
+    ``num_queries``: seen by the last ``blocks`` (None: as published). ``num_points``: points at
+    which a mask's loss is measured."""
 
     registers: Natural = 4
     num_queries: Count = 100
@@ -72,12 +72,12 @@ class EoMTSettings(VitSettings):
 
 
 def annealed(block: int, blocks: int, share: float) -> float:
-    """Probability that a query of ``block`` (of ``blocks``, from 0) has its attention masked, when
-    ``share`` (0..1) of the training is done.
+    """Probability that the attention of a query in ``block`` (of ``blocks``, from 0) is masked,
+    when ``share`` (0..1) of the training is done.
 
     It falls from 1 to 0 as (1 - x)^0.9 within a sixth of the training, as in the authors'
     configurations: in the first block from 1/6 of the training on, in the last one from 4/6, in
-    those between them at even distances. In the last sixth nothing is masked any more.
+    those between at even distances. In the last sixth nothing is masked.
     """
     start = 1 / 6 + block / (2 * max(1, blocks - 1))
     return min(1.0, max(0.0, 1 - 6 * (share - start))) ** POWER
@@ -87,10 +87,10 @@ class EoMT(SegmenterModule):
     """EoMT on DINOv2; each class, background included, is a class of queries. ``settings``:
     :class:`EoMTSettings`; there is no batch norm, so ``sync_bn`` has no effect.
 
-    In training each block with queries is preceded by a prediction, which has a loss, and which
-    masks the queries' attention to patches outside their masks with a probability that
-    :meth:`anneal` sets. In evaluation nothing is masked, as in the finished model of the paper.
-    Norms, layer scales, tokens, positions and queries have no weight decay.
+    In training each block with queries is preceded by a prediction. The prediction has a loss, and
+    it masks the queries' attention to patches outside their masks with a probability that
+    :meth:`anneal` sets. In evaluation nothing is masked, as in the paper's finished model. Norms,
+    layer scales, tokens, positions and queries have no weight decay.
     """
 
     Settings = EoMTSettings
@@ -102,8 +102,8 @@ class EoMT(SegmenterModule):
         config = chosen.config(num_classes)
         self.patch, self.num_points = config.patch_size, chosen.num_points
         self.net = EomtForUniversalSegmentation(config)
-        del self.net.criterion  # with targets for ignored pixels: mask2former_loss is ours
-        # a function of the step, so no part of the weights
+        del self.net.criterion  # it would use ignored pixels as targets; we use mask2former_loss
+        # a function of the step, so it is not saved with the weights
         self.net.register_buffer("attn_mask_probs", torch.ones(config.num_blocks), persistent=False)
         if chosen.pretrained is not None:
             self._load(chosen.pretrained, chosen.revision)
@@ -118,7 +118,7 @@ class EoMT(SegmenterModule):
         )
 
     def _load(self, source: str, revision: str | None) -> None:
-        """Give the backbone the weights of DINOv2."""
+        """Load DINOv2's weights into the backbone."""
         config = self.net.config
         registers = config.num_register_tokens
         kinds: tuple[type[PreTrainedConfig], type[PreTrainedModel]] = (
@@ -136,7 +136,7 @@ class EoMT(SegmenterModule):
         keys = (*ARCHITECTURE, "image_size")
         state = load_encoder(kinds[1], theirs, source, revision, keys, advice).state_dict()
         positions = state.pop("embeddings.position_embeddings")[0]
-        # here the CLS token has no position: it holds what is added to it there
+        # in this model the CLS token has no position, so DINOv2's is added to the token
         state["embeddings.cls_token"] = state["embeddings.cls_token"] + positions[0]
         state["embeddings.position_embeddings.weight"] = positions[1:]
         state.pop("embeddings.mask_token", None)
@@ -157,8 +157,8 @@ class EoMT(SegmenterModule):
         self.net.attn_mask_probs.copy_(torch.tensor(found))
 
     def _embedded(self, images: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, 1 + R + N, C] of images [B, 3, H, W]: the positions are interpolated as
-        DINOv2 does it (with registers: antialiased), so that any size fits."""
+        """Tokens [B, 1 + R + N, C] of images [B, 3, H, W]. Positions are interpolated as in DINOv2
+        (with registers: antialiased), so any size works."""
         parts = self.net.embeddings
         side = self.net.grid_size[0]
         height, width = (length // self.patch for length in images.shape[2:])
@@ -178,7 +178,7 @@ class EoMT(SegmenterModule):
     def _predicted(
         self, tokens: torch.Tensor, grid: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(class logits [B, Q, C+1], mask logits [B, Q, h, w]) of tokens [B, Q + 1 + R + N, C] of a
+        """(class logits [B, Q, C+1], mask logits [B, Q, h, w]) of tokens [B, Q + 1 + R + N, C] on a
         ``grid`` of patches."""
         net, number = self.net, self.net.config.num_queries
         tokens = net.layernorm(tokens)
@@ -193,8 +193,8 @@ class EoMT(SegmenterModule):
     def _attention_mask(
         self, tokens: torch.Tensor, masks: torch.Tensor, grid: tuple[int, int], block: int
     ) -> torch.Tensor:
-        """What is added to the attention [B, 1, T, T]: a query does not look at patches outside its
-        mask, unless it is one of those that chance lets look everywhere."""
+        """The mask added to the attention [B, 1, T, T]: a query does not see patches outside its
+        mask, except queries that are randomly left unmasked."""
         number = self.net.config.num_queries
         first = number + self.net.embeddings.num_prefix_tokens
         inside = F.interpolate(masks, size=grid, mode="bilinear").flatten(2) > 0
@@ -206,8 +206,8 @@ class EoMT(SegmenterModule):
         return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -1e9)[:, None]
 
     def _layers(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Predictions (see :meth:`_predicted`) of normalised and padded images, the last one
-        first; in evaluation it is the only one."""
+        """Predictions (see :meth:`_predicted`) of normalised and padded images, the last one first;
+        in evaluation there is only one."""
         height, width = (side // self.patch for side in images.shape[2:])
         net, grid = self.net, (height, width)
         tokens, found = self._embedded(images), []

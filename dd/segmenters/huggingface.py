@@ -1,5 +1,4 @@
-"""Mask2Former and SegFormer as transformers builds them, on backbones that were trained on
-ImageNet."""
+"""Mask2Former and SegFormer as built by transformers, on backbones trained on ImageNet."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ SEGFORMERS = {  # size: blocks and channels of each stage (Mix Transformer), cha
     "b2": ((3, 4, 6, 3), (64, 128, 320, 512), 768),
 }
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
-ARCHITECTURE = (  # what of a config.json decides which tensors there are
+ARCHITECTURE = (  # keys of a config.json that define which tensors exist
     "depths",
     "hidden_sizes",
     "layer_type",
@@ -57,8 +56,8 @@ def load_encoder(
     safetensors only.
 
     Its config.json must describe the same architecture as ``config`` (``keys``), and every tensor
-    must be there. FileNotFoundError for what cannot be reached or whose licence was not accepted,
-    ValueError, with ``advice``, for what does not fit.
+    must be there. FileNotFoundError for a source that cannot be reached or whose licence was not
+    accepted; ValueError, with ``advice``, for weights that do not fit.
     """
     try:
         there = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
@@ -81,7 +80,7 @@ def load_encoder(
     except OSError as error:
         if isinstance(error.__cause__, GatedRepoError):
             raise FileNotFoundError(
-                f"pretrained={source!r}: its publisher wants a licence to be accepted first. Do so "
+                f"pretrained={source!r}: its licence must be accepted first. Do so "
                 f"on https://huggingface.co/{source}, then set the variable HF_TOKEN to a token of "
                 "your account"
             ) from None
@@ -90,9 +89,9 @@ def load_encoder(
         where = "in this folder" if Path(source).is_dir() else hub
         raise FileNotFoundError(
             f"pretrained={source!r}: config.json and model.safetensors were not found {where} "
-            f"({first}). Pass a local folder that holds both, "
-            "segmenter.pretrained=/path/to/folder; a model with pytorch_model.bin only is "
-            "converted by transformers' save_pretrained; pretrained=null starts from random weights"
+            f"({first}). Give a local folder that holds both, "
+            "segmenter.pretrained=/path/to/folder; transformers' save_pretrained converts a model "
+            "with pytorch_model.bin only; pretrained=null starts from random weights"
         ) from error
     missing = sorted(k for k in loaded["missing_keys"] if not k.endswith("num_batches_tracked"))
     if missing:
@@ -110,7 +109,7 @@ def _check_architecture(
     keys: Sequence[str],
     advice: str,
 ) -> None:
-    """ValueError where ``stored`` describes another network than ``config``."""
+    """ValueError if ``stored`` describes another network than ``config``."""
 
     def value(of: PreTrainedConfig, key: str) -> Any:
         found = getattr(of, key, None)
@@ -128,17 +127,18 @@ def _check_architecture(
 
 
 class EncoderSettings(SegmenterSettings):
-    """``pretrained``: of the encoder; a hub id (``microsoft/resnet-50``, ``nvidia/mit-b0``) or a
-    local folder. ``revision``: commit of the hub id. ``ignore_index``: the label without a
-    loss."""
+    """``pretrained``: weights of the encoder; a hub id (``microsoft/resnet-50``,
+    ``nvidia/mit-b0``) or a local folder. ``revision``: commit of the hub id. ``ignore_index``: the
+    label without a loss."""
 
     revision: str | None = None
     ignore_index: int = 255
 
 
 class Mask2FormerSettings(EncoderSettings):
-    """``depth``: of the ResNet. ``decoder_layers``: one of them is the prediction before the first
-    layer, as in the paper's 10. ``num_points``: on which a mask's loss is measured."""
+    """``depth``: of the ResNet. ``decoder_layers``: number of predictions; the first one comes
+    before the first layer, as in the paper's 10. ``num_points``: points at which a mask's loss is
+    measured."""
 
     depth: Literal[18, 50] = 50
     num_queries: Count = 100
@@ -159,12 +159,12 @@ class SegFormerSettings(EncoderSettings):
 def class_scores(
     class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Sequence[int]
 ) -> torch.Tensor:
-    """Logarithms of scores [B, C, H, W], float32, of queries: class logits [B, Q, C+1], mask logits
-    [B, Q, h, w], which are enlarged bilinearly to ``size`` (H, W).
+    """Logarithms of scores [B, C, H, W], float32, from queries: class logits [B, Q, C+1] and mask
+    logits [B, Q, h, w], which are enlarged bilinearly to ``size`` (H, W).
 
     The score of a class is the sum over the queries of P(class), without "no object", times the
     sigmoid of the query's mask: the semantic inference of Mask2Former's paper. Its argmax is the
-    prediction, and as a logarithm (of 1e-6 at least) its softmax is the share of each class.
+    prediction. The softmax of the logarithms (of at least 1e-6) is the share of each class.
     """
     classes, masks = class_logits.float().softmax(2)[:, :, :-1], mask_logits.float()
 
@@ -174,7 +174,7 @@ def class_scores(
 
     if torch.compiler.is_exporting():  # a loop would fix the number of images
         found = scores(classes, masks)
-    else:  # one by one: 100 masks at full size are large
+    else:  # one by one, because 100 masks at full size are large
         pairs = zip(classes.split(1), masks.split(1), strict=True)
         found = torch.cat([scores(*pair) for pair in pairs])
     return found.clamp(min=1e-6).log()
@@ -182,8 +182,8 @@ def class_scores(
 
 class Mask2Former(SegmenterModule):
     """Mask2Former (Cheng et al., 2022, arXiv:2112.01527) on a ResNet; each class, background
-    included, is a class of queries. ``settings``: :class:`Mask2FormerSettings`; its ``sync_bn`` is
-    that of the backbone. Norms and embeddings of queries and levels have no weight decay."""
+    included, is a class of queries. ``settings``: :class:`Mask2FormerSettings`; ``sync_bn`` applies
+    to the backbone. Norms and embeddings of queries and levels have no weight decay."""
 
     Settings = Mask2FormerSettings
     undecayed, undecayed_names = (*NORMS, torch.nn.Embedding), ("level_embed",)

@@ -1,11 +1,11 @@
 """The loss of Mask2Former (Cheng et al., 2022, arXiv:2112.01527) for semantic masks with ignored
 pixels.
 
-Equal to transformers' Mask2FormerLoss where every pixel is labelled. An ignored pixel has no
-target: points drawn on it have no weight, and near it a target is interpolated among labelled
-pixels only.
+Equal to transformers' Mask2FormerLoss if every pixel is labelled. An ignored pixel has no target:
+points drawn on it have no weight, and near it targets are interpolated among labelled pixels only.
 
-B images, Q queries, C classes, M masks (one for each class of an image), N matched pairs, P points.
+Shape letters: B images, Q queries, C classes, M masks (one for each class of an image), N matched
+pairs, P points.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ NO_OBJECT = 0.1  # weight of the class "no object"
 OVERSAMPLE = 3.0  # candidates for each point
 IMPORTANT = 0.75  # share of the points that are chosen for their uncertainty
 
-Targets = Sequence[tuple[torch.Tensor, torch.Tensor]]  # of each image its classes and their masks
+Targets = Sequence[tuple[torch.Tensor, torch.Tensor]]  # for each image its classes and their masks
 
 
 def semantic_targets(labels: torch.Tensor, ignore_index: int = 255) -> Targets:
@@ -46,8 +46,8 @@ def weights_at(known: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def targets_at(masks: torch.Tensor, known: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Targets [N, P]: masks interpolated among known pixels, as without ignored ones where all
-    four neighbours are known."""
+    """Targets [N, P]: masks interpolated among known pixels. Where all four neighbours are known,
+    this is plain interpolation."""
     share, all_of_it = _sample(known, points), _sample(torch.ones_like(known), points)
     return _sample(masks, points) * all_of_it / share.clamp(min=1e-6)
 
@@ -81,8 +81,8 @@ def match(
 
 
 def uncertain_points(logits: torch.Tensor, known: torch.Tensor, num_points: int) -> torch.Tensor:
-    """Points [N, P, 2] of mask logits [N, h, w]: three in four where the sign is least certain,
-    known [N, H, W]."""
+    """Points [N, P, 2] for mask logits [N, h, w]; three in four are where the sign is least
+    certain, among known pixels [N, H, W]."""
     candidates = torch.rand(len(logits), int(num_points * OVERSAMPLE), 2, device=logits.device)
     certainty = _sample(logits, candidates).abs()
     certainty = certainty.masked_fill(weights_at(known, candidates) == 0, float("inf"))
@@ -144,7 +144,7 @@ def mask2former_loss(
     """
     targets = semantic_targets(labels, ignore_index)
     kept = [i for i, (classes, _) in enumerate(targets) if len(classes)]
-    # every parameter has a gradient, also where no image is kept
+    # every parameter gets a gradient, even if no image is kept
     totals = {part: sum(c.sum() + m.sum() for c, m in layers) * 0 for part in WEIGHTS}
     for class_logits, mask_logits in layers if kept else ():
         found = layer_loss(

@@ -1,5 +1,5 @@
-"""Any segmenter of mmsegmentation's model zoo, by the name of its configuration file, without
-its Runner."""
+"""Any segmenter of mmsegmentation's model zoo, by the name of its configuration file; its Runner is
+not used."""
 
 import difflib
 import json
@@ -38,15 +38,15 @@ from dd.store.provenance import fingerprint, sha256  # noqa: E402
 log = logging.getLogger(__name__)
 
 CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
-LIBRARIES = ("mmseg", "mmengine", "mmcv", "torch", "dd")  # by version, which a run records
+LIBRARIES = ("mmseg", "mmengine", "mmcv", "torch", "dd")  # a run records their versions
 KINDS = ("EncoderDecoder", "CascadeEncoderDecoder")
 PACKAGES = "(mmdet, mmpretrain and full mmcv are no part of this package)"
 
 
 def config_file(name: str, trusted: bool = False) -> Path:
-    """The configuration called ``<model>/<file>`` (the folder and ``.py`` may be left out) among
-    those that came with mmsegmentation; another file only if ``trusted``, because reading a
-    configuration executes it."""
+    """The configuration ``<model>/<file>`` (the folder and ``.py`` may be left out) among those
+    that come with mmsegmentation. Another file only if ``trusted``, because reading a configuration
+    executes it."""
     known = {f"{path.parent.name}/{path.stem}": path for path in sorted(CONFIGS.glob("[!_]*/*.py"))}
     wanted = str(name).removesuffix(".py")
     found = [path for key, path in known.items() if wanted in (key, key.partition("/")[2])]
@@ -71,8 +71,8 @@ def config_file(name: str, trusted: bool = False) -> Path:
 
 
 def read_config(name: str, trusted: bool = False) -> dict[str, Any]:
-    """The ``model`` part of a configuration as a plain dictionary. ValueError for one that this
-    package cannot run."""
+    """The ``model`` part of a configuration as a plain dictionary. ValueError if this package
+    cannot run it."""
     try:
         config = Config.fromfile(config_file(name, trusted))
     except ImportError as error:
@@ -89,21 +89,21 @@ def read_config(name: str, trusted: bool = False) -> dict[str, Any]:
     if isinstance(model.decode_head, dict) and model.decode_head.get("type") == "PIDHead":
         raise ValueError(
             f"config={name!r} is trained on edge maps beside the masks (PIDHead), "
-            "which data here do not have"
+            "which the data here do not have"
         )
     return model.to_dict()
 
 
 def config_sha256(model: Mapping[str, Any]) -> str:
-    """SHA-256 of the ``model`` part of a configuration with all that it inherits: what is built
-    from the file."""
+    """SHA-256 of the ``model`` part of a configuration, including all that it inherits: it
+    identifies what is built from the file."""
     return fingerprint(json.loads(json.dumps(model, default=_named)))
 
 
 def own_code(net: torch.nn.Module, file: Path) -> dict[str, str]:
-    """{module: SHA-256} of the code that a network is built of and that no library brings: the
-    modules of its layers' classes, and those from which these have names or which they import.
-    Classes that the configuration ``file`` defines itself count by that file."""
+    """{module: SHA-256} of the code behind a network that comes from no installed library: the
+    modules of its layers' classes, and the modules that these import or use names from. Classes
+    that the configuration ``file`` defines itself are covered by that file."""
     found: dict[str, str] = {}
     waiting = {type(layer).__module__ for layer in net.modules()}
     while waiting:
@@ -129,7 +129,7 @@ def _is_own(name: str) -> bool:
 
 
 def _named(value: Any) -> str:
-    """A class or function in a configuration by its name; TypeError for anything else that is no
+    """The name of a class or function in a configuration; TypeError for anything else that is not a
     plain value."""
     return f"{value.__module__}.{value.__qualname__}" if callable(value) else json.dumps(value)
 
@@ -145,8 +145,8 @@ def _dictionaries(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def for_classes(model: dict[str, Any], num_classes: int) -> None:
-    """Write ``num_classes`` into every head, whether one, a list or nested, in place. Weights of
-    the classes of another data set are dropped."""
+    """Write ``num_classes`` into every head (single, in a list or nested), in place. Drops class
+    weights of another data set."""
     heads = [model.get("decode_head"), model.get("auxiliary_head")]
     for node in _dictionaries(heads):
         if "num_classes" in node:
@@ -178,7 +178,7 @@ def take_weights(model: dict[str, Any]) -> str | None:
 
 
 def _build(name: str, model: dict[str, Any], num_classes: int) -> torch.nn.Module:
-    """The network. ValueError for one that needs another package, or has outputs of another
+    """The network. ValueError if it needs another package, or if its outputs have another
     meaning."""
     with quiet_construction(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="For binary segmentation", category=UserWarning)
@@ -191,8 +191,8 @@ def _build(name: str, model: dict[str, Any], num_classes: int) -> torch.nn.Modul
     outputs = (head[-1] if isinstance(head, torch.nn.ModuleList) else head).out_channels
     if outputs != num_classes:
         raise ValueError(
-            f"config={name!r} has {outputs} outputs for {num_classes} classes, "
-            "and one is needed each"
+            f"config={name!r} has {outputs} outputs for {num_classes} classes; "
+            "expected one for each class"
         )
     parts = {type(m) for m in net.modules()}
     compiled = sorted(
@@ -208,7 +208,7 @@ def _build(name: str, model: dict[str, Any], num_classes: int) -> torch.nn.Modul
 
 
 def _take_colours(model: dict[str, Any]) -> tuple[bool, list[float], list[float]]:
-    """Remove what a configuration says of colours: (whether it wants BGR, mean and standard
+    """Remove a configuration's colour settings; returns (whether it wants BGR, mean and standard
     deviation in RGB)."""
     colours = model.pop("data_preprocessor", None) or {}
     bgr = not colours.get("bgr_to_rgb", False)
@@ -217,11 +217,11 @@ def _take_colours(model: dict[str, Any]) -> tuple[bool, list[float], list[float]
 
 
 class ModelZooSettings(SegmenterSettings):
-    """``config``: a name as ``pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512``, see
-    :func:`config_file`, also for ``trusted``. ``pretrained``: None for random weights, ``config``
-    for the backbone's weights that the configuration names, else a source of
+    """``config``: a name such as ``pspnet/pspnet_r50-d8_4xb4-40k_voc12aug-512x512``; for this and
+    ``trusted`` see :func:`config_file`. ``pretrained``: None for random weights, ``config`` for the
+    backbone's weights that the configuration names, else a source of
     :func:`dd.segmenters.weights.load_pretrained`. ``sync_bn``: on one device every synchronised
-    batch norm of the configuration is a plain one."""
+    batch norm of the configuration becomes a plain one."""
 
     config: str
     trusted: bool = False
@@ -257,7 +257,7 @@ class ModelZoo(SegmenterModule):
                 f"pretrained='config': config={chosen.config!r} names no weights; "
                 "use null or a file"
             )
-        # transformers convert their checkpoints while they load them
+        # transformers convert their checkpoints while loading them
         converts = from_config and not isinstance(net.backbone, ResNet)
         if source is not None and converts:
             read_weights(source)
@@ -279,8 +279,8 @@ class ModelZoo(SegmenterModule):
         return images.flip(1) if self.bgr else images
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [B, 3, H, W], RGB, 0..255 -> logits [B, num_classes, H, W], by sliding windows
-        where the file says so."""
+        """Images [B, 3, H, W], RGB, 0..255 -> logits [B, num_classes, H, W], with sliding windows
+        if the configuration uses them."""
         size = images.shape[2:]
         meta = {"ori_shape": size, "img_shape": size, "pad_shape": size, "padding_size": [0] * 4}
         return self.net.inference(self._inputs(images), [dict(meta) for _ in images])

@@ -1,5 +1,5 @@
-"""Augmentation and resizing by mmsegmentation's own transforms, with RGB in and out (inside it
-is BGR, as there)."""
+"""Augmentation and resizing with mmsegmentation's own transforms: RGB in and out (BGR inside, as
+they expect)."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -28,10 +28,10 @@ SIGMA = (0.15, 1.15)  # pixels, of a student's blur
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed numpy's and Python's global generators, which the transforms draw from, and put both
-    back at the end."""
+    """Seed numpy's and Python's global generators, which the transforms use, and restore both at
+    the end."""
     before = np.random.get_state(), random.getstate()
-    np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # takes seeds of any length
+    np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # accepts seeds of any length
     random.seed(seed)
     try:
         yield
@@ -56,9 +56,9 @@ def _rgb_tensor(image: np.ndarray) -> torch.Tensor:
 class CutSettings(Settings):
     """How an image becomes a square.
 
-    ``scale``: the short side in pixels before the random ratio; the long side is held to four times
-    as much, as in mmsegmentation's (2048, 512). ``ratio_range``: of the random size. ``crop_size``:
-    side of the square result. ``flip``: probability of a mirror image.
+    ``scale``: the short side in pixels before the random ratio; the long side is limited to four
+    times as much, as in mmsegmentation's (2048, 512). ``ratio_range``: of the random size.
+    ``crop_size``: side of the square result. ``flip``: probability of a mirror image.
     """
 
     noun: ClassVar[str] = "transform"
@@ -76,9 +76,9 @@ class CutSettings(Settings):
 
 
 class TrainSettings(CutSettings):
-    """``cat_max_ratio``: a crop of which one class fills more than this is drawn again, up to ten
-    times (1 = never). ``photometric``: brightness, contrast, saturation and hue. ``ignore_index``:
-    the label of padding."""
+    """``cat_max_ratio``: a crop in which one class fills more than this share is drawn again, up to
+    ten times (1 = never). ``photometric``: vary brightness, contrast, saturation and hue.
+    ``ignore_index``: the label of padding."""
 
     cat_max_ratio: Annotated[float, Gt(0), Le(1)] = 0.75
     photometric: bool = True
@@ -116,10 +116,10 @@ class TrainTransform:
         """uint8 RGB [H, W, 3] and uint8 [H, W] -> float32 RGB [3, crop, crop] in 0..255 and int64
         [crop, crop].
 
-        The result is a function of the arguments alone; the global random states are left as they
-        were (not thread-safe: use worker processes). Where the image ends before the crop does, at
-        the right and below, the mask is ``ignore_index`` and the image the mean colour, which
-        normalisation turns into 0, mmsegmentation's padding.
+        The result depends on the arguments alone. The global random states are restored (not
+        thread-safe: use worker processes). If the image is smaller than the crop, the crop is
+        padded on the right and bottom: the mask with ``ignore_index``, the image with the mean
+        colour, which normalisation turns into 0, mmsegmentation's padding.
         """
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise ValueError(
@@ -141,8 +141,8 @@ class TrainTransform:
 
 
 class TwoViewsSettings(CutSettings):
-    """``blur``: how often the student's view is blurred (sigma 0.15 to 1.15 pixels). ``grey``: how
-    often it is without colours."""
+    """``blur``: probability of a blurred student's view (sigma 0.15 to 1.15 pixels). ``grey``:
+    probability of a grey one."""
 
     noun: ClassVar[str] = "self_training.transform"
     blur: Share = 0.5
@@ -150,10 +150,10 @@ class TwoViewsSettings(CutSettings):
 
 
 class TwoViews:
-    """A photograph for a teacher and for its student: resized, cut and mirrored as
-    :class:`TrainTransform` does it, and that with other brightness, contrast, saturation and hue,
-    at times blurred or without colours. What is changed further follows DACS (Tranheden et al.
-    2021, arXiv:2007.08702). ``settings``: :class:`TwoViewsSettings`."""
+    """Two views of a photograph. The teacher's is resized, cropped and mirrored like
+    :class:`TrainTransform`. The student's has in addition other brightness, contrast, saturation
+    and hue, and is at times blurred or grey, following DACS (Tranheden et al. 2021,
+    arXiv:2007.08702). ``settings``: :class:`TwoViewsSettings`."""
 
     Settings = TwoViewsSettings
 
@@ -166,9 +166,9 @@ class TwoViews:
     def __call__(
         self, photo: np.ndarray, seed: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """uint8 RGB [H, W, 3] -> the teacher's view and the student's, float32 RGB [3, crop,
-        crop] in 0..255, and bool [crop, crop]: false where the photograph ends before the crop
-        does. A function of the arguments alone, as there."""
+        """uint8 RGB [H, W, 3] -> the teacher's view and the student's, float32 RGB [3, crop, crop]
+        in 0..255, and bool [crop, crop]: false where the crop exceeds the photograph. Depends on
+        the arguments alone."""
         shown, mask = self.cut(photo, np.zeros(photo.shape[:2], np.uint8), seed)
         known, rng = mask == 0, np.random.default_rng([seed, 8])
         pixels = np.ascontiguousarray(shown.numpy().transpose(1, 2, 0).astype(np.uint8)[:, :, ::-1])
@@ -187,8 +187,8 @@ class EvalTransform:
     """mmsegmentation's test pipeline, Resize((max_long, short_side), keep_ratio=True), for the
     image only.
 
-    The short side becomes ``short_side`` pixels, fewer where the long side would exceed
-    ``max_long``. Masks are not resized: predictions are brought back to the original size instead.
+    The short side becomes ``short_side`` pixels, or fewer if the long side would exceed
+    ``max_long``. Masks are not resized; predictions are resized back to the original size instead.
     """
 
     def __init__(self, short_side: int, max_long: int = 2048) -> None:

@@ -26,8 +26,8 @@ RESNETS = {(2, 2, 2, 2): "18", (3, 4, 6, 3): "50", (3, 4, 23, 3): "101"}
 
 
 class _Discarded:
-    """Stands for everything of a training log in an mmengine checkpoint: made from anything,
-    does and keeps nothing."""
+    """Replaces every object of a training log in an mmengine checkpoint: accepts any arguments,
+    does nothing and keeps nothing."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -36,8 +36,8 @@ class _Discarded:
         pass
 
 
-# What mmengine's Runner saves beside the weights, in its HistoryBuffers. torch.load sees these
-# names, but never them.
+# What mmengine's Runner saves beside the weights, in its HistoryBuffers. torch.load resolves these
+# names to _Discarded, never to the real objects.
 LOG_TYPES = (
     "mmengine.logging.history_buffer.HistoryBuffer",
     "builtins.getattr",
@@ -50,13 +50,13 @@ LOG_TYPES = (
     "numpy._core.multiarray.scalar",
 )
 
-# what reading a file raises that is no whole and harmless checkpoint
+# errors when a file is not a complete and harmless checkpoint
 DAMAGE = (SafetensorError, pickle.UnpicklingError, AttributeError, RuntimeError, EOFError)
 
 
 def weights_url(source: str) -> str:
-    """The URL of ``open-mmlab://<name>`` or ``torchvision://<name>`` in mmengine's own list;
-    other sources as they are."""
+    """The URL of ``open-mmlab://<name>`` or ``torchvision://<name>`` in mmengine's own list; other
+    sources unchanged."""
     for prefix, listed in HUBS.items():
         if source.startswith(prefix):
             known = json.loads((files("mmengine") / "hub" / listed).read_text())
@@ -72,8 +72,8 @@ def weights_url(source: str) -> str:
 
 
 def local_file(source: str) -> Path:
-    """The file that ``source`` names; a hub name or a URL is downloaded once, to torch.hub's
-    cache, and must have the SHA-256 that its name ends with (``-2cccc1ad.pth``)."""
+    """The file that ``source`` names. A hub name or a URL is downloaded once, to torch.hub's cache,
+    and must have the SHA-256 that its name ends with (``-2cccc1ad.pth``)."""
     url = weights_url(source)
     if not url.startswith(("https://", "http://")):
         if not Path(source).is_file():
@@ -87,7 +87,7 @@ def local_file(source: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([0-9a-f]{8,})\.\w+$", target.name)
         by_hand = (
-            "bring the file there yourself and pass its path, "
+            "bring the file there yourself and give its path, "
             f"segmenter.pretrained=/path/to/{target.name}"
         )
         try:
@@ -101,7 +101,7 @@ def local_file(source: str) -> Path:
             ) from error
         except RuntimeError as error:  # the hash
             raise ValueError(
-                f"pretrained={source!r}: what came from {url} is not the file that its name "
+                f"pretrained={source!r}: the download from {url} is not the file that its name "
                 f"promises ({error}). Try again, or {by_hand}"
             ) from error
     return target
@@ -112,7 +112,7 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
 
     ``source``: a .safetensors or .pth file, ``open-mmlab://<name>``, ``torchvision://<name>``, or a
     URL. Checkpoints of mmengine's Runner are read, and their training logs discarded. ValueError
-    for a .pth that holds other objects than tensors.
+    for a .pth that holds objects other than tensors.
     """
     path = local_file(source)
     try:
@@ -124,15 +124,15 @@ def read_weights(source: str) -> dict[str, torch.Tensor]:
         weights = next((content[k] for k in keys if isinstance(content.get(k), dict)), content)
     except DAMAGE as error:
         raise ValueError(
-            f"{source}: refused, for it is damaged, no state dict, or holds objects that could "
-            f"execute code on loading ({str(error).strip().partition(chr(10))[0]}). If you trust "
-            "it, save its tensors as .safetensors instead"
+            f"{source}: refused, because it is damaged, not a state dict, or holds objects that "
+            f"could execute code on loading ({str(error).strip().partition(chr(10))[0]}). If you "
+            "trust it, save its tensors as .safetensors instead"
         ) from error
     return _plain({name: w for name, w in weights.items() if isinstance(w, torch.Tensor)}, source)
 
 
 def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
-    """Weights without the names of what wrapped the model. ValueError for numbers that are not
+    """Weights without name prefixes from wrapped models. ValueError for numbers that are not
     finite."""
     for wrapper in ("module.", "model."):
         if weights and all(name.startswith(wrapper) for name in weights):
@@ -149,8 +149,8 @@ def _plain(weights: dict[str, torch.Tensor], source: str) -> dict[str, torch.Ten
 
 
 def _resnet_in(weights: Mapping[str, torch.Tensor]) -> str:
-    """What a backbone's file holds, for an error: ``, which holds a ResNet of depth 50``; empty
-    where it cannot be told."""
+    """What a backbone's file holds, for an error: ``, which holds a ResNet of depth 50``; empty if
+    unknown."""
     blocks = {m.groups() for name in weights if (m := re.match(r"layer(\d)\.(\d+)\.", name))}
     depth = RESNETS.get(tuple(sum(stage == str(i) for stage, _ in blocks) for i in (1, 2, 3, 4)))
     if depth == "50" and "layer1.0.conv3.weight" not in weights:
@@ -162,11 +162,12 @@ def _resnet_in(weights: Mapping[str, torch.Tensor]) -> str:
 
 def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
     """Load a backbone or a whole EncoderDecoder from ``source`` (see :func:`read_weights`); returns
-    what stayed random.
+    the names that stayed random.
 
     A backbone file (ImageNet; its classifier is not used) must match in every tensor. In a whole
-    model only the last layer of each head (``conv_seg``) may differ in its number of classes; it
-    then stays random. Anything else, as weights of another depth, raises ValueError with the names.
+    model only the last layer of each head (``conv_seg``) may differ in its number of classes, and
+    then stays random. Anything else, such as weights of another depth, raises ValueError with the
+    names.
     """
     weights, unused = read_weights(source), []
     whole = any(name.startswith("decode_head.") for name in weights)
@@ -191,7 +192,7 @@ def load_pretrained(model: torch.nn.Module, source: str) -> list[str]:
 def _compare(
     own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], unused: Sequence[str]
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """({what is wrong: names of a file's weights}, names of last layers of other classes)."""
+    """({what is wrong: names of a file's weights}, last layers for other classes)."""
     differing = [n for n in own if n in weights and own[n].shape != weights[n].shape]
     missing = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
     problems = {
@@ -203,7 +204,7 @@ def _compare(
 
 
 def _misfit(model: torch.nn.Module, whole: bool, problems: Mapping[str, Sequence[str]]) -> str:
-    """Why a file does not fit, and what would."""
+    """Why a file does not fit, and which weights would."""
     kind, depth = type(model.backbone).__name__, getattr(model.backbone, "depth", None)
     listed = "; ".join(
         f"{len(ns)} {what} ({', '.join(ns[:3])}, ...)" for what, ns in problems.items() if ns

@@ -108,7 +108,7 @@ def _copy(record: dict[str, Any], source: Path, into: Path, suffix: str) -> None
         data = path.read_bytes() if path.is_file() else b""
         if sha256(data) != record.get(key):
             raise ValueError(
-                f"{path} is not what its record says; python -m dd verify {source} names all "
-                "that is damaged"
+                f"{path} does not match its record; python -m dd verify {source} lists all "
+                "damaged files"
             )
         write_atomic(target, data)

@@ -71,7 +71,7 @@ def search(
     best one.
 
     ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step,
-    mIoU, last)`` may end it by an exception. The same command goes on with a study, in several
+    mIoU, last)`` may end it by an exception. The same command resumes with a study, in several
     processes at once if wanted. ``identity``: the settings that all trials share; a study with
     others is refused (FileExistsError). ``chosen_on``: the label sets that the choice owes,
     ``record``: overrides that say so (:mod:`dd.evaluation.supervision`), written behind the best

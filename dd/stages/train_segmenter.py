@@ -128,7 +128,7 @@ def _sound(folder: Path, done: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         raise ValueError(
             f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Put a copy of it "
-            "back; or remove run.json, and the same command goes on from the checkpoint before, "
+            "back; or remove run.json, and the same command resumes from the checkpoint before, "
             "or begins anew"
         )
     return done

@@ -1,5 +1,5 @@
-"""Archives from the web: resumed, checked, unpacked safely. pooch checks and moves them, the
-hook below resumes."""
+"""Archives from the web: resumed, checked, unpacked safely. pooch checks and moves them; the class
+below resumes downloads."""
 
 import gzip
 import shutil
@@ -74,12 +74,13 @@ class Archive:
 
 
 class Resuming:
-    """A downloader for pooch that keeps half a file in ``part`` and goes on from there, now or in a
-    later run.
+    """A downloader for pooch that keeps a partial file in ``part`` and resumes it, in this run or a
+    later one.
 
-    A part is only continued if the server still has the same file (its ETag or date). A connection
-    may break any number of times as long as bytes come, ``retries`` times at the same place.
-    OSError when the disk is too small; ConnectionError when the server ends before the file does.
+    A partial file is only resumed if the server still has the same file (its ETag or date). A
+    connection may break any number of times as long as bytes arrive, but only ``retries`` times at
+    the same place. OSError if the disk is too small; ConnectionError if the server ends before the
+    file does.
     """
 
     def __init__(self, part: Path, retries: int = 5, pause: float = 2.0) -> None:
@@ -110,7 +111,7 @@ class Resuming:
                         raise ConnectionError(
                             f"{url}: the connection broke {tries} times at the same place "
                             f"({error}). {have} bytes are kept in {self.part}: "
-                            "run the command again to go on, or give another address with --url"
+                            "run the command again to resume, or give another address with --url"
                         ) from None
                     time.sleep(self.pause * 2 ** (tries - 1))
         shutil.move(self.part, output_file)
@@ -124,7 +125,7 @@ class Resuming:
         return self.part.stat().st_size if self.part.exists() and self._state.exists() else 0
 
     def _go_on(self, url: str, progress: Callable[[int, int | None], object]) -> None:
-        have, headers = self._have(), {"Accept-Encoding": "identity"}  # bytes as they lie there
+        have, headers = self._have(), {"Accept-Encoding": "identity"}  # bytes as they are stored
         if have and (version := read_own(self._state, {"version": (str, None)})["version"]):
             headers |= {"Range": f"bytes={have}-", "If-Range": version}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
@@ -162,7 +163,7 @@ def _check_status(url: str, response: requests.Response) -> None:
 
 
 def _version(response: requests.Response) -> str | None:
-    """What tells whether the server still has the same file; If-Range takes no weak tags."""
+    """What shows whether the server still has the same file; If-Range accepts no weak tags."""
     tag = response.headers.get("ETag", "")
     strong = tag if not tag.startswith("W/") else ""
     return strong or response.headers.get("Last-Modified")
@@ -171,7 +172,7 @@ def _version(response: requests.Response) -> str | None:
 def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float = 2.0) -> Path:
     """The archive's file in ``folder``, downloaded unless it is there and intact.
 
-    ValueError when its checksum is another than the known one or the one recorded in
+    ValueError if its checksum differs from the known one, or from the one recorded in
     ``<file>.json`` at the first download.
     """
     path = Path(folder) / archive.file_name
@@ -185,16 +186,16 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
             return path
         Console(stderr=True, soft_wrap=True).print(
             f"warning: {path} has another checksum than {known}: "
-            "half copied, damaged or another version. "
-            f"It is downloaded again from {archive.url} and replaced when that is whole",
+            "it is incomplete, damaged or another version. "
+            f"It is downloaded again from {archive.url} and replaced when that is complete",
             markup=False,
             highlight=False,
         )
     hook = Resuming(path.with_name(path.name + ".part"), retries, pause)
-    pooch.get_logger().setLevel("WARNING")  # it announces every hash; the progress bar says enough
+    pooch.get_logger().setLevel("WARNING")  # it announces every hash; the progress bar is enough
     try:
         pooch.retrieve(archive.url, known, fname=path.name, path=path.parent, downloader=hook)
-    except ValueError as error:  # pooch's own words name a temporary file
+    except ValueError as error:  # pooch's own message names a temporary file
         if "does not match the known hash" not in str(error):
             raise
         whose, cure = (
@@ -211,8 +212,8 @@ def fetch(archive: Archive, folder: str | Path, retries: int = 5, pause: float =
 
 
 def keep_checksum(path: Path, url: str) -> None:
-    """Record the SHA-256 of a file whose unpacking proved it whole, beside it, unless that was
-    done before."""
+    """Record the SHA-256 of a file beside it, unless that was done before. The file has been
+    unpacked, so it is known to be complete."""
     record = path.with_name(path.name + ".json")
     if not record.exists():
         found = {"url": url, "sha256": sha256(path), "bytes": path.stat().st_size}
@@ -220,11 +221,11 @@ def keep_checksum(path: Path, url: str) -> None:
 
 
 def unpack(path: str | Path, folder: str | Path, max_bytes: int) -> None:
-    """All files of a .zip, .tar, .tar.gz or .tgz into ``folder``; nothing leaves it, and links are
-    refused.
+    """Unpack all files of a .zip, .tar, .tar.gz or .tgz into ``folder``. Nothing leaves the folder,
+    and links are refused.
 
-    ValueError for a damaged archive, for a member that is unsafe and for more than ``max_bytes``;
-    OSError when the disk is too small.
+    ValueError for a damaged archive, for an unsafe member and for more than ``max_bytes``; OSError
+    if the disk is too small.
     """
     path, folder = Path(path), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,8 +234,7 @@ def unpack(path: str | Path, folder: str | Path, max_bytes: int) -> None:
     except DAMAGED as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"archive {path} is damaged or half downloaded ({why}). "
-            "Delete it and run the command again"
+            f"archive {path} is damaged or incomplete ({why}). Delete it and run the command again"
         ) from None
 
 
@@ -245,7 +245,7 @@ def _unpack_zip(path: Path, folder: Path, max_bytes: int) -> None:
         for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)
             _check_member(path, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
-        for member in members:  # reads no more than the stated size of a member, and checks its CRC
+        for member in members:  # reads at most the stated size of a member, and checks its CRC
             archive.extract(member, folder)
 
 
@@ -257,7 +257,7 @@ def _unpack_tar(path: Path, folder: Path, max_bytes: int) -> None:
             _check_space(path, folder, total, max_bytes, member.size)
             _check_member(path, member.name, member.isreg() or member.isdir())
             archive.extract(member, folder, filter="data")
-        # to the end, where gzip's checksum stands
+        # read to the end, because gzip's checksum is there
         while archive.fileobj is not None and archive.fileobj.read(1 << 20):
             pass
 
@@ -278,7 +278,7 @@ def _check_space(
     if total > max_bytes:
         raise ValueError(
             f"archive {path} unpacks to more than {max_bytes / GB:.3g} GB, "
-            "the most that is expected of it"
+            "the largest size that is expected"
         )
     needed, free = total if needed is None else needed, shutil.disk_usage(folder).free
     if needed > free:
@@ -292,9 +292,9 @@ def obtain(
     archive: Archive, downloads: str | Path, target: str | Path, folder: str, **how: Any
 ) -> Path:
     """Download the archive, unpack it and put its folder named ``folder`` in place as ``target``,
-    at once and whole.
+    in one step and complete.
 
-    ValueError if the archive has no such folder. A target that exists is never replaced.
+    ValueError if the archive has no such folder. An existing target is never replaced.
     """
     target = Path(target)
     path = fetch(archive, downloads, **how)

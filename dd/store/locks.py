@@ -18,7 +18,7 @@ from dd.store.provenance import alive, sweep, write_atomic
 
 NAME = ".lock"
 WORKERS = ".lock-workers"
-WAIT = 15  # seconds that workers of a driver that died have to notice it
+WAIT = 15  # seconds in which workers notice that their driver has died
 SHARDS = "Several drivers share the work with executor=shard, each with another executor.index"
 
 
@@ -27,14 +27,13 @@ class Busy(Exception):
 
 
 class Lock:
-    """Held from ``with`` on; copies that are sent to worker processes hold it too, so orphans keep
-    others out.
+    """Held from ``with`` on. Copies that are sent to worker processes hold it too, so orphaned
+    workers keep others out.
 
-    Alone on ``folder``, or with ``shard=(index, count)`` beside other shards of the same count.
-    Busy names the holder. A file left by a process that died holds nothing; whoever is alone
-    removes what killed writers have left half written below the folder
-    (:func:`dd.store.provenance.sweep`). Where the file system knows no locks, a line says so and
-    nothing is held. ``hint``: what Busy advises.
+    Exclusive on ``folder``, or with ``shard=(index, count)`` shared with other shards of the same
+    count. Busy names the holder. A file left by a dead process holds nothing. A sole holder removes
+    half-written files of killed writers below the folder (:func:`dd.store.provenance.sweep`). If
+    the file system has no locks, a line says so and nothing is held. ``hint``: the advice in Busy.
     """
 
     def __init__(
@@ -62,13 +61,13 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         while self.files:
             name, file = self.files.pop()
-            if self._try(file, fcntl.LOCK_EX):  # the last one takes the file away
+            if self._try(file, fcntl.LOCK_EX):  # the last holder removes the file
                 (self.folder / name).unlink(missing_ok=True)
             file.close()
 
     def alone(self) -> bool:
-        """Whether no other driver works on the folder; if so, none begins while this one goes
-        on."""
+        """Whether no other driver works on the folder. If so, none can begin while this one
+        continues."""
         if self.shard is None or not self.files or self._try(self.files[0][1], fcntl.LOCK_EX):
             return True
         self._try(self.files[0][1], fcntl.LOCK_SH)  # a refused exchange has lost the shared lock
@@ -93,7 +92,7 @@ class Lock:
             )
 
     def _take(self, name: str, kind: int) -> bool:
-        """False where there are no locks."""
+        """False if there are no locks."""
         start = time.monotonic()
         while True:
             file = open(self.folder / name, "a+")  # noqa: SIM115
@@ -117,7 +116,7 @@ class Lock:
                 return True
             holder = _holder(file)
             file.close()
-            passing = kind == fcntl.LOCK_SH and holder.get("count")  # a shard that is just arriving
+            passing = kind == fcntl.LOCK_SH and holder.get("count")  # another shard is starting
             if not got and (not (passing or _died(holder)) or time.monotonic() - start > WAIT):
                 raise Busy(
                     f"{self.folder} is being written by process {holder.get('pid')} on "
@@ -126,8 +125,8 @@ class Lock:
             time.sleep(0.05)
 
     def _await_workers(self) -> None:
-        """Workers of a driver that died, on this machine or another, write no more: see
-        :class:`Fence`."""
+        """Wait until workers of a dead driver, on this machine or another, have stopped writing:
+        see :class:`Fence`."""
         start, path = time.monotonic(), self.folder / WORKERS
         while path.exists():
             with open(path, "r+") as file:
@@ -139,7 +138,7 @@ class Lock:
                 raise Busy(
                     f"{self.folder}: workers of process {holder.get('pid')} on "
                     f"{holder.get('host')}, which has ended, still write there. "
-                    "Ray ends them within a minute or so: run the same command again then"
+                    "Ray ends them within about a minute: then run the same command again"
                 )
             time.sleep(0.1)
 
@@ -153,13 +152,13 @@ class Lock:
 
 
 class Fence:
-    """Which workers on other machines may still write to ``folder``: each holds a byte of one file
-    for as long as it lives.
+    """Tracks which workers on other machines may still write to ``folder``: each holds a byte of
+    one file as long as it lives.
 
-    The driver, which has the folder's :class:`Lock`, makes the file with a ``token`` (``with``). It
-    asks ``free(number)`` before it gives what a lost worker was at to another: a machine that
-    cannot be reached may still be at work. The file of a driver that died makes the next one wait.
-    Where the file system knows no locks every worker is taken for dead.
+    The driver, which has the folder's :class:`Lock`, makes the file with a ``token`` (``with``).
+    Before it gives a lost worker's unit to another, it asks ``free(number)``, because a machine
+    that cannot be reached may still be working. The file of a dead driver makes the next one wait.
+    If the file system has no locks, every lost worker counts as dead.
     """
 
     file: TextIO
@@ -181,7 +180,7 @@ class Fence:
         self.file.close()
 
     def free(self, number: int) -> bool:
-        """Whether worker ``number`` writes no more."""
+        """Whether worker ``number`` has stopped writing."""
         free = _take_bytes(self.file, number, 1)
         if free:
             with suppress(OSError):
@@ -190,34 +189,32 @@ class Fence:
 
     @staticmethod
     def hold(folder: str | Path, number: int, token: str) -> TextIO:
-        """In the worker: hold byte ``number``; returns the open file, to be kept, and no other
-        of its path opened meanwhile. ValueError unless ``folder`` is the driver's and the driver
-        is still the same."""
+        """In the worker: hold byte ``number``. Returns the open file, which must be kept; the path
+        must not be opened again meanwhile. ValueError unless ``folder`` is the driver's and the
+        driver is still the same."""
         path = Path(folder) / WORKERS
         if not path.is_file():
             raise ValueError(
                 f"{folder} is not there, or is not the driver's folder: "
-                "a data set must lie in a folder that every machine of the cluster sees "
+                "a data set must be in a folder that every machine of the cluster sees "
                 "under the same path (data_root=...)"
             )
         file = open(path, "r+")  # noqa: SIM115
         held = _take_bytes(file, number, 1) and _same(file, path)
         if not held or _holder(file).get("token") != token:
             file.close()
-            raise ValueError(
-                f"{folder} is another folder than the driver's, or belongs to another run by now"
-            )
+            raise ValueError(f"{folder} is not the driver's folder, or now belongs to another run")
         return file
 
 
 def _myself(**more: Any) -> str:
-    """What a lock's file says of its holder."""
+    """The content of a lock's file: who holds it."""
     return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **more})
 
 
 def _take_bytes(file: TextIO, start: int = 0, length: int = 0) -> bool:
-    """Take these bytes (0: all there may ever be) for this process; False if another one holds
-    any of them."""
+    """Take these bytes (length 0: up to any end) for this process; False if another process holds
+    one of them."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
     except OSError as error:
@@ -230,8 +227,8 @@ def _held(*descriptors: Any) -> list[int]:
 
 
 def _same(file: TextIO, path: Path) -> bool:
-    """Whether the locked file is still the one in the folder: its holder may have taken it away
-    in between."""
+    """Whether the locked file is still the one in the folder: its holder may have removed it in the
+    meantime."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -248,7 +245,7 @@ def _holder(file: TextIO) -> dict[str, Any]:
 
 
 def _died(holder: dict[str, Any]) -> bool:
-    """Whether the driver is gone while its orphaned workers still hold the lock (or has not
+    """Whether the driver is gone while its orphaned workers still hold the lock (or it has not
     written its name yet)."""
     here = not holder or holder["host"] == socket.gethostname()
     return here and not (holder and alive(holder["pid"]))

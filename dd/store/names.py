@@ -1,14 +1,14 @@
-"""One rule for every name that becomes a folder or a file: it stays where it is put, and people can
+"""One rule for every name of a folder or a file: it stays inside its parent folder, and people can
 read it. No torch."""
 
-# Characters of a name, and bytes of a part: file systems take 255, and endings are added.
+# Characters of a name, and bytes of a part: file systems allow 255, and endings are added.
 LONGEST = 200
 
 
 def folder_name(value: object, key: str, parts: bool = False) -> str:
-    """``value``, if it may name a folder: plain parts that are printable, begin with no dot and
-    hold no backslash, at most 200 characters together. One part, or with ``parts`` several with
-    ``/`` between them. ValueError names ``key``."""
+    """``value``, if it may name a folder: printable parts that do not begin with a dot and hold no
+    backslash, at most 200 characters together. One part, or with ``parts`` several with ``/``
+    between them. ValueError names ``key``."""
     if isinstance(value, str) and len(value) <= LONGEST:
         each = value.split("/")
         if all(map(_plain, each)) and (parts or len(each) == 1):
@@ -21,7 +21,7 @@ def folder_name(value: object, key: str, parts: bool = False) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether files, prompts and records can hold a text: no NUL and no half of a surrogate
+    """Whether files, prompts and records can hold a text: no NUL, and no half of a surrogate
     pair."""
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 

@@ -1,4 +1,4 @@
-"""How far a long run is: one bar on a terminal, plain lines in a log file."""
+"""Shows the progress of a long run: one bar on a terminal, plain lines in a log file."""
 
 import sys
 import time
@@ -22,11 +22,11 @@ class _State(ProgressColumn):
 
 class Progress:
     """``with Progress("generate", total, done) as progress: progress.advance(n)``: images (or
-    another ``unit``) done, images/s, time left, failures, and what ``note()`` has to say.
+    another ``unit``) done, images/s, time left, failures, and the text of ``note()``.
 
-    On a terminal a bar (not with ``bar=False``); elsewhere (a log file, a batch system) a line now
-    and then, at most one in ``every`` seconds, and one at the end. Rates are those of this run:
-    what was ``done`` before does not count. A clock that is set back changes nothing.
+    On a terminal it is a bar (unless ``bar=False``). Elsewhere (a log file, a batch system) it
+    prints at most one line in ``every`` seconds, and one at the end. Rates are those of this run:
+    ``done`` items from before do not count. A clock that is set back has no effect.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Progress:
             self.line()
 
     def advance(self, number: int = 1) -> None:
-        """``number`` more are done; 0 for work that takes time and finishes none."""
+        """``number`` more are done; 0 for work that takes time but finishes none."""
         self.done += number
         if self.bar:
             self.bar.update(self.task, completed=self.done)
@@ -76,7 +76,7 @@ class Progress:
             self.line()
 
     def fail(self, what: str) -> None:
-        """Count a failed attempt, and say what happened."""
+        """Count a failed attempt, and print what happened."""
         self.failures += 1
         (self.bar.console.print if self.bar else self._print)(f"{self.description}: {what}")
 
@@ -98,7 +98,7 @@ class Progress:
 
 
 def left_in_all(seconds: float) -> str:
-    """``38 min left in all``, of the runs of a study."""
+    """``38 min left in all``, for the runs of a study."""
     left = f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds)} s"
     return f"{left} left in all"
 

@@ -1,4 +1,4 @@
-"""Who made this and from what: hashes, versions, atomic files. No torch."""
+"""Who made a file and from what: hashes, versions, atomic files. No torch."""
 
 import codecs
 import csv
@@ -27,7 +27,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of UTF-16
+BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins like that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -36,9 +36,9 @@ BYTE_ORDER_MARKS = (  # the longer one first: that of UTF-32 begins as that of U
 )
 
 SETTINGS = "settings.json"  # of a run that has begun
-CHECKSUM = "sha256_of_the_rest"  # the last key of a JSON file of ours
-SHOWN, MOST_SHOWN = 100, 1500  # characters of a value that is quoted, and of a line of an error
-MOST_NODES = 100_000  # values of a YAML file
+CHECKSUM = "sha256_of_the_rest"  # the last key of our JSON files
+SHOWN, MOST_SHOWN = 100, 1500  # most characters of a quoted value, and of a line of an error
+MOST_NODES = 100_000  # most values of a YAML file
 
 
 def sha256(data: bytes | memoryview | Path) -> str:
@@ -57,26 +57,26 @@ def fingerprint(value: Any) -> str:
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the same folder to write to: synced and renamed to ``path`` when the
-    block ends well, removed when it does not."""
+    """A temporary path in the same folder to write to. It is synced and renamed to ``path`` if the
+    block succeeds, removed if not."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:  # some systems sync only what is open for writing
+        with open(temporary, "rb+") as file:  # some systems sync only files open for writing
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:  # a full disk, a signal: nothing half-written stays
+    except BaseException as error:  # a full disk, a signal: leave nothing half-written
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a write names no file
+            error.filename = str(path)  # errors of a write do not name the file
         raise
 
 
 def temporary_files(folder: str | Path) -> list[Path]:
-    """What writers that were killed have left (:func:`whole`) in a folder and below it, and what
-    others write just now."""
+    """Temporary files (:func:`whole`) in a folder and below it: left by writers that were killed,
+    or being written just now."""
     return [
         Path(place) / name
         for place, _, names in os.walk(folder)
@@ -93,8 +93,8 @@ def sweep(folder: str | Path) -> None:
 
 
 def sweep_beside(*paths: str | Path) -> None:
-    """Remove what writers of these files, and of no others, have left beside them and are gone:
-    for a stage of one file, that needs no lock."""
+    """Remove temporary files that ended writers of these paths, and of no others, have left beside
+    them. For a stage that writes one file and needs no lock."""
     for path in map(Path, paths):
         for entry in os.scandir(path.parent) if path.parent.is_dir() else ():
             if is_temporary(entry.name) and entry.name.startswith(f".{path.name}."):
@@ -108,7 +108,7 @@ def is_temporary(name: str) -> bool:
 
 
 def alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine, whosever it is."""
+    """Whether a process with this number runs on this machine, of any user."""
     try:
         os.kill(process, 0)
         return True
@@ -126,17 +126,17 @@ def write_atomic(path: str | Path, data: bytes | str | Iterable[bytes | memoryvi
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """A JSON file of ours: the last key of an object is the checksum of the others, which
-    :func:`read_json` looks at."""
-    plain = json.loads(json.dumps(value))  # as it is read: keys are texts, tuples lists
+    """Write one of our JSON files: the last key of an object is the checksum of the others, which
+    :func:`read_json` checks."""
+    plain = json.loads(json.dumps(value))  # as it will be read: keys are texts, tuples are lists
     if isinstance(plain, dict):
         plain[CHECKSUM] = fingerprint(plain)
     write_atomic(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
-    """A table for spreadsheets: what one would take for a formula (a class named ``=1+1``) has a
-    ' before it."""
+    """A table for spreadsheets. Cells that look like a formula (a class named ``=1+1``) get a
+    ' before them."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(
         [_no_formula(cell) for cell in row] for row in rows
@@ -150,8 +150,8 @@ def _no_formula(cell: object) -> object:
 
 
 def decode(data: bytes, where: object) -> str:
-    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. ValueError names ``where``
-    it is of another encoding."""
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark. ValueError names ``where`` for
+    another encoding."""
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
@@ -163,41 +163,40 @@ def decode(data: bytes, where: object) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file that a person may have written (:func:`decode`), with ``\\n`` at the
-    ends of lines."""
+    """The text of a file that a person may have written (:func:`decode`), with ``\\n`` as line
+    ends."""
     return decode(Path(path).read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a list, without blanks around them and without empty ones."""
+    """Lines of a list, stripped, without empty ones."""
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file; FileNotFoundError or ValueError name the file. ValueError too for one
-    of ours that is not as it was written: its checksum, which is not part of the result, is
-    another."""
+    """Parse a JSON file; FileNotFoundError or ValueError name the file. The checksum of one of our
+    files is checked and left out of the result; ValueError if it does not match the content."""
     text = read_text(path)
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits, lists in lists too
+    except (ValueError, RecursionError) as error:  # also numbers of 5,000 digits, nested lists
         raise ValueError(f"{path} is not valid JSON: {error!s:.300}") from None
     if not isinstance(found, dict) or CHECKSUM not in found:
-        return found  # of others, or edited
+        return found  # made by others, or edited
     recorded = found.pop(CHECKSUM)
     if recorded != fingerprint(found):
         raise ValueError(
-            f"{path} is damaged, or was edited: its content is not that of {CHECKSUM}, "
+            f"{path} is damaged, or was edited: its content does not match {CHECKSUM}, "
             "its last line. Restore it from a copy, or make it again; "
-            "of an edit that is meant, remove that line"
+            "if you edited it on purpose, remove that line"
         )
     return found
 
 
 def read_yaml(path: str | Path) -> Any:
     """Parse a YAML file with plain values; FileNotFoundError or ValueError name the file.
-    ValueError too for one whose aliases stand for more than ``MOST_NODES`` values."""
-    data = Path(path).read_bytes()  # the library knows byte-order marks
+    ValueError too if its aliases stand for more than ``MOST_NODES`` values."""
+    data = Path(path).read_bytes()  # the library handles byte-order marks
     try:
         if _nodes(yaml.compose(data, yaml.SafeLoader), {}) > MOST_NODES:
             raise ValueError(
@@ -210,11 +209,11 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Values of a YAML document with each alias written out; ``known``: counts of what was seen."""
+    """Number of values of a YAML document with each alias written out; ``known``: counts so far."""
     if node is None or not isinstance(node.value, list):
         return 1
     if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # what holds itself has no end
+        known[id(node)] = MOST_NODES + 1  # a node that contains itself has no end
         parts = [
             part for item in node.value for part in (item if isinstance(item, tuple) else [item])
         ]
@@ -223,8 +222,8 @@ def _nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
 
 
 def read_own(path: str | Path, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON file of ours with all that its readers rely on (:func:`fault`); ValueError names
-    what is not there."""
+    """One of our JSON files, with everything that its readers rely on (:func:`fault`); ValueError
+    names what is missing."""
     found = read_json(path)
     if wrong := fault(found, schema):
         raise ValueError(f"{path} is damaged: {wrong}. Restore it from a copy, or make it again")
@@ -232,7 +231,7 @@ def read_own(path: str | Path, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fault(value: Any, schema: Any, name: str = "") -> str | None:
-    """What of a parsed JSON value is not as ``schema`` says, None if all is.
+    """What differs in a parsed JSON value from ``schema``; None if it fits.
 
     A schema is a type (``float`` takes whole numbers, ``object`` anything), a tuple of schemas of
     which one must fit (None for null), ``[schema of each item]``, or ``{key: schema}`` of an object
@@ -289,12 +288,12 @@ def _dotted(name: str, key: str) -> str:
 
 
 def _expected(value: Any, what: str, name: str) -> str:
-    return f"{name or 'the whole of it'} is {quoted(value)}, expected {what}"
+    return f"{name or 'the whole value'} is {quoted(value)}, expected {what}"
 
 
 def quoted(value: Any, limit: int = SHOWN) -> str:
-    """``repr`` of a value for a message, cut in its middle; of lists and objects their size
-    alone."""
+    """``repr`` of a value for a message, cut in its middle; for lists and objects only their
+    size."""
     if isinstance(value, dict | list | tuple) and value:
         return f"{_kind(type(value))} of {len(value):,}"
     text = repr(value[: 2 * limit] if isinstance(value, str | bytes) else value)
@@ -302,8 +301,8 @@ def quoted(value: Any, limit: int = SHOWN) -> str:
 
 
 def shortened(message: str, limit: int = MOST_SHOWN, lines: int = 100) -> str:
-    """A message for a person: what it quotes of a file or a command line may have a million
-    characters, or lines."""
+    """A message for a person, shortened: the part that it quotes from a file or a command line may
+    have a million characters, or lines."""
 
     def line(text: str) -> str:
         left_out = len(text) - limit
@@ -329,8 +328,8 @@ def versions() -> dict[str, str]:
 
 
 def git_commit(folder: str | Path = Path(__file__).parent) -> str:
-    """Commit of the checkout of ``folder`` (this package), with ``+`` when files differ from it;
-    empty outside one."""
+    """Commit of the checkout of ``folder`` (this package), with ``+`` if files differ from it;
+    empty outside a checkout."""
 
     def told(*command: str) -> str:
         git = ["git", "-C", str(folder), *command]
@@ -345,7 +344,7 @@ def git_commit(folder: str | Path = Path(__file__).parent) -> str:
 
 
 def made_by() -> dict[str, Any]:
-    """Versions, commit and command of this process: what run.json carries beside its settings."""
+    """Versions, commit and command of this process: run.json holds them beside its settings."""
     return {"versions": versions(), "git_commit": git_commit(), "command": " ".join(sys.argv)}
 
 
@@ -364,8 +363,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def refuse_other(
     path: str | Path, identity: Mapping[str, Any], what: str, key: str = "name"
 ) -> None:
-    """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other
-    settings; nothing is changed. ``key``: the setting that names another place."""
+    """FileExistsError if ``path`` (a JSON file with an ``identity``) was made with other settings;
+    changes nothing. ``key``: the setting that names another place."""
     if not Path(path).exists():
         return
     lines = differences(read_own(path, {"identity": dict})["identity"], identity)
@@ -374,12 +373,12 @@ def refuse_other(
             f"{what} {Path(path).parent} was made with other settings:\n  "
             + "\n  ".join(lines)
             + f"\nNothing was changed. Choose another name ({key}=...), or remove the folder to "
-            "make it anew."
+            "make it again."
         )
 
 
 def finished_run(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """run.json of a finished run, None where there is none yet; FileExistsError for a folder,
+    """run.json of a finished run, None if it is not finished; FileExistsError for a folder,
     finished or begun, of other settings."""
     folder = Path(folder)
     for file in (folder / "run.json", folder / SETTINGS):

@@ -1,8 +1,8 @@
-"""The plan of a synthetic data set and the record of what is done.
+"""The plan of a synthetic data set, and the records of what is done.
 
-The plan is frozen before the first image; a *unit* is a fixed group of samples that is always
-generated together; a sample's record is appended after its image and heat are in place. Resume =
-the units that have no complete record.
+The plan is frozen before the first image. A *unit* is a fixed group of samples that is always
+generated together. A sample's record is appended after its image and heat are in place. To resume
+means to make the units that have no complete record.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from dd.store.provenance import fault, read_own, sha256
 from dd.store.schemas import RECORD, RUN
 
-# before the last field of a record: the first digits of the SHA-256 of what is before it
+# comes before the last field of a record: the first digits of the SHA-256 of the text before it
 CHECK = ', "sum": "'
 DIGITS = 16
 
@@ -26,7 +26,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,199}")  # ids of samples, nam
 
 
 class Asked(Protocol):
-    """What a plan takes of a prompt (:class:`dd.prompts.prompt.Prompt`)."""
+    """The attributes of a prompt that a plan uses (:class:`dd.prompts.prompt.Prompt`)."""
 
     @property
     def text(self) -> str: ...
@@ -37,14 +37,14 @@ class Asked(Protocol):
 
 
 class Classes(Protocol):
-    """What a plan takes of a taxonomy (:class:`dd.taxonomy.Taxonomy`)."""
+    """The attributes of a taxonomy that a plan uses (:class:`dd.taxonomy.Taxonomy`)."""
 
     def ids(self, names: Iterable[str]) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image to make. ``classes`` in prompt order, without repeats; ``class_ids`` their pixel
+    """One image to make. ``classes`` in prompt order, without repeats; ``class_ids``: their pixel
     values."""
 
     id: str
@@ -71,8 +71,8 @@ def make_plan(
     ends: Collection[int] = (),
 ) -> list[Sample]:
     """Samples from prompts (objects with ``text``, ``class_prompt``, ``classes``), grouped in units
-    of ``unit_size``. ``ends``: numbers of samples of earlier plans of a set that has grown; no unit
-    goes across one, so that those that are made keep their composition."""
+    of ``unit_size``. ``ends``: numbers of samples of earlier plans, if the set has grown; no unit
+    crosses one of these, so that finished units keep their composition."""
     plan: list[Sample] = []
     unit, begin = -1, 0
     for i, p in enumerate(prompts):
@@ -85,7 +85,7 @@ def make_plan(
 
 
 def plan_lines(plan: list[Sample]) -> Iterator[str]:
-    """The lines of ``plan.jsonl``, one at a time: a plan may have a million."""
+    """The lines of ``plan.jsonl``, one at a time, since a plan may have a million."""
     for sample in plan:
         row = {key: getattr(sample, key) for key in Sample.__slots__}
         yield json.dumps(row, ensure_ascii=False) + "\n"
@@ -100,9 +100,8 @@ def plan_sha256(plan: list[Sample]) -> str:
 
 
 def read_whole_plan(folder: str | Path) -> list[Sample]:
-    """The frozen plan of a data set; FileNotFoundError says how to make one, ValueError names a
-    line that is damaged, or says that the plan is another one than run.json, if there is one,
-    tells of."""
+    """The frozen plan of a data set. FileNotFoundError says how to make one; ValueError names a
+    damaged line, or says that the plan does not match run.json (if there is one)."""
     path = Path(folder) / "plan.jsonl"
     if not path.exists():
         raise FileNotFoundError(
@@ -110,7 +109,7 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
             "of images of any origin with python -m dd prepare images"
         )
     plan: list[Sample] = []
-    same: dict[Any, Any] = {}  # texts and classes repeat: one object each
+    same: dict[Any, Any] = {}  # texts and classes repeat: keep one object of each
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -125,7 +124,7 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
                     for k in ("prompt", "class_prompt", "classes", "class_ids")
                 }
                 plan.append(Sample(**row))
-                if not PLAIN.fullmatch(row["id"]):  # it becomes the name of files
+                if not PLAIN.fullmatch(row["id"]):  # ids become file names
                     raise ValueError
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise ValueError(
@@ -143,8 +142,8 @@ def read_whole_plan(folder: str | Path) -> list[Sample]:
 
 
 def _check_row(row: dict[str, Any], known: Collection[Any]) -> None:
-    """ValueError or TypeError for a row of other types than :class:`Sample` has. ``known``:
-    class lists that were seen."""
+    """ValueError or TypeError for a row with other types than :class:`Sample`. ``known``: class
+    lists that were checked before."""
     texts = all(type(row[key]) is str for key in ("id", "prompt", "class_prompt"))
     numbers = type(row["seed"]) is int and type(row["unit"]) is int
     names, ids = row["classes"], row["class_ids"]
@@ -169,15 +168,15 @@ def read_plan(folder: str | Path) -> list[Sample]:
 
 
 def without_failed(plan: list[Sample], found: dict[str, str], folder: str | Path) -> list[Sample]:
-    """The samples that have, or will have, an image, by :func:`outcomes`. ValueError if there
-    are none."""
+    """The samples that have, or will have, an image, by :func:`outcomes`. ValueError if there are
+    none."""
     left = [s for s in plan if found.get(s.id) not in ("failed", "quarantined")]
     if plan and not left:
         faults = Counter(f for row in _records(folder) for f in row.get("faults", []))
         cure = ". The heat of a high power may be flat: give a smaller diffusion.max_power"
         told = ", ".join(f"{fault} {number} times" for fault, number in faults.most_common())
         raise ValueError(
-            f"{folder}: each of its {len(plan)} images stayed bad, however often drawn"
+            f"{folder}: each of its {len(plan)} images stayed bad after all attempts"
             + (f" ({told})" if told else "")
             + "; records/ says more"
             + ("" if "empty mask" not in faults else cure)
@@ -195,8 +194,8 @@ def append_lines(
     records: list[dict[str, Any]],
     line: Callable[[dict[str, Any]], str] = lambda r: json.dumps(r) + "\n",
 ) -> None:
-    """Append JSON lines in one write and sync them; a torn last line is closed first. What could
-    not be written whole (a full disk) is taken back."""
+    """Append JSON lines in one write and sync them; a torn last line is closed first. If a write
+    fails (a full disk), it is undone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(map(line, records)).encode()
     with open(path, "a+b", buffering=0) as file:
@@ -214,7 +213,7 @@ def append_lines(
 
 
 def record_line(record: dict[str, Any]) -> str:
-    """The line of a record: JSON whose last field, ``sum``, tells whether the others are as they
+    """The line of a record: JSON whose last field, ``sum``, shows whether the others are as they
     were written."""
     text = json.dumps(record)[:-1]
     return f'{text}{CHECK}{_sum(text.encode())}"}}\n'
@@ -225,8 +224,8 @@ def _sum(data: bytes) -> str:
 
 
 def each_record(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of one file, in order; a line that was torn by a crash or is damaged is
-    ignored: what it told of is made again."""
+    """The records of one file, in order. A line that was torn by a crash or is damaged is ignored:
+    its sample is made again."""
     with open(path, "rb") as file:
         for line in file:
             text, check, rest = line.rpartition(CHECK.encode())
@@ -247,8 +246,8 @@ def _records(folder: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_records(folder: str | Path, needs: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
-    """The last record of every finished sample, by id; that of a quarantined unit only if there
-    is no other. A record without one of the fields ``needs`` is none."""
+    """The last record of every finished sample, by id; the record of a quarantined unit only if
+    there is no other. Records that lack one of the fields ``needs`` do not count."""
     found: dict[str, dict[str, Any]] = {}
     for record in _records(folder):
         if any(key not in record for key in needs):
@@ -259,22 +258,22 @@ def read_records(folder: str | Path, needs: Iterable[str] = ()) -> dict[str, dic
 
 
 def intact_masks(folder: Path, needs: tuple[str, ...]) -> set[str]:
-    """Ids of the masks in a folder that are as its records say. ``needs``: fields of these."""
+    """Ids of the masks in a folder that match its records. ``needs``: fields of the records."""
     files = {i: (folder / f"{i}.png", r["sha256"]) for i, r in read_records(folder, needs).items()}
     return {i for i, (path, written) in files.items() if path.is_file() and sha256(path) == written}
 
 
 def recorded(folder: str | Path, key: str) -> dict[str, Any]:
-    """{id: value of ``key``} of the records that :func:`read_records` gives and that have it,
-    without keeping the rest."""
+    """{id: value of ``key``} of the records of :func:`read_records` that have it, without keeping
+    the rest."""
     found = {r["id"]: r.get(key) for r in _records(folder) if "error" not in r}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def outcomes(folder: str | Path) -> dict[str, str]:
-    """What the records say of each sample, without keeping them: ``good``, ``drawn again`` (good
-    in the end), ``failed`` (bad however often drawn) or ``quarantined`` (its unit failed with an
-    error)."""
+    """The state of each sample by its records, without keeping them: ``good``, ``drawn again``
+    (good in the end), ``failed`` (bad after all attempts) or ``quarantined`` (its unit failed with
+    an error)."""
     found: dict[str, str] = {}
     for record in _records(folder):
         good = "drawn again" if record.get("faults") else "good"
@@ -286,8 +285,8 @@ def outcomes(folder: str | Path) -> dict[str, str]:
 
 
 def unfinished(folder: str | Path) -> str | None:
-    """What is to be said of a synthetic set whose generation has begun and is not finished; None
-    for any other folder."""
+    """A message for a synthetic set whose generation has begun but is not finished; None for any
+    other folder."""
     folder = Path(folder)
     if not (folder / "run.json").is_file() or not (folder / "plan.jsonl").is_file():
         return None
@@ -297,13 +296,13 @@ def unfinished(folder: str | Path) -> str | None:
         return None
     return (
         f"{folder}: its generation is not finished: {made} of {len(plan)} images are made; "
-        "the same generate.py command goes on"
+        "the same generate.py command resumes"
     )
 
 
 def open_units(plan: Iterable[Sample], records: Collection[str]) -> list[list[Sample]]:
-    """The units with samples that are not in ``records``, each whole: composition never depends
-    on what is done already."""
+    """The units with samples that are not in ``records``, each whole: the composition of a unit
+    never depends on what is already done."""
     units: dict[int, list[Sample]] = {}
     for sample in plan:
         units.setdefault(sample.unit, []).append(sample)

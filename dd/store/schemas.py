@@ -1,6 +1,6 @@
-"""What readers rely on in the files that we write: one schema each, in the form of
-:func:`dd.store.provenance.fault`. A field that a reader takes is named here; others may stand
-beside it."""
+"""What readers rely on in the files that we write: one schema for each, in the form of
+:func:`dd.store.provenance.fault`. Each field that a reader uses is listed here; files may hold
+others."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ CLASSES = {"name": str, "names": [str]}
 # chosen_on: dd.evaluation.supervision
 CHOSEN = ([{"what": str, "data": str, "labels": (int, None), "seed?": (int, None)}], None)
 
-RUN: dict[str, Any] = {  # run.json of a synthetic data set, for those who need its classes
+RUN: dict[str, Any] = {  # run.json of a synthetic data set, for readers that need its classes
     "identity": {
         "taxonomy": CLASSES,
         "generator?": dict,
@@ -23,19 +23,19 @@ RUN: dict[str, Any] = {  # run.json of a synthetic data set, for those who need 
     "chosen_on?": CHOSEN,
 }
 
-READ = {"identity": {"generator": dict}, "chosen_on?": CHOSEN}  # run.json of whatever holds heat
+READ = {"identity": {"generator": dict}, "chosen_on?": CHOSEN}  # run.json of any set with heat
 
-DESCRIBED_RUN = {  # for those who tell how it was made
+DESCRIBED_RUN = {  # for readers that describe how it was made
     **RUN,
     "identity": {**RUN["identity"], "generator": dict},
 }
 
-WHOLE_RUN = {  # and for those who read or go on with all of it
+WHOLE_RUN = {  # for readers that use or resume all of it
     **RUN,
     "identity": {"taxonomy": CLASSES, "generator": dict, "plan_sha256": str, "image_format": str},
 }
 
-MASKS: dict[str, Any] = {  # masks.json of a mask set, whoever made it
+MASKS: dict[str, Any] = {  # masks.json of a mask set, by any labeler
     "identity": {
         "settings?": {"power?": int, "source?": str},
         "heat?": str,
@@ -57,12 +57,12 @@ MASKS: dict[str, Any] = {  # masks.json of a mask set, whoever made it
 }
 DRAWN = {
     "identity": {"settings": {"power?": int, "source": str}, "reading?": str}
-}  # of one read from attention
+}  # of a mask set read from attention
 WHOLE_MASKS = {**MASKS, "sha256": {"*": str}}
-# for a training: without the labels that chose them its supervision class would be guessed
+# for a training: without the labels that chose the masks, their supervision class is unknown
 JUDGED_MASKS = {**MASKS, "chosen_on": CHOSEN}
 
-SIGNALS = {  # of the records of a synthetic set, and of those that the stage filter keeps
+SIGNALS = {  # of the records of a synthetic set, and of those that the stage filter writes
     "heat?": {"*": {"*": [[NUMBER]]}},
     "clip?": {"by?": str, "prompt?": NUMBER, "classes?": [NUMBER]},
 }
@@ -102,10 +102,10 @@ TRAINED = {  # run.json of a trained segmenter
     "chosen_on?": CHOSEN,
 }
 
-NAMED = {"taxonomy": CLASSES}  # of it, for those who compare classes
-# what a training goes on from
+NAMED = {"taxonomy": CLASSES}  # of run.json, for readers that compare classes
+# what a training resumes or starts from
 STARTED = {"trained_on": {"source": str}, "supervision": str, "chosen_on?": CHOSEN}
-LISTED = {**STARTED, "seconds": float}  # of it, for reports
+LISTED = {**STARTED, "seconds": float}  # for reports
 
 DATASET = {  # dataset.json of a prepared data set
     "images": [str],
@@ -118,7 +118,7 @@ PARTS = {**DATASET, "parts": {"*": {"notes": [str]}}}
 IDENTIFIED = {"identity": dict}  # settings.json, study.json, review.json, ...
 # filter.json of a list that the stage filter wrote
 FILTERED = {"identity": {"ids": str}, "chosen_on?": CHOSEN}
-WHOLE_FILTER = {  # and what the stage itself says of it
+WHOLE_FILTER = {  # for the stage itself
     **FILTERED,
     "samples": int,
     "kept": int,
@@ -145,12 +145,12 @@ SWEPT = {  # sweeps/<name>.json
     },
 }
 EXPORTED = {"identity": dict, "files": {"*": int}}  # export.json
-SCORED = {"data": str, "split": str, "miou": float}  # metrics.json, as lists of runs take it
+SCORED = {"data": str, "split": str, "miou": float}  # metrics.json, for lists of runs
 SECONDS = {"seconds": float}  # seconds.json of a training in parts
 
 BOUNDS = {"low": NUMBER, "high": NUMBER}
 PRICE = {"median": BOUNDS, "range": BOUNDS}
-# {arm: {number of real images: {domain: one of each run}}}
+# {arm: {number of real images: {domain: one value of each run}}}
 AT_SHOTS = {"*": {"*": {"*": [NUMBER]}}}
 SKIPPED = {
     "shown": bool,
@@ -159,7 +159,7 @@ SKIPPED = {
     "runs": [BOUNDS],
     "falls_again": int,
 }
-STUDY = {  # budget.json, as reports take it
+STUDY = {  # budget.json, for reports
     "arms": AT_SHOTS,
     "labels?": {"*": str},
     "domains?": ({"*": (int, None)}, None),

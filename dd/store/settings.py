@@ -1,7 +1,7 @@
-"""Settings as typed models: each value is looked at once, in one place, and refused in words.
+"""Settings as typed models: each value is checked once, in one place, and refused with a message.
 
-A noun of the configuration (a generator, masks, a segmenter) is a :class:`Settings`. Types and
-ranges stand in its fields; the message of a refusal says what was got and what is allowed.
+A noun of the configuration (a generator, masks, a segmenter) is a :class:`Settings`. Its fields
+hold types and ranges. A refusal says what was got and what is allowed.
 """
 
 import json
@@ -28,14 +28,14 @@ from dd.store.names import folder_name
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
-# a whole number where text belongs, as mask_set=1, is text
+# a whole number is accepted as text, as in mask_set=1
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-# what names a folder, or one below another
+# the name of a folder, or of one below another
 Name = Annotated[Text, AfterValidator(lambda value, info: folder_name(value, info.field_name))]
 Parts = Annotated[
     Text, AfterValidator(lambda value, info: folder_name(value, info.field_name, parts=True))
 ]
-STRICT = ConfigDict(  # "3" is no number, true no 1
+STRICT = ConfigDict(  # "3" is not a number, true is not 1
     strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
 )
 NAMES: dict[Any, str] = {
@@ -48,7 +48,7 @@ NAMES: dict[Any, str] = {
 
 
 class Hint(str):
-    """``Annotated[float, Hint("such as 7.5")]``: added to what a refusal says is expected."""
+    """``Annotated[float, Hint("such as 7.5")]``: added to the expected value in a refusal."""
 
 
 class NoResult(str):
@@ -56,11 +56,11 @@ class NoResult(str):
 
 
 class Settings(BaseModel):
-    """Base of all settings. Values are strict (``"3"`` is no number), unknown names are refused,
-    and nothing changes afterwards.
+    """Base of all settings. Values are strict (``"3"`` is not a number), unknown names are refused,
+    and nothing can be changed afterwards.
 
-    ``noun``: what stands before a field in messages, such as ``diffusion``. ValueError for a value
-    that is not allowed.
+    ``noun``: the prefix of fields in messages, such as ``diffusion``. ValueError for a value that
+    is not allowed.
     """
 
     model_config = ConfigDict(**STRICT, frozen=True, extra="forbid")
@@ -75,7 +75,7 @@ class Settings(BaseModel):
 
     @classmethod
     def _said(cls, error: ValidationError, values: dict[str, Any]) -> str:
-        """The first fault in words."""
+        """A message for the first error."""
         first = error.errors()[0]
         prefix = f"{cls.noun}." if cls.noun else ""
         name = (first["loc"] or ("",))[0]
@@ -83,11 +83,11 @@ class Settings(BaseModel):
             return f"{prefix}{name}: no such setting; allowed: {', '.join(cls.model_fields)}"
         if first["type"] == "missing":
             return f"{prefix}{name}: {cls.missing.format(key=f'{prefix}{name}')}"
-        if first["type"] == "value_error":  # of a validator of ours, in its own words
+        if first["type"] == "value_error":  # of one of our validators: keep its message
             said = str(first["ctx"]["error"])
             kind = cls.model_fields[str(name)].annotation if name else None
             inner = isinstance(kind, type) and issubclass(kind, Settings)
-            if not name or inner or said.startswith(f"{name}."):  # it names the key itself
+            if not name or inner or said.startswith(f"{name}."):  # the message names the key
                 return said
             return prefix + (said if said.startswith(f"{name}=") else f"{name}: {said}")
         field = cls.model_fields[str(name)]
@@ -103,7 +103,7 @@ class Settings(BaseModel):
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field allows, in words."""
+    """The values that a field allows, in words."""
     kind = field.annotation
     marks = [m for m in field.metadata if not isinstance(m, str)]
     said = words(Annotated[kind, *marks] if marks else kind)
@@ -116,12 +116,12 @@ def check_kind(key: str, value: Any, kind: Any) -> None:
     annotation)."""
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind, config=STRICT)
-        adapter.validate_json(json.dumps(value))  # as JSON: a list is a tuple, too
+        adapter.validate_json(json.dumps(value))  # as JSON, where a list is accepted as a tuple
     except (PydanticUserError, PydanticSchemaGenerationError):
-        return  # an annotation that says nothing about plain values
+        return  # an annotation that does not describe plain values
     except ValidationError as error:
         first = error.errors()[0]
-        if first["type"] == "value_error":  # of a validator of ours, in its own words
+        if first["type"] == "value_error":  # of one of our validators: keep its message
             said = str(first["ctx"]["error"])
             last = key.rpartition(".")[2]
             raise ValueError(f"{key}: {said.removeprefix(f'{last}: ')}") from None
@@ -129,7 +129,7 @@ def check_kind(key: str, value: Any, kind: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed, at most 80 characters of it."""
+    """A value as a user types it, at most 80 characters."""
     text = (
         "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     )
@@ -158,7 +158,7 @@ def words(kind: Any) -> str:
 
 
 def _range(marks: Iterable[Any]) -> str:
-    """`` from 1 to 1000``, `` of 1 or more``, `` above 0``; nothing where no bound is given."""
+    """`` from 1 to 1000``, `` of 1 or more``, `` above 0``; empty if no bound is given."""
     bounds = {
         type(m): getattr(m, type(m).__name__.lower())
         for m in marks

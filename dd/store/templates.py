@@ -1,4 +1,4 @@
-"""Text files that we write for people, as Jinja templates beside the module that fills them in."""
+"""Text files written for people, as Jinja templates beside the module that fills them in."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def fill(template: Path, /, **values: object) -> str:
-    """The text of a template; ``{{ x | json }}`` is a JSON value (letters stay letters).
-    jinja2.UndefinedError for a name that the template wants and ``values`` lacks."""
+    """The text of a template; ``{{ x | json }}`` is a JSON value (non-ASCII letters are kept).
+    jinja2.UndefinedError for a name that the template uses and ``values`` lacks."""
     environment = Environment(
         loader=FileSystemLoader(template.parent),
         undefined=StrictUndefined,

@@ -1,5 +1,5 @@
-"""Adapting a Stable Diffusion to unlabelled photographs: LoRA layers in its UNet are trained,
-everything else is frozen.
+"""Adapts a Stable Diffusion to unlabelled photographs: trains LoRA layers in its UNet and freezes
+everything else.
 
 No mask is ever read: the data are image files and captions.
 """
@@ -24,8 +24,8 @@ from dd.training.schedules import stepwise
 
 
 def square(photo: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """A photograph, uint8 [H, W, 3], as float [3, size, size] in [-1, 1]: its short side made
-    ``size``, cut to a square at a place of ``rng``."""
+    """A photograph, uint8 [H, W, 3], as float [3, size, size] in [-1, 1]: scaled so that its short
+    side is ``size``, then cropped to a square at a position drawn from ``rng``."""
     image = Image.fromarray(photo)
     scale = size / min(image.size)
     image = image.resize(
@@ -37,10 +37,9 @@ def square(photo: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tens
 
 
 class CaptionedPhotos(Dataset):
-    """Draw ``index`` as (image float [3, size, size] in [-1, 1], caption): each image once a
-    round, in an order of seed and round; the cut and the choice among an image's captions are
-    the draw's own. ``photos``: indexable, uint8 [H, W, 3]; ``captions``: for each of them, one
-    or more."""
+    """Draw ``index`` as (image float [3, size, size] in [-1, 1], caption): each image once a round,
+    in an order of seed and round. Each draw has its own crop and choice of caption. ``photos``:
+    indexable, uint8 [H, W, 3]; ``captions``: for each photo, one or more."""
 
     def __init__(
         self,
@@ -87,9 +86,9 @@ class PhotoData(Draws):
 
 
 def loss_weights(snr: torch.Tensor, prediction_type: str, gamma: float | None) -> torch.Tensor:
-    """Weights [B] of the squared errors for signal-to-noise ratios [B]: ones without ``gamma``,
-    else min-SNR weighting (Hang et al. 2023, arXiv:2303.09556) for the noise (min(snr, gamma) /
-    snr) or for v (min(snr, gamma) / (snr + 1))."""
+    """Weights [B] of the squared errors for signal-to-noise ratios [B]. Without ``gamma`` ones;
+    else min-SNR weights (Hang et al. 2023, arXiv:2303.09556) for the noise (min(snr, gamma) / snr)
+    or for v (min(snr, gamma) / (snr + 1))."""
     if gamma is None:
         return torch.ones_like(snr)
     return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
@@ -109,9 +108,9 @@ class AdaptationSettings(Settings):
 
 
 class Adaptation(pl.LightningModule):
-    """Denoising training of LoRA layers. ``model``: what they are part of, otherwise frozen
+    """Denoising training of LoRA layers. ``model``: the model with these layers, otherwise frozen
     (:class:`dd.generators.adapter.Trainable`). ``settings``: :class:`AdaptationSettings`.
-    Checkpoints hold the LoRA layers only."""
+    Checkpoints hold only the LoRA layers."""
 
     Settings = AdaptationSettings
 
@@ -120,7 +119,7 @@ class Adaptation(pl.LightningModule):
         self.settings = AdaptationSettings(**settings)
         self.save_hyperparameters(self.settings.model_dump())
         self.lora = torch.nn.ParameterList(model.parameters)
-        self._frozen = {"model": model}  # not a sub-module: neither saved nor averaged
+        self._frozen = {"model": model}  # not a sub-module, so neither saved nor averaged
         self.scheduler = model.scheduler
 
     def on_fit_start(self) -> None:
@@ -157,8 +156,8 @@ class Adaptation(pl.LightningModule):
 
 
 class EachSteps(pl.Callback):
-    """Calls ``act(step)`` before the first step, each ``every`` steps and at the last one; in
-    the first process alone."""
+    """Calls ``act(step)`` before the first step, each ``every`` steps and at the last one; only in
+    the first process."""
 
     def __init__(self, act: Callable[[int], object], every: int) -> None:
         self.act, self.every = act, every

@@ -1,5 +1,5 @@
-"""What a training tells its loggers beyond numbers: pictures of the tune set and the confusion
-matrix on it, and each validation to whoever searches."""
+"""What a training reports beyond numbers: pictures of the tune set and its confusion matrix to the
+loggers, and each validation to a search."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +16,8 @@ from dd.training.loggers import ShownImage, tell
 
 
 def image_miou(truth: torch.Tensor, prediction: torch.Tensor, num_classes: int) -> float | None:
-    """mIoU in percent of one image over the classes that it or its prediction holds; None if
-    every pixel is 255."""
+    """mIoU in percent of one image over the classes in it or its prediction; None if every pixel is
+    255."""
     kept = truth != IGNORE
     pairs = truth[kept].long() * num_classes + prediction[kept].long()
     confusion = torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -25,10 +25,10 @@ def image_miou(truth: torch.Tensor, prediction: torch.Tensor, num_classes: int) 
 
 
 class ShownPredictions(pl.Callback):
-    """Shows the first ``count`` images of the tune set with truth and prediction and the confusion
-    matrix over all of them at each validation, and a table of the images at the end, in the loggers
-    that can. ``validation_step`` returns its batch's predictions, and the module keeps the matrix
-    as ``counts``."""
+    """Shows the first ``count`` images of the tune set with truth and prediction, and the confusion
+    matrix over the whole set, at each validation, and a table of the images at the end, in loggers
+    that support this. ``validation_step`` returns its batch's predictions, and the module keeps the
+    matrix as ``counts``."""
 
     def __init__(self, count: int = 8) -> None:
         self.count = count
@@ -66,8 +66,8 @@ class ShownPredictions(pl.Callback):
 
 
 class Steps(pl.Callback):
-    """How far a training is, as :class:`dd.store.progress.Progress` says it: steps, rate, time
-    left, loss."""
+    """Progress of a training by :class:`dd.store.progress.Progress`: steps, rate, time left,
+    loss."""
 
     def __init__(self, name: str, bar: bool = True) -> None:
         self.name, self.bar, self.validating = name, bar, False
@@ -109,8 +109,8 @@ class Steps(pl.Callback):
 
 
 class Report(pl.Callback):
-    """Hands each validation to ``report(step, mIoU on tune, last)``, which may raise to end the
-    training; ``last``: the training is over anyway."""
+    """Calls ``report(step, mIoU on tune, last)`` at each validation; it may raise to end the
+    training. ``last``: the training is ending anyway."""
 
     def __init__(self, report: Callable[[int, float, bool], object]) -> None:
         self.report = report

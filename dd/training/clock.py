@@ -1,4 +1,4 @@
-"""What a training of several parts took, and on what."""
+"""How long a training of several parts took, and on which hardware."""
 
 import os
 import time
@@ -12,7 +12,7 @@ FILE = "seconds.json"
 
 
 def hardware() -> str:
-    """The GPU's name, or how many CPU cores there are."""
+    """The GPU's name, or the number of CPU cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} CPU cores, no GPU"
@@ -25,7 +25,8 @@ def seconds(folder: str | Path) -> dict[str, float]:
 
 
 class timed:
-    """Adds the seconds of a part to ``folder``'s; an interrupted part counts with what it used."""
+    """Adds the seconds of a part to those of ``folder``; an interrupted part counts the time it
+    used."""
 
     def __init__(self, folder: str | Path, part: str) -> None:
         self.folder, self.part = Path(folder), part

@@ -1,4 +1,4 @@
-"""Training and validation batches. The order of samples and their augmentation are functions of
+"""Training and validation batches. The order of samples and their augmentation depend only on
 (seed, position)."""
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ class Mixture(Dataset):
     """Real and synthetic images of one training: ``real`` first, then ``synthetic``, both indexable
     (image, mask) data.
 
-    ``real_share``: the part of the draws that are real, strictly between 0 and 1.
+    ``real_share``: the share of real images among the draws, strictly between 0 and 1.
     """
 
     def __init__(
@@ -123,11 +123,10 @@ class Mixture(Dataset):
 
 class MixedSchedule(Schedule):
     """Draws from a :class:`Mixture`: of the first n draws of each process, floor(n * real_share)
-    are real, evenly spread. A batch therefore holds ``real_share`` of real images, to less than one
-    image.
+    are real, evenly spread. A batch therefore holds the share ``real_share`` of real images, to
+    within one image.
 
-    Each part goes through an :class:`Order` of its own, with a seed of its own, undisturbed by the
-    other part.
+    Each part has its own :class:`Order` with its own seed, independent of the other part.
     """
 
     def __init__(
@@ -155,9 +154,9 @@ class MixedSchedule(Schedule):
 
 
 class WithPhotos(Dataset):
-    """Draws of ``schedule``, each with an unlabelled photograph: (image, label, what
-    ``transform(photo, seed)`` makes: the teacher's view, the student's, and which of their
-    pixels are the photograph's). Photographs have passes of their own."""
+    """Draws of ``schedule``, each with an unlabelled photograph: (image, label, the result of
+    ``transform(photo, seed)``: the teacher's view, the student's, and which of their pixels belong
+    to the photograph). Photographs have passes of their own."""
 
     def __init__(
         self,
@@ -181,9 +180,9 @@ class WithPhotos(Dataset):
 def hold_out(
     data: SegmentationFolder, number: int, seed: int
 ) -> tuple[SegmentationFolder, SegmentationFolder]:
-    """(the images to train on, the ``number`` images held out of them for validation): copies of
-    ``data`` with other ``ids``, chosen by seed, in the order of ``data``. ValueError if none
-    would be left."""
+    """(images to train on, ``number`` images held out of them for validation): copies of ``data``
+    with other ``ids``, chosen by seed, in the order of ``data``. ValueError if none would be left
+    to train on."""
     if type(number) is not int or not 1 <= number < len(data):
         raise ValueError(
             f"hold_out={number!r}, but the training set holds {len(data)} images and must keep "
@@ -197,8 +196,8 @@ def hold_out(
 
 
 class Whole(Dataset):
-    """Every image once for evaluation: (what ``transform`` makes of it: [3, h, w] or a list of
-    views, mask [H, W])."""
+    """Every image once, for evaluation: (the result of ``transform``: [3, h, w] or a list of views,
+    mask [H, W])."""
 
     def __init__(self, data: Labelled, transform: EvalTransform) -> None:
         self.data, self.transform = data, transform
@@ -225,8 +224,8 @@ def whole_loader(
 
 
 def per_process(batch_size: int, processes: int) -> int:
-    """How many images of a batch each process of a training takes. ValueError if they do not
-    divide, or for one image a process, of which batch norm learns nothing."""
+    """How many images of a batch each process of a training takes. ValueError if they do not divide
+    evenly, or for one image a process, which is too few for batch norm."""
     if processes > 1 and (batch_size % processes or batch_size < 2 * processes):
         raise ValueError(
             f"batch_size={batch_size}: the images of a step are divided among the {processes} "
@@ -241,9 +240,9 @@ class SegmentationData(pl.LightningDataModule):
     None) for validation; both are indexable (image, mask) data. ``batch_size`` is that of all
     processes together (:func:`per_process`); ``tune`` is divided among the processes, each image
     once. ``photos``: (unlabelled photographs, their transform) to train on beside the labelled
-    images: a batch then holds what :class:`WithPhotos` says."""
+    images; a batch then has the form of :class:`WithPhotos`."""
 
-    # fewer images to validate than processes
+    # with fewer images to validate than processes
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(

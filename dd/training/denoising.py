@@ -1,4 +1,4 @@
-"""The step that every training of a diffusion model has in common."""
+"""The step shared by every training of a diffusion model."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ def noised(
     generator: torch.Generator,
     timesteps: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(noisy latents [B, C, H, W], their timesteps [B], the scheduler's own target, epsilon or v):
-    ``timesteps`` [B], or None: all are drawn alike."""
+    """(noisy latents [B, C, H, W], their timesteps [B], the scheduler's own target, epsilon or v).
+    ``timesteps`` [B], or None to draw them uniformly."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     steps = scheduler.config.num_train_timesteps
     if timesteps is None:

@@ -1,5 +1,5 @@
-"""One training, from its newest sound checkpoint on. Killed, stopped or requeued anywhere, the
-same command ends with the same weights, bit by bit."""
+"""Runs a training, starting from its newest sound checkpoint. If it is killed, stopped or requeued
+at any point, the same command ends with the same weights, bit by bit."""
 
 import os
 import random
@@ -22,20 +22,19 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from dd.execution import EXIT
 from dd.store import checkpoints
 
-AGAIN = 1.0  # seconds after which another Ctrl-C is meant as a second one
+AGAIN = 1.0  # seconds after which another Ctrl-C counts as a second one
 STOPPING = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 
 
 def fit(
     trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, last: Path
 ) -> None:
-    """Train for ``trainer.max_steps``, from ``last`` on, or from the checkpoint before it, if there
-    is a sound one.
+    """Train for ``trainer.max_steps``, starting from ``last``, or from the checkpoint before it, if
+    there is a sound one.
 
-    A signal ends it after the step under way, with a checkpoint: SystemExit(143) after SIGTERM or
-    SLURM's signal, SystemExit(130) after Ctrl-C. KeyboardInterrupt says how far a training came
-    that was stopped otherwise, as by a second Ctrl-C. ValueError if there are only damaged
-    checkpoints.
+    A signal ends it after the current step, with a checkpoint: SystemExit(143) after SIGTERM or
+    SLURM's signal, SystemExit(130) after Ctrl-C. If it is stopped otherwise, as by a second Ctrl-C,
+    KeyboardInterrupt says how far it came. ValueError if there are only damaged checkpoints.
     """
     stop = Stop(last)
     trainer.callbacks += [Reseed(data.seed), stop]
@@ -50,15 +49,15 @@ def fit(
         with stop.hears_slurm():
             trainer.fit(module, datamodule=data, ckpt_path=start and str(start), weights_only=True)
     except SystemExit as end:
-        # ours, that of dd.execution before the first step, or Lightning's answer to Ctrl-C
+        # our handler, that of dd.execution before the first step, or Lightning's for Ctrl-C
         if stop.left or end.code == EXIT["terminated"] or not trainer.interrupted:
             raise
-    except KeyboardInterrupt:  # the second Ctrl-C, where Lightning passes it on
+    except KeyboardInterrupt:  # the second Ctrl-C, if Lightning passes it on
         trainer.interrupted = True
     except RuntimeError:
         if stop.number is None:
             raise
-        stop.leave(trainer)  # a worker of the loader heard the signal too and was faster
+        stop.leave(trainer)  # a worker of the loader got the signal too and ended first
     if trainer.interrupted or trainer.global_step < trainer.max_steps:
         saved = checkpoints.newest(last.parent)[0]
         raise KeyboardInterrupt(
@@ -69,7 +68,7 @@ def fit(
 
 
 def warn_of_slow_bfloat16(processor: Mapping[str, Any]) -> None:
-    """On a processor of x86 without AVX-512, whose bfloat16 convolutions take several times as
+    """Warn on an x86 processor without AVX-512, whose bfloat16 convolutions take several times as
     long as those in float32 (docs/performance.md)."""
     if processor.get("architecture") == "x86_64" and not processor.get("avx512_f"):
         print(
@@ -82,17 +81,17 @@ def warn_of_slow_bfloat16(processor: Mapping[str, Any]) -> None:
 
 
 def _part() -> None:
-    """What follows a training is done by the first process alone: torchmetrics must not wait for
-    the others."""
+    """Detach from the other processes: only the first one continues after a training, and
+    torchmetrics must not wait for the others."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 class Reseed(pl.Callback):
-    """The randomness of a step (dropout, sampled points) is a function of seed, step and
-    process: a resumed training needs no state of the generators, however many numbers validation
-    and loaders took from them in between."""
+    """Makes the randomness of a step (dropout, sampled points) a function of seed, step and
+    process. A resumed training thus needs no generator state, however many numbers validation and
+    loaders have drawn in between."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -110,25 +109,25 @@ class Reseed(pl.Callback):
 
 
 class Stop(pl.Callback):
-    """SIGTERM, Ctrl-C, and in a SLURM job SIGUSR1, end a training after the step under way and a
+    """SIGTERM, Ctrl-C and, in a SLURM job, SIGUSR1 end a training after the current step, with a
     checkpoint of it.
 
     Lightning would write its checkpoint inside the signal's handler, perhaps in the middle of an
-    optimiser's step; after Ctrl-C it writes none. Here a handler only makes a note. In validation,
-    where the weights are the averaged ones, the training is left with the checkpoint that
+    optimiser's step; after Ctrl-C it writes none. Here a handler only makes a note. During
+    validation the weights are the averaged ones, so the training ends with the checkpoint that
     :class:`dd.training.segmentation.LastCheckpoint` wrote before it. A second Ctrl-C, a second or
-    more after the first, ends the training at once. After SIGUSR1 the SLURM job is put back into
-    the queue, where the same command goes on.
+    more after the first, ends the training at once. After SIGUSR1 the SLURM job is requeued, and
+    the same command resumes.
     """
 
     def __init__(self, last: Path) -> None:
         self.last, self.left, self.noted = last, False, 0.0
-        self.number: int | None = None  # of the signal
+        self.number: int | None = None  # of the received signal
         self.launcher: Any = None
 
     @contextmanager
     def hears_slurm(self) -> Iterator[None]:
-        """Within it SIGUSR1 is ours: Lightning leaves alone a signal that has a handler."""
+        """Within this context SIGUSR1 is ours; Lightning skips a signal that has a handler."""
         if slurm_job() is None or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -139,7 +138,7 @@ class Stop(pl.Callback):
             signal.signal(signal.SIGUSR1, before)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Lightning puts the old handlers back in the end
+        # Lightning restores the old handlers at the end
         if threading.current_thread() is threading.main_thread():
             self.launcher = trainer.strategy.launcher
             signal.signal(signal.SIGTERM, self._note)
@@ -149,12 +148,12 @@ class Stop(pl.Callback):
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.number is None and self.launcher is not None:
-            self.launcher.kill(number)  # the processes that this one started
+            self.launcher.kill(number)  # forward to the processes that this one started
         self.number = number
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-C reaches every process of a terminal, and this one once more through its
-        launcher: not a second one."""
+        """Ctrl-C reaches every process of a terminal, and this one again through its launcher; that
+        does not count as a second one."""
         if self.number == signal.SIGINT and time.monotonic() - self.noted >= AGAIN:
             raise KeyboardInterrupt
         if self.number is None:
@@ -172,7 +171,7 @@ class Stop(pl.Callback):
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.last)
-            # all processes ask for the same ones, in the same order
+            # all processes must ask for the same values in the same order
             heard = [n for n in STOPPING if self._any(trainer, self.number == n)]
             self.leave(trainer, heard)
 
@@ -181,21 +180,21 @@ class Stop(pl.Callback):
             self.leave(trainer)
 
     def _any(self, trainer: pl.Trainer, mine: bool) -> bool:
-        """Whether it is so in one of the processes: all end after the same step."""
+        """Whether it is true in one of the processes: all end after the same step."""
         if trainer.world_size == 1:
             return mine
         return trainer.strategy.reduce_boolean_decision(mine, all=False)
 
     def leave(self, trainer: pl.Trainer, heard: Sequence[int | None] = ()) -> NoReturn:
-        """End the process with exit code 143 (Ctrl-C: 130); 0 in a process that another one
-        started and that would be killed for it. ``heard``: signals that some process got; this
-        one's own without it."""
+        """End the process with exit code 143 (Ctrl-C: 130). Exit code 0 in a process that another
+        one started and that would be killed for it. ``heard``: signals that the processes received;
+        by default this one's own."""
         self.left, heard = True, heard or [self.number]
         word = "stopped" if signal.SIGINT in heard else "terminated"
         if trainer.is_global_zero:
             print(
                 f"{word} at step {trainer.global_step} of {trainer.max_steps}: the last "
-                "checkpoint is kept. The same command goes on from it.",
+                "checkpoint is kept. The same command resumes from it.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -207,8 +206,8 @@ class Stop(pl.Callback):
 
 
 def slurm_job() -> str | None:
-    """Id of the SLURM job or array task of this process; None outside one and in an interactive
-    one."""
+    """Id of this process's SLURM job or array task; None outside SLURM and in an interactive
+    job."""
     if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
     job, task = (os.environ.get(f"SLURM_ARRAY_{what}_ID") for what in ("JOB", "TASK"))

@@ -1,5 +1,5 @@
-"""Latents of captioned scenes on disk: a window of scenes is drawn and encoded once, and several
-trainings read it, each scene some times."""
+"""Latents of captioned scenes on disk: a window of scenes is drawn and encoded once, then several
+trainings read it, each scene several times."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from dd.store.provenance import read_json, sha256, write_atomic, write_json
 from dd.training.loaders import Draws
 
 CHUNK = 500  # scenes of one file
-BATCH = 20  # scenes that are encoded together: part of what the bytes depend on
+BATCH = 20  # scenes that are encoded together; the bytes depend on it
 DONE = "window.json"  # written last
 
 
@@ -31,12 +31,12 @@ def write_latents(
     say: Callable[[str], object] = lambda line: None,
 ) -> Path:
     """Encode all of ``scenes``, (image [3, H, W] in [-1, 1], caption, class words) each, with
-    ``vae``, and write their latents as float16 [N, C, h, w], scaled as a training takes them, with
-    the texts, in files of :data:`CHUNK` scenes.
+    ``vae``. Write their latents as float16 [N, C, h, w], scaled for training, with the texts, in
+    files of :data:`CHUNK` scenes.
 
-    A file is there whole or not at all, and one that is there is not made again: the bytes are the
-    same however often the work was interrupted, on one kind of machine. Two processes may share the
-    work, one of them ``backwards``. ValueError for a folder that holds another ``identity``.
+    Files are written whole or not at all, and existing ones are kept. On one kind of machine the
+    bytes do not depend on interruptions. Two processes may share the work, one of them
+    ``backwards``. ValueError for a folder with another ``identity``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _check(folder: Path, wanted: dict[str, Any]) -> None:
 
 class CachedLatents(Dataset):
     """``length`` draws of a window of :func:`write_latents` as (latents float32 [C, h, w], caption,
-    class words): pass after pass over all its scenes, each in an order of its own."""
+    class words): repeated passes over all its scenes, each in an order of its own."""
 
     def __init__(self, length: int, folder: str | Path, seed: int = 0) -> None:
         self.length, self.seed = length, seed

@@ -1,4 +1,4 @@
-"""Training batches whose order is a function of the position, so that a training goes on at any
+"""Training batches whose order depends only on the position, so that a training can resume at any
 step."""
 
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class ResumableSampler(Sampler):
-    """Positions ``first`` to ``length - 1``: the draws that a resumed training has left. Its
-    length stays ``length``, because Lightning counts the batches of a resumed epoch from the
-    epoch's start."""
+    """Positions ``first`` to ``length - 1``: the remaining draws of a resumed training. Its length
+    stays ``length``, because Lightning counts the batches of a resumed epoch from the epoch's
+    start."""
 
     def __init__(self, length: int, first: int) -> None:
         self.length, self.first = length, first
@@ -25,11 +25,11 @@ class ResumableSampler(Sampler):
 
 
 class ResumableLoader(DataLoader):
-    """``max_steps`` steps of ``batch_size`` draws of this process as one long epoch, from the step
-    on that ``trainer`` has reached.
+    """``max_steps`` steps of ``batch_size`` draws of this process as one long epoch, starting at
+    the step that ``trainer`` has reached.
 
-    Its state says to Lightning that it goes on inside an epoch, and keeps a training from going on
-    with another batch size or number of processes (ValueError): it would see some images twice and
+    Its state tells Lightning to resume inside an epoch. It also refuses to resume with another
+    batch size or number of processes (ValueError), because some images would be seen twice and
     others never.
     """
 
@@ -62,15 +62,15 @@ class ResumableLoader(DataLoader):
                 for drawn in (state, self.drawn)
             )
             raise ValueError(
-                f"the checkpoint was written by a training with {theirs}; this one has {ours}. Go "
-                "on with the same number (trainer.devices times trainer.num_nodes), or give "
+                f"the checkpoint was written by a training with {theirs}; this one has {ours}. "
+                "Resume with the same number (trainer.devices times trainer.num_nodes), or give "
                 "another name=..."
             )
 
 
 class Draws(pl.LightningDataModule):
     """Batches of ``dataset(number)``, which holds as many draws as the training takes; a resumed
-    training takes the next ones."""
+    training takes the remaining ones."""
 
     def __init__(
         self, dataset: Callable[[int], Any], batch_size: int, num_workers: int, seed: int

@@ -1,4 +1,4 @@
-"""Test scores in the trackers that a run was trained with: TensorBoard and MLflow here, W&B in its
+"""Test scores for the trackers that a run was trained with: TensorBoard and MLflow here, W&B in its
 own module."""
 
 import warnings
@@ -13,9 +13,9 @@ from dd.training.loggers import artifact_name, confusion_picture, mlflow_client
 
 
 def log_scores(run_folder: str | Path, where: str, result: Mapping[str, Any]) -> None:
-    """Add a metrics.json to TensorBoard's files and the MLflow run of a training, where it had
-    them: ``<where>/miou``, ``<where>/pixel_accuracy``, ``<where>/iou/<class>`` and the confusion
-    matrix at the run's last step; ``where`` = ``eval/voc``. What fails there is a warning:
+    """Add a metrics.json to TensorBoard's files and the MLflow run of a training, if it had them:
+    ``<where>/miou``, ``<where>/pixel_accuracy``, ``<where>/iou/<class>`` and the confusion matrix
+    at the run's last step; ``where`` = ``eval/voc``. A failure is only a warning, since
     metrics.json is kept."""
     run_folder = Path(run_folder)
     for name, log in (("tensorboard", _tensorboard), ("mlflow.json", _mlflow)):
@@ -30,8 +30,8 @@ def log_scores(run_folder: str | Path, where: str, result: Mapping[str, Any]) ->
 
 
 def scores(where: str, result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a metrics.json by the names they have in trackers; classes without a value are
-    left out."""
+    """The numbers of a metrics.json by their names in trackers, without classes that have no
+    value."""
     found = {f"{where}/{key}": result[key] for key in ("miou", "pixel_accuracy")}
     return found | {f"{where}/iou/{k}": v for k, v in result["iou"].items() if v is not None}
 

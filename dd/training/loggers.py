@@ -1,11 +1,11 @@
 """Trackers of a run beside Lightning's metrics.csv: TensorBoard and MLflow here, W&B in its own
 module.
 
-What fails in a tracker never ends a training (:class:`Guarded`). Beside Lightning's interface a
+A failing tracker never ends a training (:class:`Guarded`). In addition to Lightning's interface a
 logger may offer ``begin(settings, trained_on, init_from)``, ``show(samples, class_names, step)``,
 ``confusion(counts, class_names, step)``, ``table(samples, class_names, step)``, ``end(done,
-objective)`` and ``finish(failed)``; ``done`` is run.json. A step is the number of optimiser steps
-that are done, for numbers, pictures and objectives alike.
+objective)`` and ``finish(failed)``; ``done`` is run.json. A step is the number of finished
+optimiser steps, for numbers, pictures and objectives alike.
 """
 
 import os
@@ -30,15 +30,15 @@ from dd.store.provenance import fingerprint, read_own, write_json
 from dd.taxonomy import voc_palette
 
 CELL = 12  # pixels of a confusion matrix's cell
-# failures in a row of one method after which it is left alone: a server that is away costs minutes
+# after this many failures in a row a method is no longer called: a missing server costs minutes
 # each time
 PATIENCE = 3
 
 
 @dataclass
 class ShownImage:
-    """One validated image: uint8 [H, W, 3], its true and predicted class ids [H, W], its own
-    mIoU (None: all is 255)."""
+    """One validated image: uint8 [H, W, 3], its true and predicted class ids [H, W], its own mIoU
+    (None: all is 255)."""
 
     id: str
     image: np.ndarray
@@ -48,16 +48,16 @@ class ShownImage:
 
 
 def data_sets(trained_on: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{name: what is recorded of it} of the data sets behind a run's ``trained_on``: one, or two
-    of mixed training."""
+    """{name: its record} of the data sets behind a run's ``trained_on``: one, or two for mixed
+    training."""
     parts = [trained_on[k] for k in ("real", "synthetic") if isinstance(trained_on.get(k), dict)]
     keys = ("root", "split", "masks", "images", "shots", "mask_settings")
     return {part["root"]: {k: part[k] for k in keys if k in part} for part in parts or [trained_on]}
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of everything in nested settings, keys joined by dots; what is no number, truth
-    value or text as text."""
+    """(key, value) of everything in nested settings, keys joined by dots. Values other than
+    numbers, truth values and text become text."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
@@ -67,7 +67,7 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def artifact_name(text: str) -> str:
-    """``text`` in the letters that W&B allows in names."""
+    """``text`` with only the characters that W&B allows in names."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
@@ -84,8 +84,8 @@ def _attempted(name: str) -> property:
 
 
 class Guarded(Logger):
-    """A logger whose failures are one warning and nothing else. A method that fails
-    :data:`PATIENCE` times in a row is left alone."""
+    """A logger whose failures become one warning. A method that fails :data:`PATIENCE` times in a
+    row is no longer called."""
 
     def __init__(self, logger: Logger) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class Guarded(Logger):
         self._warned = False
 
     def attempt(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """The attribute ``name`` of the logger, or what it returns when called; None if it has
-        none or fails."""
+        """The attribute ``name`` of the logger, or its result when called; None if it is missing or
+        fails."""
         if self._failures[name] >= PATIENCE or not hasattr(type(self.logger), name):
             return None
         try:
@@ -109,8 +109,8 @@ class Guarded(Logger):
                 self._warned = True
                 warnings.warn(
                     f"logger {self.kind} failed in {name} ({type(error).__name__}: {error}); the "
-                    f"training goes on, without it. It is tried again, up to {PATIENCE} times in a "
-                    "row",
+                    f"training continues without it. It is tried again, up to {PATIENCE} times in "
+                    "a row",
                     stacklevel=2,
                 )
         return None
@@ -120,7 +120,7 @@ class Guarded(Logger):
     experiment = _attempted("experiment")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Lightning gives the index of the step, from 0 on."""
+        """Lightning passes the index of the step, counted from 0."""
         self.attempt("log_metrics", metrics, None if step is None else step + 1)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -140,7 +140,7 @@ class Guarded(Logger):
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes, of those that train together."""
+    """Whether this is the process that writes, among those that train together."""
     return rank_zero_only.rank == 0
 
 
@@ -163,9 +163,8 @@ def panel(sample: ShownImage) -> np.ndarray:
 
 
 def confusion_picture(counts: npt.ArrayLike, class_names: Sequence[str]) -> np.ndarray:
-    """A confusion matrix [K, K] (rows true, columns predicted) as uint8 [H, W, 3]: a cell is the
-    darker, the larger its share of the row, from white (none) to black (all of the pixels of this
-    class)."""
+    """A confusion matrix [K, K] (rows true, columns predicted) as uint8 [H, W, 3]. A darker cell
+    has a larger share of its row, from white (none) to black (all of the pixels of this class)."""
     pixels, font = np.asarray(counts, np.float64), ImageFont.load_default(10)
     shares = pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
     side = int(np.ceil(max(font.getlength(name) for name in class_names))) + 6  # room for the names
@@ -183,8 +182,8 @@ def confusion_picture(counts: npt.ArrayLike, class_names: Sequence[str]) -> np.n
 
 
 class TensorBoard(TensorBoardLogger):
-    """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run goes on there. Its table of
-    hyper-parameters is written at the end, with the objective."""
+    """TensorBoard's files in ``<save_dir>/tensorboard``; a resumed run continues there. Its table
+    of hyper-parameters is written at the end, with the objective."""
 
     def __init__(self, save_dir: str) -> None:
         need("tensorboard", "tensorboard")
@@ -217,8 +216,8 @@ class TensorBoard(TensorBoardLogger):
 
 
 class MLflow(MLFlowLogger):
-    """One MLflow run for each run folder: its id is kept in ``<save_dir>/mlflow.json``, so that a
-    resumed run goes on in it.
+    """One MLflow run for each run folder. Its id is kept in ``<save_dir>/mlflow.json``, so that a
+    resumed run continues it.
 
     ``tracking_uri``: a server or database; None = MLFLOW_TRACKING_URI, or files in the folder
     ``store``. No checkpoint is copied.
@@ -258,7 +257,7 @@ class MLflow(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
-        if not self._goes_on:  # MLflow refuses to change what was logged
+        if not self._goes_on:  # MLflow refuses to change logged values
             super().log_hyperparams(params)
 
     def begin(
@@ -289,12 +288,12 @@ class MLflow(MLFlowLogger):
 
 
 def _allow_files(uri: str) -> None:
-    if uri.startswith("file:"):  # MLflow 3 wants to be told that files are meant
+    if uri.startswith("file:"):  # MLflow 3 accepts files only with this variable
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
 def mlflow_client(uri: str) -> Any:
-    """What reads and writes the runs of an MLflow server, database or folder of files."""
+    """A client that reads and writes the runs of an MLflow server, database or folder of files."""
     from mlflow.tracking import MlflowClient
 
     _allow_files(uri)

@@ -1,5 +1,5 @@
-"""Self-training on unlabelled photographs: the average of a segmenter's weights labels what the
-segmenter learns from."""
+"""Self-training on unlabelled photographs: the average of a segmenter's weights makes the labels
+that the segmenter is trained on."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -14,12 +14,12 @@ from dd.taxonomy import IGNORE
 
 class MeanTeacherSettings(Settings):
     """``confidence``: pixels whose strongest class has a smaller probability get no label.
-    ``per_class``: the threshold of a class is ``confidence`` times the mean probability of the
-    pixels that the teacher takes for it, over the largest such mean of all classes (running means
-    with ``momentum``; the scaling of FreeMatch, Wang et al. 2023, arXiv:2205.07246): hard classes
-    are not left out for ever. ``mix``: half of the classes of each labelled image are pasted, with
-    their labels, onto a photograph (ClassMix, Olsson et al. 2021, arXiv:2007.07936). ``weight``: of
-    the loss on photographs beside that on labelled images.
+    ``per_class``: scale the threshold of each class by the mean probability of the pixels that the
+    teacher assigns to it, over the largest such mean of all classes (running means with
+    ``momentum``; the scaling of FreeMatch, Wang et al. 2023, arXiv:2205.07246), so that hard
+    classes are not left out for ever. ``mix``: paste half of the classes of each labelled image,
+    with their labels, onto a photograph (ClassMix, Olsson et al. 2021, arXiv:2007.07936).
+    ``weight``: of the loss on photographs, relative to that on labelled images.
     """
 
     noun: ClassVar[str] = "self_training.teacher"
@@ -39,11 +39,11 @@ class MeanTeacher(nn.Module):
     def __init__(self, num_classes: int, **settings: Any) -> None:
         super().__init__()
         self.settings = MeanTeacherSettings(**settings)
-        # mean probability of the pixels taken for each class
+        # mean probability of the pixels assigned to each class
         self.register_buffer("certainty", torch.ones(num_classes))
 
     def thresholds(self) -> torch.Tensor:
-        """The smallest probability [K] with which a pixel is taken for each class."""
+        """The smallest probability [K] with which a pixel is assigned to each class."""
         certainty = self.certainty
         relative = certainty / certainty.max()
         share = relative if self.settings.per_class else torch.ones_like(certainty)
@@ -51,8 +51,8 @@ class MeanTeacher(nn.Module):
 
     @torch.no_grad()
     def labels(self, teacher: Segmenter, photos: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """Labels int64 [B, H, W] of ``photos`` [B, 3, H, W]: the class that ``teacher`` is sure
-        of, else 255; 255 where ``known`` [B, H, W] is false (padding). Each call moves the
+        """Labels int64 [B, H, W] of ``photos`` [B, 3, H, W]: the teacher's class where ``teacher``
+        is sure, else 255; 255 where ``known`` [B, H, W] is false (padding). Each call updates the
         running means."""
         teacher.eval()
         best, ids = teacher(photos).float().softmax(1).max(1)
@@ -74,9 +74,9 @@ class MeanTeacher(nn.Module):
 def class_mix(
     images: torch.Tensor, labels: torch.Tensor, photos: torch.Tensor, pseudo: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Photographs [B, 3, H, W] and their labels [B, H, W] with half (rounded up) of the classes
-    of each labelled image pasted onto one photograph, background counting as a class. What is
-    pasted follows from torch's random state."""
+    """Photographs [B, 3, H, W] and their labels [B, H, W], with half (rounded up) of the classes of
+    each labelled image pasted onto one photograph; background counts as a class. The choice comes
+    from torch's random state."""
     pasted = torch.zeros_like(labels, dtype=torch.bool)
     for mask, label in zip(pasted, labels, strict=True):
         classes = label.unique()

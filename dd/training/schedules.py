@@ -10,7 +10,7 @@ import torch
 def stepwise(
     optimizer: torch.optim.Optimizer, factor: Callable[[int], float]
 ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
-    """What ``configure_optimizers`` returns: the rates of ``optimizer``, times ``factor(step)``."""
+    """What ``configure_optimizers`` returns: ``optimizer``, its rates times ``factor(step)``."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 

@@ -43,7 +43,7 @@ def override(key: str, value: Any) -> str:
 
 
 def _distribution(key: str, spec: Any) -> Any:
-    """Optuna's distribution of one entry of a space; ValueError with the forms there are."""
+    """Optuna's distribution of one entry of a space; ValueError lists the allowed forms."""
     d, wrong = _optuna().distributions, f"search.space: {key}: {spec!r}"
     given = set(spec) if isinstance(spec, dict) else set()
     if given != {"choices"} and not {"low", "high"} <= given <= {"low", "high", "log", "step"}:
@@ -76,8 +76,8 @@ def distributions(space: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def corners(space: Mapping[str, Any]) -> list[list[str]]:
-    """Overrides that together hold every choice and both ends of every range: what must be
-    accepted before a study begins."""
+    """Overrides that together cover every choice and both ends of every range; all must be accepted
+    before a study begins."""
     distributions(space)
     values = {
         k: s["choices"] if "choices" in s else [s["low"], s["high"]] for k, s in space.items()
@@ -105,7 +105,7 @@ def _chosen(
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Yields whether this process now holds the lock; a lock of a process that died is free."""
+    """Yields whether this process now holds the lock; a dead process's lock is free."""
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -156,8 +156,8 @@ class Study:
             )
 
     def _sampler(self, number: int) -> Any:
-        """Of a trial, with a stream of its own: workers and later calls must not repeat each
-        other's draws."""
+        """The sampler of a trial, with its own random stream: workers and later calls must not
+        repeat each other's draws."""
         seed = sample_seed(self.seed, f"trial={number}") % 2**32
         name = self.sampler_name
         return _chosen(SAMPLERS, self.optuna.samplers, "sampler", name, {"seed": seed})
@@ -167,15 +167,15 @@ class Study:
         return [t for t in found if not states or t.state.name in states]
 
     def next(self, number: int, held: ExitStack) -> Any:
-        """A trial to train, its lock in ``held``: one whose worker died, else a new one; None
-        when ``number`` trials are complete, pruned or being trained by other workers."""
+        """A trial to train, its lock in ``held``: one whose worker died, else a new one. None when
+        ``number`` trials are complete, pruned or being trained by other workers."""
         with _locked(self.folder / ".study.lock"):
             for trial in self.trials("RUNNING"):
                 if not held.enter_context(_locked(self._lock(trial.number), wait=False)):
                     continue
                 if trial.params.keys() == self.space.keys():
                     return self.optuna.trial.Trial(self.study, trial._trial_id)
-                # its worker died choosing its settings
+                # its worker died while choosing its settings
                 self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
             if len(self.trials("COMPLETE", "PRUNED", "RUNNING")) >= number:
                 return None
@@ -201,7 +201,7 @@ class Study:
 
 
 def overrides(settings: Mapping[str, Any], space: Iterable[str]) -> list[str]:
-    """Hydra overrides of a trial's settings; those of a choice are kept as they were written."""
+    """Hydra overrides of a trial's settings; values of a choice are kept as written."""
     return [
         f"{k}={settings[k]}" if isinstance(settings[k], str) else override(k, settings[k])
         for k in space

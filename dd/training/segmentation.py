@@ -1,5 +1,5 @@
-"""Training a segmenter (the LightningModule, its schedule, the average of its weights) and
-predicting with it."""
+"""Trains a segmenter (the LightningModule, its schedule, the average of its weights) and predicts
+with it."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from dd.taxonomy import IGNORE
 from dd.training.mean_teacher import MeanTeacher, class_mix
 from dd.training.schedules import stepwise
 
-PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of its test-time augmentation, mirrored too
+PAPER_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of its test-time augmentation, each mirrored too
 MAX_LONG = 2048  # of the long side at scale 1, mmsegmentation's
 Size = tuple[int, int]  # height and width
 Result = TypeVar("Result")
@@ -35,9 +35,9 @@ def ema_average(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor
     """Exponential moving average whose decay warms up as (1 + n) / (10 + n), so that short runs are
     averaged too.
 
-    ``average(averaged, current, count)`` changes a list of tensors of one kind at once: on a GPU
-    some kernels, and one wait for ``count``, in place of as many for each tensor. Whole numbers are
-    copied.
+    ``average(averaged, current, count)`` updates a list of tensors of one kind together: on a GPU
+    this needs a few kernels and one wait for ``count``, instead of one of each for every tensor.
+    Integer tensors are copied.
     """
 
     def average(averaged: list[torch.Tensor], current: list[torch.Tensor], count: Any) -> None:
@@ -61,18 +61,18 @@ class EMA(WeightAveraging):
         super().__init__(use_buffers=True, multi_avg_fn=ema_average(decay))
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Lightning makes the copy before the module moves to its GPU: each step would bring all
-        # weights back to the CPU
+        # Lightning makes the copy before the module moves to its GPU; without this, each step would
+        # copy all weights back to the CPU
         self._average_model.to(module.device)
 
     @property
     def average(self) -> pl.LightningModule:
-        """The averaged copy of the module that is trained."""
+        """The averaged copy of the trained module."""
         return self._average_model.module
 
 
 class CheckedCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads every checkpoint of a training, ``best.ckpt`` too:
+    """Makes Lightning write and read every checkpoint of a training, including ``best.ckpt``, by
     :mod:`dd.store.checkpoints`."""
 
     def save_checkpoint(
@@ -88,13 +88,13 @@ class CheckedCheckpointIO(TorchCheckpointIO):
 
 class LastCheckpoint(pl.Callback):
     """Writes ``dirpath/last.ckpt`` and keeps the one before: every ``every_n_steps`` optimiser
-    steps, at the last one, and before each validation, in which a training may be stopped.
-    Stands after :class:`EMA` in the list of callbacks, so that the average already holds the
-    step."""
+    steps, at the last one, and before each validation, because a training may be stopped during
+    validation. It must follow :class:`EMA` in the list of callbacks, so that the average already
+    includes the step."""
 
     def __init__(self, dirpath: str, every_n_steps: int = 1000) -> None:
         self.path, self.every_n_steps = Path(dirpath) / checkpoints.LAST, every_n_steps
-        self._saved: int | None = None  # the step that the file holds
+        self._saved: int | None = None  # the step of the file
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = CheckedCheckpointIO()
@@ -123,9 +123,9 @@ def _logits(
     sizes: Iterable[Size],
     mirrored: bool = False,
 ) -> Iterator[torch.Tensor]:
-    """Logits [K, H, W] of one image after the other, resized bilinearly to the original size;
-    images of one shape are shown together. ``mirrored``: the images are, and the logits are
-    turned back."""
+    """Logits [K, H, W] of each image in turn, resized bilinearly to the original size; images of
+    one shape are processed together. ``mirrored``: the images are mirrored, and the logits are
+    flipped back."""
     if len({i.shape for i in images}) == 1:
         logits = list(segmenter(torch.stack(images)).float())
     else:
@@ -138,15 +138,15 @@ def _logits(
 def predict(
     segmenter: Segmenter, images: Sequence[torch.Tensor], sizes: Iterable[Size]
 ) -> list[torch.Tensor]:
-    """Class ids [H, W] per image: logits resized bilinearly to the original size (H, W), then
+    """Class ids [H, W] for each image: logits resized bilinearly to the original size (H, W), then
     argmax."""
     # on a CPU argmax takes four times as long as max
     return [logits.max(0).indices for logits in _logits(segmenter, images, sizes)]
 
 
 class Views:
-    """What a segmenter is shown of a whole image: its short side at ``short_side`` pixels times
-    each of ``scales``, and mirrored too with ``flip``. More than one view is test-time
+    """The views of a whole image that a segmenter sees: its short side at ``short_side`` pixels
+    times each of ``scales``, and mirrored too with ``flip``. More than one view is test-time
     augmentation.
 
     ``views(image)`` turns uint8 [H, W, 3] into one uint8 [3, h, w] per scale: a transform for
@@ -161,7 +161,7 @@ class Views:
                 f"scales={scales}: expected different numbers above 0, "
                 f"as [1.0] or {list(PAPER_SCALES)}"
             )
-        from dd.segmenters.transforms import EvalTransform  # mmsegmentation, of those who predict
+        from dd.segmenters.transforms import EvalTransform  # imports mmsegmentation, so only here
 
         self.short_side, self.flip = short_side, flip
         self.scales = tuple(sorted(map(float, scales)))
@@ -172,12 +172,12 @@ class Views:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What metrics.json and masks.json record."""
+        """The record for metrics.json and masks.json."""
         return {"scales": list(self.scales), "flip": self.flip, "resize": self.short_side}
 
     @property
     def name(self) -> str:
-        """A folder for results of this protocol: empty for one view at scale 1, ``ms_flip`` for
+        """Folder name for results of this protocol: empty for one view at scale 1, ``ms_flip`` for
         the paper's augmentation."""
         if self.scales == (1.0,):
             return "flip" * self.flip
@@ -209,9 +209,9 @@ class Views:
         sizes: Sequence[Size],
         confidence: float | None = None,
     ) -> list[torch.Tensor]:
-        """Class ids [H, W] per image: the argmax of the logits of one view, or of the mean
+        """Class ids [H, W] for each image: the argmax of the logits of one view, or of the mean
         probabilities of several. ``confidence``: pixels whose strongest class has a smaller
-        probability are 255."""
+        probability become 255."""
         if len(self.scales) == 1 and not self.flip and confidence is None:
             return predict(segmenter, [i for (i,) in images], sizes)
         found = []
@@ -231,8 +231,8 @@ def count(
     predict: Callable[..., list[torch.Tensor]] = predict,
 ) -> torch.Tensor:
     """Confusion matrix of a segmenter over a loader of ``dd.training.datamodule.whole_loader``.
-    ``on_batch`` gets each batch's predictions. ``predict`` fits the loader's transform: the method
-    of the :class:`Views` that resized its images."""
+    ``on_batch`` gets each batch's predictions. ``predict`` must fit the loader's transform: it is
+    the method of the :class:`Views` that resized its images."""
     for images, masks in loader:
         predictions = predict(segmenter, to_device(images, device), [tuple(m.shape) for m in masks])
         confusion.update(predictions, to_device(masks, device))
@@ -256,9 +256,9 @@ def predict_fitting(
     unreadable: dict[str, str],
     fail: Callable[[str], object] = lambda what: None,
 ) -> list[tuple[Picture, np.ndarray, Result]]:
-    """(item, image, ``call``'s result) of a batch of (item, image): together or, where they do
-    not fit into the device's memory, one by one; what does not fit alone goes to ``unreadable``
-    {file: why}, and ``fail`` is told."""
+    """(item, image, ``call``'s result) of a batch of (item, image): together or, if they do not fit
+    into the device's memory, one by one. An image that does not fit alone goes to ``unreadable``
+    {file: why}, and ``fail`` is called."""
     try:
         return [
             (*pair, found)
@@ -276,8 +276,8 @@ def predict_fitting(
 
 class Predictor:
     """Images uint8 [H, W, 3] -> class ids uint8 [H, W] at their own size, in the precision and
-    the views that ``run`` (run.json) is evaluated in. ``segmenter``: with its weights.
-    DoesNotFit where the device's memory ends."""
+    views in which ``run`` (run.json) is evaluated. ``segmenter``: with its weights. DoesNotFit if
+    the device's memory is not enough."""
 
     def __init__(
         self, run: Mapping[str, Any], segmenter: Segmenter, views: Views, device: str = "cpu"
@@ -324,10 +324,10 @@ def unshared_statistics(module: Segmenter) -> list[torch.Tensor]:
 
 
 class SegmentationSettings(Settings):
-    """AdamW's, and of the learning rate's way to 0. What may make a step shorter, and changes
-    results by rounding alone: ``channels_last`` (the layout of weights and activations), ``fused``
-    (AdamW in one kernel), ``compile`` (the loss by torch.compile; needs a C++ compiler, and minutes
-    before the first step)."""
+    """Settings of AdamW, and of the learning rate's decay to 0. Options that may make a step faster
+    and change results by rounding only: ``channels_last`` (the layout of weights and activations),
+    ``fused`` (AdamW in one kernel), ``compile`` (the loss by torch.compile; needs a C++ compiler,
+    and minutes before the first step)."""
 
     noun: ClassVar[str] = "optimizer"
     learning_rate: Annotated[float, Ge(0)] = 1e-4
@@ -343,8 +343,8 @@ class SegmentationSettings(Settings):
 
 class Segmentation(pl.LightningModule):
     """AdamW with a smaller backbone rate, polynomial decay to 0, validation mIoU over the whole
-    tune set. ``settings``: :class:`SegmentationSettings`. ``teacher``: batches hold unlabelled
-    photographs too, which the average of the weights (:class:`EMA`) labels."""
+    tune set. ``settings``: :class:`SegmentationSettings`. ``teacher``: batches also hold unlabelled
+    photographs, which the average of the weights (:class:`EMA`) labels."""
 
     Settings = SegmentationSettings
     _loss: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
@@ -367,7 +367,7 @@ class Segmentation(pl.LightningModule):
         self._unshared: list[torch.Tensor] = []
         # confusion matrix int64 [K, K] of the last validation, on the CPU
         self.counts: torch.Tensor | None = None
-        self._since = 0.0, 0  # time and step of the last number of seconds
+        self._since = 0.0, 0  # time and step of the last logged seconds
         self._paused = 0.0  # time at which a validation began
 
     def on_train_start(self) -> None:
@@ -381,15 +381,15 @@ class Segmentation(pl.LightningModule):
             self._ema = ema
             if self.trainer.world_size > 1:
                 self._unshared = unshared_statistics(ema.average.segmenter)
-        # not before: until then the module is copied for its average, and a compiled function would
-        # go with it
+        # not earlier: until now the module is copied for its average, which would include a
+        # compiled function
         loss = self.segmenter.loss
         self._loss = torch.compile(loss) if self.settings.compile else loss
         self._since = time.perf_counter(), self.trainer.global_step
 
     def _is_logged(self) -> bool:
-        """Whether the step under way is one that Lightning hands to the loggers: nothing is
-        computed for the others."""
+        """Whether Lightning passes the current step to the loggers; nothing is computed for the
+        others."""
         return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
 
     def training_step(self, batch: Sequence[torch.Tensor], _: int) -> torch.Tensor:
@@ -414,8 +414,8 @@ class Segmentation(pl.LightningModule):
         changed: torch.Tensor,
         known: torch.Tensor,
     ) -> torch.Tensor:
-        """The teacher sees ``shown``, the student learns its labels on ``changed``."""
-        # one teacher for all processes, the one that a checkpoint holds
+        """The teacher sees ``shown``; the student learns its labels on ``changed``."""
+        # all processes use the same teacher, the one that a checkpoint holds
         for buffer in self._unshared:
             torch.distributed.broadcast(buffer, 0)
         found = teacher.labels(self._ema.average.segmenter, shown, known)
@@ -445,7 +445,7 @@ class Segmentation(pl.LightningModule):
         images, masks = batch
         predictions = predict(self.segmenter, images, [m.shape for m in masks])
         self.confusion.update(predictions, masks)
-        return predictions  # for callbacks that show them
+        return predictions  # for callbacks that display them
 
     def on_validation_epoch_start(self) -> None:
         # each process has batch statistics of its own images; a checkpoint holds the first one's
@@ -457,7 +457,7 @@ class Segmentation(pl.LightningModule):
         self.counts = confusion = self.confusion.compute().cpu()
         self.confusion.reset()
         if confusion.sum():
-            # each process has the counts of all: nothing to average or warn of
+            # each process has the counts of all, so nothing is to be averaged or warned about
             same = {"rank_zero_only": True, "sync_dist": True}
             self.log("tune/miou", metrics.miou(confusion), prog_bar=True, **same)
             for name, value in zip(self.class_names, metrics.iou(confusion), strict=True):
@@ -470,8 +470,8 @@ class Segmentation(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning does it, which refuses a fused optimiser although without a loss scale there
-        is nothing to undo, and which keeps to itself the norm of the gradient that it clips."""
+        """As Lightning does, with two differences: Lightning refuses a fused optimiser even without
+        a loss scale to undo, and does not report the norm of the gradient that it clips."""
         plain = type(self.trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
         scaled = self.settings.fused and self.trainer.scaler is not None
         parameters, norm = [p for g in optimizer.param_groups for p in g["params"]], None

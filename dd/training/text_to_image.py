@@ -1,9 +1,9 @@
-"""Training a small Stable Diffusion from scratch on image-caption pairs: no mask is ever read here.
+"""Trains a small Stable Diffusion from scratch on image-caption pairs; no mask is ever read here.
 
 LightningModules, one after the other: :class:`Autoencoder` (the VAE), then on the frozen VAE's
 latents :class:`TextToImage` (UNet and CLIP text encoder), or :class:`JointTextToImage` (Stable
-Diffusion 3's transformer and two CLIP text encoders). The models themselves are built and saved by
-:mod:`dd.generators`.
+Diffusion 3's transformer and two CLIP text encoders). :mod:`dd.generators` builds and saves the
+models.
 """
 
 from abc import abstractmethod
@@ -27,7 +27,7 @@ from dd.training.schedules import stepwise, warmup_cosine
 
 class CaptionedScenes(Dataset):
     """Scenes of the generator's own split as (image float [3, H, W] in [-1, 1], caption, class
-    words). ``first`` moves the window."""
+    words). ``first`` shifts the window."""
 
     def __init__(self, length: int, seed: int = 0, first: int = 0) -> None:
         self.length, self.seed, self.first = length, seed, first
@@ -54,8 +54,8 @@ class CaptionedData(Draws):
 
 
 def edges(images: torch.Tensor) -> torch.Tensor:
-    """Differences of neighbouring pixels of images [B, C, H, W], those to the right and those
-    below, as one row of numbers."""
+    """Differences of neighbouring pixels of images [B, C, H, W], to the right and below, as one row
+    of numbers."""
     right, below = images.diff(dim=3), images.diff(dim=2)
     return torch.cat([right.flatten(), below.flatten()])
 
@@ -63,9 +63,9 @@ def edges(images: torch.Tensor) -> torch.Tensor:
 class Autoencoder(pl.LightningModule):
     """Trains an AutoencoderKL with L1 + L2 reconstruction and a small Kullback-Leibler term.
 
-    ``edge_weight``: of the L1 error of differences between neighbouring pixels, which keeps what is
-    one or two pixels wide. ``crop``: side in pixels of a random part of each image that is trained
-    on (None = the whole): the VAE knows no places, and a part takes less time.
+    ``edge_weight``: of the L1 error of differences between neighbouring pixels, which preserves
+    details of one or two pixels. ``crop``: side in pixels of the random part of each image to train
+    on (None = the whole). The VAE does not depend on position, and a part takes less time.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class Autoencoder(pl.LightningModule):
 def prompt_variant(
     caption: str, class_words: str, rng: np.random.Generator, drop: float = 0.1
 ) -> str:
-    """One of the forms a prompt takes at generation: the caption, the caption with the class
-    words appended, the class words alone (so that the class prompt is in distribution), or
-    nothing (classifier-free guidance)."""
+    """One of the forms that a prompt has at generation: the caption, the caption with the class
+    words appended, the class words alone (so that the class prompt is in distribution), or nothing
+    (classifier-free guidance)."""
     form = rng.random()
     if form < drop:
         return ""
@@ -128,13 +128,13 @@ class TextToImageSettings(Settings):
     """``caption_dropout``: share of the prompts that are left out (classifier-free guidance).
     ``hide_after_end``: share of the samples in which the text's hidden states from the end token on
     are set to zero. A causal text encoder writes the whole sentence into the end and padding
-    positions too, and a small UNet then reads the objects from there instead of from their own
-    words; hiding them teaches the words. Training only. ``floor``: share of the learning rate that
-    half a cosine ends at, after ``warmup`` steps of its rise from 0 (1 = a constant rate).
-    ``noise_mean``: the share of noise is drawn from a logit-normal distribution of this mean and
-    deviation 1 (Esser et al. 2024, arXiv 2403.03206, section 3.1); None: a UNet's timesteps are all
-    drawn alike, an MM-DiT has mean 0. What an object is, the text decides where there is much
-    noise; with little of it the image tells.
+    positions too, and a small UNet then reads the objects there instead of at their own words.
+    Hiding these positions, in training only, makes it use the words. ``floor``: share of the
+    learning rate at which a half-cosine decay ends, after ``warmup`` steps of rising from 0 (1 = a
+    constant rate). ``noise_mean``: draw the amount of noise from a logit-normal distribution with
+    this mean and deviation 1 (Esser et al. 2024, arXiv 2403.03206, section 3.1); None: uniform
+    timesteps for a UNet, mean 0 for an MM-DiT. At high noise the text decides which object it is;
+    at low noise the image shows it.
     """
 
     noun: ClassVar[str] = "text_to_image"
@@ -170,19 +170,19 @@ class Denoising(pl.LightningModule):
         rng: np.random.Generator,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Error of the network on clean ``latents``; ``rng`` decides what is hidden of the text,
+        """Error of the network on clean ``latents``; ``rng`` decides which text is hidden,
         ``generator`` the noise and its amount."""
 
     def noise_shares(self, number: int, generator: torch.Generator) -> torch.Tensor:
-        """Logit-normal, in (0, 1)."""
+        """Amounts of noise in (0, 1), logit-normal."""
         drawn = torch.randn(number, generator=generator) + (self.settings.noise_mean or 0.0)
         return drawn.sigmoid()
 
     def tokens(
         self, prompts: list[str], rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(ids [B, T], T the tokenizer's limit; whether a text row is hidden [B, T]; whether
-        anything of a sample is hidden [B], never of "")."""
+        """(ids [B, T], T the tokenizer's limit; whether a text row is hidden [B, T]; whether any
+        row of a sample is hidden [B], never for "")."""
         ids = self.tokenizer(
             prompts,
             padding="max_length",
@@ -234,7 +234,7 @@ class TextToImage(Denoising):
         self.unet, self.text_encoder = unet, text_encoder
 
     def encode_text(self, prompts: list[str], rng: np.random.Generator) -> torch.Tensor:
-        """Hidden states [B, T, D] (T: the tokenizer's limit), hidden from the end token on in a
+        """Hidden states [B, T, D] (T: the tokenizer's limit), zeroed from the end token on in a
         share of the samples (never for "")."""
         ids, hidden, _ = self.tokens(prompts, rng)
         return self.text_encoder(ids)[0].masked_fill(hidden[..., None], 0.0)
@@ -260,11 +260,11 @@ class JointTextToImage(Denoising):
     on latents: the squared error of the velocity, at noise shares of a logit-normal distribution
     (Esser et al. 2024, arXiv 2403.03206, section 3.1).
 
-    The text is laid out as the pipeline does without T5: the rows of both encoders' last layer but
-    one side by side, then ``zero_rows`` rows of zeros, the pipeline's ``max_sequence_length`` at
-    drawing; beside it both pooled projections. What is hidden of a sample's text (see
+    The text is laid out as the pipeline does without T5: side by side the rows of both encoders'
+    last layer but one, then ``zero_rows`` rows of zeros (the pipeline's ``max_sequence_length`` at
+    drawing), and separately both pooled projections. The hidden part of a sample's text (see
     :class:`TextToImageSettings`) is the rows from the end token on and the pooled projections,
-    which hold the whole sentence too.
+    which also contain the whole sentence.
     """
 
     def __init__(

@@ -16,12 +16,12 @@ from dd.store.provenance import fingerprint, read_json, read_own, write_json
 from dd.taxonomy import IGNORE
 from dd.training.loggers import ShownImage, artifact_name, confusion_picture, data_sets, need
 
-UNCERTAIN = "uncertain"  # what 255 is called in overlays
+UNCERTAIN = "uncertain"  # name of 255 in overlays
 
 
 class Wandb(WandbLogger):
-    """One W&B run for each run folder: its id is kept in ``<save_dir>/wandb.json``, so that a
-    resumed run goes on in it.
+    """One W&B run for each run folder. Its id is kept in ``<save_dir>/wandb.json``, so that a
+    resumed run continues it.
 
     ``offline`` (or WANDB_MODE=offline): nothing is sent, the lineage is in the run's config,
     ``wandb sync`` sends it later. ``log_model``: true uploads checkpoints/last.ckpt once, at the
@@ -57,7 +57,7 @@ class Wandb(WandbLogger):
         super().__init__(
             name, save_dir, version=known, group=group, job_type="train", **mode, **kwargs
         )
-        self._wandb_init.pop("anonymous")  # Lightning passes it on, W&B warns of it
+        self._wandb_init.pop("anonymous")  # Lightning passes it on, and W&B warns about it
 
     @property
     @rank_zero_experiment
@@ -67,7 +67,7 @@ class Wandb(WandbLogger):
 
             self._record.parent.mkdir(parents=True, exist_ok=True)
             _keep_in(self._record.parent)
-            # an earlier run of this process, which Lightning would go on with
+            # an earlier run of this process, which Lightning would continue
             if wandb.run is not None:
                 wandb.finish()
             run = super().experiment
@@ -127,8 +127,8 @@ class Wandb(WandbLogger):
 
 
 def _keep_in(run_folder: Path) -> None:
-    """W&B stages the files of artifacts in the user's home: an offline run would not be whole
-    without it."""
+    """Stage artifacts in the run folder. W&B stages them in the user's home, and an offline run
+    would not be complete without them."""
     ours = str(run_folder.resolve() / "wandb")
     if os.environ.get("WANDB_DATA_DIR") in (None, os.environ.get("DD_WANDB_DATA_DIR")):
         os.environ["WANDB_DATA_DIR"] = os.environ["DD_WANDB_DATA_DIR"] = ours
@@ -155,16 +155,16 @@ def _artifact(name: str, kind: str, metadata: Mapping[str, Any], files: Mapping[
 
 
 def _model(run_folder: Path, run: Mapping[str, Any]) -> str:
-    """The artifact of a run's model as W&B addresses it."""
+    """The artifact of a run's model, addressed as in W&B."""
     known = read_own(run_folder / "wandb.json", {"id": str})
     place = "/".join(filter(None, (known["entity"], known["project"])))
     return f"{place}/model-{known['id']}:{run['weights_sha256'][:12]}"
 
 
 def log_evaluation(run_folder: str | Path, where: str, result: Mapping[str, Any]) -> None:
-    """Add metrics.json to the W&B lineage of a run that was trained with logger=wandb, as a run
-    of its own, ``where`` = ``eval/voc``. FileNotFoundError for a run without W&B; a failure of
-    W&B itself is a warning."""
+    """Add metrics.json to the W&B lineage of a run that was trained with logger=wandb, as a run of
+    its own, ``where`` = ``eval/voc``. FileNotFoundError for a run without W&B; a failure of W&B
+    itself is a warning."""
     run_folder = Path(run_folder)
     if not (run_folder / "wandb.json").is_file():
         raise FileNotFoundError(

@@ -219,7 +219,7 @@ def test_sites_are_found_chosen_and_missed_by_name():
     hidden = Network(hidden=True)
     with pytest.raises(ValueError, match=r"Network was not seen \(hidden\).*F.scaled_dot_product"):
         find_sites(hidden, Layout("apart"), lambda: hidden(X, WORDS))
-    with pytest.raises(ValueError, match="no square; only square images"):
+    with pytest.raises(ValueError, match="not form a square; only square images"):
         find_sites(network, Layout("apart"), lambda: network(X[:, :12], WORDS))
 
 
@@ -239,7 +239,7 @@ def changed(mix):
 def test_a_word_is_followed_to_its_key():
     network, forward = changed(mix=0)
     check_layout(network, Layout("apart"), "words", forward, 2)
-    with pytest.raises(ValueError, match="expected in key row 18 .*was seen in .2."):
+    with pytest.raises(ValueError, match="should be in key row 18 .*was seen in .2."):
         check_layout(network, Layout("last", 16, 16), "words", forward, 2)
     network, forward = changed(mix=0.5)
     with pytest.raises(ValueError, match="changes 7 key rows .*mix the words"):

@@ -82,7 +82,7 @@ def test_an_interruption_says_how_to_go_on(command, capsys):
         raise KeyboardInterrupt
 
     assert command(run, "seed=0") == 130
-    assert "stopped: interrupted. The same command goes on from here" in capsys.readouterr().err
+    assert "stopped: interrupted. The same command resumes from here" in capsys.readouterr().err
 
 
 def test_a_command_without_arguments_says_how_it_is_used(command, capsys):
@@ -355,7 +355,7 @@ def checked(root, *overrides):
         (
             "generate",
             "~executor",
-            "executor: taken away, and the command needs it; leave ~executor out",
+            "executor: removed, but the command needs it; leave ~executor out",
         ),
         ("evaluate", "images=[a,b]", r"images=\['a', 'b'\]: expected text, or null"),
         ("evaluate", "output=[a]", "output="),
@@ -394,8 +394,8 @@ def checked(root, *overrides):
         ("train", "num_workers=null", "num_workers=null: expected a whole number of 0 or more"),
         ("train", "shots=1.5", "shots=1.5: expected a whole number of 1 or more, all, or null"),
         ("train", "trainer.callbacks=null", "trainer.callbacks=null: expected names with values"),
-        ("train", "~trainer.callbacks", "trainer.callbacks: taken away"),
-        ("train", "~loggers", "loggers: taken away, and the command needs it"),
+        ("train", "~trainer.callbacks", "trainer.callbacks: removed"),
+        ("train", "~loggers", "loggers: removed, but the command needs it"),
         ("train", "trainer.max_steps=many", "trainer.max_steps='many': expected a whole number"),
         (
             "train",
@@ -716,9 +716,9 @@ def test_a_node_that_is_made_into_an_object_keeps_its_class(command, capsys, ove
     [
         (
             "~trainer.default_root_dir",
-            "trainer.default_root_dir: taken away, and the command needs it",
+            "trainer.default_root_dir: removed, but the command needs it",
         ),
-        ("~trainer.log_every_n_steps", "trainer.log_every_n_steps: taken away"),
+        ("~trainer.log_every_n_steps", "trainer.log_every_n_steps: removed"),
         ("trainer.callbacks.ema=some", "trainer.callbacks={"),
         ("trainer.callbacks=[1]", "'trainer.callbacks=[1]': Error"),
     ],

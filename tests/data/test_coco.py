@@ -260,7 +260,7 @@ def test_categories_are_found_by_name_and_synonym_and_by_the_map():
         (
             ["cat", "cow", "pig"],
             {},
-            r"2 categories are no class of taxonomy 'pets': cow \(id 1\), pig \(id 2\)\. .*--map "
+            r"categories are not a class of taxonomy 'pets': cow \(id 1\), pig \(id 2\)\. .*--map "
             r"NAME=ignore",
         ),
         (["cat"], {"cow": "ignore"}, "category 'cow' is not in the file; allowed: cat"),
@@ -283,7 +283,7 @@ def test_categories_that_no_annotation_has_need_no_class():
         {"id": 2, "name": "Cat"},
     ]
     assert category_values(categories, PETS, used={1, 2}) == {1: 1, 2: 1}
-    with pytest.raises(ValueError, match=r"1 categories are no class .* objects-abcd \(id 0\)"):
+    with pytest.raises(ValueError, match=r"1 categories are not a class .* objects-abcd \(id 0\)"):
         category_values(categories, PETS, used={0, 1})
 
 

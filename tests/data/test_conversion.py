@@ -154,7 +154,7 @@ def test_other_sources_and_other_folders_are_refused(places):
         finished(root, "all", {"made of": "that"})
     (root.parent / "other").mkdir()
     (root.parent / "other/picture.jpg").touch()
-    with pytest.raises(FileExistsError, match="other holds other data, which is not written to"):
+    with pytest.raises(FileExistsError, match="other holds other data and is not written to"):
         finished(root.parent / "other", "all", {})
     assert finished(root.parent / "new", "all", {}) is None and files(root) == before
 
@@ -275,9 +275,7 @@ def test_what_sizes_do_not_tell_follows_the_rest_of_the_set(tmp_path, drawn_on):
         image, mask = data[i]
         assert np.array_equal(image, expected[name]), name
         assert np.array_equal(mask == 1, image[..., 0] > 128), name
-    [note] = [
-        n for n in record["notes"] if n.startswith("3 images carry an EXIF rotation of which")
-    ]
+    [note] = [n for n in record["notes"] if n.startswith("3 images carry an EXIF rotation, and")]
     assert {
         ("stored",): "taken as of stored pixels, as the 1 masks are",
         ("upright",): "taken as upright, as the 1 masks are",

@@ -349,7 +349,7 @@ def test_nothing_is_written_by_reading(root):
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     (root / "SegmentationClass/pet_1.png").write_bytes(b"no png")
     data = SegmentationFolder(root, "train", PETS)
-    with pytest.raises(ValueError, match=r"pet_1\.png is damaged, or no image"):
+    with pytest.raises(ValueError, match=r"pet_1\.png is damaged, or not an image"):
         data[1]
     data[0]
     assert {p for p in root.rglob("*") if p.is_file()} == before.keys()

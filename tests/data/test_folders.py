@@ -39,7 +39,7 @@ def test_a_name_that_is_no_utf8_is_shown(tmp_path):
         touch(tmp_path, "halle_\udcfc.jpg")
     except OSError:
         pytest.xfail("this file system takes names in UTF-8 alone")
-    with pytest.raises(ValueError, match=r"halle_\\udcfc.jpg' is no UTF-8 .*: rename it"):
+    with pytest.raises(ValueError, match=r"halle_\\udcfc.jpg' is not UTF-8 .*: rename it"):
         index(tmp_path, IMAGES)
 
 

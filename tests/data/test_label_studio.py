@@ -235,4 +235,4 @@ def test_regions_that_are_no_brush_are_left_out_on_request():
     ):
         read_export("e.json", [one])
     [image], notes = read_export("e.json", [one], brushes_only=True)
-    assert len(image.brushes) == 2 and notes == ["2 regions are no brush and are left out"]
+    assert len(image.brushes) == 2 and notes == ["2 regions are not a brush and are left out"]

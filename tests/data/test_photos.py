@@ -98,14 +98,14 @@ def test_a_truncated_photograph_says_so(tmp_path):
     for name in ("a.jpg", "a.png"):
         path = saved(tmp_path, Image.fromarray(COLOURS.repeat(20, 0).repeat(20, 1)), name)
         path.write_bytes(path.read_bytes()[:-200])
-        with pytest.raises(ValueError, match=rf"{name} is damaged, or no image"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged, or not an image"):
             read_photo(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_image_says_so(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ValueError, match="damaged, or no image"):
+    with pytest.raises(ValueError, match="damaged, or not an image"):
         read_photo(tmp_path / "a.jpg")
 
 
@@ -143,7 +143,7 @@ def test_an_enormous_image_is_refused_by_its_header(tmp_path, side):
 def test_the_limit_is_a_choice(tmp_path):
     path = saved(tmp_path, Image.fromarray(COLOURS))
     assert read_photo(path, 54).shape == (6, 9, 3)
-    with pytest.raises(ValueError, match="9x6 = .* the limit is .*: make it smaller or cut it$"):
+    with pytest.raises(ValueError, match="9x6 = .* the limit is .*: make it smaller or crop it$"):
         read_photo(path, 53)
 
 
@@ -239,7 +239,7 @@ def test_a_video_that_cannot_be_read(video):
         f"{cut} ends after {len(film.items)} of the 20 frames that its header promises"
     ]
     video.write_bytes(b"no film at all")
-    with pytest.raises(ValueError, match=r"film.avi is damaged, or no video"):
+    with pytest.raises(ValueError, match=r"film.avi is damaged, or not a video"):
         source(video)
     video.write_bytes(whole)
     with pytest.raises(ValueError, match="the limit is"):

@@ -149,7 +149,7 @@ def test_powers_that_are_not_there():
         ValueError, match="quality.rules.r: power 2 is not stored, powers 0 to 1 are"
     ):
         hits(Rule("r", "drop", "peak", below=1), power=2)
-    with pytest.raises(ValueError, match=r"not made from heat; say of which power, \.power=0"):
+    with pytest.raises(ValueError, match=r"not made from heat; give the power, as \.power=0"):
         hits(Rule("r", "drop", "peak", below=1), power=None)
 
 

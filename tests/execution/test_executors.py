@@ -265,7 +265,7 @@ def test_a_signal_ends_with_its_own_code_whatever_a_library_makes_of_it(other, c
                 raise
             raise SystemExit(other) from None
     assert end.value.code == 143
-    assert "The same command goes on from here" in capsys.readouterr().err
+    assert "The same command resumes from here" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end, stopped_by_signal():
         raise SystemExit(2)  # nobody sent a signal
     assert end.value.code == 2

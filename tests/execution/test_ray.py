@@ -65,7 +65,7 @@ def test_sigterm_drops_what_is_under_way_and_another_executor_goes_on(tmp_path, 
     assert f"process {process.pid} on " in ended(busy, 5)
     workers = workers_of(process)
     process.send_signal(signal.SIGTERM)
-    assert "The same command goes on from here" in ended(process, 143)
+    assert "The same command resumes from here" in ended(process, 143)
     assert workers and not any(
         Path(f"/proc/{pid}/fd").exists() and list_fds(pid) for pid in workers
     )
@@ -289,7 +289,7 @@ def test_a_lock_waits_for_the_workers_of_a_driver_that_died(tmp_path, monkeypatc
         assert not (tmp_path / WORKERS).exists()
         with pytest.raises(ValueError, match="is not there, or is not the driver's folder"):
             Fence.hold(tmp_path, 3, fence.token)
-        with Fence(tmp_path), pytest.raises(ValueError, match="belongs to another run by now"):
+        with Fence(tmp_path), pytest.raises(ValueError, match="now belongs to another run"):
             Fence.hold(tmp_path, 3, fence.token)
     assert nothing_left(tmp_path)
 

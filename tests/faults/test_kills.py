@@ -89,7 +89,7 @@ def test_sigterm_drops_what_is_under_way_and_leaves_nothing_half_written(tmp_pat
     children = workers_of(process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and "The same command goes on from here" in err
+    assert process.returncode == 143 and "The same command resumes from here" in err
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     assert not list(folder.rglob(".*"))
     finish(folder, generator=SLOW, **IMAGES)

@@ -1,5 +1,5 @@
 """train.py from outside: stopped, starved of disk space, killed, on several devices. The same
-command goes on, and ends with the same weights."""
+command resumes, and ends with the same weights."""
 
 import os
 import random
@@ -97,7 +97,7 @@ def test_a_training_is_stopped_then_finds_no_space_and_ends_all_the_same(data, s
     _, err = process.communicate(timeout=300)
     assert (
         process.returncode == 143
-        and "The same command goes on from" in err
+        and "The same command resumes from" in err
         and "Traceback" not in err
     )
     last = folder / "checkpoints/last.ckpt"
@@ -157,7 +157,7 @@ def test_two_devices(data, tmp_path):
     when_there_is(tmp_path / "stopped/checkpoints/last.ckpt", process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 143 and err.count("The same command goes on from") == 1
+    assert process.returncode == 143 and err.count("The same command resumes from") == 1
     finish(data, tmp_path / "stopped", *two)
     process = start(data, tmp_path / "killed", *two)
     when_there_is(tmp_path / "killed/checkpoints/last.ckpt", process)

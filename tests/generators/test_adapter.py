@@ -119,13 +119,13 @@ def test_layers_of_the_unet_and_of_text_encoders(folders, tmp_path, kind, names,
     [
         (
             lambda k: {f"{k}.dora_scale": torch.ones(1, 8)},
-            r"1 of its \d+ tensors are no part of a LoRA \(DoRA\)",
+            r"1 of its \d+ tensors are not part of a LoRA \(DoRA\)",
         ),
         (lambda k: {f"{k}.lora_mid.weight": torch.ones(4, 4)}, r"LoRA \(LoCon with a middle\)"),
         (lambda k: {f"{k}.hada_w1_a": torch.ones(4, 4)}, r"LoRA \(LoHa\)"),
         (
             lambda k: {f"{k}.diff_b": torch.ones(4)},
-            "are no part of a LoRA and would be left out: .*diff_b",
+            "are not part of a LoRA and would be left out: .*diff_b",
         ),
         (
             lambda k: {"bundle_emb.word.string_to_param": torch.ones(4)},

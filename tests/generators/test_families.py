@@ -685,7 +685,7 @@ def test_layers_are_chosen_by_name(family, build, generator):
     kind, first = ("cross" if family == "sana" else "self"), generator.sites[0].name
     model = build(f"diffusion.{kind}_layers=[{first}]")
     assert [s.name for s in getattr(model.reading, kind)] == [first]
-    with pytest.raises(ValueError, match=rf"diffusion.{kind}_layers=.*begins so \(nowhere\)"):
+    with pytest.raises(ValueError, match=rf"diffusion.{kind}_layers=.*begins with this: nowhere"):
         build(f"diffusion.{kind}_layers=[nowhere]")
 
 
@@ -779,7 +779,7 @@ def test_keys_in_another_order_are_noticed(family, build, generator, monkeypatch
         return
     turned = Layout(other, layout.pixels, layout.image_rows)
     monkeypatch.setattr(type(generator.family), "layout", lambda *_: turned)
-    with pytest.raises(ValueError, match="key row .*another way than is known here"):
+    with pytest.raises(ValueError, match="key row .*another way than this package expects"):
         build()
 
 

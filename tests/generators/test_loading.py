@@ -245,7 +245,7 @@ def test_a_torn_file_is_named(edited, part):
     folder = edited()
     (path,) = (folder / part).glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="copy could not be loaded, is it whole"):
+    with pytest.raises(ValueError, match="copy could not be loaded; is it complete"):
         TextToImage(model=str(folder))
 
 
@@ -328,7 +328,7 @@ def test_a_licence_that_has_to_be_accepted_is_told_of(monkeypatch):
         )
 
     monkeypatch.setattr(loading, "hf_hub_download", refused)
-    message = "someone/model': its publisher wants a licence .*co/someone/model, then .*hf auth"
+    message = "someone/model': its licence must .*co/someone/model, then .*hf auth"
     with pytest.raises(FileNotFoundError, match=message):
         TextToImage(model="someone/model")
 
@@ -438,7 +438,7 @@ def test_a_tokenizer_without_its_vocabulary(folder, tmp_path, lost):
     for name in names.get(lost, [lost]):
         (tmp_path / "part/tokenizer" / name).unlink(missing_ok=True)
     with pytest.raises(
-        ValueError, match="part.*(Is the vocabulary missing|could not be loaded, is it whole)"
+        ValueError, match="part.*(Is the vocabulary missing|could not be loaded; is it complete)"
     ):
         TextToImage(model=str(tmp_path / "part"))
 
@@ -446,7 +446,7 @@ def test_a_tokenizer_without_its_vocabulary(folder, tmp_path, lost):
 def test_a_folder_without_a_tokenizer(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "part")
     shutil.rmtree(tmp_path / "part/tokenizer")
-    with pytest.raises(ValueError, match="part.*(tokenizer|could not be loaded, is it whole)"):
+    with pytest.raises(ValueError, match="part.*(tokenizer|could not be loaded; is it complete)"):
         TextToImage(model=str(tmp_path / "part"))
 
 

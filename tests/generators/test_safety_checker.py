@@ -112,7 +112,7 @@ def test_a_set_without_one_good_image_is_an_error_with_a_record(guarded, tmp_pat
 
     with pytest.raises(
         ValueError,
-        match=r"each of its 2 images stayed bad, however often drawn \(safety checker 6 times\)",
+        match=r"each of its 2 images stayed bad after all attempts \(safety checker 6 times\)",
     ):
         synthesize(tmp_path / "set", model, prompts, taxonomy("shapes"), 2, 0, 2, redraw=2)
     assert [len(s) for s in seeds] == [2, 1, 1, 1, 1] and len(

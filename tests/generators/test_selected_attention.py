@@ -56,14 +56,14 @@ def test_a_beginning_names_whole_parts_of_a_name(read):
         read(cross_layers=["up_blocks"])["class_prompt"], np.mean(both, 0), atol=2e-4, rtol=2e-3
     )
     with pytest.raises(
-        ValueError, match="begins so .up_block.*Layers:\n.*down_blocks.1.attentions.0"
+        ValueError, match="begins with this: up_block.*Layers:\n.*down_blocks.1.attentions.0"
     ):
         read(cross_layers=["up_block"])
 
 
 def test_a_layer_that_is_not_at_this_resolution(read):
     with pytest.raises(
-        ValueError, match=r"cross_layers=.*mid_block'\]: .*layer at 16 .*begins so \(mid_block\)"
+        ValueError, match=r"layers=.*mid_block'\]: .*layer at 16 .*begins with this: mid_block"
     ):
         read(cross_layers=["down_blocks", "mid_block"])
     with pytest.raises(ValueError, match="nothing named"):
@@ -73,7 +73,7 @@ def test_a_layer_that_is_not_at_this_resolution(read):
 @pytest.mark.parametrize("heads", [[6], [], [0, -1]])
 def test_heads_that_are_not_there(read, heads):
     with pytest.raises(
-        ValueError, match=r"diffusion.cross_heads=\[.*\]: a layer that is read has the heads 0 to 5"
+        ValueError, match=r"cross_heads=\[.*\]: the layers that are read have heads 0 to 5"
     ):
         read(cross_heads=heads)
 

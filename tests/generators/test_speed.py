@@ -162,7 +162,7 @@ def test_the_largest_batch_within_the_budget(each, base, budget, expected):
 
 def test_not_even_one_image_fits():
     with pytest.raises(
-        ValueError, match=r"one image needs 5.0 GB and there are 4.0 GB: diffusion.vae_slicing=true"
+        ValueError, match=r"needs 5.0 GB, but only 4.0 GB are available: diffusion.vae_slicing=true"
     ):
         largest_batch(lambda batch: 5 * GB, 3 * GB, 4 * GB)
 

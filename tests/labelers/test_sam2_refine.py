@@ -186,5 +186,5 @@ def test_half_a_model_is_refused_by_the_names_of_what_it_lacks(checkpoints, tmp_
     with pytest.raises(ValueError, match=rf"lacks 4 of \d+ weights .*{named}: they would stay"):
         Sam2Refine(model=str(tmp_path / "half"))
     (tmp_path / "half/model.safetensors").write_bytes(b"half")
-    with pytest.raises(ValueError, match="could not be loaded, is it whole"):
+    with pytest.raises(ValueError, match="could not be loaded; is it complete"):
         Sam2Refine(model=str(tmp_path / "half"))

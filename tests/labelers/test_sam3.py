@@ -116,7 +116,7 @@ def test_a_text_that_is_too_long_is_refused_by_its_class(sam3, synthetic):
         label_images(synthetic, sam3(texts={"gold ring": long}), "sam3")
     with pytest.raises(ValueError, match="class 'cat' is asked for by ' '"):
         label_images(synthetic, sam3(texts={"cat": " "}), "sam3")
-    with pytest.raises(ValueError, match="labeler.texts names cow, no class of"):
+    with pytest.raises(ValueError, match="labeler.texts names cow, which is not a class of"):
         label_images(synthetic, sam3(texts={"cow": "a cow"}), "sam3")
     assert not (synthetic / "masks").exists()
 

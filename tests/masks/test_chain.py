@@ -269,16 +269,16 @@ def test_a_grid_counts_what_masks_hold(chain):
         ("pamr", "expected a list of steps"),
         ([], "expected a list of steps"),
         ([{"refine": "crf"}], "refine: 'crf': no such step; allowed: pamr, joint_bilateral"),
-        ([{"sharpen": "pamr"}], "is no step; a step is one of weight, presence, propagate"),
+        ([{"sharpen": "pamr"}], "is not a step; a step is one of weight, presence, propagate"),
         ([{"refine": "pamr", "rounds": 3}], "pamr takes no rounds; allowed: iterations, dilations"),
         ([{"refine": "pamr", "iterations": 0}], "iterations=0: expected a whole number of 1"),
         ([{"refine": "pamr", "dilations": []}], "pamr: dilations="),
         ([{"propagate": "power", "power": 2}], "power takes no power; allowed: nothing"),
         (PLAIN[1:], "0 of propagate; a chain has one of power, walk, adaptive"),
         ([PLAIN[1], PLAIN[0], *PLAIN[2:]], "their order is " + ", ".join(ORDER)),
-        ([*PLAIN[:2], {"threshold": "background"}], "go together; one of them is missing"),
+        ([*PLAIN[:2], {"threshold": "background"}], "need each other; one of them is missing"),
         ([*PLAIN, {"uncertain": "posterior"}], "band and posterior; a chain has one"),
-        ([*PLAIN[:3], {"uncertain": "posterior"}], "posterior} is of the two Gaussians"),
+        ([*PLAIN[:3], {"uncertain": "posterior"}], "posterior} uses the two Gaussians"),
         ([{"presence": "evidence"}] * 2 + PLAIN, "more than one of presence"),
         (
             [PLAIN[0], {"normalise": "elbo"}, {"background": "words"}, {"threshold": "background"}],
@@ -292,7 +292,7 @@ def test_what_is_no_chain_is_refused_in_words(steps, message):
 
 
 def test_refining_without_the_image_is_refused():
-    with pytest.raises(ValueError, match="refine: pamr.* follows the edges of the image, which is"):
+    with pytest.raises(ValueError, match="refine: pamr.* follows the edges of the image, but no"):
         to_mask(heat(2).numpy(), (1, 2), (32, 32), MaskSettings(steps=EDGES))
 
 

@@ -244,7 +244,7 @@ def test_answers_of_the_cache_are_not_laid_to_the_endpoint(chat, source, tmp_pat
     ) as error:
         source(max_requests=3)(SITE, 4, 0)
     assert "already" not in str(error.value)
-    cure = "to ask anew, move that file away or give another prompts.cache="
+    cure = "to ask again, move that file away or give another prompts.cache="
     with pytest.raises(
         ValueError, match=f"3 of the 3 answers were already in .*answers.jsonl; {cure}"
     ) as error:
@@ -259,7 +259,7 @@ def test_answers_of_the_cache_are_not_laid_to_the_endpoint(chat, source, tmp_pat
     assert f"4 answers of tiny, 1 of them asked for now at {chat.url};" in str(error.value)
     with pytest.raises(ValueError, match="4 of the 8 answers were already in") as error:
         source(max_requests=8)(SITE, 4, 0)
-    assert "to ask anew" not in str(error.value)
+    assert "to ask again" not in str(error.value)
     (tmp_path / "answers.jsonl").rename(tmp_path / "away.jsonl")  # the cure
     assert len(source(max_requests=3)(SITE, 4, 0)) == 4
 

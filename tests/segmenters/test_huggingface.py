@@ -298,7 +298,7 @@ def test_only_safetensors_are_read(tmp_path):
         mask2former(pretrained=str(tmp_path))
     with pytest.raises(
         FileNotFoundError,
-        match="pretrained='/no/such/folder'.*Pass a local folder.*pretrained=null",
+        match="pretrained='/no/such/folder'.*Give a local folder.*pretrained=null",
     ):
         segformer(pretrained="/no/such/folder")
 

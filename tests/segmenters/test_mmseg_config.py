@@ -287,10 +287,10 @@ def test_a_configuration_that_was_edited_is_another_model(tmp_path):
         edited.write_text(before + "model = dict(decode_head=dict(dilations=(1, 2, 3, 4)))\n")
         now = ModelZoo(3, config=str(file), trusted=True).files["config"]
         said = (
-            rf"mine.py describes another model now \(sha256 {now[:12]}.*trained with \(sha256 "
+            rf"mine.py now describes another model \(sha256 {now[:12]}.*trained with \(sha256 "
             rf"{made.files['config'][:12]}"
         )
-        with pytest.raises(ValueError, match=said + ".*Put the file back as it was, or train"):
+        with pytest.raises(ValueError, match=said + ".*Restore the file, or train"):
             config.segmenter_of(run, trusted=True)
         edited.write_text(before)
 
@@ -332,7 +332,7 @@ def test_the_code_that_a_configuration_imports_is_part_of_the_model(tmp_path, mo
         path.write_text(before + "# edited\n")
         assert files()["config"] == made["config"] and files()["code"] != made["code"]
         with pytest.raises(
-            ValueError, match=r"mine.py describes, by the code that it imports, another model now"
+            ValueError, match=r"mine.py now describes, by the code that it imports, another model"
         ):
             config.segmenter_of(run, trusted=True)
         path.write_text(before)

@@ -378,7 +378,7 @@ def test_from_labelled_images_to_the_record_of_a_training(root, tmp_path):
     by_images = {"what": "masks", "data": "shapes/train", "labels": 3, "seed": 1}
     assert read_json(tmp_path / "set/SegmentationClass/masks.json")["chosen_on"] == [by_images]
     card = (tmp_path / "set/README.md").read_text()
-    assert "3 real labels stand behind it" in card and "3 labels of shapes/train" in card
+    assert "3 real labels are behind it" in card and "3 labels of shapes/train" in card
     identity = read_json(tmp_path / "set/run.json")["identity"]["generator"]
     assert how_read(identity) == choice["diffusion"]
 

@@ -251,8 +251,8 @@ def outside(folder):
     [
         (set_unfinished, "no finished mask set SegmentationClass.*masks/sharp"),
         (list_unfinished, "not finished"),
-        (mask_changed, "000001.png is not what masks.json beside it says"),
-        (image_changed, "000001.png is not what its record says"),
+        (mask_changed, "000001.png does not match masks.json beside it"),
+        (image_changed, "000001.png does not match its record"),
         (mask_gone, "no mask"),
         (image_gone, "no image 000001"),
         (twice, "train.txt lists 2 samples, SegmentationClass/masks.json tells of"),
@@ -313,7 +313,7 @@ class TestRealData:
         with pytest.raises(ValueError, match="is 4x4, its image 16x16"):
             export("coco", voc, tmp_path / "out", classes=tmp_path / "pets.yaml")
         (voc / "JPEGImages/000001.png").write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="000001.png is damaged, or no image"):
+        with pytest.raises(ValueError, match="000001.png is damaged, or not an image"):
             export("coco", voc, tmp_path / "out", classes=tmp_path / "pets.yaml")
 
     def test_a_prepared_set_that_is_not_finished(self, voc, tmp_path):

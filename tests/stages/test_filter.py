@@ -580,8 +580,7 @@ def test_the_commands_make_masks_and_a_list_and_training_records_them(generate, 
     write_split(folder, "good", ["000001"])
     with pytest.raises(
         ValueError,
-        match="split good is not the list that .*filter.json tells of; run generate.py "
-        "stage=filter",
+        match="split good is not the list of .*filter.json; run generate.py stage=filter",
     ):
         config.training_record(part, config.training_sets(part)[0])
     write_split(folder, "own", ["000001", "000002"])

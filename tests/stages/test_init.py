@@ -251,7 +251,7 @@ def test_again_changes_nothing_and_other_answers_are_refused(site, capsys):
         (["--class", "cup=mug", "--class", "glass=MUG"], "'MUG' means both"),
         (["--class", "cup,mug"], "'cup,mug' holds a comma"),
         (["--class", " "], "empty word"),
-        (["--class", "cup="], "nothing stands behind the ="),
+        (["--class", "cup="], "nothing follows the ="),
         (["--class", "cup", "--class", "cup=mug"], "given twice"),
         (["--class", "background"], "always class 0"),
         (["--class", "Ignored"], "pixels that do not count"),

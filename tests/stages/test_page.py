@@ -93,7 +93,8 @@ def test_a_photograph_is_turned_upright(client):
 def test_what_is_no_image_is_told(client, data):
     answer = client.post("/segment", content=data)
     assert (
-        answer.status_code == 422 and "the file is damaged, or no image" in answer.json()["error"]
+        answer.status_code == 422
+        and "the file is damaged, or not an image" in answer.json()["error"]
     )
 
 
@@ -392,7 +393,7 @@ def test_the_page_in_a_browser(served, tmp_path):
             )
             == 1
         )
-        assert choose("broken.png").startswith("broken.png: the file is damaged, or no image")
+        assert choose("broken.png").startswith("broken.png: the file is damaged, or not an image")
         assert browser.js("at('found').hidden && at('state').className") == "wrong"
     finally:
         browser.close()

@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_made(predict, images, tmp
     found, _ = predict()
     assert found["images"] == 3 and list(found["unreadable"]) == ["broken.jpg"]
     [row] = rows(tmp_path / "out/unreadable.csv")
-    assert row["file"] == "broken.jpg" and "damaged, or no image" in row["why"]
+    assert row["file"] == "broken.jpg" and "damaged, or not an image" in row["why"]
     print_predictions(tmp_path / "out", found)
     shown = capsys.readouterr().out
     assert (
@@ -214,7 +214,7 @@ def test_folders_that_cannot_be_written(predict, tmp_path, monkeypatch):
     for target, kind, message in [
         (tmp_path / "file", ValueError, "is a file, or lies below one"),
         (tmp_path / "file/below", ValueError, "is a file, or lies below one"),
-        (tmp_path / "mine", FileExistsError, "holds files that are no predictions"),
+        (tmp_path / "mine", FileExistsError, "holds files that are not predictions"),
     ]:
         with pytest.raises(kind, match=message):
             predict(target=target)
@@ -332,7 +332,7 @@ def test_what_the_command_refuses(finished_run, images, tmp_path, monkeypatch):
         (["run=null"], ValueError, "needs the folder of a trained run"),
         (["run=nowhere"], FileNotFoundError, "no finished training run there"),
         (["run=begun"], FileNotFoundError, "has begun and is not finished"),
-        (["run=other"], ValueError, "no training run of a segmenter"),
+        (["run=other"], ValueError, "not a training run of a segmenter"),
         (["run=run"], FileNotFoundError, "images is not given"),
         (
             ["run=run", "images=photos", "output=photos/out"],

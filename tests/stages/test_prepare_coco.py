@@ -178,7 +178,7 @@ def test_other_annotations_are_refused(coco2017, tmp_path):
         ),
         (
             lambda c: c["categories"].append({"id": 91, "name": "hat"}),
-            r"1 categories are no class .*: hat \(id 91\)",
+            r"1 categories are not a class .*: hat \(id 91\)",
         ),
         (
             lambda c: c["annotations"][2]["segmentation"].update(size=[3, 3]),
@@ -217,7 +217,7 @@ def test_a_real_tree_is_not_mixed_with_ours(coco2017, tmp_path):
     (tmp_path / "data").mkdir()
     coco2017.rename(tmp_path / "data/coco")
     before = files(tmp_path / "data")
-    with pytest.raises(FileExistsError, match="holds other data, which is not written to"):
+    with pytest.raises(FileExistsError, match="holds other data and is not written to"):
         prepare_coco(tmp_path / "data", existing=tmp_path / "data/coco")
     assert files(tmp_path / "data") == before
 

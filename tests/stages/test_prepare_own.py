@@ -124,7 +124,7 @@ def test_values_and_colours_that_no_class_has(site):
     Image.fromarray(coloured).save(site / "colours/c.png")
     with pytest.raises(
         ValueError,
-        match=r"c\.png has 1 colours that no class of taxonomy 'site' has been given, such as "
+        match=r"c\.png has 1 colours that taxonomy 'site' gives to no class, such as "
         r"\[\[1, 2, 3\]\]",
     ):
         own(site, masks=site / "colours", name="other")
@@ -181,7 +181,7 @@ def test_values_that_mean_something_else(site):
     with pytest.raises(FileExistsError, match="map"):
         own(site, masks=site / "grey", mapping=mapping | {"1": "ignore"}, split_files=lists(site))
     for wrong, message in (
-        ({"300": "ignore"}, "'300' is no value"),
+        ({"300": "ignore"}, "'300' is not a value"),
         ({"1": "dent"}, "class 'dent' is not in the taxonomy"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -255,7 +255,7 @@ def test_colours_that_nobody_gave_are_not_read(site):
         assert file.read_bytes() == (other / file.relative_to(root)).read_bytes()
     unknown = "background:0,0,0::\nscratch:0,128,0::\nring:128,0,0::\nignored:224,224,192::\n"
     (voc / "labelmap.txt").write_text(unknown)
-    with pytest.raises(ValueError, match="1 labels in it are no class of the taxonomy: ring"):
+    with pytest.raises(ValueError, match="1 labels in it are not a class of the taxonomy: ring"):
         prepare_own(
             site.parent / "data",
             site / "site.yaml",
@@ -481,7 +481,7 @@ def test_nothing_is_written_below_the_real_images(site):
     before = files(site)
     with pytest.raises(
         FileExistsError,
-        match=r"images.new lies in .*images, which holds other data, which is not written to",
+        match=r"images.new lies in .*images, which holds other data and is not written to",
     ):
         prepare_own(
             site / "images",
@@ -517,7 +517,7 @@ def test_categories_that_are_no_class(site):
     path = export(site, categories=categories)
     with pytest.raises(
         ValueError,
-        match=r"export\.json: 1 categories are no class of taxonomy 'site': shadow \(id 7\)",
+        match=r"export\.json: 1 categories are not a class of taxonomy 'site': shadow \(id 7\)",
     ):
         own(site, coco_file=path)
     root, notes = own(site, coco_file=path, mapping={"shadow": "ignore"})
@@ -756,7 +756,7 @@ def test_the_command_line(site, tmp_path, capsys):
             ["--masks", "a", "--coco", "b"],
             "give --images with one of --masks, --coco, --cvat and --label-studio",
         ),
-        (["--masks", "a", "--map", "b=c"], "map: 'b' is no value of a mask"),
+        (["--masks", "a", "--map", "b=c"], "map: 'b' is not a value of a mask"),
         (["--masks", "a", "--crowds", "objects"], "--crowds belongs to --coco"),
         (["--coco", "a", "--image-ending", "_b"], "belong to --masks and --voc"),
         (
@@ -805,4 +805,4 @@ def test_more_labelled_images_make_a_set_in_which_the_old_splits_are_kept(site, 
         assert set(ids) < set(now)
     assert len(every) == len(set(every)) == 11
     assert main([*command, "--name", "x", "--splits-of", str(site / "images")]) == 2
-    assert "is no prepared data set" in capsys.readouterr().err
+    assert "is not a prepared data set" in capsys.readouterr().err

@@ -125,7 +125,7 @@ def test_masks_of_sbd(sbd, tmp_path):
     (tmp_path / "text.mat").write_text("no matlab file" * 100)
     (tmp_path / "half.mat").write_bytes((sbd / "cls/2008_01.mat").read_bytes()[:300])
     for name in ("other", "text", "half"):
-        with pytest.raises(ValueError, match=rf"{name}\.mat is no SBD class mask"):
+        with pytest.raises(ValueError, match=rf"{name}\.mat is not an SBD class mask"):
             read_sbd_mask(tmp_path / f"{name}.mat")
 
 
@@ -235,7 +235,7 @@ def test_archives_that_are_wrong(devkit, tmp_path, web, fast, capsys):
         f"trainval={web.url('voc.tar')}",
     ]
     web.files["voc.tar"] = packed(devkit.parent, "VOCdevkit", "w")[:9000]
-    assert main(command) == 2 and "is damaged or half downloaded" in capsys.readouterr().err
+    assert main(command) == 2 and "is damaged or incomplete" in capsys.readouterr().err
     (tmp_path / "data/downloads/voc.tar").unlink()
     assert main([*command, "--checksum", "trainval=md5:" + "0" * 32]) == 2
     assert "has another checksum than md5:0000" in capsys.readouterr().err

@@ -375,7 +375,7 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
 
     horse = {{"dog": "horse"}.get(label, label): colour for label, colour in COLOURS.items()}
     refused(
-        "1 labels in it are no class of the taxonomy: horse. Map",
+        "1 labels in it are not a class of the taxonomy: horse. Map",
         as_cvat(masks, tmp_path / "1.zip", horse),
     )
     strange = {"background": (0, 0, 0), "horse": (1, 1, 1), "cow": (2, 2, 2)}
@@ -395,7 +395,7 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
         "30x29 .*its mask 30x4", as_cvat({**masks, first: masks[first][:4]}, tmp_path / "4.zip")
     )
     refused(
-        "damaged, or no image",
+        "damaged, or not an image",
         as_cvat(
             dict(list(masks.items())[1:]),
             tmp_path / "5.zip",
@@ -406,7 +406,7 @@ def test_exports_of_cvat_that_do_not_fit(queue, photos, tmp_path):
         "have the same colour", as_cvat(masks, tmp_path / "6.zip", {**COLOURS, "cat": (0, 0, 0)})
     )
     (tmp_path / "no.zip").write_bytes(b"PK no more")
-    refused("no zip file", tmp_path / "no.zip")
+    refused("not a zip file", tmp_path / "no.zip")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("annotations.xml", "")
     refused("has no labelmap.txt: export .*CVAT for images", tmp_path / "empty.zip")

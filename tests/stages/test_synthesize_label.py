@@ -422,7 +422,7 @@ def test_the_number_of_attempts_is_a_setting_and_part_of_the_identity(tmp_path, 
 
 
 def test_a_set_without_a_good_image_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="each of its 7 images stayed bad, however often drawn"):
+    with pytest.raises(ValueError, match="each of its 7 images stayed bad after all attempts"):
         make(tmp_path / "set", FakeGenerator(bad={f"{i:06d}": 9 for i in range(7)}))
     with pytest.raises(ValueError, match="each of its 7 images stayed bad"):
         label(tmp_path / "set", SETTINGS)
@@ -740,8 +740,8 @@ def test_damaged_heat_is_named(folder):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(
         ValueError,
-        match=r"000003\.safetensors is not what its record says: .*python -m dd verify .*/set "
-        r"names all",
+        match=r"000003\.safetensors does not match its record: .*python -m dd verify .*/set "
+        r"lists all",
     ):
         label(folder, SETTINGS)
 
@@ -751,7 +751,7 @@ def test_a_lost_file_is_named_and_made_again(folder, lost):
     whole = contents(folder)
     (folder / lost).unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"no .*000003.*run generate\.py again to make what is missing"
+        FileNotFoundError, match=r"no .*000003.*run generate\.py again to make the missing ones"
     ):
         label(folder, SETTINGS)
     assert make(folder)["made_now"] == 3

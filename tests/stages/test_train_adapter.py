@@ -486,7 +486,7 @@ def test_what_is_no_adapter_is_refused(models, run, tmp_path):
         (tmp_path / "none", FileNotFoundError, "no such file or folder"),
         (models["v"], FileNotFoundError, f"no {diffusion.WEIGHTS} in this folder"),
         (models["v"] / "model_index.json", ValueError, "expected a run folder or a"),
-        (next((models["v"] / "unet").glob("*.safetensors")), ValueError, "no part of a LoRA"),
+        (next((models["v"] / "unet").glob("*.safetensors")), ValueError, "not part of a LoRA"),
     ):
         with pytest.raises(error, match=message):
             load(path)

@@ -137,7 +137,7 @@ def test_other_settings_are_refused_and_nothing_changes(run, tmp_path, finished)
     onwards = f"name=first_9 init_from={tmp_path / 'first'} trainer.max_steps=5"
     assert str(more.value).endswith(onwards)
     assert ("finish it (trainer.max_steps=4), then" in str(more.value)) != finished
-    with pytest.raises(FileExistsError, match="remove the folder to make it anew.$"):
+    with pytest.raises(FileExistsError, match="remove the folder to make it again.$"):
         run("first", steps=3)
     assert files(tmp_path / "first") == before
 

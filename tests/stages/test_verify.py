@@ -255,7 +255,7 @@ def test_conflicts_are_named_before_anything_is_written(tmp_path, folder, shards
 def test_a_damaged_file_is_not_merged(tmp_path, shards):
     flip(shards[0] / "heat/000000.safetensors")
     with pytest.raises(
-        ValueError, match="000000.safetensors is not what its record says; python -m dd verify"
+        ValueError, match="000000.safetensors does not match its record; python -m dd verify"
     ):
         merge(shards, tmp_path / "both")
 

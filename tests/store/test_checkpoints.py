@@ -61,7 +61,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(folder, harm):
     path, warning = checkpoints.newest(folder)
     assert path == folder / "previous.ckpt" and step_of(path) == 1
     assert warning.startswith(f"warning: {folder / 'last.ckpt'} is damaged (its SHA-256 is not")
-    assert warning.endswith(f"going on from the one before, {path}")
+    assert warning.endswith(f"resuming from the one before, {path}")
     checkpoints.save(content(3), folder / "last.ckpt")
     assert (
         step_of(folder / "last.ckpt") == 3 and step_of(folder / "previous.ckpt") == 1
@@ -77,7 +77,7 @@ def test_only_damaged_checkpoints_are_an_error_that_says_what_to_do(folder):
         flip(folder / name)
     with pytest.raises(
         ValueError,
-        match=r"last\.ckpt is damaged.*previous\.ckpt is damaged.*Put a copy of one of them back",
+        match=r"last\.ckpt is damaged.*previous\.ckpt is damaged.*Restore a copy of one of them",
     ):
         checkpoints.newest(folder)
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged \(its SHA-256"):
@@ -93,9 +93,9 @@ def test_without_a_checkpoint_there_is_nothing_to_go_on_from(tmp_path):
     [
         (None, None),
         (flip, "wrong checksum of its part"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-300]), "no whole file"),
-        (lambda p: p.write_bytes(b""), "no whole file"),
-        (lambda p: p.write_bytes(b"x" * 5000), "no whole file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-300]), "not a complete file"),
+        (lambda p: p.write_bytes(b""), "not a complete file"),
+        (lambda p: p.write_bytes(b"x" * 5000), "not a complete file"),
     ],
 )
 def test_a_checkpoint_without_a_recorded_sum_is_judged_by_the_sums_inside(tmp_path, harm, wrong):

@@ -285,7 +285,7 @@ def test_damaged_archives_are_named(tmp_path, whole, damage, request):
         data[len(data) // 2] ^= 0xFF
     (tmp_path / "bad").write_bytes(data)
     with pytest.raises(
-        ValueError, match="bad is damaged or half downloaded .*Delete it and run the command again"
+        ValueError, match="bad is damaged or incomplete .*Delete it and run the command again"
     ):
         unpack(tmp_path / "bad", tmp_path / "out", 10**6)
 

@@ -248,7 +248,7 @@ SCHEMA = {"id": str, "sizes": [int], "more?": {"*": (float, None)}, "any": objec
     [
         ({"id": "a", "sizes": [1, 2], "any": 5, "other": 1}, None),
         ({"id": "a", "sizes": [], "any": None, "more": {"x": 1, "y": None, "z": 0.5}}, None),
-        (5, "the whole of it is 5, expected an object"),
+        (5, "the whole value is 5, expected an object"),
         ({"id": "a", "sizes": []}, "any is missing"),
         ({"id": None, "sizes": [], "any": 1}, "id is None, expected a text"),
         ({"id": "a", "sizes": [1, True], "any": 1}, "sizes.1 is True, expected a whole number"),

@@ -164,7 +164,7 @@ def test_a_step_of_several_batches_is_resumed_at_its_first():
 def test_a_training_does_not_go_on_with_other_draws(change):
     state = module(batch_size=4).train_dataloader().state_dict()
     module(global_step=3, batch_size=4).train_dataloader().load_state_dict(state)
-    wrong = r"written by a training with batch_size=4, processes=1.*Go on with the same number"
+    wrong = r"written by a training with batch_size=4, processes=1.*Resume with the same number"
     with pytest.raises(ValueError, match=wrong):
         module(**{"batch_size": 4, **change}).train_dataloader().load_state_dict(state)
 

@@ -303,7 +303,7 @@ def test_a_damaged_checkpoint_is_skipped_and_the_end_is_the_same(training, strai
     assert (
         code == 0
         and f"warning: {path} is damaged" in said
-        and "going on from the one before" in said
+        and "resuming from the one before" in said
     )
     assert_same(folder, straight(training))
     assert "not resumable" not in said
@@ -313,7 +313,7 @@ def test_without_a_sound_checkpoint_a_training_says_what_to_do(training, tmp_pat
     folder = tmp_path / "run"
     forked(lambda: training(folder, [Signal(signal.SIGKILL, 3)]))
     (folder / "checkpoints/last.ckpt").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*Put a copy of one of them back"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*Restore a copy of one of them"):
         training(folder)
 
 
@@ -327,7 +327,7 @@ def test_sigterm_ends_a_training_after_the_step_with_a_checkpoint_of_it(
     ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGTERM, 4)]))
     assert (
         code == 143
-        and "terminated at step 5 of 9: the last checkpoint is kept. The same command goes on"
+        and "terminated at step 5 of 9: the last checkpoint is kept. The same command resumes"
         in said
     )
     assert "Traceback" not in said and last(folder)["global_step"] == 5
@@ -355,7 +355,7 @@ def test_ctrl_c_ends_a_training_after_the_step_with_a_checkpoint_of_it(
     ((code, said),) = forked(lambda: training(folder, [Signal(signal.SIGINT, 4)]))
     assert (
         code == 130
-        and "stopped at step 5 of 9: the last checkpoint is kept. The same command goes on" in said
+        and "stopped at step 5 of 9: the last checkpoint is kept. The same command resumes" in said
     )
     assert (
         "stopping after this step" in said

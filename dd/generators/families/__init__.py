@@ -1,4 +1,4 @@
-"""Families of text-to-image models, one module each. A new one: a class here, a row in FAMILIES, a
+"""Families of text-to-image models, one module each. To add one: a class here, a row in FAMILIES, a
 file in conf/diffusion/."""
 
 from dd.generators.families.base import Family, Stream, Text
@@ -22,10 +22,10 @@ FAMILIES: tuple[type[Family], ...] = (
     ZImage,
 )
 BY_PIPELINE = {name: family for family in FAMILIES for name in family.pipelines}
-# What their pipelines are known for, and why their attention is not read.
+# Known pipelines whose attention cannot be read, and why.
 REFUSED = dict.fromkeys(
     ("Lumina2Pipeline", "HunyuanImagePipeline"),
-    "its refiners mix the words of the prompt: no key is one word's",
+    "its refiners mix the words of the prompt: no key belongs to one word",
 )
 
 __all__ = ["BY_PIPELINE", "FAMILIES", "REFUSED", "Family", "Stream", "Text"]

@@ -1,5 +1,5 @@
-"""What a family of text-to-image models has of its own: what its network is given, where the words
-stand, how latents are made. Nothing here or in the families knows how attention is read."""
+"""What differs between families of text-to-image models: the network's inputs, where the words are,
+how latents are made. Nothing here or in the families knows how attention is read."""
 
 import os
 from abc import ABC, abstractmethod
@@ -17,14 +17,14 @@ from dd.generators.settings import GeneratorSettings
 Text: TypeAlias = dict[str, Any]  # arguments of the network that hold prompts
 Offsets: TypeAlias = list[tuple[int, int]]
 STATES = "encoder_hidden_states"
-PER_SAMPLE = ("hidden_states", "timestep", "guidance", "img_shapes")  # of a network's arguments
+PER_SAMPLE = ("hidden_states", "timestep", "guidance", "img_shapes")  # network arguments
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Text rows that come from one tokenizer, or from several that must agree, as their states are
-    joined by position. ``first``: the text row of the first token that is kept; ``limit``: tokens
-    that are kept, special ones included; ``template``: what the tokenizer is given of a prompt, of
+    """Text rows that come from one tokenizer, or from several that must agree because their states
+    are joined by position. ``first``: the text row of the first kept token; ``limit``: number of
+    tokens kept, special ones included; ``template``: makes the tokenizer's input from a prompt, of
     which the first ``dropped`` tokens are cut off."""
 
     tokenizers: Sequence[Any]
@@ -34,17 +34,17 @@ class Stream:
     dropped: int = 0
 
     def count(self, text: str) -> int:
-        """Tokens of a prompt, nothing cut off at the end."""
+        """Number of tokens of a prompt, without cutting its end."""
         given = self.template(text)
         return max(len(t(given).input_ids) for t in self.tokenizers) - self.dropped
 
     def offsets(self, text: str) -> Offsets:
-        """Character span in ``text`` of each token that is kept, (0, 0) of those around it.
+        """Character span in ``text`` of each kept token; (0, 0) for the tokens around the text.
 
-        ValueError if two tokenizers differ, and for a text that the template does not hold.
+        ValueError if two tokenizers differ, and for a text that the template does not contain.
         """
         given = self.template(text)
-        # where two templates begin to differ: the text may be a word of the template itself
+        # compare two filled templates, because the text may be a word of the template itself
         place = len(os.path.commonprefix([self.template("0"), self.template("1")]))
         if not given[place:].lower().startswith(text.strip().lower()):
             raise ValueError(f"{text!r} is lost in the template of the text encoder: {given!r}")
@@ -53,8 +53,8 @@ class Stream:
         spans = [[tuple(pair) for pair in e.offset_mapping] for e in each]
         if any(other != spans[0] for other in spans):
             raise ValueError(
-                f"the two tokenizers of this model split {text!r} differently: no token is one "
-                "word's alone"
+                f"the two tokenizers of this model split {text!r} differently: no token belongs to "
+                "one word"
             )
         end = place + len(text)
         kept = spans[0][self.dropped :]
@@ -65,7 +65,7 @@ class Stream:
 
 
 def chat(tokenizer: Any, thinking: bool) -> Callable[[str], str]:
-    """The template that makes a prompt the only message of a user."""
+    """A chat template with the prompt as the only message of a user."""
 
     def template(text: str) -> str:
         return tokenizer.apply_chat_template(
@@ -79,13 +79,13 @@ def chat(tokenizer: Any, thinking: bool) -> Callable[[str], str]:
 
 
 class Family(ABC):
-    """A family by its ``pipelines`` (class names in diffusers); ``network``: (name of the part that
-    denoises, its class), ``former``: names that the class had. ``guided``: the argument of the
-    pipeline that ``diffusion.guidance`` is, ``unguided``: up to which it guides nothing;
-    ``ignored``: attention that is never read, by the beginning of its names; ``refined``: layers of
-    the network mix the words before they are read; ``linear``: its attention among pixels is
-    linear, so that no matrix of it is there; ``tokens``: as many as its pipeline reads of a prompt,
-    0 = the tokenizer's own limit; ``takes``: the settings that not every family has."""
+    """A family of models. ``pipelines``: their class names in diffusers; ``network``: (name of the
+    part that denoises, its class); ``former``: earlier names of that class. ``guided``: the
+    pipeline's argument for ``diffusion.guidance``; ``unguided``: guidance up to this value has no
+    effect; ``ignored``: attention that is never read, by the beginning of its names; ``refined``:
+    layers of the network mix the words before they are read; ``linear``: the attention among pixels
+    is linear and has no matrix; ``tokens``: number that the pipeline reads of a prompt, 0 = the
+    tokenizer's own limit; ``takes``: the settings that not every family has."""
 
     pipelines: ClassVar[tuple[str, ...]]
     network: ClassVar[tuple[str, str]] = ("transformer", "")
@@ -103,21 +103,21 @@ class Family(ABC):
         self.check_guidance()
 
     def check_guidance(self) -> None:
-        """ValueError for a negative prompt that guides nothing."""
+        """ValueError for a negative prompt without effect."""
         given = self.settings
         if given.negative_prompt and given.guidance <= self.unguided:
             raise ValueError(
                 f"diffusion.negative_prompt={given.negative_prompt!r} has no effect with "
-                f"diffusion.guidance={given.guidance}, which guides nothing: give more than "
+                f"diffusion.guidance={given.guidance}, which does not guide: give more than "
                 f"{self.unguided:g}, or leave the prompt empty"
             )
 
     def check_distilled(self, distilled: bool) -> None:
-        """ValueError for guidance of a model that was distilled to do without."""
+        """ValueError for guidance of a model that was distilled to work without."""
         if distilled and self.settings.guidance > 1:
             raise ValueError(
                 f"diffusion.guidance={self.settings.guidance} has no effect on this "
-                f"{type(self.pipe).__name__}, which was distilled to do without; give 0"
+                f"{type(self.pipe).__name__}, which was distilled to work without; give 0"
             )
 
     @property
@@ -126,7 +126,7 @@ class Family(ABC):
 
     @property
     def patch(self) -> int:
-        """Latent pixels a side that make one of the network's."""
+        """Side of the latent patch that makes one pixel of the network."""
         return 2
 
     def unread(self) -> Sequence[str]:
@@ -135,7 +135,7 @@ class Family(ABC):
 
     @property
     def length(self) -> int:
-        """Tokens that are read of a prompt."""
+        """Number of tokens that are read of a prompt."""
         return self.settings.max_tokens or self.tokens
 
     def own_size(self) -> int:
@@ -143,12 +143,12 @@ class Family(ABC):
         return self.net.config.sample_size * self.pipe.vae_scale_factor
 
     def side(self, size: int) -> int:
-        """Of the network's pixels, for images of side ``size``."""
+        """Side of the network's pixel grid, for images of side ``size``."""
         return size // (self.pipe.vae_scale_factor * self.patch)
 
     @abstractmethod
     def layout(self, size: int) -> Layout:
-        """Of its keys, for images of side ``size``."""
+        """Layout of the network's keys, for images of side ``size``."""
 
     @abstractmethod
     def streams(self) -> list[Stream]:
@@ -156,18 +156,18 @@ class Family(ABC):
 
     @abstractmethod
     def text(self, prompts: Sequence[str]) -> Text:
-        """What the network is given of prompts, as its pipeline makes it."""
+        """The network's inputs for prompts, as its pipeline makes them."""
 
     def class_states(self, text: Text) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(states [B, T, C] as cross-attention layers are given them, mask [B, T] or None)."""
+        """(states [B, T, C] as cross-attention layers get them, mask [B, T] or None)."""
         return text[STATES], None
 
     def perturbed(self, text: Text, row: int | None) -> Text:
-        """The same with another text row ``row``."""
+        """The same with text row ``row`` changed."""
         if row is None:
             return text
         states = text[STATES].clone()
-        states[:, row].neg_()  # in any precision another row, whatever its size
+        states[:, row].neg_()  # a different row in any precision, of the same size
         return {**text, STATES: states}
 
     def with_text(
@@ -191,7 +191,7 @@ class Family(ABC):
         return noise - latents
 
     def latent_shape(self, size: int) -> tuple[int, ...]:
-        """That of one sample, as the pipeline holds it."""
+        """Shape of one sample's latent, as the pipeline holds it."""
         side = size // self.pipe.vae_scale_factor
         return self.net.config.in_channels, side, side
 
@@ -206,11 +206,11 @@ class Family(ABC):
         return torch.lerp(latents, noise, timestep / 1000)
 
     def call(self, batch: int, size: int) -> dict[str, Any]:
-        """Arguments of the pipeline for so many images."""
+        """Arguments of the pipeline for ``batch`` images."""
         given: dict[str, Any] = {self.guided: self.settings.guidance}
         given |= {"height": size, "width": size}
-        # None and not "": XL's own setting for an empty prompt is zeros, not the states of an
-        # empty text
+        # None instead of "": for an empty prompt XL uses zeros, not the states of an empty
+        # text
         negative = self.settings.negative_prompt
         given["negative_prompt"] = [negative] * batch if negative else None
         if self.tokens:
@@ -218,7 +218,7 @@ class Family(ABC):
         return given
 
     def last_latents(self, keep: Callable[[torch.Tensor], None]) -> dict[str, Any]:
-        """Arguments of the pipeline that hand the latents of each step to ``keep``."""
+        """Arguments of the pipeline that pass the latents of each step to ``keep``."""
 
         def after_step(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> Any:
             keep(given["latents"])
@@ -227,7 +227,7 @@ class Family(ABC):
         return {"callback_on_step_end": after_step}
 
     def half(self, text: Callable[[], Text], batch: int) -> Half:
-        """The conditional half of a batch of the network, whose prompts ``text()`` gives."""
+        """The conditional half of a batch of the network; ``text()`` gives the batch's prompts."""
         return lambda *_: slice(-batch, None)
 
     def times(self, timestep: float, batch: int) -> torch.Tensor:
@@ -235,7 +235,7 @@ class Family(ABC):
 
 
 class Diffusing(Family):
-    """Models that learned to remove the noise of Stable Diffusion's schedule."""
+    """Models that learned to remove noise of Stable Diffusion's schedule."""
 
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         mean = self.pipe.vae.encode(pixels_BCHW).latent_dist.mean

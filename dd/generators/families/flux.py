@@ -36,7 +36,7 @@ class Flux(Packed):
     def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
         side = self.side(size)
         ids = self.pipe._prepare_latent_image_ids(1, side, side, self.device, latents.dtype)
-        # the pipeline's own; the reading of a finished image is not to be guided further
+        # the pipeline's own embedding: the reading of a finished image is not guided further
         guidance = self.times(1.0, len(latents)) if self.net.config.guidance_embeds else None
         times = self.times(timestep / 1000, len(latents)).to(latents.dtype)
         return self.net(

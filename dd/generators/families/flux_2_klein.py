@@ -13,7 +13,7 @@ from dd.generators.families.packed import Packed, packed
 class Flux2Klein(Packed):
     pipelines = ("Flux2KleinPipeline",)
     network = ("transformer", "Flux2Transformer2DModel")
-    takes = ("max_tokens",)  # it is guided by an empty prompt, and by no other
+    takes = ("max_tokens",)  # it is guided by an empty prompt only
 
     def check_guidance(self) -> None:
         self.check_distilled(self.pipe.config.is_distilled)
@@ -36,7 +36,7 @@ class Flux2Klein(Packed):
         return self.net(hidden_states=latents, timestep=times, img_ids=ids, guidance=None, **text)
 
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
-        """Patches of 2x2, normalised channel by channel as the VAE's statistics say."""
+        """Patches of 2x2, normalised channel by channel by the VAE's statistics."""
         vae = self.pipe.vae
         rows = packed(vae.encode(pixels_BCHW).latent_dist.mean).mT
         mean, variance = (x.to(rows)[:, None] for x in (vae.bn.running_mean, vae.bn.running_var))

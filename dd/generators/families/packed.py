@@ -1,5 +1,5 @@
-"""Models that hold latents as rows of 2x2 patches behind the rows of the text, and are called once
-for each half of a guided batch: FLUX.1, FLUX.2 [klein] and Qwen-Image."""
+"""Models that hold latents as rows of 2x2 patches after the text rows, and are called once for each
+half of a guided batch: FLUX.1, FLUX.2 [klein] and Qwen-Image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ class Packed(Family):
             if not own:
                 own.append(text()[STATES])
             given = kwargs[STATES]
-            # what was encoded anew may differ by rounding
+            # states that are encoded again may differ by rounding
             near = {"rtol": 1e-2, "atol": 1e-3}
             same = given.shape == own[0].shape and torch.allclose(given, own[0], **near)
             return slice(0, batch) if same else None

@@ -1,4 +1,4 @@
-"""PixArt-Sigma: a transformer whose cross-attention reads T5's states, as a UNet's does CLIP's."""
+"""PixArt-Sigma: a transformer whose cross-attention reads T5's states, as UNets read CLIP's."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,8 +20,8 @@ class PixArtSigma(Diffusing):
     def layout(self, size: int) -> Layout:
         if self.side(size) ** 2 == self.length:
             raise ValueError(
-                f"diffusion.max_tokens={self.length}: the image has as many pixels in the network, "
-                "and words could not be told from them; give another number"
+                f"diffusion.max_tokens={self.length}: the network has as many pixels for this "
+                "image, so words and pixels could not be told apart; give another number"
             )
         return Layout("apart")
 
@@ -40,7 +40,7 @@ class PixArtSigma(Diffusing):
     def class_states(self, text: Text) -> tuple[torch.Tensor, torch.Tensor | None]:
         projection, states = self.net.caption_projection, text[STATES]
         weights = next(projection.parameters()).device
-        if weights.type != "meta":  # with offload=model they may wait elsewhere
+        if weights.type != "meta":  # with offload=model they may be elsewhere
             states = states.to(weights)
         return projection(states).to(self.device), text[MASK]
 
@@ -54,7 +54,7 @@ class PixArtSigma(Diffusing):
 
     def call(self, batch: int, size: int) -> dict[str, Any]:
         given = super().call(batch, size)
-        # captions as they are; the size that was asked for
+        # captions are used as they are, at the requested size
         given |= {"clean_caption": False, "use_resolution_binning": False}
         return given | {"negative_prompt": given["negative_prompt"] or ""}
 

@@ -1,5 +1,5 @@
-"""SANA: a transformer with cross-attention to Gemma's words. Its attention among pixels is linear:
-there is no matrix of it, and heat is read without powers."""
+"""SANA: a transformer with cross-attention to Gemma's words. Its attention among pixels is linear
+and has no matrix, so heat is read without powers."""
 
 import inspect
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ class Sana(Family):
 
     @property
     def instruction(self) -> list[str]:
-        """What its pipeline puts before each prompt that is drawn."""
+        """What its pipeline puts before each drawn prompt."""
         call = inspect.signature(self.pipe.__call__).parameters
         return call["complex_human_instruction"].default
 
     def streams(self) -> list[Stream]:
-        """Of the instruction the first token stays, and the last ones where a prompt is short."""
+        """Of the instruction, the first token stays; if a prompt is short, its last ones too."""
         before = "\n".join(self.instruction)
         dropped = len(self.pipe.tokenizer.encode(before)) - 1
 
@@ -60,7 +60,7 @@ class Sana(Family):
         states = text[STATES]
         for layer in (self.net.caption_projection, self.net.caption_norm):
             weights = next(layer.parameters()).device
-            if weights.type != "meta":  # with offload=model they may wait elsewhere
+            if weights.type != "meta":  # with offload=model they may be elsewhere
                 states = states.to(weights)
             states = layer(states)
         return states.to(self.device), text[MASK]
@@ -77,6 +77,6 @@ class Sana(Family):
 
     def call(self, batch: int, size: int) -> dict[str, Any]:
         given = super().call(batch, size)
-        # captions as they are; the size that was asked for
+        # captions are used as they are, at the requested size
         given |= {"clean_caption": False, "use_resolution_binning": False}
         return given | {"negative_prompt": given["negative_prompt"] or ""}

@@ -38,7 +38,7 @@ class StableDiffusion(Diffusing):
 
     def forward(self, latents: torch.Tensor, timestep: int, text: Text, size: int) -> Any:
         added, pooled = None, text["pooled"]
-        if pooled is not None:  # XL is told the size of the picture and where it was cropped
+        if pooled is not None:  # XL also gets the size of the picture and where it was cropped
             sizes = [[size, size, 0, 0, size, size]] * len(latents)
             added = {"text_embeds": pooled, "time_ids": torch.tensor(sizes).to(pooled)}
         return self.net(

@@ -12,7 +12,7 @@ from dd.generators.families.base import STATES, Family, Stream, Text
 class StableDiffusion3(Family):
     pipelines = ("StableDiffusion3Pipeline",)
     network = ("transformer", "SD3Transformer2DModel")
-    tokens = 256  # of T5; rows of zeros where the model has none
+    tokens = 256  # of T5; rows of zeros if the model has no T5
     takes = ("max_tokens", "t5", "negative_prompt")
 
     @property

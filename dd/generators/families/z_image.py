@@ -1,7 +1,7 @@
 """Z-Image: joint attention of pixels and the rows of a chat.
 
-Its context refiner lets the words of a prompt attend to one another before the joint layers, as
-its text encoder does: a key row is foremost its own word's, not its alone.
+Like its text encoder, its context refiner lets the words of a prompt attend to one another before
+the joint layers: a key row depends mostly on its own word, but not on it alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from dd.attention.recorder import Half
 from dd.attention.sites import Layout
 from dd.generators.families.base import STATES, Family, Stream, Text, chat
 
-MULTIPLE = 32  # rows of pixels and of words are padded to it
+MULTIPLE = 32  # rows of pixels and of words are padded to a multiple of it
 
 
 class ZImage(Family):
