@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dd.config.composition import choices, compose, groups, parse, plugins, twins
+from dd.config.composition import choices, compose, groups, parse, plugins
 
 # last part of a key: its value is a name, a file or a folder, and 2024 is text there
 TEXT = (
@@ -43,6 +44,7 @@ REFUSED = (
     ValueError,
     TypeError,
     AttributeError,
+    yaml.YAMLError,  # of a file of the user's own
 )  # what compositions raise
 
 
@@ -164,8 +166,7 @@ def _check_output(composed: Any) -> None:
 
 
 def _check_choices(overrides: list[str]) -> None:
-    """ValueError for a choice of a group that does not exist, or whose file is hidden by one of
-    ours."""
+    """ValueError for a choice of a group that does not exist."""
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
         if override.is_delete():
@@ -182,12 +183,6 @@ def _check_choices(overrides: list[str]) -> None:
                 raise ValueError(
                     f"{override.input_line!r:.200}: no such {key}; allowed: "
                     f"{', '.join(there)}{more}"
-                )
-            if hidden := twins(key, name):
-                raise ValueError(
-                    f"{override.input_line!r}: {hidden[0]} has the name of a file of this package "
-                    "and would not be read; give "
-                    "it another name"
                 )
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dd.store.commands import typed
 
 PACKAGES = (
     "torch",
@@ -330,7 +331,7 @@ def versions() -> dict[str, str]:
 
 def git_commit(folder: str | Path = Path(__file__).parent) -> str:
     """Commit of the checkout of ``folder`` (this package), with ``+`` when files differ from it;
-    empty outside one."""
+    empty outside one, and for a folder of which it holds nothing."""
 
     def told(*command: str) -> str:
         git = ["git", "-C", str(folder), *command]
@@ -338,7 +339,8 @@ def git_commit(folder: str | Path = Path(__file__).parent) -> str:
         return found.stdout.strip() if found.returncode == 0 else ""
 
     try:
-        head = told("rev-parse", "HEAD")
+        # an installation may lie inside a checkout of something else, as .venv/lib/...
+        head = told("rev-parse", "HEAD") if told("ls-files", "--", ".") else ""
         return head + "+" * bool(head and told("status", "--porcelain", "-uno"))
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -346,7 +348,7 @@ def git_commit(folder: str | Path = Path(__file__).parent) -> str:
 
 def made_by() -> dict[str, Any]:
     """Versions, commit and command of this process: what run.json carries beside its settings."""
-    return {"versions": versions(), "git_commit": git_commit(), "command": " ".join(sys.argv)}
+    return {"versions": versions(), "git_commit": git_commit(), "command": typed()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
