@@ -136,7 +136,7 @@ def test_a_site_of_the_working_folder_and_every_way_to_run_it(call, installed, t
         for name in names:
             data = tmp_path / f"data/synthetic/trial{name}"
             masks = json.loads((data / "SegmentationClass/masks.json").read_text())
-            assert masks["identity"]["masks"]["threshold"] == 0.2
+            assert masks["identity"]["settings"]["threshold"] == 0.2
             assert command(data) == " ".join(["dataset-diffusion generate", *how, *trial])
     assert before == {p: p.stat().st_mtime_ns for p in package.rglob("*.yaml")}
     tiny = ["segmenter.base_channels=8", "scale=64", "batch_size=4", "trainer.max_steps=1"]

@@ -148,14 +148,10 @@ def _guarded(door: Door, command: list[str]) -> Callable[[Any], float | None]:
     as one line, so that the other jobs are run; Hydra's exit code is 1 then."""
 
     def task(cfg: Any) -> float | None:
+        numerics()
         # A launcher's worker has another one. It names what is swept, and Lightning starts the
         # further processes of a training with it.
         sys.argv = list(command)
-        torch.set_flush_denormal(True)
-        # neither hardware lists nor advertisements
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-        for message in NOISE:
-            warnings.filterwarnings("ignore", message)
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             prepare(door.name, cfg)
@@ -173,16 +169,32 @@ def _guarded(door: Door, command: list[str]) -> Callable[[Any], float | None]:
     return task
 
 
+def numerics() -> None:
+    """What a result is made with, whoever asks for it, and what libraries need not say."""
+    torch.set_flush_denormal(True)
+    # neither hardware lists nor advertisements
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
 def prepare(config_name: str, cfg: Any) -> None:
     """Name a job's result and look at every value. ValueError, or OmegaConf's errors, for what
     cannot be right."""
     typed = job_overrides()
+    check(config_name, cfg)
+    OmegaConf.set_struct(cfg, False)
+    name_job(cfg, typed, debugged())
+    OmegaConf.set_struct(cfg, True)
+
+
+def check(config_name: str, cfg: Any) -> None:
+    """Look at every value, as :func:`prepare`."""
     check_settings(config_name, cfg)
     check_loaded(cfg)
     OmegaConf.set_struct(cfg, False)
     if "labeler" in cfg and cfg.get("mask_set") is None:
         cfg.mask_set = own_mask_set(cfg)
-    name_job(cfg, typed, debugged())
     OmegaConf.set_struct(cfg, True)
     check_device(cfg)
 

@@ -69,9 +69,12 @@ def _searchpath() -> list[str]:
 
 
 def own_folders() -> list[Path]:
-    """Folders of the user's own settings, as :func:`with_own_folders` left them in the
-    arguments."""
-    parsed = OverridesParser.create().parse_overrides(_searchpath())
+    """Folders of the user's own settings, as :func:`with_own_folders` left them in the arguments;
+    called from Python, ``conf`` of the working folder."""
+    if not (given := _searchpath()):
+        here = conf.of_working_folder(CONF)
+        return [here] if here else []
+    parsed = OverridesParser.create().parse_overrides(given)
     places = [place for override in parsed for place in override.value()]
     return [Path(str(p).removeprefix("file://")) for p in places if str(p).startswith("file://")]
 

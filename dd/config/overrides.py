@@ -2,7 +2,7 @@
 names that exist."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -198,6 +198,16 @@ def _check_plugin(typed: str, key: str, value: Any) -> None:
         elif key == "hydra/sweeper":
             more = "; Optuna is used directly: python train.py stage=search"
         raise ValueError(f"{typed!r}: no such {key}; installed: {', '.join(there)}{more}")
+
+
+def put(cfg: Any, values: Mapping[str, Any]) -> None:
+    """Give ``cfg`` the values of ``{key: value}``. ValueError for a key that does not exist, with
+    the names that do."""
+    known = groups()
+    for key, value in values.items():
+        if said := _unknown(cfg, f"{key}={value}", known):
+            raise ValueError(said)
+        OmegaConf.update(cfg, key, value, merge=False)
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> str:

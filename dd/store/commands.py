@@ -3,6 +3,8 @@
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dd.store.conf import CHECKOUT
@@ -11,6 +13,18 @@ SCRIPTS = ("generate", "train", "evaluate")  # in a checkout; commands of PROGRA
 PROGRAM = "dataset-diffusion"
 MODULE = "python -m dd"
 SCRIPT = re.compile(rf"(?<![\w./-])(?:python )?({'|'.join(SCRIPTS)})\.py\b")
+
+CALLS: list[str] = []  # of Python that is under way
+
+
+@contextmanager
+def called(call: str) -> Iterator[None]:
+    """Results within are recorded as made by this call in Python, such as ``dd.train(...)``."""
+    CALLS.append(call)
+    try:
+        yield
+    finally:
+        CALLS.pop()
 
 
 def program() -> str:
@@ -39,7 +53,9 @@ def _is_door_of_module() -> bool:
 
 
 def typed() -> str:
-    """The command of this process, to be typed again in a shell."""
+    """The command of this process, to be typed again in a shell; in Python the call."""
+    if CALLS:
+        return CALLS[-1]
     first, *rest = sys.argv
     found = f'hydra.searchpath=["file://{Path.cwd() / "conf"}"]'  # by the program, and again
     rest = [a for a in rest if a != found]
