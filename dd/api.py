@@ -153,7 +153,12 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """run.json: settings, versions, what it was trained on, the labels behind it."""
-        return read_own(self.folder / "run.json", {})
+        file = self.folder / "run.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{self.folder}: no finished training run there (a folder with run.json)"
+            )
+        return read_own(file, {})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -265,7 +270,7 @@ def train(
     """
     arguments = dict(locals())
     folder, to = Path(data.folder if isinstance(data, Drawings) else data), Path(to)
-    synthetic = (folder / "run.json").is_file()
+    synthetic = (folder / "plan.jsonl").is_file()
     from dd import config
     from dd.cli.train import make_segmenter
 
@@ -416,6 +421,8 @@ def _recorded_names(folder: Path) -> list[str] | None:
     for file, keys in (("run.json", ("identity", "taxonomy")), ("dataset.json", ("taxonomy",))):
         if (folder / file).is_file():
             found: Any = read_own(folder / file, {})
+            if "domain" in found.get("identity", {}):  # of the embedded world
+                return list(TAXONOMIES["shapes"].names)
             for key in (*keys, "names"):
                 found = found.get(key) if isinstance(found, dict) else None
             if found:
