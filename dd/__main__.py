@@ -1,12 +1,16 @@
-"""``python -m dd prepare|verify|merge|export|init|runs|deploy|page``: commands that need no
-configuration."""
+# PYTHON_ARGCOMPLETE_OK
+"""``dataset-diffusion``, or ``python -m dd``: the commands that need no configuration, and the
+root scripts under their names (``generate``, ``train``, ``evaluate``)."""
 
+import importlib
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from dd.cli.completion import complete_setting
 from dd.cli.deploy import deploy_run, run_options, show_page
 from dd.cli.init import init, init_options
 from dd.execution import CANNOT_WRITE, EXIT
@@ -19,6 +23,7 @@ from dd.stages.prepare_images import GivenImages, prepare_images
 from dd.stages.prepare_own import OwnData, prepare_own
 from dd.stages.prepare_shapes import prepare_shapes
 from dd.stages.verify import print_problems, verify
+from dd.store.commands import SCRIPTS, program, repeated, spelled
 from dd.store.downloads import Archive
 from dd.store.locks import Busy
 from dd.store.provenance import shortened
@@ -196,9 +201,21 @@ def _add(parser: ArgumentParser, options: Options) -> None:
         parser.add_argument(name, **how)
 
 
+class Parser(ArgumentParser):
+    """Its help names commands as they are typed here."""
+
+    def format_help(self) -> str:
+        return spelled(super().format_help())
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m dd", description=__doc__)
+    parser = Parser(prog=program(), description="Commands of Dataset Diffusion.")
     commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in DOORS.items():  # :func:`main` hands them on; here for help and completion
+        one = commands.add_parser(name, help=text, add_help=False)
+        one.add_argument("-h", "--help", "-m", "--multirun", action="store_true")
+        settings: Any = one.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+        settings.completer = complete_setting
     prepare = commands.add_parser("prepare", help="write a data set to disk in PASCAL VOC layout")
     kinds = prepare.add_subparsers(dest="data", required=True)
     root = "folder to write below (default: data); data_root of the other commands"
@@ -220,17 +237,33 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _open(door: str, settings: list[str]) -> NoReturn:
+    """What the root script of that name does."""
+    sys.argv = [sys.argv[0], door, *settings]
+    from dd import config  # Lightning and Hydra
+
+    config.main(importlib.import_module(f"dd.cli.{door}").DOOR, named=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in DOORS:
+        _open(given[0], given[1:])
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    options = parser.parse_args(given)
     try:
         if options.command != "prepare":
             return COMMANDS[options.command](options)
         for folder, notes in _prepare(options):
             for note in notes:
-                print(f"warning: {note}", file=sys.stderr)
+                print(f"warning: {spelled(note)}", file=sys.stderr)
             print(f"ready: {folder}")
     except (ValueError, OSError, Busy) as error:
-        print(f"error: {shortened(str(error))}", file=sys.stderr)
+        print(f"error: {spelled(shortened(str(error)))}", file=sys.stderr)
         if isinstance(error, Busy):
             return EXIT["busy"]
         return EXIT["cannot write"] if getattr(error, "errno", None) in CANNOT_WRITE else 2
@@ -290,7 +323,7 @@ def _merge(options: Namespace) -> int:
     )
     print(
         "what is missing, and the masks: the command of the shards, in that folder "
-        f"(python {done['command']})"
+        f"({repeated(str(done['command']))})"
     )
     return 0
 
@@ -396,6 +429,12 @@ PREPARED: dict[str, tuple[str, Options, Prepare]] = {  # kind: (what it is, its 
         lambda options: [_own(options)],
     ),
 }
+DOORS = {  # root script: what it does
+    "generate": "make or change synthetic data: images, heat maps, masks",
+    "train": "make a model: a segmenter, a generator, an adapter, a search or study of trainings",
+    "evaluate": "numbers and pages about data and models",
+}
+assert tuple(DOORS) == SCRIPTS
 COMMANDS = {
     "verify": _verify,
     "merge": _merge,

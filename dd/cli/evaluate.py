@@ -25,6 +25,7 @@ from dd.stages.sweep import Seen, print_best, sweep, write_page
 from dd.store.provenance import read_own
 from dd.store.samples import read_plan
 from dd.training.log_scores import log_scores
+from dd.training.segmentation import Views
 from dd.training.wandb import log_evaluation
 
 
@@ -75,10 +76,7 @@ def _score(
     given = {k: cfg[k] for k in ("batch_size", "weights", "num_workers")}
     settings = ScoreSettings(**given, device=config.device(cfg), per_image=per_image)
     for folder in folders:
-        trained, segmenter, views = config.trained_run(folder, *views_of)
-        # augmented results lie below those of one view
-        path = Path(folder, name, views.name, "metrics.json")
-        results[folder] = score(path, trained, segmenter, data, views, settings, asked)
+        path, views, results[folder] = score_run(folder, name, data, views_of, settings, asked)
         where = path.parent.relative_to(folder).as_posix()
         log_scores(folder, where, results[folder])
         if cfg.wandb:
@@ -86,6 +84,22 @@ def _score(
     seen = f"{views.name and ', '}{views.name}"
     print_table(results, f"IoU on {what} ({data.split}, {len(data)} images{seen})")
     return next(iter(results.values()))["miou"]
+
+
+def score_run(
+    folder: str | Path,
+    name: str,
+    data: SegmentationFolder,
+    views_of: tuple[Any, ...],
+    settings: ScoreSettings,
+    asked: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Path, Views, dict[str, Any]]:
+    """(metrics.json, how the run looked, its content) of one run on ``data``; ``name``: folder in
+    that of the run, ``views_of``: what :func:`dd.config.trained_run` takes beside the folder."""
+    trained, segmenter, views = config.trained_run(folder, *views_of)
+    # augmented results lie below those of one view
+    path = Path(folder, name, views.name, "metrics.json")
+    return path, views, score(path, trained, segmenter, data, views, settings, asked)
 
 
 def _segmenters(pattern: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from dd.stages.label_by_run import label_by_run
 from dd.stages.label_images import label_images
 from dd.stages.read_heat import read_heat
 from dd.stages.synthesize import Makers, synthesize
+from dd.store.commands import spelled
 
 Quality = tuple[list[Rule], Scores | None]  # rules, and what scores images
 
@@ -139,10 +140,8 @@ def make_list(cfg: Any, quality: Quality | None = None) -> None:
     rules, clip = quality or config.quality(cfg)
     how = (cfg.quality.split, clip, cfg.quality.max_share, config.chosen_on(cfg, "quality"))
     print_counts(filter_samples(cfg.folder, rules, cfg.mask_set, *how))
-    print(
-        f"train.py synthetic_split={cfg.quality.split} trains on them; reasons in "
-        f"{cfg.folder}/quality"
-    )
+    trains = spelled(f"train.py synthetic_split={cfg.quality.split} trains on them")
+    print(f"{trains}; reasons in {cfg.folder}/quality")
 
 
 def only_images(cfg: Any) -> None:

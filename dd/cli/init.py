@@ -26,6 +26,7 @@ from dd.stages.init import (
     summary,
 )
 from dd.stages.prepare_own import OwnData, prepare_own
+from dd.store.commands import spelled
 
 SEVERAL: dict[str, Any] = {"action": "append", "default": []}
 PHRASES = {"metavar": "NAME=PHRASE,...", "help": "such as lighting=dim light,neon light"}
@@ -55,8 +56,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "data",
         "help": "folder of data (default: data); data_root of the other commands",
     },
+    "--conf": {  # read where a command is started, before the files of this package
+        "default": "conf",
+        "help": "folder to write the configuration to (default: conf, in the working folder)",
+    },
 }
-CONF_HELP = "folder to write the configuration to (default: conf)"
 
 
 def init_options(commands: Any) -> None:
@@ -65,8 +69,7 @@ def init_options(commands: Any) -> None:
         help="a guided start: the configuration of a site of your own",
         epilog="without --class it asks, on a terminal",
     )
-    conf = str(Path(__file__).parents[2] / "conf")
-    for name, how in {**OPTIONS, "--conf": {"default": conf, "help": CONF_HELP}}.items():
+    for name, how in OPTIONS.items():
         parser.add_argument(name, **how)
 
 
@@ -105,11 +108,14 @@ def init(options: Namespace) -> int:
     for path in init_files(site, options.conf, train_images):
         print(f"ready: {path}")
     root = "" if options.root == "data" else " " + shlex.quote(f"data_root={options.root}")
-    print(f"next:  python generate.py experiment={site.name}{root}")
-    print(f"       python train.py experiment={site.name}_synthetic{root}")
+    commands = ["generate.py experiment={}", "train.py experiment={}_synthetic"]
     if train_images is not None:
-        print(f"       python evaluate.py run=outputs/{site.name}_synthetic data={site.name}{root}")
-        print(f"       python train.py experiment={site.name}_budget{root}")
+        commands += [
+            "evaluate.py run=outputs/{0}_synthetic data={0}",
+            "train.py experiment={}_budget",
+        ]
+    for first, command in zip(["next: ", *[" " * 6] * 3], commands, strict=False):
+        print(spelled(f"{first} python {command.format(site.name)}{root}"))
     return 0
 
 

@@ -20,6 +20,7 @@ from dd.stages.train_adapter import train_adapter
 from dd.stages.train_autoencoder import AutoencoderSettings, train_autoencoder
 from dd.stages.train_piece import PieceSettings, train_piece
 from dd.stages.train_segmenter import fill, load_weights, train_segmenter
+from dd.store.commands import spelled
 from dd.store.locks import Lock
 from dd.store.provenance import read_json
 from dd.training.callbacks import Report
@@ -69,7 +70,7 @@ def make_adapter(cfg: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint="Adapters of another name are trained beside it"):
         file = train_adapter(folder, trainer=config.trainer_factory(cfg), **arguments)
-    print(f"adapter in {file}: generate.py diffusion.adapter={folder}")
+    print(spelled(f"adapter in {file}: generate.py diffusion.adapter={folder}"))
 
 
 def make_segmenter(cfg: Any, report: Callable[..., None] | None = None) -> float | None:

@@ -12,6 +12,7 @@ os.environ.setdefault(
 )  # read by the imports below: hides advice about optional packages
 
 from dd.config.adaptation import adaptation
+from dd.config.call import composed
 from dd.config.command import exit_code, main
 from dd.config.composition import CONF, compose
 from dd.config.deployment import deploy_arguments, key_values, page_arguments
@@ -102,6 +103,7 @@ __all__ = [
     "check_overrides",
     "check_tuning",
     "compose",
+    "composed",
     "debugged",
     "chosen_on",
     "deploy_arguments",

@@ -21,13 +21,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dd.config.check_values import check_settings
-from dd.config.composition import CONF, with_own_folders
+from dd.config.composition import replaced, with_own_folders
 from dd.config.doors import Door
 from dd.config.generation import own_mask_set
 from dd.config.jobs import JobFailed, debugged, job_overrides, name_job, swept_parts
 from dd.config.objects import USER_ERRORS, check_loaded
 from dd.config.overrides import check_overrides, one_line, quoted
 from dd.execution import CANNOT_WRITE, EXIT, UnitsFailed, stopped_by_signal
+from dd.store.commands import spelled
+from dd.store.conf import CONF
 from dd.store.locks import Busy
 from dd.store.provenance import shortened
 
@@ -68,16 +70,19 @@ PATHS = (
 )
 
 
-def main(door: Door) -> NoReturn:
+def main(door: Door, named: bool = False) -> NoReturn:
     """Entry point of a root script: compose its configuration, run the chosen stage, report errors
-    on one screen. Without arguments, and with ``--help``, print the help of the door."""
-    asked = set(sys.argv[1:]) & {"-h", "--help"}
-    if asked or not set(sys.argv[1:]) - {"-m", "--multirun"}:
-        print(door.help(), file=sys.stdout if asked else sys.stderr)
+    on one screen. Without arguments, and with ``--help``, print the help of the door. ``named``:
+    the first argument is the name of the door, as in ``dataset-diffusion generate``."""
+    begin = 2 if named else 1
+    given = set(sys.argv[begin:])
+    asked = given & {"-h", "--help"}
+    if asked or not given - {"-m", "--multirun"}:
+        print(spelled(door.help()), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
     code: int | None = 0
     try:
-        _run(door, bool({"-m", "--multirun"} & set(sys.argv[1:])))
+        _run(door, begin, bool({"-m", "--multirun"} & given))
     except JobFailed as error:
         code = 1
         if str(error) not in SAID:  # the job ran in another process
@@ -96,15 +101,31 @@ def main(door: Door) -> NoReturn:
     sys.exit(code)
 
 
-def _run(door: Door, multirun: bool) -> None:
-    sys.argv[1:] = with_own_folders([quoted(a) for a in sys.argv[1:]])
-    typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "hydra.searchpath"))]
-    cfg = check_overrides(door.name, typed, multirun)
-    if multirun:  # Hydra writes multirun.yaml there
-        Path(cfg.output_root).mkdir(parents=True, exist_ok=True)
-    run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=door.name)
-    with _own_words() if multirun else nullcontext():
-        run(_guarded(door))()
+def _run(door: Door, begin: int, multirun: bool) -> None:
+    """``begin``: where the settings begin in ``sys.argv``."""
+    before, given = sys.argv[:begin], with_own_folders([quoted(a) for a in sys.argv[begin:]])
+    command = [*before, *given]
+    sys.argv = [before[0], *given]  # what Hydra reads
+    try:
+        if not {"-sc", "--shell-completion"} & {*given}:  # a shell asks Hydra: no settings to check
+            typed = [a for a in given if "=" in a and not a.startswith(("-", "hydra.searchpath"))]
+            cfg = check_overrides(door.name, typed, multirun)
+            _tell_replaced(door.name, cfg)
+            if multirun:  # Hydra's multirun.yaml lies there
+                Path(cfg.output_root).mkdir(parents=True, exist_ok=True)
+        run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=door.name)
+        with _own_words() if multirun else nullcontext():
+            run(_guarded(door, command))()
+    finally:
+        sys.argv = command
+
+
+def _tell_replaced(config_name: str, cfg: Any) -> None:
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # a further process of a training
+        return
+    chosen = [f"{group}/{name}" for group, name in cfg.hydra.runtime.choices.items()]
+    for file in replaced([config_name, *chosen]):
+        print(f"note: {file} is read instead of this package's file of that name", file=sys.stderr)
 
 
 @contextmanager
@@ -121,19 +142,16 @@ def _own_words() -> Iterator[None]:
             os.environ[FULL] = before
 
 
-def _guarded(door: Door) -> Callable[[Any], float | None]:
-    """The task that Hydra runs. For an exception in a single job Hydra prints its own traceback, so
-    ours is passed around it. In a multirun each error reaches the launcher as one line, so that the
-    other jobs run; Hydra's exit code is then 1."""
-    command = list(sys.argv)
+def _guarded(door: Door, command: list[str]) -> Callable[[Any], float | None]:
+    """The task that Hydra runs; ``command`` was typed. For an exception in a single job Hydra prints
+    its own traceback, so ours is passed around it. In a multirun each error reaches the launcher as
+    one line, so that the other jobs run; Hydra's exit code is then 1."""
 
     def task(cfg: Any) -> float | None:
-        sys.argv = list(command)  # a launcher's worker has another one; jobs are named by it
-        torch.set_flush_denormal(True)
-        # print neither hardware lists nor advertisements
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-        for message in NOISE:
-            warnings.filterwarnings("ignore", message)
+        numerics()
+        # A launcher's worker has another one. It names what is swept, and Lightning starts the
+        # further processes of a training with it.
+        sys.argv = list(command)
         multirun = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             prepare(door.name, cfg)
@@ -151,16 +169,32 @@ def _guarded(door: Door) -> Callable[[Any], float | None]:
     return task
 
 
+def numerics() -> None:
+    """Numeric settings that results depend on, and less output from libraries."""
+    torch.set_flush_denormal(True)
+    # print neither hardware lists nor advertisements
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
 def prepare(config_name: str, cfg: Any) -> None:
     """Name a job's result and check every value. ValueError, or OmegaConf's errors, for invalid
     values."""
     typed = job_overrides()
+    check(config_name, cfg)
+    OmegaConf.set_struct(cfg, False)
+    name_job(cfg, typed, debugged())
+    OmegaConf.set_struct(cfg, True)
+
+
+def check(config_name: str, cfg: Any) -> None:
+    """Check every value. ValueError, or OmegaConf's errors, for invalid values."""
     check_settings(config_name, cfg)
     check_loaded(cfg)
     OmegaConf.set_struct(cfg, False)
     if "labeler" in cfg and cfg.get("mask_set") is None:
         cfg.mask_set = own_mask_set(cfg)
-    name_job(cfg, typed, debugged())
     OmegaConf.set_struct(cfg, True)
     check_device(cfg)
 
@@ -184,7 +218,7 @@ def _say(error: Exception, cfg: Any = None) -> None:
 
 
 def _message(error: Exception, cfg: Any = None) -> str:
-    return shortened(_words(error, cfg))
+    return spelled(shortened(_words(error, cfg)))
 
 
 def _words(error: Exception, cfg: Any) -> str:

@@ -1,16 +1,23 @@
-"""Where settings come from: the files of this package, and the user's own folders beside them."""
+"""Where settings come from: the user's own folders first, then the files of this package."""
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-CONF = Path(__file__).parents[2] / "conf"
+from dd.store import conf
+from dd.store.conf import CONF
+
 SEARCHPATH = "hydra.searchpath"
+SHARED = ("base", "synthetic")  # what the files of the root scripts are made of
 
 
 def with_own_folders(arguments: list[str]) -> list[str]:
@@ -38,8 +45,7 @@ def with_own_folders(arguments: list[str]) -> list[str]:
             ]
         else:
             rest.append(argument)
-    here = Path.cwd() / "conf"
-    if any((here / group).is_dir() for group in groups()) and here.resolve() != CONF.resolve():
+    if here := conf.of_working_folder(CONF):
         places.append(f"file://{here}")
     quoted = [
         '"' + place.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -63,11 +69,27 @@ def _searchpath() -> list[str]:
 
 
 def own_folders() -> list[Path]:
-    """Folders of the user's own settings, as :func:`with_own_folders` left them in the
-    arguments."""
-    parsed = OverridesParser.create().parse_overrides(_searchpath())
+    """Folders of the user's own settings, as :func:`with_own_folders` left them in the arguments;
+    called from Python, ``conf`` of the working folder."""
+    if not (given := _searchpath()):
+        here = conf.of_working_folder(CONF)
+        return [here] if here else []
+    parsed = OverridesParser.create().parse_overrides(given)
     places = [place for override in parsed for place in override.value()]
     return [Path(str(p).removeprefix("file://")) for p in places if str(p).startswith("file://")]
+
+
+class OwnFolders(SearchPathPlugin):
+    """Searches the user's folders before our files; Hydra searches ``hydra.searchpath`` after
+    them."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        ours = SearchPathQuery(provider="main")
+        for folder in own_folders():
+            search_path.prepend("own", f"file://{folder}", ours)
+
+
+Plugins.instance().register(OwnFolders)
 
 
 def compose(config_name: str, overrides: list[str], **how: Any) -> Any:
@@ -93,26 +115,27 @@ def plugins(group: str) -> list[str]:
 
 
 def groups() -> list[str]:
-    return sorted(p.name for p in CONF.iterdir() if p.is_dir())
+    return conf.groups(CONF)
 
 
 def choices(group: str) -> list[str]:
     """Names of the files of a group, including the user's own."""
-    return sorted(
-        {p.stem for folder in (CONF, *own_folders()) for p in (folder / group).glob("*.yaml")}
-    )
+    return conf.choices((*own_folders(), CONF), group)
 
 
-def group_file(group: str, name: str) -> Path | None:
-    """The file of that name, ours before the user's own; None if there is none."""
-    files = [folder / group / f"{name}.yaml" for folder in (CONF, *own_folders())]
+def settings_file(name: str) -> Path | None:
+    """The file that is read for ``generate`` or ``data/voc``: the user's own before ours; None if
+    there is none."""
+    files = [folder / f"{name}.yaml" for folder in (*own_folders(), CONF)]
     return next((f for f in files if os.path.isfile(f)), None)
 
 
-def twins(group: str, name: str) -> list[Path]:
-    """Files of the user with that name that ours hides, and whose content differs."""
-    ours = CONF / group / f"{name}.yaml"
-    files = [folder / group / f"{name}.yaml" for folder in own_folders()]
-    return [
-        f for f in files if ours.is_file() and f.is_file() and f.read_bytes() != ours.read_bytes()
-    ]
+def replaced(names: Iterable[str]) -> list[Path]:
+    """The user's own files among ``names`` (as of :func:`settings_file`) that are read instead of
+    a file of ours with another content."""
+    found = []
+    for name in (*names, *SHARED):
+        ours, read = CONF / f"{name}.yaml", settings_file(name)
+        if read and read != ours and ours.is_file() and read.read_bytes() != ours.read_bytes():
+            found.append(read)
+    return found

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dd.config.composition import CONF, choices, groups
+from dd.config.composition import choices, groups, settings_file
+from dd.store.conf import CONF, INSTALLED
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Door:
     def help(self) -> str:
         """The help text, printed without arguments and with ``--help``."""
         width = max(map(len, self.stages)) + 2
-        default = OmegaConf.load(CONF / f"{self.name}.yaml").stage
+        default = self._defaults().stage
         lines = [self.purpose, "", f"usage: python {self.name}.py key=value ...", "", "stages:"]
         lines += [
             f"  {name:<{width}}{stage.says}{' (default)' if name == default else ''}"
@@ -49,7 +50,7 @@ class Door:
 
     def _choices(self) -> dict[str, list[str]]:
         """The experiments of this script, and the files of its groups."""
-        entries = OmegaConf.load(CONF / f"{self.name}.yaml").defaults
+        entries = self._defaults().defaults
         names = [group for entry in entries if not isinstance(entry, str) for group in entry]
         known = set(groups())
         own = [e for e in choices("experiment") if self._is_own(e)]
@@ -58,13 +59,20 @@ class Door:
 
     def _is_own(self, experiment: str) -> bool:
         """Whether the header of an experiment names one of these scripts, or it is the user's."""
-        file = CONF / "experiment" / f"{experiment}.yaml"
+        file = settings_file(f"experiment/{experiment}")
         scripts = [f"python {name}.py" for name in (self.name, *self.experiments)]
-        return not file.is_file() or any(script in file.read_text() for script in scripts)
+        if file is None or not file.is_relative_to(CONF):
+            return True
+        return any(script in file.read_text() for script in scripts)
+
+    def _defaults(self) -> Any:
+        return OmegaConf.load(settings_file(self.name) or CONF / f"{self.name}.yaml")
 
     def _keys(self) -> list[str]:
+        conf = str(CONF) if CONF == INSTALLED else "conf"
         return [
             "several values: -m seed=0,1,2 runs one job after the other",
             f"every key with its value: python {self.name}.py --cfg job [key=value ...]",
-            f"and what it means: conf/{self.name}.yaml, and conf/<group>/<choice>.yaml of a group",
+            f"and what it means: {conf}/{self.name}.yaml, and of a group "
+            f"{conf}/<group>/<choice>.yaml",
         ]

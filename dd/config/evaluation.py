@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from dd.config.composition import group_file
+from dd.config.composition import settings_file
 from dd.config.jobs import job_overrides
 from dd.config.objects import device, palette, plain, taxonomy, trained_run
 from dd.config.settings import Data
@@ -211,7 +211,7 @@ def test_sets(cfg: Any) -> dict[str, SegmentationFolder]:
     machine."""
     found = {}
     for domain in cfg.report.domains:
-        file, node = group_file("data", domain), cfg.data
+        file, node = settings_file(f"data/{domain}"), cfg.data
         if domain != cfg.data.name and file:
             node = OmegaConf.merge({"data_root": cfg.data_root}, OmegaConf.load(file))
         if Path(node.root).is_dir() and domain in (cfg.data.name, file and file.stem):

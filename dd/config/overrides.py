@@ -2,17 +2,18 @@
 existing names."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dd.config.composition import choices, compose, groups, parse, plugins, twins
+from dd.config.composition import choices, compose, groups, parse, plugins
 
 # last part of keys whose value is a name, a file or a folder: there 2024 is text
 TEXT = (
@@ -43,6 +44,7 @@ REFUSED = (
     ValueError,
     TypeError,
     AttributeError,
+    yaml.YAMLError,  # in one of the user's files
 )  # errors that compositions raise
 
 
@@ -163,8 +165,7 @@ def _check_output(composed: Any) -> None:
 
 
 def _check_choices(overrides: list[str]) -> None:
-    """ValueError for a choice of a group that does not exist, or whose file is hidden by one of
-    ours."""
+    """ValueError for a choice of a group that does not exist."""
     for override in OverridesParser.create().parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
         if override.is_delete():
@@ -182,12 +183,6 @@ def _check_choices(overrides: list[str]) -> None:
                     f"{override.input_line!r:.200}: no such {key}; allowed: "
                     f"{', '.join(there)}{more}"
                 )
-            if hidden := twins(key, name):
-                raise ValueError(
-                    f"{override.input_line!r}: {hidden[0]} has the name of a file of this package "
-                    "and would not be read; give "
-                    "it another name"
-                )
 
 
 def _check_plugin(typed: str, key: str, value: Any) -> None:
@@ -202,6 +197,16 @@ def _check_plugin(typed: str, key: str, value: Any) -> None:
         elif key == "hydra/sweeper":
             more = "; Optuna is used directly: python train.py stage=search"
         raise ValueError(f"{typed!r}: no such {key}; installed: {', '.join(there)}{more}")
+
+
+def put(cfg: Any, values: Mapping[str, Any]) -> None:
+    """Give ``cfg`` the values of ``{key: value}``. ValueError for a key that does not exist, with
+    the names that do."""
+    known = groups()
+    for key, value in values.items():
+        if said := _unknown(cfg, f"{key}={value}", known):
+            raise ValueError(said)
+        OmegaConf.update(cfg, key, value, merge=False)
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> str:

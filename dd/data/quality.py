@@ -13,14 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-import transformers
 
-from dd.store.checkpoints import weights_sha256
 from dd.store.samples import Sample
 from dd.taxonomy import IGNORE
-
-transformers.utils.logging.disable_progress_bar()  # a bar for loading a few files
 
 HEAT = ("peak", "spread", "entropy", "area")  # of each class and power
 CLIP = {"clip": "prompt", "clip_class": "classes"}  # signal: where a record keeps it
@@ -291,6 +286,13 @@ class ClipScore:
         if dtype not in DTYPES:
             raise ValueError(f"quality.clip.dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
         _check_folder(model)
+        # commands that have rules and no CLIP start without them
+        import torch
+        import transformers
+
+        from dd.store.checkpoints import weights_sha256
+
+        transformers.utils.logging.disable_progress_bar()  # a bar for loading a few files
         where = {"revision": revision, "trust_remote_code": False}
         try:
             kind = transformers.AutoConfig.from_pretrained(model, **where).model_type
@@ -319,8 +321,15 @@ class ClipScore:
         self.model.to(device).eval()
         self.weights_sha256 = weights_sha256(self.model.state_dict())
 
-    @torch.no_grad()
     def __call__(self, image: np.ndarray, texts: list[str]) -> list[float]:
+        import torch
+
+        with torch.no_grad():
+            return self._scores(image, texts)
+
+    def _scores(self, image: np.ndarray, texts: list[str]) -> list[float]:
+        import torch
+
         pixels = self.processor(
             images=[image], return_tensors="pt", input_data_format="channels_last"
         )["pixel_values"]

@@ -189,6 +189,7 @@ class CaptionFile:
 
     ``exclude_split``, ``drop_similar``: see :func:`keep`. ``repeat_classes``: if an entry names a
     class twice, its words are appended twice (:func:`dd.prompts.prompt.make_prompt`).
+    ``in_order``: keep the order of the file instead of one drawn by the seed.
     """
 
     def __init__(
@@ -198,8 +199,10 @@ class CaptionFile:
         exclude_split: str | None = None,
         drop_similar: float | None = None,
         repeat_classes: bool = False,
+        in_order: bool = False,
     ) -> None:
         self.path, self.append, self.repeat_classes = path, append, repeat_classes
+        self.in_order = in_order
         self.exclude_split, self.drop_similar = exclude_split, drop_similar
 
     def __call__(self, taxonomy: Taxonomy, number: int | None, seed: int) -> Prompts:
@@ -213,6 +216,9 @@ class CaptionFile:
         captions, dropped = keep(captions, self.exclude_split, self.drop_similar)
         how = self.append, self.repeat_classes
         prompts = [make_prompt(c.text, c.classes, *how) for c in captions]
+        if self.in_order:
+            chosen = [prompts[i % len(prompts)] for i in range(number or len(prompts))]
+            return Prompts(chosen, dropped)
         return Prompts(draw(prompts, number, seed), dropped)
 
 

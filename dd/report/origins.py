@@ -6,6 +6,7 @@ from typing import Any
 
 from dd.evaluation.supervision import behind, told
 from dd.report.html import Section, Table, Text
+from dd.store.commands import spelled
 
 NAMED = 3  # runs listed beside a value; more are counted
 MADE = ("command", "git_commit", "weights_sha256")  # of a run.json
@@ -72,7 +73,8 @@ def left_out_section(left_out: list[tuple[str, str]]) -> list[Section]:
     if not left_out:
         return []
     note = "These results are in no table, chart or number of this page."
-    return [Table("Not compared", ["result", "why"], left_out, note)]
+    rows = [(result, spelled(why)) for result, why in left_out]
+    return [Table("Not compared", ["result", "why"], rows, note)]
 
 
 def made_section(run: Mapping[str, Any], masks: Mapping[str, Any]) -> list[Section]:

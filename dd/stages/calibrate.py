@@ -22,6 +22,7 @@ from dd.evaluation import metrics
 from dd.evaluation.supervision import declared, label_set
 from dd.masks.from_heat import MaskSettings, check_stored, count_grid, how_read, stored_grid
 from dd.prompts.prompt import make_prompt
+from dd.store.commands import spelled
 from dd.store.provenance import sweep_beside, write_atomic, write_json
 from dd.store.samples import Sample
 from dd.store.settings import Count, Natural, Settings
@@ -120,7 +121,7 @@ def calibrate(
         f"# Mask settings chosen by {len(data)} labelled images. Use: python generate.py ... "
         f"masks_from={path}\n"
     )
-    write_atomic(path, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_atomic(path, spelled(head) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return content
 
 

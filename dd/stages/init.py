@@ -12,6 +12,8 @@ from dd.data.folders import IMAGES, index
 from dd.data.label_studio import IGNORED
 from dd.prompts.nouns import plurals
 from dd.prompts.templates import indefinite
+from dd.store.commands import same_commands, spelled
+from dd.store.conf import CONF
 from dd.store.names import folder_name
 from dd.store.provenance import write_atomic
 from dd.store.templates import fill
@@ -200,7 +202,14 @@ def init_taxonomy(site: Site, data_root: str | Path, conf: str | Path) -> Path:
     be written is in the way."""
     path = Path(data_root) / f"{site.name}.yaml"
     text = taxonomy_yaml(check(site))
-    planned = {path: text, **_files(site, Path(conf), None)}
+    made = _files(site, Path(conf), None)
+    beside = Path(conf).resolve() != CONF.resolve()
+    if taken := [f for f in made if beside and (CONF / f.relative_to(conf)).is_file()]:
+        raise FileExistsError(
+            f"{taken[0].relative_to(conf)} is a file of this package, and yours would be read "
+            f"instead of it; choose another name than {site.name}"
+        )
+    planned = {path: text, **made}
     in_the_way = [p for p, new in planned.items() if p.exists() and not _kept(p, new, site)]
     if in_the_way:
         raise FileExistsError(
@@ -223,11 +232,12 @@ def init_files(site: Site, conf: str | Path, train_images: int | None) -> list[P
 
 
 def _kept(path: Path, text: str, site: Site) -> bool:
-    """Whether a file is as it would be written; a study of the site, which may have been written
-    for another number of labelled images, is kept as it is."""
+    """Whether a file is as it would be written, by whatever command; a study of the site, which may
+    have been written for another number of labelled images, is kept as it is."""
     there = path.read_text(encoding="utf-8", errors="replace")
-    ours = there.startswith("# @package _global_\n# python train.py experiment=")
-    return there == text or (path.stem == f"{site.name}_budget" and ours)
+    ours = re.match(r"# @package _global_\n# .* experiment=", there) is not None
+    same = same_commands(there) == same_commands(text)
+    return same or (path.stem == f"{site.name}_budget" and ours)
 
 
 def _files(site: Site, conf: Path, train_images: int | None) -> dict[Path, str]:
@@ -265,4 +275,4 @@ def _files(site: Site, conf: Path, train_images: int | None) -> dict[Path, str]:
             made[f"experiment/{name}_{recipe}"] = fill(
                 TEMPLATES / "training.yaml.j2", **known, recipe=recipe, steps=number
             )
-    return {conf / f"{key}.yaml": text for key, text in made.items()}
+    return {conf / f"{key}.yaml": spelled(text) for key, text in made.items()}

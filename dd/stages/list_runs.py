@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dd.store.commands import spelled
 from dd.store.provenance import SETTINGS, read_json
 
 
@@ -50,7 +51,7 @@ def _entry(root: Path, folder: Path) -> dict[str, Any] | None:
 
 def print_runs(found: list[dict[str, Any]], root: str | Path) -> None:
     if not found:
-        print(f"no training run below {root}; train.py makes one")
+        print(spelled(f"no training run below {root}; train.py makes one"))
         return
     table = Table("run", "trained on", "steps", "supervision", "mIoU", "")
     for e in found:

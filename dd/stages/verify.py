@@ -25,6 +25,7 @@ from dd.data.datasets import (
     stored_heat,
 )
 from dd.execution.units import drop_records, read_run, unit_files
+from dd.store.commands import repeated, spelled
 from dd.store.locks import Lock
 from dd.store.progress import Progress
 from dd.store.provenance import fingerprint, read_own, sha256, temporary_files
@@ -293,8 +294,8 @@ def print_problems(folder: str | Path, problems: list[Problem], repaired: bool) 
     when = "ready to be" if repaired else "after python -m dd verify --repair,"
     for reading in dict.fromkeys(_reading(p) for p in problems if p["heals"]):
         run = read_own(heat_root(folder, reading) / "run.json", {})
-        command = run.get("command", "generate.py with the settings of run.json")
-        print(f"{when} healed by: python {command}")
+        command = repeated(run.get("command", "generate.py with the settings of run.json"))
+        print(spelled(f"{when} healed by: {command}"))
     in_masks = {p["file"] for p in problems if p["kind"] in ("mask", "mask set")}
     sets = sorted(file for file in in_masks if file.startswith("masks/"))
     if sets:

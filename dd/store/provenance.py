@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dd.store.commands import typed
 
 PACKAGES = (
     "torch",
@@ -329,7 +330,7 @@ def versions() -> dict[str, str]:
 
 def git_commit(folder: str | Path = Path(__file__).parent) -> str:
     """Commit of the checkout of ``folder`` (this package), with ``+`` if files differ from it;
-    empty outside a checkout."""
+    empty outside a checkout, and for a folder that the checkout does not track."""
 
     def told(*command: str) -> str:
         git = ["git", "-C", str(folder), *command]
@@ -337,7 +338,8 @@ def git_commit(folder: str | Path = Path(__file__).parent) -> str:
         return found.stdout.strip() if found.returncode == 0 else ""
 
     try:
-        head = told("rev-parse", "HEAD")
+        # an installation may lie inside a checkout of something else, as .venv/lib/...
+        head = told("rev-parse", "HEAD") if told("ls-files", "--", ".") else ""
         return head + "+" * bool(head and told("status", "--porcelain", "-uno"))
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -345,7 +347,7 @@ def git_commit(folder: str | Path = Path(__file__).parent) -> str:
 
 def made_by() -> dict[str, Any]:
     """Versions, commit and command of this process: run.json holds them beside its settings."""
-    return {"versions": versions(), "git_commit": git_commit(), "command": " ".join(sys.argv)}
+    return {"versions": versions(), "git_commit": git_commit(), "command": typed()}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dd import config
-from dd.config.composition import with_own_folders
+from dd.config.composition import replaced, with_own_folders
 
 FILLED = {"train": ["name=a_run"]}
 
@@ -297,11 +297,31 @@ def test_a_folder_that_is_not_there_is_named(own):
         with_own_folders(["--config-name=mine"])
 
 
-def test_an_own_file_that_would_not_be_read_is_refused(own):
-    (own / "experiment/shapes_real.yaml").write_text("# @package _global_\nname: mine\n")
+@pytest.mark.parametrize("place", ["--config-dir", "conf"])
+def test_an_own_file_goes_before_that_of_this_package(own, tmp_path, place):
+    (own / "experiment/shapes_real.yaml").write_text("# @package _global_\nname: mine\nseed: 7\n")
+    (own / "base.yaml").write_text((config.CONF / "base.yaml").read_text().replace("data\n", "D\n"))
+    if place == "conf":
+        own.rename(tmp_path / "here/conf")
+    sys.argv[1:] = with_own_folders(["--config-dir", str(own)] if place == "--config-dir" else [])
+    cfg = config.check_overrides("train", ["experiment=shapes_real"])
+    assert (cfg.name, cfg.seed, cfg.data_root, cfg.batch_size) == ("mine", 7, "D", 8)
+    again = config.compose("train", ["experiment=shapes_real"])  # as other parts of a command do
+    assert (again.name, again.data_root) == ("mine", "D")
+
+
+def test_an_own_file_that_is_no_yaml_is_named(own):
+    (own / "experiment/mine.yaml").write_text("# @package _global_\nname: [a\nseed: 1\n")
     sys.argv[1:] = with_own_folders(["--config-dir", str(own)])
-    with pytest.raises(
-        ValueError,
-        match="shapes_real.yaml has the name of a file of this package and would not be read",
-    ):
-        config.check_overrides("train", ["experiment=shapes_real"])
+    with pytest.raises(ValueError, match=r'in ".*mine.yaml", line 3'):
+        config.check_overrides("train", ["experiment=mine"])
+
+
+def test_of_own_files_those_are_told_that_stand_for_one_of_this_package(own):
+    (own / "experiment/shapes_real.yaml").write_text("# @package _global_\nname: mine\n")
+    (own / "masks").mkdir()
+    (own / "masks/paper.yaml").write_bytes((config.CONF / "masks/paper.yaml").read_bytes())
+    sys.argv[1:] = with_own_folders(["--config-dir", str(own)])
+    names = ["train", "experiment/mine", "masks/paper"]
+    assert replaced(names) == [] and not replaced([])
+    assert replaced([*names, "experiment/shapes_real"]) == [own / "experiment/shapes_real.yaml"]

@@ -449,6 +449,23 @@ def test_questions_that_end_early_write_nothing(site, monkeypatch, capsys):
     assert questions.ask_conditions(ask=lambda _: "") == {}
 
 
+def test_it_writes_to_the_working_folder_and_never_into_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["/v/bin/dataset-diffusion", "init"])
+    before = tree(config.CONF)
+    given = ["init", "my-site", *CLASSES, "--generator", "embedded"]
+    assert commands.main(given) == 0 and tree(config.CONF) == before
+    assert "dataset-diffusion generate experiment=my-site\n" in capsys.readouterr().out
+    text = (tmp_path / "conf/experiment/my-site.yaml").read_text()
+    assert "# dataset-diffusion generate experiment=my-site\n" in text and ".py" not in text
+    made = tree(tmp_path)
+    for argv in (["/v/bin/dataset-diffusion"], ["generate.py"]):  # another word for the same
+        monkeypatch.setattr("sys.argv", argv)
+        assert commands.main(given) == 0 and tree(tmp_path) == made
+    assert commands.main(["init", "voc", *CLASSES]) == 2 and tree(tmp_path) == made
+    assert "is a file of this package" in capsys.readouterr().err
+
+
 def test_every_command_of_the_walk_through_exists(site, monkeypatch, tmp_path):
     """Root scripts' commands with the site's name in place; python -m dd commands run in a
     folder with what they name."""

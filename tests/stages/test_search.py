@@ -625,7 +625,7 @@ def test_launchers_train_in_folders_of_their_own(tmp_path, data_root, launcher):
         folder = tmp_path / f"tiny/seed={seed}"
         run = read_json(folder / "run.json")
         assert run["identity"]["seed"] == seed and run["command"].startswith(
-            "train.py -m experiment=shapes_real"
+            "python train.py -m experiment=shapes_real"
         )
         assert read_json(folder / "objective.json")["objective"] == pytest.approx(
             validations(folder)[-1], abs=1e-4

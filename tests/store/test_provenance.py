@@ -105,7 +105,7 @@ def test_another_identity_is_refused_and_nothing_changes(tmp_path):
 def test_made_by_says_versions_commit_and_command(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "seed=1"])
     made = provenance.made_by()
-    assert made["command"] == "train.py seed=1"
+    assert made["command"] == "python train.py seed=1"
     assert made["versions"]["python"].startswith(
         f"{sys.version_info.major}.{sys.version_info.minor}"
     )
@@ -140,6 +140,17 @@ def test_the_commit_carries_a_mark_when_files_differ(tmp_path, monkeypatch):
     assert provenance.git_commit(tmp_path) == head
     (tmp_path / "file").write_text("two")
     assert provenance.git_commit(tmp_path) == head + "+"
+
+
+def test_an_installation_in_the_checkout_of_something_else_has_no_commit(tmp_path):
+    """As .venv/lib/.../dd in a project: nothing of it is in that repository."""
+    who = ["-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "commit.gpgsign=false"]
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "one"]):
+        subprocess.run(["git", *who, *command], check=True, cwd=tmp_path)
+    (tmp_path / ".venv/dd").mkdir(parents=True)
+    (tmp_path / ".venv/dd/file.py").write_text("")
+    assert provenance.git_commit(tmp_path) and provenance.git_commit(tmp_path / ".venv/dd") == ""
 
 
 def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
