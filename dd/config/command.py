@@ -144,8 +144,8 @@ def _own_words() -> Iterator[None]:
 
 def _guarded(door: Door, command: list[str]) -> Callable[[Any], float | None]:
     """The task that Hydra runs; ``command`` was typed. For an exception in a single job Hydra
-    prints its own traceback, so ours is passed around it. In a multirun each error reaches the launcher as
-    one line, so that the other jobs run; Hydra's exit code is then 1."""
+    prints its own traceback, so ours is passed around it. In a multirun each error reaches the
+    launcher as one line, so that the other jobs run; Hydra's exit code is then 1."""
 
     def task(cfg: Any) -> float | None:
         numerics()
