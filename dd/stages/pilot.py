@@ -1,6 +1,7 @@
 """Stage: is a small set good enough to draw the large one? What its masks and records say, what the
 large one would cost, and go or stop."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -78,7 +79,7 @@ def pilot(
     return result
 
 
-def shares(found: Statistics, names: list[str]) -> dict[str, float]:
+def shares(found: Statistics, names: Sequence[str]) -> dict[str, float]:
     """Percent of all pixels by class, ``uncertain`` among them."""
     total = max(1, int(found.pixels.sum()))
     values = {name: 100 * int(found.pixels[i]) / total for i, name in enumerate(names)}
