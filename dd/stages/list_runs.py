@@ -11,8 +11,8 @@ from dd.store.provenance import SETTINGS, read_json
 
 def list_runs(root: str | Path) -> list[dict[str, Any]]:
     """[{"run", "trained_on", "steps", "supervision", "scores": {data/split: mIoU}, "unfinished":
-    why or None}] of every folder below ``root`` that a training has begun, by name.
-    FileNotFoundError if ``root`` is no folder."""
+    why or None}] of every folder below ``root`` in which a training has begun, by name.
+    FileNotFoundError if ``root`` is not a folder."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -61,5 +61,5 @@ def print_runs(found: list[dict[str, Any]], root: str | Path) -> None:
         )
     console = Console()
     if not console.is_terminal:
-        console.width = 200  # a file has room
+        console.width = 200  # a file has no width limit
     console.print(table, markup=False)
