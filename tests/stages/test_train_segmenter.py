@@ -201,8 +201,8 @@ def test_weights_that_are_not_those_of_the_run_are_refused(run, tmp_path, weight
     for name in ("last.ckpt", "SHA256SUMS"):  # a sound file, of another run
         shutil.copy(tmp_path / "other/checkpoints" / name, tmp_path / "first/checkpoints" / name)
     said = (
-        rf"last.ckpt holds other weights \(sha256 {theirs[:12]}.*first/run.json tells "
-        rf"of.*{mine[:12]}"
+        rf"last.ckpt holds other weights \(sha256 {theirs[:12]}.*first/run.json names "
+        rf".*{mine[:12]}"
     )
     with pytest.raises(ValueError, match=said):
         load_weights(tmp_path / "first", weights)
