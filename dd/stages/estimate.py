@@ -27,7 +27,7 @@ class EstimateSettings(Settings):
     of missing labels is given."""
 
     noun: ClassVar[str] = "estimate"
-    other: Annotated[Parts, Hint("a second mask set of the same images, as masks/after")]
+    other: Annotated[Parts, Hint("a second mask set of the same images, such as masks/after")]
     labels: str | None = None
     draw: Annotated[Count, Hint("how many images to label")] = 50
     within: Annotated[float, Gt(0)] = 2.0
@@ -200,6 +200,6 @@ def print_estimate(folder: str | Path, found: dict[str, Any]) -> None:
         each = ", ".join(f"{name} ({number})" for name, number in found["rare"].items())
         print(f"left out, in too few of the labelled images: {each}")
     if result.low == result.high and result.labelled < result.images:
-        print("the labelled images do not differ: an interval without width tells nothing")
+        print("the labelled images do not differ: an interval of width 0 proves nothing")
     else:
         print(label_more(result))

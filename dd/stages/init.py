@@ -148,7 +148,7 @@ def check_conditions(conditions: Mapping[str, Sequence[str]]) -> None:
     """ValueError for phrases that a prompt cannot hold."""
     for key, phrases in conditions.items():
         if not re.fullmatch(r"[a-z][a-z_]*", key) or key == "things":
-            raise ValueError(f"condition {key!r}: expected a small word such as place or lighting")
+            raise ValueError(f"condition {key!r}: expected a word such as place or lighting")
         if not phrases or any(
             not p.strip() or not p.isprintable() or set(p) & set("{}$;") for p in phrases
         ):

@@ -27,7 +27,7 @@ from dd.training.segmentation import Views, to_device
 def _new_set(given: str) -> str:
     if given == "SegmentationClass":
         raise ValueError(
-            f"mask_set={given!r}: expected the name of a new set in masks, as self_training"
+            f"mask_set={given!r}: expected the name of a new set in masks, such as self_training"
         )
     return given
 

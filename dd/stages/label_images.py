@@ -68,7 +68,7 @@ def label_images(
 def _new_set(mask_set: str) -> str:
     if mask_set == "SegmentationClass":
         raise ValueError(
-            f"mask_set={mask_set!r}: expected the name of a set in masks, as sam3; the masks of "
+            f"mask_set={mask_set!r}: expected the name of a set in masks, such as sam3; masks of "
             "attention stay"
         )
     return folder_name(mask_set, "mask_set")

@@ -16,7 +16,7 @@ def list_runs(root: str | Path) -> list[dict[str, Any]]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"no folder {root}; give the one that runs are written below, as outputs"
+            f"no folder {root}; give the folder that holds runs, such as outputs"
         )
     folders = {p.parent for name in ("run.json", SETTINGS) for p in root.rglob(name)}
     return [found for folder in sorted(folders) if (found := _entry(root, folder))]

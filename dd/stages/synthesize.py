@@ -268,7 +268,7 @@ def _begin_anew(folder: Path, lock: Lock, more: int) -> None:
     """Remove the list of a growing set until it is complete again; its mask sets are made again.
     Busy while other shards are running."""
     if not lock.alone():
-        raise Busy(f"{folder}: samples are added when the other shards have come to an end")
+        raise Busy(f"{folder}: samples can be added only after the other shards have ended")
     print(f"{folder}: {more} samples are added to it; what is made stays as it is")
     (folder / "ImageSets" / "Segmentation" / "train.txt").unlink(missing_ok=True)
 

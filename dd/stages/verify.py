@@ -241,7 +241,7 @@ def _mask(of: _Set, path: Path, digest: str, size: Size | None) -> list[Problem]
 
 
 def _splits(of: _Set) -> list[Problem]:
-    """``train`` must list every good sample in order, other lists some of them."""
+    """``train`` must list every good sample in order; other lists may hold only some."""
     names = {"train", *(p.stem for p in (of.folder / "ImageSets" / "Segmentation").glob("*.txt"))}
     return [problem for name in sorted(names) for problem in _split(of, name)]
 

@@ -268,7 +268,7 @@ def test_again_changes_nothing_and_other_answers_are_refused(site, capsys):
             "no folder nowhere",
         ),
         (["--class", "cup", "--condition", "light=${oc.env:HOME}"], "without braces"),
-        (["--class", "cup", "--condition", "Light!=dim"], "expected a small word"),
+        (["--class", "cup", "--condition", "Light!=dim"], "expected a word"),
         ([], "asks only on a terminal"),
     ],
 )
