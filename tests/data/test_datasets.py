@@ -421,8 +421,8 @@ def test_masks_in_the_colours_of_the_taxonomy(tmp_path, mode):
         assert np.array_equal(read_coloured_mask(tmp_path / f"{name}.png", COLOURED), mask)
     with pytest.raises(
         ValueError,
-        match=r"has 2 colours that no class .* 'pets' has been given, .* \[\[7, 8, 9\], \[128, 0, "
-        r"0\]\]",
+        match=r"has 2 colours that taxonomy 'pets' gives to no class, .* \[\[7, 8, 9\], "
+        r"\[128, 0, 0\]\]",
     ):
         read_coloured_mask(tmp_path / "colours.png", PETS)
 
