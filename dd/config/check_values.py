@@ -69,7 +69,7 @@ def _check_texts(values: dict[str, Any]) -> None:
     for key, value in _leaves(values, ""):
         if isinstance(value, str) and not is_text(value):
             raise ValueError(
-                f"{key}={shown(value)}: expected text without a NUL and without half characters"
+                f"{key}={shown(value)}: expected text without NUL and unpaired surrogates"
             )
 
 

@@ -74,7 +74,7 @@ def heat_reader(cfg: DictConfig) -> Reader:
     if name is None and HydraConfig.initialized():
         name = HydraConfig.get().runtime.choices["diffusion"]
     if name is None:
-        raise ValueError("reader is not set: the name of the reading, as reader=sd21")
+        raise ValueError("reader is not set: the name of the reading, such as reader=sd21")
     if given := [a for a in sys.argv[1:] if re.match(r"\+*diffusion\.reading=", a)]:
         raise ValueError(
             f"{given[0]} has no effect with stage=read, which reads after drawing; leave it out"

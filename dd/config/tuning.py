@@ -57,7 +57,7 @@ def check_tuning(cfg: Any) -> None:
     if cfg.trainer.get("limit_val_batches") == 0:
         raise ValueError(
             "trainer.limit_val_batches=0 validates nothing, and trials are judged by validation: "
-            "add trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between looks>"
+            "add trainer.limit_val_batches=1.0 trainer.val_check_interval=<steps between them>"
         )
     one_device(cfg, "a trial trains on one device; start the same command once for each")
 

@@ -309,7 +309,7 @@ def read_list(path: str | Path, ids: Sequence[str], split: str) -> tuple[list[st
     found: dict[str, int] = {}
     if not path.is_file():
         raise FileNotFoundError(
-            f"shots_list={path}: no such file; expected one image a line, as 2007_000032 or as "
+            f"shots_list={path}: no such file; expected one image a line, such as 2007_000032 or "
             "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png"
         )
     lines = [line.strip() for line in read_text(path).split("\n")]
@@ -677,7 +677,7 @@ def read_captions(root: str | Path) -> dict[str, dict[str, Any]]:
             )
         if not is_text(row["caption"]):
             raise ValueError(
-                f"{path}, line {number}: the caption holds a NUL or half of a character: "
+                f"{path}, line {number}: the caption holds a NUL or an unpaired surrogate: "
                 f"{line!r:.100}"
             )
         rows[row["id"]] = row

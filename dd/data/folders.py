@@ -153,8 +153,8 @@ class Finder:
         return f"{written!r} (another folder has {others[0]!r})" if others else repr(written)
 
     def upload(self, written: str) -> str | None:
-        """Like a call, for a name that Label Studio may have changed at the upload: eight
-        characters and a dash in front, blanks as _, other characters removed, without parent
+        """Like calling the finder, for a name that Label Studio may have changed at the upload:
+        eight characters and a dash in front, blanks as _, other characters removed, without parent
         folders. None if several ids would get this name."""
         folder, _, name = _written(written).as_posix().rpartition("/")
         prefix = re.match(r"[0-9a-f]{8}-(?=.)", name)

@@ -31,7 +31,7 @@ LICENCES = {  # as data sets of this project state them: the hub's identifier
 }
 
 BIASES = (
-    "Known biases: what the generator seldom saw it draws badly or not at all, a mask marks where "
+    "Known biases: the generator draws badly or not at all what it seldom saw, a mask marks where "
     "the model *attended* to a word even if the object is missing, and objects that were not "
     "asked for are background."
 )

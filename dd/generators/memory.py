@@ -38,7 +38,7 @@ def budget_bytes(device: str = "cpu") -> int:
     if kind != "cpu" or not STATUS.is_file():
         raise ValueError(
             "unit_size=auto measures memory on CUDA devices and on the CPU of Linux; give a "
-            "number, as unit_size=4"
+            "number, such as unit_size=4"
         )
     free = _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
     return _kilobytes(STATUS, "VmRSS") * 1024 + int(SHARE[kind] * free)

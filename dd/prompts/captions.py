@@ -64,7 +64,7 @@ def _wrong_entry(row: Any) -> str | None:
     if not isinstance(row, dict) or not isinstance(row.get("caption"), str):
         return f"need 'caption' (text) in each entry, got {row!r:.200}"
     if not is_text(row["caption"]):
-        return f"'caption' holds a NUL or half of a character, got {row['caption']!r:.200}"
+        return f"'caption' holds a NUL or an unpaired surrogate, got {row['caption']!r:.200}"
     if not isinstance(row.get("filename", ""), str):
         return f"'filename' must be text, got {row['filename']!r:.200}"
     return None

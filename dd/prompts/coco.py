@@ -121,7 +121,7 @@ class CocoCaptions:
         for row in rows:
             if not isinstance(row["caption"], str) or not is_text(row["caption"]):
                 raise ValueError(
-                    f"{self.captions}: a caption must be text without a NUL and half characters: "
+                    f"{self.captions}: a caption must be text without NUL and unpaired surrogates: "
                     f"{row!r:.200}"
                 )
         text = one_line if self.full_stop else plain

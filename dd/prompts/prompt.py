@@ -63,7 +63,7 @@ def make_prompt(
         )
     if not is_text(caption):
         raise ValueError(
-            f"caption {caption!r:.200}: expected text without a NUL and without half characters"
+            f"caption {caption!r:.200}: expected text without NUL and unpaired surrogates"
         )
     words = " ".join(mentions if repeat else names)
     head, semicolon, tail = caption.rpartition(";")

@@ -96,7 +96,7 @@ class SegmenterModule(nn.Module):
         if 0 <= ignore_index < num_classes:
             raise ValueError(
                 f"ignore_index={ignore_index} is also one of the {num_classes} classes "
-                f"(0..{num_classes - 1}); choose a value outside them, as 255, and at most 255 "
+                f"(0..{num_classes - 1}); choose a value outside, such as 255, and at most 255 "
                 "classes for 8-bit masks"
             )
         self.num_classes, self.ignore_index = num_classes, ignore_index

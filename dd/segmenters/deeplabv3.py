@@ -54,7 +54,7 @@ class DeepLabV3Settings(SegmenterSettings):
     avg_non_ignore: bool = False
     auxiliary_weight: Annotated[float, Ge(0), Hint("as the paper's 0.4")] = 0.4
     base_channels: Annotated[
-        int, Ge(8), MultipleOf(8), Hint("a multiple of 8, as 32 or the published 64")
+        int, Ge(8), MultipleOf(8), Hint("a multiple of 8, such as 32 or the published 64")
     ] = 64
     dilations: Annotated[Sequence[Count], MinLen(1), Hint("as the published [1, 12, 24, 36]")] = (
         1,

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 CONFIGS = Path(mmseg.__file__).parent / ".mim/configs"
 LIBRARIES = ("mmseg", "mmengine", "mmcv", "torch", "dd")  # a run records their versions
 KINDS = ("EncoderDecoder", "CascadeEncoderDecoder")
-PACKAGES = "(mmdet, mmpretrain and full mmcv are no part of this package)"
+PACKAGES = "(mmdet, mmpretrain and full mmcv are not part of this package)"
 
 
 def config_file(name: str, trusted: bool = False) -> Path:

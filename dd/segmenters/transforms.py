@@ -123,7 +123,7 @@ class TrainTransform:
         """
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise ValueError(
-                f"mask: expected uint8 {image.shape[:2]}, as the image, "
+                f"mask: expected uint8 {image.shape[:2]}, like the image, "
                 f"got {mask.dtype} {mask.shape}"
             )
         results: dict[str, Any]

@@ -214,5 +214,5 @@ def _misfit(model: torch.nn.Module, whole: bool, problems: Mapping[str, Sequence
         wanted += f" of depth {depth}"
     advice = f"Use weights of the same {'depth and variant' if depth else 'model'}"
     if kind == "ResNetV1c":
-        advice += f", as open-mmlab://resnet{depth}_v1c"
+        advice += f", such as open-mmlab://resnet{depth}_v1c"
     return f"does not fit {wanted}: {listed}. {advice}"

@@ -1,4 +1,4 @@
-"""Stage: two mask sets of the same images compared: agreement of each class, and the images on
+"""Stage: compare two mask sets of the same images: the agreement of each class, and the images on
 which they differ most."""
 
 from pathlib import Path
@@ -26,8 +26,8 @@ from dd.taxonomy import Taxonomy
 
 
 class AgreeSettings(Settings):
-    """``a`` and ``b``: mask sets, as folders in the data set; ``worst``: images that the page
-    shows."""
+    """``a`` and ``b``: mask sets, as folders in the data set; ``worst``: number of images on the
+    page."""
 
     noun = "agree"
 
@@ -41,7 +41,7 @@ def agree(folder: str | Path, settings: AgreeSettings) -> tuple[dict[str, Any], 
 
     ``agreement/<a>,<b>.json`` holds :func:`dd.evaluation.agreement.agreement` and the integer
     counts, ``.html`` the same with pictures. FileNotFoundError for a set that is not finished,
-    ValueError for sets of other images, or one set twice. No mask is touched.
+    ValueError for sets of other images, or one set given twice. No mask is changed.
     """
     folder = Path(folder)
     names = (settings.a, settings.b)

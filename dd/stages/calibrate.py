@@ -1,9 +1,9 @@
-"""Stage: a few labelled real images choose the mask settings. They are noised and shown to the
-generator, its attention is read as in generation, and the settings win whose masks fit best.
+"""Stage: choose the mask settings by a few labelled real images. The images are noised and shown to
+the generator, and its attention is read as in generation. The settings whose masks fit best win.
 These labels count as used (docs/sweeps.md)."""
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy  # YAML writes a list that stands in two places as a reference
+from copy import deepcopy  # YAML writes a list that occurs in two places as a reference
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:  # loads heavy libraries
 
 FOLDS = 5
 Heat: TypeAlias = dict[str, np.ndarray]  # by source
-Shown: TypeAlias = tuple[int, Sample]  # the number of an image among the data
+Shown: TypeAlias = tuple[int, Sample]  # (index of an image in the data, its sample)
 
 
 class CalibrationSettings(Settings):
-    """``power`` and ``source``: None = all there are. The width of the ``band`` decides nothing
-    here: uncertain pixels are counted as background. ``chains``: {name: steps} to choose from,
+    """``power`` and ``source``: None = all available. The width of the ``band`` decides nothing
+    here, because uncertain pixels count as background. ``chains``: {name: steps} to choose from,
     None = the paper's."""
 
     noun = "calibrate"
@@ -63,14 +63,14 @@ def calibrate(
     settings: CalibrationSettings,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Choose power, threshold, source and, of ``readings``, how the attention is read. Writes the
-    choice to ``path`` (YAML in the shape of conf/generate.yaml, for ``masks_from``) and all that
-    was tried to ``.json`` beside it; returns the choice.
+    """Choose power, threshold, source and, from ``readings``, how the attention is read. Writes the
+    choice to ``path`` (YAML in the shape of conf/generate.yaml, for ``masks_from``) and everything
+    that was tried to ``.json`` beside it; returns the choice.
 
     ``data``: the labelled images; ``make_generator(**reading)`` makes the generator of a reading
-    (such as ``{"cross_resolution": 16}``). The highest mIoU wins. ``name``: what the data are
-    called in records, None = their folder's name. ValueError if an image belongs to
-    ``test_split``, where nothing is chosen, or if no image holds an object.
+    (such as ``{"cross_resolution": 16}``). The highest mIoU wins. ``name``: name of the data in
+    records, None = that of their folder. ValueError if an image belongs to ``test_split``, where
+    nothing may be chosen, or if no image holds an object.
     """
     path, beside = Path(path), Path(path).with_suffix(".json")
     sweep_beside(path, beside)
@@ -81,7 +81,7 @@ def calibrate(
         generator = make_generator(**reading)
         heat = _read(generator, data, shown, settings)
         grid = [s for _, s in stored_grid(heat[0], *ranges, settings.chains)[0]]
-        for s in grid:  # impossible ones are refused before any count
+        for s in grid:  # refuse impossible settings before counting
             choose_source(heat[0], s.source, "this reading")
             check_stored(heat[0], s)
         identity = generator.identity()
@@ -140,8 +140,8 @@ def _refuse_test(data: SegmentationFolder, test_split: str | None) -> None:
 
 
 def _shown(data: SegmentationFolder, append: bool) -> list[Shown]:
-    """The images with an object: their classes are those of their masks, their captions, if there
-    are none, "a photo of" these."""
+    """The images with an object. Their classes are those of their masks; without a caption, it is
+    "a photo of" these."""
     captioned = (data.root / "captions.jsonl").is_file()
     captions, shown = read_captions(data.root) if captioned else {}, []
     for i, name in enumerate(data.ids):
@@ -165,8 +165,8 @@ def _read(
     shown: list[Shown],
     settings: CalibrationSettings,
 ) -> list[Heat]:
-    """Heat of the images by source. They are resized to the generator's square; their maps are
-    later resized back."""
+    """Heat of the images by source. Images are resized to the generator's square; their maps are
+    resized back later."""
     heat, side = [], generator.size
     for first in range(0, len(shown), settings.batch_size):
         batch = shown[first : first + settings.batch_size]
@@ -194,8 +194,8 @@ def _miou(counts_CU: np.ndarray) -> Any:
 
 
 def _cross_validated(counts_FTCU: np.ndarray) -> float | None:
-    """mIoU when each fold is scored with the choice of the others: what the choice is worth on
-    images it has not seen."""
+    """mIoU when each fold is scored with the choice made on the others: an estimate for unseen
+    images."""
     if len(counts_FTCU) < 2:
         return None
     total = counts_FTCU.sum(0)

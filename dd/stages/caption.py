@@ -1,5 +1,5 @@
-"""Stage: a folder of unlabelled images -> one caption each, in a file that prompts are made
-from. Resumable."""
+"""Stage: caption a folder of unlabelled images, one caption each, in a file for prompts.
+Resumable."""
 
 import json
 import os
@@ -28,10 +28,10 @@ def caption(
     unreadable images.
 
     ``captions.jsonl`` holds {"filename" (below ``images``), "caption"}, appended batch by batch and
-    sorted at the end; a line torn by a crash is made again. Images that cannot be read are passed
-    over and listed in ``unreadable.txt`` with the reason. ``images`` is never written to.
-    FileNotFoundError for no images; ValueError if none can be read; FileExistsError if the captions
-    there are another captioner's.
+    sorted at the end; a line torn by a crash is made again. Images that cannot be read are skipped
+    and listed in ``unreadable.txt`` with the reason. ``images`` is never written to.
+    FileNotFoundError if there are no images; ValueError if none can be read; FileExistsError if the
+    existing captions are from another captioner.
     """
     if images is None:
         raise ValueError(
@@ -43,7 +43,7 @@ def caption(
         raise FileNotFoundError(f"caption.images={images}: no such folder")
     if folder.resolve().is_relative_to(images.resolve()):
         raise ValueError(
-            f"caption.folder={folder} lies in {images}, which is only read; choose another "
+            f"caption.folder={folder} lies in {images}, which is never written to; choose another "
             "caption.folder"
         )
     names = _names(images)
@@ -53,7 +53,7 @@ def caption(
         write_json(folder / "run.json", {"identity": identity, **made_by()})
 
     found = _read(folder / CAPTIONS)
-    _write(folder / CAPTIONS, found)  # without what a crash tore
+    _write(folder / CAPTIONS, found)  # without lines torn by a crash
     todo = [name for name in names if name not in found]
     unreadable: dict[str, str] = {}
     progress = Progress("caption", len(names), len(names) - len(todo))
@@ -121,7 +121,7 @@ def _write(path: Path, captions: dict[str, str]) -> None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """{file name: caption} of the whole lines of a caption file."""
+    """{file name: caption} of the complete lines of a caption file."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     found: dict[str, str] = {}
     for line in text.split("\n")[:-1]:

@@ -1,5 +1,5 @@
-"""Stage: a trained run as one ONNX file, checked against PyTorch on real images before it is
-written."""
+"""Stage: write a trained run as one ONNX file, after checking it against PyTorch on real
+images."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from dd.segmenters.base import Segmenter
 from dd.store.provenance import made_by, read_own, sha256, write_atomic, write_json
 from dd.training.segmentation import MAX_LONG, Predictor, Views
 
-AGREEMENT = 0.999  # of the pixels must get the class that PyTorch gives them
+AGREEMENT = 0.999  # share of the pixels that must get the same class as in PyTorch
 
 
 def facts(
@@ -26,7 +26,7 @@ def facts(
     palette: list[int],
     weights: str,
 ) -> dict[str, str]:
-    """The metadata of the file: all that its user needs to know, each value as text (lists and
+    """The metadata of the file: everything that its user needs, each value as text (lists and
     mappings as JSON)."""
     mean, std = (
         [round(float(v), 4) for v in getattr(segmenter, k).flatten()] for k in ("mean", "std")
@@ -65,13 +65,13 @@ def deploy(
     palette: list[int],
     weights: str = "ema",
 ) -> dict[str, Any]:
-    """Write ``segmenter`` (weights loaded) to ``target`` (.onnx), and the check beside it (.json);
-    returns what that holds.
+    """Write ``segmenter`` (weights loaded) to ``target`` (.onnx), and the result of the check
+    beside it (.json); returns this result.
 
-    ``pictures`` (:mod:`dd.data.photos`) are segmented by both, in float32: with their mirror image
-    in a batch, and cut. ValueError, and nothing is written, if fewer than 99.9 % of the pixels
-    agree or no picture can be read. A file that is there is kept if it is this checkpoint's and
-    agrees; FileExistsError for one of another checkpoint, or no such file.
+    Both segment ``pictures`` (:mod:`dd.data.photos`) in float32: in a batch with their mirror
+    image, and cropped. ValueError, and nothing is written, if fewer than 99.9 % of the pixels agree
+    or no picture can be read. An existing file is kept if it is of this checkpoint and agrees;
+    FileExistsError for one of another checkpoint, or for another kind of file.
     """
     target, found = Path(target), facts(run, segmenter, views, names, palette, weights)
     there = _there(target, found)
@@ -82,9 +82,8 @@ def deploy(
     if checked["agreement"] < AGREEMENT:
         raise ValueError(
             f"the exported network gives only {100 * checked['agreement']:.2f} % of the pixels of "
-            f"{len(images)} images the "
-            f"class that PyTorch gives them, and {100 * AGREEMENT:g} % are needed. Nothing was "
-            "written"
+            f"{len(images)} images the class that PyTorch gives them; {100 * AGREEMENT:g} % are "
+            "needed. Nothing was written"
         )
     if not there:
         write_atomic(target, data)
@@ -140,7 +139,7 @@ def _images(pictures: Photos | Video) -> tuple[list[np.ndarray], list[str]]:
 
 
 def _there(target: Path, found: dict[str, Any]) -> bool:
-    """Whether the same export is there already."""
+    """Whether the same export already exists."""
     if target.suffix != ".onnx":
         raise ValueError(f"output={target}: expected the name of a file that ends with .onnx")
     if not target.exists():
@@ -149,14 +148,14 @@ def _there(target: Path, found: dict[str, Any]) -> bool:
         old = metadata(target)
     except (ValueError, OSError) as error:
         raise FileExistsError(
-            f"output={target} is there and no export of this package ({error}); choose another"
+            f"output={target} exists and is not an export of this package ({error}); choose another"
         ) from None
     checked = target.with_suffix(".json")
     if checked.is_file():
         known = read_own(checked, {"onnx_sha256": str})["onnx_sha256"]
         if known != sha256(target):
             raise FileExistsError(
-                f"output={target} is not the file that {checked.name} beside it tells of: it was "
+                f"output={target} does not match {checked.name} beside it: it was "
                 "damaged or changed. Remove "
                 "it, and the same command writes it again"
             )
@@ -167,4 +166,4 @@ def _there(target: Path, found: dict[str, Any]) -> bool:
             f"output={target} was exported otherwise ({listed}). Nothing was changed: choose "
             "another output=..., or remove it"
         )
-    return checked.is_file()  # a file without its check is written once more
+    return checked.is_file()  # a file without its check is written again

@@ -1,6 +1,6 @@
-"""Stage: mIoU of a synthetic set's masks from a few images that a human labelled. How far two mask
-sets of the same images agree (two readings, two labellers) predicts which masks are good; it
-shortens the interval where it does, and orders what to look at first."""
+"""Stage: mIoU of a synthetic set's masks from a few images that people labelled. The agreement of
+two mask sets of the same images (two readings, two labelers) predicts which masks are good. It
+shortens the interval if it predicts well, and shows which images to look at first."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,13 +21,13 @@ BINS = 5  # of the reliability curve, with equally many labelled images
 
 
 class EstimateSettings(Settings):
-    """``other``: the mask set of the same synthetic set that predicts (``masks/<name>``).
-    ``labels``: a folder of ``<id>.png``, masks by humans of a random draw of the images; None draws
-    ``draw`` of them to be labelled. ``within``: half of the interval, in points, that the number of
-    missing labels is told for."""
+    """``other``: another mask set of the same synthetic set, which predicts (``masks/<name>``).
+    ``labels``: a folder of ``<id>.png``, masks by people of a random draw of the images; None draws
+    ``draw`` images to be labelled. ``within``: half the interval, in points, for which the number
+    of missing labels is given."""
 
     noun: ClassVar[str] = "estimate"
-    other: Annotated[Parts, Hint("a second mask set of the same images, as masks/after")]
+    other: Annotated[Parts, Hint("a second mask set of the same images, such as masks/after")]
     labels: str | None = None
     draw: Annotated[Count, Hint("how many images to label")] = 50
     within: Annotated[float, Gt(0)] = 2.0
@@ -40,14 +40,15 @@ def estimate_masks(
     classes: Taxonomy,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Writes ``<folder>/estimates/<masks>_<other>.json`` and ``.csv`` (every image, the least
-    agreed first) and returns the content of the first; without labels ``to_label.txt`` alone, a
-    draw that a larger one goes on from.
+    """Write ``<folder>/estimates/<masks>_<other>.json`` and ``.csv`` (every image, the least agreed
+    first) and return the content of the first. Without labels, write only ``to_label.txt``, a draw
+    that a larger one extends.
 
-    Pixels that are uncertain in ``masks`` count as background; those of ``other`` are left out.
-    A label without a pixel that counts is no label. FileNotFoundError for missing masks or labels,
-    ValueError for masks that were changed, other sizes or classes, labels of images that are not in
-    the set, and too few of them; FileExistsError for another draw than the one that is there.
+    Pixels that are uncertain in ``masks`` count as background; pixels uncertain in ``other`` are
+    left out. Labels without a pixel that counts are ignored. FileNotFoundError for missing masks or
+    labels; ValueError for masks that were changed, other sizes or classes, labels of images that
+    are not in the set, and too few of them; FileExistsError for another draw than the existing
+    one.
     """
     folder, ids = Path(folder), masks.ids
     if settings.other == masks.masks:
@@ -93,14 +94,14 @@ def estimate_masks(
 
 
 def _drawn(path: Path, ids: Sequence[str], number: int, seed: int) -> list[str]:
-    """``number`` ids at random, in their order, written to ``path``; more of them hold those of a
-    smaller number."""
+    """``number`` ids at random, in their order, written to ``path``; a larger draw contains a
+    smaller one."""
     drawn = {ids[i] for i in np.random.default_rng(seed).permutation(len(ids))[:number].tolist()}
     there = set(path.read_text().split()) if path.is_file() else set()
     if not there <= drawn:
         raise FileExistsError(
-            f"{path} holds another draw of {len(there)} images, which may be labelled by now. A "
-            "larger estimate.draw with the same seed goes on from it; remove the file to draw anew"
+            f"{path} holds another draw of {len(there)} images, which may already be labelled. A "
+            "larger estimate.draw with the same seed extends it; remove the file to draw again"
         )
     path.parent.mkdir(exist_ok=True)
     listed = [name for name in ids if name in drawn]
@@ -120,7 +121,7 @@ def _text(value: float | None) -> str:
 
 
 def _labelled(labels: Path, ids: Sequence[str]) -> list[int]:
-    """Positions of the labelled images in the set, in its order."""
+    """Indices of the labelled images in the set, in its order."""
     if not labels.is_dir():
         raise FileNotFoundError(
             f"estimate.labels: no folder {labels}; give one with a mask <id>.png for each labelled "
@@ -147,7 +148,7 @@ def _sums(mask: np.ndarray, truth: np.ndarray, path: Path, number: int) -> np.nd
 
 
 def _told(result: Estimated, classes: Taxonomy) -> dict[str, Any]:
-    """What is written: classes by name, nan as null."""
+    """The content to write: classes by name, nan as null."""
     told = asdict(result)
     names = classes.all_names
     told["classes"] = [names[c] for c in result.classes]
@@ -157,7 +158,7 @@ def _told(result: Estimated, classes: Taxonomy) -> dict[str, Any]:
 
 
 def reliability(agreement: np.ndarray, miou: np.ndarray) -> list[dict[str, float]]:
-    """Means of labelled images in bins by their agreement, with equally many in each: where the
+    """Means over labelled images in bins by their agreement, equally many in each. Where the
     prediction is reliable, ``miou`` rises with ``agreement``."""
     known = np.flatnonzero(~np.isnan(agreement))
     order = known[np.argsort(agreement[known], kind="stable")]
@@ -199,6 +200,6 @@ def print_estimate(folder: str | Path, found: dict[str, Any]) -> None:
         each = ", ".join(f"{name} ({number})" for name, number in found["rare"].items())
         print(f"left out, in too few of the labelled images: {each}")
     if result.low == result.high and result.labelled < result.images:
-        print("the labelled images do not differ: an interval without width tells nothing")
+        print("the labelled images do not differ: an interval of width 0 proves nothing")
     else:
         print(label_more(result))

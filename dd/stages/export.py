@@ -1,5 +1,5 @@
-"""Stage: a finished data set in the format of another tool. What is exported is checked first,
-file by file."""
+"""Stage: write a finished data set in the format of another tool, after checking it file by
+file."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dd.store.provenance import fingerprint, made_by, read_own, refuse_other, wr
 from dd.store.schemas import EXPORTED
 from dd.taxonomy import taxonomy_yaml
 
-VERSION = 1  # of what the formats write: a new one when they write something else
+VERSION = 1  # of the formats' content: increase it when they write something else
 BEGUN, DONE = "export_begun.json", "export.json"
 
 
@@ -31,10 +31,10 @@ def export(
     "kept", "notes"}.
 
     ``folder``: a finished synthetic set, or a folder in VOC layout; ``masks``: its mask set;
-    ``splits``: its lists, None = all; ``classes``: a taxonomy's name or file, needed where the
-    folder does not tell. ``link``: hard links where the same file will do. ``export.json`` is
-    written last; an interrupted export goes on, a finished one is kept (what it has lost is made
-    again).
+    ``splits``: its lists, None = all; ``classes``: a taxonomy's name or file, needed if the folder
+    does not name its classes. ``link``: make hard links where the same file will do.
+    ``export.json`` is written last. An interrupted export resumes, a finished one is kept (missing
+    files are made again).
 
     FileNotFoundError or ValueError for a set that is unfinished or damaged, or that the format
     cannot hold; FileExistsError for a target that holds something else; Busy while another process
@@ -85,7 +85,7 @@ def export(
 
 
 def _refuse(target: Path, identity: dict[str, Any], sources: list[Path]) -> None:
-    """FileExistsError for a target that holds something else, or lies in what is exported."""
+    """FileExistsError for a target that holds something else, or lies in the exported folder."""
     for path in sources:
         if target.resolve().is_relative_to(path.resolve()):
             raise FileExistsError(

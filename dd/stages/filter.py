@@ -1,5 +1,5 @@
-"""Stage: which samples of a synthetic set are good enough to learn from? Writes another list of
-them, deletes nothing."""
+"""Stage: select the samples of a synthetic set that are good enough to train on. Writes a further
+list of them and deletes nothing."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ from dd.store.samples import Sample, append_records, read_plan, read_records
 from dd.store.schemas import MASKS, WHOLE_FILTER, WHOLE_MASKS
 
 HASHES = ("image_sha256", "heat_sha256")
-PART = 64  # samples whose signals are written in one go
+PART = 64  # samples whose signals are written together
 Signals: TypeAlias = dict[str, Any]
 
 
@@ -48,9 +48,9 @@ def find_absent(
     clip: Scores | None = None,
     max_share: float = 0.5,
 ) -> dict[str, Any] | None:
-    """What :func:`dd.stages.label.label` takes as ``absent``: {"rules", "classes": {sample id:
+    """The argument ``absent`` of :func:`dd.stages.label.label`: {"rules", "classes": {sample id:
     names that are not drawn}, in plan order}; None without a rule of that action. ValueError for
-    rules that would hit too much (max_share, a whole class).
+    rules that would remove too much (max_share, a whole class).
     """
     rules = [r for r in rules if r.action == "absent"]
     if not rules:
@@ -82,11 +82,11 @@ def filter_samples(
     chosen_on: Iterable[LabelSet] = (),
 ) -> dict[str, Any]:
     """Write ``quality/<split>/filter.json``, then the ids that no rule of action ``drop`` hits to
-    ``ImageSets/Segmentation/<split>.txt``; returns what the former holds: rules, thresholds,
-    counts, ids dropped and why, and the labels that chose the rules (``chosen_on``) or are behind
-    the masks that they look at (:func:`dd.evaluation.supervision.behind`).
+    ``ImageSets/Segmentation/<split>.txt``. Returns the content of the former: rules, thresholds,
+    counts, dropped ids with the reason, and the labels that chose the rules (``chosen_on``) or are
+    behind the masks that they use (:func:`dd.evaluation.supervision.behind`).
 
-    Every rule looks at every sample. Images, heat, masks and the list ``train`` stay as they are; a
+    Every rule sees every sample. Images, heat, masks and the list ``train`` stay as they are; a
     filtered list of the same name is replaced. ValueError for rules that would drop too much
     (``max_share``, a whole class), for a mask set that was made with other rules of action
     ``absent``, and for a list that this stage did not write.
@@ -169,7 +169,7 @@ def _dropped(
 
 
 def _place(folder: Path, split: str) -> Path:
-    """Where the filter's record lies; ValueError for a list that is not ours to write."""
+    """The folder of the filter's record; ValueError for a list that this stage did not write."""
     folder_name(split, "quality.split")
     path = folder / "quality" / split / "filter.json"
     listed = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -204,8 +204,8 @@ def _mask_set(target: Path, rules: list[Rule]) -> dict[str, Any]:
 def _signals(
     folder: Path, rules: list[Rule], clip: Scores | None
 ) -> tuple[list[Sample], list[Signals]]:
-    """(samples, their signals): those of the records; what these lack is computed from stored
-    heat and images, and kept in ``quality/records/``."""
+    """(samples, their signals): those of the records; missing signals are computed from stored heat
+    and images, and kept in ``quality/records/``."""
     samples, records, place = read_plan(folder), read_records(folder), folder / "quality"
     kept = read_records(place, (*HASHES, "signals"))
     check_generated(folder, samples, records)
@@ -238,8 +238,8 @@ def _signals(
 def _complete(
     folder: Path, sample: Sample, stored: list[Signals], clip: Scores | None
 ) -> tuple[Signals, bool]:
-    """(signals of a sample, whether some of them were computed now). With a CLIP model only its
-    own scores count."""
+    """(signals of a sample, whether some were computed now). With a CLIP model only its own scores
+    count."""
     by = clip and clip.weights_sha256[:16]
     heat = next((s["heat"] for s in stored if "heat" in s), None)
     scored = (s["clip"] for s in stored if "clip" in s)
@@ -254,7 +254,7 @@ def _complete(
 
 
 def print_counts(result: dict[str, Any]) -> None:
-    """What each rule hit, and what is left of each class."""
+    """Print what each rule hit, and what is left of each class."""
     total = result["samples"]
     table = Table(title=f"{result['kept']} of {total} samples kept")
     for column in ("rule", "samples hit", "share"):

@@ -1,5 +1,5 @@
-"""Stage: a site of your own as a commented experiment: classes, prompts, data, training recipes,
-label-budget study."""
+"""Stage: write the commented configuration of a site of your own: classes, prompts, data, training
+recipes, label-budget study."""
 
 import os
 import re
@@ -29,7 +29,7 @@ NEEDS = {
     "embedded": "tiny, in the package: any machine; knows nothing of your classes, shows that "
     "every step runs",
 }
-RECIPES: dict[str, dict[str, Any]] = {  # generator: what its images and trainings are
+RECIPES: dict[str, dict[str, Any]] = {  # for each generator: its images and trainings
     "embedded": {
         "masks": "refined",
         "images": 512,
@@ -53,8 +53,9 @@ RECIPES: dict[str, dict[str, Any]] = {  # generator: what its images and trainin
 
 @dataclass(frozen=True)
 class Site:
-    """What is asked. ``classes`` {name: synonyms} in mask order; ``conditions`` {lighting:
-    phrases}; ``photos``: folder of unlabelled photographs; ``generator``: a key of RECIPES."""
+    """The answers about a site. ``classes`` {name: synonyms} in mask order; ``conditions``
+    {lighting: phrases}; ``photos``: folder of unlabelled photographs; ``generator``: a key of
+    RECIPES."""
 
     name: str
     classes: Mapping[str, Sequence[str]]
@@ -64,9 +65,8 @@ class Site:
 
 
 def site_taxonomy(site: Site) -> Taxonomy:
-    """The checked classes of a site. ValueError for names that are empty, hold a comma or fall
-    together: words are compared without regard to case, number, hyphens and underscores, as
-    captions are read."""
+    """The checked classes of a site. ValueError for names that are empty, hold a comma or clash:
+    words are compared without regard to case, number, hyphens and underscores, as in captions."""
     owner: dict[str, str] = {}
     for name, synonyms in site.classes.items():
         for word in (name, *synonyms):
@@ -77,12 +77,12 @@ def site_taxonomy(site: Site) -> Taxonomy:
                 )
             if "," in word or not word.isprintable() or set(word) & set("{}$;:#"):
                 raise ValueError(
-                    f"class {name!r}: {word!r} holds a comma or a sign of no caption; give each "
-                    "name alone"
+                    f"class {name!r}: {word!r} holds a comma or a character that captions cannot "
+                    "hold; give each name alone"
                 )
             if word.strip().casefold() in (IGNORED, "ignore"):
                 raise ValueError(
-                    f"class {name!r}: {word!r} is what pixels that do not count are called; give "
+                    f"class {name!r}: {word!r} is the name of pixels that do not count; give "
                     "another name"
                 )
             for form in (word, *plurals(word)):
@@ -90,8 +90,8 @@ def site_taxonomy(site: Site) -> Taxonomy:
                 if owner.setdefault(key, name) != name:
                     said = f"the word {word!r} means both class {owner[key]!r} and {name!r}"
                     raise ValueError(
-                        f"{said} (captions tell neither case nor number apart); take it from one "
-                        "of them"
+                        f"{said} (captions distinguish neither case nor number); remove it from "
+                        "one of them"
                     )
     plain = {
         " ".join(name.split()): tuple(" ".join(w.split()) for w in words)
@@ -103,28 +103,28 @@ def site_taxonomy(site: Site) -> Taxonomy:
 
 
 def strange_words(classes: Taxonomy, model: str = "embedded") -> list[str]:
-    """A warning for each word with letters that are not Latin, with what the tokenizer of
-    ``model`` makes of it."""
+    """A warning for each word with letters that are not Latin, with the pieces that the tokenizer
+    of ``model`` cuts it into."""
     all_words = (w for name in classes.names for w in (name, *classes.synonyms.get(name, ())))
     words = [w for w in all_words if not w.isascii()]
     if not words:
         return []
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no advice about optional packages
-    from dd.generators.words import token_pieces  # seconds, which other commands need not wait for
+    from dd.generators.words import token_pieces  # takes seconds, so only if needed
 
     pieces = token_pieces(model, words)
     return [
         f"{word!r} holds letters that English captions do not: the tokenizer of {model} reads it "
-        f"as {len(cut)} pieces {' '.join(cut)} (that of Stable Diffusion, CLIP's, cuts it "
-        "otherwise). The generator has seldom seen such a word: an English name gives better images"
+        f"as {len(cut)} pieces {' '.join(cut)} (CLIP's, in Stable Diffusion, cuts it differently). "
+        "The generator has seldom seen such a word: an English name gives better images"
         for word, cut in pieces.items()
     ]
 
 
 def few_to_score(number: int) -> str | None:
-    """What is to be said if ``number`` labelled images, those kept for the score, decide
-    nothing."""
-    from dd.evaluation.statistics import LEAST_IMAGES  # scipy, which others need not wait for
+    """A message if ``number`` labelled images, those kept for the score, are too few to decide
+    anything."""
+    from dd.evaluation.statistics import LEAST_IMAGES  # imports scipy, so only if needed
 
     if number >= LEAST_IMAGES:
         return None
@@ -137,7 +137,7 @@ def few_to_score(number: int) -> str | None:
 
 
 def check_name(name: str) -> None:
-    """ValueError for a name that cannot be that of a site's files."""
+    """ValueError for a name that a site's files cannot have."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"name {name!r}: expected letters, digits, - and _, a letter first (no yes, on, "
@@ -147,10 +147,10 @@ def check_name(name: str) -> None:
 
 
 def check_conditions(conditions: Mapping[str, Sequence[str]]) -> None:
-    """ValueError for phrases that cannot stand in a prompt."""
+    """ValueError for phrases that a prompt cannot hold."""
     for key, phrases in conditions.items():
         if not re.fullmatch(r"[a-z][a-z_]*", key) or key == "things":
-            raise ValueError(f"condition {key!r}: expected a small word such as place or lighting")
+            raise ValueError(f"condition {key!r}: expected a word such as place or lighting")
         if not phrases or any(
             not p.strip() or not p.isprintable() or set(p) & set("{}$;") for p in phrases
         ):
@@ -161,7 +161,7 @@ def check_conditions(conditions: Mapping[str, Sequence[str]]) -> None:
 
 
 def check_photos(photos: str) -> None:
-    """FileNotFoundError or ValueError for a folder that cannot be that of a site's photographs."""
+    """FileNotFoundError or ValueError for an invalid folder of a site's photographs."""
     index(photos, IMAGES)
     if "$" in (path := str(Path(photos).resolve())):
         raise ValueError(
@@ -171,7 +171,7 @@ def check_photos(photos: str) -> None:
 
 
 def check(site: Site) -> Taxonomy:
-    """The classes of a site whose name, conditions and folders are in order. ValueError or
+    """The classes of a site whose name, conditions and folders are valid. ValueError or
     FileNotFoundError."""
     check_name(site.name)
     if site.generator not in RECIPES:
@@ -183,8 +183,8 @@ def check(site: Site) -> Taxonomy:
 
 
 def summary(site: Site, labelled: int | None, kept: int = 0) -> list[str]:
-    """What is to be written, in lines. ``labelled`` images (None without any), of which ``kept``
-    for the score."""
+    """What will be written, in lines. ``labelled``: number of images (None without any), of which
+    ``kept`` for the score."""
     words = [f"{n} ({', '.join(w)})" if w else n for n, w in site.classes.items()]
     shown = {"classes": ", ".join(words)}
     shown |= {key: ", ".join(phrases) for key, phrases in site.conditions.items()}
@@ -198,8 +198,8 @@ def summary(site: Site, labelled: int | None, kept: int = 0) -> list[str]:
 
 
 def init_taxonomy(site: Site, data_root: str | Path, conf: str | Path) -> Path:
-    """Write ``data_root/<name>.yaml``, the classes, and return its path, once nothing that is to
-    be written is in the way."""
+    """Write ``data_root/<name>.yaml``, the classes, and return its path. First checks that nothing
+    is in the way of any file."""
     path = Path(data_root) / f"{site.name}.yaml"
     text = taxonomy_yaml(check(site))
     made = _files(site, Path(conf), None)
@@ -222,8 +222,8 @@ def init_taxonomy(site: Site, data_root: str | Path, conf: str | Path) -> Path:
 
 
 def init_files(site: Site, conf: str | Path, train_images: int | None) -> list[Path]:
-    """Write the configuration of a site below ``conf``; files that are there are kept.
-    ``train_images``: labelled images to train on, None if there are none yet."""
+    """Write the configuration of a site below ``conf``; existing files are kept. ``train_images``:
+    labelled images to train on, None if there are none yet."""
     files = _files(site, Path(conf), train_images)
     for path, text in files.items():
         if not path.exists():
@@ -232,8 +232,8 @@ def init_files(site: Site, conf: str | Path, train_images: int | None) -> list[P
 
 
 def _kept(path: Path, text: str, site: Site) -> bool:
-    """Whether a file is as it would be written, by whatever command; a study of the site, which may
-    have been written for another number of labelled images, is kept as it is."""
+    """Whether a file already has the content to write, whichever command wrote it. A study of the
+    site is kept as it is, since it may have been written for another number of labelled images."""
     there = path.read_text(encoding="utf-8", errors="replace")
     ours = re.match(r"# @package _global_\n# .* experiment=", there) is not None
     same = same_commands(there) == same_commands(text)

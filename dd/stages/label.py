@@ -1,4 +1,4 @@
-"""Stage: stored heat maps -> a mask set. Cheap: another threshold or power never touches the
+"""Stage: stored heat maps -> a mask set. Cheap: another threshold or power never runs the
 generator."""
 
 import os
@@ -58,7 +58,7 @@ Heat: TypeAlias = Callable[[Sample], Maps]
 def read_sources(
     folder: str | Path, settings: MaskSettings, reading: str | None, sample: Sample
 ) -> Maps:
-    """Stored heat of a sample by source, of those that ``settings`` read."""
+    """Stored heat of a sample by source, only of the sources that ``settings`` read."""
     stored = stored_heat(folder, sample.id, reading)
     if settings.source in settings.sources:
         choose_source(stored, settings.source, folder)
@@ -79,18 +79,18 @@ def label(
     """Write the masks of every generated sample to ``SegmentationClass`` or ``masks/<mask_set>``;
     returns that folder.
 
-    ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash; a set
-    that is complete with the same settings and heat is left alone, one with others is made anew.
-    The default set also renews the data card. ``calibration``: how ``settings`` were chosen (by
-    images, by a run). ValueError if for attention that was read in another way than this set's.
-    ``chosen_on``: the labels that chose them (:mod:`dd.evaluation.supervision`). They and those
-    behind the images and the reading are recorded beside the identity, as they decide no pixel: the
-    record is that of the last call. ``reading``: the heat that is used
-    (:mod:`dd.stages.read_heat`), None = that of the drawing. ``absent``: {"rules", "classes":
-    {sample id: names}} of :func:`dd.stages.filter.find_absent`; these classes are not drawn.
-    ``workers``: threads, None = one for each core.
+    ``masks.json`` comes last and holds settings, the heat's fingerprint and each mask's hash. A
+    complete set with the same settings and heat is left alone; one with others is made again. The
+    default set also renews the data card. ``calibration``: how ``settings`` were chosen (by images,
+    by a run); ValueError if for attention that was read in another way than this set's.
+    ``chosen_on``: the labels that chose them (:mod:`dd.evaluation.supervision`). These, and those
+    behind the images and the reading, are recorded beside the identity, since they decide no pixel;
+    the last call's record is kept. ``reading``: the heat to use (:mod:`dd.stages.read_heat`), None
+    = that stored while drawing. ``absent``: {"rules", "classes": {sample id: names}} of
+    :func:`dd.stages.filter.find_absent`; these classes are not drawn. ``workers``: threads, None =
+    one for each core.
 
-    A class whose map is flat at this power and source has no pixel; ``vanished`` in masks.json
+    A class whose map is flat at this power and source has no pixel. ``vanished`` in masks.json
     names these, {sample id: names}, and their number is printed.
     """
     folder = Path(folder)
@@ -118,7 +118,7 @@ def label(
             if there.get("chosen_on") != chosen:
                 _record(folder, target, {**there, "chosen_on": chosen}, plan, settings, heat)
             return target
-        # impossible settings touch nothing
+        # refuse impossible settings before changing anything
         heat(plan[0])
         done.unlink()
     sweep(target)
@@ -137,7 +137,7 @@ def label(
 
 
 def _place(folder: Path, mask_set: str | None) -> Path:
-    """Where a mask set lies; FileExistsError for one of self-training."""
+    """The folder of a mask set; FileExistsError for one of self-training."""
     target = folder / DEFAULT_SET
     if mask_set not in (None, DEFAULT_SET):
         target = folder / "masks" / folder_name(mask_set, "mask_set")
@@ -157,7 +157,7 @@ def _record(
     settings: MaskSettings,
     heat: Heat,
 ) -> None:
-    """masks.json, and for the default set the data card."""
+    """Write masks.json and, for the default set, the data card."""
     write_json(target / "masks.json", content)
     if target.name == DEFAULT_SET:
         _write_card(folder, content, plan, settings, heat)
@@ -198,7 +198,7 @@ def _make(
 def _threaded(
     work: Callable[[Sample], Result], items: list[Sample], workers: int | None
 ) -> Iterator[Result]:
-    """``work`` of each item in order, by threads of which each does its tensor operations alone."""
+    """``work`` of each item in order, in threads that each use one thread for tensors."""
     workers, threads = workers or os.cpu_count() or 1, torch.get_num_threads()
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -239,7 +239,7 @@ def check_calibration(calibration: dict[str, Any], generator: dict[str, Any]) ->
             "theirs):\n  "
             + "\n  ".join(lines)
             + "\nUse the generator they were chosen for (masks_from sets how its attention is "
-            "read; an older set keeps its own, so take another name=...), or choose settings anew"
+            "read; an older set keeps its own, so take another name=...), or choose settings again"
         )
 
 
@@ -250,7 +250,7 @@ def _write_card(
     settings: MaskSettings,
     heat: Heat,
 ) -> None:
-    """README.md and a picture: what is in the data set, how it was made, what to keep in mind.
+    """Write README.md and a picture: what is in the data set, how it was made, its limits.
     ``masks``: masks.json."""
     rows = [_row(folder, sample, settings, heat) for sample in plan[:8]]
     sheet = contact_sheet(rows, scale=max(1, 128 // rows[0][0].shape[0]))

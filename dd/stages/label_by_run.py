@@ -1,5 +1,5 @@
-"""Stage: a trained segmenter labels the synthetic images it learnt from, and the next one is
-trained on these labels from scratch (self-training, Dataset Diffusion)."""
+"""Stage: a trained segmenter labels the synthetic images it was trained on; the next one is trained
+on these labels from scratch (self-training, Dataset Diffusion)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from dd.training.segmentation import Views, to_device
 def _new_set(given: str) -> str:
     if given == "SegmentationClass":
         raise ValueError(
-            f"mask_set={given!r}: expected the name of a new set in masks, as self_training"
+            f"mask_set={given!r}: expected the name of a new set in masks, such as self_training"
         )
     return given
 
@@ -47,7 +47,7 @@ class LabelerSettings(Settings):
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained run: its run.json, its segmenter with its weights, how it looks at an image."""
+    """A trained run: its run.json, its segmenter with its weights, its views of an image."""
 
     run: dict[str, Any]
     segmenter: Segmenter
@@ -57,11 +57,11 @@ class Teacher:
 
 def label_by_run(folder: str | Path, teacher: Teacher, settings: LabelerSettings) -> Path:
     """Write the teacher's predictions for the training images of the synthetic set ``folder`` to
-    ``masks/<mask_set>``, beside the masks that are there; returns that folder.
+    ``masks/<mask_set>``, beside the existing masks; returns that folder.
 
-    ``masks.json`` comes last, as in the label stage; an interrupted set goes on, and a finished one
-    is left alone. ValueError for a teacher of other classes; FileExistsError for a set of another
-    teacher or other settings, whose predictions were costly: nothing is touched then.
+    ``masks.json`` comes last, as in the label stage. An interrupted set resumes, and a finished one
+    is left alone. ValueError for a teacher with other classes. FileExistsError for a set of another
+    teacher or other settings: its predictions were costly, so it is not changed.
     """
     folder = Path(folder)
     target, images = folder / "masks" / settings.mask_set, _training_images(folder, teacher.run)
@@ -95,7 +95,7 @@ def _look(
 
 
 class _Unlabelled:
-    """Images by name, each with an empty mask that says its size."""
+    """Images by name, each with an empty mask that gives its size."""
 
     def __init__(self, images: SegmentationFolder, names: list[str]) -> None:
         self.images, self.names = images, names
@@ -126,7 +126,7 @@ def _identity(
     folder: Path, images: SegmentationFolder, teacher: Teacher, settings: LabelerSettings
 ) -> dict[str, Any]:
     """What decides a mask: settings, the images, and the teacher with what it was trained on,
-    its mask set included."""
+    including its mask set."""
     hashes = recorded(folder, "image_sha256")
     missing = [name for name in images.ids if name not in hashes]
     if missing:

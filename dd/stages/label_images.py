@@ -23,7 +23,7 @@ from dd.store.samples import Sample, read_plan, recorded
 from dd.store.schemas import READ
 from dd.taxonomy import Taxonomy
 
-SHOWN = 5  # classes without a pixel, and samples of them, that are named
+SHOWN = 5  # samples with missing classes to name
 
 
 def label_images(
@@ -36,10 +36,10 @@ def label_images(
     """Write a labeler's masks of every sample of the synthetic set ``folder`` to
     ``masks/<mask_set>``; returns that folder.
 
-    ``masks.json`` comes last, with the labeler, its class of supervision and the real labels behind
-    the masks; an interrupted set goes on, a finished one is left alone. ``reading``: the heat that
-    is read, None = that of the drawing; ``chosen_on``: labels that chose the labeler's settings.
-    FileExistsError for a set of another labeler, settings or images: nothing is touched then.
+    ``masks.json`` comes last, with the labeler, its supervision class and the real labels behind
+    the masks. An interrupted set resumes, a finished one is left alone. ``reading``: the heat to
+    read, None = that stored while drawing; ``chosen_on``: labels that chose the labeler's settings.
+    FileExistsError for a set of another labeler, settings or images, which is not changed.
     """
     folder = Path(folder)
     target = folder / "masks" / _new_set(mask_set)
@@ -68,7 +68,7 @@ def label_images(
 def _new_set(mask_set: str) -> str:
     if mask_set == "SegmentationClass":
         raise ValueError(
-            f"mask_set={mask_set!r}: expected the name of a set in masks, as sam3; the masks of "
+            f"mask_set={mask_set!r}: expected the name of a set in masks, such as sam3; masks of "
             "attention stay"
         )
     return folder_name(mask_set, "mask_set")
@@ -83,13 +83,13 @@ def _images(folder: Path) -> Images:
 
 
 def _heat(labeler: Labeler, images: Images, reading: str | None) -> dict[str, Any]:
-    """What the identity says of the heat that a labeler reads; ValueError if it is not there."""
+    """The identity's part on the heat that a labeler reads; ValueError if it is not there."""
     if labeler.reads is None:
         return {}
     folder, power_source = images.folder, labeler.reads
     hashes = heat_hashes(folder, reading)
     check_read(folder, images.plan, hashes, reading)
-    _maps(folder, reading, power_source, images.plan[0])  # refused before anything is written
+    _maps(folder, reading, power_source, images.plan[0])  # fails before anything is written
     found = {"heat": fingerprint([hashes[s.id] for s in images.plan])}
     return found if reading is None else {**found, "reading": reading}
 
@@ -121,7 +121,7 @@ def _look(
 
 
 def _tell(plan: list[Sample], records: dict[str, dict[str, Any]], target: Path) -> None:
-    """Which classes that were asked for have no pixel, and what a set that was made now counted."""
+    """Print which classes that were asked for have no pixel, and the counts of a new set."""
     if not records:
         return
     lacking = {

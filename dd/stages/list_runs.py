@@ -12,12 +12,12 @@ from dd.store.provenance import SETTINGS, read_json
 
 def list_runs(root: str | Path) -> list[dict[str, Any]]:
     """[{"run", "trained_on", "steps", "supervision", "scores": {data/split: mIoU}, "unfinished":
-    why or None}] of every folder below ``root`` that a training has begun, by name.
-    FileNotFoundError if ``root`` is no folder."""
+    why or None}] of every folder below ``root`` in which a training has begun, by name.
+    FileNotFoundError if ``root`` is not a folder."""
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"no folder {root}; give the one that runs are written below, as outputs"
+            f"no folder {root}; give the folder that holds runs, such as outputs"
         )
     folders = {p.parent for name in ("run.json", SETTINGS) for p in root.rglob(name)}
     return [found for folder in sorted(folders) if (found := _entry(root, folder))]
@@ -62,5 +62,5 @@ def print_runs(found: list[dict[str, Any]], root: str | Path) -> None:
         )
     console = Console()
     if not console.is_terminal:
-        console.width = 200  # a file has room
+        console.width = 200  # a file has no width limit
     console.print(table, markup=False)

@@ -17,20 +17,20 @@ from dd.store.samples import (
     without_failed,
 )
 
-PART = 256  # samples whose records are appended in one go
+PART = 256  # samples whose records are appended together
 HASHES = ("image_sha256", "heat_sha256")
-KEYS = (*HASHES, "failed")  # in which the records of a sample agree
+KEYS = (*HASHES, "failed")  # keys in which the records of a sample must agree
 Found: TypeAlias = tuple[dict[str, Any], Path]
 
 
 def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
     """Copy images, heat and records of ``sources`` (folders with one identity and plan) to
     ``into``, a new folder or one with the same identity; returns counts. Hashes are checked on the
-    way; an interrupted merge goes on.
+    way; an interrupted merge resumes.
 
     ValueError names a source of other settings, samples that two sources made differently, and
-    files that are not what their record says; conflicts are found before anything is written. Masks
-    are not copied: the label stage makes them from heat.
+    files that do not match their record; conflicts are found before anything is written. Masks are
+    not copied: the label stage makes them from heat.
     """
     folders, into = [Path(s) for s in sources], Path(into)
     run, first = _common_run(folders), folders[0]
@@ -45,7 +45,7 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
                 write_atomic(into / name, (first / name).read_bytes())
         done = finished(into, suffix, outcomes(into))
         todo = [s.id for s in plan if s.id in chosen and s.id not in done]
-        drop_records(into, set(todo))  # whose files have been lost
+        drop_records(into, set(todo))  # of samples whose files have been lost
         with Progress("merge", len(todo)) as progress:
             for start in range(0, len(todo), PART):
                 part = todo[start : start + PART]
@@ -66,7 +66,7 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> dict[str, Any]:
 
 
 def _common_run(folders: list[Path]) -> dict[str, Any]:
-    """run.json of the first; ValueError for one of another identity."""
+    """run.json of the first folder; ValueError for a folder of another identity."""
     run = read_run(folders[0])
     for folder in folders[1:]:
         if lines := differences(run["identity"], read_run(folder)["identity"]):
@@ -78,8 +78,8 @@ def _common_run(folders: list[Path]) -> dict[str, Any]:
 
 
 def _chosen(sources: list[Path]) -> dict[str, Found]:
-    """The record of each sample and its source, by id; a unit that was quarantined in one place
-    may have been made in another."""
+    """The record of each sample and its source, by id. A unit that was quarantined in one place may
+    have been made in another."""
     chosen: dict[str, Found] = {}
     conflicts = []
     for source in sources:
@@ -100,7 +100,7 @@ def _chosen(sources: list[Path]) -> dict[str, Found]:
 
 
 def _copy(record: dict[str, Any], source: Path, into: Path, suffix: str) -> None:
-    """Image and heat of a sample; none if every attempt at it was bad."""
+    """Copy image and heat of a sample; nothing if every attempt at it was bad."""
     if record.get("failed"):
         return
     old, new = (unit_files(folder, record["id"], suffix) for folder in (source, into))

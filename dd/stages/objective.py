@@ -1,4 +1,4 @@
-"""Stage: the number by which runs are chosen, mIoU of the last averaged weights on the tune
+"""Stage: the number by which runs are chosen: mIoU of the last averaged weights on the tune
 split."""
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def objective(
     to ``objective.json`` and read from there the next time.
 
     ``segmenter`` holds the averaged weights of the run's last checkpoint, ``views``
-    (:class:`dd.training.segmentation.Views`) is how it looks at an image.
+    (:class:`dd.training.segmentation.Views`) are its views of an image.
     """
     path, run = Path(folder) / "objective.json", read_own(Path(folder) / "run.json", {})
     head = {

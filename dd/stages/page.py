@@ -1,4 +1,4 @@
-"""Stage: a page on this machine that shows what a trained run sees in an image dropped on it."""
+"""Stage: a page on this machine that segments an image dropped on it with a trained run."""
 
 import base64
 import io
@@ -20,12 +20,12 @@ FILES = Path(__file__).parents[1] / "deploy" / "page"
 
 
 class Upload(io.BytesIO):
-    """An uploaded file, by a name for messages."""
+    """An uploaded file, with a name for messages."""
 
     def __str__(self) -> str:
         return "the file"
 
-    __repr__ = __str__  # Pillow's messages
+    __repr__ = __str__  # used in Pillow's messages
 
 
 def answer_of(
@@ -33,7 +33,7 @@ def answer_of(
 ) -> Callable[[bytes | bytearray], dict[str, Any]]:
     """``answer(data)``: the bytes of an image file -> {"width", "height", "image" and "overlay"
     (JPEG), "mask" (palette PNG), all as ``data:`` URIs, "areas": [{"class", "colour", "pixels",
-    "percent"}]}. ValueError for what is no image, or too large."""
+    "percent"}]}. ValueError for a file that is not an image, or too large."""
     colours = [colour for _, colour in legend(names, palette)]
 
     def answer(data: bytes | bytearray) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def about(folder: str | Path, run: dict[str, Any]) -> dict[str, Any]:
-    """What the page says of its run: {"run", "trained_on", "supervision", "steps", "classes",
+    """The page's information on its run: {"run", "trained_on", "supervision", "steps", "classes",
     "scores": [[data, mIoU]]}."""
     scores = []
     for path in sorted(Path(folder).glob("eval/*/metrics.json")):

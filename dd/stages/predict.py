@@ -1,5 +1,5 @@
-"""Stage: what a trained run sees in photographs or in a video: masks, overlays, and the area of
-each class."""
+"""Stage: segment photographs or a video with a trained run: masks, overlays, and the area of each
+class."""
 
 import json
 from pathlib import Path
@@ -25,9 +25,9 @@ SETTINGS, AREAS, CAPTIONS, UNREADABLE = (
     "captions.jsonl",
     "unreadable.csv",
 )
-CAPTIONED = 0.01  # share of an image from which on a class is in its caption
+CAPTIONED = 0.01  # least share of an image for a class to be in its caption
 SHOWN = 20  # unreadable files on the screen; the file lists all
-BATCH_PIXELS = 1 << 24  # of a batch together, beside its number of images
+BATCH_PIXELS = 1 << 24  # limit of a batch's pixels, beside its number of images
 
 
 def predict(
@@ -41,12 +41,12 @@ def predict(
 ) -> dict[str, Any]:
     """Predictions for ``source`` (:mod:`dd.data.photos`) in the folder ``target``:
     ``masks/<id>.png``, ``overlays/<id>.jpg``, areas.csv, captions.jsonl, unreadable.csv, and
-    index.html to look at them. Returns {"images", "kept": how many were there, "unreadable": {file:
-    why}, "notes"}.
+    index.html to view them. Returns {"images", "kept": how many existed, "unreadable": {file: why},
+    "notes"}.
 
     ``predictor``: images uint8 [H, W, 3] -> masks uint8 [H, W] of the classes ``names``, background
-    first; ``identity``: what decides a mask beside the image (checkpoint, protocol). What is there
-    of the same file, checkpoint and protocol is not made again. FileExistsError if ``target`` holds
+    first; ``identity``: what decides a mask beside the image (checkpoint, protocol). Existing
+    results of the same file, checkpoint and protocol are kept. FileExistsError if ``target`` holds
     another run's predictions, ValueError if no image can be read.
     """
     target = output_folder(target, SETTINGS, identity, "predictions")
@@ -78,7 +78,7 @@ def predict(
 
 
 def print_predictions(target: str | Path, found: dict[str, Any]) -> None:
-    """What was made, and what could not be read."""
+    """Print what was made, and what could not be read."""
     for note in found["notes"]:
         print(f"warning: {note}")
     print(
@@ -93,7 +93,7 @@ def print_predictions(target: str | Path, found: dict[str, Any]) -> None:
 
 
 def _done(target: Path, items: list[Picture]) -> dict[str, dict[str, Any]]:
-    """Records of the items whose file and predictions are as they were."""
+    """Records of the items whose file and predictions are unchanged."""
     records, found = (
         read_records(target, ("source", "mask", "overlay", "width", "height", "pixels")),
         {},
@@ -138,8 +138,8 @@ def _write(
 
 
 def _caption(record: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """What an image shows, the largest first: captions without a label or a captioner
-    (:mod:`dd.stages.train_adapter`)."""
+    """A caption of what an image shows, the largest class first, which needs no label and no
+    captioner (:mod:`dd.stages.train_adapter`)."""
     enough = CAPTIONED * record["width"] * record["height"]
     seen = sorted(
         (-count, name)
@@ -174,5 +174,5 @@ def _write_tables(
         target / CAPTIONS,
         (json.dumps(_caption(record, names), ensure_ascii=False) + "\n" for record in records),
     )
-    if unreadable or (target / UNREADABLE).exists():  # an emptied list says more than an old one
+    if unreadable or (target / UNREADABLE).exists():  # replace an old list, even by an empty one
         write_csv(target / UNREADABLE, [["file", "why"], *unreadable.items()])

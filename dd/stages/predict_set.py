@@ -1,5 +1,5 @@
-"""Stage: a segmenter's predictions for the images of a synthetic set, made once: what a sweep
-compares masks with."""
+"""Stage: a segmenter's predictions for the images of a synthetic set, made once, for a sweep to
+compare masks with."""
 
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ def predict_set(
     synthetic set ``folder``, in ``sweeps/predictions/<checkpoint's hash>-<hash of all else>``;
     returns that folder.
 
-    ``run`` is the run's run.json, ``views`` how it looks at an image. What is there is not made
-    again; a batch is always the same samples, so neither ``limit`` nor an interruption changes a
-    pixel. ValueError for a run with other classes.
+    ``run`` is the run's run.json, ``views`` its views of an image. Existing predictions are kept. A
+    batch always has the same samples, so neither ``limit`` nor an interruption changes a pixel.
+    ValueError for a run with other classes.
     """
     folder = Path(folder)
     plan, hashes = read_plan(folder), recorded(folder, "image_sha256")

@@ -1,4 +1,4 @@
-"""Stage: COCO 2017 as semantic masks of 80 things and background."""
+"""Stage: COCO 2017 as semantic masks of 80 thing classes and background."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -44,12 +44,12 @@ def prepare_coco(
     splits: Sequence[str] = ("val", "train"),
     workers: int | None = None,
 ) -> tuple[Path, list[str]]:
-    """(``data_root/coco``, notes): masks and lists of the chosen splits; images are read from
-    ``existing`` or ``data_root/coco2017`` (annotations/, train2017/, val2017/), downloaded where
-    they are not there.
+    """(``data_root/coco``, notes): masks and lists of the chosen splits. Images are read from
+    ``existing`` or ``data_root/coco2017`` (annotations/, train2017/, val2017/), and downloaded if
+    they are missing.
 
-    FileExistsError if masks were made from another annotation file; ValueError when it does not
-    match the images.
+    FileExistsError if masks were made from another annotation file; ValueError if it does not match
+    the images.
     """
     unknown = [s for s in splits if s not in EXPECTED]
     if unknown or not splits:
@@ -57,7 +57,7 @@ def prepare_coco(
     source, root = Path(existing or Path(data_root) / "coco2017"), Path(data_root) / "coco"
     keep_out(root, [existing])
     absent, notes = existing is None and not source.is_dir(), []
-    if absent and (record := _ready(root, splits)):  # made from a copy elsewhere
+    if absent and (record := _ready(root, splits)):  # made from a copy in another place
         return root, [f"{s}: {note}" for s in splits for note in record["parts"][s]["notes"]]
     for split in splits:
         annotations, images = (
@@ -86,7 +86,7 @@ def _folder(
     name: str,
     archive: Archive,
 ) -> Path:
-    """Where a folder of COCO 2017 lies; downloaded unless there is an ``existing`` copy."""
+    """The location of a folder of COCO 2017; downloaded unless there is an ``existing`` copy."""
     places = [source / name, source / "images" / name]
     found = next((p for p in places if p.is_dir()), places[0])
     if not found.is_dir() and existing is not None:
@@ -99,8 +99,8 @@ def _folder(
 
 
 def _ready(root: Path, splits: Sequence[str]) -> dict[str, Any] | None:
-    """The record of a prepared folder that holds all ``splits`` and whose images are where they
-    were."""
+    """The record of a prepared folder that holds all ``splits`` and whose images are still in
+    place."""
     if not (root / RECORD).is_file():
         return None
     record = read_own(root / RECORD, PARTS)

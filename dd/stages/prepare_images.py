@@ -1,5 +1,5 @@
 """Stage: images of any origin (of a closed model, photographs) with captions -> a synthetic set
-without heat, with a plan and records. generate.py stage=read reads it."""
+without heat, with a plan and records. generate.py stage=read then reads it."""
 
 import json
 from collections import Counter, defaultdict
@@ -34,9 +34,9 @@ SUFFIX = ".png"
 @dataclass(frozen=True)
 class GivenImages:
     """``images``: a folder, never written to; ``captions``: a JSON list or JSON lines of
-    {"filename", "caption"}, where "classes" are not given they are found among the caption's nouns.
-    ``fit``: what is done with images that are not square or not of one size, "crop" (the middle) or
-    "squash" to ``size`` pixels a side; None refuses them."""
+    {"filename", "caption"}; without "classes" they are found among the caption's nouns. ``fit``:
+    how images that are not square, or not of one size, become ``size`` pixels a side: "crop" (the
+    middle) or "squash"; None refuses them."""
 
     images: str | Path
     captions: str | Path
@@ -47,12 +47,12 @@ class GivenImages:
 def prepare_images(
     data_root: str | Path, taxonomy_file: str | Path, name: str, given: GivenImages, seed: int = 0
 ) -> tuple[Path, list[str]]:
-    """(``data_root/synthetic/<name>``, notes). Images are stored as PNG; run.json comes first,
-    records as they are written, and the list train.txt last: an interrupted run goes on.
+    """(``data_root/synthetic/<name>``, notes). Images are stored as PNG. run.json comes first,
+    records as they are written, and the list train.txt last, so an interrupted run resumes.
 
     ValueError or FileNotFoundError for captions without an image or a class of the taxonomy, and
-    for images that are not square or of several sizes without ``fit``; FileExistsError for a
-    folder that was made of others.
+    for images that are not square or of several sizes without ``fit``; FileExistsError for a folder
+    that was made from other images.
     """
     if (given.fit is None) != (given.size is None) or (given.size is not None and given.size < 8):
         raise ValueError(
@@ -132,10 +132,10 @@ def _captions(
 
 
 def _image(filename: object, forms: dict[str, str], stems: Mapping[str, list[str]]) -> str:
-    """The key of an image by its path below the folder, else by its stem where it is alone.
-    ``forms``: the keys by the form in which names are compared."""
+    """The key of an image by its path below the folder, else by its stem if that is unique.
+    ``forms``: the keys in the form used for comparing names."""
     if not isinstance(filename, str):
-        raise ValueError("need 'filename', the image that the caption is of")
+        raise ValueError("need 'filename', the image of the caption")
     name = stem(filename)
     written = PurePosixPath(one_form(filename.strip().replace("\\", "/")))
     below = (written.parent / name).as_posix()
@@ -149,7 +149,7 @@ def _image(filename: object, forms: dict[str, str], stems: Mapping[str, list[str
 
 
 def _one_size(paths: Sequence[Path]) -> int:
-    """The side that all images have."""
+    """The common side of all images."""
     sizes: dict[tuple[int, int], Path] = {}
     for path in paths:
         with opened(path, header=True) as image:

@@ -1,4 +1,4 @@
-"""Stages: PASCAL VOC 2012 and its SBD augmentation, downloaded or used where they lie."""
+"""Stages: PASCAL VOC 2012 and its SBD augmentation, downloaded or used in place."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -36,9 +36,9 @@ def prepare_voc(
     existing: str | Path | None = None,
 ) -> tuple[Path, list[str]]:
     """(folder of VOC 2012, notes): ``existing`` or ``data_root/VOCdevkit/VOC2012``, downloaded if
-    it is not there.
+    it is missing.
 
-    Nothing is written into a folder that exists. FileNotFoundError lists what an incomplete copy
+    Nothing is written into an existing folder. FileNotFoundError lists what an incomplete copy
     lacks.
     """
     root = Path(existing or Path(data_root) / "VOCdevkit" / "VOC2012")
@@ -70,7 +70,7 @@ def prepare_voc_aug(
     minus VOC val.
 
     VOC's own masks are kept for its images, SBD's are converted to palette PNGs; images are read
-    from the VOC folder. ``sbd``: a folder with cls/, train.txt and val.txt that is there already.
+    from the VOC folder. ``sbd``: an existing folder with cls/, train.txt and val.txt.
     """
     archives = archives or ARCHIVES
     keep_out(Path(data_root) / "voc_aug", (existing, sbd))

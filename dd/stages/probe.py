@@ -1,6 +1,6 @@
-"""Stage: how good is a generator's attention? Real scenes with exact masks are noised and shown
-to it, the attention is read as in generation, and the masks are compared: the quickest honest
-measure, no image is generated."""
+"""Stage: measure a generator's attention. Real scenes with exact masks are noised and shown to it,
+the attention is read as in generation, and the masks are compared. This is the quickest honest
+measure, since no image is generated."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -46,8 +46,9 @@ def real_heat(
 
 
 def score(heat: list[Read], data: SegmentationFolder, settings: MaskSettings) -> torch.Tensor:
-    """Confusion of masks read from ``heat`` with the exact ones. Where a pixel would be left
-    uncertain it is decided (:meth:`dd.masks.from_heat.MaskSettings.certain`): nothing is hidden."""
+    """Confusion of masks read from ``heat`` with the exact ones. Pixels that would be left
+    uncertain are decided (:meth:`dd.masks.from_heat.MaskSettings.certain`), so that nothing is
+    hidden."""
     certain = settings.certain()
     confusion = metrics.confusion_matrix(len(data.taxonomy))
     for i, (sample, maps) in enumerate(heat):
@@ -68,9 +69,9 @@ def probe(
     append: bool = True,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Measure ``settings`` on ``data``, and what changes with another power or other words that are
-    read (``ablations``: mask mIoU of each power and source that is there, at the same threshold);
-    on a tune split, also a grid of powers and thresholds to choose from.
+    """Measure ``settings`` on ``data``, and the effect of another power or other words
+    (``ablations``: mask mIoU of each available power and source, at the same threshold). On a tune
+    split, also a grid of powers and thresholds to choose from.
 
     Writes ``path`` (JSON) with the mask mIoU and returns its content; a file of the same
     measurement is kept.

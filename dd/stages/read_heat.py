@@ -1,5 +1,5 @@
 """Stage: finished images -> heat, by a model that need not have drawn them. Each image is noised,
-shown to the model with its class prompt, and read in one forward (docs/method.md)."""
+shown to the model with its class prompt, and read in one forward pass (docs/method.md)."""
 
 import json
 import time
@@ -33,14 +33,14 @@ if TYPE_CHECKING:  # loads heavy libraries
     from dd.generators.base import Generator
 
 FIELDS = ("image_sha256", "heat_sha256")
-# of a generator's identity: what decides its drawing alone
+# keys of a generator's identity that affect only its drawing
 DRAWING = ("steps", "guidance", "negative_prompt", "true_guidance", "scheduler", "truncate")
 
 
 @dataclass(frozen=True)
 class Reader:
     """``name``: of the reading, its folder in ``heat/``; ``generator``: the model that reads;
-    ``executor`` and ``build``: as of :class:`dd.stages.synthesize.Makers`; ``chosen_on``: the
+    ``executor`` and ``build``: as in :class:`dd.stages.synthesize.Makers`; ``chosen_on``: the
     labels that chose how it reads (:mod:`dd.evaluation.supervision`), for run.json."""
 
     name: str
@@ -54,11 +54,11 @@ def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
     """Read the images of the set ``folder`` into ``heat/<name>/<id>.safetensors``; returns counts,
     seconds and whether it is ``complete``.
 
-    The reading has a run.json of its own, written first, and records, each appended after its file:
-    an interrupted reading goes on, an image that has changed since is read again. A unit of the
-    plan is read together. FileExistsError for a reading of that name by another model or in another
-    way; ValueError for samples that are not drawn yet, or whose class words the model's encoder
-    does not hold.
+    The reading has its own run.json, written first, and records, each appended after its file. An
+    interrupted reading resumes; an image that has changed since is read again. A unit of the plan
+    is read together. FileExistsError for a reading of that name by another model or in another way;
+    ValueError for samples that are not drawn yet, or whose class words the model's encoder does not
+    hold.
     """
     folder, executor = Path(folder), reader.executor
     target = folder / "heat" / folder_name(reader.name, "reader")
@@ -107,7 +107,7 @@ def read_heat(folder: str | Path, reader: Reader) -> dict[str, Any]:
 def _unread(
     target: Path, units: list[Unit], images: dict[str, str], executor: Executor
 ) -> list[Unit]:
-    """The units with a sample whose image, as it is now, has no heat; their records go."""
+    """The units with a sample whose present image has no heat; their records are removed."""
     records = read_records(target, FIELDS)
     done = {
         name
@@ -125,7 +125,7 @@ def _unread(
 def _read_unit(
     folder: Path, target: Path, tools: Tools, unit: Unit, worker: str
 ) -> Callable[[], None]:
-    """Read a unit; what is returned writes it."""
+    """Read a unit; the returned function writes it."""
     generator: Any = tools[0]
     started, paths = time.perf_counter(), [synthetic_image(folder, s.id) for s in unit]
     for sample, path in zip(unit, paths, strict=True):
@@ -149,7 +149,7 @@ def _read_unit(
 
 
 def _died(target: Path, unit: Unit, worker: str, pid: int) -> bool:
-    """What a worker that died has left of a unit is taken away."""
+    """Remove what a dead worker has left of a unit."""
     drop_records(target, {s.id for s in unit}, f"{worker}.jsonl")
     for sample in unit:
         (target / f".{sample.id}.safetensors.{pid}.tmp").unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 """Stage: the photographs that a trained run is least sure of, with its masks as a start, for
-annotators' tools."""
+annotation tools."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +28,14 @@ from dd.taxonomy import IGNORE, Taxonomy, taxonomy_yaml
 from dd.training.segmentation import Predictor, predict_fitting
 
 SETTINGS, QUEUE, UNREADABLE, LIST = "review.json", "queue.csv", "unreadable.csv", "train.txt"
-BATCH_PIXELS = 1 << 22  # of a batch together: probabilities take 4 bytes a pixel and class
+BATCH_PIXELS = 1 << 22  # limit of a batch: probabilities take 4 bytes a pixel and class
 
 
 class ReviewSettings(Settings):
-    """``number`` of images to label. ``order``: ``uncertain``, highest ``score`` (of
-    :data:`dd.evaluation.uncertainty.SCORES`) first, ties by name; an image whose look differs in at
-    most ``distinct`` of 64 bits from one before it is left out, with None none. Or ``random``,
-    drawn from all that can be read. ``address``: what stands before a file in Label Studio's
-    tasks."""
+    """``number`` of images to label. ``order``: ``uncertain`` takes the highest ``score`` (of
+    :data:`dd.evaluation.uncertainty.SCORES`) first, ties by name, and skips an image whose look
+    differs in at most ``distinct`` of 64 bits from an earlier one (None skips none); ``random``
+    draws from all that can be read. ``address``: prefix of a file in Label Studio's tasks."""
 
     noun: ClassVar[str] = "review"
     number: Annotated[Count, Hint("how many images to label")]
@@ -58,12 +57,12 @@ def review(
     seed: int = 0,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """A queue of images of ``source`` in the folder ``target``; returns {"images", "scored": how
-    many were looked at now, "similar": left out, "unreadable": {file: why}, "notes"}.
+    """A queue of images of ``source`` in the folder ``target``. Returns {"images", "scored": how
+    many were scored now, "similar": how many were skipped, "unreadable": {file: why}, "notes"}.
 
     ``predictor`` makes masks and ``probabilities``; ``classes``: its taxonomy; ``seed`` draws a
-    random order. ``review.json`` is written first, queue.csv last, index.html shows the queue; an
-    interrupted queue goes on. FileExistsError if ``target`` holds another queue, ValueError if no
+    random order. ``review.json`` is written first, queue.csv last; index.html shows the queue. An
+    interrupted queue resumes. FileExistsError if ``target`` holds another queue, ValueError if no
     image can be read.
     """
     number, score = settings.number, settings.score
@@ -129,7 +128,7 @@ def print_review(target: str | Path, found: dict[str, Any], number: int) -> None
 
 @dataclass(frozen=True)
 class Scoring:
-    """What images are scored with, and where; ``unreadable`` {file: why} grows."""
+    """What scores images, and where; ``unreadable`` {file: why} is filled."""
 
     target: Path
     source: Photos
@@ -139,8 +138,8 @@ class Scoring:
 
 
 def _scored(scoring: Scoring, items: list[Picture]) -> tuple[list[dict[str, Any]], int]:
-    """(records of the items that can be read, how many of them are new); what is recorded of the
-    same file is kept."""
+    """(records of the items that can be read, how many of them are new); existing records of the
+    same file are kept."""
     target, bad = scoring.target, scoring.unreadable
     records = read_records(target, ("file", "source", "look", *SCORES))
     found = {i.id: records[i.id] for i in items if records.get(i.id, {}).get("source") == i.digest}
@@ -170,7 +169,7 @@ def _record(item: Picture, image: np.ndarray, probabilities: torch.Tensor) -> di
 def _most(
     records: list[dict[str, Any]], score: str, number: int, distinct: int | None
 ) -> tuple[list[dict[str, Any]], int]:
-    """(the records of highest score, ties by name, how many were left out for their look)."""
+    """(the records with the highest scores, ties by name; how many were skipped as similar)."""
     queue: list[dict[str, Any]] = []
     left = 0
     for record in sorted(records, key=lambda r: (-r[score], r["file"])):
@@ -185,8 +184,8 @@ def _most(
 
 
 def _drawn(scoring: Scoring, number: int, seed: int) -> tuple[list[dict[str, Any]], int]:
-    """As :func:`_scored`, of ``number`` images in the order of a hash of seed and id: more
-    images begin with the same ones."""
+    """Like :func:`_scored`, for ``number`` images in the order of a hash of seed and id: a larger
+    number starts with the same images."""
     items = scoring.source.items
     order = sorted(items, key=lambda item: sha256(f"{seed}/{item.id}".encode()))
     queue: list[dict[str, Any]] = []
@@ -205,7 +204,7 @@ def _write(
     settings: ReviewSettings,
     weights_sha256: str,
 ) -> None:
-    """Copies of the images, masks, and the files of the tools; what is there stays, edited or
+    """Write copies of the images, masks, and the files of the tools. Existing files stay, edited or
     not."""
     labels = dict(enumerate(classes.names, 1)) | {IGNORE: label_studio.IGNORED}
     target, source, palette = scoring.target, scoring.source, classes.palette

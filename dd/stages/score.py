@@ -21,14 +21,14 @@ from dd.store.settings import Count, Natural, Settings
 from dd.training.datamodule import whole_loader
 from dd.training.segmentation import Views, count
 
-EXAMPLES = 8  # predictions of the first images are kept as pictures,
+EXAMPLES = 8  # keep the predictions of this many first images as pictures,
 EXTREMES = 4  # and of those with the best and with the worst mIoU
-FOUND = 0.002  # of an image's pixels: a class that is predicted in fewer is not found there
+FOUND = 0.002  # least share of an image's pixels for a predicted class to count as found
 PER_IMAGE = "per_image.npz"
 
 
 class PerImage:
-    """A confusion matrix that also keeps each image's own: ``images``, uint32 [C, C] each."""
+    """A confusion matrix that also keeps that of each image: ``images``, uint32 [C, C] each."""
 
     def __init__(self, num_classes: int) -> None:
         self.images: list[np.ndarray] = []
@@ -44,8 +44,8 @@ class PerImage:
 
 
 class Shown:
-    """Predictions worth a look: of the first images, and of those with the lowest and the
-    highest mIoU of their own."""
+    """Predictions worth looking at: of the first images, and of those with the lowest and the
+    highest mIoU."""
 
     def __init__(self) -> None:
         self.first: list[tuple[int, torch.Tensor]] = []
@@ -55,12 +55,12 @@ class Shown:
     def add(self, prediction: torch.Tensor, confusion: np.ndarray) -> None:
         if self.seen < EXAMPLES:
             self.first.append((self.seen, prediction.cpu()))
-        if confusion.any():  # else each pixel is 255
+        if confusion.any():  # else every pixel is 255
             miou = metrics.miou(torch.from_numpy(confusion.astype(np.int64)))
             self.ranked.append((miou, self.seen, prediction))
             self.ranked.sort(key=lambda row: row[:2])
             del self.ranked[EXTREMES:-EXTREMES]
-            # only what is kept leaves the GPU
+            # only kept predictions leave the GPU
             self.ranked = [(miou, seen, kept.cpu()) for miou, seen, kept in self.ranked]
         self.seen += 1
 
@@ -70,7 +70,7 @@ class Shown:
 
 
 class Found:
-    """Of the classes that were asked of each image, those that a segmenter sees in it."""
+    """The classes asked for in each image that a segmenter finds in it."""
 
     def __init__(self, asked: Sequence[Sequence[int]], num_classes: int) -> None:
         self.asked, self.seen, self.counts = asked, 0, np.zeros((num_classes, 2), np.int64)
@@ -88,7 +88,7 @@ class Found:
 
 
 class ScoreSettings(Settings):
-    """How is scored. ``per_image``: each image's own matrix goes to per_image.npz beside
+    """How to score. ``per_image``: write each image's own matrix to per_image.npz beside
     metrics.json (``confusion`` uint32 [N, C, C], ``ids``)."""
 
     batch_size: Count = 16
@@ -111,9 +111,10 @@ def score(
     ``path``.
 
     ``run`` is the run's run.json, ``views`` the protocol: single scale, or test-time augmentation.
-    ``asked``, {id: class ids} of images that were drawn: in how many of them each class is seen.
-    One integer confusion matrix at original image size, 255 left out. A file that is there for the
-    same checkpoint, data and protocol is kept. ValueError if the run's classes are not the data's.
+    ``asked``, {id: class ids} for images that were drawn: counts in how many of them each class is
+    found. One integer confusion matrix at original image size, 255 left out. An existing file of
+    the same checkpoint, data and protocol is kept. ValueError if the run's classes are not the
+    data's.
     """
     path = Path(path)
     theirs = run["taxonomy"]["names"]
@@ -170,8 +171,8 @@ def _count(
     shown: Shown,
     found: Found,
 ) -> torch.Tensor:
-    """The confusion matrix of all images; those of each, what is shown and what is found go to the
-    last three."""
+    """The confusion matrix of all images. The last three arguments collect the matrix of each
+    image, predictions to show and found classes."""
     segmenter, device = segmenter.to(settings.device).eval(), settings.device
     autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16)
     with Progress(f"evaluate on {data.root.name}/{data.split}", len(data)) as progress, autocast:
@@ -184,7 +185,7 @@ def _count(
                 shown.add(prediction, counts)
                 found.add(prediction)
             if not settings.per_image:
-                # of 80,000 images with 81 classes they would fill 2 GB
+                # for 80,000 images with 81 classes they would fill 2 GB
                 confusion.images.clear()
 
         return count(segmenter, loader, confusion, device, after, views.predict)

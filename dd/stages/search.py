@@ -1,5 +1,5 @@
-"""Stage: search hyper-parameters with Optuna. Each trial is a run of its own, judged by its mIoU
-on the tune split."""
+"""Stage: search hyper-parameters with Optuna. Each trial is a separate run, judged by its mIoU on
+the tune split."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from dd.store.provenance import write_atomic
 from dd.store.settings import Count, Settings
 from dd.training.search import Study, overrides
 
-# (number, {key: value}, report) -> objective; report(step, mIoU, is it the last)
+# (number, {key: value}, report) -> objective; report(step, mIoU, whether it is the last)
 Reporting = Callable[[int, float, bool], None]
 TrainTrial = Callable[[int, dict[str, Any], Reporting], float | None]
-FAILURES = 3  # trials in a row that end in an error of the training before the study does
+FAILURES = 3  # training errors of trials in a row that end the study
 
 
 class SearchSettings(Settings):
@@ -34,13 +34,13 @@ class SearchSettings(Settings):
 
 def _train(study: Study, trial: Any, train_trial: TrainTrial) -> None:
     """Train one trial and tell the study how it ended. Errors of the training itself (out of
-    memory, a loss that is not a number) fail the trial; other errors and interruptions are
-    raised, an interrupted trial is trained on the next time."""
+    memory, a loss that is not a number) fail the trial. Other errors and interruptions are raised;
+    an interrupted trial is resumed the next time."""
     states = study.optuna.trial.TrialState
     known = set(study.trials()[trial.number].intermediate_values)
 
     def report(step: int, value: float, last: bool) -> None:
-        if step not in known:  # a resumed training validates again
+        if step not in known:  # a resumed training repeats a validation
             trial.report(value, step)
             known.add(step)
         if not last and trial.should_prune():
@@ -67,19 +67,19 @@ def search(
     chosen_on: Sequence[LabelSet] = (),
     record: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run trials until so many of them are complete or pruned; returns what best.yaml holds of the
-    best one.
+    """Run trials until ``trials`` of them are complete or pruned; returns the content of best.yaml,
+    the best one.
 
     ``train_trial(number, {key: value}, report)`` trains and returns the objective; ``report(step,
-    mIoU, last)`` may end it by an exception. The same command resumes with a study, in several
-    processes at once if wanted. ``identity``: the settings that all trials share; a study with
-    others is refused (FileExistsError). ``chosen_on``: the label sets that the choice owes,
-    ``record``: overrides that say so (:mod:`dd.evaluation.supervision`), written behind the best
-    settings, so that whoever uses them tells it.
+    mIoU, last)`` may end it by an exception. The same command resumes a study, in several processes
+    at once if wanted. ``identity``: the settings that all trials share; a study with others is
+    refused (FileExistsError). ``chosen_on``: the label sets used for the choice. ``record``:
+    overrides that declare them (:mod:`dd.evaluation.supervision`), written behind the best
+    settings, so that a command with these settings records them.
     """
     trials, prunes = settings.trials, (settings.pruner, settings.pruner_settings or {})
     study, failed = Study(folder, identity, space, settings.sampler, *prunes, seed), 0
-    # trials of this process alone tell how long the others will take
+    # only trials of this process show how long the others will take
     begun, own = time.monotonic(), 0
     while True:
         with ExitStack() as held:
@@ -104,8 +104,8 @@ def search(
             )
     if not study.trials("COMPLETE"):
         raise ValueError(
-            f"no trial of {folder} is complete yet; other workers are at it, or all were pruned: "
-            "raise search.trials"
+            f"no trial of {folder} is complete yet; other workers are running them, or all were "
+            "pruned: raise search.trials"
         )
     best = study.study.best_trial
     found = {

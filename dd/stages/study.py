@@ -1,4 +1,4 @@
-"""Stage: the label-budget study, mIoU against the number of real labelled images on several
+"""Stage: the label-budget study: mIoU against the number of real labelled images, on several
 arms."""
 
 import time
@@ -38,7 +38,7 @@ from dd.store.progress import left_in_all
 from dd.store.provenance import made_by, refuse_other, write_json
 
 SHOWN = 10  # failures listed at the end; budget.json has them all
-POLL = 5.0  # seconds between looks at what other processes are at
+POLL = 5.0  # seconds between checks of other processes' work
 
 Train = Callable[[Job], dict[str, Any]]
 Values = dict[str, dict[str, dict[str, list[Any]]]]  # arm, shots, domain: of each run
@@ -47,14 +47,14 @@ Point = tuple[str, str, Shots, int, str]  # arm, domain, shots, seed, draw
 
 @dataclass(frozen=True)
 class Measuring:
-    """What a study does with a job. Finished jobs are theirs to skip, and they raise
-    :class:`dd.store.locks.Busy` for one that another process is at.
+    """What a study does with a job. The functions skip finished jobs, and raise
+    :class:`dd.store.locks.Busy` for one that another process is working on.
 
-    ``train(job)`` trains, or finds trained, and returns {"run", "seconds", "steps", "chosen_on"},
-    the last one if it knows what labels decided (:mod:`dd.evaluation.supervision`); ``judge(job)``
-    trains it and returns its mIoU on the tune split; ``score(job, domain)`` is that of a trained
-    job on the domain's test split, {"miou", "num_images", "per_image"} with the file that holds
-    each image's confusions, or None.
+    ``train(job)`` trains, or finds it trained, and returns {"run", "seconds", "steps",
+    "chosen_on"}, the last one if it knows what labels decided (:mod:`dd.evaluation.supervision`).
+    ``judge(job)`` trains it and returns its mIoU on the tune split. ``score(job, domain)`` returns
+    that of a trained job on the domain's test split, {"miou", "num_images", "per_image"} with the
+    file that holds each image's confusions, or None.
     """
 
     train: Train
@@ -63,22 +63,22 @@ class Measuring:
 
 
 class _Work:
-    """Each piece of work once in a call. One that fails is kept in ``failed``, so that the rest
-    of the study goes on."""
+    """Does each piece of work once in a call. A failure is kept in ``failed``, so that the rest of
+    the study continues."""
 
     def __init__(self, train: Train, expected: Collection[Job] = ()) -> None:
-        """``expected``: all trainings of the study, at whichever learning rate."""
+        """``expected``: all trainings of the study, at any learning rate."""
         self.train, self.total = train, len(expected)
         self.steps = sum(job.steps for job in expected)
         self.found: dict[tuple[Any, ...], Any] = {}
         self.failed: list[dict[str, str]] = []
         self.begun: set[Job] = set()
-        self.recorded: dict[Job, float] = {}  # seconds, by its run
-        self.watched: dict[Job, float] = {}  # by us
+        self.recorded: dict[Job, float] = {}  # seconds, from the job's run
+        self.watched: dict[Job, float] = {}  # seconds that we measured
 
     def __call__(self, work: Callable[..., Any], job: Job, *more: str) -> Any:
-        """``work(job, *more)``, or None if it failed or what the job goes on from did. Busy:
-        another process is at it."""
+        """``work(job, *more)``, or None if it failed, or if the job that it starts from failed.
+        Busy: another process is working on it."""
         key = (work, job, *more)
         if key not in self.found:
             ready = job.after is None or self(self.train, job.after) is not None
@@ -86,7 +86,7 @@ class _Work:
         return self.found[key]
 
     def all(self, calls: list[tuple[Any, ...]]) -> None:
-        """Each of ``calls``; what another process is at comes last, and is waited for."""
+        """Do each of ``calls``; work of another process comes last, and is waited for."""
         told = False
         while calls:
             later = [call for call in calls if not self._free(call)]
@@ -128,8 +128,8 @@ class _Work:
             return None
 
     def _left(self) -> str:
-        """How long the runs that are left will take at the rate of those that have ended."""
-        found = self.recorded or self.watched  # what was trained before takes no time now
+        """How long the remaining runs will take at the rate of the finished ones."""
+        found = self.recorded or self.watched  # runs that were trained before take no time now
         if not found:
             return ""
         rate = sum(found.values()) / sum(job.steps for job in found)
@@ -138,7 +138,7 @@ class _Work:
 
 
 def _expected(plan: Plan, points: list[Point]) -> set[Job]:
-    """All trainings of a study. Their number does not depend on which learning rates are chosen."""
+    """All trainings of a study. Their number does not depend on the chosen learning rates."""
     rates = {recipe: plan.candidates(recipe)[0] for recipe in plan.recipes()}
     found = [plan.job(*point[:4], rates, point[4]) for point in points]
     for recipe in plan.recipes():
@@ -151,12 +151,12 @@ def _expected(plan: Plan, points: list[Point]) -> set[Job]:
 def _choose(
     plan: Plan, work: _Work, judge: Callable[[Job], float | None]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({recipe: learning rate, or {shots: it}}, how each was chosen). Where a candidate failed
-    there is none in this call."""
+    """({recipe: learning rate, or {shots: it}}, how each was chosen). If a candidate failed, there
+    is no choice in this call."""
     rates: dict[str, Any] = {}
     choices: dict[str, Any] = {}
     several = [r for r in plan.recipes() if len(plan.candidates(r)) > 1]
-    # all but those that wait for the pre-training's rate
+    # all except those that wait for the pre-training's rate
     free = [jobs for recipe in several for jobs in _places(plan, recipe, {}).values()]
     work.all([(judge, job) for jobs in free for job in jobs if job])
     for recipe in plan.recipes():
@@ -184,7 +184,7 @@ def _choose(
 
 
 def _only(plan: Plan, recipe: str) -> dict[str, Any]:
-    """The choice of a recipe whose candidates are one."""
+    """The choice of a recipe with a single candidate."""
     judgeless = len(plan.learning_rates.get(recipe) or ()) > 1
     why = "nothing to judge candidates on: the experiment's own" if judgeless else "as set"
     none = dict.fromkeys(("candidates", "judged_on", "edge"))
@@ -217,7 +217,7 @@ def _best(candidates: list[float], scores: list[float | None]) -> dict[str, Any]
 
 
 def _tell(recipe: str, shots: Shots | None, choice: dict[str, Any]) -> None:
-    """Say what was chosen, and whether a better one may lie outside the grid."""
+    """Print the choice, and whether a better one may lie outside the grid."""
     where = recipe if shots is None else f"{recipe} at {shots} images"
     found = (choice["candidates"] or {}).items()
     among = ", ".join(f"{rate}: {'-' if miou is None else f'{miou:.1f}'}" for rate, miou in found)
@@ -237,7 +237,7 @@ def study(
     targets: list[float] | None = None,
     generation_seconds: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Train and score what ``plan`` says, write budget.json and return it; the same call goes on
+    """Train and score what ``plan`` says, write budget.json and return it. The same call resumes
     with what is missing. Processes with the same call share the jobs, and each of them ends with
     the whole study.
 
@@ -256,7 +256,7 @@ def study(
     seconds: Values = {a: {k: {} for k in ks} for a, ks in used.items()}
     runs: list[dict[str, Any]] = []
     files: dict[tuple[str, str, str, int], Path | None] = {}
-    # without real images, with some
+    # {(arm, with real images or not): label sets}
     chosen: dict[tuple[str, bool], list[LabelSet]] = dict.fromkeys(
         product(plan.arms, (False, True)), []
     )
@@ -360,8 +360,8 @@ def _point(
     generated: Mapping[str, float],
 ) -> dict[str, Any]:
     """{"run", "miou", "num_images", "per_image", "steps", "seconds"} of one point, all None if it
-    is missing. Steps and seconds are those of all its trainings; those of drawing its synthetic
-    set (``generated``) are counted."""
+    is missing. Steps and seconds are those of all its trainings; seconds include drawing its
+    synthetic set (``generated``)."""
     keys = ("run", "miou", "num_images", "per_image", "steps", "seconds")
     result = work(scored, job, domain) if job else None
     if job is None or result is None:
@@ -375,14 +375,14 @@ def _point(
 
 
 def _chosen(plan: Plan, job: Job, work: _Work) -> list[dict[str, Any]]:
-    """The choices behind a trained job and what it goes on from: its run's, and the study's own."""
+    """The choices behind a trained job and the one it starts from: its run's, and the study's."""
     own = ({"what": "learning_rate", **one} for one in plan.choices.get(job.recipe, ()))
     before = _chosen(plan, job.after, work) if job.after else []
     return merged(before, work(work.train, job).get("chosen_on"), own)
 
 
 def _steps(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """{arm: optimiser steps of its runs, pre-training counted}, as measured."""
+    """{arm: optimiser steps of its runs, including pre-training}, as measured."""
     found = {
         r["arm"]: sorted({o["steps"] for o in runs if o["arm"] == r["arm"] and o["steps"]})
         for r in runs
@@ -397,7 +397,7 @@ def _cell(values: tuple[float, float | None] | None) -> str:
 
 
 def print_study(result: dict[str, Any]) -> None:
-    """Curves, differences, images that can be skipped, and what targets cost, as tables."""
+    """Print curves, differences, images that can be skipped, and costs of targets, as tables."""
     console = Console()
     for domain in result["domains"]:
         shown = [c for c in result["curves"] if c["domain"] == domain]
@@ -447,7 +447,7 @@ def _target_table(targets: list[dict[str, Any]], domain: str, shown: list[dict[s
 
 
 def difference_text(row: dict[str, Any]) -> str:
-    """A row of ``differences`` in one line."""
+    """A row of ``differences`` as one line."""
     arm, against = ARMS[row["arm"]], ARMS[row["against"]]
     what = f"{arm} with {row['k']} less {against} with {row['against_k']}: {row['value']:+.1f}"
     if row["low"] is None:

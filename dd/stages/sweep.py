@@ -1,5 +1,5 @@
-"""Stage: which mask settings fit best? Hundreds are tried on the stored heat of a synthetic set,
-nothing is generated."""
+"""Stage: find the mask settings that fit best. Hundreds are tried on the stored heat of a synthetic
+set; nothing is generated."""
 
 import os
 import shutil
@@ -62,21 +62,21 @@ from dd.store.schemas import IDENTIFIED, RUN, SWEPT
 from dd.store.settings import Count, Name, Natural, Settings
 from dd.taxonomy import Taxonomy
 
-MADE_HERE = ("masks.json", "settings.json")  # of mask sets and predictions of ours
-PART = 128  # samples counted by one process in one go, and kept when a sweep is interrupted
-EXAMPLES = 6  # images that a chain is shown by
+MADE_HERE = ("masks.json", "settings.json")  # in mask sets and predictions of ours
+PART = 128  # samples counted by one process together, and kept when a sweep is interrupted
+EXAMPLES = 6  # images shown for a chain
 Counter: TypeAlias = Callable[[list[Sample]], np.ndarray]
-# (sample, heat by source, the mask compared with, the image or None)
+# (sample, heat by source, the mask to compare with, the image or None)
 Compared: TypeAlias = tuple[Sample, dict[str, np.ndarray], np.ndarray, Any]
 
 
 class SweepSettings(Settings):
-    """``name``: of the result, which a command may leave out. ``power`` and ``source``: None = all
-    that are stored. ``limit``: the first samples of the plan only. ``heat``: a reading of the set
-    (:mod:`dd.stages.read_heat`), None = that of its drawing. ``workers``: processes, None = one for
-    each core unless there is little to do; the numbers do not depend on it. ``chains``: {name:
-    steps} that are compared, None = the paper's alone; of each the best setting is measured image
-    by image, against the first one."""
+    """``name``: of the result; a command may leave it out. ``power`` and ``source``: None = all
+    that are stored. ``limit``: only the first samples of the plan. ``heat``: a reading of the set
+    (:mod:`dd.stages.read_heat`), None = that stored while drawing. ``workers``: processes, None =
+    one for each core unless there is little to do; the numbers do not depend on it. ``chains``:
+    {name: steps} to compare, None = the paper's alone; each is measured image by image with its
+    best setting, against the first one."""
 
     noun = "sweep"
 
@@ -94,11 +94,11 @@ class SweepSettings(Settings):
 def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) -> dict[str, Any]:
     """Score every combination of settings on the synthetic set ``folder`` against the masks
     ``<reference>/<id>.png`` (exact, human, or a segmenter's predictions); writes
-    ``sweeps/<name>.json`` and returns its content. No mask is touched.
+    ``sweeps/<name>.json`` and returns its content. No mask is changed.
 
     The best setting has the highest mIoU with uncertain pixels counted as background, then the
-    fewest uncertain pixels. A sweep that is there for the same settings, heat and reference is
-    returned as it is, an interrupted one goes on; another one is replaced.
+    fewest uncertain pixels. A finished sweep of the same settings, heat and reference is returned
+    as it is, an interrupted one resumes; another one is replaced.
     """
     folder, reference = Path(folder), Path(reference)
     plan, heat = read_plan(folder)[: settings.limit], heat_hashes(folder, settings.heat)
@@ -107,7 +107,7 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
     first = stored_heat(folder, plan[0].id, settings.heat)
     named, left_out = stored_grid(first, *ranges, settings.chains)
     grid = [s for _, s in named]
-    for s in grid:  # impossible ones are refused before any work
+    for s in grid:  # refuse impossible settings before any work
         choose_source(first, s.source, folder)
         check_stored(first, s)
     run = read_own(folder / "run.json", RUN)["identity"]
@@ -172,7 +172,7 @@ def sweep(folder: str | Path, reference: str | Path, settings: SweepSettings) ->
 
 
 def _reference_sha256(reference: Path, samples: list[Sample]) -> str:
-    """Fingerprint of the masks compared with; FileNotFoundError names those that are not there."""
+    """Fingerprint of the masks to compare with; FileNotFoundError names missing ones."""
     if not reference.is_dir():
         raise FileNotFoundError(
             f"sweep.masks: no folder {reference}; give one with a mask <id>.png for each sample"
@@ -189,8 +189,9 @@ def _reference_sha256(reference: Path, samples: list[Sample]) -> str:
 
 
 def _labels(folder: Path, reference: Path, number: int) -> tuple[list[LabelSet], dict[str, Any]]:
-    """(label sets behind the choice, how the reference came about): ``number`` masks that nobody
-    says a model made, or what is behind a mask set or a run's predictions."""
+    """(label sets behind the choice, the origin of the reference). Masks without a record of a
+    model count as ``number`` labels; for a mask set or a run's predictions, the labels behind
+    it."""
     for path in (reference / name for name in MADE_HERE):
         if path.is_file():
             made = read_own(path, IDENTIFIED)
@@ -209,7 +210,7 @@ class Seen:
     heat_of: str | None = None
 
     def images(self, samples: list[Sample], pictures: bool) -> Iterator[Compared]:
-        """(sample, its heat by source, the mask compared with, the image if ``pictures``)."""
+        """(sample, its heat by source, the mask to compare with, the image if ``pictures``)."""
         foreign = not any((self.reference / name).is_file() for name in MADE_HERE)
         for sample in samples:
             path = self.reference / f"{sample.id}.png"
@@ -301,8 +302,8 @@ def count_samples(
     samples: list[Sample],
     heat_of: str | None = None,
 ) -> np.ndarray:
-    """Summed pixels [S, C, C + 1] (:func:`dd.masks.from_heat.count_grid`) of some samples, on
-    one thread: the same in any process."""
+    """Summed pixels [S, C, C + 1] (:func:`dd.masks.from_heat.count_grid`) of some samples, on one
+    thread, so that it is the same in any process."""
     threads, classes = torch.get_num_threads(), len(taxonomy)
     seen = Seen(folder, reference, taxonomy, heat_of)
     total = np.zeros((len(settings), classes, classes + 1), np.int64)
@@ -337,7 +338,7 @@ def _results(
     if workers <= 1:
         yield from ((n, count(part)) for n, part in todo.items())
         return
-    # a fork would copy torch's threads
+    # spawn, because a fork would copy torch's threads
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(count, part): n for n, part in todo.items()}
         try:
@@ -348,8 +349,8 @@ def _results(
 
 
 def write_page(path: str | Path, seen: Seen, result: dict[str, Any]) -> Path:
-    """The page of a sweep that compared chains, with the images on which the best one gained and
-    lost most against the first."""
+    """Write the page of a sweep that compared chains, with the images on which the best one gained
+    and lost most against the first."""
     swept = result["sweep"]
     chains = swept["chains"]
     first = next(iter(chains))
@@ -384,7 +385,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def print_best(result: dict[str, Any], number: int = 10) -> None:
-    """The first rows of a sweep's table."""
+    """Print the first rows of a sweep's table."""
     rows, against = result["sweep"]["table"], result["sweep"]["against"]
     table = Table(title=f"{len(rows)} mask settings against {against}")
     columns = {k: text for k, text in COLUMNS.items() if k != "chain" or "chain" in rows[0]}

@@ -1,5 +1,5 @@
-"""Stage: prompts -> images and heat maps. Costly, resumable; masks are made later, by
-:mod:`dd.stages.label`."""
+"""Stage: prompts -> images and heat maps. Costly and resumable; :mod:`dd.stages.label` makes masks
+later."""
 
 import json
 import time
@@ -100,20 +100,21 @@ def synthesize(
     chosen_on: Iterable[LabelSet] = (),
     prompts_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """Make (or go on with) the synthetic data set in ``folder``; returns counts, seconds and
-    whether it is ``complete``.
+    """Make (or continue) the synthetic data set in ``folder``; returns counts, seconds and whether
+    it is ``complete``.
 
     ``chosen_on``: the labels that chose settings (:mod:`dd.evaluation.supervision`), for run.json;
-    ``prompts_sha256``: of what prompts are drawn from, by which reports tell draws of one recipe.
+    ``prompts_sha256``: hash of what prompts are drawn from, by which reports recognise draws of one
+    recipe.
 
     The plan is written first and never changes; each sample's record is appended after its files
-    are in place. FileExistsError if the folder was made with other settings: nothing is touched
-    then; Busy if another run writes it; UnitsFailed if too many units failed; ValueError if no
-    image is good.
+    are in place. FileExistsError if the folder was made with other settings, which changes nothing;
+    Busy if another run writes to it; UnitsFailed if too many units failed; ValueError if no image
+    is good.
 
-    A set grows: with a larger ``num_images`` and prompts that begin with its own, the further
-    samples make units of their own and the units that are made stay as they are. Until they are
-    made, and labelled, the set counts as unfinished.
+    A set can grow: with a larger ``num_images`` and prompts that begin with its own, the further
+    samples form units of their own, and existing units stay as they are. Until the new samples are
+    made and labelled, the set counts as unfinished.
     """
     folder, generator, executor = Path(folder), makers.generator, makers.executor
     drawn = prompts(taxonomy, settings.num_images, settings.seed)
@@ -135,7 +136,7 @@ def synthesize(
     if not before:
         refuse_other(folder / "run.json", identity, "data set")
     if before or not (folder / "run.json").exists():
-        check_spans(plan, generator)  # a missing class word is found now, not in the middle
+        check_spans(plan, generator)  # find a missing class word now, not in the middle
         print_summary(summarise(wanted, taxonomy, generator))
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, executor.shard) as lock:
@@ -182,7 +183,7 @@ def _make(
     todo: list[Unit],
     lock: Lock,
 ) -> None:
-    """The units ``todo`` of ``units``, those of this driver."""
+    """Make the units ``todo`` of ``units``, those of this driver."""
     generator, executor, suffix = makers.generator, makers.executor, settings.image_format
     identity = json.loads(json.dumps(generator.identity()))
     task = Task(
@@ -209,8 +210,8 @@ def _freeze(
     identity: dict[str, Any],
     known: dict[str, Any],
 ) -> None:
-    """Write what says what is made: plan.jsonl, dropped captions, and last run.json, unless they
-    are there."""
+    """Write the definition of the set: plan.jsonl, dropped captions, and last run.json, unless they
+    exist."""
     path = folder / "plan.jsonl"
     if not path.is_file() or sha256(path) != identity["plan_sha256"]:
         write_atomic(path, plan_lines(plan))
@@ -222,14 +223,14 @@ def _freeze(
 
 
 def _identity(folder: Path) -> dict[str, Any] | None:
-    """That of the set as it is; None where none was begun."""
+    """The identity of the existing set; None if none was begun."""
     return read_run(folder)["identity"] if (folder / "run.json").exists() else None
 
 
 def _ends(
     folder: Path, number: int, unit_size: int
 ) -> tuple[tuple[int, ...], dict[str, Any] | None]:
-    """(where units end that a set of fewer samples has left short, its identity)."""
+    """(where units end that a smaller set has left short, its identity)."""
     old = _identity(folder)
     if old is None:
         return (), None
@@ -242,8 +243,8 @@ def _ends(
 def _grows_from(
     folder: Path, old: dict[str, Any] | None, identity: dict[str, Any], plan: list[Sample]
 ) -> int:
-    """How many samples the set has, if that of ``identity`` is the same one and more samples, else
-    0. FileExistsError if it would be but for its prompts."""
+    """How many samples the set has, if ``identity`` is the same with more samples, else 0.
+    FileExistsError if only its prompts prevent this."""
 
     def fixed(one: dict[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in one.items() if k not in ("num_images", "plan_sha256", "grown")}
@@ -257,29 +258,29 @@ def _grows_from(
         raise FileExistsError(
             f"{folder} has {number} samples and {len(plan)} are wanted, but the first {number} "
             "prompts of so many are not those of the set (other prompts=..., or a source that "
-            "orders all of them anew): it cannot grow. Nothing was changed. Make another set: "
+            "reorders all of them): it cannot grow. Nothing was changed. Make another set: "
             "name=..."
         )
     return number
 
 
 def _begin_anew(folder: Path, lock: Lock, more: int) -> None:
-    """The list of a set that grows goes until it is whole again; its mask sets are made again.
-    Busy while other shards are at work."""
+    """Remove the list of a growing set until it is complete again; its mask sets are made again.
+    Busy while other shards are running."""
     if not lock.alone():
-        raise Busy(f"{folder}: samples are added when the other shards have come to an end")
+        raise Busy(f"{folder}: samples can be added only after the other shards have ended")
     print(f"{folder}: {more} samples are added to it; what is made stays as it is")
     (folder / "ImageSets" / "Segmentation" / "train.txt").unlink(missing_ok=True)
 
 
 def _unfinished(folder: Path, units: list[Unit], suffix: str, executor: Executor) -> list[Unit]:
-    """The units that are not finished; what killed processes have left of them is swept."""
+    """The units that are not finished; removes what killed processes have left of them."""
     found = outcomes(folder)
     done = finished(folder, suffix, found)
     todo = [unit for unit in units if any(s.id not in done for s in unit)]
     names, alone = {s.id for unit in todo for s in unit}, executor.shard is None
     if not alone:
-        sweep_samples(folder, names)  # else the lock has swept
+        sweep_samples(folder, names)  # otherwise the lock has done it
     if any(name in found for name in names):
         drop_records(folder, names, "*.jsonl" if alone else f"{executor.name(0)}*.jsonl")
     return todo

@@ -55,7 +55,7 @@ class Training(AdaptationSettings):
 
 
 class Samples(Settings):
-    """Sample sheets: a row for each of ``prompts``, ``seeds`` columns, ``every`` so many steps."""
+    """Sample sheets: a row for each of ``prompts``, ``seeds`` columns, every ``every`` steps."""
 
     noun: ClassVar[str] = "adapter.samples"
     prompts: Annotated[Sequence[str], MinLen(1), Hint("at least one prompt, to look at")]
@@ -64,7 +64,7 @@ class Samples(Settings):
 
 
 def _sound(model: type[Settings]) -> AfterValidator:
-    """The values as they were written, which the identity of a run holds, once ``model`` took
+    """The values as they were written, which the identity of a run holds, after ``model`` accepted
     them."""
 
     def check(values: dict[str, Any]) -> dict[str, Any]:
@@ -105,12 +105,12 @@ def train_adapter(
     """Train LoRA layers of ``generator`` on unlabelled photographs; returns the adapter's file in
     ``folder``.
 
-    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, ``trained_with``
-    are those of its settings that decide weights. An interrupted training goes on from its last
+    ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer; ``trained_with``
+    are those of its settings that decide weights. An interrupted training resumes from its last
     checkpoint, a finished one is left alone, a folder made with other settings is refused.
     ``run.json`` is written last.
 
-    Photographs that cannot be decoded are left out, with a warning and with their captions.
+    Photographs that cannot be decoded are left out, with their captions and a warning.
     """
     folder, captions, training = Path(folder), settings.captions, settings.training
     photos = Unlabelled(settings.images, settings.listed, "adapter")
@@ -137,7 +137,7 @@ def train_adapter(
     target = folder / diffusion.WEIGHTS
     if finished_run(folder, identity) is not None:
         return target
-    # with their captions: another photograph in place of one would have its words
+    # with their captions, which do not describe another photograph
     sound = photos.sound()
     photos.files, texts = [files[i] for i in sound], [texts[i] for i in sound]
     checkpointing = training.get("gradient_checkpointing", False)
@@ -149,7 +149,7 @@ def train_adapter(
     made, shown = trainer(settings.max_steps, folder, False), settings.samples
     made.callbacks += [EachSteps(partial(_draw, folder, generator, shown), shown["every"])]
     _fit(folder, made, module, data)
-    # a finished training that was only opened again has fresh layers
+    # a finished training that was only opened again has untrained layers
     module.load_state_dict(checkpoints.load(folder / LAST)["state_dict"])
     model.save(target)
     record = {
@@ -168,8 +168,8 @@ def train_adapter(
 
 
 def captions_of(files: list[Path], folder: str | Path, path: str | Path) -> list[list[str]]:
-    """The captions that a caption file has for each image, by its path below ``folder``, else by
-    its stem where no other image has the same; ValueError for images without one."""
+    """The captions of a caption file for each image, matched by its path below ``folder``, else by
+    its stem if no other image has the same; ValueError for images without one."""
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"adapter.captions={path}: no such file; generate.py stage=caption makes one"
@@ -179,7 +179,7 @@ def captions_of(files: list[Path], folder: str | Path, path: str | Path) -> list
         if name := row.get("filename") or row.get("id"):
             for key in {str(PurePosixPath(name)), stem(name)}:
                 found.setdefault(key, []).append(row["caption"])
-    # cameras that number alike: one's caption is not the other's
+    # cameras may number alike, so one's caption must not be given to the other's image
     same = Counter(stem(f.name) for f in files)
     alone = [found.get(stem(f.name)) if same[stem(f.name)] == 1 else None for f in files]
     texts = [
@@ -198,8 +198,8 @@ def captions_of(files: list[Path], folder: str | Path, path: str | Path) -> list
 
 
 def fill(template: str, conditions: dict[str, list[str]]) -> list[str]:
-    """The template with each combination of the conditions' phrases; ValueError for a name
-    without phrases or a condition that the template does not hold."""
+    """The template with each combination of the conditions' phrases; ValueError for a name without
+    phrases or a condition that the template does not use."""
     unused = [name for name in conditions if f"{{{name}}}" not in template]
     lists = all(isinstance(words, list | tuple) and words for words in conditions.values())
     if unused or not lists:
@@ -212,7 +212,7 @@ def fill(template: str, conditions: dict[str, list[str]]) -> list[str]:
             filled.append(template.format_map(dict(zip(conditions, words, strict=True))))
         except (KeyError, ValueError, IndexError) as error:
             raise ValueError(
-                f"adapter.template={template!r}: {error} is no condition; conditions: "
+                f"adapter.template={template!r}: {error} is not a condition; conditions: "
                 f"{', '.join(conditions) or 'none'}"
             ) from None
     if len(filled) > MOST_CAPTIONS:
@@ -235,7 +235,7 @@ def _check_length(generator: TextToImage, texts: list[list[str]]) -> None:
 
 
 def _fit(folder: Path, trainer: Any, module: Any, data: Any) -> None:
-    """Train, and count the seconds of an interrupted training too."""
+    """Train, and count the seconds of interrupted trainings too."""
     file = folder / "seconds.json"
     before = read_own(file, SECONDS)["seconds"] if file.exists() else 0
     started = time.perf_counter()
@@ -247,8 +247,8 @@ def _fit(folder: Path, trainer: Any, module: Any, data: Any) -> None:
 
 @torch.no_grad()
 def _draw(folder: Path, generator: TextToImage, samples: dict[str, Any], step: int) -> None:
-    """``samples/step_<n>.png``: a row for each prompt, a column for each seed, the same noise at
-    every step."""
+    """Write ``samples/step_<n>.png``: a row for each prompt, a column for each seed, the same noise
+    at every step."""
     rows = []
     for prompt in samples["prompts"]:
         plan = [

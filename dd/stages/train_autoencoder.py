@@ -1,4 +1,4 @@
-"""Stage: the tokenizer and the VAE that the embedded generators share, from captioned scenes."""
+"""Stage: train the tokenizer and the VAE of the embedded generators, on captioned scenes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,14 +50,14 @@ def train_autoencoder(
     init_from: str | Path | None = None,
     trained_with: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes ``folder/tokenizer``, ``folder/vae`` (float16, its latents standardised) and
-    ``reconstructions.png``: scenes of ``tune`` above what the VAE makes of them.
+    """Write ``folder/tokenizer``, ``folder/vae`` (float16, its latents standardised) and
+    ``reconstructions.png``: scenes of ``tune`` above their reconstructions.
 
     ``trainer(max_steps, default_root_dir, average)`` makes a Lightning trainer, with averaged
     weights or without; ``trained_with`` are those of its settings that decide weights.
-    ``init_from``: such a folder, whose VAE is trained further on new scenes, with an optimiser that
-    begins anew. An interrupted training goes on from its last checkpoint; a folder made with other
-    settings is refused. ``run.json``, with the error in grey levels, is written last.
+    ``init_from``: such a folder, whose VAE is trained further on new scenes with a new optimiser.
+    An interrupted training resumes from its last checkpoint; a folder made with other settings is
+    refused. ``run.json``, with the error in grey levels, is written last.
     """
     folder, models, how = Path(folder), settings.models, dict(settings.autoencoder)
     before = [] if init_from is None else read_json(Path(init_from, "run.json"))["parts"]
@@ -86,7 +86,7 @@ def train_autoencoder(
         fit(trainer(steps, folder / "training", False), module, data, folder / LAST)
     module.load_state_dict(checkpoints.load(folder / LAST)["state_dict"])
     vae.eval()
-    some = CaptionedScenes(STANDARD, seed, first + steps * batch_size)  # new to the VAE
+    some = CaptionedScenes(STANDARD, seed, first + steps * batch_size)  # unseen by the VAE
     diffusion.standardise_latents(vae, torch.stack([some[i][0] for i in range(STANDARD)]))
     diffusion.save_vae(folder / "vae", vae)
     error = _reconstruct(folder)

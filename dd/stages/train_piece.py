@@ -1,5 +1,5 @@
 """Stage: one piece of the training of an embedded generator, on the latents of its own window of
-scenes. A piece begins with the float16 weights that the one before left, or with random ones."""
+scenes. A piece starts from the float16 weights of the piece before, or from random ones."""
 
 import csv
 from collections.abc import Callable
@@ -43,7 +43,7 @@ LAST = Path("training") / "checkpoints" / checkpoints.LAST
 VAE = Path("vae") / "diffusion_pytorch_model.safetensors"
 HISTORY = "training.json"  # beside the weights: all pieces so far
 BINS = 24  # points of a piece's loss curve
-# how each kind is drawn with, by this package's settings
+# this package's settings for drawing with each kind
 DRAWING: dict[str, dict[str, Any]] = {
     "unet": {"guidance": 3.0},
     "mmdit": {"guidance": 3.0, "scheduler": None, "t5": False, "max_tokens": 1},
@@ -52,10 +52,10 @@ DRAWING: dict[str, dict[str, Any]] = {
 
 class PieceSettings(Settings):
     """``part``: the kind of generator. ``autoencoder``: a folder with ``vae`` and ``tokenizer``
-    (None = the one that the piece begins with); ``latents``: where windows of latents are kept,
-    which both generators share. ``models``: the sizes. ``piece``: ``first_scene`` and number of
-    ``scenes`` of its window, ``max_steps``, ``batch_size``, and settings of
-    :class:`dd.training.text_to_image.TextToImageSettings`. ``usable``: train nothing, write the
+    (None = that of the piece before); ``latents``: folder for windows of latents, which both
+    generators share. ``models``: the sizes. ``piece``: ``first_scene`` and number of ``scenes`` of
+    its window, ``max_steps``, ``batch_size``, and settings of
+    :class:`dd.training.text_to_image.TextToImageSettings`. ``usable``: train nothing; write the
     averaged weights of the newest checkpoint to ``state``."""
 
     noun: ClassVar[str] = "generator"
@@ -75,13 +75,13 @@ def train_piece(
     init_from: str | Path | None = None,
     trained_with: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes ``folder/model``, a complete folder in diffusers format whose ``training.json`` and
-    card name all pieces; returns it.
+    """Write ``folder/model``, a complete folder in diffusers format whose ``training.json`` and
+    card list all pieces; returns it.
 
     ``trainer`` and ``trained_with`` as in :func:`dd.stages.train_autoencoder.train_autoencoder`.
-    ``init_from``: such a folder, whose weights the piece begins with; the optimiser begins anew,
-    its rate rises from 0 in the piece's ``warmup`` steps. An interrupted piece goes on from its
-    last checkpoint, a folder made with other settings is refused. ``run.json`` is written last.
+    ``init_from``: such a folder, whose weights the piece starts from. The optimiser is new, and its
+    rate rises from 0 in the piece's ``warmup`` steps. An interrupted piece resumes from its last
+    checkpoint, a folder made with other settings is refused. ``run.json`` is written last.
     """
     folder, home = Path(folder), settings.autoencoder or init_from
     if home is None:
@@ -108,7 +108,7 @@ def train_piece(
     tokenizer = diffusion.load_tokenizer(Path(home) / "tokenizer")
     vae = diffusion.load_vae(Path(home) / "vae").float().eval()
     torch.manual_seed(seed)
-    piece_seed = seed * 1_000_003 + first  # pieces do not repeat one another's noise
+    piece_seed = seed * 1_000_003 + first  # so that pieces do not repeat one another's noise
     module = _module(settings, tokenizer, start, {**given, "seed": piece_seed})
     if settings.usable:
         return _save(folder, folder / "state", module, vae, settings, init_from)
@@ -133,13 +133,13 @@ def train_piece(
 
 
 def _world(first: int, seed: int) -> str:
-    """What tells one world from another: the hash of the window's first scene."""
+    """Identifies a world: the hash of the window's first scene."""
     s = scene("shapes", "generator", first, seed)
     return sha256(s.image.tobytes() + s.caption.encode())
 
 
 def _start(settings: PieceSettings, init_from: str | Path | None) -> Any:
-    """The generator of the piece before, in float32; None for none."""
+    """The generator of the piece before, in float32; None if there is none."""
     if init_from is None:
         return None
     start = diffusion.TextToImage(model=str(init_from), **DRAWING[settings.part])
@@ -151,7 +151,7 @@ def _start(settings: PieceSettings, init_from: str | Path | None) -> Any:
 def _module(
     settings: PieceSettings, tokenizer: Any, start: Any, given: dict[str, Any]
 ) -> Denoising:
-    """The training of the piece, of new networks or those of ``start``."""
+    """The training of the piece, with new networks or those of ``start``."""
     models = settings.models
     if settings.part == "unet":
         scheduler = diffusion.training_scheduler(models["prediction_type"])
@@ -181,7 +181,7 @@ def _save(
     init_from: str | Path | None,
 ) -> Path:
     """The averaged weights of the newest checkpoint as a folder in diffusers format, with history
-    and card. FileNotFoundError where there is no checkpoint yet."""
+    and card. FileNotFoundError if there is no checkpoint yet."""
     path, warning = checkpoints.newest((folder / LAST).parent)
     if path is None:
         raise FileNotFoundError(f"{folder / LAST}: no checkpoint yet, so there is no usable state")
@@ -201,7 +201,7 @@ def _save(
     made = history if history.is_file() else home / "run.json"
     before = read_json(made)
     parts = before if isinstance(before, list) else before["parts"]
-    if init_from is None:  # the autoencoder may be that of a generator that ships
+    if init_from is None:  # the autoencoder may be that of a generator in the package
         parts = [p for p in parts if p["part"] == "VAE"]
     reached, took = int(held["global_step"]), seconds(folder).get("piece")
     part = {
@@ -228,8 +228,8 @@ def _weights(init_from: str | Path | None) -> list[Path]:
 
 
 def _loss(training: Path, reached: int) -> list[list[float]]:
-    """[step, mean loss since the point before] of a piece so far; of a step made twice either log
-    will do."""
+    """[step, mean loss since the point before] of a piece so far; for a step that was repeated,
+    either log may be used."""
     logged: dict[int, float] = {}
     for path in training.glob("metrics*.csv"):
         with open(path) as file:
@@ -241,7 +241,7 @@ def _loss(training: Path, reached: int) -> list[list[float]]:
 
 
 def _samples(count: int) -> list[Sample]:
-    """Prompts of scenes nobody was trained on, to look at."""
+    """Prompts of scenes that were not trained on, for sample images."""
     samples = []
     for i in range(count):
         s = scene("shapes", "tune", i)
@@ -268,7 +268,7 @@ def write_card(model: Path, kind: str) -> None:
         chart = line_chart_svg({"loss": (steps, losses, None)}, "step", "denoising loss")
         write_atomic(model / "loss.svg", str(chart))
     size = sum(f.stat().st_size for f in model.rglob("*.safetensors")) / 2**20
-    vaes = [p for p in parts if p["part"] == "VAE"]  # the last one went on from those before
+    vaes = [p for p in parts if p["part"] == "VAE"]  # the last one continues those before
     vae_steps = sum(p["steps"] for p in vaes)
     values = {"size": size, "vae": vaes[-1], "vae_steps": vae_steps, "pieces": pieces}
     card = fill(TEMPLATE, kind=kind, steps=done, **values)

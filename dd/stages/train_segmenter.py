@@ -23,12 +23,11 @@ HINT = (
 
 
 def load_weights(run: str | Path, weights: str = "ema") -> dict[str, torch.Tensor]:
-    """The segmenter's weights of a run's last checkpoint: ``ema`` (what is reported) or ``raw``
+    """The segmenter's weights of a run's last checkpoint: ``ema`` (the reported ones) or ``raw``
     (the ablation).
 
-    FileNotFoundError if the run is not finished, ValueError for other ``weights``, a damaged file,
-    or averaged weights that are not those of run.json. Nothing but tensors is read, no pickled
-    code.
+    FileNotFoundError if the run is not finished; ValueError for other ``weights``, a damaged file,
+    or averaged weights that do not match run.json. Only tensors are read, no pickled code.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights={weights!r}; allowed: ema, raw")
@@ -43,8 +42,8 @@ def load_weights(run: str | Path, weights: str = "ema") -> dict[str, torch.Tenso
     known = read_own(Path(run) / "run.json", {"weights_sha256": str})["weights_sha256"]
     if (found := checkpoints.weights_sha256(average)) != known:
         raise ValueError(
-            f"{path} holds other weights (sha256 {found[:12]}...) than {run}/run.json tells of "
-            f"({known[:12]}...). Put the right file back, or train the run again under another name"
+            f"{path} holds other weights (sha256 {found[:12]}...) than {run}/run.json names "
+            f"({known[:12]}...). Restore the right file, or train the run again under another name"
         )
     if weights == "ema":
         return average
@@ -52,7 +51,7 @@ def load_weights(run: str | Path, weights: str = "ema") -> dict[str, torch.Tenso
 
 
 def fill(segmenter: torch.nn.Module, state: dict[str, torch.Tensor], run: str | Path) -> None:
-    """Give a segmenter the weights of a run; ValueError for those of another segmenter."""
+    """Load the weights of a run into a segmenter; ValueError for those of another segmenter."""
     try:
         segmenter.load_state_dict(state)
     except RuntimeError as error:
@@ -77,14 +76,14 @@ def train_segmenter(
     record: dict[str, Any],
     init_from: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return what
-    run.json holds.
+    """Fit ``module`` (:class:`dd.training.segmentation.Segmentation`) on ``data`` and return the
+    content of run.json.
 
-    ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and is
-    left alone, one with another identity is refused. An interrupted run goes on from its last
+    ``run.json`` is written last: a folder that has it with the same ``identity`` is finished and
+    left alone; one with another identity is refused. An interrupted run resumes from its last
     checkpoint. ``init_from``: a finished run whose averaged weights are the start.
-    ``make_trainer()`` gives the Lightning trainer; it is called when nothing is refused any more.
-    ``record``: what evaluation needs to know (segmenter, classes, supervision, ...).
+    ``make_trainer()`` gives the Lightning trainer; it is called after all checks. ``record``: what
+    evaluation needs to know (segmenter, classes, supervision, ...).
     :class:`dd.store.locks.Busy` while another process trains in the folder. Of the processes of one
     training (several GPUs) the first one holds the lock and writes.
     """
@@ -95,7 +94,7 @@ def train_segmenter(
         fill(module.segmenter, _same_classes(init_from, record), f"init_from={init_from}")
     folder.mkdir(parents=True, exist_ok=True)
     with Lock(folder, hint=HINT) if is_main_process() else nullcontext():
-        if (done := finished_run(folder, identity)) is not None:  # by another process in between
+        if (done := finished_run(folder, identity)) is not None:  # finished in the meantime
             return _sound(folder, done)
         if is_main_process():
             write_json(folder / SETTINGS, {"identity": identity})
@@ -112,8 +111,8 @@ def train_segmenter(
 
 
 def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """:func:`finished_run`; what it refuses because of more steps alone says how to go on from
-    it."""
+    """:func:`finished_run`. If only the number of steps is larger, the error says how to continue
+    from the run."""
     try:
         return finished_run(folder, identity)
     except FileExistsError as error:
@@ -121,15 +120,15 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _sound(folder: Path, done: dict[str, Any]) -> dict[str, Any]:
-    """``done``, run.json of a finished run, once its checkpoint has shown that it is as it was
-    written; else ValueError."""
+    """``done``, run.json of a finished run, after checking that its checkpoint is undamaged; else
+    ValueError."""
     path = folder / CHECKPOINT
     wrong = checkpoints.damage(path) if path.is_file() else "it is gone"
     if wrong:
         raise ValueError(
-            f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Put a copy of it "
-            "back; or remove run.json, and the same command resumes from the checkpoint before, "
-            "or begins anew"
+            f"{folder} is finished, but its {CHECKPOINT} is damaged: {wrong}. Restore a copy of "
+            "it; or remove run.json, and the same command resumes from the checkpoint before, "
+            "or begins again"
         )
     return done
 
@@ -145,15 +144,15 @@ def _more_steps(folder: Path, identity: dict[str, Any]) -> str:
         return ""
     first = "" if file.name == "run.json" else f"finish it (trainer.max_steps={old}), then "
     return (
-        "\nThe learning rate falls to nothing at the last step, so a longer training is no "
-        f"continuation of this one. To go on from its weights as a run of its own: {first}the same "
+        "\nThe learning rate falls to 0 at the last step, so a longer training does not "
+        f"continue this one. To start a new run from its weights: {first}the same "
         f"command with name={folder.name}_{new} init_from={folder} trainer.max_steps={new - old}"
     )
 
 
 def _same_classes(init_from: str | Path, record: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of ``init_from``. ValueError for other classes: by their names alone, since a
-    list that came back from a labelling tool may be called otherwise."""
+    """The weights of ``init_from``. ValueError for other classes. Only their names are compared,
+    since a taxonomy that came back from a labelling tool may have another name."""
     weights, ours = load_weights(init_from), record["taxonomy"]["names"]
     theirs = read_own(Path(init_from) / "run.json", NAMED)["taxonomy"]["names"]
     if theirs != ours:

@@ -1,4 +1,5 @@
-"""Stage: is a synthetic data set whole, and as its records say? Every file is read and decoded."""
+"""Stage: check that a synthetic data set is complete and matches its records. Reads and decodes
+every file."""
 
 import os
 from collections import Counter
@@ -40,27 +41,27 @@ Content = TypeVar("Content")
 
 
 def verify(folder: str | Path, repair: bool = False, workers: int | None = None) -> list[Problem]:
-    """Problems of the synthetic set ``folder``: [{"kind", "file", "why", "heals"}], empty if it is
-    whole.
+    """Problems of the synthetic set ``folder``: [{"kind", "file", "why", "heals"}], empty if there
+    are none.
 
-    Read are plan, records, images, heat (hash, decoding, sizes, finite values), split files, mask
-    sets (hash, ids in range, size of the image, heat they came from); files that belong to no
-    sample are named. ``repair`` takes away what lets generate.py make the damaged parts again, and
-    nothing else: records of damaged units, masks.json of damaged mask sets, temporary files;
-    ``heals`` says whether that is enough. FileNotFoundError for a folder that is no synthetic set,
-    ValueError for a run.json that cannot be read, Busy with ``repair`` while it is written.
+    Checks plan, records, images, heat (hash, decoding, sizes, finite values), split files and mask
+    sets (hash, ids in range, size of the image, heat they came from), and names files that belong
+    to no sample. ``repair`` removes only what lets generate.py make the damaged parts again:
+    records of damaged units, masks.json of damaged mask sets, temporary files; ``heals`` says
+    whether that is enough. FileNotFoundError for a folder that is not a synthetic set, ValueError
+    for a run.json that cannot be read, Busy with ``repair`` while another process writes to it.
     """
     folder = Path(folder)
     read_run(folder)
     leftover = temporary_files(folder)
-    with Lock(folder) if repair else nullcontext():  # the lock removes them
+    with Lock(folder) if repair else nullcontext():  # the lock removes temporary files
         return _verify(folder, repair, workers, leftover)
 
 
 @dataclass(frozen=True)
 class _Set:
-    """A synthetic set as its own files tell of it. ``classes``: their number; ``good``: ids of the
-    samples that have an image; ``heats``: records of the heat by reading, None = the drawing's."""
+    """A synthetic set as its own files describe it. ``classes``: their number; ``good``: ids of the
+    samples that have an image; ``heats``: records of the heat by reading, None = while drawing."""
 
     folder: Path
     suffix: str
@@ -79,7 +80,7 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
     run = read_run(folder)["identity"]
     try:
         plan = read_whole_plan(folder)
-    except (ValueError, FileNotFoundError) as error:  # nothing else can be judged without it
+    except (ValueError, FileNotFoundError) as error:  # nothing else can be checked without it
         if repair:
             (folder / "plan.jsonl").unlink(missing_ok=True)
         return [_problem("plan", "plan.jsonl", str(error))]
@@ -90,7 +91,7 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
         heats = {None: records, **heats}
     names = run["taxonomy"]["names"]
     of = _Set(folder, run["image_format"], len(names), records, good, heats)
-    # hashing and decoding let other threads run
+    # hashing and decoding release the interpreter, so threads help
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         sizes, in_samples = _samples(of, plan, pool)
         in_masks = {target: _mask_set(of, target, sizes, pool) for target in of.mask_sets}
@@ -110,7 +111,7 @@ def _verify(folder: Path, repair: bool, workers: int | None, leftover: list[Path
 
 
 def _drop_damaged(of: _Set, plan: list[Sample], in_samples: dict[str, list[Problem]]) -> None:
-    """Take away the records of units with damage that heals, of the drawing or of a reading."""
+    """Remove the records of units with repairable damage, of the drawing or of a reading."""
     broken: dict[str | None, set[int]] = {name: set() for name in (None, *of.heats)}
     for sample in plan:
         for problem in in_samples[sample.id]:
@@ -118,12 +119,12 @@ def _drop_damaged(of: _Set, plan: list[Sample], in_samples: dict[str, list[Probl
                 broken[_reading(problem)].add(sample.unit)
     for name, units in broken.items():
         root = of.folder if name is None else of.folder / "heat" / name
-        again = units | broken[None]  # what is drawn again is read again
+        again = units | broken[None]  # samples that are drawn again are also read again
         drop_records(root, {s.id for s in plan if s.unit in again})
 
 
 def _readings(folder: Path) -> dict[str | None, dict[str, dict[str, Any]]]:
-    """{name: records} of what further models have read."""
+    """{name: records} of the readings by further models."""
     paths = sorted((folder / "heat").glob("*/run.json"))
     return {path.parent.name: read_records(path.parent) for path in paths}
 
@@ -133,7 +134,7 @@ def _problem(kind: str, file: str | Path, why: str, heals: bool = True) -> Probl
 
 
 def _reading(problem: Problem) -> str | None:
-    """The reading that a problem is one of, None = the set itself."""
+    """The reading that a problem belongs to, None = the set itself."""
     parts = Path(problem["file"]).parts
     return parts[1] if problem["kind"] == "heat" and len(parts) > 2 else None
 
@@ -186,7 +187,7 @@ def _heat(of: _Set, sample: Sample, reading: str | None, digest: str | None) -> 
 def _content(
     of: _Set, kind: str, path: Path, digest: str | None, read: Callable[[Path], Content]
 ) -> tuple[Content | None, list[Problem]]:
-    """(what ``read(path)`` gives, []), or (None, what is wrong with the file)."""
+    """(the result of ``read(path)``, []), or (None, what is wrong with the file)."""
     name = path.relative_to(of.folder)
     if not path.is_file() or (kind != "mask" and path.is_symlink()):
         return None, [_problem(kind, name, "is missing")]
@@ -196,14 +197,14 @@ def _content(
     try:
         return read(path), []
     except (ValueError, OSError) as error:
-        heals = not isinstance(error, OtherDtype)  # all of a set is, it cannot be gone on with
+        heals = not isinstance(error, OtherDtype)  # then the whole set has it and cannot continue
         return None, [_problem(kind, name, f"cannot be read: {error}", heals)]
 
 
 def _mask_set(
     of: _Set, target: Path, sizes: dict[str, Size | None], pool: ThreadPoolExecutor
 ) -> list[Problem]:
-    """Problems of a mask set; none if it is merely unfinished, which its stage goes on with."""
+    """Problems of a mask set; none if it is merely unfinished, because its stage resumes it."""
     name, path = target.relative_to(of.folder), target / "masks.json"
     if not path.is_file():
         begun = any(target.glob("*.png"))
@@ -241,7 +242,7 @@ def _mask(of: _Set, path: Path, digest: str, size: Size | None) -> list[Problem]
 
 
 def _splits(of: _Set) -> list[Problem]:
-    """``train`` lists every good sample in order, other lists some of them."""
+    """``train`` must list every good sample in order; other lists may hold only some."""
     names = {"train", *(p.stem for p in (of.folder / "ImageSets" / "Segmentation").glob("*.txt"))}
     return [problem for name in sorted(names) for problem in _split(of, name)]
 
@@ -281,7 +282,7 @@ def _leftover(of: _Set, temporary: list[Path]) -> list[Problem]:
 
 
 def print_problems(folder: str | Path, problems: list[Problem], repaired: bool) -> None:
-    """A table of what is wrong, and what to do."""
+    """Print a table of what is wrong, and what to do."""
     if not problems:
         print(f"{folder}: whole")
         return

@@ -21,8 +21,8 @@ def folder_name(value: object, key: str, parts: bool = False) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Whether files, prompts and records can hold a text: no NUL, and no half of a surrogate
-    pair."""
+    """Whether files, prompts and records can hold a text: no NUL, and no unpaired
+    surrogate."""
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 

@@ -325,7 +325,7 @@ def checked(root, *overrides):
             "folder=''",
             "folder='': expected a folder; that of the command itself is folder=.",
         ),
-        ("generate", "masks_from='a\0b'", "masks_from='a.x00b': expected text without a NUL"),
+        ("generate", "masks_from='a\0b'", "masks_from='a.x00b': expected text without NUL"),
         ("generate", "redraw=null", "redraw=null: expected a whole number of 0 or more"),
         ("generate", "image_format=1.5", "image_format=1.5: expected text"),
         (

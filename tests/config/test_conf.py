@@ -828,7 +828,7 @@ def test_a_debug_switch_finishes_no_folder(data_root, tmp_path, value):
         "data=shapes",
     )
     with pytest.raises(
-        ValueError, match=r"trainer.fast_dev_run=.*is no run.*trainer.max_steps=2 name=try"
+        ValueError, match=r"trainer.fast_dev_run=.*no usable run.*trainer.max_steps=2 name=try"
     ):
         door("train").run(
             training(data_root, *given, "segmenter=deeplabv3", "segmenter.base_channels=8")

@@ -277,8 +277,8 @@ def test_what_sizes_do_not_tell_follows_the_rest_of_the_set(tmp_path, drawn_on):
         assert np.array_equal(mask == 1, image[..., 0] > 128), name
     [note] = [n for n in record["notes"] if n.startswith("3 images carry an EXIF rotation, and")]
     assert {
-        ("stored",): "taken as of stored pixels, as the 1 masks are",
-        ("upright",): "taken as upright, as the 1 masks are",
+        ("stored",): "taken as of stored pixels, like the 1 masks",
+        ("upright",): "taken as upright, like the 1 masks",
         ("stored", "upright"): "but 1 others are of stored pixels, 1 upright: look",
         (): "nor does any other",
     }[drawn_on] in note

@@ -141,7 +141,7 @@ def test_a_choice_at_the_edge_of_its_grid_says_what_to_add(chosen, candidates, f
         ({"seeds": [0, 0]}, "study.seeds"),
         ({"seeds": ["0"]}, "each a whole number of 0 or more"),
         ({"arms": ["fine"]}, "finetune, mixed, real, real_short"),
-        ({"arms": ["real"]}, "holds 0, synthetic images alone"),
+        ({"arms": ["real"]}, "includes 0, synthetic images alone"),
         ({"domains": {}}, "study.domains"),
         ({"choose": {"shots": 0, "seed": 0}}, "study.choose"),
         ({"choose": {}}, "study.choose"),

@@ -495,7 +495,7 @@ def test_the_mirrored_image_is_read_too(build, made, samples):
     drawn, heat, _ = model.generate(samples)
     assert drawn.tobytes() == images.tobytes()
     assert np.abs(heat[0]["class_prompt"] - plain.generate(samples)[1][0]["class_prompt"]).max() > 0
-    with pytest.raises(ValueError, match="mirror=true .*of a reading after drawing"):
+    with pytest.raises(ValueError, match="mirror=true .*belong to a reading after drawing"):
         build("diffusion.reading=sampling", "diffusion.mirror=true")
 
 

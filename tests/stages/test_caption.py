@@ -157,7 +157,7 @@ def test_what_cannot_be_captioned(tmp_path, images):
     ):
         with pytest.raises(error, match=message):
             caption(tmp_path / "out", FakeCaptioner(), folder, 3)
-    with pytest.raises(ValueError, match="which is only read"):
+    with pytest.raises(ValueError, match="which is never written to"):
         caption(images / "captions", FakeCaptioner(), images, 3)
     assert not (tmp_path / "out").exists()
 

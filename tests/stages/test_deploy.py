@@ -230,7 +230,7 @@ def test_a_damaged_export_is_not_kept_and_one_without_its_check_is_made_again(
     copy.write_bytes(damaged)
     capsys.readouterr()
     assert door.main(given) == 2
-    assert "is not the file that copy.json beside it tells of" in capsys.readouterr().err
+    assert "does not match copy.json beside it" in capsys.readouterr().err
     assert copy.read_bytes() == damaged and len(exports) == 1
     copy.with_suffix(".json").unlink()
     assert door.main(given) == 0 and read_json(copy.with_suffix(".json"))["onnx_sha256"] == sha256(
@@ -250,7 +250,7 @@ def test_what_the_command_refuses(deployed, finished_run, pictures, tmp_path, ca
     before, images = file.read_bytes(), f"images={pictures}"
     for given, message in [
         ([f"run={other}", images, f"output={file}"], "was exported otherwise (weights_sha256"),
-        ([f"run={other}", images, f"output={tmp_path}/text.onnx"], "no export of this package"),
+        ([f"run={other}", images, f"output={tmp_path}/text.onnx"], "not an export of this package"),
         ([f"run={other}", images, f"output={tmp_path}/a.pt"], "ends with .onnx"),
         (
             [f"run={other}", images, f"output={tmp_path}/text.onnx/a.onnx"],

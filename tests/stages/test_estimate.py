@@ -133,7 +133,7 @@ def test_labels_that_do_not_differ_tell_nothing(made, capsys):
     assert found["low"] == found["high"] == pytest.approx(100)
     print_estimate(made / "set", found)
     said = capsys.readouterr().out
-    assert "an interval without width tells nothing" in said and "nan" not in said
+    assert "an interval of width 0 proves nothing" in said and "nan" not in said
 
 
 def test_a_rare_class_is_named(made, capsys):

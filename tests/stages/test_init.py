@@ -255,7 +255,7 @@ def test_again_changes_nothing_and_other_answers_are_refused(site, capsys):
         (["--class", "cup", "--class", "cup=mug"], "given twice"),
         (["--class", "background"], "always class 0"),
         (["--class", "Ignored"], "pixels that do not count"),
-        (["--class", "size: small"], "a sign of no caption"),
+        (["--class", "size: small"], "a character that captions cannot"),
         (
             [x for i in range(255) for x in ("--class", f"thing {i}")],
             "255 classes, a mask holds at most 254",
@@ -268,7 +268,7 @@ def test_again_changes_nothing_and_other_answers_are_refused(site, capsys):
             "no folder nowhere",
         ),
         (["--class", "cup", "--condition", "light=${oc.env:HOME}"], "without braces"),
-        (["--class", "cup", "--condition", "Light!=dim"], "expected a small word"),
+        (["--class", "cup", "--condition", "Light!=dim"], "expected a word"),
         ([], "asks only on a terminal"),
     ],
 )

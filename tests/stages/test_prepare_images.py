@@ -89,7 +89,7 @@ def test_images_with_captions_become_a_set(images):
 
 def test_a_given_set_is_read_labelled_shown_and_exported(images):
     folder, _ = prepare(images)
-    with pytest.raises(ValueError, match="no heat of their drawing.*stage=read.*heat=<reader>"):
+    with pytest.raises(ValueError, match="no heat from drawing them.*stage=read.*heat=<reader>"):
         label(folder, MASKS)
     read(folder)
     target = label(folder, MASKS, reading="one")

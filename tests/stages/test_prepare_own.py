@@ -348,7 +348,7 @@ def test_a_member_that_is_damaged_in_its_packing(site, tmp_path):
     data[at + 4 : at + 24] = b"\xff" * 20
     path.write_bytes(data)
     with pytest.raises(
-        ValueError, match=r"labelmap\.txt is damaged, or packed in a way that is not read"
+        ValueError, match=r"labelmap\.txt is damaged, or packed in a way that cannot be read"
     ):
         own(site, cvat=path)
 
