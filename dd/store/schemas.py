@@ -105,7 +105,8 @@ TRAINED = {  # run.json of a trained segmenter
 NAMED = {"taxonomy": CLASSES}  # of it, for those who compare classes
 # what a training goes on from
 STARTED = {"trained_on": {"source": str}, "supervision": str, "chosen_on?": CHOSEN}
-LISTED = {**STARTED, "seconds": float}  # of it, for reports
+# of it, for reports
+LISTED = {**STARTED, "seconds": float, "memory_bytes?": (int, None), "hardware?": str}
 
 DATASET = {  # dataset.json of a prepared data set
     "images": [str],
