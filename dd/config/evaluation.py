@@ -164,6 +164,7 @@ def _colours(names: list[str], palette: list[int]) -> dict[str | int, Colour]:
 def report_arguments(cfg: Any) -> dict[str, Any]:
     """Arguments of the stage report, from an evaluate configuration; ``report.runs`` is a folder or
     a glob of folders."""
+    from dd.evaluation.budget import Prices
     from dd.stages.report import Material  # imports charts, so only if needed
 
     pattern = str(cfg.report.runs or "")
@@ -186,6 +187,8 @@ def report_arguments(cfg: Any) -> dict[str, Any]:
         baseline=cfg.report.baseline,
         budgets=sorted(glob(f"{pattern}/**/budget.json", recursive=True)),
         missed=_missed(pattern, runs),
+        accept=cfg.report.accept,
+        prices=Prices(**plain(cfg.report.prices)),
     )
     title = f"Dataset Diffusion: {cfg.name}"
     return {"folder": f"{cfg.output_root}/{cfg.name}", "title": title, "given": material}

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, ConfigDict, ValidationInfo, model_validator
 
 from dd.data.photos import PILLOWS_LIMIT
+from dd.evaluation.budget import Prices
 from dd.stages.agree import AgreeSettings
 from dd.stages.estimate import EstimateSettings
 from dd.stages.pilot import PilotSettings
@@ -173,12 +174,18 @@ class Review(ReviewSettings, Group):
     leave_out: str | None
 
 
+class ReportPrices(Prices):
+    noun = "report.prices"
+
+
 class Report(Group):
     noun = "report"
     runs: str | None
     baseline: str | None
     gallery: Count
     domains: list[str]
+    accept: Annotated[float, Ge(0), Le(100), Hint("an IoU in percent, as 70")] | None
+    prices: ReportPrices
 
 
 class Agree(AgreeSettings, Group):

@@ -148,14 +148,46 @@ class Gallery:
         check_legend(self.legend, f"gallery {self.title!r}")
 
 
-Section = Text | Table | Chart | Gallery | Matrix | SampleBrowser
+@dataclass(frozen=True)
+class VerdictSection:
+    """What a page begins with: ``parts`` of (findings, verdict), each a sentence or some; the
+    verdict is set strong."""
+
+    kind: ClassVar[str] = "verdict"
+    title: str
+    parts: Sequence[tuple[str, str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A few large pictures: ``rows`` of (caption, data URI)."""
+
+    kind: ClassVar[str] = "large"
+    title: str
+    rows: Sequence[Sequence[tuple[str, str]]]
+    note: str = ""
+    legend: Legend = ()
+
+    def __post_init__(self) -> None:
+        for caption, picture in (pair for row in self.rows for pair in row):
+            check_picture(picture, f"pictures {self.title!r}, {caption!r}")
+        check_legend(self.legend, f"pictures {self.title!r}")
+
+
+Section = VerdictSection | Pictures | Text | Table | Chart | Gallery | Matrix | SampleBrowser
 
 
 def render(
-    title: str, subtitle: str, sections: Sequence[Section], facts: dict[str, str] | None = None
+    title: str,
+    subtitle: str,
+    sections: Sequence[Section],
+    facts: dict[str, str] | None = None,
+    folded: Sequence[Section] = (),
 ) -> str:
     """The page as HTML. ``facts`` are short name-value pairs under the title; the titles make
-    the navigation."""
+    the navigation. ``folded``: further sections, of which the title alone is seen until a reader
+    opens them; paper has those that are open."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -166,12 +198,15 @@ def render(
     )
     environment.filters["picture_size"] = picture_size
     script = None
-    if any(isinstance(s, SampleBrowser) for s in sections):
+    everything = [*sections, *folded]
+    if any(isinstance(s, SampleBrowser) for s in everything):
         script = Markup(SCRIPT.read_text(encoding="utf-8"))
+    anchors = _anchors(everything)
     return environment.get_template("page.html.j2").render(
         title=title,
         subtitle=subtitle,
-        sections=list(zip(_anchors(sections), sections, _widths(sections), strict=True)),
+        sections=list(zip(anchors[: len(sections)], sections, _widths(sections), strict=True)),
+        folded=list(zip(anchors[len(sections) :], folded, strict=True)),
         facts=facts or {},
         pixel_art=PIXEL_ART,
         script=script,

@@ -5,7 +5,7 @@ In each arm one row is the main one, by what the recipes say and never by the na
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -199,6 +199,42 @@ def _ablation(entry: Entry) -> str | None:
     parts = entry["folder"].parts
     at = parts.index("ablation") + 1 if "ablation" in parts else len(parts)
     return parts[at] if at < len(parts) else None
+
+
+def equal_steps(
+    rows: Iterable[Row], data: str, arm: str = "finetuned"
+) -> dict[str, tuple[Row, Row]]:
+    """{shots: (row of ``arm``, control)} of one number of steps in total, both scored on ``data``:
+    the number for which there are most pairs. Of several recipes of as many steps the main one
+    counts, else the first in the order of ranks."""
+    found: dict[int, dict[str, dict[str, Row]]] = {}
+    for row in sorted(rows, key=lambda r: r.variant is not None):
+        own, steps, shots = row.recipe.arm, row.recipe.steps, row.recipe.shots
+        scored = any(data in e["metrics"] for e in row.runs)
+        if own in (arm, "real_only") and scored and steps and shots:
+            found.setdefault(steps, {}).setdefault(shots, {}).setdefault(own, row)
+    pairs = {
+        steps: {k: (at[arm], at["real_only"]) for k, at in by_shots.items() if len(at) == 2}
+        for steps, by_shots in found.items()
+    }
+    chosen = pairs[max(pairs, key=lambda steps: (len(pairs[steps]), steps))] if pairs else {}
+    return {k: chosen[k] for k in sorted(chosen, key=lambda k: 10**9 if k == "all" else int(k))}
+
+
+def without_short_controls(rows: Iterable[Row]) -> tuple[list[Row], list[tuple[str, str]]]:
+    """(rows, [(run, why it is left out)]): a control of real images alone stays out where the main
+    row of the same images took more steps, as many as the arms with synthetic images."""
+    rows = list(rows)
+    main = {row.recipe.group: row.recipe.steps or 0 for row in rows if row.variant is None}
+    kept, left_out = [], []
+    for row in rows:
+        steps, whole = row.recipe.steps, main.get(row.recipe.group, 0)
+        if row.recipe.arm == "real_only" and steps and steps < whole:
+            why = f"a short control: {steps:,} steps, where the main one took {whole:,}"
+            left_out += [(e["name"], why) for e in row.runs]
+        else:
+            kept.append(row)
+    return kept, left_out
 
 
 def place(recipe: Recipe) -> tuple[Any, ...]:

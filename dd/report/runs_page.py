@@ -12,9 +12,9 @@ from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.report import charts, pictures
 from dd.report.compare import image_miou, number_of_runs, signed
 from dd.report.explore import Matrix
-from dd.report.html import Cell, Chart, Gallery, Section, Table
+from dd.report.html import Cell, Chart, Gallery, Pictures, Section, Table
 from dd.report.recipes import ARMS, Entry
-from dd.report.rows import Row, number_of_images
+from dd.report.rows import Row, equal_steps, number_of_images
 from dd.report.summary import cell, images_of, values
 from dd.store.provenance import read_own
 from dd.store.samples import read_plan
@@ -22,6 +22,7 @@ from dd.store.schemas import DRAWN
 from dd.taxonomy import Taxonomy, voc_palette
 
 LARGEST = 30  # classes of a confusion matrix that is shown whole
+LARGE = 512  # pixels, the long side of the pictures at the head of the page
 BARS = 4  # arms of the chart of classes
 
 
@@ -101,7 +102,7 @@ def learning_curves(rows: Sequence[Row], domains: Sequence[str]) -> Iterator[Sec
     """mIoU by the number of real images, with and without synthetic ones before them, where both
     took as many steps."""
     for origin in domains:
-        pairs = _equal_steps([r for r in rows if r.recipe.shots_from == origin], origin)
+        pairs = equal_steps([r for r in rows if r.recipe.shots_from == origin], origin)
         if len(pairs) < 2:
             continue
         series: dict[str, charts.Line] = {}
@@ -119,24 +120,6 @@ def learning_curves(rows: Sequence[Row], domains: Sequence[str]) -> Iterator[Sec
             f"{seeds} seed{'s' * (seeds != '1')} on {images:,} test images."
         )
         yield Chart(f"Label budget: {origin}", svg, note)
-
-
-def _equal_steps(rows: Iterable[Row], data: str) -> dict[str, tuple[Row, Row]]:
-    """{shots: (fine-tuned row, control)} of one number of steps in total: the one for which there
-    are most pairs. Of several recipes of as many steps the main one counts, else the first in
-    the order of ranks."""
-    found: dict[int, dict[str, dict[str, Row]]] = {}
-    for row in sorted(rows, key=lambda r: r.variant is not None):
-        arm, steps, shots = row.recipe.arm, row.recipe.steps, row.recipe.shots
-        of_curve = arm in ("finetuned", "real_only") and values(row.runs, data) is not None
-        if of_curve and steps and shots:
-            found.setdefault(steps, {}).setdefault(shots, {}).setdefault(arm, row)
-    pairs = {
-        steps: {k: (at["finetuned"], at["real_only"]) for k, at in by_shots.items() if len(at) == 2}
-        for steps, by_shots in found.items()
-    }
-    chosen = pairs[max(pairs, key=lambda steps: (len(pairs[steps]), steps))] if pairs else {}
-    return {k: chosen[k] for k in sorted(chosen, key=lambda k: 10**9 if k == "all" else int(k))}
 
 
 def class_tables(rows: Sequence[Row], domains: Sequence[str]) -> Iterator[Section]:
@@ -288,6 +271,80 @@ def confusions(entry: Entry, domain: str) -> Iterator[Section]:
         f"class's pixels. {result['num_images']:,} test images."
     )
     yield Table(title, ["true class", "predicted as", "share of its pixels"], errors, note)
+
+
+def large_pictures(
+    rows: Sequence[Row],
+    synthetic: Path,
+    tests: Mapping[str, SegmentationFolder],
+    taxonomy: Taxonomy,
+) -> Iterator[Section]:
+    """Six pictures: image, heat and mask of the first synthetic sample whose mask has a class;
+    photograph, truth and prediction of the test image in the middle by its own mIoU, seen by the
+    first run of synthetic images alone (else of the first row)."""
+    palette, shown = voc_palette(), []
+    if (synthetic / "SegmentationClass" / "masks.json").is_file():
+        shown += _large_sample(synthetic, palette)
+    found = _large_prediction(rows, tests, palette)
+    shown += [found] if found else []
+    if shown:
+        legend = pictures.legend(taxonomy.all_names, palette, uncertain=True)
+        note = (
+            "None is chosen by its looks: the first synthetic image whose mask has a class, and of "
+            "the test images whose prediction is stored the one in the middle by its own mIoU."
+        )
+        yield Pictures("What it looks like", shown, note, legend)
+
+
+def _large_sample(synthetic: Path, palette: list[int]) -> list[list[tuple[str, str]]]:
+    made = read_own(synthetic / "SegmentationClass" / "masks.json", DRAWN)["identity"]
+    power, source = made["settings"].get("power"), made["settings"]["source"]
+    for sample in read_plan(synthetic):
+        mask = read_mask(synthetic / "SegmentationClass" / f"{sample.id}.png")
+        held = [i for i in sample.class_ids if (mask == i).any()]
+        if held:
+            image = read_image(synthetic_image(synthetic, sample.id))
+            maps = stored_heat(synthetic, sample.id, made.get("reading"))[source]
+            place = sample.class_ids.index(held[0])
+            heat = pictures.heat(image, maps[place, pictures.shown_power(maps, power)])
+            captions = (
+                f"Synthetic image: {sample.prompt}",
+                f"Heat of {sample.classes[place]}, read from the generator's attention",
+                "Mask made of the heat, no human label",
+            )
+            drawn = [image, heat, pictures.colour_mask(mask, palette)]
+            return [_captioned(captions, drawn)]
+    return []
+
+
+def _large_prediction(
+    rows: Sequence[Row], tests: Mapping[str, SegmentationFolder], palette: list[int]
+) -> list[tuple[str, str]] | None:
+    mains = [row for row in rows if row.variant is None]
+    mains.sort(key=lambda row: row.recipe.arm != "synthetic_only")
+    for row, (domain, data) in ((row, pair) for row in mains for pair in tests.items()):
+        result = row.runs[0]["metrics"].get(domain) or {}
+        folder = row.runs[0]["folder"] / "eval" / domain / "examples"
+        mious = image_miou(result["images"]) if result.get("images") else {}
+        ids = [i for i in data.ids if i in mious and (folder / f"{i}.png").is_file()]
+        if not ids:
+            continue
+        middle = sorted(ids, key=lambda i: mious[i])[len(ids) // 2]
+        image, truth = data[data.ids.index(middle)]
+        masks = [truth, read_mask(folder / f"{middle}.png")]
+        captions = (
+            f"Photograph {middle} of {domain}, a test image",
+            "Truth, labelled by hand",
+            f"Prediction: {row.name}, mIoU of this image {mious[middle]:.1f}",
+        )
+        return _captioned(captions, [image, *(pictures.colour_mask(m, palette) for m in masks)])
+    return None
+
+
+def _captioned(captions: Sequence[str], drawn: Sequence[np.ndarray]) -> list[tuple[str, str]]:
+    """The first one is a photograph, or as good as one."""
+    uris = [pictures.small_data_uri(p, LARGE, photo=i == 0) for i, p in enumerate(drawn)]
+    return list(zip(captions, uris, strict=True))
 
 
 def _row(

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dd.evaluation.budget import ARMS, Prices, cost
+from dd.evaluation.budget import ARMS, CONTROLS, Prices, cost
 from dd.evaluation.savings import bounds_text, price_text, range_text
 from dd.evaluation.statistics import LEAST_IMAGES, LEAST_SEEDS
 from dd.report import charts
@@ -87,7 +87,9 @@ def _shots_label(k: str, size: int | None) -> int | str:
 
 def budget_sections(study: Study, name: str) -> Iterator[Section]:
     """Curves of a label-budget study, differences, what labels it saves and what they cost, from
-    budget.json (:mod:`dd.stages.study`)."""
+    budget.json (:mod:`dd.stages.study`). The short control is shown only where there is no fair
+    one."""
+    study = _without_short_control(study)
     arms = study["arms"]
     names = {a: study.get("labels", {}).get(a) or ARMS.get(a, a) for a in arms}
     domains = dict.fromkeys(d for values in arms.values() for at in values.values() for d in at)
@@ -102,6 +104,24 @@ def budget_sections(study: Study, name: str) -> Iterator[Section]:
             yield from _differences(study, names, domain, name)
             yield from _skipped(study, names, domain, name)
             yield from _targets(study, names, domain, name)
+
+
+def _without_short_control(study: Study) -> Study:
+    """The study as it is shown: a control of the fine-tuning steps alone says less than that of
+    equal total steps, and stays in budget.json where both are there."""
+    fair, short = CONTROLS
+    if not {fair, short} <= study["arms"].keys():
+        return study
+    arms = {arm: at for arm, at in study["arms"].items() if arm != short}
+    skips = {
+        arm: {control: at for control, at in found.items() if control != short}
+        for arm, found in (study.get("skipped") or {}).items()
+    }
+    cost, targets = study.get("cost", {}), {}
+    for domain, rows in cost.get("targets", {}).items():
+        kept = [{a: p for a, p in row["arms"].items() if a != short} for row in rows]
+        targets[domain] = [{**row, "arms": at} for row, at in zip(rows, kept, strict=True)]
+    return {**study, "arms": arms, "skipped": skips, "cost": {**cost, "targets": targets}}
 
 
 def _curves(points: Mapping[str, Points], domain: str, size: int | None) -> Markup:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,19 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from dd.data.datasets import SegmentationFolder
+from dd.evaluation.budget import Prices
 from dd.report import html as page
 from dd.report import origins, studies
 from dd.report import runs_page as results
 from dd.report.compare import comparison
+from dd.report.costs import cost_section
 from dd.report.html import Section
 from dd.report.labels import labels_section
 from dd.report.published import reproduction
 from dd.report.recipes import Entry
-from dd.report.rows import Row, arrange
+from dd.report.rows import Row, arrange, without_short_controls
 from dd.report.summary import LeftOut, collect, images_of, separate, summarise
+from dd.report.verdict import acceptance_sections, as_plain, verdict_section, verdicts
 from dd.report.whose_masks import whose_masks
 from dd.store.provenance import read_own, write_json
 from dd.store.schemas import STUDY
@@ -41,6 +44,8 @@ class Material:
     (:func:`dd.report.rows.arrange`). ``baseline``: a run (folder) of the recipe that others are
     compared with; None = the main one of synthetic images alone, else the first row. ``budgets``:
     budget.json files to show. ``missed``: run folders that the pattern of ``runs`` leaves out.
+    ``accept``: the IoU in percent that a class must reach; None = not asked. ``prices``: of labels
+    and of the machine.
     """
 
     runs: Sequence[str | Path]
@@ -52,6 +57,8 @@ class Material:
     baseline: str | Path | None = None
     budgets: Sequence[str | Path] = ()
     missed: Sequence[str | Path] = ()
+    accept: float | None = None
+    prices: Prices = field(default_factory=Prices)
 
 
 def report(folder: str | Path, title: str, given: Material) -> Path:
@@ -75,17 +82,29 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
     # curves and class tables are about one segmenter
     alike = [row for row in rows if row.recipe.segmenter == main]
     summary = summarise(alike, folder, domains, synthetic)
-    write_json(folder / "summary.json", summary)
+    found_verdicts = verdicts(alike, domains)
+    write_json(folder / "summary.json", summary | {"verdict": as_plain(found_verdicts)})
     budgets = [(read_own(path, STUDY), Path(path).parent.name) for path in given.budgets]
     headline = results.headline(rows, domains)
+    studied = [section for found in budgets for section in studies.budget_sections(*found)]
+    curves, tables = _budget_curves(studied, [*results.learning_curves(alike, domains)])
+    said = verdict_section(found_verdicts, alike)
+    worth = found_verdicts[0][0].worth if found_verdicts else None
+    accepted = list(acceptance_sections(alike, domains, given.accept))
     sections = [
+        said,
+        *accepted,
+        *curves,
+        *results.large_pictures(alike, synthetic, given.tests, given.taxonomy),
+        cost_section(synthetic, entries, given.prices, worth),
+    ]
+    folded = [
         headline,
         *(section for d in domains for section in whose_masks(entries, d)),
         labels_section(entries),
         *(section for d in domains for section in reproduction(d, results.measured(rows, d))),
-        *(section for found in budgets for section in studies.budget_sections(*found)),
+        *tables,
         *_comparisons(rows, domains, chosen),
-        *results.learning_curves(alike, domains),
         *results.class_tables(alike, domains),
         *results.ablation_table(summary, domains),
         *studies.learning_curves(
@@ -97,10 +116,23 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
         *studies.sweep_sections(synthetic),
         *origins.left_out_section(left_out),
         *origins.run_sections(entries),
+        page.Table("What the page rests on", ["what", "which"], _facts(rows, domains, summary)),
     ]
-    print_table(headline)
-    facts = _facts(rows, domains, summary)
-    return page.write(folder / "report.html", page.render(title, SUBTITLE, sections, facts))
+    print_verdict(said)
+    for table in (*accepted, headline):
+        print_table(table)
+    html = page.render(title, SUBTITLE, sections, folded=folded)
+    return page.write(folder / "report.html", html)
+
+
+def _budget_curves(
+    studied: list[Section], of_runs: list[Section]
+) -> tuple[list[Section], list[Section]]:
+    """(the label-budget curve of each domain, which the page shows first; all other sections of
+    label budgets): the curves of a study, which has more points, else those of the runs."""
+    shown = [s for s in studied if isinstance(s, page.Chart) and "how much labelling" in s.title]
+    rest = [s for s in studied if s not in shown]
+    return (shown, [*rest, *of_runs]) if shown else (of_runs, rest)
 
 
 def _arranged(found: list[Entry], left_out: LeftOut, given: Material) -> tuple[list[Row], LeftOut]:
@@ -117,6 +149,8 @@ def _arranged(found: list[Entry], left_out: LeftOut, given: Material) -> tuple[l
         Console(stderr=True, soft_wrap=True).print(
             f"not compared: {what}: {why}", markup=False, highlight=False
         )
+    rows, short = without_short_controls(rows)
+    left_out += short
     if not rows:
         reasons = "".join(f"\n  {what}: {why[:300]}" for what, why in left_out[:5])
         raise ValueError(
@@ -126,8 +160,8 @@ def _arranged(found: list[Entry], left_out: LeftOut, given: Material) -> tuple[l
     return rows, left_out
 
 
-def _facts(rows: list[Row], domains: list[str], summary: dict[str, Any]) -> dict[str, str]:
-    """What stands at the head of the page; what is not known is left out."""
+def _facts(rows: list[Row], domains: list[str], summary: dict[str, Any]) -> list[list[page.Cell]]:
+    """[name, value]; what is not known is left out."""
     miou, seconds = summary["mask_miou"], summary["seconds"]
     facts = {
         "Runs": str(sum(len(row.runs) for row in rows)),
@@ -137,7 +171,14 @@ def _facts(rows: list[Row], domains: list[str], summary: dict[str, Any]) -> dict
         "Mask mIoU on noised real test scenes": f"{miou:.1f}" if miou else "",
         "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in seconds.items() if v),
     }
-    return {k: v for k, v in facts.items() if v}
+    return [[k, v] for k, v in facts.items() if v]
+
+
+def print_verdict(section: page.VerdictSection) -> None:
+    """The sentences of the page on the terminal."""
+    console = Console(soft_wrap=True)
+    for findings, decided in section.parts:
+        console.print(f"{findings} {decided}".strip(), markup=False, highlight=False)
 
 
 def print_table(section: page.Table) -> None:

@@ -12,6 +12,7 @@ from dd.store import checkpoints
 from dd.store.locks import Lock
 from dd.store.provenance import SETTINGS, differences, finished_run, made_by, read_own, write_json
 from dd.store.schemas import IDENTIFIED, NAMED
+from dd.training.clock import hardware, peak_memory
 from dd.training.fitting import fit
 from dd.training.loggers import is_main_process
 
@@ -105,7 +106,8 @@ def train_segmenter(
         if is_main_process():
             seconds = round(time.perf_counter() - started, 1)
             weights = checkpoints.weights_sha256(_segmenter(checkpoints.load(last)["state_dict"]))
-            done |= {"seconds": seconds, "weights_sha256": weights, **made_by()}
+            done |= {"seconds": seconds, "memory_bytes": peak_memory(), "hardware": hardware()}
+            done |= {"weights_sha256": weights, **made_by()}
             write_json(folder / "run.json", done)
     return done
 

@@ -105,7 +105,8 @@ TRAINED = {  # run.json of a trained segmenter
 NAMED = {"taxonomy": CLASSES}  # of run.json, for readers that compare classes
 # what a training resumes or starts from
 STARTED = {"trained_on": {"source": str}, "supervision": str, "chosen_on?": CHOSEN}
-LISTED = {**STARTED, "seconds": float}  # for reports
+# for reports
+LISTED = {**STARTED, "seconds": float, "memory_bytes?": (int, None), "hardware?": str}
 
 DATASET = {  # dataset.json of a prepared data set
     "images": [str],

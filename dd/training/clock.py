@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dd.generators import memory
 from dd.store.provenance import read_own, write_json
 
 FILE = "seconds.json"
@@ -16,6 +17,14 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} CPU cores, no GPU"
+
+
+def peak_memory() -> int | None:
+    """Bytes: the most that the GPU's allocator, or without a GPU this process, has held; None
+    where that is not known (a CPU on another system than Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return memory.peak_bytes() if memory.STATUS.is_file() else None
 
 
 def seconds(folder: str | Path) -> dict[str, float]:

@@ -240,7 +240,7 @@ def make_run(
         "trained_on": trained_on,
         "seconds": 60.0,
         "weights_sha256": "c" * 64,
-        "supervision": "real" if source == "real" else "A",
+        "supervision": "real" if source == "real" and after is None else "A",
         "versions": {"torch": "2.13.0"},
         "git_commit": "0123456789abcdef+",
         "command": f"train.py {EVIL}",

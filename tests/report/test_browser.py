@@ -184,12 +184,29 @@ def test_a_page_opens_quietly_and_fits(browser, pages, which, width, dark):
 
 def test_a_phone_shows_the_main_numbers_without_scrolling(browser, pages):
     browser.open(pages["runs"], 390)
-    table = "document.querySelector('main .scroll')"
+    said = browser.js("document.querySelector('.said').getBoundingClientRect().bottom")
+    assert said < 844  # the first verdict is on the first screen of a phone
+    browser.js("location.hash = '#results'; new Promise(done => setTimeout(done, 50))")
+    table = "document.querySelector('#results .scroll')"
+    assert browser.js(f"{table}.offsetParent !== null")  # a link opens what is folded
     heads = browser.js(f"[...{table}.querySelectorAll('thead th')].map(h => h.textContent)")
     main = [i for i, head in enumerate(heads) if head.startswith("mIoU on")]
     rows = f"[...{table}.querySelectorAll('tbody tr')]"
     ends = browser.js(f"{rows}.map(r => r.children[{main[-1]}].getBoundingClientRect().right)")
     assert main == [1, 2] and max(ends) <= browser.js(f"{table}.getBoundingClientRect().right")
+
+
+def test_paper_has_what_is_seen_and_says_what_is_not(browser, pages):
+    browser.open(pages["runs"])
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    shown = "[...document.querySelectorAll('h2')].filter(h => h.offsetParent).map(h => h.innerText)"
+    closed = browser.js(shown)
+    assert "Verdict" in closed and "Costs" in closed and "Results" not in closed
+    left = browser.js("document.querySelector('.on-paper').innerText")
+    assert "Results" in left and "Verdict" not in left
+    browser.js("document.querySelector('#results').closest('details').open = true")
+    assert set(browser.js(shown)) == {*closed, "Results"}
+    browser.call("Emulation.setEmulatedMedia", media="")
 
 
 SHOWN = (

@@ -96,6 +96,30 @@ def test_navigation_reaches_every_section_once(html):
     assert links == ["#content", *(f"#{i}" for i in ids)]  # the first one skips the navigation
 
 
+def test_folded_sections_are_closed_and_reached_inside():
+    html = page.render("", "", [page.Text("seen", [])], folded=[page.Text("kept", ["inside"])])
+    elements = Elements(html).found
+    details = [attrs for tag, attrs in elements if tag == "details"]
+    assert details == [{}] and [t for t, _ in elements].count("summary") == 1
+    links = [attrs["href"] for tag, attrs in elements if tag == "a"]
+    assert links == ["#content", "#seen", "#kept"]
+    # what a link names lies in the fold: a browser opens it then
+    assert re.search(r'<details>.*id="kept".*inside.*</details>', html, re.DOTALL)
+    assert "Parts that were not opened are not printed: kept." in html
+    assert ".folded:has(details:not([open]))" in html.split("@media print")[1]
+
+
+def test_a_verdict_is_strong_and_large_pictures_have_captions():
+    verdict = page.VerdictSection("V", [(EVIL, "Verdict: no.")], "small")
+    pictures = page.Pictures("P", [[(EVIL, SMALL), ("b", LARGE)]], legend=[("c", "#00ff7f")])
+    html = page.render("", "", [verdict, pictures])
+    Elements(html)
+    assert "<strong>Verdict: no.</strong>" in html and html.count("<figcaption>") == 2
+    assert "<script" not in html
+    with pytest.raises(ValueError, match="pictures 'P'"):
+        page.Pictures("P", [[("a", "https://example.org/a.png")]])
+
+
 def test_page_is_deterministic(html):
     assert html == page.render(EVIL, EVIL, sections(), {EVIL: EVIL})
 

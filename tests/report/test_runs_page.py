@@ -242,7 +242,7 @@ def test_summary_keeps_its_form(study, html):
         "seconds",
         "seeds",
     }
-    assert set(summary) == own | {"test_images", "recipes"}
+    assert set(summary) == own | {"test_images", "recipes", "verdict"}
     assert (
         set(summary["finetuned"]) == {"16", "64"} and len(summary["synthetic_only"]["shapes"]) == 2
     )

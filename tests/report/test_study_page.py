@@ -119,6 +119,4 @@ def test_every_number_of_the_first_table_is_the_studys(site):
     for arm, name in NAMES.items():
         for k in ("8", "all"):
             expected[name.format(k=k), "3"] = study[arm][k]["yard"]
-    for k in ("8", "all"):
-        expected[f"{k} real only; 1 step", "1"] = study["real_short"][k]["yard"]
     assert found == {key: f"{value:.1f}" for key, (value,) in expected.items()}
