@@ -21,8 +21,8 @@ def _shifted(padded: torch.Tensor, pad: int, y: int, x: int) -> torch.Tensor:
 
 def affinity(image_3hw: torch.Tensor, dilations: Dilations) -> torch.Tensor:
     """PAMR's kernel float32 [8 * len(dilations), h, w]: for each pixel the softmax over its
-    neighbours of -mean over channels of |x_i - x_j| / (0.1 sigma_i), sigma_i the standard deviation
-    of these neighbours. Borders are repeated."""
+    neighbours of -mean over channels of ``|x_i - x_j| / (0.1 sigma_i)``, sigma_i the standard
+    deviation of these neighbours. Borders are repeated."""
     pad = max(dilations)
     padded = F.pad(image_3hw[None].float(), [pad] * 4, mode="replicate")[0]
     places = [(d * y, d * x) for d in dilations for y, x in AROUND]
