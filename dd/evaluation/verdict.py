@@ -61,8 +61,10 @@ class Facts:
     @property
     def seeds(self) -> int:
         """Of the differences, where there are any; else of the runs of synthetic images."""
-        found = [gain.found for gain in self.pairs] or [self.alone]
-        return max((i.seeds for i in found if i is not None), default=0)
+        found = [gain.found for gain in self.pairs]
+        if not found and self.alone is not None:
+            found = [self.alone]
+        return max((i.seeds for i in found), default=0)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,9 @@ def _budget_curves(
 ) -> tuple[list[Section], list[Section]]:
     """(the label-budget curve of each domain, which the page shows first; all other sections of
     label budgets): the curves of a study, which has more points, else those of the runs."""
-    shown = [s for s in studied if isinstance(s, page.Chart) and "how much labelling" in s.title]
+    shown: list[Section] = [
+        s for s in studied if isinstance(s, page.Chart) and "how much labelling" in s.title
+    ]
     rest = [s for s in studied if s not in shown]
     return (shown, [*rest, *of_runs]) if shown else (of_runs, rest)
 
