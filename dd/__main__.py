@@ -81,6 +81,11 @@ OWN: Options = {
         "metavar": "SPLIT=PART",
         "help": "part drawn by --seed; default val=0.2",
     },
+    "--group": {
+        "metavar": "REGEX|folder|CSV",
+        "help": "all images of a group fall in one split: what a regular expression finds in their "
+        "paths, as '(?P<camera>cam[0-9]+)', their folder, or the second column of a CSV file",
+    },
     "--splits-of": {
         "metavar": "FOLDER",
         "help": "an earlier, smaller set: its images stay in their splits, new ones are shared out",
@@ -319,7 +324,8 @@ def _own(options: Namespace) -> tuple[Path, list[str]]:
             raise ValueError(
                 f"--share {split}={part}: expected a part of 1, such as val=0.2"
             ) from None
-    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed", "splits_of")
+    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed")
+    same += ("splits_of", "group")
     ends = ("mask_ending", "mask_beginning", "image_ending", "image_beginning")
     data = OwnData(
         **{key: getattr(options, key) for key in (*same, *ends)},

@@ -40,8 +40,8 @@ class Source:
     ``items``: {id: ExportItem}.
 
     ``pixels`` and ``images``: {pixel value: how many} over all items. ``about``: what the data card
-    says (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``; None where it
-    is not known).
+    says (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``, ``groups``
+    that splits keep together; None where it is not known).
     """
 
     name: str
