@@ -324,11 +324,10 @@ def _own(options: Namespace) -> tuple[Path, list[str]]:
             raise ValueError(
                 f"--share {split}={part}: expected a part of 1, such as val=0.2"
             ) from None
-    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed")
-    same += ("splits_of", "group")
+    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed", "group")
     ends = ("mask_ending", "mask_beginning", "image_ending", "image_beginning")
     data = OwnData(
-        **{key: getattr(options, key) for key in (*same, *ends)},
+        **{key: getattr(options, key) for key in (*same, "splits_of", *ends)},
         coco_file=_coco_files(options.coco),
         mapping=_pairs("--map", options.map),
         crowds=options.crowds == "ignore",

@@ -97,7 +97,8 @@ def _listed(ids: list[str], path: Path) -> Groups:
             f"--group {path}: expected a head, as image,camera, and in each line an image and its "
             f"group; got {(wrong or [head])[0]!r}"
         )
-    find, of = Finder(ids), {}
+    find = Finder(ids)
+    of: dict[str, str] = {}
     for name, group, *_ in (row for row in rows if row):
         if (image := find(name)) is not None and of.setdefault(
             image, group.strip()

@@ -61,8 +61,9 @@ class Facts:
     @property
     def seeds(self) -> int:
         """Of the differences, where there are any; else of the runs of synthetic images."""
-        found = [gain.found for gain in self.pairs] or [self.alone]
-        return max((i.seeds for i in found if i is not None), default=0)
+        found = [gain.found for gain in self.pairs]
+        found = found or ([self.alone] if self.alone else [])
+        return max((interval.seeds for interval in found), default=0)
 
 
 @dataclass(frozen=True)

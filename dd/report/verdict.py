@@ -1,7 +1,7 @@
 """What the page of runs begins with: the verdict of each domain, and which classes to accept. From
 the rows of the report, by the rules of :mod:`dd.evaluation.verdict`."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from dd.evaluation.supervision import distinct, merged
 from dd.evaluation.verdict import Facts, Gain, Verdict, verdict
 from dd.report import html as page
 from dd.report.compare import Scores, paired_interval, plain
-from dd.report.html import Cell, Section, Table
+from dd.report.html import Cell, Table
 from dd.report.recipes import Entry
 from dd.report.rows import Row, equal_steps, images_by_kind
 from dd.report.summary import images_of
@@ -75,7 +75,7 @@ def facts_of(rows: Sequence[Row], domain: str) -> Facts:
         images_of(rows, [domain])[domain] or 0,
         alone_at,
         fewest,
-        fewest and _worth(scores, control, domain, fewest),
+        None if fewest is None else _worth(scores, control, domain, fewest),
         gains,
         control=bool(control),
         labels_of=origin if origin != domain else None,
@@ -116,7 +116,7 @@ def _chosen(entries: Sequence[Entry]) -> int | None:
 
 def adjusted(facts: Sequence[Facts]) -> list[Facts]:
     """The facts with p-values for having tested all differences of all of them (Holm)."""
-    p_values = {
+    p_values: dict[Hashable, float] = {
         (i, j): gain.p
         for i, one in enumerate(facts)
         for j, gain in enumerate(one.pairs)
@@ -193,7 +193,7 @@ def as_plain(found: Iterable[tuple[Facts, Verdict]]) -> dict[str, Any]:
 
 def acceptance_sections(
     rows: Sequence[Row], domains: Sequence[str], threshold: float | None
-) -> Iterator[Section]:
+) -> Iterator[Table]:
     """What to do about each class, on each domain: accept, label more, or unknown."""
     for domain in domains if threshold is not None else []:
         assert threshold is not None

@@ -130,13 +130,15 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
 
 
 def _budget_curves(
-    studied: list[Section], of_runs: list[Section]
+    studied: Sequence[Section], of_runs: Sequence[Section]
 ) -> tuple[list[Section], list[Section]]:
     """(the label-budget curve of each domain, which the page shows first; all other sections of
     label budgets): the curves of a study, which has more points, else those of the runs."""
-    shown = [s for s in studied if isinstance(s, page.Chart) and "how much labelling" in s.title]
+    shown: list[Section] = [
+        s for s in studied if isinstance(s, page.Chart) and "how much labelling" in s.title
+    ]
     rest = [s for s in studied if s not in shown]
-    return (shown, [*rest, *of_runs]) if shown else (of_runs, rest)
+    return (shown, [*rest, *of_runs]) if shown else ([*of_runs], rest)
 
 
 def _arranged(found: list[Entry], left_out: LeftOut, given: Material) -> tuple[list[Row], LeftOut]:
