@@ -86,6 +86,11 @@ OWN: Options = {
         "metavar": "SPLIT=PART",
         "help": "part drawn by --seed; default val=0.2",
     },
+    "--group": {
+        "metavar": "REGEX|folder|CSV",
+        "help": "all images of a group fall in one split: what a regular expression finds in their "
+        "paths, as '(?P<camera>cam[0-9]+)', their folder, or the second column of a CSV file",
+    },
     "--splits-of": {
         "metavar": "FOLDER",
         "help": "an earlier, smaller set: its images stay in their splits, new ones are shared out",
@@ -352,10 +357,10 @@ def _own(options: Namespace) -> tuple[Path, list[str]]:
             raise ValueError(
                 f"--share {split}={part}: expected a part of 1, such as val=0.2"
             ) from None
-    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed", "splits_of")
+    same = ("images", "masks", "cvat", "label_studio", "voc", "brushes_only", "seed", "group")
     ends = ("mask_ending", "mask_beginning", "image_ending", "image_beginning")
     data = OwnData(
-        **{key: getattr(options, key) for key in (*same, *ends)},
+        **{key: getattr(options, key) for key in (*same, "splits_of", *ends)},
         coco_file=_coco_files(options.coco),
         mapping=_pairs("--map", options.map),
         crowds=options.crowds == "ignore",

@@ -126,10 +126,14 @@ def _with(recorded: list[str], images: Iterable[Path], root: Path) -> list[str]:
 
 
 def write_part(
-    part: Part, workers: int | None = None, upright: bool = False, notes: Iterable[str] = ()
+    part: Part,
+    workers: int | None = None,
+    upright: bool = False,
+    notes: Iterable[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write masks, split lists and, last, the record of a part; returns its record. ``workers`` and
-    ``upright``: see :func:`convert`.
+    ``upright``: see :func:`convert`; ``more``: further entries of the record.
 
     An interrupted part resumes where it stopped, or starts again if its source has changed.
     """
@@ -153,6 +157,7 @@ def write_part(
         "identity": part.identity,
         "splits": {k: len(v) for k, v in part.splits.items()},
         **counts,
+        **(more or {}),
         "notes": [*notes, *_notes(counts, absent, root)],
     }
     record = _record(root)

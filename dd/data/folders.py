@@ -246,11 +246,7 @@ def grown_splits(
         raise ValueError(
             "none of the images of the earlier set is labelled here: is it another one?"
         )
-    if kept.keys() != {"train", *shares}:
-        raise ValueError(
-            f"the earlier set has the splits {', '.join(kept)}, the shares make "
-            f"{', '.join(['train', *shares])}: give the same ones (--share SPLIT=PART)"
-        )
+    check_kept(shares, kept)
     new = ids.difference(*old.values())
     drawn = shared_splits(shares, new, seed) if len(new) > len(shares) else {"train": sorted(new)}
     notes = [f"{len(new)} images are new, {number} stay in their splits"]
@@ -265,12 +261,7 @@ def shared_splits(
     """{split: ids}: each split gets its share, the rest is ``train``. Uses a hash of seed and id,
     so that a new image moves few others."""
     ids, splits = sorted(ids), {}
-    parts = all(0 < s < 1 for s in shares.values()) and sum(shares.values()) < 1
-    if "train" in shares or not parts:
-        raise ValueError(
-            f"shares {shares}: expected parts of 1 for splits beside train, such as val=0.2, "
-            "that leave it a rest"
-        )
+    check_shares(shares)
     order = sorted(ids, key=lambda name: sha256(f"{seed}/{name}".encode()))
     for split, share in shares.items():
         count = max(1, round(share * len(ids)))
@@ -278,6 +269,25 @@ def shared_splits(
     if not order or not all(splits.values()):
         raise ValueError(f"{len(ids)} labelled images are too few for the shares {shares}")
     return {"train": sorted(order), **splits}
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """ValueError for shares that are no parts of 1 or leave nothing to train."""
+    parts = all(0 < s < 1 for s in shares.values()) and sum(shares.values()) < 1
+    if "train" in shares or not parts:
+        raise ValueError(
+            f"shares {shares}: expected parts of 1 for splits beside train, such as val=0.2, "
+            "that leave it a rest"
+        )
+
+
+def check_kept(shares: Mapping[str, float], kept: Mapping[str, list[str]]) -> None:
+    """ValueError for a split that only one of the shares and an earlier set has."""
+    if kept.keys() != {"train", *shares}:
+        raise ValueError(
+            f"the earlier set has the splits {', '.join(kept)}, the shares make "
+            f"{', '.join(['train', *shares])}: give the same ones (--share SPLIT=PART)"
+        )
 
 
 def writable_folder(folder: str | Path) -> Path:

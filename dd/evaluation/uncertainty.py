@@ -1,6 +1,8 @@
 """How unsure a segmenter is of an image, and whether two images look alike: used to order a
 labelling queue."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -45,3 +47,15 @@ def _parts(values: np.ndarray, number: int, axis: int) -> list[np.ndarray]:
 def alike(one: int, other: int) -> int:
     """Number of different bits, of 64, between two looks: 0 for the same picture."""
     return (one ^ other).bit_count()
+
+
+def near_pairs(looks: Mapping[str, int], bits: int) -> list[tuple[str, str]]:
+    """Pairs of names whose looks differ in at most ``bits`` of 64, sorted. Looks of 0 (nothing is
+    darker than what is beside it: a picture of one colour) are of no pair."""
+    names = sorted(name for name, seen in looks.items() if seen)
+    values = np.array([looks[name] for name in names], np.uint64)
+    pairs = []
+    for i, name in enumerate(names[:-1]):
+        near = np.bitwise_count(values[i + 1 :] ^ values[i]) <= bits
+        pairs += [(name, names[i + 1 + j]) for j in np.flatnonzero(near)]
+    return pairs

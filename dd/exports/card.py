@@ -127,9 +127,10 @@ def adapter(generator: Mapping[str, Any]) -> str:
 
 def _origin(about: Mapping[str, Any]) -> str:
     if not about["synthetic"]:
+        groups = f" Its images are {_cell(about['groups'])}." if about.get("groups") else ""
         return (
             "Real images, as prepared by `python -m dd prepare` or by hand; see their source "
-            "for how they were labelled."
+            f"for how they were labelled.{groups}"
         )
     generator, behind = about["generator"], used_labels(about["labels"], about["supervision"])
     if "given" in generator:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dd.data.datasets import RECORD, SegmentationFolder, image_size, read_split
+from dd.data.groups import recorded_groups
 from dd.evaluation.supervision import behind, class_of_masks
 from dd.exports.source import ExportItem, Source
 from dd.store.names import folder_name
@@ -182,4 +183,5 @@ def _about(folder: Path, masks: str, run: dict[str, Any]) -> dict[str, Any]:
         "labels": behind(made) if run else [],
         "labeler": _labeler(made.get("identity") or {}),
         "supervision": class_of_masks(made) if run else "real",
+        "groups": None if run else recorded_groups(folder),
     }

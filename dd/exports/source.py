@@ -39,8 +39,8 @@ class Source:
     ``items``: {id: ExportItem}.
 
     ``pixels`` and ``images``: {pixel value: count} over all items. ``about``: information for the
-    data card (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``; None if
-    unknown).
+    data card (``synthetic``, ``generator``, ``command``, ``licence``, ``link``, ``masks``,
+    ``groups`` that splits keep together; None if unknown).
     """
 
     name: str

@@ -139,9 +139,10 @@ def verdicts(rows: Sequence[Row], domains: Sequence[str]) -> list[tuple[Facts, V
 
 
 def verdict_section(
-    found: Sequence[tuple[Facts, Verdict]], rows: Sequence[Row]
+    found: Sequence[tuple[Facts, Verdict]], rows: Sequence[Row], grouped: Mapping[str, str]
 ) -> page.VerdictSection:
-    """The sentences, and what they rest on in small print."""
+    """The sentences, and what they rest on in small print. ``grouped``: {domain: how its splits
+    keep groups of images together}."""
     number = sum(len(facts.pairs) for facts, _ in found)
     note = (
         "Square brackets: 95 % intervals, over test images and seeds; of a number of photographs, "
@@ -151,6 +152,7 @@ def verdict_section(
     )
     if steps := _steps(found, rows):
         note += f" {steps}"
+    note += "".join(f" {domain}: {text}." for domain, text in grouped.items())
     parts = [(" ".join(v.findings), v.verdict) for _, v in found]
     return page.VerdictSection("Verdict", parts, note)
 

@@ -1,14 +1,18 @@
 """Stage: your own images and classes as a data set in VOC layout, whose images stay where they
 lie."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from dd.data import coco_json as coco
 from dd.data.annotations import (
@@ -19,13 +23,14 @@ from dd.data.annotations import (
     read_by_labelmap,
 )
 from dd.data.conversion import MaskJob, Part, finished, keep_out, write_part
-from dd.data.datasets import image_size, read_coloured_mask
+from dd.data.datasets import image_size, read_coloured_mask, rgb
 from dd.data.folders import (
     IMAGES,
     MASKS,
     Files,
     Finder,
     bare,
+    check_kept,
     grown_splits,
     index,
     kept_splits,
@@ -33,12 +38,16 @@ from dd.data.folders import (
     one_form,
     shared_splits,
 )
+from dd.data.groups import Groups, grouped_splits, groups_of
 from dd.data.mask_values import Renamed
+from dd.evaluation.uncertainty import look, near_pairs
 from dd.store.names import folder_name
 from dd.store.provenance import fingerprint, sha256, write_atomic
 from dd.taxonomy import Taxonomy, taxonomy, taxonomy_yaml
 
 LISTS = ("train", "val", "tune", "test")
+TWINS = 3  # of 64 bits of two looks that differ: as a frame of a video and the next
+LOOKED_AT = 256  # pixels
 SIZE = attrgetter(*coco.SIDES)
 
 
@@ -51,9 +60,9 @@ class OwnData:
     ``mask_ending``, ``mask_beginning`` and those of images: what the names of ``masks`` and
     ``images`` have more than each other. ``mapping`` {label or value of a mask: class}; ``crowds``
     belongs to ``coco_file``, ``brushes_only`` to ``label_studio``. Splits: ``split_files`` {split:
-    file}, or ``shares`` {split: part} drawn by ``seed`` (default: val=0.2). ``splits_of``: the
-    folder of an earlier, smaller set, whose images stay in their splits
-    (:func:`dd.data.folders.grown_splits`).
+    file}, or ``shares`` {split: part} drawn by ``seed`` (default: val=0.2), whole groups with
+    ``group`` (:func:`dd.data.groups.groups_of`). ``splits_of``: the folder of an earlier, smaller
+    set, whose images stay in their splits (:func:`dd.data.folders.grown_splits`).
     """
 
     images: str | Path | None = None
@@ -73,6 +82,7 @@ class OwnData:
     shares: Mapping[str, float] | None = None
     seed: int = 0
     splits_of: str | Path | None = None
+    group: str | None = None
 
 
 class Labelled(NamedTuple):
@@ -101,12 +111,14 @@ def prepare_own(
     found = index(images, IMAGES)
     jobs, notes, source, own_splits = _labelled(data, found, images, classes)
     ids = [job.name for job in jobs]
-    splits, more = _splits(data, own_splits, ids)
+    groups = None if data.group is None else groups_of(ids, data.group)
+    splits, more = _splits(data, own_splits, ids, groups)
     identity = {
         "taxonomy": fingerprint(taxonomy_yaml(classes)),
         "images": str(images.resolve()),
         **source,
         "splits": {split: fingerprint(names) for split, names in splits.items()},
+        **({} if groups is None else {"group": groups.by}),
     }
     try:
         done = finished(root, "all", identity)
@@ -120,7 +132,10 @@ def prepare_own(
     if done is None:
         write_atomic(root / "taxonomy.yaml", taxonomy_yaml(classes))
         part, notes = Part(root, "all", identity, jobs, splits, [images], classes), notes + more
-        done = write_part(part, workers, upright=True, notes=[*found.notes, *notes])
+        notes += near_twins({job.name: job.image for job in jobs}, splits, workers)
+        told = {} if groups is None else {"groups": groups.told(splits)}
+        notes = [*found.notes, *notes]
+        done = write_part(part, workers, upright=True, notes=notes, more=told)
     return root, done["notes"]
 
 
@@ -160,6 +175,10 @@ def _checked(data: OwnData, root: Path) -> Path:
             data.masks is None and ends,
             "--mask-ending, --mask-beginning and those of images belong to --masks and --voc",
         ),
+        (
+            data.split_files and data.group is not None,
+            "--group says how images are shared out (--share), and goes without --split",
+        ),
         (data.coco_file is None and not data.crowds, "--crowds belongs to --coco"),
         (
             data.brushes_only and data.label_studio is None,
@@ -192,21 +211,73 @@ def _labelled(data: OwnData, found: Files, images: Path, classes: Taxonomy) -> L
 
 
 def _splits(
-    data: OwnData, own: dict[str, list[str]] | None, ids: list[str]
+    data: OwnData, own: dict[str, list[str]] | None, ids: list[str], groups: Groups | None
 ) -> tuple[dict[str, list[str]], list[str]]:
     """(splits of the images ``ids``, notes); ``own``: those that the source itself tells."""
-    if own and (data.split_files or data.shares):
+    if own and (data.split_files or data.shares or groups):
         raise ValueError(
-            "--coco SPLIT=FILE says what the splits are: give it without --split and --share"
+            "--coco SPLIT=FILE says what the splits are: give it without --split and --share, and "
+            "without --group"
         )
     if own:
         return own, []
     if data.split_files:
         return listed_splits({k: Path(v) for k, v in data.split_files.items()}, ids)
     shares = dict(data.shares or {"val": 0.2})
+    if groups is not None:
+        kept = None if data.splits_of is None else kept_splits(data.splits_of)
+        if kept is not None:
+            check_kept(shares, kept)
+        return grouped_splits(shares, groups, data.seed, kept)
     if data.splits_of is not None:
         return grown_splits(shares, ids, data.seed, kept_splits(data.splits_of))
     return shared_splits(shares, ids, data.seed), []
+
+
+def near_twins(
+    images: Mapping[str, Path], splits: Mapping[str, Iterable[str]], workers: int | None = None
+) -> list[str]:
+    """A note about images of two splits that look alike (:func:`dd.evaluation.uncertainty.look`),
+    none where there are none. A file that cannot be read has no look: its mask says so."""
+    owner = {name: split for split, names in splits.items() for name in names}
+    looks = _looks({name: images[name] for name in owner}, workers)
+    pairs = [(a, b) for a, b in near_pairs(looks, TWINS) if owner[a] != owner[b]]
+    if not pairs:
+        return []
+    shown = "; ".join(f"{a} ({owner[a]}) and {b} ({owner[b]})" for a, b in pairs[:3])
+    number = len({name for pair in pairs for name in pair})
+    return [
+        f"{number} images look like one of another split ({len(pairs)} pairs), such as {shown}: a "
+        "score on images like those trained on is too good. --group keeps a camera, part, day or "
+        "folder in one split"
+    ]
+
+
+def _looks(images: Mapping[str, Path], workers: int | None) -> dict[str, int]:
+    names, chunk = list(images), 64
+    parts = [[images[n] for n in names[i : i + chunk]] for i in range(0, len(names), chunk)]
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    if workers < 2 or len(parts) < 2:
+        found = list(map(_looks_of, parts))
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            found = list(pool.map(_looks_of, parts))
+    each = [seen for part in found for seen in part]
+    return {name: seen for name, seen in zip(names, each, strict=True) if seen is not None}
+
+
+def _looks_of(files: list[Path]) -> list[int | None]:
+    return [_look(file) for file in files]
+
+
+def _look(file: Path) -> int | None:
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (LOOKED_AT, LOOKED_AT))  # a JPEG is not decoded at full size
+            small = rgb(image)
+            return look(np.asarray(small.reduce(max(1, min(small.size) // LOOKED_AT))))
+    except (ValueError, OSError, Image.DecompressionBombError):
+        return None
 
 
 def _masks(found: Files, folder: Path, classes: Taxonomy, data: OwnData) -> Labelled:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from dd.data.datasets import SegmentationFolder
+from dd.data.groups import recorded_groups
 from dd.evaluation.budget import Prices
 from dd.report import html as page
 from dd.report import origins, studies
@@ -88,7 +89,8 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
     headline = results.headline(rows, domains)
     studied = [section for found in budgets for section in studies.budget_sections(*found)]
     curves, tables = _budget_curves(studied, [*results.learning_curves(alike, domains)])
-    said = verdict_section(found_verdicts, alike)
+    grouped = {d: text for d, t in given.tests.items() if (text := recorded_groups(t.root))}
+    said = verdict_section(found_verdicts, alike, grouped)
     worth = found_verdicts[0][0].worth if found_verdicts else None
     accepted = list(acceptance_sections(alike, domains, given.accept))
     sections = [
@@ -116,7 +118,9 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
         *studies.sweep_sections(synthetic),
         *origins.left_out_section(left_out),
         *origins.run_sections(entries),
-        page.Table("What the page rests on", ["what", "which"], _facts(rows, domains, summary)),
+        page.Table(
+            "What the page rests on", ["what", "which"], _facts(rows, domains, summary, grouped)
+        ),
     ]
     print_verdict(said)
     for table in (*accepted, headline):
@@ -126,7 +130,7 @@ def report(folder: str | Path, title: str, given: Material) -> Path:
 
 
 def _budget_curves(
-    studied: list[Section], of_runs: list[Section]
+    studied: Sequence[Section], of_runs: Sequence[Section]
 ) -> tuple[list[Section], list[Section]]:
     """(the label-budget curve of each domain, which the page shows first; all other sections of
     label budgets): the curves of a study, which has more points, else those of the runs."""
@@ -134,7 +138,7 @@ def _budget_curves(
         s for s in studied if isinstance(s, page.Chart) and "how much labelling" in s.title
     ]
     rest = [s for s in studied if s not in shown]
-    return (shown, [*rest, *of_runs]) if shown else (of_runs, rest)
+    return (shown, [*rest, *of_runs]) if shown else ([*of_runs], rest)
 
 
 def _arranged(found: list[Entry], left_out: LeftOut, given: Material) -> tuple[list[Row], LeftOut]:
@@ -162,7 +166,9 @@ def _arranged(found: list[Entry], left_out: LeftOut, given: Material) -> tuple[l
     return rows, left_out
 
 
-def _facts(rows: list[Row], domains: list[str], summary: dict[str, Any]) -> list[list[page.Cell]]:
+def _facts(
+    rows: list[Row], domains: list[str], summary: dict[str, Any], grouped: Mapping[str, str]
+) -> list[list[page.Cell]]:
     """[name, value]; what is not known is left out."""
     miou, seconds = summary["mask_miou"], summary["seconds"]
     facts = {
@@ -170,6 +176,7 @@ def _facts(rows: list[Row], domains: list[str], summary: dict[str, Any]) -> list
         "Recipes": str(len(rows)),
         "Seeds": ", ".join(map(str, summary["seeds"])),
         "Test images": ", ".join(f"{d} {n:,}" for d, n in images_of(rows, domains).items() if n),
+        "Splits": "; ".join(f"{d}: {text}" for d, text in grouped.items()),
         "Mask mIoU on noised real test scenes": f"{miou:.1f}" if miou else "",
         "Seconds per stage": ", ".join(f"{k} {v:.0f}" for k, v in seconds.items() if v),
     }

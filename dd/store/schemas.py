@@ -116,6 +116,10 @@ DATASET = {  # dataset.json of a prepared data set
 
 PARTS = {**DATASET, "parts": {"*": {"notes": [str]}}}
 
+GROUPED = {  # and who wants to know whether its splits keep groups together
+    "parts?": {"*": {"groups?": {"by": str, "noun": str, "number": int, "splits": {"*": int}}}}
+}
+
 IDENTIFIED = {"identity": dict}  # settings.json, study.json, review.json, ...
 # filter.json of a list that the stage filter wrote
 FILTERED = {"identity": {"ids": str}, "chosen_on?": CHOSEN}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dd.evaluation.uncertainty import alike, entropy, look, margin
+from dd.evaluation.uncertainty import alike, entropy, look, margin, near_pairs
 
 
 def probabilities(classes, seed=0):
@@ -51,3 +51,12 @@ def test_a_look_of_a_slope_and_of_a_pixel():
     slope = np.arange(90, dtype=np.uint8)[None, :, None].repeat(16, 0).repeat(3, 2)
     assert look(slope) == 2**64 - 1 and look(slope[:, ::-1]) == 0
     assert look(np.zeros((1, 1, 3), np.uint8)) == 0
+
+
+def test_near_pairs_are_those_of_few_bits():
+    looks = {"b": 0b1111, "a": 0b1110, "c": (1 << 63) | 0b1000, "far": (1 << 60) - 1, "flat": 0}
+    assert near_pairs(looks, 0) == []
+    assert near_pairs(looks, 1) == [("a", "b")]
+    assert near_pairs(looks, 3) == [("a", "b"), ("a", "c")]
+    assert near_pairs(looks | {"flat too": 0, "b too": 0b1111}, 0) == [("b", "b too")]
+    assert near_pairs({}, 3) == near_pairs({"a": 1}, 3) == []

@@ -236,3 +236,20 @@ def test_costs_are_the_records(made, page):
     labels = round(expected_labels(made)[0])
     name = f"labels that synthetic images replace ({labels})"
     assert rows[name] == [str(labels), "600.0", f"{labels / 6:.2f}", f"{labels / 0.3:.2f}", "–"]
+
+
+def test_groups_that_splits_keep_together_are_said(made, tmp_path):
+    import shutil
+
+    shutil.copytree(made / "data/shapes", tmp_path / "shapes")
+    groups = {"by": "cam[0-9]+", "noun": "camera", "number": 14, "splits": {"train": 10, "test": 4}}
+    record = {"images": [], "parts": {"all": {"notes": [], "groups": groups}}}
+    (tmp_path / "shapes/dataset.json").write_text(json.dumps(record))
+    shapes = taxonomy("shapes")
+    tests = {"shapes": SegmentationFolder(tmp_path / "shapes", "test", shapes)}
+    runs = sorted(p.parent for p in (made / "outputs").glob("**/run.json"))
+    given = Material(runs, tests, made / "data/synthetic/shapes", shapes, ["shapes"])
+    html = report(tmp_path / "page", "Study", given).read_text()
+    told = "shapes: split by group: 14 cameras (train 10, test 4)"
+    assert f"{told}." in section(html, "Verdict")
+    assert ["Splits", told] in rows_of(html, "What the page rests on")

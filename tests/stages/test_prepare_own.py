@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import zipfile
 from unicodedata import normalize
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from dd.__main__ import main
 from dd.data.datasets import SegmentationFolder, encode_image, encode_mask, read_split
+from dd.data.groups import recorded_groups
 from dd.stages.prepare_own import OwnData, prepare_own
 from dd.taxonomy import taxonomy
 
@@ -806,3 +808,90 @@ def test_more_labelled_images_make_a_set_in_which_the_old_splits_are_kept(site, 
     assert len(every) == len(set(every)) == 11
     assert main([*command, "--name", "x", "--splits-of", str(site / "images")]) == 2
     assert "is not a prepared data set" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- groups
+
+
+@pytest.fixture
+def cameras(tmp_path):
+    """Twelve images of four cameras, three frames of each, with masks."""
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for camera in range(4):
+        scene = np.random.default_rng(camera).integers(0, 256, (64, 72, 3), dtype=np.uint8)
+        scene = np.kron(scene[::8, ::8], np.ones((8, 8, 1), np.uint8))
+        for frame in range(3):
+            image, mask = scene.copy(), np.zeros((64, 72), np.uint8)
+            image[2 + frame : 5 + frame, 2:5], mask[2 + frame : 5 + frame, 2:5] = 255, 1 + frame % 2
+            name = f"cam{camera}_{frame}.png"
+            (tmp_path / "images" / name).write_bytes(encode_image(image, ".png"))
+            (tmp_path / "masks" / name).write_bytes(encode_mask(mask))
+    (tmp_path / "site.yaml").write_text(SITE)
+    return tmp_path
+
+
+def prepare(root, *more, name="own"):
+    where = ["--root", str(root / "data"), "--taxonomy", str(root / "site.yaml"), "--name", name]
+    given = ["--images", str(root / "images"), "--masks", str(root / "masks")]
+    return main(["prepare", "own", *where, *given, "--share", "val=0.25", *more])
+
+
+def test_a_camera_falls_into_one_split_and_it_is_recorded(cameras, capsys):
+    assert prepare(cameras, "--group", r"(?P<camera>cam\d+)") == 0
+    assert "look like" not in capsys.readouterr().err  # no frame has its neighbour elsewhere
+    root = cameras / "data/own"
+    train, val = (read_split(root, split) for split in ("train", "val"))
+    assert len(val) == 3 and len({name[:4] for name in val}) == 1
+    assert not {name[:4] for name in val} & {name[:4] for name in train}
+    part = json.loads((root / "dataset.json").read_text())["parts"]["all"]
+    assert part["groups"] == {
+        "by": r"(?P<camera>cam\d+)",
+        "noun": "camera",
+        "number": 4,
+        "splits": {"train": 3, "val": 1},
+    }
+    assert recorded_groups(root) == "split by group: 4 cameras (train 3, val 1)"
+    before = files(root)
+    assert prepare(cameras, "--group", r"(?P<camera>cam\d+)") == 0 and files(root) == before
+
+
+def test_twins_in_two_splits_are_warned_of(cameras, capsys):
+    assert prepare(cameras) == 0  # by image
+    told = capsys.readouterr().err
+    assert re.search(
+        r"warning: \d+ images look like one of another split \(\d+ pairs\), such", told
+    )
+    assert recorded_groups(cameras / "data/own") is None
+
+
+def test_groups_need_shares(cameras, capsys):
+    (cameras / "train.txt").write_text("cam0_0\n")
+    lists = f"train={cameras}/train.txt"
+    where = ["--root", str(cameras / "data"), "--taxonomy", str(cameras / "site.yaml")]
+    given = ["--images", str(cameras / "images"), "--masks", str(cameras / "masks")]
+    assert main(["prepare", "own", *where, *given, "--split", lists, "--group", "folder"]) == 2
+    assert "--group says how images are shared out (--share)" in capsys.readouterr().err
+    assert prepare(cameras, "--group", "cam[1-3]", name="b") == 2
+    assert "3 of 12 images have no group by it" in capsys.readouterr().err
+
+
+def test_more_frames_of_a_camera_go_where_it_is(cameras):
+    assert prepare(cameras, "--group", r"cam\d") == 0
+    val = read_split(cameras / "data/own", "val")
+    for name in (val[0], read_split(cameras / "data/own", "train")[0]):
+        for folder in ("images", "masks"):
+            copied = (cameras / folder / f"{name}.png").read_bytes()
+            (cameras / folder / f"{name[:4]}_9.png").write_bytes(copied)
+    grown = ("--splits-of", str(cameras / "data/own"), "--group", r"cam\d")
+    assert prepare(cameras, *grown, name="more") == 0
+    assert read_split(cameras / "data/more", "val") == [*val, f"{val[0][:4]}_9"]
+
+
+def test_a_card_says_how_images_were_split(cameras):
+    from dd.exports.card import _origin
+    from dd.exports.checked import _about
+
+    assert prepare(cameras, "--group", r"(?P<camera>cam\d+)") == 0
+    about = _about(cameras / "data/own", "SegmentationClass", {})
+    assert _origin(about).endswith("split by group: 4 cameras (train 3, val 1).")
