@@ -24,6 +24,11 @@ class Gain:
     p: float | None
 
     @property
+    def rests_on_too_little(self) -> bool:
+        """Whether the interval leaves out 0, but rests on too few seeds or test images."""
+        return not self.found.holds_zero and not self.found.decides
+
+    @property
     def shown(self) -> int:
         """1 for a gain, -1 for a loss, 0 where neither is shown."""
         if not self.found.decides or self.p is None or self.p > ALPHA:
@@ -166,6 +171,8 @@ def _level(facts: Facts, several: bool) -> str:
     if first.shown:
         word = "more" if first.shown > 0 else "less"
         return f"{text}, {word} than {against} ({difference})."
+    if first.rests_on_too_little:
+        return f"{text}; the difference to {against} is {difference}, which decides nothing yet."
     return f"{text}; no difference to {against} is shown ({difference})."
 
 
@@ -199,6 +206,12 @@ def _no_gain(facts: Facts) -> str:
     """The sentence where neither a gain nor a loss is shown."""
     best = max(facts.gains, key=lambda gain: gain.found.value)
     few, many = facts.gains[0].k, facts.gains[-1].k
+    if best.rests_on_too_little:
+        at, which = _labels(few), ""
+        if few != many:
+            at, which = f"{few} to {_labels(many)}", f" with {best.k}"
+        over = f"the largest difference to these alone is {_points(facts, best)}{which}"
+        return f"With {at}, {over}; it decides nothing yet."
     if few == many:
         return f"With {_labels(few)} no gain over these alone is shown ({_points(facts, best)})."
     most = f"the largest is {_points(facts, best)} with {best.k}"

@@ -106,6 +106,20 @@ def test_an_interval_that_holds_0_shows_nothing():
     assert "Verdict: not shown, for every interval holds 0" in text
 
 
+def test_a_difference_of_too_few_seeds_is_not_called_none():
+    few = {"seeds": 2}
+    facts = replace(FACTS, fewest=gain(16, 5.0, **few), gains=[gain(16, 4.0, **few)])
+    outcome, text = told(facts)
+    assert outcome == "too few" and "no difference" not in text and "no gain" not in text
+    assert "; the difference to 16 labelled photographs alone is +5.0 [4.0, 6.0], which" in text
+    assert "With 16 labels, the largest difference to these alone is +4.0 [3.0, 5.0]; it" in text
+    facts = replace(facts, gains=[gain(16, 4.0, **few), gain(64, 3.0, **few)])
+    text = told(facts)[1]
+    assert (
+        "With 16 to 64 labels, the largest difference to these alone is +4.0 [3.0, 5.0] wit" in text
+    )
+
+
 def test_a_p_value_that_holm_raised_shows_nothing():
     outcome, text = told(replace(FACTS, fewest=None, gains=[gain(16, 3.0, p=0.051)]))
     assert outcome == "not shown" and "no gain over these alone is shown (+3.0 [2.0, 4.0])" in text
