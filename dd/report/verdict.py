@@ -223,27 +223,28 @@ def _acceptance(runs: Mapping[int, tuple[Entry, Any]], domain: str, threshold: f
         each = [(k, found[c]) for k, found in ious.items()]
         decision = acceptance.decide(each, threshold)
         now, *later = (_iou_text(found) for _, found in each)
-        cells.append([name, decision.text, now, each[0][1].images, _images_text(decision), *later])
+        cells.append([name, decision.text, _missing(decision), now, each[0][1].images, *later])
     first, *more = (f"IoU with {k} labels" if k else "IoU without a label" for k in runs)
-    columns = ["class", f"decision at {threshold:g}", first, "test images with it"]
-    columns += ["further ones that would tell", *more]
+    columns = ["class", f"decision at {threshold:g}", "test images missing", first]
+    columns += ["test images with it", *more]
     total = entries[0]["metrics"][domain]["num_images"]
     names_of_runs = ", ".join(entry["name"] for entry in entries)
     note = (
         f"On {total:,} test images; one run of each ({names_of_runs}), since one is used. Accept: "
         f"the lower end of the interval of the first run reaches {threshold:g}; label k more: that "
         "of the first with k labels more does; unknown: none does and an interval holds the "
-        f"threshold, or fewer than {acceptance.LEAST_OF_CLASS} test images hold the class; further "
-        "ones, if they are like those, would tell. "
+        f"threshold, or fewer than {acceptance.LEAST_OF_CLASS} test images hold the class. "
+        "Missing: further test images with it that would tell, if they are like those. "
         f"Intervals are over the test images and hold together at 95 % (all {tests})."
     )
     return Table(f"Which classes to accept on {domain}", columns, cells, note)
 
 
-def _images_text(decision: acceptance.Decision) -> str | None:
+def _missing(decision: acceptance.Decision) -> Cell:
+    """Further test images that would tell; None where that is not asked."""
     if decision.kind != acceptance.UNKNOWN:
         return None
-    return "too near" if decision.images is None else f"{decision.images:,}"
+    return "too near" if decision.images is None else decision.images
 
 
 def _iou_text(found: acceptance.ClassIou) -> str | None:

@@ -212,11 +212,12 @@ def test_classes_are_accepted_by_the_lower_end(made, page):
     counts = confusions(made / "outputs/shapes/synthetic/seed=0")
     for c, name in enumerate(names):
         hit, union = counts[:, c, c], counts[:, c].sum(1) + counts[:, :, c].sum(1) - counts[:, c, c]
-        decision, iou, images, *_ = rows[name]
+        decision, missing, iou, images, *_ = rows[name]
         assert iou.startswith(f"{100 * hit.sum() / union.sum():.1f}")
         assert images == str((counts[:, c].sum(1) > 0).sum())
         low = re.search(r"\[(.*?),", iou)
         assert (decision == "accept") == bool(low and float(low[1]) >= 60)
+        assert missing.isdigit() == decision.startswith("unknown")
     assert rows["background"][0] == "accept"
 
 
