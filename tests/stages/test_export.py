@@ -255,7 +255,7 @@ def outside(folder):
         (image_changed, "000001.png does not match its record"),
         (mask_gone, "no mask"),
         (image_gone, "no image 000001"),
-        (twice, "train.txt lists 2 samples, SegmentationClass/masks.json tells of"),
+        (twice, "train.txt lists 2 samples, SegmentationClass/masks.json holds"),
         (outside, "would leave"),
     ],
 )

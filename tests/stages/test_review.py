@@ -447,7 +447,7 @@ def test_exports_of_label_studio_that_do_not_fit(queue, photos, tmp_path):
     def value(content):
         return content[0]["annotations"][0]["result"][0]["value"]
 
-    refused("no class of taxonomy .*horse", lambda c: value(c).update(brushlabels=["horse"]))
+    refused("not a class of taxonomy .*horse", lambda c: value(c).update(brushlabels=["horse"]))
     refused("not in --images.*nowhere", lambda c: c[0]["data"].update(file="nowhere.png"))
     refused(
         "brush 1 .cat.: damaged run lengths", lambda c: value(c).update(rle=value(c)["rle"][:-9])

@@ -701,7 +701,7 @@ def test_runs_are_those_of_the_experiments_own_commands(command, tmp_path):
             "pre": plan.pretraining(1, rates)
         }
         jobs["alone"] = plan.job("finetune", "shapes", 0, 1, rates)
-        jobs["other"] = Job("real", 1, 600, 0.5, "shapes", 2)
+        jobs["other"] = Job("real", 1, 360, 0.5, "shapes", 2)
         return {name: config.plain(config.budget_run(cfg, job)) for name, job in jobs.items()}
 
     status, found = command(*SMALL, "num_workers=0", do=parts)
@@ -711,8 +711,8 @@ def test_runs_are_those_of_the_experiments_own_commands(command, tmp_path):
         "mixed": "shapes/mixed_shapes_shift/shots=2,seed=1",
         "real": "shapes/real_shapes_shift/shots=2,seed=1",
         "pre": "shapes/synthetic/seed=1",
-        "real_short": "shapes_budget/real_short_shapes_shift/shots=2,seed=1,max_steps=60",
-        "alone": "shapes_budget/synthetic/seed=1,max_steps=600",
+        "real_short": "shapes_budget/real_short_shapes_shift/shots=2,seed=1,max_steps=40",
+        "alone": "shapes_budget/synthetic/seed=1,max_steps=360",
         "other": "shapes_budget/real_shapes/shots=2,seed=1,learning_rate=0.5",
     }
     GlobalHydra.instance().clear()
@@ -802,7 +802,7 @@ def test_held_out_images_judge_where_there_is_no_tune_split(command):
         plan, _ = config.budget_plan(cfg)
         if plan.judged_on is None:
             return None, None
-        part = config.budget_run(cfg, Job("real", 0, 600, 3e-3, "shapes", 4), judged=True)
+        part = config.budget_run(cfg, Job("real", 0, 360, 3e-3, "shapes", 4), judged=True)
         images, tune = config.training_sets(part)
         return plan.judged_on, (part.name, set(images.ids) | set(tune.ids), len(tune), tune.split)
 

@@ -1,4 +1,5 @@
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_damage_is_found_named_and_healed(folder, kind, capsys):
         p: p.read_bytes() for p in folder.rglob("*") if p.is_file()
     } == damaged  # looking changes nothing
     assert main(["verify", str(folder), "--repair"]) == 1
-    assert "ready to be healed by: python " in capsys.readouterr().out
+    assert re.search(r"ready to be healed by: \S", capsys.readouterr().out)
     make(folder)
     label(folder, MaskSettings(power=1, threshold=0.5, band=0.1))
     assert verify(folder) == [] and contents(folder) == before
