@@ -1,7 +1,7 @@
 """Rewrite the result tables of README.md and docs/ from the files of benchmarks/results/.
 
 - README.md and docs/results.md, the present embedded world: embedded_masks.json (of
-  benchmarks.embedded_masks), presence.json (of benchmarks.presence), demo.json (of runs/demo.sh)
+  benchmarks.embedded_masks), presence.json (of benchmarks.presence)
 - docs/first-world.md, the first one: first_world_shapes.json (of runs/shapes.sh),
   first_world_budget.json (of train.py experiment=shapes_budget), first_world_site.json (of
   runs/site.sh)
@@ -344,7 +344,6 @@ def contents() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "results.md": {
             "masks": table(mask_rows(masks, whole=True)),
             "presence": table(presence_rows(result("presence")["rows"])),
-            "demo": tables(result("demo")),
         },
         PAGE: {
             "results": tables(result("first_world_shapes")),
