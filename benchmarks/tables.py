@@ -1,7 +1,7 @@
 """Rewrite the result tables of README.md and docs/ from the files of benchmarks/results/.
 
 - README.md and docs/results.md, the present embedded world: embedded_masks.json (of
-  benchmarks.embedded_masks), presence.json (of benchmarks.presence)
+  benchmarks.embedded_masks), presence.json (of benchmarks.presence), demo.json (of runs/demo.sh)
 - docs/first-world.md, the first one: first_world_shapes.json (of runs/shapes.sh),
   first_world_budget.json (of train.py experiment=shapes_budget), first_world_site.json (of
   runs/site.sh)
@@ -326,6 +326,17 @@ def presence_rows(found: list[dict]) -> list[list[str]]:
     return [head, *body]
 
 
+def demo_rows(summary: dict) -> list[list[str]]:
+    """mIoU of the demo's three trainings, of one seed."""
+    domains = list(summary["synthetic_only"])
+    arms = {"synthetic only": summary["synthetic_only"]}
+    for k in summary["finetuned"]:
+        arms[f"synthetic, then {k} real"] = summary["finetuned"][k]
+        arms[f"{k} real only"] = summary["real_only"][k]
+    head = ["trained on", *(f"mIoU on {d}" for d in domains)]
+    return [head, *([name, *(cell(found[d]) for d in domains)] for name, found in arms.items())]
+
+
 def between(text: str, name: str, content: str) -> str:
     begin, end = BEGIN.format(name), END.format(name)
     before, rest = text.split(begin)
@@ -344,6 +355,7 @@ def contents() -> dict[Path, dict[str, str]]:
         ROOT / "docs" / "results.md": {
             "masks": table(mask_rows(masks, whole=True)),
             "presence": table(presence_rows(result("presence")["rows"])),
+            "demo": table(demo_rows(result("demo"))),
         },
         PAGE: {
             "results": tables(result("first_world_shapes")),

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The embedded benchmark once: generate -> label -> train on synthetic images -> fine-tune on 16 real ones, and the control on
 # the same 16 alone (equal total steps) -> mIoU on the test splits of both domains -> outputs/shapes/report.html.
-# Cost: about 30 minutes on 2 CPU cores (its parts were timed, not the whole). Interrupted and
-# run again, it goes on where it stopped.
+# Cost: 22 minutes on 2 CPU cores, with the installation. Interrupted and run again, it goes on where
+# it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

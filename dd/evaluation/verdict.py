@@ -207,11 +207,12 @@ def _no_gain(facts: Facts) -> str:
     best = max(facts.gains, key=lambda gain: gain.found.value)
     few, many = facts.gains[0].k, facts.gains[-1].k
     if best.rests_on_too_little:
-        at, which = _labels(few), ""
+        points, at = _points(facts, best), "the difference to these alone is"
         if few != many:
-            at, which = f"{few} to {_labels(many)}", f" with {best.k}"
-        over = f"the largest difference to these alone is {_points(facts, best)}{which}"
-        return f"With {at}, {over}; it decides nothing yet."
+            points += f" with {best.k}"
+            at = "the largest difference to these alone is"
+        which = _labels(few) if few == many else f"{few} to {_labels(many)}"
+        return f"With {which}, {at} {points}; it decides nothing yet."
     if few == many:
         return f"With {_labels(few)} no gain over these alone is shown ({_points(facts, best)})."
     most = f"the largest is {_points(facts, best)} with {best.k}"

@@ -112,7 +112,7 @@ def test_a_difference_of_too_few_seeds_is_not_called_none():
     outcome, text = told(facts)
     assert outcome == "too few" and "no difference" not in text and "no gain" not in text
     assert "; the difference to 16 labelled photographs alone is +5.0 [4.0, 6.0], which" in text
-    assert "With 16 labels, the largest difference to these alone is +4.0 [3.0, 5.0]; it" in text
+    assert "With 16 labels, the difference to these alone is +4.0 [3.0, 5.0]; it decides" in text
     facts = replace(facts, gains=[gain(16, 4.0, **few), gain(64, 3.0, **few)])
     text = told(facts)[1]
     assert (
